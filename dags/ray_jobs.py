@@ -1,0 +1,246 @@
+"""A client of the Ray Jobs REST API, for machines that have neither Ray nor wenlan. Standard library only.
+
+Why not Ray's own client: Airflow's environment would need Ray in the cluster's very version, and Airflow's provider
+packages for Ray are discontinued. The API is five plain HTTP calls.
+
+Submitting is idempotent. A job's submission id is made of a name that the caller keeps (see `attach_or_submit`), and
+the cluster itself refuses an id that it has, so two callers at the same moment still start one job.
+
+Limits: a job's log comes whole with every call (the API has no range; its tail is a web socket). A cluster whose head
+was restarted without a persistent store has forgotten its jobs: `status` then raises JobUnknown.
+
+Source: ray/dashboard/modules/job (JobSubmitRequest, JobDetails), and Ray's "Token authentication" page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+DEFAULT_ADDRESS = "http://127.0.0.1:8265"
+MAX_ATTEMPTS = 99
+"""Submissions under one name, after which somebody should look at why they all fail."""
+
+
+class RayJobsError(Exception):
+    """The cluster cannot be reached, or answered with a fault of its own: another try may do. Names the address."""
+
+
+class RayJobsRefused(RayJobsError):
+    """The cluster understood and said no (no token, a bad request): the same call will fail again."""
+
+
+class JobUnknown(RayJobsError):
+    """The cluster has no job of that id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the cluster sees it. `state` is PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+
+    submission_id: str
+    state: str
+    entrypoint: str
+    message: str
+    exit_code: int | None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in {"STOPPED", "SUCCEEDED", "FAILED"}
+
+
+class RayJobs:
+    """The jobs of one cluster. `address` is its dashboard's URL, `token` what `ray get-auth-token` prints there."""
+
+    def __init__(self, address: str = DEFAULT_ADDRESS, token: str = "", timeout_s: float = 30.0) -> None:
+        if urllib.parse.urlsplit(address).scheme not in {"http", "https"}:
+            raise RayJobsRefused(f"{address}: not the http(s) URL of a Ray dashboard, such as {DEFAULT_ADDRESS}")
+        self.address = address.rstrip("/")
+        self._token = token
+        self._timeout_s = timeout_s
+        self._opener = urllib.request.build_opener(_NoRedirect)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> RayJobs:
+        """The cluster that RAY_API_SERVER_ADDRESS names, with the token that Ray's own variables name.
+
+        Raises RayJobsRefused if the address is no URL, or if a token is asked for and cannot be read.
+        """
+        environment = os.environ if environment is None else environment
+        return cls(environment.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS, find_token(environment))
+
+    def submit(
+        self,
+        entrypoint: str,
+        submission_id: str,
+        runtime_env: Mapping[str, Any] | None = None,
+        num_gpus: float = 0,
+    ) -> None:
+        """Start a job. `num_gpus` is what the command itself needs; what it starts on the cluster asks for its own.
+
+        Without it the command runs on the head node. Raises RayJobsError, also if the id is taken; then `status` tells
+        what has it.
+        """
+        request: dict[str, Any] = {"entrypoint": entrypoint, "submission_id": submission_id}
+        request["runtime_env"] = dict(runtime_env or {})
+        if num_gpus:
+            request["entrypoint_num_gpus"] = num_gpus
+        self._call("POST", "", request)
+
+    def status(self, submission_id: str) -> Job:
+        """What became of a job. Raises JobUnknown and RayJobsError."""
+        found = self._call("GET", submission_id)
+        try:
+            code = found.get("driver_exit_code")
+            return Job(submission_id, found["status"], found["entrypoint"], found.get("message") or "", code)
+        except KeyError as e:
+            raise RayJobsError(f"{self.address}: its answer on job {submission_id} has no {e}") from None
+
+    def logs(self, submission_id: str) -> str:
+        """All that a job has printed so far, stdout and stderr as they came. Raises JobUnknown and RayJobsError."""
+        return str(self._call("GET", f"{submission_id}/logs").get("logs") or "")
+
+    def stop(self, submission_id: str) -> bool:
+        """Ask a job to end: SIGTERM, and SIGKILL after Ray's grace time. False if it did not run (any more).
+
+        Raises JobUnknown and RayJobsError.
+        """
+        return bool(self._call("POST", f"{submission_id}/stop").get("stopped"))
+
+    def attach_or_submit(
+        self,
+        name: str,
+        entrypoint: str,
+        runtime_env: Mapping[str, Any] | None = None,
+        num_gpus: float = 0,
+    ) -> tuple[Job, bool]:
+        """The one job of a name that is worth waiting for, and whether this call started it.
+
+        Its ids are NAME-1, NAME-2 ... A job that runs or succeeded is attached to; only where the last one failed or
+        was stopped is the next started. Raises RayJobsError.
+        """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            submission_id = f"{name}-{attempt}"
+            try:
+                job, ours = self.status(submission_id), False
+            except JobUnknown:
+                job, ours = self._submit_once(entrypoint, submission_id, runtime_env, num_gpus)
+            if ours or job.state not in {"FAILED", "STOPPED"}:
+                return job, ours
+        raise RayJobsRefused(f"{self.address}: {name} failed {MAX_ATTEMPTS} times; see why before it runs again")
+
+    def _submit_once(
+        self, entrypoint: str, submission_id: str, runtime_env: Mapping[str, Any] | None, num_gpus: float
+    ) -> tuple[Job, bool]:
+        """Submit; where that fails though the job is there (a lost answer, another caller was faster), attach."""
+        try:
+            self.submit(entrypoint, submission_id, runtime_env, num_gpus)
+        except RayJobsError as fault:
+            try:
+                return self.status(submission_id), False
+            except JobUnknown:
+                raise fault from None
+        return self.status(submission_id), True
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        url = f"{self.address}/api/jobs/{urllib.parse.quote(path)}"
+        data = json.dumps(body).encode() if body is not None else None
+        request = urllib.request.Request(url, data=data, method=method)
+        request.add_header("Content-Type", "application/json")
+        if self._token:
+            request.add_header("Authorization", f"Bearer {self._token}")
+        try:
+            with self._opener.open(request, timeout=self._timeout_s) as response:
+                answer = json.load(response)
+        except urllib.error.HTTPError as e:
+            with e:
+                raise self._fault(e.code, e.read(100_000).decode("utf-8", "replace"), path) from None
+        except urllib.error.URLError as e:
+            raise RayJobsError(f"{self.address}: no answer: {e.reason}") from None
+        except (OSError, HTTPException) as e:
+            raise RayJobsError(f"{self.address}: the connection broke: {e or type(e).__name__}") from None
+        except ValueError:
+            raise RayJobsError(f"{self.address}: the answer to {method} {url} is no JSON; is this Ray?") from None
+        if not isinstance(answer, dict):
+            raise RayJobsError(f"{self.address}: the answer to {method} {url} is no object; is this Ray?")
+        return answer
+
+    def _fault(self, code: int, text: str, path: str) -> RayJobsError:
+        """The exception for an HTTP error. Ray answers with nested tracebacks: the last error in them is the reason."""
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        lines = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)] or lines
+        reason = (lines[-1] if lines else "no reason given")[:500]
+        if code in (401, 403):
+            return RayJobsRefused(f"{self.address}: HTTP {code}: {reason}; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+        if code == 404 and "does not exist" in text:
+            return JobUnknown(f"{self.address}: {reason}")
+        kind = RayJobsRefused if 300 <= code < 500 and code not in (408, 425, 429) else RayJobsError
+        return kind(f"{self.address}: HTTP {code} on /api/jobs/{path}: {reason}")
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the token to another host: it becomes an error instead."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+def find_token(environment: Mapping[str, str]) -> str:
+    """The cluster's token by Ray's own rules: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
+
+    Empty if RAY_AUTH_MODE is `disabled`, or if there is none and no mode is set. Raises RayJobsRefused if the named
+    file cannot be read, or if RAY_AUTH_MODE is `token` and there is none.
+    """
+    mode = environment.get("RAY_AUTH_MODE", "").lower()
+    if mode == "disabled":
+        return ""
+    if token := environment.get("RAY_AUTH_TOKEN", "").strip():
+        return token
+    named = environment.get("RAY_AUTH_TOKEN_PATH", "")
+    path = Path(named) if named else Path(environment.get("HOME") or "~").expanduser() / ".ray" / "auth_token"
+    try:
+        token = path.read_text(encoding="utf-8").strip()
+    except OSError as e:
+        if named:
+            raise RayJobsRefused(f"RAY_AUTH_TOKEN_PATH={named}: {e.strerror}") from None
+        token = ""
+    if not token and (named or mode == "token"):
+        raise RayJobsRefused(f"{path}: no Ray token there; set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH")
+    return token
+
+
+def submission_name(*parts: str) -> str:
+    """A name for `attach_or_submit`: readable, fit for a file name and a URL, and equal only for equal parts."""
+    readable = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts))[:80].strip("-")
+    return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]}"
+
+
+def last_object(logs: str) -> dict[str, Any] | None:
+    """The last line of a log that is a JSON object: what a command prints under --json. None if there is none."""
+    for line in reversed(logs.splitlines()):
+        if line.startswith("{"):
+            try:
+                found = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(found, dict):
+                return found
+    return None
+
+
+def why_it_failed(job: Job, logs: str) -> str:
+    """One short text on a job that failed: what our commands wrote about it, or else the last line of the log."""
+    faults = [line for line in logs.splitlines() if re.match(r"wenlan-(data|train): ", line)]
+    lines = faults[:12] or [line for line in logs.splitlines() if line.strip()][-1:] or job.message.splitlines()[:1]
+    code = "" if job.exit_code is None else f" (exit {job.exit_code})"
+    return "\n".join([f"Ray job {job.submission_id} {job.state}{code}", *lines])

@@ -1,0 +1,241 @@
+"""The specification of a dataset build: `load(path) -> BuildSpec`, or one SpecError that lists every fault.
+
+A spec is YAML. What is here is what every build has; sources, filters and detectors are plug-ins of `pipeline`, whose
+options this leaf cannot know: a `PluginRef` carries them as given, and the pipeline checks them against the plug-in's
+own model before anything runs (`pipeline.plugins.check`).
+
+Relative paths in a spec are relative to the spec file, so that a build does not depend on the folder it is started in.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from data_specs.shard import SourceKind, canonical_json
+
+NAME = r"^[a-z0-9][a-z0-9_-]*$"
+
+
+class SpecError(ValueError):
+    """A spec cannot be used. `problems` holds one line each: `demo.yaml: filters[0].min_char: unknown option ...`."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+class Spec(BaseModel):
+    """Base of every part of a spec: frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class PluginRef(Spec):
+    """A plug-in by name with its options: `{name: text_length, min_chars: 2}`."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as written, without `name`."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class SourceRef(Spec):
+    """A source: its kind (a plug-in), its name in this dataset, what sort of pages it holds, and its options."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    kind: str
+    name: str = Field(pattern=NAME)
+    source_kind: SourceKind
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The options as written, without kind, name and source_kind."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Egress(Spec):
+    """What crawl and fetch may reach, and how much of it they take."""
+
+    allow: tuple[str, ...] = Field((), description="host:port on a loopback address that may be reached all the same")
+    max_page_bytes: int = Field(5_000_000, gt=0)
+    max_image_bytes: int = Field(20_000_000, gt=0)
+    max_redirects: int = Field(5, ge=0)
+    timeout_s: float = Field(20.0, gt=0, description="for one request from start to end")
+    delay_s: float = Field(1.0, ge=0, description="between two requests to one host, unless robots.txt asks for more")
+    obey_robots: bool = True
+
+
+class Fetch(Spec):
+    """How images are fetched."""
+
+    images_per_partition: int = Field(10_000, gt=0)
+    threads: int = Field(16, gt=0)
+    retries: int = Field(1, ge=0)
+    max_pixels: int = Field(100_000_000, gt=0, description="read from the header, before anything decodes")
+
+
+class Admit(Spec):
+    """What is decided before a byte is fetched, beside the text filters."""
+
+    max_candidates_per_image: int = Field(8, gt=0, description="texts from different pages for one image URL")
+
+
+class Dedup(Spec):
+    """When two images, or two texts, count as the same."""
+
+    image_distance: int = Field(8, ge=0, le=16, description="bits of 64 between two perceptual hashes")
+    image_signature: float = Field(0.06, ge=0, le=1, description="mean difference of colour and structure, 0 to 1")
+    text_similarity: float = Field(0.8, gt=0, le=1, description="Jaccard similarity of character shingles")
+    max_pairs_per_text: int = Field(10, gt=0, description="Wukong drops a text seen more often")
+    merge_texts: bool = Field(True, description="a leader takes over the texts of its duplicates")
+
+
+class Regions(Spec):
+    """Which detectors look at the images. The first one is the default of a training."""
+
+    detectors: tuple[PluginRef, ...] = (PluginRef(name="grid"),)
+    max_boxes: int = Field(36, gt=0)
+
+
+class Shards(Spec):
+    """How samples are packed."""
+
+    samples_per_shard: int = Field(10_000, gt=0)
+    dev_share: float = Field(0.01, ge=0, lt=0.5)
+    val_share: float = Field(0.01, ge=0, lt=0.5)
+    jpeg_quality: int = Field(92, ge=50, le=100, description="for images that are not JPEG as fetched")
+
+
+class Report(Spec):
+    """What the quality report shows."""
+
+    pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together")
+    picture_side: int = Field(192, gt=0)
+
+
+class Publish(Spec):
+    """When a build becomes a dataset."""
+
+    approve: Literal["auto", "manual"] = "auto"
+    min_samples: int = Field(1, ge=0)
+    max_drop_share: float = Field(1.0, gt=0, le=1, description="of all candidates")
+
+
+DEFAULT_FILTERS = tuple(
+    PluginRef(name=name)
+    for name in ("text_length", "han_share", "boilerplate", "image_sides", "image_aspect", "image_blank")
+)
+
+
+class BuildSpec(Spec):
+    """One dataset build. See data_specs/*.yaml for ready ones."""
+
+    name: str = Field(pattern=NAME)
+    description: str = ""
+    licence: str = Field("", description="under what terms the dataset may be used; shown on its card")
+    contact: str = Field(min_length=3, description="URL or mail address for site owners: sent in the user agent")
+    seed: int = 0
+    text_kinds: tuple[str, ...] = Field(
+        ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
+        description="which text is the primary one: the first of these kinds that a sample has",
+    )
+    sources: tuple[SourceRef, ...] = Field(min_length=1)
+    egress: Egress = Egress()
+    admit: Admit = Admit()
+    fetch: Fetch = Fetch()
+    filters: tuple[PluginRef, ...] = DEFAULT_FILTERS
+    dedup: Dedup = Dedup()
+    regions: Regions = Regions()
+    shards: Shards = Shards()
+    report: Report = Report()
+    publish: Publish = Publish()
+    base: str = Field("", description="folder that relative paths start from; the spec file's own, if not given")
+
+    @field_validator("sources")
+    @classmethod
+    def _names_are_unique(cls, sources: tuple[SourceRef, ...]) -> tuple[SourceRef, ...]:
+        names = [source.name for source in sources]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two sources are called {name!r}")
+        return sources
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train(self) -> BuildSpec:
+        if self.shards.dev_share + self.shards.val_share >= 0.9:
+            raise ValueError("shards: dev_share + val_share leave nothing to train on")
+        return self
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the spec as resolved, without `base`: the same spec in another folder is the same spec."""
+        return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"base"}))).hexdigest()
+
+
+def load(path: str | Path) -> BuildSpec:
+    """Read and check a spec. Raises SpecError that names the file and every faulty field."""
+    path = Path(path)
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise SpecError([f"{path}: cannot be read: {e.strerror}"]) from None
+    except UnicodeDecodeError:
+        raise SpecError([f"{path}: is not UTF-8 text"]) from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise SpecError([f"{path}{line}: is not YAML: {getattr(e, 'problem', e)}"]) from None
+    if not isinstance(raw, dict):
+        raise SpecError([f"{path}: a spec is a mapping with name, contact and sources"])
+    raw.setdefault("base", str(path.resolve().parent))
+    try:
+        return BuildSpec.model_validate(raw)
+    except ValidationError as e:
+        raise SpecError([f"{path}: {line}" for line in describe(e, BuildSpec)]) from None
+
+
+def describe(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
+    """One line a fault, with the field's path and, for an unknown option, the nearest known one.
+
+    `where` goes before the paths, e.g. `filters[0]`.
+    """
+    lines = []
+    faults = error.errors()
+    for fault in faults:
+        depth = len(fault["loc"])
+        if fault["type"] == "too_short" and any(f["loc"][:depth] == fault["loc"] != f["loc"] for f in faults):
+            continue  # pydantic counts only the good items of a list; the bad ones have their own lines
+        path = where
+        for part in fault["loc"]:
+            path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+        if fault["type"] == "extra_forbidden":
+            known = _fields(model, fault["loc"][:-1])
+            near = difflib.get_close_matches(str(fault["loc"][-1]), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(sorted(known))}"
+            lines.append(f"{path}: unknown option{hint}")
+        elif fault["type"] == "missing":
+            lines.append(f"{path}: is required")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{path}: {message[0].lower()}{message[1:]}" if path else message)
+    return lines
+
+
+def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Field names of the part of `model` that `loc` leads to."""
+    for part in loc:
+        if isinstance(part, str) and part in model.model_fields:
+            annotation = model.model_fields[part].annotation
+            inner = [annotation, *getattr(annotation, "__args__", ())]
+            model = next((t for t in inner if isinstance(t, type) and issubclass(t, BaseModel)), model)
+    return list(model.model_fields)

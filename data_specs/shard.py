@@ -1,0 +1,265 @@
+"""THE CONTRACT between `pipeline` (writes shards) and `training` (reads them).
+
+What is here: the typed records of a shard folder, how the members of one sample are encoded, the columns of the
+Parquet beside each tar, and the manifest. Nothing else in the project may define any of these.
+
+    shards/train-000000.tar                      KEY.jpg, KEY.txt, KEY.json of each sample, in a keyed-hash order
+    shards/train-000000.parquet                  one row a sample, same order: SHARD_SCHEMA
+    shards/regions/<detector-id>/train-000000.parquet   boxes of the same samples, same order: REGION_SCHEMA
+    shards/manifest.json                         Manifest, written last: a folder without it is not a dataset
+
+Why so: plain `webdataset`, Ray Data, Hugging Face `datasets` and open_clip read the tars as they are; boxes live
+beside the images, so that another detector rewrites no image; KEY.json holds only what follows from captures, image
+bytes and spec, so that tars are byte-reproducible.
+
+Limits: one image type (JPEG) in a dataset, because several readers lose or refuse mixed ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+"""Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher one."""
+
+KEY_LENGTH = 32
+"""`KEY` is the first 32 hex digits of candidate_id: unique across builds, unchanged by a takedown or a repacking."""
+
+Split = Literal["train", "dev", "val"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+TextKind = Literal["alt", "caption", "title", "surrounding", "abstract", "content", "tag"]
+TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
+
+SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library"]
+
+
+class ContractError(ValueError):
+    """A shard folder, manifest or member breaks the contract. The message names the file or key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """One text of a sample and where on the page it stood."""
+
+    kind: TextKind
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with its texts: exactly the content of KEY.json.
+
+    `sha256` is of the bytes as fetched; `width` and `height` are of the stored JPEG, in pixels.
+    `texts[0]` is the primary text, the one that KEY.txt holds.
+    """
+
+    candidate_id: str
+    source: str
+    source_kind: SourceKind
+    page_url: str
+    image_url: str
+    sha256: str
+    width: int
+    height: int
+    texts: tuple[Text, ...]
+
+    @property
+    def key(self) -> str:
+        return self.candidate_id[:KEY_LENGTH]
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One box of interest: x1 y1 x2 y2 in pixels of the stored image, 0 <= x1 < x2 <= width, and so for y."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    label: int
+
+
+_TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("text_leader", pa.string())]))
+
+SHARD_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("candidate_id", pa.string()),
+        ("source", pa.string()),
+        ("source_kind", pa.string()),
+        ("page_url", pa.string()),
+        ("image_url", pa.string()),
+        ("sha256", pa.string()),  # of the bytes as fetched
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("texts", _TEXTS_TYPE),  # text_leader: sha256 hex of the leader of this text's cluster
+        ("image_leader", pa.string()),  # sha256 hex of the leading image of this image's cluster
+        ("split", pa.string()),
+        ("format", pa.string()),  # of the bytes as fetched, e.g. "png"; stored bytes are always JPEG
+        ("fetched_at", pa.string()),  # RFC 3339, UTC
+        ("image_offset", pa.int64()),  # of the member's data in the tar, bytes
+        ("image_size", pa.int64()),
+        ("text_offset", pa.int64()),
+        ("text_size", pa.int64()),
+        ("json_offset", pa.int64()),
+        ("json_size", pa.int64()),
+    ]
+)
+
+REGION_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("sha256", pa.string()),
+        ("boxes", pa.list_(pa.float32())),  # R x 4 flattened, pixels of the stored image, scores descending
+        ("scores", pa.list_(pa.float32())),
+        ("labels", pa.list_(pa.int32())),
+    ]
+)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")  # additive fields keep the version
+
+
+class FileDigest(_Model):
+    """A file of the shard folder: path relative to the manifest, size in bytes, sha256 in hex."""
+
+    path: str
+    bytes: int
+    sha256: str
+
+
+class ShardFiles(_Model):
+    """One shard: its tar, its Parquet, and its regions by detector id."""
+
+    split: Split
+    samples: int
+    tar: FileDigest
+    parquet: FileDigest
+    regions: dict[str, FileDigest] = Field(default_factory=dict)
+
+
+class Manifest(_Model):
+    """`manifest.json`: what a released dataset consists of. Written last."""
+
+    schema_version: int
+    build_id: str
+    revision: int = 0
+    parent: str | None = None
+    spec_digest: str
+    content_digest: str
+    created_at: str
+    samples: dict[Split, int]
+    detectors: tuple[str, ...]
+    shards: tuple[ShardFiles, ...]
+    accepted: dict[str, str] = Field(default_factory=dict)
+    """Gates that did not hold and were accepted all the same, each with the reason that was given."""
+
+    def of_split(self, split: Split) -> tuple[ShardFiles, ...]:
+        """Shards of one split, in order."""
+        return tuple(shard for shard in self.shards if shard.split == split)
+
+
+def content_digest(shards: Sequence[ShardFiles]) -> str:
+    """Digest of the tars only, in order of their paths: equal for two datasets with the same samples and images."""
+    digest = hashlib.sha256()
+    for shard in sorted(shards, key=lambda s: s.tar.path):
+        digest.update(f"{shard.tar.path} {shard.tar.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def parse_manifest(data: bytes | str, name: str) -> Manifest:
+    """Read a manifest; `name` is the path or URL that an error names.
+
+    Raises ContractError on bad JSON, on missing fields and on a schema version above ours.
+    """
+    try:
+        raw = json.loads(data)
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ContractError(f"{name}: not a JSON manifest ({e})") from None
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if not isinstance(version, int):
+        raise ContractError(f"{name}: no schema_version; is this a wenlan manifest.json?")
+    if version > SCHEMA_VERSION:
+        raise ContractError(
+            f"{name}: schema version {version} is newer than this wenlan reads ({SCHEMA_VERSION}); "
+            "upgrade with: pip install -U wenlan"
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValueError as e:
+        first = e.errors()[0] if hasattr(e, "errors") else {"loc": (), "msg": str(e)}
+        where = ".".join(str(part) for part in first["loc"])
+        raise ContractError(f"{name}: {where}: {first['msg']}") from None
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json` (or a folder that holds it) from the local disk. Raises ContractError."""
+    path = path / "manifest.json" if path.is_dir() else path
+    try:
+        return parse_manifest(path.read_bytes(), str(path))
+    except OSError as e:
+        raise ContractError(
+            f"{path}: cannot be read ({e.strerror}); a build without a manifest is not a dataset"
+        ) from e
+
+
+def canonical_json(value: Any) -> bytes:
+    """UTF-8 JSON with sorted keys and no spaces: the same value gives the same bytes everywhere."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def nfc(text: str) -> str:
+    """Unicode NFC: how every text of a shard is stored."""
+    return unicodedata.normalize("NFC", text)
+
+
+def encode_sample(sample: Sample, image: bytes) -> list[tuple[str, bytes]]:
+    """Members of one sample in the order of the tar: [(name, data)] for KEY.jpg, KEY.txt, KEY.json.
+
+    `image` are JPEG bytes. Raises ContractError if the sample has no text or the image is not a JPEG.
+    """
+    if not sample.texts:
+        raise ContractError(f"{sample.key}: a sample needs at least one text")
+    if image[:2] != b"\xff\xd8":
+        raise ContractError(f"{sample.key}: stored images are JPEG; got bytes {image[:4].hex()}")
+    record = asdict(sample)
+    record["texts"] = [{"kind": t.kind, "text": nfc(t.text)} for t in sample.texts]
+    record["schema"] = SCHEMA_VERSION
+    return [
+        (f"{sample.key}.jpg", image),
+        (f"{sample.key}.txt", nfc(sample.texts[0].text).encode()),
+        (f"{sample.key}.json", canonical_json(record)),
+    ]
+
+
+def decode_sample(data: bytes | Mapping[str, Any], name: str) -> Sample:
+    """Sample from the bytes (or the parsed object) of KEY.json; `name` is what an error names.
+
+    Raises ContractError. Unknown fields are ignored: additive fields keep the version.
+    """
+    try:
+        raw = json.loads(data) if isinstance(data, bytes) else data
+        if raw["schema"] > SCHEMA_VERSION:
+            raise ContractError(f"{name}: schema {raw['schema']} is newer than this wenlan reads ({SCHEMA_VERSION})")
+        return Sample(
+            candidate_id=raw["candidate_id"],
+            source=raw["source"],
+            source_kind=raw["source_kind"],
+            page_url=raw["page_url"],
+            image_url=raw["image_url"],
+            sha256=raw["sha256"],
+            width=raw["width"],
+            height=raw["height"],
+            texts=tuple(Text(t["kind"], t["text"]) for t in raw["texts"]),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise ContractError(f"{name}: not a wenlan sample ({type(e).__name__}: {e})") from None

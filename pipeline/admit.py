@@ -1,0 +1,188 @@
+"""Stage admit: what can be decided without pixels, before a byte is fetched.
+
+A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
+texts are normalised and those that a text filter rejects are taken off; a candidate is dropped that was taken down
+(`forgotten`), that is there twice, that has no text left, or that is one too many for its image URL. What remains has
+its primary text first, by the spec's `text_kinds`.
+
+The result does not depend on the order of files, rows or partitions before: ties go by row and texts, then by id.
+
+Limits: a partition is held in memory (`fetch.images_per_partition` candidates, more where URLs repeat). Of two
+captures of one page the one with the smaller row and texts wins, not the newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text
+from pipeline.filters import Drop, TextFilter, text_filters
+from pipeline.page_walk import fold
+from pipeline.records import (
+    CANDIDATE_SCHEMA,
+    Candidate,
+    Decision,
+    DropReason,
+    candidate_rows,
+    candidates_of,
+    drop,
+    order_range,
+    sha256_hex,
+)
+from pipeline.store import Build
+from pipeline.urls import host_names
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ("extract",)
+
+
+def token(build: Build) -> Any:
+    """Caps, text filters, order of kinds, partition size, and the takedowns that the build reads."""
+    spec = build.spec
+    return {
+        "admit": spec.admit.model_dump(mode="json"),
+        "filters": [f.identity() for f in text_filters(spec)],
+        "text_kinds": list(spec.text_kinds),
+        "seed": spec.seed,
+        "images_per_partition": spec.fetch.images_per_partition,
+        "forgotten": build.store.forgotten_revision(),
+    }
+
+
+def partitions(build: Build) -> list[str]:
+    """Names `iiiii-of-PPPPP` of the ranges of order_key; P from the number of extracted candidates."""
+    total = sum(record.counts["kept"] for record in build.stage("extract").records())
+    of = max(1, -(-total // build.spec.fetch.images_per_partition))
+    return [f"{i:05d}-of-{of:05d}" for i in range(of)]
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Admit one range and commit it."""
+    number, of = (int(part) for part in partition.split("-of-"))
+    with build.stage("admit").attempt(partition) as attempt:
+        candidates = _candidates(build, *order_range(number, of))
+        kept, decisions = admit(candidates, build.spec, build.store.forgotten())
+        attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
+        attempt.decide(decisions)
+        attempt.commit(
+            {
+                "seen": len(candidates),
+                "kept": len(kept),
+                "dropped": len(decisions),
+                "images": len({c.image_url for c in kept}),
+                "texts_seen": sum(len(c.texts) for c in candidates),
+                "texts_kept": sum(len(c.texts) for c in kept),
+            }
+        )
+
+
+def _candidates(build: Build, low: str, high: str) -> list[Candidate]:
+    """Extract's candidates with an order_key in [low, high); row groups outside of it are not read."""
+    extract = build.stage("extract")
+    here = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
+    tables = [extract.table(record, filters=here) for record in extract.records()]
+    return candidates_of(pa.concat_tables(tables) if tables else CANDIDATE_SCHEMA.empty_table())
+
+
+def admit(
+    candidates: Sequence[Candidate], spec: BuildSpec, forgotten: set[str] | frozenset[str] = frozenset()
+) -> tuple[list[Candidate], list[Decision]]:
+    """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
+
+    `forgotten` holds hashes of fetch_ids and of domains (lower case). The result is the same in any order of input.
+    """
+    filters = text_filters(spec)
+    rank = {kind: i for i, kind in enumerate(spec.text_kinds)}
+    by_image: dict[str, dict[str, Candidate]] = {}
+    decisions: list[Decision] = []
+    for candidate in sorted(candidates, key=_tie):
+        if evidence := _forgotten(candidate, forgotten):
+            decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, evidence))
+            continue
+        same = by_image.get(candidate.image_url, {})
+        if candidate.candidate_id in same:
+            decisions.append(drop(candidate, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
+            continue
+        judged = judge(candidate, filters, rank)
+        if isinstance(judged, Decision):
+            decisions.append(judged)
+        else:
+            by_image.setdefault(candidate.image_url, {})[candidate.candidate_id] = judged
+    kept: list[Candidate] = []
+    for same in by_image.values():
+        chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image)
+        kept += chosen
+        evidence = f"{len(same)} candidates for one image URL"
+        decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, evidence) for c in rest]
+    decisions.sort(key=lambda d: (d.id, d.reason, d.text))
+    return sorted(kept, key=lambda c: c.candidate_id), decisions
+
+
+def _tie(candidate: Candidate) -> tuple[Any, ...]:
+    """Order in which candidates are looked at: depends on what they are, not on where they were read."""
+    return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
+
+
+def _forgotten(candidate: Candidate, forgotten: set[str] | frozenset[str]) -> str:
+    """Why a candidate is taken down: its URL, or a domain of its image or page; "" if it is not."""
+    if not forgotten:
+        return ""
+    if candidate.fetch_id in forgotten:
+        return "this image URL was taken down"
+    for url in (candidate.image_url, candidate.page_url):
+        for name in host_names(url):
+            if sha256_hex(name) in forgotten:
+                return "its domain was taken down"
+    return ""
+
+
+def judge(candidate: Candidate, filters: Sequence[TextFilter], rank: dict[str, int]) -> Candidate | Decision:
+    """The candidate with the texts that every filter keeps, primary first; else a Decision with every reason.
+
+    The first reason is the primary text's: the text that the sample would have been known by.
+    """
+    texts: dict[str, Text] = {}
+    for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
+        clean = fold(text.text)
+        if clean:
+            texts.setdefault(clean, Text(text.kind, clean))
+    good: list[Text] = []
+    faults: list[Drop] = []
+    for text in texts.values():
+        found = [fault for f in filters if (fault := f.check(text)) is not None]
+        faults += found
+        if not found:
+            good.append(text)
+    ordered = Candidate(
+        source=candidate.source,
+        source_kind=candidate.source_kind,
+        origin=candidate.origin,
+        page_url=candidate.page_url,
+        image_url=candidate.image_url,
+        texts=tuple(good or texts.values()),
+        row=candidate.row,
+    )
+    if good:
+        return ordered
+    if not faults:
+        return drop(ordered, "admit", DropReason.NO_TEXT)
+    reasons = tuple(dict.fromkeys(fault.reason.value for fault in faults))
+    return drop(ordered, "admit", faults[0].reason, faults[0].evidence, reasons=reasons)
+
+
+def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:
+    """At most `most` candidates of one image URL, those first whose primary text no earlier one has."""
+    seen: set[str] = set()
+    fresh: list[Candidate] = []
+    again: list[Candidate] = []
+    for candidate in sorted(same, key=_tie):
+        text = candidate.texts[0].text
+        (again if text in seen else fresh).append(candidate)
+        seen.add(text)
+    ordered = fresh + again
+    return ordered[:most], ordered[most:]

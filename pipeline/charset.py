@@ -1,0 +1,140 @@
+"""Bytes of a page -> text, with the traps of Chinese pages.
+
+What a page says about its charset is often not what it holds, so what it says is a hint and what it holds decides:
+
+- `gb2312` and `gbk` are read as gb18030, their superset (WHATWG Encoding Standard): pages that call themselves gb2312
+  use characters that it lacks;
+- valid UTF-8 with Han characters is UTF-8, whatever header and meta say: other charsets do not form it by chance;
+- where the declared charset does not fit, UTF-8, gb18030 and Big5 compete, and the one wins in which the most
+  characters are everyday ones (level 1 of GB 2312, level 1 of Big5): read in the wrong one, text is full of rare ones.
+
+Limits: HZ, EUC-TW and ISO-2022-CN are not known; a page in one of them, or in none, cannot be read.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from functools import cache
+
+from w3lib.encoding import read_bom, resolve_encoding
+
+MAX_BROKEN = 0.01
+"""Share of the characters beyond ASCII that may be unreadable: a page cut off in the middle of a character is fine."""
+
+_SNIFFED = 4096
+_META = re.compile(rb"""<(?:meta|\?xml)[^>]{0,300}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.I)
+_HEADER = re.compile(r"""charset\s*=\s*["']?\s*([\w.:-]{1,40})""", re.I)
+_SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030", "hz": "gb18030", "cp950": "big5hkscs",
+              "big5": "big5hkscs", "big5-tw": "big5hkscs", "ascii": "cp1252", "iso8859-1": "cp1252"}  # fmt: skip
+_KNOWN = re.compile(
+    r"utf-?(8|16|32)([-_][lb]e)?|gb18030|big5hkscs|euc_(jp|kr)|shift_jis|cp\d{3,5}|iso8859-\d{1,2}|koi8-[ru]|tis-620"
+)
+_COMPETITORS = ("utf-8", "gb18030", "big5hkscs")
+
+
+def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
+    """(text, charset) of a page, or None if no charset fits. `content_type` is the header as sent, "" if none."""
+    charset, bom = read_bom(body)
+    if charset is not None and bom is not None:
+        return body[len(bom) :].decode(charset, "replace"), charset
+    declared = declared_charset(body, content_type)
+    if not any(byte > 127 for byte in body[:_SNIFFED]) and body.isascii():
+        return body.decode("ascii"), "ascii"
+    text = _strict(body, "utf-8")
+    if text is not None and (declared in (None, "utf-8") or _has_han(text)):
+        return text, "utf-8"
+    if declared in ("gb18030", "big5hkscs"):
+        text = _strict(body, declared)
+        if text is not None and _everyday(text, declared) > 0.9:
+            return text, declared
+    elif declared is not None and declared not in ("utf-8", "cp1252"):
+        text = _readable(body, declared)
+        if text is not None:
+            return text, declared
+    return _best(body, declared)
+
+
+def declared_charset(body: bytes, content_type: str) -> str | None:
+    """Python's name of the charset that header or, failing that, meta tag tells; supersets for subsets."""
+    meta = _META.search(body[:_SNIFFED])
+    header = _HEADER.search(content_type)
+    for label in (header.group(1) if header else None, meta.group(1).decode("ascii", "replace") if meta else None):
+        name = _codec(label) if label else None
+        if name is not None:
+            return name
+    return None
+
+
+def _codec(label: str) -> str | None:
+    """Codec of a label, None for one that is unknown or no text charset."""
+    name = (resolve_encoding(label) or label).lower().replace("_hkscs", "hkscs")
+    try:
+        name = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        return None
+    name = _SUPERSETS.get(name, name)
+    return name if _KNOWN.fullmatch(name) else None
+
+
+def _best(body: bytes, declared: str | None) -> tuple[str, str] | None:
+    """The competitor with the most everyday characters; a Western page in what it declares."""
+    found: list[tuple[float, str, str]] = []
+    for name in _COMPETITORS:
+        text = _readable(body, name)
+        if text is not None:
+            found.append((_everyday(text, name) + (0.05 if name == declared else 0.0), name, text))
+    found.sort(key=lambda entry: -entry[0])
+    if found and found[0][0] >= 0.6:
+        return found[0][2], found[0][1]
+    if declared == "cp1252":
+        return body.decode("cp1252", "replace"), declared
+    if found and declared is not None:
+        return found[0][2], found[0][1]
+    return None
+
+
+def _strict(body: bytes, name: str) -> str | None:
+    try:
+        return body.decode(name)
+    except UnicodeDecodeError:
+        return None
+
+
+def _readable(body: bytes, name: str) -> str | None:
+    """Text, if no more than MAX_BROKEN (and one at the end) of what is beyond ASCII is unreadable."""
+    text = body.decode(name, "replace")
+    broken = text.count("\ufffd")
+    beyond = sum(1 for ch in text if ch > "\x7f")
+    return text if broken <= max(1, MAX_BROKEN * beyond) else None
+
+
+def _has_han(text: str) -> bool:
+    return re.search(r"[\u3400-\u9fff]", text) is not None
+
+
+def _everyday(text: str, name: str) -> float:
+    """Share of everyday characters and full-width punctuation in a sample of what is beyond ASCII; 1 if nothing is."""
+    sample = re.sub(r"[\x00-\x7f\ufffd]+", "", text)[:4000]
+    if not sample:
+        return 1.0
+    level = _level_1(name)
+    return sum(1 for ch in sample if ch in level) / len(sample)
+
+
+def _rows(codec: str, leads: range, trails: list[int]) -> frozenset[str]:
+    """Characters that a double-byte charset has in some rows."""
+    cells = (bytes((lead, trail)).decode(codec, "ignore") for lead in leads for trail in trails)
+    return frozenset("".join(cells))
+
+
+@cache
+def _level_1(codec: str) -> frozenset[str]:
+    """Punctuation and level 1 of GB 2312 or Big5; of both for UTF-8."""
+    if codec == "utf-8":
+        return _level_1("gb18030") | _level_1("big5hkscs")
+    if codec == "big5hkscs":
+        trails = [*range(0x40, 0x7F), *range(0xA1, 0xFF)]
+        return _rows("big5", range(0xA1, 0xC7), trails)
+    trails = list(range(0xA1, 0xFF))
+    return _rows("gb2312", range(0xA1, 0xA4), trails) | _rows("gb2312", range(0xB0, 0xD8), trails)

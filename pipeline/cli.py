@@ -1,0 +1,273 @@
+"""`wenlan-data`: the pipeline's command line.
+
+Human output goes to stderr: rich tables and bars on a terminal, plain lines elsewhere. With --json the last line of
+stdout is one JSON object. Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or spec.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from data_specs.build import SpecError, load
+from data_specs.ownership import check_ownership
+from data_specs.shard import ContractError
+from pipeline.errors import WenlanError
+
+if TYPE_CHECKING:
+    from pipeline.run import StageResult
+    from pipeline.store import Build
+
+console = Console(stderr=True, highlight=False)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    if problem := check_ownership():
+        return _fail(problem, 2)
+    try:
+        result: dict[str, Any] = args.run(args)
+    except SpecError as e:
+        return _fail(str(e), 2)
+    except (WenlanError, ContractError) as e:
+        return _fail(str(e), 1)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from here", 130)
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+    return 0 if result.get("ok", True) else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wenlan-data", description="Build Chinese image-text datasets.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help, description=help)
+        sub.set_defaults(run=run)
+        sub.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+        return sub
+
+    plan = command("plan", _plan, "say what a build would run and what is already there")
+    build = command("build", _build, "run a build, or go on with one")
+    for sub in (plan, build):
+        sub.add_argument("spec", type=Path, metavar="SPEC")
+        sub.add_argument("--out", required=sub is build, default="", metavar="DIR", help="the build's folder")
+        sub.add_argument("--store", default="", metavar="DIR", help="what outlives builds (default: OUT/store)")
+        sub.add_argument("--snapshot", default="", metavar="ID", help="id of what is crawled (default: today, UTC)")
+    build.add_argument(
+        "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
+    )
+    build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
+    build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+
+    publish = command("publish", _publish, "check the gates and make a build a dataset")
+    publish.add_argument("build", metavar="BUILD")
+    publish.add_argument(
+        "--accept", action="append", default=[], metavar="GATE", help="let it through although it fails"
+    )
+    publish.add_argument("--because", default="", metavar="TEXT", help="why; recorded in the manifest")
+
+    status = command("status", _status, "say how far a build is")
+    status.add_argument("build", metavar="BUILD")
+
+    report = command("report", _report, "say where a build's quality report lies")
+    report.add_argument("build", metavar="BUILD")
+
+    explain = command("explain", _explain, "say what became of a candidate, an image or a page")
+    explain.add_argument("build", metavar="BUILD")
+    explain.add_argument("subject", metavar="ID|URL")
+
+    verify = command("verify", _verify, "check a dataset against its manifest")
+    verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
+    verify.add_argument("--quick", action="store_true", help="checksums only")
+    return parser
+
+
+def _open(args: argparse.Namespace) -> Build:
+    from pipeline import plugins, run
+
+    spec = load(args.spec)
+    plugins.check(spec, str(args.spec))
+    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot)
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+
+    build = _open(args)
+    table = Table(title=f"{build.build_id}", title_justify="left")
+    for column in ("stage", "state", "partitions committed", "fingerprint"):
+        table.add_column(column)
+    stages = {}
+    for name in run.STAGES:
+        stage = build.stage(name)
+        committed = len(stage.partitions())
+        state = "done" if stage.finished() else "partly done" if committed else "to run"
+        stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
+        table.add_row(name, state, str(committed), stage.fingerprint[:12])
+    _show(table)
+    return {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages}
+
+
+def _build(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import release, run
+
+    until = args.until
+    if until not in (*run.STAGES, "publish"):
+        raise SpecError([f"--until {until}: no such stage; one of {', '.join((*run.STAGES, 'publish'))}"])
+    build = _open(args)
+    started = time.monotonic()
+    results: list[StageResult] = []
+    last = "report" if until == "publish" else until
+    with _Bars() as bars:
+        steps = run.run(build, until=last, address=args.address, workers=args.workers, progress=bars.update)
+        for result in steps:
+            results.append(result)
+            bars.done(result)
+    answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
+    if until == "publish":
+        if build.spec.publish.approve == "manual":
+            console.print(f"not published: the spec wants a person's word; next: wenlan-data publish {build.out}")
+        else:
+            manifest = release.publish(build)
+            answer |= {"published": True, "revision": manifest.revision, "samples": manifest.samples}
+            answer |= {"content_digest": manifest.content_digest, "manifest": build.folder.at("shards/manifest.json")}
+    _show(_funnel(results))
+    if last == "report":
+        console.print(f"report: {build.folder.at('report/index.html')}", soft_wrap=True)
+    if answer["published"]:
+        console.print(f"dataset: {answer['manifest']}", soft_wrap=True)
+    answer["stages"] = [dataclasses.asdict(result) for result in results]
+    answer["seconds"] = round(time.monotonic() - started, 2)
+    return answer
+
+
+def _publish(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import release, run
+
+    if args.accept and not args.because:
+        raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
+    build = run.reopen(args.build)
+    manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
+    path = build.folder.at("shards/manifest.json")
+    console.print(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
+    return {"build_id": manifest.build_id, "revision": manifest.revision, "samples": manifest.samples, "manifest": path}
+
+
+def _status(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+
+    known = run.status(args.build)
+    table = Table(title=known["build_id"], title_justify="left")
+    for column in ("stage", "state", "partitions", "seconds"):
+        table.add_column(column)
+    for name, stage in known["stages"].items():
+        table.add_row(name, stage["state"], str(stage["committed"]), f"{stage['seconds']:.1f}")
+    _show(table)
+    console.print(f"published: {'yes' if known['published'] else 'no'}")
+    return known
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+
+    build = run.reopen(args.build)
+    for name in ("index.html", "report.json"):
+        if not build.folder.exists(f"report/{name}"):
+            raise WenlanError(build.folder.at(f"report/{name}"), "is not there; run wenlan-data build first")
+    path = build.folder.at("report/index.html")
+    console.print(f"report: {path}", soft_wrap=True)
+    return {"report": path, "figures": build.folder.at("report/report.json")}
+
+
+def _explain(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import release, run
+
+    found = release.explain(run.reopen(args.build), args.subject)
+    if not found:
+        raise WenlanError(args.subject, f"is not known to {args.build}: no candidate, image or page of that id or URL")
+    for decision in found:
+        fate = "kept" if decision["kept"] else f"dropped at {decision['stage']}: {', '.join(decision['reasons'])}"
+        console.print(f"{decision['subject']} {decision['id'][:32]} {fate}", soft_wrap=True, markup=False)
+        for name in ("url", "page_url", "text", "evidence", "duplicate_of"):
+            if decision[name]:
+                console.print(f"  {name}: {decision[name]}", soft_wrap=True, markup=False)
+    return {"decisions": found}
+
+
+def _verify(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.verify import verify
+
+    folder = Path(args.build)
+    folder = folder / "shards" if (folder / "shards").is_dir() else folder
+    faults = verify(folder, quick=args.quick)
+    for fault in faults:
+        console.print(f"[red]{fault}[/red]" if console.is_terminal else fault, soft_wrap=True)
+    console.print(f"{folder}: {f'{len(faults)} faults' if faults else 'is what its manifest says'}", soft_wrap=True)
+    return {"ok": not faults, "faults": faults}
+
+
+class _Bars:
+    """Progress: bars on a terminal, one line a stage elsewhere."""
+
+    def __init__(self) -> None:
+        self._bars: Progress | None = None
+        self._tasks: dict[str, Any] = {}
+
+    def __enter__(self) -> _Bars:
+        if console.is_terminal:
+            columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self._bars = Progress(*columns, console=console)
+            self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bars:
+            self._bars.stop()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        if not self._bars:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._bars.add_task(stage, total=total)
+        self._bars.update(self._tasks[stage], completed=done, total=total)
+
+    def done(self, result: StageResult) -> None:
+        if self._bars and not result.skipped:
+            return
+        ran = "already done" if result.skipped else f"{result.ran} of {result.partitions} partitions"
+        console.print(f"{result.name:8} {ran}, {result.seconds:.1f} s", soft_wrap=True)
+
+
+def _funnel(results: list[StageResult]) -> Table:
+    table = Table(title="funnel", title_justify="left")
+    for column in ("stage", "seen", "kept", "dropped", "partitions run", "seconds"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for r in results:
+        counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in ("seen", "kept", "dropped")]
+        table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
+    return table
+
+
+def _show(table: Table) -> None:
+    console.print(table, soft_wrap=not console.is_terminal)
+
+
+def _fail(message: str, code: int) -> int:
+    for line in message.splitlines():
+        print(f"wenlan-data: {line}", file=sys.stderr)
+    return code

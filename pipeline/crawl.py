@@ -1,0 +1,175 @@
+"""crawl: web sites become WARC files, politely.
+
+One partition a `site` source. For each host one connection at a time, a pause between two requests (the spec's, or
+more if robots.txt asks for it), robots.txt before the first page, Retry-After obeyed, a user agent that says who we
+are. Pages are taken breadth first and written to the WARC as they come; `pipeline.frontier` keeps the state on disk,
+so that a killed crawl goes on where it was. Redirects are followed as links are: the target is a page of its own, with
+its own robots.txt and pause, and only if it belongs to the site.
+
+A page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links still count unless
+they are nofollow. Only HTML is kept. Every page that was asked for and not kept is a Decision.
+
+Limits: cookies, scripts and forms are not used; a site's WARC is one file; on an object store the frontier lies in
+the worker's temporary folder, so that a crawl goes on only on the same machine. A crawl depends on the site's mood:
+what is reproducible starts from its WARC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from data_specs.build import BuildSpec
+from data_specs.shard import canonical_json
+from pipeline import egress
+from pipeline.crawler import Crawler
+from pipeline.errors import SourceError
+from pipeline.frontier import Frontier
+from pipeline.records import Decision, sha256_hex
+from pipeline.sources import sources_of
+from pipeline.sources.site import Site
+from pipeline.store import Build, StageDir
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ()
+
+KNOWN_PER_PAGE = 10
+"""Pages that may be known for each that may be kept."""
+
+CRAWL_SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        ("status", pa.int32()),
+        ("fetched_at", pa.string()),
+        ("content_type", pa.string()),
+        ("bytes", pa.int64()),  # uncompressed
+        ("sha256", pa.string()),
+        ("etag", pa.string()),
+        ("last_modified", pa.string()),
+        ("depth", pa.int32()),
+        ("warc_offset", pa.int64()),
+        ("warc_length", pa.int64()),
+    ]
+)
+"""One row a page in the WARC, in its order."""
+
+
+def token(build: Build) -> Any:
+    """The sites, what decides which pages are kept, and the snapshot: another one is crawled anew."""
+    egress.guard_of(build.spec)  # a faulty egress.allow is told before anything runs
+    return {"snapshot": build.snapshot, "sites": [_identity(build.spec, site) for site in _sites(build.spec)]}
+
+
+def partitions(build: Build) -> list[str]:
+    """Names of the `site` sources, in the spec's order."""
+    return [site.name for site in _sites(build.spec)]
+
+
+def resources(spec: BuildSpec) -> dict[str, float]:
+    """A crawl waits most of the time."""
+    return {"num_cpus": 0.5}
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Crawl one site, or go on with it, and commit its WARC. Raises SourceError when no page of it can be had."""
+    [site] = [site for site in _sites(build.spec) if site.name == partition]
+    stage = build.stage("crawl")
+    digest = hashlib.sha256(canonical_json([build.snapshot, _identity(build.spec, site)])).hexdigest()[:16]
+    if stage.adopt(partition, input=digest) is not None:
+        return  # crawled already: another site of the spec changed, not this one
+    folder = _frontier_folder(stage, f"{partition}-{digest}")
+    about = {
+        "software": f"wenlan/{importlib.metadata.version('wenlan')}",
+        "format": "WARC File Format 1.0",
+        "isPartOf": build.build_id,
+        "description": f"crawl of the source {site.name}",
+        "robots": "obey" if build.spec.egress.obey_robots else "ignore",
+        "http-header-user-agent": egress.user_agent(build.spec),
+    }
+    with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
+        frontier.add(site.start_urls(), depth=0)
+        asyncio.run(Crawler(build.spec, site, frontier).run())
+        failure = _failure(site, frontier)
+        if failure is None:
+            _commit(stage, site, frontier, digest)
+    shutil.rmtree(folder, ignore_errors=True)
+    if failure is not None:
+        raise failure
+
+
+def _sites(spec: BuildSpec) -> list[Site]:
+    return [source for source in sources_of(spec) if isinstance(source, Site)]
+
+
+def _identity(spec: BuildSpec, site: Site) -> Any:
+    limits = spec.egress.model_dump(mode="json", include={"max_page_bytes", "max_redirects", "obey_robots"})
+    return [site.identity(), limits]
+
+
+def _frontier_folder(stage: StageDir, name: str) -> Path:
+    if stage.folder.is_local:
+        return Path(stage.folder.at(f"_frontier/{name}"))
+    return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
+
+
+def _failure(site: Site, frontier: Frontier) -> SourceError | None:
+    """The error of a site that gave no page at all, named by its first start page."""
+    if frontier.totals().kept:
+        return None
+    url = site.start_urls()[0]
+    state, reason, evidence = frontier.fate(url)
+    while state == "moved":
+        target = evidence.partition(" to ")[2]
+        state, reason, evidence = frontier.fate(target)
+        evidence = f"{evidence} (redirected to {target})"
+    why = f"{reason}: {evidence}" if reason else "over the source's own limits"
+    return SourceError(url, f"source {site.name}: no page can be taken ({why})")
+
+
+def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> None:
+    totals = frontier.totals()
+    with stage.attempt(site.name) as attempt:
+        target = attempt.path("warc.gz")
+        try:
+            os.link(frontier.warc, target)  # not moved: until the record is there the frontier must be able to go on
+        except OSError:
+            shutil.copyfile(frontier.warc, target)
+        attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
+        attempt.decide(
+            [
+                Decision(
+                    subject="capture",
+                    id=sha256_hex(url),
+                    fetch_id="",
+                    source=site.name,
+                    page_url=url,
+                    url=url,
+                    stage="crawl",
+                    kept=False,
+                    reason=reason,
+                    reasons=(reason,),
+                    evidence=evidence,
+                )
+                for url, reason, evidence in frontier.lost()
+            ]
+        )
+        dropped = totals.dropped + totals.todo
+        attempt.commit(
+            {
+                "seen": totals.kept + dropped,
+                "kept": totals.kept,
+                "dropped": dropped,
+                "redirects": totals.moved,
+                "beyond": totals.beyond,
+                "bytes": totals.bytes,
+            },
+            {"input": digest},
+        )

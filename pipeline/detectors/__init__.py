@@ -1,0 +1,63 @@
+"""Detectors: boxes of interest in a picture. One file each; the file's name is `name` in a spec.
+
+A detector gives raw boxes for a batch of pictures; `pipeline.regions` clips, sorts and caps them, and caches them by
+image sha256 under the detector's id. The id is name + digest of everything that may change a box: version, options,
+weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.build import BuildSpec, PluginRef
+from data_specs.shard import canonical_json
+from pipeline.plugins import Plugin, configure
+
+Picture = npt.NDArray[np.uint8]
+"""[H, W, 3] RGB, as shown: EXIF orientation applied, alpha on white, first frame."""
+
+Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
+"""boxes [R, 4] x1 y1 x2 y2 in pixels of the picture, scores [R], labels [R]."""
+
+
+class Detector(Plugin):
+    """A detector. Options that are paths are relative to the spec file: `base` is set by `detector_of`."""
+
+    base: str = ""
+    NEEDS_PIXELS: ClassVar[bool] = True
+    """False for one that looks at a picture's shape only: it is given blank ones, and nothing is decoded for it."""
+
+    def weights_digest(self) -> str:
+        """sha256 of the weights, "" for a detector without. Raises DetectorError that names the file."""
+        return ""
+
+    @property
+    def detector_id(self) -> str:
+        """`name-<12 hex digits>` over version, options without paths, and weights."""
+        found: dict[str, Any] = self.identity()
+        found["options"] = {k: v for k, v in found["options"].items() if k not in ("base", "weights", "classes")}
+        found["weights"] = self.weights_digest()
+        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(found)).hexdigest()[:12]}"
+
+    def load(self) -> Any:
+        """What `detect` needs and a worker keeps: a session, a model. Raises DetectorError."""
+        return None
+
+    def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
+        """Boxes of each picture, in any order of score. `state` is what `load` gave."""
+        raise TypeError(f"{type(self).__name__} must detect")
+
+
+def detectors_of(spec: BuildSpec) -> list[Detector]:
+    """The spec's detectors, configured, in its order. Raises SpecError."""
+    return [detector_of(spec, ref, f"regions.detectors[{i}]") for i, ref in enumerate(spec.regions.detectors)]
+
+
+def detector_of(spec: BuildSpec, ref: PluginRef, where: str = "") -> Detector:
+    """One detector, configured."""
+    return configure("detectors", ref.name, {"base": spec.base, **ref.options}, Detector, where)

@@ -1,0 +1,64 @@
+"""Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs.
+
+Phrases come from `boilerplate.txt` beside this file, one a line, and from the spec. A text is boilerplate if no more
+than one letter is left when the phrases are taken out: 「点击查看大图」 goes, 「点击查看大图：黄山云海」 stays.
+
+Limits: what only one site says is not known here; `pipeline.extract` takes off texts that many of its pages share.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+
+from pydantic import Field
+
+from data_specs.shard import Text
+from pipeline.filters import Drop, TextFilter
+from pipeline.records import DropReason
+
+_IMAGE_FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|bmp|webp|tiff?|svg|heic|avif)", re.I)
+_CAMERA_NAME = re.compile(
+    r"(?:img|dsc[nf]?|pict?|photo|image|picture|screenshot|screen shot|mmexport|wechatimg|wx|微信(?:图片|截图)|"
+    r"qq(?:图片|截图|浏览器截图)|(?:屏幕)?截[图屏]|图[片像]?|圖[片像]?|照片|未标题|未命名|无标题|下载)[\s_\-()（）:.\d]*",
+    re.I,
+)
+_NUMBER = re.compile(r"[\d\s_\-.,()（）/:年月日]+|[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
+_URL = re.compile(r"(?:https?://|www\.)\S+|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|cc|tv|top|vip|hk|tw)(?:/\S*)?", re.I)
+_LETTER = re.compile(r"[^\W_]")
+
+
+class Boilerplate(TextFilter):
+    """Set phrases, file names and URLs."""
+
+    phrases: tuple[str, ...] = Field((), description="more set phrases, besides the packaged ones")
+    packaged: bool = Field(True, description="use the packaged list of phrases")
+
+    def check(self, text: Text) -> Drop | None:
+        bare = text.text.strip()
+        if _IMAGE_FILE.fullmatch(bare) or _CAMERA_NAME.fullmatch(bare):
+            return Drop(DropReason.BOILERPLATE, "a file name")
+        if _NUMBER.fullmatch(bare):
+            return Drop(DropReason.BOILERPLATE, "a number or an id")
+        if not _letters(_URL.sub("", bare)) and _URL.search(bare):
+            return Drop(DropReason.BOILERPLATE, "a URL")
+        pattern = _pattern(self.phrases, self.packaged)
+        if pattern is not None and (found := pattern.search(bare)) and _letters(pattern.sub("", bare)) <= 1:
+            return Drop(DropReason.BOILERPLATE, found.group(0))
+        return None
+
+
+def _letters(text: str) -> int:
+    return len(_LETTER.findall(text))
+
+
+@cache
+def _pattern(phrases: tuple[str, ...], packaged: bool) -> re.Pattern[str] | None:
+    """One pattern of all phrases, the longest first."""
+    lines = list(phrases)
+    if packaged:
+        listed = resources.files("pipeline.filters").joinpath("boilerplate.txt").read_text(encoding="utf-8")
+        lines += [line for line in listed.splitlines() if not line.startswith("#")]
+    known = sorted({line.strip() for line in lines if line.strip()}, key=lambda line: (-len(line), line))
+    return re.compile("|".join(re.escape(line) for line in known), re.I) if known else None

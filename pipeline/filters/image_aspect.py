@@ -1,0 +1,26 @@
+"""Drops banners and strips: pictures much longer than wide, or wider than long.
+
+The default is Wukong's and DataComp's: at most 3 to 1 either way.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.filters import Drop, ImageFilter
+from pipeline.records import DropReason, Features
+
+
+class ImageAspect(ImageFilter):
+    """Longer side divided by shorter side."""
+
+    max_aspect: float = Field(3.0, ge=1, description="longer side divided by shorter side")
+
+    def check(self, features: Features) -> Drop | None:
+        aspect = max(features.width, features.height) / min(features.width, features.height)
+        if aspect > self.max_aspect:
+            return Drop(
+                DropReason.IMAGE_ASPECT,
+                f"{features.width} x {features.height} pixels: {aspect:.2f} to 1; at most {self.max_aspect:g}",
+            )
+        return None

@@ -1,0 +1,24 @@
+"""Drops pictures that show nothing: placeholders, empty scans, one colour all over.
+
+`blankness` is the share of the most frequent of 64 grey levels. A small drawing on white may reach 0.95, so the
+default drops only what is flat all but entirely.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.filters import Drop, ImageFilter
+from pipeline.records import DropReason, Features
+
+
+class ImageBlank(ImageFilter):
+    """Share of the picture in one grey level."""
+
+    max_blankness: float = Field(0.98, gt=0, le=1, description="share of one of 64 grey levels, 0 to 1")
+
+    def check(self, features: Features) -> Drop | None:
+        if features.blankness > self.max_blankness:
+            share = f"{features.blankness:.1%} of the picture in one grey level"
+            return Drop(DropReason.IMAGE_BLANK, f"{share}; at most {self.max_blankness:.1%}")
+        return None

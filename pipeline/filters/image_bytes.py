@@ -1,0 +1,25 @@
+"""Drops files that are too small to hold a photograph (LAION-5B: below 5 KB), or larger than wanted.
+
+Not among the default filters: a drawing of two colours is a good picture in 2 KB.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.filters import Drop, ImageFilter
+from pipeline.records import DropReason, Features
+
+
+class ImageBytes(ImageFilter):
+    """Size of the file as fetched."""
+
+    min_bytes: int = Field(5_000, ge=0, description="smallest allowed file, bytes")
+    max_bytes: int = Field(50_000_000, ge=1, description="largest allowed file, bytes")
+
+    def check(self, features: Features) -> Drop | None:
+        if features.bytes < self.min_bytes:
+            return Drop(DropReason.IMAGE_TOO_SMALL, f"{features.bytes:,} bytes; at least {self.min_bytes:,}")
+        if features.bytes > self.max_bytes:
+            return Drop(DropReason.IMAGE_TOO_LARGE, f"{features.bytes:,} bytes; at most {self.max_bytes:,}")
+        return None

@@ -1,0 +1,136 @@
+"""A folder on the local disk or behind a URL, in which a file appears whole or not at all.
+
+Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code:
+on a disk a file appears by rename, elsewhere by one PUT. Credentials are fsspec's business (environment, profiles).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from pipeline.errors import StoreError
+
+
+class Folder:
+    """A folder on the local disk or behind any URL that fsspec opens. Picklable; opens nothing until used."""
+
+    def __init__(self, url: str) -> None:
+        url = url.removeprefix("file://")
+        self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
+
+    def __repr__(self) -> str:
+        return f"Folder({self.url!r})"
+
+    def __truediv__(self, name: str) -> Folder:
+        return Folder(f"{self.url}/{name}")
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.url
+
+    def at(self, name: str) -> str:
+        """Path or URL of a file in the folder."""
+        return f"{self.url}/{name}"
+
+    def exists(self, name: str) -> bool:
+        fs, path = fsspec.url_to_fs(self.at(name))
+        return bool(fs.exists(path))
+
+    def names(self) -> list[str]:
+        """Names of what lies directly in the folder, sorted; empty if there is no such folder."""
+        fs, path = fsspec.url_to_fs(self.url)
+        fs.invalidate_cache(path)
+        try:
+            found = fs.ls(path, detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in found)
+
+    def read(self, name: str) -> bytes:
+        """Whole content of a (small) file. Raises StoreError that names it."""
+        try:
+            with fsspec.open(self.at(name), "rb") as f:
+                return bytes(f.read())
+        except OSError as e:
+            raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
+
+    def read_range(self, name: str, offset: int, size: int) -> bytes:
+        """`size` bytes of a file from `offset` on; fewer where it ends before. Raises StoreError that names it."""
+        fs, path = fsspec.url_to_fs(self.at(name))
+        try:
+            return bytes(fs.cat_file(path, start=offset, end=offset + size))
+        except OSError as e:
+            raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
+
+    def read_json(self, name: str) -> Any:
+        try:
+            return json.loads(self.read(name))
+        except ValueError as e:
+            raise StoreError(self.at(name), f"is not JSON ({e})") from None
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file so that no reader ever sees a part of it."""
+        with tempfile.NamedTemporaryFile(dir=self.scratch(), prefix=".tmp-", delete=False) as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        self.take(Path(f.name), name)
+
+    def write_json(self, name: str, value: Any) -> None:
+        self.write(name, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+
+    def take(self, local: Path, name: str) -> None:
+        """Move a finished local file into the folder under its final name."""
+        if self.is_local:
+            target = Path(self.at(name))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            local.chmod(0o644)
+            local.replace(target)
+            return
+        fs, path = fsspec.url_to_fs(self.at(name))
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        fs.put_file(str(local), path)
+        local.unlink()
+
+    def delete(self, name: str) -> None:
+        """Delete a file or a folder; nothing happens if there is none."""
+        fs, path = fsspec.url_to_fs(self.at(name))
+        with contextlib.suppress(FileNotFoundError):
+            fs.rm(path, recursive=True)
+
+    @contextlib.contextmanager
+    def local(self, name: str) -> Iterator[Path]:
+        """A local path of a file: itself on a disk, else a copy that is gone afterwards."""
+        if self.is_local:
+            yield Path(self.at(name))
+            return
+        with tempfile.TemporaryDirectory(prefix="wenlan-") as scratch:
+            fs, path = fsspec.url_to_fs(self.at(name))
+            copy = Path(scratch) / Path(name).name
+            fs.get_file(path, str(copy))
+            yield copy
+
+    def scratch(self) -> str:
+        """A local folder on the same disk as the final place, so that a rename is enough."""
+        if not self.is_local:
+            return tempfile.gettempdir()
+        Path(self.url).mkdir(parents=True, exist_ok=True)
+        return self.url
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hex, without holding it in memory."""
+    with path.open("rb") as f:
+        digest = hashlib.sha256()
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

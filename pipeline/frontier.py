@@ -1,0 +1,254 @@
+"""The state of a crawl on disk: which pages are known, what became of each, and the WARC written so far.
+
+One SQLite file and one growing WARC in a folder. A page is done when its row says so; the row is written after its
+WARC record and names where the record ends. A crawl that was killed at any moment therefore goes on: what the WARC
+holds beyond the last row is cut off, and a row that points beyond the end of the WARC is opened again. No page is in
+the WARC twice, and only the requests that were in the air are repeated.
+
+Limits: one process a folder (the build's lock sees to it). The number of known pages is capped, since a calendar or a
+session id in URLs makes sites endless; what is found beyond the cap is counted, not listed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import sqlite3
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.records import Capture, DropReason
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS page (
+    id INTEGER PRIMARY KEY, url TEXT UNIQUE NOT NULL, host TEXT NOT NULL, depth INTEGER NOT NULL, hops INTEGER NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'todo', reason TEXT NOT NULL DEFAULT '',
+    evidence TEXT NOT NULL DEFAULT '', fetched_at TEXT NOT NULL DEFAULT '', content_type TEXT NOT NULL DEFAULT '',
+    etag TEXT NOT NULL DEFAULT '', last_modified TEXT NOT NULL DEFAULT '', sha256 TEXT NOT NULL DEFAULT '',
+    bytes INTEGER NOT NULL DEFAULT 0, warc_offset INTEGER, warc_end INTEGER);
+CREATE INDEX IF NOT EXISTS todo ON page (host, tries, depth, id) WHERE state = 'todo';
+CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
+"""
+
+_MOVED_HEADERS = ("content-encoding", "transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """A known page. `depth` is links from a start page, `hops` redirects that led to it, `tries` failed requests."""
+
+    id: int
+    url: str
+    host: str
+    depth: int
+    hops: int
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the frontier holds. `bytes` of kept pages, uncompressed; `beyond`: pages found above the cap."""
+
+    todo: int
+    kept: int
+    dropped: int
+    moved: int
+    bytes: int
+    beyond: int
+
+
+class Frontier:
+    """Pages known to one crawl. `cap` is how many may be known; `about` goes into the WARC's first record."""
+
+    def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.warc = folder / "pages.warc.gz"
+        self._cap = cap
+        self._db = sqlite3.connect(folder / "frontier.sqlite")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(_TABLES)
+        self._out = self.warc.open("ab")
+        self._recover(about)
+        self._known = self._one("SELECT COUNT(*) FROM page")
+        kept = self._db.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM page WHERE state = 'kept'").fetchone()
+        self.kept_pages, self.kept_bytes = int(kept[0]), int(kept[1])  # asked for before each request
+        self._note("started", time.time(), keep=True)
+
+    def __enter__(self) -> Frontier:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._out.close()
+        self._db.close()
+
+    def _recover(self, about: dict[str, str]) -> None:
+        """Bring rows and WARC together after whatever stopped the last run."""
+        size = self.warc.stat().st_size
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'todo', warc_offset = NULL, warc_end = NULL WHERE warc_end > ?", (size,)
+            )
+        end = self._one("SELECT COALESCE(MAX(warc_end), 0) FROM page")
+        self._out.truncate(end)
+        if not end:
+            from warcio.warcwriter import WARCWriter
+
+            WARCWriter(self._out, gzip=True).write_record(
+                WARCWriter(io.BytesIO(), gzip=True).create_warcinfo_record("", about)
+            )
+            self._out.flush()
+
+    def add(self, urls: Iterable[str], depth: int, hops: int = 0) -> None:
+        """Make pages known; those already known are left as they are."""
+        with self._db:
+            self._add(urls, depth, hops)
+
+    def _add(self, urls: Iterable[str], depth: int, hops: int) -> None:
+        beyond = 0
+        for url in urls:
+            if self._known >= self._cap:
+                beyond += not self._one("SELECT COUNT(*) FROM page WHERE url = ?", url)
+                continue
+            self._known += self._db.execute(
+                "INSERT OR IGNORE INTO page (url, host, depth, hops) VALUES (?, ?, ?, ?)",
+                (url, urlsplit(url).netloc, depth, hops),
+            ).rowcount
+        if beyond:
+            self._note("beyond", self._noted("beyond") + beyond)
+
+    def hosts(self) -> list[str]:
+        """Hosts that have pages to take, sorted."""
+        rows = self._db.execute("SELECT DISTINCT host FROM page WHERE state = 'todo' ORDER BY host")
+        return [host for (host,) in rows]
+
+    def next(self, host: str) -> Page | None:
+        """The host's next page: never tried before tried, near before far, in the order in which they were found."""
+        row = self._db.execute(
+            "SELECT id, url, host, depth, hops, tries FROM page WHERE state = 'todo' AND host = ? "
+            "ORDER BY tries, depth, id LIMIT 1",
+            (host,),
+        ).fetchone()
+        return Page(*row) if row else None
+
+    def keep(self, page: Page, capture: Capture, links: Sequence[str]) -> None:
+        """Write a page into the WARC and make its links known."""
+        offset, end = self._write(capture)
+        headers = {name.lower(): value for name, value in capture.headers}
+        found = (capture.fetched_at, capture.content_type, headers.get("etag", ""), headers.get("last-modified", ""))
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'kept', fetched_at = ?, content_type = ?, etag = ?, last_modified = ?, "
+                "sha256 = ?, bytes = ?, warc_offset = ?, warc_end = ? WHERE id = ?",
+                (*found, hashlib.sha256(capture.body).hexdigest(), len(capture.body), offset, end, page.id),
+            )
+            self._add(links, page.depth + 1, 0)
+        self.kept_pages += 1
+        self.kept_bytes += len(capture.body)
+
+    def drop(self, page: Page, reason: DropReason, evidence: str, links: Sequence[str] = ()) -> None:
+        """A page that is not taken; its links may count all the same."""
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'dropped', reason = ?, evidence = ? WHERE id = ?",
+                (reason.value, evidence[:300], page.id),
+            )
+            self._add(links, page.depth + 1, 0)
+
+    def move(self, page: Page, target: str, status: int) -> None:
+        """A page that redirects to another one of the site."""
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'moved', evidence = ? WHERE id = ?", (f"{status} to {target}"[:300], page.id)
+            )
+            self._add([target], page.depth, page.hops + 1)
+
+    def again(self, page: Page) -> None:
+        """Try a page once more, after all that were not tried yet."""
+        with self._db:
+            self._db.execute("UPDATE page SET tries = tries + 1 WHERE id = ?", (page.id,))
+
+    def reopen(self, pages: Iterable[Page]) -> None:
+        """Take failures back: the pages count as never tried."""
+        with self._db:
+            self._db.executemany(
+                "UPDATE page SET state = 'todo', tries = 0, reason = '', evidence = '' WHERE id = ?",
+                [(page.id,) for page in pages],
+            )
+
+    def totals(self) -> Totals:
+        states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
+        todo, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
+        return Totals(todo, kept, dropped, moved, self.kept_bytes, int(self._noted("beyond")))
+
+    def hours(self) -> float:
+        """Hours since the crawl began, pauses between runs included."""
+        return (time.time() - self._noted("started")) / 3600
+
+    def fate(self, url: str) -> tuple[str, str, str]:
+        """(state, reason, evidence) of a page; all empty for one that is not known."""
+        row = self._db.execute("SELECT state, reason, evidence FROM page WHERE url = ?", (url,)).fetchone()
+        return tuple(row) if row else ("", "", "")
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """Rows of kept pages in the order of the WARC."""
+        measured = ("url", "depth", "fetched_at", "content_type", "etag", "last_modified", "sha256", "bytes")
+        names = (*measured, "warc_offset", "warc_end")
+        for row in self._db.execute(f"SELECT {', '.join(names)} FROM page WHERE state = 'kept' ORDER BY warc_offset"):
+            found = dict(zip(names, row, strict=True))
+            yield {**found, "status": 200, "warc_length": found.pop("warc_end") - found["warc_offset"]}
+
+    def lost(self) -> Iterator[tuple[str, str, str]]:
+        """(URL, reason, evidence) of every page that is not in the WARC and does not redirect, in order of finding."""
+        rows = self._db.execute(
+            "SELECT url, state, reason, evidence FROM page WHERE state IN ('dropped', 'todo') ORDER BY id"
+        )
+        for url, state, reason, evidence in rows:
+            yield (url, reason, evidence) if state == "dropped" else (url, DropReason.OVER_BUDGET.value, "")
+
+    def _write(self, capture: Capture) -> tuple[int, int]:
+        """Append one WARC response record, a gzip member of its own. Gives where it begins and ends."""
+        from warcio.statusandheaders import StatusAndHeaders
+        from warcio.warcwriter import WARCWriter
+
+        headers = [
+            (f"X-Crawl-{name}" if name.lower() in _MOVED_HEADERS else name, value)  # as Common Crawl does
+            for name, value in capture.headers
+            if name.lower() != "content-length"
+        ]
+        headers.append(("Content-Length", str(len(capture.body))))
+        member = io.BytesIO()
+        writer = WARCWriter(member, gzip=True)
+        writer.write_record(
+            writer.create_warc_record(
+                capture.url,
+                "response",
+                payload=io.BytesIO(capture.body),
+                length=len(capture.body),
+                http_headers=StatusAndHeaders(f"{capture.status} OK", headers, protocol="HTTP/1.1"),
+                warc_headers_dict={"WARC-Date": capture.fetched_at},
+            )
+        )
+        self._out.seek(0, io.SEEK_END)
+        offset = self._out.tell()
+        self._out.write(member.getvalue())
+        self._out.flush()
+        return offset, offset + len(member.getvalue())
+
+    def _one(self, query: str, *values: Any) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
+    def _noted(self, name: str) -> float:
+        row = self._db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+        return float(row[0]) if row else 0.0
+
+    def _note(self, name: str, value: float, keep: bool = False) -> None:
+        word = "IGNORE" if keep else "REPLACE"
+        self._db.execute(f"INSERT OR {word} INTO note VALUES (?, ?)", (name, value))
+        if keep:
+            self._db.commit()

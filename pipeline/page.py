@@ -1,0 +1,244 @@
+"""One HTML page -> its images with their texts, in one walk over the DOM.
+
+The walk cuts the page into blocks of running text and notes for every image where in which block it stands, in which
+figures it lies and in which blocks of page furniture (navigation, footer, sidebar). Texts are then looked up:
+
+    alt           the image's alt, then its title attribute
+    caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
+                  DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
+    title         the page's headline: its first h1, else og:title, else <title> without the site's name
+    surrounding   the nearest block of text before the image, and the nearest after it
+    abstract      og:description or meta description
+
+Images come from lazy attributes before `src` (on a lazy page src is a placeholder), the largest of `srcset`,
+`<picture>`, `<noscript>` and og:image. Parser: selectolax (lexbor), which repairs HTML as browsers do.
+
+Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from data_specs.shard import Text, TextKind
+from pipeline.page_walk import SRCSETS, Place, Walk, fold
+
+MAX_SURROUNDING = 200
+"""Characters kept of a surrounding text: those nearest to the image."""
+
+MAX_TEXT = 1000
+"""Characters kept of any other text."""
+
+MAX_DISTANCE = 40
+"""Blocks between an image and its surrounding text. It bounds the work on a hostile page."""
+
+MAX_CAPTIONS = 3
+
+_LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
+         "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
+         "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
+_CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
+_NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
+_SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
+_LETTER = re.compile(r"[^\W\d_]")
+
+
+@dataclass(frozen=True, slots=True)
+class PageImage:
+    """An image as the page shows it. `url` as written; `attributes` of its element, lower-case names."""
+
+    row: int  # position among the page's images; -1 for og:image
+    url: str
+    texts: tuple[Text, ...]
+    attributes: Mapping[str, str]
+    furniture: bool = False  # within navigation, footer, sidebar ...
+    fallback: bool = False  # within <noscript>: shown instead of a lazy image, not beside it
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What a page holds. `base` is the address that relative ones start from, as written; "" if not given."""
+
+    base: str
+    language: str
+    robots: tuple[str, ...]  # contents of meta robots tags, "name: content" for those of a named agent
+    text: str  # all running text, for a look at its language
+    images: tuple[PageImage, ...]
+
+
+def parse(html: str) -> Page:
+    """Read one page. Never fails: what is no HTML is a page without images."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(html)
+    meta = _Meta.of(tree)
+    walk = Walk()
+    if tree.body is not None:
+        walk.run(tree.body)
+    headline = walk.headline or meta.title
+    lookup = _Lookup(walk, headline, meta.abstract)
+    images = [lookup.image(row) for row in range(len(walk.places))]
+    if meta.image:
+        images.append(PageImage(-1, meta.image, _texts([("title", headline), ("abstract", meta.abstract)]), {}))
+    return Page(meta.base, meta.language, meta.robots, " ".join(lookup.texts), tuple(images))
+
+
+@dataclass(frozen=True, slots=True)
+class _Meta:
+    """What the head of a page says."""
+
+    base: str
+    language: str
+    robots: tuple[str, ...]
+    title: str
+    abstract: str
+    image: str
+
+    @classmethod
+    def of(cls, tree: Any) -> _Meta:
+        found: dict[str, str] = {}
+        robots: list[str] = []
+        for node in tree.css("meta"):
+            attributes = node.attributes
+            name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
+            content = attributes.get("content") or ""
+            if name in ("robots", "wenlan"):
+                robots.append(content)
+            elif name.endswith(("bot", "crawler")):
+                robots.append(f"{name}: {content}")
+            elif name:
+                found.setdefault(name, content.strip())
+        base, root, title = tree.css_first("base[href]"), tree.css_first("html"), tree.css_first("title")
+        name_of_page = fold(title.text()) if title is not None else ""
+        return cls(
+            base=((base.attributes.get("href") or "") if base is not None else "").strip(),
+            language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
+            robots=tuple(robots),
+            title=fold(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
+            abstract=fold(found.get("og:description", "") or found.get("description", "")),
+            image=found.get("og:image", ""),
+        )
+
+
+class _Lookup:
+    """Finds the texts of the images of a finished walk."""
+
+    def __init__(self, walk: Walk, headline: str, abstract: str) -> None:
+        self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
+        self.texts = [block.text() for block in walk.blocks]
+        self._with_image = {place.block for place in walk.places}
+        self._images_of: dict[int, dict[int, int]] = {}  # figure -> its images, each with its place among them
+        self._captions_of: dict[int, list[int]] = {}
+        for row, place in enumerate(walk.places):
+            for figure in place.figures if not place.fallback else ():
+                images = self._images_of.setdefault(figure, {})
+                images[row] = len(images)
+        for i, block in enumerate(walk.blocks):
+            if block.is_caption and self.texts[i]:
+                for figure in block.figures:
+                    self._captions_of.setdefault(figure, []).append(i)
+
+    def image(self, row: int) -> PageImage:
+        """One image with its texts, the closest to it first."""
+        place = self.places[row]
+        attributes = place.attributes
+        captions, used = self._captions(row)
+        found: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
+        found += [("alt", fold(attributes.get("alt", ""))), ("alt", fold(attributes.get("title", "")))]
+        found.append(("title", self.headline))
+        found += [("surrounding", text) for text in self._surrounding(place, used)]
+        found.append(("abstract", self.abstract))
+        url = image_url(attributes, place.sources)
+        return PageImage(row, url, _texts(found), attributes, place.furniture, place.fallback)
+
+    def _captions(self, row: int) -> tuple[list[str], int]:
+        """Captions of an image, and the block that one was taken from if it lies in no figure, else -1."""
+        place = self.places[row]
+        for figure in reversed(place.figures):
+            blocks, images = self._captions_of.get(figure, []), self._images_of.get(figure, {})
+            if blocks and len(images) == len(blocks) and row in images:
+                return [self.texts[blocks[images[row]]]], -1
+            if blocks:
+                return [self.texts[i] for i in blocks[:MAX_CAPTIONS]], -1
+        for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
+            text = self.texts[i]
+            if text and ((self.blocks[i].caption and not self.blocks[i].figures) or _is_caption_line(text)):
+                return [text.lstrip("▲△↑▼ ")], i
+            if text or i in self._with_image:
+                break
+        return [], -1
+
+    def _surrounding(self, place: Place, used: int) -> list[str]:
+        """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
+        own = self.blocks[place.block]
+        before, after = ("", "") if own.furniture or own.is_caption else own.near(place.offset)
+        if not _LETTER.search(before):
+            before = self._nearest(place.block, -1, used)
+        if not _LETTER.search(after):
+            after = self._nearest(place.block, 1, used)
+        return [before[-MAX_SURROUNDING:].strip(), after[:MAX_SURROUNDING].strip()]
+
+    def _nearest(self, start: int, step: int, used: int) -> str:
+        """The first block of running text: no furniture, no caption, at least one letter; "" if none is near."""
+        for distance in range(1, MAX_DISTANCE):
+            i = start + step * distance
+            if not 0 <= i < len(self.blocks):
+                break
+            block = self.blocks[i]
+            text = self.texts[i]
+            if i == used or block.furniture or block.is_caption or _is_caption_line(text):
+                continue
+            if _LETTER.search(text):
+                return text
+        return ""
+
+
+def _is_caption_line(text: str) -> bool:
+    return len(text) <= 100 and _CAPTION_LINE.match(text) is not None
+
+
+def _texts(found: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
+    """Without empty ones and repetitions: the first kind keeps a text."""
+    texts: dict[str, Text] = {}
+    for kind, text in found:
+        if text:
+            texts.setdefault(text, Text(kind, text[:MAX_TEXT]))
+    return tuple(texts.values())
+
+
+def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> str:
+    """The address of an image's best copy, as written; a data: URI only if there is nothing else; "" for none.
+
+    `sources` are the srcsets of the <picture> around it.
+    """
+    src = attributes.get("src", "").strip()
+    lazy = [attributes[name].strip() for name in _LAZY if attributes.get(name, "").strip()]
+    sets = [url for name in SRCSETS if (url := _largest(attributes.get(name, "")))]
+    real = [url for url in [*lazy, *sets, src] if _is_address(url)]
+    if not real:
+        real = [url for srcset in sources if (url := _largest(srcset)) and _is_address(url)]
+    return real[0] if real else src
+
+
+def _is_address(url: str) -> bool:
+    if not url.strip("#") or not re.search(r"[./]", url):
+        return False
+    return not url.lower().startswith(("data:", "about:", "javascript:", "blob:", "{{", "${"))
+
+
+def _largest(srcset: str) -> str:
+    """The URL with the largest descriptor of a srcset (HTML Living Standard, parse a srcset attribute)."""
+    best, size, rest = "", -1.0, srcset[:10_000]
+    while found := re.match(r"[\s,]*(\S+)", rest):
+        url, rest, descriptor = found.group(1), rest[found.end() :], ""
+        if not url.endswith(","):
+            descriptor, _, rest = rest.partition(",")
+        number = re.match(r"\s*(\d+(?:\.\d+)?)[wx]", descriptor)
+        weight = float(number.group(1)) if number else 1.0
+        url = url.rstrip(",")
+        if url and weight > size and not url.lower().startswith("data:"):
+            best, size = url, weight
+    return best

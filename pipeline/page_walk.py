@@ -1,0 +1,237 @@
+"""The walk over a page's DOM: blocks of running text, and where among them the images stand.
+
+What a block or an image lies in (page furniture, figures, captions) is told by tags and by class names, those of
+Chinese sites and of common generators: WordPress, MediaWiki, DocBook, Asciidoctor, Toutiao, Jianshu, Baike.
+
+Without recursion, and with bounds on what an image can look at, so that a hostile page costs no more than its size.
+Limits: class names must say what they mean; a site that calls its captions `p3` is not understood.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from data_specs.shard import nfc
+
+MAX_NEAR = 2000
+"""Characters of a block around an image that are looked at."""
+
+MAX_FIGURES = 8
+"""Figures within figures."""
+
+MAX_LOOKS = 100
+"""Elements looked into for an article before their class name is believed."""
+
+SRCSETS = ("data-srcset", "data-lazy-srcset", "srcset")
+"""Attributes that hold a list of copies of an image."""
+
+_SILENT = frozenset((
+    "script", "style", "template", "svg", "math", "iframe", "object", "select", "textarea", "head"
+))  # fmt: skip
+_INLINE = frozenset((
+    "a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "img", "ins",
+    "kbd", "label", "mark", "noscript", "picture", "q", "s", "samp", "small", "source", "span", "strike",
+    "strong", "sub", "sup", "time", "tt", "u", "var", "wbr"
+))  # fmt: skip
+_NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
+_FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
+_FURNITURE = re.compile(
+    r"(?:^|[-_\s])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|"
+    r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search|banner)"
+    r"(?:$|[-_\s])|crumb|recommend|copyright",
+    re.I,
+)
+_FIGURE = re.compile(
+    r"(?:^|\s)(?:figure|informalfigure|mediaobject|imageblock|wp-caption|thumb(?:inner)?|media|"
+    r"(?:image|img|pic|photo|picture|figure)[-_]?(?:box|wrap|wrapper|container|block|package|item|area)|pgc-img|"
+    r"lemma-picture|gallery-?item|illustration)(?:$|\s)",
+    re.I,
+)
+_CAPTION = re.compile(
+    r"caption|(?:^|[-_\s])(?:img|image|pic|photo|picture|figure|fig)[-_]?(?:desc|description|title|text|note|info|"
+    r"intro|txt|words|legend)(?:$|[-_\s])",
+    re.I,
+)
+_TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
+
+
+@dataclass(slots=True)
+class Block:
+    """Running text between two block boundaries."""
+
+    parts: list[str] = field(default_factory=list)
+    length: int = 0
+    furniture: bool = False
+    caption: bool = False
+    titles: bool = False  # its class says title: a caption, if it lies in a figure
+    figures: tuple[int, ...] = ()
+
+    def text(self) -> str:
+        return fold(self._joined())
+
+    def near(self, offset: int) -> tuple[str, str]:
+        """Text before and after a place in the block; of a very long block only what is near."""
+        joined = self._joined()
+        return fold(joined[max(0, offset - MAX_NEAR) : offset]), fold(joined[offset : offset + MAX_NEAR])
+
+    def _joined(self) -> str:
+        if len(self.parts) > 1:
+            self.parts = ["".join(self.parts)]
+        return self.parts[0] if self.parts else ""
+
+    @property
+    def is_caption(self) -> bool:
+        return self.caption or (self.titles and bool(self.figures))
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an image stands: block, characters of that block before it, figures from outermost to innermost."""
+
+    block: int
+    offset: int
+    figures: tuple[int, ...]
+    furniture: bool
+    attributes: dict[str, str]
+    sources: tuple[str, ...]  # srcsets of the <picture> around it
+    fallback: bool
+
+
+def fold(text: str) -> str:
+    """NFC, white space folded, nothing invisible: how texts leave a page."""
+    text = re.sub(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]", "", text)
+    return nfc(re.sub(r"\s+", " ", text).strip())
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What leaving an element must undo."""
+
+    tag: str
+    article: bool
+    furniture: bool
+    figure: bool
+    caption: bool
+    titles: bool
+    block: bool
+
+
+class Walk:
+    """The walk over the body: fills `blocks`, `places` and `headline`."""
+
+    def __init__(self) -> None:
+        self.blocks: list[Block] = [Block()]
+        self.places: list[Place] = []
+        self.headline = ""
+        self._figures: list[int] = []
+        self._count = 0
+        self._inside: Counter[str] = Counter()  # how many open elements are furniture, article, caption, titles ...
+        self._sources: list[str] = []
+        self._looks = 0
+
+    def run(self, body: Any) -> None:
+        """Depth first, without recursion: pages nest deeper than Python's stack."""
+        todo: list[tuple[Any, _Opened | None]] = [(body, None)]
+        while todo:
+            node, opened = todo.pop()
+            if opened is not None:
+                self._leave(opened)
+                continue
+            tag = node.tag
+            if tag == "-text":
+                self._text(node.text_content or "")
+            elif tag == "img":
+                self._place(node.attributes)
+            elif tag == "source":
+                attributes = node.attributes
+                self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
+            elif tag not in _SILENT and not tag.startswith("-"):
+                todo.append((node, self._enter(node, tag)))
+                children = []
+                child = node.first_child
+                while child is not None:
+                    children.append((child, None))
+                    child = child.next
+                todo.extend(reversed(children))
+
+    def _enter(self, node: Any, tag: str) -> _Opened:
+        attributes = node.attributes
+        style = " ".join(v for k in ("class", "id") if (v := attributes.get(k)))[:300]
+        figure = tag == "figure" or (style != "" and _FIGURE.search(style) is not None)
+        caption = tag == "figcaption" or (style != "" and not figure and _CAPTION.search(style) is not None)
+        opened = _Opened(
+            tag=tag,
+            article=tag in ("article", "main"),
+            furniture=tag in _FURNITURE_TAGS
+            or attributes.get("role") in ("navigation", "contentinfo", "complementary", "search")
+            or (tag == "header" and not self._inside["article"])
+            or (style != "" and tag not in _NEVER_FURNITURE and self._is_furniture(node, style)),
+            figure=figure and len(self._figures) < MAX_FIGURES,
+            caption=caption,
+            titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
+            block=tag not in _INLINE or caption,
+        )
+        if opened.block:
+            self._break()
+        for name in ("article", "furniture", "caption", "titles"):
+            self._inside[name] += getattr(opened, name)
+        self._inside[tag] += 1
+        if opened.figure:
+            self._count += 1
+            self._figures.append(self._count)
+        if tag == "picture":
+            self._sources = []
+        return opened
+
+    def _is_furniture(self, node: Any, style: str) -> bool:
+        """By its class or id, unless it holds the article: `<div class="page has-sidebar">` is the whole page."""
+        if _FURNITURE.search(style) is None:
+            return False
+        if self._inside["furniture"] or self._looks >= MAX_LOOKS:
+            return True
+        self._looks += 1
+        return node.css_first("article, main, h1") is None
+
+    def _leave(self, opened: _Opened) -> None:
+        if opened.tag == "h1" and not self.headline and not self._inside["furniture"]:
+            self.headline = self.blocks[-1].text()[:MAX_NEAR]
+        if opened.block:
+            self._break()
+        for name in ("article", "furniture", "caption", "titles"):
+            self._inside[name] -= getattr(opened, name)
+        self._inside[opened.tag] -= 1
+        if opened.figure:
+            self._figures.pop()
+
+    def _break(self) -> None:
+        """End the running text, if there is any, or an image that stands for it."""
+        if self.blocks[-1].parts or (self.places and self.places[-1].block == len(self.blocks) - 1):
+            self.blocks.append(Block())
+
+    def _text(self, text: str) -> None:
+        block = self.blocks[-1]
+        if not block.parts:
+            if not text.strip():
+                return
+            block.furniture = self._inside["furniture"] > 0
+            block.figures = tuple(self._figures)
+        block.caption = block.caption or self._inside["caption"] > 0
+        block.titles = block.titles or self._inside["titles"] > 0
+        block.parts.append(text)
+        block.length += len(text)
+
+    def _place(self, attributes: dict[str, str | None]) -> None:
+        self.places.append(
+            Place(
+                block=len(self.blocks) - 1,
+                offset=self.blocks[-1].length,
+                figures=tuple(self._figures),
+                furniture=self._inside["furniture"] > 0,
+                attributes={k.lower(): v or "" for k, v in attributes.items()},
+                sources=tuple(self._sources) if self._inside["picture"] else (),
+                fallback=self._inside["noscript"] > 0,
+            )
+        )

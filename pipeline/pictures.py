@@ -1,0 +1,214 @@
+"""Image bytes become the picture as shown: the one place that decodes, used by measure, detect and shard.
+
+As shown means what a browser paints: EXIF orientation applied, alpha laid on white, the first frame of an animation,
+RGB with 8 bits a channel. Boxes, sides and stored JPEGs all speak of this picture, so it must have one definition.
+
+Pillow decodes everything: it alone of the usual decoders refuses a truncated file in every format, knows Adobe's
+inverted CMYK and reads size and orientation without decoding. JPEG may be decoded at a reduced size by its DCT, which
+reads every byte all the same, so that damage is still found.
+
+Limits: colour profiles are not applied; damage inside JPEG data that libjpeg conceals is not seen; orientation from
+XMP alone is ignored, as browsers do. `decode` changes the process's warning filters while it runs: not for threads.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
+"""What is read, by its first bytes; a suffix or a content type is never trusted."""
+
+MAX_PIXELS = 100_000_000
+"""Default limit of `decode`, the same as fetch.max_pixels of a spec."""
+
+JPEG_MAX_SIDE = 65_535
+
+Pixels = npt.NDArray[np.uint8]
+"""[H, W, 3] RGB of the picture as shown."""
+
+
+class PictureError(ValueError):
+    """The bytes are not a picture that can be shown. `too_many_pixels` tells a bomb from damage."""
+
+    def __init__(self, message: str, too_many_pixels: bool = False) -> None:
+        super().__init__(message, too_many_pixels)
+        self.message = message
+        self.too_many_pixels = too_many_pixels
+
+    def __str__(self) -> str:
+        return self.message
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What is known before anything is decoded. Sides are of the picture as shown."""
+
+    format: str  # one of FORMATS
+    width: int
+    height: int
+    orientation: int  # EXIF, 1 to 8; 1 also where the field is absent or senseless
+    frames: int
+    alpha: bool
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A decoded picture. `pixels` may be smaller than `header` says if it was decoded at a reduced size."""
+
+    header: Header
+    pixels: Pixels
+
+
+def header(data: bytes) -> Header:
+    """Format, sides, orientation, frames and alpha, without decoding. Raises PictureError."""
+    with _guarded(), _open(data) as image:
+        return _header(image)
+
+
+def decode(data: bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
+    """The picture as shown. Raises PictureError; the pixel count is checked before anything is decoded.
+
+    reduce_to: if above 0, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps at
+    least so many pixels; much faster where a small picture is enough.
+    """
+    with _guarded(), _open(data) as image:
+        found = _header(image)
+        if found.pixels > max_pixels:
+            message = f"{found.width} x {found.height} pixels, {max_pixels:,} are allowed"
+            raise PictureError(message, too_many_pixels=True)
+        if reduce_to and found.format == "jpeg":
+            factor = max(1, min(found.width, found.height) // reduce_to)
+            image.draft(None, (image.width // factor, image.height // factor))
+        image.load()
+        shown = _as_shown(image, found)
+        pixels = np.asarray(shown)
+    if not reduce_to and pixels.shape[:2] != (found.height, found.width):
+        raise PictureError(f"its header says {found.width} x {found.height}, it decodes to {pixels.shape[1::-1]}")
+    return Picture(found, pixels)
+
+
+def to_jpeg(data: bytes, quality: int, max_pixels: int = MAX_PIXELS) -> bytes:
+    """JPEG bytes of the picture as shown, without metadata that would turn it; deterministic. Raises PictureError.
+
+    A JPEG that needs no turning comes back byte for byte, whatever its colour space.
+    """
+    with _guarded(), _open(data) as image:
+        # Some readers also follow an orientation that only XMP tells; such a file is stored without it.
+        if _header(image).format == "jpeg" and _exif_orientation(image) == 1 and image.getexif().get(274, 1) in (0, 1):
+            return data
+    return encode_jpeg(decode(data, max_pixels).pixels, quality)
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Baseline JPEG, 4:2:0, of RGB pixels [H, W, 3]. Raises PictureError if a side is above 65,535."""
+    from PIL import Image
+
+    if max(pixels.shape[:2]) > JPEG_MAX_SIDE:
+        raise PictureError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels do not fit into a JPEG")
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=2)
+    return out.getvalue()
+
+
+@contextmanager
+def _guarded() -> Iterator[None]:
+    """Whatever a decoder raises on hostile bytes becomes PictureError; its warnings are about the bytes, not us."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except PictureError:
+            raise
+        except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, struct.error, TypeError and more
+            text = " ".join(str(e).split())
+            raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
+
+
+def _open(data: bytes) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, with a reason of its own
+    try:
+        return Image.open(io.BytesIO(data), formats=[name.upper() for name in FORMATS])
+    except UnidentifiedImageError:
+        raise PictureError(f"not an image that is read here (it begins with {data[:8].hex() or 'nothing'})") from None
+
+
+def _header(image: Any) -> Header:
+    name = image.format.lower()
+    name = "jpeg" if name == "mpo" else name  # a phone's JPEG with further pictures behind the first
+    orientation = _exif_orientation(image)
+    # Pillow turns a TIFF itself when it loads it, and its size is the turned one from the start.
+    turned = orientation >= 5 and name != "tiff"
+    width, height = (image.height, image.width) if turned else image.size
+    if width < 1 or height < 1:
+        raise PictureError(f"{width} x {height} pixels")
+    frames = 1 if name == "jpeg" else int(getattr(image, "n_frames", 1))
+    alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
+    return Header(name, width, height, orientation, frames, alpha)
+
+
+def _exif_orientation(image: Any) -> int:
+    from PIL import Image
+
+    if image.format == "TIFF":
+        value = image.tag_v2.get(274, 1)
+    else:
+        exif = Image.Exif()
+        try:
+            exif.load(image.info.get("exif", b""))
+            value = exif.get(274, 1)
+        except Exception:  # damaged EXIF: the picture itself may be sound
+            value = 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _as_shown(image: Any, found: Header) -> Any:
+    """The loaded image in RGB, on white, turned."""
+    from PIL import Image
+
+    if found.alpha:
+        image = image.convert("RGBA")
+        ground = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(ground, image).convert("RGB")
+    elif image.mode.startswith(("I", "F")):
+        image = _from_deep(image)
+    elif image.mode != "RGB":
+        image = image.convert("RGB")
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    if found.orientation in turns and found.format != "tiff":
+        image = image.transpose(turns[found.orientation])
+    return image
+
+
+def _from_deep(image: Any) -> Any:
+    """RGB from one channel of 16 bits, 32 bits or float, scaled by the type's range or, where unknown, the values'."""
+    from PIL import Image
+
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65_535:
+        low, high = 0.0, 65_535.0
+    else:
+        low, high = float(values.min()), float(values.max())
+    scaled = (values - low) * (255.0 / max(high - low, 1e-9))
+    return Image.fromarray(np.rint(scaled).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -1,0 +1,95 @@
+"""Plug-ins: sources, filters, detectors and image features, one file each, found by their file's name.
+
+A plug-in is a frozen pydantic model: **file name = the name in the spec, its fields = its options**. There is no
+registry: `pipeline/filters/text_length.py` holds exactly one class derived from the family's face (declared in the
+family's `__init__`), and a spec's `{name: text_length, min_chars: 2}` becomes an instance of it. Being a frozen model
+of plain values, it can be sent to any Ray worker, and its VERSION and options go into the stage's fingerprint.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from typing import Any, ClassVar, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data_specs.build import BuildSpec, SpecError, describe
+
+Family = Literal["sources", "filters", "detectors", "features"]
+T = TypeVar("T", bound="Plugin")
+
+
+class Plugin(BaseModel):
+    """Base of all plug-ins. Raise VERSION when the same options give other results."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    VERSION: ClassVar[int] = 1
+
+    @classmethod
+    def plugin_name(cls) -> str:
+        """The file's name, which is the name in a spec."""
+        return cls.__module__.rpartition(".")[2]
+
+    def identity(self) -> dict[str, Any]:
+        """What goes into a fingerprint: name, version, options."""
+        return {"name": self.plugin_name(), "version": self.VERSION, "options": self.model_dump(mode="json")}
+
+
+def names(family: Family) -> list[str]:
+    """Names of the plug-ins of a family, sorted."""
+    package = importlib.import_module(f"pipeline.{family}")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+
+
+def find(family: Family, name: str) -> type[Plugin]:
+    """The class of a plug-in. Raises SpecError with the nearest known name."""
+    known = names(family)
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
+        raise SpecError([f"{name!r} is not one of the {family}; {hint}"])
+    module = importlib.import_module(f"pipeline.{family}.{name}")
+    classes = [
+        c
+        for _, c in inspect.getmembers(module, inspect.isclass)
+        if issubclass(c, Plugin) and c.__module__ == module.__name__ and not c.__name__.startswith("_")
+    ]
+    assert len(classes) == 1, f"{module.__name__} must hold exactly one plug-in class"
+    return classes[0]
+
+
+def configure(family: Family, name: str, options: dict[str, Any], face: type[T], where: str = "") -> T:
+    """An instance of a plug-in. `where` is its place in the spec. Raises SpecError, one line a fault."""
+    try:
+        plugin = find(family, name)
+    except SpecError as e:
+        raise SpecError([f"{where}: {line}" if where else line for line in e.problems]) from None
+    try:
+        instance = plugin.model_validate(options)
+    except ValidationError as e:
+        raise SpecError(describe(e, plugin, where)) from None
+    assert isinstance(instance, face), f"{plugin.__module__} is not a {face.__name__}"
+    return instance
+
+
+def check(spec: BuildSpec, name: str = "") -> None:
+    """Configure every plug-in that a spec names. Raises SpecError that lists all faults; `name` is the spec file."""
+    wanted: list[tuple[Family, str, dict[str, Any], str]] = []
+    for i, source in enumerate(spec.sources):
+        options = {"name": source.name, "source_kind": source.source_kind, "base": spec.base, **source.options}
+        wanted.append(("sources", source.kind, options, f"sources[{i}]"))
+    for i, ref in enumerate(spec.filters):
+        wanted.append(("filters", ref.name, ref.options, f"filters[{i}]"))
+    for i, ref in enumerate(spec.regions.detectors):
+        wanted.append(("detectors", ref.name, {"base": spec.base, **ref.options}, f"regions.detectors[{i}]"))
+    problems: list[str] = []
+    for family, plugin, options, where in wanted:
+        try:
+            configure(family, plugin, options, Plugin, where)
+        except SpecError as e:
+            problems += [f"{name}: {line}" if name else line for line in e.problems]
+    if problems:
+        raise SpecError(problems)

@@ -1,0 +1,306 @@
+"""The typed rows that go from stage to stage, and their Parquet schemas.
+
+Capture -> Candidate -> Pair -> (data_specs.shard.Sample), and a Decision for each that goes no further.
+
+Identity: `fetch_id = sha256(image_url)`, one image URL is fetched once for all its candidates;
+`candidate_id = sha256(source, page_url or row id, image_url)`. `order_key` is a keyed hash of fetch_id: partitions
+from admit on are ranges of it and shards are written in its order, so that packing reads each image tar once.
+"""
+
+from __future__ import annotations
+
+import builtins
+import enum
+import hashlib
+from dataclasses import dataclass
+from typing import Literal
+
+import pyarrow as pa
+
+from data_specs.shard import SourceKind, Text
+
+
+class DropReason(str, enum.Enum):
+    """Why a capture or a candidate went no further. One word each; the evidence is in the Decision."""
+
+    # crawl: captures
+    ROBOTS_DISALLOWED = "robots_disallowed"
+    ROBOTS_UNREACHABLE = "robots_unreachable"
+    OPT_OUT = "opt_out"  # noai, noimageai, noindex, noml ... in a header or a meta tag
+    EGRESS_REFUSED = "egress_refused"  # scheme or address that may not be reached
+    HTTP_STATUS = "http_status"
+    TIMEOUT = "timeout"
+    CONNECTION = "connection"
+    TOO_MANY_REDIRECTS = "too_many_redirects"
+    TOO_LARGE = "too_large"
+    NOT_HTML = "not_html"
+    OVER_BUDGET = "over_budget"
+    # extract
+    BAD_CHARSET = "bad_charset"
+    BAD_URL = "bad_url"
+    BAD_ROW = "bad_row"  # a row of a table that cannot be read
+    DATA_URI = "data_uri"
+    SPACER = "spacer"  # icon, spacer, tracking pixel
+    NO_TEXT = "no_text"
+    REPEATED_ON_PAGE = "repeated_on_page"
+    # admit
+    FORGOTTEN = "forgotten"
+    SAME_CANDIDATE = "same_candidate"
+    CAP_PER_IMAGE_URL = "cap_per_image_url"
+    TEXT_TOO_SHORT = "text_too_short"
+    TEXT_TOO_LONG = "text_too_long"
+    LOW_HAN_SHARE = "low_han_share"
+    NOT_CHINESE = "not_chinese"
+    BOILERPLATE = "boilerplate"
+    # fetch and measure
+    EMPTY_BODY = "empty_body"
+    NOT_AN_IMAGE = "not_an_image"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    CORRUPT_IMAGE = "corrupt_image"
+    # filter
+    IMAGE_TOO_SMALL = "image_too_small"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_ASPECT = "image_aspect"
+    IMAGE_BLANK = "image_blank"
+    # dedup
+    SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
+    NEAR_IMAGE = "near_image"
+    CAP_PER_TEXT = "cap_per_text"
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """One fetched page as it lies in a WARC."""
+
+    url: str
+    status: int
+    fetched_at: str  # RFC 3339, UTC
+    content_type: str
+    body: bytes
+    headers: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """An image URL with its texts, not fetched. `origin` is the page's URL, or the row id of a table."""
+
+    source: str
+    source_kind: SourceKind
+    origin: str
+    page_url: str  # "" for a table that names no page
+    image_url: str  # canonical
+    texts: tuple[Text, ...]
+    row: int = 0  # where it stood in its page or table: a stable tie-break
+
+    @property
+    def fetch_id(self) -> str:
+        return sha256_hex(self.image_url)
+
+    @property
+    def candidate_id(self) -> str:
+        return sha256_hex(self.source, self.origin, self.image_url)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason."""
+
+    subject: Literal["capture", "candidate"]
+    id: str  # candidate_id, or sha256 of the capture's URL
+    fetch_id: str  # "" for a capture
+    source: str
+    page_url: str
+    url: str  # of the image, or of the page
+    stage: str
+    kept: bool
+    reason: str = ""  # DropReason, "" if kept
+    reasons: tuple[str, ...] = ()  # every failing one
+    evidence: str = ""
+    duplicate_of: str = ""  # candidate_id of the leader
+    text: str = ""  # primary text, for people who read the report
+
+
+def drop(candidate: Candidate, stage: str, reason: DropReason, evidence: str = "", **more: object) -> Decision:
+    """The Decision that drops a candidate. `more` may set reasons and duplicate_of."""
+    reasons = more.get("reasons") or (reason.value,)
+    return Decision(
+        subject="candidate",
+        id=candidate.candidate_id,
+        fetch_id=candidate.fetch_id,
+        source=candidate.source,
+        page_url=candidate.page_url,
+        url=candidate.image_url[:2000],
+        stage=stage,
+        kept=False,
+        reason=reason.value,
+        reasons=tuple(reasons),  # type: ignore[arg-type]
+        evidence=evidence[:300],
+        duplicate_of=str(more.get("duplicate_of", "")),
+        text=candidate.texts[0].text[:200] if candidate.texts else "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What one decode tells of an image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
+
+    sha256: str
+    format: str
+    width: int
+    height: int
+    bytes: int
+    frames: int
+    alpha: bool
+    orientation: int  # EXIF 1 to 8
+    blankness: float  # share of the most frequent of 64 grey levels, 0 to 1
+    phash: tuple[int, ...]  # 64-bit perceptual hashes: whole picture, then centre crops
+    signature: builtins.bytes  # compact colour and structure signature, for verifying hash matches
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """A fetched and measured candidate."""
+
+    candidate: Candidate
+    features: Features
+    fetched_at: str
+
+
+TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
+
+CANDIDATE_SCHEMA = pa.schema(
+    [
+        ("order_key", pa.string()),
+        ("candidate_id", pa.string()),
+        ("fetch_id", pa.string()),
+        ("source", pa.string()),
+        ("source_kind", pa.string()),
+        ("origin", pa.string()),
+        ("page_url", pa.string()),
+        ("image_url", pa.string()),
+        ("texts", TEXTS_TYPE),
+        ("row", pa.int64()),
+    ]
+)
+
+FEATURE_SCHEMA = pa.schema(
+    [
+        ("sha256", pa.string()),
+        ("format", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("bytes", pa.int64()),
+        ("frames", pa.int32()),
+        ("alpha", pa.bool_()),
+        ("orientation", pa.int32()),
+        ("blankness", pa.float32()),
+        ("phash", pa.list_(pa.uint64())),
+        ("signature", pa.binary()),
+    ]
+)
+
+PAIR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, *FEATURE_SCHEMA, ("fetched_at", pa.string())])
+
+DECISION_SCHEMA = pa.schema(
+    [
+        ("subject", pa.string()),
+        ("id", pa.string()),
+        ("fetch_id", pa.string()),
+        ("source", pa.string()),
+        ("page_url", pa.string()),
+        ("url", pa.string()),
+        ("stage", pa.string()),
+        ("kept", pa.bool_()),
+        ("reason", pa.string()),
+        ("reasons", pa.list_(pa.string())),
+        ("evidence", pa.string()),
+        ("duplicate_of", pa.string()),
+        ("text", pa.string()),
+    ]
+)
+
+FETCH_SCHEMA = pa.schema(
+    [
+        ("fetch_id", pa.string()),
+        ("image_url", pa.string()),
+        ("ok", pa.bool_()),
+        ("reason", pa.string()),  # DropReason, "" if ok
+        ("evidence", pa.string()),
+        ("sha256", pa.string()),  # of the bytes as fetched, "" if not ok
+        ("offset", pa.int64()),  # of the bytes in the partition's image tar; -1 if not ok
+        ("size", pa.int64()),
+        ("fetched_at", pa.string()),
+        ("etag", pa.string()),
+        ("retry_after", pa.string()),  # RFC 3339, UTC: when a failed one may be tried again; "" = never or not needed
+    ]
+)
+
+DEDUP_SCHEMA = pa.schema(
+    [
+        *PAIR_SCHEMA,  # texts: with those of merged duplicates, primary first
+        ("text_leaders", pa.list_(pa.string())),  # one for each of texts: sha256 hex of the leader's normalised text
+        ("image_leader", pa.string()),  # sha256 hex of the leading image
+        ("split", pa.string()),
+    ]
+)
+
+
+def sha256_hex(*parts: str) -> str:
+    """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide."""
+    data = parts[0].encode() if len(parts) == 1 else b"".join(part.encode() + b"\0" for part in parts)
+    return hashlib.sha256(data).hexdigest()
+
+
+def order_key(fetch_id: str, seed: int) -> str:
+    """Keyed 64-bit hash of fetch_id, 16 hex digits: where an image stands among the shards."""
+    return hashlib.blake2b(fetch_id.encode(), digest_size=8, key=str(seed).encode()).hexdigest()
+
+
+def order_range(partition: int, of: int) -> tuple[str, str]:
+    """Half-open range [low, high) of order keys of a partition; `high` of the last one is above every key."""
+    low, high = (partition << 64) // of, ((partition + 1) << 64) // of
+    return f"{low:016x}", f"{high:016x}" if high < 1 << 64 else "g"
+
+
+def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
+    """Table of CANDIDATE_SCHEMA sorted by (order_key, candidate_id)."""
+    rows = [
+        {
+            "order_key": order_key(c.fetch_id, seed),
+            "candidate_id": c.candidate_id,
+            "fetch_id": c.fetch_id,
+            "source": c.source,
+            "source_kind": c.source_kind,
+            "origin": c.origin,
+            "page_url": c.page_url,
+            "image_url": c.image_url,
+            "texts": [{"kind": t.kind, "text": t.text} for t in c.texts],
+            "row": c.row,
+        }
+        for c in candidates
+    ]
+    rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
+    return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+
+
+def candidates_of(table: pa.Table) -> list[Candidate]:
+    """Candidates from a table that has at least CANDIDATE_SCHEMA's columns, in its order."""
+    names = ["source", "source_kind", "origin", "page_url", "image_url", "texts", "row"]
+    return [
+        Candidate(
+            source=r["source"],
+            source_kind=r["source_kind"],
+            origin=r["origin"],
+            page_url=r["page_url"],
+            image_url=r["image_url"],
+            texts=tuple(Text(t["kind"], t["text"]) for t in r["texts"]),
+            row=r["row"],
+        )
+        for r in table.select(names).to_pylist()
+    ]
+
+
+def decision_rows(decisions: list[Decision]) -> pa.Table:
+    """Table of DECISION_SCHEMA."""
+    names = DECISION_SCHEMA.names
+    return pa.Table.from_pylist([{n: getattr(d, n) for n in names} for d in decisions], schema=DECISION_SCHEMA)

@@ -1,0 +1,233 @@
+"""A build becomes a dataset: gates, card, manifest last, identities to STORE. And what became of one candidate.
+
+`publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json, and the
+manifest after all of them; then it commits the build's identities to STORE. Publishing what is published already, and
+unchanged, changes nothing: same revision, same bytes. A publish that was killed between manifest and identities is
+finished by the next one.
+
+BUILD/releases.json keeps the revisions of a build, since the manifest of an earlier one is removed when shards are
+written anew.
+
+Limits: sizes of all shard files are checked here, their sha256 were taken while they were written; `verify` reads
+everything again. One publisher at a time, held by STORE's lock for the identities only.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.build import SpecError
+from data_specs.shard import (
+    SCHEMA_VERSION,
+    SPLITS,
+    FileDigest,
+    Manifest,
+    ShardFiles,
+    canonical_json,
+    content_digest,
+    parse_manifest,
+)
+from pipeline import card
+from pipeline.errors import GateError, StageError, StoreError
+from pipeline.funnel import Funnel, examples, read_funnels
+from pipeline.records import sha256_hex
+from pipeline.shards import detector_ids
+from pipeline.store import Build, Record
+from pipeline.verify import verify
+
+__all__ = ["GATES", "explain", "publish", "verify"]
+
+GATES = ("min_samples", "max_drop_share", "approve")
+
+
+def publish(build: Build, accept: Sequence[str] = (), because: str = "", approved: bool = False) -> Manifest:
+    """Make a finished build a dataset and return its manifest.
+
+    accept: gates that may fail this once; `because` says why and goes into the manifest. approved: a person asked for
+    this publish, which is what `approve: manual` waits for.
+
+    Raises GateError (the numbers, top reasons and ten examples; one line each), StageError if shards are not finished,
+    StoreError if one is missing or not whole, and SpecError for an unknown gate or an acceptance without a reason.
+    """
+    from pipeline.dedup import identity_rows
+
+    _check_acceptance(accept, because)
+    records = _finished(build)
+    candidates, captures = read_funnels(build)
+    _pass_gates(build, candidates, accept, approved)
+    accepted = dict.fromkeys(sorted(accept), because)
+    manifest = _manifest(build, records, accepted)
+    before = _published(build)
+    if before is None or not _same(before, manifest):
+        manifest = _numbered(build, manifest)
+        folder = build.folder / "shards"
+        folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
+        for name, data in card.files(build, manifest, candidates, captures).items():
+            folder.write(name, data)
+        folder.write("manifest.json", _pretty(manifest))
+    else:
+        manifest = before
+    _remember(build, manifest)
+    build.store.publish_identities(build.build_id, identity_rows(build))
+    return manifest
+
+
+def explain(build: Build, subject: str) -> list[dict[str, Any]]:
+    """Every decision about a candidate id or key (or its beginning, 8 hex digits or more), an image, or a URL.
+
+    A URL may be an image's or a page's. Rows have DECISION_SCHEMA's columns. Reads partition after partition.
+    """
+    found = []
+    for table in build.decisions():
+        found += table.filter(_about(table, subject)).to_pylist()
+    return found
+
+
+def _about(table: pa.Table, subject: str) -> Any:
+    if "://" in subject:
+        matches = [pc.equal(table[name], subject) for name in ("url", "page_url")]
+        matches.append(pc.equal(table["fetch_id"], sha256_hex(subject)))  # the url column is cut at 2,000 characters
+    else:
+        prefix = subject.lower()
+        if len(prefix) < 8:
+            raise SpecError([f"{subject}: give a URL or at least 8 digits of an id"])
+        matches = [pc.starts_with(table[name], prefix) for name in ("id", "fetch_id", "duplicate_of")]
+    result = matches[0]
+    for more in matches[1:]:
+        result = pc.or_(result, more)
+    return result
+
+
+def _check_acceptance(accept: Sequence[str], because: str) -> None:
+    for gate in accept:
+        if gate not in GATES:
+            raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(GATES)}"])
+    if accept and not because.strip():
+        raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
+
+
+def _finished(build: Build) -> list[Record]:
+    """Records of all shards, in order of split and number, with the sizes of their files checked."""
+    if "shard" not in build.fingerprints or not build.stage("shard").finished():
+        raise StageError("shard", f"is not finished in {build.out}; run wenlan-data build first")
+    stage = build.stage("shard")
+    records = stage.records()
+    for record in records:
+        for suffix in record.files:
+            with stage.file(record, suffix):
+                pass
+    return sorted(records, key=lambda r: (SPLITS.index(r.info["split"]), r.partition))
+
+
+def _pass_gates(build: Build, candidates: Funnel, accept: Sequence[str], approved: bool) -> None:
+    options = build.spec.publish
+    lines = []
+    if options.approve == "manual" and not approved and "approve" not in accept:
+        lines.append(f"gate approve: the spec wants a person's word; next: wenlan-data publish {build.out}")
+    if candidates.kept < options.min_samples and "min_samples" not in accept:
+        lines.append(f"gate min_samples: {candidates.kept:,} samples are left, the spec wants {options.min_samples:,}")
+    if candidates.drop_share > options.max_drop_share and "max_drop_share" not in accept:
+        lines.append(
+            f"gate max_drop_share: {candidates.dropped:,} of {candidates.total:,} candidates were dropped "
+            f"({candidates.drop_share:.1%}), the spec allows {options.max_drop_share:.1%}"
+        )
+    if not lines:
+        return
+    if lines[-1].startswith("gate approve"):
+        raise GateError(build.build_id, lines[0])
+    reasons = [f"  {count:,} x {reason}" for reason, count in candidates.reasons()[:10]]
+    shown = [f"  {line}" for line in examples(build, 10)]
+    lines += ["top reasons:", *(reasons or ["  none"]), "examples:", *(shown or ["  none"])]
+    raise GateError(build.build_id, "\n".join([*lines, "let it through with: --accept GATE --because TEXT"]))
+
+
+def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> Manifest:
+    """The manifest as it follows from the build, before it has a revision."""
+    detectors = detector_ids(build)
+    shards = [
+        ShardFiles(
+            split=record.info["split"],
+            samples=record.counts["kept"],
+            tar=_digest(record, "tar"),
+            parquet=_digest(record, "parquet"),
+            regions={detector: _digest(record, f"regions/{detector}") for detector in detectors},
+        )
+        for record in records
+    ]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        build_id=build.build_id,
+        spec_digest=build.spec.digest,
+        content_digest=content_digest(shards),
+        created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
+        detectors=tuple(detectors),
+        shards=tuple(shards),
+        accepted=accepted,
+    )
+
+
+def _digest(record: Record, suffix: str) -> FileDigest:
+    ref = record.files[suffix]
+    return FileDigest(path=ref.name, bytes=ref.bytes, sha256=ref.sha256)
+
+
+def _published(build: Build) -> Manifest | None:
+    folder = build.folder / "shards"
+    if not folder.exists("manifest.json"):
+        return None
+    return parse_manifest(folder.read("manifest.json"), folder.at("manifest.json"))
+
+
+def _same(a: Manifest, b: Manifest) -> bool:
+    """Whether two manifests say the same, whenever they were written and whatever revision they are."""
+    leave = {"revision", "parent", "created_at"}
+    return a.model_dump(exclude=leave) == b.model_dump(exclude=leave)
+
+
+def _numbered(build: Build, manifest: Manifest) -> Manifest:
+    """The manifest with its revision: 0 for a build's first, one more than the last otherwise, which is its parent."""
+    releases = _releases(build)
+    if not releases:
+        return manifest
+    last = releases[-1]["revision"]
+    return manifest.model_copy(update={"revision": last + 1, "parent": f"{build.build_id}/{last}"})
+
+
+def _releases(build: Build) -> list[dict[str, Any]]:
+    """Releases of this build, oldest first; a folder may hold those of an earlier spec too, which do not count."""
+    known = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
+    try:
+        return [release for release in known if release["build_id"] == build.build_id]
+    except (TypeError, KeyError):
+        raise StoreError(build.folder.at("releases.json"), "is not a list of releases") from None
+
+
+def _remember(build: Build, manifest: Manifest) -> None:
+    known = _releases(build)
+    if any(release["revision"] == manifest.revision for release in known):
+        return
+    release = {
+        "build_id": manifest.build_id,
+        "revision": manifest.revision,
+        "created_at": manifest.created_at,
+        "content_digest": manifest.content_digest,
+        "manifest_sha256": hashlib.sha256(_pretty(manifest)).hexdigest(),
+        "samples": manifest.samples,
+    }
+    build.folder.write_json("releases.json", [*known, release])
+
+
+def _pretty(manifest: Manifest) -> bytes:
+    """The manifest's bytes: canonical values, one shard a line, so that two releases can be compared by eye."""
+    raw = manifest.model_dump(mode="json")
+    shards = ",\n  ".join(canonical_json(shard).decode() for shard in raw.pop("shards"))
+    head = json.dumps(raw, indent=1, ensure_ascii=False, sort_keys=True)
+    return f'{head.removesuffix("}").rstrip()},\n "shards": [\n  {shards}\n ]\n}}\n'.encode()

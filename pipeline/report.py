@@ -1,0 +1,187 @@
+"""Stage `report`: the quality report of a build, BUILD/report/index.html and report.json.
+
+index.html is one file that loads nothing (its content policy forbids the network), so that it can be mailed and kept.
+report.json holds the same figures for machines. The parts: `funnel` (what became of every candidate),
+`report_figures` (what was kept), `report_pictures` (what it looks like), and the template report.html beside this file.
+
+A data owner reads it before `publish`; so the gates of the spec are shown with their figures, and whatever does not add
+up is shown first.
+
+Limits: the page shows a sample of pictures, at most `report.pictures` of the spec, and stays below 5 MB.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Any
+
+from data_specs.shard import SPLITS
+from pipeline import report_pictures
+from pipeline.funnel import ORDER, Funnel, faults, read_funnels
+from pipeline.report_figures import collect, cost
+from pipeline.store import Build
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ("shard",)
+REPORT_VERSION = 1
+"""Version of report.json's form."""
+
+FUNNEL_STAGES = [name for name in ORDER if ORDER["extract"] <= ORDER[name] <= ORDER["shard"]]
+
+
+def token(build: Build) -> Any:
+    """Options of the report, the gates it shows, and the takedowns it must honour."""
+    spec = build.spec
+    return [spec.report.model_dump(), spec.publish.model_dump(), build.store.forgotten_revision()]
+
+
+def partitions(build: Build) -> list[str]:
+    """One: the report is of the whole build."""
+    return ["all"]
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Write the report."""
+    with build.stage("report").attempt(partition) as attempt:
+        report = make(build)
+        page = render(report)
+        attempt.path("html", final="index.html").write_text(page, encoding="utf-8")
+        for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
+            del row["picture"]  # figures for machines, not pictures
+        text = json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)
+        attempt.path("json", final="report.json").write_text(text + "\n", encoding="utf-8")
+        attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
+
+
+def make(build: Build) -> dict[str, Any]:
+    """The whole report as JSON values; `picture` of a row is a data: URI."""
+    candidates, captures = read_funnels(build)
+    takedowns = report_pictures.Takedowns(build.store.forgotten())
+    choice = report_pictures.choose(build, takedowns)
+    report_pictures.add_pictures(build, choice.rows(), takedowns)
+    report_pictures.add_boxes(build, choice.rows())
+    return {
+        "report_version": REPORT_VERSION,
+        "build": _build(build),
+        "faults": faults(build, candidates),
+        "gates": _gates(build, candidates),
+        "totals": {"candidates": candidates.total, "kept": candidates.kept, "dropped": candidates.dropped},
+        "splits": _splits(build),
+        "funnel": [_stage(row) for row in candidates.stages(FUNNEL_STAGES)],
+        "reasons": [{"name": name, "count": count} for name, count in candidates.reasons()],
+        "sources": _sources(build, candidates),
+        "captures": [{"name": name, "count": count} for name, count in captures.reasons()],
+        "pages": _pages(build),
+        **collect(build),
+        "duplicates": choice.duplicates,
+        "clusters": choice.clusters,
+        "sheet": choice.sheet,
+        "not_shown": choice.hidden,
+        "cost": cost(build),
+    }
+
+
+def render(report: dict[str, Any]) -> str:
+    """index.html from what `make` gave. Everything that came from the web is escaped by the template engine."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.tests["starts"] = str.startswith
+    environment.filters["n"] = lambda value: f"{value:,}"
+    environment.filters["share"] = _share
+    environment.filters["size"] = _size
+    return environment.get_template("report.html").render(**report)
+
+
+def _share(part: int, whole: int) -> str:
+    """`12.3%`; `–` of nothing; never a rounded 0% or 100% that is not one."""
+    if not whole:
+        return "–"
+    if 0 < part < whole:
+        return f"{min(max(100 * part / whole, 0.1), 99.9):.1f}%"
+    return "100%" if part else "0%"
+
+
+def _size(count: int) -> str:
+    """Bytes for people: `3.4 MB`."""
+    value, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if value < 1_000:
+            break
+        value, unit = value / 1_000, larger
+    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+
+
+def _build(build: Build) -> dict[str, Any]:
+    spec = build.spec
+    return {
+        "id": build.build_id,
+        "name": spec.name,
+        "description": spec.description,
+        "snapshot": build.snapshot,
+        "spec_digest": spec.digest,
+        "licence": spec.licence,
+        "contact": spec.contact,
+        "wenlan": importlib.metadata.version("wenlan"),
+    }
+
+
+def _gates(build: Build, candidates: Funnel) -> list[dict[str, Any]]:
+    """The spec's gates with what was found."""
+    options = build.spec.publish
+    enough, few = candidates.kept >= options.min_samples, candidates.drop_share <= options.max_drop_share
+    return [
+        {
+            "name": "min_samples",
+            "found": f"{candidates.kept:,}",
+            "wanted": f"≥ {options.min_samples:,}",
+            "holds": enough,
+        },
+        {
+            "name": "max_drop_share",
+            "found": f"{candidates.drop_share:.1%}",
+            "wanted": f"≤ {options.max_drop_share:.1%}",
+            "holds": few,
+        },
+    ]
+
+
+def _splits(build: Build) -> list[dict[str, Any]]:
+    records = build.stage("shard").records()
+    rows = []
+    for split in SPLITS:
+        here = [record for record in records if record.info["split"] == split]
+        samples, size = sum(r.counts["kept"] for r in here), sum(r.counts["bytes"] for r in here)
+        rows.append({"name": split, "samples": samples, "shards": len(here), "bytes": size})
+    return rows
+
+
+def _stage(row: Any) -> dict[str, Any]:
+    reasons = [{"name": name, "count": count} for name, count in row.reasons]
+    return {"stage": row.stage, "seen": row.seen, "kept": row.kept, "dropped": row.dropped, "reasons": reasons}
+
+
+def _sources(build: Build, candidates: Funnel) -> list[dict[str, Any]]:
+    """One row a source of the spec, in its order, with what was left after each stage."""
+    rows = []
+    for ref in build.spec.sources:
+        funnel = candidates.of_source(ref.name)
+        stages = [{"stage": s.stage, "kept": s.kept, "dropped": s.dropped} for s in funnel.stages(FUNNEL_STAGES)]
+        reasons = [{"name": name, "count": count} for name, count in funnel.reasons()]
+        row = {"name": ref.name, "kind": ref.kind, "source_kind": ref.source_kind, "candidates": funnel.total}
+        rows.append({**row, "kept": funnel.kept, "dropped": funnel.dropped, "stages": stages, "reasons": reasons})
+    return rows
+
+
+def _pages(build: Build) -> dict[str, int]:
+    """What crawl counted: pages seen, kept and dropped."""
+    records = build.stage("crawl").records() if "crawl" in build.fingerprints else []
+    return {what: sum(record.counts.get(what, 0) for record in records) for what in ("seen", "kept", "dropped")}

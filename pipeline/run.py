@@ -1,0 +1,294 @@
+"""THE PAGE: a spec becomes a build. Read it and you know the system.
+
+    crawl -> extract -> admit -> fetch -> measure -> filter -> dedup -> detect -> shard -> report -> (publish)
+
+A stage is a module with the five names of `Stage`. It is cut into partitions; each runs as one Ray task, which commits
+its own record (`pipeline.store`). A stage's fingerprint is made of its VERSION, its token (its part of the spec and
+what it reads outside the build) and its inputs' fingerprints: same fingerprint, same result, so a finished stage is
+skipped and a killed one goes on with the partitions that have no record. Ray starts only if there is something to run.
+
+The driver holds partition names and counts, nothing that grows with the rows of a dataset.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from data_specs.build import BuildSpec
+from data_specs.shard import canonical_json
+from pipeline import admit, crawl, dedup, extract, fetch, filter, measure, plugins, regions, report, shards
+from pipeline.errors import StageError, StoreError, WenlanError
+from pipeline.folder import Folder
+from pipeline.store import Build, Record, Store
+
+log = logging.getLogger("wenlan")
+
+
+class Stage(Protocol):
+    """What a stage module has. All of it is pure but `run_partition`, which commits one record."""
+
+    VERSION: int
+    """Raised when the same input gives another output. Never raised for crawl and fetch by a mere code change."""
+    INPUTS: tuple[str, ...]
+    """Stages it reads."""
+
+    def token(self, build: Build) -> Any:
+        """JSON value: its part of the spec, versions of its plug-ins, and what it reads outside the build."""
+
+    def partitions(self, build: Build) -> list[str]:
+        """Names of its partitions; called when its inputs are finished."""
+
+    def run_partition(self, build: Build, partition: str) -> None:
+        """Do one partition and commit it."""
+
+
+STAGES: dict[str, Stage] = {
+    "crawl": crawl,
+    "extract": extract,
+    "admit": admit,
+    "fetch": fetch,
+    "measure": measure,
+    "filter": filter,
+    "dedup": dedup,
+    "detect": regions,
+    "shard": shards,
+    "report": report,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage did in this run. `funnel` sums the counts of its records: seen, kept, dropped and more."""
+
+    name: str
+    skipped: bool
+    partitions: int
+    ran: int
+    seconds: float
+    cpu_seconds: float
+    funnel: dict[str, int]
+
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, partitions done, partitions in all)."""
+
+
+def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "") -> Build:
+    """A build with its fingerprints computed. Touches nothing on disk.
+
+    Snapshot: the id of what is crawled; a build goes on with its own, a new one takes today's date (UTC).
+    Raises SpecError, SourceError (a source that cannot be read at all) and StoreError.
+    """
+    plugins.check(spec)
+    folder = Folder(out)
+    if not snapshot:
+        known = folder.read_json("build.json") if folder.exists("build.json") else {}
+        snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    build = Build(
+        spec=spec,
+        out=folder.url,
+        store=Store(Folder(store).url if store else folder.at("store")),
+        build_id=f"{spec.name}-{snapshot}-{spec.digest[:8]}",
+        snapshot=snapshot,
+    )
+    for name, stage in STAGES.items():
+        inputs = [build.fingerprints[i] for i in stage.INPUTS]
+        value = [name, stage.VERSION, stage.token(build), inputs]
+        fingerprint = hashlib.sha256(canonical_json(value)).hexdigest()
+        build = replace(build, fingerprints={**build.fingerprints, name: fingerprint})
+    return build
+
+
+def reopen(out: str) -> Build:
+    """A build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
+    folder = Folder(out)
+    if not folder.exists("build.json"):
+        raise StoreError(folder.url, "holds no build (no build.json)")
+    known = folder.read_json("build.json")
+    spec = BuildSpec.model_validate(known["spec"])
+    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"])
+    return replace(build, fingerprints={name: s["fingerprint"] for name, s in known["stages"].items()})
+
+
+def status(out: str) -> dict[str, Any]:
+    """How far a build is: build.json's stages with their state, and whether it is published. Raises StoreError."""
+    build = reopen(out)
+    known = build.folder.read_json("build.json")
+    for name in known["stages"]:
+        directory = build.stage(name)
+        known["stages"][name] |= {
+            "state": "done" if directory.finished() else "partly done",
+            "committed": len(directory.partitions()),
+        }
+    return {
+        "build_id": known["build_id"],
+        "snapshot": known["snapshot"],
+        "stages": known["stages"],
+        "published": build.folder.exists("shards/manifest.json"),
+    }
+
+
+def run(
+    build: Build, *, until: str = "report", address: str = "", workers: int = 0, progress: Progress | None = None
+) -> Iterator[StageResult]:
+    """Run the stages up to `until`, giving each one's result as it ends. The caller publishes.
+
+    Raises WenlanError: whatever was committed stays, and the same call goes on from there.
+    """
+    with _sole_owner(build):
+        cluster = _Cluster(address, workers)
+        try:
+            for name in list(STAGES)[: list(STAGES).index(until) + 1]:
+                result = _run_stage(build, name, cluster, progress or (lambda *_: None))
+                _note(build, result)
+                yield result
+        finally:
+            cluster.close()
+
+
+def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress) -> StageResult:
+    stage, directory = STAGES[name], build.stage(name)
+    started = time.monotonic()
+    if directory.finished():
+        return _result(name, directory.records(), ran=0, skipped=True, seconds=0.0)
+    partitions = stage.partitions(build)
+    committed = set(directory.partitions())
+    missing = [p for p in partitions if p not in committed]
+    progress(name, len(partitions) - len(missing), len(partitions))
+    for done in cluster.each(build, name, missing):
+        progress(name, len(partitions) - len(missing) + done, len(partitions))
+    directory.finish(partitions, stage.VERSION)
+    return _result(name, directory.records(), len(missing), False, time.monotonic() - started)
+
+
+class _Cluster:
+    """Ray, started when first needed. With no address an embedded one on this machine."""
+
+    def __init__(self, address: str, workers: int) -> None:
+        self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
+
+    def _start(self) -> Any:
+        import ray
+
+        if not ray.is_initialized():
+            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+            loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1"}
+            quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
+            if self._address:
+                ray.init(address=self._address, **quiet)
+            else:
+                # "local": never join a cluster that happens to run here; loopback: its ports are for nobody else
+                ray.init("local", num_cpus=self._workers or None, include_dashboard=False, **loopback, **quiet)
+            self._ours = True
+        return ray
+
+    def each(self, build: Build, name: str, partitions: list[str]) -> Iterator[int]:
+        """Run partitions, at most two for each CPU in flight; give the number done after each. Raises WenlanError."""
+        if not partitions:
+            return
+        ray = self._start()
+        resources = getattr(STAGES[name], "resources", lambda spec: {"num_cpus": 1})(build.spec)
+        task = ray.remote(_partition).options(max_retries=2, name=f"wenlan:{name}", **resources)
+        shared = ray.put(build)
+        limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        waiting, done = list(reversed(partitions)), 0
+        flying: dict[Any, str] = {}
+        while waiting or flying:
+            while waiting and len(flying) < limit:
+                partition = waiting.pop()
+                flying[task.remote(shared, name, partition)] = partition
+            ready, _ = ray.wait(list(flying), num_returns=1)
+            for ref in ready:
+                _get(ray, ref, name, flying.pop(ref))
+                done += 1
+                yield done
+
+    def close(self) -> None:
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+
+
+def _partition(build: Build, name: str, partition: str) -> None:
+    """What a Ray task runs."""
+    STAGES[name].run_partition(build, partition)
+
+
+def _get(ray: Any, ref: Any, name: str, partition: str) -> None:
+    """Wait for one partition. A WenlanError of the task comes through as itself; a dead worker becomes a StageError."""
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as e:
+        cause = e.cause
+        if isinstance(cause, WenlanError):
+            raise cause from None
+        log.error("%s", e)  # the remote traceback: it is a fault of ours, not of the input
+        raise StageError(f"{name}/{partition}", f"failed: {type(cause).__name__}: {cause}") from None
+    except ray.exceptions.RayError as e:
+        raise StageError(f"{name}/{partition}", f"its worker died again and again: {type(e).__name__}: {e}") from None
+
+
+def _result(name: str, records: list[Record], ran: int, skipped: bool, seconds: float) -> StageResult:
+    funnel: dict[str, int] = {}
+    for record in records:
+        for key, value in record.counts.items():
+            funnel[key] = funnel.get(key, 0) + value
+    cpu = sum(record.cpu_seconds for record in records)
+    return StageResult(name, skipped, len(records), ran, round(seconds, 2), round(cpu, 2), funnel)
+
+
+def _note(build: Build, result: StageResult) -> None:
+    """Keep build.json current: what a stage counted, took and cost in the run that did it."""
+    folder = build.folder
+    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    stages = known.get("stages", {}) if known.get("build_id") == build.build_id else {}
+    seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
+    stages[result.name] = {
+        "fingerprint": build.fingerprints[result.name],
+        "partitions": result.partitions,
+        "funnel": result.funnel,
+        "seconds": seconds,
+        "cpu_seconds": result.cpu_seconds,
+    }
+    folder.write_json(
+        "build.json",
+        {
+            "build_id": build.build_id,
+            "name": build.spec.name,
+            "snapshot": build.snapshot,
+            "spec_digest": build.spec.digest,
+            "spec": build.spec.model_dump(mode="json"),
+            "store": build.store.url,
+            "identity_revision": build.store.identity_revision(but=build.build_id),
+            "forgotten_revision": build.store.forgotten_revision(),
+            "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
+            "stages": stages,
+        },
+    )
+
+
+@contextlib.contextmanager
+def _sole_owner(build: Build) -> Iterator[None]:
+    """Only one build at a time writes a folder. Raises StoreError at once if another does."""
+    if not build.folder.is_local:
+        yield
+        return
+    Path(build.out).mkdir(parents=True, exist_ok=True)
+    with Path(build.folder.at("_lock")).open("a") as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreError(build.out, "another wenlan-data is building here") from None
+        yield

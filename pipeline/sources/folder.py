@@ -1,0 +1,175 @@
+"""folder: pictures below a folder, with their texts beside them.
+
+    X.jpg  X.txt       the whole text file is one text of kind `text_kind`
+    X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}
+    captions: FILE     one table for all: CSV, TSV or JSON lines with the columns `file` and one for each kind of text
+
+The pictures are read from the folder itself, never over the network: their address is `folder:///NAME/PATH`, which is
+the same wherever the folder lies. Any path that fsspec opens will do.
+
+Limits: the folder is listed whole, by each process, and the list is kept until `token` is asked for again. Links that
+lead out of it are followed, as the file system does.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import quote, unquote
+
+import fsspec
+from pydantic import Field
+
+from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
+from pipeline.errors import SourceError
+from pipeline.page_walk import fold
+from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.sources import TableSource
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+
+Listing = dict[str, tuple[int, str]]
+"""Path relative to the folder -> size, and time or version mark."""
+
+
+class FolderOfImages(TableSource):
+    """Pictures with texts from files beside them or from one captions file."""
+
+    path: str = Field(description="folder or URL of a folder; pictures are looked for at any depth")
+    captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")
+    text_kind: TextKind = Field("caption", description="kind of the text in an X.txt")
+    images_per_part: int = Field(10_000, gt=0, description="pictures of one partition of the extract stage")
+
+    def token(self) -> Any:
+        """Digest of the paths, sizes and times of all pictures and text files. Raises SourceError."""
+        _list.cache_clear()  # whoever asks wants to know what is there now
+        return hashlib.sha256(canonical_json(sorted(self._listing().items()))).hexdigest()
+
+    def parts(self) -> int:
+        return max(1, -(-len(self._images()) // self.images_per_part))
+
+    def read(self, part: int) -> Iterator[Candidate | Decision]:
+        """Candidates of one part by path; a Decision for a picture without text or with a broken text file."""
+        images = self._images()[part * self.images_per_part : (part + 1) * self.images_per_part]
+        table = self._captions() if self.captions else {}
+        for row, image in enumerate(images, part * self.images_per_part):
+            fault = ""
+            try:
+                texts = table.get(image, []) + self._beside(image)
+            except ValueError as e:
+                texts, fault = table.get(image, []), str(e)
+            found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
+            url = f"folder:///{self.name}/{quote(image)}"
+            candidate = Candidate(self.name, self.source_kind, image, "", url, found, row)
+            if found:
+                yield candidate
+            else:
+                yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
+
+    def read_image(self, image_url: str) -> bytes | None:
+        """Bytes of a picture of this folder; None for any other address, and for one that is gone."""
+        prefix = f"folder:///{self.name}/"
+        if not image_url.startswith(prefix):
+            return None
+        image = unquote(image_url[len(prefix) :])
+        if image not in self._listing():
+            return None
+        try:
+            with fsspec.open(self._at(image), "rb") as f:
+                return bytes(f.read())
+        except OSError:
+            return None
+
+    def _at(self, name: str) -> str:
+        return f"{self.resolve(self.path).rstrip('/')}/{name}"
+
+    def _listing(self) -> Listing:
+        found = _list(self.resolve(self.path))
+        if not any(PurePosixPath(name).suffix.lower() in SUFFIXES for name in found):
+            raise SourceError(self.resolve(self.path), f"source {self.name}: holds no pictures ({', '.join(SUFFIXES)})")
+        return found
+
+    def _images(self) -> list[str]:
+        return sorted(name for name in self._listing() if PurePosixPath(name).suffix.lower() in SUFFIXES)
+
+    def _beside(self, image: str) -> list[Text]:
+        """Texts of X.txt and X.json. Raises ValueError that names the file."""
+        texts: list[Text] = []
+        for suffix in (".txt", ".json"):
+            name = str(PurePosixPath(image).with_suffix(suffix))
+            if name not in self._listing():
+                continue
+            try:
+                with fsspec.open(self._at(name), "rb") as f:
+                    content = f.read().decode("utf-8-sig")
+                texts += [Text(self.text_kind, fold(content))] if suffix == ".txt" else texts_of(json.loads(content))
+            except (OSError, ValueError, RecursionError) as e:
+                raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
+        return texts
+
+    def _captions(self) -> dict[str, list[Text]]:
+        """Texts of the captions file by picture. Raises SourceError naming the file."""
+        file = self._at(self.captions)
+        found: dict[str, list[Text]] = {}
+        try:
+            with fsspec.open(file, "rt", encoding="utf-8-sig", newline="") as f:
+                for row in _rows(f, self.captions):
+                    if not isinstance(row, dict) or not isinstance(row.get("file"), str):
+                        raise ValueError("each row needs the column `file`")
+                    name = str(PurePosixPath(row["file"]))
+                    found.setdefault(name, []).extend(texts_of({k: v for k, v in row.items() if k in TEXT_KINDS}))
+        except (OSError, ValueError, csv.Error) as e:
+            raise SourceError(file, f"source {self.name}: no captions file that can be read ({e})"[:400]) from None
+        return found
+
+
+def texts_of(value: Any) -> list[Text]:
+    """Texts of a JSON object: `{"texts": [{"kind", "text"}]}` or `{KIND: TEXT or [TEXT, ...]}`.
+
+    Raises ValueError for what is neither; keys that are no kind of text are passed over.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("is no JSON object")
+    pairs: list[tuple[Any, Any]] = []
+    if isinstance(value.get("texts"), list):
+        pairs = [(t.get("kind"), t.get("text")) for t in value["texts"] if isinstance(t, dict)]
+    else:
+        for kind in TEXT_KINDS:
+            texts = value.get(kind)
+            pairs += [(kind, text) for text in (texts if isinstance(texts, list) else [texts])]
+    return [Text(k, folded) for k, t in pairs if k in TEXT_KINDS and isinstance(t, str) and (folded := fold(t))]
+
+
+def _rows(f: Any, name: str) -> Iterator[Any]:
+    """Rows of a captions file, by its suffix."""
+    if name.lower().endswith((".jsonl", ".ndjson", ".json")):
+        for line in f:
+            if line.strip():
+                yield json.loads(line)
+    else:
+        yield from csv.DictReader(f, delimiter="\t" if name.lower().endswith(".tsv") else ",")
+
+
+@lru_cache(maxsize=8)
+def _list(folder: str) -> Listing:
+    """All files below a folder. Raises SourceError if there is none."""
+    try:
+        fs, root = fsspec.url_to_fs(folder)
+        if not fs.isdir(root):
+            raise SourceError(folder, "there is no such folder")
+        found = fs.find(root, detail=True)
+    except (OSError, ValueError, ImportError) as e:
+        raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
+    root = root.rstrip("/")
+    return {
+        str(name)[len(root) :].lstrip("/"): (
+            int(info.get("size") or 0),
+            str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
+        )
+        for name, info in found.items()
+    }

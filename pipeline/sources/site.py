@@ -1,0 +1,86 @@
+"""site: a web site that `pipeline.crawl` takes page by page into a WARC.
+
+The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name with its
+port if that is not the scheme's own: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
+
+Limits: `www.a.cn` and `a.cn` are two hosts; name both. Sitemaps are not read: pages are found by links.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from pipeline.sources import PageSource
+from pipeline.urls import canonical_url
+
+
+class Site(PageSource):
+    """A site to crawl. Its WARC is the crawl stage's record of the partition with the source's name."""
+
+    start: tuple[str, ...] = Field(min_length=1, description="URLs that the crawl starts from")
+    hosts: tuple[str, ...] = Field((), description="further hosts of the site, as name or name:port")
+    within: tuple[str, ...] = Field((), description="path prefixes to stay below, e.g. /zh-CN/; none: the whole host")
+    exclude: tuple[str, ...] = Field((), description="regular expressions; a page whose URL holds one is not taken")
+    max_pages: int = Field(10_000, gt=0, description="pages kept")
+    max_depth: int = Field(20, ge=0, description="links away from a start page")
+    max_bytes: int = Field(20_000_000_000, gt=0, description="bytes of pages kept, uncompressed")
+    max_hours: float = Field(72.0, gt=0, description="after which the pages not yet taken are left out")
+
+    @field_validator("start")
+    @classmethod
+    def _starts_are_web_addresses(cls, start: tuple[str, ...]) -> tuple[str, ...]:
+        for url in start:
+            try:
+                canonical_url(url)
+            except ValueError as e:
+                raise ValueError(f"{url!r}: {e}") from None
+        return start
+
+    @field_validator("within")
+    @classmethod
+    def _prefixes_are_paths(cls, within: tuple[str, ...]) -> tuple[str, ...]:
+        for prefix in within:
+            if not prefix.startswith("/"):
+                raise ValueError(f"{prefix!r} is no path: it must start with /")
+        return within
+
+    @field_validator("exclude")
+    @classmethod
+    def _patterns_compile(cls, exclude: tuple[str, ...]) -> tuple[str, ...]:
+        for pattern in exclude:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise ValueError(f"{pattern!r} is no regular expression: {e}") from None
+        return exclude
+
+    def start_urls(self) -> list[str]:
+        """The start pages' canonical addresses, each once, in the spec's order."""
+        return list(dict.fromkeys(canonical_url(url) for url in self.start))
+
+    @cached_property
+    def _scope(self) -> tuple[frozenset[str], frozenset[str]]:
+        """(start pages, hosts): asked for every link of every page."""
+        starts = frozenset(self.start_urls())
+        return starts, frozenset(urlsplit(start).netloc for start in starts) | {host.lower() for host in self.hosts}
+
+    def holds(self, url: str) -> bool:
+        """Whether a page belongs to the site. `url` must be canonical."""
+        starts, hosts = self._scope
+        if url in starts:
+            return True
+        found = urlsplit(url)
+        if found.netloc not in hosts:
+            return False
+        if self.within and not any((found.path or "/").startswith(prefix) for prefix in self.within):
+            return False
+        return not any(re.search(pattern, url) for pattern in self.exclude)
+
+    def token(self) -> Any:
+        """Nothing: what a crawl finds is known by the crawl stage alone, which is an input of extract."""
+        return []

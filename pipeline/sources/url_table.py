@@ -1,0 +1,325 @@
+"""url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
+
+Formats by suffix (`.csv .tsv .jsonl .parquet`, and `.gz` or `.zst` of the first three), or by `format`. `brivl_jsonl`
+is the row of BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox": ...}`; its PATHs start from
+`images`, a URL or a folder, and its boxes are not read, since regions come from the spec's detectors.
+
+A row's identity is its `id` column, else its page, else a digest of its texts: never its line number, so that a row
+added at the top changes no other row's key. CSV is read by the csv module rather than by pandas, row by row: a broken
+row becomes one Decision that names its file and row, and memory stays that of one row.
+
+Limits: to read a later part of a file, its earlier rows are read over; give big tables as many files.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, get_args
+from urllib.parse import quote, unquote
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from data_specs.shard import Text, TextKind
+from pipeline.errors import SourceError
+from pipeline.files import expand, version
+from pipeline.page_walk import fold
+from pipeline.records import Candidate, Decision, DropReason, drop, sha256_hex
+from pipeline.sources import TableSource
+from pipeline.urls import canonical_url
+
+Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
+Row = tuple[int, dict[str, Any] | str]
+"""Number of the row, from 1, and its cells by column, or what is wrong with it."""
+
+BRIVL_KINDS: dict[str, TextKind] = {
+    "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
+    "title": "title", "abstract": "abstract", "tag": "tag",
+}  # fmt: skip
+"""Text names of the release. `easy` and `first` are cuts of surrounding: taken only where that is gone."""
+
+_BETWEEN_HAN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])")
+_CELL_LIMIT = 1 << 20
+
+
+class Columns(BaseModel):
+    """Which column holds what."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image_url: str = Field("image_url", description="column of the image's URL")
+    page_url: str | None = Field(None, description="column of the URL of the page it stands on")
+    id: str | None = Field(None, description="column of a row id that stays with the row")
+    texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> its column or columns")
+
+
+class UrlTable(TableSource):
+    """Tables of image URLs with their texts."""
+
+    path: tuple[str, ...] = Field(description="paths, URLs or globs of tables; one or a list", min_length=1)
+    format: Format | Literal["auto"] = Field("auto", description="auto: by the file's suffix")
+    columns: Columns = Field(Columns(), description="names of the columns: image_url, page_url, id, texts")
+    images: str = Field("", description="URL or folder that relative image paths start from (brivl_jsonl)")
+    encoding: str = Field("utf-8", description="of CSV, TSV and JSON lines")
+    rows_per_part: int = Field(200_000, gt=0, description="rows of one partition of the extract stage")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, path: Any) -> Any:
+        return (path,) if isinstance(path, str) else path
+
+    @model_validator(mode="after")
+    def _texts_are_named(self) -> UrlTable:
+        if self.format != "brivl_jsonl" and not self.columns.texts:
+            raise ValueError("columns: texts is required, e.g. texts: {caption: NAME_OF_COLUMN}")
+        if self.format == "brivl_jsonl" and not self.images:
+            raise ValueError("images is required for brivl_jsonl: where its image paths start from")
+        return self
+
+    def token(self) -> Any:
+        """Name, size and time (or the store's version mark) of each file. Raises SourceError."""
+        return [version(file) for file in self._files()]
+
+    def parts(self) -> int:
+        """Each file is cut into ranges of rows; at least one part a file."""
+        return len(self._cuts())
+
+    def read(self, part: int) -> Iterator[Candidate | Decision]:
+        """Candidates of one part in the order of its rows. Raises SourceError naming file and column or row."""
+        file, start, stop = self._cuts()[part]
+        for number, cells in self._rows(file, start, stop):
+            row = f"{file.rpartition('/')[2]}, row {number}"
+            if isinstance(cells, str):
+                yield self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {cells}")
+            elif self.format == "brivl_jsonl":
+                yield self._brivl(cells, row, number)
+            else:
+                yield self._candidate(cells, row, number)
+
+    def read_image(self, image_url: str) -> bytes | None:
+        """Bytes of an image below the folder `images`; None for one on the web, or one that is not there."""
+        prefix = f"url-table:///{self.name}/"
+        if not image_url.startswith(prefix):
+            return None
+        relative = PurePosixPath(unquote(image_url[len(prefix) :]))
+        if relative.is_absolute() or ".." in relative.parts:
+            return None
+        try:
+            return Path(self.resolve(self.images), relative).read_bytes()
+        except OSError:
+            return None
+
+    def _files(self) -> list[str]:
+        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+
+    def _cuts(self) -> list[tuple[str, int, int]]:
+        """(file, first row, row after the last) of each part."""
+        cuts = []
+        for file in self._files():
+            rows = _count(file, self._format(file), json.dumps(version(file)))
+            step = self.rows_per_part
+            cuts += [(file, start, start + step) for start in range(0, max(rows, 1), step)]
+        return cuts
+
+    def _format(self, file: str) -> Format:
+        """Raises SourceError for a suffix that tells nothing."""
+        if self.format != "auto":
+            return self.format
+        suffix = PurePosixPath(re.sub(r"\.(gz|zst|bz2|xz)$", "", file)).suffix.lower()
+        named: dict[str, Format] = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
+                                    ".json": "jsonl", ".parquet": "parquet"}  # fmt: skip
+        if suffix not in named:
+            raise SourceError(file, f"source {self.name}: its suffix tells no format; say format: csv, tsv, jsonl ...")
+        return named[suffix]
+
+    def _rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
+        """Rows [start, stop) of a file."""
+        kind = self._format(file)
+        try:
+            if kind == "parquet":
+                yield from self._parquet_rows(file, start, stop)
+                return
+            with fsspec.open(file, "rt", encoding=self.encoding, errors="strict", newline="", compression="infer") as f:
+                read = self._json_rows(f) if kind in ("jsonl", "brivl_jsonl") else self._csv_rows(file, f, kind)
+                for number, cells in read:
+                    if number > stop:
+                        return
+                    if number > start:
+                        yield number, cells
+        except (OSError, EOFError) as e:
+            raise SourceError(file, f"source {self.name}: cannot be read ({e or type(e).__name__})") from None
+        except (UnicodeError, LookupError) as e:
+            raise SourceError(file, f"source {self.name}: is not {self.encoding} ({e}); set encoding") from None
+
+    def _csv_rows(self, file: str, f: Any, kind: Format) -> Iterator[Row]:
+        csv.field_size_limit(_CELL_LIMIT)
+        reader = csv.reader(f, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
+        header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
+        self._check_columns(file, header)
+        number = 0
+        while True:
+            number += 1
+            try:
+                cells = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as e:
+                yield number, str(e)
+                continue
+            if not cells:
+                number -= 1  # an empty line is no row
+            elif len(cells) != len(header):
+                yield number, f"{len(cells)} fields, the header has {len(header)}"
+            else:
+                yield number, dict(zip(header, cells, strict=True))
+
+    def _json_rows(self, f: Any) -> Iterator[Row]:
+        number = 0
+        for line in f:
+            if not line.strip():
+                continue
+            number += 1
+            try:
+                cells = json.loads(line.lstrip("\ufeff"))
+            except (ValueError, RecursionError) as e:
+                yield number, f"is not JSON ({e})"[:200]
+                continue
+            yield number, cells if isinstance(cells, dict) else "is no JSON object"
+
+    def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            with fsspec.open(file, "rb") as f:
+                table = pq.ParquetFile(f)
+                self._check_columns(file, table.schema_arrow.names)
+                number = 0
+                for group in range(table.num_row_groups):
+                    rows = table.metadata.row_group(group).num_rows
+                    if number + rows > start and number < stop:
+                        cells = table.read_row_group(group, columns=self._wanted()).to_pylist()
+                        for at in range(max(start - number, 0), min(stop - number, rows)):
+                            yield number + at + 1, cells[at]
+                    number += rows
+        except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
+            reason = str(e).partition("\n")[0][:200]
+            raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason})") from None
+
+    def _wanted(self) -> list[str]:
+        """Names of the columns that the spec names."""
+        found = [self.columns.image_url]
+        found += [name for name in (self.columns.page_url, self.columns.id) if name]
+        for names in self.columns.texts.values():
+            found += [names] if isinstance(names, str) else names
+        return list(dict.fromkeys(found))
+
+    def _check_columns(self, file: str, header: Sequence[str]) -> None:
+        missing = [name for name in self._wanted() if name not in header]
+        if missing:
+            known = ", ".join(header) or "none: it is empty"
+            raise SourceError(file, f"source {self.name}: has no column {missing[0]!r}; its columns: {known}"[:500])
+
+    def _candidate(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
+        raw = _cell(cells, self.columns.image_url)
+        texts = []
+        for kind, names in self.columns.texts.items():
+            for name in (names,) if isinstance(names, str) else names:
+                texts.append(Text(kind, fold(_cell(cells, name))))
+        page = _cell(cells, self.columns.page_url)
+        try:
+            page = canonical_url(page) if page else ""
+        except ValueError:
+            page = ""
+        own = _cell(cells, self.columns.id)
+        try:
+            url = canonical_url(raw)
+        except ValueError as e:
+            return self._broken(raw, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
+        return self._made(url, page, own, texts, row, number)
+
+    def _brivl(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
+        image, sentences = cells.get("image_id"), cells.get("sentences")
+        if not isinstance(image, str) or not isinstance(sentences, list):
+            return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: needs image_id and sentences")
+        texts = _sentences(sentences)
+        try:
+            url = self._image_address(image)
+        except ValueError as e:
+            return self._broken(image, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
+        return self._made(url, "", image, texts, row, number)
+
+    def _image_address(self, image: str) -> str:
+        """Address of a path of a BriVL row. Raises ValueError."""
+        if image.startswith(("http://", "https://")):
+            return canonical_url(image)
+        relative = PurePosixPath(image)
+        if ".." in relative.parts or not relative.name:
+            raise ValueError(f"image path {image[:100]!r} leads out of the folder")
+        path = quote(str(relative).lstrip("/"))
+        if "://" in self.images:
+            return canonical_url(f"{self.images.rstrip('/')}/{path}")
+        return f"url-table:///{self.name}/{path}"
+
+    def _made(self, url: str, page: str, own: str, texts: list[Text], row: str, number: int) -> Candidate | Decision:
+        """The candidate, unless it has no text."""
+        found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
+        origin = own or page or "row:" + sha256_hex("", *(part for t in found for part in (t.kind, t.text)))[:32]
+        candidate = Candidate(self.name, self.source_kind, origin, page, url, found, number)
+        return candidate if found else drop(candidate, "extract", DropReason.NO_TEXT, row)
+
+    def _broken(
+        self, url: str, row: str, number: int, reason: DropReason, evidence: str, texts: Sequence[Text] = ()
+    ) -> Decision:
+        """The Decision about a row that is no candidate; told from others by its file and row."""
+        found = tuple(t for t in texts if t.text)
+        return drop(Candidate(self.name, self.source_kind, row, "", url, found, number), "extract", reason, evidence)
+
+
+def _cell(cells: dict[str, Any], name: str | None) -> str:
+    """A cell as text; "" for none."""
+    value = cells.get(name) if name else None
+    if isinstance(value, (list, tuple)):
+        value = " ".join(str(part) for part in value)
+    return "" if value is None else str(value).strip()
+
+
+def _sentences(sentences: list[Any]) -> list[Text]:
+    """Texts of a BriVL row: [kind, text] pairs, or plain captions (AIC-ICC). Spaces between words are taken out."""
+    found: list[tuple[str, str]] = []
+    for entry in sentences:
+        kind, text = entry if isinstance(entry, list) and len(entry) == 2 else ("caption", entry)
+        if isinstance(kind, str) and isinstance(text, str):
+            found.append((kind, _BETWEEN_HAN.sub("", fold(text))))
+    texts = [Text(BRIVL_KINDS[kind], text) for kind, text in found if kind in BRIVL_KINDS]
+    if not any(t.kind == "surrounding" for t in texts):
+        cut = next((text for name in ("easy", "first") for kind, text in found if kind == name), "")
+        texts += [Text("surrounding", cut)] if cut else []
+    return texts
+
+
+@lru_cache(maxsize=10_000)
+def _count(file: str, kind: Format, _version: str) -> int:
+    """Rows of a file, or an upper bound (lines): later parts may then be short or empty. Raises SourceError.
+
+    `_version` makes a changed file another entry of the cache.
+    """
+    assert kind in get_args(Format)
+    try:
+        if kind == "parquet":
+            import pyarrow.parquet as pq
+
+            with fsspec.open(file, "rb") as f:
+                return int(pq.ParquetFile(f).metadata.num_rows)
+        with fsspec.open(file, "rb", compression="infer") as f:
+            lines = 1
+            while block := f.read(1 << 20):
+                lines += block.count(b"\n")
+            return lines
+    except (OSError, EOFError, ValueError) as e:
+        reason = str(e).partition("\n")[0][:200] or type(e).__name__
+        raise SourceError(file, f"is no {kind} file that can be read ({reason})") from None

@@ -1,0 +1,102 @@
+"""warc: pages that somebody else has crawled, in WARC files on a disk, in an object store or behind URLs.
+
+Two ways to name them, which may be mixed: `path` (paths, URLs and globs) and `path_list`, a file with one path a line,
+plain or gzipped, as Common Crawl publishes for each of its crawls (`warc.paths.gz`); `prefix` goes before its lines.
+
+Limits: the files that `path_list` names are taken to be immutable, as Common Crawl's are, and are not looked at one by
+one to see whether they changed; a plain http URL cannot be listed, so globs need a disk, s3, gs or the like.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import fsspec
+from pydantic import Field, field_validator, model_validator
+
+from pipeline.errors import SourceError
+from pipeline.sources import PageSource
+
+_MAGIC = "*?["
+
+
+class Warc(PageSource):
+    """Given WARC files. One file is one part of the extract stage."""
+
+    path: tuple[str, ...] = Field((), description="paths, URLs or globs of WARC files; one or a list")
+    path_list: str = Field("", description="path or URL of a file that names WARC files, one a line, plain or .gz")
+    prefix: str = Field("https://data.commoncrawl.org/", description="goes before each line of path_list")
+    limit: int = Field(0, ge=0, description="take only so many files, in order; 0: all")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, path: Any) -> Any:
+        return (path,) if isinstance(path, str) else path
+
+    @model_validator(mode="after")
+    def _names_something(self) -> Warc:
+        if not self.path and not self.path_list:
+            raise ValueError("path or path_list is required")
+        return self
+
+    def warcs(self) -> list[str]:
+        """Paths or URLs, each once: those of `path` sorted within each glob, then those of `path_list` as listed.
+
+        Raises SourceError that names the path which is missing, matches nothing or cannot be read.
+        """
+        found = [file for path in self.path for file in self._expand(self.resolve(path))]
+        if self.path_list:
+            found += [self.prefix + line for line in self._listed()]
+        found = list(dict.fromkeys(found))
+        return found[: self.limit] if self.limit else found
+
+    def token(self) -> Any:
+        """Path, size and time (or the store's own version mark) of each file; of `path_list` the digest of its lines.
+
+        Raises SourceError as `warcs` does.
+        """
+        listed: list[str] = []
+        if self.path_list:
+            listed = [hashlib.sha256("\n".join(self._listed()).encode()).hexdigest()]
+        files = [file for path in self.path for file in self._expand(self.resolve(path))]
+        return [[file.rpartition("/")[2], _version(file)] for file in files] + listed
+
+    def _expand(self, path: str) -> list[str]:
+        """Files that a path or glob names, sorted."""
+        try:
+            fs, inner = fsspec.url_to_fs(path)
+            if not any(c in path for c in _MAGIC) or path.startswith(("http://", "https://")):
+                if not fs.exists(inner):
+                    raise SourceError(path, f"source {self.name}: there is no such WARC file")
+                return [path]
+            names = sorted(str(name) for name in fs.glob(inner))
+        except (OSError, ValueError, ImportError) as e:
+            raise SourceError(path, f"source {self.name}: cannot be looked at ({e or type(e).__name__})") from None
+        if not names:
+            raise SourceError(path, f"source {self.name}: matches no file")
+        return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
+
+    def _listed(self) -> list[str]:
+        """Lines of path_list."""
+        path = self.resolve(self.path_list)
+        try:
+            with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
+                lines = [line.strip() for line in f]
+        except (OSError, ValueError, EOFError) as e:
+            raise SourceError(path, f"source {self.name}: cannot be read ({e or type(e).__name__})") from None
+        lines = [line for line in lines if line and not line.startswith("#")]
+        if not lines:
+            raise SourceError(path, f"source {self.name}: names no WARC file")
+        return lines
+
+
+def _version(file: str) -> list[Any]:
+    """What changes when a file changes: size, and time or version mark. Raises SourceError."""
+    try:
+        fs, inner = fsspec.url_to_fs(file)
+        info = fs.info(inner)
+    except OSError as e:
+        raise SourceError(file, f"cannot be looked at ({e or type(e).__name__})") from None
+    mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
+    return [info.get("size"), str(mark)]

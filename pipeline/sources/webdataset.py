@@ -1,0 +1,133 @@
+"""webdataset: tar shards that already exist: `KEY.jpg` with `KEY.txt` and `KEY.json`, read by the webdataset package.
+
+This is how another project's dataset, or a released one of ours, becomes a source. Texts are those of KEY.json
+(`pipeline.sources.folder.texts_of` says in what forms; our own shards fit), else KEY.txt as one text of `text_kind`.
+Pictures stay in their tars: their address is `webdataset:///NAME/SHARD/MEMBER`.
+
+Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed once for each process that reads
+pictures out of it. Members above 64 MiB are left out.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+from urllib.parse import quote, unquote
+
+import fsspec
+from pydantic import Field, field_validator
+
+from data_specs.shard import Text, TextKind
+from pipeline.errors import SourceError
+from pipeline.files import expand, version
+from pipeline.page_walk import fold
+from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.sources import TableSource
+from pipeline.sources.folder import SUFFIXES, texts_of
+
+MAX_MEMBER = 64 << 20
+
+
+class WebDataset(TableSource):
+    """Tar shards of pictures and texts."""
+
+    path: tuple[str, ...] = Field(description="paths, URLs or globs of tars; one or a list", min_length=1)
+    text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, path: Any) -> Any:
+        paths = (path,) if isinstance(path, str) else path
+        for entry in paths if isinstance(paths, (list, tuple)) else ():
+            if str(entry).startswith("pipe:"):
+                raise ValueError(f"{entry!r}: runs a command; give a path or URL that fsspec opens")
+        return paths
+
+    def token(self) -> Any:
+        """Name, size and time of each tar. Raises SourceError."""
+        return [version(file) for file in self._files()]
+
+    def parts(self) -> int:
+        """One part a tar."""
+        return len(self._files())
+
+    def read(self, part: int) -> Iterator[Candidate | Decision]:
+        """Candidates of one tar in its order. Raises SourceError for a tar that cannot be read to its end."""
+        from webdataset.tariterators import group_by_keys, tar_file_iterator
+
+        file = self._files()[part]
+        shard = file.rpartition("/")[2]
+        try:
+            with fsspec.open(file, "rb") as f:
+                for row, sample in enumerate(group_by_keys(_members(tar_file_iterator(f)))):
+                    yield self._candidate(sample, shard, row)
+        except (OSError, EOFError, tarfile.TarError, ValueError) as e:
+            reason = str(e).partition("\n")[0] or type(e).__name__
+            raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason})"[:400]) from None
+
+    def read_image(self, image_url: str) -> bytes | None:
+        """Bytes of a picture of one of the tars; None for any other address, and for one that is gone."""
+        prefix = f"webdataset:///{self.name}/"
+        if not image_url.startswith(prefix):
+            return None
+        shard, _, member = image_url[len(prefix) :].partition("/")
+        file = next((f for f in self._files() if f.rpartition("/")[2] == unquote(shard)), None)
+        if file is None:
+            return None
+        place = _index(file, json.dumps(version(file))).get(unquote(member))
+        if place is None:
+            return None
+        with fsspec.open(file, "rb") as f:
+            f.seek(place[0])
+            return bytes(f.read(place[1]))
+
+    def _files(self) -> list[str]:
+        files = expand(tuple(self.resolve(path) for path in self.path), self.name)
+        names = [file.rpartition("/")[2] for file in files]
+        twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
+        if twice:
+            raise SourceError(twice, f"source {self.name}: two tars have this name; make them two sources")
+        return files
+
+    def _candidate(self, sample: dict[str, Any], shard: str, row: int) -> Candidate | Decision:
+        key = str(sample["__key__"])
+        member = next((sample[s].decode() for s in sample if f".{s}".endswith(SUFFIXES)), "")
+        url = f"webdataset:///{self.name}/{quote(shard)}/{quote(member or key)}"
+        texts: list[Text] = []
+        fault = ""
+        try:
+            if "json" in sample:
+                texts = texts_of(json.loads(sample["json"]))
+            if "txt" in sample and not texts:
+                texts = [Text(self.text_kind, fold(sample["txt"].decode("utf-8-sig")))]
+        except (ValueError, RecursionError) as e:
+            fault = f"{shard}, {key}: {e}"
+        found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
+        candidate = Candidate(self.name, self.source_kind, f"{shard}/{key}", "", url, found, row)
+        if not member:
+            return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")
+        if fault:
+            return drop(candidate, "extract", DropReason.BAD_ROW, fault)
+        return candidate if found else drop(candidate, "extract", DropReason.NO_TEXT, f"{shard}, {key}")
+
+
+def _members(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Members as webdataset groups them; in place of a picture's bytes, not needed here, its name as it stands."""
+    for member in found:
+        name = str(member["fname"]).removeprefix("./")
+        picture = name.lower().endswith(SUFFIXES)
+        yield {"fname": name, "data": name.encode() if picture else member["data"], "__url__": ""}
+
+
+@lru_cache(maxsize=64)
+def _index(file: str, _version: str) -> dict[str, tuple[int, int]]:
+    """Offset and size of each picture of a tar. `_version` makes a changed tar another entry of the cache."""
+    with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
+        return {
+            member.name.removeprefix("./"): (member.offset_data, member.size)
+            for member in tar
+            if member.isfile() and member.size <= MAX_MEMBER
+        }

@@ -1,0 +1,395 @@
+"""How work becomes visible: records, stages of a build, and STORE's caches. The only module that knows.
+
+Work is cut into partitions. A partition is committed by writing one small record that names its files with their
+sizes and sha256; readers trust records, never listings. Files carry the attempt in their name, so that an attempt that
+was killed leaves only files that no record names, and two attempts at one partition cannot mix.
+
+    FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
+    FOLDER/<stage>/<partition>-<attempt><suffix>              what it names
+    FOLDER/<stage>/_stage.json                                written when all partitions of a fingerprint are committed
+
+Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; an object store needs
+one publisher at a time, which the scheduler must see to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from data_specs.build import BuildSpec
+from data_specs.shard import canonical_json
+from pipeline.errors import StoreError
+from pipeline.folder import Folder, file_sha256
+from pipeline.records import DECISION_SCHEMA, Decision, decision_rows
+
+STORE_VERSION = 1
+
+
+class FileRef(BaseModel):
+    """A committed file: name within its folder, bytes, sha256."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Record(BaseModel):
+    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the stage counted."""
+
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    partition: str
+    fingerprint: str
+    attempt: str
+    files: dict[str, FileRef]
+    counts: dict[str, int]
+    info: dict[str, Any] = {}
+    seconds: float
+    cpu_seconds: float
+
+
+DECISIONS = "decisions.parquet"
+
+
+class Attempt:
+    """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
+
+    Use as a context manager. `final` gives a suffix a fixed name instead of an attempt-unique one: only for files that
+    are the same whoever writes them.
+    """
+
+    def __init__(self, folder: Folder, stage: str, partition: str, fingerprint: str) -> None:
+        self._folder, self._stage, self._partition, self._fingerprint = folder, stage, partition, fingerprint
+        self.attempt = uuid.uuid4().hex[:8]
+        self._final: dict[str, str] = {}
+        self._started = time.monotonic()
+        self._cpu = time.process_time()
+        self._decisions: list[pa.Table] = []
+
+    def __enter__(self) -> Attempt:
+        base = self._folder.url if self._folder.is_local else tempfile.gettempdir()
+        Path(base).mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{self._partition}-", dir=base))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def path(self, suffix: str, final: str = "") -> Path:
+        """Local path to write one file to, e.g. suffix "tar" or "parquet"."""
+        self._final[suffix] = final or f"{self._partition}-{self.attempt}.{suffix}"
+        return self._scratch / suffix.replace("/", "_")
+
+    def write_table(self, suffix: str, table: pa.Table, row_group_size: int = 10_000) -> None:
+        """Write one Parquet file of the partition."""
+        pq.write_table(table, self.path(suffix), compression="zstd", row_group_size=row_group_size)
+
+    def decide(self, decisions: Sequence[Decision] | pa.Table) -> None:
+        """Add decisions; they are committed with the partition and become part of the union."""
+        table = decisions if isinstance(decisions, pa.Table) else decision_rows(list(decisions))
+        self._decisions.append(table)
+
+    def commit(self, counts: dict[str, int], info: dict[str, Any] | None = None) -> Record:
+        """Make the partition visible: its files first, then the record that names them."""
+        if self._decisions:
+            self.write_table(DECISIONS, pa.concat_tables(self._decisions))
+        files = {}
+        for suffix, name in self._final.items():
+            local = self._scratch / suffix.replace("/", "_")
+            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))
+            self._folder.take(local, name)
+        record = Record(
+            stage=self._stage,
+            partition=self._partition,
+            fingerprint=self._fingerprint,
+            attempt=self.attempt,
+            files=files,
+            counts=counts,
+            info=info or {},
+            seconds=round(time.monotonic() - self._started, 3),
+            cpu_seconds=round(time.process_time() - self._cpu, 3),
+        )
+        name = f"_records/{self._fingerprint[:16]}/{self._partition}.json"
+        self._folder.write(name, record.model_dump_json(indent=1).encode() + b"\n")
+        return record
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """A stage's folder, seen at one fingerprint."""
+
+    folder: Folder
+    name: str
+    fingerprint: str
+
+    def attempt(self, partition: str) -> Attempt:
+        return Attempt(self.folder, self.name, partition, self.fingerprint)
+
+    def record(self, partition: str) -> Record:
+        """The record of a committed partition. Raises StoreError."""
+        name = f"_records/{self.fingerprint[:16]}/{partition}.json"
+        try:
+            return Record.model_validate_json(self.folder.read(name))
+        except ValueError as e:
+            raise StoreError(self.folder.at(name), f"is not a record: {e}") from None
+
+    def partitions(self) -> list[str]:
+        """Names of the committed partitions, sorted."""
+        return [n[:-5] for n in (self.folder / f"_records/{self.fingerprint[:16]}").names() if n.endswith(".json")]
+
+    def records(self) -> list[Record]:
+        """Records of all committed partitions, in order of their names."""
+        return [self.record(partition) for partition in self.partitions()]
+
+    def adopt(self, partition: str, **info: Any) -> Record | None:
+        """Commit a partition again that another fingerprint committed from the same input, without doing it again.
+
+        `info` tells the input: a record whose own info holds all of it, and whose files are there, is taken.
+        """
+        for other in (self.folder / "_records").names():
+            name = f"_records/{other}/{partition}.json"
+            if other == self.fingerprint[:16] or not self.folder.exists(name):
+                continue
+            record = Record.model_validate_json(self.folder.read(name))
+            if info.items() <= record.info.items() and all(self.folder.exists(f.name) for f in record.files.values()):
+                found = record.model_copy(update={"fingerprint": self.fingerprint})
+                mine = f"_records/{self.fingerprint[:16]}/{partition}.json"
+                self.folder.write(mine, found.model_dump_json(indent=1).encode() + b"\n")
+                return found
+        return None
+
+    def finished(self) -> bool:
+        """Whether every partition of this fingerprint is committed."""
+        if not self.folder.exists("_stage.json"):
+            return False
+        return bool(self.folder.read_json("_stage.json")["fingerprint"] == self.fingerprint)
+
+    def finish(self, partitions: Sequence[str], version: int) -> None:
+        self.folder.write_json(
+            "_stage.json", {"fingerprint": self.fingerprint, "partitions": len(partitions), "version": version}
+        )
+
+    @contextlib.contextmanager
+    def file(self, record: Record, suffix: str) -> Iterator[Path]:
+        """Local path of a committed file. Raises StoreError if it is not there or not whole."""
+        ref = record.files[suffix]
+        with self.folder.local(ref.name) as path:
+            size = path.stat().st_size if path.exists() else -1
+            if size != ref.bytes:
+                found = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
+                raise StoreError(self.folder.at(ref.name), f"{found}; delete the stage's folder to make it again")
+            yield path
+
+    def table(
+        self, record: Record, suffix: str = "parquet", columns: list[str] | None = None, filters: Any = None
+    ) -> pa.Table:
+        """One committed Parquet file; `filters` as pyarrow takes them, pushed down to row groups."""
+        with self.file(record, suffix) as path:
+            return pq.read_table(path, columns=columns, filters=filters, memory_map=False)
+
+
+@dataclass(frozen=True)
+class Build:
+    """One build: its spec, its folder, its STORE, and the fingerprint of each stage. Sent to every Ray task."""
+
+    spec: BuildSpec
+    out: str
+    store: Store
+    build_id: str
+    snapshot: str
+    fingerprints: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.out)
+
+    def stage(self, name: str) -> StageDir:
+        """A stage's folder at this build's fingerprint."""
+        return StageDir(self.folder / STAGE_FOLDERS[name], name, self.fingerprints[name])
+
+    def images(self, partition: str, only: set[str] | None = None) -> Iterator[tuple[str, str, bytes]]:
+        """(fetch_id, sha256, bytes as fetched) of a fetch partition's images, in the order of its tar.
+
+        only: if given, the sha256 of the images wanted; the others are not read.
+        """
+        fetch = self.stage("fetch")
+        record = fetch.record(partition)
+        columns = ["fetch_id", "sha256", "offset", "size"]
+        rows = fetch.table(record, columns=columns, filters=[("ok", "==", True)]).sort_by("offset")
+        if not rows.num_rows:
+            return
+        with fetch.file(record, "tar") as path, path.open("rb") as f:
+            for fetch_id, sha256, offset, size in zip(*(rows[c].to_pylist() for c in columns), strict=True):
+                if only is not None and sha256 not in only:
+                    continue
+                f.seek(offset)
+                yield fetch_id, sha256, f.read(size)
+
+    def decisions(self) -> Iterator[pa.Table]:
+        """The union of the stages' decisions, one table a partition: memory stays that of one partition."""
+        for name in self.fingerprints:
+            stage = self.stage(name)
+            for record in stage.records():
+                if DECISIONS in record.files:
+                    yield stage.table(record, DECISIONS).cast(DECISION_SCHEMA)
+
+
+STAGE_FOLDERS = {
+    "crawl": "captures",
+    "extract": "candidates",
+    "admit": "admitted",
+    "fetch": "images",
+    "measure": "features",
+    "filter": "pairs",
+    "dedup": "unique",
+    "detect": "regions",
+    "shard": "shards",
+    "report": "report",
+}
+"""Where each stage writes within BUILD."""
+
+
+class Cache:
+    """Rows keyed by a sha256, shared by all builds: fetch outcomes, features, regions.
+
+    Appended by committed records: each commit is one Parquet file sorted by key, written by one attempt. A key may be
+    there several times; the latest commit wins. Safe under several builds at once, since nobody changes a file.
+    """
+
+    def __init__(self, folder: Folder, key: str) -> None:
+        self.folder, self.key = folder, key
+
+    def get(self, keys: Iterable[str]) -> pa.Table | None:
+        """Rows of the given keys, at most one a key; None if there is none."""
+        wanted = pa.array(sorted(set(keys)), pa.string())
+        found: pa.Table | None = None
+        if not len(wanted):
+            return None
+        for name in reversed(self._commits()):
+            with self.folder.local(name) as path:
+                rows = pq.read_table(path, filters=pc.field(self.key).isin(wanted))
+            if found is not None:
+                rows = rows.filter(pc.invert(pc.is_in(rows[self.key], found[self.key])))
+                rows = pa.concat_tables([found, rows], promote_options="default")
+            found = rows if rows.num_rows else found
+        return found
+
+    def put(self, rows: pa.Table) -> None:
+        """Add rows in one commit."""
+        if not rows.num_rows:
+            return
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        scratch = self.folder.scratch()
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".tmp-", delete=False) as f:
+            pq.write_table(rows.sort_by(self.key), f, compression="zstd", row_group_size=10_000)
+        self.folder.take(Path(f.name), name)
+
+    def _commits(self) -> list[str]:
+        return [name for name in self.folder.names() if name.endswith(".parquet") and not name.startswith(".")]
+
+
+@dataclass(frozen=True)
+class Store:
+    """STORE: what outlives a build. Nothing but `publish` writes identities; all builds may add to the caches."""
+
+    url: str
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.url)
+
+    def fetched(self) -> Cache:
+        return Cache(self.folder / "fetched", "fetch_id")
+
+    def features(self, feature_id: str) -> Cache:
+        return Cache(self.folder / f"features/{feature_id}", "sha256")
+
+    def regions(self, detector_id: str) -> Cache:
+        return Cache(self.folder / f"regions/{detector_id}", "sha256")
+
+    def identities(self, but: str = "") -> pa.Table | None:
+        """Identity rows of all published builds but one (a build never matches its own)."""
+        tables = [self._identity(name) for name in self._identity_names(but)]
+        return pa.concat_tables(tables, promote_options="default") if tables else None
+
+    def forgotten(self) -> set[str]:
+        """Hashes that are never let in again: fetch_id, sha256 of image bytes, sha256 of a domain."""
+        found: set[str] = set()
+        for name in (self.folder / "forgotten").names():
+            if name.endswith(".json") and not name.startswith("."):
+                found.update((self.folder / "forgotten").read_json(name)["hashes"])
+        return found
+
+    def identity_revision(self, but: str = "") -> str:
+        """Digest of the identities that a build reads: those of all builds but its own."""
+        return hashlib.sha256(canonical_json(self._identity_names(but))).hexdigest()[:16]
+
+    def forgotten_revision(self) -> str:
+        """Digest of the takedowns that a build reads."""
+        return hashlib.sha256(canonical_json(sorted(self.forgotten()))).hexdigest()[:16]
+
+    def publish_identities(self, build_id: str, rows: pa.Table) -> None:
+        """Replace a build's identity rows in one step, under the store's lock."""
+        with self.lock():
+            before = [n for n in self._identity_names() if n.startswith(f"{build_id}.")]
+            data = pa.BufferOutputStream()
+            pq.write_table(rows, data, compression="zstd")
+            raw = data.getvalue().to_pybytes()
+            name = f"{build_id}.{hashlib.sha256(raw).hexdigest()[:12]}.parquet"
+            (self.folder / "identity").write(name, raw)
+            for old in before:
+                if old != name:
+                    (self.folder / "identity").delete(old)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold STORE's lock. Raises StoreError after 60 seconds, naming the lock file."""
+        self.check()
+        if not self.folder.is_local:
+            yield
+            return
+        path = Path(self.folder.at("_lock"))
+        with path.open("a") as f:
+            for _ in range(600):
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
+            else:
+                raise StoreError(str(path), "is held by another publish for more than 60 s; try again when it is done")
+            yield
+
+    def check(self) -> None:
+        """Create the store, or refuse one of a newer version."""
+        if self.folder.exists("store.json"):
+            version = self.folder.read_json("store.json")["version"]
+            if version > STORE_VERSION:
+                raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
+        else:
+            self.folder.write_json("store.json", {"version": STORE_VERSION})
+
+    def _identity(self, name: str) -> pa.Table:
+        with (self.folder / "identity").local(name) as path:
+            return pq.read_table(path)
+
+    def _identity_names(self, but: str = "") -> list[str]:
+        names = (self.folder / "identity").names()
+        return [n for n in names if n.endswith(".parquet") and not n.startswith(".") and not n.startswith(f"{but}.")]

@@ -1,0 +1,74 @@
+"""Canonical image URLs: the same picture under two spellings of its address is one candidate, fetched once.
+
+w3lib does the work (RFC 3986: dot segments, escapes, IDNA, order of query arguments, no fragment). Three things are
+ours: default ports are cut; only http and https with a host and without credentials are addresses of images; and a
+query that is no list of `key=value` keeps its spelling, because image servers of Qiniu and others read
+`?imageView2/2/w/600` and answer 400 to the `?imageView2%2F2%2Fw%2F600=` that sorting makes of it.
+
+Limits: names of hosts are compared as they are; `www.` and mirrors count as other hosts.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
+
+from w3lib.url import canonicalize_url, safe_url_string
+
+MAX_URL = 2048
+"""Longest address taken, characters: above it servers and proxies disagree."""
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def canonical_url(url: str, base: str = "") -> str:
+    """The canonical address; `base` resolves a relative one. Raises ValueError with a short reason.
+
+    Idempotent: canonical_url(canonical_url(u)) == canonical_url(u).
+    """
+    url = "".join(url.split("\n")).replace("\t", "").replace("\r", "").strip()
+    if not url:
+        raise ValueError("empty address")
+    found = urlsplit(urljoin(base, url) if base else url)
+    if found.scheme.lower() not in _DEFAULT_PORTS:
+        raise ValueError(f"scheme {found.scheme[:20]!r} is not http or https" if found.scheme else "relative address")
+    if not found.hostname:
+        raise ValueError("no host")
+    if found.username is not None or found.password is not None:
+        raise ValueError("address with credentials")
+    clean = _canonical(found)
+    if len(clean) > MAX_URL:
+        raise ValueError(f"address of {len(clean)} characters")
+    return clean
+
+
+def _canonical(found: SplitResult) -> str:
+    """Canonical spelling of a checked address."""
+    port = found.port
+    if port == _DEFAULT_PORTS[found.scheme.lower()]:
+        found = found._replace(netloc=found.netloc.rpartition(":")[0])
+    elif port is None and found.netloc.endswith(":"):
+        found = found._replace(netloc=found.netloc[:-1])
+    is_list = all("=" in argument for argument in found.query.split("&"))
+    if not found.query or is_list:
+        return str(canonicalize_url(urlunsplit(found)))
+    bare = str(canonicalize_url(urlunsplit(found._replace(query="", fragment=""))))
+    query = urlsplit(safe_url_string(urlunsplit(found._replace(fragment="")))).query
+    return f"{bare}?{query}"
+
+
+def host_names(url: str) -> list[str]:
+    """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty for no host.
+
+    An IP address has no parents. A host with a port comes with the port first.
+    """
+    try:
+        found = urlsplit(url)
+        host, port = found.hostname or "", found.port
+    except ValueError:
+        return []
+    if not host:
+        return []
+    labels = host.split(".")
+    is_address = ":" in host or labels[-1].isdigit()
+    parents = [] if is_address else [".".join(labels[i:]) for i in range(1, len(labels) - 1)]
+    return [*([f"{host}:{port}"] if port else []), host, *parents]

@@ -1,0 +1,91 @@
+"""Fixtures of several test folders: builds written straight through the store, without the stages that they test."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from pipeline.store import Build
+
+# A deadline for one example measures how busy the machine is, not what the code does.
+settings.register_profile("wenlan", deadline=None)
+settings.load_profile("wenlan")
+
+
+def _load(name: str) -> ModuleType:
+    """A module beside this one; tests are no package, so it cannot be imported by name."""
+    known = sys.modules.get(f"tests_{name}")
+    if known is not None:
+        return known
+    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def synthetic() -> ModuleType:
+    """The module tests/synthetic.py: a build with everything up to detect, and the truth about it."""
+    return _load("synthetic")
+
+
+@pytest.fixture
+def synthetic_build(tmp_path: Path, synthetic: ModuleType) -> Build:
+    """The build that `synthetic` makes below the test's folder."""
+    build: Build = synthetic.make(tmp_path)[0]
+    return build
+
+
+@pytest.fixture
+def run_stage() -> Callable[[Build, str], None]:
+    """run_stage(build, "shard"): all partitions of a stage that are missing, here and without Ray."""
+
+    def run(build: Build, name: str) -> None:
+        module = importlib.import_module({"shard": "pipeline.shards", "report": "pipeline.report"}[name])
+        directory = build.stage(name)
+        partitions = module.partitions(build)
+        for partition in partitions:
+            if partition not in directory.partitions():
+                module.run_partition(build, partition)
+        directory.finish(partitions, module.VERSION)
+
+    return run
+
+
+@pytest.fixture
+def shards_of(synthetic_build: Build, run_stage: Callable[[Build, str], None]) -> Path:
+    """The shard folder of the synthetic build, published."""
+    from pipeline import release
+
+    run_stage(synthetic_build, "shard")
+    release.publish(synthetic_build)
+    return Path(synthetic_build.out) / "shards"
+
+
+@pytest.fixture
+def fetched_build(tmp_path: Path) -> Callable[..., Build]:
+    """tests/fetched.py's make(images, parts=1, name=..., snapshot=..., store=..., **spec) below the test's folder."""
+    return functools.partial(_load("fetched").make, tmp_path)
+
+
+@pytest.fixture
+def got() -> Callable[..., Any]:
+    """got(name, data, *texts, page=...): an image as the web gave it, for `fetched_build`."""
+    kind = _load("fetched").Got
+
+    def make(name: str, data: bytes, *texts: str, page: str = "http://site.test/a.html") -> Any:
+        return kind(f"http://img.test/{name}", data, texts or ("一张图片",), page)
+
+    return make

@@ -1,0 +1,117 @@
+"""Specs: what is accepted, and the exact line for each fault."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_specs.build import BuildSpec, SpecError, load
+
+GOOD: dict[str, Any] = {
+    "name": "trial",
+    "contact": "owner@example.org",
+    "sources": [{"kind": "folder", "name": "photos", "source_kind": "library", "path": "photos"}],
+}
+
+
+def _write(folder: Path, value: Any) -> Path:
+    path = folder / "s.yaml"
+    path.write_text(value if isinstance(value, str) else yaml.safe_dump(value, allow_unicode=True), encoding="utf-8")
+    return path
+
+
+def _problems(path: Path) -> list[str]:
+    with pytest.raises(SpecError) as caught:
+        load(path)
+    assert str(caught.value) == "\n".join(caught.value.problems)
+    return [problem.replace(str(path), "s.yaml") for problem in caught.value.problems]
+
+
+def test_a_small_spec_gets_the_defaults_and_its_own_folder(tmp_path: Path) -> None:
+    spec = load(_write(tmp_path, GOOD))
+    assert spec.base == str(tmp_path)
+    assert spec.sources[0].options == {"path": "photos"}
+    assert [f.name for f in spec.filters][:2] == ["text_length", "han_share"]
+    assert (spec.shards.samples_per_shard, spec.publish.approve) == (10_000, "auto")
+
+
+def test_the_digest_does_not_depend_on_the_folder_but_on_every_option(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    one, two = load(_write(tmp_path / "a", GOOD)), load(_write(tmp_path / "b", GOOD))
+    assert one.base != two.base
+    assert one.digest == two.digest
+    changed = load(_write(tmp_path / "a", {**GOOD, "dedup": {"image_distance": 7}}))
+    assert changed.digest != one.digest
+    option = [{**GOOD["sources"][0], "path": "other"}]
+    assert load(_write(tmp_path / "a", {**GOOD, "sources": option})).digest != one.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        ({"fetch": {"thread": 4}}, ["s.yaml: fetch.thread: unknown option; did you mean threads?"]),
+        ({"descripton": "x"}, ["s.yaml: descripton: unknown option; did you mean description?"]),
+        (
+            {"publish": {"zzz": 1}},
+            ["s.yaml: publish.zzz: unknown option; known: approve, max_drop_share, min_samples"],
+        ),
+        ({"name": "Trial"}, ["s.yaml: name: string should match pattern '^[a-z0-9][a-z0-9_-]*$'"]),
+        ({"sources": [{"kind": "folder", "name": "a"}]}, ["s.yaml: sources[0].source_kind: is required"]),
+        ({"sources": []}, ["s.yaml: sources: tuple should have at least 1 item after validation, not 0"]),
+        (
+            {"fetch": {"threads": 0}, "shards": {"val_share": 0.7}},
+            [
+                "s.yaml: fetch.threads: input should be greater than 0",
+                "s.yaml: shards.val_share: input should be less than 0.5",
+            ],
+        ),
+        (
+            {"sources": [GOOD["sources"][0], GOOD["sources"][0]]},
+            ["s.yaml: sources: two sources are called 'photos'"],
+        ),
+        (
+            {"shards": {"dev_share": 0.45, "val_share": 0.45}},
+            ["s.yaml: shards: dev_share + val_share leave nothing to train on"],
+        ),
+        ({"publish": {"approve": "maybe"}}, ["s.yaml: publish.approve: input should be 'auto' or 'manual'"]),
+    ],
+)
+def test_every_fault_is_one_line_with_its_place(tmp_path: Path, change: dict[str, Any], lines: list[str]) -> None:
+    assert _problems(_write(tmp_path, {**GOOD, **change})) == lines
+
+
+def test_what_is_required_is_said_at_once(tmp_path: Path) -> None:
+    assert _problems(_write(tmp_path, {"name": "x"})) == [
+        "s.yaml: contact: is required",
+        "s.yaml: sources: is required",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: [", "s.yaml:2: is not YAML: expected the node content, but found '<stream end>'"),
+        ("- a\n", "s.yaml: a spec is a mapping with name, contact and sources"),
+        ("", "s.yaml: a spec is a mapping with name, contact and sources"),
+    ],
+)
+def test_what_is_no_spec_is_said_in_one_line(tmp_path: Path, text: str, line: str) -> None:
+    [problem] = _problems(_write(tmp_path, text))
+    assert problem.replace("s.yaml:1:", "s.yaml:2:") == line
+
+
+def test_a_missing_and_a_binary_file_are_named(tmp_path: Path) -> None:
+    assert _problems(tmp_path / "s.yaml") == ["s.yaml: cannot be read: No such file or directory"]
+    path = tmp_path / "s.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert _problems(path) == ["s.yaml: is not UTF-8 text"]
+
+
+def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
+    spec = BuildSpec.model_validate(GOOD)
+    with pytest.raises(ValueError, match="frozen"):
+        spec.name = "other"  # type: ignore[misc]

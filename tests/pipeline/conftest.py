@@ -1,0 +1,105 @@
+"""What the pipeline's tests share: real web servers on loopback, and builds that talk to them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_specs.build import BuildSpec
+from pipeline.store import Build, Store
+
+
+@dataclass
+class Web:
+    """A server. `pages` maps a path to bytes of HTML, to (status, headers, body), or to a function of the handler."""
+
+    port: int
+    pages: dict[str, Any] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
+    agents: set[str] = field(default_factory=set)
+
+    @property
+    def host(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def url(self, path: str = "/") -> str:
+        return f"http://{self.host}{path}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    timeout = 20
+    disable_nagle_algorithm = True  # else each answer waits 40 ms for an acknowledgement
+    web: Web
+
+    def do_GET(self) -> None:
+        self.web.asked.append(self.path)
+        self.web.agents.add(self.headers.get("User-Agent", ""))
+        page = self.web.pages.get(self.path, (404, {}, b"not here"))
+        if callable(page):
+            page(self)
+            return
+        status, headers, body = page if isinstance(page, tuple) else (200, {}, page)
+        self.send_response(status)
+        for name, value in {"Content-Type": "text/html; charset=utf-8", **headers}.items():
+            self.send_header(name, value)
+        if "Content-Length" not in headers:
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that hangs up is what many tests are about."""
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Web]]:
+    """Start servers: `serve({"/": b"<html>..."})`."""
+    servers = []
+
+    def start(pages: dict[str, Any] | None = None) -> Web:
+        handler = type("Handler", (_Handler,), {})
+        server = _Server(("127.0.0.1", 0), handler)
+        servers.append(server)
+        handler.web = Web(server.server_port, pages or {})  # type: ignore[attr-defined]
+        threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True).start()
+        return handler.web  # type: ignore[attr-defined, no-any-return]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def make_build(tmp_path: Path) -> Callable[..., Build]:
+    """A build in a temporary folder that may reach the given servers; keyword arguments go into the spec."""
+
+    def make(*webs: Web, out: str = "build", sources: list[dict[str, Any]], **spec: Any) -> Build:
+        egress = {"allow": [web.host for web in webs], "delay_s": 0, "timeout_s": 5, **spec.pop("egress", {})}
+        return Build(
+            spec=BuildSpec.model_validate(
+                {"name": "t", "contact": "mailto:x@example.org", "sources": sources, "egress": egress, **spec}
+            ),
+            out=str(tmp_path / out),
+            store=Store(str(tmp_path / "store")),
+            build_id="t",
+            snapshot="2026-01-01",
+            fingerprints={name: name[:1] * 64 for name in ("crawl", "admit", "fetch")},
+        )
+
+    return make

@@ -1,0 +1,316 @@
+"""The whole road of the pipeline as its users run it: real processes, a real web server, real kills.
+
+One small web site and one table, with every fault that issue reports bring: 404, 500, silence, an empty body, a
+truncated JPEG, a page in a wrong charset, a page that robots.txt keeps.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import json
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_specs.shard import read_manifest
+from pipeline import run
+from pipeline.records import sha256_hex
+from pipeline.store import Build
+from pipeline.verify import verify
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+WORDS = [
+    "故宫雪景",
+    "黄山云海",
+    "江南水乡古镇",
+    "草原上的骏马",
+    "红烧排骨成品图",
+    "清晨的第一缕阳光",
+    "城市夜景灯光秀",
+    "小熊猫在吃竹子",
+]
+
+
+def picture(seed: int, side: int = 240, form: str = "JPEG") -> bytes:
+    """A picture unlike the others: random coloured rectangles."""
+    dice = random.Random(seed)
+    image = Image.new("RGB", (side, side), tuple(dice.randrange(256) for _ in range(3)))
+    for _ in range(12):
+        x, y, w, h = (dice.randrange(side) for _ in range(4))
+        image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, min(side, x + w + 8), min(side, y + h + 8)))
+    data = io.BytesIO()
+    image.save(data, form, quality=90)
+    return data.getvalue()
+
+
+class Web:
+    """A web server on loopback whose pages are a dictionary: path -> (status, type, body). Counts its requests."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, tuple[int, str, bytes]] = {}
+        self.requests: list[str] = []
+        self.delay = 0.0
+        web = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                web.requests.append(self.path)
+                if web.delay and self.path.startswith("/i/"):
+                    time.sleep(web.delay)
+                status, kind, body = web.pages.get(self.path, (404, "text/plain", b"none"))
+                if status == 0:  # hangs up without an answer
+                    self.connection.close()
+                    return
+                self.send_response(status)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda *_: None  # a client that is killed breaks its pipe
+        self.host = f"127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def put(self, path: str, body: bytes, kind: str = "image/jpeg", status: int = 200) -> str:
+        self.pages[path] = (status, kind, body)
+        return f"http://{self.host}{path}"
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    server = Web()
+    yield server
+    server.server.shutdown()
+    server.server.server_close()
+
+
+def html(title: str, body: str, charset: str = "utf-8", encoding: str = "utf-8") -> bytes:
+    page = f"<html><head><meta charset='{charset}'><title>{title}</title></head><body>{body}</body></html>"
+    return page.encode(encoding)
+
+
+def fill(web: Web, folder: Path, images: int = 24, form: str = "JPEG", side: int = 240) -> Path:
+    """Fill the server, write the table and the spec; give the spec's path."""
+    web.put("/robots.txt", b"User-agent: *\nDisallow: /private/\n", "text/plain")
+    figures = ""
+    for i in range(3):
+        web.put(f"/i/page{i}.jpg", picture(1000 + i))
+        figures += f"<figure><img src='/i/page{i}.jpg' alt=''><figcaption>{WORDS[i]}的照片</figcaption></figure>"
+    web.put("/i/gb.jpg", picture(1003))
+    links = "".join(f"<a href='{x}'>{x}</a>" for x in ("/gb.html", "/gone.html", "/bad.html", "/private/a.html"))
+    web.put("/index.html", html("首页", links + figures), "text/html")
+    gb = html("粤菜", "<p><img src='/i/gb.jpg' alt='丼飯約調較鐘飯'></p>", "gb2312", "gb18030")
+    web.put("/gb.html", gb, "text/html")
+    web.put("/bad.html", b"<html><meta charset='utf-8'>" + bytes(range(128, 255)) * 40, "text/html; charset=utf-8")
+    web.put("/private/a.html", html("内部", "<img src='/i/secret.jpg' alt='内部资料请勿外传'>"), "text/html")
+    rows = ["url,zh"]
+    for i in range(images):
+        rows.append(
+            f"{web.put(f'/i/{i}.img', picture(i, side, form))},{WORDS[i % len(WORDS)]}之{'甲乙丙丁'[i // 8 % 4]}"
+        )
+    web.put("/i/500.jpg", b"broken", status=500)
+    web.put("/i/silent.jpg", b"", status=0)
+    web.put("/i/empty.jpg", b"")
+    web.put("/i/cut.jpg", picture(77)[:1500])
+    web.put("/i/page.jpg", html("页面", "不是图片"), "text/html")
+    for name in ("404", "500", "silent", "empty", "cut", "page"):
+        rows.append(f"http://{web.host}/i/{name}.jpg,这是一张坏掉的图片{name}")
+    (folder / "table.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    spec = folder / "spec.yaml"
+    spec.write_text(
+        f"""
+name: small
+contact: http://{web.host}/about
+sources:
+  - {{kind: site, name: site, source_kind: news, start: ["http://{web.host}/index.html"]}}
+  - {{kind: url_table, name: table, source_kind: image_search, path: table.csv,
+      columns: {{image_url: url, texts: {{alt: zh}}}}}}
+egress: {{allow: ["{web.host}"], delay_s: 0, timeout_s: 5}}
+fetch: {{images_per_partition: 6, threads: 2, retries: 0}}
+filters:
+  - {{name: text_length, min_chars: 2}}
+  - {{name: han_share}}
+  - {{name: image_sides, min_side: 64}}
+shards: {{samples_per_shard: 4, dev_share: 0.2, val_share: 0.2}}
+""",
+        encoding="utf-8",
+    )
+    return spec
+
+
+def command(spec: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "pipeline", "build", str(spec), "--out", str(out), "--json", *more]
+
+
+def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]:
+    done = subprocess.run(command(spec, out, *more), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == code, done.stderr[-4000:]
+    return dict(json.loads(done.stdout.splitlines()[-1])) if code == 0 else {"stderr": done.stderr}
+
+
+def opened(out: Path) -> Build:
+    return run.reopen(str(out))
+
+
+def decisions(out: Path) -> list[dict[str, object]]:
+    return [row for table in opened(out).decisions() for row in table.to_pylist()]
+
+
+def tars(out: Path) -> dict[str, str]:
+    return {shard.tar.path: shard.tar.sha256 for shard in read_manifest(out / "shards").shards}
+
+
+def kill_when(spec: Path, out: Path, condition: Callable[[], bool]) -> None:
+    """Start a build and `kill -9` the driver as soon as the condition holds; Ray's processes go with it."""
+    with subprocess.Popen(
+        command(spec, out, "--workers", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        until = time.monotonic() + 120
+        while not condition():
+            assert process.poll() is None, "the build ended before it could be killed"
+            assert time.monotonic() < until
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (out / "shards" / "manifest.json").exists()
+
+
+def committed(out: Path, folder: str) -> set[str]:
+    return {path.stem for path in out.glob(f"{folder}/_records/*/*.json")}
+
+
+def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_path):
+    out = tmp_path / "out"
+    answer = build(fill(web, tmp_path), out, "--workers", "2")
+    assert answer["published"]
+    rows = decisions(out)
+    candidates = [row for row in rows if row["subject"] == "candidate"]
+    assert len({row["id"] for row in candidates}) == len(candidates)
+    by_url = {str(row["url"]).removeprefix(f"http://{web.host}"): row for row in rows}
+    assert {path: by_url[path]["reason"] for path in by_url if "/i/" in path and not by_url[path]["kept"]} == {
+        "/i/404.jpg": "http_status",
+        "/i/500.jpg": "http_status",
+        "/i/silent.jpg": "connection",
+        "/i/empty.jpg": "empty_body",
+        "/i/cut.jpg": "corrupt_image",
+        "/i/page.jpg": "not_an_image",
+    }
+    assert by_url["/gone.html"]["reason"] == "http_status"
+    assert by_url["/private/a.html"]["reason"] == "robots_disallowed"
+    assert by_url["/bad.html"]["reason"] == "bad_charset"
+    assert by_url["/i/gb.jpg"]["kept"]
+    assert by_url["/i/gb.jpg"]["text"] == "丼飯約調較鐘飯"
+    assert "/private/a.html" not in web.requests
+    assert "/i/secret.jpg" not in web.requests
+    taken = [path for path in web.requests if path != "/robots.txt"]  # that one is asked for by each process
+    assert len(taken) == len(set(taken)), "nothing is fetched twice"
+    manifest = read_manifest(out / "shards")
+    assert sum(manifest.samples.values()) == sum(bool(row["kept"]) for row in candidates) == 28
+    assert verify(out / "shards") == []
+
+
+def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):
+    out = tmp_path / "out"
+    stages = {stage["name"]: stage["funnel"] for stage in build(fill(web, tmp_path), out)["stages"]}
+    for name, funnel in stages.items():
+        if name not in ("detect", "report"):
+            assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
+    order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
+    for before, after in itertools.pairwise(order):
+        assert stages[before]["kept"] == stages[after]["seen"], (before, after)
+
+
+def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path):
+    spec, out = fill(web, tmp_path), tmp_path / "out"
+    build(spec, out)
+    before, asked = (out / "shards" / "manifest.json").read_bytes(), len(web.requests)
+    answer = build(spec, out)
+    assert all(stage["skipped"] for stage in answer["stages"])
+    assert (out / "shards" / "manifest.json").read_bytes() == before
+    assert len(web.requests) == asked
+
+
+def test_shards_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path):
+    spec = fill(web, tmp_path)
+    build(spec, tmp_path / "one", "--workers", "1")
+    build(spec, tmp_path / "two", "--workers", "2")
+    assert len(tars(tmp_path / "one")) >= 3
+    assert tars(tmp_path / "one") == tars(tmp_path / "two")
+
+
+def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(web, tmp_path):
+    spec, out = fill(web, tmp_path), tmp_path / "out"
+    build(spec, tmp_path / "whole")
+    web.delay = 0.1
+    kill_when(spec, out, lambda: len(committed(out, "images")) >= 2)
+    done = committed(out, "images")
+    partitions = committed(out, "admitted")
+    assert 2 <= len(done) < len(partitions)
+    time.sleep(1)
+    tables = [path for partition in done for path in out.glob(f"images/{partition}-*.parquet")]
+    fetched = {fetch_id for path in tables for fetch_id in pq.read_table(path)["fetch_id"].to_pylist()}
+    web.requests.clear()
+    build(spec, out)
+    asked = {sha256_hex(f"http://{web.host}{path}") for path in web.requests if path.startswith("/i/")}
+    assert len(asked) >= 6
+    assert fetched
+    assert not asked & fetched
+    assert tars(out) == tars(tmp_path / "whole")
+
+
+def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path):
+    spec, out = fill(web, tmp_path, form="PNG", side=900), tmp_path / "out"
+    build(spec, tmp_path / "whole")
+    kill_when(spec, out, lambda: len(committed(out, "shards")) >= 1)
+    done = committed(out, "shards")
+    before = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
+    build(spec, out)
+    assert len(committed(out, "shards")) > len(done)
+    after = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
+    assert after == before
+    assert tars(out) == tars(tmp_path / "whole")
+
+
+def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path):
+    spec = fill(web, tmp_path)
+    for status, said in ((404, "404"), (500, "500"), (0, "")):
+        web.pages["/index.html"] = (status, "text/html", b"")
+        stderr = str(build(spec, tmp_path / f"out{status}", code=1)["stderr"])
+        [line] = [line for line in stderr.splitlines() if line.startswith("wenlan-data:")]
+        assert f"http://{web.host}/index.html" in line
+        assert said in line
+
+
+def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tmp_path):
+    spec = fill(web, tmp_path)
+    spec.write_text(spec.read_text(encoding="utf-8").replace("min_chars", "min_char"), encoding="utf-8")
+    stderr = str(build(spec, tmp_path / "out", code=2)["stderr"])
+    assert stderr == f"wenlan-data: {spec}: filters[0].min_char: unknown option; did you mean min_chars?\n"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_table_is_named(web, tmp_path):
+    spec = fill(web, tmp_path)
+    (tmp_path / "table.csv").unlink()
+    stderr = str(build(spec, tmp_path / "out", code=1)["stderr"])
+    assert f"{tmp_path}/table.csv" in stderr
+    assert len(stderr.splitlines()) == 1

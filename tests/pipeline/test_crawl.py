@@ -1,0 +1,406 @@
+"""The crawl against real servers on loopback: what is kept, what is refused and why, and what a kill costs."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from warcio.archiveiterator import ArchiveIterator
+
+from data_specs.build import SpecError
+from pipeline import crawl, crawler
+from pipeline.errors import SourceError
+from pipeline.store import DECISIONS, Build
+
+CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
+
+
+def site(url: str, **options: object) -> list[dict[str, object]]:
+    return [{"kind": "site", "name": "s", "source_kind": "news", "start": [url], **options}]
+
+
+def html(*links: str, head: str = "") -> bytes:
+    anchors = "".join(f'<a href="{link}">链接</a>' for link in links)
+    return f"<!doctype html><html><head>{head}</head><body>{anchors}</body></html>".encode()
+
+
+def run(build: Build) -> tuple[dict[str, int], dict[str, bytes], dict[str, str]]:
+    """(counts, body by URL in the WARC, reason by URL of what was dropped)."""
+    crawl.run_partition(build, "s")
+    stage = build.stage("crawl")
+    [record] = stage.records()
+    bodies: dict[str, bytes] = {}
+    with stage.file(record, "warc.gz") as path, path.open("rb") as f:
+        for entry in ArchiveIterator(f, check_digests="raise"):
+            if entry.rec_type == "response":
+                url = entry.rec_headers.get_header("WARC-Target-URI")
+                assert url not in bodies, "a page twice in the WARC"
+                bodies[url] = entry.content_stream().read()
+    rows = stage.table(record).to_pylist()
+    assert [row["url"] for row in rows] == list(bodies)
+    reasons = {}
+    if DECISIONS in record.files:
+        reasons = {d["url"]: d["reason"] for d in stage.table(record, DECISIONS).to_pylist()}
+    assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
+    assert (record.counts["kept"], record.counts["dropped"]) == (len(bodies), len(reasons))
+    return record.counts, bodies, reasons
+
+
+def test_pages_are_found_by_links_and_kept_as_they_came(serve, make_build):
+    web = serve()
+    web.pages = {
+        "/": html("a.html", "/b.html#part", "b.html", "http://elsewhere.example/", "mailto:x@y", "x.jpg", "/c.pdf"),
+        "/a.html": html("/", "deep/d.html"),
+        "/b.html": (200, {"X-Robots-Tag": "otherbot: noai", "ETag": '"e"'}, html()),
+        "/deep/d.html": html("../a.html"),
+    }
+    build = make_build(web, sources=site(web.url()))
+    counts, bodies, reasons = run(build)
+    assert bodies == {web.url(path): web.pages[path][2] if path == "/b.html" else web.pages[path] for path in web.pages}
+    assert reasons == {}
+    assert sorted(web.asked) == ["/", "/a.html", "/b.html", "/deep/d.html", "/robots.txt"]
+    assert web.asked[0] == "/robots.txt"
+    assert {agent.partition("/")[0] for agent in web.agents} == {"wenlan"}
+    rows = {r["url"]: r for r in build.stage("crawl").table(build.stage("crawl").record("s")).to_pylist()}
+    assert rows[web.url("/b.html")]["etag"] == '"e"'
+    assert rows[web.url("/deep/d.html")]["depth"] == 2
+    assert counts["bytes"] == sum(map(len, bodies.values()))
+    with build.stage("crawl").file(build.stage("crawl").record("s"), "warc.gz") as path:
+        raw = path.read_bytes()
+    for row in rows.values():  # each record is a gzip member of its own, where the table says
+        member = gzip.decompress(raw[row["warc_offset"] : row["warc_offset"] + row["warc_length"]])
+        assert row["url"].encode() in member
+
+
+def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
+    web = serve()
+    web.pages = {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, b"User-agent: *\nDisallow: /private/\n"),
+        "/": html("/noai.html", "/header.html", "/private/x.html", "/nofollow.html"),
+        "/noai.html": html("/behind.html", head='<meta name="ROBOTS" content="noai, noimageai">'),
+        "/header.html": (200, {"X-Robots-Tag": "noindex, max-image-preview:large"}, html()),
+        "/behind.html": html(),
+        "/nofollow.html": html("/never.html", head='<meta name=robots content="nofollow">'),
+        "/never.html": html(),
+    }
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url(p) for p in ("/", "/behind.html", "/nofollow.html")}
+    assert reasons == {
+        web.url("/noai.html"): "opt_out",
+        web.url("/header.html"): "opt_out",
+        web.url("/private/x.html"): "robots_disallowed",
+    }
+    assert not {"/private/x.html", "/never.html"} & set(web.asked)
+
+
+def test_each_page_that_fails_is_told_with_its_reason(serve, make_build):
+    def slow(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    def endless(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 65536)
+
+    def hang_up(handler) -> None:
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    bomb = gzip.compress(b"0" * 30_000_000)
+    inside = serve({"/secret.html": html()})
+    web = serve()
+    failing = {
+        "/gone.html": ((404, {}, b""), "http_status"),
+        "/broken.html": ((500, {}, b""), "http_status"),
+        "/picture": ((200, {"Content-Type": "image/png"}, b"x"), "not_html"),
+        "/slow.html": (slow, "timeout"),
+        "/endless.html": (endless, "too_large"),
+        "/bomb.html": ((200, {"Content-Encoding": "gzip"}, bomb), "too_large"),
+        "/damaged.html": ((200, {"Content-Encoding": "gzip"}, b"\xff" * 99), "connection"),
+        "/hangup.html": (hang_up, "connection"),
+        "/out.html": ((302, {"Location": inside.url("/secret.html")}, b""), "http_status"),
+        "/file.html": ((302, {"Location": "file:///etc/passwd"}, b""), "http_status"),
+        "/loop.html": ((302, {"Location": "/loop.html"}, b""), "too_many_redirects"),
+    }
+    web.pages = {"/": html(*failing), **{path: page for path, (page, _) in failing.items()}}
+    limits = {"timeout_s": 1, "max_page_bytes": 200_000}
+    _, bodies, reasons = run(make_build(web, inside, sources=site(web.url()), egress=limits))
+    assert reasons == {web.url(path): reason for path, (_, reason) in failing.items()}
+    assert list(bodies) == [web.url()]
+    assert inside.asked == []
+    assert web.asked.count("/broken.html") == crawler.TRIES
+    assert web.asked.count("/gone.html") == 1
+
+
+def test_a_page_that_comes_on_the_second_try_is_kept(serve, make_build):
+    def moody(handler) -> None:
+        if handler.web.asked.count("/moody.html") == 1:
+            handler.send_error(503)
+        else:
+            handler.send_response(200)
+            handler.send_header("Content-Type", "text/html")
+            handler.send_header("Content-Length", "2")
+            handler.end_headers()
+            handler.wfile.write(b"ok")
+
+    web = serve({"/": html("/moody.html"), "/moody.html": moody})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert bodies[web.url("/moody.html")] == b"ok"
+    assert reasons == {}
+
+
+def test_retry_after_is_obeyed(serve, make_build):
+    when: list[float] = []
+
+    def busy(handler) -> None:
+        when.append(time.monotonic())
+        handler.send_response(429 if len(when) == 1 else 404)
+        handler.send_header("Retry-After", "2")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/": html("/busy.html", "/other.html"), "/busy.html": busy, "/other.html": html()})
+    _, _, reasons = run(make_build(web, sources=site(web.url())))
+    assert reasons == {web.url("/busy.html"): "http_status"}
+    assert when[1] - when[0] >= 1.9
+
+
+def test_the_pause_that_robots_asks_for_is_kept(serve, make_build):
+    when: list[float] = []
+
+    def page(handler) -> None:
+        when.append(time.monotonic())
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/": html("/1.html", "/2.html"), "/1.html": page, "/2.html": page})
+    web.pages["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: 0.4\n")
+    run(make_build(web, sources=site(web.url())))
+    assert when[1] - when[0] >= 0.35
+
+
+def test_redirects_lead_on_within_the_site_and_are_counted(serve, make_build):
+    web = serve({"/": (301, {"Location": "/home.html"}, b""), "/home.html": html("/", "/old.html")})
+    web.pages["/old.html"] = (302, {"Location": "/home.html"}, b"")
+    counts, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert list(bodies) == [web.url("/home.html")]
+    assert reasons == {}
+    assert counts["redirects"] == 2
+
+
+def test_the_limits_of_a_site_hold(serve, make_build):
+    web = serve({"/": html(*[f"/{i}.html" for i in range(9)], "/in/1.html", "/in/skip.html")})
+    web.pages.update({f"/{i}.html": html(f"/deep{i}.html") for i in range(9)})
+    web.pages.update({"/in/1.html": html("/in/2.html", "/0.html"), "/in/2.html": html("/in/3.html")})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url(), max_pages=4)))
+    assert len(bodies) == 4
+    assert set(reasons.values()) == {"over_budget"}
+    narrow = site(web.url(), within=["/in/"], exclude=["skip"], max_depth=2)
+    _, bodies, _ = run(make_build(web, out="narrow", sources=narrow))
+    assert set(bodies) == {web.url(p) for p in ("/", "/in/1.html", "/in/2.html")}
+
+
+def test_an_endless_site_does_not_fill_the_disk(serve, make_build):
+    class Calendar(dict):
+        def get(self, path, default=None):
+            if path == "/robots.txt":
+                return default
+            return html(*[f"{path}{i}/" for i in range(400)])
+
+    web = serve()
+    web.pages = Calendar()
+    counts, bodies, _ = run(make_build(web, sources=site(web.url(), max_pages=5)))
+    assert len(bodies) == 5
+    assert counts["seen"] <= crawl.KNOWN_PER_PAGE * 5 + 1000
+    assert counts["beyond"] == 5 * 400 + 1 - counts["seen"]
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ((404, {}, b""), "http_status: status 404"),
+        ((500, {}, b""), "http_status: status 500"),
+        ((200, {"Content-Type": "image/png"}, b"x"), "not_html: image/png"),
+        ((302, {"Location": "/other.html"}, b""), r"status 404 \(redirected to .*/other.html\)"),
+    ],
+)
+def test_a_site_whose_start_page_fails_is_one_clear_line(serve, make_build, page, says):
+    web = serve({"/": page})
+    build = make_build(web, sources=site(web.url()))
+    for _ in range(2):  # the second time asks again, and does not take the first answer for granted
+        with pytest.raises(SourceError, match=says) as e:
+            crawl.run_partition(build, "s")
+        assert e.value.subject == web.url()
+        assert "\n" not in str(e.value)
+    assert web.asked.count("/") >= 2
+    assert build.stage("crawl").records() == []
+
+
+def test_a_site_that_answers_nothing_or_may_not_be_reached(serve, make_build):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    build = make_build(sources=site(f"http://127.0.0.1:{port}/"), egress={"allow": [f"127.0.0.1:{port}"]})
+    with pytest.raises(SourceError, match=f"http://127.0.0.1:{port}/"):
+        crawl.run_partition(build, "s")
+    web = serve({"/": html()})
+    with pytest.raises(SourceError, match="not a public address"):
+        crawl.run_partition(make_build(out="other", sources=site(web.url())), "s")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_robots_that_cannot_be_read_forbid_everything(serve, make_build, status):
+    web = serve({"/": html(), "/robots.txt": (status, {}, b"")})
+    with pytest.raises(SourceError, match=f"robots.txt.*{status}"):
+        crawl.run_partition(make_build(web, sources=site(web.url())), "s")
+    assert "/" not in web.asked
+    counts, _, _ = run(make_build(web, out="bold", sources=site(web.url()), egress={"obey_robots": False}))
+    assert counts["kept"] == 1
+
+
+def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch):
+    monkeypatch.setattr(crawler, "MAX_STREAK", 3)
+    gone = []
+
+    def page(handler) -> None:
+        if len(gone) < 1:
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/": html("/1.html", "/2.html", "/3.html", "/4.html"), **{f"/{i}.html": page for i in range(1, 5)}})
+    build = make_build(web, sources=site(web.url()))
+    with pytest.raises(SourceError, match="3 requests in a row failed"):
+        crawl.run_partition(build, "s")
+    gone.append(True)
+    _, bodies, reasons = run(build)
+    assert len(bodies) == 5
+    assert reasons == {}
+    assert web.asked.count("/") == 1
+
+
+KILLED = """
+import sys
+from data_specs.build import BuildSpec
+from pipeline import crawl
+from pipeline.store import Build, Store
+spec = BuildSpec.model_validate_json(sys.argv[1])
+crawl.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-01", {"crawl": "c" * 64}), "s")
+"""
+
+
+def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
+    pages = {f"/{i}.html": html(f"/{2 * i + 1}.html", f"/{2 * i + 2}.html") for i in range(60)}
+    web = serve({"/": html("/0.html"), **pages})
+    build = make_build(web, sources=site(web.url()), egress={"delay_s": 0.02})
+    kills = 0
+    for target in (8, 25):
+        argv = [sys.executable, "-c", KILLED, build.spec.model_dump_json(), build.out, build.store.url]
+        child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])})
+        deadline = time.monotonic() + 60
+        while len(web.asked) < target and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        kills += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert kills == 2
+    assert build.stage("crawl").records() == []
+    _, bodies, reasons = run(build)
+    assert set(bodies) == {web.url(path) for path in web.pages}
+    assert set(reasons.values()) == {"http_status"}  # the leaves of the tree are not there
+    asked = [path for path in web.asked if path in web.pages]
+    assert len(asked) - len(set(asked)) <= 2, "at most the one page in the air is asked for again, a kill"
+    assert not list((Path(build.out) / "captures" / "_frontier").iterdir())
+
+
+def test_a_site_is_not_crawled_again_because_another_part_of_the_spec_changed(serve, make_build):
+    web = serve({"/": html()})
+    build = make_build(web, sources=site(web.url()))
+    _, bodies, _ = run(build)
+    web.asked.clear()
+    assert run(replace(build, fingerprints={"crawl": "d" * 64}))[1] == bodies
+    assert web.asked == []
+    crawl.run_partition(replace(build, fingerprints={"crawl": "e" * 64}, snapshot="2026-02-02"), "s")
+    assert web.asked == ["/robots.txt", "/"], "another snapshot is another crawl"
+
+
+def test_a_torn_record_at_the_end_of_the_warc_is_cut_off(tmp_path):
+    from pipeline.frontier import Frontier
+    from pipeline.records import Capture
+
+    def capture(url: str) -> Capture:
+        return Capture(url, 200, "2026-01-01T00:00:00Z", "text/html", b"body of " + url.encode())
+
+    with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
+        frontier.add(["http://a.cn/1", "http://a.cn/2", "http://a.cn/3"], 0)
+        for name in ("1", "2"):
+            page = frontier.next("a.cn")
+            frontier.keep(page, capture(f"http://a.cn/{name}"), [])
+    whole = frontier.warc.read_bytes()
+    for damage in (whole + whole[-40:], whole[:-7]):
+        frontier.warc.write_bytes(damage)
+        with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
+            while (page := frontier.next("a.cn")) is not None:
+                frontier.keep(page, capture(page.url), [])
+        entries = ArchiveIterator(io.BytesIO(frontier.warc.read_bytes()), check_digests="raise")
+        urls = [entry.rec_headers.get_header("WARC-Target-URI") for entry in entries]
+        assert sorted(filter(None, urls)) == [f"http://a.cn/{i}" for i in (1, 2, 3)]
+
+
+def test_headers_that_would_mislead_a_reader_of_the_warc_are_renamed(serve, make_build):
+    page = html("/x.html")
+    web = serve({"/": (200, {"Content-Encoding": "gzip", "X-Odd": "caf\xe9"}, gzip.compress(page))})
+    build = make_build(web, sources=site(web.url()))
+    crawl.run_partition(build, "s")
+    stage = build.stage("crawl")
+    with stage.file(stage.record("s"), "warc.gz") as path, path.open("rb") as f:
+        [entry] = [(e.http_headers, e.raw_stream.read()) for e in ArchiveIterator(f) if e.rec_type == "response"]
+    assert entry[1] == page
+    assert entry[0].get_header("X-Crawl-Content-Encoding") == "gzip"
+    assert entry[0].get_header("Content-Encoding") is None
+    assert int(entry[0].get_header("Content-Length")) == len(page)
+
+
+def test_the_token_names_what_decides_and_nothing_else(serve, make_build):
+    start = "http://a.cn/"
+    plain = crawl.token(make_build(sources=site(start)))
+    assert crawl.token(make_build(sources=site(start), egress={"delay_s": 7})) == plain
+    assert crawl.token(make_build(sources=site(start, max_pages=7))) != plain
+    with pytest.raises(SpecError, match=r"egress\.allow\[0\]"):
+        crawl.token(make_build(sources=site(start), egress={"allow": ["intranet:80"]}))
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="../shared/corpus is not there")
+def test_the_recipe_site_is_crawled_whole_but_for_what_may_not_be_taken(serve, make_build):
+    root = CORPUS / "howtocook-site"
+    web = serve()
+    web.pages = {f"/{p.relative_to(root)}": p.read_bytes() for p in root.rglob("*") if p.suffix in (".html", ".txt")}
+    web.pages["/"] = web.pages["/index.html"]
+    _, bodies, reasons = run(make_build(web, sources=site(web.url("/index.html"))))
+    wanted = {web.url(path) for path in web.pages if path.endswith(".html")}
+    refused = {web.url("/private/index.html"): "robots_disallowed", web.url("/drink/d22f7700566c.html"): "opt_out"}
+    assert reasons == refused
+    assert set(bodies) - {web.url("/")} == wanted - set(refused)
+    assert not any(path.startswith("/private") for path in web.asked)

@@ -1,0 +1,120 @@
+"""Packages without root: the real apt-get with lists of its own, and stand-ins for what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from pipeline.demo import packages as demo_packages
+from pipeline.demo.packages import DemoError
+
+
+def _fake_program(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / name
+    program.write_text("#!/bin/sh\n" + script)
+    program.chmod(0o755)
+
+
+def test_lists_are_fetched_only_when_the_system_has_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = tmp_path / "calls"
+    has_lists = tmp_path / "has-lists"
+    _fake_program(
+        tmp_path / "bin",
+        "apt-get",
+        f'echo "$@" >> {calls}\n'
+        f'case "$*" in *update) : > {has_lists};; *"download one")'
+        f" if [ -e {has_lists} ]; then : > one_1_all.deb;"
+        ' else echo "E: Unable to locate package one" >&2; exit 100; fi;;\n'
+        '*) echo "E: Unable to locate package two" >&2; exit 100;; esac\n',
+    )
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    deb = demo_packages.download_deb("one", tmp_path / "packages", tmp_path / "apt")
+    assert deb == tmp_path / "packages" / "one_1_all.deb"
+    steps = calls.read_text().splitlines()
+    assert [step.split()[-2:] for step in steps] == [["download", "one"], steps[1].split()[-2:], ["download", "one"]]
+    assert steps[1].endswith("update")
+    private = f"Dir::State={tmp_path / 'apt' / 'state'}"
+    assert [private in step for step in steps] == [False, True, True]
+    assert all(f"Dir::Cache={tmp_path / 'apt' / 'cache'}" in step for step in steps)
+
+    calls.unlink()
+    assert demo_packages.download_deb("one", tmp_path / "packages", tmp_path / "apt") == deb
+    assert not calls.exists(), "a package that was downloaded is kept"
+
+    with pytest.raises(DemoError, match=r"Debian package two could not be downloaded: E: Unable to locate package two"):
+        demo_packages.download_deb("two", tmp_path / "packages", tmp_path / "apt")
+    assert [p.name for p in (tmp_path / "packages").iterdir()] == ["one_1_all.deb"]
+
+
+def test_damaged_deb_names_the_file(tmp_path: Path) -> None:
+    if not shutil.which("dpkg-deb"):
+        pytest.skip("dpkg-deb is not installed here")
+    deb = tmp_path / "x_1_all.deb"
+    deb.write_bytes(b"no archive")
+    with pytest.raises(DemoError, match=r"x_1_all\.deb: cannot be unpacked"):
+        demo_packages.unpack_deb(deb, tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_real_apt_with_private_lists(tmp_path: Path) -> None:
+    """The way of a machine with empty package lists, with the real apt-get and a small package."""
+    if not demo_packages.have_apt():
+        pytest.skip("apt-get or dpkg-deb is not installed here")
+    options = demo_packages.apt_options(tmp_path / "apt", own_lists=True)
+    before = _system_lists()
+
+    def apt(*words: str) -> subprocess.CompletedProcess[bytes]:
+        command = ["apt-get", "-q", *options, *words]
+        return subprocess.run(command, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, timeout=250)
+
+    assert apt("download", "hostname").returncode != 0, "private lists start empty"
+    if apt("update").returncode != 0:
+        pytest.skip("no Debian mirror can be reached from here")
+    assert apt("download", "hostname").returncode == 0
+    (deb,) = tmp_path.glob("hostname_*.deb")
+    demo_packages.unpack_deb(deb, tmp_path / "out")
+    assert any(path.name == "hostname" and path.is_file() for path in (tmp_path / "out").rglob("hostname"))
+    assert _system_lists() == before, "the system's own lists are left alone"
+
+
+def _system_lists() -> dict[str, float]:
+    return {path.name: path.stat().st_mtime for path in Path("/var/lib/apt/lists").glob("*_*")}
+
+
+def test_npm_tarball_is_unpacked_below_its_prefixes_only(tmp_path: Path) -> None:
+    tarball = tmp_path / "p-1.tgz"
+    _tarball(tarball, {"package/zh/data.json": b"[]", "package/fr/data.json": b"[]", "package/LICENSE": b"MIT"})
+    demo_packages.unpack_npm(tarball, tmp_path / "out", ["zh/", "LICENSE"])
+    found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert found == ["LICENSE", "zh/data.json"]
+
+
+def test_npm_tarball_that_reaches_outside_is_refused(tmp_path: Path) -> None:
+    tarball = tmp_path / "p-1.tgz"
+    _tarball(tarball, {"package/zh/../../evil": b"x"})
+    with pytest.raises(DemoError, match=r"p-1\.tgz: holds .* outside the package"):
+        demo_packages.unpack_npm(tarball, tmp_path / "out", ["zh/"])
+    assert not (tmp_path / "evil").exists()
+
+
+def test_npm_tarball_cut_short_names_the_file(tmp_path: Path) -> None:
+    tarball = tmp_path / "p-1.tgz"
+    _tarball(tarball, {"package/zh/data.json": os.urandom(50_000)})
+    tarball.write_bytes(tarball.read_bytes()[:20_000])
+    with pytest.raises(DemoError, match=r"p-1\.tgz: cannot be unpacked"):
+        demo_packages.unpack_npm(tarball, tmp_path / "out", ["zh/"])
+
+
+def _tarball(path: Path, members: dict[str, bytes]) -> None:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))

@@ -1,0 +1,117 @@
+"""Every plug-in of every family keeps the promises that `pipeline.plugins` makes."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import pickle
+import re
+import subprocess
+import sys
+from typing import get_args
+
+import pytest
+
+from data_specs.build import BuildSpec, SpecError
+from pipeline.plugins import Family, Plugin, check, configure, find, names
+from pipeline.records import DropReason
+
+PLUGINS: list[tuple[Family, str]] = [
+    (family, name) for family in ("sources", "filters", "detectors") for name in names(family)
+]
+
+NEEDED = {  # the least options of plug-ins that cannot do without
+    "folder": {"path": "x"},
+    "site": {"start": ["http://a.test/"]},
+    "url_table": {"path": "x.csv", "columns": {"texts": {"alt": "zh"}}},
+    "warc": {"path": "x.warc.gz"},
+    "webdataset": {"path": "x.tar"},
+    "onnx": {"weights": "x.onnx"},
+    "yolox": {"weights": "x.onnx"},
+}
+SHARED = {"sources": {"name": "s", "source_kind": "news"}, "filters": {}, "detectors": {}}
+
+
+def made(family: Family, name: str) -> Plugin:
+    return configure(family, name, {**SHARED[family], **NEEDED.get(name, {})}, Plugin)
+
+
+@pytest.mark.parametrize(("family", "name"), PLUGINS)
+def test_a_plug_in_is_what_its_file_says(family, name):
+    plugin = find(family, name)
+    assert plugin.plugin_name() == name
+    assert plugin.__doc__, "its class says what it is"
+    assert (inspect.getmodule(plugin).__doc__ or "").strip(), "its module says what, why and the limits"
+    assert isinstance(plugin.VERSION, int)
+
+
+@pytest.mark.parametrize(("family", "name"), PLUGINS)
+def test_every_option_is_documented(family, name):
+    plugin = find(family, name)
+    taken = {"name", "source_kind", "base"}
+    for option, info in plugin.model_fields.items():
+        words = re.findall(r"\w+", f"{plugin.__doc__} {inspect.getmodule(plugin).__doc__}")
+        assert option in taken or info.description or option in words, f"{family}/{name}: {option} is not documented"
+
+
+@pytest.mark.parametrize(("family", "name"), PLUGINS)
+def test_it_goes_to_a_worker_and_into_a_fingerprint(family, name):
+    plugin = made(family, name)
+    assert pickle.loads(pickle.dumps(plugin)) == plugin  # noqa: S301 (our own bytes)
+    identity = plugin.identity()
+    assert json.loads(json.dumps(identity)) == made(family, name).identity()
+    assert (identity["name"], identity["version"]) == (name, plugin.VERSION)
+    with pytest.raises(ValueError, match="frozen"):
+        setattr(plugin, next(iter(type(plugin).model_fields)), "other")
+
+
+@pytest.mark.parametrize(("family", "name"), PLUGINS)
+def test_an_unknown_option_is_named_with_the_nearest_known_one(family, name):
+    option = next(iter(find(family, name).model_fields))
+    with pytest.raises(SpecError, match=rf"at\.{option}x: unknown option; did you mean {option}\?"):
+        configure(family, name, {**SHARED[family], **NEEDED.get(name, {}), f"{option}x": 1}, Plugin, "at")
+
+
+@pytest.mark.parametrize(("family", "name"), PLUGINS)
+def test_reasons_to_drop_are_members_of_the_enum(family, name):
+    """Read from the source: each `DropReason.X` exists, and no Drop or drop() is given a bare string."""
+    tree = ast.parse(inspect.getsource(inspect.getmodule(find(family, name))))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "DropReason":
+            assert node.attr in DropReason.__members__
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Drop", "drop"):
+            assert not any(isinstance(a, ast.Constant) for a in node.args[: 1 if node.func.id == "Drop" else 3][-1:])
+
+
+def test_every_family_is_covered():
+    assert {family for family, _ in PLUGINS} | {"features"} == set(get_args(Family))
+    assert {"site", "warc", "url_table", "folder", "webdataset"} <= set(names("sources"))
+    assert {"text_length", "han_share", "boilerplate"} <= set(names("filters"))
+
+
+def test_a_plug_in_is_imported_without_heavy_packages():
+    """`plan` configures every plug-in and must answer at once."""
+    modules = ", ".join(f"pipeline.{family}.{name}" for family, name in PLUGINS)
+    heavy = "{'ray', 'torch', 'cv2', 'pandas', 'jieba', 'onnxruntime', 'img2dataset', 'webdataset', 'warcio'}"
+    code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )
+
+
+def test_a_spec_names_every_faulty_plug_in_at_once():
+    spec = BuildSpec.model_validate(
+        {
+            "name": "t",
+            "contact": "a@b.cn",
+            "sources": [{"kind": "url_tabel", "name": "a", "source_kind": "news"}],
+            "filters": [{"name": "text_length", "min_char": 2}, {"name": "han_share", "min_share": 3}],
+        }
+    )
+    with pytest.raises(SpecError) as raised:
+        check(spec, "demo.yaml")
+    first, second, third = raised.value.problems
+    assert first == "demo.yaml: sources[0]: 'url_tabel' is not one of the sources; did you mean url_table?"
+    assert second == "demo.yaml: filters[0].min_char: unknown option; did you mean min_chars?"
+    assert third.startswith("demo.yaml: filters[1].min_share: ")

@@ -1,0 +1,143 @@
+"""Records, attempts, caches and the store: what is visible, and when."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import StoreError
+from pipeline.folder import Folder
+from pipeline.records import Decision
+from pipeline.store import DECISIONS, Cache, StageDir, Store
+
+
+def stage(folder: Path, fingerprint: str = "f" * 64) -> StageDir:
+    return StageDir(Folder(str(folder)), "fetch", fingerprint)
+
+
+def rows(*keys: str, value: int = 0) -> pa.Table:
+    return pa.table({"sha256": list(keys), "value": [value] * len(keys)})
+
+
+def test_an_attempt_without_commit_leaves_nothing_that_a_reader_sees(tmp_path):
+    with contextlib.suppress(InterruptedError), stage(tmp_path).attempt("00000") as attempt:
+        attempt.write_table("parquet", rows("a"))
+        raise InterruptedError
+    assert stage(tmp_path).records() == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_committed_partition_is_read_back_with_its_counts(tmp_path):
+    with stage(tmp_path).attempt("00000") as attempt:
+        attempt.write_table("parquet", rows("a", "b"))
+        attempt.commit({"seen": 3, "kept": 2, "dropped": 1})
+    [record] = stage(tmp_path).records()
+    assert record.counts == {"seen": 3, "kept": 2, "dropped": 1}
+    assert stage(tmp_path).table(record).equals(rows("a", "b"))
+
+
+def test_the_second_of_two_attempts_wins_whole(tmp_path):
+    first, second = stage(tmp_path).attempt("00000"), stage(tmp_path).attempt("00000")
+    with first, second:
+        first.write_table("parquet", rows("a"))
+        second.write_table("parquet", rows("b"))
+        first.commit({})
+        second.commit({})
+    [record] = stage(tmp_path).records()
+    assert stage(tmp_path).table(record)["sha256"].to_pylist() == ["b"]
+
+
+def test_another_fingerprint_sees_none_of_it(tmp_path):
+    with stage(tmp_path).attempt("00000") as attempt:
+        attempt.write_table("parquet", rows("a"))
+        attempt.commit({})
+    stage(tmp_path).finish(["00000"], 1)
+    assert stage(tmp_path).finished()
+    assert not stage(tmp_path, "e" * 64).finished()
+    assert stage(tmp_path, "e" * 64).records() == []
+
+
+def test_a_file_that_lost_its_tail_is_named(tmp_path):
+    with stage(tmp_path).attempt("00000") as attempt:
+        attempt.path("tar").write_bytes(b"x" * 100)
+        record = attempt.commit({})
+    path = tmp_path / record.files["tar"].name
+    path.write_bytes(b"x" * 99)
+    with (
+        pytest.raises(StoreError, match=rf"{path}: has 99 bytes, its record says 100"),
+        stage(tmp_path).file(record, "tar"),
+    ):
+        pass
+
+
+def test_decisions_of_an_attempt_are_committed_with_it(tmp_path):
+    decision = Decision("candidate", "c", "f", "s", "", "http://a/b.jpg", "fetch", False, "timeout", ("timeout",))
+    with stage(tmp_path).attempt("00000") as attempt:
+        attempt.decide([decision])
+        record = attempt.commit({"dropped": 1})
+    assert stage(tmp_path).table(record, DECISIONS)["reason"].to_pylist() == ["timeout"]
+
+
+def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
+    remote = StageDir(Folder(f"memory://{tmp_path.name}/x"), "fetch", "f" * 64)
+    with remote.attempt("00000") as attempt:
+        attempt.write_table("parquet", rows("a"))
+        attempt.commit({"seen": 1})
+    [record] = remote.records()
+    assert remote.table(record).equals(rows("a"))
+    assert [n for n in remote.folder.names() if n.startswith(".tmp")] == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True, min_size=1, max_size=4), max_size=5))
+def test_a_cache_is_a_dictionary_in_which_the_last_commit_wins(tmp_path_factory, commits):
+    cache, expected = Cache(Folder(str(tmp_path_factory.mktemp("cache"))), "sha256"), {}
+    for i, keys in enumerate(commits):
+        cache.put(rows(*keys, value=i))
+        expected.update(dict.fromkeys(keys, i))
+    for wanted in (["a", "b"], list("abcdefgh")):
+        found = cache.get(wanted)
+        got = {} if found is None else dict(zip(found["sha256"].to_pylist(), found["value"].to_pylist(), strict=True))
+        assert got == {k: v for k, v in expected.items() if k in wanted}
+        assert found is None or found.num_rows == len(got)
+
+
+def test_a_build_never_reads_its_own_identities_and_publishing_again_replaces_them(tmp_path):
+    store = Store(str(tmp_path))
+    store.publish_identities("one", rows("a", value=1))
+    store.publish_identities("two", rows("b", value=2))
+    store.publish_identities("one", rows("c", value=3))
+    everything, others = store.identities(), store.identities(but="one")
+    assert everything is not None
+    assert others is not None
+    assert sorted(everything["sha256"].to_pylist()) == ["b", "c"]
+    assert others["sha256"].to_pylist() == ["b"]
+    assert store.identity_revision(but="one") != store.identity_revision()
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path):
+    (tmp_path / "store.json").write_text('{"version": 99}')
+    with pytest.raises(StoreError, match="is of version 99, this wenlan knows 1; upgrade"):
+        Store(str(tmp_path)).check()
+
+
+def _publish(url: str, build_id: str) -> None:
+    Store(url).publish_identities(build_id, rows(build_id))
+
+
+def test_many_publishers_at_once_lose_nothing(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_publish, args=(str(tmp_path), f"b{i}")) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    found = Store(str(tmp_path)).identities()
+    assert found is not None
+    assert sorted(found["sha256"].to_pylist()) == ["b0", "b1", "b2", "b3"]

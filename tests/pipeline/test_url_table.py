@@ -1,0 +1,204 @@
+"""Tables of image URLs: every format, every kind of broken row."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.errors import SourceError
+from pipeline.records import Candidate, Decision
+from pipeline.sources.url_table import UrlTable
+
+ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
+
+
+def table(path: Path | list[str], **more: Any) -> UrlTable:
+    columns = {"image_url": "url", "page_url": "page", "texts": {"alt": "zh"}}
+    options = {"name": "t", "source_kind": "image_search", "path": path if isinstance(path, list) else str(path)}
+    return UrlTable.model_validate({**options, "columns": columns, **more})
+
+
+def read(source: UrlTable) -> list[Candidate | Decision]:
+    return [row for part in range(source.parts()) for row in source.read(part)]
+
+
+def write(folder: Path, kind: str, rows: list[dict[str, str]] = ROWS) -> Path:
+    path = folder / f"t.{kind}"
+    frame = pd.DataFrame(rows)
+    if kind == "parquet":
+        frame.to_parquet(path, row_group_size=2)
+    elif kind.startswith("jsonl"):
+        frame.to_json(path, orient="records", lines=True, force_ascii=False)
+    else:
+        frame.to_csv(path, index=False, sep="\t" if "tsv" in kind else ",")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
+@pytest.mark.parametrize("rows_per_part", [2, 3, 100])
+def test_every_format_gives_the_same_candidates_however_it_is_cut(tmp_path, kind, rows_per_part):
+    found = read(table(write(tmp_path, kind), rows_per_part=rows_per_part))
+    assert [(c.image_url, c.texts[0].kind, c.texts[0].text, c.page_url, c.row) for c in found] == [
+        (r["url"], "alt", r["zh"].replace("\n", " "), r["page"], i + 1) for i, r in enumerate(ROWS)
+    ]
+
+
+def test_several_texts_of_a_row_keep_their_kinds_and_equal_ones_count_once(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("image_url,zh_cn,zh_tw,tags\nhttp://i.test/a.png,青蛙。,青蛙,青蛙\nhttp://i.test/b.png,,蝌蚪,\n")
+    columns = {"texts": {"caption": ["zh_cn", "zh_tw"], "tag": "tags"}}
+    one, two = read(table(path, columns=columns))
+    assert [(t.kind, t.text) for t in one.texts] == [("caption", "青蛙。"), ("caption", "青蛙")]
+    assert [(t.kind, t.text) for t in two.texts] == [("caption", "蝌蚪")]
+
+
+def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
+    path = tmp_path / "t.csv"
+    lines = [
+        "url,zh,page",
+        "http://i.test/1.jpg,好,",
+        "http://i.test/2.jpg,多,一,格",
+        "no url,坏,",
+        ",空,",
+        "http://i.test/5.jpg,,",
+        "",
+    ]
+    path.write_text("\n".join([*lines, "http://i.test/6.jpg,好,"]))
+    found = read(table(path))
+    assert [f.reason if isinstance(f, Decision) else f.row for f in found] == [
+        1,
+        "bad_row",
+        "bad_url",
+        "bad_url",
+        "no_text",
+        6,
+    ]
+    assert found[1].evidence == "t.csv, row 2: 4 fields, the header has 3"
+    assert all("t.csv, row" in f.evidence for f in found if isinstance(f, Decision))
+    assert len({f.id for f in found if isinstance(f, Decision)}) == 4
+
+
+def test_a_broken_line_of_json_is_one_decision(tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"url": "http://i.test/1", "zh": "好"}\n{"url": \n[1]\n{"url": 5, "zh": {"a": 1}}\n')
+    assert [f.reason if isinstance(f, Decision) else f.row for f in read(table(path))] == [
+        1,
+        "bad_row",
+        "bad_row",
+        "bad_url",
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_missing_column_is_one_error_that_names_file_and_columns(tmp_path, kind):
+    path = write(tmp_path, kind)
+    with pytest.raises(SourceError, match=rf"t\.{kind}: source t: has no column 'text'; its columns: url, zh, page"):
+        read(table(path, columns={"image_url": "url", "texts": {"alt": "text"}}))
+
+
+def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path):
+    with pytest.raises(SourceError, match=r"gone\.csv: source t: there is no such file"):
+        table(tmp_path / "gone.csv").token()
+    with pytest.raises(SourceError, match=r"\*\.csv: source t: matches no file"):
+        table(tmp_path / "*.csv").token()
+    for name, content in (("a.parquet", b"no parquet"), ("b.csv", "url,zh,page\nhttp://i/1,好,".encode("gbk"))):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SourceError, match=name.replace(".", r"\.")):
+            read(table(tmp_path / name))
+    (tmp_path / "c.csv.gz").write_bytes(gzip.compress(b"url,zh,page\n" * 1000)[:-20])
+    with pytest.raises(SourceError, match=r"c\.csv\.gz"):
+        read(table(tmp_path / "c.csv.gz"))
+    (tmp_path / "d.xyz").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"d\.xyz: source t: its suffix tells no format"):
+        read(table(tmp_path / "d.xyz"))
+    (tmp_path / "e.csv").write_bytes(b"")
+    with pytest.raises(SourceError, match=r"e\.csv: source t: has no column 'url'; its columns: none"):
+        read(table(tmp_path / "e.csv"))
+
+
+def test_a_byte_order_mark_and_another_encoding_are_read(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("\ufeffurl,zh,page\nhttp://i.test/1,云海,", encoding="utf-8")
+    assert read(table(path))[0].texts[0].text == "云海"
+    path.write_text("url,zh,page\nhttp://i.test/1,云海,", encoding="gb18030")
+    assert read(table(path, encoding="gb18030"))[0].texts[0].text == "云海"
+
+
+def test_a_row_added_at_the_top_changes_no_other_row_s_identity(tmp_path):
+    rows = [{"url": "http://i.test/1", "zh": "一"}, {"url": "http://i.test/1", "zh": "二"}]
+    columns = {"image_url": "url", "texts": {"alt": "zh"}}
+    before = {c.candidate_id for c in read(table(write(tmp_path, "csv", rows), columns=columns))}
+    more = [{"url": "http://i.test/0", "zh": "零"}, *rows]
+    after = {c.candidate_id for c in read(table(write(tmp_path, "csv", more), columns=columns))}
+    assert len(before) == 2
+    assert before < after
+
+
+def test_the_token_follows_the_files_content(tmp_path):
+    path = write(tmp_path, "csv")
+    before = table(path).token()
+    assert table(path).token() == before
+    path.write_text("url,zh,page\n")
+    assert table(path).token() != before
+
+
+TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00\r"), max_size=12)
+
+
+@given(st.lists(st.tuples(TEXT, TEXT), max_size=8), st.integers(1, 4))
+def test_what_a_csv_writer_writes_is_read_back_row_for_row(tmp_path_factory, cells, rows_per_part):
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    with path.open("w", newline="", encoding="utf-8") as f:
+        writer = csv.writer(f)
+        writer.writerow(["url", "zh", "page"])
+        writer.writerows([[f"http://i.test/{i}", text, page] for i, (text, page) in enumerate(cells)])
+    found = read(table(path, rows_per_part=rows_per_part))
+    assert len(found) == len(cells)
+    assert all(isinstance(f, Candidate) or f.reason == "no_text" for f in found)
+
+
+def brivl(tmp_path: Path, *rows: Any, **more: Any) -> list[Candidate | Decision]:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows))
+    options = {"name": "t", "source_kind": "news", "path": str(path), "format": "brivl_jsonl", "images": "pictures"}
+    return read(UrlTable.model_validate({**options, "base": str(tmp_path), **more}))
+
+
+def test_rows_of_brivl_s_release_are_read(tmp_path):
+    sentences = [["alt_text", "甲"], ["sur_text", "乙。丙"], ["easy", "乙。丙"], ["first", "乙"]]
+    found = brivl(tmp_path, {"image_id": "a/1 2.jpg", "sentences": sentences, "bbox": [[0, 0, 5, 5]]})
+    assert [(t.kind, t.text) for t in found[0].texts] == [("alt", "甲"), ("surrounding", "乙。丙")]
+    assert found[0].image_url == "url-table:///t/a/1%202.jpg"
+    [news] = brivl(tmp_path, {"image_id": "n.jpg", "sentences": [["easy", "只有这个"], ["first", "只有"]]})
+    assert [(t.kind, t.text) for t in news.texts] == [("surrounding", "只有这个")]
+    [aic] = brivl(tmp_path, {"image_id": "n.jpg", "sentences": ["一个 戴 帽子 的 人 ， iPhone 手机", "另 一 句"]})
+    assert [(t.kind, t.text) for t in aic.texts] == [("caption", "一个戴帽子的人， iPhone 手机"), ("caption", "另一句")]
+    [web] = brivl(tmp_path, {"image_id": "a.jpg", "sentences": ["一个"]}, images="https://cdn.test/i/")
+    assert web.image_url == "https://cdn.test/i/a.jpg"
+
+
+def test_pictures_of_brivl_rows_are_read_from_their_folder_and_from_nowhere_else(tmp_path):
+    (tmp_path / "pictures" / "a").mkdir(parents=True)
+    (tmp_path / "pictures" / "a" / "1 2.jpg").write_bytes(b"picture")
+    (tmp_path / "secret").write_bytes(b"secret")
+    options = {"name": "t", "source_kind": "news", "path": "x", "format": "brivl_jsonl", "images": "pictures"}
+    source = UrlTable.model_validate({**options, "base": str(tmp_path)})
+    assert source.read_image("url-table:///t/a/1%202.jpg") == b"picture"
+    for url in (
+        "url-table:///t/../secret",
+        "url-table:///t/%2e%2e/secret",
+        f"url-table:///t/{tmp_path}/secret",
+        "http://a/",
+    ):
+        assert source.read_image(url) is None
+    [bad] = brivl(tmp_path, {"image_id": "../secret", "sentences": ["一"]})
+    assert isinstance(bad, Decision)
+    assert bad.reason == "bad_url"

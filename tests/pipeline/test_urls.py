@@ -1,0 +1,67 @@
+"""Canonical addresses of images."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.urls import canonical_url, host_names
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("HTTP://A.com:80/x/../y.jpg#top", "http://a.com/y.jpg"),
+        ("https://a.com:443/图.jpg", "https://a.com/%e5%9b%be.jpg"),
+        ("http://a.com/i?b=2&a=1", "http://a.com/i?a=1&b=2"),
+        (" http://a.com/a\n.jpg ", "http://a.com/a.jpg"),
+        ("http://中文.com/a", "http://xn--fiq228c.com/a"),
+    ],
+)
+def test_two_spellings_of_one_address(one, other):
+    assert canonical_url(one) == canonical_url(other)
+
+
+def test_a_query_that_is_no_list_of_pairs_keeps_its_spelling():
+    assert canonical_url("http://a.com/i.jpg?imageView2/2/w/600") == "http://a.com/i.jpg?imageView2/2/w/600"
+    assert canonical_url("http://a.com/i.jpg?b&a") == "http://a.com/i.jpg?b&a"
+
+
+def test_relative_addresses_start_from_the_base():
+    assert canonical_url("../i/a.jpg", "http://a.com/x/y.html") == "http://a.com/i/a.jpg"
+    assert canonical_url("//cdn.com/a.jpg", "https://a.com/") == "https://cdn.com/a.jpg"
+
+
+@pytest.mark.parametrize(
+    ("url", "why"),
+    [
+        ("", "empty"),
+        ("a.jpg", "relative"),
+        ("file:///etc/passwd", "not http"),
+        ("javascript:void(0)", "not http"),
+        ("http://u:p@a.com/x", "credentials"),
+        ("http:///x", "no host"),
+        ("http://a.com:99999/x", "out of range"),
+        ("http://a.com/" + "x" * 3000, "3013 characters"),
+    ],
+)
+def test_what_is_no_address_is_refused_with_a_reason(url, why):
+    with pytest.raises(ValueError, match="(?i)" + why):
+        canonical_url(url)
+
+
+@given(st.text(max_size=60), st.sampled_from(["http://a.com/x/", "https://例子.cn/a?b"]))
+def test_canonical_is_idempotent_and_raises_nothing_but_value_errors(url, base):
+    try:
+        once = canonical_url(url, base)
+    except ValueError:
+        return
+    assert canonical_url(once) == once
+    assert once.startswith(("http://", "https://"))
+
+
+def test_host_names_go_up_to_the_registered_domain_and_know_ports_and_addresses():
+    assert host_names("http://a.b.com.cn/x") == ["a.b.com.cn", "b.com.cn", "com.cn"]
+    assert host_names("http://127.0.0.1:80/x") == ["127.0.0.1:80", "127.0.0.1"]
+    assert host_names("") == []

@@ -1,0 +1,163 @@
+"""Small shard folders, written as the contract says by the standard library's tarfile."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_specs.shard import (
+    REGION_SCHEMA,
+    SCHEMA_VERSION,
+    SHARD_SCHEMA,
+    FileDigest,
+    Sample,
+    ShardFiles,
+    Text,
+    content_digest,
+    encode_sample,
+)
+
+_WORDS = "红橙黄绿青蓝紫黑白灰大小高低远近山水云雨风雪花鸟鱼虫猫狗牛羊马车船桥"
+
+
+def picture(number: int, width: int = 40, height: int = 30) -> bytes:
+    """A JPEG whose colours tell its number."""
+    rng = np.random.default_rng(number)
+    pixels = rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST).save(data, "JPEG", quality=92)
+    return data.getvalue()
+
+
+def sha(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sample(number: int, split: str) -> Sample:
+    rng = np.random.default_rng(number)
+    words = "".join(rng.choice(list(_WORDS), 4))
+    return Sample(
+        candidate_id=sha(f"{split}{number}"),
+        source="test",
+        source_kind="encyclopedia",
+        page_url=f"http://127.0.0.1/{number}.html",
+        image_url=f"http://127.0.0.1/{number}.jpg",
+        sha256=hashlib.sha256(picture(number)).hexdigest(),
+        width=40,
+        height=30,
+        texts=(Text("alt", f"{words}图"), Text("surrounding", f"这里有{words}")),
+    )
+
+
+def file_digest(root: Path, path: Path) -> FileDigest:
+    data = path.read_bytes()
+    return FileDigest(path=str(path.relative_to(root)), bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+
+
+def write_shard(
+    root: Path, split: str, number: int, samples: Sequence[Sample], images: Sequence[bytes], detector: str | None
+) -> ShardFiles:
+    name = f"{split}-{number:06d}"
+    rows: list[dict[str, Any]] = []
+    with tarfile.open(root / f"{name}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for item, image in zip(samples, images, strict=True):
+            row: dict[str, Any] = dict.fromkeys(SHARD_SCHEMA.names)
+            for member, data in encode_sample(item, image):
+                info = tarfile.TarInfo(member)
+                info.size = len(data)
+                kind = {"jpg": "image", "txt": "text", "json": "json"}[member.rpartition(".")[2]]
+                row[f"{kind}_offset"] = tar.offset + 512
+                row[f"{kind}_size"] = len(data)
+                tar.addfile(info, io.BytesIO(data))
+            row |= {n: getattr(item, n) for n in ("key", "candidate_id", "source", "source_kind", "page_url")}
+            row |= {n: getattr(item, n) for n in ("image_url", "sha256", "width", "height")}
+            row["texts"] = [{"kind": t.kind, "text": t.text, "text_leader": sha(t.text)} for t in item.texts]
+            row |= {"image_leader": item.sha256, "split": split, "format": "jpeg", "fetched_at": "2026-01-01T00:00:00Z"}
+            rows.append(row)
+    pq.write_table(pa.Table.from_pylist(rows, schema=SHARD_SCHEMA), root / f"{name}.parquet")
+    regions = {}
+    if detector is not None:
+        folder = root / "regions" / detector
+        folder.mkdir(parents=True, exist_ok=True)
+        boxes = [
+            {
+                "key": s.key,
+                "sha256": s.sha256,
+                "boxes": [0, 0, 20, 15, 10, 6, 40, 30],
+                "scores": [0.9, 0.5],
+                "labels": [1, 2],
+            }
+            for s in samples
+        ]
+        pq.write_table(pa.Table.from_pylist(boxes, schema=REGION_SCHEMA), folder / f"{name}.parquet")
+        regions[detector] = file_digest(root, folder / f"{name}.parquet")
+    return ShardFiles(
+        split=split,  # type: ignore[arg-type]
+        samples=len(samples),
+        tar=file_digest(root, root / f"{name}.tar"),
+        parquet=file_digest(root, root / f"{name}.parquet"),
+        regions=regions,
+    )
+
+
+def write_manifest(root: Path, shards: Sequence[ShardFiles], detectors: Sequence[str] = (), **changes: Any) -> Path:
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "build_id": "test",
+        "spec_digest": "0" * 64,
+        "content_digest": content_digest(shards),
+        "created_at": "2026-01-01T00:00:00Z",
+        "samples": {s: sum(f.samples for f in shards if f.split == s) for s in ("train", "dev", "val")},
+        "detectors": list(detectors),
+        "shards": [shard.model_dump() for shard in shards],
+        **changes,
+    }
+    path = root / "manifest.json"
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    return path
+
+
+MakeShards = Callable[..., Path]
+
+
+@pytest.fixture
+def make_shards(tmp_path: Path) -> MakeShards:
+    """make_shards(train=(7, 5), dev=(), val=(), detector=None, damage={number: bytes}) -> manifest path."""
+
+    def make(
+        train: Sequence[int] = (7, 5, 9),
+        dev: Sequence[int] = (),
+        val: Sequence[int] = (),
+        detector: str | None = None,
+        damage: dict[int, bytes] | None = None,
+        name: str = "shards",
+    ) -> Path:
+        root = tmp_path / name
+        root.mkdir()
+        shards, number = [], 0
+        for split, sizes in (("train", train), ("dev", dev), ("val", val)):
+            for index, size in enumerate(sizes):
+                numbers = range(number, number + size)
+                number += size
+                images = [(damage or {}).get(n, picture(n)) for n in numbers]
+                shards.append(write_shard(root, split, index, [sample(n, split) for n in numbers], images, detector))
+        return write_manifest(root, shards, [detector] if detector else [])
+
+    return make
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Indexes of shards are cached below the test's own folder."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))

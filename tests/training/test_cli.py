@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from training import cli
+from training.errors import TrainingError
+
+MakeShards = Callable[..., Path]
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = cli.main(arguments)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture
+def trained(make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path]:
+    manifest = make_shards(train=(16,), val=(14,))
+    out = tmp_path / "run"
+    fit = ("fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(out), "--set", "run.epochs=0.5", "--json")
+    code, stdout, stderr = run(capsys, *fit)
+    assert code == 0, stderr
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 1
+    assert len(stdout.splitlines()) == 1
+    return out, manifest
+
+
+def test_fit_eval_and_embed(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, manifest = trained
+    code, stdout, stderr = run(
+        capsys, "eval", str(out), "--data", str(manifest.parent), "--task", "retrieval", "--json"
+    )
+    assert code == 0
+    result = json.loads(stdout.splitlines()[-1])
+    assert (result["samples"], result["split"]) == (14, "val")
+    assert result["i2t"]["chance_r1"] == pytest.approx(1 / 14)
+    assert "chance" in stderr
+
+    (tmp_path / "texts.txt").write_text("红色小船\n山水\n", encoding="utf-8")
+    Image.new("RGB", (30, 20), (200, 10, 10)).save(tmp_path / "a.jpg")
+    for arguments, tensor, rows in (
+        (("--texts", str(tmp_path / "texts.txt")), "text_features", 2),
+        (("--images", str(tmp_path / "a.jpg"), str(tmp_path / "a.jpg")), "image_features", 2),
+        (("--data", str(manifest)), "text_features", 14),
+    ):
+        file = tmp_path / "features.safetensors"
+        code, stdout, stderr = run(capsys, "embed", str(out), *arguments, "--out", str(file), "--json")
+        assert code == 0, stderr
+        features = load_file(file)[tensor]
+        assert features.shape == (rows, 32)
+        assert features.norm(dim=1).tolist() == pytest.approx([1.0] * rows, abs=1e-5)
+        assert json.loads(stdout.splitlines()[-1])["rows"] == rows
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (("--recipe", "tinny"), 2, "recipe tinny: unknown; did you mean tiny?"),
+        (("--recipe", "tiny", "--set", "moco.queue_sise=3"), 2, "did you mean queue_size?"),
+        (("--recipe", "tiny", "--set", "run.device=quantum"), 2, "run.device: 'quantum'"),
+        (("--recipe", "tiny", "--set", "text.vocab_size=100"), 2, "text.vocab_size: 100 is below"),
+        (("--recipe", "tiny", "--set", "data.detector=rcnn"), 1, "no regions of detector 'rcnn'"),
+        (("--recipe", "tiny", "--init", "no-such-folder"), 1, "no-such-folder: not a wenlan checkpoint"),
+    ],
+)
+def test_bad_usage_and_bad_data_are_one_line_and_an_exit_code(
+    make_shards: MakeShards,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    code: int,
+    line: str,
+) -> None:
+    manifest = make_shards(train=(8,))
+    found, stdout, stderr = run(capsys, "fit", *arguments, "--data", str(manifest), "--out", str(tmp_path / "run"))
+    assert found == code
+    assert not stdout
+    assert line in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+
+
+def test_a_cut_tar_ends_with_exit_1_and_its_name(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = make_shards(train=(8,))
+    tar = manifest.parent / "train-000000.tar"
+    tar.write_bytes(tar.read_bytes()[:5000])
+    code, _, stderr = run(capsys, "fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(tmp_path / "run"))
+    assert code == 1
+    assert stderr.splitlines() == [line for line in stderr.splitlines() if "train-000000.tar: 5000 bytes" in line]
+
+
+def test_an_image_that_is_none_is_named(
+    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    out = str(tmp_path / "f.safetensors")
+    code, _, stderr = run(capsys, "embed", str(trained[0]), "--images", str(tmp_path / "bad.jpg"), "--out", out)
+    assert (code, "bad.jpg: empty file" in stderr) == (1, True)
+
+
+def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as e:
+        cli.main(["serve"])
+    assert e.value.code == 2
+    assert "invalid choice: 'serve'" in capsys.readouterr().err
+
+
+def test_a_foreign_package_of_our_name_stops_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "check_ownership", lambda: "the import name 'training' is also provided by x")
+    code, _, stderr = run(capsys, "eval", "x", "--data", "x", "--task", "retrieval")
+    assert code == 2
+    assert "also provided by x" in stderr
+
+
+def test_help_needs_neither_torch_nor_ray() -> None:
+    program = "import sys; from training.cli import _parser; _parser(); print({'torch', 'ray'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+RAY_TWICE = """
+import json, pathlib, sys
+import ray
+from training import cli
+if __name__ == "__main__":
+    tar, out, *fit = sys.argv[1:]
+    ray.init("local", num_cpus=3, include_dashboard=False)
+    good = cli.main([*fit, "--out", out])
+    pathlib.Path(tar).write_bytes(b"")
+    bad = cli.main([*fit, "--out", out + "-2"])
+    print(json.dumps([good, bad]))
+"""
+
+
+@pytest.mark.slow
+def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray.train")
+    manifest = make_shards(train=(16,))
+    program = [sys.executable, "-c", RAY_TWICE, str(manifest.parent / "train-000000.tar"), str(tmp_path / "run")]
+    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--workers", "2", "--set", "run.epochs=1", "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*program, *fit], env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    *_, printed, codes = done.stdout.splitlines()
+    assert json.loads(codes) == [0, 1]
+    result = json.loads(printed)
+    assert (result["world_size"], result["steps"]) == (2, 2)
+    lines = [line for line in done.stderr.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]
+    assert any(line.startswith(str(manifest.parent)) for line in lines)  # ours, without Ray's traceback
+
+
+def test_an_error_of_a_worker_is_found_in_what_ray_wraps_around_it() -> None:
+    from training.ray_job import _cause
+
+    inner = TrainingError("step 3", "gone")
+    failure = RuntimeError("traceback")
+    failure.__cause__ = inner
+    group = RuntimeError("1 worker failed")
+    group.worker_failures = {0: failure}  # type: ignore[attr-defined]
+    assert str(_cause(group)) == "step 3: gone"
+    assert str(_cause(RuntimeError("first\nlast"))) == "ray: last"

@@ -1,0 +1,96 @@
+"""The config: every recipe is complete, overrides are typed, and a wrong key or value is one line that names it."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+
+from training.config import from_dict, resolve, to_dict
+from training.errors import ConfigError, TrainingError
+
+RECIPES = ("tiny", "demo", "brivl_b5_base", "brivl_b7_large", "brivl2_b7_large")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_survives_json_and_names_itself(recipe: str) -> None:
+    config = resolve(recipe)
+    assert config.recipe == recipe
+    assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_overrides_are_typed_by_their_field() -> None:
+    config = resolve(
+        "tiny",
+        [
+            "moco.queue_size=7",
+            "moco.temperature=0.2",
+            "moco.prefill=false",
+            "moco.objective=clip",
+            "data.tokenizer=123",
+            "data.color_jitter=0.1,0.2,0.3,0",
+            'data.text_kinds={"news": {"alt": 1}}',
+            "optim.betas=[0.8, 0.9]",
+            "seed=5",
+        ],
+    )
+    assert (config.moco.queue_size, config.moco.temperature, config.moco.prefill) == (7, 0.2, False)
+    assert (config.moco.objective, config.data.tokenizer, config.seed) == ("clip", "123", 5)
+    assert (config.data.color_jitter, config.optim.betas) == ((0.1, 0.2, 0.3, 0.0), (0.8, 0.9))
+    assert config.data.text_kinds == {"news": {"alt": 1.0}}
+    assert resolve("tiny", ["data.text_kinds=primary"]).data.text_kinds == "primary"
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("moco.queue_sise=7", "--set moco.queue_sise: unknown key queue_sise; did you mean queue_size?"),
+        ("moko.queue_size=7", "--set moko.queue_size: unknown key moko; did you mean moco?"),
+        ("moco.queue_size=many", "--set moco.queue_size: 'many' is not a whole number"),
+        ("moco.queue_size=1.5", "--set moco.queue_size: 1.5 is not a whole number"),
+        ("moco.queue_size=true", "--set moco.queue_size: True is not a whole number"),
+        ("moco.temperature=NaN", "--set moco.temperature: nan is not a finite number"),
+        ("moco.objective=mocow", "--set moco.objective: 'mocow' is none of 'moco', 'clip'"),
+        ("moco=1", "--set moco: name one of its keys, moco.NAME"),
+        ("seed.x=1", "--set seed.x: seed has no keys in it"),
+        ("seed", "--set seed: write it as key=value, for example moco.queue_size=512"),
+        ("optim.betas=1", "--set optim.betas: [1] is not 2 numbers"),
+        ("data.text_kinds=main", "--set data.text_kinds: 'main' is none of 'primary'"),
+        ("moco.queue_size=0", "moco.queue_size: 0 is out of range; it lies between 1 and inf"),
+        ("image.heads=5", "image.heads: the width 32 is not a multiple of 5 heads"),
+        ("run.accumulate=3", "run.accumulate: 3 does not divide the batch 8"),
+        ("data.max_tokens=65", "data.max_tokens: 65 exceeds text.max_positions"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve("tiny", [override])
+    assert str(caught.value) == line
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"^recipe tini: unknown; did you mean tiny\? there are brivl2_b7_large, "):
+        resolve("tini")
+
+
+def test_only_recipes_are_recipes() -> None:
+    with pytest.raises(ConfigError, match="unknown"):
+        resolve("replace")  # a function that recipes.py imports
+
+
+def test_from_dict_names_file_and_key() -> None:
+    values = to_dict(resolve("tiny"))
+    with pytest.raises(ConfigError, match=r"^a/config.json: moco.tempreature: unknown key; did you mean temp"):
+        from_dict(values | {"moco": values["moco"] | {"tempreature": 1}}, "a/config.json")
+    del values["optim"]["clip"]
+    with pytest.raises(ConfigError, match=r"^a/config.json: optim.clip: missing$"):
+        from_dict(values, "a/config.json")
+    with pytest.raises(ConfigError, match="optim must be an object"):
+        from_dict(values | {"optim": 3}, "a/config.json")
+
+
+@pytest.mark.parametrize("error", [ConfigError, TrainingError])
+def test_errors_cross_processes_with_their_subject(error: type[ConfigError] | type[TrainingError]) -> None:
+    back = pickle.loads(pickle.dumps(error("a/file", "is gone")))  # noqa: S301  our own bytes
+    assert (type(back), back.subject, str(back)) == (error, "a/file", "a/file: is gone")

@@ -1,0 +1,206 @@
+"""The loop: what it computes is the same whatever interrupts it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from data_specs.shard import ContractError
+from training import moco
+from training.config import Config, resolve
+from training.errors import ConfigError, TrainingError
+from training.journal import Journal, read_metrics
+from training.train import build_optimizer, fit, schedule
+
+MakeShards = Callable[..., Path]
+STEADY = ("image.dropout=0", "text.dropout=0", "image.frozen_stages=7")
+"""Without dropout and batch statistics a step is the same on one rank and on two."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(steps: int, samples: int, *more: str) -> Config:
+    return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in read_metrics(out) if "loss" in line]
+
+
+def test_a_run_stopped_in_the_middle_gives_the_losses_of_one_that_was_not(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = [str(make_shards(train=(20, 12)))]
+    asked = config(20, 32, "run.checkpoint_every=5")
+    fit(asked, data, tmp_path / "whole")
+    advance = Journal.advance
+
+    def stop_after_12(self: Journal, step: int, loss: float | None) -> None:
+        advance(self, step, loss)
+        if step == 12:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "advance", stop_after_12)
+        with pytest.raises(KeyboardInterrupt):
+            fit(asked, data, tmp_path / "cut")
+    result = fit(asked, data, tmp_path / "cut")
+    assert result.resumed_from == 10
+    assert len(losses(tmp_path / "whole")) == 20
+    assert losses(tmp_path / "cut") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+    again = fit(asked, data, tmp_path / "cut")
+    assert (again.resumed_from, again.steps, again.loss) == (20, 20, result.loss)
+
+
+def _command(manifest: Path, out: Path, steps: int) -> list[str]:
+    settings = [f"run.epochs={steps * 8 / 32}", "run.checkpoint_every=5"]
+    command = [sys.executable, "-m", "training", "fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(out)]
+    return [*command, *(part for setting in settings for part in ("--set", setting)), "--json"]
+
+
+def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest, steps = make_shards(train=(20, 12)), 60
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = _command(manifest, tmp_path / "killed", steps)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(tmp_path / "killed")) < 8 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
+    killed = json.loads(done.stdout.splitlines()[-1])
+    assert 5 <= killed["resumed_from"] < steps
+    whole = fit(config(steps, 32, "run.checkpoint_every=5"), [str(manifest)], tmp_path / "whole")
+    assert killed["loss"] == pytest.approx(whole.loss, abs=1e-5)
+    assert [line["step"] for line in read_metrics(tmp_path / "killed")] == list(range(1, steps + 1))
+
+
+def test_micro_steps_do_not_change_the_run(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(20, 12), damage={3: b"\xff\xd8"}))]
+    fit(config(8, 32, *STEADY), data, tmp_path / "one")
+    fit(config(8, 32, *STEADY, "run.accumulate=4"), data, tmp_path / "four")
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
+
+
+def test_two_ranks_give_the_losses_of_one(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=(20, 12), damage={3: b"\xff\xd8"})
+    fit(config(6, 32, *STEADY), [str(manifest)], tmp_path / "one")
+    settings = [part for s in (*STEADY, f"run.epochs={6 * 8 / 32}") for part in ("--set", s)]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "training"]
+    command = ["fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(tmp_path / "two"), *settings, "--json"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *command], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["world_size"] == 2
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
+
+
+def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(9,)))]
+    fit(config(1, 9), data, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"optim.lr was 0.001, is 0.01\); use the same recipe or another --out"):
+        fit(config(1, 9, "optim.lr=0.01"), data, tmp_path / "run")
+    with pytest.raises(TrainingError, match="was trained on other data"):
+        fit(config(1, 9), [str(make_shards(train=(8,), name="other"))], tmp_path / "run")
+
+
+def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(16,)))]
+    fit(config(4, 16), data, tmp_path / "first")
+    result = fit(config(1, 16, "seed=5"), data, tmp_path / "second", init=tmp_path / "first")
+    fit(config(1, 16, "seed=5"), data, tmp_path / "third")
+    assert result.steps == 1
+    assert losses(tmp_path / "second")[0] != pytest.approx(losses(tmp_path / "third")[0], abs=1e-3)
+
+
+def test_a_step_that_is_not_finite_moves_nothing(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    seen: list[torch.Tensor] = []
+    forward, after_step = moco.BriVL.forward, moco.BriVL.after_step
+
+    def forward_with_a_nan(self: moco.BriVL, batch: object, samples: float | None = None) -> moco.StepOutput:
+        from dataclasses import replace
+
+        calls.append(1)
+        seen.append(self.text_query.trunk.tokens.weight.detach().clone())
+        output = forward(self, batch, samples)  # type: ignore[arg-type]
+        return replace(output, loss=output.loss * math.nan) if len(calls) == 2 else output
+
+    entered: list[int] = []
+
+    def recorded(self: moco.BriVL, outputs: list[moco.StepOutput], step: int) -> None:
+        entered.append(step)
+        after_step(self, outputs, step)
+
+    monkeypatch.setattr(moco.BriVL, "forward", forward_with_a_nan)
+    monkeypatch.setattr(moco.BriVL, "after_step", recorded)
+    result = fit(config(4, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
+    assert entered == [0, 2, 3]
+    assert torch.equal(seen[1], seen[2])
+    assert not torch.equal(seen[0], seen[1])
+    assert result.skipped == 1
+    assert math.isfinite(result.loss or math.nan)
+
+
+def test_a_run_whose_every_gradient_is_not_finite_stops(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moco, "info_nce", lambda *args: (args[0].sum(1) * math.nan, {}))
+    with pytest.raises(TrainingError, match="step 10: 11 steps in a row"):
+        fit(config(40, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
+
+
+def test_the_dev_split_is_measured_while_training_and_bf16_trains(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(16,), dev=(12,), detector="yolo"))]
+    asked = config(4, 16, "run.eval_every=2", "run.precision=bf16", "data.max_boxes=2", "moco.objective=clip")
+    result = fit(asked, data, tmp_path / "run")
+    measured = [line for line in read_metrics(tmp_path / "run") if "dev.i2t.r1" in line]
+    assert [line["step"] for line in measured] == [2, 4]
+    assert result.dev is not None
+    assert result.dev["samples"] == 12
+
+
+def test_a_dataset_without_training_samples_is_an_error(make_shards: MakeShards, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match="no samples in the train split"):
+        fit(config(1, 1), [str(make_shards(train=(), val=(3,)))], tmp_path / "run")
+
+
+def test_the_schedule_warms_up_and_ends_at_zero() -> None:
+    optim = resolve("tiny", ["optim.warmup_samples=100"]).optim
+    factors = [schedule(optim, position, 1000) for position in range(0, 1001, 10)]
+    assert factors[:10] == sorted(factors[:10])
+    assert max(factors) == factors[10] == 1.0
+    assert factors[10:] == sorted(factors[10:], reverse=True)
+    assert factors[-1] == pytest.approx(0.0, abs=1e-9)
+    constant = resolve("tiny", ["optim.schedule=constant"]).optim
+    assert schedule(constant, 500, 1000) == 1.0
+
+
+def test_every_trained_parameter_is_in_one_group_and_norms_do_not_decay() -> None:
+    model = moco.BriVL(resolve("tiny", ["optim.lr_image_backbone=0.1"]))
+    optimizer = build_optimizer(model, resolve("tiny", ["optim.lr_image_backbone=0.1"]).optim)
+    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    for group in optimizer.param_groups:
+        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
+    assert {group["base_lr"] for group in optimizer.param_groups} == {1e-3, 1e-3 * 0.1}

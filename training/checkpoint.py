@@ -1,0 +1,310 @@
+"""Checkpoints: a folder of plain files that is either whole or not there.
+
+    OUT/checkpoints/step-00000200/
+      config.json            the resolved recipe, tokenizer, detector, digests of data and regions
+      vocab.txt              the tokenizer's vocabulary, one token a line
+      towers.safetensors     the query towers: all that eval, embed and export read
+      key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
+      checkpoint.json        version, and bytes and sha256 of each file above; written last
+
+The folder is filled under a temporary name, flushed, and renamed: a killed run leaves a temporary folder that the next
+one removes, never half a checkpoint. Tensors that query and key towers share (frozen layers) are stored once. No file
+is a pickle, so reading a stranger's checkpoint runs no code of theirs.
+
+Limits: local disks. Every file is read whole once to compare its sha256, only those that the caller needs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.config import Config, from_dict, to_dict
+from training.errors import ConfigError, TrainingError
+from training.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from training.moco import BriVL
+
+CHECKPOINT_VERSION = 1
+"""Raised when a file changes its meaning; a reader refuses a higher one."""
+
+_INDEX = "checkpoint.json"
+_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands: optimiser steps done, samples consumed, non-finite steps skipped; and on which data."""
+
+    step: int
+    position: int
+    skipped: int
+    content_digests: tuple[str, ...]
+    region_digests: tuple[str, ...]
+    detector: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint: index checked, config and tokenizer read; tensors are read when they are asked for."""
+
+    folder: Path
+    files: Mapping[str, str]
+    config: Config
+    tokenizer: Tokenizer
+    detector: str
+
+    def load_towers(self, model: BriVL) -> None:
+        """Fill the query towers, and let the key towers begin as their copies. Raises TrainingError."""
+        from training.moco import QUERY_PREFIXES, update_average
+
+        self._fill(model, _tensors(self, "towers.safetensors"), QUERY_PREFIXES, set())
+        if model.moco.objective == "moco":
+            update_average(model.image_key, model.image_query.trunk, 0.0)
+            update_average(model.text_key, model.text_query.trunk, 0.0)
+
+    def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
+        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError."""
+        from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
+
+        self.load_towers(model)
+        self._fill(model, _tensors(self, "key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
+        self._fill(model, _tensors(self, "queues.safetensors"), QUEUE_PREFIXES, set())
+        self._fill_optimizer(model, optimizer)
+        raw = json.loads(_verified(self, "state.json"))
+        try:
+            lists = {name: tuple(raw[name]) for name in ("content_digests", "region_digests")}
+            return RunState(raw["step"], raw["position"], raw["skipped"], detector=raw["detector"], **lists)
+        except KeyError as e:
+            raise TrainingError(str(self.folder / "state.json"), f"lacks {e}") from None
+
+    def _fill(self, model: BriVL, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], shared: set[str]) -> None:
+        wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes) and k not in shared}
+        wrong = sorted(set(wanted) ^ set(tensors))
+        wrong += [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
+        if wrong:
+            raise TrainingError(
+                str(self.folder), f"does not fit this model: {len(wrong)} tensors differ, first {wrong[0]}"
+            )
+        model.load_state_dict(tensors, strict=False)
+
+    def _fill_optimizer(self, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
+        tensors = _tensors(self, "optimizer.safetensors")
+        for name, parameter in model.named_parameters():
+            state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
+            if state and state["exp_avg"].shape != parameter.shape:
+                raise TrainingError(str(self.folder / "optimizer.safetensors"), f"{name} has another shape")
+            if state:
+                optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
+
+
+def save(
+    run: Path,
+    model: BriVL,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: RunState,
+    keep_last: int,
+) -> Path:
+    """Write `run/checkpoints/step-N` atomically, remove all but the `keep_last` newest, and return its path."""
+    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **asdict(state)}
+    for name in ("step", "position", "skipped"):
+        del described[name]
+    (temporary / "config.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (temporary / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
+    (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+    _write_tensors(temporary, model, optimizer)
+    files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+    index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
+    (temporary / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+    _flush(temporary / _INDEX)
+    if folder.exists():
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    _flush(folder.parent)
+    for old in _folders(run)[:-keep_last]:
+        shutil.rmtree(old)
+    return folder
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run's folder, or None."""
+    folders = _folders(run)
+    return folders[-1] if folders else None
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint folder, or the newest one of a run's folder.
+
+    Raises TrainingError with one sentence on a file (a pickle above all), a folder that is none of ours, one of a newer
+    version, and files that are missing, cut or changed.
+    """
+    if path.is_file():
+        raise TrainingError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
+    folder = path if (path / _INDEX).is_file() else latest(path)
+    if folder is None:
+        raise TrainingError(str(path), f"not a wenlan checkpoint: no {_INDEX} in it")
+    files = _read_index(folder)
+    described = json.loads(_verify(folder, files, "config.json"))
+    try:
+        config = from_dict(described["config"], str(folder / "config.json"))
+        detector = str(described["detector"])
+    except KeyError as e:
+        raise TrainingError(str(folder / "config.json"), f"lacks {e}") from None
+    except ConfigError as e:
+        raise TrainingError(e.subject, e.problem) from None
+    lines = _verify(folder, files, VOCAB_FILE).decode().split("\n")
+    return Checkpoint(folder, files, config, from_vocabulary(lines[:-1], str(folder / VOCAB_FILE)), detector)
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """sha256 by file name, of the files that are there in full size."""
+    name = str(folder / _INDEX)
+    try:
+        index = json.loads((folder / _INDEX).read_bytes())
+        written = index["checkpoint_version"]
+        files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise TrainingError(name, "not the index of a wenlan checkpoint") from None
+    if not isinstance(written, int) or written > CHECKPOINT_VERSION:
+        raise TrainingError(
+            name,
+            f"checkpoint version {written} is newer than this wenlan reads ({CHECKPOINT_VERSION}); "
+            "upgrade with: pip install -U wenlan",
+        )
+    for file, (size, _) in files.items():
+        path = folder / file
+        if path.parent != folder or not path.is_file():
+            raise TrainingError(str(path), "missing from the checkpoint")
+        if path.stat().st_size != size:
+            raise TrainingError(
+                str(path), f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
+            )
+    return {file: digest for file, (_, digest) in files.items()}
+
+
+def _verified(checkpoint: Checkpoint, file: str) -> bytes:
+    return _verify(checkpoint.folder, checkpoint.files, file)
+
+
+def _verify(folder: Path, files: Mapping[str, str], file: str) -> bytes:
+    """Content of a small file whose sha256 is the one in the index."""
+    _check_sha256(folder, files, file)
+    return (folder / file).read_bytes()
+
+
+def _check_sha256(folder: Path, files: Mapping[str, str], file: str) -> None:
+    if file not in files:
+        raise TrainingError(str(folder / _INDEX), f"names no {file}; not a checkpoint to go on from")
+    if _sha256(folder / file) != files[file]:
+        raise TrainingError(str(folder / file), "its sha256 is not the one in checkpoint.json: damaged or replaced")
+
+
+def _tensors(checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
+    """All tensors of a file. Raises TrainingError if it is damaged or holds a number that is not finite."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = checkpoint.folder / file
+    _check_sha256(checkpoint.folder, checkpoint.files, file)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as e:
+        raise TrainingError(str(path), f"not a safetensors file ({e})") from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise TrainingError(str(path), f"{name} holds NaN or infinity; the run had gone wrong before it was saved")
+    return tensors
+
+
+def _write_tensors(folder: Path, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
+    from safetensors.torch import save_file
+
+    from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES
+
+    shared = set(model.shared_tensors())
+    tensors = {k: v for k, v in model.state_dict().items() if k not in shared}
+    parts = {
+        "towers": {k: v for k, v in tensors.items() if k.startswith(QUERY_PREFIXES)},
+        "key_towers": {k: v for k, v in tensors.items() if k.startswith(KEY_PREFIXES)},
+        "queues": {k: v for k, v in tensors.items() if k.startswith(QUEUE_PREFIXES)},
+        "optimizer": {
+            f"{moment}/{name}": optimizer.state[parameter][moment]
+            for name, parameter in model.named_parameters()
+            for moment in _MOMENTS
+            if moment in optimizer.state.get(parameter, {})
+        },
+    }
+    for name, part in parts.items():
+        path = folder / f"{name}.safetensors"
+        save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, path)
+        _flush(path)
+
+
+def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
+    """A moment in its parameter's memory format: the fused optimiser walks both as plain memory."""
+    import torch
+
+    if saved.shape != parameter.shape:
+        return saved.to(parameter.device)  # the step count
+    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
+
+
+def _folders(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [
+        p for p in (run / "checkpoints").glob("step-*") if _STEP_FOLDER.fullmatch(p.name) and (p / _INDEX).exists()
+    ]
+    return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _version() -> str:
+    try:
+        return version("wenlan")
+    except PackageNotFoundError:
+        return "unknown"

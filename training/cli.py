@@ -1,0 +1,183 @@
+"""wenlan-train: fit, eval and embed on the command line.
+
+stdout carries results only; with `--json` its last line is one JSON object. Everything for people goes to stderr.
+Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration.
+
+Limits: torch and the rest are imported inside the commands, so that `--help` and usage errors are quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_specs.ownership import check_ownership
+from data_specs.shard import SPLITS, ContractError
+from training.errors import ConfigError, TrainingError
+
+LOG = logging.getLogger("training")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    _log_to_stderr()
+    foreign = check_ownership()
+    if foreign is not None:
+        LOG.error("wenlan-train: %s", foreign)
+        return 2
+    try:
+        result: dict[str, Any] = arguments.run(arguments)
+    except ConfigError as e:
+        LOG.error("%s", e)
+        return 2
+    except (ContractError, TrainingError) as e:
+        LOG.error("%s", e)
+        return 1
+    except OSError as e:
+        LOG.error("%s: %s", e.filename or "input/output", e.strerror or e)
+        return 1
+    except KeyboardInterrupt:
+        LOG.error("interrupted; the same command goes on from the last checkpoint")
+        return 1
+    if arguments.json and os.environ.get("RANK", "0") == "0":
+        print(json.dumps(result, ensure_ascii=False))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="wenlan-train", description="Pre-train BriVL on a wenlan dataset, and use it."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_fit(commands)
+    _add_eval(commands)
+    _add_embed(commands)
+    return parser
+
+
+def _add_fit(commands: Any) -> None:
+    fit = commands.add_parser("fit", help="train; the same command on the same --out goes on from the last checkpoint")
+    fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
+    _add_data(fit)
+    fit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    fit.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin from the towers of a checkpoint")
+    fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4")
+    fit.add_argument(
+        "--workers", type=int, metavar="N", help="run on N workers of Ray Train (RAY_ADDRESS for a cluster)"
+    )
+    _add_shared(fit)
+    fit.set_defaults(run=_fit)
+
+
+def _add_eval(commands: Any) -> None:
+    evaluate = commands.add_parser("eval", help="recall of a checkpoint on a split, beside chance")
+    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    _add_data(evaluate)
+    evaluate.add_argument("--task", required=True, choices=["retrieval"])
+    evaluate.add_argument("--split", default="val", choices=SPLITS)
+    evaluate.add_argument("--device", default="auto")
+    _add_shared(evaluate)
+    evaluate.set_defaults(run=_eval)
+
+
+def _add_embed(commands: Any) -> None:
+    embed = commands.add_parser("embed", help="features of images or texts, into a .safetensors file")
+    embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    given = embed.add_mutually_exclusive_group(required=True)
+    given.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
+    given.add_argument("--images", nargs="+", metavar="FILE", help="image files")
+    given.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text a line")
+    embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
+    embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="a .safetensors file")
+    embed.add_argument("--device", default="auto")
+    _add_shared(embed)
+    embed.set_defaults(run=_embed)
+
+
+def _add_data(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--data", required=True, nargs="+", metavar="DATA", help="manifest.json, its folder, or 'x-{000..099}.tar'"
+    )
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cache", type=Path, metavar="DIR", help="where indexes of shards are kept")
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+
+
+def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.config import resolve
+
+    config = resolve(arguments.recipe, arguments.set)
+    if arguments.workers is not None:
+        from training.ray_job import fit_on_ray
+
+        result: dict[str, Any] = fit_on_ray(
+            config, arguments.data, arguments.out, arguments.workers, init=arguments.init, cache=arguments.cache
+        )
+    else:
+        from training.train import fit
+
+        result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
+    LOG.info(
+        "%s steps, %s samples seen, loss %s, checkpoint %s",
+        *(result[name] for name in ("steps", "position", "loss", "checkpoint")),
+    )
+    return result
+
+
+def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use import evaluate_retrieval
+
+    result = evaluate_retrieval(
+        arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
+    )
+    for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
+        found = result[direction]
+        recalls = ", ".join(f"R@{k} {found[f'r{k}']:.1%} (chance {found[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
+        LOG.info("%s: %s, median rank %.0f", words, recalls, found["median_rank"])
+    LOG.info("%d samples of %s, mean recall %.1f%%", result["samples"], arguments.split, 100 * result["mean_recall"])
+    return result
+
+
+def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training import use
+
+    if arguments.data:
+        written = use.embed_data(
+            arguments.checkpoint,
+            arguments.data,
+            arguments.split,
+            arguments.out,
+            device=arguments.device,
+            cache=arguments.cache,
+        )
+    elif arguments.images:
+        written = use.embed_images(arguments.checkpoint, arguments.images, arguments.out, device=arguments.device)
+    else:
+        written = use.embed_texts(arguments.checkpoint, arguments.texts, arguments.out, device=arguments.device)
+    LOG.info("%d features of width %d in %s", written["rows"], written["width"], arguments.out)
+    return written
+
+
+class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to what sys.stderr is at the time, so that lines go above a progress bar and not through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
+def _log_to_stderr() -> None:
+    handler = _Stderr(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOG.handlers[:] = [handler]
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False

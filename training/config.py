@@ -1,0 +1,356 @@
+"""The complete, typed description of a training run.
+
+Why frozen dataclasses and no free dict: a recipe is a function that returns a whole `Config`, `--set a.b=c` is typed
+by the field it changes, a checkpoint stores `to_dict(config)` and reads it back with `from_dict`, and a misspelt key
+is an error that names the nearest right one instead of an option that does nothing.
+
+Limits: values are numbers, strings, booleans, tuples of them, and one mapping (`data.text_kinds`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import types
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+from training.errors import ConfigError
+
+TextKinds = Mapping[str, Mapping[str, float]]
+"""Source kind -> {text kind: probability}."""
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig:
+    """Image tower: a CNN's feature map, pooled by box, through transformer encoder layers to one feature."""
+
+    encoder: str = "cnn_regions"
+    """File name in training/encoders."""
+    backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
+    """`timm/NAME` of an EfficientNet, or `torchvision/mobilenet_v2`."""
+    weights: str = ""
+    """Of the backbone: empty for random, `hub` to let timm download them, or a file (.pth or .safetensors)."""
+    frozen_stages: int = 4
+    """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
+    freeze_head: bool = True
+    """Do not train the backbone's last 1x1 convolution and its batch norm; gradient still flows through them."""
+    grid: int = 4
+    """Samples a side with which a box is averaged."""
+    width: int = 2048
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 2048
+    hidden: int = 2048
+    """Width of the closing MLP's hidden layer."""
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class TextTowerConfig:
+    """Text tower: a token encoder, then transformer encoder layers, a masked mean and an MLP to one feature."""
+
+    encoder: str = "bert_text"
+    """File name in training/encoders."""
+    weights: str = ""
+    """Of the backbone: empty for random, a local folder of transformers, or a name on the hub."""
+    vocab_size: int = 21128
+    max_positions: int = 512
+    backbone_width: int = 768
+    """Width of the backbone and of the layers after it."""
+    backbone_layers: int = 12
+    backbone_heads: int = 12
+    backbone_ffn: int = 3072
+    backbone_dropout: float = 0.1
+    frozen_layers: int = 8
+    """Leading backbone layers that are not trained; if above 0 the embeddings are not either."""
+    layers: int = 4
+    heads: int = 4
+    ffn: int = 2048
+    hidden: int = 2048
+    dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class MocoConfig:
+    """The objective (the paper's MoCo over two modalities), or `clip` on the same towers."""
+
+    objective: Literal["moco", "clip"] = "moco"
+    queue_size: int = 9600
+    """K: keys kept of each modality. Any number; it need not be a multiple of the batch."""
+    momentum: float = 0.99
+    temperature: float = 0.07
+    in_batch_keys: bool = False
+    """Count the other keys of the same batch as negatives too (BriVL 2)."""
+    mask_false_negatives: bool = True
+    """A negative that shares the image or the text with the sample does not count."""
+    prefill: bool = True
+    """Fill the queues by key-only forwards before the first step."""
+    feature_dim: int = 2048
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What of the dataset is read, and how it is turned into tensors."""
+
+    image_size: int = 380
+    max_boxes: int = 36
+    """Boxes of the detector; the whole image is one more."""
+    max_tokens: int = 80
+    text_kinds: Literal["primary"] | TextKinds = "primary"
+    """`primary`, or by source kind the probability with which a text of each kind is taken, if the sample has it."""
+    color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Strength of brightness, contrast, saturation and hue."""
+    color_jitter_p: float = 0.8
+    grayscale_p: float = 0.2
+    detector: str = ""
+    """Which detector's regions; empty for the first that the manifest names."""
+    window_shards: int = 8
+    """Shards within whose samples the order is shuffled."""
+    num_workers: int = 2
+    tokenizer: str = "gb2312"
+    """`gb2312`, or a BERT vocabulary as local path or hub name."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with warm-up, in samples so that another batch size keeps the curve."""
+
+    lr: float = 1e-4
+    lr_image_backbone: float = 1.0
+    """Factor on lr for the trained layers of the image backbone."""
+    lr_text_backbone: float = 1.0
+    """Factor on lr for the trained layers of the text backbone."""
+    weight_decay: float = 1e-5
+    warmup_samples: int = 0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 for no clipping."""
+    betas: tuple[float, float] = (0.9, 0.999)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How long, how large, how often."""
+
+    batch_size: int = 256
+    """Samples of one optimiser step over all ranks and micro-steps."""
+    accumulate: int = 1
+    """Micro-steps a step."""
+    epochs: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpoint_every: int = 1000
+    """Steps; 0 for the last one only."""
+    keep_last: int = 2
+    eval_every: int = 0
+    """Steps between recalls on the dev split; 0 for never."""
+    log_every: int = 10
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes. `compat="brivl-1.0"` reproduces the released code's behaviour."""
+
+    recipe: str
+    seed: int
+    image: ImageTowerConfig
+    text: TextTowerConfig
+    moco: MocoConfig
+    data: DataConfig
+    optim: OptimConfig
+    run: RunConfig
+    compat: Literal["", "brivl-1.0"] = ""
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+
+def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a recipe with overrides such as `moco.queue_size=512` applied in order.
+
+    Raises ConfigError on an unknown recipe or key and on a value of the wrong type or range.
+    """
+    from training import recipes
+
+    found = {name: f for name, f in vars(recipes).items() if _is_recipe(f, recipes.__name__)}
+    if recipe not in found:
+        raise ConfigError(f"recipe {recipe}", f"unknown; {_suggest(recipe, found)}there are {', '.join(sorted(found))}")
+    config: Config = found[recipe]()
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}", "write it as key=value, for example moco.queue_size=512")
+        config = _override(config, key.strip().split("."), value, key.strip())
+    return config
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Nested dict of JSON values."""
+    return cast(dict[str, Any], _plain(config))
+
+
+def from_dict(values: Mapping[str, Any], name: str = "config") -> Config:
+    """The inverse of `to_dict`; errors name `name`, a file. Raises ConfigError on unknown or missing keys."""
+    return _build(Config, values, name, "")
+
+
+_Record = TypeVar("_Record")
+
+
+def _is_recipe(value: object, module: str) -> bool:
+    return isinstance(value, types.FunctionType) and value.__module__ == module and not value.__name__.startswith("_")
+
+
+def _suggest(word: str, known: Mapping[str, object]) -> str:
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _build(cls: type[_Record], values: object, name: str, path: str) -> _Record:
+    if not isinstance(values, Mapping):
+        raise ConfigError(name, f"{path or 'it'} must be an object of keys and values")
+    hints = get_type_hints(cls)
+    prefix = f"{path}." if path else ""
+    for key in values:
+        if key not in hints:
+            hint = _suggest(str(key), hints).strip()
+            raise ConfigError(name, f"{prefix}{key}: unknown key{'; ' + hint if hint else ''}")
+    for key in hints:
+        if key not in values:
+            raise ConfigError(name, f"{prefix}{key}: missing")
+    built = {}
+    for key, hint in hints.items():
+        where = f"{prefix}{key}"
+        inner = hint if is_dataclass(hint) else None
+        built[key] = (
+            _build(cast(type[Any], inner), values[key], name, where)
+            if inner
+            else _typed(hint, values[key], f"{name}: {where}")
+        )
+    return cls(**built)
+
+
+def _override(record: _Record, parts: Sequence[str], text: str, key: str) -> _Record:
+    hints = get_type_hints(type(record))
+    head, rest = parts[0], parts[1:]
+    if head not in hints:
+        hint = _suggest(head, hints).strip()
+        raise ConfigError(f"--set {key}", f"unknown key {head}{'; ' + hint if hint else ''}")
+    inside = is_dataclass(hints[head])
+    if inside != bool(rest):
+        raise ConfigError(
+            f"--set {key}", f"name one of its keys, {key}.NAME" if inside else f"{head} has no keys in it"
+        )
+    if inside:
+        changed: Any = _override(getattr(record, head), rest, text, key)
+    else:
+        changed = _typed(hints[head], _parse(hints[head], text), f"--set {key}")
+    return cast(_Record, replace(cast(Any, record), **{head: changed}))
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """JSON where the field is no string; a bare word stays a string and `_typed` judges it."""
+    if hint is str:
+        return text
+    if get_origin(hint) is tuple and not text.lstrip().startswith("["):
+        text = f"[{text}]"
+    words = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+    if hint is bool and text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    origin, choices = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value in choices:
+            return value
+        raise ConfigError(where, f"{value!r} is none of {', '.join(repr(c) for c in choices)}")
+    if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(choices):
+        return tuple(_typed(choice, item, where) for choice, item in zip(choices, value, strict=True))
+    if origin in (Union, types.UnionType):
+        fitting = [c for c in choices if (get_origin(c) is not Literal) == isinstance(value, Mapping)]
+        return _typed(fitting[0], value, where)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        return {str(k): _typed(choices[1], item, f"{where}.{k}") for k, item in value.items()}
+    if hint is bool and isinstance(value, bool):
+        return value
+    if hint is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if hint is float and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if hint is str and isinstance(value, str):
+        return value
+    raise ConfigError(where, f"{value!r} is not {_wanted(hint)}")
+
+
+def _wanted(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"{len(get_args(hint))} numbers"
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
+    return names.get(hint, "an object of keys and numbers")
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "moco.queue_size": (1, math.inf),
+    "moco.momentum": (0, 1),
+    "moco.temperature": (1e-4, math.inf),
+    "moco.feature_dim": (1, math.inf),
+    "data.image_size": (32, math.inf),
+    "data.max_boxes": (0, math.inf),
+    "data.max_tokens": (3, math.inf),  # [CLS], one token, [SEP]
+    "data.color_jitter_p": (0, 1),
+    "data.grayscale_p": (0, 1),
+    "data.window_shards": (1, math.inf),
+    "data.num_workers": (0, math.inf),
+    "image.frozen_stages": (0, math.inf),
+    "image.grid": (1, math.inf),
+    "image.dropout": (0, 0.99),
+    "text.dropout": (0, 0.99),
+    "text.backbone_dropout": (0, 0.99),
+    "text.frozen_layers": (0, math.inf),
+    "optim.lr": (0, math.inf),
+    "optim.clip": (0, math.inf),
+    "optim.weight_decay": (0, math.inf),
+    "optim.warmup_samples": (0, math.inf),
+    "run.batch_size": (1, math.inf),
+    "run.accumulate": (1, math.inf),
+    "run.epochs": (0, math.inf),
+    "run.checkpoint_every": (0, math.inf),
+    "run.keep_last": (1, math.inf),
+    "run.eval_every": (0, math.inf),
+    "run.log_every": (1, math.inf),
+}
+
+
+def _check(config: Config) -> None:
+    """What types cannot say. Raises ConfigError that names the key."""
+    for key, (low, high) in _RANGES.items():
+        section, name = key.split(".")
+        value = getattr(getattr(config, section), name)
+        if not low <= value <= high:
+            raise ConfigError(key, f"{value} is out of range; it lies between {low:g} and {high:g}")
+    for key, tower in (("image", config.image), ("text", config.text)):
+        width = tower.width if isinstance(tower, ImageTowerConfig) else tower.backbone_width
+        if tower.heads < 1 or width % tower.heads:
+            raise ConfigError(f"{key}.heads", f"the width {width} is not a multiple of {tower.heads} heads")
+    if config.run.batch_size % config.run.accumulate:
+        raise ConfigError(
+            "run.accumulate", f"{config.run.accumulate} does not divide the batch {config.run.batch_size}"
+        )
+    if config.data.max_tokens > config.text.max_positions:
+        raise ConfigError("data.max_tokens", f"{config.data.max_tokens} exceeds text.max_positions")

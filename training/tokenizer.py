@@ -1,0 +1,135 @@
+"""Text to token ids: a character vocabulary that needs no download, or a BERT vocabulary from a local file.
+
+`gb2312` is built from Python's own codec: the 6,763 hanzi of GB 2312-80 (rows 16-87), printable ASCII and the
+punctuation of row 1. Text is folded by NFKC and lower case first, so that full-width letters share the ASCII ids. It
+serves small text towers that start from nothing; a released text tower needs the vocabulary it was trained with.
+
+A vocabulary is written into every checkpoint as `vocab.txt`, one token a line, the line number is the id: ids can
+never drift between training and use.
+
+Limits: characters outside the vocabulary are [UNK] (id 1), many traditional ones too. Padding (0) is the caller's.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, Protocol
+
+from training.errors import TrainingError
+
+PAD, UNK, CLS, SEP = 0, 1, 2, 3
+"""Ids of the character vocabularies; those of a BERT vocabulary are its own."""
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+VOCAB_FILE = "vocab.txt"
+
+_HAN = "\u2e80-\u9fff\uf900-\ufaff"
+_SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
+
+
+class Tokenizer(Protocol):
+    """What the loader needs of a tokenizer."""
+
+    @property
+    def vocabulary(self) -> Sequence[str]:
+        """Tokens; the index is the id."""
+        ...
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Ids with the start and end marks, at most `max_tokens` (>= 3) of them; the end mark is always there."""
+        ...
+
+
+class CharTokenizer:
+    """One token a character."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        if tuple(vocabulary[:4]) != SPECIAL:
+            raise TrainingError("vocabulary", f"a character vocabulary begins with {' '.join(SPECIAL)}")
+        self.vocabulary: Sequence[str] = tuple(vocabulary)
+        self._ids = {token: number for number, token in enumerate(self.vocabulary)}
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Ids of `[CLS] characters [SEP]`; see `Tokenizer.encode`."""
+        folded = " ".join(unicodedata.normalize("NFKC", text).lower().split())
+        characters = _SPACE_BY_HAN.sub("", folded)[: max_tokens - 2]
+        return [CLS, *(self._ids.get(c, UNK) for c in characters), SEP]
+
+
+class BertTokenizer:
+    """WordPiece of a BERT vocabulary through `transformers`; Chinese characters are single tokens there too."""
+
+    def __init__(self, vocabulary: Sequence[str], subject: str) -> None:
+        from transformers import BertTokenizer as Wordpiece
+
+        missing = [token for token in SPECIAL if token not in vocabulary]
+        if missing:
+            raise TrainingError(subject, f"not a BERT vocabulary: it lacks {' '.join(missing)}")
+        self.vocabulary: Sequence[str] = tuple(vocabulary)
+        self._wordpiece: Any = Wordpiece(vocab={token: i for i, token in enumerate(vocabulary)}, do_lower_case=True)
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Ids of `[CLS] pieces [SEP]`; see `Tokenizer.encode`."""
+        ids: list[int] = self._wordpiece(text, truncation=True, max_length=max_tokens)["input_ids"]
+        return ids
+
+
+@cache
+def gb2312_vocabulary() -> tuple[str, ...]:
+    """Special tokens, printable ASCII without capitals, row 1 punctuation, 6,763 hanzi; folded, without repeats."""
+    characters = [chr(code) for code in range(0x20, 0x7F)]
+    characters += [_decode(0xA1, low) for low in range(0xA1, 0xFF)]
+    characters += [_decode(high, low) for high in range(0xB0, 0xF8) for low in range(0xA1, 0xFF)]
+    folded = [unicodedata.normalize("NFKC", c).lower() for c in characters]
+    return (*SPECIAL, *dict.fromkeys(c for c in folded if len(c) == 1))
+
+
+def _decode(high: int, low: int) -> str:
+    return bytes((high, low)).decode("gb2312", errors="ignore")
+
+
+def load_tokenizer(name: str) -> Tokenizer:
+    """Tokenizer by name: `gb2312`, a vocabulary file, a folder that holds `vocab.txt`, or a BERT's name on the hub.
+
+    Raises TrainingError when there is no such vocabulary.
+    """
+    if name == "gb2312":
+        return CharTokenizer(gb2312_vocabulary())
+    path = Path(name)
+    if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".txt"):
+        return BertTokenizer(_hub_vocabulary(name), name)
+    path = path / VOCAB_FILE if path.is_dir() else path
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError):
+        raise TrainingError(
+            str(path), "no readable vocabulary; tokenizer is gb2312, a vocab.txt, or a folder with one"
+        ) from None
+    return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
+
+
+def _hub_vocabulary(name: str) -> list[str]:
+    from transformers import AutoTokenizer
+
+    try:
+        ids: dict[str, int] = AutoTokenizer.from_pretrained(name).get_vocab()
+    except (OSError, ValueError) as e:
+        first = (str(e).splitlines() or [type(e).__name__])[0]
+        raise TrainingError(name, f"neither a local vocabulary nor one that the hub gives ({first})") from None
+    return sorted(ids, key=lambda token: ids[token])
+
+
+def from_vocabulary(tokens: Sequence[str], subject: str) -> Tokenizer:
+    """Tokenizer of a saved vocabulary: of characters if it begins as ours do, else WordPiece. Raises TrainingError."""
+    if tuple(tokens[:4]) == SPECIAL and all(len(token) == 1 for token in tokens[4:]):
+        return CharTokenizer(tokens)
+    return BertTokenizer([token.rstrip("\r") for token in tokens], subject)
+
+
+def vocabulary_text(tokenizer: Tokenizer) -> str:
+    """Content of `vocab.txt`."""
+    return "".join(f"{token}\n" for token in tokenizer.vocabulary)

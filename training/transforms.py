@@ -1,0 +1,119 @@
+"""Bytes of an image to the tower's square uint8 input, and its boxes with it.
+
+The square resize (no crop, no flip) is the released model's: aspect is given up, but every box moves by two factors
+and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
+loader's largest cost. Colour changes come after the resize, on few pixels, and touch no box.
+
+Limits: JPEG is decoded by torchvision (any colour model to RGB, EXIF orientation ignored, as the contract's width and
+height are); other types, met in plain tars only, by Pillow with alpha laid on white.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+
+class UnreadableImage(ValueError):
+    """The bytes are no complete image. The message says why, the caller says whose they are."""
+
+
+def decode(data: bytes) -> Tensor:
+    """RGB uint8 tensor [3, H, W] of an image file. Raises UnreadableImage."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if not data:
+        raise UnreadableImage("empty file")
+    if data[:2] != b"\xff\xd8":
+        return _decode_by_pillow(data)
+    try:
+        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as e:
+        raise UnreadableImage(str(e).splitlines()[0].rpartition(", ")[2]) from None
+    return image
+
+
+def _decode_by_pillow(data: bytes) -> Tensor:
+    import torch
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            rgba = file.convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise UnreadableImage(str(e).splitlines()[0]) from None
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    pixels = np.array(Image.alpha_composite(white, rgba).convert("RGB"))
+    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
+
+
+def square(image: Tensor, size: int) -> Tensor:
+    """uint8 [3, H, W] to uint8 [3, size, size], bilinear with antialiasing."""
+    from torchvision.transforms.v2 import functional
+
+    resized: Tensor = functional.resize(image, [size, size], antialias=True)
+    return resized
+
+
+def recolour(
+    image: Tensor, strength: tuple[float, float, float, float], p_jitter: float, p_gray: float, generator: Generator
+) -> Tensor:
+    """ColorJitter of `strength` (brightness, contrast, saturation, hue) with p_jitter, then grey with p_gray.
+
+    All randomness is the generator's. Same draws as torchvision.transforms.ColorJitter and RandomGrayscale.
+    """
+    import torch
+    from torchvision.transforms.v2 import functional
+
+    draws = torch.rand(6, generator=generator).tolist()
+    if draws[0] < p_jitter:
+        changes = (
+            functional.adjust_brightness,
+            functional.adjust_contrast,
+            functional.adjust_saturation,
+            functional.adjust_hue,
+        )
+        for which in torch.randperm(4, generator=generator).tolist():
+            amount = strength[which]
+            low, high = (-amount, amount) if which == 3 else (max(0.0, 1 - amount), 1 + amount)
+            if amount:
+                image = changes[which](image, low + (high - low) * draws[1 + which])
+    if draws[5] < p_gray:
+        image = functional.rgb_to_grayscale(image, num_output_channels=3)
+    return image
+
+
+def grid_boxes(width: int, height: int, max_boxes: int) -> npt.NDArray[np.float32]:
+    """float32 [n * n, 4]: an even grid over the image, row by row, n the largest with n * n <= max_boxes."""
+    n = math.isqrt(max_boxes)
+    cells = [(x, y, x + 1, y + 1) for y in range(n) for x in range(n)]
+    unit = np.asarray(cells, dtype=np.float32).reshape(-1, 4) / np.float32(max(n, 1))
+    boxes: npt.NDArray[np.float32] = unit * np.asarray([width, height, width, height], dtype=np.float32)
+    return boxes
+
+
+def input_boxes(
+    stored: Sequence[float] | None, width: int, height: int, size: int, max_boxes: int
+) -> npt.NDArray[np.float32]:
+    """float32 [R, 4] in pixels of the size x size input: at most max_boxes regions, then the whole image.
+
+    `stored`: flat R x 4 in pixels of the stored width x height, best first; None for the grid.
+    Boxes are clipped to the image; those that are then empty are left out.
+    """
+    if stored is None:
+        boxes = grid_boxes(size, size, max_boxes)
+    else:
+        scale = np.asarray([size / width, size / height] * 2, dtype=np.float32)
+        boxes = np.clip(np.asarray(stored, dtype=np.float32).reshape(-1, 4) * scale, 0, size)
+        boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])][:max_boxes]
+    whole = np.asarray([[0, 0, size, size]], dtype=np.float32)
+    return np.concatenate([boxes, whole])
