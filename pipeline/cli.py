@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.box import HEAVY_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -23,7 +24,7 @@ from rich.table import Table
 from data_specs.build import SpecError, load
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
-from pipeline.errors import WenlanError
+from pipeline.errors import SourceError, WenlanError
 
 if TYPE_CHECKING:
     from pipeline.run import StageResult
@@ -108,10 +109,12 @@ def _open(args: argparse.Namespace) -> Build:
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
 
-    build = _open(args)
-    table = Table(title=f"{build.build_id}", title_justify="left")
-    for column in ("stage", "state", "partitions committed", "fingerprint"):
-        table.add_column(column)
+    try:
+        build = _open(args)
+    except SourceError as e:  # the spec is good; its input is not there yet, and a build would stop at once
+        console.print(f"{args.spec}: is a valid spec; before a build can run: {e}", soft_wrap=True, markup=False)
+        return {"spec": str(args.spec), "valid": True, "missing": e.subject, "stages": {}}
+    table = _table(build.build_id, "stage", "state", "partitions committed", "fingerprint")
     stages = {}
     for name in run.STAGES:
         stage = build.stage(name)
@@ -172,9 +175,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
 
     known = run.status(args.build)
-    table = Table(title=known["build_id"], title_justify="left")
-    for column in ("stage", "state", "partitions", "seconds"):
-        table.add_column(column)
+    table = _table(known["build_id"], "stage", "state", "partitions", "seconds")
     for name, stage in known["stages"].items():
         table.add_row(name, stage["state"], str(stage["committed"]), f"{stage['seconds']:.1f}")
     _show(table)
@@ -254,12 +255,19 @@ class _Bars:
 
 
 def _funnel(results: list[StageResult]) -> Table:
-    table = Table(title="funnel", title_justify="left")
-    for column in ("stage", "seen", "kept", "dropped", "partitions run", "seconds"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
+    table = _table("funnel", "stage", "seen", "kept", "dropped", "partitions run", "seconds")
     for r in results:
         counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in ("seen", "kept", "dropped")]
         table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
+    return table
+
+
+def _table(title: str, *columns: str) -> Table:
+    """An empty table, drawn with lines on a terminal only; every column but the first is of figures."""
+    drawn = HEAVY_HEAD if console.is_terminal else None
+    table = Table(title=title, title_justify="left", box=drawn, pad_edge=drawn is not None)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left")
     return table
 
 

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import read_manifest
-from pipeline import run
+from pipeline import cli, run
 from pipeline.records import sha256_hex
 from pipeline.store import Build
 from pipeline.verify import verify
@@ -198,7 +198,7 @@ def committed(out: Path, folder: str) -> set[str]:
     return {path.stem for path in out.glob(f"{folder}/_records/*/*.json")}
 
 
-def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_path):
+def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_path, capsys):
     out = tmp_path / "out"
     answer = build(fill(web, tmp_path), out, "--workers", "2")
     assert answer["published"]
@@ -226,6 +226,28 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_
     manifest = read_manifest(out / "shards")
     assert sum(manifest.samples.values()) == sum(bool(row["kept"]) for row in candidates) == 28
     assert verify(out / "shards") == []
+    for words, told in (
+        (["status", str(out)], "published: yes"),
+        (["verify", str(out)], "is what its manifest says"),
+        (["explain", str(out), f"http://{web.host}/i/cut.jpg"], "dropped at measure: corrupt_image"),
+        (["report", str(out)], "report/index.html"),
+    ):
+        assert cli.main(words) == 0
+        assert told in capsys.readouterr().err
+
+
+def test_manual_approval_waits_for_a_person(web, tmp_path, capsys):
+    spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
+    spec.write_text(
+        spec.read_text(encoding="utf-8") + "publish: {approve: manual, min_samples: 1000}\n", encoding="utf-8"
+    )
+    assert not build(spec, out)["published"]
+    assert not (out / "shards" / "manifest.json").exists()
+    assert cli.main(["publish", str(out)]) == 1
+    assert "min_samples" in capsys.readouterr().err
+    assert not (out / "shards" / "manifest.json").exists()
+    assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
+    assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):

@@ -1,0 +1,74 @@
+"""`wenlan-data` where no build is needed: usage, plans, and one line for each fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli
+
+SPECS = sorted((Path(__file__).parents[2] / "data_specs").glob("*.yaml"))
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_every_shipped_spec_plans_and_says_what_it_misses(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["plan", str(path), "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    if "missing" in plan:
+        assert plan["missing"].startswith(str(path.parent.parent))  # its own folder, or the demo's corpus
+    else:
+        assert {stage["state"] for stage in plan["stages"].values()} == {"to run"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spec_that_is_no_yaml_is_named_with_its_line(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("name: a\nsources: [\n")
+    assert cli.main(["plan", str(tmp_path / "bad.yaml")]) == 2
+    [line] = lines(capsys)
+    assert line.startswith(f"wenlan-data: {tmp_path}/bad.yaml:3: is not YAML: ")
+
+
+def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(
+        "name: a\ncontact: a@b.example\n"
+        "sources: [{kind: sight, name: x, source_kind: news}]\n"
+        "filters: [{name: text_length, min_char: 2}, {name: image_side}]\n"
+    )
+    assert cli.main(["plan", str(tmp_path / "s.yaml")]) == 2
+    assert [line.removeprefix(f"wenlan-data: {tmp_path}/s.yaml: ") for line in lines(capsys)] == [
+        "sources[0]: 'sight' is not one of the sources; did you mean site?",
+        "filters[0].min_char: unknown option; did you mean min_chars?",
+        "filters[1]: 'image_side' is not one of the filters; did you mean image_sides?",
+    ]
+
+
+def test_a_missing_spec_and_a_folder_without_a_build_are_named(tmp_path, capsys):
+    assert cli.main(["build", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "out")]) == 2
+    assert lines(capsys) == [f"wenlan-data: {tmp_path}/no.yaml: cannot be read: No such file or directory"]
+    for command in (["status"], ["report"], ["publish"]):
+        assert cli.main([*command, str(tmp_path)]) == 1
+        assert lines(capsys) == [f"wenlan-data: {tmp_path}: holds no build (no build.json)"]
+
+
+def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
+    site = next(path for path in SPECS if path.stem == "site_crawl")
+    assert cli.main(["build", str(site), "--out", str(tmp_path / "out"), "--until", "shards"]) == 2
+    [line] = lines(capsys)
+    assert "--until shards: no such stage; one of crawl, extract" in line
+
+
+def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
+    assert cli.main(["publish", str(tmp_path), "--accept", "min_samples"]) == 2
+    assert lines(capsys) == ["wenlan-data: --accept needs --because TEXT: who reads the manifest must know why"]
+
+
+def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
+    assert cli.main(["verify", str(tmp_path)]) == 1
+    assert "manifest.json" in capsys.readouterr().err
