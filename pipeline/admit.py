@@ -14,6 +14,7 @@ captures of one page the one with the smaller row and texts wins, not the newer.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -158,15 +159,7 @@ def judge(candidate: Candidate, filters: Sequence[TextFilter], rank: dict[str, i
         faults += found
         if not found:
             good.append(text)
-    ordered = Candidate(
-        source=candidate.source,
-        source_kind=candidate.source_kind,
-        origin=candidate.origin,
-        page_url=candidate.page_url,
-        image_url=candidate.image_url,
-        texts=tuple(good or texts.values()),
-        row=candidate.row,
-    )
+    ordered = replace(candidate, texts=tuple(good or texts.values()))
     if good:
         return ordered
     if not faults:

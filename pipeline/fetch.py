@@ -188,6 +188,9 @@ class _Job:
             data = tables[source].read_image(url) if source in tables else None
             if data is not None:
                 self.outcomes[fetch_id] = self.spool.add(data, _now())
+            elif not url.startswith(("http://", "https://")):
+                gone = "its source holds no such picture any more"
+                self.outcomes[fetch_id] = _Outcome(DropReason.BAD_URL.value, gone, fetched_at=_now())
 
     def reuse(self, urls: dict[str, str]) -> None:
         """Outcomes that STORE/fetched knows and that still hold."""

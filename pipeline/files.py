@@ -6,13 +6,18 @@ listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses th
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
+import aiohttp
 import fsspec
 
 from pipeline.errors import SourceError
 
 _MAGIC = "*?["
+
+FAULTS = (OSError, EOFError, aiohttp.ClientError, asyncio.TimeoutError)
+"""What opening and reading a file through fsspec raises where the file, or its server, is at fault."""
 
 
 def expand(paths: tuple[str, ...], source: str) -> list[str]:
@@ -27,14 +32,12 @@ def _expand(path: str, source: str) -> list[str]:
     try:
         fs, inner = fsspec.url_to_fs(path)
         if not any(c in path for c in _MAGIC) or path.startswith(("http://", "https://")):
-            if not fs.exists(inner):
-                raise SourceError(path, f"source {source}: there is no such file")
-            if fs.isdir(inner):
+            if fs.info(inner)["type"] == "directory":
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
         names = sorted(str(name) for name in fs.glob(inner) if not fs.isdir(name))
-    except (OSError, ValueError, ImportError) as e:
-        raise SourceError(path, f"source {source}: cannot be looked at ({e or type(e).__name__})") from None
+    except (*FAULTS, ValueError, ImportError) as e:
+        raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: matches no file")
     return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
@@ -45,7 +48,21 @@ def version(file: str) -> list[Any]:
     try:
         fs, inner = fsspec.url_to_fs(file)
         info = fs.info(inner)
-    except (OSError, ValueError) as e:
-        raise SourceError(file, f"cannot be looked at ({e or type(e).__name__})") from None
+    except (*FAULTS, ValueError) as e:
+        raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [file.rpartition("/")[2], info.get("size"), str(mark)]
+
+
+def reason(e: BaseException) -> str:
+    """What an exception says, in one short line: of an HTTP answer its status."""
+    status = getattr(e, "status", 0)
+    said = f"status {status}" if status else getattr(e, "strerror", "") or str(e)
+    return " ".join(said.split())[:200] or type(e).__name__
+
+
+def _absence(e: BaseException) -> str:
+    """Why a file cannot be looked at. fsspec tells every failure of a web server as a missing file, and its cause."""
+    if isinstance(e, FileNotFoundError) and e.__cause__ is None:
+        return "there is no such file"
+    return f"cannot be looked at ({reason(e.__cause__ or e)})"

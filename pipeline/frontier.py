@@ -5,12 +5,14 @@ WARC record and names where the record ends. A crawl that was killed at any mome
 holds beyond the last row is cut off, and a row that points beyond the end of the WARC is opened again. No page is in
 the WARC twice, and only the requests that were in the air are repeated.
 
-Limits: one process a folder (the build's lock sees to it). The number of known pages is capped, since a calendar or a
+Limits: one process a folder, which a file lock sees to: a worker may live on for moments after its build was killed,
+and a task may be started again while a lost one still runs. The number of known pages is capped, since a calendar or a
 session id in URLs makes sites endless; what is found beyond the cap is counted, not listed.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import sqlite3
@@ -19,9 +21,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
+from pipeline.errors import StoreError
 from pipeline.records import Capture, DropReason
 
 _TABLES = """
@@ -34,6 +37,9 @@ CREATE TABLE IF NOT EXISTS page (
 CREATE INDEX IF NOT EXISTS todo ON page (host, tries, depth, id) WHERE state = 'todo';
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
+
+LOCK_WAIT_S = 60.0
+"""How long another process may hold the folder."""
 
 _MOVED_HEADERS = ("content-encoding", "transfer-encoding")
 
@@ -67,6 +73,7 @@ class Frontier:
 
     def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder)
         self.warc = folder / "pages.warc.gz"
         self._cap = cap
         self._db = sqlite3.connect(folder / "frontier.sqlite")
@@ -86,6 +93,7 @@ class Frontier:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._out.close()
         self._db.close()
+        self._lock.close()
 
     def _recover(self, about: dict[str, str]) -> None:
         """Bring rows and WARC together after whatever stopped the last run."""
@@ -164,7 +172,7 @@ class Frontier:
         """A page that redirects to another one of the site."""
         with self._db:
             self._db.execute(
-                "UPDATE page SET state = 'moved', evidence = ? WHERE id = ?", (f"{status} to {target}"[:300], page.id)
+                "UPDATE page SET state = 'moved', evidence = ? WHERE id = ?", (f"{status} to {target}", page.id)
             )
             self._add([target], page.depth, page.hops + 1)
 
@@ -194,6 +202,17 @@ class Frontier:
         """(state, reason, evidence) of a page; all empty for one that is not known."""
         row = self._db.execute("SELECT state, reason, evidence FROM page WHERE url = ?", (url,)).fetchone()
         return tuple(row) if row else ("", "", "")
+
+    def end_of(self, url: str) -> str:
+        """Where a page's redirects lead as far as they are known; the page itself for one that does not redirect.
+
+        Redirects that go in a circle are never known as such: `move` is not called for the one that would close it.
+        """
+        state, _, evidence = self.fate(url)
+        while state == "moved":
+            url = evidence.partition(" to ")[2]
+            state, _, evidence = self.fate(url)
+        return url
 
     def kept(self) -> Iterator[dict[str, Any]]:
         """Rows of kept pages in the order of the WARC."""
@@ -252,3 +271,18 @@ class Frontier:
         self._db.execute(f"INSERT OR {word} INTO note VALUES (?, ?)", (name, value))
         if keep:
             self._db.commit()
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed or the process ends. Raises StoreError after LOCK_WAIT_S."""
+    file = (folder / "lock").open("a")
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > until:
+                file.close()
+                raise StoreError(str(folder), "another process goes on with this crawl; try again later") from None
+            time.sleep(0.1)

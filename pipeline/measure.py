@@ -62,7 +62,7 @@ def run_partition(build: Build, partition: str) -> None:
         seen += 1
         if sha256 in faults:
             reason, message = faults[sha256]
-            decisions.append(drop(candidate, "measure", reason, f"{candidate.image_url[:150]}: {message}"))
+            decisions.append(drop(candidate, "measure", reason, f"{message[:140]} ({candidate.image_url[:150]})"))
     with build.stage("measure").attempt(partition) as attempt:
         attempt.write_table("parquet", pa.Table.from_pylist(rows, schema=FEATURE_SCHEMA))
         attempt.decide(decisions)

@@ -164,11 +164,6 @@ class TextLeaders:
             found = prepared_id
         return found
 
-    def signature_of(self, prepared_id: str) -> tuple[str, Hashes]:
-        """(numerals, signature) of a prepared text: what the next build needs of a leader."""
-        number_key, own, _ = self._prepared[prepared_id]
-        return number_key, own
-
     def _lead(self, prepared_id: str) -> None:
         number_key, own, bands = self._prepared[prepared_id]
         number = len(self._ids)

@@ -78,7 +78,7 @@ def header(data: bytes) -> Header:
 
 
 def decode(data: bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
-    """The picture as shown. Raises PictureError; the pixel count is checked before anything is decoded.
+    """The picture as shown. Raises PictureError; sides and pixel count are checked before anything is decoded.
 
     reduce_to: if above 0, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side keeps at
     least so many pixels; much faster where a small picture is enough.
@@ -87,6 +87,9 @@ def decode(data: bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Pic
         found = _header(image)
         if found.pixels > max_pixels:
             message = f"{found.width} x {found.height} pixels, {max_pixels:,} are allowed"
+            raise PictureError(message, too_many_pixels=True)
+        if max(found.width, found.height) > JPEG_MAX_SIDE:  # refused here, or the shard that should store it would fail
+            message = f"{found.width} x {found.height} pixels do not fit into a JPEG"
             raise PictureError(message, too_many_pixels=True)
         if reduce_to and found.format == "jpeg":
             factor = max(1, min(found.width, found.height) // reduce_to)

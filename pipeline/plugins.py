@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.build import BuildSpec, SpecError, describe
+from pipeline import egress
 
 Family = Literal["sources", "filters", "detectors", "features"]
 T = TypeVar("T", bound="Plugin")
@@ -76,7 +77,10 @@ def configure(family: Family, name: str, options: dict[str, Any], face: type[T],
 
 
 def check(spec: BuildSpec, name: str = "") -> None:
-    """Configure every plug-in that a spec names. Raises SpecError that lists all faults; `name` is the spec file."""
+    """Configure every plug-in that a spec names, and look at what it may reach.
+
+    Raises SpecError that lists all faults; `name` is the spec file.
+    """
     wanted: list[tuple[Family, str, dict[str, Any], str]] = []
     for i, source in enumerate(spec.sources):
         options = {"name": source.name, "source_kind": source.source_kind, "base": spec.base, **source.options}
@@ -90,6 +94,10 @@ def check(spec: BuildSpec, name: str = "") -> None:
         try:
             configure(family, plugin, options, Plugin, where)
         except SpecError as e:
-            problems += [f"{name}: {line}" if name else line for line in e.problems]
+            problems += e.problems
+    try:
+        egress.guard_of(spec)
+    except SpecError as e:
+        problems += e.problems
     if problems:
-        raise SpecError(problems)
+        raise SpecError([f"{name}: {line}" if name else line for line in problems])

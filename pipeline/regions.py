@@ -23,8 +23,8 @@ from data_specs.shard import REGION_SCHEMA, SPLITS
 from pipeline.dedup import PARTITION
 from pipeline.detectors import Boxes, Detector, Picture, detectors_of
 from pipeline.errors import DetectorError
+from pipeline.images import range_of
 from pipeline.pictures import PictureError, decode
-from pipeline.records import order_range
 from pipeline.store import Build
 
 log = logging.getLogger("wenlan")
@@ -84,8 +84,7 @@ def run_partition(build: Build, partition: str) -> None:
 
 def _kept(build: Build, partition: str) -> pa.Table:
     """sha256, width, height of the pairs that dedup kept in the partition's range of order keys."""
-    number, of = partition.split("-of-")
-    low, high = order_range(int(number), int(of))
+    low, high = range_of(partition)
     stage = build.stage("dedup")
     record = stage.record(PARTITION)
     rows = [("order_key", ">=", low), ("order_key", "<", high)]
@@ -109,14 +108,12 @@ def _detect(
         for name in names:
             asked = [sha256 for sha256 in pictures if sha256 in missing[name]]
             if asked:
-                found = detectors[name].detect(states[name], [pictures[sha256] for sha256 in asked])
-                raw[name].update(zip(asked, _checked(name, found, len(asked)), strict=True))
+                found = look(detectors[name], states[name], [pictures[sha256] for sha256 in asked])
+                raw[name].update(zip(asked, found, strict=True))
 
-    # One byte, seen as a picture of any size: a detector that needs no pixels costs no decoding.
-    blank = {s: np.broadcast_to(np.uint8(0), (height, width, 3)) for s, (width, height) in sides.items()}
-    detect((name for name in states if name not in looking), blank)
+    detect((name for name in states if name not in looking), {s: blank(*sides[s]) for s in sides})
     unseen = 0
-    for batch, faults in _pictures(build, partition, set().union(*(missing[name] for name in looking))):
+    for batch, faults in _pictures(build, partition, {s for name in looking for s in missing[name]}):
         detect(looking, batch)
         unseen += faults
     for name in states:
@@ -147,10 +144,16 @@ def _pictures(build: Build, partition: str, wanted: set[str]) -> Iterator[tuple[
     yield batch, faults
 
 
-def _checked(name: str, found: Sequence[Boxes], asked: int) -> Sequence[Boxes]:
-    """What a detector gave, if its shapes are right. Raises DetectorError that names the detector."""
-    if len(found) != asked:
-        raise DetectorError(name, f"gave boxes of {len(found)} pictures for {asked}")
+def blank(width: int, height: int) -> Picture:
+    """One byte, seen as a picture of any size: a detector that needs no pixels costs no decoding."""
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
+
+
+def look(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
+    """Raw boxes of each picture, of the right shapes. Raises DetectorError that names the detector."""
+    name, found = detector.detector_id, detector.detect(state, pictures)
+    if len(found) != len(pictures):
+        raise DetectorError(name, f"gave boxes of {len(found)} pictures for {len(pictures)}")
     for boxes, scores, labels in found:
         if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(scores) == len(labels):
             shapes = f"{boxes.shape}, {scores.shape}, {labels.shape}"

@@ -60,20 +60,18 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
 
     _check_acceptance(accept, because)
     records = _finished(build)
-    candidates, captures = read_funnels(build)
-    _pass_gates(build, candidates, accept, approved)
-    accepted = dict.fromkeys(sorted(accept), because)
-    manifest = _manifest(build, records, accepted)
-    before = _published(build)
-    if before is None or not _same(before, manifest):
+    manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
+    if before is not None and _same(before, manifest, accepting=bool(accept)):
+        manifest = before
+    else:
+        candidates, captures = read_funnels(build)
+        _pass_gates(build, candidates, accept, approved)
         manifest = _numbered(build, manifest)
         folder = build.folder / "shards"
         folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
         for name, data in card.files(build, manifest, candidates, captures).items():
             folder.write(name, data)
         folder.write("manifest.json", _pretty(manifest))
-    else:
-        manifest = before
     _remember(build, manifest)
     build.store.publish_identities(build.build_id, identity_rows(build))
     return manifest
@@ -186,9 +184,13 @@ def _published(build: Build) -> Manifest | None:
     return parse_manifest(folder.read("manifest.json"), folder.at("manifest.json"))
 
 
-def _same(a: Manifest, b: Manifest) -> bool:
-    """Whether two manifests say the same, whenever they were written and whatever revision they are."""
-    leave = {"revision", "parent", "created_at"}
+def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:
+    """Whether two manifests say the same, whenever they were written and whatever revision they are.
+
+    What was accepted counts only if something is accepted now: the gates are part of the spec's digest, so a build that
+    was let through once, and is unchanged, needs no second word.
+    """
+    leave = {"revision", "parent", "created_at"} | (set() if accepting else {"accepted"})
     return a.model_dump(exclude=leave) == b.model_dump(exclude=leave)
 
 
@@ -201,18 +203,20 @@ def _numbered(build: Build, manifest: Manifest) -> Manifest:
     return manifest.model_copy(update={"revision": last + 1, "parent": f"{build.build_id}/{last}"})
 
 
+def _all_releases(build: Build) -> list[dict[str, Any]]:
+    known = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
+    if not isinstance(known, list) or not all(isinstance(release, dict) and "build_id" in release for release in known):
+        raise StoreError(build.folder.at("releases.json"), "is not a list of releases")
+    return known
+
+
 def _releases(build: Build) -> list[dict[str, Any]]:
     """Releases of this build, oldest first; a folder may hold those of an earlier spec too, which do not count."""
-    known = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
-    try:
-        return [release for release in known if release["build_id"] == build.build_id]
-    except (TypeError, KeyError):
-        raise StoreError(build.folder.at("releases.json"), "is not a list of releases") from None
+    return [release for release in _all_releases(build) if release["build_id"] == build.build_id]
 
 
 def _remember(build: Build, manifest: Manifest) -> None:
-    known = _releases(build)
-    if any(release["revision"] == manifest.revision for release in known):
+    if any(release["revision"] == manifest.revision for release in _releases(build)):
         return
     release = {
         "build_id": manifest.build_id,
@@ -222,7 +226,7 @@ def _remember(build: Build, manifest: Manifest) -> None:
         "manifest_sha256": hashlib.sha256(_pretty(manifest)).hexdigest(),
         "samples": manifest.samples,
     }
-    build.folder.write_json("releases.json", [*known, release])
+    build.folder.write_json("releases.json", [*_all_releases(build), release])
 
 
 def _pretty(manifest: Manifest) -> bytes:

@@ -23,7 +23,7 @@ from pipeline.funnel import ORDER, Funnel, faults, read_funnels
 from pipeline.report_figures import collect, cost
 from pipeline.store import Build
 
-VERSION = 1
+VERSION = 2
 INPUTS: tuple[str, ...] = ("shard",)
 REPORT_VERSION = 1
 """Version of report.json's form."""
@@ -111,13 +111,13 @@ def _share(part: int, whole: int) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes for people: `3.4 MB`."""
+    """Bytes for people: `3.4 MB`, never broken over two lines."""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1_000:
             break
         value, unit = value / 1_000, larger
-    return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+    return f"{value:.0f}\N{NO-BREAK SPACE}{unit}" if unit == "B" else f"{value:.1f}\N{NO-BREAK SPACE}{unit}"
 
 
 def _build(build: Build) -> dict[str, Any]:

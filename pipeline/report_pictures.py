@@ -4,6 +4,10 @@ The sheet is a random sample that is the same every time: of each kind of fate t
 hash of their id are taken, half of the sheet for kept ones, the other half in turn for each reason to drop. Candidates
 that were dropped before their image was fetched are shown by their text.
 
+Regions are drawn on kept samples as their shards hold them. A dropped one never reached detect: its boxes come from
+STORE's cache where some build has looked at the image, else the spec's first detector looks at it here, and each that
+needs no pixels.
+
 Never shown, neither picture nor text nor URL: what was opted out, refused by robots.txt or by the guard, or is on
 STORE's list of takedowns (by URL, by image or by domain).
 
@@ -21,11 +25,13 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_specs.shard import KEY_LENGTH
+from pipeline import pictures
+from pipeline.detectors import Boxes, Detector, detectors_of
 from pipeline.images import FetchedImage, read_images
 from pipeline.records import DropReason, order_key, sha256_hex
+from pipeline.regions import SCHEMA, blank, boxes_of, cleaned, look
 from pipeline.report_figures import trim
 from pipeline.shards import detector_ids
 from pipeline.store import Build
@@ -89,6 +95,7 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
         for leader in table["duplicate_of"].to_pylist():
             if leader:
                 sizes[leader] += 1
+                choice.duplicates += 1
         trim(sizes)
         for row in table.to_pylist():
             if row["reason"] in HIDDEN or takedowns.names(row):
@@ -96,7 +103,6 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
                 continue
             fates.setdefault(row["reason"], _Smallest(wanted)).offer(order_key(row["id"], build.spec.seed), row)
     choice.sheet = [row for row in _balanced(fates, wanted) if row["fetch_id"] not in opted_out]
-    choice.duplicates = sum(sizes.values())
     top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
     choice.clusters = _clusters(build, dict(top), takedowns, opted_out)
     return choice
@@ -163,23 +169,20 @@ def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_o
 
 
 def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> None:
-    """Give each row `picture`: a JPEG thumbnail as a data: URI, "" where there is none, and its sides as stored."""
+    """Give each row `picture`: a JPEG thumbnail as a data: URI, "" where there is none; sha256 and sides as stored."""
     rows = list(rows)
     for row in rows:
-        row["picture"], row["width"], row["height"], row["boxes"] = "", 0, 0, {}
+        row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
     spent = 0
-    by_fetch_id: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        by_fetch_id.setdefault(row["fetch_id"], []).append(row)
     thumbnails = {}
-    for image in read_images(build, [fetch_id for fetch_id in by_fetch_id if fetch_id], sparse=True):
-        if not takedowns.names_image(image.sha256):
-            thumbnails[image.fetch_id] = _thumbnail(build, image)
+    for image in read_images(build, [row["fetch_id"] for row in rows if row["fetch_id"]], sparse=True):
+        if not takedowns.names_image(image.sha256) and (made := _thumbnail(build, image)):
+            thumbnails[image.fetch_id] = (image.sha256, *made)
     for row in rows:  # in the order of the page, so that what the budget cuts off is its end
         thumbnail = thumbnails.get(row["fetch_id"])
         if thumbnail is None:
             continue
-        data, row["width"], row["height"] = thumbnail
+        row["sha256"], data, row["width"], row["height"] = thumbnail
         if spent + len(data) <= PICTURE_BUDGET:
             row["picture"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
             spent += len(data)
@@ -187,9 +190,8 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
 
 def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | None:
     """(JPEG bytes, width, height of the picture as shown); None for bytes that do not decode."""
+    import numpy as np
     from PIL import Image
-
-    from pipeline import pictures
 
     side = build.spec.report.picture_side
     try:
@@ -200,31 +202,73 @@ def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | No
     scale = min(1.0, side / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     small = Image.fromarray(picture.pixels, "RGB").resize(size, Image.Resampling.LANCZOS)
-    return pictures.encode_jpeg(_array(small), 72), width, height
-
-
-def _array(image: Any) -> Any:
-    import numpy as np
-
-    return np.asarray(image)
+    return pictures.encode_jpeg(np.asarray(small), 72), width, height
 
 
 def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
-    """Give kept rows `boxes`: detector id -> [[x1, y1, x2, y2, score], ...], from the regions of the shards."""
+    """Give rows with a picture `boxes`: detector id -> [[x1, y1, x2, y2, score], ...] in pixels of the stored image."""
     kept: dict[str, list[dict[str, Any]]] = {}
+    dropped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        if row["kept"] and row["picture"]:
+        if row["picture"] and row["kept"]:
             kept.setdefault(row["id"][:KEY_LENGTH], []).append(row)
-    if not kept:
-        return
-    stage = build.stage("shard")
-    keys = pa.array(sorted(kept), pa.string())
+        elif row["picture"]:
+            dropped.setdefault(row["sha256"], []).append(row)
+    if kept:
+        _add_stored_boxes(build, kept)
+    if dropped:
+        _add_looked_up_boxes(build, dropped)
+
+
+def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
+    """Boxes of kept samples, from the regions of the shards."""
+    stage, detectors = build.stage("shard"), detector_ids(build)
+    keys = pa.array(sorted(rows_of_key), pa.string())
     for record in stage.records():
-        for detector in detector_ids(build):
-            with stage.file(record, f"regions/{detector}") as path:
-                table = pq.read_table(path, columns=["key", "boxes", "scores"], filters=pc.field("key").isin(keys))
-            for entry in table.to_pylist():
-                boxes = [entry["boxes"][i : i + 4] for i in range(0, len(entry["boxes"]), 4)]
-                found = [[*(round(x, 1) for x in b), round(s, 3)] for b, s in zip(boxes, entry["scores"], strict=True)]
-                for row in kept[entry["key"]]:
-                    row["boxes"][detector] = found
+        for name in detectors:
+            columns, here = ["key", *SCHEMA.names], pc.field("key").isin(keys)
+            table = stage.table(record, f"regions/{name}", columns=columns, filters=here)
+            boxes = boxes_of(table)
+            for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
+                for row in rows_of_key[key]:
+                    row["boxes"][name] = _plain(boxes[sha256])
+
+
+def _add_looked_up_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:
+    """Boxes of dropped samples by sha256: of each detector what STORE has cached, and what is missing
+    of the first one and of those that cost no decoding.
+
+    STORE is only read: nothing that was dropped needs to be found again but by the next report.
+    """
+    for number, detector in enumerate(detectors_of(build.spec)):
+        name = detector.detector_id
+        cached = build.store.regions(name).get(rows_of_image)
+        found = {} if cached is None else boxes_of(cached)
+        missing = {sha256: rows[0] for sha256, rows in rows_of_image.items() if sha256 not in found}
+        if missing and (number == 0 or not detector.NEEDS_PIXELS):
+            found.update(_looked_at(build, detector, missing))
+        for sha256, raw in found.items():
+            for row in rows_of_image[sha256]:
+                boxes = cleaned(raw, row["width"], row["height"], build.spec.regions.max_boxes)
+                row["boxes"][name] = _plain(boxes)
+
+
+def _looked_at(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -> dict[str, Boxes]:
+    """Raw boxes of the images of `rows`, by sha256, one picture in memory at a time. Raises DetectorError."""
+    if not detector.NEEDS_PIXELS:
+        return {s: look(detector, None, [blank(row["width"], row["height"])])[0] for s, row in rows.items()}
+    state, found = detector.load(), dict[str, Boxes]()
+    for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
+        try:
+            picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
+        except pictures.PictureError:
+            continue  # a thumbnail was possible, the whole is not: shown without boxes
+        found[image.sha256] = look(detector, state, [picture])[0]
+    return found
+
+
+def _plain(found: Boxes) -> list[list[float]]:
+    """Boxes as JSON values, rounded: a tenth of a pixel is more than a thumbnail shows."""
+    boxes, scores, _ = found
+    rows = zip(boxes.tolist(), scores.tolist(), strict=True)
+    return [[*(round(x, 1) for x in box), round(score, 3)] for box, score in rows]

@@ -19,13 +19,17 @@ import hashlib
 import importlib.metadata
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
-from data_specs.build import BuildSpec
+from pydantic import ValidationError
+
+from data_specs.build import BuildSpec, describe
 from data_specs.shard import canonical_json
 from pipeline import admit, crawl, dedup, extract, fetch, filter, measure, plugins, regions, report, shards
 from pipeline.errors import StageError, StoreError, WenlanError
@@ -116,7 +120,11 @@ def reopen(out: str) -> Build:
     if not folder.exists("build.json"):
         raise StoreError(folder.url, "holds no build (no build.json)")
     known = folder.read_json("build.json")
-    spec = BuildSpec.model_validate(known["spec"])
+    try:
+        spec = BuildSpec.model_validate(known["spec"])
+    except ValidationError as e:
+        fault = describe(e, BuildSpec)[0]
+        raise StoreError(folder.at("build.json"), f"holds a spec that this wenlan cannot read ({fault})") from None
     build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"])
     return replace(build, fingerprints={name: s["fingerprint"] for name, s in known["stages"].items()})
 
@@ -148,6 +156,7 @@ def run(
     """
     with _sole_owner(build):
         cluster = _Cluster(address, workers)
+        _note(build)  # the snapshot is kept from the start: a crawl that is killed before its end goes on tomorrow
         try:
             for name in list(STAGES)[: list(STAGES).index(until) + 1]:
                 result = _run_stage(build, name, cluster, progress or (lambda *_: None))
@@ -186,7 +195,7 @@ class _Cluster:
             loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1"}
             quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
             if self._address:
-                ray.init(address=self._address, **quiet)
+                _join(ray, self._address, quiet)
             else:
                 # "local": never join a cluster that happens to run here; loopback: its ports are for nobody else
                 ray.init("local", num_cpus=self._workers or None, include_dashboard=False, **loopback, **quiet)
@@ -221,6 +230,23 @@ class _Cluster:
             ray.shutdown()
 
 
+def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
+    """Join a cluster. Raises StageError at once where nobody listens (Ray alone tries for minutes) or Ray refuses."""
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        if parts.hostname and parts.port:
+            socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+        ray.init(address=address, **options)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
+        hint = "; is it up, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH those of the cluster?"
+        raise StageError(address, f"no Ray cluster can be joined ({_line(e)}){hint}") from None
+
+
+def _line(e: BaseException) -> str:
+    """The first line of what an exception says."""
+    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)[:300]
+
+
 def _partition(build: Build, name: str, partition: str) -> None:
     """What a Ray task runs."""
     STAGES[name].run_partition(build, partition)
@@ -235,9 +261,11 @@ def _get(ray: Any, ref: Any, name: str, partition: str) -> None:
         if isinstance(cause, WenlanError):
             raise cause from None
         log.error("%s", e)  # the remote traceback: it is a fault of ours, not of the input
-        raise StageError(f"{name}/{partition}", f"failed: {type(cause).__name__}: {cause}") from None
+        raise StageError(f"{name}/{partition}", f"failed: {type(cause).__name__}: {_line(cause)}") from None
     except ray.exceptions.RayError as e:
-        raise StageError(f"{name}/{partition}", f"its worker died again and again: {type(e).__name__}: {e}") from None
+        raise StageError(
+            f"{name}/{partition}", f"its worker died again and again: {type(e).__name__}: {_line(e)}"
+        ) from None
 
 
 def _result(name: str, records: list[Record], ran: int, skipped: bool, seconds: float) -> StageResult:
@@ -249,19 +277,23 @@ def _result(name: str, records: list[Record], ran: int, skipped: bool, seconds: 
     return StageResult(name, skipped, len(records), ran, round(seconds, 2), round(cpu, 2), funnel)
 
 
-def _note(build: Build, result: StageResult) -> None:
-    """Keep build.json current: what a stage counted, took and cost in the run that did it."""
+def _note(build: Build, result: StageResult | None = None) -> None:
+    """Keep build.json current: what a stage counted, took and cost in the run that did it.
+
+    Stages of other fingerprints are left out: who reopens the build must never mix old results with new ones.
+    """
     folder = build.folder
     known = folder.read_json("build.json") if folder.exists("build.json") else {}
-    stages = known.get("stages", {}) if known.get("build_id") == build.build_id else {}
-    seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
-    stages[result.name] = {
-        "fingerprint": build.fingerprints[result.name],
-        "partitions": result.partitions,
-        "funnel": result.funnel,
-        "seconds": seconds,
-        "cpu_seconds": result.cpu_seconds,
-    }
+    stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
+    if result is not None:
+        seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
+        stages[result.name] = {
+            "fingerprint": build.fingerprints[result.name],
+            "partitions": result.partitions,
+            "funnel": result.funnel,
+            "seconds": seconds,
+            "cpu_seconds": result.cpu_seconds,
+        }
     folder.write_json(
         "build.json",
         {

@@ -145,10 +145,13 @@ class StageDir:
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
         name = f"_records/{self.fingerprint[:16]}/{partition}.json"
+        return self._read_record(name)
+
+    def _read_record(self, name: str) -> Record:
         try:
             return Record.model_validate_json(self.folder.read(name))
-        except ValueError as e:
-            raise StoreError(self.folder.at(name), f"is not a record: {e}") from None
+        except ValueError:
+            raise StoreError(self.folder.at(name), "is not a record; delete it to do its partition again") from None
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -167,7 +170,7 @@ class StageDir:
             name = f"_records/{other}/{partition}.json"
             if other == self.fingerprint[:16] or not self.folder.exists(name):
                 continue
-            record = Record.model_validate_json(self.folder.read(name))
+            record = self._read_record(name)
             if info.items() <= record.info.items() and all(self.folder.exists(f.name) for f in record.files.values()):
                 found = record.model_copy(update={"fingerprint": self.fingerprint})
                 mine = f"_records/{self.fingerprint[:16]}/{partition}.json"

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from pipeline.errors import SourceError
+from pipeline.files import FAULTS, reason
 from pipeline.records import Capture, Decision, DropReason, sha256_hex
 
 log = logging.getLogger("wenlan")
@@ -45,13 +46,12 @@ def read_captures(
                         yield capture
                 records += 1
     except (ArchiveLoadFailed, EOFError, zlib.error, ValueError) as e:
-        reason = str(e).strip().partition("\n")[0][:200] or type(e).__name__
         if not records:
-            raise SourceError(url, f"is not a WARC file ({reason})") from None
-        info["truncated"] = f"after {records} records: {reason}"
-        log.warning("%s: breaks off after %d records (%s); going on with those", url, records, reason)
-    except OSError as e:
-        raise SourceError(url, f"cannot be read ({e.strerror or e})") from None
+            raise SourceError(url, f"is not a WARC file ({reason(e)})") from None
+        info["truncated"] = f"after {records} records: {reason(e)}"
+        log.warning("%s: breaks off after %d records (%s); going on with those", url, records, reason(e))
+    except FAULTS as e:
+        raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if not records and must_hold:
         raise SourceError(url, "is not a WARC file (it holds no record)")
 

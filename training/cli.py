@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _log_to_stderr()
     foreign = check_ownership()
     if foreign is not None:
-        LOG.error("wenlan-train: %s", foreign)
+        LOG.error("%s", foreign)
         return 2
     try:
         result: dict[str, Any] = arguments.run(arguments)
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         LOG.error("interrupted; the same command goes on from the last checkpoint")
         return 1
-    if arguments.json and os.environ.get("RANK", "0") == "0":
+    if arguments.json and _first_rank():
         print(json.dumps(result, ensure_ascii=False))
     return 0
 
@@ -175,9 +175,22 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
         super().emit(record)
 
 
+class _OneLine(logging.Formatter):
+    """One line a record; an error says which command it comes from."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = " ".join(record.getMessage().splitlines())
+        return f"wenlan-train: {line}" if record.levelno >= logging.ERROR else line
+
+
 def _log_to_stderr() -> None:
     handler = _Stderr(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_OneLine())
     LOG.handlers[:] = [handler]
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(logging.INFO if _first_rank() else logging.WARNING)
     LOG.propagate = False
+
+
+def _first_rank() -> bool:
+    """Whether this is the process that speaks: the only one, or torchrun's first."""
+    return os.environ.get("RANK", "0") == "0"

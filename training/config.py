@@ -14,7 +14,7 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from training.errors import ConfigError
@@ -169,7 +169,7 @@ class Config:
 
 
 def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
-    """The config of a recipe with overrides such as `moco.queue_size=512` applied in order.
+    """The config of a recipe with overrides such as `moco.queue_size=512`; of two on one key the later one counts.
 
     Raises ConfigError on an unknown recipe or key and on a value of the wrong type or range.
     """
@@ -178,13 +178,13 @@ def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
     found = {name: f for name, f in vars(recipes).items() if _is_recipe(f, recipes.__name__)}
     if recipe not in found:
         raise ConfigError(f"recipe {recipe}", f"unknown; {_suggest(recipe, found)}there are {', '.join(sorted(found))}")
-    config: Config = found[recipe]()
+    values = to_dict(found[recipe]())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}", "write it as key=value, for example moco.queue_size=512")
-        config = _override(config, key.strip().split("."), value, key.strip())
-    return config
+        _override(values, key.strip(), value)
+    return from_dict(values)  # only now: keys that must fit each other may come in any order
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -241,22 +241,23 @@ def _build(cls: type[_Record], values: object, name: str, path: str) -> _Record:
     return cls(**built)
 
 
-def _override(record: _Record, parts: Sequence[str], text: str, key: str) -> _Record:
-    hints = get_type_hints(type(record))
-    head, rest = parts[0], parts[1:]
-    if head not in hints:
-        hint = _suggest(head, hints).strip()
-        raise ConfigError(f"--set {key}", f"unknown key {head}{'; ' + hint if hint else ''}")
-    inside = is_dataclass(hints[head])
-    if inside != bool(rest):
-        raise ConfigError(
-            f"--set {key}", f"name one of its keys, {key}.NAME" if inside else f"{head} has no keys in it"
-        )
-    if inside:
-        changed: Any = _override(getattr(record, head), rest, text, key)
-    else:
-        changed = _typed(hints[head], _parse(hints[head], text), f"--set {key}")
-    return cast(_Record, replace(cast(Any, record), **{head: changed}))
+def _override(values: dict[str, Any], key: str, text: str) -> None:
+    """Set one key of the nested dict `values`, typed by the field that it is."""
+    record: Any = Config
+    parts = key.split(".")
+    for number, part in enumerate(parts, 1):
+        last = number == len(parts)
+        hints = get_type_hints(record)
+        if part not in hints:
+            hint = _suggest(part, hints).strip()
+            raise ConfigError(f"--set {key}", f"unknown key {part}{'; ' + hint if hint else ''}")
+        if is_dataclass(hints[part]) == last:
+            problem = f"name one of its keys, {key}.NAME" if last else f"{part} has no keys in it"
+            raise ConfigError(f"--set {key}", problem)
+        if last:
+            values[part] = _plain(_typed(hints[part], _parse(hints[part], text), f"--set {key}"))
+        else:
+            record, values = hints[part], values[part]
 
 
 def _parse(hint: Any, text: str) -> Any:
@@ -313,17 +314,33 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.image_size": (32, math.inf),
     "data.max_boxes": (0, math.inf),
     "data.max_tokens": (3, math.inf),  # [CLS], one token, [SEP]
+    "data.color_jitter": (0, math.inf),
     "data.color_jitter_p": (0, 1),
     "data.grayscale_p": (0, 1),
     "data.window_shards": (1, math.inf),
     "data.num_workers": (0, math.inf),
     "image.frozen_stages": (0, math.inf),
     "image.grid": (1, math.inf),
+    "image.width": (1, math.inf),
+    "image.layers": (0, math.inf),
+    "image.ffn": (1, math.inf),
+    "image.hidden": (1, math.inf),
     "image.dropout": (0, 0.99),
+    "text.vocab_size": (1, math.inf),
+    "text.backbone_width": (1, math.inf),
+    "text.backbone_layers": (0, math.inf),
+    "text.backbone_heads": (1, math.inf),
+    "text.backbone_ffn": (1, math.inf),
+    "text.layers": (0, math.inf),
+    "text.ffn": (1, math.inf),
+    "text.hidden": (1, math.inf),
     "text.dropout": (0, 0.99),
     "text.backbone_dropout": (0, 0.99),
     "text.frozen_layers": (0, math.inf),
     "optim.lr": (0, math.inf),
+    "optim.lr_image_backbone": (0, math.inf),
+    "optim.lr_text_backbone": (0, math.inf),
+    "optim.betas": (0, 0.999999),
     "optim.clip": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
     "optim.warmup_samples": (0, math.inf),
@@ -342,8 +359,11 @@ def _check(config: Config) -> None:
     for key, (low, high) in _RANGES.items():
         section, name = key.split(".")
         value = getattr(getattr(config, section), name)
-        if not low <= value <= high:
-            raise ConfigError(key, f"{value} is out of range; it lies between {low:g} and {high:g}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if not low <= number <= high:
+                raise ConfigError(key, f"{number} is out of range; it lies between {low:g} and {high:g}")
+    if config.data.color_jitter[3] > 0.5:
+        raise ConfigError("data.color_jitter", f"the hue's {config.data.color_jitter[3]} is above 0.5, half the circle")
     for key, tower in (("image", config.image), ("text", config.text)):
         width = tower.width if isinstance(tower, ImageTowerConfig) else tower.backbone_width
         if tower.heads < 1 or width % tower.heads:

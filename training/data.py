@@ -6,8 +6,8 @@ follow from (seed, epoch, sample), so a batch is a function of (dataset, config,
 of ranks, worker processes or restarts.
 
 A sample that cannot be decoded keeps its slot with `valid_B` False: nothing after it shifts. It is named in one log
-line, and beyond `max_corrupt` of them the run stops with the list. A tar that ends early, regions or an index that do
-not match stop it at once.
+line, and beyond `max_corrupt` of them the run stops and names the tars. A tar that ends early, regions or an index
+that do not match stop it at once.
 
 Limits: every rank counts its own corrupt samples, from zero after a resume.
 """
@@ -15,6 +15,7 @@ Limits: every rank counts its own corrupt samples, from zero after a resume.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG = logging.getLogger(__name__)
+
+_NAMED = 3
+"""Tars that the last line of a run with too many corrupt samples names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,18 @@ class _Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class _Corrupt:
+    tar: str
+    key: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
 class _Loaded:
     """What a worker hands over: errors travel as values, because torch would wrap a raised one in a traceback."""
 
     batch: Batch | None
-    corrupt: tuple[tuple[str, str], ...] = ()
+    corrupt: tuple[_Corrupt, ...] = ()
     fatal: str = ""
 
     def pin_memory(self) -> _Loaded:
@@ -100,7 +111,7 @@ class _Maker:
         self._train = train
 
     def __getitem__(self, span: tuple[int, int]) -> _Loaded:
-        corrupt: list[tuple[str, str]] = []
+        corrupt: list[_Corrupt] = []
         try:
             samples = [self._sample(*self._order.entry(position), corrupt) for position in range(*span)]
         except ContractError as e:
@@ -109,7 +120,7 @@ class _Maker:
             return _Loaded(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
         return _Loaded(_collate(samples), tuple(corrupt))
 
-    def _sample(self, epoch: int, number: int, corrupt: list[tuple[str, str]]) -> _Sample:
+    def _sample(self, epoch: int, number: int, corrupt: list[_Corrupt]) -> _Sample:
         row = self._dataset.row(number)
         config = self._config
         kinds = config.text_kinds if self._train else "primary"
@@ -121,7 +132,7 @@ class _Maker:
                 raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
             image = square(pixels, config.image_size)
         except UnreadableImage as e:
-            corrupt.append((row.key, f"{row.tar}: {row.key}: {e}"))
+            corrupt.append(_Corrupt(row.tar, row.key, str(e)))
             return self._blank(row, text)
         if self._train and (config.color_jitter_p or config.grayscale_p):
             image = self._recolour(image, row, epoch)
@@ -222,7 +233,7 @@ class Loader:
         self._workers = config.num_workers
         self._pin = pin_memory
         self._limit = max(16, len(dataset) // 1000) if max_corrupt is None else max_corrupt
-        self._corrupt: dict[str, str] = {}
+        self._corrupt: set[tuple[str, str]] = set()  # tar and key
         if train and not dataset.has_regions:
             LOG.info("no detector's regions: boxes are a grid of the image and the whole image")
 
@@ -264,17 +275,21 @@ class Loader:
             pin_memory=self._pin,
         )
         for loaded in loader:
-            for key, problem in loaded.corrupt:
-                self._count(key, problem)
+            for found in loaded.corrupt:
+                self._count(found)
             if loaded.batch is None:
                 raise ContractError(loaded.fatal)
             yield loaded.batch
 
-    def _count(self, key: str, problem: str) -> None:
-        if key in self._corrupt:
+    def _count(self, found: _Corrupt) -> None:
+        if (found.tar, found.key) in self._corrupt:
             return
-        self._corrupt[key] = problem
-        LOG.warning("corrupt sample left out: %s", problem)
+        self._corrupt.add((found.tar, found.key))
+        LOG.warning("corrupt sample left out: %s: %s: %s", found.tar, found.key, found.problem)
         if len(self._corrupt) > self._limit:
-            listed = "; ".join(self._corrupt.values())
-            raise TrainingError("data", f"{len(self._corrupt)} corrupt samples, more than {self._limit}: {listed}")
+            tars = Counter(tar for tar, _ in self._corrupt)
+            listed = ", ".join(f"{count} of {tar}" for tar, count in tars.most_common(_NAMED))
+            more = f" and {len(tars) - _NAMED} other tars" if len(tars) > _NAMED else ""
+            raise TrainingError(
+                "data", f"{len(self._corrupt)} corrupt samples, more than {self._limit}: {listed}{more}; damaged?"
+            )

@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import os
 import posixpath
+import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -220,6 +221,10 @@ def _manifest(name: str) -> Manifest:
             return parse_manifest(file.read(), path)
     except OSError:
         raise ContractError(f"{path}: cannot be read; a build without a manifest is not a dataset") from None
+    except ContractError:
+        raise
+    except (ValueError, ImportError) as e:  # fsspec: an unknown protocol, or one whose package is not installed
+        raise ContractError(f"{path}: cannot be opened ({e})") from None
 
 
 def _manifest_path(name: str) -> str:
@@ -323,7 +328,7 @@ def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
 
 def _write_arrow(table: Any, path: Path) -> None:
     """Write one record batch, uncompressed, under a temporary name, then rename: ranks may race, all write the same."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a pid is not enough: hosts may share the cache
     table = table.combine_chunks()
     with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

@@ -8,6 +8,7 @@ Limits: one device a process; NCCL on CUDA, Gloo otherwise.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,32 @@ import torch.distributed as dist
 from training import distributed
 from training.errors import ConfigError
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_memory() -> bool:
+    """Tell glibc to keep freed memory in this process instead of giving it back; whether it was told.
+
+    torch frees and asks for the same large blocks at every layer of a CPU step. By default each of them is mapped anew,
+    and zeroing its pages takes more time than computing on them: a MobileNetV2 forward (B=32, 192 px, 2 cores) took
+    0.60 s, and 0.26 s without. The numbers do not change; the process stays as large as it was at its largest.
+    Settings in the environment (MALLOC_...) are left as they are; nothing is done where the C library is another one.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
+        return False
+    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
+
 
 def device_of(name: str) -> torch.device:
-    """Device by the name in `run.device`; `auto` is this process's GPU if there is one, else the CPU.
+    """Device by the name in `run.device`; `cuda` is this process's GPU, `auto` the same if there is one, else the CPU.
 
     Raises ConfigError on a name that torch does not know and on a device that is not there.
     """
     if name == "auto":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -37,6 +56,8 @@ def device_of(name: str) -> torch.device:
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the group that torchrun's environment describes, and leave it at the end; nothing to do without one."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's exchanges of objects and barriers use the current device
     if distributed.active() or int(os.environ.get("WORLD_SIZE", "1")) < 2:
         yield
         return

@@ -4,7 +4,7 @@ Why functions: one recipe may start from another (`dataclasses.replace`), and a 
 functions of this file are recipes and nothing else is, so a new one needs no registry.
 
 Sources: BriVL-1.0 as released (arXiv 2103.06561 and its inference code); BriVL 2 (arXiv 2110.14378). Values that the
-sources do not give are marked "ours".
+sources do not give are marked "ours"; "unverified" ones are said to be BriVL 2's and were not seen in a source by us.
 """
 
 from __future__ import annotations
@@ -110,13 +110,13 @@ def brivl_b5_base() -> Config:
         text=TextTowerConfig(weights="hfl/chinese-roberta-wwm-ext"),
         moco=MocoConfig(),
         data=DataConfig(text_kinds=_TEXT_OF_SOURCE, tokenizer="hfl/chinese-roberta-wwm-ext", num_workers=8),
-        optim=OptimConfig(warmup_samples=100_000),  # ours
+        optim=OptimConfig(lr=1e-4, weight_decay=1e-5, warmup_samples=100_000),  # ours: the release trains nothing
         run=RunConfig(batch_size=256, epochs=10, precision="bf16", eval_every=2000),  # ours
     )
 
 
 def brivl_b7_large() -> Config:
-    """The paper's scale: EfficientNet-B7, RoBERTa large, joint dimension 2,560; the image size (600) is ours."""
+    """The paper's scale: EfficientNet-B7, RoBERTa large; joint dimension 2,560 by hearsay; the image size (600) is ours."""
     base = brivl_b5_base()
     return replace(
         base,
@@ -138,7 +138,10 @@ def brivl_b7_large() -> Config:
 
 
 def brivl2_b7_large() -> Config:
-    """BriVL 2: no detector, a 6 x 6 grid and the whole image as boxes, in-batch keys beside a queue of 13,440."""
+    """BriVL 2: no detector, a 6 x 6 grid and the whole image as boxes, in-batch keys beside the queue.
+
+    Unverified: queue 13,440, batch 2,688, learning rate 1e-4, weight decay 1e-5. The optimiser (AdamW) is ours.
+    """
     base = brivl_b7_large()
     return replace(
         base,

@@ -30,7 +30,7 @@ from training.errors import ConfigError, TrainingError
 from training.evaluate import Retrieval, embed, retrieval
 from training.index import Dataset, open_dataset
 from training.journal import Journal, read_metrics
-from training.launch import average_gradients, device_of, process_group, total
+from training.launch import average_gradients, device_of, keep_memory, process_group, total
 from training.moco import BriVL, StepOutput
 from training.order import seed_of
 from training.records import Batch
@@ -90,6 +90,8 @@ def fit(
     Raises ConfigError (bad usage), ContractError (bad data), TrainingError (the run failed). One line each.
     """
     device = device_of(config.run.device)
+    if device.type == "cpu":
+        keep_memory()
     with process_group(device):
         run = _Run(config, data, out, device, init, cache)
         return run.go()

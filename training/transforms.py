@@ -44,11 +44,13 @@ def decode(data: bytes) -> Tensor:
 
 def _decode_by_pillow(data: bytes) -> Tensor:
     import torch
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(io.BytesIO(data)) as file:
             rgba = file.convert("RGBA")
+    except UnidentifiedImageError:  # its own words are the address of our buffer
+        raise UnreadableImage(f"no image: it begins with the bytes {data[:4].hex()}") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
         raise UnreadableImage(str(e).splitlines()[0]) from None
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
@@ -69,7 +71,7 @@ def recolour(
 ) -> Tensor:
     """ColorJitter of `strength` (brightness, contrast, saturation, hue) with p_jitter, then grey with p_gray.
 
-    All randomness is the generator's. Same draws as torchvision.transforms.ColorJitter and RandomGrayscale.
+    All randomness is the generator's; distributions are those of torchvision's ColorJitter and RandomGrayscale.
     """
     import torch
     from torchvision.transforms.v2 import functional

@@ -91,10 +91,11 @@ def embed_texts(path: Path, file: Path, out: Path, *, device: str = "auto") -> d
     import torch
 
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also cuts at U+2028 and its like: row i must be line i of every other tool.
+        lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as e:
         raise TrainingError(str(file), f"not UTF-8 at byte {e.start}") from None
-    if not lines:
+    if lines == [""]:
         raise TrainingError(str(file), "no line in it")
     opened, model, where = _load(path, device)
     parts = []
@@ -106,11 +107,13 @@ def embed_texts(path: Path, file: Path, out: Path, *, device: str = "auto") -> d
 
 
 def _load(path: Path, device: str) -> tuple[Checkpoint, BriVL, torch.device]:
-    from training.launch import device_of
+    from training.launch import device_of, keep_memory
     from training.moco import BriVL
 
     opened = open_checkpoint(path)
     where = device_of(device)
+    if where.type == "cpu":
+        keep_memory()
     model = BriVL(opened.config, load_weights=False)
     opened.load_towers(model)
     return opened, model.to(where).eval(), where

@@ -99,9 +99,21 @@ class Onnx(Detector):
         found = []
         for picture in pictures:
             square, scale = letterbox(picture, self.side)
-            raw = state.session.run(None, {state.input_name: square[None]})[0][0]
-            found.append(self._decoded(raw, state.grid, scale))
+            found.append(self._decoded(self._run(state, square), state.grid, scale))
         return found
+
+    def _run(self, state: Model, square: Floats) -> Floats:
+        """Raw rows [N, 5 + classes] of one square. Raises DetectorError: a model may not tell its shapes before."""
+        path = str(self._path(self.weights))
+        try:
+            raw = state.session.run(None, {state.input_name: square[None]})[0]
+        except Exception as e:  # onnxruntime's own exceptions have no common base
+            raise DetectorError(path, f"fails on a picture ({' '.join(str(e).split())[:200]})") from None
+        if raw.ndim != 3 or raw.shape[:2] != (1, len(state.grid)) or raw.shape[2] < 6:
+            wanted = f"[1, {len(state.grid)}, 5 + classes]"
+            raise DetectorError(path, f"gives {list(raw.shape)}, a YOLOX of side {self.side} gives {wanted}")
+        rows: Floats = raw[0]
+        return rows
 
     def _decoded(self, raw: Floats, grid: Floats, scale: float) -> Boxes:
         """Boxes in pixels of the picture from the model's raw rows [N, 5 + classes]."""

@@ -54,9 +54,15 @@ class FolderOfImages(TableSource):
         return max(1, -(-len(self._images()) // self.images_per_part))
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one part by path; a Decision for a picture without text or with a broken text file."""
-        images = self._images()[part * self.images_per_part : (part + 1) * self.images_per_part]
+        """Candidates of one part by path; a Decision for a picture without text or with a broken text file.
+
+        The first part also tells which rows of the captions file name no picture of the folder.
+        """
+        everything = self._images()
+        images = everything[part * self.images_per_part : (part + 1) * self.images_per_part]
         table = self._captions() if self.captions else {}
+        if part == 0:
+            yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(everything)))
         for row, image in enumerate(images, part * self.images_per_part):
             fault = ""
             try:
@@ -64,8 +70,7 @@ class FolderOfImages(TableSource):
             except ValueError as e:
                 texts, fault = table.get(image, []), str(e)
             found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
-            url = f"folder:///{self.name}/{quote(image)}"
-            candidate = Candidate(self.name, self.source_kind, image, "", url, found, row)
+            candidate = self._candidate(image, found, row)
             if found:
                 yield candidate
             else:
@@ -84,6 +89,14 @@ class FolderOfImages(TableSource):
                 return bytes(f.read())
         except OSError:
             return None
+
+    def _candidate(self, image: str, texts: tuple[Text, ...], row: int) -> Candidate:
+        return Candidate(self.name, self.source_kind, image, "", f"folder:///{self.name}/{quote(image)}", texts, row)
+
+    def _missing(self, name: str, texts: list[Text]) -> Decision:
+        """The Decision about a row of the captions file whose picture is not in the folder."""
+        evidence = f"{self.captions} names {name}, which is no picture of the folder"
+        return drop(self._candidate(name, tuple(texts), -1), "extract", DropReason.BAD_ROW, evidence)
 
     def _at(self, name: str) -> str:
         return f"{self.resolve(self.path).rstrip('/')}/{name}"

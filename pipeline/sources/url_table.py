@@ -27,7 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files import expand, version
+from pipeline.files import FAULTS, expand, reason, version
 from pipeline.page_walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop, sha256_hex
 from pipeline.sources import TableSource
@@ -150,8 +150,8 @@ class UrlTable(TableSource):
                         return
                     if number > start:
                         yield number, cells
-        except (OSError, EOFError) as e:
-            raise SourceError(file, f"source {self.name}: cannot be read ({e or type(e).__name__})") from None
+        except FAULTS as e:
+            raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except (UnicodeError, LookupError) as e:
             raise SourceError(file, f"source {self.name}: is not {self.encoding} ({e}); set encoding") from None
 
@@ -207,8 +207,7 @@ class UrlTable(TableSource):
                             yield number + at + 1, cells[at]
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
-            reason = str(e).partition("\n")[0][:200]
-            raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason})") from None
+            raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
         """Names of the columns that the spec names."""
@@ -320,6 +319,5 @@ def _count(file: str, kind: Format, _version: str) -> int:
             while block := f.read(1 << 20):
                 lines += block.count(b"\n")
             return lines
-    except (OSError, EOFError, ValueError) as e:
-        reason = str(e).partition("\n")[0][:200] or type(e).__name__
-        raise SourceError(file, f"is no {kind} file that can be read ({reason})") from None
+    except (*FAULTS, ValueError) as e:
+        raise SourceError(file, f"is no {kind} file that can be read ({reason(e)})") from None

@@ -16,9 +16,8 @@ import fsspec
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.errors import SourceError
+from pipeline.files import FAULTS, expand, reason, version
 from pipeline.sources import PageSource
-
-_MAGIC = "*?["
 
 
 class Warc(PageSource):
@@ -45,7 +44,7 @@ class Warc(PageSource):
 
         Raises SourceError that names the path which is missing, matches nothing or cannot be read.
         """
-        found = [file for path in self.path for file in self._expand(self.resolve(path))]
+        found = self._given()
         if self.path_list:
             found += [self.prefix + line for line in self._listed()]
         found = list(dict.fromkeys(found))
@@ -56,26 +55,14 @@ class Warc(PageSource):
 
         Raises SourceError as `warcs` does.
         """
-        listed: list[str] = []
+        listed: list[Any] = []
         if self.path_list:
             listed = [hashlib.sha256("\n".join(self._listed()).encode()).hexdigest()]
-        files = [file for path in self.path for file in self._expand(self.resolve(path))]
-        return [[file.rpartition("/")[2], _version(file)] for file in files] + listed
+        return [version(file) for file in self._given()] + listed
 
-    def _expand(self, path: str) -> list[str]:
-        """Files that a path or glob names, sorted."""
-        try:
-            fs, inner = fsspec.url_to_fs(path)
-            if not any(c in path for c in _MAGIC) or path.startswith(("http://", "https://")):
-                if not fs.exists(inner):
-                    raise SourceError(path, f"source {self.name}: there is no such WARC file")
-                return [path]
-            names = sorted(str(name) for name in fs.glob(inner))
-        except (OSError, ValueError, ImportError) as e:
-            raise SourceError(path, f"source {self.name}: cannot be looked at ({e or type(e).__name__})") from None
-        if not names:
-            raise SourceError(path, f"source {self.name}: matches no file")
-        return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
+    def _given(self) -> list[str]:
+        """Files that `path` names."""
+        return expand(tuple(self.resolve(path) for path in self.path), self.name)
 
     def _listed(self) -> list[str]:
         """Lines of path_list."""
@@ -83,20 +70,9 @@ class Warc(PageSource):
         try:
             with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
                 lines = [line.strip() for line in f]
-        except (OSError, ValueError, EOFError) as e:
-            raise SourceError(path, f"source {self.name}: cannot be read ({e or type(e).__name__})") from None
+        except (*FAULTS, ValueError) as e:
+            raise SourceError(path, f"source {self.name}: cannot be read ({reason(e)})") from None
         lines = [line for line in lines if line and not line.startswith("#")]
         if not lines:
             raise SourceError(path, f"source {self.name}: names no WARC file")
         return lines
-
-
-def _version(file: str) -> list[Any]:
-    """What changes when a file changes: size, and time or version mark. Raises SourceError."""
-    try:
-        fs, inner = fsspec.url_to_fs(file)
-        info = fs.info(inner)
-    except OSError as e:
-        raise SourceError(file, f"cannot be looked at ({e or type(e).__name__})") from None
-    mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
-    return [info.get("size"), str(mark)]

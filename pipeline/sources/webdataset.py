@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files import expand, version
+from pipeline.files import FAULTS, expand, reason, version
 from pipeline.page_walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources import TableSource
@@ -64,9 +64,8 @@ class WebDataset(TableSource):
             with fsspec.open(file, "rb") as f:
                 for row, sample in enumerate(group_by_keys(_members(tar_file_iterator(f)))):
                     yield self._candidate(sample, shard, row)
-        except (OSError, EOFError, tarfile.TarError, ValueError) as e:
-            reason = str(e).partition("\n")[0] or type(e).__name__
-            raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason})"[:400]) from None
+        except (*FAULTS, tarfile.TarError, ValueError) as e:
+            raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture of one of the tars; None for any other address, and for one that is gone."""

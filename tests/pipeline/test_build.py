@@ -6,9 +6,11 @@ truncated JPEG, a page in a wrong charset, a page that robots.txt keeps.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
+import os
 import random
 import signal
 import subprocess
@@ -248,6 +250,7 @@ def test_manual_approval_waits_for_a_person(web, tmp_path, capsys):
     assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
     assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
+    assert build(spec, out)["published"], "what a person let through stays published while nothing changes"
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):
@@ -297,6 +300,51 @@ def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_agai
     assert fetched
     assert not asked & fetched
     assert tars(out) == tars(tmp_path / "whole")
+
+
+def fetching(driver: int) -> int:
+    """A worker below a driver that is fetching: its process id, 0 if there is none yet."""
+    processes = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            name = (folder / "cmdline").read_bytes().partition(b"\0")[0]
+            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            processes[int(folder.name)] = (name, parent)
+    for pid, (name, parent) in processes.items():
+        while parent not in (driver, 0, 1):
+            parent = processes.get(parent, (b"", 0))[1]
+        if name == b"ray::wenlan:fetch" and parent == driver:
+            return pid
+    return 0
+
+
+@pytest.mark.parametrize("kills", [1, 3])
+def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build_in_one_line(web, tmp_path, kills):
+    spec, out = fill(web, tmp_path, images=4), tmp_path / "out"
+    one = spec.read_text(encoding="utf-8").replace("images_per_partition: 6", "images_per_partition: 100")
+    spec.write_text(one, encoding="utf-8")
+    web.delay = 1.0  # long enough that no partition is done before its worker is found
+    words = command(spec, out, "--workers", "1", "--until", "fetch")
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        killed: set[int] = set()
+        until = time.monotonic() + 120
+        while len(killed) < kills and process.poll() is None and time.monotonic() < until:
+            pid = fetching(process.pid)
+            if pid and pid not in killed:
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+            time.sleep(0.05)
+        assert len(killed) == kills
+        web.delay = 0.0
+        stderr = process.communicate(timeout=120)[1]
+    if kills == 1:
+        assert process.returncode == 0, stderr
+        assert committed(out, "images") == committed(out, "admitted")
+    else:
+        assert process.returncode == 1, stderr
+        [line] = [line for line in stderr.splitlines() if line.startswith("wenlan-data:")]
+        assert "wenlan-data: fetch/00" in line
+        assert "its worker died again and again" in line
 
 
 def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path):

@@ -69,7 +69,8 @@ def test_a_captions_file_for_all(tmp_path):
         {"i/a.jpg": b"A", "i/b.jpg": b"B", "t.csv": "file,caption,alt,x\ni/a.jpg,说明,别名,1\ni/gone.jpg,无,,\n"},
     )
     source = folder(tmp_path, captions="t.csv")
-    a, b = read(source)
+    gone, a, b = read(source)
+    assert (gone.reason, gone.evidence) == ("bad_row", "t.csv names i/gone.jpg, which is no picture of the folder")
     assert texts(a) == [("alt", "别名"), ("caption", "说明")]
     assert (b.reason, b.evidence) == ("no_text", "i/b.jpg")
     put(tmp_path, {"t.jsonl": '{"file": "i/b.jpg", "tag": ["一", "二"]}\n'})

@@ -115,6 +115,13 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> N
     assert caught.value.too_many_pixels
 
 
+@pytest.mark.parametrize("reduce_to", [0, 8])
+def test_a_picture_that_no_jpeg_can_hold_is_refused_from_its_header(reduce_to: int) -> None:
+    data = saved(Image.new("RGB", (pictures.JPEG_MAX_SIDE + 1, 1)), "PNG")
+    with pytest.raises(PictureError, match="65536 x 1 pixels do not fit into a JPEG"):
+        pictures.decode(data, reduce_to=reduce_to)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("reduce_to", [0, 8])
 def test_a_truncated_file_is_refused(kind: str, reduce_to: int) -> None:

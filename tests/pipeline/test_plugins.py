@@ -115,3 +115,11 @@ def test_a_spec_names_every_faulty_plug_in_at_once():
     assert first == "demo.yaml: sources[0]: 'url_tabel' is not one of the sources; did you mean url_table?"
     assert second == "demo.yaml: filters[0].min_char: unknown option; did you mean min_chars?"
     assert third.startswith("demo.yaml: filters[1].min_share: ")
+
+
+def test_what_a_spec_opens_beyond_loopback_is_told_with_its_file_before_anything_runs():
+    site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"]}
+    values = {"name": "t", "contact": "mailto:x@example.org", "sources": [site]}
+    spec = BuildSpec.model_validate({**values, "egress": {"allow": ["intranet:80"]}})
+    with pytest.raises(SpecError, match=r"^t\.yaml: egress\.allow\[0\]: 'intranet:80'"):
+        check(spec, "t.yaml")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,19 @@ def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, ru
     assert first.content_digest != second.content_digest
 
 
+def test_revisions_outlive_a_build_of_another_spec_in_the_same_folder(
+    tmp_path: Path, synthetic: Any, run_stage: Run
+) -> None:
+    build, _ = synthetic.make(tmp_path)
+    _publish(build, run_stage)
+    other = replace(build, build_id="synthetic-2024-01-01-other")
+    assert release.publish(other).revision == 0
+    again = release.publish(build)
+    assert (again.revision, again.parent) == (1, f"{build.build_id}/0")
+    known = json.loads((Path(build.out) / "releases.json").read_bytes())
+    assert [release["build_id"] for release in known] == [build.build_id, other.build_id, build.build_id]
+
+
 def test_unfinished_shards_are_not_published(synthetic_build: Build) -> None:
     with pytest.raises(StageError, match=r"shard: is not finished in .*build"):
         release.publish(synthetic_build)
@@ -108,6 +122,7 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
     accepted = release.publish(build, accept=list(gates), because="a trial")
     assert accepted.accepted == {next(iter(gates)): "a trial"}
     assert "a trial" in (Path(build.out) / "shards/README.md").read_text("utf-8")
+    assert release.publish(build) == accepted, "the same build again needs no second word"
 
 
 def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
@@ -115,7 +130,9 @@ def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_
     run_stage(build, "shard")
     with pytest.raises(GateError, match=f"wenlan-data publish {build.out}"):
         release.publish(build)
-    assert release.publish(build, approved=True).revision == 0
+    approved = release.publish(build, approved=True)
+    assert approved.revision == 0
+    assert release.publish(build) == approved
 
 
 def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import report
-from pipeline.records import sha256_hex
+from pipeline import report, report_pictures
+from pipeline.detectors import Detector, detectors_of
+from pipeline.records import DropReason, drop, sha256_hex
+from pipeline.regions import rows_of
 from pipeline.report_figures import Histogram, han_share, trim, words_of
 from pipeline.report_pictures import MEMBERS
 from pipeline.store import Build
@@ -135,6 +138,23 @@ def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[st
         assert item.candidate.candidate_id not in json.dumps(found)
 
 
+def test_an_image_opted_out_on_one_page_is_shown_from_no_other(
+    synthetic_build: Build, synthetic: Any, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    items = synthetic.items()
+    for item in (items[0], items[4]):  # items[0] also leads a group of duplicates
+        elsewhere = replace(item.candidate, origin="https://other.example/", page_url="https://other.example/")
+        with synthetic_build.stage("extract").attempt(f"more-{elsewhere.row}") as attempt:
+            attempt.decide([drop(elsewhere, "extract", DropReason.OPT_OUT)])
+            attempt.commit({})
+    made = report.make(synthetic_build)
+    rows = [*made["sheet"], *(row for cluster in made["clusters"] for row in cluster["members"])]
+    shown = {row["url"] for row in rows}
+    assert items[5].candidate.image_url in shown
+    assert not shown & {items[0].candidate.image_url, items[4].candidate.image_url}
+
+
 @pytest.mark.parametrize("by", ["url", "image", "domain"])
 def test_a_takedown_after_the_build_removes_items_from_a_new_report(
     synthetic_build: Build, synthetic: Any, run_stage: Run, by: str
@@ -180,10 +200,49 @@ def test_thumbnails_are_small_pictures_and_boxes_belong_to_them(
             assert 0 <= x1 < x2 <= row["width"]
             assert 0 <= y1 < y2 <= row["height"]
             assert 0 < score <= 1
+    for row in made["sheet"]:
+        assert row["kept"] or bool(row["boxes"]) == bool(row["picture"]), "dropped ones with a picture have regions too"
     by_reason = {row["reason"]: row["picture"] for row in made["sheet"]}
     assert by_reason["same_image"]
     assert not by_reason["corrupt_image"]
     assert not by_reason["data_uri"]
+
+
+def test_regions_of_dropped_pictures_come_from_the_cache_before_a_detector_looks(
+    synthetic_build: Build, synthetic: Any, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    small = [item for item in synthetic.items() if item.reason == "image_too_small"]
+    [detector] = detectors_of(synthetic_build.spec)
+    known = (np.array([[1, 2, 5, 7]], np.float32), np.array([0.5], np.float32), np.zeros(1, np.int32))
+    cache = synthetic_build.store.regions(detector.detector_id)
+    cache.put(rows_of({small[0].sha256: known}))
+    before = cache.folder.names()
+    shown = {row["id"]: row for row in report.make(synthetic_build)["sheet"]}
+    rows = [shown[item.candidate.candidate_id] for item in small]
+    assert rows[0]["boxes"] == {detector.detector_id: [[1.0, 2.0, 5.0, 7.0, 0.5]]}
+    assert len(rows[1]["boxes"][detector.detector_id]) == 36, "the grid looked at it"
+    assert cache.folder.names() == before
+
+
+def test_a_detector_looks_at_the_pixels_of_dropped_pictures(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Middle(Detector):
+        def detect(self, state: Any, pictures: Any) -> Any:
+            seen.extend(picture.shape for picture in pictures)
+            half = [np.array([[0, 0, p.shape[1] / 2, p.shape[0]]], np.float32) for p in pictures]
+            return [(box, np.ones(1, np.float32), np.zeros(1, np.int32)) for box in half]
+
+    run_stage(synthetic_build, "shard")
+    monkeypatch.setattr(report_pictures, "detectors_of", lambda spec: [Middle()])
+    dropped = [row for row in report.make(synthetic_build)["sheet"] if row["picture"] and not row["kept"]]
+    assert dropped
+    for row in dropped:
+        assert (row["height"], row["width"], 3) in seen, "at full size, as shown"
+        assert row["boxes"] == {Middle().detector_id: [[0.0, 0.0, row["width"] / 2, row["height"], 1.0]]}
 
 
 def test_clusters_start_with_their_leader_and_the_largest_comes_first(

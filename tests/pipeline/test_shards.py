@@ -15,6 +15,7 @@ from PIL import Image
 
 from pipeline import pictures, shards
 from pipeline.errors import StageError
+from pipeline.folder import Folder
 from pipeline.store import Build
 
 Run = Callable[[Build, str], None]
@@ -103,6 +104,17 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
     assert not list(shards_of.rglob("*.parquet"))
     run_stage(build, "shard")
     assert {path.stem for path in shards_of.glob("*.tar")} == set(names)
+
+
+def test_the_manifest_goes_before_anything_else(
+    shards_of: Path, tmp_path: Path, synthetic: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone: list[str] = []
+    monkeypatch.setattr(Folder, "delete", lambda self, name: gone.append(name))
+    build, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 100})
+    shards.partitions(build)
+    assert gone[0] == "manifest.json"
+    assert "train-000000.tar" in gone, "so it matters"
 
 
 def test_going_back_to_an_earlier_spec_trusts_no_old_record(

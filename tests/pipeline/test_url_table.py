@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.sources.url_table import UrlTable
 ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
 
 
-def table(path: Path | list[str], **more: Any) -> UrlTable:
+def table(path: Path | str | list[str], **more: Any) -> UrlTable:
     columns = {"image_url": "url", "page_url": "page", "texts": {"alt": "zh"}}
     options = {"name": "t", "source_kind": "image_search", "path": path if isinstance(path, list) else str(path)}
     return UrlTable.model_validate({**options, "columns": columns, **more})
@@ -102,6 +103,17 @@ def test_a_missing_column_is_one_error_that_names_file_and_columns(tmp_path, kin
     path = write(tmp_path, kind)
     with pytest.raises(SourceError, match=rf"t\.{kind}: source t: has no column 'text'; its columns: url, zh, page"):
         read(table(path, columns={"image_url": "url", "texts": {"alt": "text"}}))
+
+
+@pytest.mark.parametrize("status", [404, 500, 0])
+def test_a_table_on_a_web_server_that_fails_is_one_line_with_its_url_and_status(serve, status):
+    web = serve(
+        {"/t.csv": (status, {}, b"") if status else lambda handler: handler.connection.shutdown(socket.SHUT_RDWR)}
+    )
+    said = f"status {status}" if status else "disconnected"
+    with pytest.raises(SourceError, match=rf"^{web.url('/t.csv')}: source t: .*{said}") as e:
+        table(web.url("/t.csv")).token()
+    assert "\n" not in str(e.value)
 
 
 def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path):

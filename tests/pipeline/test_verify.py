@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.shard import ContractError, Manifest, content_digest, read_manifest
+from pipeline import pictures
 from pipeline.verify import verify
 
 
@@ -174,6 +175,12 @@ def test_a_wrong_column_type_is_named(shards_of: Path) -> None:
     pq.write_table(table.set_column(at, "width", table["width"].cast(pa.int64())), path)
     _reseal(shards_of)
     assert verify(shards_of, quick=True) == ["dev-000000.parquet: column width is int64, not int32"]
+
+
+def test_images_as_large_as_the_spec_let_in_are_sound(shards_of: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 10)
+    monkeypatch.setattr(pictures.decode, "__defaults__", (10, 0))
+    assert verify(shards_of) == []
 
 
 def test_more_columns_are_allowed(shards_of: Path) -> None:

@@ -42,6 +42,11 @@ def test_overrides_are_typed_by_their_field() -> None:
     assert resolve("tiny", ["data.text_kinds=primary"]).data.text_kinds == "primary"
 
 
+def test_keys_that_must_fit_each_other_come_in_any_order() -> None:
+    overrides = ["run.accumulate=3", "run.batch_size=6"]
+    assert resolve("tiny", overrides) == resolve("tiny", overrides[::-1])
+
+
 @pytest.mark.parametrize(
     ("override", "line"),
     [
@@ -60,6 +65,9 @@ def test_overrides_are_typed_by_their_field() -> None:
         ("moco.queue_size=0", "moco.queue_size: 0 is out of range; it lies between 1 and inf"),
         ("image.heads=5", "image.heads: the width 32 is not a multiple of 5 heads"),
         ("run.accumulate=3", "run.accumulate: 3 does not divide the batch 8"),
+        ("optim.betas=0.9,1", "optim.betas: 1.0 is out of range; it lies between 0 and 0.999999"),
+        ("data.color_jitter=0,0,0,1", "data.color_jitter: the hue's 1.0 is above 0.5, half the circle"),
+        ("text.hidden=0", "text.hidden: 0 is out of range; it lies between 1 and inf"),
         ("data.max_tokens=65", "data.max_tokens: 65 exceeds text.max_positions"),
     ],
 )

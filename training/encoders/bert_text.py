@@ -80,6 +80,9 @@ def build(config: Config, load_weights: bool) -> Tower:
     text = config.text
     if text.frozen_layers > text.backbone_layers:
         raise ConfigError("text.frozen_layers", f"{text.frozen_layers} of {text.backbone_layers} layers")
+    if text.backbone_width % text.backbone_heads:
+        heads, width = text.backbone_heads, text.backbone_width
+        raise ConfigError("text.backbone_heads", f"the width {width} is not a multiple of {heads} heads")
     model = _bert(text, load_weights)
     masked = config.compat != "brivl-1.0"
     layers = list(model.encoder.layer)

@@ -1,0 +1,75 @@
+"""What `pipeline.run` keeps between runs, and what it says where no stage can run. The stages: see test_build.py."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from data_specs.build import load
+from pipeline import run
+from pipeline.errors import StageError, StoreError
+
+
+def spec(folder: Path) -> Path:
+    path = folder / "spec.yaml"
+    path.write_text(
+        """
+name: t
+contact: mailto:x@example.org
+sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {texts: {alt: zh}}}]
+""",
+        encoding="utf-8",
+    )
+    (folder / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/a.jpg,一张图片\n", encoding="utf-8")
+    return path
+
+
+def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
+    with pytest.raises(StageError, match=f"^{address}: no Ray cluster can be joined .*refused") as e:
+        list(run.run(build, until="extract", address=address))
+    assert "\n" not in str(e.value)
+
+
+def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tmp_path, monkeypatch):
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run, "_run_stage", killed)
+    out, plan = str(tmp_path / "out"), load(spec(tmp_path))
+    with pytest.raises(KeyboardInterrupt):
+        list(run.run(run.open_build(plan, out, snapshot="2020-02-02")))
+    assert run.open_build(plan, out).snapshot == "2020-02-02"
+    assert run.status(out)["stages"] == {}
+
+
+def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
+    path, out = spec(tmp_path), str(tmp_path / "out")
+    results = [run.StageResult(name, False, 1, 1, 0.1, 0.1, {}) for name in ("crawl", "extract")]
+    build = run.open_build(load(path), out, snapshot="s")
+    for result in results:
+        run._note(build, result)
+    assert list(run.reopen(out).fingerprints) == ["crawl", "extract"]
+    (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/another.jpg,另一张图片\n", encoding="utf-8")
+    changed = run.open_build(load(path), out)
+    assert changed.build_id == build.build_id
+    run._note(changed, results[0])
+    assert run.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
+
+
+def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_path):
+    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
+    run._note(build)
+    path = tmp_path / "out" / "build.json"
+    known = json.loads(path.read_text(encoding="utf-8"))
+    known["spec"]["colour"] = "red"
+    path.write_text(json.dumps(known), encoding="utf-8")
+    with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
+        run.reopen(str(tmp_path / "out"))
+    assert "\n" not in str(e.value)
