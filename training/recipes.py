@@ -116,7 +116,7 @@ def brivl_b5_base() -> Config:
 
 
 def brivl_b7_large() -> Config:
-    """The paper's scale: EfficientNet-B7, RoBERTa large; joint dimension 2,560 by hearsay; the image size (600) is ours."""
+    """The paper's scale: EfficientNet-B7, RoBERTa large; joint dimension 2,560 by hearsay; image size (600) ours."""
     base = brivl_b5_base()
     return replace(
         base,

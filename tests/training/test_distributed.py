@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ def run(world: int, folder: Path) -> list[dict[str, Tensor]]:
     return [torch.load(out, weights_only=True) for out in outs]
 
 
+@pytest.mark.slow
 def test_one_and_two_processes_end_equal(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "two").mkdir()

@@ -74,6 +74,7 @@ def _command(manifest: Path, out: Path, steps: int) -> list[str]:
     return [*command, *(part for setting in settings for part in ("--set", setting)), "--json"]
 
 
+@pytest.mark.slow
 def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards: MakeShards, tmp_path: Path) -> None:
     manifest, steps = make_shards(train=(20, 12)), 60
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -99,6 +100,7 @@ def test_micro_steps_do_not_change_the_run(make_shards: MakeShards, tmp_path: Pa
     assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_losses_of_one(make_shards: MakeShards, tmp_path: Path) -> None:
     manifest = make_shards(train=(20, 12), damage={3: b"\xff\xd8"})
     fit(config(6, 32, *STEADY), [str(manifest)], tmp_path / "one")
