@@ -86,7 +86,7 @@ class Folder:
         self.take(Path(f.name), name)
 
     def write_json(self, name: str, value: Any) -> None:
-        self.write(name, json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode() + b"\n")
+        self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
     def take(self, local: Path, name: str) -> None:
         """Move a finished local file into the folder under its final name."""

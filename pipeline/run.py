@@ -155,6 +155,7 @@ def run(
     Raises WenlanError: whatever was committed stays, and the same call goes on from there.
     """
     with _sole_owner(build):
+        build.store.check()
         cluster = _Cluster(address, workers)
         _note(build)  # the snapshot is kept from the start: a crawl that is killed before its end goes on tomorrow
         try:
@@ -306,7 +307,7 @@ def _note(build: Build, result: StageResult | None = None) -> None:
             "identity_revision": build.store.identity_revision(but=build.build_id),
             "forgotten_revision": build.store.forgotten_revision(),
             "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
-            "stages": stages,
+            "stages": {name: stages[name] for name in STAGES if name in stages},  # in the order in which they run
         },
     )
 

@@ -259,6 +259,7 @@ def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):
     for name, funnel in stages.items():
         if name not in ("detect", "report"):
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
+    assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(run.STAGES)
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
     for before, after in itertools.pairwise(order):
         assert stages[before]["kept"] == stages[after]["seen"], (before, after)
@@ -376,6 +377,14 @@ def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tm
     stderr = str(build(spec, tmp_path / "out", code=2)["stderr"])
     assert stderr == f"wenlan-data: {spec}: filters[0].min_char: unknown option; did you mean min_chars?\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_store_of_a_newer_version_is_refused_before_anything_runs(web, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "store.json").write_text('{"version": 99}')
+    stderr = str(build(fill(web, tmp_path), tmp_path / "out", "--store", str(tmp_path / "store"), code=1)["stderr"])
+    assert stderr == f"wenlan-data: {tmp_path}/store: is of version 99, this wenlan knows 1; upgrade\n"
+    assert web.requests == []
 
 
 def test_a_missing_table_is_named(web, tmp_path):
