@@ -60,6 +60,7 @@ class _Handler(SimpleHTTPRequestHandler):
     """Files below one folder. The base class keeps paths inside it and does Last-Modified."""
 
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes: Nagle would hold the second for 40 ms
     server_version = "wenlan-demo"
     sys_version = ""
     timeout = 30
