@@ -42,7 +42,7 @@ def test_what_leads_inside_or_is_no_address_is_refused(address):
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "114.114.114.114", "2400:3200::1", "::ffff:8.8.8.8"])
 def test_public_addresses_pass(address):
-    OPEN.check_address(address, 443)
+    assert OPEN.check_address(address, 443) is None, "it refuses by raising"
 
 
 @given(st.ip_addresses())
