@@ -40,9 +40,8 @@ from pipeline.funnel import Funnel, examples, read_funnels
 from pipeline.records import sha256_hex
 from pipeline.shards import detector_ids
 from pipeline.store import Build, Record
-from pipeline.verify import verify
 
-__all__ = ["GATES", "explain", "publish", "verify"]
+__all__ = ["GATES", "explain", "publish"]
 
 GATES = ("min_samples", "max_drop_share", "approve")
 
