@@ -13,7 +13,7 @@ import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,6 +49,36 @@ class PluginRef(Spec):
         return dict(self.__pydantic_extra__ or {})
 
 
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DropShares(Spec):
+    """The share of what enters a stage that it is expected to drop at most, 0 to 1; above it a build fails.
+
+    The defaults let pass what ordinary web sources were seen to do, and stop at a stage that drops nearly everything.
+    """
+
+    crawl: Share = Field(0.9, description="of pages that could not be had or are no HTML")
+    extract: Share = Field(0.95, description="icons, spacers, images without text")
+    admit: Share = 0.9
+    fetch: Share = Field(0.6, description="old URL lists lose a third and more")
+    measure: Share = 0.2
+    filter: Share = 0.9
+    dedup: Share = 0.8
+
+
+class SourceDropShares(Spec):
+    """As DropShares, of one source; what is not given is that of the build."""
+
+    crawl: Share | None = None
+    extract: Share | None = None
+    admit: Share | None = None
+    fetch: Share | None = None
+    measure: Share | None = None
+    filter: Share | None = None
+    dedup: Share | None = None
+
+
 class SourceRef(Spec):
     """A source: its kind (a plug-in), its name in this dataset, what sort of pages it holds, and its options."""
 
@@ -56,10 +86,11 @@ class SourceRef(Spec):
     kind: str
     name: str = Field(pattern=NAME)
     source_kind: SourceKind
+    max_drop: SourceDropShares = SourceDropShares()
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as written, without kind, name and source_kind."""
+        """The options as written, without kind, name, source_kind and max_drop."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -129,6 +160,8 @@ class Publish(Spec):
     approve: Literal["auto", "manual"] = "auto"
     min_samples: int = Field(1, ge=0)
     max_drop_share: float = Field(1.0, gt=0, le=1, description="of all candidates")
+    max_drop: DropShares = Field(DropShares(), description="by stage, of each source")
+    judged_from: int = Field(100, gt=0, description="entries of a source at a stage from which its share is judged")
 
 
 DEFAULT_FILTERS = tuple(
@@ -175,6 +208,12 @@ class BuildSpec(Spec):
         if self.shards.dev_share + self.shards.val_share >= 0.9:
             raise ValueError("shards: dev_share + val_share leave nothing to train on")
         return self
+
+    def max_drop(self, source: SourceRef, stage: str) -> float:
+        """The share that a stage may drop of a source."""
+        own: float | None = getattr(source.max_drop, stage)
+        expected: float = getattr(self.publish.max_drop, stage)
+        return expected if own is None else own
 
     @property
     def digest(self) -> str:

@@ -196,18 +196,36 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import release, run
+    from pipeline import run
+    from pipeline.explain import explain
 
-    found = release.explain(run.reopen(args.build), args.subject)
+    found = explain(run.reopen(args.build), args.subject)
     if not found:
         raise WenlanError(args.subject, f"is not known to {args.build}: no candidate, image or page of that id or URL")
+
+    def say(line: str) -> None:
+        console.print(line, soft_wrap=True, markup=False)
+
     for decision in found:
         fate = "kept" if decision["kept"] else f"dropped at {decision['stage']}: {', '.join(decision['reasons'])}"
-        console.print(f"{decision['subject']} {decision['id'][:32]} {fate}", soft_wrap=True, markup=False)
-        for name in ("url", "page_url", "text", "evidence", "duplicate_of"):
+        say(f"{decision['subject']} {decision['id'][:32]} {fate}")
+        for name in ("url", "page_url", "text", "evidence"):
             if decision[name]:
-                console.print(f"  {name}: {decision[name]}", soft_wrap=True, markup=False)
+                say(f"  {name}: {decision[name]}")
+        if decision["duplicate_of"]:
+            leader = decision["leader"] or {"url": "of an earlier build", "text": ""}
+            say(f"  duplicate_of: {decision['duplicate_of'][:32]} {leader['url']} {leader['text']}".rstrip())
+        for stage, saw in (decision["saw"] or {}).items():
+            say(f"  {stage} saw: {', '.join(f'{name} {_value(value)}' for name, value in saw.items())}")
     return {"decisions": found}
+
+
+def _value(value: Any) -> str:
+    """A value of a stage's row for people: texts with their kind, bytes and long lists cut."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "text" in value[0]:
+        return " | ".join(f"{text['kind']} 「{text['text'][:60]}」" for text in value)
+    shown = value.hex() if isinstance(value, bytes) else f"{value:.3f}" if isinstance(value, float) else str(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
 def _verify(args: argparse.Namespace) -> dict[str, Any]:

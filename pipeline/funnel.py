@@ -10,16 +10,20 @@ Limits: memory is one partition's decisions and one number for each (source, sta
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.records import DropReason
 from pipeline.store import STAGE_FOLDERS, Build
 
 ORDER = {name: i for i, name in enumerate(STAGE_FOLDERS)}
 """Stages in the order in which a candidate meets them."""
+
+UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
+"""Reasons whose URLs and texts are shown to nobody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,14 +122,23 @@ def faults(build: Build, candidates: Funnel) -> list[str]:
     return found
 
 
-def examples(build: Build, count: int) -> list[str]:
-    """`count` dropped candidates, one line each, taken in turn from the reasons there are."""
+def examples(
+    build: Build, count: int, subject: str = "candidate", stage: str = "", sources: Sequence[str] = ()
+) -> list[str]:
+    """`count` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
+
+    Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
+    """
     by_reason: dict[str, list[str]] = {}
     for table in build.decisions():
-        dropped = table.filter(pc.and_(pc.equal(table["subject"], "candidate"), pc.invert(table["kept"])))
-        for row in dropped.slice(0, 1_000).to_pylist():
+        wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
+        if stage:
+            wanted = pc.and_(wanted, pc.equal(table["stage"], stage))
+        if sources:
+            wanted = pc.and_(wanted, pc.is_in(table["source"], pa.array(sources, pa.string())))
+        for row in table.filter(wanted).slice(0, 1_000).to_pylist():
             lines = by_reason.setdefault(row["reason"], [])
-            if len(lines) < count:
+            if len(lines) < count and not {*row["reasons"], row["reason"]} & UNNAMED:
                 text = f" {row['text'][:40]!r}" if row["text"] else ""
                 where = f"{row['stage']}/{row['reason']}: {row['url'][:120]}"
                 lines.append(f"{where}{text} {row['evidence'][:80]}".rstrip())

@@ -1,4 +1,4 @@
-"""A build becomes a dataset: gates, card, manifest last, identities to STORE. And what became of one candidate.
+"""A build becomes a dataset: gates, card, manifest last, identities to STORE.
 
 `publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json, and the
 manifest after all of them; then it commits the build's identities to STORE. Publishing what is published already, and
@@ -20,10 +20,6 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from data_specs.build import SpecError
 from data_specs.shard import (
     SCHEMA_VERSION,
     SPLITS,
@@ -34,16 +30,13 @@ from data_specs.shard import (
     content_digest,
     parse_manifest,
 )
-from pipeline import card
-from pipeline.errors import GateError, StageError, StoreError
-from pipeline.funnel import Funnel, examples, read_funnels
-from pipeline.records import sha256_hex
+from pipeline import card, gates
+from pipeline.errors import StageError, StoreError
+from pipeline.funnel import read_funnels
 from pipeline.shards import detector_ids
 from pipeline.store import Build, Record
 
-__all__ = ["GATES", "explain", "publish"]
-
-GATES = ("min_samples", "max_drop_share", "approve")
+__all__ = ["publish"]
 
 
 def publish(build: Build, accept: Sequence[str] = (), because: str = "", approved: bool = False) -> Manifest:
@@ -57,14 +50,14 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     """
     from pipeline.dedup import identity_rows
 
-    _check_acceptance(accept, because)
+    gates.check_acceptance(accept, because)
     records = _finished(build)
     manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
     else:
         candidates, captures = read_funnels(build)
-        _pass_gates(build, candidates, accept, approved)
+        gates.hold(build, candidates, captures, accept, approved)
         manifest = _numbered(build, manifest)
         folder = build.folder / "shards"
         folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
@@ -74,40 +67,6 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     _remember(build, manifest)
     build.store.publish_identities(build.build_id, identity_rows(build))
     return manifest
-
-
-def explain(build: Build, subject: str) -> list[dict[str, Any]]:
-    """Every decision about a candidate id or key (or its beginning, 8 hex digits or more), an image, or a URL.
-
-    A URL may be an image's or a page's. Rows have DECISION_SCHEMA's columns. Reads partition after partition.
-    """
-    found = []
-    for table in build.decisions():
-        found += table.filter(_about(table, subject)).to_pylist()
-    return found
-
-
-def _about(table: pa.Table, subject: str) -> Any:
-    if "://" in subject:
-        matches = [pc.equal(table[name], subject) for name in ("url", "page_url")]
-        matches.append(pc.equal(table["fetch_id"], sha256_hex(subject)))  # the url column is cut at 2,000 characters
-    else:
-        prefix = subject.lower()
-        if len(prefix) < 8:
-            raise SpecError([f"{subject}: give a URL or at least 8 digits of an id"])
-        matches = [pc.starts_with(table[name], prefix) for name in ("id", "fetch_id", "duplicate_of")]
-    result = matches[0]
-    for more in matches[1:]:
-        result = pc.or_(result, more)
-    return result
-
-
-def _check_acceptance(accept: Sequence[str], because: str) -> None:
-    for gate in accept:
-        if gate not in GATES:
-            raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(GATES)}"])
-    if accept and not because.strip():
-        raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
 
 
 def _finished(build: Build) -> list[Record]:
@@ -121,28 +80,6 @@ def _finished(build: Build) -> list[Record]:
             with stage.file(record, suffix):
                 pass
     return sorted(records, key=lambda r: (SPLITS.index(r.info["split"]), r.partition))
-
-
-def _pass_gates(build: Build, candidates: Funnel, accept: Sequence[str], approved: bool) -> None:
-    options = build.spec.publish
-    lines = []
-    if options.approve == "manual" and not approved and "approve" not in accept:
-        lines.append(f"gate approve: the spec wants a person's word; next: wenlan-data publish {build.out}")
-    if candidates.kept < options.min_samples and "min_samples" not in accept:
-        lines.append(f"gate min_samples: {candidates.kept:,} samples are left, the spec wants {options.min_samples:,}")
-    if candidates.drop_share > options.max_drop_share and "max_drop_share" not in accept:
-        lines.append(
-            f"gate max_drop_share: {candidates.dropped:,} of {candidates.total:,} candidates were dropped "
-            f"({candidates.drop_share:.1%}), the spec allows {options.max_drop_share:.1%}"
-        )
-    if not lines:
-        return
-    if lines[-1].startswith("gate approve"):
-        raise GateError(build.build_id, lines[0])
-    reasons = [f"  {count:,} x {reason}" for reason, count in candidates.reasons()[:10]]
-    shown = [f"  {line}" for line in examples(build, 10)]
-    lines += ["top reasons:", *(reasons or ["  none"]), "examples:", *(shown or ["  none"])]
-    raise GateError(build.build_id, "\n".join([*lines, "let it through with: --accept GATE --because TEXT"]))
 
 
 def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> Manifest:

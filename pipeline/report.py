@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS
-from pipeline import report_pictures
+from pipeline import gates, report_pictures
 from pipeline.funnel import ORDER, Funnel, faults, read_funnels
 from pipeline.report_figures import collect, cost
 from pipeline.store import Build
 
-VERSION = 2
+VERSION = 3
 INPUTS: tuple[str, ...] = ("shard",)
 REPORT_VERSION = 1
 """Version of report.json's form."""
@@ -34,7 +34,8 @@ FUNNEL_STAGES = [name for name in ORDER if ORDER["extract"] <= ORDER[name] <= OR
 def token(build: Build) -> Any:
     """Options of the report, the gates it shows, and the takedowns it must honour."""
     spec = build.spec
-    return [spec.report.model_dump(), spec.publish.model_dump(), build.store.forgotten_revision()]
+    expected = [spec.publish.model_dump(), [source.max_drop.model_dump() for source in spec.sources]]
+    return [spec.report.model_dump(), *expected, build.store.forgotten_revision()]
 
 
 def partitions(build: Build) -> list[str]:
@@ -66,7 +67,10 @@ def make(build: Build) -> dict[str, Any]:
         "report_version": REPORT_VERSION,
         "build": _build(build),
         "faults": faults(build, candidates),
-        "gates": _gates(build, candidates),
+        "gates": [
+            {"name": g.name, "found": g.found, "wanted": g.wanted, "holds": g.holds}
+            for g in gates.judge(build.spec, candidates, captures)
+        ],
         "totals": {"candidates": candidates.total, "kept": candidates.kept, "dropped": candidates.dropped},
         "splits": _splits(build),
         "funnel": [_stage(row) for row in candidates.stages(FUNNEL_STAGES)],
@@ -132,26 +136,6 @@ def _build(build: Build) -> dict[str, Any]:
         "contact": spec.contact,
         "wenlan": importlib.metadata.version("wenlan"),
     }
-
-
-def _gates(build: Build, candidates: Funnel) -> list[dict[str, Any]]:
-    """The spec's gates with what was found."""
-    options = build.spec.publish
-    enough, few = candidates.kept >= options.min_samples, candidates.drop_share <= options.max_drop_share
-    return [
-        {
-            "name": "min_samples",
-            "found": f"{candidates.kept:,}",
-            "wanted": f"≥ {options.min_samples:,}",
-            "holds": enough,
-        },
-        {
-            "name": "max_drop_share",
-            "found": f"{candidates.drop_share:.1%}",
-            "wanted": f"≤ {options.max_drop_share:.1%}",
-            "holds": few,
-        },
-    ]
 
 
 def _splits(build: Build) -> list[dict[str, Any]]:

@@ -19,7 +19,7 @@ from pipeline.plugins import Family, find, names
 
 PATH = Path(__file__).parents[1] / "data_specs" / "schemas" / "build.schema.json"
 
-_TAKEN = {"sources": ("base", "name", "source_kind"), "filters": (), "detectors": ("base",)}
+_TAKEN = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": (), "detectors": ("base",)}
 """Fields of a plug-in's model that the pipeline sets or that the reference itself has."""
 
 
@@ -31,7 +31,8 @@ def schema() -> dict[str, Any]:
     definitions["Detector"] = {"oneOf": [_plugin(definitions, "detectors", n) for n in names("detectors")]}
     source = definitions["SourceRef"]["properties"]
     shared = {"name": {**source["name"], "pattern": NAME}, "source_kind": source["source_kind"]}
-    definitions["Source"] = {"oneOf": [_plugin(definitions, "sources", n, shared) for n in names("sources")]}
+    optional = {"max_drop": source["max_drop"]}
+    definitions["Source"] = {"oneOf": [_plugin(definitions, "sources", n, shared, optional) for n in names("sources")]}
     made["properties"]["sources"]["items"] = {"$ref": "#/$defs/Source"}
     made["properties"]["filters"]["items"] = {"$ref": "#/$defs/Filter"}
     definitions["Regions"]["properties"]["detectors"]["items"] = {"$ref": "#/$defs/Detector"}
@@ -41,7 +42,11 @@ def schema() -> dict[str, Any]:
 
 
 def _plugin(
-    definitions: dict[str, Any], family: Family, name: str, shared: dict[str, Any] | None = None
+    definitions: dict[str, Any],
+    family: Family,
+    name: str,
+    shared: dict[str, Any] | None = None,
+    optional: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Schema of one plug-in as a spec refers to it; the models of its options go into `definitions`."""
     made = find(family, name).model_json_schema()
@@ -54,7 +59,7 @@ def _plugin(
         "title": name,
         "description": made.get("description", ""),
         "type": "object",
-        "properties": {key: {"const": name}, **(shared or {}), **own},
+        "properties": {key: {"const": name}, **(shared or {}), **(optional or {}), **own},
         "required": required,
         "additionalProperties": False,
     }

@@ -29,6 +29,7 @@ from pipeline.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
     FETCH_SCHEMA,
+    PAIR_SCHEMA,
     Candidate,
     Decision,
     DropReason,
@@ -203,6 +204,11 @@ def _write(build: Build, stage: str, partition: str, entered: list[Item]) -> Non
             attempt.write_table("parquet", candidate_rows([item.candidate for item in kept], build.spec.seed))
         elif stage == "fetch":
             attempt.write_table("parquet", _fetch(attempt.path("tar"), entered))
+        elif stage == "measure":
+            rows = {item.sha256: _features(item) for item in kept}
+            attempt.write_table("parquet", pa.Table.from_pylist(list(rows.values()), schema=FEATURE_SCHEMA))
+        elif stage == "filter":
+            attempt.write_table("parquet", _dedup(kept, build.spec.seed).select(PAIR_SCHEMA.names))
         elif stage == "dedup":
             for split in SPLITS:
                 rows = _dedup([item for item in kept if split_of(item) == split], build.spec.seed)
