@@ -215,8 +215,11 @@ def _explain(args: argparse.Namespace) -> dict[str, Any]:
         if decision["duplicate_of"]:
             leader = decision["leader"] or {"url": "of an earlier build", "text": ""}
             say(f"  duplicate_of: {decision['duplicate_of'][:32]} {leader['url']} {leader['text']}".rstrip())
+        known: dict[str, Any] = {}  # what an earlier stage has shown is not shown again
         for stage, saw in (decision["saw"] or {}).items():
-            say(f"  {stage} saw: {', '.join(f'{name} {_value(value)}' for name, value in saw.items())}")
+            new = {name: value for name, value in saw.items() if known.get(name) != value}
+            known |= new
+            say(f"  {stage} saw: {', '.join(f'{name} {_value(value)}' for name, value in new.items()) or 'the same'}")
     return {"decisions": found}
 
 
@@ -225,6 +228,8 @@ def _value(value: Any) -> str:
     if isinstance(value, list) and value and isinstance(value[0], dict) and "text" in value[0]:
         return " | ".join(f"{text['kind']} 「{text['text'][:60]}」" for text in value)
     shown = value.hex() if isinstance(value, bytes) else f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        shown = " ".join(f"{part:016x}" for part in value)  # hashes
     return shown if len(shown) <= 80 else f"{shown[:77]}..."
 
 
