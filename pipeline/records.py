@@ -155,6 +155,8 @@ class Features:
     blankness: float  # share of the most frequent of 64 grey levels, 0 to 1
     phash: tuple[int, ...]  # 64-bit perceptual hashes: whole picture, then centre crops
     signature: builtins.bytes  # compact colour and structure signature, for verifying hash matches
+    entropy: float = 0.0  # of the grey levels, bits, 0 to 8
+    sharpness: float = 0.0  # variance of the Laplacian of the reduced grey picture
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,8 @@ FEATURE_SCHEMA = pa.schema(
         ("blankness", pa.float32()),
         ("phash", pa.list_(pa.uint64())),
         ("signature", pa.binary()),
+        ("entropy", pa.float32()),
+        ("sharpness", pa.float32()),
     ]
 )
 

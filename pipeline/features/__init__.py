@@ -9,49 +9,94 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_specs.shard import canonical_json
-from pipeline.pictures import FORMATS, Picture
+from pipeline.pictures import FORMATS, Picture, Pixels
 from pipeline.plugins import Plugin, configure, names
 
-if TYPE_CHECKING:
-    import PIL.Image
-
-REDUCE_TO = 128
+REDUCE_TO = 64
 """Shorter side, in pixels, that a decode for features keeps at least: every feature is of coarse structure."""
+
+LONGEST = 1024
+"""A view's longer side is below twice this: a strip of a thousand screens costs no more than a picture."""
 
 CROPS = (0.0, 0.02, 0.04)
 """Shares cut off at each side: a crop of up to about 5% meets one of these views of the original."""
 
-DECODE_VERSION = 1
+DECODE_VERSION = 2
 """Raised when `pipeline.pictures` shows another picture for the same bytes."""
 
 
 class View:
-    """A decoded picture as the features look at it: small, in colour and in grey, each made once."""
+    """A decoded picture as the features look at it: small, in colour and in grey, each made once.
+
+    All of it is integer arithmetic, or floats in which nothing is rounded: every machine sees the same.
+    """
 
     def __init__(self, picture: Picture) -> None:
-        from PIL import Image
-
         self.header = picture.header
-        self.colour: PIL.Image.Image = Image.fromarray(picture.pixels)
+        self.colour: Pixels = _narrowed(picture.pixels)  # [H, W, 3] RGB
 
     @functools.cached_property
-    def grey(self) -> PIL.Image.Image:
-        return self.colour.convert("L")
+    def grey(self) -> npt.NDArray[np.uint8]:
+        """[H, W]"""
+        import cv2
 
-    def grids(self, image: PIL.Image.Image, side: int) -> Iterator[np.ndarray[Any, np.dtype[np.uint8]]]:
-        """The image averaged down to side x side cells, once for each of CROPS. Integer arithmetic within Pillow."""
-        from PIL import Image
+        found: npt.NDArray[np.uint8] = cv2.cvtColor(self.colour, cv2.COLOR_RGB2GRAY)
+        return found
 
-        width, height = image.size
-        for crop in CROPS:
-            box = (width * crop, height * crop, width * (1 - crop), height * (1 - crop))
-            yield np.asarray(image.resize((side, side), Image.Resampling.BOX, box=box))
+    @functools.cached_property
+    def levels(self) -> npt.NDArray[np.float64]:
+        """[256]: the share of each grey level."""
+        import cv2
+
+        counts = cv2.calcHist([self.grey], [0], None, [256], [0, 256])
+        found: npt.NDArray[np.float64] = counts.ravel().astype(np.float64) / self.grey.size
+        return found
+
+    def grids(self, image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
+        """[len(CROPS), side, side] or [..., 3]: means of the image over side x side cells, for each of CROPS.
+
+        Two products of matrices. Weights are whole, 256 for each cell, so that the sums fit into the 24 bits that a
+        float32 holds exactly, in whatever order a BLAS adds them.
+        """
+        height, width = image.shape[:2]
+        down, across = _cells(height, side), _cells(width, side).reshape(len(CROPS), side, width)
+        strips = down @ image.reshape(height, -1).astype(np.float32)
+        if image.ndim == 2:
+            sums = strips.reshape(len(CROPS), side, width) @ across.transpose(0, 2, 1)
+        else:
+            sums = across[:, None] @ strips.reshape(len(CROPS), side, width, 3)
+        found: npt.NDArray[np.uint8] = ((sums + 2.0**15) * 2.0**-16).astype(np.uint8)
+        return found
+
+
+@functools.lru_cache(256)
+def _cells(length: int, side: int) -> npt.NDArray[np.float32]:
+    """[len(CROPS) * side, length]: how much of each of `length` pixels goes into each cell, in 256ths of the cell."""
+    pixels = np.arange(length + 1)
+    rows = []
+    for crop in CROPS:
+        edges = length * (crop + (1 - 2 * crop) * np.arange(side + 1) / side)
+        covered = np.clip(pixels[None, :], edges[:-1, None], edges[1:, None]) - edges[:-1, None]
+        steps = np.rint(256 * covered / (edges[1:, None] - edges[:-1, None]))
+        rows.append(np.diff(steps, axis=1))  # rounding the running sum keeps each cell's sum at 256
+    return np.concatenate(rows).astype(np.float32)
+
+
+def _narrowed(pixels: Pixels) -> Pixels:
+    """Pixels with no side at or above twice LONGEST: means over blocks along a side that is longer."""
+    height, width = pixels.shape[:2]
+    if max(height, width) < 2 * LONGEST:
+        return pixels
+    from PIL import Image
+
+    factors = (max(1, width // LONGEST), max(1, height // LONGEST))
+    return np.asarray(Image.fromarray(pixels).reduce(factors))
 
 
 class Feature(Plugin):
@@ -70,5 +115,5 @@ def features() -> dict[str, Feature]:
 def feature_id() -> str:
     """`features-<12 hex digits>` over everything that may change a value: where STORE caches the rows."""
     versions = [feature.identity() for feature in features().values()]
-    value = [DECODE_VERSION, FORMATS, REDUCE_TO, CROPS, versions]
+    value = [DECODE_VERSION, FORMATS, REDUCE_TO, LONGEST, CROPS, versions]
     return f"features-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
