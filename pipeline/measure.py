@@ -1,25 +1,31 @@
-"""Measure: each image is decoded once, and what later stages ask about pixels is kept as features.
+"""Measure: each image is read and decoded once, and what later stages ask about pixels is kept as features.
 
-From here to `detect` nobody opens an image again. A picture is decoded at the reduced size that the features need
+From here to `screen` nobody opens an image again. A picture is decoded at the reduced size that the features need
 (`pipeline.features`), one decode for each distinct sha256; rows that STORE/features knows already are taken from
 there, whichever build made them. A file that is damaged or truncated hurts only its own candidates: each gets a
-Decision that names the image's URL.
+Decision that names the image's URL. Bytes that are not those that fetch noted are our own disk's fault, not the
+picture's, and stop the build.
+
+A tar is read front to back; rows stay columns from the first image to the Parquet file, which is written once.
 
 Limits: damage is found anew in each build, since the cache holds features only; it costs one try at decoding.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipeline.errors import StageError
 from pipeline.features import REDUCE_TO, Feature, View, feature_id, features
 from pipeline.pictures import PictureError, decode
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store import Build
 
-VERSION = 1
+VERSION = 2
 INPUTS: tuple[str, ...] = ("fetch",)
 
 Fault = tuple[DropReason, str]
@@ -36,62 +42,75 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Features of a fetch partition's images, and a Decision for each candidate whose image gives none."""
-    fetch, admit = build.stage("fetch"), build.stage("admit")
-    fetched = fetch.table(
-        fetch.record(partition), columns=["fetch_id", "sha256"], filters=[("ok", "==", True)]
-    ).to_pylist()
-    sha256_of: dict[str, str] = {row["fetch_id"]: row["sha256"] for row in fetched}
+    fetch, limit = build.stage("fetch"), build.spec.fetch.max_pixels
+    columns = ["fetch_id", "sha256"]
+    fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
     cache = build.store.features(feature_id())
-    cached = cache.get(sha256_of.values())
-    known = [] if cached is None else cached.select(FEATURE_SCHEMA.names).to_pylist()
-    made, faults = _measure_new(build, partition, {row["sha256"] for row in known})
-    cache.put(pa.Table.from_pylist(made, schema=FEATURE_SCHEMA))
-
-    limit = build.spec.fetch.max_pixels
-    for row in known:
-        if row["width"] * row["height"] > limit:
-            message = f"{row['width']} x {row['height']} pixels, {limit:,} are allowed"
-            faults[row["sha256"]] = (DropReason.TOO_MANY_PIXELS, message)
-    rows = sorted((r for r in [*known, *made] if r["sha256"] not in faults), key=lambda r: str(r["sha256"]))
-
-    seen, decisions = 0, list[Decision]()
-    for candidate in candidates_of(admit.table(admit.record(partition))):
-        sha256 = sha256_of.get(candidate.fetch_id)
-        if sha256 is None:
-            continue  # fetch has said why
-        seen += 1
-        if sha256 in faults:
-            reason, message = faults[sha256]
-            decisions.append(drop(candidate, "measure", reason, f"{message[:140]} ({candidate.image_url[:150]})"))
+    cached = cache.get(fetched["sha256"].to_pylist())
+    known = FEATURE_SCHEMA.empty_table() if cached is None else cached.select(FEATURE_SCHEMA.names)
+    made, faults = _measure_new(build, partition, set(known["sha256"].to_pylist()))
+    cache.put(made)
+    for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
+        if width * height > limit:
+            faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels, {limit:,} are allowed")
+    rows = pa.concat_tables([known, made]).sort_by("sha256")
+    rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], pa.array(list(faults), pa.string()))))
+    seen, decisions = _decide(build, partition, fetched, faults)
     with build.stage("measure").attempt(partition) as attempt:
-        attempt.write_table("parquet", pa.Table.from_pylist(rows, schema=FEATURE_SCHEMA))
+        attempt.write_table("parquet", rows)
         attempt.decide(decisions)
         attempt.commit(
             {
                 "seen": seen,
                 "kept": seen - len(decisions),
                 "dropped": len(decisions),
-                "images": len(rows),
-                "cached": len(known),
+                "images": rows.num_rows,
+                "cached": known.num_rows,
                 "damaged": len(faults),
             }
         )
 
 
-def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[list[dict[str, Any]], dict[str, Fault]]:
-    """Feature rows, and faults by sha256, of the partition's images that are not known."""
-    plugins, rows, faults = features(), list[dict[str, Any]](), dict[str, Fault]()
+def _decide(
+    build: Build, partition: str, fetched: pa.Table, faults: dict[str, Fault]
+) -> tuple[int, list[Decision]]:
+    """How many candidates have an image, and a Decision for each whose image has a fault."""
+    admit = build.stage("admit")
+    candidates = admit.table(admit.record(partition))
+    candidates = candidates.filter(pc.is_in(candidates["fetch_id"], fetched["fetch_id"]))  # fetch has said why
+    faulty = fetched.filter(pc.is_in(fetched["sha256"], pa.array(list(faults), pa.string())))
+    fault_of = {i: faults[s] for i, s in zip(faulty["fetch_id"].to_pylist(), faulty["sha256"].to_pylist(), strict=True)}
+    dropped = candidates.filter(pc.is_in(candidates["fetch_id"], faulty["fetch_id"]))
+    decisions = []
+    for candidate in candidates_of(dropped):
+        reason, message = fault_of[candidate.fetch_id]
+        decisions.append(drop(candidate, "measure", reason, f"{message[:140]} ({candidate.image_url[:150]})"))
+    return candidates.num_rows, decisions
+
+
+def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
+    """Feature rows, and faults by sha256, of the partition's images that are not known. Raises StageError."""
+    plugins, faults = features(), dict[str, Fault]()
+    columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
     done = set(known)
-    for _, sha256, data in build.images(partition):
+    for fetch_id, sha256, data in build.images(partition):
         if sha256 in done:
             continue
         done.add(sha256)
+        if hashlib.sha256(data).hexdigest() != sha256:
+            tar = build.stage("fetch").record(partition).files["tar"].name
+            where = build.stage("fetch").folder.at(tar)
+            raise StageError(where, f"holds other bytes of {fetch_id} than were fetched; delete it to fetch again")
         try:
-            rows.append({"sha256": sha256, **measure_image(data, build.spec.fetch.max_pixels, plugins)})
+            row = measure_image(data, build.spec.fetch.max_pixels, plugins)
         except PictureError as e:
             reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
             faults[sha256] = (reason, str(e))
-    return rows, faults
+            continue
+        columns["sha256"].append(sha256)
+        for name, value in row.items():
+            columns[name].append(value)
+    return pa.table(columns, schema=FEATURE_SCHEMA), faults
 
 
 def measure_image(data: bytes, max_pixels: int, plugins: dict[str, Feature] | None = None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -123,8 +123,11 @@ def _sound_jpeg(data: bytes, max_pixels: int, reduce_to: int) -> Picture | None:
         return None
     if colours not in ("YCbCr", "RGB", "Gray"):
         return None
-    # Only where a file has EXIF at all can it be turned, and only then its header is worth the time.
-    found = header(data) if b"Exif\0\0" in data else Header("jpeg", width, height, 1, 1, False)
+    orientation = _jpeg_orientation(data)
+    if orientation is None:
+        return None
+    sides = (height, width) if orientation >= 5 else (width, height)
+    found = Header("jpeg", *sides, orientation, frames=1, alpha=False)
     _check(found, max_pixels)
     scale = _dct_scale(found, reduce_to) if reduce_to else 1
     try:
@@ -133,7 +136,42 @@ def _sound_jpeg(data: bytes, max_pixels: int, reduce_to: int) -> Picture | None:
         )
     except ValueError:
         return None
-    return Picture(found, _turned(pixels, found.orientation))
+    return Picture(found, _turned(pixels, orientation))
+
+
+def _jpeg_orientation(data: bytes) -> int | None:
+    """Of a JPEG whose EXIF is absent, or as plain as cameras write it; None where somebody else should look.
+
+    Walks the segments before the first scan (ITU-T T.81, B.1) and reads the first directory of EXIF (Exif 2.32, 4.6).
+    """
+    at, end, exif = 2, len(data) - 4, b""
+    while at < end and data[at] == 0xFF and data[at + 1] != 0xDA:
+        size = data[at + 2] << 8 | data[at + 3]
+        if data[at + 1] == 0xE1 and data.startswith(b"Exif\0\0", at + 4):
+            if exif:
+                return None
+            exif = data[at + 10 : at + 2 + size]
+        at += 2 + size
+    if at >= end or data[at] != 0xFF:
+        return None
+    if not exif:
+        return 1
+    order: Literal["little", "big"] | None = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])  # type: ignore[assignment]
+    if order is None:
+        return None
+
+    def number(place: int, size: int) -> int:
+        return int.from_bytes(exif[place : place + size], order)
+
+    first = number(4, 4)
+    last = first + 2 + 12 * number(first, 2)
+    if last > len(exif):
+        return None
+    for entry in range(first + 2, last, 12):
+        if number(entry, 2) == 0x0112:
+            plain = number(entry + 2, 2) == 3 and number(entry + 4, 4) == 1  # one SHORT
+            return number(entry + 8, 2) if plain and 1 <= number(entry + 8, 2) <= 8 else None
+    return 1
 
 
 def _dct_scale(found: Header, reduce_to: int) -> int:

@@ -238,7 +238,8 @@ class Build:
         rows = fetch.table(record, columns=columns, filters=[("ok", "==", True)]).sort_by("offset")
         if not rows.num_rows:
             return
-        with fetch.file(record, "tar") as path, path.open("rb") as f:
+        ahead = 4 << 20 if only is None else -1  # a tar that is read whole is read in few large pieces
+        with fetch.file(record, "tar") as path, path.open("rb", buffering=ahead) as f:
             for fetch_id, sha256, offset, size in zip(*(rows[c].to_pylist() for c in columns), strict=True):
                 if only is not None and sha256 not in only:
                     continue

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +46,7 @@ class View:
         """[H, W]"""
         import cv2
 
-        found: npt.NDArray[np.uint8] = cv2.cvtColor(self.colour, cv2.COLOR_RGB2GRAY)
-        return found
+        return cast("npt.NDArray[np.uint8]", cv2.cvtColor(self.colour, cv2.COLOR_RGB2GRAY))
 
     @functools.cached_property
     def levels(self) -> npt.NDArray[np.float64]:
@@ -64,15 +63,16 @@ class View:
         Two products of matrices. Weights are whole, 256 for each cell, so that the sums fit into the 24 bits that a
         float32 holds exactly, in whatever order a BLAS adds them.
         """
-        height, width = image.shape[:2]
-        down, across = _cells(height, side), _cells(width, side).reshape(len(CROPS), side, width)
-        strips = down @ image.reshape(height, -1).astype(np.float32)
-        if image.ndim == 2:
-            sums = strips.reshape(len(CROPS), side, width) @ across.transpose(0, 2, 1)
-        else:
-            sums = across[:, None] @ strips.reshape(len(CROPS), side, width, 3)
-        found: npt.NDArray[np.uint8] = ((sums + 2.0**15) * 2.0**-16).astype(np.uint8)
-        return found
+        (height, width), channels, views = image.shape[:2], image.shape[2:], len(CROPS)
+        strips = _cells(height, side) @ image.reshape(height, -1).astype(np.float32)
+        across = _cells(width, side).reshape(views, side, width).swapaxes(1, 2)
+        if channels:  # one product for each crop, not one for each strip of it
+            strips = strips.reshape(views, side, width, *channels).swapaxes(2, 3)
+        sums = strips.reshape(views, -1, width) @ across
+        sums += 2.0**15
+        sums *= 2.0**-16
+        found = sums.astype(np.uint8).reshape(views, side, *channels, side)
+        return found.swapaxes(2, 3) if channels else found
 
 
 @functools.lru_cache(256)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.features import Feature, View
 
@@ -22,20 +23,26 @@ BASIS = np.array(
         [round(4096 * math.cos(math.pi * (2 * x + 1) * u / (2 * SIDE))) for x in range(SIDE)]
         for u in range(1, BITS_SIDE + 1)
     ],
-    dtype=np.int64,
+    dtype=np.float64,
 )
-"""[8, 32]: rows 1 to 8 of the DCT-II, scaled to integers."""
+"""[8, 32]: rows 1 to 8 of the DCT-II, scaled to whole numbers."""
 
 
 class PHash(Feature):
     """List of 64-bit hashes, whole picture first."""
 
     def of(self, view: View) -> list[int]:
-        return [hash_of(grid) for grid in view.grids(view.grey, SIDE)]
+        return hashes_of(view.grids(view.grey, SIDE))
 
 
-def hash_of(grid: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> int:
+def hash_of(grid: npt.NDArray[np.uint8]) -> int:
     """Hash of a grey grid [32, 32]; bit 63 is the lowest frequency."""
-    frequencies = (BASIS @ grid.astype(np.int64) @ BASIS.T).ravel()
-    bits = frequencies > np.median(frequencies)
-    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return hashes_of(grid[None])[0]
+
+
+def hashes_of(grids: npt.NDArray[np.uint8]) -> list[int]:
+    """Hash of each grey grid [N, 32, 32]. Whole numbers below 2^43 in doubles: nothing is rounded."""
+    frequencies = (BASIS @ grids.astype(np.float64) @ BASIS.T).reshape(len(grids), -1)
+    middle = np.sort(frequencies, axis=1)[:, BITS_SIDE * BITS_SIDE // 2 - 1]  # above it = above the median
+    hashes: list[int] = np.packbits(frequencies > middle[:, None], axis=1).view(">u8").ravel().tolist()
+    return hashes
