@@ -71,9 +71,7 @@ def run_partition(build: Build, partition: str) -> None:
         )
 
 
-def _decide(
-    build: Build, partition: str, fetched: pa.Table, faults: dict[str, Fault]
-) -> tuple[int, list[Decision]]:
+def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, Fault]) -> tuple[int, list[Decision]]:
     """How many candidates have an image, and a Decision for each whose image has a fault."""
     admit = build.stage("admit")
     candidates = admit.table(admit.record(partition))

@@ -1,4 +1,4 @@
-"""How work becomes visible: records, stages of a build, and STORE's caches. The only module that knows.
+"""How work becomes visible: records, stages of a build, and STORE. With `pipeline.cache` the only module that knows.
 
 Work is cut into partitions. A partition is committed by writing one small record that names its files with their
 sizes and sha256; readers trust records, never listings. Files carry the attempt in their name, so that an attempt that
@@ -21,19 +21,19 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
+from pipeline.cache import Cache
 from pipeline.errors import StoreError
 from pipeline.folder import Folder, file_sha256
 from pipeline.records import DECISION_SCHEMA, Decision, decision_rows
@@ -268,45 +268,6 @@ STAGE_FOLDERS = {
     "report": "report",
 }
 """Where each stage writes within BUILD."""
-
-
-class Cache:
-    """Rows keyed by a sha256, shared by all builds: fetch outcomes, features, regions.
-
-    Appended by committed records: each commit is one Parquet file sorted by key, written by one attempt. A key may be
-    there several times; the latest commit wins. Safe under several builds at once, since nobody changes a file.
-    """
-
-    def __init__(self, folder: Folder, key: str) -> None:
-        self.folder, self.key = folder, key
-
-    def get(self, keys: Iterable[str]) -> pa.Table | None:
-        """Rows of the given keys, at most one a key; None if there is none."""
-        wanted = pa.array(sorted(set(keys)), pa.string())
-        found: pa.Table | None = None
-        if not len(wanted):
-            return None
-        for name in reversed(self._commits()):
-            with self.folder.local(name) as path:
-                rows = pq.read_table(path, filters=pc.field(self.key).isin(wanted))
-            if found is not None:
-                rows = rows.filter(pc.invert(pc.is_in(rows[self.key], found[self.key])))
-                rows = pa.concat_tables([found, rows], promote_options="default")
-            found = rows if rows.num_rows else found
-        return found
-
-    def put(self, rows: pa.Table) -> None:
-        """Add rows in one commit."""
-        if not rows.num_rows:
-            return
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        scratch = self.folder.scratch()
-        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".tmp-", delete=False) as f:
-            pq.write_table(rows.sort_by(self.key), f, compression="zstd", row_group_size=10_000)
-        self.folder.take(Path(f.name), name)
-
-    def _commits(self) -> list[str]:
-        return [name for name in self.folder.names() if name.endswith(".parquet") and not name.startswith(".")]
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,7 @@ class View:
         sums = strips.reshape(views, -1, width) @ across
         sums += 2.0**15
         sums *= 2.0**-16
-        found = sums.astype(np.uint8).reshape(views, side, *channels, side)
+        found: npt.NDArray[np.uint8] = sums.astype(np.uint8).reshape(views, side, *channels, side)
         return found.swapaxes(2, 3) if channels else found
 
 

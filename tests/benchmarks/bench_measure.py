@@ -63,7 +63,7 @@ class Side:
 
     def __init__(self, kind: str, folder: Path) -> None:
         python = PEER if kind == "imagededup" else sys.executable
-        one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         self._processes = [
             subprocess.Popen(
                 [python, __file__, "--serve", kind, str(folder), str(rank)],
@@ -196,7 +196,9 @@ def picture(number: int, photos: list[Any], stamps: list[Any]) -> bytes:
     h, w = int(height * share), int(width * share)
     y, x = chance.randint(0, height - h), chance.randint(0, width - w)
     scale = SIDE / max(h, w)
-    picture = cv2.resize(photo[y : y + h, x : x + w], (round(w * scale), round(h * scale)), interpolation=cv2.INTER_AREA)
+    picture = cv2.resize(
+        photo[y : y + h, x : x + w], (round(w * scale), round(h * scale)), interpolation=cv2.INTER_AREA
+    )
     if stamps and number % 2:
         side = chance.randint(60, 160)
         stamp = cv2.resize(chance.choice(stamps)[..., :3], (side, side), interpolation=cv2.INTER_AREA)

@@ -8,13 +8,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from pipeline.errors import StoreError
 from pipeline.folder import Folder
 from pipeline.records import Decision
-from pipeline.store import DECISIONS, Cache, StageDir, Store
+from pipeline.store import DECISIONS, StageDir, Store
 
 
 def stage(folder: Path, fingerprint: str = "f" * 64) -> StageDir:
@@ -92,20 +90,6 @@ def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     [record] = remote.records()
     assert remote.table(record).equals(rows("a"))
     assert [n for n in remote.folder.names() if n.startswith(".tmp")] == []
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.lists(st.sampled_from("abcdef"), unique=True, min_size=1, max_size=4), max_size=5))
-def test_a_cache_is_a_dictionary_in_which_the_last_commit_wins(tmp_path_factory, commits):
-    cache, expected = Cache(Folder(str(tmp_path_factory.mktemp("cache"))), "sha256"), {}
-    for i, keys in enumerate(commits):
-        cache.put(rows(*keys, value=i))
-        expected.update(dict.fromkeys(keys, i))
-    for wanted in (["a", "b"], list("abcdefgh")):
-        found = cache.get(wanted)
-        got = {} if found is None else dict(zip(found["sha256"].to_pylist(), found["value"].to_pylist(), strict=True))
-        assert got == {k: v for k, v in expected.items() if k in wanted}
-        assert found is None or found.num_rows == len(got)
 
 
 def test_a_build_never_reads_its_own_identities_and_publishing_again_replaces_them(tmp_path):
