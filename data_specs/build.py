@@ -122,13 +122,21 @@ class Admit(Spec):
 
 
 class Dedup(Spec):
-    """When two images, or two texts, count as the same."""
+    """When two images, or two texts, count as the same, and how many pairs may share a text, an image or a domain."""
 
     image_distance: int = Field(8, ge=0, le=16, description="bits of 64 between two perceptual hashes")
     image_signature: float = Field(0.06, ge=0, le=1, description="mean difference of colour and structure, 0 to 1")
     text_similarity: float = Field(0.8, gt=0, le=1, description="Jaccard similarity of character shingles")
     max_pairs_per_text: int = Field(10, gt=0, description="Wukong drops a text seen more often")
+    max_pairs_per_domain: int = Field(0, ge=0, description="registered domain of the page; 0 = no cap")
+    placeholder_texts: int = Field(
+        100, ge=0, description="an image under more different primary texts is a placeholder; 0 = never"
+    )
+    max_texts: int = Field(32, gt=0, description="of a sample, those of its duplicates included")
     merge_texts: bool = Field(True, description="a leader takes over the texts of its duplicates")
+    pairs_per_holder: int = Field(
+        5_000_000, gt=0, description="above it leaders are spread over several processes of the cluster; same result"
+    )
 
 
 class Regions(Spec):

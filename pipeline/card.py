@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS, FileDigest, Manifest
-from pipeline.funnel import ORDER, Funnel
+from pipeline.funnel import Funnel, stages_between
 from pipeline.store import Build
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
@@ -68,7 +68,6 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
     template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
     shards = {split: [s for s in manifest.shards if s.split == split] for split in SPLITS}
     sources = [(ref, candidates.of_source(ref.name)) for ref in build.spec.sources]
-    stages = [name for name in ORDER if ORDER["extract"] <= ORDER[name] <= ORDER["dedup"]]
     samples = sum(manifest.samples.values())
     return template.render(
         spec=build.spec,
@@ -84,7 +83,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
         ],
-        stage_rows=candidates.stages(stages),
+        stage_rows=candidates.stages(stages_between("extract", "dedup")),
         candidates=candidates,
         captures=captures,
     )

@@ -25,6 +25,14 @@ ORDER = {name: i for i, name in enumerate(STAGE_FOLDERS)}
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
 
+PREPARING = frozenset({"rank", "lead"})
+"""Stages that drop nothing themselves: they prepare what `dedup` decides."""
+
+
+def stages_between(first: str, last: str) -> list[str]:
+    """The stages of the funnel from one to another, both inclusive."""
+    return [name for name in ORDER if ORDER[first] <= ORDER[name] <= ORDER[last] and name not in PREPARING]
+
 
 @dataclass(frozen=True, slots=True)
 class StageFunnel:
@@ -109,7 +117,7 @@ def faults(build: Build, candidates: Funnel) -> list[str]:
 
     Holds every stage from admit to shard against its records' seen, kept and dropped.
     """
-    stages = [name for name in ORDER if ORDER["extract"] <= ORDER[name] <= ORDER["shard"]]
+    stages = stages_between("extract", "shard")
     found = []
     for row in candidates.stages([name for name in stages if name in build.fingerprints]):
         records = build.stage(row.stage).records()

@@ -1,14 +1,16 @@
 """Dedup by leaders: the one pass that decides which pairs are kept.
 
-Pairs come in the order of their ranks. One is dropped if it has the same bytes as a kept image, or looks like one (the
-first kept it looks like is its leader), or if its primary text's cluster has its fill of kept pairs; else it is kept
-and leads from then on. Nothing dropped ever leads, so there are no chains: with chains, over near-text edges, 35,000
-unrelated captions were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
+Pairs come in the order of their ranks, a block at a time. One is dropped if it has the same bytes as a kept image, or
+looks like one (the first kept it looks like is its leader), or if its primary text's cluster or its domain has its
+fill of kept pairs; else it is kept and leads from then on, and so do those of its texts that are the same as none
+before. Nothing dropped ever leads, so there are no chains: with chains, over near-text edges, 35,000 unrelated captions
+were seen in one cluster. A text cluster never drops a pair by itself, it only feeds the cap.
 
-The result depends on the ranks alone, not on how the pairs were cut into partitions; increments over earlier builds
-give what one build over all would have given, as long as the ranks put the earlier builds first.
+The result depends on the ranks alone: not on how the pairs were cut into partitions, on the size of a block or on how
+many holders share what is remembered. Increments over earlier builds give what one pass over all would have given, as
+long as the ranks put the earlier builds first.
 
-Limits: one machine and one thread; what is kept must fit into memory (about 2 KB a pair).
+Limits: pairs of a block are compared with each other by brute force, so blocks are small.
 """
 
 from __future__ import annotations
@@ -18,156 +20,219 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from data_specs.build import Dedup
-from pipeline.near_images import Codes, ImageLeaders
-from pipeline.near_texts import Hashes, TextLeaders
+from pipeline.digests import Digests
+from pipeline.holders import NONE, PLACEHOLDER, Found, Holders, ImageRows, Known
+from pipeline.near_images import ImageLeaders, Ints
 from pipeline.records import DropReason
+from pipeline.sketches import same_among
+from pipeline.text_rows import TextRows
 
 BLOCK = 512
-"""Pairs looked up at once: they are compared with each other by brute force, at a fixed cost a pair."""
+"""Pairs looked up at once."""
 
-MAX_TEXTS = 32
-"""Most texts of a sample: a placeholder that 100,000 pages show would else gather all their captions."""
+REASONS = (
+    DropReason.PLACEHOLDER,
+    DropReason.SAME_IMAGE,
+    DropReason.NEAR_IMAGE,
+    DropReason.CAP_PER_TEXT,
+    DropReason.CAP_PER_DOMAIN,
+)
+"""Bit i of `Verdicts.reasons` stands for the i-th; the first that is set is the one a pair is counted under."""
 
-
-@dataclass(frozen=True)
-class Images:
-    """Images by rank: sha256, perceptual hashes [N, views], signatures [N, views, 192]."""
-
-    sha256: Sequence[str]
-    phash: Codes
-    signature: npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class Items:
-    """Pairs by rank. `texts` holds each pair's texts, normalised, primary first."""
-
-    candidate_id: Sequence[str]
-    images: Images
-    texts: Sequence[Sequence[str]]
+_BIT = {reason: 1 << i for i, reason in enumerate(REASONS)}
 
 
 @dataclass(frozen=True)
-class Earlier:
-    """What earlier builds kept, by rank. `near` images may be matched by looks, `sha256` of all by bytes."""
+class Block:
+    """Pairs by rank [N]. `texts` are distinct; `own` holds for each pair which of them are its, primary first."""
 
-    candidate_of: dict[str, str]  # sha256 -> candidate_id
-    near: Images
-    text_leaders: Sequence[str]  # ids
-    numerals: Sequence[str]
-    text_signatures: Sequence[Hashes]
-    primary: Counter[str]  # text leader -> pairs kept with a primary text of its cluster
-
-
-@dataclass(frozen=True, slots=True)
-class Dropped:
-    """Why a pair was dropped. `leader` is the row of the kept pair; -1 if an earlier build holds it, or for the cap."""
-
-    reason: DropReason
-    leader: int
-    duplicate_of: str  # candidate_id, "" for the cap
+    candidate_id: Digests
+    place: Ints  # run << 32 | position
+    images: ImageRows
+    domain: Sequence[int]
+    texts: TextRows
+    own: Sequence[Sequence[int]]
 
 
 @dataclass
-class Outcome:
-    """`kept` rows by rank; `dropped` by row; for each kept row its texts as (row, position) and their leaders."""
+class Verdicts:
+    """What became of a block [N]. Of a duplicate `leader` and `place` are its leader's, place -1 in an earlier build.
 
-    kept: list[int] = field(default_factory=list)
-    dropped: dict[int, Dropped] = field(default_factory=dict)
-    texts: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
-    text_leaders: dict[int, list[str]] = field(default_factory=dict)
+    `new_texts` are those that lead from now on, as positions in the block's texts.
+    """
+
+    reasons: list[int]
+    leader: Digests
+    place: Ints
+    text_leaders: dict[int, list[bytes]] = field(default_factory=dict)  # of kept rows, one for each own text
+    new_texts: list[int] = field(default_factory=list)
+
+    @property
+    def kept(self) -> list[int]:
+        return list(self.text_leaders)
 
 
-def choose(items: Items, rules: Dedup, earlier: Earlier | None = None) -> Outcome:
-    """Which pairs are kept."""
-    return _Pass(items, rules, earlier).run()
+class LeaderPass:
+    """Decides block after block."""
+
+    def __init__(self, rules: Dedup, holders: Holders) -> None:
+        self._rules, self._holders = rules, holders
+        self._among = ImageLeaders(rules.image_distance, rules.image_signature).among
+
+    def decide(self, block: Block) -> Verdicts:
+        """Judge a block, and remember what it kept."""
+        images = _ImagesOfBlock(block, self._holders, self._among)
+        asked = sorted({text for row, own in enumerate(block.own) for text in (own[:1] if row in images.done else own)})
+        texts = _TextsOfBlock(block.texts, asked, self._holders, self._rules.text_similarity)
+        domains = _Domains(block.domain, self._holders, self._rules.max_pairs_per_domain)
+        size = len(block.candidate_id)
+        verdicts = Verdicts([0] * size, np.zeros((size, 32), np.uint8), np.full(size, -1, np.int64))
+        for row in range(size):
+            reasons = images.judge(row, verdicts)
+            if texts.pairs(block.own[row][0]) >= self._rules.max_pairs_per_text:
+                reasons |= _BIT[DropReason.CAP_PER_TEXT]
+            if domains.full(row):
+                reasons |= _BIT[DropReason.CAP_PER_DOMAIN]
+            verdicts.reasons[row] = reasons
+            if not reasons:
+                images.keep(row)
+                domains.keep(row)
+                verdicts.text_leaders[row] = texts.keep(block.own[row])
+        verdicts.new_texts = texts.new
+        self._remember(block, verdicts, texts, domains)
+        return verdicts
+
+    def place(self, texts: TextRows) -> list[bytes]:
+        """The leaders of distinct texts, in order; those without one lead from now on. Feeds no cap."""
+        found = _TextsOfBlock(texts, range(len(texts)), self._holders, self._rules.text_similarity)
+        leaders = [found.place(text) for text in range(len(texts))]
+        self._holders.learn_texts(texts.take(found.new))
+        return leaders
+
+    def _remember(self, block: Block, verdicts: Verdicts, texts: _TextsOfBlock, domains: _Domains) -> None:
+        rows = np.array(verdicts.kept, np.int64)
+        if not len(rows):
+            return
+        known = Known(block.candidate_id[rows], block.place[rows], np.zeros(len(rows), np.uint8))
+        images = block.images.take(rows)
+        self._holders.learn_images(images.sha256, known, images)
+        self._holders.learn_texts(block.texts.take(texts.new))
+        self._holders.count(texts.counted, domains.counted)
 
 
-class _Pass:
-    def __init__(self, items: Items, rules: Dedup, earlier: Earlier | None) -> None:
-        self._items, self._rules, self._outcome = items, rules, Outcome()
-        self._looks = ImageLeaders(rules.image_distance, rules.image_signature)
-        self._texts = TextLeaders(rules.text_similarity)
-        self._holder: dict[str, tuple[int, str]] = {}  # sha256 of a kept image -> (row or -1, candidate_id)
-        self._leading: list[tuple[int, str]] = []  # the same by number in self._looks
-        self._primary: Counter[str] = Counter()
-        self._text_ids_of: dict[int, set[str]] = {}  # of each kept row: for merging
-        if earlier is not None:
-            self._holder = {sha256: (-1, name) for sha256, name in earlier.candidate_of.items()}
-            self._looks.add(earlier.near.phash, earlier.near.signature)
-            self._leading = [(-1, earlier.candidate_of[sha256]) for sha256 in earlier.near.sha256]
-            self._texts.add_earlier(earlier.text_leaders, earlier.numerals, earlier.text_signatures)
-            self._primary.update(earlier.primary)
-        self._ids = self._prepared()
+class _ImagesOfBlock:
+    """Which earlier leader, or which kept pair of the same block, each pair is a copy of."""
 
-    def _prepared(self) -> list[list[str]]:
-        """Text ids of each item."""
-        flat = self._texts.prepare([text for texts in self._items.texts for text in texts])
-        ids, at = [], 0
-        for texts in self._items.texts:
-            ids.append(flat[at : at + len(texts)])
-            at += len(texts)
-        return ids
+    def __init__(self, block: Block, holders: Holders, among: object) -> None:
+        self._block = block
+        sha256 = block.images.sha256
+        first: dict[bytes, int] = {}
+        self._first = [first.setdefault(digest, row) for row, digest in enumerate(sha256)]
+        distinct = np.array(list(first.values()), np.int64)
+        same = holders.same([sha256[row] for row in distinct])
+        rest = distinct[same.number == NONE]
+        alike = holders.alike(block.images.take(rest))
+        self._held: dict[int, tuple[DropReason, Found, int]] = {}
+        for reason, rows, found in ((DropReason.SAME_IMAGE, distinct, same), (DropReason.NEAR_IMAGE, rest, alike)):
+            for at in np.flatnonzero(found.number != NONE).tolist():
+                self._held[int(rows[at])] = (reason, found, at)
+        self.done = {row for row, at in enumerate(self._first) if at in self._held}
+        """Rows that are copies of what was kept before the block."""
+        free = rest[alike.number == NONE]
+        self._near: dict[int, list[int]] = {int(row): [] for row in free}  # both ways, by first rows
+        for row, before in zip(free.tolist(), among(*block.images.take(free).looks), strict=True):  # type: ignore[operator]
+            for at in before:
+                self._near[row].append(int(free[at]))
+                self._near[int(free[at])].append(row)
+        self._kept: dict[int, int] = {}  # first row with the same bytes -> row that was kept
 
-    def run(self) -> Outcome:
-        size = len(self._items.candidate_id)
-        for start in range(0, size, BLOCK):
-            self._block(range(start, min(size, start + BLOCK)))
-        return self._outcome
+    def judge(self, row: int, verdicts: Verdicts) -> int:
+        """Reasons against a row for its image; notes its leader."""
+        first = self._first[row]
+        if first in self._held:
+            reason, found, at = self._held[first]
+            verdicts.leader[row], verdicts.place[row] = found.candidate_id[at], found.place[at]
+            placeholder = _BIT[DropReason.PLACEHOLDER] if found.flags[at] & PLACEHOLDER else 0
+            return _BIT[reason] | placeholder
+        reason, leader = DropReason.SAME_IMAGE, self._kept.get(first)
+        if leader is None:
+            reason = DropReason.NEAR_IMAGE
+            leader = min((self._kept[near] for near in self._near[first] if near in self._kept), default=None)
+        if leader is None:
+            return 0
+        verdicts.leader[row], verdicts.place[row] = self._block.candidate_id[leader], self._block.place[leader]
+        return _BIT[reason]
 
-    def _block(self, rows: range) -> None:
-        images = self._items.images
-        asked = [row for row in rows if images.sha256[row] not in self._holder]
-        first = self._looks.first(images.phash[asked], images.signature[asked]).tolist()
-        alike = {row: self._leading[number] for row, number in zip(asked, first, strict=True) if number >= 0}
-        rest = [row for row in asked if row not in alike]
-        among = self._looks.among(images.phash[rest], images.signature[rest])
-        before = {row: [rest[at] for at in earlier] for row, earlier in zip(rest, among, strict=True)}
-        new: list[int] = []
-        for row in rows:
-            if self._decide(row, alike, before):
-                new.append(row)
-        self._looks.add(images.phash[new], images.signature[new])
-        self._leading += [(row, self._items.candidate_id[row]) for row in new]
+    def keep(self, row: int) -> None:
+        self._kept[self._first[row]] = row
 
-    def _decide(self, row: int, alike: dict[int, tuple[int, str]], before: dict[int, list[int]]) -> bool:
-        """Keep or drop one pair; whether it is kept."""
-        sha256 = self._items.images.sha256[row]
-        if sha256 in self._holder:
-            self._duplicate(row, DropReason.SAME_IMAGE, *self._holder[sha256])
-            return False
-        leader = alike.get(row) or next(
-            ((b, self._items.candidate_id[b]) for b in before.get(row, ()) if b in self._outcome.texts), None
-        )
-        if leader:
-            self._duplicate(row, DropReason.NEAR_IMAGE, *leader)
-            return False
-        cluster = self._texts.leader(self._ids[row][0])
-        if cluster is not None and self._primary[cluster] >= self._rules.max_pairs_per_text:
-            self._outcome.dropped[row] = Dropped(DropReason.CAP_PER_TEXT, -1, "")
-            return False
-        self._keep(row, sha256)
-        return True
 
-    def _keep(self, row: int, sha256: str) -> None:
-        leaders = [self._texts.place(text) for text in self._ids[row]]
-        self._holder[sha256] = (row, self._items.candidate_id[row])
-        self._primary[leaders[0]] += 1
-        self._outcome.kept.append(row)
-        self._outcome.texts[row] = [(row, at) for at in range(len(leaders))]
-        self._outcome.text_leaders[row] = leaders
-        self._text_ids_of[row] = set(self._ids[row])
+class _TextsOfBlock:
+    """Leaders of a block's texts, and how many kept pairs their clusters have."""
 
-    def _duplicate(self, row: int, reason: DropReason, leader: int, name: str) -> None:
-        self._outcome.dropped[row] = Dropped(reason, leader, name)
-        if leader < 0 or not self._rules.merge_texts:
-            return  # what an earlier build has published stays as it is
-        known, texts = self._text_ids_of[leader], self._outcome.texts[leader]
-        for at, text in enumerate(self._ids[row]):
-            if text not in known and len(texts) < MAX_TEXTS:
-                known.add(text)
-                texts.append((row, at))
-                self._outcome.text_leaders[leader].append(self._texts.place(text))
+    def __init__(self, texts: TextRows, asked: Sequence[int], holders: Holders, threshold: float) -> None:
+        self._texts = texts
+        self._leader: dict[int, bytes] = {}
+        self._pairs: Counter[bytes] = Counter()
+        self.new: list[int] = []
+        """Texts that lead from now on, in order."""
+        self.counted: Counter[bytes] = Counter()
+        """Pairs kept in this block, by leader of their primary text."""
+        number, ids, pairs = holders.texts(texts.take(asked))
+        for at in np.flatnonzero(number != NONE).tolist():
+            self._leader[asked[at]] = leader = ids[at].tobytes()
+            self._pairs[leader] = int(pairs[at])
+        free = [text for text in asked if text not in self._leader]
+        self._near: dict[int, list[int]] = {text: [] for text in free}
+        for one, other in zip(*(at.tolist() for at in same_among(texts.take(free).sketches, threshold)), strict=True):
+            self._near[free[one]].append(free[other])
+        self._leads: dict[int, int] = {}  # text -> its place among the new ones
+
+    def leader(self, text: int) -> bytes | None:
+        """The leader a text belongs to by now, None if it would be one itself."""
+        known = self._leader.get(text)
+        if known is None:
+            near = [(self._leads[other], other) for other in self._near[text] if other in self._leads]
+            if near:
+                known = self._leader[text] = self._texts.ids[min(near)[1]].tobytes()
+        return known
+
+    def pairs(self, text: int) -> int:
+        """How many pairs are kept whose primary texts are of the same cluster."""
+        leader = self.leader(text)
+        return 0 if leader is None else self._pairs[leader] + self.counted[leader]
+
+    def place(self, text: int) -> bytes:
+        """The leader of a text that is kept; the text leads from now on if there is none."""
+        leader = self.leader(text)
+        if leader is None:
+            leader = self._leader[text] = self._texts.ids[text].tobytes()
+            self._leads[text] = len(self.new)
+            self.new.append(text)
+        return leader
+
+    def keep(self, own: Sequence[int]) -> list[bytes]:
+        """Leaders of the texts of a kept pair, primary first."""
+        leaders = [self.place(text) for text in own]
+        self.counted[leaders[0]] += 1
+        return leaders
+
+
+class _Domains:
+    """How many kept pairs each domain has; does nothing where the spec has no cap."""
+
+    def __init__(self, domains: Sequence[int], holders: Holders, cap: int) -> None:
+        self._domains, self._cap = domains, cap
+        self.counted: Counter[int] = Counter()
+        distinct = sorted(set(domains)) if cap else []
+        self._pairs = dict(zip(distinct, holders.domains(distinct).tolist(), strict=True)) if distinct else {}
+
+    def full(self, row: int) -> bool:
+        domain = self._domains[row]
+        return bool(self._cap and domain) and self._pairs[domain] + self.counted[domain] >= self._cap
+
+    def keep(self, row: int) -> None:
+        if self._cap:
+            self.counted[self._domains[row]] += 1

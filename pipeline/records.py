@@ -65,7 +65,9 @@ class DropReason(str, enum.Enum):
     # dedup
     SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
     NEAR_IMAGE = "near_image"
+    PLACEHOLDER = "placeholder"  # one picture under many different texts
     CAP_PER_TEXT = "cap_per_text"
+    CAP_PER_DOMAIN = "cap_per_domain"
 
 
 @dataclass(frozen=True, slots=True)

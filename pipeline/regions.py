@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import REGION_SCHEMA, SPLITS
-from pipeline.dedup import PARTITION
 from pipeline.detectors import Boxes, Detector, Picture, detectors_of
 from pipeline.errors import DetectorError
 from pipeline.images import range_of
 from pipeline.pictures import PictureError, decode
+from pipeline.rank import parts_of
 from pipeline.store import Build
 
 log = logging.getLogger("wenlan")
@@ -86,7 +86,7 @@ def _kept(build: Build, partition: str) -> pa.Table:
     """sha256, width, height of the pairs that dedup kept in the partition's range of order keys."""
     low, high = range_of(partition)
     stage = build.stage("dedup")
-    record = stage.record(PARTITION)
+    record = next(stage.record(run) for run in stage.partitions() if partition in parts_of(run))
     rows = [("order_key", ">=", low), ("order_key", "<", high)]
     columns = ["sha256", "width", "height"]
     return pa.concat_tables([stage.table(record, f"{split}.parquet", columns, rows) for split in SPLITS])

@@ -1,9 +1,10 @@
 """A build becomes a dataset: gates, card, manifest last, identities to STORE.
 
-`publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json, and the
-manifest after all of them; then it commits the build's identities to STORE. Publishing what is published already, and
-unchanged, changes nothing: same revision, same bytes. A publish that was killed between manifest and identities is
-finished by the next one.
+`publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json; then, under
+STORE's lock, it commits the build's identities and writes the manifest, which makes it a dataset. In this order: killed
+between the two, the next publish finds its identities committed and writes the manifest, and whoever publishes in
+between is held to what this build keeps. The other way round there would be a dataset that no later build knows of.
+Publishing what is published already, and unchanged, changes nothing: same revision, same bytes.
 
 BUILD/releases.json keeps the revisions of a build, since the manifest of an earlier one is removed when shards are
 written anew.
@@ -33,6 +34,7 @@ from data_specs.shard import (
 from pipeline import card, gates
 from pipeline.errors import StageError, StoreError
 from pipeline.funnel import read_funnels
+from pipeline.identities import Identities
 from pipeline.shards import detector_ids
 from pipeline.store import Build, Record
 
@@ -48,13 +50,15 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     Raises GateError (the numbers, top reasons and ten examples; one line each), StageError if shards are not finished,
     StoreError if one is missing or not whole, and SpecError for an unknown gate or an acceptance without a reason.
     """
-    from pipeline.dedup import identity_rows
-
     gates.check_acceptance(accept, because)
     records = _finished(build)
+    identities = Identities(build.store)
+    identities.check(build)  # before anything is taken away; and once more under the lock
     manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
+        with build.store.lock():
+            identities.publish(build)  # a no-op, unless they were lost
     else:
         candidates, captures = read_funnels(build)
         gates.hold(build, candidates, captures, accept, approved)
@@ -63,9 +67,10 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
         folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
         for name, data in card.files(build, manifest, candidates, captures).items():
             folder.write(name, data)
-        folder.write("manifest.json", _pretty(manifest))
+        with build.store.lock():
+            identities.publish(build)
+            folder.write("manifest.json", _pretty(manifest))
     _remember(build, manifest)
-    build.store.publish_identities(build.build_id, identity_rows(build))
     return manifest
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from data_specs.shard import SPLITS
 from pipeline import gates, report_pictures
-from pipeline.funnel import ORDER, Funnel, faults, read_funnels
+from pipeline.funnel import Funnel, faults, read_funnels, stages_between
 from pipeline.report_figures import collect, cost
 from pipeline.store import Build
 
@@ -28,7 +28,7 @@ INPUTS: tuple[str, ...] = ("shard",)
 REPORT_VERSION = 1
 """Version of report.json's form."""
 
-FUNNEL_STAGES = [name for name in ORDER if ORDER["extract"] <= ORDER[name] <= ORDER["shard"]]
+FUNNEL_STAGES = stages_between("extract", "shard")
 
 
 def token(build: Build) -> Any:

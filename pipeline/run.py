@@ -1,6 +1,7 @@
 """THE PAGE: a spec becomes a build. Read it and you know the system.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> dedup -> detect -> shard -> report -> (publish)
+    crawl -> extract -> admit -> fetch -> measure -> filter
+        -> rank -> lead -> dedup -> detect -> shard -> report -> (publish)
 
 A stage is a module with the five names of `Stage`. It is cut into partitions; each runs as one Ray task, which commits
 its own record (`pipeline.store`). A stage's fingerprint is made of its VERSION, its token (its part of the spec and
@@ -31,9 +32,10 @@ from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, describe
 from data_specs.shard import canonical_json
-from pipeline import admit, crawl, dedup, extract, fetch, filter, measure, plugins, regions, report, shards
+from pipeline import admit, crawl, dedup, extract, fetch, filter, lead, measure, plugins, rank, regions, report, shards
 from pipeline.errors import StageError, StoreError, WenlanError
 from pipeline.folder import Folder
+from pipeline.identities import Identities
 from pipeline.store import Build, Record, Store
 
 log = logging.getLogger("wenlan")
@@ -64,6 +66,8 @@ STAGES: dict[str, Stage] = {
     "fetch": fetch,
     "measure": measure,
     "filter": filter,
+    "rank": rank,
+    "lead": lead,
     "dedup": dedup,
     "detect": regions,
     "shard": shards,
@@ -96,8 +100,8 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "") -
     """
     plugins.check(spec)
     folder = Folder(out)
+    known = folder.read_json("build.json") if folder.exists("build.json") else {}
     if not snapshot:
-        known = folder.read_json("build.json") if folder.exists("build.json") else {}
         snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     build = Build(
         spec=spec,
@@ -106,6 +110,17 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "") -
         build_id=f"{spec.name}-{snapshot}-{spec.digest[:8]}",
         snapshot=snapshot,
     )
+    identities = Identities(build.store)
+    read = tuple(known.get("identities", ()))
+    if identities.of(build.build_id) and known.get("build_id") == build.build_id:
+        # published: what others have published since is no reason to do it again, as long as nothing else has changed
+        as_it_is = _fingerprinted(replace(build, identities=read))
+        if as_it_is.stage("dedup").finished():
+            return as_it_is
+    return _fingerprinted(replace(build, identities=identities.before(build.build_id, spec.name, snapshot)))
+
+
+def _fingerprinted(build: Build) -> Build:
     for name, stage in STAGES.items():
         inputs = [build.fingerprints[i] for i in stage.INPUTS]
         value = [name, stage.VERSION, stage.token(build), inputs]
@@ -126,7 +141,8 @@ def reopen(out: str) -> Build:
         fault = describe(e, BuildSpec)[0]
         raise StoreError(folder.at("build.json"), f"holds a spec that this wenlan cannot read ({fault})") from None
     build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"])
-    return replace(build, fingerprints={name: s["fingerprint"] for name, s in known["stages"].items()})
+    fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
+    return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
 
 
 def status(out: str) -> dict[str, Any]:
@@ -304,7 +320,8 @@ def _note(build: Build, result: StageResult | None = None) -> None:
             "spec_digest": build.spec.digest,
             "spec": build.spec.model_dump(mode="json"),
             "store": build.store.url,
-            "identity_revision": build.store.identity_revision(but=build.build_id),
+            "identities": list(build.identities),
+            "identity_revision": build.identity_revision,
             "forgotten_revision": build.store.forgotten_revision(),
             "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
             "stages": {name: stages[name] for name in STAGES if name in stages},  # in the order in which they run

@@ -1,10 +1,10 @@
 """Stage `shard`: rows of dedup become tars, their Parquet index and their regions, under final names.
 
-Shard k of a split holds rows [k * N, (k + 1) * N) of that split's dedup file, so what a shard contains follows from the
-dataset and not from how many workers packed it. Tars are byte-reproducible: one ustar header with fixed owner, mode and
-time for each member, and nothing after the data but the two empty blocks that end a tar. Offsets are noted while
-packing, so no tar is ever read again to index it. Upright three-component JPEGs are copied as fetched; the rest is
-re-encoded.
+Shard k of a split holds rows [k * N, (k + 1) * N) of what dedup kept of that split, so what a shard contains follows
+from the dataset and not from how many workers packed it. Tars are byte-reproducible: one ustar header with fixed owner,
+mode and time for each member, and nothing after the data but the two empty blocks that end a tar. Offsets are noted
+while packing, so no tar is ever read again to index it. Upright three-component JPEGs are copied as fetched; the rest
+is re-encoded.
 
 Files have fixed names (`train-000000.tar`), which two fingerprints share. So `partitions`, which the driver calls once
 before any task runs, removes the manifest first and then whatever belongs to another fingerprint: a reader sees no
@@ -86,12 +86,10 @@ def detector_ids(build: Build) -> list[str]:
 
 def _plan(build: Build) -> list[tuple[str, tuple[str, int]]]:
     """(partition, (split, first row)) of every shard."""
-    stage, per_shard = build.stage("dedup"), build.spec.shards.samples_per_shard
-    record = stage.record("all")
+    per_shard, records = build.spec.shards.samples_per_shard, build.stage("dedup").records()
     plan: list[tuple[str, tuple[str, int]]] = []
     for split in SPLITS:
-        with stage.file(record, f"{split}.parquet") as path:
-            rows = pq.read_metadata(path).num_rows
+        rows = sum(record.counts[split] for record in records)
         plan += [(f"{split}-{k:06d}", (split, first)) for k, first in enumerate(range(0, rows, per_shard))]
     return plan
 
@@ -119,19 +117,30 @@ def _clear(build: Build, names: set[str]) -> None:
 
 
 def _rows(build: Build, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """Rows [start, start + count) of a split's dedup file; only the row groups that hold them are read."""
-    stage = build.stage("dedup")
-    with stage.file(stage.record("all"), f"{split}.parquet") as path, pq.ParquetFile(path) as file:
+    """Rows [start, start + count) of a split, over dedup's partitions; only row groups that hold them are read."""
+    stage, rows, at = build.stage("dedup"), list[dict[str, Any]](), 0
+    for record in stage.records():
+        low, high = max(0, start - at), min(record.counts[split], start + count - at)
+        if low < high:
+            with stage.file(record, f"{split}.parquet") as path:
+                rows += _between(path, low, high)
+        at += record.counts[split]
+    return rows
+
+
+def _between(path: Path, low: int, high: int) -> list[dict[str, Any]]:
+    """Rows [low, high) of a Parquet file."""
+    with pq.ParquetFile(path) as file:
         groups, first, at = [], 0, 0
         for i in range(file.num_row_groups):
             size = file.metadata.row_group(i).num_rows
-            if at + size <= start:
+            if at + size <= low:
                 first = at + size
-            elif at < start + count:
+            elif at < high:
                 groups.append(i)
             at += size
         table = file.read_row_groups(groups, columns=COLUMNS)
-    rows: list[dict[str, Any]] = table.slice(start - first, count).to_pylist()
+    rows: list[dict[str, Any]] = table.slice(low - first, high - low).to_pylist()
     return rows
 
 

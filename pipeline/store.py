@@ -97,6 +97,12 @@ class Attempt:
         self._final[suffix] = final or f"{self._partition}-{self.attempt}.{suffix}"
         return self._scratch / suffix.replace("/", "_")
 
+    def folder(self, name: str) -> Path:
+        """A local folder for what the attempt only needs itself; gone afterwards."""
+        path = self._scratch / name
+        path.mkdir()
+        return path
+
     def write_table(self, suffix: str, table: pa.Table, row_group_size: int = 10_000) -> None:
         """Write one Parquet file of the partition."""
         pq.write_table(table, self.path(suffix), compression="zstd", row_group_size=row_group_size)
@@ -217,6 +223,8 @@ class Build:
     store: Store
     build_id: str
     snapshot: str
+    identities: tuple[str, ...] = ()
+    """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
     fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -226,6 +234,11 @@ class Build:
     def stage(self, name: str) -> StageDir:
         """A stage's folder at this build's fingerprint."""
         return StageDir(self.folder / STAGE_FOLDERS[name], name, self.fingerprints[name])
+
+    @property
+    def identity_revision(self) -> str:
+        """Digest of the identities that the build reads."""
+        return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]
 
     def images(self, partition: str, only: set[str] | None = None) -> Iterator[tuple[str, str, bytes]]:
         """(fetch_id, sha256, bytes as fetched) of a fetch partition's images, in the order of its tar.
@@ -262,6 +275,8 @@ STAGE_FOLDERS = {
     "fetch": "images",
     "measure": "features",
     "filter": "pairs",
+    "rank": "ranked",
+    "lead": "leaders",
     "dedup": "unique",
     "detect": "regions",
     "shard": "shards",
@@ -289,11 +304,6 @@ class Store:
     def regions(self, detector_id: str) -> Cache:
         return Cache(self.folder / f"regions/{detector_id}", "sha256")
 
-    def identities(self, but: str = "") -> pa.Table | None:
-        """Identity rows of all published builds but one (a build never matches its own)."""
-        tables = [self._identity(name) for name in self._identity_names(but)]
-        return pa.concat_tables(tables, promote_options="default") if tables else None
-
     def forgotten(self) -> set[str]:
         """Hashes that are never let in again: fetch_id, sha256 of image bytes, sha256 of a domain."""
         found: set[str] = set()
@@ -302,26 +312,9 @@ class Store:
                 found.update((self.folder / "forgotten").read_json(name)["hashes"])
         return found
 
-    def identity_revision(self, but: str = "") -> str:
-        """Digest of the identities that a build reads: those of all builds but its own."""
-        return hashlib.sha256(canonical_json(self._identity_names(but))).hexdigest()[:16]
-
     def forgotten_revision(self) -> str:
         """Digest of the takedowns that a build reads."""
         return hashlib.sha256(canonical_json(sorted(self.forgotten()))).hexdigest()[:16]
-
-    def publish_identities(self, build_id: str, rows: pa.Table) -> None:
-        """Replace a build's identity rows in one step, under the store's lock."""
-        with self.lock():
-            before = [n for n in self._identity_names() if n.startswith(f"{build_id}.")]
-            data = pa.BufferOutputStream()
-            pq.write_table(rows, data, compression="zstd")
-            raw = data.getvalue().to_pybytes()
-            name = f"{build_id}.{hashlib.sha256(raw).hexdigest()[:12]}.parquet"
-            (self.folder / "identity").write(name, raw)
-            for old in before:
-                if old != name:
-                    (self.folder / "identity").delete(old)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -350,11 +343,3 @@ class Store:
                 raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
         else:
             self.folder.write_json("store.json", {"version": STORE_VERSION})
-
-    def _identity(self, name: str) -> pa.Table:
-        with (self.folder / "identity").local(name) as path:
-            return pq.read_table(path)
-
-    def _identity_names(self, but: str = "") -> list[str]:
-        names = (self.folder / "identity").names()
-        return [n for n in names if n.endswith(".parquet") and not n.startswith(".") and not n.startswith(f"{but}.")]

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
+from pipeline.identities import Identities
 from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.store import STAGE_FOLDERS, Build, Store
 
@@ -41,12 +42,14 @@ def make(
     """A Build below `folder` with admit and fetch committed; `more` goes into its spec."""
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
     spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
+    kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
     build = Build(
         spec=spec,
         out=str(folder / f"{name}-{snapshot}"),
-        store=Store(store or str(folder / "store")),
-        build_id=f"{name}-{snapshot}-{spec.digest[:8]}",
+        store=kept,
+        build_id=build_id,
         snapshot=snapshot,
+        identities=Identities(kept).before(build_id, name, snapshot),
         fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGE_FOLDERS},
     )
     found = [Candidate("table", "library", g.page, g.page, g.url, _texts(g)) for g in images]

@@ -25,6 +25,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS, Text
 from pipeline import pictures
 from pipeline.detectors import detectors_of
+from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA
 from pipeline.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
@@ -175,10 +176,12 @@ def make(folder: Path, **options: Any) -> tuple[Build, tuple[Item, ...]]:
     entered = list(everything)
     for stage in FATES:
         left = [item for item in entered if item.stage != stage]
-        for partition in ["all"] if stage == "dedup" else _ranges():
-            here = [item for item in entered if partition == "all" or _within(item, partition)]
-            _write(build, stage, partition, here)
+        for partition in _ranges():
+            here = [item for item in entered if _within(item, partition)]
+            name = f"{partition[:5]}-{partition}" if stage == "dedup" else partition
+            _write(build, stage, name, here)
         entered = left
+    _lead(build, entered)
     return build, everything
 
 
@@ -198,6 +201,7 @@ def _within(item: Item, partition: str) -> bool:
 
 def _write(build: Build, stage: str, partition: str, entered: list[Item]) -> None:
     kept = [item for item in entered if item.stage != stage]
+    counts: dict[str, int] = {}
     with build.stage(stage).attempt(partition) as attempt:
         attempt.decide([_drop(item) for item in entered if item.stage == stage])
         if stage in ("extract", "admit"):
@@ -213,10 +217,29 @@ def _write(build: Build, stage: str, partition: str, entered: list[Item]) -> Non
             for split in SPLITS:
                 rows = _dedup([item for item in kept if split_of(item) == split], build.spec.seed)
                 pq.write_table(rows, attempt.path(f"{split}.parquet"), row_group_size=5)
+            counts = {split: sum(split_of(item) == split for item in kept) for split in SPLITS}
         elif stage == "detect":
             for detector in detectors_of(build.spec):
                 attempt.write_table(f"{detector.detector_id}.parquet", _regions(kept))
-        attempt.commit({"seen": len(entered), "kept": len(kept), "dropped": len(entered) - len(kept)})
+        attempt.commit({"seen": len(entered), "kept": len(kept), "dropped": len(entered) - len(kept), **counts})
+
+
+def _lead(build: Build, kept: list[Item]) -> None:
+    """What `publish` hands to STORE."""
+    rows = [
+        {
+            "candidate_id": bytes.fromhex(item.candidate.candidate_id),
+            "fetch_id": bytes.fromhex(item.candidate.fetch_id),
+            "sha256": bytes.fromhex(item.sha256),
+            "split": split_of(item),
+        }
+        for item in kept
+    ]
+    with build.stage("lead").attempt("all") as attempt:
+        attempt.write_table("images.parquet", pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA))
+        attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())
+        attempt.write_table("placeholders.parquet", PLACEHOLDER_SCHEMA.empty_table())
+        attempt.commit({"pairs": len(kept)}, {"features": "as made", "sketch": "as made"})
 
 
 def _drop(item: Item) -> Decision:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_specs.shard import REGION_SCHEMA
-from pipeline import dedup, filter, measure, regions
+from pipeline import dedup, filter, lead, measure, rank, regions
 from pipeline.detectors import Detector, detector_of
 from pipeline.detectors.grid import Grid
 from pipeline.detectors.onnx import Onnx, letterbox, nms
@@ -36,7 +36,7 @@ def picture(seed: int, size: tuple[int, int], orientation: int = 1) -> bytes:
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """(rows of the first detector by sha256, counts) after all stages up to detect."""
-    for stage in (measure, filter, dedup):
+    for stage in (measure, filter, rank, lead, dedup):
         for partition in stage.partitions(build):
             stage.run_partition(build, partition)
     rows, counts, stage = {}, dict[str, int](), build.stage("detect")

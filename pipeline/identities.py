@@ -1,0 +1,171 @@
+"""STORE/identity: what published builds kept, so that later builds do not keep it again.
+
+    identity/<build>.<digest>.json                  one small record: the commit
+    identity/<build>.<digest>.images.parquet ...    the files it names, never changed
+
+The files are those that the build's leader pass wrote by rank (`pipeline.lead`): publishing copies them, and who reads
+them takes them in batches, column by column. They hold enough to match against, not enough to read a text.
+
+A build reads the identities of the builds that were published when it was opened, by name (`Build.identities`); names
+hold digests, so what it reads cannot change under it. `publish` refuses a build that has not seen all that was
+published since, as two builds that run at once would else both keep an image. A build that is published and unchanged
+stays as it is, whatever was published after it.
+
+Earlier builds of the same dataset and snapshot are not read: the new build is in their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.digests import DIGEST
+from pipeline.errors import StoreError
+from pipeline.store import Build, FileRef, Store
+from pipeline.text_rows import FIELDS
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("candidate_id", DIGEST),
+        ("fetch_id", DIGEST),
+        ("sha256", DIGEST),  # a kept image leads itself: this is its image_leader too
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("phash", pa.list_(pa.uint64())),
+        ("signature", pa.binary()),
+        ("domain", pa.uint64()),  # 64 bits of a hash
+        ("text_leader", DIGEST),  # of the primary text
+        ("split", pa.string()),
+    ]
+)
+"""Kept images by rank. One that turned out a placeholder is among them, though it is no sample: it goes on leading."""
+
+TEXT_SCHEMA = pa.schema([("text", FIELDS)])
+"""Texts that lead, in the order in which they began to. Digests and hashes only."""
+
+PLACEHOLDER_SCHEMA = pa.schema([("candidate_id", DIGEST)])
+
+PARTS = ("images.parquet", "texts.parquet", "placeholders.parquet")
+
+
+class Published(BaseModel):
+    """The identities of one published build; those of other `features` (feature id), or another `sketch`, differ."""
+
+    model_config = ConfigDict(frozen=True)
+    build: str
+    dataset: str
+    snapshot: str
+    features: str
+    sketch: str
+    files: dict[str, FileRef]
+
+
+class Identities:
+    """The identities of all published builds."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._folder = store, store.folder / "identity"
+
+    def names(self) -> list[str]:
+        """Names of the commits. Raises StoreError for what an older wenlan left."""
+        names = [name for name in self._folder.names() if not name.startswith(".")]
+        for name in names:
+            if name.endswith(".parquet") and not name.endswith(PARTS):
+                raise StoreError(
+                    self._folder.at(name),
+                    "is of an older wenlan; remove the folder identity and publish its builds again, oldest first",
+                )
+        return [name for name in names if name.endswith(".json")]
+
+    def read(self, name: str) -> Published:
+        """One commit. Raises StoreError, with what to do, if it is no longer there."""
+        if not self._folder.exists(name):
+            raise StoreError(
+                self._folder.at(name), "was replaced while this build ran; the same command again reads what is there"
+            )
+        try:
+            return Published.model_validate_json(self._folder.read(name))
+        except ValueError:
+            raise StoreError(self._folder.at(name), "is not a record of identities") from None
+
+    def of(self, build_id: str) -> str:
+        """The name of a build's commit; "" if it has not been published."""
+        return next((name for name in self.names() if name.rpartition(".json")[0].rpartition(".")[0] == build_id), "")
+
+    def before(self, build_id: str, dataset: str, snapshot: str) -> tuple[str, ...]:
+        """Commits that a build is deduplicated against, by (snapshot, build): all but its own and those it replaces."""
+        found = []
+        for name in self.names():
+            known = self.read(name)
+            if known.build != build_id and (known.dataset, known.snapshot) != (dataset, snapshot):
+                found.append((known.snapshot, known.build, name))
+        return tuple(name for _, _, name in sorted(found))
+
+    def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Rows of one of PARTS, in order. Raises StoreError if the file is not there or not whole."""
+        ref = known.files[part]
+        with self._folder.local(ref.name) as path:
+            if not path.exists() or path.stat().st_size != ref.bytes:
+                raise StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(batch_size=50_000, columns=columns):
+                    yield pa.Table.from_batches([batch])
+
+    def check(self, build: Build) -> None:
+        """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
+        unseen = set(self.before(build.build_id, build.spec.name, build.snapshot)) - set(build.identities)
+        if unseen and self.of(build.build_id) != commit_name(build):
+            names = ", ".join(sorted(name.rpartition(".json")[0].rpartition(".")[0] for name in unseen))
+            raise StoreError(
+                build.build_id,
+                f"{names} was published since this build began, and is not deduplicated against; "
+                "run wenlan-data build again: it goes on from `lead`",
+            )
+
+    def publish(self, build: Build) -> None:
+        """Commit a build's identities, in place of those it had. The caller holds STORE's lock. Raises StoreError."""
+        self.check(build)
+        name, before = commit_name(build), self.of(build.build_id)
+        if name == before:
+            return
+        stage = build.stage("lead")
+        record = stage.record(build.stage("lead").partitions()[0])
+        files = {}
+        for part in PARTS:
+            with stage.file(record, part) as path:
+                files[part] = record.files[part].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
+                self._copy(path, files[part].name)
+        known = Published(
+            build=build.build_id,
+            dataset=build.spec.name,
+            snapshot=build.snapshot,
+            features=record.info["features"],
+            sketch=record.info["sketch"],
+            files=files,
+        )
+        self._folder.write(name, known.model_dump_json(indent=1).encode() + b"\n")
+        if before:
+            old = self.read(before)
+            self._folder.delete(before)
+            for ref in old.files.values():
+                self._folder.delete(ref.name)
+
+    def _copy(self, path: Path, name: str) -> None:
+        scratch = self._folder.scratch()
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".tmp-", delete=False) as f, path.open("rb") as source:
+            shutil.copyfileobj(source, f, 1 << 20)
+        self._folder.take(Path(f.name), name)
+
+
+def commit_name(build: Build) -> str:
+    """`<build>.<digest of the files' sha256>.json`."""
+    record = build.stage("lead").record(build.stage("lead").partitions()[0])
+    digests = " ".join(record.files[part].sha256 for part in PARTS)
+    return f"{build.build_id}.{hashlib.sha256(digests.encode()).hexdigest()[:12]}.json"
