@@ -42,6 +42,16 @@ def digests_of(column: Any) -> Digests:
     return np.concatenate(parts) if parts else np.zeros((0, 32), np.uint8)
 
 
+def bytes_of(column: pa.Array) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """(bytes of all rows of a binary array, where each row starts [N + 1]): a view of its buffer."""
+    _, offsets, raw = column.buffers()
+    if not len(column):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    bounds = np.frombuffer(offsets, np.int32)[column.offset : column.offset + len(column) + 1].astype(np.int64)
+    data = np.frombuffer(raw, np.uint8) if raw is not None else np.zeros(0, np.uint8)
+    return data[bounds[0] : bounds[-1]], bounds - bounds[0]
+
+
 def rows_of(digests: Digests) -> list[bytes]:
     """One bytes object each."""
     flat: list[bytes] = np.ascontiguousarray(digests).view("V32").ravel().tolist()

@@ -71,7 +71,8 @@ class ImageRows:
         return self.phash, self.signature
 
     def take(self, rows: Any) -> ImageRows:
-        return ImageRows([self.sha256[row] for row in rows], self.phash[rows], self.signature[rows])
+        digests = self.sha256[rows] if isinstance(rows, slice) else [self.sha256[row] for row in rows]
+        return ImageRows(digests, self.phash[rows], self.signature[rows])
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ class Holders:
         shares = []
         for rows in self._shares(self._images, len(sha256)):
             own = Known(known.candidate_id[rows], known.place[rows], known.flags[rows])
-            shares.append(([sha256[row] for row in rows], own, images.take(rows) if images else None))
+            digests = sha256 if isinstance(rows, slice) else [sha256[row] for row in rows]
+            shares.append((digests, own, images.take(rows) if images else None))
         self._images += len(sha256)
         self._ask("learn_images", shares)
 
@@ -235,8 +237,10 @@ class Holders:
     def count(self, text_leaders: Counter[bytes], domains: Counter[int]) -> None:
         self._ask("count", [(text_leaders, domains)] * self._count)
 
-    def _shares(self, start: int, size: int) -> list[Ints]:
+    def _shares(self, start: int, size: int) -> list[Any]:
         """Rows of each share, of `size` new ones that follow `start` known ones."""
+        if self._count == 1:
+            return [slice(None)]
         return [np.arange((share - start) % self._count, size, self._count) for share in range(self._count)]
 
     def _ask(self, what: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from data_specs.build import Dedup
 from data_specs.shard import Split
 from pipeline import rank, text_rows
-from pipeline.digests import DIGEST, column_of, digests_of, rows_of
+from pipeline.digests import DIGEST, bytes_of, column_of, digests_of, rows_of
 from pipeline.features import feature_id
 from pipeline.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
 from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA, Identities
@@ -86,7 +86,7 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
     with Holders(build.spec.dedup, holders) as held, build.stage("lead").attempt(partition) as attempt:
-        earlier = _learn_earlier(build, held)
+        earlier = _learn_earlier(build, held) if build.identities else 0
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
         attempt.commit({"pairs": pairs, **counts, "earlier": earlier, "holders": holders}, info)
@@ -105,7 +105,7 @@ def images_of(table: pa.Table) -> ImageRows:
     """Images of a table with sha256 (DIGEST), phash and signature."""
     rows = table.num_rows
     phash = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(rows, -1 if rows else 1)
-    raw = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint8)
+    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
     return ImageRows(rows_of(digests_of(table["sha256"])), phash, raw.reshape(*phash.shape, -1 if rows else 1))
 
 
@@ -134,12 +134,13 @@ def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:
 def _learn_earlier(build: Build, held: Holders) -> int:
     """What the builds that this one reads have kept; gives the number of images."""
     identities, features, images, strange = Identities(build.store), feature_id(), 0, 0
-    sketches = text_rows.sketch_id(build.spec.dedup.text_similarity)
+    sketches, asked = text_rows.sketch_id(build.spec.dedup.text_similarity), _asked(build)
     for name in build.identities:
         known = identities.read(name)
         if known.sketch == sketches:
             for table in identities.batches(known, "texts.parquet"):
-                held.learn_texts(text_rows.read(table["text"]))
+                texts = text_rows.read(table["text"])
+                held.learn_texts(texts.take(asked.rows(texts.sketches.keys)))
         else:
             log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", known.build)
         placeholders = {row for t in identities.batches(known, "placeholders.parquet") for row in _ids(t)}
@@ -157,6 +158,16 @@ def _learn_earlier(build: Build, held: Holders) -> int:
     if strange:
         log.warning("dedup: %d images of earlier builds were measured otherwise: matched by bytes only", strange)
     return images
+
+
+def _asked(build: Build) -> text_rows.Asked:
+    """The band keys of all texts of the build."""
+    asked, stage = text_rows.Asked(), build.stage("rank")
+    for record in stage.records():
+        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=50_000, columns=["sketches.list.element.keys"]):
+                asked.add(text_rows.keys_of(pa.chunked_array([batch.column(0).flatten().field("keys")])))
+    return asked
 
 
 def _ids(table: pa.Table) -> list[bytes]:

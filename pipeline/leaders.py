@@ -186,7 +186,8 @@ class _TextsOfBlock:
             self._pairs[leader] = int(pairs[at])
         free = [text for text in asked if text not in self._leader]
         self._near: dict[int, list[int]] = {text: [] for text in free}
-        for one, other in zip(*(at.tolist() for at in same_among(texts.take(free).sketches, threshold)), strict=True):
+        ones, others = same_among(texts.take(free).sketches, threshold) if free else ((), ())
+        for one, other in zip(ones, others, strict=True):
             self._near[free[one]].append(free[other])
         self._leads: dict[int, int] = {}  # text -> its place among the new ones
 

@@ -1,0 +1,185 @@
+"""Dedup across builds: 50,000 pairs and five increments of 10,000, against one build over all 100,000.
+
+The whole of dedup (rank, lead, dedup and the identities that publish leaves), from filter's Parquet to its own, each
+build in a fresh folder, all increments in one STORE. No pixels: hashes, signatures and captions are drawn by a seed,
+with copies of a fifth of the images within and across increments, a caption under a tenth of all pairs and captions
+that differ in a character. Every increment holds smaller images than the one before, so the one build over all ranks
+the pairs in the same order; then both must keep the same pairs, with the same splits and text leaders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from harness import at_least, at_most, quick, report
+
+from data_specs.build import BuildSpec
+from data_specs.shard import SPLITS
+from pipeline import dedup, lead, rank
+from pipeline.features import CROPS
+from pipeline.features.signature import SIZE
+from pipeline.identities import Identities
+from pipeline.records import PAIR_SCHEMA, order_key, order_range
+from pipeline.sketches import mixed
+from pipeline.store import STAGE_FOLDERS, Build, Store
+
+PER_PARTITION = 10_000
+SHARED = 20_000
+"""Kinds of images of which copies are drawn in every increment."""
+
+
+def pairs(seed: int, first: int, count: int, side: int) -> pa.Table:
+    """PAIR_SCHEMA rows number first to first + count, of images at least `side` pixels wide, by order_key."""
+    rng = np.random.default_rng([seed, first])
+    number = np.arange(first, first + count)
+    kind = np.where(rng.random(count) < 0.2, rng.integers(0, SHARED, count), SHARED + number)
+    changed = (rng.random(count) < 0.7) | (kind >= SHARED)  # else the very same bytes
+    phash, signature = _looks(seed, kind)
+    phash ^= np.where(changed[:, None], np.uint64(1) << rng.integers(0, 64, phash.shape, dtype=np.uint64), np.uint64(0))
+    names = [f"http://img{n % 50}.test/{n}" for n in number.tolist()]
+    fetch_ids = [_hash(name) for name in names]
+    sides = side + (rng.integers(0, 100, count) if side else 0)
+    columns: dict[str, Any] = {
+        "order_key": [order_key(name, 0) for name in fetch_ids],
+        "candidate_id": [_hash(f"candidate {name}") for name in names],
+        "fetch_id": fetch_ids,
+        "source": ["table"] * count,
+        "source_kind": ["library"] * count,
+        "origin": names,
+        "page_url": [f"http://site{n % 500}.test/{n}" for n in number.tolist()],
+        "image_url": names,
+        "texts": [[{"kind": "caption", "text": text}] for text in captions(rng, count)],
+        "row": number,
+        "sha256": [_hash(f"{k} {n if c else ''}") for k, n, c in zip(kind, number, changed, strict=True)],
+        "format": ["jpeg"] * count,
+        "width": sides,
+        "height": sides,
+        "phash": list(phash),
+        "signature": [own.tobytes() for own in signature],
+        "fetched_at": ["2026-01-01T00:00:00Z"] * count,
+    }
+    arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(count, f.type) for f in PAIR_SCHEMA]
+    return pa.table(arrays, schema=PAIR_SCHEMA).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
+
+
+def captions(rng: np.random.Generator, count: int) -> list[str]:
+    """Of 4 to 30 characters; a tenth is one caption, a tenth near copies of 500 others."""
+    hot = "这家餐厅的红烧肉味道非常好值得推荐"
+    stock = ["".join(map(chr, 0x4E00 + np.random.default_rng(n).integers(0, 3000, 20))) for n in range(500)]
+    found = []
+    for share, length in zip(rng.random(count).tolist(), rng.integers(4, 31, count).tolist(), strict=True):
+        if share < 0.1:
+            found.append(hot)
+        elif share < 0.2:
+            text = stock[int(rng.integers(500))]
+            at = int(rng.integers(20))
+            found.append(text[:at] + chr(0x4E00 + int(rng.integers(3000))) + text[at + 1 :])
+        else:
+            found.append("".join(map(chr, (0x4E00 + rng.integers(0, 3000, length)).tolist())))
+    return found
+
+
+def _looks(seed: int, kind: Any) -> tuple[Any, Any]:
+    """Hashes [N, views] and signatures [N, views, bytes] of kinds of images."""
+    views = len(CROPS)
+    with np.errstate(over="ignore"):
+        numbers = kind.astype(np.uint64)[:, None] * np.uint64(views + 1) + np.arange(1, views + 1, dtype=np.uint64)
+        phash = mixed(mixed(numbers + np.uint64(seed << 40)))
+    table = np.random.default_rng(seed).integers(0, 256, (4096, views, SIZE), dtype=np.uint8)
+    return phash, table[kind % 4096]
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -> Build:
+    """A build whose filter stage holds the tables' rows."""
+    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
+    spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
+    build_id, kept = f"bench-{snapshot}", Store(str(store))
+    build = Build(
+        spec=spec,
+        out=str(folder / snapshot),
+        store=kept,
+        build_id=build_id,
+        snapshot=snapshot,
+        identities=Identities(kept).before(build_id, "bench", snapshot),
+        fingerprints=dict.fromkeys(STAGE_FOLDERS, "f" * 64),
+    )
+    rows = pa.concat_tables(tables).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
+    parts = max(1, rows.num_rows // PER_PARTITION)
+    keys = np.array(rows["order_key"].to_pylist())
+    for part in range(parts):
+        low, high = np.searchsorted(keys, order_range(part, parts))
+        with build.stage("filter").attempt(f"{part:05d}-of-{parts:05d}") as attempt:
+            attempt.write_table("parquet", rows.slice(low, high - low))
+            attempt.commit({"seen": int(high - low), "kept": int(high - low), "dropped": 0})
+    return build
+
+
+def run(build: Build) -> float:
+    """Seconds that dedup and the publishing of identities take."""
+    started = time.perf_counter()
+    for stage in (rank, lead, dedup):
+        for partition in stage.partitions(build):
+            stage.run_partition(build, partition)
+    with build.store.lock():
+        Identities(build.store).publish(build)
+    return time.perf_counter() - started
+
+
+def kept(build: Build) -> set[tuple[str, ...]]:
+    """(candidate, image leader, split, leader of the primary text) of what a build kept."""
+    stage = build.stage("dedup")
+    names = ["candidate_id", "image_leader", "split", "text_leaders"]
+    tables = [stage.table(r, f"{split}.parquet", columns=names) for r in stage.records() for split in SPLITS]
+    rows = [row for table in tables for row in table.to_pylist()]
+    return {(r["candidate_id"], r["image_leader"], r["split"], r["text_leaders"][0]) for r in rows}
+
+
+def main() -> int:
+    small = quick(__doc__ or "")
+    scale, rounds = (5, 1) if small else (1, 3)
+    sizes = [50_000 // scale, *[10_000 // scale] * 5]
+    total = sum(sizes)
+    starts = np.cumsum([0, *sizes])
+    tables = [pairs(1, int(starts[i]), n, 4_000 - 500 * i) for i, n in enumerate(sizes)]
+    shares, bases = [], []
+    same = True
+    for turn in range(rounds):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            apart: set[tuple[str, ...]] = set()
+            seconds = []
+            for i, table in enumerate(tables):
+                build = filtered(folder, folder / "store", f"2026-01-{i + 1:02d}", [table])
+                seconds.append(run(build))
+                apart |= kept(build)
+            whole = filtered(folder, folder / "other", "2026-02-01", tables)
+            at_once = run(whole)
+            same &= apart == kept(whole)
+        bases.append(at_once / total)
+        shares.append([own / (at_once * n / total) for own, n in zip(seconds, sizes, strict=True)])
+        figures = ", ".join(f"{own:.2f} s" for own in seconds)
+        print(f"round {turn + 1} of {rounds}: {figures}; at once {at_once:.2f} s, {len(apart):,} kept", file=sys.stderr)
+    medians = [statistics.median(turn[i] for turn in shares) for i in range(len(sizes))]
+    print(f"share of each increment: {', '.join(f'{m:.2f} x' for m in medians)}", file=sys.stderr)
+    return report(
+        {
+            "largest_increment_over_its_share": at_most(max(medians[1:]), 1.5),
+            "union_equals_from_scratch": at_least(float(same), 1, "yes"),
+        }
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
