@@ -1,205 +1,173 @@
 """Near texts: which earlier text says the same as this one?
 
-Two texts are the same if and only if their digits agree and the Jaccard similarity of their shingles reaches the
-threshold. Made for Chinese captions: no words are needed, shingles are single characters and pairs of neighbours (each
-with its count, so that 哈 and 哈哈 differ), and a caption of one character still has one. Compared is the text in NFKC,
-lower case, without punctuation and spaces. Candidates come from MinHash bands (rensa), every one is verified.
+The leader of a text is the first earlier *leader* it is the same as: by leaders, not by chains. What "the same" means
+is in `pipeline.sketches`, what does not count at all in `pipeline.normal`; candidates come from `pipeline.text_index`.
+A text that was met before, to the letter, is known by its id and costs nothing.
 
-The leader of a text is the first earlier *leader* it is the same as: by leaders, not by chains. Of a long text the
-signature keeps the smallest `SHINGLES` hashes (a bottom-k sketch, Beyer et al. 2007), so that identities stay small.
+Texts are looked up in blocks: against the index of leaders at once, and with each other. So leaders are
+found by a few array operations a block, though what leads depends on all that was decided before.
 
-Limits: bands miss one true pair in a thousand at the threshold, fewer above it. A bucket takes `BUCKET` leaders; on
-templated captions, of which more share a bucket, a match must come from another band.
+Limits: bands miss at most one in a thousand of the pairs at the threshold, fewer above it; nothing else is missed.
+About 1 KB a leader. The index may be another object with `first` and `add`, for example one that asks shards.
 """
 
 from __future__ import annotations
 
-import hashlib
-import re
-import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-Hashes = npt.NDArray[np.uint32]
+from pipeline.normal import folding, normal, normals, numerals, text_id
+from pipeline.sketches import (
+    SHINGLES,
+    Hashes,
+    Ints,
+    Sketches,
+    same_among,
+    shared_keys,
+    signatures,
+    similarity,
+    sketch,
+    sketch_again,
+)
+from pipeline.text_index import TextIndex
 
-SHINGLES = 256
-"""Most hashes of a signature: all of them for texts up to about 130 characters."""
+__all__ = [
+    "BLOCK",
+    "SHINGLES",
+    "Hashes",
+    "Index",
+    "Sketches",
+    "TextIndex",
+    "TextLeaders",
+    "folding",
+    "normal",
+    "normals",
+    "numerals",
+    "signatures",
+    "similarity",
+    "sketch",
+    "sketch_again",
+    "text_id",
+]
 
-PERMUTATIONS = 128
-BUCKET = 64
-_DECIMAL_POINT = re.compile(r"(?<=\d)\.(?=\d)")
+BLOCK = 2_048
+"""Most texts looked up at once."""
 
+CALM = 64
+"""Where more pairs of a block than this times its texts share a key, a hot cluster begins: the block is cut short, so
+that the rest of the cluster meets its leader in the index instead of being compared among itself."""
 
-def normal(text: str) -> str:
-    """A text as it is compared: NFKC, case folded, without punctuation, spaces and controls. Never empty for a text."""
-    wide = unicodedata.normalize("NFKC", text).casefold()
-    points = {match.start() for match in _DECIMAL_POINT.finditer(wide)}
-    kept = "".join(c for at, c in enumerate(wide) if at in points or unicodedata.category(c)[0] not in "PZC")
-    return kept or wide
-
-
-def text_id(normal_text: str) -> str:
-    """sha256 hex of a normalised text: what `text_leader` holds."""
-    return hashlib.sha256(normal_text.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def numerals(normal_text: str) -> str:
-    """Short digest of its digits in order, Chinese ones included; "" if it has none.
-
-    Texts that differ in a digit stay apart, as 步骤1 and 步骤2, or 第一步 and 第二步. A digest, because it is kept in
-    STORE, and a caption's digits may be a telephone number.
-    """
-    found = "".join(c for c in normal_text if c.isnumeric())
-    return hashlib.sha256(found.encode()).hexdigest()[:16] if found else ""
-
-
-def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """splitmix64's finaliser (Steele, Lea and Flood 2014): a bijection that spreads bits."""
-    with np.errstate(over="ignore"):
-        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(31))
-    return mixed
-
-
-def signatures(normal_texts: Sequence[str]) -> list[Hashes]:
-    """For each text the sorted distinct 32-bit hashes of its shingles, at most SHINGLES of them, the smallest."""
-    if not normal_texts:
-        return []
-    points = np.frombuffer("".join(normal_texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-    text = np.repeat(np.arange(len(normal_texts)), [len(t) for t in normal_texts])
-    within = text[1:] == text[:-1]
-    pairs = ((points[:-1] + np.uint64(1)) << np.uint64(24) | points[1:])[within]
-    grams, text = np.concatenate([points, pairs]), np.concatenate([text, text[1:][within]])
-    order = np.lexsort((grams, text))
-    grams, text = grams[order], text[order]
-    nth = _places(_new(grams) | _new(text))  # which occurrence of its gram in its text
-    hashes = _mixed(_mixed(grams) + nth.astype(np.uint64)) >> np.uint64(32)
-    order = np.lexsort((hashes, text))
-    hashes, text = hashes[order].astype(np.uint32), text[order]
-    distinct = _new(hashes) | _new(text)
-    hashes, text = hashes[distinct], text[distinct]
-    kept = _places(_new(text)) < SHINGLES
-    ends = np.cumsum(np.bincount(text[kept], minlength=len(normal_texts)))
-    return np.split(hashes[kept], ends[:-1])
+SHORT = 128
+"""A block that is short enough in any case."""
 
 
-def _new(values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Where a sorted array begins another value."""
-    return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
+class Index(Protocol):
+    """What holds the leaders: `TextIndex`, or what asks several of them and gives the smallest answer."""
+
+    def first(self, texts: Sketches) -> Ints:
+        """For each text the smallest number of a leader that it is the same as, -1 if there is none."""
+
+    def add(self, texts: Sketches, numbers: Ints) -> None:
+        """Add leaders with their numbers."""
 
 
-def _places(begins: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    """Position of each element within its group, given where groups begin."""
-    at = np.arange(len(begins))
-    return at - np.maximum.accumulate(np.where(begins, at, 0))
-
-
-def similarity(a: Hashes, b: Hashes) -> float:
-    """Jaccard similarity of two signatures: exact if neither was cut, else estimated from the smallest of both."""
-    common = np.intersect1d(a, b, assume_unique=True)
-    if len(a) < SHINGLES and len(b) < SHINGLES:
-        return len(common) / max(1, len(a) + len(b) - len(common))
-    smallest = np.union1d(a, b)[:SHINGLES]
-    return int(np.isin(common, smallest).sum()) / len(smallest)
-
-
-def rows_per_band(threshold: float) -> int:
-    """The most rows at which bands still miss less than one in a thousand pairs at the threshold."""
-    for rows in range(16, 1, -1):
-        if (1 - threshold**rows) ** (PERMUTATIONS // rows) <= 1e-3:
-            return rows
-    return 1
-
-
-@dataclass
 class TextLeaders:
     """The texts kept so far. `place` gives a text its leader, itself if it is the same as none before it."""
 
-    threshold: float
-    _ids: list[str] = field(default_factory=list)  # of leaders, in the order they came
-    _signatures: list[Hashes] = field(default_factory=list)
-    _leader_of: dict[str, str] = field(default_factory=dict)  # text id -> leader's id, for those met
-    _buckets: dict[tuple[int, int, str], list[int]] = field(default_factory=dict)
-    _prepared: dict[str, tuple[str, Hashes, list[int]]] = field(default_factory=dict)
+    def __init__(self, threshold: float, index: Index | None = None) -> None:
+        self._threshold = threshold
+        self._index: Index = index or TextIndex(threshold)
+        self._ids: list[str] = []  # of leaders, by number
+        self._number_of: dict[str, int] = {}  # text id -> its leader's number, for those that have one
+        self._row: dict[str, int] = {}  # text id -> row, of those prepared
+        self._sketches = sketch([], threshold)
+        self._entered: list[int] = []  # rows that lead but are not in the index yet
+        self._open_rows = range(0)  # the block that is open
+        self._first: list[int] = []  # of each of them: the leader's number when it was opened
+        self._alike: dict[int, list[int]] = {}  # row -> other rows of the block that are the same
+        self._leading: dict[int, int] = {}  # rows of the block that lead since -> their numbers
 
     def prepare(self, normal_texts: Sequence[str]) -> list[str]:
-        """Their ids; computes signatures and bands of those not known yet, all at once (MinHash likes batches)."""
+        """Their ids. `leader` and `place` then know these texts, and no others but those that have a leader.
+
+        Ask for them about in this order: a text of an earlier block than the last one asked for is looked up alone.
+        """
+        self._enter()
+        self._close()
         ids = [text_id(text) for text in normal_texts]
-        new = {i: text for i, text in zip(ids, normal_texts, strict=True) if i not in self._prepared}
-        found = signatures(list(new.values()))
-        self._prepare({i: (numerals(text), own) for (i, text), own in zip(new.items(), found, strict=True)})
+        new = {i: text for i, text in zip(ids, normal_texts, strict=True) if i not in self._number_of}
+        self._row = {i: row for row, i in enumerate(new)}
+        self._sketches = sketch(list(new.values()), self._threshold)
         return ids
 
     def add_earlier(self, ids: Sequence[str], numerals_of: Sequence[str], signatures_: Sequence[Hashes]) -> None:
-        """Leaders of earlier builds, in the order of their ranks."""
-        rows = {i: (d, s) for i, d, s in zip(ids, numerals_of, signatures_, strict=True) if i not in self._prepared}
-        self._prepare(rows)
-        for i in rows:
-            self._lead(i)
+        """Leaders of earlier builds, in the order of their ranks; before anything is placed."""
+        new = [at for at, i in enumerate(ids) if i not in self._number_of]
+        numbers = np.arange(len(new)) + len(self._ids)
+        self._number_of.update(zip((ids[at] for at in new), numbers.tolist(), strict=True))
+        self._ids += [ids[at] for at in new]
+        self._index.add(
+            sketch_again([numerals_of[at] for at in new], [signatures_[at] for at in new], self._threshold), numbers
+        )
 
     def leader(self, prepared_id: str) -> str | None:
         """The leader that a text belongs to, None if it would be one itself."""
-        if prepared_id in self._leader_of:
-            return self._leader_of[prepared_id]
-        number_key, own, bands = self._prepared[prepared_id]
-        near: set[int] = set()
-        for band, key in enumerate(bands):
-            near.update(self._buckets.get((band, key, number_key), ()))
-        for number in sorted(near):
-            if similarity(own, self._signatures[number]) >= self.threshold:
-                self._leader_of[prepared_id] = self._ids[number]
-                return self._ids[number]
-        return None
+        number = self._number_of.get(prepared_id)
+        if number is None:
+            number = self._look_up(self._row[prepared_id])
+            if number < 0:
+                return None
+            self._number_of[prepared_id] = number
+        return self._ids[number]
 
     def place(self, prepared_id: str) -> str:
         """The leader of a text that is kept; the text leads from now on if there is none."""
         found = self.leader(prepared_id)
         if found is None:
-            self._lead(prepared_id)
             found = prepared_id
+            row = self._row[prepared_id]
+            self._number_of[prepared_id] = self._leading[row] = len(self._ids)
+            self._ids.append(prepared_id)
+            self._entered.append(row)
+            if row not in self._open_rows:  # the open block has not been compared with it
+                self._enter()
+                self._close()
         return found
 
-    def _lead(self, prepared_id: str) -> None:
-        number_key, own, bands = self._prepared[prepared_id]
-        number = len(self._ids)
-        self._ids.append(prepared_id)
-        self._signatures.append(own)
-        self._leader_of[prepared_id] = prepared_id
-        for band, key in enumerate(bands):
-            bucket = self._buckets.setdefault((band, key, number_key), [])
-            if len(bucket) < BUCKET:
-                bucket.append(number)
+    def _look_up(self, row: int) -> int:
+        """The number of a text's leader, -1 if there is none."""
+        if row not in self._open_rows:
+            self._enter()
+            if row < self._open_rows.start:
+                return int(self._index.first(self._sketches.take(np.array([row])))[0])
+            self._open(row)
+        found: int = self._first[row - self._open_rows.start]
+        if found >= 0:
+            return found
+        return min((self._leading[r] for r in self._alike.get(row, ()) if r in self._leading), default=-1)
 
-    def _prepare(self, rows: dict[str, tuple[str, Hashes]]) -> None:
-        bands = _bands([own for _, own in rows.values()], rows_per_band(self.threshold))
-        for (i, (number_key, own)), keys in zip(rows.items(), bands, strict=True):
-            self._prepared[i] = (number_key, own, keys)
+    def _open(self, start: int) -> None:
+        """Look up a block: with the leaders so far, and what has none among themselves."""
+        rows = np.arange(start, min(len(self._sketches), start + BLOCK))
+        first = self._index.first(self._sketches.take(rows))
+        rest = rows[first < 0]
+        while len(rows) > SHORT and shared_keys(self._sketches.take(rest)) > CALM * len(rest):
+            rows = rows[: max(SHORT, len(rows) // 4)]
+            rest = rest[rest <= rows[-1]]
+        at, others = same_among(self._sketches.take(rest), self._threshold)
+        self._close()
+        self._open_rows = range(start, start + len(rows))
+        self._first = first[: len(rows)].tolist()
+        for row, other in zip(rest[at].tolist(), rest[others].tolist(), strict=True):
+            self._alike.setdefault(row, []).append(other)
 
+    def _close(self) -> None:
+        self._open_rows, self._first, self._alike, self._leading = range(0), [], {}, {}
 
-def _bands(signatures_: Sequence[Hashes], rows: int) -> list[list[int]]:
-    """For each signature a key of each band of its MinHash."""
-    count = PERMUTATIONS // rows
-    found: list[list[int]] = []
-    for start in range(0, len(signatures_), 10_000):
-        digests = _digests(signatures_[start : start + 10_000])
-        bands = digests[:, : count * rows].reshape(len(digests), count, rows)
-        keys = np.zeros((len(digests), count), np.uint64)
-        for row in range(rows):
-            keys = _mixed(keys ^ bands[:, :, row])
-        found += keys.tolist()
-    return found
-
-
-def _digests(signatures_: Sequence[Hashes]) -> npt.NDArray[np.uint64]:
-    """MinHash digests [N, PERMUTATIONS]."""
-    import rensa
-
-    offsets = np.concatenate([[0], np.cumsum([len(s) for s in signatures_])]).astype(np.uint64)
-    flat = _mixed(np.concatenate(list(signatures_)).astype(np.uint64))
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(flat, offsets, PERMUTATIONS, 1)
-    return np.array(matrix.to_rows(), dtype=np.uint64).reshape(len(signatures_), PERMUTATIONS)
+    def _enter(self) -> None:
+        if self._entered:
+            numbers = np.array([self._leading[row] for row in self._entered])
+            self._index.add(self._sketches.take(np.array(self._entered)), numbers)
+            self._entered = []

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.near_texts import SHINGLES, TextLeaders, normal, numerals, rows_per_band, signatures, similarity
+from pipeline.near_texts import SHINGLES, TextLeaders, normal, numerals, signatures, similarity
+from pipeline.sketches import bands
 
 LETTERS = [c for c in map(chr, range(0x4E00, 0x8000, 7)) if not c.isnumeric()]
 
@@ -134,8 +135,9 @@ def test_bands_miss_next_to_nothing_as_datasketch_would_have_it() -> None:
 
 @pytest.mark.parametrize("threshold", [0.3, 0.5, 0.8, 0.9, 1.0])
 def test_the_bands_fit_the_threshold(threshold: float) -> None:
-    rows = rows_per_band(threshold)
-    assert (1 - threshold**rows) ** (128 // rows) <= 1e-3
+    rows, count = bands(threshold)
+    assert rows * count <= 128
+    assert (1 - threshold**rows) ** count <= 1e-3
 
 
 @settings(deadline=None)

@@ -1,0 +1,264 @@
+"""Sketches of texts: what of a text is compared, a batch as arrays.
+
+A sketch holds the hashes of a text's shingles: single characters and pairs of neighbours, each with its count, so that
+哈 and 哈哈 differ, and a caption of one character still has one. No words are needed. Of a long text the smallest
+`SHINGLES` hashes are kept (a bottom-k sketch, Beyer et al., "On Synopses for Distinct-Value Estimation under Multiset
+Operations", SIGMOD 2007), so that identities stay small. Two texts are the same if and only if their digits agree and
+the Jaccard similarity of their shingles reaches the threshold; `same` decides that for many pairs at once.
+
+`keys` are the bands of a MinHash of the shingles (rensa): texts at the threshold share none of them in at most `MISS`
+of all cases, texts above it more seldom.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.normal import numerals_of
+
+Hashes = npt.NDArray[np.uint32]
+Words = npt.NDArray[np.uint64]
+Ints = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+SHINGLES = 256
+"""Most hashes of a text: all of them for texts up to about 130 characters."""
+
+PERMUTATIONS = 128
+MISS = 1e-3
+BATCH = 8_192
+"""Texts sketched at once; their number must fit into the 13 bits that a sort key has left for it."""
+
+PAIRS = 1 << 16
+"""Pairs verified at once: bounds memory at some tens of MB."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sketches:
+    """Of N texts: shingles of all, text by text, each ascending; where they start [N + 1]; digests of the digits [N],
+    0 for none; parity of the shingles by their last six bits [N]; band keys [N, bands]."""
+
+    shingles: Hashes
+    starts: Ints
+    numerals: Words
+    parity: Words
+    keys: Hashes
+
+    def __len__(self) -> int:
+        return len(self.numerals)
+
+    @property
+    def sizes(self) -> Ints:
+        return np.diff(self.starts)
+
+    def take(self, rows: Ints) -> Sketches:
+        low, high = self.starts[rows], self.starts[rows + 1]
+        starts = np.concatenate([[0], np.cumsum(high - low)])
+        return Sketches(
+            self.shingles[spread(low, high)], starts, self.numerals[rows], self.parity[rows], self.keys[rows]
+        )
+
+
+def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
+    """Sketches of normalised texts, to be compared at the threshold."""
+    numbers = [int(digest or "0", 16) for digest in numerals_of(normal_texts)] if normal_texts else []
+    return _sketches(_shingles(normal_texts), np.array(numbers, np.uint64), threshold)
+
+
+def sketch_again(numerals: Sequence[str], signatures_: Sequence[Hashes], threshold: float) -> Sketches:
+    """Sketches of texts whose digests of digits and signatures were kept."""
+    numbers = np.array([int(digest or "0", 16) for digest in numerals], np.uint64)
+    return _sketches(
+        [(np.concatenate(signatures_), [len(s) for s in signatures_])] if numerals else [], numbers, threshold
+    )
+
+
+def signatures(normal_texts: Sequence[str]) -> list[Hashes]:
+    """For each text the sorted distinct 32-bit hashes of its shingles, at most SHINGLES of them, the smallest."""
+    found: list[Hashes] = []
+    for hashes, sizes in _shingles(normal_texts):
+        found += np.split(hashes, np.cumsum(sizes)[:-1])
+    return found
+
+
+def similarity(a: Hashes, b: Hashes) -> float:
+    """Jaccard similarity of two signatures: exact if neither was cut, else estimated from the smallest of both."""
+    one, other = (sketch_again([""], [signature], 1.0) for signature in (a, b))
+    nought = np.zeros(1, np.int64)
+    return float(_similarities(one, nought, other, nought)[0])
+
+
+def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
+    """Whether text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact.
+
+    Most pairs fall at a bound that needs no shingles: each shingle that only one of them has changes one bit of the
+    parity at most, so they differ in at least as many shingles as in bits.
+    """
+    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
+    apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
+    possible: Flags = of_a + of_b - apart >= threshold * (of_a + of_b + apart) - 1e-9
+    possible |= np.maximum(of_a, of_b) >= SHINGLES
+    possible &= a.numerals[rows] == b.numerals[at]
+    asked = np.flatnonzero(possible)
+    for start in range(0, len(asked), PAIRS):
+        some = asked[start : start + PAIRS]
+        possible[some] = _similarities(a, rows[some], b, at[some]) >= threshold
+    return possible
+
+
+def same_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
+    """(rows, other rows) of every two texts of one batch that are the same, both ways round.
+
+    Candidates share a band key; where more pairs do than there are, each is compared with each.
+    """
+    members, after, ends = _sharing(texts)
+    if (ends - after).sum() > len(texts) * (len(texts) - 1) // 2:
+        one, other = np.triu_indices(len(texts), 1)
+    else:
+        one, other = np.repeat(members, ends - after), members[spread(after, ends)]
+        pairs = np.unique(np.minimum(one, other) << 32 | np.maximum(one, other))
+        one, other = pairs >> 32, pairs & 0xFFFFFFFF
+    match = same(texts, one, texts, other, threshold)
+    one, other = one[match], other[match]
+    return np.concatenate([one, other]), np.concatenate([other, one])
+
+
+def shared_keys(texts: Sketches) -> int:
+    """How many pairs of the texts share a band key, counted once for each key: what `same_among` would cost."""
+    _, after, ends = _sharing(texts)
+    return int((ends - after).sum())
+
+
+def _sharing(texts: Sketches) -> tuple[Ints, Ints, Ints]:
+    """Rows in the order of their keys, and for each the range of those after it that share its key."""
+    rows = np.tile(np.arange(len(texts), dtype=np.uint64)[:, None], texts.keys.shape[1])
+    packed = (texts.keys.astype(np.uint64) << np.uint64(32) | rows).ravel()
+    packed.sort()
+    borders = np.flatnonzero(np.append(begins(packed >> np.uint64(32)), True))
+    members = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    return members, np.arange(len(packed)) + 1, np.repeat(borders[1:], np.diff(borders))
+
+
+def bands(threshold: float) -> tuple[int, int]:
+    """(rows, bands): the most rows at which PERMUTATIONS suffice to miss at most MISS, and just as many bands."""
+    for rows in range(16, 1, -1):
+        shared = threshold**rows
+        count = 1 if shared >= 1 - MISS else math.ceil(math.log(MISS) / math.log1p(-shared))
+        if rows * count <= PERMUTATIONS:
+            return rows, count
+    return 1, PERMUTATIONS
+
+
+def mixed(values: Words) -> Words:
+    """splitmix64's finaliser (Steele, Lea and Flood 2014): a bijection that spreads bits."""
+    with np.errstate(over="ignore"):
+        values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        spread_out: Words = values ^ (values >> np.uint64(31))
+    return spread_out
+
+
+def begins(values: npt.NDArray[Any]) -> Flags:
+    """Where a sorted array begins another value."""
+    return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
+
+
+def places(begin: Flags) -> Ints:
+    """Position of each element within its group, given where groups begin."""
+    at = np.arange(len(begin))
+    return at - np.maximum.accumulate(np.where(begin, at, 0))
+
+
+def spread(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> Ints:
+    """All numbers of the half-open ranges, one range after the other."""
+    counts = high - low
+    ends = np.cumsum(counts)
+    return np.repeat(low - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]:
+    """Batches of (hashes, number of each text's)."""
+    for start in range(0, len(normal_texts), BATCH):
+        texts = normal_texts[start : start + BATCH]
+        points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
+        text = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(t) for t in texts])
+        within = text[1:] == text[:-1]
+        pairs = ((points[:-1] + np.uint64(1)) << np.uint64(24) | points[1:])[within]
+        grams = np.concatenate([points, pairs]) | np.concatenate([text, text[1:][within]]) << np.uint64(45)
+        grams.sort()
+        nth = places(begins(grams)).astype(np.uint64)  # which occurrence of its gram in its text
+        text, grams = grams >> np.uint64(45), grams & np.uint64((1 << 45) - 1)
+        hashes = text << np.uint64(32) | mixed(mixed(grams) + nth) >> np.uint64(32)
+        hashes.sort()
+        hashes = hashes[begins(hashes)]
+        text = hashes >> np.uint64(32)
+        kept = places(begins(text)) < SHINGLES
+        sizes = np.bincount(text[kept].astype(np.int64), minlength=len(texts))
+        yield hashes[kept].astype(np.uint32), sizes.tolist()
+
+
+def _sketches(batches: Iterator[tuple[Hashes, list[int]]] | list[Any], numerals: Words, threshold: float) -> Sketches:
+    rows, count = bands(threshold)
+    shingles, sizes = [np.empty(0, np.uint32)], list[int]()
+    parity, keys = [np.empty(0, np.uint64)], [np.empty((0, count), np.uint32)]
+    for hashes, of in batches:
+        ends = np.cumsum(of)
+        bits = np.uint64(1) << (hashes & np.uint32(63)).astype(np.uint64)
+        toggled = np.concatenate([[np.uint64(0)], np.bitwise_xor.accumulate(bits)])
+        parity.append(toggled[ends] ^ toggled[ends - of])
+        keys.append(_band_keys(_digests(hashes, ends, rows * count), numerals[len(sizes) : len(sizes) + len(of)], rows))
+        shingles.append(hashes)
+        sizes += of
+    starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
+    return Sketches(np.concatenate(shingles), starts, numerals, np.concatenate(parity), np.concatenate(keys))
+
+
+def _digests(hashes: Hashes, ends: Ints, count: int) -> Words:
+    """MinHash digests [N, count]. rensa gives them as lists of rows only, which costs more than making them."""
+    import rensa
+
+    offsets = np.concatenate([[0], ends]).astype(np.uint64)
+    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(mixed(hashes.astype(np.uint64)), offsets, count, 1)
+    flat = np.fromiter(itertools.chain.from_iterable(matrix.to_rows()), np.uint32, count=len(ends) * count)
+    return flat.reshape(len(ends), count).astype(np.uint64)
+
+
+def _band_keys(digests: Words, numerals: Words, rows: int) -> Hashes:
+    """A key of each band, made of its rows, its number and the digits: texts of other digits share none."""
+    of_band = digests.reshape(len(digests), -1, rows)
+    keys = mixed(numerals)[:, None] ^ np.arange(of_band.shape[1], dtype=np.uint64)[None, :]
+    for row in range(rows):
+        keys = mixed(keys + of_band[:, :, row])
+    found: Hashes = (keys >> np.uint64(32)).astype(np.uint32)
+    return found
+
+
+def _similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:
+    """Jaccard similarity of each pair: of the union's smallest SHINGLES where one of both was cut."""
+    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
+    pairs = len(rows)
+    shingles = np.concatenate(
+        [
+            a.shingles[spread(a.starts[rows], a.starts[rows + 1])],
+            b.shingles[spread(b.starts[at], b.starts[at + 1])],
+        ]
+    ).astype(np.uint64)
+    numbers = np.arange(pairs, dtype=np.uint64)
+    shingles |= np.concatenate([np.repeat(numbers, of_a), np.repeat(numbers, of_b)]) << np.uint64(32)
+    shingles.sort()
+    new = begins(shingles)
+    common = np.flatnonzero(~new)  # the second of two that are equal
+    pair = (shingles >> np.uint64(32)).astype(np.int64)
+    union = np.bincount(pair[new], minlength=pairs)
+    limit = np.where(np.maximum(of_a, of_b) >= SHINGLES, np.minimum(union, SHINGLES), union)
+    before = np.cumsum(new)  # distinct ones up to here, those of earlier pairs included
+    rank = before[common] - (np.cumsum(union) - union)[pair[common]]
+    counted = np.bincount(pair[common[rank <= limit[pair[common]]]], minlength=pairs)
+    return counted / np.maximum(1, limit)
