@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import SpecError
 from data_specs.shard import KEY_LENGTH
-from pipeline.funnel import ORDER
+from pipeline.funnel import ORDER, PREPARING
 from pipeline.images import records_between
 from pipeline.records import order_key, sha256_hex
 from pipeline.store import DECISIONS, Build, Record, StageDir
@@ -66,7 +66,7 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
     key, sha256 = order_key(fetch_id, build.spec.seed), ""
     this = (pc.field("order_key") == key) & (pc.field("candidate_id") == candidate_id)
     for name in ORDER:
-        if name not in build.fingerprints or name in ("crawl", "report"):
+        if name not in build.fingerprints or name in PREPARING or name in ("crawl", "report"):
             continue
         wanted = {
             "fetch": pc.field("fetch_id") == fetch_id,

@@ -74,7 +74,8 @@ class Identities:
         self._store, self._folder = store, store.folder / "identity"
 
     def names(self) -> list[str]:
-        """Names of the commits. Raises StoreError for what an older wenlan left."""
+        """Names of the commits. Raises StoreError for a newer STORE, and for identities that an older wenlan left."""
+        self._store.version()
         names = [name for name in self._folder.names() if not name.startswith(".")]
         for name in names:
             if name.endswith(".parquet") and not name.endswith(PARTS):

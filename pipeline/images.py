@@ -31,9 +31,10 @@ class FetchedImage:
 
 
 def range_of(partition: str) -> tuple[str, str]:
-    """Half-open range of order keys that a partition called `00003-of-00010` covers."""
-    number, _, of = partition.partition("-of-")
-    return order_range(int(number), int(of))
+    """Half-open range of order keys that a partition called `00003-of-00010`, or `00003-00005-of-00010`, covers."""
+    numbers, _, of = partition.partition("-of-")
+    first, _, last = numbers.partition("-")
+    return order_range(int(first), int(of))[0], order_range(int(last or first), int(of))[1]
 
 
 def records_between(stage: StageDir, first: str, last: str) -> list[Record]:

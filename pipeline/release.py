@@ -10,7 +10,7 @@ BUILD/releases.json keeps the revisions of a build, since the manifest of an ear
 written anew.
 
 Limits: sizes of all shard files are checked here, their sha256 were taken while they were written; `verify` reads
-everything again. One publisher at a time, held by STORE's lock for the identities only.
+everything again. One publisher at a time, held by STORE's lock while identities and manifest are written.
 """
 
 from __future__ import annotations

@@ -38,7 +38,8 @@ from pipeline.errors import StoreError
 from pipeline.folder import Folder, file_sha256
 from pipeline.records import DECISION_SCHEMA, Decision, decision_rows
 
-STORE_VERSION = 1
+STORE_VERSION = 2
+"""2: identities are columns under a record (`pipeline.identities`); those of 1 are refused there."""
 
 
 class FileRef(BaseModel):
@@ -336,10 +337,15 @@ class Store:
             yield
 
     def check(self) -> None:
-        """Create the store, or refuse one of a newer version."""
-        if self.folder.exists("store.json"):
-            version = self.folder.read_json("store.json")["version"]
-            if version > STORE_VERSION:
-                raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
-        else:
+        """Create the store or raise its version; refuse one of a newer version."""
+        if self.version() != STORE_VERSION:
             self.folder.write_json("store.json", {"version": STORE_VERSION})
+
+    def version(self) -> int:
+        """The version of what is there, 0 if nothing is. Raises StoreError for a newer one."""
+        if not self.folder.exists("store.json"):
+            return 0
+        version = int(self.folder.read_json("store.json")["version"])
+        if version > STORE_VERSION:
+            raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
+        return version

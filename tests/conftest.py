@@ -80,6 +80,12 @@ def fetched_build(tmp_path: Path) -> Callable[..., Build]:
     return functools.partial(_load("fetched").make, tmp_path)
 
 
+@pytest.fixture(scope="session")
+def filtered() -> ModuleType:
+    """The module tests/filtered.py: make(folder, pictures, parts=1, ...), a build that dedup can begin with."""
+    return _load("filtered")
+
+
 @pytest.fixture
 def got() -> Callable[..., Any]:
     """got(name, data, *texts, page=...): an image as the web gave it, for `fetched_build`."""

@@ -287,7 +287,7 @@ def _features(item: Item) -> dict[str, Any]:
     found = pictures.header(item.data)
     values = (item.sha256, found.format, found.width, found.height, len(item.data), found.frames, found.alpha)
     names = FEATURE_SCHEMA.names
-    return dict(zip(names, (*values, found.orientation, 0.1, [1, 2, 3], b"\0" * 192), strict=True))
+    return dict(zip(names, (*values, found.orientation, 0.1, [1, 2, 3], b"\0" * 192, 5.0, 100.0), strict=True))
 
 
 def _dedup(kept: list[Item], seed: int) -> pa.Table:

@@ -257,7 +257,7 @@ def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):
     out = tmp_path / "out"
     stages = {stage["name"]: stage["funnel"] for stage in build(fill(web, tmp_path), out)["stages"]}
     for name, funnel in stages.items():
-        if name not in ("detect", "report"):
+        if name not in ("rank", "lead", "detect", "report"):
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
     assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(run.STAGES)
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
@@ -383,7 +383,7 @@ def test_a_store_of_a_newer_version_is_refused_before_anything_runs(web, tmp_pat
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / "store.json").write_text('{"version": 99}')
     stderr = str(build(fill(web, tmp_path), tmp_path / "out", "--store", str(tmp_path / "store"), code=1)["stderr"])
-    assert stderr == f"wenlan-data: {tmp_path}/store: is of version 99, this wenlan knows 1; upgrade\n"
+    assert stderr == f"wenlan-data: {tmp_path}/store: is of version 99, this wenlan knows 2; upgrade\n"
     assert web.requests == []
 
 

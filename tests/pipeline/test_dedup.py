@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import dedup, filter, lead, measure, rank
@@ -240,3 +242,176 @@ def test_the_site_holds_one_picture_twice_and_no_other(fetched_build: Any, got: 
     assert {d["reason"] for d in decided.values()} == {"near_image"}
     assert len(decided) == 1  # images 1 and 12 of one recipe, says the corpus's README
     assert len(kept) == 345
+
+
+# --- without pictures: caps, placeholders, and any way to cut pairs into builds and processes
+
+
+def after(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    """(kept rows, decisions) by name of the picture, of a build made by tests/filtered.py."""
+    for stage in (rank, lead, dedup):
+        for partition in stage.partitions(build):
+            stage.run_partition(build, partition)
+    stage = build.stage("dedup")
+    records = stage.records()
+    kept = [row for r in records for split in SPLITS for row in stage.table(r, f"{split}.parquet").to_pylist()]
+    decided = [row for r in records for row in stage.table(r, "decisions.parquet").to_pylist()]
+    assert sum(r.counts["seen"] for r in records) == len(kept) + len(decided)
+    by_name = (
+        {_name("/a.html", row[url]): row for row in rows} for rows, url in ((kept, "image_url"), (decided, "url"))
+    )
+    return next(by_name), next(by_name)
+
+
+def test_a_picture_under_many_different_texts_is_a_placeholder_and_all_its_copies_go(
+    tmp_path: Path, filtered: Any
+) -> None:
+    shown = [filtered.Shown(f"p{i}", 1, (f"第{i}道菜的做法",), 200 - i) for i in range(6)]
+    shown += [filtered.Shown(f"q{i}", 2, ("同一道菜",), 200 - i) for i in range(6)]
+    build = filtered.make(tmp_path, shown, parts=3, dedup={"placeholder_texts": 5})
+    kept, decided = after(build)
+    assert set(kept) == {"q0"}
+    assert set(decided["p0"]["reasons"]) == {"placeholder"}
+    assert decided["p5"]["reasons"] == ["placeholder", "near_image"]
+    assert "more than 5 different texts" in decided["p5"]["evidence"]
+    assert decided["q5"]["reason"] == "near_image"
+    publish(build)
+
+    again = [filtered.Shown("p9", 1, ("又一页",)), filtered.Shown("r", 3)]
+    kept, decided = after(filtered.make(tmp_path, again, snapshot="2026-02-02", dedup={"placeholder_texts": 5}))
+    assert set(kept) == {"r"}
+    assert decided["p9"]["reasons"] == ["placeholder", "near_image"], "what was a placeholder once is one at sight"
+
+
+def test_with_no_limit_a_picture_may_have_any_number_of_texts_and_keeps_max_texts(
+    tmp_path: Path, filtered: Any
+) -> None:
+    shown = [filtered.Shown(f"p{i}", 1, (f"第{i}道菜的做法", f"图{i}"), 200 - i) for i in range(6)]
+    kept, _ = after(filtered.make(tmp_path, shown, dedup={"placeholder_texts": 0, "max_texts": 3}))
+    assert texts(kept["p0"]) == ["第0道菜的做法", "图0", "第1道菜的做法"]
+    assert len(kept["p0"]["text_leaders"]) == 3
+    kept, _ = after(filtered.make(tmp_path, shown, dedup={"placeholder_texts": 0, "max_texts": 1}))
+    assert texts(kept["p0"]) == ["第0道菜的做法"]
+
+
+def test_a_domain_has_its_cap_by_registered_domain_and_across_builds(tmp_path: Path, filtered: Any) -> None:
+    pages = ["http://a.site.com.cn/", "http://b.site.com.cn/x", "http://www.other.com.cn/", "http://a.site.com.cn:80/y"]
+    shown = [filtered.Shown(f"p{i}", i, (f"第{i}张",), 200 - i, page=page) for i, page in enumerate(pages)]
+    build = filtered.make(tmp_path, shown, dedup={"max_pairs_per_domain": 2})
+    kept, decided = after(build)
+    assert set(kept) == {"p0", "p1", "p2"}
+    assert (decided["p3"]["reason"], decided["p3"]["evidence"]) == (
+        "cap_per_domain",
+        "2 pairs of site.com.cn are kept already",
+    )
+    publish(build)
+    later = [filtered.Shown(f"q{i}", 9 + i, (f"另{i}张",), page=page) for i, page in enumerate(pages)]
+    kept, decided = after(filtered.make(tmp_path, later, snapshot="2026-02-02", dedup={"max_pairs_per_domain": 2}))
+    assert len(kept) == 1
+    assert set(kept) == {"q2"}
+
+
+def test_merged_texts_share_their_ids_wherever_they_came_from(tmp_path: Path, filtered: Any) -> None:
+    """Two copies of two pictures bring nearly one caption; it gets one id, though no kept pair had it of its own."""
+    caption = "今天天气很好我们一家人去公园散步吧"
+    shown = [
+        filtered.Shown("a", 1, ("甲",), 300),
+        filtered.Shown("b", 2, ("乙",), 290),
+        filtered.Shown("a2", 1, (caption,), 200),
+        filtered.Shown("b2", 2, (caption + "哦",), 190),
+    ]
+    kept, _ = after(filtered.make(tmp_path, shown, parts=2))
+    assert texts(kept["a"]) == ["甲", caption]
+    assert texts(kept["b"]) == ["乙", caption + "哦"]
+    assert kept["a"]["text_leaders"][1] == kept["b"]["text_leaders"][1]
+
+
+@st.composite
+def splits(draw: st.DrawFn) -> tuple[list[list[tuple[int, bool, list[str], int]]], dict[str, Any], int, int]:
+    """Builds of (picture, same bytes, texts, site); rules; partitions; pairs in a process."""
+    words = ["红烧肉", "红烧鱼", "清蒸鱼", "今天天气很好我们去公园散步吧", "今天天气很好我们去公园散步啦", "故宫雪景"]
+    pair = st.tuples(
+        st.integers(0, 6), st.booleans(), st.lists(st.sampled_from(words), min_size=1, max_size=3), st.integers(0, 2)
+    )
+    builds = draw(st.lists(st.lists(pair, max_size=10), min_size=1, max_size=4))
+    rules = {
+        "max_pairs_per_text": draw(st.integers(1, 3)),
+        "max_pairs_per_domain": draw(st.sampled_from([0, 2, 4])),
+        "merge_texts": draw(st.booleans()),
+        "placeholder_texts": 0,
+    }
+    return builds, rules, draw(st.integers(1, 3)), draw(st.sampled_from([2, 5, 1000]))
+
+
+@pytest.mark.slow
+@settings(max_examples=25, deadline=None)
+@given(splits())
+def test_any_increments_give_what_one_build_would_have_given(
+    tmp_path_factory: Any, filtered: Any, drawn: tuple[Any, dict[str, Any], int, int]
+) -> None:
+    """Each build shows smaller pictures than the one before, so that one build over all has the same ranks."""
+    builds, rules, parts, holder = drawn
+    folder = tmp_path_factory.mktemp("splits")
+    increments = [
+        [
+            filtered.Shown(
+                f"{step}-{i}", picture, tuple(own), 900 - 100 * step - i, "same" if same else "", f"http://s{site}.cn/"
+            )
+            for i, (picture, same, own, site) in enumerate(shown)
+        ]
+        for step, shown in enumerate(builds)
+    ]
+    apart: dict[str, Any] = {}
+    for step, shown in enumerate(increments):
+        build = filtered.make(folder, shown, parts, snapshot=f"2026-0{step + 1}-01", dedup=rules)
+        apart |= after(build)[0]
+        publish(build)
+    spread = {**rules, "pairs_per_holder": holder}
+    everything = [one for shown in increments for one in shown]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.rank.RUN", 4)
+        together, _ = after(filtered.make(folder, everything, 4, store=str(folder / "other"), dedup=spread))
+    what = ("image_leader", "split", "sha256")
+    assert {name: [row[w] for w in what] for name, row in apart.items()} == {
+        name: [row[w] for w in what] for name, row in together.items()
+    }
+    own = {one.name: len(dict.fromkeys(one.texts)) for one in everything}
+    assert {name: row["text_leaders"][: own[name]] for name, row in apart.items()} == {
+        name: row["text_leaders"][: own[name]] for name, row in together.items()
+    }
+
+
+@pytest.mark.slow
+def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, filtered: Any) -> None:
+    import ray
+
+    shown = [
+        filtered.Shown(f"p{i}", i % 20, (f"说明{i % 7}",), 300 - i, page=f"http://s{i % 3}.cn/") for i in range(60)
+    ]
+    rules = {"max_pairs_per_text": 3, "max_pairs_per_domain": 6}
+    alone = after(filtered.make(tmp_path, shown, parts=2, dedup=rules))
+    build = filtered.make(tmp_path, shown, parts=2, name="spread", dedup={**rules, "pairs_per_holder": 20})
+    ray.init("local", num_cpus=1, _node_ip_address="127.0.0.1", include_dashboard=False, log_to_driver=False)
+    try:
+        assert after(build) == alone
+    finally:
+        ray.shutdown()
+    assert build.stage("lead").record("all").counts["holders"] == 3
+    assert 0 < len(alone[0]) < 20
+
+
+def test_a_domain_is_the_registered_one() -> None:
+    """Against the list's own examples (publicsuffix.org, test_psl.txt)."""
+    for url, domain in (
+        ("http://www.example.com/a?b=http://x.cn/", "example.com"),
+        ("https://a.b.example.uk.com:8080", "example.uk.com"),
+        ("http://www.xn--85x722f.com.cn/", "xn--85x722f.com.cn"),
+        ("http://user@shishi.xn--55qx5d.cn?q", "shishi.xn--55qx5d.cn"),
+        ("http://127.0.0.1:80/x", "127.0.0.1"),
+        ("http://[::1]:80/x", "::1"),
+        ("http://localhost/", "localhost"),
+        ("http://[broken/", ""),
+        ("", ""),
+    ):
+        assert rank.domain_of(url) == domain
+        assert (rank.domain_key(url) == 0) == (domain == "")

@@ -15,9 +15,10 @@ import yaml
 from data_specs.build import SpecError
 from data_specs.shard import read_manifest
 from pipeline import release
-from pipeline.errors import GateError, StageError
+from pipeline.errors import GateError, StageError, StoreError
 from pipeline.folder import Folder
 from pipeline.funnel import faults, read_funnels
+from pipeline.identities import Identities, Published, commit_name
 from pipeline.store import Build
 
 Run = Callable[[Build, str], None]
@@ -41,11 +42,21 @@ def test_publish_writes_a_dataset_and_its_identities(
     files = [name for name in order if name in {p.name for p in folder.iterdir()}]
     assert files[-1] == "manifest.json"
     assert set(files) >= {"README.md", "croissant.json", "train.json", "dev.json", "val.json"}
-    assert next(name for name in reversed(order)).endswith(".parquet"), "identities come after the manifest"
-    identities = synthetic_build.store.identities()
-    assert identities is not None
+    made = [name for name in order if name == "manifest.json" or name.startswith("synthetic-")]
+    assert made == [commit_name(synthetic_build), "manifest.json"], "a dataset that no later build knows of is none"
     kept = {item.candidate.candidate_id for item in synthetic.items() if item.stage == "shard"}
-    assert set(identities["candidate_id"].to_pylist()) == kept
+    assert _identities(synthetic_build) == kept
+
+
+def _identities(build: Build) -> set[str]:
+    """Candidates that STORE knows this build to have kept."""
+    identities = Identities(build.store)
+    return {
+        row.hex()
+        for name in identities.names()
+        for table in identities.batches(identities.read(name), "images.parquet")
+        for row in table["candidate_id"].to_pylist()
+    }
 
 
 def test_publishing_again_changes_nothing(synthetic_build: Build, run_stage: Run) -> None:
@@ -55,19 +66,37 @@ def test_publishing_again_changes_nothing(synthetic_build: Build, run_stage: Run
     assert {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()} == tree
 
 
-def test_a_publish_killed_before_the_identities_is_finished_by_the_next(
-    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("at", ["identities", "manifest.json"])
+def test_a_publish_killed_anywhere_is_finished_by_the_next(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
-    def killed(*_: object) -> None:
-        raise KeyboardInterrupt
+    write = Folder.write
+
+    def killed(self: Folder, name: str, data: bytes) -> None:
+        if name == (commit_name(synthetic_build) if at == "identities" else at):
+            raise KeyboardInterrupt
+        write(self, name, data)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(synthetic_build.store), "publish_identities", killed)
+        patch.setattr(Folder, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             _publish(synthetic_build, run_stage)
-    assert synthetic_build.store.identities() is None
+    assert not (Path(synthetic_build.out) / "shards/manifest.json").exists()
+    assert len(_identities(synthetic_build)) == (0 if at == "identities" else 30)
     assert release.publish(synthetic_build).revision == 0
-    assert synthetic_build.store.identities() is not None
+    assert len(_identities(synthetic_build)) == 30
+    assert len(Identities(synthetic_build.store).names()) == 1
+
+
+def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
+    synthetic_build: Build, run_stage: Run
+) -> None:
+    known = Published(build="other-1", dataset="other", snapshot="1", features="", sketch="", files={})
+    (synthetic_build.store.folder / "identity").write("other-1.0.json", known.model_dump_json().encode())
+    with pytest.raises(StoreError, match=r"other-1 was published since this build began.*run wenlan-data build again"):
+        _publish(synthetic_build, run_stage)
+    assert not (Path(synthetic_build.out) / "shards/README.md").exists()
+    _publish(replace(synthetic_build, identities=("other-1.0.json",)), run_stage)
 
 
 def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
@@ -117,7 +146,7 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
     assert len(examples) == 10
     assert any("https://img" in example for example in examples)
     assert not (Path(build.out) / "shards/manifest.json").exists()
-    assert build.store.identities() is None
+    assert _identities(build) == set()
     accepted = release.publish(build, accept=list(gates), because="a trial")
     assert accepted.accepted == {next(iter(gates)): "a trial"}
     assert "a trial" in (Path(build.out) / "shards/README.md").read_text("utf-8")

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.build import load
+from data_specs.build import BuildSpec, load
 from pipeline import run
 from pipeline.errors import StageError, StoreError
+from pipeline.identities import IMAGE_SCHEMA, PARTS, PLACEHOLDER_SCHEMA, TEXT_SCHEMA, Identities
+from pipeline.store import Build
 
 
 def spec(folder: Path) -> Path:
@@ -73,3 +75,47 @@ def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_pa
     with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
         run.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
+
+
+def publish(build: Build) -> None:
+    """Leave what `release.publish` leaves in STORE, of a build that kept nothing."""
+    with build.stage("lead").attempt("all") as attempt:
+        for part, schema in zip(PARTS, (IMAGE_SCHEMA, TEXT_SCHEMA, PLACEHOLDER_SCHEMA), strict=True):
+            attempt.write_table(part, schema.empty_table())
+        attempt.commit({"pairs": 0}, {"features": "f", "sketch": "s"})
+    with build.store.lock():
+        Identities(build.store).publish(build)
+
+
+def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published_itself(tmp_path):
+    plan, store = load(spec(tmp_path)), str(tmp_path / "store")
+
+    def opened(snapshot: str, plan: BuildSpec = plan) -> Build:
+        return run.open_build(plan, str(tmp_path / snapshot), store=store, snapshot=snapshot)
+
+    first, second = opened("1"), opened("2")
+    assert first.identities == second.identities == ()
+    publish(second)
+    [name] = opened("1").identities
+    assert name.startswith(second.build_id)
+    assert opened("1").fingerprints["lead"] != first.fingerprints["lead"], "it is done again from the leader pass on"
+    assert opened("1").fingerprints["rank"] == first.fingerprints["rank"]
+
+    run._note(second)
+    second.stage("dedup").finish(["x"], 1)
+    publish(opened("1"))
+    assert opened("2").fingerprints == second.fingerprints, "published and unchanged, it stays as it is"
+    assert run.reopen(second.out).identities == ()
+    changed = plan.model_copy(update={"seed": 1})
+    assert len(opened("2", changed).identities) == 1, "changed, it is held to what others have published since"
+
+
+def test_what_a_build_read_is_kept_with_it(tmp_path):
+    plan, store = load(spec(tmp_path)), str(tmp_path / "store")
+    publish(run.open_build(plan, str(tmp_path / "1"), store=store, snapshot="1"))
+    build = run.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
+    publish(run.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
+    run._note(build)
+    assert run.reopen(build.out).identities == build.identities
+    known = json.loads((tmp_path / "2" / "build.json").read_text(encoding="utf-8"))
+    assert known["identity_revision"] == build.identity_revision

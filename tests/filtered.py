@@ -1,0 +1,92 @@
+"""A build whose filter stage is written straight through the store: dedup's input without a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text
+from pipeline.features import CROPS
+from pipeline.features.signature import SIZE
+from pipeline.identities import Identities
+from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
+from pipeline.store import STAGE_FOLDERS, Build, Store
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture on a page. Equal `picture` = it looks the same; equal `data` as well = the same bytes."""
+
+    name: str
+    picture: int
+    texts: tuple[str, ...] = ("一张图片",)
+    side: int = 200
+    data: str = ""
+    page: str = "http://site.test/a.html"
+
+    @property
+    def url(self) -> str:
+        return f"http://img.test/{self.name}"
+
+    @property
+    def sha256(self) -> str:
+        return hashlib.sha256(f"{self.picture} {self.data or self.name}".encode()).hexdigest()
+
+
+def make(
+    folder: Path,
+    shown: Sequence[Shown],
+    parts: int = 1,
+    *,
+    name: str = "test",
+    snapshot: str = "2026-01-02",
+    store: str = "",
+    **more: Any,
+) -> Build:
+    """A Build below `folder` with filter committed; `more` goes into its spec."""
+    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
+    spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
+    kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
+    build = Build(
+        spec=spec,
+        out=str(folder / build_id),
+        store=kept,
+        build_id=build_id,
+        snapshot=snapshot,
+        identities=Identities(kept).before(build_id, name, snapshot),
+        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGE_FOLDERS},
+    )
+    rows = _pairs(shown, spec.seed)
+    for part in range(parts):
+        low, high = order_range(part, parts)
+        here = rows.filter(pa.array([low <= key < high for key in rows["order_key"].to_pylist()], pa.bool_()))
+        with build.stage("filter").attempt(f"{part:05d}-of-{parts:05d}") as attempt:
+            attempt.write_table("parquet", here)
+            attempt.commit({"seen": here.num_rows, "kept": here.num_rows, "dropped": 0})
+    return build
+
+
+def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
+    by_url = {s.url: s for s in shown}
+    assert len(by_url) == len(shown)
+    candidates = [
+        Candidate("table", "library", s.page, s.page, s.url, tuple(Text("alt", text) for text in s.texts))
+        for s in shown
+    ]
+    rows = []
+    for row in candidate_rows(candidates, seed).to_pylist():
+        own = by_url[row["image_url"]]
+        rng = np.random.default_rng(own.picture)
+        looks = {
+            "phash": rng.integers(1, 2**63, len(CROPS), dtype=np.uint64).tolist(),
+            "signature": rng.integers(0, 256, len(CROPS) * SIZE, dtype=np.uint8).tobytes(),
+        }
+        rows.append({**row, **looks, "sha256": own.sha256, "width": own.side, "height": own.side})
+    return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)
