@@ -16,7 +16,7 @@ Limits: pairs of a block are compared with each other by brute force, so blocks 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -186,8 +186,7 @@ class _TextsOfBlock:
             self._pairs[leader] = int(pairs[at])
         free = [text for text in asked if text not in self._leader]
         self._near: dict[int, list[int]] = {text: [] for text in free}
-        ones, others = same_among(texts.take(free).sketches, threshold) if free else ((), ())
-        for one, other in zip(ones, others, strict=True):
+        for one, other in _same(texts.take(free), threshold) if free else ():
             self._near[free[one]].append(free[other])
         self._leads: dict[int, int] = {}  # text -> its place among the new ones
 
@@ -219,6 +218,13 @@ class _TextsOfBlock:
         leaders = [self.place(text) for text in own]
         self.counted[leaders[0]] += 1
         return leaders
+
+
+def _same(texts: TextRows, threshold: float) -> Iterator[tuple[int, int]]:
+    """Every two texts that an index would find the same, both ways round: in a block no other rule may hold."""
+    one, other = same_among(texts.sketches, threshold)
+    shared = (texts.sketches.keys[one] == texts.sketches.keys[other]).any(axis=1)
+    yield from zip(one[shared].tolist(), other[shared].tolist(), strict=True)
 
 
 class _Domains:

@@ -5,7 +5,8 @@ template share buckets by the ten thousand without being the same, and going thr
 Who finds a bucket full is entered in the crowd instead, an index without misses: texts of similarity t share at least
 one of their rarest shingles, if enough of those are looked at (prefix filtering, Chaudhuri, Ganti and Kaushik, "A
 Primitive Operator for Similarity Joins in Data Cleaning", ICDE 2006), and what a template is made of is not rare.
-Who asks at a full bucket asks the crowd too. So nothing is missed but what the bands miss.
+Who asks at a full bucket asks the crowd too. So nothing is missed but what the bands miss; and that is always missed,
+since what the crowd gives must share a band too: the answer depends on the two texts, not on which buckets are full.
 
 An index may hold a shard of the leaders: the smallest answer of all shards is the answer.
 
@@ -54,7 +55,8 @@ class TextIndex:
             keys, ids = keys[order], ids[order]
             fits = self._buckets.count(keys) + places(begins(keys)) < BUCKET
             self._buckets.add(keys[fits], ids[fits])
-            self._crowd.add(np.unique(ids[~fits]), self._held.view)
+            entered = np.unique(ids[~fits])
+            self._crowd.add(entered, self._held.view, texts.keys[entered - at[0]])
 
     def first(self, texts: Sketches) -> Ints:
         """For each text the smallest number of a leader that it is the same as, -1 if there is none."""
@@ -92,16 +94,18 @@ class _Crowd:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._members = _Column(np.int64)
+        self._members = _Column(np.int64)  # ascending
+        self._keys = _Column(np.uint32)  # their band keys, one after the other
         self._postings = _Postings()
         self._counted, self._counts = np.empty(0, np.uint32), np.empty(0, np.int64)
         self._sorted = 0
 
-    def add(self, at: Ints, held: Sketches) -> None:
-        """Add leaders by their positions in `held`."""
+    def add(self, at: Ints, held: Sketches, keys: Hashes) -> None:
+        """Add leaders by their positions in `held`, with their band keys [N, bands]."""
         if not len(at):
             return
         self._members.extend(at)
+        self._keys.extend(keys.ravel())
         members = self._members.view
         if len(members) >= 2 * max(self._sorted, self.FIRST):
             low, high = held.starts[members], held.starts[members + 1]
@@ -109,14 +113,17 @@ class _Crowd:
             self._sorted, self._postings, at = len(members), _Postings(), members
         for start in range(0, len(at), QUERIES):
             some = at[start : start + QUERIES]
-            rows, keys = self._rarest(held.take(some))
-            self._postings.add(keys, some[rows])
+            rows, rare = self._rarest(held.take(some))
+            self._postings.add(rare, some[rows])
 
     def near(self, texts: Sketches) -> tuple[Ints, Ints]:
-        """Candidates, as (rows of the texts, positions in `held`): all that may be the same, and others."""
-        rows, keys = self._rarest(texts)
-        asked, at = self._postings.near(keys)
-        return rows[asked], at
+        """Candidates, as (rows of the texts, positions in `held`): all that share a band and may be the same."""
+        rows, rare = self._rarest(texts)
+        asked, at = self._postings.near(rare)
+        rows = rows[asked]
+        keys = self._keys.view.reshape(-1, texts.keys.shape[1])[np.searchsorted(self._members.view, at)]
+        shared = (keys == texts.keys[rows]).any(axis=1)
+        return rows[shared], at[shared]
 
     def _rarest(self, texts: Sketches) -> tuple[Ints, Hashes]:
         """(rows, keys) of the shingles of which two texts that are the same share one."""

@@ -371,6 +371,60 @@ def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path)
         assert said in line
 
 
+def increments(web: Web, folder: Path) -> tuple[list[Path], Path]:
+    """Specs of three tables whose pictures come back smaller each time, and of one table with all of them."""
+    web.put("/robots.txt", b"", "text/plain")
+    dice, tables = random.Random(3), list[list[str]]()
+    for step in range(3):
+        rows = []
+        for i in range(14):
+            size = 320 - 60 * step - i
+            data = io.BytesIO()
+            Image.open(io.BytesIO(picture(dice.randrange(20), 320))).resize((size, size)).save(data, "JPEG", quality=90)
+            url = web.put(f"/i/{step}-{i}.jpg", data.getvalue())
+            rows.append(f"{url},{dice.choice(WORDS)}")
+        tables.append(rows)
+    specs = []
+    for name, rows in [*((f"t{step}", rows) for step, rows in enumerate(tables)), ("all", [*itertools.chain(*tables)])]:
+        (folder / f"{name}.csv").write_text("\n".join(["url,zh", *rows]) + "\n", encoding="utf-8")
+        specs.append(folder / f"{name}.yaml")
+        specs[-1].write_text(
+            f"""
+name: grown
+contact: http://{web.host}/about
+sources:
+  - {{kind: url_table, name: table, source_kind: image_search, path: {name}.csv,
+      columns: {{image_url: url, texts: {{alt: zh}}}}}}
+egress: {{allow: ["{web.host}"], delay_s: 0, timeout_s: 5}}
+filters: [{{name: text_length, min_chars: 2}}]
+dedup: {{max_pairs_per_text: 3, merge_texts: false}}
+shards: {{dev_share: 0.2, val_share: 0.2}}
+""",
+            encoding="utf-8",
+        )
+    return specs[:3], specs[3]
+
+
+def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path):
+    """Row ids of a table are its lines, so a sample is known by its image here, not by its key."""
+    specs, whole = increments(web, tmp_path)
+    seen: dict[str, list[str]] = {}
+    for out, spec in [*((f"2026-01-0{i + 1}", spec) for i, spec in enumerate(specs)), ("whole", whole)]:
+        store = "other" if out == "whole" else "store"
+        words = ["--store", str(tmp_path / store), "--snapshot", out, "--workers", "2"]
+        assert build(spec, tmp_path / out, *words)["published"]
+        assert verify(tmp_path / out / "shards") == []
+        tables = [pq.read_table(path) for path in sorted((tmp_path / out / "shards").glob("*-*.parquet"))]
+        seen[out] = [f"{r['split']} {r['image_url']}" for table in tables for r in table.to_pylist()]
+    whole_rows, rows = seen.pop("whole"), list(itertools.chain.from_iterable(seen.values()))
+    assert sorted(rows) == sorted(whole_rows)
+    assert 10 < len(rows) < 30
+    assert all(0 < len(one) < 14 for one in seen.values())
+    words = ["--store", str(tmp_path / "store"), "--snapshot", "2026-01-01"]
+    again = build(specs[0], tmp_path / "2026-01-01", *words)
+    assert [stage["ran"] for stage in again["stages"]] == [0] * len(run.STAGES), "published and unchanged, it stays"
+
+
 def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tmp_path):
     spec = fill(web, tmp_path)
     spec.write_text(spec.read_text(encoding="utf-8").replace("min_chars", "min_char"), encoding="utf-8")

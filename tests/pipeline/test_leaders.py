@@ -139,6 +139,33 @@ def test_the_pass_agrees_with_the_definition(found: Items, cap: int, of_domain: 
     assert decide(found, rules, block, shares) == brute_force(found, rules)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([1, 7, 512]), st.integers(1, 5))
+def test_texts_that_bands_miss_and_full_buckets_change_nothing(seed: int, block: int, shares: int) -> None:
+    """Templated captions, a bucket that is full with two, and so few bands that every other pair is missed."""
+    rng = np.random.default_rng(seed)
+    texts = ["公园里的" + "".join(rng.choice(list("红黄蓝白花草树木"), 6)) + "很好看" for _ in range(50)]
+    found = alike(50, rng.integers(1, 2**63, 50, dtype=np.uint64), texts)
+    rules = Dedup(image_distance=0, max_pairs_per_text=2, text_similarity=0.6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.sketches.MISS", 0.5)
+        patch.setattr("pipeline.text_index.BUCKET", 2)
+        rows = text_rows.made(texts, rules.text_similarity).sketches.keys
+        missed = {(texts[i], texts[j]) for i in range(50) for j in range(50) if not (rows[i] == rows[j]).any()}
+        leading: list[str] = []
+        kept: Counter[str] = Counter()
+        expected = []
+        for row, text in enumerate(texts):
+            first = next((t for t in leading if (t, text) not in missed and _similarity(t, text) >= 0.6), None)
+            if first and kept[first] >= 2:
+                expected.append(row)
+                continue
+            if first is None:
+                leading.append(text)
+            kept[first or text] += 1
+        assert sorted(decide(found, rules, block, shares)) == expected
+
+
 # --- what follows from it
 
 
