@@ -45,7 +45,7 @@ IMAGE_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
-"""Kept images by rank. One that turned out a placeholder is among them, though it is no sample: it goes on leading."""
+"""Kept images by rank. What turned out a placeholder, or is dropped after dedup, is among them: it goes on leading."""
 
 TEXT_SCHEMA = pa.schema([("text", FIELDS)])
 """Texts that lead, in the order in which they began to. Digests and hashes only."""
