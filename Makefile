@@ -9,9 +9,11 @@ STAMP   := $(VENV)/.installed
 WEIGHTS := demo/weights/.installed
 SOURCES := data_specs pipeline training dags tests
 
-# Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours.
+# Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
+# leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
 BENCH   := .bench
-PEERS   := img2dataset imagededup datatrove[processing] datasketch webdataset trafilatura pyahocorasick torchmetrics
+PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
+           pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
 
 # Airflow, for dags/: an environment of its own, with neither Ray nor wenlan in it.
 DAGS    := .venv-dags
@@ -50,7 +52,7 @@ bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-
 	    echo "== $$bench" >&2; $(BIN)/python "$$bench" $(if $(QUICK),--quick) || failed="$$failed $$bench"; \
 	done; [ -z "$$failed" ] || { echo "did not hold:$$failed" >&2; exit 1; }
 
-bench-venv: $(BENCH)/.installed ## the peers' environment for `make bench`
+bench-venv: $(BENCH)/.installed ## the peers' environment for `make bench` (minutes, about 2 GB)
 
 dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests (about 300 MB)
 
