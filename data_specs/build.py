@@ -126,7 +126,9 @@ class Dedup(Spec):
 
     image_distance: int = Field(8, ge=0, le=16, description="bits of 64 between two perceptual hashes")
     image_signature: float = Field(0.06, ge=0, le=1, description="mean difference of colour and structure, 0 to 1")
-    text_similarity: float = Field(0.8, gt=0, le=1, description="Jaccard similarity of character shingles")
+    text_similarity: float = Field(
+        0.7, gt=0, le=1, description="Jaccard similarity of character shingles; at 0.7 about one in ten may differ"
+    )
     max_pairs_per_text: int = Field(10, gt=0, description="Wukong drops a text seen more often")
     max_pairs_per_domain: int = Field(0, ge=0, description="registered domain of the page; 0 = no cap")
     placeholder_texts: int = Field(

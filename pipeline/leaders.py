@@ -26,10 +26,10 @@ from pipeline.digests import Digests
 from pipeline.holders import NONE, PLACEHOLDER, Found, Holders, ImageRows, Known
 from pipeline.near_images import ImageLeaders, Ints
 from pipeline.records import DropReason
-from pipeline.sketches import same_among
+from pipeline.sketches import possible_among, same
 from pipeline.text_rows import TextRows
 
-BLOCK = 512
+BLOCK = 1_024
 """Pairs looked up at once."""
 
 REASONS = (
@@ -222,9 +222,14 @@ class _TextsOfBlock:
 
 def _same(texts: TextRows, threshold: float) -> Iterator[tuple[int, int]]:
     """Every two texts that an index would find the same, both ways round: in a block no other rule may hold."""
-    one, other = same_among(texts.sketches, threshold)
-    shared = (texts.sketches.keys[one] == texts.sketches.keys[other]).any(axis=1)
-    yield from zip(one[shared].tolist(), other[shared].tolist(), strict=True)
+    own = texts.sketches
+    one, other = possible_among(own, threshold)
+    shared = (own.keys[one] == own.keys[other]).any(axis=1)
+    one, other = one[shared], other[shared]
+    found = same(own, one, own, other, threshold)
+    for a, b in zip(one[found].tolist(), other[found].tolist(), strict=True):
+        yield a, b
+        yield b, a
 
 
 class _Domains:

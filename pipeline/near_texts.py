@@ -24,8 +24,8 @@ from pipeline.sketches import (
     Hashes,
     Ints,
     Sketches,
-    same_among,
-    shared_keys,
+    possible_among,
+    same,
     signatures,
     similarity,
     sketch,
@@ -55,12 +55,12 @@ __all__ = [
 BLOCK = 2_048
 """Most texts looked up at once."""
 
-CALM = 64
-"""Where more pairs of a block than this times its texts share a key, a hot cluster begins: the block is cut short, so
+CALM = 16
+"""Where more pairs of a block than this times its texts look the same, a hot cluster begins: the block is cut short, so
 that the rest of the cluster meets its leader in the index instead of being compared among itself."""
 
-SHORT = 128
-"""A block that is short enough in any case."""
+SHORTEST = 128
+"""Texts of a block that is short enough in any case."""
 
 
 class Index(Protocol):
@@ -84,6 +84,7 @@ class TextLeaders:
         self._row: dict[str, int] = {}  # text id -> row, of those prepared
         self._sketches = sketch([], threshold)
         self._entered: list[int] = []  # rows that lead but are not in the index yet
+        self._size = BLOCK  # of the next block at most
         self._open_rows = range(0)  # the block that is open
         self._first: list[int] = []  # of each of them: the leader's number when it was opened
         self._alike: dict[int, list[int]] = {}  # row -> other rows of the block that are the same
@@ -150,18 +151,23 @@ class TextLeaders:
 
     def _open(self, start: int) -> None:
         """Look up a block: with the leaders so far, and what has none among themselves."""
-        rows = np.arange(start, min(len(self._sketches), start + BLOCK))
+        rows = np.arange(start, min(len(self._sketches), start + self._size))
         first = self._index.first(self._sketches.take(rows))
         rest = rows[first < 0]
-        while len(rows) > SHORT and shared_keys(self._sketches.take(rest)) > CALM * len(rest):
-            rows = rows[: max(SHORT, len(rows) // 4)]
-            rest = rest[rest <= rows[-1]]
-        at, others = same_among(self._sketches.take(rest), self._threshold)
+        one, other = possible_among(self._sketches.take(rest), self._threshold)
+        while len(one) > CALM * len(rows) and len(rows) > SHORTEST:
+            rows = rows[: max(SHORTEST, len(rows) // 4)]
+            within = rest[other] <= rows[-1]
+            one, other = one[within], other[within]
+        self._size = min(BLOCK, 2 * len(rows))
+        one, other = rest[one], rest[other]
+        match = same(self._sketches, one, self._sketches, other, self._threshold)
         self._close()
         self._open_rows = range(start, start + len(rows))
         self._first = first[: len(rows)].tolist()
-        for row, other in zip(rest[at].tolist(), rest[others].tolist(), strict=True):
-            self._alike.setdefault(row, []).append(other)
+        for a, b in zip(one[match].tolist(), other[match].tolist(), strict=True):
+            self._alike.setdefault(a, []).append(b)
+            self._alike.setdefault(b, []).append(a)
 
     def _close(self) -> None:
         self._open_rows, self._first, self._alike, self._leading = range(0), [], {}, {}

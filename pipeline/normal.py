@@ -1,9 +1,9 @@
 """A text as it is compared: width, case, punctuation, spaces and the script's variant forms do not count.
 
-NFKC and case folding; then each Chinese character is replaced by one that stands for all its forms, so that 紅燒肉 and
-红烧肉, 裡 and 裏 and 里, are one text. The forms are OpenCC's, character by character and without its phrases: phrases
-choose between readings (乾 in 乾淨 and in 乾隆), while here both sides of a comparison must only come out alike.
-The conversion is a table made once a process (half a second), since OpenCC itself costs 3 microseconds a text.
+NFKC and case folding; then each Chinese character is replaced by one that stands for all its forms, so that 紅燒肉
+and 红烧肉, 裡 and 裏 and 里, are one text. Forms of one character are what OpenCC's conversions join, by character and
+without its phrases: phrases choose between readings (乾 in 乾淨 and in 乾隆), while here both sides of a comparison
+must only come out alike. The table is made once a process (three quarters of a second).
 
 Limits: forms that regional words differ in (软件, 軟體) stay apart. Ids follow from the table: `folding` names it.
 """
@@ -25,8 +25,8 @@ Points = npt.NDArray[np.uint32]
 HAN = ((0x2E80, 0x2FE0), (0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x323B0))
 """Half-open ranges of code points that OpenCC is asked for: radicals, the blocks and extensions of Han characters."""
 
-CONVERSIONS = ("s2t", "tw2s", "hk2s", "t2s")
-"""OpenCC's, one after the other; s2t first, since of some characters only their traditional form is known to t2s."""
+CONVERSIONS = ("s2t", "t2s", "s2tw", "tw2s", "s2hk", "hk2s")
+"""OpenCC's, between simplified characters and the traditional ones of its own standard, of Taiwan and of Hong Kong."""
 
 BATCH = 8_192
 """Texts handled at once."""
@@ -37,15 +37,16 @@ DELETED = frozenset({"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Zs", "Zl", "Zp",
 _SEPARATOR = "\uffff"  # a noncharacter: no text of any language holds it
 _DELETED = np.uint32(0xFFFFFFFF)
 _POINT = np.uint32(ord("."))
-_NO_NUMERAL = "什"  # ten to Unicode, but nearly always part of 什么
+_NO_NUMERALS = "什参"  # ten and three to Unicode, but nearly always part of 什么, 参观, 海参
 
 
 class _Tables(NamedTuple):
-    """By code point: what it is replaced by, whether it is a decimal digit, whether it is numeric in any way."""
+    """By code point: what replaces it; whether it is a decimal digit, numeric in any way, a letter that has a case."""
 
     stands_for: Points
     decimal: npt.NDArray[np.bool_]
     numeric: npt.NDArray[np.bool_]
+    letter: npt.NDArray[np.bool_]
 
 
 def normal(text: str) -> str:
@@ -70,19 +71,34 @@ def text_id(normal_text: str) -> str:
 
 
 def numerals(normal_text: str) -> str:
-    """Short digest of its digits in order, Chinese ones included; "" if it has none.
+    """Short digest of its digits, Chinese ones included, and of letters that stand alone, in order; "" if it has none.
 
-    Texts that differ in a digit stay apart, as 步骤1 and 步骤2, or 第一步 and 第二步. A digest, because it is kept in
-    STORE, and a caption's digits may be a telephone number.
+    Texts that differ in one stay apart, as 步骤1 and 步骤2, 第一步 and 第二步, 维生素A and 维生素C. A digest, because
+    it is kept in STORE, and a caption's digits may be a telephone number.
     """
     return next(numerals_of([normal_text]))
 
 
 def numerals_of(normal_texts: Sequence[str]) -> Iterator[str]:
     """`numerals` of each text, made from all of them at once."""
-    points = _points(_SEPARATOR.join(normal_texts))
-    for digits in _text(points[_tables().numeric[points] | (points == ord(_SEPARATOR))]).split(_SEPARATOR):
-        yield hashlib.sha256(digits.encode()).hexdigest()[:16] if digits else ""
+    points, tables = code_points(_SEPARATOR.join(normal_texts)), _tables()
+    letter = tables.letter[points]
+    kept = tables.numeric[points] | (points == ord(_SEPARATOR)) | letter
+    kept[1:] &= ~(letter[1:] & letter[:-1])
+    kept[:-1] &= ~(letter[1:] & letter[:-1])
+    for found in _text(points[kept]).split(_SEPARATOR):
+        yield hashlib.sha256(found.encode()).hexdigest()[:16] if found else ""
+
+
+def code_points(text: str) -> Points:
+    """Code points of a text."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+
+
+def letters_and_digits(points: Points) -> npt.NDArray[np.bool_]:
+    """Which code points are decimal digits, or letters of a script that has capitals: Latin, Greek, Cyrillic, ..."""
+    found: npt.NDArray[np.bool_] = _tables().letter[points] | _tables().decimal[points]
+    return found
 
 
 @cache
@@ -108,16 +124,12 @@ def _batch(texts: Sequence[str]) -> list[str]:
 
 def _kept(wide: str) -> str:
     """Variants replaced and marks deleted, all but a point between two digits: 1.5 is not 15."""
-    points, tables = _points(wide), _tables()
+    points, tables = code_points(wide), _tables()
     after = tables.stands_for[points]
     at = np.flatnonzero(points[1:-1] == _POINT) + 1
     at = at[tables.decimal[points[at - 1]] & tables.decimal[points[at + 1]]]
     after[at] = _POINT
     return _text(after[after != _DELETED])
-
-
-def _points(text: str) -> Points:
-    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def _text(points: Points) -> str:
@@ -133,20 +145,37 @@ def _tables() -> _Tables:
         stands_for[selectors] = _DELETED
     for one, other in _variants():
         stands_for[ord(one)] = ord(other)
-    numeric = np.zeros(size, np.bool_)
-    numeric[[c for c in range(size) if chr(c).isnumeric() and chr(c) != _NO_NUMERAL]] = True
-    decimal = np.zeros(size, np.bool_)
-    decimal[[c for c in range(size) if chr(c).isdecimal()]] = True
-    return _Tables(stands_for, decimal, numeric)
+    characters = [chr(c) for c in range(size)]
+    return _Tables(
+        stands_for,
+        np.array([c.isdecimal() for c in characters]),
+        np.array([c.isnumeric() and c not in _NO_NUMERALS for c in characters]),
+        np.array([c.upper() != c for c in characters]),
+    )
 
 
 def _variants() -> Iterator[tuple[str, str]]:
-    """Each Han character that another one stands for, with that one."""
+    """Each Han character that another one stands for, with that one, a simplified character if there is one."""
     import opencc
 
     characters = [chr(c) for low, high in HAN for c in range(low, high)]
-    found = characters
+    forms: dict[str, list[str]] = {}  # of a character, itself included; one list for all of them
+    simplified: dict[str, str] = {}
     for name in CONVERSIONS:
-        converted = opencc.OpenCC(name).convert("\n".join(found)).split("\n")
-        found = [new if len(new) == 1 else old for old, new in zip(found, converted, strict=True)]
-    return ((one, other) for one, other in zip(characters, found, strict=True) if one != other)
+        converted = opencc.OpenCC(name).convert("\n".join(characters)).split("\n")
+        pairs = [(a, b) for a, b in zip(characters, converted, strict=True) if a != b and len(b) == 1]
+        for one, other in pairs:
+            mine, others = forms.setdefault(one, [one]), forms.setdefault(other, [other])
+            if mine is not others:
+                mine += others
+                forms |= dict.fromkeys(others, mine)
+        simplified |= dict(pairs) if name == "t2s" else {}
+    for one, same in forms.items():
+        yield one, min((simplified.get(c, c) for c in same), key=lambda c: (not _in_gb2312(c), c))
+
+
+def _in_gb2312(character: str) -> bool:
+    try:
+        return bool(character.encode("gb2312"))
+    except UnicodeEncodeError:
+        return False

@@ -1,10 +1,14 @@
 """Sketches of texts: what of a text is compared, a batch as arrays.
 
 A sketch holds the hashes of a text's shingles: single characters and pairs of neighbours, each with its count, so that
-哈 and 哈哈 differ, and a caption of one character still has one. No words are needed. Of a long text the smallest
-`SHINGLES` hashes are kept (a bottom-k sketch, Beyer et al., "On Synopses for Distinct-Value Estimation under Multiset
-Operations", SIGMOD 2007), so that identities stay small. Two texts are the same if and only if their digits agree and
-the Jaccard similarity of their shingles reaches the threshold; `same` decides that for many pairs at once.
+哈 and 哈哈 differ, and a caption of one character still has one. No words are needed; only a run of letters and digits
+counts as one character, since a brand's name, or 500g, would else outweigh the dish before it. Of a long text the
+smallest `SHINGLES` hashes are kept (a bottom-k sketch, Beyer et al., "On Synopses for Distinct-Value Estimation under
+Multiset Operations", SIGMOD 2007), so that identities stay small.
+
+Two texts are the same if and only if their digits agree and the Jaccard similarity of their shingles reaches the
+threshold, or, where one of them has fewer than nine characters, is 1: in 红烧鱼 and 红烧肉 one character is all that
+counts. At 0.7 about one character in ten may differ. `same` decides that for many pairs at once.
 
 `keys` are the bands of a MinHash of the shingles (rensa): texts at the threshold share none of them in at most `MISS`
 of all cases, texts above it more seldom.
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.normal import numerals_of
+from pipeline.normal import code_points, letters_and_digits, numerals_of
 
 Hashes = npt.NDArray[np.uint32]
 Words = npt.NDArray[np.uint64]
@@ -31,10 +36,15 @@ Flags = npt.NDArray[np.bool_]
 SHINGLES = 256
 """Most hashes of a text: all of them for texts up to about 130 characters."""
 
+SHORT = 17
+"""A text of fewer shingles, that is of fewer than nine characters, is the same only as one that has them all."""
+
 PERMUTATIONS = 128
 MISS = 1e-3
 BATCH = 8_192
-"""Texts sketched at once; their number must fit into the 13 bits that a sort key has left for it."""
+"""Texts sketched at once; their number must fit into the 15 bits that a sort key has left for it."""
+
+_FIRST_RUN = sys.maxunicode + 1
 
 PAIRS = 1 << 16
 """Pairs verified at once: bounds memory at some tens of MB."""
@@ -96,54 +106,35 @@ def similarity(a: Hashes, b: Hashes) -> float:
 
 
 def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
-    """Whether text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact.
-
-    Most pairs fall at a bound that needs no shingles: each shingle that only one of them has changes one bit of the
-    parity at most, so they differ in at least as many shingles as in bits.
-    """
-    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
-    apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
-    possible: Flags = of_a + of_b - apart >= threshold * (of_a + of_b + apart) - 1e-9
-    possible |= np.maximum(of_a, of_b) >= SHINGLES
-    possible &= a.numerals[rows] == b.numerals[at]
-    asked = np.flatnonzero(possible)
+    """Whether text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact."""
+    found, needed = _possible(a, rows, b, at, threshold)
+    asked = np.flatnonzero(found)
     for start in range(0, len(asked), PAIRS):
         some = asked[start : start + PAIRS]
-        possible[some] = _similarities(a, rows[some], b, at[some]) >= threshold
-    return possible
+        found[some] = _similarities(a, rows[some], b, at[some]) >= needed[some]
+    return found
 
 
-def same_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
-    """(rows, other rows) of every two texts of one batch that are the same, both ways round.
+def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
+    """(rows, later rows) of every two texts of one batch that share a band key and may be the same.
 
-    Candidates share a band key; where more pairs do than there are, each is compared with each.
+    Where more pairs share a key than there are, all are gone through.
     """
-    members, after, ends = _sharing(texts)
-    if (ends - after).sum() > len(texts) * (len(texts) - 1) // 2:
-        one, other = np.triu_indices(len(texts), 1)
-    else:
-        one, other = np.repeat(members, ends - after), members[spread(after, ends)]
-        pairs = np.unique(np.minimum(one, other) << 32 | np.maximum(one, other))
-        one, other = pairs >> 32, pairs & 0xFFFFFFFF
-    match = same(texts, one, texts, other, threshold)
-    one, other = one[match], other[match]
-    return np.concatenate([one, other]), np.concatenate([other, one])
-
-
-def shared_keys(texts: Sketches) -> int:
-    """How many pairs of the texts share a band key, counted once for each key: what `same_among` would cost."""
-    _, after, ends = _sharing(texts)
-    return int((ends - after).sum())
-
-
-def _sharing(texts: Sketches) -> tuple[Ints, Ints, Ints]:
-    """Rows in the order of their keys, and for each the range of those after it that share its key."""
     rows = np.tile(np.arange(len(texts), dtype=np.uint64)[:, None], texts.keys.shape[1])
     packed = (texts.keys.astype(np.uint64) << np.uint64(32) | rows).ravel()
     packed.sort()
     borders = np.flatnonzero(np.append(begins(packed >> np.uint64(32)), True))
-    members = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
-    return members, np.arange(len(packed)) + 1, np.repeat(borders[1:], np.diff(borders))
+    after, ends = np.arange(len(packed)) + 1, np.repeat(borders[1:], np.diff(borders))
+    if (ends - after).sum() > len(texts) * (len(texts) - 1) // 2:
+        one, other = np.triu_indices(len(texts), 1)
+    else:  # rows ascend within a key
+        members = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+        pairs = np.repeat(members, ends - after) << 32 | members[spread(after, ends)]
+        pairs.sort()
+        pairs = pairs[begins(pairs)]
+        one, other = pairs >> 32, pairs & 0xFFFFFFFF
+    possible, _ = _possible(texts, one, texts, other, threshold)
+    return one[possible], other[possible]
 
 
 def bands(threshold: float) -> tuple[int, int]:
@@ -187,14 +178,13 @@ def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]
     """Batches of (hashes, number of each text's)."""
     for start in range(0, len(normal_texts), BATCH):
         texts = normal_texts[start : start + BATCH]
-        points = np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.uint64)
-        text = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(t) for t in texts])
+        text, signs = _signs(texts)
         within = text[1:] == text[:-1]
-        pairs = ((points[:-1] + np.uint64(1)) << np.uint64(24) | points[1:])[within]
-        grams = np.concatenate([points, pairs]) | np.concatenate([text, text[1:][within]]) << np.uint64(45)
+        pairs = ((signs[:-1] + np.uint64(1)) << np.uint64(24) | signs[1:])[within]
+        grams = np.concatenate([signs, pairs]) | np.concatenate([text, text[1:][within]]) << np.uint64(49)
         grams.sort()
         nth = places(begins(grams)).astype(np.uint64)  # which occurrence of its gram in its text
-        text, grams = grams >> np.uint64(45), grams & np.uint64((1 << 45) - 1)
+        text, grams = grams >> np.uint64(49), grams & np.uint64((1 << 49) - 1)
         hashes = text << np.uint64(32) | mixed(mixed(grams) + nth) >> np.uint64(32)
         hashes.sort()
         hashes = hashes[begins(hashes)]
@@ -202,6 +192,22 @@ def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]
         kept = places(begins(text)) < SHINGLES
         sizes = np.bincount(text[kept].astype(np.int64), minlength=len(texts))
         yield hashes[kept].astype(np.uint32), sizes.tolist()
+
+
+def _signs(texts: Sequence[str]) -> tuple[Words, Words]:
+    """(text, sign) of all characters in order. A run of letters and digits is one sign, a hash above code points."""
+    points = code_points("".join(texts))
+    text = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(t) for t in texts])
+    signs, joins = points.astype(np.uint64), letters_and_digits(points)
+    goes_on = np.zeros(len(points), np.bool_)
+    goes_on[1:] = joins[1:] & joins[:-1] & (text[1:] == text[:-1])
+    starts = np.flatnonzero(~goes_on)
+    run = np.append(goes_on[1:], False)[starts]  # of two letters at least
+    if run.any():
+        weighed = mixed(signs + (places(~goes_on).astype(np.uint64) << np.uint64(32)))
+        hashes = np.add.reduceat(weighed, starts)[run]
+        signs[starts[run]] = np.uint64(_FIRST_RUN) + hashes % np.uint64((1 << 24) - _FIRST_RUN)
+    return text[starts], signs[starts]
 
 
 def _sketches(batches: Iterator[tuple[Hashes, list[int]]] | list[Any], numerals: Words, threshold: float) -> Sketches:
@@ -238,6 +244,23 @@ def _band_keys(digests: Words, numerals: Words, rows: int) -> Hashes:
         keys = mixed(keys + of_band[:, :, row])
     found: Hashes = (keys >> np.uint64(32)).astype(np.uint32)
     return found
+
+
+def _possible(
+    a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float
+) -> tuple[Flags, npt.NDArray[np.float64]]:
+    """Whether the two of each pair may be the same, going by a bound that needs no shingles, and what they must reach.
+
+    Each shingle that only one of them has changes one bit of the parity at most, so they differ in at least as many
+    shingles as in bits.
+    """
+    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
+    apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
+    needed = np.where(np.minimum(of_a, of_b) < SHORT, 1.0, threshold)
+    possible: Flags = of_a + of_b - apart >= needed * (of_a + of_b + apart) - 1e-9
+    possible |= np.maximum(of_a, of_b) >= SHINGLES
+    possible &= a.numerals[rows] == b.numerals[at]
+    return possible, needed
 
 
 def _similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:

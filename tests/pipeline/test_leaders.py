@@ -19,8 +19,8 @@ from pipeline.features.signature import SIZE, distance
 from pipeline.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
 from pipeline.leaders import BLOCK, REASONS, Block, LeaderPass
 from pipeline.near_images import COMBINATIONS
-from pipeline.near_texts import signatures, similarity
 from pipeline.records import DropReason
+from pipeline.sketches import same
 
 VIEWS = 1 + max(view for pair in COMBINATIONS for view in pair)
 
@@ -88,8 +88,9 @@ def items(draw: st.DrawFn) -> Items:
 
 
 @functools.cache
-def _similarity(one: str, other: str) -> float:
-    return similarity(*signatures([one, other]))
+def _same(one: str, other: str, threshold: float) -> bool:
+    both, row = text_rows.made([one, other], threshold).sketches, np.zeros(1, np.int64)
+    return bool(same(both, row, both, row + 1, threshold)[0])
 
 
 def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason], int]]:
@@ -99,7 +100,7 @@ def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason],
     leading: list[str] = []
 
     def leader(text: str) -> str | None:
-        return next((t for t in leading if _similarity(t, text) >= rules.text_similarity), None)
+        return next((t for t in leading if _same(t, text, rules.text_similarity)), None)
 
     a, b = found.phash, found.signature
     looks = np.zeros((len(a), len(a)), bool)
@@ -156,7 +157,7 @@ def test_texts_that_bands_miss_and_full_buckets_change_nothing(seed: int, block:
         kept: Counter[str] = Counter()
         expected = []
         for row, text in enumerate(texts):
-            first = next((t for t in leading if (t, text) not in missed and _similarity(t, text) >= 0.6), None)
+            first = next((t for t in leading if (t, text) not in missed and _same(t, text, 0.6)), None)
             if first and kept[first] >= 2:
                 expected.append(row)
                 continue
