@@ -57,7 +57,7 @@ class Column(Generic[T]):
 
 @dataclass(frozen=True)
 class ImageRows:
-    """Images [N]: phash [N, views], signature [N, views, bytes]."""
+    """Images [N]: phash [N, hashes], signature [N, bytes]."""
 
     sha256: Sequence[bytes]
     phash: Codes

@@ -106,7 +106,7 @@ def images_of(table: pa.Table) -> ImageRows:
     rows = table.num_rows
     phash = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(rows, -1 if rows else 1)
     raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
-    return ImageRows(rows_of(digests_of(table["sha256"])), phash, raw.reshape(*phash.shape, -1 if rows else 1))
+    return ImageRows(rows_of(digests_of(table["sha256"])), phash, raw.reshape(rows, -1 if rows else 1))
 
 
 def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:

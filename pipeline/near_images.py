@@ -1,13 +1,17 @@
 """Near images: which of the images kept so far does this one look like?
 
-Two images look alike if and only if some view of one and the whole of the other (`features.CROPS`) have hashes at most
-`radius` bits apart and signatures at most `threshold` apart. Candidates come from multi-index hashing (Norouzi, Punjani
-and Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012): a hash is cut into bands, and by the
-pigeonhole principle two hashes within the radius agree in some band up to its share of the radius, so nothing within
-the radius is ever missed. The index holds leaders only: a thousand copies of one image cost a thousand look-ups of one.
+Two images look alike if and only if, for one of `COMBINATIONS` of their parts, the hashes of both parts are at most
+`radius` bits apart and the grids of their signatures at most `threshold`. Parts are compared one with the whole of the
+other (crops, borders); halves with the same half, which a text stamped elsewhere leaves as it was, so that half the
+radius is enough. Halves are verified by the grids of the whole.
 
-Limits: in memory, about 700 bytes a leader; look-ups grow with the number of leaders, slower than linearly up to a
-million and about linearly beyond. A picture without structure (hash 0) is never near another.
+Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
+Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
+some band up to its share of the radius, so nothing within the radius is ever missed. The index holds leaders only: a
+thousand copies of one image cost a thousand look-ups of one.
+
+Limits: in memory, about 2 KB a leader; a leader of which several hashes are found is compared as often. A part without
+structure (hash 0) is never near another.
 """
 
 from __future__ import annotations
@@ -20,45 +24,71 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import CROPS
-from pipeline.features.signature import SIZE, distance
+from pipeline.features import BOXES, HALVES
+from pipeline.features.signature import GRIDS, SIZE, within
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
+Signatures = npt.NDArray[np.uint8]
 Pairs = tuple[Ints, Ints]
+Ids = npt.NDArray[np.uint32]
 
-COMBINATIONS = tuple([(0, view) for view in range(len(CROPS))] + [(view, 0) for view in range(1, len(CROPS))])
-"""(view of one image, view of the other) that are compared: one of them is always the whole picture."""
+_PARTS = range(1, len(BOXES))
+_HALVES = range(len(BOXES), len(BOXES + HALVES))
+
+COMBINATIONS = (
+    (0, 0),
+    *((0, part) for part in _PARTS),
+    *((part, 0) for part in _PARTS),
+    *((half, half) for half in _HALVES),
+)
+"""(hash of one image, hash of the other) that are compared."""
 
 BLOCK = 1 << 21
 """Elements of a temporary array: bounds memory at some tens of MB."""
 
+MOST_BITS = 24
+"""Of a band: its table then takes 64 MB."""
+
+VERIFIED = 1 << 12
+"""Candidates compared at once: what they need fits into a processor's cache."""
+
+
+def grid_of(part: int) -> int:
+    """The grid of a signature by which a match of hash number `part` is verified."""
+    return part if part < GRIDS else 0
+
+
+def radius_of(part: int, radius: int) -> int:
+    """Bits that two hashes number `part` may be apart."""
+    return radius // 2 if part in _HALVES else radius
+
 
 class HashIndex:
-    """64-bit codes with ids; finds all within a Hamming radius. Added codes are merged into ever larger levels."""
+    """64-bit codes with ids below 2^32; finds all within a Hamming radius. Codes are merged into ever larger levels."""
 
-    TAIL = 2_048
-    GROWTH = 8
+    TAIL = 512
+    GROWTH = 6
 
     def __init__(self, radius: int) -> None:
         self.radius = radius
-        self._tail: list[tuple[Codes, Ints]] = []
+        self._tail: list[tuple[Codes, Ids]] = []
         self._levels: list[_Level] = []
 
     def add(self, codes: Codes, ids: Ints) -> None:
         """Add codes [N] with ids [N]. Code 0, a picture without structure, is left out."""
         keep = codes != 0
-        self._tail.append((codes[keep], ids[keep]))
-        if sum(len(c) for c, _ in self._tail) < self.TAIL:
+        self._tail.append((codes[keep], ids[keep].astype(np.uint32)))
+        size = sum(len(c) for c, _ in self._tail)
+        if size < self.TAIL:
             return
         merged = self._tail
-        size = sum(len(c) for c, _ in merged)
         while self._levels and len(self._levels[-1].codes) < self.GROWTH * size:
             last = self._levels.pop()
             merged = [(last.codes, last.ids), *merged]
             size += len(last.codes)
-        codes, ids = _joined(merged)
-        self._levels.append(_Level(codes, ids, self.radius))
+        joined: tuple[Codes, Ids] = _joined(merged)
+        self._levels.append(_Level(*joined, self.radius))
         self._tail = []
 
     def near(self, queries: Codes) -> Pairs:
@@ -68,7 +98,7 @@ class HashIndex:
         if self._tail:
             codes, ids = _joined(self._tail)
             rows, at = _brute(queries[asked], codes, self.radius)
-            found.append((rows, ids[at]))
+            found.append((rows, ids[at].astype(np.int64)))
         rows, ids = _joined(found)
         return asked[rows], ids
 
@@ -76,34 +106,33 @@ class HashIndex:
 class _Level:
     """An immutable multi-index over codes."""
 
-    def __init__(self, codes: Codes, ids: Ints, radius: int) -> None:
+    def __init__(self, codes: Codes, ids: Ids, radius: int) -> None:
         self.codes, self.ids, self._radius = codes, ids, radius
-        self._bands = [_Band(codes, *plan) for plan in _plan(len(codes), radius)]
+        self._bands = [_Band(codes, *band) for band in _plan(1 << len(codes).bit_length(), radius)]
 
     def near(self, queries: Codes) -> Pairs:
         if not self._bands:
             rows, at = _brute(queries, self.codes, self._radius)
-            return rows, self.ids[at]
-        found = []
-        for band in self._bands:
-            step = max(1, BLOCK // len(band.masks))
-            for start in range(0, len(queries), step):
-                rows, at = self._look_up(band, queries[start : start + step])
-                found.append((rows + start, at))
-        rows, at = _joined(found)
-        return rows, self.ids[at]
+        else:
+            rows, at = _joined([self._look_up(band, queries) for band in self._bands])
+        return rows, self.ids[at].astype(np.int64)
 
     def _look_up(self, band: _Band, queries: Codes) -> Pairs:
-        low, high = band.ranges(queries)
-        counts = (high - low).sum(axis=1)
-        if counts.sum() > 8 * BLOCK and len(queries) > 1:  # hot buckets: fewer queries at once
+        step = max(1, BLOCK // len(band.masks))
+        if len(queries) > step:
+            parts = [
+                (start, self._look_up(band, queries[start : start + step])) for start in range(0, len(queries), step)
+            ]
+            found: Pairs = _joined([(rows + start, at) for start, (rows, at) in parts])
+            return found
+        low, counts = band.ranges(queries)
+        if counts.sum() > 2 * BLOCK and len(queries) > 1:  # hot buckets: fewer queries at once
             half = len(queries) // 2
             a, b = self._look_up(band, queries[:half]), self._look_up(band, queries[half:])
             return np.concatenate([a[0], b[0] + half]), np.concatenate([a[1], b[1]])
-        at = band.order[_spread(low.ravel(), high.ravel())]
-        rows = np.repeat(np.arange(len(queries)), counts)
-        near = np.bitwise_count(queries[rows] ^ self.codes[at]) <= self._radius
-        return rows[near], at[near]
+        rows, slots = _spread(low, counts)
+        near = np.bitwise_count(queries[rows] ^ band.codes[slots]) <= self._radius
+        return rows[near], band.order[slots[near]].astype(np.int64)
 
 
 class _Band:
@@ -112,38 +141,38 @@ class _Band:
     def __init__(self, codes: Codes, shift: int, width: int, radius: int) -> None:
         self._shift, self._mask = np.uint64(shift), np.uint64((1 << width) - 1)
         self.masks = _masks(width, radius)
-        values = self._values(codes)
-        self.order: Ints = np.argsort(values, kind="stable")
-        self._starts: Ints = np.concatenate([[0], np.cumsum(np.bincount(values, minlength=1 << width))])
-
-    def _values(self, codes: Codes) -> Ints:
-        values: Ints = ((codes >> self._shift) & self._mask).astype(np.int64)
-        return values
+        values = (codes >> self._shift) & self._mask
+        keys = (values << np.uint64(32)) | np.arange(len(codes), dtype=np.uint64)
+        keys.sort()
+        self.order = keys.astype(np.uint32)  # the lower half
+        self.codes = codes[self.order]  # beside each other what a look-up reads
+        self._starts = np.zeros((1 << width) + 1, np.uint32)
+        np.cumsum(np.bincount(values.astype(np.int64), minlength=1 << width), out=self._starts[1:])
 
     def ranges(self, queries: Codes) -> tuple[Ints, Ints]:
-        """Half-open ranges [Q, masks] in `order` of the codes that agree with each query up to each mask."""
-        probes: Ints = self._values(queries)[:, None] ^ self.masks[None, :]
-        low: Ints = self._starts[probes]
-        high: Ints = self._starts[probes + 1]
-        return low, high
+        """[Q, masks]: where in `order` the codes start that agree with each query up to each mask, and how many."""
+        values = ((queries >> self._shift) & self._mask).astype(np.int64)
+        probes = values[:, None] ^ self.masks[None, :]
+        low = self._starts[probes].astype(np.int64)
+        return low, self._starts[probes + 1] - low
 
 
+@lru_cache(maxsize=256)
 def _plan(size: int, radius: int) -> list[tuple[int, int, int]]:
     """(shift, width, radius) of each band, at the least expected cost; empty if comparing with all is cheaper.
 
     The radii of the bands plus one each add up to radius + 1: the pigeonhole principle in its tight form.
     """
     best: tuple[float, list[tuple[int, int, int]]] = (size * 1.0, [])
-    for bands in range(3, 9):
+    for bands, most in itertools.product(range(1, min(16, radius + 1) + 1), range(6, MOST_BITS + 1)):
         plan, shift, cost = list[tuple[int, int, int]](), 0, 0.0
         for k in range(bands):
-            width = 64 // bands + (k < 64 % bands)
+            width = min(64 // bands + (k < 64 % bands), most)
             share = (radius + 1) // bands + (k < (radius + 1) % bands) - 1
-            if share >= 0:  # a band with no share of the radius is not needed
-                probes = sum(math.comb(width, i) for i in range(share + 1))
-                cost += probes * (8 + 3 * size / (1 << width))
-                plan.append((shift, width, share))
-            shift += width
+            probes = sum(math.comb(width, i) for i in range(share + 1))
+            cost += probes * (6 + 1.5 * size / (1 << width)) + 3 * (1 << width) / max(1, size)
+            plan.append((shift, width, share))
+            shift += 64 // bands + (k < 64 % bands)
         best = min(best, (cost, plan))
     return best[1]
 
@@ -168,19 +197,14 @@ def _brute(queries: Codes, codes: Codes, radius: int) -> Pairs:
     return joined
 
 
-def _spread(low: Ints, high: Ints) -> Ints:
-    """The numbers of all half-open ranges, one range after the other."""
-    counts = high - low
-    filled = counts > 0
-    low, counts = low[filled], counts[filled]
-    if not len(low):
-        return np.zeros(0, np.int64)
-    steps = np.ones(counts.sum(), np.int64)
+def _spread(low: Ints, counts: Ints) -> Pairs:
+    """(row, number) of all numbers in the ranges [rows, ranges] of a start and a count, one range after the other."""
+    filled = np.flatnonzero(counts)
+    counts, start = counts.ravel()[filled], low.ravel()[filled]
     ends = np.cumsum(counts)
-    steps[0] = low[0]
-    steps[ends[:-1]] = low[1:] - (low[:-1] + counts[:-1]) + 1
-    found: Ints = np.cumsum(steps)
-    return found
+    numbers = np.repeat(start - (ends - counts), counts)
+    numbers += np.arange(len(numbers))
+    return np.repeat(filled // low.shape[1], counts), numbers
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -191,59 +215,86 @@ def _joined(parts: list[Any]) -> Any:
 
 
 class ImageLeaders:
-    """The images kept so far, in the order of their ranks; numbers them 0, 1, 2 ..."""
+    """The images kept so far, in the order of their ranks; numbers them 0, 1, 2 ...
+
+    Hashes are [N, len(BOXES + HALVES)]; signatures may have any shape that holds GRIDS * SIZE bytes for each image.
+    """
 
     def __init__(self, radius: int, threshold: float) -> None:
         self._radius, self._threshold = radius, threshold
-        self._any, self._whole = HashIndex(radius), HashIndex(radius)
-        self._signatures = np.zeros((1024, len(CROPS), SIZE), np.uint8)
+        self._parts, self._whole = HashIndex(radius), HashIndex(radius)
+        self._halves = {half: HashIndex(radius_of(half, radius)) for half in _HALVES}
+        self._signatures = np.zeros((1024, GRIDS, SIZE), np.uint8)
         self.count = 0
 
-    def add(self, phash: Codes, signature: npt.NDArray[np.uint8]) -> None:
-        """Add leaders: phash [N, views], signature [N, views, 192]."""
+    def add(self, phash: Codes, signature: Signatures) -> None:
+        """Add leaders."""
         new = np.arange(self.count, self.count + len(phash))
         self.count += len(new)
-        while len(self._signatures) < self.count:
-            self._signatures = np.concatenate([self._signatures, np.zeros_like(self._signatures)])
-        self._signatures[new] = signature
+        if len(self._signatures) < self.count:
+            size = max(self.count, len(self._signatures) * 9 // 8)
+            self._signatures.resize((size, GRIDS, SIZE), refcheck=False)  # in place: never held twice
+        self._signatures[new] = _grids(signature)
         self._whole.add(phash[:, 0], new)
-        views = phash.shape[1]
-        self._any.add(phash.ravel(), np.repeat(new * views, views) + np.tile(np.arange(views), len(new)))
+        ids = new[:, None] * len(BOXES) + np.arange(len(BOXES))
+        self._parts.add(phash[:, : len(BOXES)].ravel(), ids.ravel())
+        for half, index in self._halves.items():
+            index.add(phash[:, half], new)
 
-    def first(self, phash: Codes, signature: npt.NDArray[np.uint8]) -> Ints:
+    def first(self, phash: Codes, signature: Signatures) -> Ints:
         """[N] number of the first leader that each image looks like, -1 if there is none."""
-        views = phash.shape[1]
+        grids = _grids(signature)
         found: Ints = np.full(len(phash), self.count, np.int64)
-        rows, ids = self._any.near(phash[:, 0])
-        self._verify(found, rows, signature[:, 0], ids // views, ids % views)
-        for view in range(1, views):
-            rows, ids = self._whole.near(phash[:, view])
-            self._verify(found, rows, signature[:, view], ids, np.zeros_like(ids))
+        for rows, parts, leaders, their_parts in self._candidates(phash):
+            for start in range(0, len(rows), VERIFIED):
+                cut = slice(start, start + VERIFIED)
+                own, other = grids[rows[cut], parts[cut]], self._signatures[leaders[cut], their_parts[cut]]
+                alike = within(own, other, self._threshold)
+                np.minimum.at(found, rows[cut][alike], leaders[cut][alike])
         found[found == self.count] = -1
         return found
 
-    def _verify(self, found: Ints, rows: Ints, own: npt.NDArray[np.uint8], leaders: Ints, views: Ints) -> None:
-        for start in range(0, len(rows), 1 << 16):
-            part = slice(start, start + (1 << 16))
-            apart = distance(own[rows[part]], self._signatures[leaders[part], views[part]])
-            alike = apart <= self._threshold
-            np.minimum.at(found, rows[part][alike], leaders[part][alike])
+    def candidates(self, phash: Codes) -> int:
+        """How many pairs of one of these images and a leader have near hashes, so that signatures must be compared."""
+        found = [_distinct(rows, leaders) for rows, _, leaders, _ in self._candidates(phash)]
+        return len(_distinct(*_joined(found))[0])
 
-    def among(self, phash: Codes, signature: npt.NDArray[np.uint8]) -> list[list[int]]:
-        """For each image those before it in the same list that it looks like, in order.
+    def _candidates(self, phash: Codes) -> list[tuple[Ints, Ints, Ints, Ints]]:
+        """(rows, their grids, leaders, their grids) of all whose hashes are near."""
+        rows, ids = _distinct(*self._parts.near(phash[:, 0]))
+        found = [(rows, np.zeros_like(rows), ids // len(BOXES), ids % len(BOXES))]
+        asked, leaders = _distinct(*self._whole.near(phash[:, 1 : len(BOXES)].ravel()))
+        rows, parts = np.divmod(asked, len(_PARTS))
+        found.append((rows, parts + 1, leaders, np.zeros_like(rows)))
+        for half, index in self._halves.items():
+            rows, leaders = _distinct(*index.near(phash[:, half]))
+            found.append((rows, np.zeros_like(rows), leaders, np.zeros_like(rows)))
+        return found
 
-        Compares all with all: for lists of some hundreds, which cost the same however many copies they hold.
-        """
-        alike: set[tuple[int, int]] = set()
-        for a, b in COMBINATIONS:
-            near = np.bitwise_count(phash[:, None, a] ^ phash[None, :, b]) <= self._radius
-            near &= (phash[:, None, a] != 0) & (phash[None, :, b] != 0)
-            rows, columns = np.nonzero(np.tril(near, -1))
-            for start in range(0, len(rows), 1 << 16):
-                i, j = rows[start : start + (1 << 16)], columns[start : start + (1 << 16)]
-                same = distance(signature[i, a], signature[j, b]) <= self._threshold
-                alike.update(zip(i[same].tolist(), j[same].tolist(), strict=True))
-        before: list[list[int]] = [[] for _ in range(len(phash))]
-        for row, earlier in sorted(alike):
-            before[row].append(earlier)
-        return before
+    def among(self, phash: Codes, signature: Signatures) -> list[list[int]]:
+        """For each image those before it in the same list that it looks like, in order."""
+        size, grids = len(phash), _grids(signature)
+        known = np.zeros((size, size), np.bool_)
+        for part, other in COMBINATIONS:
+            if part and not other:
+                continue  # the same pairs from the other side
+            index = HashIndex(radius_of(part, self._radius))
+            index.add(phash[:, other], np.arange(size))
+            rows, found = _distinct(*index.near(phash[:, part]))
+            new = (rows != found) & ~known[rows, found]
+            rows, found = rows[new], found[new]
+            for start in range(0, len(rows), VERIFIED):
+                one, two = rows[start : start + VERIFIED], found[start : start + VERIFIED]
+                alike = within(grids[one, grid_of(part)], grids[two, grid_of(other)], self._threshold)
+                known[one[alike], two[alike]] = known[two[alike], one[alike]] = True
+        return [np.flatnonzero(known[row, :row]).tolist() for row in range(size)]
+
+
+def _grids(signature: Signatures) -> Signatures:
+    return signature.reshape(len(signature), GRIDS, SIZE)
+
+
+def _distinct(rows: Ints, ids: Ints) -> Pairs:
+    """Each pair once, in order."""
+    keys = np.unique(rows.astype(np.uint64) << np.uint64(32) | ids.astype(np.uint64))
+    return (keys >> np.uint64(32)).astype(np.int64), (keys & np.uint64(0xFFFFFFFF)).astype(np.int64)

@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline.features import CROPS
-from pipeline.features.signature import SIZE
+from pipeline.features.phash import HASHES
+from pipeline.features.signature import GRIDS, SIZE
 from pipeline.identities import Identities
 from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.store import STAGE_FOLDERS, Build, Store
@@ -85,8 +85,8 @@ def _pairs(shown: Sequence[Shown], seed: int) -> pa.Table:
         own = by_url[row["image_url"]]
         rng = np.random.default_rng(own.picture)
         looks = {
-            "phash": rng.integers(1, 2**63, len(CROPS), dtype=np.uint64).tolist(),
-            "signature": rng.integers(0, 256, len(CROPS) * SIZE, dtype=np.uint8).tobytes(),
+            "phash": rng.integers(1, 2**63, HASHES, dtype=np.uint64).tolist(),
+            "signature": rng.integers(0, 256, GRIDS * SIZE, dtype=np.uint8).tobytes(),
         }
         rows.append({**row, **looks, "sha256": own.sha256, "width": own.side, "height": own.side})
     return pa.Table.from_pylist(rows, schema=PAIR_SCHEMA)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,40 @@ REDUCE_TO = 64
 LONGEST = 1024
 """A view's longer side is below twice this: a strip of a thousand screens costs no more than a picture."""
 
-CROPS = (0.0, 0.02, 0.04)
-"""Shares cut off at each side: a crop of up to about 5% meets one of these views of the original."""
+THUMB = 64
+"""Side of the square to which the grey picture is averaged down; hashes and signatures start from it."""
+
+
+class Box(NamedTuple):
+    """A part of a picture, as shares of its sides."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+BOXES = (
+    Box(0, 0, 1, 1),
+    Box(0.02, 0.02, 0.98, 0.98),
+    Box(0.04, 0.04, 0.96, 0.96),
+    Box(0.04, 0.04, 1, 1),
+    Box(0, 0.04, 0.96, 1),
+    Box(0.04, 0, 1, 0.96),
+    Box(0, 0, 0.96, 0.96),
+)
+"""The whole picture, then what crops leave of it: a copy that lost up to about 5% at each side or towards one corner,
+or has as much of a border, is as a whole close to one of these parts of the original, or the other way round."""
+
+HALVES = (Box(0, 0, 1, 0.5), Box(0, 0.5, 1, 1))
+"""Upper and lower half: a text stamped into one leaves the other as it was."""
 
 DECODE_VERSION = 2
 """Raised when `pipeline.pictures` shows another picture for the same bytes."""
 
 
 class View:
-    """A decoded picture as the features look at it: small, in colour and in grey, each made once.
+    """A decoded picture as the features look at it: small, in colour and in planes, each made once.
 
     All of it is integer arithmetic, or floats in which nothing is rounded: every machine sees the same.
     """
@@ -42,11 +68,21 @@ class View:
         self.colour: Pixels = _narrowed(picture.pixels)  # [H, W, 3] RGB
 
     @functools.cached_property
-    def grey(self) -> npt.NDArray[np.uint8]:
-        """[H, W]"""
+    def planes(self) -> tuple[Pixels, Pixels, Pixels]:
+        """Y, Cr and Cb (JFIF), each [H, W]."""
         import cv2
 
-        return cast("npt.NDArray[np.uint8]", cv2.cvtColor(self.colour, cv2.COLOR_RGB2GRAY))
+        return cast("tuple[Pixels, Pixels, Pixels]", cv2.split(cv2.cvtColor(self.colour, cv2.COLOR_RGB2YCrCb)))
+
+    @property
+    def grey(self) -> Pixels:
+        """[H, W]"""
+        return self.planes[0]
+
+    @functools.cached_property
+    def thumb(self) -> Pixels:
+        """[64, 64]: the grey picture, averaged down."""
+        return averaged(self.grey, THUMB)
 
     @functools.cached_property
     def levels(self) -> npt.NDArray[np.float64]:
@@ -57,35 +93,59 @@ class View:
         found: npt.NDArray[np.float64] = counts.ravel().astype(np.float64) / self.grey.size
         return found
 
-    def grids(self, image: npt.NDArray[np.uint8], side: int) -> npt.NDArray[np.uint8]:
-        """[len(CROPS), side, side] or [..., 3]: means of the image over side x side cells, for each of CROPS.
 
-        Two products of matrices. Weights are whole, 256 for each cell, so that the sums fit into the 24 bits that a
-        float32 holds exactly, in whatever order a BLAS adds them.
-        """
-        (height, width), channels, views = image.shape[:2], image.shape[2:], len(CROPS)
-        strips = _cells(height, side) @ image.reshape(height, -1).astype(np.float32)
-        across = _cells(width, side).reshape(views, side, width).swapaxes(1, 2)
-        if channels:  # one product for each crop, not one for each strip of it
-            strips = strips.reshape(views, side, width, *channels).swapaxes(2, 3)
-        sums = strips.reshape(views, -1, width) @ across
-        sums += 2.0**15
-        sums *= 2.0**-16
-        found: npt.NDArray[np.uint8] = sums.astype(np.uint8).reshape(views, side, *channels, side)
-        return found.swapaxes(2, 3) if channels else found
+def averaged(plane: Pixels, side: int) -> Pixels:
+    """[side, side]: means of a plane [H, W] over so many cells; side is at most 64.
+
+    Two products of matrices. Weights are whole, 256 for each cell, so that the sums fit into the 24 bits that a
+    float32 holds exactly, in whatever order a BLAS adds them.
+    """
+    height, width = plane.shape
+    sums = _cells(height, side) @ plane.astype(np.float32) @ _cells(width, side).T
+    found: Pixels = (sums * 2.0**-16 + 0.5).astype(np.uint8)
+    return found
 
 
-@functools.lru_cache(256)
+def cells(start: float, stop: float, length: int, number: int, weight: int) -> npt.NDArray[np.float64]:
+    """[number, length]: how much of each of `length` pixels goes into each of `number` cells of equal width.
+
+    Cells cover the shares `start` to `stop` of the pixels; weights are whole, `weight` in all for each cell.
+    """
+    edges = length * (start + (stop - start) * np.arange(number + 1) / number)
+    covered = np.clip(np.arange(length + 1)[None, :], edges[:-1, None], edges[1:, None]) - edges[:-1, None]
+    steps = np.rint(weight * covered / (edges[1:, None] - edges[:-1, None]))
+    weights: npt.NDArray[np.float64] = np.diff(steps, axis=1)  # rounding the running sum keeps a cell's sum as it is
+    return weights
+
+
+class Parts:
+    """A matrix applied down and across each of some boxes of a square plane, once for what boxes share.
+
+    `matrix` gives, for the shares of a side where a range starts and stops, what to apply along it: [n, side].
+    """
+
+    def __init__(self, boxes: Sequence[Box], matrix: Callable[[float, float], npt.NDArray[Any]]) -> None:
+        down = sorted({(box.top, box.bottom) for box in boxes})
+        across = sorted({(box.left, box.right) for box in boxes})
+        self._down = np.concatenate([matrix(*of) for of in down])
+        self._across = np.concatenate([matrix(*of) for of in across]).T.copy()
+        self._shape = (len(down), len(self._down) // len(down), len(across), self._across.shape[1] // len(across))
+        self._at = (
+            [down.index((box.top, box.bottom)) for box in boxes],
+            slice(None),
+            [across.index((box.left, box.right)) for box in boxes],
+        )
+
+    def of(self, plane: Pixels) -> npt.NDArray[Any]:
+        """[boxes, n, n] of a plane [side, side], in the matrix's type: exact while its whole numbers are."""
+        found = self._down @ plane.astype(self._down.dtype) @ self._across
+        boxes: npt.NDArray[Any] = found.reshape(self._shape)[self._at]
+        return boxes
+
+
+@functools.lru_cache(512)
 def _cells(length: int, side: int) -> npt.NDArray[np.float32]:
-    """[len(CROPS) * side, length]: how much of each of `length` pixels goes into each cell, in 256ths of the cell."""
-    pixels = np.arange(length + 1)
-    rows = []
-    for crop in CROPS:
-        edges = length * (crop + (1 - 2 * crop) * np.arange(side + 1) / side)
-        covered = np.clip(pixels[None, :], edges[:-1, None], edges[1:, None]) - edges[:-1, None]
-        steps = np.rint(256 * covered / (edges[1:, None] - edges[:-1, None]))
-        rows.append(np.diff(steps, axis=1))  # rounding the running sum keeps each cell's sum at 256
-    return np.concatenate(rows).astype(np.float32)
+    return cells(0, 1, length, side, 256).astype(np.float32)
 
 
 def _narrowed(pixels: Pixels) -> Pixels:
@@ -115,5 +175,5 @@ def features() -> dict[str, Feature]:
 def feature_id() -> str:
     """`features-<12 hex digits>` over everything that may change a value: where STORE caches the rows."""
     versions = [feature.identity() for feature in features().values()]
-    value = [DECODE_VERSION, FORMATS, REDUCE_TO, LONGEST, CROPS, versions]
+    value = [DECODE_VERSION, FORMATS, REDUCE_TO, LONGEST, THUMB, BOXES, HALVES, versions]
     return f"features-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"

@@ -1,10 +1,16 @@
-"""Signature: mean colour on an 8 x 8 grid, for each of `features.CROPS`: verifies what the hashes find.
+"""Signature: brightness on a 12 x 12 grid and colour on a 6 x 6 grid, for each of `features.BOXES`: verifies what the
+hashes find.
 
-A perceptual hash sees grey structure only: many pictures of one shape in other colours share one.
-`distance` looks at colour where two pictures differ most, so that a small thing in another colour on a white
-ground, which hardly moves a mean over everything, still tells them apart.
+A perceptual hash sees coarse structure in grey only: many different pictures share one. `distance` looks where two
+pictures differ most, so that a small thing in another colour or shape on a white ground, which hardly moves a mean
+over everything, still tells them apart; and it forgives what a copy may go through:
 
-Limits: blind to what is finer than an eighth of a side.
+- edges that moved a little within their cells: a difference counts from a share of the contrast around it;
+- lost colours: if one picture is grey, brightness is compared alone, and must agree `STRICTER` times as well;
+- a text along the upper or lower edge: the rest is compared alone, and must agree as much better.
+
+Limits: blind to what is finer than a twelfth of a side; a text across the middle is a difference. Of a shape in two
+colours of one brightness, a grey copy goes to whichever is ranked first.
 """
 
 from __future__ import annotations
@@ -12,26 +18,137 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import Feature, View
+from pipeline.features import BOXES, THUMB, Feature, Parts, View, averaged, cells
+from pipeline.pictures import Pixels
 
-SIDE = 8
-SIZE = SIDE * SIDE * 3
-"""Bytes of one grid; a signature holds one for each of CROPS."""
+SIDE, COLOUR_SIDE = 12, 6
+COLOUR_THUMB = THUMB // 2
+SIZE = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
+"""Bytes of one grid: Y, Cr and Cb (JFIF), row by row."""
 
-LOOKED_AT = SIDE * SIDE // 8
+GRIDS = len(BOXES)
+"""Grids of a signature."""
+
+STRICTER = 2
+EDGE = 2
+"""Rows at the upper or lower edge that a text may cover."""
+
+LOOKED_AT = 9
 """Cells, those of the largest difference, whose mean is the distance."""
+
+GREY = 10
+"""Most that a cell of a grey picture is off from grey, of 128."""
+
+_MOVED, _COLOUR_MOVED = 8, 4
+"""A difference counts from the eighth, of colours from the fourth part of the contrast between neighbouring cells."""
+
+_ONE = 1 << 8
+"""Weight of a cell, in whole numbers."""
+
+Grids = npt.NDArray[np.uint8]
+Cells = npt.NDArray[np.int16]
 
 
 class Signature(Feature):
-    """Bytes: RGB of each cell, row by row, whole picture first."""
+    """Bytes: a grid of SIZE bytes for each of BOXES."""
+
+    VERSION = 2
 
     def of(self, view: View) -> bytes:
-        return b"".join(grid.tobytes() for grid in view.grids(view.colour, SIDE))
+        _, cr, cb = view.planes
+        return signature_of(view.thumb, averaged(cr, COLOUR_THUMB), averaged(cb, COLOUR_THUMB))
 
 
-def distance(a: npt.NDArray[np.uint8], b: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Distances 0 to 1 between grids [N, 192] and [N, 192]: mean difference of the eighth of cells that differ most."""
-    difference = np.abs(a.astype(np.int16) - b.astype(np.int16)).reshape(-1, SIDE * SIDE, 3).sum(axis=2)
-    most = np.partition(difference, SIDE * SIDE - LOOKED_AT, axis=1)[:, -LOOKED_AT:]
-    found: npt.NDArray[np.float64] = most.mean(axis=1) / (3 * 255)
+def signature_of(thumb: Pixels, cr: Pixels, cb: Pixels) -> bytes:
+    """Signature of planes: brightness [64, 64], colours [32, 32]. Whole numbers of 24 bits in float32."""
+    grids = np.concatenate([_means(_BRIGHT, thumb), _means(_COLOUR, cr), _means(_COLOUR, cb)], axis=1)
+    return grids.tobytes()
+
+
+def distance(a: Grids, b: Grids) -> npt.NDArray[np.float64]:
+    """Distances from 0 to 2 between grids [N, SIZE] and [N, SIZE]: 1 is black against white in cells that matter."""
+    (bright, colour), (other_bright, other_colour) = _planes(a), _planes(b)
+    apart = _apart(bright, other_bright, _MOVED)
+    colours = _apart(colour, other_colour, _COLOUR_MOVED).sum(axis=0, dtype=np.int16)
+    colours = colours.repeat(SIDE // COLOUR_SIDE, axis=0).repeat(SIDE // COLOUR_SIDE, axis=1)
+    grey = _is_grey(colour) | _is_grey(other_colour)
+    apart = np.where(grey, STRICTER * apart, np.maximum(apart, colours)).reshape(SIDE * SIDE, -1).T.copy()
+    upper, lower = apart[:, EDGE * SIDE :], apart[:, : -EDGE * SIDE]
+    most = np.minimum(_most(apart), STRICTER * np.minimum(_most(upper), _most(lower)))
+    found: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
     return found
+
+
+def within(a: Grids, b: Grids, threshold: float) -> npt.NDArray[np.bool_]:
+    """`distance(a, b) <= threshold`, in a fraction of the time where most pairs are far apart.
+
+    Whatever shifts explain and whichever edge is left out: grids are too far apart if LOOKED_AT of the cells between
+    the edges differ by more than the threshold and the most that is allowed for a shift.
+    """
+    inner = slice(EDGE * SIDE, (SIDE - EDGE) * SIDE)
+    one, other = a[:, inner], b[:, inner]
+    difference = np.maximum(one, other) - np.minimum(one, other)
+    near: npt.NDArray[np.bool_] = np.count_nonzero(difference > 255 * (threshold + 1 / _MOVED), axis=1) < LOOKED_AT
+    near[near] = distance(a[near], b[near]) <= threshold
+    return near
+
+
+def _planes(grids: Grids) -> tuple[Grids, Grids]:
+    """Brightness [12, 12, N] and colours [2, 6, 6, N]: grids last, so that each step runs along memory."""
+    values = np.ascontiguousarray(grids.T)
+    colour = values[SIDE * SIDE :].reshape(2, COLOUR_SIDE, COLOUR_SIDE, -1)
+    return values[: SIDE * SIDE].reshape(SIDE, SIDE, -1), colour
+
+
+def _apart(a: Grids, b: Grids, moved: int) -> Cells:
+    """Differences of cells, in eighths, less what a little shift explains."""
+    difference = (np.maximum(a, b) - np.minimum(a, b)).astype(np.int16)
+    allowed = np.minimum(_contrast(a), _contrast(b)).astype(np.int16)
+    found: Cells = np.maximum(difference * _MOVED - allowed * (_MOVED // moved), 0)
+    return found
+
+
+def _contrast(planes: Grids) -> Grids:
+    """Largest less smallest of the 3 x 3 cells around each one; cells are the last but one axes."""
+    highest, lowest = planes, planes
+    for axis in (-2, -3):
+        highest, lowest = _around(np.maximum, highest, axis), _around(np.minimum, lowest, axis)
+    found: Grids = highest - lowest
+    return found
+
+
+def _around(pick: np.ufunc, planes: Grids, axis: int) -> Grids:
+    """`pick` over each cell and its two neighbours along an axis."""
+    found: Grids = planes.copy()
+    all_but_first = (..., slice(1, None)) + (slice(None),) * (-axis - 1)
+    all_but_last = (..., slice(None, -1)) + (slice(None),) * (-axis - 1)
+    pick(found[all_but_first], planes[all_but_last], out=found[all_but_first])
+    pick(found[all_but_last], planes[all_but_first], out=found[all_but_last])
+    return found
+
+
+def _most(apart: Cells) -> npt.NDArray[np.int64]:
+    """[N] sum of the LOOKED_AT largest of [N, cells]."""
+    largest = np.partition(apart, apart.shape[1] - LOOKED_AT, axis=1)[:, -LOOKED_AT:]
+    found: npt.NDArray[np.int64] = largest.sum(axis=1, dtype=np.int64)
+    return found
+
+
+def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
+    """[N]"""
+    off = np.maximum(colour, 128) - np.minimum(colour, 128)
+    found: npt.NDArray[np.bool_] = np.asarray((off <= GREY).all(axis=(0, 1, 2)))
+    return found
+
+
+def _means(parts: Parts, plane: Pixels) -> Grids:
+    """[GRIDS, side * side] of a plane."""
+    found: Grids = (parts.of(plane) * (1.0 / (_ONE * _ONE)) + 0.5).astype(np.uint8).reshape(GRIDS, -1)
+    return found
+
+
+def _parts(thumb: int, side: int) -> Parts:
+    return Parts(BOXES, lambda start, stop: cells(start, stop, thumb, side, _ONE).astype(np.float32))
+
+
+_BRIGHT, _COLOUR = _parts(THUMB, SIDE), _parts(COLOUR_THUMB, COLOUR_SIDE)

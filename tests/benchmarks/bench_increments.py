@@ -24,8 +24,8 @@ from harness import at_least, at_most, quick, report
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
 from pipeline import dedup, lead, rank
-from pipeline.features import CROPS
-from pipeline.features.signature import SIZE
+from pipeline.features.phash import HASHES
+from pipeline.features.signature import GRIDS, SIZE
 from pipeline.identities import Identities
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
 from pipeline.sketches import mixed
@@ -88,12 +88,11 @@ def captions(rng: np.random.Generator, count: int) -> list[str]:
 
 
 def _looks(seed: int, kind: Any) -> tuple[Any, Any]:
-    """Hashes [N, views] and signatures [N, views, bytes] of kinds of images."""
-    views = len(CROPS)
+    """Hashes [N, hashes] and signatures [N, bytes] of kinds of images."""
     with np.errstate(over="ignore"):
-        numbers = kind.astype(np.uint64)[:, None] * np.uint64(views + 1) + np.arange(1, views + 1, dtype=np.uint64)
+        numbers = kind.astype(np.uint64)[:, None] * np.uint64(HASHES + 1) + np.arange(1, HASHES + 1, dtype=np.uint64)
         phash = mixed(mixed(numbers + np.uint64(seed << 40)))
-    table = np.random.default_rng(seed).integers(0, 256, (4096, views, SIZE), dtype=np.uint8)
+    table = np.random.default_rng(seed).integers(0, 256, (4096, GRIDS * SIZE), dtype=np.uint8)
     return phash, table[kind % 4096]
 
 

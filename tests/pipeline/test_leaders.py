@@ -15,19 +15,18 @@ from hypothesis import strategies as st
 
 from data_specs.build import Dedup
 from pipeline import text_rows
-from pipeline.features.signature import SIZE, distance
+from pipeline.features.phash import HASHES
+from pipeline.features.signature import GRIDS, SIZE
 from pipeline.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
 from pipeline.leaders import BLOCK, REASONS, Block, LeaderPass
-from pipeline.near_images import COMBINATIONS
+from pipeline.near_images import ImageLeaders
 from pipeline.records import DropReason
 from pipeline.sketches import same
-
-VIEWS = 1 + max(view for pair in COMBINATIONS for view in pair)
 
 
 @dataclass(frozen=True)
 class Items:
-    """Pairs by rank: one hash and one signature for all views, one domain and some texts each."""
+    """Pairs by rank."""
 
     sha256: list[bytes]
     phash: Any
@@ -76,10 +75,10 @@ def decide(found: Items, rules: Dedup, block: int = BLOCK, shares: int = 1) -> d
 def items(draw: st.DrawFn) -> Items:
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     size, kinds = draw(st.integers(1, 40)), draw(st.integers(1, 25))
-    phash = rng.choice(rng.integers(0, 2**63, 3, dtype=np.uint64), (kinds, VIEWS))
+    phash = rng.choice(rng.integers(0, 2**63, 3, dtype=np.uint64), (kinds, HASHES))
     for _ in range(draw(st.integers(0, 9))):
-        phash ^= np.uint64(1) << rng.integers(0, 64, (kinds, VIEWS), dtype=np.uint64)
-    signature = (rng.integers(0, 2, (kinds, VIEWS, 1)) * 30 + np.full(SIZE, 90)).astype(np.uint8)
+        phash ^= np.uint64(1) << rng.integers(0, 64, (kinds, HASHES), dtype=np.uint64)
+    signature = (rng.integers(0, 2, (kinds, 1)) * 60 + np.full(GRIDS * SIZE, 90)).astype(np.uint8)
     kind = rng.integers(0, kinds, size)
     words = ["红烧肉", "红烧鱼", "清蒸鱼", "今天天气很好我们去公园散步吧", "今天天气很好我们去公园散步啦"]
     chosen = [[words[w] for w in rng.integers(0, 5, rng.integers(1, 3))] for _ in range(size)]
@@ -94,7 +93,7 @@ def _same(one: str, other: str, threshold: float) -> bool:
 
 
 def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason], int]]:
-    """The definition, word by word."""
+    """The definition, word by word; whether two images look alike is asked of them alone."""
     kept: list[int] = []
     dropped: dict[int, tuple[list[DropReason], int]] = {}
     leading: list[str] = []
@@ -102,13 +101,11 @@ def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason],
     def leader(text: str) -> str | None:
         return next((t for t in leading if _same(t, text, rules.text_similarity)), None)
 
-    a, b = found.phash, found.signature
-    looks = np.zeros((len(a), len(a)), bool)
-    for v, w in COMBINATIONS:
-        near = np.bitwise_count(a[:, None, v] ^ a[None, :, w]) <= rules.image_distance
-        near &= (a[:, None, v] != 0) & (a[None, :, w] != 0)
-        rows, columns = np.nonzero(near)
-        looks[rows, columns] |= distance(b[rows, v], b[columns, w]) <= rules.image_signature
+    looks = np.zeros((len(found.texts),) * 2, bool)
+    for j in range(len(looks)):
+        one = ImageLeaders(rules.image_distance, rules.image_signature)
+        one.add(found.phash[[j]], found.signature[[j]])
+        looks[:, j] = one.first(found.phash, found.signature) == 0
 
     for i, own in enumerate(found.texts):
         same = [j for j in kept if found.sha256[j] == found.sha256[i]]
@@ -172,8 +169,8 @@ def test_texts_that_bands_miss_and_full_buckets_change_nothing(seed: int, block:
 
 def alike(size: int, codes: Any, texts: list[str]) -> Items:
     """Pairs of different bytes, with the given hashes [N] and one colour."""
-    phash = np.repeat(np.asarray(codes, np.uint64)[:, None], VIEWS, axis=1)
-    signature = np.full((size, VIEWS, SIZE), 100, np.uint8)
+    phash = np.repeat(np.asarray(codes, np.uint64)[:, None], HASHES, axis=1)
+    signature = np.full((size, GRIDS * SIZE), 100, np.uint8)
     return Items([_name(row) for row in range(size)], phash, signature, [0] * size, [[text] for text in texts])
 
 

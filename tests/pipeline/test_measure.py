@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from pipeline import measure
-from pipeline.features import CROPS, features
-from pipeline.features.signature import SIZE
+from pipeline.features import features
+from pipeline.features.phash import HASHES
+from pipeline.features.signature import GRIDS, SIZE
 from pipeline.pictures import PictureError
 from pipeline.records import FEATURE_SCHEMA
 
@@ -48,8 +49,8 @@ def test_a_row_tells_what_one_decode_tells(fetched_build: Any, got: Any) -> None
     assert row["sha256"] == hashlib.sha256(data).hexdigest()
     assert (row["width"], row["height"], row["orientation"]) == (120, 160, 6)
     assert (row["format"], row["bytes"], row["frames"], row["alpha"]) == ("jpeg", len(data), 1, False)
-    assert len(row["phash"]) == len(CROPS)
-    assert len(row["signature"]) == len(CROPS) * SIZE
+    assert len(row["phash"]) == HASHES
+    assert len(row["signature"]) == GRIDS * SIZE
     assert 0 < row["blankness"] < 0.5
 
 

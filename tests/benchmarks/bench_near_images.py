@@ -1,0 +1,205 @@
+"""Near images on real pictures: which copies are found, what is taken for a copy that is none, and what peers do.
+
+Originals: the photos of a recipe site (../shared/corpus) and the stamps of the demo corpus. Each is copied in seven
+ways (`copies.COPIES`; `MORE` are shown without a bar). Ours is what dedup runs: features by `measure_image`, leaders by
+`ImageLeaders` at the shipped radius and threshold. Originals come first, in order; a copy is found if its first match
+is the leader of its own original. Merges among originals are listed; ONE_PICTURE names those that were looked at.
+
+Peers run in their own environment on the same files: imagededup's PHash within 10 bits (its default), PDQ within 31
+bits of 256 (its authors' advice), data-juicer's image deduplicator (equal hashes). Their merges are all pairs within
+their rule. A copy counts as found by them if it matches its original.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
+STAMPS = ROOT / "demo" / "corpus" / "stamps"
+PEER = ROOT / ".bench" / "bin" / "python"
+PEERS = {"imagededup": 10, "pdqhash": 31, "data_juicer": 0}
+"""Bits within which each takes two pictures for one."""
+
+ONE_PICTURE = (
+    {"6007ee0f7e6fa835", "601d32e0820ee5f9"},  # one photo, published twice
+    {"fireman240a"},  # one file in two folders
+    {"apple_core", "apple_core_01"},
+    {"l_outline", "I_outline"},  # a letter of the same form
+    {"l_filled", "I_filled"},
+)
+"""Originals that show the same picture, by file name."""
+
+
+def main() -> int:
+    from harness import Figure, at_least, quick, report
+
+    small = quick(__doc__ or "")
+    files = [*sorted(PHOTOS.rglob("*.jpg")), *sorted(STAMPS.rglob("*.png"))][:: 12 if small else 1]
+    if not STAMPS.is_dir() or not PHOTOS.is_dir():
+        print("bench_near_images needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
+        return 1
+    folder = Path(tempfile.mkdtemp(prefix="wenlan-near-"))
+    try:
+        with ProcessPoolExecutor(2) as pool:
+            rows = list(pool.map(_measured, [(n, file, folder) for n, file in enumerate(files)], chunksize=8))
+        names = [file.stem for file in files]
+        recall, merges, wrong = ours(rows, names)
+        figures = {"recall": at_least(recall.pop("all"), 0.97, "share")}
+        figures |= {f"recall_{name}": at_least(recall[name], 0.90, "share") for name in _figured()}
+        others = [pair for pair in merges if not any(set(pair) <= one for one in ONE_PICTURE)]
+        figures["different_originals_merged"] = Figure(len(others), "pairs", 0, not others)
+        _say(f"ours: merged originals: {', '.join(' = '.join(pair) for pair in merges) or 'none'}")
+        _say(f"ours: {wrong} of {len(files) * len(recall):,} copies taken for another picture")
+        _say("ours, without a bar: " + ", ".join(f"{n} {v:.3f}" for n, v in recall.items() if n not in _figured()))
+        for name, radius in PEERS.items():
+            peer(name, radius, folder, names)
+    finally:
+        shutil.rmtree(folder)
+    return report(figures)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _figured() -> list[str]:
+    from copies import COPIES
+
+    return list(COPIES)
+
+
+def _measured(task: tuple[int, Path, Path]) -> dict[str, tuple[list[int], bytes]]:
+    """Hashes and signature of an original, under "", and of its copies; their files are left for the peers."""
+    from copies import COPIES, MORE
+    from PIL import Image
+
+    from pipeline.measure import measure_image
+    from pipeline.pictures import decode
+
+    number, file, folder = task
+    data = file.read_bytes()
+    picture = decode(data, 10**9).pixels
+    image = Image.fromarray(picture)
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)  # the picture as shown: peers know nothing of alpha
+    made = {name: copy(image, number) for name, copy in (COPIES | MORE).items()}
+    (folder / f"{number}..png").write_bytes(out.getvalue())
+    for name in COPIES:
+        (folder / f"{number}.{name}.jpg").write_bytes(made[name])
+    rows = {name: measure_image(content, 10**9) for name, content in {"": data, **made}.items()}
+    return {name: (row["phash"], row["signature"]) for name, row in rows.items()}
+
+
+def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float], list[tuple[str, str]], int]:
+    """Recall by kind of copy and of the seven together, merges among originals, and copies given to another."""
+    import numpy as np
+
+    from data_specs.build import Dedup
+    from pipeline.near_images import ImageLeaders
+
+    def looks(kind: str) -> tuple[Any, Any]:
+        signatures = b"".join(row[kind][1] for row in rows)
+        return (
+            np.array([row[kind][0] for row in rows], np.uint64),
+            np.frombuffer(signatures, np.uint8).reshape(len(rows), -1),
+        )
+
+    leaders = ImageLeaders(Dedup().image_distance, Dedup().image_signature)
+    phash, signature = looks("")
+    leading, leader_of = list[int](), list[int]()
+    for row in range(len(rows)):
+        found = int(leaders.first(phash[row : row + 1], signature[row : row + 1])[0])
+        if found < 0:
+            found = len(leading)
+            leading.append(row)
+            leaders.add(phash[row : row + 1], signature[row : row + 1])
+        leader_of.append(found)
+    merges = [(names[leading[leader]], names[row]) for row, leader in enumerate(leader_of) if leading[leader] != row]
+    recall, wrong, every = dict[str, float](), 0, []
+    for kind in rows[0]:
+        if kind:
+            first = leaders.first(*looks(kind))
+            right = first == np.array(leader_of)
+            wrong += int(((first >= 0) & ~right).sum())
+            recall[kind] = float(right.mean())
+            if kind in _figured():
+                every.append(recall[kind])
+    recall["all"] = sum(every) / len(every)
+    return recall, merges, wrong
+
+
+def peer(name: str, radius: int, folder: Path, names: list[str]) -> None:
+    """What a peer finds and merges, on stderr; that it cannot run is said, too."""
+    if not PEER.exists():
+        _say(f"{name}: not run, {PEER} is missing: `make bench-venv` makes the peers' environment")
+        return
+    done = subprocess.run(
+        [PEER, __file__, "--peer", name, str(folder)], capture_output=True, text=True, check=False, cwd=folder
+    )
+    if done.returncode:
+        _say(f"{name}: could not run: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}")
+        return
+    hashes: dict[str, str | None] = json.loads(done.stdout.splitlines()[-1])
+    refused = sum(value is None for value in hashes.values())
+
+    def near(a: str, b: str) -> bool:
+        one, other = hashes[a], hashes[b]
+        return one is not None and other is not None and (int(one, 16) ^ int(other, 16)).bit_count() <= radius
+
+    recall = {kind: sum(near(f"{n}.", f"{n}.{kind}") for n in range(len(names))) / len(names) for kind in _figured()}
+    merged = [(a, b) for a, b in combinations(range(len(names)), 2) if near(f"{a}.", f"{b}.")]
+    others = sum(not any({names[a], names[b]} <= one for one in ONE_PICTURE) for a, b in merged)
+    listed = ", ".join(f"{kind} {value:.3f}" for kind, value in recall.items())
+    overall = sum(recall.values()) / len(recall)
+    _say(
+        f"{name}: recall {overall:.3f} ({listed}); merges {others} pairs of different originals"
+        + (f"; no hash of {refused:,} files" if refused else "")
+    )
+
+
+def serve_peer(name: str, folder: Path) -> None:
+    """In the peers' environment: each file's hash in hexadecimal, None where there is none, by name without suffix."""
+    import numpy as np
+    from PIL import Image
+
+    if name == "imagededup":
+        from imagededup.methods import PHash
+
+        hasher = PHash(verbose=False)
+
+        def hashed(file: Path) -> Any:
+            return hasher.encode_image(image_file=str(file))
+    elif name == "pdqhash":
+        import pdqhash
+
+        def hashed(file: Path) -> Any:
+            bits, _ = pdqhash.compute(np.asarray(Image.open(file).convert("RGB")))
+            return np.packbits(bits).tobytes().hex()
+    else:
+        from data_juicer.ops.deduplicator.image_deduplicator import HashKeys, ImageDeduplicator
+
+        operator = ImageDeduplicator()
+
+        def hashed(file: Path) -> Any:
+            return operator.compute_hash({"images": [str(file)], "text": ""})[HashKeys.imagehash] or None
+
+    found = {file.stem: hashed(file) for file in sorted(folder.iterdir())}
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--peer"]:
+        serve_peer(sys.argv[2], Path(sys.argv[3]))
+    else:
+        raise SystemExit(main())
