@@ -10,13 +10,14 @@ The result depends on the ranks alone: not on how the pairs were cut into partit
 many holders share what is remembered. Increments over earlier builds give what one pass over all would have given, as
 long as the ranks put the earlier builds first.
 
-Limits: pairs of a block are compared with each other by brute force, so blocks are small.
+Limits: pairs of a block are compared with each other, so blocks are small; and smaller where copies of one image that
+is not held yet come by the hundred.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,13 +25,16 @@ import numpy as np
 from data_specs.build import Dedup
 from pipeline.digests import Digests
 from pipeline.holders import NONE, PLACEHOLDER, Found, Holders, ImageRows, Known
-from pipeline.near_images import ImageLeaders, Ints
+from pipeline.near_images import Codes, ImageLeaders, Ints, Signatures
 from pipeline.records import DropReason
 from pipeline.sketches import possible_among, same
 from pipeline.text_rows import TextRows
 
 BLOCK = 1_024
 """Pairs looked up at once."""
+
+CROWDED, SMALLEST = 16, 64
+"""A block in which a pair has more likely copies than CROWDED that nobody holds is cut in halves, down to SMALLEST."""
 
 REASONS = (
     DropReason.PLACEHOLDER,
@@ -55,6 +59,15 @@ class Block:
     texts: TextRows
     own: Sequence[Sequence[int]]
 
+    def __len__(self) -> int:
+        return len(self.place)
+
+    def part(self, start: int, end: int) -> Block:
+        """Rows [start, end); texts keep their positions."""
+        cut = slice(start, end)
+        images = self.images.take(cut)
+        return Block(self.candidate_id[cut], self.place[cut], images, self.domain[cut], self.texts, self.own[cut])
+
 
 @dataclass
 class Verdicts:
@@ -73,6 +86,17 @@ class Verdicts:
     def kept(self) -> list[int]:
         return list(self.text_leaders)
 
+    def then(self, other: Verdicts) -> Verdicts:
+        """Both, of two parts of a block."""
+        moved = {row + len(self.reasons): leaders for row, leaders in other.text_leaders.items()}
+        return Verdicts(
+            self.reasons + other.reasons,
+            np.concatenate([self.leader, other.leader]),
+            np.concatenate([self.place, other.place]),
+            {**self.text_leaders, **moved},
+            self.new_texts + other.new_texts,
+        )
+
 
 class LeaderPass:
     """Decides block after block."""
@@ -83,11 +107,15 @@ class LeaderPass:
 
     def decide(self, block: Block) -> Verdicts:
         """Judge a block, and remember what it kept."""
-        images = _ImagesOfBlock(block, self._holders, self._among)
+        images = _ImagesOfBlock(block, self._holders)
+        if len(block) > SMALLEST and images.crowded():
+            half = len(block) // 2
+            return self.decide(block.part(0, half)).then(self.decide(block.part(half, len(block))))
+        images.compare(self._among)
         asked = sorted({text for row, own in enumerate(block.own) for text in (own[:1] if row in images.done else own)})
         texts = _TextsOfBlock(block.texts, asked, self._holders, self._rules.text_similarity)
         domains = _Domains(block.domain, self._holders, self._rules.max_pairs_per_domain)
-        size = len(block.candidate_id)
+        size = len(block)
         verdicts = Verdicts([0] * size, np.zeros((size, 32), np.uint8), np.full(size, -1, np.int64))
         for row in range(size):
             reasons = images.judge(row, verdicts)
@@ -125,7 +153,7 @@ class LeaderPass:
 class _ImagesOfBlock:
     """Which earlier leader, or which kept pair of the same block, each pair is a copy of."""
 
-    def __init__(self, block: Block, holders: Holders, among: object) -> None:
+    def __init__(self, block: Block, holders: Holders) -> None:
         self._block = block
         sha256 = block.images.sha256
         first: dict[bytes, int] = {}
@@ -140,13 +168,23 @@ class _ImagesOfBlock:
                 self._held[int(rows[at])] = (reason, found, at)
         self.done = {row for row, at in enumerate(self._first) if at in self._held}
         """Rows that are copies of what was kept before the block."""
-        free = rest[alike.number == NONE]
-        self._near: dict[int, list[int]] = {int(row): [] for row in free}  # both ways, by first rows
-        for row, before in zip(free.tolist(), among(*block.images.take(free).looks), strict=True):  # type: ignore[operator]
-            for at in before:
-                self._near[row].append(int(free[at]))
-                self._near[int(free[at])].append(row)
+        self._free = rest[alike.number == NONE]
+        self._near: dict[int, list[int]] = {int(row): [] for row in self._free}  # both ways, by first rows
         self._kept: dict[int, int] = {}  # first row with the same bytes -> row that was kept
+
+    def crowded(self) -> bool:
+        """Whether many of the block's images that nobody holds are likely to be copies of one another."""
+        whole = self._block.images.phash[self._free, 0]
+        counts = [np.unique(whole >> np.uint64(s) & np.uint64(0xFFFF), return_counts=True)[1] for s in (0, 16, 32, 48)]
+        return max(int((c * (c - 1)).sum()) for c in counts) > CROWDED * len(whole)
+
+    def compare(self, among: Callable[[Codes, Signatures], list[list[int]]]) -> None:
+        """Compare the images that nobody holds with each other."""
+        rows = self._free.tolist()
+        for row, before in zip(rows, among(*self._block.images.take(self._free).looks), strict=True):
+            for at in before:
+                self._near[row].append(rows[at])
+                self._near[rows[at]].append(row)
 
     def judge(self, row: int, verdicts: Verdicts) -> int:
         """Reasons against a row for its image; notes its leader."""

@@ -130,11 +130,17 @@ def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason],
 
 
 @settings(max_examples=150, deadline=None)
-@given(items(), st.integers(1, 4), st.integers(0, 6), st.sampled_from([1, 3, 7, 512]), st.integers(1, 5))
-def test_the_pass_agrees_with_the_definition(found: Items, cap: int, of_domain: int, block: int, shares: int) -> None:
+@given(items(), st.integers(1, 4), st.integers(0, 6), st.sampled_from([1, 3, 7, 512]), st.integers(1, 5), st.booleans())
+def test_the_pass_agrees_with_the_definition(
+    found: Items, cap: int, of_domain: int, block: int, shares: int, halved: bool
+) -> None:
     """Whatever the size of a block, and however many shares hold what is remembered."""
     rules = Dedup(image_distance=6, max_pairs_per_text=cap, max_pairs_per_domain=of_domain)
-    assert decide(found, rules, block, shares) == brute_force(found, rules)
+    with pytest.MonkeyPatch.context() as patch:
+        if halved:
+            patch.setattr("pipeline.leaders.CROWDED", 0)
+            patch.setattr("pipeline.leaders.SMALLEST", 2)
+        assert decide(found, rules, block, shares) == brute_force(found, rules)
 
 
 @settings(max_examples=25, deadline=None)
