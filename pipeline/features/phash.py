@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import numpy.typing as npt
 
 from pipeline.features import BOXES, HALVES, THUMB, Feature, Parts, View, cells
 from pipeline.pictures import Pixels
@@ -75,12 +76,22 @@ class PHash(Feature):
 
 
 def hashes_of(thumb: Pixels) -> list[int]:
-    """Hashes of a grey thumb [64, 64]; bit 63 is the lowest frequency. Whole numbers below 2^53 until they are cut."""
+    """Hashes of a grey thumb [64, 64]; bit 63 is the lowest frequency."""
+    hashes: list[int] = codes_of(levels_of(thumb)).tolist()
+    return hashes
+
+
+def levels_of(thumb: Pixels) -> npt.NDArray[np.int64]:
+    """[HASHES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53 in doubles."""
     found = _PARTS.of(thumb).reshape(HASHES, -1)[:, _PICKED]
-    levels = np.rint(found * _WEIGHTS).astype(np.int64)
+    return np.rint(found * _WEIGHTS).astype(np.int64)
+
+
+def codes_of(levels: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+    """[N] hashes of weighted frequencies [N, 64]."""
     energy = (levels**2).sum(axis=1, keepdims=True)
     times, of = CLEARLY
     clear = (levels > 0) & (levels**2 * (64 * of**2) > energy * times**2)
     clear &= energy >= 64 * (FLAT * _ONE) ** 2
-    hashes: list[int] = np.ascontiguousarray(np.packbits(clear, axis=1)).view(">u8").ravel().tolist()
-    return hashes
+    packed = np.ascontiguousarray(np.packbits(clear, axis=1))
+    return packed.view(">u8").ravel().astype(np.uint64)

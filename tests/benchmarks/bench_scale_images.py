@@ -5,11 +5,11 @@ a leader, `add` for those that are kept, at the shipped radius and threshold; on
 columns from a file block by block. The exponent is that of its CPU time from 100,000 to 1,000,000 images.
 
 The images are drawn, not random bits: a smoothed bootstrap (Silverman and Young, "The bootstrap: to smooth or not to
-smooth?", 1987) of the thumbs of real photos and stamps. A drawn thumb is a real one, shrunk towards the mean, plus
-Gaussian noise with the covariance of all real ones; so hashes have the real correlations between their bits and
-between parts, and signatures agree with them. How much noise is fitted: the share of pairs that the index brings
-together is that of the real pictures, photos and stamps alike. The hot cluster are real copies of one photo
-(`copies.COPIES`), with noise of two grey levels on top.
+smooth?", 1987) of real photos and stamps. A drawn image is a real one, shrunk towards the mean, plus Gaussian noise
+with the covariance of all real ones. Frequencies and signatures are sums over pixels, so the drawing is done on them:
+hashes have the real correlations between their bits and between parts, and signatures agree with them. How much noise
+is fitted: the share of pairs that the index brings together is that of the real pictures, photos and stamps alike. The
+hot cluster are real copies of one photo (`copies.COPIES`), with noise of two grey levels on every cell.
 
 The rate of candidates times the number of images tells what 30 million and 650 million would cost. At radius 10 on 64
 bits the plain index is timed alone: its queries by the thousand, against 100,000 and 1,000,000 codes.
@@ -33,10 +33,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
-BLOCK, PART, ASKED = 512, 8_192, 2_048
+BLOCK, PART, ASKED = 512, 4_096, 2_048
 SIZES = (100_000, 1_000_000)
 HOT = 0.05
-PLANES = ((64, 64), (32, 32), (32, 32))
+RANK = 256
 
 
 def main() -> int:
@@ -71,45 +71,40 @@ def _say(line: str) -> None:
 
 
 def prepare(folder: Path, count: int, small: bool) -> None:
-    """`phash` and `signature` of `count` images in the order of their ranks, as plain files."""
+    """`phash` and `signature` of `count` images in the order of their ranks, as plain files, and of ASKED more."""
     files = [*sorted(PHOTOS.rglob("*.jpg")), *sorted(STAMPS.rglob("*.png"))][:: 4 if small else 1]
     with ProcessPoolExecutor(2) as pool:
-        real = np.stack(list(pool.map(thumbs, files, chunksize=16)))
-        hot = np.stack(list(pool.map(hot_thumb, range(70 if small else 420), chunksize=8)))
-        np.save(folder / "real.npy", real)
-        np.save(folder / "hot.npy", hot)
+        real = np.stack(list(pool.map(_sums, map(Path.read_bytes, files), chunksize=16)))
+        hot = np.stack(list(pool.map(_hot, range(70 if small else 420), chunksize=8)))
         rate, pairs = _pair_rate(*_looks(real))
         noise, reached = _fitted(real, rate)
         _say(
             f"{len(files):,} real pictures: {pairs:,} pairs are candidates, {rate:.2e} of all;"
             f" drawn with noise {noise:.2f}: {reached:.2e}"
         )
-        tasks = [(folder, noise, start, min(PART, count - start), HOT) for start in range(0, count, PART)]
-        tasks.append((folder, noise, count, ASKED, 0.0))  # none of the hot cluster, for counting candidates
+        np.savez(folder / "drawing.npz", *_drawing(real), hot, noise)
+        tasks = [(folder, start, min(PART, count - start), HOT) for start in range(0, count, PART)]
+        tasks.append((folder, count, ASKED, 0.0))  # none of the hot cluster, for counting candidates
         with (folder / "phash").open("wb") as phash, (folder / "signature").open("wb") as signature:
             for hashes, signatures in pool.map(_drawn_looks, tasks):
                 phash.write(hashes)
                 signature.write(signatures)
 
 
-def thumbs(file: Path) -> Any:
-    """[64 * 64 + 2 * 32 * 32]: the planes that features start from."""
-    return _planes_of(file.read_bytes())
-
-
-def _planes_of(data: bytes) -> Any:
-    from pipeline.features import REDUCE_TO, View, averaged
-    from pipeline.features.signature import COLOUR_THUMB
+def _sums(data: bytes) -> Any:
+    """What hashes and signature are made of: frequencies of all parts, then the signature's means, as one row."""
+    from pipeline.features import REDUCE_TO, View
+    from pipeline.features.phash import levels_of
+    from pipeline.features.signature import Signature
     from pipeline.pictures import decode
 
     view = View(decode(data, 10**9, reduce_to=REDUCE_TO))
-    _, cr, cb = view.planes
-    planes = [view.thumb, averaged(cr, COLOUR_THUMB), averaged(cb, COLOUR_THUMB)]
-    return np.concatenate([plane.ravel() for plane in planes])
+    means = np.frombuffer(Signature().of(view), np.uint8)
+    return np.concatenate([levels_of(view.thumb).ravel(), means]).astype(np.float32)
 
 
-def hot_thumb(number: int) -> Any:
-    """Planes of a copy of one photo."""
+def _hot(number: int) -> Any:
+    """The same of a copy of one photo."""
     from copies import COPIES
     from PIL import Image
 
@@ -117,21 +112,16 @@ def hot_thumb(number: int) -> Any:
 
     picture = decode(sorted(PHOTOS.rglob("*.jpg"))[7].read_bytes(), 10**9).pixels
     kinds = list(COPIES.values())
-    return _planes_of(kinds[number % len(kinds)](Image.fromarray(picture), number // len(kinds)))
+    return _sums(kinds[number % len(kinds)](Image.fromarray(picture), number // len(kinds)))
 
 
-def _looks(planes: Any) -> tuple[Any, Any]:
-    """Hashes [N, 9] and signatures [N, bytes] of rows of planes."""
-    from pipeline.features.phash import hashes_of
-    from pipeline.features.signature import signature_of
+def _looks(rows: Any) -> tuple[Any, Any]:
+    """Hashes [N, HASHES] and signatures [N, bytes] of rows of sums."""
+    from pipeline.features.phash import HASHES, codes_of
 
-    ends = np.cumsum([a * b for a, b in PLANES])[:-1]
-    hashes, signatures = [], []
-    for row in planes:
-        parts = [part.reshape(shape) for part, shape in zip(np.split(row, ends), PLANES, strict=True)]
-        hashes.append(hashes_of(parts[0]))
-        signatures.append(np.frombuffer(signature_of(*parts), np.uint8))
-    return np.array(hashes, np.uint64), np.stack(signatures)
+    levels = np.rint(rows[:, : HASHES * 64]).astype(np.int64).reshape(-1, 64)
+    means = np.clip(np.rint(rows[:, HASHES * 64 :]), 0, 255).astype(np.uint8)
+    return codes_of(levels).reshape(-1, HASHES), means
 
 
 def _pair_rate(phash: Any, signature: Any) -> tuple[float, int]:
@@ -143,37 +133,45 @@ def _pair_rate(phash: Any, signature: Any) -> tuple[float, int]:
     return pairs / (size * (size - 1) / 2), pairs
 
 
-def _draw(real: Any, noise: float, count: int, seed: int) -> Any:
-    """Planes of `count` drawn pictures."""
+def _drawing(real: Any) -> tuple[Any, Any, Any]:
+    """Mean, deviations from it, and RANK directions of a Gaussian with the deviations' covariance."""
+    middle = real.mean(axis=0)
+    apart = real - middle
+    _, values, vectors = np.linalg.svd(apart.astype(np.float64), full_matrices=False)
+    spread = values[:RANK, None] * vectors[:RANK] / math.sqrt(len(real))
+    return middle, apart, spread.astype(np.float32)
+
+
+def _draw(middle: Any, apart: Any, spread: Any, noise: float, count: int, seed: int) -> Any:
+    """Rows of `count` drawn images."""
     rng = np.random.default_rng(seed)
-    values, size = real.astype(np.float32), len(real)
-    middle = values.mean(axis=0)
-    # A Gaussian with the covariance of the rows: a random mixture of their deviations.
-    mixed = rng.standard_normal((count, size), dtype=np.float32) @ (values - middle) / math.sqrt(size)
-    chosen = values[rng.integers(0, size, count)] - middle
-    drawn = middle + math.sqrt(1 - noise**2) * chosen + noise * mixed
-    return np.clip(np.rint(drawn), 0, 255).astype(np.uint8)
+    chosen = apart[rng.integers(0, len(apart), count)]
+    return middle + math.sqrt(1 - noise**2) * chosen + noise * _normal(rng, (count, len(spread))) @ spread
+
+
+def _normal(rng: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    return rng.standard_normal(shape, dtype=np.float32)
 
 
 def _fitted(real: Any, rate: float) -> tuple[float, float]:
-    """The noise at which as many pairs of drawn pictures are candidates, and their rate."""
-    low, high, reached = 0.0, 1.0, 0.0
-    for _ in range(6):
+    """The noise at which as many pairs of drawn images are candidates, and their rate."""
+    drawing, low, high, reached = _drawing(real), 0.0, 1.0, 0.0
+    for _ in range(7):
         noise = (low + high) / 2
-        reached, _ = _pair_rate(*_looks(_draw(real, noise, 4_000, 1)))
+        reached, _ = _pair_rate(*_looks(_draw(*drawing, noise, 8_000, 1)))
         low, high = (noise, high) if reached > rate else (low, noise)
     return noise, reached
 
 
-def _drawn_looks(task: tuple[Path, float, int, int, float]) -> tuple[bytes, bytes]:
-    folder, noise, start, count, hot_share = task
+def _drawn_looks(task: tuple[Path, int, int, float]) -> tuple[bytes, bytes]:
+    folder, start, count, hot_share = task
+    with np.load(folder / "drawing.npz") as file:
+        *drawing, hot, noise = (file[f"arr_{n}"] for n in range(5))
+    rows = _draw(*drawing, float(noise), count, start + 2)
     rng = np.random.default_rng([2, start])
-    planes = _draw(np.load(folder / "real.npy"), noise, count, start + 2)
     copies = np.flatnonzero(rng.random(count) < hot_share)
-    hot = np.load(folder / "hot.npy")
-    chosen = hot[rng.integers(0, len(hot), len(copies))]
-    planes[copies] = np.clip(np.rint(chosen + rng.normal(0, 2, chosen.shape)), 0, 255)
-    phash, signature = _looks(planes)
+    rows[copies] = hot[rng.integers(0, len(hot), len(copies))] + 2 * _normal(rng, (len(copies), rows.shape[1]))
+    phash, signature = _looks(rows)
     return phash.tobytes(), signature.tobytes()
 
 

@@ -1,0 +1,105 @@
+"""features: means over cells are those of OpenCV, parts are what a crop would give, every machine the same bits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from pipeline.features import BOXES, HALVES, THUMB, Box, View, averaged, cells
+from pipeline.features.phash import HASHES, PHash, hashes_of
+from pipeline.features.signature import COLOUR_SIDE, GRIDS, SIDE, SIZE, Signature
+from pipeline.pictures import Header, Picture
+
+
+def view(pixels: np.ndarray[Any, Any]) -> View:
+    height, width = pixels.shape[:2]
+    return View(Picture(Header("png", width, height, 1, 1, False), np.ascontiguousarray(pixels)))
+
+
+def blobs(seed: int, size: tuple[int, int] = (500, 400)) -> np.ndarray[Any, Any]:
+    """A smooth colour picture [H, W, 3]."""
+    small = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
+
+
+@given(st.floats(0, 0.4), st.floats(0.6, 1), st.integers(1, 300), st.integers(1, 64), st.sampled_from([1, 256, 4096]))
+def test_every_cell_has_its_weight(start: float, stop: float, length: int, number: int, weight: int) -> None:
+    weights = cells(start, stop, length, number, weight)
+    assert weights.shape == (number, length)
+    assert (weights.sum(axis=1) == weight).all()
+    assert (weights >= 0).all()
+    assert (weights == np.rint(weights)).all()
+
+
+@pytest.mark.parametrize(("size", "off"), [((64, 64), 0), ((640, 128), 2), ((171, 93), 2), ((64, 1_900), 6)])
+@pytest.mark.parametrize("side", [64, 32])
+def test_means_are_those_of_opencv(size: tuple[int, int], off: int, side: int) -> None:
+    """On noise, the worst there is; of a weight of 256 a pixel of a very long side has a few."""
+    plane = np.random.default_rng(1).integers(0, 256, size[::-1], dtype=np.uint8)
+    theirs = cv2.resize(plane, (side, side), interpolation=cv2.INTER_AREA)
+    assert np.abs(averaged(plane, side).astype(int) - theirs).max() <= max(off, int(side == 32))
+
+
+def test_a_picture_of_a_pixel_has_means_too() -> None:
+    assert (averaged(np.full((1, 1), 255, np.uint8), 64) == 255).all()
+
+
+@pytest.mark.parametrize("number", range(len(BOXES + HALVES)))
+def test_a_part_has_the_hash_of_the_picture_that_a_crop_leaves(number: int) -> None:
+    pixels = blobs(3, (500, 500))
+    box = (BOXES + HALVES)[number]
+    left, top, right, bottom = (round(500 * share) for share in box)
+    whole = PHash().of(view(pixels))
+    cropped = PHash().of(view(pixels[top:bottom, left:right]))
+    assert len(whole) == HASHES
+    assert (whole[number] ^ cropped[0]).bit_count() <= 3
+    assert number == 0 or (whole[0] ^ cropped[0]).bit_count() > (whole[number] ^ cropped[0]).bit_count()
+
+
+@pytest.mark.parametrize("number", range(GRIDS))
+def test_a_grid_holds_the_means_of_what_a_crop_leaves(number: int) -> None:
+    pixels = blobs(4)
+    left, top, right, bottom = BOXES[number]
+    grids = np.frombuffer(Signature().of(view(pixels)), np.uint8).reshape(GRIDS, SIZE)
+    box = (500 * left, 400 * top, 500 * right, 400 * bottom)
+    y, cb, cr = Image.fromarray(pixels).convert("YCbCr").split()
+    bright = np.asarray(y.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
+    assert np.abs(grids[number, : SIDE * SIDE].reshape(SIDE, SIDE).astype(int) - bright).max() <= 4
+    for at, plane in enumerate((cr, cb)):
+        mean = np.asarray(plane.resize((COLOUR_SIDE, COLOUR_SIDE), Image.Resampling.BOX, box=box))
+        own = grids[number, SIDE * SIDE :].reshape(2, COLOUR_SIDE, COLOUR_SIDE)[at]
+        assert np.abs(own.astype(int) - mean).max() <= 4
+
+
+def test_a_symmetric_shape_on_white_keeps_its_hash_when_it_is_saved_smaller() -> None:
+    """What a picture does not hold, here all that is odd from left to right, must not turn bits."""
+    image = Image.new("RGB", (300, 300), "white")
+    ImageDraw.Draw(image).ellipse((60, 30, 240, 270), fill="#c03020")
+    smaller = image.resize((150, 150), Image.Resampling.LANCZOS)
+    one, other = (hashes_of(view(np.asarray(i)).thumb)[0] for i in (image, smaller))
+    assert one != 0
+    assert (one ^ other).bit_count() <= 1
+
+
+def test_bits_and_bytes_are_these() -> None:
+    """Written down once: another machine, numpy or BLAS must give the same, or caches of STORE could not be shared."""
+    ramp = np.arange(THUMB, dtype=np.int64)
+    thumb = ((ramp[:, None] * 5 + ramp[None, :] * ramp[None, :]) % 251).astype(np.uint8)
+    assert [f"{code:016x}" for code in hashes_of(thumb)[:3]] == [
+        "0004020a55c0960d",
+        "0000430255c1961b",
+        "2020c10247c29619",
+    ]
+
+
+def test_parts_are_within_the_picture() -> None:
+    assert BOXES[0] == Box(0, 0, 1, 1)
+    for left, top, right, bottom in BOXES + HALVES:
+        assert 0 <= left < right <= 1
+        assert 0 <= top < bottom <= 1
