@@ -1,8 +1,8 @@
 """Sketches of texts: what of a text is compared, a batch as arrays.
 
 A sketch holds the hashes of a text's shingles: single characters and pairs of neighbours, each with its count, so that
-哈 and 哈哈 differ, and a caption of one character still has one. No words are needed; only a run of letters and digits
-counts as one character, since a brand's name, or 500g, would else outweigh the dish before it. Of a long text the
+哈 and 哈哈 differ, and a caption of one character still has one. No words are needed; only of a run of letters and
+digits three count as one character, since a brand's name would else outweigh the dish before it. Of a long text the
 smallest `SHINGLES` hashes are kept (a bottom-k sketch, Beyer et al., "On Synopses for Distinct-Value Estimation under
 Multiset Operations", SIGMOD 2007), so that identities stay small.
 
@@ -38,6 +38,9 @@ SHINGLES = 256
 
 SHORT = 17
 """A text of fewer shingles, that is of fewer than nine characters, is the same only as one that has them all."""
+
+PIECE = 3
+"""Letters and digits that count as one character."""
 
 PERMUTATIONS = 128
 MISS = 1e-3
@@ -195,12 +198,13 @@ def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]
 
 
 def _signs(texts: Sequence[str]) -> tuple[Words, Words]:
-    """(text, sign) of all characters in order. A run of letters and digits is one sign, a hash above code points."""
+    """(text, sign) of all characters in order; PIECE letters and digits make one sign, a hash above all code points."""
     points = code_points("".join(texts))
     text = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(t) for t in texts])
     signs, joins = points.astype(np.uint64), letters_and_digits(points)
     goes_on = np.zeros(len(points), np.bool_)
     goes_on[1:] = joins[1:] & joins[:-1] & (text[1:] == text[:-1])
+    goes_on &= places(~goes_on) % PIECE > 0
     starts = np.flatnonzero(~goes_on)
     run = np.append(goes_on[1:], False)[starts]  # of two letters at least
     if run.any():

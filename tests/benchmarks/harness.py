@@ -34,10 +34,12 @@ def at_most(value: float, bar: float, unit: str = "x") -> Figure:
     return Figure(round(value, 3), unit, bar, value <= bar)
 
 
-def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
-    """Median seconds of each side over `rounds` turns, after one of each that does not count."""
+def interleaved(
+    ours: Callable[[], object], peer: Callable[[], object], rounds: int, warm: bool = True
+) -> tuple[float, float]:
+    """Median seconds of each side over `rounds` turns; after one of each that does not count, if `warm`."""
     times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(rounds + 1):
+    for turn in range(0 if warm else 1, rounds + 1):
         for side, work in enumerate((ours, peer)):
             start = time.perf_counter()
             work()
