@@ -37,7 +37,7 @@ from pipeline.features import feature_id
 from pipeline.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
 from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA, Identities
 from pipeline.leaders import BLOCK, Block, LeaderPass, Verdicts
-from pipeline.near_texts import normals
+from pipeline.normal import normals
 from pipeline.records import TEXTS_TYPE
 from pipeline.store import Attempt, Build, Record
 

@@ -262,8 +262,6 @@ def _same(texts: TextRows, threshold: float) -> Iterator[tuple[int, int]]:
     """Every two texts that an index would find the same, both ways round: in a block no other rule may hold."""
     own = texts.sketches
     one, other = possible_among(own, threshold)
-    shared = (own.keys[one] == own.keys[other]).any(axis=1)
-    one, other = one[shared], other[shared]
     found = same(own, one, own, other, threshold)
     for a, b in zip(one[found].tolist(), other[found].tolist(), strict=True):
         yield a, b

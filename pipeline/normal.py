@@ -70,24 +70,21 @@ def text_id(normal_text: str) -> str:
     return hashlib.sha256(normal_text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def numerals(normal_text: str) -> str:
-    """Short digest of its digits, Chinese ones included, and of letters that stand alone, in order; "" if it has none.
+def numerals_of(normal_texts: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """Of each text a digest of its digits, Chinese ones too, and of letters that stand alone, in order; 0 for none.
 
     Texts that differ in one stay apart, as 步骤1 and 步骤2, 第一步 and 第二步, 维生素A and 维生素C. A digest, because
     it is kept in STORE, and a caption's digits may be a telephone number.
     """
-    return next(numerals_of([normal_text]))
-
-
-def numerals_of(normal_texts: Sequence[str]) -> Iterator[str]:
-    """`numerals` of each text, made from all of them at once."""
+    if not normal_texts:
+        return np.empty(0, np.uint64)
     points, tables = code_points(_SEPARATOR.join(normal_texts)), _tables()
     letter = tables.letter[points]
     kept = tables.numeric[points] | (points == ord(_SEPARATOR)) | letter
     kept[1:] &= ~(letter[1:] & letter[:-1])
     kept[:-1] &= ~(letter[1:] & letter[:-1])
-    for found in _text(points[kept]).split(_SEPARATOR):
-        yield hashlib.sha256(found.encode()).hexdigest()[:16] if found else ""
+    found = _text(points[kept]).split(_SEPARATOR)
+    return np.array([int(hashlib.sha256(n.encode()).hexdigest()[:16], 16) if n else 0 for n in found], np.uint64)
 
 
 def code_points(text: str) -> Points:

@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 
 from pipeline import text_rows
 from pipeline.digests import DIGEST, column_of, digests_of, unhex
-from pipeline.near_texts import normals
+from pipeline.normal import normals
 from pipeline.records import TEXTS_TYPE
 from pipeline.store import Build, Record, StageDir
 

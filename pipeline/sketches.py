@@ -81,31 +81,20 @@ class Sketches:
 
 def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
     """Sketches of normalised texts, to be compared at the threshold."""
-    numbers = [int(digest or "0", 16) for digest in numerals_of(normal_texts)] if normal_texts else []
-    return _sketches(_shingles(normal_texts), np.array(numbers, np.uint64), threshold)
-
-
-def sketch_again(numerals: Sequence[str], signatures_: Sequence[Hashes], threshold: float) -> Sketches:
-    """Sketches of texts whose digests of digits and signatures were kept."""
-    numbers = np.array([int(digest or "0", 16) for digest in numerals], np.uint64)
-    return _sketches(
-        [(np.concatenate(signatures_), [len(s) for s in signatures_])] if numerals else [], numbers, threshold
-    )
-
-
-def signatures(normal_texts: Sequence[str]) -> list[Hashes]:
-    """For each text the sorted distinct 32-bit hashes of its shingles, at most SHINGLES of them, the smallest."""
-    found: list[Hashes] = []
-    for hashes, sizes in _shingles(normal_texts):
-        found += np.split(hashes, np.cumsum(sizes)[:-1])
-    return found
-
-
-def similarity(a: Hashes, b: Hashes) -> float:
-    """Jaccard similarity of two signatures: exact if neither was cut, else estimated from the smallest of both."""
-    one, other = (sketch_again([""], [signature], 1.0) for signature in (a, b))
-    nought = np.zeros(1, np.int64)
-    return float(_similarities(one, nought, other, nought)[0])
+    rows, count = bands(threshold)
+    numerals = numerals_of(normal_texts)
+    shingles, sizes = [np.empty(0, np.uint32)], list[int]()
+    parity, keys = [np.empty(0, np.uint64)], [np.empty((0, count), np.uint32)]
+    for hashes, of in _shingles(normal_texts):
+        ends = np.cumsum(of)
+        bits = np.uint64(1) << (hashes & np.uint32(63)).astype(np.uint64)
+        toggled = np.concatenate([[np.uint64(0)], np.bitwise_xor.accumulate(bits)])
+        parity.append(toggled[ends] ^ toggled[ends - of])
+        keys.append(_band_keys(_digests(hashes, ends, rows * count), numerals[len(sizes) : len(sizes) + len(of)], rows))
+        shingles.append(hashes)
+        sizes += of
+    starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
+    return Sketches(np.concatenate(shingles), starts, numerals, np.concatenate(parity), np.concatenate(keys))
 
 
 def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
@@ -114,21 +103,44 @@ def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Fl
     asked = np.flatnonzero(found)
     for start in range(0, len(asked), PAIRS):
         some = asked[start : start + PAIRS]
-        found[some] = _similarities(a, rows[some], b, at[some]) >= needed[some]
+        found[some] = similarities(a, rows[some], b, at[some]) >= needed[some]
     return found
 
 
-def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
-    """(rows, later rows) of every two texts of one batch that share a band key and may be the same.
+def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:
+    """Jaccard similarity of text rows[i] of `a` and text at[i] of `b`: exact, but where one of both was cut an estimate
+    from the smallest SHINGLES of their union."""
+    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
+    pairs = len(rows)
+    shingles = np.concatenate(
+        [
+            a.shingles[spread(a.starts[rows], a.starts[rows + 1])],
+            b.shingles[spread(b.starts[at], b.starts[at + 1])],
+        ]
+    ).astype(np.uint64)
+    numbers = np.arange(pairs, dtype=np.uint64)
+    shingles |= np.concatenate([np.repeat(numbers, of_a), np.repeat(numbers, of_b)]) << np.uint64(32)
+    shingles.sort()
+    new = begins(shingles)
+    common = np.flatnonzero(~new)  # the second of two that are equal
+    pair = (shingles >> np.uint64(32)).astype(np.int64)
+    union = np.bincount(pair[new], minlength=pairs)
+    limit = np.where(np.maximum(of_a, of_b) >= SHINGLES, np.minimum(union, SHINGLES), union)
+    before = np.cumsum(new)  # distinct ones up to here, those of earlier pairs included
+    rank = before[common] - (np.cumsum(union) - union)[pair[common]]
+    counted = np.bincount(pair[common[rank <= limit[pair[common]]]], minlength=pairs)
+    return counted / np.maximum(1, limit)
 
-    Where more pairs share a key than there are, all are gone through.
-    """
+
+def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
+    """(rows, later rows) of every two texts of one batch that share a band key and may be the same."""
     rows = np.tile(np.arange(len(texts), dtype=np.uint64)[:, None], texts.keys.shape[1])
     packed = (texts.keys.astype(np.uint64) << np.uint64(32) | rows).ravel()
     packed.sort()
     borders = np.flatnonzero(np.append(begins(packed >> np.uint64(32)), True))
     after, ends = np.arange(len(packed)) + 1, np.repeat(borders[1:], np.diff(borders))
-    if (ends - after).sum() > len(texts) * (len(texts) - 1) // 2:
+    hot = (ends - after).sum() > len(texts) ** 2 // 2  # more than there are pairs
+    if hot:
         one, other = np.triu_indices(len(texts), 1)
     else:  # rows ascend within a key
         members = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
@@ -137,7 +149,11 @@ def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
         pairs = pairs[begins(pairs)]
         one, other = pairs >> 32, pairs & 0xFFFFFFFF
     possible, _ = _possible(texts, one, texts, other, threshold)
-    return one[possible], other[possible]
+    one, other = one[possible], other[possible]
+    if hot:
+        share = (texts.keys[one] == texts.keys[other]).any(axis=1)
+        one, other = one[share], other[share]
+    return one, other
 
 
 def bands(threshold: float) -> tuple[int, int]:
@@ -214,22 +230,6 @@ def _signs(texts: Sequence[str]) -> tuple[Words, Words]:
     return text[starts], signs[starts]
 
 
-def _sketches(batches: Iterator[tuple[Hashes, list[int]]] | list[Any], numerals: Words, threshold: float) -> Sketches:
-    rows, count = bands(threshold)
-    shingles, sizes = [np.empty(0, np.uint32)], list[int]()
-    parity, keys = [np.empty(0, np.uint64)], [np.empty((0, count), np.uint32)]
-    for hashes, of in batches:
-        ends = np.cumsum(of)
-        bits = np.uint64(1) << (hashes & np.uint32(63)).astype(np.uint64)
-        toggled = np.concatenate([[np.uint64(0)], np.bitwise_xor.accumulate(bits)])
-        parity.append(toggled[ends] ^ toggled[ends - of])
-        keys.append(_band_keys(_digests(hashes, ends, rows * count), numerals[len(sizes) : len(sizes) + len(of)], rows))
-        shingles.append(hashes)
-        sizes += of
-    starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
-    return Sketches(np.concatenate(shingles), starts, numerals, np.concatenate(parity), np.concatenate(keys))
-
-
 def _digests(hashes: Hashes, ends: Ints, count: int) -> Words:
     """MinHash digests [N, count]. rensa gives them as lists of rows only, which costs more than making them."""
     import rensa
@@ -265,27 +265,3 @@ def _possible(
     possible |= np.maximum(of_a, of_b) >= SHINGLES
     possible &= a.numerals[rows] == b.numerals[at]
     return possible, needed
-
-
-def _similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:
-    """Jaccard similarity of each pair: of the union's smallest SHINGLES where one of both was cut."""
-    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
-    pairs = len(rows)
-    shingles = np.concatenate(
-        [
-            a.shingles[spread(a.starts[rows], a.starts[rows + 1])],
-            b.shingles[spread(b.starts[at], b.starts[at + 1])],
-        ]
-    ).astype(np.uint64)
-    numbers = np.arange(pairs, dtype=np.uint64)
-    shingles |= np.concatenate([np.repeat(numbers, of_a), np.repeat(numbers, of_b)]) << np.uint64(32)
-    shingles.sort()
-    new = begins(shingles)
-    common = np.flatnonzero(~new)  # the second of two that are equal
-    pair = (shingles >> np.uint64(32)).astype(np.int64)
-    union = np.bincount(pair[new], minlength=pairs)
-    limit = np.where(np.maximum(of_a, of_b) >= SHINGLES, np.minimum(union, SHINGLES), union)
-    before = np.cumsum(new)  # distinct ones up to here, those of earlier pairs included
-    rank = before[common] - (np.cumsum(union) - union)[pair[common]]
-    counted = np.bincount(pair[common[rank <= limit[pair[common]]]], minlength=pairs)
-    return counted / np.maximum(1, limit)

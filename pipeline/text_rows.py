@@ -18,8 +18,8 @@ import pyarrow as pa
 
 from data_specs.shard import canonical_json
 from pipeline.digests import DIGEST, Digests, bytes_of, column_of, digests_of, unhex
-from pipeline.near_texts import Sketches, folding, sketch, text_id
-from pipeline.sketches import SHINGLES, bands
+from pipeline.normal import folding, text_id
+from pipeline.sketches import SHINGLES, Sketches, bands, sketch
 
 FIELDS = pa.struct(
     [

@@ -15,7 +15,7 @@ from functools import cache
 from itertools import accumulate
 from pathlib import Path
 
-from pipeline.normal import normal, normals, numerals
+from pipeline.normal import normal, normals, numerals_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "demo/corpus/handbook/zh-CN", ROOT.parent / "shared/corpus/howtocook-site")
@@ -127,7 +127,7 @@ def copies(rng: random.Random) -> dict[str, Callable[[str], str | None]]:
         return found if found != text else None
 
     def changed(text: str) -> str | None:
-        at = [i for i, c in enumerate(text) if _HAN.match(c) and not numerals(normal(c))]
+        at = [i for i, c in enumerate(text) if _HAN.match(c) and not numerals_of([normal(c)])[0]]
         if len(normal(text)) < 10 or not at:
             return None
         spot, new = rng.choice(at), rng.choice(common)

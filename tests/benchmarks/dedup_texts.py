@@ -2,7 +2,7 @@
 
 IN is JSON lines or Parquet with a column "text", OUT JSON lines with the kept captions; "leaders" beside OUT, as
 Parquet, holds for each row of IN the row of its leader. wenlan has no command of its own for texts without images: this
-drives `TextLeaders` as the stage does, in the order of the rows, at the default threshold, a batch of rows at a time.
+drives the leader pass as the stage does with texts, in the order of the rows, at the default threshold.
 """
 
 from __future__ import annotations
@@ -12,33 +12,50 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
-from pipeline.near_texts import TextLeaders, normals
+from pipeline import text_rows
+from pipeline.digests import rows_of
+from pipeline.holders import Holders
+from pipeline.leaders import BLOCK, LeaderPass
+from pipeline.normal import normals
 
-BATCH = 65_536
+BATCH = 32_768
+"""Rows read and sketched at once."""
 
 
 def main(source: Path, out: Path) -> None:
-    leaders = TextLeaders(Dedup().text_similarity)
-    row_of: dict[str, int] = {}  # text id of a leader -> its row
-    of: list[int] = []
-    with out.open("w", encoding="utf-8") as kept:
+    rules, row_of, of = Dedup(), dict[bytes, int](), list[int]()
+    with out.open("w", encoding="utf-8") as kept, Holders(rules, 1) as holders:
+        decide = LeaderPass(rules, holders)
         for texts in _batches(source):
-            for text, name in zip(texts, leaders.prepare(normals(texts)), strict=True):
-                leader = leaders.place(name)
-                if row_of.setdefault(leader, len(of)) == len(of):
-                    kept.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                of.append(row_of[leader])
+            batch = text_rows.made(normals(texts), rules.text_similarity)
+            for start in range(0, len(texts), BLOCK):
+                block = batch.take(np.arange(start, min(len(texts), start + BLOCK)))
+                for leader in leaders_of(decide, block):
+                    if row_of.setdefault(leader, len(of)) == len(of):
+                        line = {"text": texts[len(of) % BATCH]}
+                        kept.write(json.dumps(line, ensure_ascii=False) + "\n")
+                    of.append(row_of[leader])
     pq.write_table(pa.table({"leader": pa.array(of, pa.int32())}), out.with_suffix(".leaders"))
+
+
+def leaders_of(decide: LeaderPass, block: text_rows.TextRows) -> list[bytes]:
+    """Leaders of texts that need not be distinct."""
+    names = rows_of(block.ids)
+    first = {name: at for at, name in reversed(list(enumerate(names)))}
+    rows = sorted(first.values())
+    leader = dict(zip(rows, decide.place(block.take(rows)), strict=True))
+    return [leader[first[name]] for name in names]
 
 
 def _batches(source: Path) -> Iterator[list[str]]:
     if source.suffix == ".parquet":
-        for batch in pq.ParquetFile(source).iter_batches(BATCH, columns=["text"]):
-            yield batch.column(0).to_pylist()
+        table = pq.ParquetFile(source)
+        yield from (batch.column(0).to_pylist() for batch in table.iter_batches(BATCH, columns=["text"]))
         return
     texts: list[str] = []
     with source.open(encoding="utf-8") as lines:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipeline import dedup, filter, lead, measure, rank
 from pipeline.identities import IMAGE_SCHEMA, Identities
-from pipeline.near_texts import normal
+from pipeline.normal import normal
 from pipeline.records import DEDUP_SCHEMA
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus" / "howtocook-site" / "images"

@@ -153,7 +153,7 @@ def test_texts_that_bands_miss_and_full_buckets_change_nothing(seed: int, block:
     rules = Dedup(image_distance=0, max_pairs_per_text=2, text_similarity=0.6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.sketches.MISS", 0.5)
-        patch.setattr("pipeline.text_index.BUCKET", 2)
+        patch.setattr("pipeline.near_texts.BUCKET", 2)
         rows = text_rows.made(texts, rules.text_similarity).sketches.keys
         missed = {(texts[i], texts[j]) for i in range(50) for j in range(50) if not (rows[i] == rows[j]).any()}
         leading: list[str] = []

@@ -8,34 +8,52 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import near_texts, sketches, text_index
-from pipeline.near_texts import TextIndex, TextLeaders, normal, normals, numerals, signatures, similarity, sketch
-from pipeline.sketches import SHINGLES, SHORT, bands
+from data_specs.build import Dedup
+from pipeline import near_texts, sketches, text_rows
+from pipeline.digests import rows_of
+from pipeline.holders import Holders
+from pipeline.leaders import LeaderPass
+from pipeline.near_texts import TextIndex
+from pipeline.normal import normal, normals, numerals_of
+from pipeline.sketches import SHINGLES, SHORT, bands, similarities, sketch
 
 LETTERS = [c for c in map(chr, range(0x4E00, 0x8000, 7)) if not c.isnumeric()]
 
 
+def shingles(texts: list[str]) -> list[npt.NDArray[np.uint32]]:
+    made = sketch(normals(texts), 0.7)
+    return np.split(made.shingles, made.starts[1:-1])
+
+
 def likeness(a: str, b: str) -> float:
-    return similarity(*signatures([normal(a), normal(b)]))
+    both, row = sketch(normals([a, b]), 0.7), np.zeros(1, np.int64)
+    return float(similarities(both, row, both, row + 1)[0])
 
 
 def alike(a: str, b: str, threshold: float) -> bool:
     """The definition, one pair at a time."""
-    one, other = signatures([normal(a), normal(b)])
-    needed = 1.0 if min(len(one), len(other)) < SHORT else threshold
-    return numerals(normal(a)) == numerals(normal(b)) and similarity(one, other) >= needed
+    needed = 1.0 if min(len(own) for own in shingles([a, b])) < SHORT else threshold
+    return len({*numerals_of(normals([a, b])).tolist()}) == 1 and likeness(a, b) >= needed
 
 
-def leaders_of(texts: list[str], threshold: float = 0.8) -> list[int]:
+def leaders_of(texts: list[str], threshold: float = 0.8, block: int = 1_024) -> list[int]:
     """For each text the position of its leader's first appearance."""
-    found = TextLeaders(threshold)
-    ids = found.prepare([normal(text) for text in texts])
-    first = {i: at for at, i in reversed(list(enumerate(ids)))}
-    return [first[found.place(i)] for i in ids]
+    rules = Dedup(text_similarity=threshold)
+    decide = LeaderPass(rules, Holders(rules, 1))
+    rows = text_rows.made(normals(texts), threshold)
+    names = rows_of(rows.ids)
+    first = {name: at for at, name in reversed(list(enumerate(names)))}
+    distinct = sorted(first.values())
+    leaders: dict[int, int] = {}
+    for start in range(0, len(distinct), block):
+        some = distinct[start : start + block]
+        leaders |= zip(some, (first[leader] for leader in decide.place(rows.take(some))), strict=True)
+    return [leaders[first[name]] for name in names]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +109,7 @@ def test_short_captions_stay_apart(a: str, b: str) -> None:
 def test_captions_that_differ_in_a_digit_stay_apart(a: str, b: str) -> None:
     assert likeness(a, b) >= 0.75  # by their shingles alone they would be close
     assert leaders_of([a, b], threshold=0.7) == [0, 1]
-    assert numerals(normal(a)) != numerals(normal(b))
+    assert len(set(numerals_of(normals([a, b])).tolist())) == 2
 
 
 def test_near_copies_of_longer_captions_share_a_leader() -> None:
@@ -100,21 +118,21 @@ def test_near_copies_of_longer_captions_share_a_leader() -> None:
 
 
 def test_similarity_is_jaccard_of_counted_shingles() -> None:
-    def shingles(text: str) -> Counter[str]:
+    def counted(text: str) -> Counter[str]:
         return Counter([*text, *(a + b for a, b in itertools.pairwise(text))])
 
     random.seed(1)
     for _ in range(50):
         a = "".join(random.choices("春夏秋冬", k=random.randint(1, 20)))
         b = "".join(random.choices("春夏秋冬", k=random.randint(1, 20)))
-        one, two = shingles(a), shingles(b)
+        one, two = counted(a), counted(b)
         assert likeness(a, b) == pytest.approx((one & two).total() / (one | two).total())
 
 
 def test_long_texts_are_compared_by_a_sketch() -> None:
     random.seed(2)
     text = "".join(random.choices(LETTERS, k=3_000))
-    (own,) = signatures([text])
+    (own,) = shingles([text])
     assert len(own) == SHINGLES
     other = text[:1500] + "".join(random.choices(LETTERS, k=150)) + text[1650:]
     exact = 2 * 2850 / (2 * 6000 - 2 * 2850)
@@ -143,7 +161,7 @@ def test_bands_miss_next_to_nothing_as_datasketch_would_have_it() -> None:
 
     def sketch(text: str) -> MinHash:
         made = MinHash(num_perm=128)
-        made.update_batch([value.tobytes() for value in signatures([text])[0]])
+        made.update_batch([value.tobytes() for value in shingles([text])[0]])
         return made
 
     for i, text in enumerate(originals):
@@ -184,8 +202,9 @@ def test_normal_form_is_a_fixed_point(text: str) -> None:
 @given(st.lists(st.text(max_size=8), max_size=8))
 def test_texts_in_a_batch_do_not_touch_each_other(texts: list[str]) -> None:
     assert normals(texts) == [normal(text) for text in texts]
-    alone = [signatures([normal(text)])[0].tolist() for text in texts]
-    assert [own.tolist() for own in signatures(normals(texts))] == alone
+    if texts:
+        alone = [shingles([text])[0].tolist() for text in texts]
+        assert [own.tolist() for own in shingles(texts)] == alone
 
 
 @given(st.text("春夏秋冬天a1", max_size=30), st.text("春夏秋冬天a1", max_size=30))
@@ -204,10 +223,10 @@ def test_minhash_estimates_what_datasketch_estimates() -> None:
         text = random.choices(LETTERS, k=40)
         other = [random.choice(LETTERS) if random.random() < 0.2 else c for c in text]
         pairs.append(("".join(text), "".join(other)))
-    own = signatures([text for pair in pairs for text in pair])
+    own = shingles([text for pair in pairs for text in pair])
     digests = sketches._digests(np.concatenate(own), np.cumsum([len(s) for s in own]), count).reshape(200, 2, count)
     ours = (digests[:, 0] == digests[:, 1]).mean(axis=1)
-    exact = np.array([similarity(own[2 * i], own[2 * i + 1]) for i in range(200)])
+    exact = np.array([likeness(a, b) for a, b in pairs])
     theirs = []
     for i in range(200):
         made = [MinHash(num_perm=count), MinHash(num_perm=count)]
@@ -219,47 +238,28 @@ def test_minhash_estimates_what_datasketch_estimates() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.text(min_size=1, max_size=6), max_size=8))
-def test_any_text_has_an_id_a_signature_and_a_leader(texts: list[str]) -> None:
-    found = TextLeaders(0.8)
-    ids = found.prepare([normal(text) for text in texts])
-    for i, text in zip(ids, texts, strict=True):
-        assert normal(text)
-        assert len(signatures([normal(text)])[0]) > 0
-        leader = found.place(i)
-        assert leader in ids
-        assert found.place(leader) == leader
+@given(st.lists(st.text(min_size=1, max_size=6).filter(normal), max_size=8))
+def test_any_text_has_shingles_and_a_leader(texts: list[str]) -> None:
+    if texts:
+        assert all(len(own) for own in shingles(texts))
+    leaders = leaders_of(texts)
+    assert all(leaders[leader] == leader for leader in leaders)
 
 
 @settings(deadline=None, max_examples=50)
-@given(st.lists(st.text("春夏秋1", min_size=1, max_size=14), max_size=14), st.sampled_from([0.4, 0.6, 0.8]))
-def test_leaders_are_those_of_comparing_one_by_one(texts: list[str], threshold: float) -> None:
+@given(
+    st.lists(st.text("春夏秋1", min_size=1, max_size=14), max_size=14),
+    st.sampled_from([0.4, 0.6, 0.8]),
+    st.sampled_from([1, 5, 99]),
+)
+def test_leaders_are_those_of_comparing_one_by_one(texts: list[str], threshold: float, block: int) -> None:
     leading: list[int] = []
     expected = []
     for i, text in enumerate(texts):
         same = [j for j in leading if alike(text, texts[j], threshold)]
         leading += [] if same else [i]
         expected.append(texts.index(texts[(same or [i])[0]]))
-    assert leaders_of(texts, threshold) == expected
-
-
-@settings(deadline=None, max_examples=20)
-@given(st.randoms(use_true_random=False), st.sampled_from([3, 7, 1_000]))
-def test_any_order_of_asking_gives_the_first_leader_of_those_placed(rng: random.Random, block: int) -> None:
-    """Blocks are looked up at once, but texts of other blocks may lead in between, or a text not lead at all."""
-    base = "春夏秋冬天气晴朗万物生长"
-    texts = list(dict.fromkeys(base[:at] + rng.choice("山水") + base[at + 1 :] for at in rng.choices(range(12), k=20)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(near_texts, "BLOCK", block)
-        found = TextLeaders(0.7)
-        ids = found.prepare(texts)
-        leading: list[int] = []
-        for at in rng.choices(range(len(texts)), k=40):
-            same = [j for j in leading if alike(texts[at], texts[j], 0.7)]
-            assert found.leader(ids[at]) == (ids[same[0]] if same else None)
-            if rng.random() < 0.5:
-                found.place(ids[at])
-                leading += [] if same else [at]
+    assert leaders_of(texts, threshold, block) == expected
 
 
 def varied(base: str, count: int) -> list[str]:
@@ -288,23 +288,23 @@ def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.Mon
     random.seed(4)
     hot = varied("这家餐厅的红烧肉味道非常好值得推荐给大家来尝试一下", 6_000)
     compared = 0
-    exact = sketches._similarities
+    exact = sketches.similarities
 
     def counted(a: sketches.Sketches, rows: sketches.Ints, *rest: object) -> object:
         nonlocal compared
         compared += len(rows)
         return exact(a, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(sketches, "_similarities", counted)
-    leaders_of(hot)
+    monkeypatch.setattr(sketches, "similarities", counted)
+    assert len(set(leaders_of(hot, 0.7, block=256))) < 10
     assert compared < 60 * len(hot)  # with each other they would be 18 million
 
 
 def test_captions_of_one_template_are_told_apart_and_their_copies_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """They share buckets by the hundred. Bands alone, with a limit on buckets, would lose several of the copies."""
-    monkeypatch.setattr(text_index, "BUCKET", 2)
+    monkeypatch.setattr(near_texts, "BUCKET", 2)
     random.seed(7)
-    letters = [c for c in map(chr, range(0x3400, 0xA000)) if normal(c) == c and not numerals(c)]
+    letters = [c for c in map(chr, range(0x3400, 0xA000)) if normal(c) == c and not c.isnumeric()]
     random.shuffle(letters)
     dishes = ["".join(letters[at : at + 5]) for at in range(0, 4_000, 5)]
     captions = [f"这张照片展示了在家中制作{dish}的详细过程和所需材料" for dish in dishes]
