@@ -65,6 +65,7 @@ class DropShares(Spec):
     measure: Share = 0.2
     filter: Share = 0.9
     dedup: Share = 0.8
+    screen: Share = Field(0.5, description="filters that need a model on pixels")
 
 
 class SourceDropShares(Spec):
@@ -77,6 +78,7 @@ class SourceDropShares(Spec):
     measure: Share | None = None
     filter: Share | None = None
     dedup: Share | None = None
+    screen: Share | None = None
 
 
 class SourceRef(Spec):

@@ -83,7 +83,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
         ],
-        stage_rows=candidates.stages(stages_between("extract", "dedup")),
+        stage_rows=candidates.stages(stages_between("extract", "screen")),
         candidates=candidates,
         captures=captures,
     )

@@ -5,6 +5,7 @@
     ├── StageError              a partition of a stage failed for a reason that is not one candidate's
     ├── StoreError              a build folder or STORE is damaged, locked or of a newer version
     ├── DetectorError           a detector cannot be loaded or gives what it must not
+    ├── ModelError              the model of a filter is not installed or cannot be loaded
     └── GateError               a gate of the spec holds the build back
 
 A fault of one candidate is no exception: it is a Decision with a DropReason. A faulty spec is a SpecError of
@@ -40,6 +41,10 @@ class StoreError(WenlanError):
 
 class DetectorError(WenlanError):
     """A detector cannot be loaded, or its output breaks the contract."""
+
+
+class ModelError(WenlanError):
+    """The model of a filter is not installed, or cannot be loaded."""
 
 
 class GateError(WenlanError):

@@ -62,12 +62,18 @@ class DropReason(str, enum.Enum):
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_ASPECT = "image_aspect"
     IMAGE_BLANK = "image_blank"
+    IMAGE_BLURRED = "image_blurred"
+    IMAGE_ENTROPY = "image_entropy"  # of few grey levels
+    IMAGE_ANIMATED = "image_animated"
     # dedup
     SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
     NEAR_IMAGE = "near_image"
     PLACEHOLDER = "placeholder"  # one picture under many different texts
     CAP_PER_TEXT = "cap_per_text"
     CAP_PER_DOMAIN = "cap_per_domain"
+    # screen
+    NSFW = "nsfw"
+    TEXT_HEAVY = "text_heavy"
 
 
 @dataclass(frozen=True, slots=True)

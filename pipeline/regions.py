@@ -1,4 +1,4 @@
-"""Detect: boxes of interest in every image that dedup kept, from a cache that all builds share.
+"""Detect: boxes of interest in every image that was kept so far, from a cache that all builds share.
 
 What a detector gives for an image depends on the image's bytes and the detector's id alone, so the raw boxes lie in
 STORE/regions/<detector-id>/ under the image's sha256 and no image is looked at twice by one detector, in any build.
@@ -20,17 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import REGION_SCHEMA, SPLITS
+from pipeline import screen
 from pipeline.detectors import Boxes, Detector, Picture, detectors_of
 from pipeline.errors import DetectorError
-from pipeline.images import range_of
 from pipeline.pictures import PictureError, decode
-from pipeline.rank import parts_of
 from pipeline.store import Build
 
 log = logging.getLogger("wenlan")
 
 VERSION = 1
-INPUTS: tuple[str, ...] = ("dedup",)
+INPUTS: tuple[str, ...] = ("screen",)
 
 SCHEMA = pa.schema([field for field in REGION_SCHEMA if field.name != "key"])
 """sha256, boxes (R x 4 flattened), scores, labels: of the cache (raw) and of the stage's files (clean)."""
@@ -83,13 +82,9 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def _kept(build: Build, partition: str) -> pa.Table:
-    """sha256, width, height of the pairs that dedup kept in the partition's range of order keys."""
-    low, high = range_of(partition)
-    stage = build.stage("dedup")
-    record = next(stage.record(run) for run in stage.partitions() if partition in parts_of(run))
-    rows = [("order_key", ">=", low), ("order_key", "<", high)]
+    """sha256, width, height of the pairs that go on, in the partition's range of order keys."""
     columns = ["sha256", "width", "height"]
-    return pa.concat_tables([stage.table(record, f"{split}.parquet", columns, rows) for split in SPLITS])
+    return pa.concat_tables([screen.rows_in(build, partition, split, columns) for split in SPLITS])
 
 
 def _detect(

@@ -9,7 +9,8 @@ STORE's cache where some build has looked at the image, else the spec's first de
 needs no pixels.
 
 Never shown, neither picture nor text nor URL: what was opted out, refused by robots.txt or by the guard, or is on
-STORE's list of takedowns (by URL, by image or by domain).
+STORE's list of takedowns (by URL, by image or by domain). Of what `screen` dropped as not safe for work, and of its
+copies, the picture is not shown.
 
 Limits: memory is one partition's decisions and the chosen rows; thumbnails end at a budget of bytes.
 """
@@ -27,7 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
-from pipeline import pictures
+from pipeline import pictures, screen
 from pipeline.detectors import Boxes, Detector, detectors_of
 from pipeline.images import FetchedImage, read_images
 from pipeline.records import DropReason, order_key, sha256_hex
@@ -175,12 +176,16 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
         row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
     spent = 0
     thumbnails = {}
-    for image in read_images(build, [row["fetch_id"] for row in rows if row["fetch_id"]], sparse=True):
-        if not takedowns.names_image(image.sha256) and (made := _thumbnail(build, image)):
+    unshown = screen.unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
+    asked = {row["fetch_id"] for row in rows if row["fetch_id"] and not {row["id"], row["duplicate_of"]} & unshown}
+    for image in read_images(build, sorted(asked), sparse=True):
+        if takedowns.names_image(image.sha256) or screen.unshown_images(build, [image.sha256]):
+            continue
+        if made := _thumbnail(build, image):
             thumbnails[image.fetch_id] = (image.sha256, *made)
     for row in rows:  # in the order of the page, so that what the budget cuts off is its end
         thumbnail = thumbnails.get(row["fetch_id"])
-        if thumbnail is None:
+        if thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
             continue
         row["sha256"], data, row["width"], row["height"] = thumbnail
         if spent + len(data) <= PICTURE_BUDGET:

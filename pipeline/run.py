@@ -1,7 +1,7 @@
 """THE PAGE: a spec becomes a build. Read it and you know the system.
 
     crawl -> extract -> admit -> fetch -> measure -> filter
-        -> rank -> lead -> dedup -> detect -> shard -> report -> (publish)
+        -> rank -> lead -> dedup -> screen -> detect -> shard -> report -> (publish)
 
 A stage is a module with the five names of `Stage`. It is cut into partitions; each runs as one Ray task, which commits
 its own record (`pipeline.store`). A stage's fingerprint is made of its VERSION, its token (its part of the spec and
@@ -32,7 +32,22 @@ from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, describe
 from data_specs.shard import canonical_json
-from pipeline import admit, crawl, dedup, extract, fetch, filter, lead, measure, plugins, rank, regions, report, shards
+from pipeline import (
+    admit,
+    crawl,
+    dedup,
+    extract,
+    fetch,
+    filter,
+    lead,
+    measure,
+    plugins,
+    rank,
+    regions,
+    report,
+    screen,
+    shards,
+)
 from pipeline.errors import StageError, StoreError, WenlanError
 from pipeline.folder import Folder
 from pipeline.identities import Identities
@@ -69,6 +84,7 @@ STAGES: dict[str, Stage] = {
     "rank": rank,
     "lead": lead,
     "dedup": dedup,
+    "screen": screen,
     "detect": regions,
     "shard": shards,
     "report": report,

@@ -1,6 +1,6 @@
-"""Stage `shard`: rows of dedup become tars, their Parquet index and their regions, under final names.
+"""Stage `shard`: rows that were kept become tars, their Parquet index and their regions, under final names.
 
-Shard k of a split holds rows [k * N, (k + 1) * N) of what dedup kept of that split, so what a shard contains follows
+Shard k of a split holds rows [k * N, (k + 1) * N) of what was kept of that split, so what a shard contains follows
 from the dataset and not from how many workers packed it. Tars are byte-reproducible: one ustar header with fixed owner,
 mode and time for each member, and nothing after the data but the two empty blocks that end a tar. Offsets are noted
 while packing, so no tar is ever read again to index it. Upright three-component JPEGs are copied as fetched; the rest
@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.shard import REGION_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA, SPLITS, Sample, Text, encode_sample
+from pipeline import screen
 from pipeline.detectors import detectors_of
 from pipeline.errors import StageError
 from pipeline.images import read_images, records_between
@@ -34,7 +35,7 @@ from pipeline.records import Decision, decision_rows
 from pipeline.store import DECISIONS, Build
 
 VERSION = 1
-INPUTS: tuple[str, ...] = ("dedup", "detect")
+INPUTS: tuple[str, ...] = ("screen", "detect")
 
 BLOCK = 512
 PUBLISHED = ("manifest.json", "README.md", "croissant.json", *(f"{split}.json" for split in SPLITS))
@@ -42,7 +43,7 @@ PUBLISHED = ("manifest.json", "README.md", "croissant.json", *(f"{split}.json" f
 
 SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256", "width", "height")
 MORE = ("image_leader", "split", "format", "fetched_at")
-"""Columns that go from dedup's rows to the index as they are."""
+"""Columns that go from kept rows to the index as they are."""
 COLUMNS = [*SAME, *MORE, "order_key", "fetch_id", "texts", "text_leaders"]
 
 
@@ -86,7 +87,7 @@ def detector_ids(build: Build) -> list[str]:
 
 def _plan(build: Build) -> list[tuple[str, tuple[str, int]]]:
     """(partition, (split, first row)) of every shard."""
-    per_shard, records = build.spec.shards.samples_per_shard, build.stage("dedup").records()
+    per_shard, records = build.spec.shards.samples_per_shard, screen.survivors(build).records()
     plan: list[tuple[str, tuple[str, int]]] = []
     for split in SPLITS:
         rows = sum(record.counts[split] for record in records)
@@ -117,8 +118,8 @@ def _clear(build: Build, names: set[str]) -> None:
 
 
 def _rows(build: Build, split: str, start: int, count: int) -> list[dict[str, Any]]:
-    """Rows [start, start + count) of a split, over dedup's partitions; only row groups that hold them are read."""
-    stage, rows, at = build.stage("dedup"), list[dict[str, Any]](), 0
+    """Rows [start, start + count) of a split, over the partitions; only row groups that hold them are read."""
+    stage, rows, at = screen.survivors(build), list[dict[str, Any]](), 0
     for record in stage.records():
         low, high = max(0, start - at), min(record.counts[split], start + count - at)
         if low < high:

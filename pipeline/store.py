@@ -279,6 +279,7 @@ STAGE_FOLDERS = {
     "rank": "ranked",
     "lead": "leaders",
     "dedup": "unique",
+    "screen": "screened",
     "detect": "regions",
     "shard": "shards",
     "report": "report",

@@ -2,15 +2,23 @@
 
 A TextFilter looks at one text and needs no pixels: `pipeline.admit` runs it before a byte is fetched. Texts that fail
 are taken off the candidate; a candidate with none left is dropped. An ImageFilter looks at the measured features:
-`pipeline.filter` runs it. Filters only look; they never change what they are given.
+`pipeline.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which is dear:
+`pipeline.screen` runs it on what dedup kept, and caches its scores. Filters only look; they never change what they are
+given.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text
+from data_specs.shard import Text, canonical_json
+from pipeline import models
+from pipeline.pictures import Pixels
 from pipeline.plugins import Plugin, configure
 from pipeline.records import DropReason, Features
 
@@ -39,6 +47,38 @@ class ImageFilter(Plugin):
         raise TypeError(f"{type(self).__name__} must check features")
 
 
+class PixelFilter(Plugin):
+    """Judges an image by one number that a model gives of its pixels; options say where the number is too high.
+
+    VERSION is raised when the same picture and weights give another score.
+    """
+
+    NEEDS_SIDE: ClassVar[int] = 0
+    """Shorter side in pixels that a decode has to keep; 0: the whole picture."""
+
+    def weights(self) -> Path:
+        """The model's file. Raises ModelError."""
+        raise TypeError(f"{type(self).__name__} must name its weights")
+
+    @property
+    def score_id(self) -> str:
+        """`name-<12 hex digits>` over version and weights: where STORE caches the scores, under any options."""
+        value = [self.plugin_name(), self.VERSION, models.digest(self.weights())]
+        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
+
+    def load(self) -> Any:
+        """What a worker keeps. Raises ModelError."""
+        return models.session(self.weights())
+
+    def score(self, state: Any, pictures: Sequence[Pixels]) -> list[float]:
+        """A score for each picture."""
+        raise TypeError(f"{type(self).__name__} must score pictures")
+
+    def judge(self, score: float) -> Drop | None:
+        """None to keep."""
+        raise TypeError(f"{type(self).__name__} must judge a score")
+
+
 def text_filters(spec: BuildSpec) -> list[TextFilter]:
     """The spec's text filters, in its order."""
     return [f for f in _filters(spec) if isinstance(f, TextFilter)]
@@ -47,6 +87,11 @@ def text_filters(spec: BuildSpec) -> list[TextFilter]:
 def image_filters(spec: BuildSpec) -> list[ImageFilter]:
     """The spec's image filters, in its order."""
     return [f for f in _filters(spec) if isinstance(f, ImageFilter)]
+
+
+def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
+    """The spec's filters of pixels, in its order."""
+    return [f for f in _filters(spec) if isinstance(f, PixelFilter)]
 
 
 def _filters(spec: BuildSpec) -> list[Plugin]:

@@ -1,0 +1,27 @@
+"""Drops pictures in which nothing has an edge: out of focus, blown up from a thumbnail, a gradient.
+
+The default is low, for a picture that no human would call sharp: of 173 photos of dishes the least sharp had 345 and
+the median 1,800; blurred with a radius of 8 pixels of 512 their median was 17, with 4 it was 107.
+
+Not among the default filters: mist over a lake is a good picture.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.filters import Drop, ImageFilter
+from pipeline.records import DropReason, Features
+
+
+class ImageSharpness(ImageFilter):
+    """Variance of the Laplacian of the reduced grey picture."""
+
+    min_sharpness: float = Field(50.0, ge=0, description="variance of the Laplacian; 0: not looked at")
+
+    def check(self, features: Features) -> Drop | None:
+        if features.sharpness < self.min_sharpness:
+            return Drop(
+                DropReason.IMAGE_BLURRED, f"sharpness {features.sharpness:.1f}; at least {self.min_sharpness:g}"
+            )
+        return None
