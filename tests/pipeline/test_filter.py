@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,30 @@ def test_thresholds(
     judge = configure("filters", options.pop("name"), options, ImageFilter)
     features = Features("0" * 64, "png", width, height, size, 1, False, 1, blankness, (1, 2, 3), b"")
     found = judge.check(features)
+    assert (found and found.reason.value) == reason
+    assert found is None or any(c.isdigit() for c in found.evidence)
+
+
+@pytest.mark.parametrize(
+    ("options", "seen", "reason"),
+    [
+        ({"name": "image_sharpness"}, {"sharpness": 49.0}, "image_blurred"),
+        ({"name": "image_sharpness"}, {"sharpness": 50.0}, None),
+        ({"name": "image_sharpness", "min_sharpness": 0}, {"sharpness": 0.0}, None),
+        ({"name": "image_entropy"}, {"entropy": 0.9}, "image_entropy"),
+        ({"name": "image_entropy"}, {"entropy": 1.0}, None),
+        ({"name": "image_frames"}, {"frames": 2}, "image_animated"),
+        ({"name": "image_frames", "max_frames": 2}, {"frames": 2}, None),
+    ],
+)
+def test_thresholds_of_what_pixels_tell(options: dict[str, Any], seen: dict[str, Any], reason: str | None) -> None:
+    from pipeline.filters import ImageFilter
+    from pipeline.plugins import configure
+    from pipeline.records import Features
+
+    options = dict(options)
+    judge = configure("filters", options.pop("name"), options, ImageFilter)
+    found = judge.check(replace(Features("0" * 64, "gif", 100, 100, 9_000, 1, False, 1, 0.1, (1, 2, 3), b""), **seen))
     assert (found and found.reason.value) == reason
     assert found is None or any(c.isdigit() for c in found.evidence)
 

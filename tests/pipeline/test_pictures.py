@@ -138,6 +138,86 @@ def test_what_is_no_picture_is_refused(data: bytes) -> None:
             ask(data)
 
 
+def by_pillow_alone(data: bytes, reduce_to: int) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_sound_jpeg", lambda *_: None)
+        return outcome(data, reduce_to)
+
+
+def outcome(data: bytes, reduce_to: int) -> Any:
+    """(header, pixels as bytes), or what the error says."""
+    try:
+        found = pictures.decode(data, 1_000_000, reduce_to)
+    except PictureError as e:
+        return str(e)
+    return found.header, found.pixels.shape, found.pixels.tobytes()
+
+
+def mutated(data: st.DataObject, whole: bytes) -> bytes:
+    """Bytes changed, cut out or put in, mostly where the headers are."""
+    found = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        end = len(found) - 1 if data.draw(st.booleans()) else min(700, len(found) - 1)
+        at, what = data.draw(st.integers(0, end)), data.draw(st.sampled_from(["change", "insert", "cut", "end"]))
+        if what == "change":
+            found[at] = data.draw(st.integers(0, 255))
+        elif what == "insert":
+            found[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+        elif what == "cut":
+            del found[at : at + data.draw(st.integers(1, 9))]
+        else:
+            del found[max(at, 4) :]
+    return bytes(found)
+
+
+JPEGS = [
+    saved(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive, exif=exif)
+    for image in (NOISE, NOISE.convert("L"), NOISE.resize((301, 207)))
+    for quality, subsampling, progressive in ((60, 2, False), (95, 0, True))
+    for exif in (b"", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+]
+
+
+@pytest.mark.parametrize("reduce_to", [0, 8, 64])
+@pytest.mark.parametrize("number", range(len(JPEGS)))
+def test_the_short_way_gives_the_pixels_that_pillow_gives(
+    number: int, reduce_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = by_pillow_alone(JPEGS[number], reduce_to)
+    monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
+    assert outcome(JPEGS[number], reduce_to) == theirs
+    assert theirs[0].orientation == (6 if b"Exif" in JPEGS[number] else 1)
+
+
+@settings(max_examples=300)
+@given(whole=st.sampled_from(JPEGS), reduce_to=st.sampled_from([0, 8, 64]), data=st.data())
+def test_of_damaged_jpegs_both_ways_say_the_same(whole: bytes, reduce_to: int, data: st.DataObject) -> None:
+    damaged = mutated(data, whole)
+    assert outcome(damaged, reduce_to) == by_pillow_alone(damaged, reduce_to)
+
+
+def test_a_jpeg_of_four_components_and_one_with_a_phones_second_picture() -> None:
+    ramp = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    inverted = pictures.decode(saved(ramp.convert("CMYK"), "JPEG"), reduce_to=8)
+    assert np.abs(inverted.pixels.astype(int).mean() - np.asarray(ramp).mean()) < 8
+    two = saved(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(180)])
+    shown = pictures.decode(two)
+    assert (shown.header.format, shown.header.frames) == ("jpeg", 1)
+    assert np.abs(shown.pixels.astype(int) - np.asarray(NOISE)).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_other_formats_come_smaller_too_by_whole_factors(kind: str) -> None:
+    whole = np.asarray(NOISE.resize((300, 200)).convert("P").convert("RGB"))
+    small = pictures.decode(
+        saved(Image.fromarray(whole), kind, **({"lossless": True} if kind == "WEBP" else {})), 10**6, 60
+    )
+    assert (small.header.width, small.header.height) == (300, 200)
+    assert small.pixels.shape == (67, 100, 3)
+    means = whole[:198].reshape(66, 3, 100, 3, 3).mean(axis=(1, 3))
+    assert np.abs(small.pixels[:66] - means).max() <= 1
+
+
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), data=st.data())
 def test_damaged_bytes_give_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
