@@ -10,7 +10,7 @@ Parquet beside each tar, and the manifest. Nothing else in the project may defin
 
 Why so: plain `webdataset`, Ray Data, Hugging Face `datasets` and open_clip read the tars as they are; boxes live
 beside the images, so that another detector rewrites no image; KEY.json holds only what follows from captures, image
-bytes and spec, so that tars are byte-reproducible.
+bytes and spec, so that tars are byte-reproducible. A text's `original` is there only where it has one, and only there.
 
 Limits: one image type (JPEG) in a dataset, because several readers lose or refuse mixed ones.
 """
@@ -49,10 +49,15 @@ class ContractError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of a sample and where on the page it stood."""
+    """One text of a sample and where on the page it stood.
+
+    `original` is the text before a build rewrote it, where the build keeps it (Traditional script, say); "" otherwise.
+    It is for people and for other uses of the dataset: training reads `text` only.
+    """
 
     kind: TextKind
     text: str
+    original: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +237,10 @@ def encode_sample(sample: Sample, image: bytes) -> list[tuple[str, bytes]]:
     if image[:2] != b"\xff\xd8":
         raise ContractError(f"{sample.key}: stored images are JPEG; got bytes {image[:4].hex()}")
     record = asdict(sample)
-    record["texts"] = [{"kind": t.kind, "text": nfc(t.text)} for t in sample.texts]
+    record["texts"] = [
+        {"kind": t.kind, "text": nfc(t.text), **({"original": nfc(t.original)} if t.original else {})}
+        for t in sample.texts
+    ]
     record["schema"] = SCHEMA_VERSION
     return [
         (f"{sample.key}.jpg", image),
@@ -259,7 +267,7 @@ def decode_sample(data: bytes | Mapping[str, Any], name: str) -> Sample:
             sha256=raw["sha256"],
             width=raw["width"],
             height=raw["height"],
-            texts=tuple(Text(t["kind"], t["text"]) for t in raw["texts"]),
+            texts=tuple(Text(t["kind"], t["text"], t.get("original", "")) for t in raw["texts"]),
         )
     except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as e:
         raise ContractError(f"{name}: not a wenlan sample ({type(e).__name__}: {e})") from None

@@ -1,7 +1,7 @@
 """Stage admit: what can be decided without pixels, before a byte is fetched.
 
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
-texts are normalised and those that a text filter rejects are taken off; a candidate is dropped that was taken down
+texts are normalised, text filters rewrite them, and those that one rejects are taken off; a candidate is dropped that was taken down
 (`forgotten`), that is there twice, that has no text left, or that is one too many for its image URL. What remains has
 its primary text first, by the spec's `text_kinds`.
 
@@ -13,6 +13,7 @@ captures of one page the one with the smaller row and texts wins, not the newer.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,7 @@ from pipeline.records import (
 from pipeline.store import Build
 from pipeline.urls import host_names
 
-VERSION = 1
+VERSION = 2
 INPUTS: tuple[str, ...] = ("extract",)
 
 
@@ -67,7 +68,8 @@ def run_partition(build: Build, partition: str) -> None:
     number, of = (int(part) for part in partition.split("-of-"))
     with build.stage("admit").attempt(partition) as attempt:
         candidates = _candidates(build, *order_range(number, of))
-        kept, decisions = admit(candidates, build.spec, build.store.forgotten())
+        rewritten = Counter({name: 0 for name in rewriters(text_filters(build.spec))})
+        kept, decisions = admit(candidates, build.spec, build.store.forgotten(), rewritten)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.decide(decisions)
         attempt.commit(
@@ -78,6 +80,7 @@ def run_partition(build: Build, partition: str) -> None:
                 "images": len({c.image_url for c in kept}),
                 "texts_seen": sum(len(c.texts) for c in candidates),
                 "texts_kept": sum(len(c.texts) for c in kept),
+                **{f"texts_rewritten_by_{name}": n for name, n in rewritten.items()},
             }
         )
 
@@ -91,13 +94,18 @@ def _candidates(build: Build, low: str, high: str) -> list[Candidate]:
 
 
 def admit(
-    candidates: Sequence[Candidate], spec: BuildSpec, forgotten: set[str] | frozenset[str] = frozenset()
+    candidates: Sequence[Candidate],
+    spec: BuildSpec,
+    forgotten: set[str] | frozenset[str] = frozenset(),
+    rewritten: Counter[str] | None = None,
 ) -> tuple[list[Candidate], list[Decision]]:
     """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
 
-    `forgotten` holds hashes of fetch_ids and of domains (lower case). The result is the same in any order of input.
+    `forgotten` holds hashes of fetch_ids and of domains (lower case). `rewritten` counts the texts that each filter
+    has changed. The result is the same in any order of input.
     """
     filters = text_filters(spec)
+    rewritten = Counter() if rewritten is None else rewritten
     rank = {kind: i for i, kind in enumerate(spec.text_kinds)}
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
@@ -109,7 +117,7 @@ def admit(
         if candidate.candidate_id in same:
             decisions.append(drop(candidate, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
             continue
-        judged = judge(candidate, filters, rank)
+        judged = judge(candidate, filters, rank, rewritten)
         if isinstance(judged, Decision):
             decisions.append(judged)
         else:
@@ -142,30 +150,55 @@ def _forgotten(candidate: Candidate, forgotten: set[str] | frozenset[str]) -> st
     return ""
 
 
-def judge(candidate: Candidate, filters: Sequence[TextFilter], rank: dict[str, int]) -> Candidate | Decision:
+def rewriters(filters: Sequence[TextFilter]) -> list[str]:
+    """Names of the filters that rewrite texts."""
+    return [f.plugin_name() for f in filters if type(f).rewrite is not TextFilter.rewrite]
+
+
+def judge(
+    candidate: Candidate, filters: Sequence[TextFilter], rank: dict[str, int], rewritten: Counter[str]
+) -> Candidate | Decision:
     """The candidate with the texts that every filter keeps, primary first; else a Decision with every reason.
 
-    The first reason is the primary text's: the text that the sample would have been known by.
+    The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
+    filters have rewritten them, in a Decision too; two that have become the same are one.
     """
-    texts: dict[str, Text] = {}
+    found: dict[str, Text] = {}
     for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
         clean = fold(text.text)
         if clean:
-            texts.setdefault(clean, Text(text.kind, clean))
-    good: list[Text] = []
+            found.setdefault(clean, replace(text, text=clean))
+    good: dict[str, Text] = {}
+    bad: list[Text] = []
     faults: list[Drop] = []
-    for text in texts.values():
-        found = [fault for f in filters if (fault := f.check(text)) is not None]
-        faults += found
-        if not found:
-            good.append(text)
-    ordered = replace(candidate, texts=tuple(good or texts.values()))
+    for text in found.values():
+        own, text = _filtered(text, filters, rewritten)
+        faults += own
+        if own:
+            bad.append(text)
+        else:
+            good.setdefault(text.text, text)
+    ordered = replace(candidate, texts=tuple(good.values()) or tuple(bad))
     if good:
         return ordered
     if not faults:
         return drop(ordered, "admit", DropReason.NO_TEXT)
     reasons = tuple(dict.fromkeys(fault.reason.value for fault in faults))
     return drop(ordered, "admit", faults[0].reason, faults[0].evidence, reasons=reasons)
+
+
+def _filtered(text: Text, filters: Sequence[TextFilter], rewritten: Counter[str]) -> tuple[list[Drop], Text]:
+    """What filters find wrong with a text, and the text as they leave it."""
+    faults = []
+    for f in filters:
+        fault = f.check(text)
+        if fault is not None:
+            faults.append(fault)
+        after = f.rewrite(text)
+        if after is not text:
+            rewritten[f.plugin_name()] += 1
+            text = after
+    return faults, text
 
 
 def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:

@@ -62,14 +62,20 @@ def find(family: Family, name: str) -> type[Plugin]:
     return classes[0]
 
 
-def configure(family: Family, name: str, options: dict[str, Any], face: type[T], where: str = "") -> T:
-    """An instance of a plug-in. `where` is its place in the spec. Raises SpecError, one line a fault."""
+def configure(
+    family: Family, name: str, options: dict[str, Any], face: type[T], where: str = "", base: str = ""
+) -> T:
+    """An instance of a plug-in. `where` is its place in the spec. Raises SpecError, one line a fault.
+
+    `base`, the folder that the spec's relative paths start from, goes to a plug-in that has a field for it.
+    """
     try:
         plugin = find(family, name)
     except SpecError as e:
         raise SpecError([f"{where}: {line}" if where else line for line in e.problems]) from None
     try:
-        instance = plugin.model_validate(options)
+        needs_base = base and "base" in plugin.model_fields
+        instance = plugin.model_validate({"base": base, **options} if needs_base else options)
     except ValidationError as e:
         raise SpecError(describe(e, plugin, where)) from None
     assert isinstance(instance, face), f"{plugin.__module__} is not a {face.__name__}"
@@ -83,16 +89,16 @@ def check(spec: BuildSpec, name: str = "") -> None:
     """
     wanted: list[tuple[Family, str, dict[str, Any], str]] = []
     for i, source in enumerate(spec.sources):
-        options = {"name": source.name, "source_kind": source.source_kind, "base": spec.base, **source.options}
+        options = {"name": source.name, "source_kind": source.source_kind, **source.options}
         wanted.append(("sources", source.kind, options, f"sources[{i}]"))
     for i, ref in enumerate(spec.filters):
         wanted.append(("filters", ref.name, ref.options, f"filters[{i}]"))
     for i, ref in enumerate(spec.regions.detectors):
-        wanted.append(("detectors", ref.name, {"base": spec.base, **ref.options}, f"regions.detectors[{i}]"))
+        wanted.append(("detectors", ref.name, ref.options, f"regions.detectors[{i}]"))
     problems: list[str] = []
     for family, plugin, options, where in wanted:
         try:
-            configure(family, plugin, options, Plugin, where)
+            configure(family, plugin, options, Plugin, where, spec.base)
         except SpecError as e:
             problems += e.problems
     try:

@@ -13,7 +13,7 @@ import builtins
 import enum
 import hashlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -52,6 +52,10 @@ class DropReason(str, enum.Enum):
     LOW_HAN_SHARE = "low_han_share"
     NOT_CHINESE = "not_chinese"
     BOILERPLATE = "boilerplate"
+    REPETITION = "repetition"
+    ADVERTISEMENT = "advertisement"
+    LISTED_WORD = "listed_word"  # a word of a lexicon that the spec names
+    PERSONAL_DATA = "personal_data"
     # fetch and measure
     EMPTY_BODY = "empty_body"
     NOT_AN_IMAGE = "not_an_image"
@@ -176,7 +180,7 @@ class Pair:
     fetched_at: str
 
 
-TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string())]))
+TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("original", pa.string())]))
 
 CANDIDATE_SCHEMA = pa.schema(
     [
@@ -286,13 +290,18 @@ def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
             "origin": c.origin,
             "page_url": c.page_url,
             "image_url": c.image_url,
-            "texts": [{"kind": t.kind, "text": t.text} for t in c.texts],
+            "texts": [{"kind": t.kind, "text": t.text, "original": t.original} for t in c.texts],
             "row": c.row,
         }
         for c in candidates
     ]
     rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
     return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+
+
+def text_of(row: dict[str, Any]) -> Text:
+    """A Text from its entry in a row's `texts`; what an older wenlan wrote has no `original`."""
+    return Text(row["kind"], row["text"], row.get("original") or "")
 
 
 def candidates_of(table: pa.Table) -> list[Candidate]:
@@ -305,7 +314,7 @@ def candidates_of(table: pa.Table) -> list[Candidate]:
             origin=r["origin"],
             page_url=r["page_url"],
             image_url=r["image_url"],
-            texts=tuple(Text(t["kind"], t["text"]) for t in r["texts"]),
+            texts=tuple(text_of(t) for t in r["texts"]),
             row=r["row"],
         )
         for r in table.select(names).to_pylist()

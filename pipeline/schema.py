@@ -19,7 +19,7 @@ from pipeline.plugins import Family, find, names
 
 PATH = Path(__file__).parents[1] / "data_specs" / "schemas" / "build.schema.json"
 
-_TAKEN = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": (), "detectors": ("base",)}
+_TAKEN = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": ("base",), "detectors": ("base",)}
 """Fields of a plug-in's model that the pipeline sets or that the reference itself has."""
 
 

@@ -26,12 +26,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.shard import REGION_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA, SPLITS, Sample, Text, encode_sample
+from data_specs.shard import REGION_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA, SPLITS, Sample, encode_sample
 from pipeline import screen
 from pipeline.detectors import detectors_of
 from pipeline.errors import StageError
 from pipeline.images import read_images, records_between
-from pipeline.records import Decision, decision_rows
+from pipeline.records import Decision, decision_rows, text_of
 from pipeline.store import DECISIONS, Build
 
 VERSION = 1
@@ -244,7 +244,7 @@ def sample_of(row: dict[str, Any]) -> Sample:
         sha256=row["sha256"],
         width=row["width"],
         height=row["height"],
-        texts=tuple(Text(text["kind"], text["text"]) for text in row["texts"]),
+        texts=tuple(text_of(text) for text in row["texts"]),
     )
 
 

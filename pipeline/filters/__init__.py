@@ -3,8 +3,11 @@
 A TextFilter looks at one text and needs no pixels: `pipeline.admit` runs it before a byte is fetched. Texts that fail
 are taken off the candidate; a candidate with none left is dropped. An ImageFilter looks at the measured features:
 `pipeline.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which is dear:
-`pipeline.screen` runs it on what dedup kept, and caches its scores. Filters only look; they never change what they are
-given.
+`pipeline.screen` runs it on what dedup kept, and caches its scores.
+
+A text filter judges a text, rewrites it, or both, in the spec's order: each one sees what those before it have made of
+the text, and what comes out of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
+look for what a later one masks stand before it. Every filter sees every text, those that have failed already too.
 """
 
 from __future__ import annotations
@@ -32,11 +35,19 @@ class Drop:
 
 
 class TextFilter(Plugin):
-    """Judges one text."""
+    """Judges one text, or rewrites it, or both; a filter defines `check`, `rewrite` or the two."""
 
     def check(self, text: Text) -> Drop | None:
         """None to keep."""
-        raise TypeError(f"{type(self).__name__} must check a text")
+        return None
+
+    def rewrite(self, text: Text) -> Text:
+        """The text that takes its place; itself where there is nothing to change. Twice gives the same as once.
+
+        Called for texts that failed, too: what is masked must not be read in a Decision either. A rewrite that is
+        there to hide something hides it in `text.original` as well.
+        """
+        return text
 
 
 class ImageFilter(Plugin):
@@ -95,4 +106,7 @@ def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
 
 
 def _filters(spec: BuildSpec) -> list[Plugin]:
-    return [configure("filters", ref.name, ref.options, Plugin, f"filters[{i}]") for i, ref in enumerate(spec.filters)]
+    return [
+        configure("filters", ref.name, ref.options, Plugin, f"filters[{i}]", spec.base)
+        for i, ref in enumerate(spec.filters)
+    ]

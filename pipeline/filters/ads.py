@@ -1,0 +1,150 @@
+"""Drops texts that sell or solicit: telephone numbers, WeChat and QQ contacts, QR codes to scan, web addresses, offers.
+
+Looked at are the even and the bare form of a text (`pipeline.text_forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and 薇❤ are
+what they sound like. Which patterns are tried is told by one Aho-Corasick search for the words that they all need
+(微信, 群, 二维码, com ...), so a caption without any of them costs one search.
+
+A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 stay; 加微信, 长按二维码 and 特价9.9元包邮
+go. Running text (surrounding, abstract, content) is judged by how much of it solicits, since an article with one
+telephone number at its end is an article: mask that with `personal_data`, which stands after this filter.
+
+Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
+else (厂家直销). Addresses without a known top-level domain are not seen.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import Field
+
+from data_specs.shard import Text
+from pipeline.filters import Drop, TextFilter
+from pipeline.personal import find, may_hold
+from pipeline.records import DropReason
+from pipeline.text_forms import bare, even
+
+Kind = Literal["messengers", "groups", "qr_codes", "urls", "offers"]
+
+_RUNNING = ("surrounding", "abstract", "content")
+_NAMES = "微信|威信|薇信|徽信|维信|微心|威心|薇心|v信|v心|weixin|wechat|(?<![a-z0-9])(?:vx|wx)"
+_WHO = "(?:我|我们|客服|老师|本人|店主|掌柜|群主|小编|下方|以下)?(?:的)?(?:个人|客服|私人)?"
+_TLD = "com|cn|net|org|cc|tv|top|vip|hk|tw|shop|xyz|info|biz|site|club"
+
+_BARE: dict[Kind, str] = {  # in letters and digits alone
+    "messengers": rf"(?:加|➕|添加|联系|咨询|私信){_WHO}(?:{_NAMES})(?!支付|付款|小程序|表情|登录|功能|按钮|图标|好友)"
+    rf"|加{_WHO}[v微](?=[a-z]*[0-9][a-z0-9]{{4}})"
+    r"|(?:微信|威信|薇信|vx|v信?|wx)同(?:号|步|手机|电话)"
+    rf"|(?:{_NAMES})(?:号码?|id|账号)?(?:是|为)?(?=[a-z]*[0-9])[a-z0-9]{{6,20}}"
+    rf"|(?:{_NAMES})(?:号码?|id|账号)[a-z0-9]{{5,20}}"
+    r"|(?:关注|搜索?)(?:我们?|本店)?(?:的)?(?:微信)?(?:公众号|公众平台|服务号)|公众号搜索",
+    "groups": r"(?:加|入|进)(?:我们?)?(?:的)?(?:qq|扣扣|企鹅|q|微信|vip|粉丝|福利)群|(?:qq|扣扣|企鹅)(?:交流|粉丝|讨论)?群?"
+    r"(?:号码?)?(?:是|为)?[0-9]{5,11}(?![0-9])|(?:交流|粉丝|讨论|福利|学习|群)(?:群|号)(?:号码?)?[0-9]{6,11}(?![0-9])",
+    "qr_codes": r"扫码(?:关注|加|添加|领|进|入群|下单|咨询|报名|购买|抢|免费|获取|下载|观看|了解|预约|查看|即可)"
+    r"|长按(?:识别|扫描|保存|关注|图片|图中|上方|下方|此|下图|上图|本)*二维码"
+    r"|(?:识别|扫描|扫一?扫|扫)(?:一?下|图中|图片|文中|文末|下方|上方|下面|上面|下图|上图|右侧|左侧|右边|左边|以下|底部|海报)+(?:的)?二维码"
+    r"|(?:识别|扫描|扫一?扫|扫)(?:此|本|该|的)?二维码(?:关注|加|添加|领|进|入|下单|咨询|报名|购买|下载|获取|了解|查看|观看)",
+    "urls": rf"[a-z0-9]{{2,}}(?:点|dot)(?:{_TLD})(?![a-z])",
+}
+_EVEN: dict[Kind, str] = {  # where marks tell what is meant
+    "messengers": rf"(?:{_NAMES})(?:号码?|id|账号|公众号)?\s*[:=]\s*[a-z0-9][a-z0-9_\-]{{4,19}}|公众号\s*[:]\s*\w{{2,}}",
+    "urls": rf"https?://|(?<![a-z0-9])www\.[a-z0-9]|"
+    rf"(?<![a-z0-9@.\-])(?!(?:asp|vb|ado|ml)\.net)[a-z0-9\-]{{2,}}(?:[.。][a-z0-9\-]+)*[.。](?:{_TLD})(?![a-z0-9])",
+}
+_PRICE = re.compile(
+    r"(?:[¥$€]|rmb)\s*[0-9]|[0-9](?:[0-9,.]*)\s*(?:元(?![素旦朝年件代首宵月帅])|块钱|rmb|块(?=$|[^\u4e00-\u9fff]))"
+)
+_CALL = re.compile(r"(?<![0-9])[48]00[\s\-]?(?:[0-9]{3}[\s\-]?[0-9]{4}|[0-9]{4}[\s\-]?[0-9]{3})(?![0-9])")
+
+_NEEDED: dict[Kind, str] = {  # a match of a pattern holds one of these
+    "messengers": "微信 威信 薇信 徽信 维信 微心 威心 薇心 v信 v心 vx wx weixin wechat 加v 加微 同号 同步 同手机 公众 服务号",
+    "groups": "群 qq 扣扣 企鹅",
+    "qr_codes": "扫码 二维码",
+    "urls": f"http www {_TLD.replace('|', ' ')}",
+}
+_SELLING = """包邮 特价 促销 秒杀 抢购 批发 直销 代购 下单 现货 限时 折扣 打折 立减 满减 团购 清仓 优惠 优惠券 领券 券后 到手价
+甩卖 拼团 正品 旗舰店 专卖 热卖 爆款 起订 现价 原价 售价 零售 出售 转让 出租 购买 代理 加盟 淘宝 天猫 拼多多 厂家 报价 招商 特惠""".split()
+_OFFERS = """厂家直销 厂家批发 工厂直销 货到付款 全国包邮 全场包邮 限时抢购 限时秒杀 限时特价 限时特惠 诚招代理 诚招加盟 招商加盟
+加盟热线 领取优惠券 优惠券领取 假一赔十 一件代发 点击购买 立即抢购 立即购买 欢迎选购 欢迎订购 欢迎来电 量大从优 量大价优 价格优惠
+专业承接 低价出售 代开发票 免费领取 七天无理由 来电咨询 欢迎咨询 咨询热线 订购热线 招商热线 销售热线""".split()
+
+
+class Ads(TextFilter):
+    """What counts as soliciting, by kind."""
+
+    phones: bool = Field(True, description="telephone numbers, 400 and 800 numbers too")
+    messengers: bool = Field(True, description="WeChat ids, and words that ask to add one")
+    groups: bool = Field(True, description="QQ numbers and groups to join")
+    qr_codes: bool = Field(True, description="QR codes to be scanned")
+    urls: bool = Field(True, description="web addresses")
+    offers: bool = Field(True, description="prices with words that sell, and phrases that only sell")
+    phrases: tuple[str, ...] = Field((), description="more phrases that only sell")
+    running_chars: int = Field(
+        100, ge=1, description="a surrounding, abstract or content goes if it solicits once in so many characters"
+    )
+
+    def check(self, text: Text) -> Drop | None:
+        found = self._found(text.text)
+        if not found:
+            return None
+        if text.kind in _RUNNING and len(found) * self.running_chars < len(text.text):
+            return None
+        return Drop(DropReason.ADVERTISEMENT, ", ".join(dict.fromkeys(found)))
+
+    def _found(self, text: str) -> list[str]:
+        """What solicits, one entry for each place; a telephone number is not repeated here."""
+        letters = bare(text)
+        found: list[str] = []
+        kinds: dict[Kind, int] = {}
+        for kind, phrase in _search(letters, self.phrases):
+            if phrase and self.offers:
+                found.append(phrase)
+            elif not phrase:
+                kinds[kind] = kinds.get(kind, 0) + 1
+        for kind in kinds:
+            if not getattr(self, kind):
+                continue
+            if kind == "offers":
+                found += [match.group() for match in _PRICE.finditer(even(text))]
+            else:
+                found += _matches(kind, letters, even(text))
+        if self.phones and may_hold(text):
+            found += ["a telephone number"] * _telephones(text)
+        return found
+
+
+def _matches(kind: Kind, letters: str, plain: str) -> list[str]:
+    """What a kind's patterns find in the bare form, or else in the even one: both would count a place twice."""
+    for forms, form in ((_BARE, letters), (_EVEN, plain)):
+        if kind in forms and (found := [match.group() for match in _compiled(forms[kind]).finditer(form)]):
+            return found
+    return []
+
+
+def _telephones(text: str) -> int:
+    places = {f.start for kind in ("mobile", "landline") for f in find(text, kind)}
+    return len(places | {match.start() for match in _CALL.finditer(even(text))})
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern)
+
+
+def _search(letters: str, phrases: tuple[str, ...]) -> list[tuple[Kind, str]]:
+    """(kind, "") for a word that a kind's patterns need, ("offers", phrase) for a phrase that only sells."""
+    automaton, meanings = _words(phrases)
+    return [meanings[number] for number, _, _ in automaton.find_matches_as_indexes(letters, overlapping=True)]
+
+
+@cache
+def _words(phrases: tuple[str, ...]) -> tuple[Any, list[tuple[Kind, str]]]:
+    """Aho-Corasick automaton over all words, and what each means. Once a process."""
+    from ahocorasick_rs import AhoCorasick
+
+    meaning: dict[str, tuple[Kind, str]] = {word: ("offers", "") for word in _SELLING}
+    meaning |= {word: (kind, "") for kind, words in _NEEDED.items() for word in words.split()}
+    meaning |= {bare(phrase): ("offers", phrase) for phrase in (*_OFFERS, *phrases) if bare(phrase)}
+    return AhoCorasick(list(meaning)), list(meaning.values())

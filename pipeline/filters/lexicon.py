@@ -1,0 +1,148 @@
+"""Drops texts with a word of a list: what a dataset must not hold. wenlan ships no list; a spec names files.
+
+    - name: lexicon
+      lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word a line, # begins a comment
+      allow: [北京大学]                                                  # innocent words that contain a listed one
+
+Words are looked for all at once (Aho-Corasick) in the bare form of a text (`pipeline.text_forms`): width, case,
+Traditional characters, spaces and inserted marks do not hide one. What is found there is then held against the text:
+
+- a word of Latin letters or digits must be a word there (av is not in save), written as listed, in one piece, or with
+  a mark between every two of its letters (s.e.x), not over a gap that only parts words (`mass age`);
+- a Chinese word may have spaces and stray marks anywhere (法*轮 功), but a comma, a full stop or a bracket between two
+  letters parts words (我们学习。近平顶山), unless marks stand between all of them;
+- what lies inside an allowed word is not found.
+
+Limits: lists decide what goes; one that holds 网络 takes every caption about networks. Words of one letter are left out,
+unless `min_letters` says otherwise. Homophones and split characters are not undone: list them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from pydantic import Field, PrivateAttr, model_validator
+
+from data_specs.shard import Text
+from pipeline.errors import SourceError
+from pipeline.files import FAULTS, reason
+from pipeline.filters import Drop, TextFilter
+from pipeline.records import DropReason
+from pipeline.text_forms import bare, even, places
+
+_PARTING = frozenset("，。！？；：、“”‘’「」『』《》〈〉（）【】()[]{};!?\n\r\t")
+_Files = tuple[tuple[str, str, str], ...]
+"""(name of the list, path or URL, sha256 of its content)"""
+
+
+class Lexicon(TextFilter):
+    """Lists of words that a text must not hold."""
+
+    lists: dict[str, str] = Field(min_length=1, description="name of a list -> its file: UTF-8, one word a line")
+    allow: tuple[str, ...] = Field((), description="words in which a listed word does not count")
+    min_letters: int = Field(2, ge=1, description="words with fewer letters and digits are left out")
+    base: str = ""
+    _files: _Files = PrivateAttr(())
+
+    @model_validator(mode="after")
+    def _lists_can_be_read(self) -> Lexicon:
+        files = []
+        for name, path in sorted(self.lists.items()):
+            where = self._resolve(path)
+            digest, words = _read(where)
+            if not any(len(bare(word)) >= self.min_letters for word in words):
+                raise ValueError(f"{where}: holds no word of {self.min_letters} letters or more")
+            files.append((name, where, digest))
+        self._files = tuple(files)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What the lists hold takes the place of where they lie."""
+        found = super().identity()
+        found["options"].pop("base")
+        found["options"]["lists"] = {name: digest for name, _, digest in self._files}
+        return found
+
+    def check(self, text: Text) -> Drop | None:
+        return _searcher(self._files, self.allow, self.min_letters).check(text.text)
+
+    def _resolve(self, path: str) -> str:
+        return path if "://" in path or Path(path).is_absolute() or not self.base else str(Path(self.base) / path)
+
+
+def _read(path: str) -> tuple[str, list[str]]:
+    """sha256 of a list and its words, each once. Raises ValueError with one line that names the file."""
+    try:
+        with fsspec.open(path, "rb") as file:
+            data = bytes(file.read())
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: is not UTF-8 text (byte {e.start})") from None
+    except (*FAULTS, ValueError, ImportError) as e:
+        raise ValueError(f"{path}: cannot be read ({reason(e)})") from None
+    words = (line.strip() for line in text.splitlines())
+    return hashlib.sha256(data).hexdigest(), list(dict.fromkeys(w for w in words if w and not w.startswith("#")))
+
+
+class _Searcher:
+    """Words and allowed words of one configuration, ready to be looked for."""
+
+    def __init__(self, listed: dict[str, tuple[str, str]], allow: tuple[str, ...]) -> None:
+        """`listed`: bare form -> (name of its list, the word as listed)."""
+        from ahocorasick_rs import AhoCorasick
+
+        self._bare = list(listed)
+        self._listed = list(listed.values())
+        self._words = AhoCorasick(self._bare)
+        self._allowed = AhoCorasick(sorted({bare(word) for word in allow} - {""}))
+
+    def check(self, text: str) -> Drop | None:
+        letters = bare(text)
+        hits = self._words.find_matches_as_indexes(letters, overlapping=True)
+        if not hits:
+            return None
+        innocent = self._allowed.find_matches_as_indexes(letters, overlapping=True)
+        at, plain = places(text), even(text)
+        for number, start, end in sorted(hits, key=lambda hit: (hit[1], -hit[2], hit[0])):
+            name, word = self._listed[number]
+            if any(s <= start and end <= e for _, s, e in innocent):
+                continue
+            if _stands_there(self._bare[number], word, text, plain, at[start:end]):
+                return Drop(DropReason.LISTED_WORD, f"{name}: {word}")
+        return None
+
+
+def _stands_there(letters: str, word: str, text: str, plain: str, at: list[int]) -> bool:
+    """Whether letters of a text at the places `at` are the word, and not parts of others."""
+    before, after = plain[at[0] - 1] if at[0] else "", plain[at[-1] + 1 : at[-1] + 2]
+    if (_is_latin(letters[0]) and _is_latin(before)) or (_is_latin(letters[-1]) and _is_latin(after)):
+        return False
+    gaps = [text[a + 1 : b] for a, b in zip(at, at[1:], strict=False)]
+    if all(gaps) or not any(gaps):
+        return True
+    if letters.isascii():
+        return plain[at[0] : at[-1] + 1] == even(word)
+    return not any(_PARTING & set(gap) for gap in gaps)
+
+
+def _is_latin(character: str) -> bool:
+    return character.isascii() and character.isalnum()
+
+
+@cache
+def _searcher(files: _Files, allow: tuple[str, ...], min_letters: int) -> _Searcher:
+    """One a process. Raises SourceError if a list is not what it was when the build was planned."""
+    listed: dict[str, tuple[str, str]] = {}
+    for name, path, digest in files:
+        now, words = _read(path)
+        if now != digest:
+            raise SourceError(path, f"list {name} has changed since the build was planned")
+        for word in words:
+            letters = bare(word)
+            if len(letters) >= min_letters:
+                listed.setdefault(letters, (name, word))
+    return _Searcher(listed, allow)

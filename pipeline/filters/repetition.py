@@ -1,0 +1,53 @@
+"""Drops texts that say one thing over and over: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
+
+Three measures over the letters of a text (digits, marks and spaces do not count): the longest run of one letter, the
+share of the most frequent letter, and the share of three-letter sequences that stood in the text before. The two shares
+are asked only of texts with enough letters to have one: 妈妈 and 人人 repeat, and say something.
+
+Limits: a text that repeats with small changes (新款连衣裙女, 连衣裙新款女) passes; keyword lists are for a language model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from pydantic import Field
+
+from data_specs.shard import Text
+from pipeline.filters import Drop, TextFilter
+from pipeline.records import DropReason
+
+_NO_LETTER = re.compile(r"[\W\d_]+")
+_RUN = re.compile(r"(.)\1+")
+
+
+class Repetition(TextFilter):
+    """Repeated letters and repeated sequences."""
+
+    max_run: int = Field(5, ge=1, description="most times one letter may stand in a row")
+    max_letter_share: float = Field(0.5, gt=0, le=1, description="largest share of one letter among all letters")
+    max_repeated_share: float = Field(0.45, gt=0, le=1, description="largest share of three-letter sequences met before")
+    min_letters: int = Field(6, ge=3, description="a text of fewer letters has no shares worth asking for")
+
+    def check(self, text: Text) -> Drop | None:
+        letters = _NO_LETTER.sub("", text.text)
+        different = len(set(letters))
+        if different == len(letters):
+            return None
+        longest = max((match.group() for match in _RUN.finditer(letters)), key=len, default="")
+        if len(longest) > self.max_run:
+            return Drop(DropReason.REPETITION, f"{longest[0]} {len(longest)} times in a row")
+        if len(letters) < self.min_letters:
+            return None
+        return self._shares(letters)
+
+    def _shares(self, letters: str) -> Drop | None:
+        letter, times = Counter(letters).most_common(1)[0]
+        if times > self.max_letter_share * len(letters):
+            return Drop(DropReason.REPETITION, f"{times} of {len(letters)} letters are {letter}")
+        sequences = len(letters) - 2
+        again = sequences - len({letters[i : i + 3] for i in range(sequences)})
+        if again > self.max_repeated_share * sequences:
+            return Drop(DropReason.REPETITION, f"{again} of {sequences} sequences of three letters stood there before")
+        return None

@@ -1,0 +1,39 @@
+"""Rewrites Traditional Chinese as Simplified, by OpenCC, and keeps the original beside it. Off unless a spec names it.
+
+For trainings that want one script: a text in both scripts is then one text, in a sample, in dedup and in a vocabulary.
+The original goes into KEY.json as `original` of its text; training does not read it.
+
+Limits: what OpenCC knows; `t2s` changes the script, not the words (軟體 becomes 软体, with `tw2sp` 软件).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+from typing import Any, Literal
+
+from pydantic import Field
+
+from data_specs.shard import Text
+from pipeline.filters import TextFilter
+
+
+class ToSimplified(TextFilter):
+    """Traditional to Simplified."""
+
+    config: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field("t2s", description="OpenCC's configuration")
+    keep_original: bool = Field(True, description="keep the text as it was found beside the rewritten one")
+
+    def rewrite(self, text: Text) -> Text:
+        simplified = str(_opencc(self.config).convert(text.text))
+        if simplified == text.text:
+            return text
+        original = text.original or text.text
+        return replace(text, text=simplified, original=original if self.keep_original else "")
+
+
+@cache
+def _opencc(config: str) -> Any:
+    import opencc
+
+    return opencc.OpenCC(config)

@@ -1,0 +1,90 @@
+"""Two forms of a text in which disguises are taken off: what filters look for is looked for in these.
+
+`even(text)` has one character for each of the text: full width becomes half width, capitals small, Traditional
+Simplified, circled digits and accented letters plain. So a place found in it is a place in the text, which can be
+masked. `bare(text)` is that without anything but letters and digits: no space, mark, emoji or zero-width character is
+left, so that 法*轮 功 reads 法轮功. `places(text)` says where each of its characters stood, for whoever must know what
+was between them.
+
+Both are made by `str.translate` with a table that fills itself: a character is looked up in Unicode (NFKC) and in
+OpenCC's dictionary of characters once a process, and never again. A few emoji that are read aloud (➕ 加, ❤ 心) count as
+the character.
+
+Limits: character by character, so a Traditional character with two Simplified ones (乾) gets OpenCC's first; look-alikes
+of other scripts (Cyrillic а) stay what they are.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from functools import cache, lru_cache
+from typing import Any
+
+_READ_ALOUD = {"➕": "加", "✚": "加", "❤": "心", "♥": "心", "💗": "心", "💚": "心", "💬": "信", "🐧": "企鹅"}
+
+
+@lru_cache(maxsize=16)  # filters ask for the same text one after the other
+def even(text: str) -> str:
+    """The text with every character plain; as many characters as the text has."""
+    return text.translate(_EVEN)
+
+
+@lru_cache(maxsize=16)
+def bare(text: str) -> str:
+    """The text's letters and digits alone, plain."""
+    return text.translate(_BARE)
+
+
+def places(text: str) -> list[int]:
+    """For each character of `bare(text)` the index in `text` of what it comes from."""
+    return [at for at, character in enumerate(text) for _ in _BARE[ord(character)]]
+
+
+class _Table(dict[int, str]):
+    """A table for str.translate that computes what it is first asked for."""
+
+    def __init__(self, form: Any) -> None:
+        super().__init__()
+        self._form = form
+
+    def __missing__(self, code: int) -> str:
+        self[code] = found = str(self._form(chr(code)))
+        return found
+
+
+def _plain(character: str) -> str:
+    """A character without width, case, accent, circle and variant: often one character, at times several."""
+    plain, before = character, ""
+    while plain != before:  # some take two steps, as \u01c4 does: d\u017e, then dz
+        plain, before = "".join(_plainer(c) for c in plain), plain
+    return plain
+
+
+def _plainer(character: str) -> str:
+    if character in _READ_ALOUD:
+        return _READ_ALOUD[character]
+    wide = unicodedata.normalize("NFKC", character).lower()
+    letter = unicodedata.normalize("NFKD", wide)[:1]
+    if letter.isascii() and letter.isalpha() and all(unicodedata.combining(c) for c in wide[1:]):
+        wide = letter  # \u00e9, and \u0130 whose small letter is two characters
+    return wide if wide.isascii() else str(_opencc().convert(wide))
+
+
+def _one(character: str) -> str:
+    plain = _plain(character)
+    return plain if len(plain) == 1 else character
+
+
+def _letters(character: str) -> str:
+    return "".join(c for c in _plain(character) if unicodedata.category(c)[0] in "LN")
+
+
+@cache
+def _opencc() -> Any:
+    import opencc
+
+    return opencc.OpenCC("t2s")
+
+
+_EVEN = _Table(_one)
+_BARE = _Table(_letters)
