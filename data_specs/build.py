@@ -176,10 +176,9 @@ class Publish(Spec):
     judged_from: int = Field(100, gt=0, description="entries of a source at a stage from which its share is judged")
 
 
-DEFAULT_FILTERS = tuple(
-    PluginRef(name=name)
-    for name in ("text_length", "han_share", "boilerplate", "image_sides", "image_aspect", "image_blank")
-)
+_TEXT_FILTERS = ("text_length", "han_share", "boilerplate", "repetition", "ads", "personal_data")
+_IMAGE_FILTERS = ("image_sides", "image_aspect", "image_blank")
+DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAGE_FILTERS))
 
 
 class BuildSpec(Spec):

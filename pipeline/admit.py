@@ -1,9 +1,9 @@
 """Stage admit: what can be decided without pixels, before a byte is fetched.
 
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
-texts are normalised, text filters rewrite them, and those that one rejects are taken off; a candidate is dropped that was taken down
-(`forgotten`), that is there twice, that has no text left, or that is one too many for its image URL. What remains has
-its primary text first, by the spec's `text_kinds`.
+texts are normalised, text filters rewrite them, and those that one rejects are taken off; a candidate is dropped that
+was taken down (`forgotten`), that is there twice, that has no text left, or that is one too many for its image URL.
+What remains has its primary text first, by the spec's `text_kinds`.
 
 The result does not depend on the order of files, rows or partitions before: ties go by row and texts, then by id.
 
@@ -68,7 +68,7 @@ def run_partition(build: Build, partition: str) -> None:
     number, of = (int(part) for part in partition.split("-of-"))
     with build.stage("admit").attempt(partition) as attempt:
         candidates = _candidates(build, *order_range(number, of))
-        rewritten = Counter({name: 0 for name in rewriters(text_filters(build.spec))})
+        rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
         kept, decisions = admit(candidates, build.spec, build.store.forgotten(), rewritten)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.decide(decisions)
@@ -167,7 +167,7 @@ def judge(
     for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
         clean = fold(text.text)
         if clean:
-            found.setdefault(clean, replace(text, text=clean))
+            found.setdefault(clean, Text(text.kind, clean, text.original))
     good: dict[str, Text] = {}
     bad: list[Text] = []
     faults: list[Drop] = []

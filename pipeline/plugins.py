@@ -62,9 +62,7 @@ def find(family: Family, name: str) -> type[Plugin]:
     return classes[0]
 
 
-def configure(
-    family: Family, name: str, options: dict[str, Any], face: type[T], where: str = "", base: str = ""
-) -> T:
+def configure(family: Family, name: str, options: dict[str, Any], face: type[T], where: str = "", base: str = "") -> T:
     """An instance of a plug-in. `where` is its place in the spec. Raises SpecError, one line a fault.
 
     `base`, the folder that the spec's relative paths start from, goes to a plug-in that has a field for it.

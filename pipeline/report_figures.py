@@ -11,7 +11,6 @@ come from at most 50,000 samples, the first in keyed-hash order of each shard; t
 from __future__ import annotations
 
 import functools
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -27,6 +26,7 @@ import pyarrow.parquet as pq
 from pipeline.funnel import ORDER
 from pipeline.shards import detector_ids
 from pipeline.store import Build, Record
+from pipeline.words import words_of
 
 WORD_SAMPLES = 50_000
 COUNTER_LIMIT = 200_000
@@ -228,25 +228,7 @@ def han_share(text: str) -> float:
     return len(HAN.findall(text)) / visible if visible else 0.0
 
 
-def words_of(text: str) -> list[str]:
-    """Words of a text as jieba cuts it, without punctuation and white space."""
-    return [word for word in _jieba().lcut(text) if any(c.isalnum() for c in word)]
-
-
 @functools.cache
 def stop_words() -> frozenset[str]:
     """Words that say nothing about what a picture shows. Words of one character are left out as well."""
     return frozenset(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split())
-
-
-@functools.cache
-def _jieba() -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes and pkg_resources in jieba's own source
-        import jieba
-
-        jieba.setLogLevel(logging.ERROR)
-        jieba.initialize()
-    return jieba

@@ -7,11 +7,11 @@ left, so that 法*轮 功 reads 法轮功. `places(text)` says where each of its
 was between them.
 
 Both are made by `str.translate` with a table that fills itself: a character is looked up in Unicode (NFKC) and in
-OpenCC's dictionary of characters once a process, and never again. A few emoji that are read aloud (➕ 加, ❤ 心) count as
-the character.
+OpenCC's dictionary of characters once a process, and never again. A few emoji that are read aloud (➕ 加, ❤ 心) count
+as the character.
 
-Limits: character by character, so a Traditional character with two Simplified ones (乾) gets OpenCC's first; look-alikes
-of other scripts (Cyrillic а) stay what they are.
+Limits: character by character, so a Traditional character with two Simplified ones (乾) gets OpenCC's first; what only
+looks alike, as Cyrillic letters do, stays what it is.
 """
 
 from __future__ import annotations

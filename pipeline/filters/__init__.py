@@ -19,11 +19,14 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text, canonical_json
+from data_specs.shard import Text, TextKind, canonical_json
 from pipeline import models
 from pipeline.pictures import Pixels
 from pipeline.plugins import Plugin, configure
 from pipeline.records import DropReason, Features
+
+RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})
+"""Kinds of running text: longer than what names or describes a picture, and judged by other measures."""
 
 
 @dataclass(frozen=True, slots=True)

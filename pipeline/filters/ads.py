@@ -4,8 +4,8 @@ Looked at are the even and the bare form of a text (`pipeline.text_forms`), so �
 what they sound like. Which patterns are tried is told by one Aho-Corasick search for the words that they all need
 (微信, 群, 二维码, com ...), so a caption without any of them costs one search.
 
-A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 stay; 加微信, 长按二维码 and 特价9.9元包邮
-go. Running text (surrounding, abstract, content) is judged by how much of it solicits, since an article with one
+A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 stay; 加微信, 长按二维码 and
+特价9.9元包邮 go. Words and phrases that sell are listed in `ads.txt` beside this file. Running text (surrounding, abstract, content) is judged by how much of it solicits, since an article with one
 telephone number at its end is an article: mask that with `personal_data`, which stands after this filter.
 
 Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
@@ -16,32 +16,33 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from importlib import resources
 from typing import Any, Literal
 
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.filters import Drop, TextFilter
+from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
 from pipeline.personal import find, may_hold
 from pipeline.records import DropReason
 from pipeline.text_forms import bare, even
 
 Kind = Literal["messengers", "groups", "qr_codes", "urls", "offers"]
 
-_RUNNING = ("surrounding", "abstract", "content")
 _NAMES = "微信|威信|薇信|徽信|维信|微心|威心|薇心|v信|v心|weixin|wechat|(?<![a-z0-9])(?:vx|wx)"
 _WHO = "(?:我|我们|客服|老师|本人|店主|掌柜|群主|小编|下方|以下)?(?:的)?(?:个人|客服|私人)?"
 _TLD = "com|cn|net|org|cc|tv|top|vip|hk|tw|shop|xyz|info|biz|site|club"
 
 _BARE: dict[Kind, str] = {  # in letters and digits alone
-    "messengers": rf"(?:加|➕|添加|联系|咨询|私信){_WHO}(?:{_NAMES})(?!支付|付款|小程序|表情|登录|功能|按钮|图标|好友)"
+    "messengers": rf"(?:加|添加|联系|咨询|私信){_WHO}(?:{_NAMES})(?!支付|付款|小程序|表情|登录|功能|按钮|图标|好友)"
     rf"|加{_WHO}[v微](?=[a-z]*[0-9][a-z0-9]{{4}})"
     r"|(?:微信|威信|薇信|vx|v信?|wx)同(?:号|步|手机|电话)"
     rf"|(?:{_NAMES})(?:号码?|id|账号)?(?:是|为)?(?=[a-z]*[0-9])[a-z0-9]{{6,20}}"
     rf"|(?:{_NAMES})(?:号码?|id|账号)[a-z0-9]{{5,20}}"
     r"|(?:关注|搜索?)(?:我们?|本店)?(?:的)?(?:微信)?(?:公众号|公众平台|服务号)|公众号搜索",
-    "groups": r"(?:加|入|进)(?:我们?)?(?:的)?(?:qq|扣扣|企鹅|q|微信|vip|粉丝|福利)群|(?:qq|扣扣|企鹅)(?:交流|粉丝|讨论)?群?"
-    r"(?:号码?)?(?:是|为)?[0-9]{5,11}(?![0-9])|(?:交流|粉丝|讨论|福利|学习|群)(?:群|号)(?:号码?)?[0-9]{6,11}(?![0-9])",
+    "groups": r"(?:加|入|进)(?:我们?)?(?:的)?(?:qq|扣扣|企鹅|q|微信|vip|粉丝|福利)群"
+    r"|(?:qq|扣扣|企鹅)(?:交流|粉丝|讨论)?群?(?:号码?)?(?:是|为)?[0-9]{5,11}(?![0-9])"
+    r"|(?:交流|粉丝|讨论|福利|学习|群)(?:群|号)(?:号码?)?[0-9]{6,11}(?![0-9])",
     "qr_codes": r"扫码(?:关注|加|添加|领|进|入群|下单|咨询|报名|购买|抢|免费|获取|下载|观看|了解|预约|查看|即可)"
     r"|长按(?:识别|扫描|保存|关注|图片|图中|上方|下方|此|下图|上图|本)*二维码"
     r"|(?:识别|扫描|扫一?扫|扫)(?:一?下|图中|图片|文中|文末|下方|上方|下面|上面|下图|上图|右侧|左侧|右边|左边|以下|底部|海报)+(?:的)?二维码"
@@ -49,8 +50,9 @@ _BARE: dict[Kind, str] = {  # in letters and digits alone
     "urls": rf"[a-z0-9]{{2,}}(?:点|dot)(?:{_TLD})(?![a-z])",
 }
 _EVEN: dict[Kind, str] = {  # where marks tell what is meant
-    "messengers": rf"(?:{_NAMES})(?:号码?|id|账号|公众号)?\s*[:=]\s*[a-z0-9][a-z0-9_\-]{{4,19}}|公众号\s*[:]\s*\w{{2,}}",
-    "urls": rf"https?://|(?<![a-z0-9])www\.[a-z0-9]|"
+    "messengers": rf"(?:{_NAMES})(?:号码?|id|账号|公众号)?\s*[:=]\s*[a-z0-9][a-z0-9_\-]{{4,19}}"
+    r"|公众号\s*:\s*\w{2,}",
+    "urls": rf"https?://[^\s\u4e00-\u9fff]*|(?<![a-z0-9])www\.[a-z0-9][a-z0-9.\-/]*|"
     rf"(?<![a-z0-9@.\-])(?!(?:asp|vb|ado|ml)\.net)[a-z0-9\-]{{2,}}(?:[.。][a-z0-9\-]+)*[.。](?:{_TLD})(?![a-z0-9])",
 }
 _PRICE = re.compile(
@@ -59,16 +61,11 @@ _PRICE = re.compile(
 _CALL = re.compile(r"(?<![0-9])[48]00[\s\-]?(?:[0-9]{3}[\s\-]?[0-9]{4}|[0-9]{4}[\s\-]?[0-9]{3})(?![0-9])")
 
 _NEEDED: dict[Kind, str] = {  # a match of a pattern holds one of these
-    "messengers": "微信 威信 薇信 徽信 维信 微心 威心 薇心 v信 v心 vx wx weixin wechat 加v 加微 同号 同步 同手机 公众 服务号",
+    "messengers": "微信 威信 薇信 徽信 维信 微心 威心 薇心 v信 v心 vx wx weixin wechat 加v 加微 v同 公众号 公众平台 服务号",
     "groups": "群 qq 扣扣 企鹅",
     "qr_codes": "扫码 二维码",
     "urls": f"http www {_TLD.replace('|', ' ')}",
 }
-_SELLING = """包邮 特价 促销 秒杀 抢购 批发 直销 代购 下单 现货 限时 折扣 打折 立减 满减 团购 清仓 优惠 优惠券 领券 券后 到手价
-甩卖 拼团 正品 旗舰店 专卖 热卖 爆款 起订 现价 原价 售价 零售 出售 转让 出租 购买 代理 加盟 淘宝 天猫 拼多多 厂家 报价 招商 特惠""".split()
-_OFFERS = """厂家直销 厂家批发 工厂直销 货到付款 全国包邮 全场包邮 限时抢购 限时秒杀 限时特价 限时特惠 诚招代理 诚招加盟 招商加盟
-加盟热线 领取优惠券 优惠券领取 假一赔十 一件代发 点击购买 立即抢购 立即购买 欢迎选购 欢迎订购 欢迎来电 量大从优 量大价优 价格优惠
-专业承接 低价出售 代开发票 免费领取 七天无理由 来电咨询 欢迎咨询 咨询热线 订购热线 招商热线 销售热线""".split()
 
 
 class Ads(TextFilter):
@@ -89,7 +86,7 @@ class Ads(TextFilter):
         found = self._found(text.text)
         if not found:
             return None
-        if text.kind in _RUNNING and len(found) * self.running_chars < len(text.text):
+        if text.kind in RUNNING_KINDS and len(found) * self.running_chars < len(text.text):
             return None
         return Drop(DropReason.ADVERTISEMENT, ", ".join(dict.fromkeys(found)))
 
@@ -144,7 +141,9 @@ def _words(phrases: tuple[str, ...]) -> tuple[Any, list[tuple[Kind, str]]]:
     """Aho-Corasick automaton over all words, and what each means. Once a process."""
     from ahocorasick_rs import AhoCorasick
 
-    meaning: dict[str, tuple[Kind, str]] = {word: ("offers", "") for word in _SELLING}
-    meaning |= {word: (kind, "") for kind, words in _NEEDED.items() for word in words.split()}
-    meaning |= {bare(phrase): ("offers", phrase) for phrase in (*_OFFERS, *phrases) if bare(phrase)}
+    listed = resources.files("pipeline.filters").joinpath("ads.txt").read_text(encoding="utf-8")
+    words, packaged = (part.split() for part in re.sub("(?m)^#.*$", "", listed).split("---"))
+    meaning: dict[str, tuple[Kind, str]] = {word: ("offers", "") for word in words}
+    meaning |= {word: (kind, "") for kind, needed in _NEEDED.items() for word in needed.split()}
+    meaning |= {bare(phrase): ("offers", phrase) for phrase in (*packaged, *phrases) if bare(phrase)}
     return AhoCorasick(list(meaning)), list(meaning.values())

@@ -1,6 +1,7 @@
 """Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs.
 
-Phrases come from `boilerplate.txt` beside this file, one a line, and from the spec. A text is boilerplate if no more
+Phrases come from `boilerplate.txt` beside this file, one a line, and from the spec; width, case and Traditional
+characters do not matter. A text is boilerplate if no more
 than one letter is left when the phrases are taken out: 「点击查看大图」 goes, 「点击查看大图：黄山云海」 stays.
 
 Limits: what only one site says is not known here; `pipeline.extract` takes off texts that many of its pages share.
@@ -11,12 +12,14 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter
 from pipeline.records import DropReason
+from pipeline.text_forms import even
 
 _IMAGE_FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|bmp|webp|tiff?|svg|heic|avif)", re.I)
 _CAMERA_NAME = re.compile(
@@ -35,18 +38,25 @@ class Boilerplate(TextFilter):
     phrases: tuple[str, ...] = Field((), description="more set phrases, besides the packaged ones")
     packaged: bool = Field(True, description="use the packaged list of phrases")
 
+    VERSION: ClassVar[int] = 2
+
     def check(self, text: Text) -> Drop | None:
-        bare = text.text.strip()
-        if _IMAGE_FILE.fullmatch(bare) or _CAMERA_NAME.fullmatch(bare):
+        whole = text.text.strip()
+        if _IMAGE_FILE.fullmatch(whole) or _CAMERA_NAME.fullmatch(whole):
             return Drop(DropReason.BOILERPLATE, "a file name")
-        if _NUMBER.fullmatch(bare):
+        if _NUMBER.fullmatch(whole):
             return Drop(DropReason.BOILERPLATE, "a number or an id")
-        if not _letters(_URL.sub("", bare)) and _URL.search(bare):
+        if _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
-        pattern = _pattern(self.phrases, self.packaged)
-        if pattern is not None and (found := pattern.search(bare)) and _letters(pattern.sub("", bare)) <= 1:
-            return Drop(DropReason.BOILERPLATE, found.group(0))
-        return None
+        plain = even(whole)
+        found = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
+        if not found:
+            return None
+        inside = {at for _, start, end in found for at in range(start, end)}
+        if _letters("".join(c for at, c in enumerate(whole) if at not in inside)) > 1:
+            return None
+        _, start, end = found[0]
+        return Drop(DropReason.BOILERPLATE, whole[start:end])
 
 
 def _letters(text: str) -> int:
@@ -54,11 +64,13 @@ def _letters(text: str) -> int:
 
 
 @cache
-def _pattern(phrases: tuple[str, ...], packaged: bool) -> re.Pattern[str] | None:
-    """One pattern of all phrases, the longest first."""
+def _phrases(phrases: tuple[str, ...], packaged: bool) -> Any:
+    """Aho-Corasick automaton of all phrases; of two that begin at one place the longer one counts."""
+    from ahocorasick_rs import AhoCorasick, MatchKind
+
     lines = list(phrases)
     if packaged:
         listed = resources.files("pipeline.filters").joinpath("boilerplate.txt").read_text(encoding="utf-8")
         lines += [line for line in listed.splitlines() if not line.startswith("#")]
-    known = sorted({line.strip() for line in lines if line.strip()}, key=lambda line: (-len(line), line))
-    return re.compile("|".join(re.escape(line) for line in known), re.I) if known else None
+    known = sorted({even(line.strip()) for line in lines if line.strip()})
+    return AhoCorasick(known, matchkind=MatchKind.LeftmostLongest)

