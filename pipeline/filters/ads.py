@@ -5,8 +5,9 @@ what they sound like. Which patterns are tried is told by one Aho-Corasick searc
 (微信, 群, 二维码, com ...), so a caption without any of them costs one search.
 
 A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 stay; 加微信, 长按二维码 and
-特价9.9元包邮 go. Words and phrases that sell are listed in `ads.txt` beside this file. Running text (surrounding, abstract, content) is judged by how much of it solicits, since an article with one
-telephone number at its end is an article: mask that with `personal_data`, which stands after this filter.
+特价9.9元包邮 go. Words and phrases that sell are listed in `ads.txt` beside this file. Running text (surrounding,
+abstract, content) is judged by how much of it solicits, since an article with one telephone number at its end is an
+article: mask that with `personal_data`, which stands after this filter.
 
 Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
 else (厂家直销). Addresses without a known top-level domain are not seen.
@@ -61,7 +62,8 @@ _PRICE = re.compile(
 _CALL = re.compile(r"(?<![0-9])[48]00[\s\-]?(?:[0-9]{3}[\s\-]?[0-9]{4}|[0-9]{4}[\s\-]?[0-9]{3})(?![0-9])")
 
 _NEEDED: dict[Kind, str] = {  # a match of a pattern holds one of these
-    "messengers": "微信 威信 薇信 徽信 维信 微心 威心 薇心 v信 v心 vx wx weixin wechat 加v 加微 v同 公众号 公众平台 服务号",
+    "messengers": "微信 威信 薇信 徽信 维信 微心 威心 薇心 v信 v心 vx wx weixin wechat 加v 加微 v同 公众号 公众平台 "
+    "服务号",
     "groups": "群 qq 扣扣 企鹅",
     "qr_codes": "扫码 二维码",
     "urls": f"http www {_TLD.replace('|', ' ')}",
@@ -143,7 +145,7 @@ def _words(phrases: tuple[str, ...]) -> tuple[Any, list[tuple[Kind, str]]]:
 
     listed = resources.files("pipeline.filters").joinpath("ads.txt").read_text(encoding="utf-8")
     words, packaged = (part.split() for part in re.sub("(?m)^#.*$", "", listed).split("---"))
-    meaning: dict[str, tuple[Kind, str]] = {word: ("offers", "") for word in words}
+    meaning: dict[str, tuple[Kind, str]] = dict.fromkeys(words, ("offers", ""))
     meaning |= {word: (kind, "") for kind, needed in _NEEDED.items() for word in needed.split()}
     meaning |= {bare(phrase): ("offers", phrase) for phrase in (*packaged, *phrases) if bare(phrase)}
     return AhoCorasick(list(meaning)), list(meaning.values())

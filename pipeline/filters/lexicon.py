@@ -92,8 +92,8 @@ def _read(path: str) -> tuple[str, list[str]]:
 class _Searcher:
     """Words and allowed words of one configuration, ready to be looked for."""
 
-    def __init__(self, listed: dict[str, tuple[str, str]], allow: tuple[str, ...]) -> None:
-        """`listed`: bare form -> (name of its list, the word as listed)."""
+    def __init__(self, listed: dict[str, list[tuple[str, str]]], allow: tuple[str, ...]) -> None:
+        """`listed`: bare form -> (name of its list, the word as listed) of each word that has it."""
         from ahocorasick_rs import AhoCorasick
 
         self._bare = list(listed)
@@ -109,11 +109,11 @@ class _Searcher:
         innocent = self._allowed.find_matches_as_indexes(letters, overlapping=True)
         at, plain = places(text), even(text)
         for number, start, end in sorted(hits, key=lambda hit: (hit[1], -hit[2], hit[0])):
-            name, word = self._listed[number]
             if any(s <= start and end <= e for _, s, e in innocent):
                 continue
-            if _stands_there(self._bare[number], word, text, plain, at[start:end]):
-                return Drop(DropReason.LISTED_WORD, f"{name}: {word}")
+            for name, word in self._listed[number]:
+                if _stands_there(self._bare[number], word, text, plain, at[start:end]):
+                    return Drop(DropReason.LISTED_WORD, f"{name}: {word}")
         return None
 
 
@@ -125,9 +125,10 @@ def _stands_there(letters: str, word: str, text: str, plain: str, at: list[int])
     gaps = [text[a + 1 : b] for a, b in itertools.pairwise(at)]
     if all(gaps) or not any(gaps):
         return True
-    if letters.isascii():
-        return plain[at[0] : at[-1] + 1] == even(word)
-    return not any(_PARTING & set(gap) for gap in gaps)
+    own = places(word)
+    if plain[at[0] : at[-1] + 1] == even(word)[own[0] : own[-1] + 1]:
+        return True
+    return not letters.isascii() and not any(_PARTING & set(gap) for gap in gaps)
 
 
 def _is_latin(character: str) -> bool:
@@ -137,7 +138,7 @@ def _is_latin(character: str) -> bool:
 @cache
 def _searcher(files: _Files, allow: tuple[str, ...], min_letters: int) -> _Searcher:
     """One a process. Raises SourceError if a list is not what it was when the build was planned."""
-    listed: dict[str, tuple[str, str]] = {}
+    listed: dict[str, list[tuple[str, str]]] = {}
     for name, path, digest in files:
         now, words = _read(path)
         if now != digest:
@@ -145,5 +146,5 @@ def _searcher(files: _Files, allow: tuple[str, ...], min_letters: int) -> _Searc
         for word in words:
             letters = bare(word)
             if len(letters) >= min_letters:
-                listed.setdefault(letters, (name, word))
+                listed.setdefault(letters, []).append((name, word))
     return _Searcher(listed, allow)

@@ -1,11 +1,11 @@
 """Takes personal data out of texts: telephone numbers, ID cards, bank cards, mail addresses, licence plates.
 
 Each kind is masked, dropped or kept, by option: masked, `张三 13800138000` becomes `张三 <电话>`, in the text and in
-the original that a rewrite before this one has kept. The masked text is the text everywhere after: KEY.txt, dedup, STORE
-and Decisions. What is looked for, and with which check digits, is said in `pipeline.personal`.
+the original that a rewrite before this one has kept. The masked text is the text everywhere after: KEY.txt, dedup,
+STORE and Decisions. What is looked for, and with which check digits, is said in `pipeline.personal`.
 
 Filters that drop what solicits (`ads`) stand before this one, or they see masks for numbers. Limits: names are not
-masked: jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of six captions of dishes without a single name.
+masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that name nobody.
 """
 
 from __future__ import annotations

@@ -42,7 +42,9 @@ samples = st.builds(
     sha256=st.text("0123456789abcdef", min_size=64, max_size=64),
     width=st.integers(1, 65_535),
     height=st.integers(1, 65_535),
-    texts=st.lists(st.builds(Text, st.sampled_from(TEXT_KINDS), texts), min_size=1, max_size=4).map(tuple),
+    texts=st.lists(
+        st.builds(Text, st.sampled_from(TEXT_KINDS), texts, st.just("") | texts), min_size=1, max_size=4
+    ).map(tuple),
 )
 
 
@@ -66,7 +68,7 @@ def test_a_sample_comes_back_as_it_was(sample: Sample) -> None:
     members = dict(encode_sample(sample, JPEG))
     assert list(members) == [f"{sample.candidate_id[:KEY_LENGTH]}.{suffix}" for suffix in ("jpg", "txt", "json")]
     back = decode_sample(members[f"{sample.key}.json"], "x")
-    normal = tuple(Text(t.kind, unicodedata.normalize("NFC", t.text)) for t in sample.texts)
+    normal = tuple(Text(t.kind, *(unicodedata.normalize("NFC", v) for v in (t.text, t.original))) for t in sample.texts)
     assert back == Sample(**{**{n: getattr(sample, n) for n in sample.__dataclass_fields__}, "texts": normal})
     assert members[f"{sample.key}.txt"].decode() == normal[0].text
     assert dict(encode_sample(back, JPEG)) == members, "encoding is canonical"
@@ -195,3 +197,13 @@ def test_the_content_digest_is_over_the_tars_alone() -> None:
     assert content_digest([a, b]) == content_digest([b, a])
     assert content_digest([a, b]) == content_digest([a, shard("train-000001", "3" * 64, "5" * 64)])
     assert content_digest([a, b]) != content_digest([a, shard("train-000001", "6" * 64, "4" * 64)])
+
+
+def test_the_original_of_a_rewritten_text_is_in_the_json_only_where_there_is_one():
+    sample = _sample(texts=(Text("alt", "台湾", "臺灣"), Text("title", "做法")))
+    members = dict(encode_sample(sample, JPEG))
+    assert json.loads(members[f"{sample.key}.json"])["texts"] == [
+        {"kind": "alt", "text": "台湾", "original": "臺灣"},
+        {"kind": "title", "text": "做法"},
+    ]
+    assert members[f"{sample.key}.txt"].decode() == "台湾"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,32 @@ def test_a_candidate_without_a_good_text_names_every_reason_the_primary_text_s_f
     assert decision.reason == "low_han_share"
     assert decision.reasons == ("low_han_share", "text_too_short", "boilerplate")
     assert decision.text == "english caption here"
+
+
+REWRITING = [
+    {"name": "text_length", "min_chars": 2},
+    {"name": "to_simplified"},
+    {"name": "han_share"},
+    {"name": "personal_data"},
+]
+
+
+def test_filters_rewrite_in_the_spec_s_order_and_later_ones_see_what_came_of_it():
+    one = candidate("http://i.test/a", ("alt", "臺北故宮 13800138000"), ("title", "故宫"), ("caption", "故宮"))
+    counts: Counter[str] = Counter()
+    [kept], decisions = admit([one], spec(filters=REWRITING), rewritten=counts)
+    assert kept.texts == (Text("caption", "故宫", "故宮"), Text("alt", "台北故宫 <电话>", "臺北故宮 <电话>"))
+    assert decisions == [], "the title has become the caption's text, and is there once"
+    assert counts == {"to_simplified": 2, "personal_data": 1}
+    assert admit([kept], spec(filters=REWRITING)) == ([kept], [])
+
+
+def test_what_is_masked_is_not_read_in_a_decision_and_every_reason_is_there():
+    filters = [{"name": "text_length", "max_chars": 8}, {"name": "ads"}, {"name": "personal_data"}]
+    _, [decision] = admit([candidate("http://i.test/a", ("alt", "张三的电话13800138000"))], spec(filters=filters))
+    assert decision.reasons == ("text_too_long", "advertisement")
+    assert decision.text == "张三的电话<电话>"
+    assert "138" not in decision.evidence
 
 
 def test_takedowns_by_url_and_by_domain_of_image_or_page():
@@ -159,6 +187,18 @@ def test_partitions_are_ranges_that_hold_every_candidate_once(tmp_path, files):
     assert sorted(c.candidate_id for c in kept) == sorted(
         c.candidate_id for c in candidates if len(c.texts[0].text) > 1
     )
+
+
+def test_a_record_counts_rewritten_texts_and_originals_are_kept(tmp_path):
+    build = build_with(tmp_path, [candidate("http://i.test/a", ("alt", "臺北故宮博物院"))], 1)
+    build = replace(build, spec=spec(filters=REWRITING))
+    [name] = partitions(build)
+    run_partition(build, name)
+    record = build.stage("admit").record(name)
+    assert record.counts["texts_rewritten_by_to_simplified"] == 1
+    assert record.counts["texts_rewritten_by_personal_data"] == 0
+    [kept] = candidates_of(build.stage("admit").table(record))
+    assert kept.texts == (Text("alt", "台北故宫博物院", "臺北故宮博物院"),)
 
 
 def test_nothing_extracted_is_one_empty_partition(tmp_path):
