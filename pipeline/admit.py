@@ -37,6 +37,7 @@ from pipeline.records import (
     sha256_hex,
 )
 from pipeline.store import Build
+from pipeline.text_forms import CHUNK
 from pipeline.urls import host_names
 
 VERSION = 2
@@ -109,16 +110,17 @@ def admit(
     rank = {kind: i for i, kind in enumerate(spec.text_kinds)}
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
+    allowed: list[Candidate] = []
     for candidate in sorted(candidates, key=_tie):
         if evidence := _forgotten(candidate, forgotten):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, evidence))
-            continue
+        else:
+            allowed.append(candidate)
+    for candidate, judged in zip(allowed, judge(allowed, filters, rank, rewritten), strict=True):
         same = by_image.get(candidate.image_url, {})
         if candidate.candidate_id in same:
             decisions.append(drop(candidate, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
-            continue
-        judged = judge(candidate, filters, rank, rewritten)
-        if isinstance(judged, Decision):
+        elif isinstance(judged, Decision):
             decisions.append(judged)
         else:
             by_image.setdefault(candidate.image_url, {})[candidate.candidate_id] = judged
@@ -156,49 +158,75 @@ def rewriters(filters: Sequence[TextFilter]) -> list[str]:
 
 
 def judge(
-    candidate: Candidate, filters: Sequence[TextFilter], rank: dict[str, int], rewritten: Counter[str]
-) -> Candidate | Decision:
-    """The candidate with the texts that every filter keeps, primary first; else a Decision with every reason.
+    candidates: Sequence[Candidate], filters: Sequence[TextFilter], rank: dict[str, int], rewritten: Counter[str]
+) -> list[Candidate | Decision]:
+    """Each candidate with the texts that every filter keeps, primary first; else a Decision with every reason.
 
     The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
     filters have rewritten them, in a Decision too; two that have become the same are one.
     """
+    found = [_clean(candidate, rank) for candidate in candidates]
+    texts = [text for own in found for text in own]
+    faults: list[list[Drop]] = []
+    for at in range(0, len(texts), CHUNK):
+        faults += _filter(texts, at, filters, rewritten)
+    judged: list[Candidate | Decision] = []
+    at = 0
+    for candidate, own in zip(candidates, found, strict=True):
+        judged.append(_judged(candidate, texts[at : at + len(own)], faults[at : at + len(own)]))
+        at += len(own)
+    return judged
+
+
+def _clean(candidate: Candidate, rank: dict[str, int]) -> list[Text]:
+    """Its texts in normal form, each once, in the order of the spec's kinds."""
     found: dict[str, Text] = {}
     for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
         clean = fold(text.text)
         if clean:
-            found.setdefault(clean, Text(text.kind, clean, text.original))
+            found.setdefault(clean, text if clean == text.text else replace(text, text=clean))
+    return list(found.values())
+
+
+def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten: Counter[str]) -> list[list[Drop]]:
+    """What filters find wrong with each text of a chunk; texts that they rewrite are replaced in the list.
+
+    Filter by filter rather than text by text: what a filter needs stays in the processor's caches, which is a third
+    of the time.
+    """
+    here = range(at, min(at + CHUNK, len(texts)))
+    faults: list[list[Drop]] = [[] for _ in here]
+    for f in filters:
+        check, rewrite = f.check, f.rewrite
+        for i in here:
+            fault = check(texts[i])
+            if fault is not None:
+                faults[i - at].append(fault)
+        if type(f).rewrite is TextFilter.rewrite:
+            continue
+        for i in here:
+            after = rewrite(texts[i])
+            if after is not texts[i]:
+                rewritten[f.plugin_name()] += 1
+                texts[i] = after
+    return faults
+
+
+def _judged(candidate: Candidate, texts: Sequence[Text], faults: Sequence[list[Drop]]) -> Candidate | Decision:
+    """What becomes of a candidate whose texts have these faults."""
     good: dict[str, Text] = {}
-    bad: list[Text] = []
-    faults: list[Drop] = []
-    for text in found.values():
-        own, text = _filtered(text, filters, rewritten)
-        faults += own
-        if own:
-            bad.append(text)
-        else:
+    for text, own in zip(texts, faults, strict=True):
+        if not own:
             good.setdefault(text.text, text)
-    ordered = replace(candidate, texts=tuple(good.values()) or tuple(bad))
+    left = tuple(good.values()) or tuple(texts)
+    ordered = candidate if left == candidate.texts else replace(candidate, texts=left)
     if good:
         return ordered
-    if not faults:
+    found = [fault for own in faults for fault in own]
+    if not found:
         return drop(ordered, "admit", DropReason.NO_TEXT)
-    reasons = tuple(dict.fromkeys(fault.reason.value for fault in faults))
-    return drop(ordered, "admit", faults[0].reason, faults[0].evidence, reasons=reasons)
-
-
-def _filtered(text: Text, filters: Sequence[TextFilter], rewritten: Counter[str]) -> tuple[list[Drop], Text]:
-    """What filters find wrong with a text, and the text as they leave it."""
-    faults = []
-    for f in filters:
-        fault = f.check(text)
-        if fault is not None:
-            faults.append(fault)
-        after = f.rewrite(text)
-        if after is not text:
-            rewritten[f.plugin_name()] += 1
-            text = after
-    return faults, text
+    reasons = tuple(dict.fromkeys(fault.reason.value for fault in found))
+    return drop(ordered, "admit", found[0].reason, found[0].evidence, reasons=reasons)
 
 
 def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:

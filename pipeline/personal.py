@@ -46,12 +46,13 @@ _GROUPS = ("零〇洞", "一壹幺", "二贰两", "三叁", "四肆", "五伍", 
 _NUMERALS = {numeral: str(digit) for digit, group in enumerate(_GROUPS) for numeral in group}
 _SPOKEN = f"[0-9{''.join(_NUMERALS)}]"
 
-_MAY_HOLD = re.compile(f"[0-9@]|{_SPOKEN}{{11}}")
 _PROVINCES = "1[1-5]|2[1-3]|3[1-7]|4[1-6]|5[0-4]|6[1-5]|71|8[1-3]|91"
 _AREA = "0(?:10|2[0-57-9]|[3-9][0-9]{2})"
 _LOCAL = r"[2-9][0-9]{2,3}[\s\-]?[0-9]{4}"
 _ASKED = r"(?:电话|座机|热线|传真|tel|fax)[^0-9a-z\u4e00-\u9fff]{0,3}"
 _PLATE_OF = "[京津沪渝冀豫云辽黑湘皖鲁苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼]"
+_MAY_HOLD = re.compile(f"[0-9](?:[^0-9]{{0,3}}[0-9]){{6}}|@|[新{_PLATE_OF[1:-1]}][a-z]|{_SPOKEN}{{11}}")
+"""Seven digits near each other, or what the other kinds begin with."""
 
 _PATTERNS: dict[Kind, tuple[str, ...]] = {
     "id_card": (

@@ -17,19 +17,24 @@ looks alike, as Cyrillic letters do, stays what it is.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Callable
 from functools import cache, lru_cache
 from typing import Any
 
 _READ_ALOUD = {"➕": "加", "✚": "加", "❤": "心", "♥": "心", "💗": "心", "💚": "心", "💬": "信", "🐧": "企鹅"}
 
 
-@lru_cache(maxsize=16)  # filters ask for the same text one after the other
+CHUNK = 512
+"""Texts that filters look at together: each filter asks for the forms of all of them before the next one does."""
+
+
+@lru_cache(maxsize=4 * CHUNK)  # a rewritten text has forms of its own
 def even(text: str) -> str:
     """The text with every character plain; as many characters as the text has."""
     return text.translate(_EVEN)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=4 * CHUNK)
 def bare(text: str) -> str:
     """The text's letters and digits alone, plain."""
     return text.translate(_BARE)
@@ -40,15 +45,15 @@ def places(text: str) -> list[int]:
     return [at for at, character in enumerate(text) for _ in _BARE[ord(character)]]
 
 
-class _Table(dict[int, str]):
+class Table(dict[int, str]):
     """A table for str.translate that computes what it is first asked for."""
 
-    def __init__(self, form: Any) -> None:
+    def __init__(self, form: Callable[[str], str]) -> None:
         super().__init__()
         self._form = form
 
     def __missing__(self, code: int) -> str:
-        self[code] = found = str(self._form(chr(code)))
+        self[code] = found = self._form(chr(code))
         return found
 
 
@@ -86,5 +91,5 @@ def _opencc() -> Any:
     return opencc.OpenCC("t2s")
 
 
-_EVEN = _Table(_one)
-_BARE = _Table(_letters)
+_EVEN = Table(_one)
+_BARE = Table(_letters)

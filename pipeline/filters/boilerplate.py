@@ -42,11 +42,12 @@ class Boilerplate(TextFilter):
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text.strip()
-        if _IMAGE_FILE.fullmatch(whole) or _CAMERA_NAME.fullmatch(whole):
+        dotted = "." in whole  # what file names and URLs are not without
+        if (dotted and _IMAGE_FILE.fullmatch(whole)) or _CAMERA_NAME.fullmatch(whole):
             return Drop(DropReason.BOILERPLATE, "a file name")
         if _NUMBER.fullmatch(whole):
             return Drop(DropReason.BOILERPLATE, "a number or an id")
-        if _URL.search(whole) and not _letters(_URL.sub("", whole)):
+        if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
         plain = even(whole)
         found = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)

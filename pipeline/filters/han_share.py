@@ -15,12 +15,22 @@ from pydantic import Field
 from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter
 from pipeline.records import DropReason
+from pipeline.text_forms import Table
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af〇]")
 KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa\u30ff\u31f0-\u31ff\uff66-\uff9f]")
 HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
-_FOREIGN = re.compile(f"{KANA.pattern}|{HANGUL.pattern}")
+
+
+def _script(character: str) -> str:
+    """h for Han, f for kana and hangul, l for another letter; nothing for what is no letter."""
+    if KANA.match(character) or HANGUL.match(character):
+        return "f"
+    return "h" if HAN.match(character) else "l" if _LETTER.match(character) else ""
+
+
 _LETTER = re.compile(r"[^\W\d_]")
+_SCRIPTS = Table(_script)
 
 
 class HanShare(TextFilter):
@@ -30,11 +40,10 @@ class HanShare(TextFilter):
     max_foreign: int = Field(0, ge=0, description="most kana and hangul characters in a text")
 
     def check(self, text: Text) -> Drop | None:
-        if _FOREIGN.search(text.text):
-            foreign = len(_FOREIGN.findall(text.text))
-            if foreign > self.max_foreign:
-                return Drop(DropReason.NOT_CHINESE, f"{foreign} kana or hangul")
-        han, letters = len(HAN.findall(text.text)), len(_LETTER.findall(text.text))
-        if not han or han < self.min_share * letters:
-            return Drop(DropReason.LOW_HAN_SHARE, f"{han} of {letters} letters are Han")
+        scripts = text.text.translate(_SCRIPTS)
+        han, foreign = scripts.count("h"), scripts.count("f")
+        if foreign > self.max_foreign:
+            return Drop(DropReason.NOT_CHINESE, f"{foreign} kana or hangul")
+        if not han or han < self.min_share * len(scripts):
+            return Drop(DropReason.LOW_HAN_SHARE, f"{han} of {len(scripts)} letters are Han")
         return None

@@ -33,16 +33,19 @@ class Repetition(TextFilter):
     min_letters: int = Field(6, ge=3, description="a text of fewer letters has no shares worth asking for")
 
     def check(self, text: Text) -> Drop | None:
-        letters = _NO_LETTER.sub("", text.text)
-        different = len(set(letters))
-        if different == len(letters):
+        whole = text.text
+        if len(whole) - len(set(whole)) < 2:  # as most captions: nothing stands there a third time
             return None
-        longest = max((match.group() for match in _RUN.finditer(letters)), key=len, default="")
-        if len(longest) > self.max_run:
-            return Drop(DropReason.REPETITION, f"{longest[0]} {len(longest)} times in a row")
-        if len(letters) < self.min_letters:
-            return None
-        return self._shares(letters)
+        letters = _NO_LETTER.sub("", whole)
+        repeats = len(letters) - len(set(letters))  # no measure can be above it
+        if repeats >= self.max_run:
+            longest = max((match.group() for match in _RUN.finditer(letters)), key=len, default="")
+            if len(longest) > self.max_run:
+                return Drop(DropReason.REPETITION, f"{longest[0]} {len(longest)} times in a row")
+        few = repeats < self.max_letter_share * len(letters) - 1 and repeats <= self.max_repeated_share * (
+            len(letters) - 2
+        )
+        return None if few or len(letters) < self.min_letters else self._shares(letters)
 
     def _shares(self, letters: str) -> Drop | None:
         letter, times = Counter(letters).most_common(1)[0]

@@ -1,0 +1,225 @@
+"""Text filters: captions a second with all of them on, beside data-juicer's text ops and a search by pyahocorasick.
+
+Captions are clauses of real pages, two put together where one is not enough, all different, 5 to 40 characters; one
+in twenty is made into what filters look for (numbers, ads, Traditional script, repetition, file names). Both sides get
+two processes, each warmed by captions that do not count; what is timed is judging alone, no reading and no writing.
+data-juicer has no list of ads, no check digits and no lexicon of its own: its ops are those that come nearest, called
+batch by batch without its executor, which would cost it more than they do.
+
+Needs ../shared/corpus (pages, word lists) and, for the ratios, the peers' environment (`make bench-venv`).
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import harness
+
+from data_specs.shard import Text
+from pipeline.admit import judge
+from pipeline.filters import TextFilter
+from pipeline.plugins import configure
+from pipeline.records import Candidate, Decision
+
+CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
+PEERS = Path(__file__).parents[2] / ".bench" / "bin" / "python"
+PROCESSES = 2
+FILTERS: list[tuple[str, dict[str, Any]]] = [
+    ("text_length", {"min_words": 2, "max_words": 30}),
+    ("to_simplified", {}),
+    ("han_share", {}),
+    ("language", {}),
+    ("boilerplate", {}),
+    ("repetition", {}),
+    ("ads", {}),
+    ("lexicon", {"lists": {p.stem: str(p) for p in sorted((CORPUS / "lexicon").glob("*.txt"))}}),
+    ("personal_data", {}),
+]
+
+DATA_JUICER = """
+import json, multiprocessing, sys, time
+from data_juicer.ops import load_ops
+from data_juicer.utils.constant import Fields
+
+OPS = [
+    {"text_length_filter": {"min_len": 5, "max_len": 50}},
+    {"alphanumeric_filter": {"tokenization": False}},
+    {"special_characters_filter": {}},
+    {"character_repetition_filter": {"rep_len": 3, "max_ratio": 0.5}},
+    {"clean_links_mapper": {}},
+    {"clean_email_mapper": {}},
+    {"pii_redaction_mapper": {}},
+    {"chinese_convert_mapper": {"mode": "t2s"}},
+]
+
+def work(texts):
+    for at in range(0, len(texts), 1000):
+        batch = {"text": texts[at : at + 1000]}
+        batch[Fields.stats] = [{} for _ in batch["text"]]
+        for op in ops:
+            if hasattr(op, "compute_stats_batched"):
+                batch = op.compute_stats_batched(batch)
+                list(op.process_batched(batch))  # all go on, as all of ours see every filter
+            else:
+                batch = op.process_batched(batch)
+
+ops = load_ops(OPS)
+captions = json.load(sys.stdin)
+half = len(captions) // 2
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    pool.map(work, [captions[:500], captions[half : half + 500]], chunksize=1)
+    start = time.perf_counter()
+    pool.map(work, [captions[:half], captions[half:]], chunksize=1)
+    print(time.perf_counter() - start)
+"""
+
+SEARCH = """
+import json, sys, time
+import ahocorasick, ahocorasick_rs
+
+words, texts = json.load(sys.stdin)
+theirs = ahocorasick.Automaton()
+for word in words:
+    theirs.add_word(word, word)
+theirs.make_automaton()
+ours = ahocorasick_rs.AhoCorasick(words)
+seconds = [[], []]
+for turn in range(6):
+    start = time.perf_counter()
+    found = [ours.find_matches_as_indexes(text, overlapping=True) for text in texts]
+    middle = time.perf_counter()
+    same = [list(theirs.iter(text)) for text in texts]
+    seconds[0].append(middle - start)
+    seconds[1].append(time.perf_counter() - middle)
+assert [len(f) for f in found] == [len(s) for s in same]
+print(json.dumps([sorted(s[1:])[2] for s in seconds]))
+"""
+
+
+def captions(count: int) -> list[str]:
+    """Different captions made of real clauses, in an order made by a seed."""
+    from pipeline.page import parse
+
+    clauses: dict[str, None] = {}
+    for page in sorted((CORPUS / "howtocook-site").rglob("*.html")):
+        for image in parse(page.read_text(encoding="utf-8", errors="ignore")).images:
+            for text in image.texts:
+                clauses.update(dict.fromkeys(re.split(r"[，。！？；：\s]+", text.text)))
+    real = [clause for clause in clauses if 3 <= len(clause) <= 20 and not re.search("[^\\w（）、-]", clause)]
+    if not real:
+        sys.exit(f"{CORPUS}: no pages to take captions from")
+    dice = random.Random(7)
+    made = dict.fromkeys(clause for clause in real if len(clause) >= 5)
+    while len(made) < count:
+        made[f"{dice.choice(real)}{dice.choice(['，', ' ', '', '的'])}{dice.choice(real)}"] = None
+    found = list(made)[:count]
+    dice.shuffle(found)
+    return [_spoilt(text, dice) if dice.random() < 0.05 else text for text in found]
+
+
+def _spoilt(text: str, dice: random.Random) -> str:
+    """A caption made into something that a filter drops or rewrites."""
+    import opencc
+
+    number = "".join(str(dice.randrange(10)) for _ in range(8))
+    makers = [
+        f"{text} 138{number}",
+        f"{text} 加V信 a{number}",
+        f"{text} www.site{number}.com",
+        f"{text} 身份证 110105{number}1234",
+        opencc.OpenCC("s2t").convert(text),
+        text[:3] * 6,
+        f"IMG_{number}.jpg",
+        f"{text} 特价9.9元包邮",
+    ]
+    return dice.choice(makers)
+
+
+def filters() -> list[TextFilter]:
+    return [configure("filters", name, options, TextFilter) for name, options in FILTERS]
+
+
+def candidates(texts: Sequence[str]) -> list[Candidate]:
+    return [Candidate("s", "news", str(i), "", f"http://a.test/{i}", (Text("alt", t),)) for i, t in enumerate(texts)]
+
+
+def judge_all(texts: Sequence[str]) -> tuple[float, Counter[str]]:
+    """Seconds that judging takes, and what became of the captions."""
+    configured, made, counts = filters(), candidates(texts), Counter[str]()
+    judge(made[:500], configured, {}, Counter())
+    start = time.perf_counter()
+    judged = judge(made, configured, {}, counts)
+    seconds = time.perf_counter() - start
+    counts.update(j.reason if isinstance(j, Decision) else "kept" for j in judged)
+    return seconds, counts
+
+
+def ours(texts: Sequence[str]) -> tuple[float, Counter[str]]:
+    """Wall seconds of two processes that judge half of the captions each: those of the slower one."""
+    half = len(texts) // PROCESSES
+    with multiprocessing.get_context("fork").Pool(PROCESSES) as pool:
+        found = pool.map(judge_all, [texts[i * half : (i + 1) * half] for i in range(PROCESSES)], chunksize=1)
+    return max(seconds for seconds, _ in found), sum((counts for _, counts in found), Counter())
+
+
+def peer(script: str, given: Any) -> Any:
+    """What a script prints last, run in the peers' environment."""
+    done = subprocess.run([str(PEERS), "-c", script], input=json.dumps(given), capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{PEERS}: {done.stderr.strip().splitlines()[-1]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def by_filter(texts: Sequence[str]) -> None:
+    """Microseconds of each filter alone, for people."""
+    given = [Text("alt", text) for text in texts]
+    for f in filters():
+        for text in given[:500]:
+            f.check(text)
+        start = time.perf_counter()
+        for text in given:
+            f.check(text)
+            f.rewrite(text)
+        print(f"{f.plugin_name():15} {(time.perf_counter() - start) / len(given) * 1e6:6.2f} us", file=sys.stderr)
+
+
+def main() -> int:
+    quick = harness.quick("captions a second through every text filter")
+    texts = captions(20_000 if quick else 100_000)
+    rounds = 1 if quick else 3
+    print(f"{len(texts):,} captions of {sum(map(len, texts)) / len(texts):.1f} characters", file=sys.stderr)
+    by_filter(texts[:20_000])
+    mine, theirs, counts = [], [], Counter[str]()
+    for turn in range(rounds):
+        seconds, counts = ours(texts)
+        mine.append(seconds)
+        if PEERS.exists():
+            theirs.append(float(peer(DATA_JUICER, texts)))
+        print(f"round {turn + 1} of {rounds}: {mine[-1]:.2f} s, data-juicer {theirs[-1:]}", file=sys.stderr)
+    print(f"what became of them: {dict(counts.most_common())}", file=sys.stderr)
+    figures = {"captions_per_second": harness.at_least(len(texts) / statistics.median(mine), 20_000, "/s")}
+    if not PEERS.exists():
+        print(f"{PEERS} is not there: no ratios; run `make bench-venv`", file=sys.stderr)
+        return harness.report(figures)
+    figures["of_data_juicer"] = harness.at_least(statistics.median(theirs) / statistics.median(mine), 1.0)
+    words = sorted({w for p in (CORPUS / "lexicon").glob("*.txt") for w in p.read_text("utf-8").lower().split()})
+    fast, slow = peer(SEARCH, [words, texts[:50_000]])
+    figures["search_of_pyahocorasick"] = harness.at_least(slow / fast, 1.0)
+    return harness.report(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
