@@ -110,7 +110,7 @@ def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Fl
 def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:
     """Jaccard similarity of text rows[i] of `a` and text at[i] of `b`: exact, but where one of both was cut an estimate
     from the smallest SHINGLES of their union."""
-    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
+    of_a, of_b = a.starts[rows + 1] - a.starts[rows], b.starts[at + 1] - b.starts[at]
     pairs = len(rows)
     shingles = np.concatenate(
         [
@@ -258,7 +258,7 @@ def _possible(
     Each shingle that only one of them has changes one bit of the parity at most, so they differ in at least as many
     shingles as in bits.
     """
-    of_a, of_b = np.diff(a.starts)[rows], np.diff(b.starts)[at]
+    of_a, of_b = a.starts[rows + 1] - a.starts[rows], b.starts[at + 1] - b.starts[at]
     apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
     needed = np.where(np.minimum(of_a, of_b) < SHORT, 1.0, threshold)
     possible: Flags = of_a + of_b - apart >= needed * (of_a + of_b + apart) - 1e-9
