@@ -28,6 +28,12 @@ HAN = ((0x2E80, 0x2FE0), (0x3400, 0xA000), (0xF900, 0xFB00), (0x20000, 0x323B0))
 CONVERSIONS = ("s2t", "t2s", "s2tw", "tw2s", "s2hk", "hk2s")
 """OpenCC's, between simplified characters and the traditional ones of its own standard, of Taiwan and of Hong Kong."""
 
+USED = ((0, 0x40000), (0xE0000, 0xE0080))
+"""Half-open ranges that hold all characters there are, but those of GLYPHS."""
+
+GLYPHS = ((0xFE00, 0xFE10), (0xE0100, 0xE01F0), (0xF0000, 0x110000))
+"""Selectors, which choose a glyph and not a character, and the private planes."""
+
 BATCH = 8_192
 """Texts handled at once."""
 
@@ -137,18 +143,18 @@ def _text(points: Points) -> str:
 def _tables() -> _Tables:
     size = sys.maxunicode + 1
     stands_for = np.arange(size, dtype=np.uint32)
-    stands_for[[c for c in range(size) if unicodedata.category(chr(c)) in DELETED]] = _DELETED
-    for selectors in (range(0xFE00, 0xFE10), range(0xE0100, 0xE01F0)):  # they choose a glyph, not a character
-        stands_for[selectors] = _DELETED
+    decimal, numeric, letter = (np.zeros(size, np.bool_) for _ in range(3))
+    for low, high in USED:
+        characters = [chr(c) for c in range(low, high)]
+        decimal[low:high] = [c.isdecimal() for c in characters]
+        numeric[low:high] = [c.isnumeric() and c not in _NO_NUMERALS for c in characters]
+        letter[low:high] = [c.upper() != c for c in characters]
+        stands_for[low:high][[unicodedata.category(c) in DELETED for c in characters]] = _DELETED
+    for low, high in GLYPHS:
+        stands_for[low:high] = _DELETED
     for one, other in _variants():
         stands_for[ord(one)] = ord(other)
-    characters = [chr(c) for c in range(size)]
-    return _Tables(
-        stands_for,
-        np.array([c.isdecimal() for c in characters]),
-        np.array([c.isnumeric() and c not in _NO_NUMERALS for c in characters]),
-        np.array([c.upper() != c for c in characters]),
-    )
+    return _Tables(stands_for, decimal, numeric, letter)
 
 
 def _variants() -> Iterator[tuple[str, str]]:
