@@ -39,7 +39,6 @@ PEERS = Path(__file__).parents[2] / ".bench" / "bin" / "python"
 PROCESSES = 2
 FILTERS: list[tuple[str, dict[str, Any]]] = [
     ("text_length", {"min_words": 2, "max_words": 30}),
-    ("to_simplified", {}),
     ("han_share", {}),
     ("language", {}),
     ("boilerplate", {}),
@@ -47,6 +46,7 @@ FILTERS: list[tuple[str, dict[str, Any]]] = [
     ("ads", {}),
     ("lexicon", {"lists": {p.stem: str(p) for p in sorted((CORPUS / "lexicon").glob("*.txt"))}}),
     ("personal_data", {}),
+    ("to_simplified", {}),
 ]
 
 DATA_JUICER = """
@@ -111,11 +111,13 @@ print(json.dumps([sorted(s[1:])[2] for s in seconds]))
 
 def captions(count: int) -> list[str]:
     """Different captions made of real clauses, in an order made by a seed."""
+    from pipeline.charset import decode
     from pipeline.page import parse
 
     clauses: dict[str, None] = {}
     for page in sorted((CORPUS / "howtocook-site").rglob("*.html")):
-        for image in parse(page.read_text(encoding="utf-8", errors="ignore")).images:
+        decoded = decode(page.read_bytes(), "text/html")
+        for image in parse(decoded[0]).images if decoded else ():
             for text in image.texts:
                 clauses.update(dict.fromkeys(re.split(r"[，。！？；：\s]+", text.text)))
     real = [clause for clause in clauses if 3 <= len(clause) <= 20 and not re.search("[^\\w（）、-]", clause)]
