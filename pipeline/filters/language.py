@@ -1,6 +1,6 @@
 """Drops texts in another language where script alone leaves a doubt: Japanese without kana. Off unless a spec names it.
 
-Script decides first, because models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul are
+Script decides first: models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul are
 `han_share`'s business. A text is Chinese if one of its characters has no code in Japanese (JIS X 0208: 们 这 说), if
 all of them have one in Simplified (GB 2312) or all in Traditional Chinese (Big5), if it has a small word of Chinese
 (的 了 在), or if it is too short to tell. A doubt is left by what mixes both scripts as Japanese does (国立西洋美術館):
