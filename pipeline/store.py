@@ -224,9 +224,9 @@ class Build:
     store: Store
     build_id: str
     snapshot: str
+    fingerprints: dict[str, str] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
-    fingerprints: dict[str, str] = field(default_factory=dict)
 
     @property
     def folder(self) -> Folder:
