@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.moco import BriVL
+
+LOG = logging.getLogger(__name__)
 
 CHECKPOINT_VERSION = 1
 """Raised when a file changes its meaning; a reader refuses a higher one."""
@@ -69,20 +72,24 @@ class Checkpoint:
 
     def load_towers(self, model: BriVL) -> None:
         """Fill the query towers, and let the key towers begin as their copies. Raises TrainingError."""
-        from training.moco import QUERY_PREFIXES, update_average
+        from training.key_towers import update_average
+        from training.moco import QUERY_PREFIXES
 
         self._fill(model, _tensors(self, "towers.safetensors"), QUERY_PREFIXES, set())
-        if model.moco.objective == "moco":
+        if model.has_keys:
             update_average(model.image_key, model.image_query.trunk, 0.0)
             update_average(model.text_key, model.text_query.trunk, 0.0)
 
     def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
-        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError."""
+        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError.
+
+        Queues of another size than the model's are laid out anew: their newest keys are kept. That is logged.
+        """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
 
         self.load_towers(model)
         self._fill(model, _tensors(self, "key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
-        self._fill(model, _tensors(self, "queues.safetensors"), QUEUE_PREFIXES, set())
+        self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
         self._fill_optimizer(model, optimizer)
         raw = json.loads(_verified(self, "state.json"))
         try:
@@ -90,6 +97,24 @@ class Checkpoint:
             return RunState(raw["step"], raw["position"], raw["skipped"], detector=raw["detector"], **lists)
         except KeyError as e:
             raise TrainingError(str(self.folder / "state.json"), f"lacks {e}") from None
+
+    def _queues(self, model: BriVL) -> dict[str, Tensor]:
+        """The saved queues in the model's size."""
+        tensors = _tensors(self, "queues.safetensors")
+        for name in ("image_queue", "text_queue") if model.has_keys else ():
+            saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            queue = getattr(model, name)
+            sizes = {len(v) for k, v in saved.items() if k != "cursor"}
+            if saved.keys() != queue.state_dict().keys() or len(sizes) > 1 or sizes == {queue.size}:
+                continue  # as it should be, or no queue: `_fill` says so
+            if saved["keys_KD"].shape[1:] != queue.keys_KD.shape[1:]:
+                continue
+            queue.take_over(saved)
+            LOG.warning(
+                "%s: %s had %d slots and has %d now; its newest keys are kept", self.folder, name, *sizes, queue.size
+            )
+            tensors |= {f"{name}.{k}": v for k, v in queue.state_dict().items()}
+        return tensors
 
     def _fill(self, model: BriVL, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], shared: set[str]) -> None:
         wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes) and k not in shared}

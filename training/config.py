@@ -46,6 +46,10 @@ class ImageTowerConfig:
     hidden: int = 2048
     """Width of the closing MLP's hidden layer."""
     dropout: float = 0.1
+    box_embedding: bool = False
+    """Add a learned linear map of a box's four sides (shares of the image's) to its region. BriVL has none."""
+    position_embedding: bool = False
+    """Add a learned vector by a region's place in the list of boxes. BriVL has none."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +75,35 @@ class TextTowerConfig:
     ffn: int = 2048
     hidden: int = 2048
     dropout: float = 0.1
+    position_embedding: bool = False
+    """Add a learned vector by a token's place again after the backbone. BriVL has none."""
 
 
 @dataclass(frozen=True)
 class MocoConfig:
-    """The objective (the paper's MoCo over two modalities), or `clip` on the same towers."""
+    """The objective: the paper's MoCo over two modalities, or a baseline on the same towers (training/moco.py)."""
 
-    objective: Literal["moco", "clip"] = "moco"
+    objective: Literal["moco", "clip", "siglip", "albef"] = "moco"
     queue_size: int = 9600
     """K: keys kept of each modality. Any number; it need not be a multiple of the batch."""
     momentum: float = 0.99
     temperature: float = 0.07
+    """T: fixed, or where a learned one begins (SigLIP's paper begins at 0.1)."""
+    learn_temperature: bool = False
+    """Train log(1/T), without weight decay. siglip always does, and a bias beside it."""
+    temperature_range: tuple[float, float] = (0.01, 1.0)
+    """Between these a learned temperature is held after every step."""
+    bias: float = -10.0
+    """siglip: where the learned bias of its logits begins."""
     in_batch_keys: bool = False
-    """Count the other keys of the same batch as negatives too (BriVL 2)."""
-    mask_false_negatives: bool = True
-    """A negative that shares the image or the text with the sample does not count."""
+    """moco: count the other keys of the same batch as negatives too (BriVL 2). The other objectives always do."""
+    false_negatives: Literal["masked", "positives", "negatives"] = "masked"
+    """What a candidate that shares the image or the text with the sample counts as: as nothing, as one positive more
+    (the target is even over all of them), or as the negative that plain MoCo takes it for."""
+    soft_targets: float = 0.4
+    """albef: share of the target that the key towers set; the pair itself sets the rest."""
+    key_norm: Literal["eman", "shuffle"] = "eman"
+    """Batch norms of the image key tower: averaged statistics, or those of a batch shuffled over the ranks."""
     prefill: bool = True
     """Fill the queues by key-only forwards before the first step."""
     feature_dim: int = 2048
@@ -310,6 +328,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "moco.queue_size": (1, math.inf),
     "moco.momentum": (0, 1),
     "moco.temperature": (1e-4, math.inf),
+    "moco.temperature_range": (1e-4, math.inf),
+    "moco.soft_targets": (0, 1),
     "moco.feature_dim": (1, math.inf),
     "data.image_size": (32, math.inf),
     "data.max_boxes": (0, math.inf),
@@ -362,6 +382,11 @@ def _check(config: Config) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not low <= number <= high:
                 raise ConfigError(key, f"{number} is out of range; it lies between {low:g} and {high:g}")
+    low, high = config.moco.temperature_range
+    if (config.moco.learn_temperature or config.moco.objective == "siglip") and not (
+        low <= config.moco.temperature <= high
+    ):
+        raise ConfigError("moco.temperature", f"{config.moco.temperature} is outside of moco.temperature_range")
     if config.data.color_jitter[3] > 0.5:
         raise ConfigError("data.color_jitter", f"the hue's {config.data.color_jitter[3]} is above 0.5, half the circle")
     for key, tower in (("image", config.image), ("text", config.text)):

@@ -1,9 +1,10 @@
 """The training loop: read it and you know what a run does.
 
-One step: take this rank's micro-batches of the global batch at `position` -> forward each against the queues as they
-were, backward -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues move. A step whose
-gradient is not finite changes nothing but its count. Random numbers of a step follow from (seed, step, rank), the data
-from (seed, position): a run that was killed and started again by the same command gives the losses it would have given.
+One step: take this rank's micro-batches of the global batch at `position` -> forward against the queues as they were,
+backward (training/accumulate.py) -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues
+move. A step whose gradient is not finite changes nothing but its count. Random numbers of a step follow from (seed,
+step, rank), the data from (seed, position): a run that was killed and started again by the same command gives the
+losses it would have given.
 
 Limits: gradients are exchanged once, after the last micro-step, without overlap; dropout differs between world sizes.
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from data_specs.shard import ContractError
 from training import checkpoint, distributed
+from training.accumulate import backward
 from training.checkpoint import RunState
 from training.config import Config, OptimConfig, to_dict
 from training.data import Loader, Share
@@ -54,6 +56,9 @@ _FREE_TO_CHANGE = {
     "data.num_workers",
 }
 """Keys that a resumed run may set otherwise, because the result does not depend on them."""
+
+_CHANGED_ALOUD = {"moco.queue_size"}
+"""Keys that a resumed run may set otherwise although it does: the checkpoint adapts, and says so in the log."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ class _Run:
         self.model.train()
         with Journal(self.out, first, self.total_steps, silent=self.rank > 0) as journal:
             journal.say(self._opening())
-            if first == 0 and self.config.moco.prefill and self.config.moco.objective == "moco":
+            if first == 0 and self.config.moco.prefill and self.model.has_keys:
                 self._prefill()
             batches = self.loader.batches(self.state.position, self.total_steps * run.batch_size)
             failures = 0
@@ -253,12 +258,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         valid = total(sum(int(batch.valid_B.sum()) for batch in micros), self.device)
-        outputs = []
-        for batch in micros:
-            with self._autocast():
-                output: StepOutput = self.model(batch, samples=max(valid, 1) / self.world)
-            output.loss.backward()  # type: ignore[no-untyped-call]
-            outputs.append(output)
+        statistics = [b.clone() for b in self.model.statistics()]
+        outputs = backward(self.model, micros, max(valid, 1) / self.world, self._autocast)
         average_gradients(self.parameters)
         clip = self.config.optim.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, clip))
@@ -266,6 +267,9 @@ class _Run:
         if finite:
             self.optimizer.step()
             self.model.after_step(outputs, step)
+        else:
+            for now, before in zip(self.model.statistics(), statistics, strict=True):
+                now.copy_(before)  # a forward has moved them, perhaps to NaN, and the average would take that along
         self.optimizer.zero_grad(set_to_none=True)
         return outputs, norm if finite else None
 
@@ -343,7 +347,8 @@ class _Run:
 def _check_same(saved: Config, asked: Config, folder: Path) -> None:
     """A run goes on only as what it began as. Raises ConfigError naming the keys that differ."""
     before, now = _flat("", to_dict(saved)), _flat("", to_dict(asked))
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in _FREE_TO_CHANGE)
+    may = _FREE_TO_CHANGE | _CHANGED_ALOUD
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may)
     if keys:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
         raise ConfigError(str(folder), f"the run began otherwise ({changes}); use the same recipe or another --out")

@@ -142,7 +142,7 @@ def test_false_negatives_are_masked_unless_told_otherwise() -> None:
     model = make_model(*FROZEN_CNN)
     model.prefill(batch, -1)
     assert float(model(same).metrics["i2t_excluded"]) == pytest.approx((44 + 1) / 48)  # 44 empty slots, 1 own image
-    bare = make_model("moco.mask_false_negatives=false", *FROZEN_CNN)
+    bare = make_model("moco.false_negatives=negatives", *FROZEN_CNN)
     bare.prefill(batch, -1)
     assert float(bare(same).metrics["i2t_excluded"]) == pytest.approx(44 / 48)
 
@@ -264,7 +264,7 @@ def test_fault_6_frozen_layers_stand_still_and_key_towers_run_in_eval() -> None:
 
 
 def test_the_frozen_prefix_is_shared_and_frozen_tensors_are_stored_once() -> None:
-    model = make_model()
+    model = make_model("moco.learn_temperature=true")
     state = model.state_dict(keep_vars=True)
     assert not any(name.startswith(("image_key.prefix", "text_key.prefix")) for name in state)
     shared = model.shared_tensors()

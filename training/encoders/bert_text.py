@@ -66,7 +66,14 @@ class Trunk(nn.Module):
         text = config.text
         self.backbone = backbone
         self.head = Head(
-            text.backbone_width, text.heads, text.ffn, text.layers, text.dropout, text.hidden, config.moco.feature_dim
+            text.backbone_width,
+            text.heads,
+            text.ffn,
+            text.layers,
+            text.dropout,
+            text.hidden,
+            config.moco.feature_dim,
+            config.data.max_tokens if text.position_embedding else 0,
         )
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:

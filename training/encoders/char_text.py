@@ -52,4 +52,6 @@ def build(config: Config, load_weights: bool) -> Tower:
     """The text tower that `config.text` describes. Raises ConfigError: it has no weights to load."""
     if load_weights and config.text.weights:
         raise ConfigError("text.weights", "char_text starts from random weights; leave it empty")
+    if config.text.position_embedding:
+        raise ConfigError("text.position_embedding", "char_text has positions of its own")
     return Tower("text", Prefix(), Trunk(config))

@@ -4,7 +4,7 @@
            -> masked mean -> Linear-ReLU-Linear -> L2
 
 The released code convolves on all 16 samples of a box and then averages; both are linear, so we average first and do a
-sixteenth of the work. Regions have no position embedding: BriVL has none.
+sixteenth of the work. Embeddings of a region's box or place are options; BriVL has none.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code). `compat="brivl-1.0"` samples the
 regions where the released code does (see region_pooling).
@@ -62,8 +62,18 @@ class Trunk(nn.Module):
         self.grid = image.grid
         self.shifted = config.compat == "brivl-1.0"
         self.project = nn.Linear(channels, image.width)  # the 1x1 convolution, after the mean
+        self.boxes = nn.Linear(4, image.width, bias=False) if image.box_embedding else None
+        if self.boxes is not None:
+            nn.init.zeros_(self.boxes.weight)  # a model with it begins where the one without does
         self.head = Head(
-            image.width, image.heads, image.ffn, image.layers, image.dropout, image.hidden, config.moco.feature_dim
+            image.width,
+            image.heads,
+            image.ffn,
+            image.layers,
+            image.dropout,
+            image.hidden,
+            config.moco.feature_dim,
+            config.data.max_boxes + 1 if image.position_embedding else 0,
         )
 
     def train(self, mode: bool = True) -> Trunk:
@@ -80,6 +90,9 @@ class Trunk(nn.Module):
             exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
             regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid, shifted=self.shifted)
         regions_BRD = unit(self.project(regions_BRC))
+        if self.boxes is not None:
+            sides_4 = regions_BRD.new_tensor([size[1], size[0], size[1], size[0]])
+            regions_BRD = regions_BRD + self.boxes(batch.boxes_BR4.to(regions_BRD.dtype) / sides_4)
         features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
         return features_BD
 
