@@ -1,4 +1,4 @@
-"""The towers: against timm, torchvision and transformers, and the released code's faults in them."""
+"""The towers against timm, torchvision and transformers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.backbones import stages
 from training.config import Config, resolve
-from training.encoders.cnn_regions import Trunk
 from training.errors import ConfigError
 from training.moco import BriVL
 from training.records import Batch
@@ -69,25 +67,6 @@ def test_stages_in_order_are_timms_forward_features() -> None:
     assert torch.allclose(x, expected, atol=1e-6)
 
 
-def test_fault_5_convolving_after_the_mean_is_convolving_before_it() -> None:
-    from torchvision.ops import roi_align
-
-    tower, _ = build("image")
-    trunk, batch = tower.trunk, one_image(boxes=4)
-    assert isinstance(trunk, Trunk)
-    seen: list[Tensor] = []
-    trunk.project.register_forward_hook(lambda _m, _i, out: seen.append(out))
-    tower(batch)
-
-    map_BCHW = tower.prefix(batch)
-    for stage in trunk.backbone.values():
-        map_BCHW = stage(map_BCHW)
-    scale = map_BCHW.shape[-1] / 64
-    points = roi_align(map_BCHW, list(batch.boxes_BR4.double()), (4, 4), scale, sampling_ratio=1, aligned=True)
-    convolved = F.conv2d(points, trunk.project.weight[..., None, None], trunk.project.bias)
-    assert torch.allclose(seen[0][0], convolved.mean((-2, -1)), atol=1e-9)
-
-
 def test_uint8_is_normalised_as_torchvision_does() -> None:
     from torchvision.transforms.v2.functional import normalize, to_dtype
 
@@ -99,15 +78,6 @@ def test_uint8_is_normalised_as_torchvision_does() -> None:
     assert torch.allclose(tower(batch), tower(replace(batch, images_B3HW=floats)), atol=1e-6)
 
 
-def test_fault_9_one_box_is_enough_and_padding_boxes_change_nothing() -> None:
-    tower, _ = build("image")
-    batch = one_image()
-    alone = tower(batch)
-    padded = replace(batch, boxes_BR4=torch.cat([batch.boxes_BR4, torch.zeros(1, 5, 4)], dim=1))
-    assert torch.allclose(alone.norm(dim=1), torch.ones(1, dtype=torch.float64))
-    assert torch.allclose(tower(padded), alone, atol=1e-12)
-
-
 def test_the_order_of_boxes_does_not_matter() -> None:
     tower, _ = build("image")
     batch = one_image(boxes=4)
@@ -116,7 +86,7 @@ def test_the_order_of_boxes_does_not_matter() -> None:
 
 
 @pytest.mark.parametrize("encoder", [(), BERT], ids=["char_text", "bert_text"])
-def test_fault_2_padding_does_not_change_a_caption(encoder: tuple[str, ...]) -> None:
+def test_padding_does_not_change_a_caption(encoder: tuple[str, ...]) -> None:
     tower, _ = build("text", *encoder)
     pixels, boxes = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 1, 4)
     short, long = [2, 5, 3], [2, 7, 8, 9, 10, 11, 3]
@@ -125,15 +95,7 @@ def test_fault_2_padding_does_not_change_a_caption(encoder: tuple[str, ...]) -> 
     assert torch.allclose(both[0], alone[0], atol=1e-10)
 
 
-def test_fault_2_is_reproduced_for_released_weights() -> None:
-    tower, _ = build("text", *BERT, "compat=brivl-1.0")
-    pixels, boxes = torch.zeros(2, 3, 64, 64, dtype=torch.uint8), torch.zeros(2, 1, 4)
-    both = tower(batch_of(pixels, boxes, [1, 1], [[2, 5, 3], [2, 7, 8, 9, 10, 11, 3]]))
-    alone = tower(batch_of(pixels[:1], boxes[:1], [1], [[2, 5, 3]]))
-    assert (both[0] - alone[0]).abs().max() > 1e-4
-
-
-def test_fault_3_moves_the_features_only_in_compat() -> None:
+def test_compat_moves_the_regions_features() -> None:
     right, _ = build("image", "data.image_size=160")
     released, _ = build("image", "data.image_size=160", "compat=brivl-1.0")
     batch = one_image(160, boxes=4)
@@ -195,7 +157,7 @@ def test_local_cnn_weights_are_loaded_and_a_misfit_is_one_line(tmp_path: Path) -
     assert "\n" not in str(caught.value)
 
 
-def test_fault_10_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
+def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
     config = resolve("tiny", ["image.weights=gone/away.pth", *BERT, "text.weights=gone/away"])
     BriVL(config, load_weights=False)
     with pytest.raises(ConfigError, match=r"^gone/away.pth: no such file"):
