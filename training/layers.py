@@ -73,6 +73,7 @@ class Head(nn.Module):
         dropout: float,
         hidden: int,
         feature_dim: int,
+        *,
         positions: int = 0,
     ) -> None:
         """`positions`: the most parts whose place is told apart by a learned vector, 0 for none."""

@@ -73,7 +73,7 @@ class Trunk(nn.Module):
             text.dropout,
             text.hidden,
             config.moco.feature_dim,
-            config.data.max_tokens if text.position_embedding else 0,
+            positions=config.data.max_tokens if text.position_embedding else 0,
         )
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:

@@ -73,7 +73,7 @@ class Trunk(nn.Module):
             image.dropout,
             image.hidden,
             config.moco.feature_dim,
-            config.data.max_boxes + 1 if image.position_embedding else 0,
+            positions=config.data.max_boxes + 1 if image.position_embedding else 0,
         )
 
     def train(self, mode: bool = True) -> Trunk:
