@@ -4,7 +4,8 @@ Why frozen dataclasses and no free dict: a recipe is a function that returns a w
 by the field it changes, a checkpoint stores `to_dict(config)` and reads it back with `from_dict`, and a misspelt key
 is an error that names the nearest right one instead of an option that does nothing.
 
-Limits: values are numbers, strings, booleans, tuples of them, and one mapping (`data.text_kinds`).
+Limits: values are numbers, strings, booleans, tuples of them, and two mappings (`data.text_kinds`,
+`text.backbone_options`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from training.errors import ConfigError
 
 TextKinds = Mapping[str, Mapping[str, float]]
 """Source kind -> {text kind: probability}."""
+
+Scalar = bool | int | float | str
+"""A value of `text.backbone_options`."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,15 @@ class ImageTowerConfig:
     encoder: str = "cnn_regions"
     """File name in training/encoders."""
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
-    """`timm/NAME` of an EfficientNet, or `torchvision/mobilenet_v2`."""
+    """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`."""
     weights: str = ""
-    """Of the backbone: empty for random, `hub` to let timm download them, or a file (.pth or .safetensors)."""
+    """Of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or a
+    folder with model.safetensors or pytorch_model.bin."""
     frozen_stages: int = 4
     """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
     freeze_head: bool = True
-    """Do not train the backbone's last 1x1 convolution and its batch norm; gradient still flows through them."""
+    """Do not train the backbone's last 1x1 convolution and its batch norm, if it has them; gradient still flows
+    through them."""
     grid: int = 4
     """Samples a side with which a box is averaged."""
     width: int = 2048
@@ -58,6 +64,10 @@ class TextTowerConfig:
 
     encoder: str = "bert_text"
     """File name in training/encoders."""
+    backbone: str = "bert"
+    """Model type of transformers: `bert` (which Chinese RoBERTa-wwm and MacBERT are too), `roberta`, `ernie` ..."""
+    backbone_options: Mapping[str, Scalar] = field(default_factory=dict)
+    """What of the architecture differs from the model type's defaults beside the sizes below."""
     weights: str = ""
     """Of the backbone: empty for random, a local folder of transformers, or a name on the hub."""
     vocab_size: int = 21128
@@ -141,6 +151,8 @@ class OptimConfig:
     """Factor on lr for the trained layers of the image backbone."""
     lr_text_backbone: float = 1.0
     """Factor on lr for the trained layers of the text backbone."""
+    layer_decay: float = 1.0
+    """Factor on lr for each step down a backbone: once for its last stage or layer, twice for the one before ..."""
     weight_decay: float = 1e-5
     warmup_samples: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -159,6 +171,12 @@ class RunConfig:
     """Micro-steps a step."""
     epochs: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: the towers under autocast; parameters, similarities, softmax, queues and averages stay in float32."""
+    recompute: Literal["nothing", "pointwise", "blocks"] = "pointwise"
+    """What of a forward is computed again in the backward instead of kept: nothing; in the image backbone all but
+    convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least."""
+    compile: bool = False
+    """torch.compile each tower. The first steps take minutes; pays on a GPU."""
     checkpoint_every: int = 1000
     """Steps; 0 for the last one only."""
     keep_last: int = 2
@@ -301,6 +319,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         raise ConfigError(where, f"{value!r} is none of {', '.join(repr(c) for c in choices)}")
     if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(choices):
         return tuple(_typed(choice, item, where) for choice, item in zip(choices, value, strict=True))
+    if hint == Scalar:
+        if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        raise ConfigError(where, f"{value!r} is not a number, text, true or false")
     if origin in (Union, types.UnionType):
         fitting = [c for c in choices if (get_origin(c) is not Literal) == isinstance(value, Mapping)]
         return _typed(fitting[0], value, where)
@@ -321,7 +343,7 @@ def _wanted(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"{len(get_args(hint))} numbers"
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-    return names.get(hint, "an object of keys and numbers")
+    return names.get(hint, "an object of keys and values")
 
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -360,6 +382,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optim.lr": (0, math.inf),
     "optim.lr_image_backbone": (0, math.inf),
     "optim.lr_text_backbone": (0, math.inf),
+    "optim.layer_decay": (1e-6, 1),
     "optim.betas": (0, 0.999999),
     "optim.clip": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
@@ -397,5 +420,7 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "run.accumulate", f"{config.run.accumulate} does not divide the batch {config.run.batch_size}"
         )
+    if config.run.compile and config.run.recompute == "blocks":
+        raise ConfigError("run.compile", "does not go with run.recompute=blocks: batch norms would move twice a step")
     if config.data.max_tokens > config.text.max_positions:
         raise ConfigError("data.max_tokens", f"{config.data.max_tokens} exceeds text.max_positions")

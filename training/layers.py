@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from training.recompute import Recompute, run_block
+
 
 class SelfAttention(nn.Module):
     """Multi-head self-attention through torch's scaled dot product, with the parameters of nn.MultiheadAttention."""
@@ -75,11 +77,13 @@ class Head(nn.Module):
         feature_dim: int,
         *,
         positions: int = 0,
+        recompute: Recompute = "nothing",
     ) -> None:
         """`positions`: the most parts whose place is told apart by a learned vector, 0 for none."""
         super().__init__()
         # Zeros: with the option a model begins where the one without it does.
         self.positions = nn.Parameter(torch.zeros(positions, width)) if positions else None
+        self.recompute: Recompute = "blocks" if recompute == "blocks" else "nothing"
         self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn, dropout) for _ in range(layers))
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, feature_dim)
@@ -89,7 +93,7 @@ class Head(nn.Module):
         if self.positions is not None:
             x_BLD = x_BLD + self.positions[: x_BLD.shape[1]]
         for layer in self.layers:
-            x_BLD = layer(x_BLD, mask_BL)
+            x_BLD = run_block(layer, x_BLD, mask_BL, recompute=self.recompute)
         feature_BD = self.fc2(F.relu(self.fc1(masked_mean(x_BLD, mask_BL))))
         return unit(feature_BD)
 

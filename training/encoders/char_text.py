@@ -37,7 +37,14 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(text.backbone_width)
         self.dropout = nn.Dropout(text.dropout)
         self.head = Head(
-            text.backbone_width, text.heads, text.ffn, text.layers, text.dropout, text.hidden, config.moco.feature_dim
+            text.backbone_width,
+            text.heads,
+            text.ffn,
+            text.layers,
+            text.dropout,
+            text.hidden,
+            config.moco.feature_dim,
+            recompute=config.run.recompute,
         )
 
     def forward(self, token_ids_BL: Tensor, batch: Batch) -> Tensor:
