@@ -72,9 +72,9 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
     if not timm.is_model(name):
         raise ConfigError("image.backbone", f"timm knows no model {name!r}{_near(name)}")
     try:
-        fixed = bool(timm.get_pretrained_cfg(name).fixed_input_size)
-        size = {"img_size": image_size} if fixed else {}
-        model = timm.create_model(name, pretrained=weights == "hub", num_classes=0, **size)
+        described: Any = timm.get_pretrained_cfg(name)
+        size: dict[str, Any] = {"img_size": image_size} if described and described.fixed_input_size else {}
+        model: Any = timm.create_model(name, pretrained=weights == "hub", num_classes=0, **size)
     except (OSError, RuntimeError) as e:
         key = "image.weights" if weights == "hub" else "image.backbone"
         raise ConfigError(key, f"timm could not make {name} with its weights ({_line(e)})") from e
@@ -84,9 +84,9 @@ def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
         _load(model, weights)
     shape = _shape_of_features(model, name, image_size)
     cut = _CUTS.get(type(model).__name__)
-    stages, head = cut(model, shape) if cut else ([("whole", _Map(model, shape, model))], "")
-    described = model.pretrained_cfg
-    return Backbone(stages, int(model.num_features), head, tuple(described["mean"]), tuple(described["std"]))
+    stages, head = cut(model, shape) if cut else _uncut(model, shape)
+    about = model.pretrained_cfg
+    return Backbone(stages, int(model.num_features), head, tuple(about["mean"]), tuple(about["std"]))
 
 
 def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[int, ...]:
@@ -122,10 +122,10 @@ class _Map(nn.Module):
             raise ConfigError("image.backbone", f"{shape[1]} tokens, {self.extra} of them for the class, are no square")
 
     def forward(self, x: Tensor) -> Tensor:
-        inner: Any = self.inner
-        x = inner.forward_features(x) if hasattr(inner, "forward_features") else inner(x)
+        inner: Any = getattr(self.inner, "forward_features", self.inner)
+        x = inner(x)
         if self.side:
-            return x[:, self.extra :].unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+            return x[:, self.extra :].transpose(1, 2).reshape(len(x), -1, self.side, self.side)
         return x.permute(0, 3, 1, 2) if self.last else x
 
 
@@ -172,6 +172,10 @@ def _cut_convnext(model: Any, _shape: tuple[int, ...]) -> tuple[Stages, str]:
 def _cut_vit(model: Any, shape: tuple[int, ...]) -> tuple[Stages, str]:
     blocks: Stages = [(f"block_{i}", block) for i, block in enumerate(model.blocks)]
     return [("stem", _Patches(model)), *blocks, ("norm", _Map(model.norm, shape, model))], ""
+
+
+def _uncut(model: Any, shape: tuple[int, ...]) -> tuple[Stages, str]:
+    return [("whole", _Map(model, shape, model))], ""
 
 
 _CUTS: Mapping[str, Callable[[Any, tuple[int, ...]], tuple[Stages, str]]] = {

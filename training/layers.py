@@ -9,6 +9,8 @@ Limits: post-norm, ReLU: what BriVL uses. Position embeddings are an option, off
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,6 +103,14 @@ class Head(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """L2-normalised along the last axis, in float32 or wider: bf16 would cost a feature its third digit."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which autocast is off; also on devices that have no autocast, such as meta."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
+    return context
 
 
 def masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:

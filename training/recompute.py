@@ -51,7 +51,8 @@ def run_block(block: nn.Module, x: Tensor, *more: Any, recompute: Recompute) -> 
 
 def run_stage(stage: nn.Module, x: Tensor, *, recompute: Recompute) -> Tensor:
     """The blocks of a stage (the children of an nn.Sequential, or the stage itself), one after the other."""
-    for block in stage if isinstance(stage, nn.Sequential) else (stage,):
+    cut = recompute != "nothing" and isinstance(stage, nn.Sequential)
+    for block in stage.children() if cut else (stage,):
         x = run_block(block, x, recompute=recompute)
     return x
 
@@ -66,8 +67,8 @@ def _contexts(
     """Contexts of the first and of the second forward of a block."""
     if recompute == "blocks":
         return nullcontext(), _statistics_stand_still(block)
-    first, second = create_selective_checkpoint_contexts(_policy)
-    return first, _both(second, _statistics_stand_still(block))
+    first, second = create_selective_checkpoint_contexts(_policy)  # type: ignore[no-untyped-call]
+    return first, _both(_statistics_stand_still(block), second)
 
 
 def _policy(_context: Any, op: Any, *_args: Any, **_kwargs: Any) -> CheckpointPolicy:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,7 +112,7 @@ def _of_class(config: Any, make: Any) -> Any:
 
     if type(config) not in MODEL_MAPPING or getattr(config, "is_encoder_decoder", False):
         raise ConfigError("text.backbone", f"{config.model_type} is no text encoder")
-    model_class = MODEL_MAPPING[type(config)]
+    model_class: Any = MODEL_MAPPING[type(config)]
     model_class = model_class[0] if isinstance(model_class, tuple) else model_class
     if "input_ids" not in inspect.signature(model_class.forward).parameters:
         raise ConfigError("text.backbone", f"{config.model_type} is no text encoder")
@@ -198,10 +197,12 @@ def _compare(text: TextTowerConfig, described: Any, found: Any) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """No page about the pooler and the masked-word head, which we do not want, nor a progress bar."""
-    from transformers.utils import logging as verbosity
+    from transformers.utils import logging
+
+    verbosity: Any = logging
 
     level, bar = verbosity.get_verbosity(), verbosity.is_progress_bar_enabled()
-    verbosity.set_verbosity(logging.ERROR)
+    verbosity.set_verbosity_error()
     verbosity.disable_progress_bar()
     try:
         yield

@@ -26,7 +26,7 @@ from data_specs.shard import ContractError
 from training import checkpoint, distributed
 from training.accumulate import backward
 from training.checkpoint import RunState
-from training.config import Config, OptimConfig, to_dict
+from training.config import Config, to_dict
 from training.data import Loader, Share
 from training.errors import ConfigError, TrainingError
 from training.evaluate import Retrieval, embed, retrieval
@@ -34,6 +34,7 @@ from training.index import Dataset, open_dataset
 from training.journal import Journal, read_metrics
 from training.launch import average_gradients, device_of, keep_memory, process_group, total
 from training.moco import BriVL, StepOutput
+from training.optimizer import build_optimizer, schedule
 from training.order import seed_of
 from training.records import Batch
 from training.tokenizer import load_tokenizer
@@ -100,38 +101,6 @@ def fit(
     with process_group(device):
         run = _Run(config, data, out, device, init, cache)
         return run.go()
-
-
-def schedule(config: OptimConfig, position: int, samples: int) -> float:
-    """Factor on the learning rate at a position: linear warm-up, then cosine to 0 at `samples`, or constant."""
-    if position < config.warmup_samples:
-        return (position + 1) / (config.warmup_samples + 1)
-    if config.schedule == "constant":
-        return 1.0
-    rest = max(samples - config.warmup_samples, 1)
-    return 0.5 * (1 + math.cos(math.pi * min((position - config.warmup_samples) / rest, 1.0)))
-
-
-def build_optimizer(model: BriVL, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, in groups of (backbone or new) x (with or without decay).
-
-    Biases and norms do not decay. Each group keeps `base_lr`, which the schedule scales.
-    """
-    factors = {"image_backbone": config.lr_image_backbone, "text_backbone": config.lr_text_backbone, "new": 1.0}
-    groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((model.group_of(name), parameter.ndim > 1), []).append(parameter)
-    described = [
-        {
-            "params": parameters,
-            "lr": config.lr * factors[group],
-            "base_lr": config.lr * factors[group],
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (group, decays), parameters in groups.items()
-    ]
-    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, fused=True)
 
 
 class _Run:

@@ -23,7 +23,7 @@ from training.config import Config, resolve
 from training.errors import ConfigError, TrainingError
 from training.journal import Journal, read_metrics
 from training.records import Batch
-from training.train import build_optimizer, fit, schedule
+from training.train import fit
 
 MakeShards = Callable[..., Path]
 STEADY = ("image.dropout=0", "text.dropout=0", "image.frozen_stages=7")
@@ -248,24 +248,3 @@ def test_the_dev_split_is_measured_while_training_and_bf16_trains(make_shards: M
 def test_a_dataset_without_training_samples_is_an_error(make_shards: MakeShards, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="no samples in the train split"):
         fit(config(1, 1), [str(make_shards(train=(), val=(3,)))], tmp_path / "run")
-
-
-def test_the_schedule_warms_up_and_ends_at_zero() -> None:
-    optim = resolve("tiny", ["optim.warmup_samples=100"]).optim
-    factors = [schedule(optim, position, 1000) for position in range(0, 1001, 10)]
-    assert factors[:10] == sorted(factors[:10])
-    assert max(factors) == factors[10] == 1.0
-    assert factors[10:] == sorted(factors[10:], reverse=True)
-    assert factors[-1] == pytest.approx(0.0, abs=1e-9)
-    constant = resolve("tiny", ["optim.schedule=constant"]).optim
-    assert schedule(constant, 500, 1000) == 1.0
-
-
-def test_every_trained_parameter_is_in_one_group_and_norms_do_not_decay() -> None:
-    model = moco.BriVL(resolve("tiny", ["optim.lr_image_backbone=0.1"]))
-    optimizer = build_optimizer(model, resolve("tiny", ["optim.lr_image_backbone=0.1"]).optim)
-    grouped = [id(p) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    for group in optimizer.param_groups:
-        assert all((p.ndim > 1) == (group["weight_decay"] > 0) for p in group["params"])
-    assert {group["base_lr"] for group in optimizer.param_groups} == {1e-3, 1e-3 * 0.1}

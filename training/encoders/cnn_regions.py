@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from training.backbones import Backbone, load_backbone
 from training.config import Config
 from training.errors import ConfigError
-from training.layers import Head, present, unit
+from training.layers import Head, full_precision, present, unit
 from training.recompute import run_stage
 from training.records import Batch
 from training.region_pooling import pool_regions
@@ -57,7 +57,7 @@ class Trunk(nn.Module):
         self.backbone = nn.ModuleDict(dict(backbone.stages[frozen:]))
         for module in self.backbone.modules():
             if getattr(module, "inplace", False):
-                module.inplace = False  # autograd would copy what an activation overwrites
+                setattr(module, "inplace", False)  # noqa: B010  autograd would copy what an activation overwrites
         self.recompute = config.run.recompute
         self.frozen_head = backbone.head if backbone.head in self.backbone and image.freeze_head else ""
         if self.frozen_head:
@@ -90,7 +90,7 @@ class Trunk(nn.Module):
         for stage in self.backbone.values():
             map_BCHW = run_stage(stage, map_BCHW, recompute=self.recompute)
         size = (batch.images_B3HW.shape[-2], batch.images_B3HW.shape[-1])
-        with torch.autocast(map_BCHW.device.type, enabled=False):  # bf16 weights would move the samples
+        with full_precision(map_BCHW.device):  # bf16 weights would move the samples
             exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
             regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid, shifted=self.shifted)
         regions_BRD = unit(self.project(regions_BRC))
