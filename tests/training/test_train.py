@@ -22,6 +22,7 @@ from training import checkpoint, moco
 from training.config import Config, resolve
 from training.errors import ConfigError, TrainingError
 from training.journal import Journal, read_metrics
+from training.optimizer import build_optimizer
 from training.records import Batch
 from training.train import fit
 
