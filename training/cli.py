@@ -101,7 +101,10 @@ def _add_embed(commands: Any) -> None:
     embed.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
     embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
     embed.add_argument(
-        "--regions", type=Path, metavar="FILE", help="boxes of --images, one JSON line [[x1, y1, x2, y2], ...] an image"
+        "--regions",
+        type=Path,
+        metavar="FILE",
+        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] an image, or a dataset's regions .parquet",
     )
     embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text a line")
     embed.add_argument(

@@ -241,8 +241,8 @@ def _load(file: Path) -> Any:
     except (TrainingError, OSError):
         raise
     except pickle.UnpicklingError as e:
-        wanted = re.search(r"(?:GLOBAL|global|class|function) ([\w.]*\.[\w.]+)", str(e))
-        code = f"its pickle asks for {wanted[1]}, which is no tensor" if wanted else "its pickle is no set of tensors"
+        wanted = re.search(r"GLOBAL ([\w.]+)", str(e))
+        code = f"its pickle asks for {wanted[1]}, which is no tensor" if wanted else "it is no set of tensors"
         raise TrainingError(str(file), f"refused: {code}; nothing of it was run") from None
     except Exception as e:  # torch raises many types on a damaged or foreign file
         first = (str(e).splitlines() or [""])[0][:120]

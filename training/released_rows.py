@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import TEXT_KINDS
-from training.errors import TrainingError
+
+Box = tuple[float, float, float, float]
 
 PRIMARY = "primary"
 """The first text of a row, of whatever kind."""
@@ -41,7 +42,7 @@ class ReleasedRow:
     where: str
     id: str
     image: Path
-    boxes: tuple[tuple[float, float, float, float], ...]
+    boxes: tuple[Box, ...]
     texts: Mapping[str, str]
 
     def text(self, kind: str) -> str | None:
@@ -71,22 +72,14 @@ def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
                 yield _row(line, f"{file}:line {number}", file.parent)
 
 
-def read_regions(file: Path, count: int) -> list[tuple[tuple[float, float, float, float], ...]]:
-    """Boxes of `count` images, one JSON line each: a list of boxes, or a released row whose `bbox` is taken.
-
-    Raises TrainingError naming the line that is neither, and on another number of lines.
-    """
-    found = []
-    for number, line in enumerate(file.read_bytes().splitlines(), 1):
-        where = f"{file}:line {number}"
-        try:
-            value = json.loads(line)
-            found.append(_boxes(value["bbox"] if isinstance(value, dict) else value))
-        except (ValueError, KeyError, TypeError, RecursionError) as e:
-            raise TrainingError(where, f"no list of boxes [[x1, y1, x2, y2], ...] ({_reason(e)})") from None
-    if len(found) != count:
-        raise TrainingError(str(file), f"boxes of {len(found)} images, but {count} images are given")
-    return found
+def boxes_of(value: Any) -> tuple[Box, ...]:
+    """Boxes of a JSON value. Raises ValueError when it is no list of lists of four finite numbers."""
+    if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
+        raise ValueError("its boxes are not lists of four numbers")
+    numbers = [n for box in value for n in box]
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise ValueError("its boxes are not finite numbers")
+    return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
 
 
 def _row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
@@ -97,20 +90,11 @@ def _row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
     if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
         return Broken(where, "no image_id in it")
     try:
-        boxes = _boxes(value.get("bbox", []))
+        boxes = boxes_of(value.get("bbox", []))
         texts = _texts(value.get("sentences", []))
-    except (ValueError, TypeError) as e:
+    except ValueError as e:
         return Broken(where, f"{value['image_id']}: {_reason(e)}")
     return ReleasedRow(where, value["image_id"], folder / value["image_id"], boxes, texts)
-
-
-def _boxes(value: Any) -> tuple[tuple[float, float, float, float], ...]:
-    if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
-        raise ValueError("its boxes are not lists of four numbers")
-    numbers = [n for box in value for n in box]
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
-        raise ValueError("its boxes are not finite numbers")
-    return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
 
 
 def _texts(value: Any) -> dict[str, str]:

@@ -28,9 +28,10 @@ from data_specs.shard import ContractError, Split
 from training.checkpoint import Checkpoint, open_checkpoint
 from training.data import Loader, Share
 from training.errors import TrainingError
+from training.file_regions import read_regions
 from training.index import GRID, open_dataset
 from training.records import Batch
-from training.released_rows import Broken, ReleasedRow, read_regions, read_rows
+from training.released_rows import Broken, ReleasedRow, read_rows
 from training.transforms import UnreadableImage, decode, input_boxes, square
 
 if TYPE_CHECKING:
@@ -93,11 +94,11 @@ def embed_files(
 ) -> dict[str, Any]:
     """Write image_features [N, D] of image files and text_features [M, D] of a file's lines, in their order.
 
-    `regions`: the images' boxes, one JSON line an image (see `released_rows.read_regions`); the grid without it.
+    `regions`: the images' boxes (see `file_regions`); the grid without it.
     `texts`: UTF-8, one text a line. Raises TrainingError naming the file that is unreadable.
     """
     lines = [] if texts is None else _lines(texts)
-    boxes = [None] * len(images) if regions is None else read_regions(regions, len(images))
+    boxes = [None] * len(images) if regions is None else read_regions(regions, images)
     opened, model, where = load(path, device)
     if images and regions is None and opened.detector != GRID:
         LOG.info("no --regions: the images' boxes are the grid, not a detector's as in training")
