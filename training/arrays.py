@@ -79,9 +79,9 @@ def read_arrays(file: Path) -> Arrays:
 
 def _read(file: Path) -> dict[str, npt.NDArray[Any]]:
     try:
+        if not zipfile.is_zipfile(file):
+            raise ValueError("an .npz file is a zip archive")
         with np.load(file, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise TrainingError(str(file), "one array, but an .npz file of named ones is wanted")
             return {name: archive[name] for name in archive.files if name in (*_IMAGES, *_TEXTS)}
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
