@@ -149,6 +149,8 @@ def slots_of(config: Config, subject: str = "config") -> Slots:
             there = _released_name(name, config, subject)
             shape = (*tensor.shape, 1, 1) if there.endswith("max_pool.0.weight") else tuple(tensor.shape)
             slots[there] = Slot(shape, tensor.dtype, ours=name)
+    if "imgencoder.backbone.bn2.weight" not in slots:
+        raise TrainingError(subject, f"brivl-1.0 holds an EfficientNet of timm, not {config.image.backbone}")
     slots |= _unused(config, slots)
     for name, slot in list(slots.items()):
         # What is frozen is one tensor here and two there: the query tower's stands for both, unless they differ.
@@ -165,18 +167,19 @@ _IMAGE_PARTS = {"stem.0": "conv_stem", "stem.1": "bn1", "head.0": "conv_head", "
 def _released_name(name: str, config: Config, subject: str) -> str:
     """Name in a released file of a tensor of our query towers. Raises TrainingError when it has none."""
     tower, part, kind, rest = name.split(".", 3)
-    ours, theirs = ("image", "img") if tower == "image_query" else ("text", "text")
+    theirs = "img" if tower == "image_query" else "text"
     head = f"{theirs}encoder.learnable."
     if part == "trunk" and kind == "project":
         return f"{head}max_pool.0.{rest}"
     if part == "trunk" and kind == "head" and rest.startswith(("layers.", "fc1.", "fc2.")):
         return f"{head}{theirs}{'Att' if rest.startswith('layers.') else 'FC'}.{rest}"
-    if kind == "backbone" and ours == "image":
-        stage = re.sub(r"^(stem\.\d|head\.\d)", lambda m: _IMAGE_PARTS.get(m[1], m[1]), rest)
-        return f"imgencoder.backbone.{re.sub(r'^blocks_', 'blocks.', stage)}"
-    if kind == "backbone" and rest.startswith("embeddings."):
+    if kind == "backbone" and tower == "image_query":
+        stage = re.match(r"(stem\.[01]|head\.[01]|blocks_\d+)\.(.+)", rest)
+        if stage is not None:
+            return f"imgencoder.backbone.{_IMAGE_PARTS.get(stage[1], stage[1].replace('_', '.'))}.{stage[2]}"
+    elif kind == "backbone" and rest.startswith("embeddings."):
         return f"textencoder.backbone.bert.{rest}"
-    if kind == "backbone" and rest.startswith("layer."):
+    elif kind == "backbone" and rest.startswith("layer."):
         _, number, inner = rest.split(".", 2)
         first = config.text.frozen_layers if part == "trunk" else 0
         return f"textencoder.backbone.bert.encoder.layer.{int(number) + first}.{inner}"

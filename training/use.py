@@ -180,7 +180,8 @@ def load(path: Path, device: str) -> tuple[Checkpoint, BriVL, torch.device]:
     if where.type == "cpu":
         keep_memory()
     # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
-    alone = replace(opened.config, moco=replace(opened.config.moco, objective="clip"))
+    config = opened.config
+    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
     model = BriVL(alone, load_weights=False)
     opened.load_towers(model)
     return opened, model.to(where).eval(), where

@@ -7,16 +7,19 @@ import json
 import os
 import pickle
 import re
+import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -27,7 +30,7 @@ from training.errors import TrainingError
 from training.export import export
 from training.moco import BriVL
 from training.released import _recognise, import_brivl, slots_of
-from training.use import embed_arrays
+from training.use import embed_arrays, embed_rows
 
 State = dict[str, Tensor]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -151,6 +154,36 @@ def test_without_compat_the_same_weights_give_other_features(
     difference = np.abs(model.encode_text(texts).numpy() - text).max(1)
     assert (difference[padded] > 1e-4).all()
     assert (difference[~padded] < 1e-5).all()
+
+
+def test_released_rows_are_read_as_the_release_reads_them(
+    theirs: Any, state: State, tmp_path: Path, vocabulary: str
+) -> None:
+    """Boxes cut to the first, scaled, neither clipped nor dropped, the whole image last; texts padded to the full."""
+    import_brivl(saved(state, tmp_path / "a.pth"), tmp_path / "ck", config=small(), tokenizer=vocabulary)
+    pixels = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    boxes = [[-5, 10, 150, 90], [20, 20, 20, 20], [0, 3, 96, 50], [7, 8, 30, 31], [1, 1, 90, 90]]
+    row = {"image_id": "a.png", "sentences": [["sur_text", "一丁。"]], "bbox": boxes}
+    one = {**row, "bbox": boxes[:1]}
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(r) for r in (row, one)), encoding="utf-8")
+    embed_rows(tmp_path / "ck", tmp_path / "r.jsonl", "first", tmp_path / "f.parquet", device="cpu")
+    table = pq.read_table(tmp_path / "f.parquet")
+
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    image_3SS = ((pixels.transpose(2, 0, 1) / 255 - mean) / std).astype(np.float32)
+    whole, none = [0, 0, 96, 96], [0, 0, 0, 0]
+    ids = [2, 4, 5, 3] + [0] * 12
+    arrays = {
+        "images": np.stack([image_3SS] * 2),
+        "boxes": np.array([[*boxes[:4], whole], [boxes[0], whole, none, none, none]], dtype=np.float32),
+        "n_boxes": np.array([5, 2]),
+        "input_ids": np.array([ids] * 2),
+        "n_tokens": np.array([4, 4]),
+    }
+    image, text = features_of_the_release(theirs, arrays)
+    np.testing.assert_allclose(np.array(table["image_features"].to_pylist()), image, atol=1e-5)
+    np.testing.assert_allclose(np.array(table["text_features"].to_pylist()), text, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -425,27 +458,34 @@ def test_towers_without_a_place_in_the_released_format_are_refused(tmp_path: Pat
         slots_of(resolve("tiny"), "x")
 
 
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[Path]:
+    """A folder for gigabytes, which pytest would keep over three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
 @pytest.mark.slow
 def test_b5_base_from_file_to_features_to_file(
-    tmp_path: Path, released_model: ModuleType, capsys: pytest.CaptureFixture[str]
+    roomy: Path, released_model: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The released size and names, query towers (1.1 GB), random weights; through the command line."""
     torch.manual_seed(0)
     theirs = disturbed(released_model.ReleasedBriVL(resolve("brivl_b5_base"), key_towers=False))
     state = theirs.learnable.state_dict()
-    file, out = saved(state, tmp_path / "brivl.pth"), tmp_path / "ck"
+    file, out = saved(state, roomy / "brivl.pth"), roomy / "ck"
     assert cli.main(["import-brivl", str(file), "--out", str(out), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["recipe"] == "brivl_b5_base"
     arrays = {n: a[3:] for n, a in ready(380, 21128, boxes=37, length=80).items()}
-    np.savez(tmp_path / "in.npz", **arrays)
-    command = ["embed", str(out), "--tensors", str(tmp_path / "in.npz"), "--out", str(tmp_path / "out.npz")]
+    np.savez(roomy / "in.npz", **arrays)
+    command = ["embed", str(out), "--tensors", str(roomy / "in.npz"), "--out", str(roomy / "out.npz")]
     assert cli.main([*command, "--device", "cpu"]) == 0
     image, text = features_of_the_release(theirs, arrays)
-    found = np.load(tmp_path / "out.npz")
+    found = np.load(roomy / "out.npz")
     np.testing.assert_allclose(found["image_features"], image, atol=1e-5)
     np.testing.assert_allclose(found["text_features"], text, atol=1e-5)
     assert load_file(out / "released.safetensors").keys() == {n for n in state if "classifier" in n or "pooler" in n}
-    assert cli.main(["export", str(out), "--to", "brivl-1.0", "--out", str(tmp_path / "back.pth")]) == 0
-    back = torch.load(tmp_path / "back.pth", weights_only=True, mmap=True)["learnable"]
+    assert cli.main(["export", str(out), "--to", "brivl-1.0", "--out", str(roomy / "back.pth")]) == 0
+    back = torch.load(roomy / "back.pth", weights_only=True, mmap=True)["learnable"]
     assert back.keys() == state.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
