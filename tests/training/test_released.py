@@ -466,7 +466,8 @@ def roomy(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_b5_base_from_file_to_features_to_file(
+@pytest.mark.timeout(900)  # gigabytes through a busy machine's disk
+def test_b5_base_from_file_to_features(
     roomy: Path, released_model: ModuleType, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The released size and names, query towers (1.1 GB), random weights; through the command line."""
@@ -485,7 +486,3 @@ def test_b5_base_from_file_to_features_to_file(
     np.testing.assert_allclose(found["image_features"], image, atol=1e-5)
     np.testing.assert_allclose(found["text_features"], text, atol=1e-5)
     assert load_file(out / "released.safetensors").keys() == {n for n in state if "classifier" in n or "pooler" in n}
-    assert cli.main(["export", str(out), "--to", "brivl-1.0", "--out", str(roomy / "back.pth")]) == 0
-    back = torch.load(roomy / "back.pth", weights_only=True, mmap=True)["learnable"]
-    assert back.keys() == state.keys()
-    assert all(torch.equal(back[name], tensor) for name, tensor in state.items())
