@@ -139,7 +139,7 @@ class DataConfig:
     """Shards within whose samples the order is shuffled."""
     num_workers: int = 2
     tokenizer: str = "gb2312"
-    """`gb2312`, or a BERT vocabulary as local path or hub name."""
+    """`gb2312`, `bert_chinese`, or a BERT vocabulary as local path or hub name."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +98,7 @@ def fit(
     device = device_of(config.run.device)
     if device.type == "cpu":
         keep_memory()
+    config = _obeying(config, checkpoint.latest(out) or init)
     with process_group(device):
         run = _Run(config, data, out, device, init, cache)
         return run.go()
@@ -137,7 +138,14 @@ class _Run:
     def _loader(self, dataset: Dataset, *, train: bool) -> Loader:
         pin = self.device.type == "cuda"
         return Loader(
-            dataset, self.config.data, self.tokenizer, self.share, seed=self.config.seed, train=train, pin_memory=pin
+            dataset,
+            self.config.data,
+            self.tokenizer,
+            self.share,
+            seed=self.config.seed,
+            train=train,
+            pad_tokens=bool(self.config.compat),
+            pin_memory=pin,
         )
 
     def _dev_loader(self, data: Sequence[str], cache: Path | None) -> Loader | None:
@@ -163,7 +171,7 @@ class _Run:
                 raise TrainingError(str(newest), "was trained on other data or regions; choose another --out")
             self.state = state
         elif init is not None:
-            checkpoint.open_checkpoint(init).load_towers(self.model)
+            checkpoint.open_checkpoint(init).load_start(self.model)
 
     def go(self) -> FitResult:
         """The loop."""
@@ -311,6 +319,16 @@ class _Run:
             device=str(self.device),
             dev=dev.to_json() if dev is not None else None,
         )
+
+
+def _obeying(config: Config, start: Path | None) -> Config:
+    """The config with `compat` of the checkpoint that the run begins from: its weights mean nothing without it."""
+    if start is None:
+        return config
+    compat = checkpoint.open_checkpoint(start).config.compat
+    if compat != config.compat:
+        LOG.info("%s: compat is %r, and this run keeps to it", start, compat)
+    return replace(config, compat=compat)
 
 
 def _check_same(saved: Config, asked: Config, folder: Path) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -161,6 +164,19 @@ def make_shards(tmp_path: Path) -> MakeShards:
         return write_manifest(root, shards, [detector] if detector else [])
 
     return make
+
+
+@pytest.fixture(scope="session")
+def released_model() -> ModuleType:
+    """The module tests/benchmarks/released.py: the released BriVL-1.0 written plainly."""
+    path = Path(__file__).parents[1] / "benchmarks" / "released.py"
+    spec = importlib.util.spec_from_file_location("released_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

@@ -195,6 +195,21 @@ def _unknown_key(folder: Path) -> None:
     _vouch(folder, path.name)
 
 
+def _no_json(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"{")
+    _vouch(folder, "config.json")
+
+
+def _no_object(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"[]")
+    _vouch(folder, "config.json")
+
+
+def _no_text(folder: Path) -> None:
+    (folder / "vocab.txt").write_bytes(b"\xff\n")
+    _vouch(folder, "vocab.txt")
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -209,6 +224,9 @@ def _unknown_key(folder: Path) -> None:
             _other_shape,
             r"step-00000004: does not fit this model: 1 tensors differ, first text_query.trunk.tokens.weight",
         ),
+        (_no_json, r"config.json: not JSON"),
+        (_no_object, r"config.json: not a JSON object"),
+        (_no_text, r"vocab.txt: not UTF-8 at byte 0"),
         (_unknown_key, r"config.json: moco.momentun: unknown key; did you mean momentum"),
     ],
 )
