@@ -175,6 +175,15 @@ class BriVL(nn.Module):
             keys = self._keys(self.image_query.prefix(batch), self.text_query.prefix(batch), batch)
             self._enqueue(*keys, SampleIds.of(batch), step)
 
+    def compile_towers(self, backend: str = "inductor") -> None:
+        """Let torch.compile make a program of each part of each tower the first time that it is called."""
+        for tower in (self.image_query, self.text_query):
+            tower.prefix.compile(backend=backend)
+            tower.trunk.compile(backend=backend)
+        if self.has_keys:
+            self.image_key.compile(backend=backend)
+            self.text_key.compile(backend=backend)
+
     def statistics(self) -> list[Tensor]:
         """Batch-norm statistics of the query towers that a forward in train mode moves."""
         return statistics(self.image_query.trunk) + statistics(self.text_query.trunk)

@@ -30,9 +30,10 @@ from training.config import Config, to_dict
 from training.data import Loader, Share
 from training.errors import ConfigError, TrainingError
 from training.evaluate import Retrieval, embed, retrieval
+from training.flops import Meter
 from training.index import Dataset, open_dataset
 from training.journal import Journal, read_metrics
-from training.launch import average_gradients, device_of, keep_memory, process_group, total
+from training.launch import average_gradients, device_of, exact_float32, keep_memory, process_group, total
 from training.moco import BriVL, StepOutput
 from training.optimizer import build_optimizer, schedule
 from training.order import seed_of
@@ -50,6 +51,8 @@ _COLLAPSED = 0.02
 _FREE_TO_CHANGE = {
     "run.device",
     "run.accumulate",
+    "run.recompute",
+    "run.compile",
     "run.checkpoint_every",
     "run.keep_last",
     "run.eval_every",
@@ -98,6 +101,7 @@ def fit(
     device = device_of(config.run.device)
     if device.type == "cpu":
         keep_memory()
+    exact_float32(device)
     config = _obeying(config, checkpoint.latest(out) or init)
     with process_group(device):
         run = _Run(config, data, out, device, init, cache)
@@ -172,6 +176,9 @@ class _Run:
             self.state = state
         elif init is not None:
             checkpoint.open_checkpoint(init).load_start(self.model)
+        if config.run.compile:
+            self.model.compile_towers()
+        self.meter = Meter(config, self.device)
 
     def go(self) -> FitResult:
         """The loop."""
@@ -186,11 +193,13 @@ class _Run:
             failures = 0
             for step in range(first, self.total_steps):
                 begun = time.monotonic()
-                micros = [next(batches).to(self.device) for _ in range(run.accumulate)]
+                loaded = [next(batches) for _ in range(run.accumulate)]
                 waited = time.monotonic() - begun
+                valid = sum(int(batch.valid_B.sum()) for batch in loaded)  # before a GPU has to be waited for
+                micros = [batch.to(self.device, non_blocking=True) for batch in loaded]
                 # After the batches are there: torch's DataLoader draws a number of its own when it starts.
                 torch.manual_seed(seed_of("step", self.config.seed, step, self.rank))
-                outputs, norm = self._step(micros, step)
+                outputs, norm = self._step(micros, valid, step)
                 failures = failures + 1 if norm is None else 0
                 if failures > MAX_NON_FINITE:
                     raise TrainingError(f"step {step}", f"{failures} steps in a row with a gradient that is not finite")
@@ -198,7 +207,8 @@ class _Run:
                 done, last = self.state.step, self.state.step == self.total_steps
                 loss = None
                 if last or done % run.log_every == 0:
-                    metrics = self._metrics(outputs, norm, waited, time.monotonic() - begun)
+                    seconds = time.monotonic() - begun
+                    metrics = self._metrics(outputs, norm, waited, seconds) | self.meter.metrics(micros, seconds)
                     loss = metrics["loss"]
                     journal.write(done, metrics)
                 if self.dev is not None and (last or done % run.eval_every == 0):
@@ -229,14 +239,17 @@ class _Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
 
-    def _step(self, micros: Sequence[Batch], step: int) -> tuple[list[StepOutput], float | None]:
-        """One optimiser step; the norm of its gradient, or None when that is not finite and nothing was moved."""
+    def _step(self, micros: Sequence[Batch], valid: int, step: int) -> tuple[list[StepOutput], float | None]:
+        """One optimiser step; the norm of its gradient, or None when that is not finite and nothing was moved.
+
+        `valid`: samples of this rank that could be read.
+        """
         factor = schedule(self.config.optim, self.state.position, self.samples)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        valid = total(sum(int(batch.valid_B.sum()) for batch in micros), self.device)
         statistics = [b.clone() for b in self.model.statistics()]
-        outputs = backward(self.model, micros, max(valid, 1) / self.world, self._autocast)
+        samples = max(total(valid, self.device), 1) / self.world
+        outputs = backward(self.model, micros, samples, self._autocast)
         average_gradients(self.parameters)
         clip = self.config.optim.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, clip))

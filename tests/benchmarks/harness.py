@@ -30,6 +30,10 @@ def at_least(value: float, bar: float, unit: str = "x") -> Figure:
     return Figure(round(value, 3), unit, bar, value >= bar)
 
 
+def at_most(value: float, bar: float, unit: str = "x") -> Figure:
+    return Figure(round(value, 3), unit, bar, value <= bar)
+
+
 def interleaved(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
     """Median seconds of each side over `rounds` turns, after one of each that does not count."""
     times: tuple[list[float], list[float]] = ([], [])

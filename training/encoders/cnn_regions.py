@@ -37,12 +37,14 @@ class Prefix(nn.Module):
         self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = nn.ModuleDict(dict(backbone.stages[:frozen]))
+        self.layout = torch.channels_last
+        """Of pixels and so of all maps: what convolutions are fastest on, on CPUs and tensor cores alike."""
 
     def forward(self, batch: Batch) -> Tensor:
         x = batch.images_B3HW
         if not x.is_floating_point():
             x = (x.to(self.mean.dtype) / 255 - self.mean) / self.std
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.layout)
         for stage in self.backbone.values():
             x = stage(x)
         return x
@@ -89,16 +91,22 @@ class Trunk(nn.Module):
     def forward(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         for stage in self.backbone.values():
             map_BCHW = run_stage(stage, map_BCHW, recompute=self.recompute)
+        regions_BRD = unit(self.regions(map_BCHW, batch))
+        if self.boxes is not None:
+            height, width = batch.images_B3HW.shape[-2:]
+            sides_4 = regions_BRD.new_tensor([width, height, width, height])
+            regions_BRD = regions_BRD + self.boxes(batch.boxes_BR4.to(regions_BRD.dtype) / sides_4)
+        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return features_BD
+
+    def regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """Each box's mean of the map under the 1x1 convolution: [B, R, width]."""
         size = (batch.images_B3HW.shape[-2], batch.images_B3HW.shape[-1])
         with full_precision(map_BCHW.device):  # bf16 weights would move the samples
             exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
             regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid, shifted=self.shifted)
-        regions_BRD = unit(self.project(regions_BRC))
-        if self.boxes is not None:
-            sides_4 = regions_BRD.new_tensor([size[1], size[0], size[1], size[0]])
-            regions_BRD = regions_BRD + self.boxes(batch.boxes_BR4.to(regions_BRD.dtype) / sides_4)
-        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
-        return features_BD
+        regions_BRD: Tensor = self.project(regions_BRC)
+        return regions_BRD
 
 
 def build(config: Config, load_weights: bool) -> Tower:
