@@ -1,17 +1,30 @@
-"""CNN backbones as lists of stages, so that a tower can freeze the leading ones and share them with its key tower.
+"""Image backbones as lists of stages, so that a tower can freeze the leading ones and share them with its key tower.
 
-Why stages and not whole models: what is frozen and comes first is the same in both towers and is computed once; what
-is trained comes after. A stage keeps the child names of its library, so that released weights map by name.
+Any model of timm by name. What is frozen and comes first is the same in query and key tower and is computed once; what
+is trained comes after; so a backbone is not one module but its stages in order, from pixels to its last map
+[B, C, h, w], which is that of timm's `forward_features`. A stage keeps the child names of its library, so that released
+weights map by name.
 
-Weights: empty for random ones, `hub` to let timm download, or a local file (.pth read with weights_only=True, or
-.safetensors). A file that does not fit is one line, not a page of keys.
+    EfficientNet, MobileNetV3   stem, blocks_0 ..., head (EfficientNet's last 1x1 convolution)
+    ResNet and its kin          stem, layer1 ... layer4
+    RegNet                      stem, s1 ... s4, final_conv
+    ConvNeXt                    stem, stages_0 ... stages_3
+    ViT                         stem (patches and positions), block_0 ..., norm (and patches to a map)
+    any other                   whole: to be trained or frozen as one
 
-Limits: EfficientNets of timm and torchvision's MobileNetV2 (no network is needed for either with a local file).
+Weights: empty for random ones, `hub` to let timm download, or a local file or folder, read without executing anything
+in it. A file that does not fit is one line, not a page of keys.
+
+Limits: torchvision's MobileNetV2 is there for weights that exist in its layout only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import difflib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +35,161 @@ from training.errors import ConfigError
 
 Stages = list[tuple[str, nn.Module]]
 
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_FILES = ("model.safetensors", "pytorch_model.bin")
+_CLASSIFIERS = ("classifier.", "fc.", "head.")
+"""Where classifiers lie in a file; no backbone here has one."""
 
-def stages(name: str, weights: str) -> tuple[Stages, int]:
-    """The backbone's stages in order, from pixels to its last map, and that map's channels.
 
-    `name`: `timm/NAME` or `torchvision/mobilenet_v2`. Raises ConfigError naming the key `image.backbone` or the file.
+@dataclass(frozen=True)
+class Backbone:
+    """Stages in order, channels of the last map, the name of the stage that closes it with a 1x1 convolution (or ""),
+    and mean and standard deviation by which its pixels in [0, 1] are normalised."""
+
+    stages: Stages
+    channels: int
+    head: str
+    mean: tuple[float, float, float] = _IMAGENET[0]
+    std: tuple[float, float, float] = _IMAGENET[1]
+
+
+def load_backbone(name: str, weights: str, image_size: int) -> Backbone:
+    """The backbone `timm/NAME` or `torchvision/mobilenet_v2` for square images of `image_size` pixels.
+
+    Raises ConfigError naming the key (`image.backbone`, `image.weights`, `data.image_size`) or the file.
     """
     library, _, model = name.partition("/")
     if library == "timm":
-        return _efficientnet(model, weights)
+        return _of_timm(model, weights, image_size)
     if library == "torchvision" and model == "mobilenet_v2":
         return _mobilenet(weights)
     raise ConfigError("image.backbone", f"{name!r} is neither timm/NAME nor torchvision/mobilenet_v2")
 
 
-def _efficientnet(name: str, weights: str) -> tuple[Stages, int]:
+def _of_timm(name: str, weights: str, image_size: int) -> Backbone:
     import timm
-    from timm.models.efficientnet import EfficientNet
 
     if not timm.is_model(name):
-        raise ConfigError("image.backbone", f"timm knows no model {name!r}")
+        raise ConfigError("image.backbone", f"timm knows no model {name!r}{_near(name)}")
     try:
-        model = timm.create_model(name, pretrained=weights == "hub", num_classes=0)
+        described: Any = timm.get_pretrained_cfg(name)
+        size: dict[str, Any] = {"img_size": image_size} if described and described.fixed_input_size else {}
+        model: Any = timm.create_model(name, pretrained=weights == "hub", num_classes=0, **size)
     except (OSError, RuntimeError) as e:
-        raise ConfigError("image.weights", f"timm could not get the weights of {name} ({_line(e)})") from e
-    if not isinstance(model, EfficientNet):
-        raise ConfigError("image.backbone", f"timm's {name} is no EfficientNet")
+        key = "image.weights" if weights == "hub" else "image.backbone"
+        raise ConfigError(key, f"timm could not make {name} with its weights ({_line(e)})") from e
+    except (AssertionError, TypeError, ValueError) as e:
+        raise ConfigError("image.backbone", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
     if weights not in ("", "hub"):
         _load(model, weights)
-    parts: Stages = [("stem", nn.Sequential(model.conv_stem, model.bn1))]
-    parts += [(f"blocks_{i}", block) for i, block in enumerate(model.blocks)]
-    parts += [("head", nn.Sequential(model.conv_head, model.bn2))]
-    return parts, int(model.num_features)
+    shape = _shape_of_features(model, name, image_size)
+    cut = _CUTS.get(type(model).__name__)
+    stages, head = cut(model, shape) if cut else _uncut(model, shape)
+    about = model.pretrained_cfg
+    return Backbone(stages, int(model.num_features), head, tuple(about["mean"]), tuple(about["std"]))
 
 
-def _mobilenet(weights: str) -> tuple[Stages, int]:
+def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[int, ...]:
+    """Shape of `forward_features` of one image; nothing is computed. Raises ConfigError if there is no map in it."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    device = next(model.parameters()).device
+    fake: Any = FakeTensorMode(allow_non_fake_inputs=True)
+    training = model.training
+    model.eval()  # a batch norm that trains refuses a map of one pixel
+    try:
+        with fake, torch.no_grad():
+            found: Any = model.forward_features(torch.zeros(1, 3, image_size, image_size, device=device))  # type: ignore[operator]
+    except (AssertionError, RuntimeError, ValueError) as e:
+        raise ConfigError("data.image_size", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
+    finally:
+        model.train(training)
+    if not isinstance(found, Tensor) or found.ndim not in (3, 4):
+        raise ConfigError("image.backbone", f"timm's {name} gives no feature map")
+    return tuple(found.shape)
+
+
+class _Map(nn.Module):
+    """Features of a model's part as a map [B, C, h, w]: channels moved to the front, class tokens left out."""
+
+    def __init__(self, inner: nn.Module, shape: tuple[int, ...], model: Any) -> None:
+        super().__init__()
+        self.inner = inner
+        self.last = getattr(model, "output_fmt", "NCHW") == "NHWC"
+        self.extra = int(getattr(model, "num_prefix_tokens", 0)) if len(shape) == 3 else 0
+        self.side = round((shape[1] - self.extra) ** 0.5) if len(shape) == 3 else 0
+        if self.side**2 + self.extra != shape[1] and self.side:
+            raise ConfigError("image.backbone", f"{shape[1]} tokens, {self.extra} of them for the class, are no square")
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner: Any = getattr(self.inner, "forward_features", self.inner)
+        x = inner(x)
+        if self.side:
+            return x[:, self.extra :].transpose(1, 2).reshape(len(x), -1, self.side, self.side)
+        return x.permute(0, 3, 1, 2) if self.last else x
+
+
+class _Patches(nn.Module):
+    """What a ViT does before its blocks: patches, positions, class tokens."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        # A ViT without blocks and closing norm: timm has several ways to add positions, and all of them stay its own.
+        self.vit = copy.copy(model)
+        self.vit._modules = dict(model._modules) | {"blocks": nn.Sequential(), "norm": nn.Identity()}
+        for unused in ("head", "fc_norm", "head_drop", "attn_pool"):
+            self.vit._modules.pop(unused, None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.vit.forward_features(x)
+        return out
+
+
+def _cut_efficientnet(model: Any, _shape: tuple[int, ...]) -> tuple[Stages, str]:
+    stages: Stages = [("stem", nn.Sequential(model.conv_stem, model.bn1))]
+    stages += [(f"blocks_{i}", block) for i, block in enumerate(model.blocks)]
+    if type(model).__name__ != "EfficientNet":
+        return stages, ""  # MobileNetV3 has its last convolution after the pooling
+    return [*stages, ("head", nn.Sequential(model.conv_head, model.bn2))], "head"
+
+
+def _cut_resnet(model: Any, _shape: tuple[int, ...]) -> tuple[Stages, str]:
+    stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool)
+    return [("stem", stem), *((f"layer{i}", getattr(model, f"layer{i}")) for i in (1, 2, 3, 4))], ""
+
+
+def _cut_regnet(model: Any, _shape: tuple[int, ...]) -> tuple[Stages, str]:
+    return [(name, getattr(model, name)) for name in ("stem", "s1", "s2", "s3", "s4", "final_conv")], ""
+
+
+def _cut_convnext(model: Any, _shape: tuple[int, ...]) -> tuple[Stages, str]:
+    stages: Stages = [("stem", model.stem), *((f"stages_{i}", stage) for i, stage in enumerate(model.stages))]
+    if not isinstance(model.norm_pre, nn.Identity):
+        stages.append(("norm", model.norm_pre))
+    return stages, ""
+
+
+def _cut_vit(model: Any, shape: tuple[int, ...]) -> tuple[Stages, str]:
+    blocks: Stages = [(f"block_{i}", block) for i, block in enumerate(model.blocks)]
+    return [("stem", _Patches(model)), *blocks, ("norm", _Map(model.norm, shape, model))], ""
+
+
+def _uncut(model: Any, shape: tuple[int, ...]) -> tuple[Stages, str]:
+    return [("whole", _Map(model, shape, model))], ""
+
+
+_CUTS: Mapping[str, Callable[[Any, tuple[int, ...]], tuple[Stages, str]]] = {
+    "EfficientNet": _cut_efficientnet,
+    "MobileNetV3": _cut_efficientnet,
+    "ResNet": _cut_resnet,
+    "RegNet": _cut_regnet,
+    "ConvNeXt": _cut_convnext,
+    "VisionTransformer": _cut_vit,
+}
+"""How a family is cut, by the name of its class in timm."""
+
+
+def _mobilenet(weights: str) -> Backbone:
     from torchvision.models import mobilenet_v2
 
     if weights == "hub":
@@ -64,21 +197,39 @@ def _mobilenet(weights: str) -> tuple[Stages, int]:
     model = mobilenet_v2(weights=None)
     if weights:
         _load(model, weights)
-    return [(f"features_{i}", stage) for i, stage in enumerate(model.features)], int(model.last_channel)
+    stages: Stages = [(f"features_{i}", stage) for i, stage in enumerate(model.features)]
+    return Backbone(stages, int(model.last_channel), stages[-1][0])
 
 
-def _load(model: nn.Module, path: str) -> None:
-    """Fill a backbone from a file; its classifier is not wanted. Raises ConfigError that names the file."""
-    if not Path(path).is_file():
-        raise ConfigError(path, "no such file (image.weights; empty it to start from random weights)")
-    state = {key: value for key, value in _read(path).items() if not key.startswith("classifier.")}
-    ours = {key: value for key, value in model.state_dict().items() if not key.startswith("classifier.")}
+def _load(model: nn.Module, weights: str) -> None:
+    """Fill a backbone from a file or folder; its classifier is not wanted. Raises ConfigError that names it."""
+    path = _file_of(weights)
+    state = dict(_read(str(path)))
+    # Some families publish files in the layout of their first authors; timm keeps the translation beside the model.
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if translate is not None:
+        state = translate(state, model)
+    ours = model.state_dict()
+    state = {key: value for key, value in state.items() if key in ours or not key.startswith(_CLASSIFIERS)}
     # Files older than PyTorch 0.4.1 lack the step counters, which only matter to a batch norm without momentum.
-    wrong = [k for k in ours if k not in state and not k.endswith("num_batches_tracked")]
+    wrong = [k for k in ours if k not in state and not k.startswith("classifier.")]
+    wrong = [k for k in wrong if not k.endswith("num_batches_tracked")]
     wrong += [k for k in state if k not in ours or state[k].shape != ours[k].shape]
     if wrong:
-        raise ConfigError(path, f"does not fit the backbone: {len(wrong)} keys differ, first {wrong[0]}")
+        raise ConfigError(str(path), f"does not fit the backbone: {len(wrong)} keys differ, first {wrong[0]}")
     model.load_state_dict(state, strict=False)
+
+
+def _file_of(weights: str) -> Path:
+    path = Path(weights)
+    if path.is_dir():
+        found = [path / name for name in _FILES if (path / name).is_file()]
+        if not found:
+            raise ConfigError(weights, f"a folder without {' or '.join(_FILES)} (image.weights)")
+        return found[0]
+    if not path.is_file():
+        raise ConfigError(weights, "no such file (image.weights; empty it to start from random weights)")
+    return path
 
 
 def _read(path: str) -> Mapping[str, Tensor]:
@@ -91,6 +242,13 @@ def _read(path: str) -> Mapping[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ConfigError(path, "not a state dict of tensors")
     return loaded
+
+
+def _near(name: str) -> str:
+    import timm
+
+    close = difflib.get_close_matches(name.partition(".")[0], timm.list_models(), n=3)
+    return f"; did you mean {' or '.join(close)}?" if close else ""
 
 
 def _line(error: Exception) -> str:

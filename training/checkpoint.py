@@ -5,6 +5,7 @@
       vocab.txt              the tokenizer's vocabulary, one token a line
       towers.safetensors     the query towers: all that eval, embed and export read
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
+      released.safetensors   instead of the last three in an imported one: what only an export needs
       checkpoint.json        version, and bytes and sha256 of each file above; written last
 
 The folder is filled under a temporary name, flushed, and renamed: a killed run leaves a temporary folder that the next
@@ -18,10 +19,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -37,8 +40,13 @@ if TYPE_CHECKING:
 
     from training.moco import BriVL
 
+LOG = logging.getLogger(__name__)
+
 CHECKPOINT_VERSION = 1
 """Raised when a file changes its meaning; a reader refuses a higher one."""
+
+RELEASED_FILE = "released.safetensors"
+"""Tensors of a released checkpoint that no module of ours uses, by their names there."""
 
 _INDEX = "checkpoint.json"
 _STEP_FOLDER = re.compile(r"step-(\d{8,})")
@@ -69,27 +77,62 @@ class Checkpoint:
 
     def load_towers(self, model: BriVL) -> None:
         """Fill the query towers, and let the key towers begin as their copies. Raises TrainingError."""
-        from training.moco import QUERY_PREFIXES, update_average
+        from training.key_towers import update_average
+        from training.moco import QUERY_PREFIXES
 
         self._fill(model, _tensors(self, "towers.safetensors"), QUERY_PREFIXES, set())
-        if model.moco.objective == "moco":
+        if model.has_keys:
             update_average(model.image_key, model.image_query.trunk, 0.0)
             update_average(model.text_key, model.text_query.trunk, 0.0)
 
+    def load_start(self, model: BriVL) -> None:
+        """Fill what a new run begins from: the query towers, and the key towers where there are any in it."""
+        from training.moco import KEY_PREFIXES
+
+        self.load_towers(model)
+        keys = self.tensors("key_towers.safetensors") if "key_towers.safetensors" in self.files else {}
+        if keys and any(name.startswith(KEY_PREFIXES) for name in model.state_dict()):
+            self._fill(model, keys, KEY_PREFIXES, set(model.shared_tensors()))
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """All tensors of one of its files, checked. Raises TrainingError."""
+        return _tensors(self, file)
+
     def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
-        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError."""
+        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError.
+
+        Queues of another size than the model's are laid out anew: their newest keys are kept. That is logged.
+        """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
 
         self.load_towers(model)
         self._fill(model, _tensors(self, "key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
-        self._fill(model, _tensors(self, "queues.safetensors"), QUEUE_PREFIXES, set())
+        self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
         self._fill_optimizer(model, optimizer)
-        raw = json.loads(_verified(self, "state.json"))
+        raw = _object(self.folder, self.files, "state.json")
         try:
             lists = {name: tuple(raw[name]) for name in ("content_digests", "region_digests")}
             return RunState(raw["step"], raw["position"], raw["skipped"], detector=raw["detector"], **lists)
         except KeyError as e:
             raise TrainingError(str(self.folder / "state.json"), f"lacks {e}") from None
+
+    def _queues(self, model: BriVL) -> dict[str, Tensor]:
+        """The saved queues in the model's size."""
+        tensors = _tensors(self, "queues.safetensors")
+        for name in ("image_queue", "text_queue") if model.has_keys else ():
+            saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            queue = getattr(model, name)
+            sizes = {len(v) for k, v in saved.items() if k != "cursor"}
+            if saved.keys() != queue.state_dict().keys() or len(sizes) > 1 or sizes == {queue.size}:
+                continue  # as it should be, or no queue: `_fill` says so
+            if saved["keys_KD"].shape[1:] != queue.keys_KD.shape[1:]:
+                continue
+            queue.take_over(saved)
+            LOG.warning(
+                "%s: %s had %d slots and has %d now; its newest keys are kept", self.folder, name, *sizes, queue.size
+            )
+            tensors |= {f"{name}.{k}": v for k, v in queue.state_dict().items()}
+        return tensors
 
     def _fill(self, model: BriVL, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], shared: set[str]) -> None:
         wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes) and k not in shared}
@@ -122,27 +165,40 @@ def save(
 ) -> Path:
     """Write `run/checkpoints/step-N` atomically, remove all but the `keep_last` newest, and return its path."""
     folder = run / "checkpoints" / f"step-{state.step:08d}"
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **asdict(state)}
+    described = asdict(state)
     for name in ("step", "position", "skipped"):
         del described[name]
-    (temporary / "config.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    (temporary / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
-    (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-    _write_tensors(temporary, model, optimizer)
-    files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-    index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
-    (temporary / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-    _flush(temporary / _INDEX)
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
-    _flush(folder.parent)
+    with _written_whole(folder) as temporary:
+        _write_description(temporary, config, tokenizer, described)
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+        _write_tensors(temporary, model, optimizer)
     for old in _folders(run)[:-keep_last]:
         shutil.rmtree(old)
     return folder
+
+
+def save_imported(
+    folder: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    towers: Mapping[str, Tensor],
+    key_towers: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    about: Mapping[str, str],
+) -> None:
+    """Write foreign weights as a checkpoint without queues and optimiser: `folder` itself, atomically.
+
+    An earlier checkpoint there is replaced. Raises TrainingError when the folder holds anything else.
+    """
+    if folder.exists() and not (folder / _INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise TrainingError(str(folder), "there already, and no imported checkpoint; choose another --out")
+    described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
+    with _written_whole(folder) as temporary:
+        _write_description(temporary, config, tokenizer, described)
+        parts = {"towers.safetensors": towers, "key_towers.safetensors": key_towers, RELEASED_FILE: kept}
+        for name, part in parts.items():
+            if part or part is towers:
+                _write_part(temporary / name, part)
 
 
 def latest(run: Path) -> Path | None:
@@ -157,6 +213,33 @@ def clean(run: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, with its index, when the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
+        (temporary / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        _flush(temporary / _INDEX)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(folder.parent)
+
+
+def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about: Mapping[str, Any]) -> None:
+    described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **about}
+    (folder / "config.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint folder, or the newest one of a run's folder.
 
@@ -169,7 +252,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     if folder is None:
         raise TrainingError(str(path), f"not a wenlan checkpoint: no {_INDEX} in it")
     files = _read_index(folder)
-    described = json.loads(_verify(folder, files, "config.json"))
+    described = _object(folder, files, "config.json")
     try:
         config = from_dict(described["config"], str(folder / "config.json"))
         detector = str(described["detector"])
@@ -177,8 +260,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
         raise TrainingError(str(folder / "config.json"), f"lacks {e}") from None
     except ConfigError as e:
         raise TrainingError(e.subject, e.problem) from None
-    lines = _verify(folder, files, VOCAB_FILE).decode().split("\n")
+    try:
+        lines = _verify(folder, files, VOCAB_FILE).decode().split("\n")
+    except UnicodeDecodeError as e:
+        raise TrainingError(str(folder / VOCAB_FILE), f"not UTF-8 at byte {e.start}") from None
     return Checkpoint(folder, files, config, from_vocabulary(lines[:-1], str(folder / VOCAB_FILE)), detector)
+
+
+def _object(folder: Path, files: Mapping[str, str], file: str) -> dict[str, Any]:
+    """A JSON object of the checkpoint. Raises TrainingError."""
+    try:
+        found = json.loads(_verify(folder, files, file))
+    except ValueError as e:
+        raise TrainingError(str(folder / file), f"not JSON ({e})") from None
+    if not isinstance(found, dict):
+        raise TrainingError(str(folder / file), "not a JSON object")
+    return found
 
 
 def _read_index(folder: Path) -> dict[str, str]:
@@ -205,10 +302,6 @@ def _read_index(folder: Path) -> dict[str, str]:
                 str(path), f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
             )
     return {file: digest for file, (_, digest) in files.items()}
-
-
-def _verified(checkpoint: Checkpoint, file: str) -> bytes:
-    return _verify(checkpoint.folder, checkpoint.files, file)
 
 
 def _verify(folder: Path, files: Mapping[str, str], file: str) -> bytes:
@@ -242,8 +335,6 @@ def _tensors(checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
 
 
 def _write_tensors(folder: Path, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
-    from safetensors.torch import save_file
-
     from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES
 
     shared = set(model.shared_tensors())
@@ -260,9 +351,14 @@ def _write_tensors(folder: Path, model: BriVL, optimizer: torch.optim.Optimizer)
         },
     }
     for name, part in parts.items():
-        path = folder / f"{name}.safetensors"
-        save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, path)
-        _flush(path)
+        _write_part(folder / f"{name}.safetensors", part)
+
+
+def _write_part(path: Path, part: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, path)
+    _flush(path)
 
 
 def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:

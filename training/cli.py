@@ -1,4 +1,4 @@
-"""wenlan-train: fit, eval and embed on the command line.
+"""wenlan-train: fit, eval, embed, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object. Everything for people goes to stderr.
 Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration.
@@ -20,6 +20,7 @@ from typing import Any
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.errors import ConfigError, TrainingError
+from training.released_rows import PRIMARY, ROW_TEXT_KINDS
 
 LOG = logging.getLogger("training")
 
@@ -59,6 +60,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(commands)
     _add_eval(commands)
     _add_embed(commands)
+    _add_export(commands)
+    _add_import(commands)
     return parser
 
 
@@ -88,17 +91,70 @@ def _add_eval(commands: Any) -> None:
 
 
 def _add_embed(commands: Any) -> None:
-    embed = commands.add_parser("embed", help="features of images or texts, into a .safetensors file")
+    embed = commands.add_parser(
+        "embed",
+        help="features of images, texts, released rows or ready arrays",
+        description="Features (float32 unit rows) of one kind of input. --data and files give a .safetensors file, "
+        "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file.",
+    )
     embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
-    given = embed.add_mutually_exclusive_group(required=True)
-    given.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
-    given.add_argument("--images", nargs="+", metavar="FILE", help="image files")
-    given.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text a line")
+    embed.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
+    embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
+    embed.add_argument(
+        "--regions",
+        type=Path,
+        metavar="FILE",
+        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] an image, or a dataset's regions .parquet",
+    )
+    embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text a line")
+    embed.add_argument(
+        "--jsonl", type=Path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
+    )
+    embed.add_argument(
+        "--tensors",
+        type=Path,
+        metavar="FILE",
+        help=".npz with images, boxes and n_boxes, or input_ids and n_tokens, or all five",
+    )
+    embed.add_argument(
+        "--text-kind",
+        default=PRIMARY,
+        choices=ROW_TEXT_KINDS,
+        metavar="KIND",
+        help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
+    )
     embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
-    embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="a .safetensors file")
+    embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
     embed.set_defaults(run=_embed)
+
+
+def _add_export(commands: Any) -> None:
+    export = commands.add_parser("export", help="write a checkpoint's towers for other programs")
+    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    export.add_argument(
+        "--to",
+        required=True,
+        choices=["safetensors", "onnx", "brivl-1.0"],
+        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), or the released format",
+    )
+    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    _add_json(export)
+    export.set_defaults(run=_export)
+
+
+def _add_import(commands: Any) -> None:
+    command = commands.add_parser(
+        "import-brivl",
+        help="a released BriVL-1.0 checkpoint into one that eval, embed, export and fit --init read",
+        description="Reads tensors only and runs no code of the file; downloads nothing. The recipe is recognised by "
+        "the shapes, and the features are those of the released code (compat).",
+    )
+    command.add_argument("file", type=Path, metavar="FILE", help="a BriVL-1.0 checkpoint (.pth)")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the checkpoint's folder")
+    _add_json(command)
+    command.set_defaults(run=_import)
 
 
 def _add_data(command: argparse.ArgumentParser) -> None:
@@ -109,6 +165,10 @@ def _add_data(command: argparse.ArgumentParser) -> None:
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cache", type=Path, metavar="DIR", help="where indexes of shards are kept")
+    _add_json(command)
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
 
 
@@ -148,23 +208,45 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
+    given = [name for name in ("data", "images", "texts", "jsonl", "tensors") if getattr(arguments, name)]
+    if len(given) != 1 and given != ["images", "texts"]:
+        raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
+    if arguments.regions and not arguments.images:
+        raise ConfigError("--regions", "are boxes of --images; give both")
     from training import use
 
+    checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
     if arguments.data:
-        written = use.embed_data(
-            arguments.checkpoint,
-            arguments.data,
-            arguments.split,
-            arguments.out,
-            device=arguments.device,
-            cache=arguments.cache,
-        )
-    elif arguments.images:
-        written = use.embed_images(arguments.checkpoint, arguments.images, arguments.out, device=arguments.device)
+        written = use.embed_data(checkpoint, arguments.data, arguments.split, out, device=device, cache=arguments.cache)
+    elif arguments.jsonl:
+        written = use.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)
+    elif arguments.tensors:
+        written = use.embed_arrays(checkpoint, arguments.tensors, out, device=device)
     else:
-        written = use.embed_texts(arguments.checkpoint, arguments.texts, arguments.out, device=arguments.device)
-    LOG.info("%d features of width %d in %s", written["rows"], written["width"], arguments.out)
+        written = use.embed_files(
+            checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
+        )
+    LOG.info("%d features of width %d in %s", written["rows"], written["width"], out)
     return written
+
+
+def _export(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.export import export
+
+    written = export(arguments.checkpoint, arguments.to, arguments.out)
+    LOG.info("%s: %s", written["format"], ", ".join(written["out"]))
+    return written
+
+
+def _import(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.released import import_brivl
+
+    read = import_brivl(arguments.file, arguments.out)
+    LOG.info(
+        "%s: %d tensors, %s with compat %s, %d of them kept for export only",
+        *(read[name] for name in ("out", "tensors", "recipe", "compat", "kept_for_export")),
+    )
+    return read
 
 
 class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]

@@ -4,7 +4,8 @@ Why frozen dataclasses and no free dict: a recipe is a function that returns a w
 by the field it changes, a checkpoint stores `to_dict(config)` and reads it back with `from_dict`, and a misspelt key
 is an error that names the nearest right one instead of an option that does nothing.
 
-Limits: values are numbers, strings, booleans, tuples of them, and one mapping (`data.text_kinds`).
+Limits: values are numbers, strings, booleans, tuples of them, and two mappings (`data.text_kinds`,
+`text.backbone_options`).
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from training.errors import ConfigError
 
 TextKinds = Mapping[str, Mapping[str, float]]
 """Source kind -> {text kind: probability}."""
+
+Scalar = bool | int | float | str
+"""A value of `text.backbone_options`."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +34,15 @@ class ImageTowerConfig:
     encoder: str = "cnn_regions"
     """File name in training/encoders."""
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
-    """`timm/NAME` of an EfficientNet, or `torchvision/mobilenet_v2`."""
+    """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`."""
     weights: str = ""
-    """Of the backbone: empty for random, `hub` to let timm download them, or a file (.pth or .safetensors)."""
+    """Of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or a
+    folder with model.safetensors or pytorch_model.bin."""
     frozen_stages: int = 4
     """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
     freeze_head: bool = True
-    """Do not train the backbone's last 1x1 convolution and its batch norm; gradient still flows through them."""
+    """Do not train the backbone's last 1x1 convolution and its batch norm, if it has them; gradient still flows
+    through them."""
     grid: int = 4
     """Samples a side with which a box is averaged."""
     width: int = 2048
@@ -46,6 +52,10 @@ class ImageTowerConfig:
     hidden: int = 2048
     """Width of the closing MLP's hidden layer."""
     dropout: float = 0.1
+    box_embedding: bool = False
+    """Add a learned linear map of a box's four sides (shares of the image's) to its region. BriVL has none."""
+    position_embedding: bool = False
+    """Add a learned vector by a region's place in the list of boxes. BriVL has none."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,10 @@ class TextTowerConfig:
 
     encoder: str = "bert_text"
     """File name in training/encoders."""
+    backbone: str = "bert"
+    """Model type of transformers: `bert` (which Chinese RoBERTa-wwm and MacBERT are too), `roberta`, `ernie` ..."""
+    backbone_options: Mapping[str, Scalar] = field(default_factory=dict)
+    """What of the architecture differs from the model type's defaults beside the sizes below."""
     weights: str = ""
     """Of the backbone: empty for random, a local folder of transformers, or a name on the hub."""
     vocab_size: int = 21128
@@ -71,21 +85,35 @@ class TextTowerConfig:
     ffn: int = 2048
     hidden: int = 2048
     dropout: float = 0.1
+    position_embedding: bool = False
+    """Add a learned vector by a token's place again after the backbone. BriVL has none."""
 
 
 @dataclass(frozen=True)
 class MocoConfig:
-    """The objective (the paper's MoCo over two modalities), or `clip` on the same towers."""
+    """The objective: the paper's MoCo over two modalities, or a baseline on the same towers (training/moco.py)."""
 
-    objective: Literal["moco", "clip"] = "moco"
+    objective: Literal["moco", "clip", "siglip", "albef"] = "moco"
     queue_size: int = 9600
     """K: keys kept of each modality. Any number; it need not be a multiple of the batch."""
     momentum: float = 0.99
     temperature: float = 0.07
+    """T: fixed, or where a learned one begins (SigLIP's paper begins at 0.1)."""
+    learn_temperature: bool = False
+    """Train log(1/T), without weight decay. siglip always does, and a bias beside it."""
+    temperature_range: tuple[float, float] = (0.01, 1.0)
+    """Between these a learned temperature is held after every step."""
+    bias: float = -10.0
+    """siglip: where the learned bias of its logits begins."""
     in_batch_keys: bool = False
-    """Count the other keys of the same batch as negatives too (BriVL 2)."""
-    mask_false_negatives: bool = True
-    """A negative that shares the image or the text with the sample does not count."""
+    """moco: count the other keys of the same batch as negatives too (BriVL 2). The other objectives always do."""
+    false_negatives: Literal["masked", "positives", "negatives"] = "masked"
+    """What a candidate that shares the image or the text with the sample counts as: as nothing, as one positive more
+    (the target is even over all of them), or as the negative that plain MoCo takes it for."""
+    soft_targets: float = 0.4
+    """albef: share of the target that the key towers set; the pair itself sets the rest."""
+    key_norm: Literal["eman", "shuffle"] = "eman"
+    """Batch norms of the image key tower: averaged statistics, or those of a batch shuffled over the ranks."""
     prefill: bool = True
     """Fill the queues by key-only forwards before the first step."""
     feature_dim: int = 2048
@@ -111,7 +139,7 @@ class DataConfig:
     """Shards within whose samples the order is shuffled."""
     num_workers: int = 2
     tokenizer: str = "gb2312"
-    """`gb2312`, or a BERT vocabulary as local path or hub name."""
+    """`gb2312`, `bert_chinese`, or a BERT vocabulary as local path or hub name."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,8 @@ class OptimConfig:
     """Factor on lr for the trained layers of the image backbone."""
     lr_text_backbone: float = 1.0
     """Factor on lr for the trained layers of the text backbone."""
+    layer_decay: float = 1.0
+    """Factor on lr for each step down a backbone: once for its last stage or layer, twice for the one before ..."""
     weight_decay: float = 1e-5
     warmup_samples: int = 0
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -141,6 +171,12 @@ class RunConfig:
     """Micro-steps a step."""
     epochs: float = 1.0
     precision: Literal["fp32", "bf16"] = "fp32"
+    """`bf16`: the towers under autocast; parameters, similarities, softmax, queues and averages stay in float32."""
+    recompute: Literal["nothing", "pointwise", "blocks"] = "pointwise"
+    """What of a forward is computed again in the backward instead of kept: nothing; in the image backbone all but
+    convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least."""
+    compile: bool = False
+    """torch.compile each tower. The first steps take minutes; pays on a GPU."""
     checkpoint_every: int = 1000
     """Steps; 0 for the last one only."""
     keep_last: int = 2
@@ -283,6 +319,10 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         raise ConfigError(where, f"{value!r} is none of {', '.join(repr(c) for c in choices)}")
     if origin is tuple and isinstance(value, Sequence) and not isinstance(value, str) and len(value) == len(choices):
         return tuple(_typed(choice, item, where) for choice, item in zip(choices, value, strict=True))
+    if hint == Scalar:
+        if isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        raise ConfigError(where, f"{value!r} is not a number, text, true or false")
     if origin in (Union, types.UnionType):
         fitting = [c for c in choices if (get_origin(c) is not Literal) == isinstance(value, Mapping)]
         return _typed(fitting[0], value, where)
@@ -303,13 +343,15 @@ def _wanted(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"{len(get_args(hint))} numbers"
     names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "text"}
-    return names.get(hint, "an object of keys and numbers")
+    return names.get(hint, "an object of keys and values")
 
 
 _RANGES: dict[str, tuple[float, float]] = {
     "moco.queue_size": (1, math.inf),
     "moco.momentum": (0, 1),
     "moco.temperature": (1e-4, math.inf),
+    "moco.temperature_range": (1e-4, math.inf),
+    "moco.soft_targets": (0, 1),
     "moco.feature_dim": (1, math.inf),
     "data.image_size": (32, math.inf),
     "data.max_boxes": (0, math.inf),
@@ -340,6 +382,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optim.lr": (0, math.inf),
     "optim.lr_image_backbone": (0, math.inf),
     "optim.lr_text_backbone": (0, math.inf),
+    "optim.layer_decay": (1e-6, 1),
     "optim.betas": (0, 0.999999),
     "optim.clip": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
@@ -362,6 +405,11 @@ def _check(config: Config) -> None:
         for number in value if isinstance(value, tuple) else (value,):
             if not low <= number <= high:
                 raise ConfigError(key, f"{number} is out of range; it lies between {low:g} and {high:g}")
+    low, high = config.moco.temperature_range
+    if (config.moco.learn_temperature or config.moco.objective == "siglip") and not (
+        low <= config.moco.temperature <= high
+    ):
+        raise ConfigError("moco.temperature", f"{config.moco.temperature} is outside of moco.temperature_range")
     if config.data.color_jitter[3] > 0.5:
         raise ConfigError("data.color_jitter", f"the hue's {config.data.color_jitter[3]} is above 0.5, half the circle")
     for key, tower in (("image", config.image), ("text", config.text)):
@@ -372,5 +420,7 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "run.accumulate", f"{config.run.accumulate} does not divide the batch {config.run.batch_size}"
         )
+    if config.run.compile and config.run.recompute == "blocks":
+        raise ConfigError("run.compile", "does not go with run.recompute=blocks: batch norms would move twice a step")
     if config.data.max_tokens > config.text.max_positions:
         raise ConfigError("data.max_tokens", f"{config.data.max_tokens} exceeds text.max_positions")

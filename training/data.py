@@ -101,7 +101,14 @@ class _Maker:
     """Spans of the stream to batches; what runs inside the worker processes."""
 
     def __init__(
-        self, dataset: Dataset, order: Order, config: DataConfig, tokenizer: Tokenizer, seed: int, train: bool
+        self,
+        dataset: Dataset,
+        order: Order,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        train: bool,
+        pad_tokens: bool,
     ) -> None:
         self._dataset = dataset
         self._order = order
@@ -109,6 +116,7 @@ class _Maker:
         self._tokenizer = tokenizer
         self._seed = seed
         self._train = train
+        self._length = config.max_tokens if pad_tokens else 0
 
     def __getitem__(self, span: tuple[int, int]) -> _Loaded:
         corrupt: list[_Corrupt] = []
@@ -118,7 +126,7 @@ class _Maker:
             return _Loaded(None, fatal=str(e))
         except OSError as e:
             return _Loaded(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
-        return _Loaded(_collate(samples), tuple(corrupt))
+        return _Loaded(_collate(samples, self._length), tuple(corrupt))
 
     def _sample(self, epoch: int, number: int, corrupt: list[_Corrupt]) -> _Sample:
         row = self._dataset.row(number)
@@ -172,14 +180,14 @@ def choose_text(row: Row, kinds: str | TextKinds, seed: int, epoch: int) -> RowT
     return row.texts[0]
 
 
-def _collate(samples: Sequence[_Sample]) -> Batch:
-    """Batch of samples, padded to the most boxes and tokens among them."""
+def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
+    """Batch of samples, padded to the most boxes and tokens among them, and to `length` tokens at least."""
     import numpy as np
     import torch
 
     size = len(samples)
     boxes = np.zeros((size, max(len(s.boxes) for s in samples), 4), dtype=np.float32)
-    tokens = np.zeros((size, max(len(s.tokens) for s in samples)), dtype=np.int64)
+    tokens = np.zeros((size, max(length, *(len(s.tokens) for s in samples))), dtype=np.int64)
     for i, sample in enumerate(samples):
         boxes[i, : len(sample.boxes)] = sample.boxes
         tokens[i, : len(sample.tokens)] = sample.tokens
@@ -209,8 +217,9 @@ class Loader:
     """Batches of one dataset for one process.
 
     `train=True`: shuffled, texts by probability, colours changed. Otherwise in order, primary texts, as they are.
-    `share` says which part of each global batch is this process's. Raises ConfigError when it cannot be cut evenly,
-    ContractError when the dataset is empty.
+    `share` says which part of each global batch is this process's. `pad_tokens` pads every text to `max_tokens`: a text
+    tower that does not mask its padding needs it, or a caption would depend on its neighbours. Raises ConfigError when
+    the batch cannot be cut evenly, ContractError when the dataset is empty.
     """
 
     def __init__(
@@ -222,6 +231,7 @@ class Loader:
         *,
         seed: int,
         train: bool,
+        pad_tokens: bool = False,
         max_corrupt: int | None = None,
         pin_memory: bool = False,
     ) -> None:
@@ -229,7 +239,7 @@ class Loader:
             raise ContractError("no samples in this split of the data")
         self.share = share
         self._order = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
-        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train)
+        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, pad_tokens)
         self._workers = config.num_workers
         self._pin = pin_memory
         self._limit = max(16, len(dataset) // 1000) if max_corrupt is None else max_corrupt

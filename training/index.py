@@ -169,7 +169,7 @@ class Dataset:
         if table is None:
             if len(self._tables) >= _OPEN_TABLES:
                 self._tables.popitem(last=False)
-            table = self._tables[path] = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            table = self._tables[path] = _read_arrow(path)
         self._tables.move_to_end(path)
         return table
 
@@ -309,7 +309,7 @@ def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
 def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
     """Boxes of one shard, after every row's key and sha256 were compared with the shard's index."""
     table = _read_parquet(name, digest.sha256, ["key", "sha256", "boxes"])
-    shard = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+    shard = _read_arrow(index)
     if table.num_rows != shard.num_rows:
         raise ContractError(f"{name}: {table.num_rows} rows for a shard of {shard.num_rows} samples")
     for column in ("key", "sha256"):
@@ -335,6 +335,15 @@ def _write_arrow(table: Any, path: Path) -> None:
     temporary.replace(path)
 
 
+def _read_arrow(path: Path) -> Any:
+    """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as e:
+        reason = (str(e).splitlines() or [""])[0]
+        raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None
+
+
 def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
     """Index plain tars; each is read once, then its index is found by path, size and time of change."""
     shards = []
@@ -350,7 +359,7 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
         index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
         if not index.exists():
             _write_arrow(index_tar(tar, _COLUMNS), index)
-        table = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+        table = _read_arrow(index)
         shards.append(_Shard(tar, table.num_rows, index, None))
         names.extend(table["candidate_id"].to_pylist())
     return _Opened(shards, hashlib.sha256("\n".join(names).encode()).hexdigest(), GRID)

@@ -1,19 +1,23 @@
 """A ring of the newest K keys of one modality, with what is needed to know which of them are true negatives.
 
 Why buffers of a module: they move with the model, and a checkpoint stores them like any tensor. Why any K and any
-batch: a ring index is taken modulo K, so neither the last short batch nor a K that no batch divides is a special case.
-Slots that were never filled, or that belong to a sample that could not be read, are marked and masked; a queue of
-random vectors is never used.
+batch: a ring index is taken modulo K, so neither the last short batch nor a K that no batch divides is a special case,
+and a saved queue can be laid out anew for another K. Slots that were never filled, or that belong to a sample that
+could not be read, are marked and masked; a queue of random vectors is never used.
 
 Limits: one batch (of all ranks) larger than K leaves its last K keys. A row takes D x 4 + 33 bytes on every rank.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from training import distributed
+from training.records import Batch
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,32 @@ class SampleIds:
     image_B: Tensor
     text_B: Tensor
     valid_B: Tensor
+
+    @staticmethod
+    def of(batch: Batch) -> SampleIds:
+        """Those of a batch of this rank."""
+        return SampleIds(batch.sample_ids_B, batch.image_ids_B, batch.text_ids_B, batch.valid_B)
+
+    @staticmethod
+    def joined(parts: Sequence[SampleIds]) -> SampleIds:
+        """Rows of all parts, in their order."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*((p.sample_B, p.image_B, p.text_B, p.valid_B) for p in parts), strict=True)
+        return SampleIds(*(torch.cat(column) for column in columns))
+
+    def rows(self, start: int, stop: int) -> SampleIds:
+        """Rows start..stop-1."""
+        return SampleIds(*(x[start:stop] for x in (self.sample_B, self.image_B, self.text_B, self.valid_B)))
+
+    def of_all_ranks(self) -> SampleIds:
+        """Those of every rank, in rank order, in one exchange."""
+        mine_B4 = torch.stack([self.sample_B, self.image_B, self.text_B, self.valid_B.to(torch.int64)], dim=1)
+        sample_N, image_N, text_N, valid_N = distributed.gather(mine_B4).unbind(1)
+        return SampleIds(sample_N, image_N, text_N, valid_N.bool())
+
+
+_ROWS = ("keys_KD", "sample_ids_K", "image_ids_K", "text_ids_K", "entered_K", "filled_K")
 
 
 class KeyQueue(nn.Module):
@@ -59,6 +89,21 @@ class KeyQueue(nn.Module):
         self.entered_K[slots] = step
         self.filled_K[slots] = ids.valid_B[start:]
         self.cursor.copy_((self.cursor + total) % self.size)
+
+    @torch.no_grad()
+    def take_over(self, saved: Mapping[str, Tensor]) -> None:
+        """Become the queue whose `state_dict()` is `saved`, of the same width D and any K.
+
+        Its newest keys are kept, as many as fit: where it shrinks, those that a queue of this size would hold by now.
+        """
+        size = saved["keys_KD"].shape[0]
+        kept = min(size, self.size)
+        newest = (saved["cursor"] + torch.arange(size - kept, size, device=saved["cursor"].device)) % size
+        for name in _ROWS:
+            rows: Tensor = getattr(self, name)
+            rows.zero_()
+            rows[:kept] = saved[name][newest].to(rows)
+        self.cursor.fill_(kept % self.size)
 
     def ids(self) -> SampleIds:
         """Ids of all K slots; `valid_B` is whether the slot is filled."""

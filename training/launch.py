@@ -53,6 +53,18 @@ def device_of(name: str) -> torch.device:
     return device
 
 
+def exact_float32(device: torch.device) -> None:
+    """Let float32 on a GPU be float32: no TF32 in matrix products and convolutions.
+
+    `run.precision=fp32` means it, and under bf16 what is left in float32 (region pooling, similarities with the queue,
+    whose differences are divided by the temperature) is left there for its digits. torch's default for convolutions is
+    TF32.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+
+
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the group that torchrun's environment describes, and leave it at the end; nothing to do without one."""

@@ -4,14 +4,18 @@ Why our own encoder layer and not `nn.TransformerEncoderLayer`: that one takes a
 times as slow under bf16 on a CPU and rounds differently, while key towers always run in eval. Names and shapes of the
 parameters are PyTorch's, so that released BriVL weights load, and a test compares the two.
 
-Limits: post-norm, ReLU, no position embedding: what BriVL uses.
+Limits: post-norm, ReLU: what BriVL uses. Position embeddings are an option, off by default as in BriVL.
 """
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from training.recompute import Recompute, run_block
 
 
 class SelfAttention(nn.Module):
@@ -65,17 +69,33 @@ class Head(nn.Module):
     """Encoder layers over a set of parts, masked mean, Linear-ReLU-Linear, L2: the end of both BriVL towers."""
 
     def __init__(
-        self, width: int, heads: int, ffn: int, layers: int, dropout: float, hidden: int, feature_dim: int
+        self,
+        width: int,
+        heads: int,
+        ffn: int,
+        layers: int,
+        dropout: float,
+        hidden: int,
+        feature_dim: int,
+        *,
+        positions: int = 0,
+        recompute: Recompute = "nothing",
     ) -> None:
+        """`positions`: the most parts whose place is told apart by a learned vector, 0 for none."""
         super().__init__()
+        # Zeros: with the option a model begins where the one without it does.
+        self.positions = nn.Parameter(torch.zeros(positions, width)) if positions else None
+        self.recompute: Recompute = "blocks" if recompute == "blocks" else "nothing"
         self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn, dropout) for _ in range(layers))
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, feature_dim)
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Parts [B, L, width] and which of them exist [B, L] -> unit features [B, feature_dim], float32 or wider."""
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions[: x_BLD.shape[1]]
         for layer in self.layers:
-            x_BLD = layer(x_BLD, mask_BL)
+            x_BLD = run_block(layer, x_BLD, mask_BL, recompute=self.recompute)
         feature_BD = self.fc2(F.relu(self.fc1(masked_mean(x_BLD, mask_BL))))
         return unit(feature_BD)
 
@@ -83,6 +103,14 @@ class Head(nn.Module):
 def unit(x: Tensor) -> Tensor:
     """L2-normalised along the last axis, in float32 or wider: bf16 would cost a feature its third digit."""
     return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which autocast is off; also on devices that have no autocast, such as meta."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
+    return context
 
 
 def masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:

@@ -7,27 +7,32 @@
 
 One optimiser step of the caller:
 
-    outputs = [model(micro, samples=n) for micro in ...]; sum(losses).backward(); optimizer.step()
+    outputs = backward(model, micro_batches, samples, autocast); optimizer.step()     # training/accumulate.py
     model.after_step(outputs, step)          # the average moves, then keys enter; left out if the step is not finite
 
 For parameters this equals the released order (average, keys, loss), and it makes accumulation exact: all micro-batches
 meet the queue as it was, and keys enter in the order of the samples.
 
-Where we depart from the released code: key towers run in eval mode with averaged batch-norm statistics (EMAN, arXiv
-2101.08482), which needs no shuffle-BN; empty slots and false negatives (same image or same text) are masked; the frozen
-prefix is computed once for both towers; nothing depends on K being a multiple of the batch.
+The baselines are the same towers under another loss:
 
-`objective="clip"` trains the same towers on in-batch negatives, without key towers and queues.
+    objective   candidates of a query                     loss                              keys come from
+    moco        queue (and the batch: in_batch_keys)      InfoNCE                           key towers
+    clip        batch                                     InfoNCE                           query towers, with gradient
+    siglip      batch                                     sigmoid of every pair             query towers, with gradient
+    albef       batch and queue                           InfoNCE on soft targets           key towers
 
-Limits: batch statistics of trained batch norms are those of one rank and micro-batch. In-batch negatives (`clip`,
-`in_batch_keys`) are those of one micro-step over all ranks, so only the queue objective accumulates exactly.
+A batch is that of all ranks. Where we depart from the released code: key towers run in eval mode with averaged
+batch-norm statistics (EMAN, arXiv 2101.08482), which needs no shuffle-BN; empty slots and false negatives (same image
+or same text) are masked; the frozen prefix is computed once for both towers; nothing depends on K being a multiple of
+the batch. Where from ALBEF: a sum of both directions, not their mean; no ramp of the soft share; no fusion encoder.
+
+Limits: batch statistics of trained batch norms are those of one rank and micro-batch.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -36,15 +41,29 @@ from torch import Tensor, nn
 from training import distributed
 from training.config import Config
 from training.key_queue import KeyQueue, SampleIds
+from training.key_towers import key_trunk, shuffled, statistics, update_average, use_batch_statistics
+from training.losses import Candidates, Logits, describe, even_targets, info_nce, sigmoid_loss, soft_targets
 from training.records import Batch
 from training.towers import Modality, build_tower
 
 QUERY_PREFIXES = ("image_query.", "text_query.")
 KEY_PREFIXES = ("image_key.", "text_key.")
-QUEUE_PREFIXES = ("image_queue.", "text_queue.")
-"""How names in `BriVL.state_dict()` begin: for checkpoints, which keep the three apart."""
+QUEUE_PREFIXES = ("image_queue.", "text_queue.", "logits.")
+"""How names in `BriVL.state_dict()` begin: for checkpoints, which keep the three apart. A learned temperature is kept
+with the queues: towers alone begin with a fresh one."""
 
 ParameterGroup = Literal["image_backbone", "text_backbone", "new"]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the towers say of a batch: unit features and keys [B, D]; the same tensors where there are no key towers."""
+
+    image_BD: Tensor
+    text_BD: Tensor
+    image_keys_BD: Tensor
+    text_keys_BD: Tensor
+    ids: SampleIds
 
 
 @dataclass(frozen=True)
@@ -65,53 +84,73 @@ class BriVL(nn.Module):
         """Raises ConfigError. `load_weights=False` gets no backbone weights, because a checkpoint follows."""
         super().__init__()
         self.moco = config.moco
+        self.has_keys = self.moco.objective in ("moco", "albef")
+        """Whether there are key towers and queues; else the other query tower's features are the keys."""
+        self.in_batch = self.moco.objective != "moco" or self.moco.in_batch_keys
+        """Whether samples of one batch are each other's candidates, so that the loss is no sum over micro-batches."""
         self.image_query = build_tower("image", config, load_weights=load_weights)
         self.text_query = build_tower("text", config, load_weights=load_weights)
-        if self.moco.objective == "moco":
-            self.image_key = _key_trunk(self.image_query.trunk)
-            self.text_key = _key_trunk(self.text_query.trunk)
+        if self.has_keys:
+            self.image_key = key_trunk(self.image_query.trunk)
+            self.text_key = key_trunk(self.text_query.trunk)
             self.image_queue = KeyQueue(self.moco.queue_size, self.moco.feature_dim)
             self.text_queue = KeyQueue(self.moco.queue_size, self.moco.feature_dim)
+        self.logits = Logits(self.moco)
 
     def train(self, mode: bool = True) -> BriVL:
         """As in torch, but key towers stay in eval mode: no dropout, averaged batch-norm statistics."""
         super().train(mode)
-        if self.moco.objective == "moco":
+        if self.has_keys:
             self.image_key.eval()
             self.text_key.eval()
+            if self.moco.key_norm == "shuffle":
+                use_batch_statistics(self.image_key, mode)
         return self
 
     def forward(self, batch: Batch, samples: float | None = None) -> StepOutput:
-        """Loss and keys of one micro-batch.
+        """Loss and keys of one micro-batch: `loss` of its `features`."""
+        return self.loss(self.features(batch), samples)
 
-        The loss is the sum over valid samples divided by `samples`, or by their number here when None. For an exact
-        step over M micro-batches and W ranks (whose gradients are averaged) pass the step's valid samples / W to each
-        and add the M losses up.
-        """
-        ids = SampleIds(batch.sample_ids_B, batch.image_ids_B, batch.text_ids_B, batch.valid_B)
+    def features(self, batch: Batch, *, keys: bool = True) -> Features:
+        """What the towers say of one micro-batch. `keys=False` leaves the key towers out."""
         with torch.no_grad():
             image_prefix = self.image_query.prefix(batch)
             text_prefix = self.text_query.prefix(batch)
         image_BD: Tensor = self.image_query.trunk(image_prefix, batch)
         text_BD: Tensor = self.text_query.trunk(text_prefix, batch)
-        if self.moco.objective == "moco":
-            with torch.no_grad():
-                image_keys_BD, text_keys_BD = self.image_key(image_prefix, batch), self.text_key(text_prefix, batch)
-        else:
-            image_keys_BD, text_keys_BD = image_BD, text_BD
+        image_keys_BD, text_keys_BD = image_BD, text_BD
+        if keys and self.has_keys:
+            image_keys_BD, text_keys_BD = self._keys(image_prefix, text_prefix, batch)
+        return Features(image_BD, text_BD, image_keys_BD, text_keys_BD, SampleIds.of(batch))
 
-        i2t_B, i2t = self._contrast(image_BD, text_keys_BD, ids, "text")
-        t2i_B, t2i = self._contrast(text_BD, image_keys_BD, ids, "image")
-        zero = i2t_B.new_zeros(())
-        total = torch.where(batch.valid_B, i2t_B + t2i_B, zero).sum()
-        loss = total / (batch.valid_B.sum().clamp(min=1) if samples is None else samples)
+    def loss(self, features: Features, samples: float | None = None) -> StepOutput:
+        """The objective on features.
 
-        metrics = {f"i2t_{name}": value for name, value in i2t.items()}
-        metrics |= {f"t2i_{name}": value for name, value in t2i.items()}
-        metrics |= self._health(image_BD, image_keys_BD, "image", ids) | self._health(
-            text_BD, text_keys_BD, "text", ids
-        )
-        return StepOutput(loss, metrics, image_keys_BD.detach(), text_keys_BD.detach(), ids)
+        The loss is the sum over valid samples divided by `samples`, or by their number here when None. For an exact
+        step over M micro-batches and W ranks (whose gradients are averaged) pass the step's valid samples / W to each
+        and add the M losses up; where `in_batch`, join the features of all micro-batches first.
+        """
+        ids = features.ids
+        everyone = ids.of_all_ranks() if self.in_batch else None
+        towards: dict[str, tuple[Tensor, Tensor, Tensor, Modality]] = {
+            "i2t": (features.image_BD, features.image_keys_BD, features.text_keys_BD, "text"),
+            "t2i": (features.text_BD, features.text_keys_BD, features.image_keys_BD, "image"),
+        }
+        if self.moco.objective == "siglip":
+            del towards["t2i"]  # a sum over all pairs is the same from either side
+        total = features.image_BD.new_zeros(())
+        metrics: dict[str, Tensor] = {}
+        with torch.autocast(total.device.type, enabled=False):
+            for direction, (queries_BD, their_keys_BD, keys_BD, other) in towards.items():
+                candidates = self._candidates(keys_BD, other, ids, everyone)
+                losses_B, similar_BM = self._contrast(queries_BD, their_keys_BD, candidates)
+                total = total + torch.where(ids.valid_B, losses_B, 0.0).sum()
+                found = describe(losses_B, similar_BM, candidates, ids.valid_B)
+                metrics |= {f"{direction}_{name}": value for name, value in found.items()}
+            metrics |= self._health(features.image_BD, features.image_keys_BD, "image", ids)
+            metrics |= self._health(features.text_BD, features.text_keys_BD, "text", ids) | self.logits.metrics()
+        loss = total / (ids.valid_B.sum().clamp(min=1) if samples is None else samples)
+        return StepOutput(loss, metrics, features.image_keys_BD.detach(), features.text_keys_BD.detach(), ids)
 
     @torch.no_grad()
     def after_step(self, outputs: StepOutput | Sequence[StepOutput], step: int) -> None:
@@ -120,8 +159,9 @@ class BriVL(nn.Module):
         Call it once after `optimizer.step()` with the outputs of all micro-steps, on every rank. Micro-step m of all
         ranks, in rank order, must be the m-th slice of the global batch.
         """
-        distributed.average_(_float_buffers(self.image_query.trunk) + _float_buffers(self.text_query.trunk))
-        if self.moco.objective == "clip":
+        distributed.average_(self.statistics())
+        self.logits.hold()
+        if not self.has_keys:
             return
         update_average(self.image_key, self.image_query.trunk, self.moco.momentum)
         update_average(self.text_key, self.text_query.trunk, self.moco.momentum)
@@ -131,12 +171,22 @@ class BriVL(nn.Module):
     @torch.no_grad()
     def prefill(self, batch: Batch, step: int) -> None:
         """Enqueue the keys of a batch without training on it: key towers only, on every rank."""
-        if self.moco.objective == "clip":
-            return
-        ids = SampleIds(batch.sample_ids_B, batch.image_ids_B, batch.text_ids_B, batch.valid_B)
-        image_keys_BD = self.image_key(self.image_query.prefix(batch), batch)
-        text_keys_BD = self.text_key(self.text_query.prefix(batch), batch)
-        self._enqueue(image_keys_BD, text_keys_BD, ids, step)
+        if self.has_keys:
+            keys = self._keys(self.image_query.prefix(batch), self.text_query.prefix(batch), batch)
+            self._enqueue(*keys, SampleIds.of(batch), step)
+
+    def compile_towers(self, backend: str = "inductor") -> None:
+        """Let torch.compile make a program of each part of each tower the first time that it is called."""
+        for tower in (self.image_query, self.text_query):
+            tower.prefix.compile(backend=backend)
+            tower.trunk.compile(backend=backend)
+        if self.has_keys:
+            self.image_key.compile(backend=backend)
+            self.text_key.compile(backend=backend)
+
+    def statistics(self) -> list[Tensor]:
+        """Batch-norm statistics of the query towers that a forward in train mode moves."""
+        return statistics(self.image_query.trunk) + statistics(self.text_query.trunk)
 
     def encode_image(self, batch: Batch) -> Tensor:
         """image_features [B, D]: unit features of the query tower in eval mode, without gradient."""
@@ -147,15 +197,15 @@ class BriVL(nn.Module):
         return self._encode("text", batch)
 
     def queue_health(self, step: int) -> dict[str, float]:
-        """Fill, mean age and largest age of both queues in steps; empty for `clip`."""
-        if self.moco.objective == "clip":
+        """Fill, mean age and largest age of both queues in steps; empty where there are none."""
+        if not self.has_keys:
             return {}
         image, text = self.image_queue.health(step), self.text_queue.health(step)
         return {f"image_queue_{k}": v for k, v in image.items()} | {f"text_queue_{k}": v for k, v in text.items()}
 
     def shared_tensors(self) -> dict[str, str]:
         """Name of each key-tower parameter that is a query-tower parameter too (frozen) -> that one's name."""
-        if self.moco.objective == "clip":
+        if not self.has_keys:
             return {}
         names = {id(p): name for name, p in self.named_parameters() if name.startswith(QUERY_PREFIXES)}
         keys = (("image_key", self.image_key), ("text_key", self.text_key))
@@ -169,36 +219,56 @@ class BriVL(nn.Module):
                 return "image_backbone" if modality == "image" else "text_backbone"
         return "new"
 
-    def _contrast(
-        self, queries_BD: Tensor, keys_BD: Tensor, ids: SampleIds, other: Modality
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """InfoNCE [B] of queries against their keys of the `other` modality, and its metrics."""
-        moco = self.moco
-        negatives: list[Tensor] = []
-        excluded: list[Tensor] = []
-        if moco.objective == "clip" or moco.in_batch_keys:
-            everyone = _gather_ids(ids)
-            negatives.append(
-                distributed.gather_with_grad(keys_BD) if moco.objective == "clip" else distributed.gather(keys_BD)
-            )
-            own = torch.arange(len(keys_BD), device=keys_BD.device) + distributed.rank() * len(keys_BD)
-            itself = own[:, None] == torch.arange(len(everyone.valid_B), device=keys_BD.device)
-            excluded.append(itself | self._excluded(ids, everyone))
-        if moco.objective == "moco":
-            queue = self.text_queue if other == "text" else self.image_queue
-            negatives.append(queue.keys_KD)
-            excluded.append(self._excluded(ids, queue.ids()))
-        with torch.autocast(queries_BD.device.type, enabled=False):
-            negatives_ND = negatives[0] if len(negatives) == 1 else torch.cat(negatives)
-            excluded_BN = excluded[0] if len(excluded) == 1 else torch.cat(excluded, dim=1)
-            return info_nce(queries_BD, keys_BD, negatives_ND, excluded_BN, moco.temperature, ids.valid_B)
+    @torch.no_grad()
+    def _keys(self, image_prefix: Tensor, text_prefix: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Image and text keys [B, D] from what query and key towers share."""
+        shuffle = self.moco.key_norm == "shuffle" and self.training
+        image_keys_BD: Tensor = (
+            shuffled(self.image_key, image_prefix, batch) if shuffle else self.image_key(image_prefix, batch)
+        )
+        text_keys_BD: Tensor = self.text_key(text_prefix, batch)
+        return image_keys_BD, text_keys_BD
 
-    def _excluded(self, ids: SampleIds, others: SampleIds) -> Tensor:
-        """[B, N] bool: which of the others are no negatives of a sample."""
-        excluded = ~others.valid_B[None, :].expand(len(ids.valid_B), -1)
-        if self.moco.mask_false_negatives:
-            excluded = excluded | (ids.image_B[:, None] == others.image_B) | (ids.text_B[:, None] == others.text_B)
-        return excluded
+    def _candidates(self, keys_BD: Tensor, other: Modality, ids: SampleIds, everyone: SampleIds | None) -> Candidates:
+        """What this rank's queries are compared with: their keys of the `other` modality, the batch's, the queue's."""
+        size, first = len(keys_BD), distributed.rank() * len(keys_BD)
+        keys, whose = [], []
+        if everyone is not None:
+            keys.append(distributed.gather(keys_BD) if self.has_keys else distributed.gather_with_grad(keys_BD))
+            whose.append(everyone)
+        if self.has_keys:
+            queue = self.text_queue if other == "text" else self.image_queue
+            keys.append(queue.keys_KD)
+            whose.append(queue.ids())
+        others = SampleIds.joined(whose)
+        counted_BN = others.valid_B.expand(size, -1).clone()
+        if everyone is not None:
+            counted_BN[:, first : first + size].fill_diagonal_(False)  # a query's own key is column 0 already
+        same_BN = (ids.image_B[:, None] == others.image_B) | (ids.text_B[:, None] == others.text_B)
+        if self.moco.false_negatives == "masked":
+            counted_BN &= ~same_BN
+        positive_BN = counted_BN & same_BN if self.moco.false_negatives == "positives" else torch.zeros_like(same_BN)
+        own_B1 = torch.ones_like(counted_BN[:, :1])
+        return Candidates(
+            own_BD=keys_BD,
+            others_ND=keys[0] if len(keys) == 1 else torch.cat(keys),
+            counted_BM=torch.cat([own_B1, counted_BN], dim=1),
+            positive_BM=torch.cat([own_B1, positive_BN], dim=1),
+        )
+
+    def _contrast(self, queries_BD: Tensor, their_keys_BD: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Loss of each query [B] and its cosines [B, M]. `their_keys_BD`: what the key tower says of the queries."""
+        counted_BM, positive_BM = candidates.counted_BM, candidates.positive_BM
+        similar_BM = candidates.similar(queries_BD)
+        logits_BM = self.logits(similar_BM)
+        if self.moco.objective == "siglip":
+            return sigmoid_loss(logits_BM, counted_BM, positive_BM), similar_BM
+        targets_BM = even_targets(positive_BM, similar_BM)
+        if self.moco.objective == "albef":
+            with torch.no_grad():
+                teacher_BM = self.logits(candidates.similar(their_keys_BD))
+                targets_BM = soft_targets(targets_BM, teacher_BM, counted_BM, self.moco.soft_targets)
+        return info_nce(logits_BM, counted_BM, targets_BM), similar_BM
 
     @torch.no_grad()
     def _health(self, queries_BD: Tensor, keys_BD: Tensor, name: str, ids: SampleIds) -> dict[str, Tensor]:
@@ -220,70 +290,6 @@ class BriVL(nn.Module):
         return features_BD
 
     def _enqueue(self, image_keys_BD: Tensor, text_keys_BD: Tensor, ids: SampleIds, step: int) -> None:
-        everyone = _gather_ids(ids)
+        everyone = ids.of_all_ranks()
         self.image_queue.enqueue(distributed.gather(image_keys_BD), everyone, step)
         self.text_queue.enqueue(distributed.gather(text_keys_BD), everyone, step)
-
-
-def info_nce(
-    queries_BD: Tensor,
-    keys_BD: Tensor,
-    negatives_ND: Tensor,
-    excluded_BN: Tensor,
-    temperature: float,
-    valid_B: Tensor,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """-log( exp(q.k/T) / (exp(q.k/T) + sum of exp(q.n/T) over the negatives not excluded) ) of each sample: [B].
-
-    The metrics are means over valid samples: `loss`, `accuracy` (the key is nearer than every negative), `positive` and
-    `negative` (mean similarities) and `excluded` (share of the negatives that do not count).
-    """
-    positive_B = (queries_BD * keys_BD).sum(-1)
-    negative_BN = queries_BD @ negatives_ND.T
-    logits_BN = torch.where(excluded_BN, -torch.inf, negative_BN / temperature)
-    logits_BM = torch.cat([(positive_B / temperature)[:, None], logits_BN], dim=1)
-    losses_B = torch.logsumexp(logits_BM, dim=1) - logits_BM[:, 0]
-    with torch.no_grad():
-        count = valid_B.sum().clamp(min=1)
-        hardest_B = logits_BN.max(1).values
-        counted_BN = ~excluded_BN & valid_B[:, None]
-        metrics = {
-            "loss": torch.where(valid_B, losses_B, 0.0).sum() / count,
-            "accuracy": ((logits_BM[:, 0] > hardest_B) & valid_B).sum() / count,
-            "positive": torch.where(valid_B, positive_B, 0.0).sum() / count,
-            "negative": torch.where(counted_BN, negative_BN, 0.0).sum() / counted_BN.sum().clamp(min=1),
-            "excluded": (excluded_BN & valid_B[:, None]).sum() / (count * excluded_BN.shape[1]),
-        }
-    return losses_B, metrics
-
-
-@torch.no_grad()
-def update_average(key: nn.Module, query: nn.Module, momentum: float) -> None:
-    """key = m key + (1 - m) query for trained parameters and float buffers; integer buffers are copied.
-
-    One fused call for all tensors: 25 times as fast as a loop over them at 373 million parameters on a CPU.
-    """
-    pairs = [(k, q) for k, q in zip(key.parameters(), query.parameters(), strict=True) if k is not q]
-    for k, q in zip(key.buffers(), query.buffers(), strict=True):
-        if q.is_floating_point():
-            pairs.append((k, q))  # type: ignore[arg-type]
-        else:
-            k.copy_(q)
-    if pairs:
-        torch._foreach_lerp_([k for k, _ in pairs], [q for _, q in pairs], 1 - momentum)
-
-
-def _key_trunk(trunk: nn.Module) -> nn.Module:
-    """A copy that gradient does not train. Frozen parameters are not copied but shared."""
-    shared = {id(p): p for p in trunk.parameters() if not p.requires_grad}
-    return copy.deepcopy(trunk, shared).requires_grad_(False).eval()
-
-
-def _float_buffers(module: nn.Module) -> list[Tensor]:
-    """Statistics that training moves: those of frozen modules are equal on all ranks already."""
-    trained = [m for m in module.modules() if any(p.requires_grad for p in m.parameters(recurse=False))]
-    return [b for m in trained for b in m.buffers(recurse=False) if b.is_floating_point()]
-
-
-def _gather_ids(ids: SampleIds) -> SampleIds:
-    return SampleIds(**{f.name: distributed.gather(getattr(ids, f.name)) for f in fields(ids)})

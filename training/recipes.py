@@ -109,7 +109,7 @@ def brivl_b5_base() -> Config:
         image=ImageTowerConfig(weights="hub"),
         text=TextTowerConfig(weights="hfl/chinese-roberta-wwm-ext"),
         moco=MocoConfig(),
-        data=DataConfig(text_kinds=_TEXT_OF_SOURCE, tokenizer="hfl/chinese-roberta-wwm-ext", num_workers=8),
+        data=DataConfig(text_kinds=_TEXT_OF_SOURCE, tokenizer="bert_chinese", num_workers=8),
         optim=OptimConfig(lr=1e-4, weight_decay=1e-5, warmup_samples=100_000),  # ours: the release trains nothing
         run=RunConfig(batch_size=256, epochs=10, precision="bf16", eval_every=2000),  # ours
     )
@@ -133,7 +133,7 @@ def brivl_b7_large() -> Config:
             hidden=2560,
         ),
         moco=replace(base.moco, feature_dim=2560),
-        data=replace(base.data, image_size=600, tokenizer="hfl/chinese-roberta-wwm-ext-large"),
+        data=replace(base.data, image_size=600),
     )
 
 

@@ -43,6 +43,23 @@ class Batch:
     text_ids_B: Tensor
     valid_B: Tensor
 
+    @classmethod
+    def of(cls, **given: Tensor) -> Batch:
+        """Batch of the given fields, all of B rows; the others are blank: for one tower that looks at its own only."""
+        import torch
+
+        zeros = torch.zeros(next(iter(given.values())).shape[0], dtype=torch.int64)
+        blank = {
+            "images_B3HW": zeros.view(-1, 1, 1, 1).to(torch.uint8),
+            "boxes_BR4": zeros.view(-1, 1, 1).float().expand(-1, -1, 4),
+            "n_boxes_B": zeros + 1,
+            "token_ids_BL": zeros[:, None],
+            "n_tokens_B": zeros + 1,
+            **{f"{name}_ids_B": zeros for name in ("sample", "image", "text")},
+            "valid_B": zeros == 0,
+        }
+        return cls(**{**blank, **given})
+
     def __len__(self) -> int:
         return int(self.images_B3HW.shape[0])
 

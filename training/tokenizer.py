@@ -2,7 +2,9 @@
 
 `gb2312` is built from Python's own codec: the 6,763 hanzi of GB 2312-80 (rows 16-87), printable ASCII and the
 punctuation of row 1. Text is folded by NFKC and lower case first, so that full-width letters share the ASCII ids. It
-serves small text towers that start from nothing; a released text tower needs the vocabulary it was trained with.
+serves small text towers that start from nothing; a released text tower needs the vocabulary it was trained with, and
+`bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which the
+RoBERTa-wwm models and BriVL-1.0 share. It lies beside this file, so that released weights need no download.
 
 A vocabulary is written into every checkpoint as `vocab.txt`, one token a line, the line number is the id: ids can
 never drift between training and use.
@@ -26,6 +28,8 @@ PAD, UNK, CLS, SEP = 0, 1, 2, 3
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 VOCAB_FILE = "vocab.txt"
+BERT_CHINESE = "bert_chinese"
+_BERT_CHINESE_FILE = Path(__file__).with_name("bert_chinese.txt")
 
 _HAN = "\u2e80-\u9fff\uf900-\ufaff"
 _SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
@@ -93,13 +97,13 @@ def _decode(high: int, low: int) -> str:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Tokenizer by name: `gb2312`, a vocabulary file, a folder that holds `vocab.txt`, or a BERT's name on the hub.
+    """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a folder with `vocab.txt`, or a BERT's hub name.
 
     Raises TrainingError when there is no such vocabulary.
     """
     if name == "gb2312":
         return CharTokenizer(gb2312_vocabulary())
-    path = Path(name)
+    path = _BERT_CHINESE_FILE if name == BERT_CHINESE else Path(name)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".txt"):
         return BertTokenizer(_hub_vocabulary(name), name)
     path = path / VOCAB_FILE if path.is_dir() else path
@@ -107,7 +111,7 @@ def load_tokenizer(name: str) -> Tokenizer:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         raise TrainingError(
-            str(path), "no readable vocabulary; tokenizer is gb2312, a vocab.txt, or a folder with one"
+            str(path), "no readable vocabulary; tokenizer is gb2312, bert_chinese, a vocab.txt, or a folder with one"
         ) from None
     return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
@@ -24,10 +25,14 @@ Modality = Literal["image", "text"]
 
 
 class Tower(nn.Module):
-    """A query tower: a frozen prefix and a trained trunk."""
+    """A query tower: a frozen prefix and a trained trunk.
 
-    def __init__(self, modality: Modality, prefix: nn.Module, trunk: nn.Module) -> None:
+    `stages`: names of the trunk's submodules that are trained stages of a backbone, lowest first (for layer decay).
+    """
+
+    def __init__(self, modality: Modality, prefix: nn.Module, trunk: nn.Module, stages: Sequence[str] = ()) -> None:
         super().__init__()
+        self.stages = tuple(stages)
         self.modality = modality
         self.prefix = prefix.requires_grad_(False)
         self.trunk = trunk

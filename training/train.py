@@ -1,9 +1,10 @@
 """The training loop: read it and you know what a run does.
 
-One step: take this rank's micro-batches of the global batch at `position` -> forward each against the queues as they
-were, backward -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues move. A step whose
-gradient is not finite changes nothing but its count. Random numbers of a step follow from (seed, step, rank), the data
-from (seed, position): a run that was killed and started again by the same command gives the losses it would have given.
+One step: take this rank's micro-batches of the global batch at `position` -> forward against the queues as they were,
+backward (training/accumulate.py) -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues
+move. A step whose gradient is not finite changes nothing but its count. Random numbers of a step follow from (seed,
+step, rank), the data from (seed, position): a run that was killed and started again by the same command gives the
+losses it would have given.
 
 Limits: gradients are exchanged once, after the last micro-step, without overlap; dropout differs between world sizes.
 """
@@ -14,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,18 @@ from torch import Tensor
 
 from data_specs.shard import ContractError
 from training import checkpoint, distributed
+from training.accumulate import backward
 from training.checkpoint import RunState
-from training.config import Config, OptimConfig, to_dict
+from training.config import Config, to_dict
 from training.data import Loader, Share
 from training.errors import ConfigError, TrainingError
 from training.evaluate import Retrieval, embed, retrieval
+from training.flops import Meter
 from training.index import Dataset, open_dataset
 from training.journal import Journal, read_metrics
-from training.launch import average_gradients, device_of, keep_memory, process_group, total
+from training.launch import average_gradients, device_of, exact_float32, keep_memory, process_group, total
 from training.moco import BriVL, StepOutput
+from training.optimizer import build_optimizer, schedule
 from training.order import seed_of
 from training.records import Batch
 from training.tokenizer import load_tokenizer
@@ -47,6 +51,8 @@ _COLLAPSED = 0.02
 _FREE_TO_CHANGE = {
     "run.device",
     "run.accumulate",
+    "run.recompute",
+    "run.compile",
     "run.checkpoint_every",
     "run.keep_last",
     "run.eval_every",
@@ -54,6 +60,9 @@ _FREE_TO_CHANGE = {
     "data.num_workers",
 }
 """Keys that a resumed run may set otherwise, because the result does not depend on them."""
+
+_CHANGED_ALOUD = {"moco.queue_size"}
+"""Keys that a resumed run may set otherwise although it does: the checkpoint adapts, and says so in the log."""
 
 
 @dataclass(frozen=True)
@@ -92,41 +101,11 @@ def fit(
     device = device_of(config.run.device)
     if device.type == "cpu":
         keep_memory()
+    exact_float32(device)
+    config = _obeying(config, checkpoint.latest(out) or init)
     with process_group(device):
         run = _Run(config, data, out, device, init, cache)
         return run.go()
-
-
-def schedule(config: OptimConfig, position: int, samples: int) -> float:
-    """Factor on the learning rate at a position: linear warm-up, then cosine to 0 at `samples`, or constant."""
-    if position < config.warmup_samples:
-        return (position + 1) / (config.warmup_samples + 1)
-    if config.schedule == "constant":
-        return 1.0
-    rest = max(samples - config.warmup_samples, 1)
-    return 0.5 * (1 + math.cos(math.pi * min((position - config.warmup_samples) / rest, 1.0)))
-
-
-def build_optimizer(model: BriVL, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trained parameters, in groups of (backbone or new) x (with or without decay).
-
-    Biases and norms do not decay. Each group keeps `base_lr`, which the schedule scales.
-    """
-    factors = {"image_backbone": config.lr_image_backbone, "text_backbone": config.lr_text_backbone, "new": 1.0}
-    groups: dict[tuple[str, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault((model.group_of(name), parameter.ndim > 1), []).append(parameter)
-    described = [
-        {
-            "params": parameters,
-            "lr": config.lr * factors[group],
-            "base_lr": config.lr * factors[group],
-            "weight_decay": config.weight_decay if decays else 0.0,
-        }
-        for (group, decays), parameters in groups.items()
-    ]
-    return torch.optim.AdamW(described, lr=config.lr, betas=config.betas, fused=True)
 
 
 class _Run:
@@ -163,7 +142,14 @@ class _Run:
     def _loader(self, dataset: Dataset, *, train: bool) -> Loader:
         pin = self.device.type == "cuda"
         return Loader(
-            dataset, self.config.data, self.tokenizer, self.share, seed=self.config.seed, train=train, pin_memory=pin
+            dataset,
+            self.config.data,
+            self.tokenizer,
+            self.share,
+            seed=self.config.seed,
+            train=train,
+            pad_tokens=bool(self.config.compat),
+            pin_memory=pin,
         )
 
     def _dev_loader(self, data: Sequence[str], cache: Path | None) -> Loader | None:
@@ -189,7 +175,10 @@ class _Run:
                 raise TrainingError(str(newest), "was trained on other data or regions; choose another --out")
             self.state = state
         elif init is not None:
-            checkpoint.open_checkpoint(init).load_towers(self.model)
+            checkpoint.open_checkpoint(init).load_start(self.model)
+        if config.run.compile:
+            self.model.compile_towers()
+        self.meter = Meter(config, self.device)
 
     def go(self) -> FitResult:
         """The loop."""
@@ -198,17 +187,19 @@ class _Run:
         self.model.train()
         with Journal(self.out, first, self.total_steps, silent=self.rank > 0) as journal:
             journal.say(self._opening())
-            if first == 0 and self.config.moco.prefill and self.config.moco.objective == "moco":
+            if first == 0 and self.config.moco.prefill and self.model.has_keys:
                 self._prefill()
             batches = self.loader.batches(self.state.position, self.total_steps * run.batch_size)
             failures = 0
             for step in range(first, self.total_steps):
                 begun = time.monotonic()
-                micros = [next(batches).to(self.device) for _ in range(run.accumulate)]
+                loaded = [next(batches) for _ in range(run.accumulate)]
                 waited = time.monotonic() - begun
+                valid = sum(int(batch.valid_B.sum()) for batch in loaded)  # before a GPU has to be waited for
+                micros = [batch.to(self.device, non_blocking=True) for batch in loaded]
                 # After the batches are there: torch's DataLoader draws a number of its own when it starts.
                 torch.manual_seed(seed_of("step", self.config.seed, step, self.rank))
-                outputs, norm = self._step(micros, step)
+                outputs, norm = self._step(micros, valid, step)
                 failures = failures + 1 if norm is None else 0
                 if failures > MAX_NON_FINITE:
                     raise TrainingError(f"step {step}", f"{failures} steps in a row with a gradient that is not finite")
@@ -216,7 +207,8 @@ class _Run:
                 done, last = self.state.step, self.state.step == self.total_steps
                 loss = None
                 if last or done % run.log_every == 0:
-                    metrics = self._metrics(outputs, norm, waited, time.monotonic() - begun)
+                    seconds = time.monotonic() - begun
+                    metrics = self._metrics(outputs, norm, waited, seconds) | self.meter.metrics(micros, seconds)
                     loss = metrics["loss"]
                     journal.write(done, metrics)
                 if self.dev is not None and (last or done % run.eval_every == 0):
@@ -247,18 +239,17 @@ class _Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
 
-    def _step(self, micros: Sequence[Batch], step: int) -> tuple[list[StepOutput], float | None]:
-        """One optimiser step; the norm of its gradient, or None when that is not finite and nothing was moved."""
+    def _step(self, micros: Sequence[Batch], valid: int, step: int) -> tuple[list[StepOutput], float | None]:
+        """One optimiser step; the norm of its gradient, or None when that is not finite and nothing was moved.
+
+        `valid`: samples of this rank that could be read.
+        """
         factor = schedule(self.config.optim, self.state.position, self.samples)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
-        valid = total(sum(int(batch.valid_B.sum()) for batch in micros), self.device)
-        outputs = []
-        for batch in micros:
-            with self._autocast():
-                output: StepOutput = self.model(batch, samples=max(valid, 1) / self.world)
-            output.loss.backward()  # type: ignore[no-untyped-call]
-            outputs.append(output)
+        statistics = [b.clone() for b in self.model.statistics()]
+        samples = max(total(valid, self.device), 1) / self.world
+        outputs = backward(self.model, micros, samples, self._autocast)
         average_gradients(self.parameters)
         clip = self.config.optim.clip or math.inf
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, clip))
@@ -266,6 +257,9 @@ class _Run:
         if finite:
             self.optimizer.step()
             self.model.after_step(outputs, step)
+        else:
+            for now, before in zip(self.model.statistics(), statistics, strict=True):
+                now.copy_(before)  # a forward has moved them, perhaps to NaN, and the average would take that along
         self.optimizer.zero_grad(set_to_none=True)
         return outputs, norm if finite else None
 
@@ -340,10 +334,21 @@ class _Run:
         )
 
 
+def _obeying(config: Config, start: Path | None) -> Config:
+    """The config with `compat` of the checkpoint that the run begins from: its weights mean nothing without it."""
+    if start is None:
+        return config
+    compat = checkpoint.open_checkpoint(start).config.compat
+    if compat != config.compat:
+        LOG.info("%s: compat is %r, and this run keeps to it", start, compat)
+    return replace(config, compat=compat)
+
+
 def _check_same(saved: Config, asked: Config, folder: Path) -> None:
     """A run goes on only as what it began as. Raises ConfigError naming the keys that differ."""
     before, now = _flat("", to_dict(saved)), _flat("", to_dict(asked))
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in _FREE_TO_CHANGE)
+    may = _FREE_TO_CHANGE | _CHANGED_ALOUD
+    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may)
     if keys:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
         raise ConfigError(str(folder), f"the run began otherwise ({changes}); use the same recipe or another --out")

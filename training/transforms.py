@@ -104,18 +104,22 @@ def grid_boxes(width: int, height: int, max_boxes: int) -> npt.NDArray[np.float3
 
 
 def input_boxes(
-    stored: Sequence[float] | None, width: int, height: int, size: int, max_boxes: int
+    stored: Sequence[float] | None, width: int, height: int, size: int, max_boxes: int, *, as_given: bool = False
 ) -> npt.NDArray[np.float32]:
     """float32 [R, 4] in pixels of the size x size input: at most max_boxes regions, then the whole image.
 
     `stored`: flat R x 4 in pixels of the stored width x height, best first; None for the grid.
-    Boxes are clipped to the image; those that are then empty are left out.
+    Boxes are clipped to the image; those that are then empty are left out. `as_given` leaves both undone, as the
+    released code does.
     """
     if stored is None:
         boxes = grid_boxes(size, size, max_boxes)
     else:
         scale = np.asarray([size / width, size / height] * 2, dtype=np.float32)
-        boxes = np.clip(np.asarray(stored, dtype=np.float32).reshape(-1, 4) * scale, 0, size)
-        boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])][:max_boxes]
+        boxes = np.asarray(stored, dtype=np.float32).reshape(-1, 4) * scale
+        if not as_given:
+            boxes = np.clip(boxes, 0, size)
+            boxes = boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+        boxes = boxes[:max_boxes]
     whole = np.asarray([[0, 0, size, size]], dtype=np.float32)
     return np.concatenate([boxes, whole])

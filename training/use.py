@@ -1,28 +1,37 @@
-"""A finished checkpoint at work: recall on a split, and features of data, images or texts.
+"""A finished checkpoint at work: recall on a split, and features of data, files, released rows or ready arrays.
 
-Reads only the query towers. Results of `embed` are safetensors files of float32 unit rows, which any tool opens; the
-ids in them are the 64-bit ids of the contract.
+Reads only the query towers. Features are float32 unit rows; `embed` computes them in float32 whatever the run's
+precision was, so that the same image gives the same feature by every way in. Results of whole files are written
+atomically, released rows as they come, batch by batch.
 
-Limits: images given as files have no detector's boxes, so they get the grid; a tower trained on a detector's boxes
-sees other boxes there than it was trained on, and that is said.
+A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its
+BERT sees the padding and its grid reads zero outside the image.
+
+Limits: image files without regions get the grid; a tower trained on a detector's boxes sees other boxes there than it
+was trained on, and that is said.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_specs.shard import ContractError, Split
 from training.checkpoint import Checkpoint, open_checkpoint
 from training.data import Loader, Share
 from training.errors import TrainingError
+from training.file_regions import read_regions
 from training.index import GRID, open_dataset
 from training.records import Batch
+from training.released_rows import Broken, ReleasedRow, read_rows
 from training.transforms import UnreadableImage, decode, input_boxes, square
 
 if TYPE_CHECKING:
@@ -30,10 +39,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.moco import BriVL
+    from training.towers import Modality
 
 LOG = logging.getLogger(__name__)
 
-_BATCH = 32
+_BATCH = 16
+
+Boxes = Sequence[Sequence[float]]
 
 
 def evaluate_retrieval(
@@ -45,7 +57,7 @@ def evaluate_retrieval(
     """
     from training.evaluate import embed, retrieval
 
-    opened, model, where = _load(path, device)
+    opened, model, where = load(path, device)
     loader = _loader(opened, data, split, cache)
     found = retrieval(embed(model, loader.once(), where, opened.config.run.precision))
     about = {"task": "retrieval", "split": split, "checkpoint": str(opened.folder), "corrupt": loader.corrupt}
@@ -60,8 +72,8 @@ def embed_data(
 
     from training.evaluate import embed
 
-    opened, model, where = _load(path, device)
-    found = embed(model, _loader(opened, data, split, cache).once(), where, opened.config.run.precision)
+    opened, model, where = load(path, device)
+    found = embed(model, _loader(opened, data, split, cache).once(), where, "fp32")
     tensors = {
         "image_features": torch.from_numpy(found.image_ND),
         "text_features": torch.from_numpy(found.text_ND),
@@ -71,42 +83,95 @@ def embed_data(
     return _write(out, tensors)
 
 
-def embed_images(path: Path, files: Sequence[str], out: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write image_features [N, D] of image files, in their order. Raises TrainingError naming an unreadable one."""
-    import torch
+def embed_files(
+    path: Path,
+    images: Sequence[str],
+    regions: Path | None,
+    texts: Path | None,
+    out: Path,
+    *,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Write image_features [N, D] of image files and text_features [M, D] of a file's lines, in their order.
 
-    opened, model, where = _load(path, device)
-    if opened.detector != GRID:
-        LOG.warning("trained on boxes of %s; image files have none and get the grid", opened.detector)
-    parts = []
-    for start in range(0, len(files), _BATCH):
-        batch = _image_batch(files[start : start + _BATCH], opened)
-        with torch.inference_mode():
-            parts.append(model.encode_image(batch.to(where)).float().cpu())
-    return _write(out, {"image_features": torch.cat(parts)})
-
-
-def embed_texts(path: Path, file: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write text_features [N, D] of the lines of a UTF-8 file. Raises TrainingError on an empty or foreign file."""
-    import torch
-
-    try:
-        # Not splitlines, which also cuts at U+2028 and its like: row i must be line i of every other tool.
-        lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as e:
-        raise TrainingError(str(file), f"not UTF-8 at byte {e.start}") from None
-    if lines == [""]:
-        raise TrainingError(str(file), "no line in it")
-    opened, model, where = _load(path, device)
-    parts = []
-    for start in range(0, len(lines), _BATCH):
-        with torch.inference_mode():
-            batch = _text_batch(lines[start : start + _BATCH], opened)
-            parts.append(model.encode_text(batch.to(where)).float().cpu())
-    return _write(out, {"text_features": torch.cat(parts)})
+    `regions`: the images' boxes (see `file_regions`); the grid without it.
+    `texts`: UTF-8, one text a line. Raises TrainingError naming the file that is unreadable.
+    """
+    lines = [] if texts is None else _lines(texts)
+    boxes = [None] * len(images) if regions is None else read_regions(regions, images)
+    opened, model, where = load(path, device)
+    if images and regions is None and opened.detector != GRID:
+        LOG.info("no --regions: the images' boxes are the grid, not a detector's as in training")
+    tensors = {}
+    if images:
+        numbers = range(0, len(images), _BATCH)
+        parts = (_files_batch(images[i : i + _BATCH], boxes[i : i + _BATCH], opened) for i in numbers)
+        tensors["image_features"] = _features(parts, model, where, "image")
+    if lines:
+        parts = (text_batch(lines[i : i + _BATCH], opened) for i in range(0, len(lines), _BATCH))
+        tensors["text_features"] = _features(parts, model, where, "text")
+    return _write(out, tensors)
 
 
-def _load(path: Path, device: str) -> tuple[Checkpoint, BriVL, torch.device]:
+def embed_rows(path: Path, file: Path, text_kind: str, out: Path, *, device: str = "auto") -> dict[str, Any]:
+    """Write a Parquet file with `id`, `image_features`, `text_features` of released rows, in their order.
+
+    Of a box list longer than `max_boxes` (36) the first are taken. A row whose image, boxes or text cannot be read is
+    named, counted and left out; the others are not touched by it. Raises TrainingError when none is left.
+    """
+    opened, model, where = load(path, device)
+    counts = {"rows": 0, "broken": 0}
+
+    def parts() -> Iterator[dict[str, Any]]:
+        source = read_rows(file)
+        while chunk := list(islice(source, _BATCH)):
+            good: list[_Read] = []
+            for row in chunk:
+                read = _read(row, text_kind, opened)
+                if isinstance(read, Broken):
+                    counts["broken"] += 1
+                    LOG.warning("row left out: %s: %s", read.where, read.problem)
+                else:
+                    good.append(read)
+            if good:
+                counts["rows"] += len(good)
+                images = image_batch([g.image for g in good], [g.boxes for g in good], opened)
+                texts = text_batch([g.text for g in good], opened)
+                yield {
+                    "id": [g.id for g in good],
+                    "image_features": list(_features([images], model, where, "image").numpy()),
+                    "text_features": list(_features([texts], model, where, "text").numpy()),
+                }
+
+    with whole_file(out) as temporary:
+        _write_parquet(temporary, parts())
+        if not counts["rows"]:
+            raise TrainingError(str(file), f"no row of it could be embedded ({counts['broken']} broken)")
+    if counts["broken"]:
+        LOG.warning("%s: %d of %d rows left out", file, counts["broken"], sum(counts.values()))
+    return {"out": str(out), "width": opened.config.moco.feature_dim, **counts}
+
+
+def embed_arrays(path: Path, file: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
+    """Write image_features and text_features [B, D] of an .npz file's ready arrays (see `arrays`) into another."""
+    from training.arrays import read_arrays
+
+    arrays = read_arrays(file)
+    opened, model, where = load(path, device)
+    found: dict[str, npt.NDArray[np.float32]] = {}
+    if arrays.images is not None:
+        found["image_features"] = _features(arrays.image_batches(_BATCH), model, where, "image").numpy()
+    if arrays.tokens is not None:
+        arrays.check_tokens(opened.config.text)
+        found["text_features"] = _features(arrays.text_batches(_BATCH), model, where, "text").numpy()
+    with whole_file(out) as temporary, temporary.open("wb") as sink:
+        np.savez(sink, allow_pickle=False, **found)
+    rows, width = next(iter(found.values())).shape
+    return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(found)}
+
+
+def load(path: Path, device: str) -> tuple[Checkpoint, BriVL, torch.device]:
+    """A checkpoint and its query towers on a device, in eval mode, without key towers and queues."""
     from training.launch import device_of, keep_memory
     from training.moco import BriVL
 
@@ -114,70 +179,145 @@ def _load(path: Path, device: str) -> tuple[Checkpoint, BriVL, torch.device]:
     where = device_of(device)
     if where.type == "cpu":
         keep_memory()
-    model = BriVL(opened.config, load_weights=False)
+    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
+    config = opened.config
+    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
+    model = BriVL(alone, load_weights=False)
     opened.load_towers(model)
     return opened, model.to(where).eval(), where
+
+
+def image_batch(images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]], opened: Checkpoint) -> Batch:
+    """Batch of uint8 [3, S, S] images, each with its boxes [R, 4] (the whole image last), and of empty texts."""
+    import torch
+
+    padded = np.zeros((len(boxes), max(map(len, boxes)), 4), dtype=np.float32)
+    for row, of_image in enumerate(boxes):
+        padded[row, : len(of_image)] = of_image
+    blank = text_batch([""] * len(images), opened)
+    counts = torch.tensor([len(of_image) for of_image in boxes])
+    return replace(blank, images_B3HW=torch.stack(list(images)), boxes_BR4=torch.from_numpy(padded), n_boxes_B=counts)
+
+
+def text_batch(texts: Sequence[str], opened: Checkpoint) -> Batch:
+    """Batch of texts, whose images are black: encode_text does not look at them."""
+    import torch
+
+    config = opened.config
+    tokens = [opened.tokenizer.encode(text, config.data.max_tokens) for text in texts]
+    length = config.data.max_tokens if config.compat else max(map(len, tokens))
+    ids = torch.zeros(len(texts), length, dtype=torch.int64)
+    for row, numbers in enumerate(tokens):
+        ids[row, : len(numbers)] = torch.tensor(numbers)
+    return Batch.of(token_ids_BL=ids, n_tokens_B=torch.tensor([len(numbers) for numbers in tokens]))
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A temporary name that becomes `out` when the block ends without an error, and is gone when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A released row with its image decoded: uint8 [3, S, S] and boxes [R, 4] in its pixels, the whole image last."""
+
+    id: str
+    image: Tensor
+    boxes: npt.NDArray[np.float32]
+    text: str
+
+
+def _read(row: ReleasedRow | Broken, text_kind: str, opened: Checkpoint) -> _Read | Broken:
+    if isinstance(row, Broken):
+        return row
+    text = row.text(text_kind)
+    if text is None:
+        return Broken(row.where, f"{row.id}: no text of kind {text_kind}")
+    try:
+        image, boxes = _open_image(row.image, row.boxes, opened)
+    except UnreadableImage as e:
+        return Broken(row.where, f"{row.image}: {e}")
+    return _Read(row.id, image, boxes, text)
+
+
+def _open_image(file: Path, stored: Boxes | None, opened: Checkpoint) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    """An image file as the towers take it, with its boxes; None for the grid. Raises UnreadableImage."""
+    try:
+        pixels = decode(file.read_bytes())
+    except (OSError, ValueError) as e:
+        raise e if isinstance(e, UnreadableImage) else UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
+    data = opened.config.data
+    height, width = pixels.shape[1:]
+    flat = None if stored is None else [number for box in stored[: data.max_boxes] for number in box]
+    as_given = bool(opened.config.compat)
+    boxes = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_given)
+    return square(pixels, data.image_size), boxes
+
+
+def _files_batch(files: Sequence[str], boxes: Sequence[Boxes | None], opened: Checkpoint) -> Batch:
+    read = []
+    for file, stored in zip(files, boxes, strict=True):
+        try:
+            read.append(_open_image(Path(file), stored, opened))
+        except UnreadableImage as e:
+            raise TrainingError(file, str(e)) from None
+    return image_batch([image for image, _ in read], [of_image for _, of_image in read], opened)
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        # Not splitlines, which also cuts at U+2028 and its like: row i must be line i of every other tool.
+        lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as e:
+        raise TrainingError(str(file), f"not UTF-8 at byte {e.start}") from None
+    if lines == [""]:
+        raise TrainingError(str(file), "no line in it")
+    return lines
+
+
+def _features(batches: Iterable[Batch], model: BriVL, where: torch.device, modality: Modality) -> Tensor:
+    """Features [N, D] of one modality of all batches, float32 on the CPU."""
+    import torch
+
+    encode = model.encode_image if modality == "image" else model.encode_text
+    with torch.inference_mode():
+        return torch.cat([encode(batch.to(where)).float().cpu() for batch in batches])
 
 
 def _loader(opened: Checkpoint, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
     dataset = open_dataset(data, split, detector=opened.detector, cache=cache)
     if not len(dataset):
         raise ContractError(f"{data[0]}: no samples in the {split} split")
-    return Loader(dataset, opened.config.data, opened.tokenizer, Share(_BATCH), seed=0, train=False)
-
-
-def _image_batch(files: Sequence[str], opened: Checkpoint) -> Batch:
-    import torch
-
-    size = opened.config.data.image_size
-    images = []
-    for file in files:
-        try:
-            images.append(square(decode(Path(file).read_bytes()), size))
-        except UnreadableImage as e:
-            raise TrainingError(file, str(e)) from None
-    boxes = torch.from_numpy(np.stack([input_boxes(None, size, size, size, opened.config.data.max_boxes)] * len(files)))
-    blank = _text_batch([""] * len(files), opened)
-    return replace(blank, images_B3HW=torch.stack(images), boxes_BR4=boxes, n_boxes_B=_full(len(files), boxes.shape[1]))
-
-
-def _text_batch(texts: Sequence[str], opened: Checkpoint) -> Batch:
-    """Batch whose images are black: encode_text does not look at them."""
-    import torch
-
-    size = opened.config.data.image_size
-    tokens = [opened.tokenizer.encode(text, opened.config.data.max_tokens) for text in texts]
-    ids = torch.zeros(len(texts), max(map(len, tokens)), dtype=torch.int64)
-    for row, numbers in enumerate(tokens):
-        ids[row, : len(numbers)] = torch.tensor(numbers)
-    count = len(texts)
-    zeros = _full(count, 0)
-    return Batch(
-        images_B3HW=torch.zeros(count, 3, size, size, dtype=torch.uint8),
-        boxes_BR4=torch.tensor([[[0.0, 0.0, size, size]]]).repeat(count, 1, 1),
-        n_boxes_B=_full(count, 1),
-        token_ids_BL=ids,
-        n_tokens_B=torch.tensor([len(numbers) for numbers in tokens]),
-        sample_ids_B=zeros,
-        image_ids_B=zeros,
-        text_ids_B=zeros,
-        valid_B=torch.ones(count, dtype=torch.bool),
+    config = opened.config
+    return Loader(
+        dataset, config.data, opened.tokenizer, Share(_BATCH), seed=0, train=False, pad_tokens=bool(config.compat)
     )
-
-
-def _full(count: int, value: int) -> Tensor:
-    import torch
-
-    return torch.full((count,), value, dtype=torch.int64)
 
 
 def _write(out: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Save atomically; the shape of the first tensor is the answer."""
     from safetensors.torch import save_file
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-    temporary.replace(out)
+    with whole_file(out) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
     rows, width = next(iter(tensors.values())).shape
     return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(tensors)}
+
+
+def _write_parquet(file: Path, parts: Iterator[dict[str, Any]]) -> None:
+    """Write the parts as row groups, one at a time."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    features = pa.list_(pa.float32())
+    schema = pa.schema([("id", pa.string()), ("image_features", features), ("text_features", features)])
+    with pq.ParquetWriter(file, schema) as writer:
+        for part in parts:
+            writer.write_table(pa.table(part, schema=schema))

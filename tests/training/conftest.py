@@ -1,14 +1,17 @@
-"""Small shard folders, written as the contract says by the standard library's tarfile."""
+"""Small shard folders, written as the contract says by the standard library's tarfile; random batches, tiny models."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
+import sys
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,6 +30,12 @@ from data_specs.shard import (
     content_digest,
     encode_sample,
 )
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.moco import BriVL
+    from training.records import Batch
 
 _WORDS = "红橙黄绿青蓝紫黑白灰大小高低远近山水云雨风雪花鸟鱼虫猫狗牛羊马车船桥"
 
@@ -157,7 +166,72 @@ def make_shards(tmp_path: Path) -> MakeShards:
     return make
 
 
+@pytest.fixture(scope="session")
+def released_model() -> ModuleType:
+    """The module tests/benchmarks/released.py: the released BriVL-1.0 written plainly."""
+    path = Path(__file__).parents[1] / "benchmarks" / "released.py"
+    spec = importlib.util.spec_from_file_location("released_model", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(autouse=True)
 def _cache_of_the_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Indexes of shards are cached below the test's own folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def random_batch(size: int, seed: int, *, invalid: Sequence[int] = (), texts: int = 0, boxes: int = 3) -> Batch:
+    """Random pairs of 64 x 64 pixels; with `texts` > 0 so many different text ids only: some negatives are false."""
+    import torch
+
+    from training.records import Batch
+
+    generator = torch.Generator().manual_seed(seed)
+
+    def ids() -> torch.Tensor:
+        return torch.randint(-(2**62), 2**62, (size,), generator=generator)
+
+    boxes_BR4 = torch.rand(size, boxes, 4, generator=generator) * 32
+    boxes_BR4[..., 2:] += boxes_BR4[..., :2]
+    boxes_BR4[:, -1] = torch.tensor([0.0, 0.0, 64.0, 64.0])
+    n_tokens = torch.randint(3, 7, (size,), generator=generator)
+    tokens = torch.randint(4, 50, (size, 6), generator=generator) * (torch.arange(6) < n_tokens[:, None])
+    return Batch(
+        images_B3HW=torch.randint(0, 256, (size, 3, 64, 64), dtype=torch.uint8, generator=generator),
+        boxes_BR4=boxes_BR4,
+        n_boxes_B=torch.full((size,), boxes),
+        token_ids_BL=tokens,
+        n_tokens_B=n_tokens,
+        sample_ids_B=ids(),
+        image_ids_B=ids(),
+        text_ids_B=torch.randint(0, texts, (size,), generator=generator) if texts else ids(),
+        valid_B=torch.tensor([i not in invalid for i in range(size)]),
+    )
+
+
+def tiny_model(*overrides: str) -> BriVL:
+    """Recipe `tiny` in double precision and train mode, the same weights every time."""
+    import torch
+
+    from training.config import resolve
+    from training.moco import BriVL
+
+    torch.manual_seed(0)
+    return BriVL(resolve("tiny", overrides)).double().train()
+
+
+@pytest.fixture
+def make_batch() -> Callable[..., Batch]:
+    """The function `random_batch` above."""
+    return random_batch
+
+
+@pytest.fixture
+def make_model() -> Callable[..., BriVL]:
+    """The function `tiny_model` above."""
+    return tiny_model

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from training.checkpoint import RunState, clean, latest, open_checkpoint, save
 from training.config import Config, resolve
 from training.errors import TrainingError
+from training.key_queue import SampleIds
 from training.moco import BriVL
 from training.tokenizer import load_tokenizer
 from training.train import build_optimizer
@@ -58,6 +60,46 @@ def test_everything_comes_back(saved: Saved) -> None:
     for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
         for moment, value in optimizer.state.get(mine, {}).items():
             assert torch.equal(value, its_optimizer.state[theirs][moment])
+
+
+@pytest.mark.parametrize("size", [4, 25])
+def test_queues_come_back_in_another_size_with_their_newest_keys(
+    saved: Saved, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, model, optimizer, config = saved
+    for step, count in ((7, 8), (8, 5)):
+        numbers = torch.arange(count) + 100 * step
+        model.text_queue.enqueue(torch.randn(count, 32), SampleIds(numbers, numbers, numbers, numbers >= 0), step)
+    folder = save(folder.parent.parent, model, optimizer, config, load_tokenizer("gb2312"), STATE, keep_last=2)
+    other = BriVL(replace(config, moco=replace(config.moco, queue_size=size)))
+    open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
+    newest = [*range(703, 708), *range(800, 805)][-size:]
+    assert other.text_queue.sample_ids_K[other.text_queue.filled_K].tolist() == newest
+    assert torch.equal(
+        other.text_queue.keys_KD[len(newest) - 1], model.text_queue.keys_KD[2]
+    )  # slot 12 of a ring of 10
+    assert f"text_queue had 10 slots and has {size} now" in caplog.text
+
+
+def test_a_queue_of_another_width_does_not_fit(saved: Saved) -> None:
+    folder, _, _, config = saved
+    other = BriVL(replace(config, moco=replace(config.moco, queue_size=4, feature_dim=16)))
+    with pytest.raises(TrainingError, match="does not fit this model"):
+        open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
+
+
+def test_a_learned_temperature_comes_back_and_towers_alone_begin_with_a_fresh_one(tmp_path: Path) -> None:
+    config = replace(small(), moco=replace(small().moco, objective="siglip"))
+    models = [BriVL(config) for _ in range(3)]
+    with torch.no_grad():
+        models[0].logits.log_scale.fill_(1.5)
+        models[0].logits.bias.fill_(-3)
+    optimizer = build_optimizer(models[0], config.optim)
+    folder = save(tmp_path / "run", models[0], optimizer, config, load_tokenizer("gb2312"), STATE, keep_last=2)
+    open_checkpoint(folder).load_training(models[1], build_optimizer(models[1], config.optim))
+    open_checkpoint(folder).load_towers(models[2])
+    assert [m.logits.bias.item() for m in models] == [-3, -3, -10]
+    assert [m.logits.log_scale.item() for m in models] == pytest.approx([1.5, 1.5, math.log(1 / 0.07)])
 
 
 def test_towers_alone_start_a_new_model_whose_key_towers_are_copies(saved: Saved) -> None:
@@ -153,6 +195,21 @@ def _unknown_key(folder: Path) -> None:
     _vouch(folder, path.name)
 
 
+def _no_json(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"{")
+    _vouch(folder, "config.json")
+
+
+def _no_object(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"[]")
+    _vouch(folder, "config.json")
+
+
+def _no_text(folder: Path) -> None:
+    (folder / "vocab.txt").write_bytes(b"\xff\n")
+    _vouch(folder, "vocab.txt")
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -167,6 +224,9 @@ def _unknown_key(folder: Path) -> None:
             _other_shape,
             r"step-00000004: does not fit this model: 1 tensors differ, first text_query.trunk.tokens.weight",
         ),
+        (_no_json, r"config.json: not JSON"),
+        (_no_object, r"config.json: not a JSON object"),
+        (_no_text, r"vocab.txt: not UTF-8 at byte 0"),
         (_unknown_key, r"config.json: moco.momentun: unknown key; did you mean momentum"),
     ],
 )

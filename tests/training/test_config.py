@@ -56,7 +56,7 @@ def test_keys_that_must_fit_each_other_come_in_any_order() -> None:
         ("moco.queue_size=1.5", "--set moco.queue_size: 1.5 is not a whole number"),
         ("moco.queue_size=true", "--set moco.queue_size: True is not a whole number"),
         ("moco.temperature=NaN", "--set moco.temperature: nan is not a finite number"),
-        ("moco.objective=mocow", "--set moco.objective: 'mocow' is none of 'moco', 'clip'"),
+        ("moco.objective=mocow", "--set moco.objective: 'mocow' is none of 'moco', 'clip', 'siglip', 'albef'"),
         ("moco=1", "--set moco: name one of its keys, moco.NAME"),
         ("seed.x=1", "--set seed.x: seed has no keys in it"),
         ("seed", "--set seed: write it as key=value, for example moco.queue_size=512"),

@@ -342,3 +342,33 @@ def test_colours_follow_from_the_generator_alone() -> None:
 def test_short_ids_are_the_first_64_bits_signed() -> None:
     assert short_id("ff" * 32) == -1
     assert short_id("00" * 7 + "01" + "ff" * 24) == 1
+
+
+def test_unmasked_towers_get_every_text_padded_to_the_full_length(make_shards: MakeShards) -> None:
+    share = Share(4)
+    padded = next(loader(make_shards(), share, pad_tokens=True).batches(0))
+    plain = next(loader(make_shards(name="again"), share).batches(0))
+    assert padded.token_ids_BL.shape == (4, CONFIG.max_tokens)
+    length = plain.token_ids_BL.shape[1]
+    assert length < CONFIG.max_tokens
+    assert torch.equal(padded.token_ids_BL[:, :length], plain.token_ids_BL)
+    assert not padded.token_ids_BL[:, length:].any()
+    assert torch.equal(padded.n_tokens_B, plain.n_tokens_B)
+
+
+@pytest.mark.parametrize("damage", [b"", b"ARROW1", b"x" * 500])
+def test_a_damaged_index_in_the_cache_is_one_line(make_shards: MakeShards, tmp_path: Path, damage: bytes) -> None:
+    manifest = make_shards(detector="tiles")
+    for pattern, detector in (("*-*.arrow", "tiles"), ("[!-]" * 64 + ".v1.arrow", "grid")):
+        data = open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index")
+        data.row(0)
+        broken = sorted((tmp_path / "index").glob(pattern))
+        assert broken
+        for path in broken:
+            path.write_bytes(damage)
+        with pytest.raises(ContractError, match=r"\.arrow: damaged index in the cache .*; remove it") as caught:
+            open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index").row(0)
+        assert "\n" not in str(caught.value)
+        for path in broken:
+            path.unlink()
+        open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index").row(0)

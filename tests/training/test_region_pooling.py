@@ -64,7 +64,7 @@ def released_sampling(map_BCHW: Tensor, boxes_BR4: Tensor, grid: int) -> Tensor:
     return F.grid_sample(map_BCHW, points, align_corners=False).mean(-1).transpose(1, 2)
 
 
-def test_fault_3_is_reproduced_for_released_weights_only() -> None:
+def test_shifted_is_the_released_sampling() -> None:
     cells = 12
     map_BCHW = torch.randn(2, 4, cells, cells, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     boxes = random_boxes(8, (cells, cells), seed=1)

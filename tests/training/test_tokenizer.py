@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,15 @@ def test_what_is_no_vocabulary_is_named(tmp_path: Path) -> None:
     (tmp_path / "words.txt").write_text("a\nb\n", encoding="utf-8")
     with pytest.raises(TrainingError, match=r"words.txt: not a BERT vocabulary"):
         load_tokenizer(str(tmp_path / "words.txt"))
+
+
+def test_the_vocabulary_of_the_released_towers_needs_no_download() -> None:
+    tokenizer = load_tokenizer("bert_chinese")
+    vocabulary = tokenizer.vocabulary
+    assert (len(vocabulary), len(set(vocabulary))) == (21128, 21128)
+    digest = hashlib.sha256(vocabulary_text(tokenizer).encode()).hexdigest()
+    assert digest == "45bbac6b341c319adc98a532532882e91a9cefc0329aa57bac9ae761c27b291c"  # of Google's vocab.txt
+    assert [vocabulary[i] for i in (0, 100, 101, 102, 103)] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    ids = tokenizer.encode("红色小船 Sky", 80)
+    assert (ids[0], ids[-1]) == (101, 102)
+    assert [vocabulary[i] for i in ids[1:-1]] == ["红", "色", "小", "船", "sky"]

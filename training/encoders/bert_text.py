@@ -1,53 +1,85 @@
-"""Text tower of BriVL: a BERT (RoBERTa-wwm) under BriVL's encoder layers.
+"""Text tower of BriVL: a BERT (RoBERTa-wwm), or another encoder of transformers, under BriVL's encoder layers.
 
     token ids -> BERT -> L2 of each token -> encoder layers -> masked mean -> Linear-ReLU-Linear -> L2
 
-BERT's parts are transformers' own, called layer by layer so that the frozen ones can be the prefix. The released code
-calls BERT without an attention mask, so that padding changes a caption's feature; only `compat="brivl-1.0"` does so.
+The backbone's parts are transformers' own, called layer by layer so that the frozen ones can be the prefix. The
+released code calls BERT without an attention mask, so that padding changes a caption's feature; only
+`compat="brivl-1.0"` does so.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code).
-Weights: a local folder of transformers or a name on the hub, or none: the architecture is always that of `config.text`,
-so that a checkpoint is read without getting them.
+Limits: a backbone that training/text_backbones.py cannot cut is frozen whole or not at all.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from training.config import Config, TextTowerConfig
+from training.config import Config
 from training.errors import ConfigError
 from training.layers import Head, present, unit
+from training.recompute import Recompute, run_block
 from training.records import Batch
+from training.text_backbones import TextBackbone, load_text_backbone
 from training.towers import Tower
 
 
-class _Bert(nn.Module):
-    """Some leading or trailing part of a BERT."""
+class _Layers(nn.Module):
+    """Some leading or trailing part of a backbone that is cut."""
 
-    def __init__(self, embeddings: nn.Module | None, layers: Sequence[nn.Module], masked: bool) -> None:
+    def __init__(
+        self,
+        embeddings: nn.Module | None,
+        layers: Sequence[nn.Module],
+        masked: bool,
+        additive: bool,
+        recompute: Recompute,
+    ) -> None:
         super().__init__()
         self.embeddings = embeddings
         self.layer = nn.ModuleList(layers)
         self.masked = masked
+        self.additive = additive
+        self.recompute: Recompute = "blocks" if recompute == "blocks" else "nothing"
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         if self.embeddings is not None:
             x = self.embeddings(x)
-        mask = present(batch.n_tokens_B, batch.token_ids_BL.shape[1])[:, None, None, :] if self.masked else None
+        mask = self._mask(x, batch) if self.masked else None
         for layer in self.layer:
-            out: Any = layer(x, mask)
+            out: Any = run_block(layer, x, mask, recompute=self.recompute)
             x = out[0] if isinstance(out, tuple) else out  # transformers 4 gives a tuple, 5 a tensor
         return x
+
+    def _mask(self, x_BLD: Tensor, batch: Batch) -> Tensor:
+        present_B11L = present(batch.n_tokens_B, batch.token_ids_BL.shape[1])[:, None, None, :]
+        if not self.additive:
+            return present_B11L
+        lowest = torch.finfo(x_BLD.dtype).min
+        return torch.zeros_like(present_B11L, dtype=x_BLD.dtype).masked_fill(~present_B11L, lowest)
+
+
+class _Whole(nn.Module):
+    """A backbone that is not cut."""
+
+    def __init__(self, model: nn.Module, masked: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.masked = masked
+
+    def forward(self, ids_BL: Tensor, batch: Batch) -> Tensor:
+        mask = present(batch.n_tokens_B, ids_BL.shape[1]).long() if self.masked else None
+        states_BLD: Tensor = self.model(input_ids=ids_BL, attention_mask=mask).last_hidden_state
+        return states_BLD
 
 
 class Prefix(nn.Module):
     """Embeddings and frozen layers: token ids -> [B, L, width]; passes the ids on where nothing is frozen."""
 
-    def __init__(self, backbone: _Bert | None) -> None:
+    def __init__(self, backbone: nn.Module | None) -> None:
         super().__init__()
         self.backbone = backbone
 
@@ -61,12 +93,20 @@ class Prefix(nn.Module):
 class Trunk(nn.Module):
     """The trained layers and all that is new: [B, L, width] (or token ids) -> unit features [B, D]."""
 
-    def __init__(self, backbone: _Bert, config: Config) -> None:
+    def __init__(self, backbone: nn.Module, config: Config) -> None:
         super().__init__()
         text = config.text
         self.backbone = backbone
         self.head = Head(
-            text.backbone_width, text.heads, text.ffn, text.layers, text.dropout, text.hidden, config.moco.feature_dim
+            text.backbone_width,
+            text.heads,
+            text.ffn,
+            text.layers,
+            text.dropout,
+            text.hidden,
+            config.moco.feature_dim,
+            positions=config.data.max_tokens if text.position_embedding else 0,
+            recompute=config.run.recompute,
         )
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
@@ -80,65 +120,32 @@ def build(config: Config, load_weights: bool) -> Tower:
     text = config.text
     if text.frozen_layers > text.backbone_layers:
         raise ConfigError("text.frozen_layers", f"{text.frozen_layers} of {text.backbone_layers} layers")
-    if text.backbone_width % text.backbone_heads:
-        heads, width = text.backbone_heads, text.backbone_width
-        raise ConfigError("text.backbone_heads", f"the width {width} is not a multiple of {heads} heads")
-    model = _bert(text, load_weights)
+    backbone = load_text_backbone(text, load_weights)
     masked = config.compat != "brivl-1.0"
-    layers = list(model.encoder.layer)
-    frozen, trained = layers[: text.frozen_layers], layers[text.frozen_layers :]
+    if backbone.whole is not None:
+        return _uncut(backbone.whole, masked, config)
+
+    def part(backbone: TextBackbone, embeddings: bool, layers: Sequence[nn.Module]) -> _Layers:
+        first = backbone.embeddings if embeddings else None
+        return _Layers(first, layers, masked, backbone.additive, config.run.recompute)
+
+    frozen, trained = backbone.layers[: text.frozen_layers], backbone.layers[text.frozen_layers :]
+    stages = [f"backbone.layer.{i}" for i in range(len(trained))]
     if not frozen:
-        return Tower("text", Prefix(None), Trunk(_Bert(model.embeddings, trained, masked), config))
-    return Tower("text", Prefix(_Bert(model.embeddings, frozen, masked)), Trunk(_Bert(None, trained, masked), config))
+        trunk = Trunk(part(backbone, True, trained), config)
+        return Tower("text", Prefix(None), trunk, ["backbone.embeddings", *stages])
+    trunk = Trunk(part(backbone, False, trained), config)
+    return Tower("text", Prefix(part(backbone, True, frozen)), trunk, stages)
 
 
-def _bert(text: TextTowerConfig, load_weights: bool) -> Any:
-    from transformers import BertConfig, BertModel
-    from transformers.utils import logging as verbosity
-
-    if not (load_weights and text.weights):
-        return BertModel(_architecture(text, BertConfig), add_pooling_layer=False)
-    level = verbosity.get_verbosity()
-    verbosity.set_verbosity(
-        logging.ERROR
-    )  # else: a page about the pooler and the masked-word head, which we do not want
-    try:
-        found = BertConfig.from_pretrained(text.weights)
-        _compare(text, found)
-        found._attn_implementation = "sdpa"
-        found.hidden_dropout_prob = found.attention_probs_dropout_prob = text.backbone_dropout
-        return BertModel.from_pretrained(text.weights, config=found, add_pooling_layer=False)
-    except (OSError, RuntimeError) as e:
-        first = (str(e).splitlines() or [""])[0]
-        raise ConfigError("text.weights", f"{text.weights}: no BERT could be loaded from there ({first})") from e
-    finally:
-        verbosity.set_verbosity(level)
-
-
-def _architecture(text: TextTowerConfig, config_class: Any) -> Any:
-    config = config_class(
-        vocab_size=text.vocab_size,
-        hidden_size=text.backbone_width,
-        num_hidden_layers=text.backbone_layers,
-        num_attention_heads=text.backbone_heads,
-        intermediate_size=text.backbone_ffn,
-        max_position_embeddings=text.max_positions,
-        hidden_dropout_prob=text.backbone_dropout,
-        attention_probs_dropout_prob=text.backbone_dropout,
-    )
-    config._attn_implementation = "sdpa"
-    return config
-
-
-def _compare(text: TextTowerConfig, found: Any) -> None:
-    pairs = (
-        ("vocab_size", found.vocab_size),
-        ("backbone_width", found.hidden_size),
-        ("backbone_layers", found.num_hidden_layers),
-        ("backbone_heads", found.num_attention_heads),
-        ("backbone_ffn", found.intermediate_size),
-        ("max_positions", found.max_position_embeddings),
-    )
-    for key, value in pairs:
-        if getattr(text, key) != value:
-            raise ConfigError(f"text.{key}", f"{getattr(text, key)}, but the weights {text.weights} have {value}")
+def _uncut(model: nn.Module, masked: bool, config: Config) -> Tower:
+    text = config.text
+    if text.frozen_layers not in (0, text.backbone_layers):
+        raise ConfigError(
+            "text.frozen_layers",
+            f"{text.backbone} cannot be cut into layers here: 0, or {text.backbone_layers} to freeze it whole",
+        )
+    whole = _Whole(model, masked)
+    if not text.frozen_layers:
+        return Tower("text", Prefix(None), Trunk(whole, config), ["backbone"])
+    return Tower("text", Prefix(whole), Trunk(_Layers(None, (), masked, False, "nothing"), config))

@@ -37,7 +37,14 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(text.backbone_width)
         self.dropout = nn.Dropout(text.dropout)
         self.head = Head(
-            text.backbone_width, text.heads, text.ffn, text.layers, text.dropout, text.hidden, config.moco.feature_dim
+            text.backbone_width,
+            text.heads,
+            text.ffn,
+            text.layers,
+            text.dropout,
+            text.hidden,
+            config.moco.feature_dim,
+            recompute=config.run.recompute,
         )
 
     def forward(self, token_ids_BL: Tensor, batch: Batch) -> Tensor:
@@ -52,4 +59,6 @@ def build(config: Config, load_weights: bool) -> Tower:
     """The text tower that `config.text` describes. Raises ConfigError: it has no weights to load."""
     if load_weights and config.text.weights:
         raise ConfigError("text.weights", "char_text starts from random weights; leave it empty")
+    if config.text.position_embedding:
+        raise ConfigError("text.position_embedding", "char_text has positions of its own")
     return Tower("text", Prefix(), Trunk(config))

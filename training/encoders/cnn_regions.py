@@ -4,7 +4,8 @@
            -> masked mean -> Linear-ReLU-Linear -> L2
 
 The released code convolves on all 16 samples of a box and then averages; both are linear, so we average first and do a
-sixteenth of the work. Regions have no position embedding: BriVL has none.
+sixteenth of the work. Embeddings of a region's box or place are options; BriVL has none. The map may be that of any
+backbone which training/backbones.py knows, a ViT's included.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code). `compat="brivl-1.0"` samples the
 regions where the released code does (see region_pooling).
@@ -15,16 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.backbones import Stages, stages
+from training.backbones import Backbone, load_backbone
 from training.config import Config
 from training.errors import ConfigError
-from training.layers import Head, present, unit
+from training.layers import Head, full_precision, present, unit
+from training.recompute import run_stage
 from training.records import Batch
 from training.region_pooling import pool_regions
 from training.towers import Tower
-
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
 
 
 class Prefix(nn.Module):
@@ -33,17 +32,19 @@ class Prefix(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, frozen: Stages) -> None:
+    def __init__(self, backbone: Backbone, frozen: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(_STD).view(1, 3, 1, 1), persistent=False)
-        self.backbone = nn.ModuleDict(dict(frozen))
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        self.backbone = nn.ModuleDict(dict(backbone.stages[:frozen]))
+        self.layout = torch.channels_last
+        """Of pixels and so of all maps: what convolutions are fastest on, on CPUs and tensor cores alike."""
 
     def forward(self, batch: Batch) -> Tensor:
         x = batch.images_B3HW
         if not x.is_floating_point():
             x = (x.to(self.mean.dtype) / 255 - self.mean) / self.std
-        x = x.contiguous(memory_format=torch.channels_last)
+        x = x.contiguous(memory_format=self.layout)
         for stage in self.backbone.values():
             x = stage(x)
         return x
@@ -52,18 +53,33 @@ class Prefix(nn.Module):
 class Trunk(nn.Module):
     """The trained stages and all that is new: map -> unit features [B, D]."""
 
-    def __init__(self, trained: Stages, channels: int, config: Config) -> None:
+    def __init__(self, backbone: Backbone, frozen: int, config: Config) -> None:
         super().__init__()
         image = config.image
-        self.backbone = nn.ModuleDict(dict(trained))
-        self.frozen_head = trained[-1][0] if trained and image.freeze_head else ""
+        self.backbone = nn.ModuleDict(dict(backbone.stages[frozen:]))
+        for module in self.backbone.modules():
+            if getattr(module, "inplace", False):
+                setattr(module, "inplace", False)  # noqa: B010  autograd would copy what an activation overwrites
+        self.recompute = config.run.recompute
+        self.frozen_head = backbone.head if backbone.head in self.backbone and image.freeze_head else ""
         if self.frozen_head:
             self.backbone[self.frozen_head].requires_grad_(False)
         self.grid = image.grid
         self.shifted = config.compat == "brivl-1.0"
-        self.project = nn.Linear(channels, image.width)  # the 1x1 convolution, after the mean
+        self.project = nn.Linear(backbone.channels, image.width)  # the 1x1 convolution, after the mean
+        self.boxes = nn.Linear(4, image.width, bias=False) if image.box_embedding else None
+        if self.boxes is not None:
+            nn.init.zeros_(self.boxes.weight)  # a model with it begins where the one without does
         self.head = Head(
-            image.width, image.heads, image.ffn, image.layers, image.dropout, image.hidden, config.moco.feature_dim
+            image.width,
+            image.heads,
+            image.ffn,
+            image.layers,
+            image.dropout,
+            image.hidden,
+            config.moco.feature_dim,
+            positions=config.data.max_boxes + 1 if image.position_embedding else 0,
+            recompute=config.run.recompute,
         )
 
     def train(self, mode: bool = True) -> Trunk:
@@ -74,22 +90,37 @@ class Trunk(nn.Module):
 
     def forward(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         for stage in self.backbone.values():
-            map_BCHW = stage(map_BCHW)
-        size = (batch.images_B3HW.shape[-2], batch.images_B3HW.shape[-1])
-        with torch.autocast(map_BCHW.device.type, enabled=False):  # bf16 weights would move the samples
-            exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
-            regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid, shifted=self.shifted)
-        regions_BRD = unit(self.project(regions_BRC))
+            map_BCHW = run_stage(stage, map_BCHW, recompute=self.recompute)
+        regions_BRD = unit(self.regions(map_BCHW, batch))
+        if self.boxes is not None:
+            height, width = batch.images_B3HW.shape[-2:]
+            sides_4 = regions_BRD.new_tensor([width, height, width, height])
+            regions_BRD = regions_BRD + self.boxes(batch.boxes_BR4.to(regions_BRD.dtype) / sides_4)
         features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
         return features_BD
+
+    def regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """Each box's mean of the map under the 1x1 convolution: [B, R, width]."""
+        size = (batch.images_B3HW.shape[-2], batch.images_B3HW.shape[-1])
+        with full_precision(map_BCHW.device):  # bf16 weights would move the samples
+            exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()
+            regions_BRC = pool_regions(exact, batch.boxes_BR4, size, grid=self.grid, shifted=self.shifted)
+        regions_BRD: Tensor = self.project(regions_BRC)
+        return regions_BRD
 
 
 def build(config: Config, load_weights: bool) -> Tower:
     """The image tower that `config.image` describes. Raises ConfigError."""
     image = config.image
-    parts, channels = stages(image.backbone, image.weights if load_weights else "")
-    if image.frozen_stages > len(parts):
-        raise ConfigError("image.frozen_stages", f"{image.backbone} has {len(parts)} stages, not {image.frozen_stages}")
-    tower = Tower("image", Prefix(parts[: image.frozen_stages]), Trunk(parts[image.frozen_stages :], channels, config))
+    backbone = load_backbone(image.backbone, image.weights if load_weights else "", config.data.image_size)
+    names = [name for name, _ in backbone.stages]
+    if image.frozen_stages > len(names):
+        raise ConfigError(
+            "image.frozen_stages",
+            f"{image.backbone} has {len(names)} ({', '.join(names)}), not {image.frozen_stages}",
+        )
+    frozen = image.frozen_stages
+    trained = [f"backbone.{name}" for name in names[frozen:]]
+    tower = Tower("image", Prefix(backbone, frozen), Trunk(backbone, frozen, config), trained)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return tower

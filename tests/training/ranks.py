@@ -1,0 +1,109 @@
+"""One rank of test_distributed.py: trains a few steps and saves what came of it. Run as a program, not by pytest.
+
+python ranks.py RANK FOLDER: four of them train as four ranks, then the first two of them as two, then one alone. FOLDER
+is where they meet and where results go, `WORLD-RANK.pt`. Starting a process costs more than what it does here.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from training import distributed
+from training.accumulate import backward
+from training.config import resolve
+from training.moco import BriVL
+from training.records import Batch
+
+GLOBAL_BATCH = 8
+STEPS = 3
+OBJECTIVES = {
+    "moco": ("moco.queue_size=13",),
+    "positives": ("moco.queue_size=13", "moco.false_negatives=positives", "moco.learn_temperature=true"),
+    "in_batch_keys": ("moco.queue_size=13", "moco.in_batch_keys=true"),
+    "shuffle": ("moco.queue_size=13", "moco.key_norm=shuffle"),
+    "clip": ("moco.objective=clip",),
+    "siglip": ("moco.objective=siglip",),
+    "albef": ("moco.objective=albef", "moco.queue_size=13", "moco.learn_temperature=true"),
+}
+
+
+def global_batch(seed: int) -> Batch:
+    """Eight pairs of few different texts, with one to four boxes; one of them could not be read."""
+    generator = torch.Generator().manual_seed(seed)
+    sample_ids, image_ids = (torch.randint(-(2**62), 2**62, (GLOBAL_BATCH,), generator=generator) for _ in range(2))
+    boxes_BR4 = torch.rand(GLOBAL_BATCH, 4, 4, generator=generator) * 32
+    boxes_BR4[..., 2:] += 32
+    return Batch(
+        torch.randint(0, 256, (GLOBAL_BATCH, 3, 64, 64), dtype=torch.uint8, generator=generator),
+        boxes_BR4,
+        torch.randint(1, 5, (GLOBAL_BATCH,), generator=generator),
+        torch.randint(4, 50, (GLOBAL_BATCH, 6), generator=generator),
+        torch.full((GLOBAL_BATCH,), 6),
+        sample_ids,
+        image_ids,
+        torch.randint(0, 9, (GLOBAL_BATCH,), generator=generator),
+        torch.arange(GLOBAL_BATCH) != seed,
+    )
+
+
+def of_this_rank(step: int, micros: int) -> list[Batch]:
+    """Micro-step m of all ranks, in rank order, is the m-th slice; each rank pads to its own most boxes."""
+    batch, rank, world = global_batch(step), distributed.rank(), distributed.world_size()
+    share = GLOBAL_BATCH // world // micros
+    parts = []
+    for micro in range(micros):
+        start = (micro * world + rank) * share
+        part = batch.rows(start, start + share)
+        most = int(part.n_boxes_B.max())
+        parts.append(Batch(**{**vars(part), "boxes_BR4": part.boxes_BR4[:, :most]}))
+    return parts
+
+
+def train(overrides: tuple[str, ...], micros: int) -> dict[str, Tensor]:
+    """A few steps; the gradient is averaged over the ranks as DistributedDataParallel does."""
+    torch.manual_seed(0)
+    model = BriVL(resolve("tiny", ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0", *overrides)))
+    model.double().train()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, 0.1)
+    losses = []
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        outputs = backward(model, of_this_rank(step, micros), (GLOBAL_BATCH - 1) / distributed.world_size())
+        distributed.average_([p.grad for p in parameters if p.grad is not None])
+        optimizer.step()
+        model.after_step(outputs, step)
+        losses.append(torch.stack([output.loss.detach() for output in outputs]).sum())
+    distributed.average_(losses)
+    return {**model.state_dict(), "losses": torch.stack(losses)}
+
+
+def work() -> dict[str, Tensor]:
+    """Everything that a rank computes."""
+    results = {f"{name}/{key}": v for name, o in OBJECTIVES.items() for key, v in train(o, 1).items()}
+    for name in ("moco", "siglip", "albef"):
+        results |= {f"micros of {name}/{key}": v for key, v in train(OBJECTIVES[name], 2).items()}
+    rank = distributed.rank()
+    results["gathered"] = distributed.gather(torch.tensor([rank, 10 + rank]))
+    results["gathered_bool"] = distributed.gather(torch.tensor([rank == 1]))
+    return results
+
+
+def main() -> None:
+    rank, folder = int(sys.argv[1]), sys.argv[2]
+    torch.set_num_threads(1)
+    for world in (4, 2):
+        if rank < world:
+            dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world)
+            torch.save(work(), f"{folder}/{world}-{rank}.pt")
+            dist.destroy_process_group()
+    if rank == 0:
+        torch.save(work(), f"{folder}/1-0.pt")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Rows as the release wrote them: one JSON object a line with an image path, texts by kind, and boxes.
+
+    {"image_id": PATH, "sentences": [["alt_text", "..."], ["sur_text", "..."], ...], "bbox": [[x1, y1, x2, y2], ...]}
+
+Boxes are pixels of the image, best first. Text kinds go by the release's names or by ours (`alt_text` is `alt`;
+`sur_text` and `surText` are `surrounding`); `easy` (the first 128 characters of the surrounding text) and `first` (its
+first sentence, without the closing 。) are taken from the row, or made where it has the surrounding text only.
+
+A line that is no such row is a value, `Broken`, and not an error: the others are still of use.
+
+Limits: the file is read line by line, never whole.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_specs.shard import TEXT_KINDS
+
+Box = tuple[float, float, float, float]
+
+PRIMARY = "primary"
+"""The first text of a row, of whatever kind."""
+
+_OURS = {"alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding"}
+_DERIVED = ("easy", "first")
+_EASY_LENGTH = 128
+
+ROW_TEXT_KINDS = (PRIMARY, *_OURS, *_DERIVED, *TEXT_KINDS)
+"""What `--text-kind` may name."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReleasedRow:
+    """One row. `where` is FILE:line N; `boxes` are x1 y1 x2 y2 as in the file; `texts` are by our kinds, in order."""
+
+    where: str
+    id: str
+    image: Path
+    boxes: tuple[Box, ...]
+    texts: Mapping[str, str]
+
+    def text(self, kind: str) -> str | None:
+        """The text of a kind (ours or a released name), or None where the row has none."""
+        kind = _OURS.get(kind, kind)
+        if kind == PRIMARY:
+            return next(iter(self.texts.values()), None)
+        surrounding = self.texts.get("surrounding")
+        if kind in self.texts or kind not in _DERIVED or surrounding is None:
+            return self.texts.get(kind)
+        return surrounding[:_EASY_LENGTH] if kind == "easy" else surrounding.partition("。")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A row that cannot be used: where it is or what it is called, and why."""
+
+    where: str
+    problem: str
+
+
+def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
+    """All rows of a file in order; empty lines are passed over. Raises OSError."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _row(line, f"{file}:line {number}", file.parent)
+
+
+def boxes_of(value: Any) -> tuple[Box, ...]:
+    """Boxes of a JSON value. Raises ValueError when it is no list of lists of four finite numbers."""
+    if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
+        raise ValueError("its boxes are not lists of four numbers")
+    numbers = [n for box in value for n in box]
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+        raise ValueError("its boxes are not finite numbers")
+    return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
+
+
+def _row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as e:
+        return Broken(where, f"not JSON ({_reason(e)})")
+    if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
+        return Broken(where, "no image_id in it")
+    try:
+        boxes = boxes_of(value.get("bbox", []))
+        texts = _texts(value.get("sentences", []))
+    except ValueError as e:
+        return Broken(where, f"{value['image_id']}: {_reason(e)}")
+    return ReleasedRow(where, value["image_id"], folder / value["image_id"], boxes, texts)
+
+
+def _texts(value: Any) -> dict[str, str]:
+    if not isinstance(value, list) or not all(_is_pair(pair) for pair in value):
+        raise ValueError("its sentences are not pairs of kind and text")
+    texts: dict[str, str] = {}
+    for kind, text in value:
+        texts.setdefault(_OURS.get(kind, kind), text)
+    return texts
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
