@@ -17,9 +17,11 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.build import Dedup
-from pipeline.digests import Digests, rows_of
+from pipeline.digests import Digests, bytes_of, digests_of, rows_of
 from pipeline.near_images import Codes, ImageLeaders, Ints
 from pipeline.near_texts import TextIndex
 from pipeline.text_rows import TextRows
@@ -73,6 +75,14 @@ class ImageRows:
     def take(self, rows: Any) -> ImageRows:
         digests = self.sha256[rows] if isinstance(rows, slice) else [self.sha256[row] for row in rows]
         return ImageRows(digests, self.phash[rows], self.signature[rows])
+
+
+def images_of(table: pa.Table) -> ImageRows:
+    """Images of a table with sha256 (DIGEST), phash and signature."""
+    rows = table.num_rows
+    phash = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(rows, -1 if rows else 1)
+    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
+    return ImageRows(rows_of(digests_of(table["sha256"])), phash, raw.reshape(rows, -1 if rows else 1))
 
 
 @dataclass(frozen=True)

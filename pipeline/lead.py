@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
-import logging
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,17 +30,15 @@ import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
 from data_specs.shard import Split
-from pipeline import rank, text_rows
-from pipeline.digests import DIGEST, bytes_of, column_of, digests_of, rows_of
+from pipeline import earlier, rank, text_rows
+from pipeline.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.features import feature_id
-from pipeline.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
-from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA, Identities
+from pipeline.holders import Holders, images_of
+from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA
 from pipeline.leaders import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.normal import normals
 from pipeline.records import TEXTS_TYPE
-from pipeline.store import Attempt, Build, Record
-
-log = logging.getLogger("wenlan")
+from pipeline.store import Attempt, Build, Record, dictionary_columns
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("rank",)
@@ -86,10 +83,10 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
     with Holders(build.spec.dedup, holders) as held, build.stage("lead").attempt(partition) as attempt:
-        earlier = _learn_earlier(build, held) if build.identities else 0
+        images = earlier.learn(build, held) if build.identities else 0
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
-        attempt.commit({"pairs": pairs, **counts, "earlier": earlier, "holders": holders}, info)
+        attempt.commit({"pairs": pairs, **counts, "earlier": images, "holders": holders}, info)
 
 
 def split_of(image_leader: str, seed: int, dev_share: float, val_share: float) -> Split:
@@ -99,14 +96,6 @@ def split_of(image_leader: str, seed: int, dev_share: float, val_share: float) -
     if number < dev_share:
         return "dev"
     return "val" if number < dev_share + val_share else "train"
-
-
-def images_of(table: pa.Table) -> ImageRows:
-    """Images of a table with sha256 (DIGEST), phash and signature."""
-    rows = table.num_rows
-    phash = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(rows, -1 if rows else 1)
-    raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
-    return ImageRows(rows_of(digests_of(table["sha256"])), phash, raw.reshape(rows, -1 if rows else 1))
 
 
 def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:
@@ -129,49 +118,6 @@ def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:
         text_rows.read(flat.take(pa.array(first, pa.int64()))),
         [which[start : min(end, start + most_texts)] for start, end in itertools.pairwise(offsets)],
     )
-
-
-def _learn_earlier(build: Build, held: Holders) -> int:
-    """What the builds that this one reads have kept; gives the number of images."""
-    identities, features, images, strange = Identities(build.store), feature_id(), 0, 0
-    sketches, asked = text_rows.sketch_id(build.spec.dedup.text_similarity), _asked(build)
-    for name in build.identities:
-        known = identities.read(name)
-        if known.sketch == sketches:
-            for table in identities.batches(known, "texts.parquet"):
-                texts = text_rows.read(table["text"])
-                held.learn_texts(texts.take(asked.rows(texts.sketches.keys)))
-        else:
-            log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", known.build)
-        placeholders = {row for t in identities.batches(known, "placeholders.parquet") for row in _ids(t)}
-        looks = ["phash", "signature"] if known.features == features else []
-        columns = ["candidate_id", "sha256", "text_leader", "domain", *looks]
-        for table in identities.batches(known, "images.parquet", columns):
-            images += table.num_rows
-            strange += 0 if looks else table.num_rows
-            candidate = digests_of(table["candidate_id"])
-            flags = [EARLIER | (PLACEHOLDER if name in placeholders else 0) for name in rows_of(candidate)]
-            own = Known(candidate, np.full(len(candidate), -1, np.int64), np.array(flags, np.uint8))
-            held.learn_images(rows_of(digests_of(table["sha256"])), own, images_of(table) if looks else None)
-            domains = Counter(table["domain"].to_pylist()) if build.spec.dedup.max_pairs_per_domain else Counter()
-            held.count(Counter(rows_of(digests_of(table["text_leader"]))), domains)
-    if strange:
-        log.warning("dedup: %d images of earlier builds were measured otherwise: matched by bytes only", strange)
-    return images
-
-
-def _asked(build: Build) -> text_rows.Asked:
-    """The band keys of all texts of the build."""
-    asked, stage = text_rows.Asked(), build.stage("rank")
-    for record in stage.records():
-        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=50_000, columns=["sketches.list.element.keys"]):
-                asked.add(text_rows.keys_of(pa.chunked_array([batch.column(0).flatten().field("keys")])))
-    return asked
-
-
-def _ids(table: pa.Table) -> list[bytes]:
-    return rows_of(digests_of(table["candidate_id"]))
 
 
 class _Sequence:
@@ -347,7 +293,8 @@ class _Rows:
     """A Parquet file written row group by row group."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer, self._schema = pq.ParquetWriter(path, schema, compression="zstd"), schema
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary_columns(schema))
+        self._schema = schema
         self._waiting: list[pa.Table] = []
 
     def __enter__(self) -> _Rows:
