@@ -163,9 +163,6 @@ def ladder(step: OurStep) -> Iterator[str]:
     def fused_adamw() -> None:
         step.optimizer = fused
 
-    def allocator() -> None:
-        keep_memory()
-
     def pointwise() -> None:
         for trunk in trunks:
             trunk.recompute = recompute
@@ -176,7 +173,7 @@ def ladder(step: OurStep) -> Iterator[str]:
     changes += [("channels_last", lambda: _lay_out(model, torch.channels_last)), ("fused_adamw", fused_adamw)]
     changes += [("recompute_pointwise", pointwise)]
     if step.device.type == "cpu":
-        changes.append(("allocator", allocator))
+        changes.append(("allocator", keep_memory))
     for name, change in changes:
         change()
         gc.collect()
