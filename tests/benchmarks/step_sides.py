@@ -18,6 +18,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,6 @@ def random_batch(config: Config, pairs: int, seed: int) -> Batch:
 
 def as_floats(batch: Batch) -> Batch:
     """The same batch as the release gets it: pixels normalised by its loader."""
-    from dataclasses import replace
-
     mean = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)
     std = torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     return replace(batch, images_B3HW=(batch.images_B3HW.float() / 255 - mean) / std)
@@ -121,7 +120,7 @@ class OurStep:
         self.steps += 1
 
 
-Change = tuple[str, Callable[[], None]]
+Change = tuple[str, Callable[[], object]]
 
 
 def ladder(step: OurStep) -> Iterator[str]:

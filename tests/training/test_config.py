@@ -31,6 +31,7 @@ def test_overrides_are_typed_by_their_field() -> None:
             "data.tokenizer=123",
             "data.color_jitter=0.1,0.2,0.3,0",
             'data.text_kinds={"news": {"alt": 1}}',
+            'text.backbone_options={"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}',
             "optim.betas=[0.8, 0.9]",
             "seed=5",
         ],
@@ -39,6 +40,7 @@ def test_overrides_are_typed_by_their_field() -> None:
     assert (config.moco.objective, config.data.tokenizer, config.seed) == ("clip", "123", 5)
     assert (config.data.color_jitter, config.optim.betas) == ((0.1, 0.2, 0.3, 0.0), (0.8, 0.9))
     assert config.data.text_kinds == {"news": {"alt": 1.0}}
+    assert config.text.backbone_options == {"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}
     assert resolve("tiny", ["data.text_kinds=primary"]).data.text_kinds == "primary"
 
 
@@ -58,6 +60,12 @@ def test_keys_that_must_fit_each_other_come_in_any_order() -> None:
         ("moco.temperature=NaN", "--set moco.temperature: nan is not a finite number"),
         ("moco.objective=mocow", "--set moco.objective: 'mocow' is none of 'moco', 'clip', 'siglip', 'albef'"),
         ("moco=1", "--set moco: name one of its keys, moco.NAME"),
+        (
+            'text.backbone_options={"a": [1]}',
+            "--set text.backbone_options.a: [1] is not a number, text, true or false",
+        ),
+        ("run.recompute=some", "--set run.recompute: 'some' is none of 'nothing', 'pointwise', 'blocks'"),
+        ("optim.layer_decay=0", "optim.layer_decay: 0.0 is out of range; it lies between 1e-06 and 1"),
         ("seed.x=1", "--set seed.x: seed has no keys in it"),
         ("seed", "--set seed: write it as key=value, for example moco.queue_size=512"),
         ("optim.betas=1", "--set optim.betas: [1] is not 2 numbers"),

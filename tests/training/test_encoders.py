@@ -124,6 +124,20 @@ def test_uint8_is_normalised_as_torchvision_does() -> None:
     assert torch.allclose(tower(batch), tower(replace(batch, images_B3HW=floats)), atol=1e-6)
 
 
+def test_padding_boxes_send_no_gradient_into_the_map() -> None:
+    tower, _ = build("image")
+    trunk, batch = tower.trunk, one_image(boxes=3)
+    padded = replace(batch, boxes_BR4=torch.cat([batch.boxes_BR4, torch.zeros(1, 2, 4)], dim=1))
+    gradients = []
+    for given in (batch, padded):
+        map_BCHW = tower.prefix(given).requires_grad_()
+        trunk(map_BCHW, given)[0, 0].backward()
+        assert map_BCHW.grad is not None
+        gradients.append(map_BCHW.grad)
+    assert gradients[0].abs().max() > 0
+    assert torch.allclose(gradients[0], gradients[1], atol=1e-12)
+
+
 def test_the_order_of_boxes_does_not_matter() -> None:
     tower, _ = build("image")
     batch = one_image(boxes=4)
@@ -346,6 +360,22 @@ def test_a_wrong_image_tower_is_one_line(override: str, line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build("image", override)
     assert str(caught.value) == line
+
+
+@pytest.mark.parametrize("encoder", [(), BERT], ids=["char_text", "bert_text"])
+def test_bf16_is_near_fp32_and_features_stay_float32(encoder: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    model = BriVL(resolve("tiny", [*encoder, "moco.queue_size=8"])).eval()
+    batch = replace(one_image(boxes=4), token_ids_BL=torch.tensor([[2, 5, 6, 3]]))
+    exact = model.features(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.features(batch)
+        loss = model.loss(rough).loss
+    for ours, theirs in ((rough.image_BD, exact.image_BD), (rough.text_BD, exact.text_BD)):
+        assert ours.dtype == torch.float32
+        assert (ours * theirs).sum() > 0.99
+        assert not torch.equal(ours, theirs)
+    assert loss.dtype == torch.float32
 
 
 def test_b5_base_has_the_released_sizes() -> None:
