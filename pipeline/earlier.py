@@ -1,8 +1,8 @@
 """What earlier builds kept, from STORE's identities into the holders of a leader pass.
 
-Read in the order of ranks, column by column and LOADED rows at a time, so that indexes are built once and not grown.
-Of the text leaders only those are entered that share a band with some text of this build (`text_rows.Asked`). Costs
-about 5 microseconds an image that earlier builds kept, where a pair of this build costs some hundred.
+Read in the order of ranks, column by column, and entered LOADED images at a time, so that indexes are built and not
+grown. Signatures, nine tenths of all bytes, are mapped and not read. Of the text leaders only those are entered that
+share a band with some text of this build (`text_rows.Asked`).
 
 Limits: images of another feature id are matched by bytes only, and texts sketched otherwise feed no cap; both are said.
 """
@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import text_rows
 from pipeline.digests import digests_of, rows_of
 from pipeline.features import feature_id
-from pipeline.holders import EARLIER, PLACEHOLDER, Holders, Known, images_of
-from pipeline.identities import Identities, Published
+from pipeline.holders import EARLIER, PLACEHOLDER, Holders, Known, hashes_of
+from pipeline.identities import IMAGE_SCHEMA, Identities, Published
 from pipeline.store import Build
 
 log = logging.getLogger("wenlan")
@@ -34,22 +35,21 @@ def learn(build: Build, held: Holders) -> int:
     identities = Identities(build.store)
     known = [identities.read(name) for name in build.identities]
     _learn_texts(build, identities, known, held)
-    features, images, strange = feature_id(), 0, 0
+    features, images = feature_id(), 0
+    columns = ["candidate_id", "sha256", "text_leader", "domain", "phash"]
     for comparable in (True, False):
-        builds = [k for k in known if (k.features == features) == comparable]
-        looks = ["phash", "signature"] if comparable else []
-        for table in _gathered(
-            _images(identities, builds, ["candidate_id", "sha256", "text_leader", "domain", *looks])
-        ):
+        builds = [one for one in known if (one.features == features) == comparable]
+        for table, signatures in _gathered(identities, builds, columns):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
             own = Known(candidate, np.full(len(candidate), -1, np.int64), flags)
-            held.learn_images(rows_of(digests_of(table["sha256"])), own, images_of(table) if looks else None)
+            looks = (hashes_of(table), signatures) if comparable and table.num_rows else None
+            held.learn_images(rows_of(digests_of(table["sha256"])), own, looks)
             domains = Counter(table["domain"].to_pylist()) if build.spec.dedup.max_pairs_per_domain else Counter()
             held.count(Counter(rows_of(digests_of(table["text_leader"]))), domains)
             images += table.num_rows
-            strange += 0 if comparable else table.num_rows
-    if strange:
-        log.warning("dedup: %d images of earlier builds were measured otherwise: matched by bytes only", strange)
+            if not comparable:
+                message = "dedup: %d images of earlier builds were measured otherwise: matched by bytes only"
+                log.warning(message, table.num_rows)
     return images
 
 
@@ -58,13 +58,13 @@ def _learn_texts(build: Build, identities: Identities, known: list[Published], h
     for other in (k for k in known if k.sketch != sketches):
         log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", other.build)
 
-    def tables() -> Iterator[pa.Table]:
-        for one in (k for k in known if k.sketch == sketches):
-            for table in identities.batches(one, "texts.parquet"):
-                yield table.take(pa.array(asked.rows(text_rows.read(table["text"]).sketches.keys)))
-
-    for table in _gathered(tables()):
-        held.learn_texts(text_rows.read(table["text"]))
+    found: list[pa.Table] = [pa.schema([("text", text_rows.FIELDS)]).empty_table()]
+    for table in (t for k in known if k.sketch == sketches for t in identities.batches(k, "texts.parquet")):
+        found.append(table.take(pa.array(asked.rows(text_rows.read(table["text"]).sketches.keys))))
+        if sum(t.num_rows for t in found) >= LOADED:
+            held.learn_texts(text_rows.read(pa.concat_tables(found)["text"]))
+            found = found[:1]
+    held.learn_texts(text_rows.read(pa.concat_tables(found)["text"]))
 
 
 def _asked(build: Build) -> text_rows.Asked:
@@ -77,29 +77,27 @@ def _asked(build: Build) -> text_rows.Asked:
     return asked
 
 
-def _images(identities: Identities, known: list[Published], columns: list[str]) -> Iterator[pa.Table]:
-    """Images by rank with their `flags`."""
-    for one in known:
-        placeholders = {
-            row
-            for t in identities.batches(one, "placeholders.parquet")
-            for row in rows_of(digests_of(t["candidate_id"]))
-        }
-        for table in identities.batches(one, "images.parquet", columns):
-            flags = np.full(table.num_rows, EARLIER, np.uint8)
-            if placeholders:
-                names = rows_of(digests_of(table["candidate_id"]))
-                flags[[name in placeholders for name in names]] |= PLACEHOLDER
-            yield table.append_column("flags", pa.array(flags))
+def _gathered(
+    identities: Identities, known: list[Published], columns: list[str]
+) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
+    """Images by rank with their `flags`, and their signatures build by build: whole builds, LOADED rows and more."""
+    tables: list[pa.Table] = []
+    signatures: list[npt.NDArray[np.uint8]] = []
+    for number, one in enumerate(known, 1):
+        own = _images(identities, one, columns)
+        tables.append(own)
+        signatures.append(identities.signatures(one, own.num_rows))
+        if number == len(known) or sum(t.num_rows for t in tables) >= LOADED:
+            yield pa.concat_tables(tables), signatures
+            tables, signatures = [], []
 
 
-def _gathered(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in few tables of LOADED rows and more."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(t.num_rows for t in waiting) >= LOADED:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
+def _images(identities: Identities, known: Published, columns: list[str]) -> pa.Table:
+    flagged = [digests_of(t["candidate_id"]) for t in identities.batches(known, "placeholders.parquet")]
+    placeholders = {name for names in flagged for name in rows_of(names)}
+    schema = pa.schema([IMAGE_SCHEMA.field(name) for name in columns])
+    table = pa.concat_tables([schema.empty_table(), *identities.batches(known, "images.parquet", columns)])
+    flags = np.full(table.num_rows, EARLIER, np.uint8)
+    if placeholders:
+        flags[[name in placeholders for name in rows_of(digests_of(table["candidate_id"]))]] |= PLACEHOLDER
+    return table.select(columns).append_column("flags", pa.array(flags))

@@ -79,10 +79,20 @@ class ImageRows:
 
 def images_of(table: pa.Table) -> ImageRows:
     """Images of a table with sha256 (DIGEST), phash and signature."""
-    rows = table.num_rows
-    phash = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(rows, -1 if rows else 1)
     raw = np.concatenate([np.zeros(0, np.uint8), *(bytes_of(chunk)[0] for chunk in table["signature"].chunks)])
-    return ImageRows(rows_of(digests_of(table["sha256"])), phash, raw.reshape(rows, -1 if rows else 1))
+    signature = raw.reshape(table.num_rows, -1 if table.num_rows else 1)
+    return ImageRows(rows_of(digests_of(table["sha256"])), hashes_of(table), signature)
+
+
+def hashes_of(table: pa.Table) -> Codes:
+    """[N, hashes] of a table with phash."""
+    rows = table.num_rows
+    codes: Codes = pc.list_flatten(table["phash"]).to_numpy().astype(np.uint64).reshape(rows, -1 if rows else 1)
+    return codes
+
+
+Looks = tuple[Codes, Sequence[npt.NDArray[np.uint8]]]
+"""Hashes [N, hashes], and signatures in pieces, in order: [N, bytes] together."""
 
 
 @dataclass(frozen=True)
@@ -151,16 +161,16 @@ class Holder:
         """How many kept pairs each domain has in this share."""
         return np.array([self._domains[d] for d in domains], np.int64)
 
-    def learn_images(self, sha256: Sequence[bytes], known: Known, images: ImageRows | None) -> None:
-        """Add the next leaders of this share; without `images` they are matched by bytes only."""
+    def learn_images(self, sha256: Sequence[bytes], known: Known, looks: Looks | None) -> None:
+        """Add the next leaders of this share; without `looks` they are matched by bytes only."""
         start = self._place.size
         for at, digest in enumerate(sha256, start):
             self._same.setdefault(digest, at)
         self._candidate.add(known.candidate_id)
         self._place.add(known.place)
         self._flags.add(known.flags)
-        if images is not None:
-            self._looks.add(*images.looks)
+        if looks is not None:
+            self._looks.add(looks[0], *looks[1])
             self._seen.add(np.arange(start, self._place.size))
 
     def learn_texts(self, texts: TextRows) -> None:
@@ -228,30 +238,32 @@ class Holders:
         found: Ints = np.sum(self._ask("domains", [(domains,)] * self._count), axis=0)
         return found
 
-    def learn_images(self, sha256: Sequence[bytes], known: Known, images: ImageRows | None) -> None:
+    def learn_images(self, sha256: Sequence[bytes], known: Known, looks: Looks | None) -> None:
         """The next image leaders."""
         shares = []
-        for rows in self._shares(self._images, len(sha256)):
+        for share in range(self._count):
+            rows, start = self._share(share, self._images), self._images
             own = Known(known.candidate_id[rows], known.place[rows], known.flags[rows])
-            digests = sha256 if isinstance(rows, slice) else [sha256[row] for row in rows]
-            shares.append((digests, own, images.take(rows) if images else None))
+            pieces = []
+            for piece in looks[1] if looks else ():
+                pieces.append(piece[self._share(share, start)])
+                start += len(piece)
+            shares.append((sha256[rows], own, (looks[0][rows], pieces) if looks else None))
         self._images += len(sha256)
         self._ask("learn_images", shares)
 
     def learn_texts(self, texts: TextRows) -> None:
         """The next text leaders."""
-        shares = [(texts.take(rows),) for rows in self._shares(self._texts, len(texts))]
+        shares = [(texts.take(self._share(share, self._texts)),) for share in range(self._count)]
         self._texts += len(texts)
         self._ask("learn_texts", shares)
 
     def count(self, text_leaders: Counter[bytes], domains: Counter[int]) -> None:
         self._ask("count", [(text_leaders, domains)] * self._count)
 
-    def _shares(self, start: int, size: int) -> list[Any]:
-        """Rows of each share, of `size` new ones that follow `start` known ones."""
-        if self._count == 1:
-            return [slice(None)]
-        return [np.arange((share - start) % self._count, size, self._count) for share in range(self._count)]
+    def _share(self, share: int, start: int) -> slice:
+        """Which rows belong to a share, of new ones that follow `start` known ones."""
+        return slice((share - start) % self._count, None, self._count)
 
     def _ask(self, what: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         pairs = zip(self._holders, arguments, strict=True)

@@ -16,12 +16,15 @@ Earlier builds of the same dataset and snapshot are not read: the new build is i
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -39,7 +42,6 @@ IMAGE_SCHEMA = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("phash", pa.list_(pa.uint64())),
-        ("signature", pa.binary()),
         ("domain", pa.uint64()),  # 64 bits of a hash
         ("text_leader", DIGEST),  # of the primary text
         ("split", pa.string()),
@@ -52,7 +54,10 @@ TEXT_SCHEMA = pa.schema([("text", FIELDS)])
 
 PLACEHOLDER_SCHEMA = pa.schema([("candidate_id", DIGEST)])
 
-PARTS = ("images.parquet", "texts.parquet", "placeholders.parquet")
+SIGNATURES = "signatures.bin"
+"""Signatures of the images, one after the other and nothing else: a file to be mapped, of which few are ever read."""
+
+PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
 
 
 class Published(BaseModel):
@@ -111,13 +116,27 @@ class Identities:
 
     def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Rows of one of PARTS, in order. Raises StoreError if the file is not there or not whole."""
+        with self._file(known, part) as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=50_000, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+    def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
+        """Signatures [images, bytes] of a build's images, mapped (behind a URL from a copy that is gone when unused).
+
+        Raises StoreError as `batches` does.
+        """
+        with self._file(known, SIGNATURES) as path:
+            if not images:
+                return np.zeros((0, 0), np.uint8)
+            return np.memmap(path, np.uint8, "r").reshape(images, -1)
+
+    @contextlib.contextmanager
+    def _file(self, known: Published, part: str) -> Iterator[Path]:
         ref = known.files[part]
         with self._folder.local(ref.name) as path:
             if not path.exists() or path.stat().st_size != ref.bytes:
                 raise StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
-            with pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(batch_size=50_000, columns=columns):
-                    yield pa.Table.from_batches([batch])
+            yield path
 
     def check(self, build: Build) -> None:
         """Raise StoreError if a build may not be published since others were, of which it knows nothing."""

@@ -34,7 +34,7 @@ from pipeline import earlier, rank, text_rows
 from pipeline.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.features import feature_id
 from pipeline.holders import Holders, images_of
-from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA
+from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.leaders import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.normal import normals
 from pipeline.records import TEXTS_TYPE
@@ -134,6 +134,7 @@ class _Sequence:
             scratch = self._attempt.folder("spill")
             verdicts, merges = _Spill(scratch, "verdicts"), _Spill(scratch, "merges")
             images = stack.enter_context(_Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
+            signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             texts = stack.enter_context(_Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
             for table, of_row in rank.merged(self._stage, self._runs, BLOCK):
                 block = block_of(table, of_row, self._rules.max_texts)
@@ -141,7 +142,9 @@ class _Sequence:
                 verdicts.add(of_row, _verdict_rows(table, found))
                 if self._gathers:
                     merges.add(*_merge_rows(table, found))
-                images.add(self._image_rows(table, found))
+                kept = table.take(pa.array(found.kept, pa.int64()))
+                images.add(self._image_rows(kept, found))
+                signatures.writelines(kept["signature"].to_pylist())
                 texts.add(pa.table({"text": block.texts.take(found.new_texts).columns()}))
                 self._counts["leaders"] += len(found.text_leaders)
                 self._counts["text_clusters"] += len(found.new_texts)
@@ -150,20 +153,15 @@ class _Sequence:
                 self._finish(number, run, verdicts, merges, placeholders)
         return self._counts
 
-    def _image_rows(self, table: pa.Table, found: Verdicts) -> pa.Table:
-        kept = table.select([n for n in IMAGE_SCHEMA.names if n in table.column_names]).take(
-            pa.array(found.kept, pa.int64())
-        )
+    def _image_rows(self, kept: pa.Table, found: Verdicts) -> pa.Table:
         seed, shares = self._build.spec.seed, self._build.spec.shards
         leaders = [own[0] for own in found.text_leaders.values()]
         splits = [
             split_of(sha256.hex(), seed, shares.dev_share, shares.val_share)
             for sha256 in rows_of(digests_of(kept["sha256"]))
         ]
-        kept = kept.append_column("text_leader", pa.array(leaders, DIGEST)).append_column(
-            "split", pa.array(splits, pa.string())
-        )
-        return kept.select(IMAGE_SCHEMA.names)
+        more = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
+        return pa.table({name: more[name] if name in more else kept[name] for name in IMAGE_SCHEMA.names})
 
     def _finish(self, number: int, run: Record, verdicts: _Spill, merges: _Spill, placeholders: _Rows) -> None:
         """Write what `dedup` needs of one run."""

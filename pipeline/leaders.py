@@ -145,7 +145,7 @@ class LeaderPass:
             return
         known = Known(block.candidate_id[rows], block.place[rows], np.zeros(len(rows), np.uint8))
         images = block.images.take(rows)
-        self._holders.learn_images(images.sha256, known, images)
+        self._holders.learn_images(images.sha256, known, (images.phash, [images.signature]))
         self._holders.learn_texts(block.texts.take(texts.new))
         self._holders.count(texts.counted, domains.counted)
 

@@ -26,6 +26,7 @@ import numpy.typing as npt
 
 from pipeline.features import BOXES, HALVES
 from pipeline.features.signature import GRIDS, SIZE, within
+from pipeline.grids import Grids
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -224,17 +225,15 @@ class ImageLeaders:
         self._radius, self._threshold = radius, threshold
         self._parts, self._whole = HashIndex(radius), HashIndex(radius)
         self._halves = {half: HashIndex(radius_of(half, radius)) for half in _HALVES}
-        self._signatures = np.zeros((1024, GRIDS, SIZE), np.uint8)
+        self._grids = Grids(GRIDS, SIZE)
         self.count = 0
 
-    def add(self, phash: Codes, signature: Signatures) -> None:
-        """Add leaders."""
+    def add(self, phash: Codes, *signature: Signatures) -> None:
+        """Add leaders. Signatures may come in pieces; those that are a memory map stay on disk."""
         new = np.arange(self.count, self.count + len(phash))
         self.count += len(new)
-        if len(self._signatures) < self.count:
-            size = max(self.count, len(self._signatures) * 9 // 8)
-            self._signatures.resize((size, GRIDS, SIZE), refcheck=False)  # in place: never held twice
-        self._signatures[new] = _grids(signature)
+        for piece in signature:
+            self._grids.add(piece)
         self._whole.add(phash[:, 0], new)
         ids = new[:, None] * len(BOXES) + np.arange(len(BOXES))
         self._parts.add(phash[:, : len(BOXES)].ravel(), ids.ravel())
@@ -248,7 +247,7 @@ class ImageLeaders:
         for rows, parts, leaders, their_parts in self._candidates(phash):
             for start in range(0, len(rows), VERIFIED):
                 cut = slice(start, start + VERIFIED)
-                own, other = grids[rows[cut], parts[cut]], self._signatures[leaders[cut], their_parts[cut]]
+                own, other = grids[rows[cut], parts[cut]], self._grids.of(leaders[cut], their_parts[cut])
                 alike = within(own, other, self._threshold)
                 np.minimum.at(found, rows[cut][alike], leaders[cut][alike])
         found[found == self.count] = -1

@@ -25,7 +25,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS, Text
 from pipeline import pictures
 from pipeline.detectors import detectors_of
-from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, TEXT_SCHEMA
+from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
@@ -237,6 +237,7 @@ def _lead(build: Build, kept: list[Item]) -> None:
     ]
     with build.stage("lead").attempt("all") as attempt:
         attempt.write_table("images.parquet", pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA))
+        attempt.path(SIGNATURES).write_bytes(b"")
         attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())
         attempt.write_table("placeholders.parquet", PLACEHOLDER_SCHEMA.empty_table())
         attempt.commit({"pairs": len(kept)}, {"features": "as made", "sketch": "as made"})

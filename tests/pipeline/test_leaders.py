@@ -201,7 +201,7 @@ def test_an_earlier_placeholder_is_dropped_at_sight() -> None:
     rules = Dedup()
     with Holders(rules, 2) as held:
         known = Known(np.full((1, 32), 7, np.uint8), np.array([-1]), np.array([EARLIER | PLACEHOLDER], np.uint8))
-        held.learn_images([b"x" * 32], known, ImageRows([b"x" * 32], found.phash[:1], found.signature[:1]))
+        held.learn_images([b"x" * 32], known, (found.phash[:1], [found.signature[:1]]))
         verdicts = LeaderPass(rules, held).decide(found.block(range(2), rules.text_similarity))
     reasons = [[reason for i, reason in enumerate(REASONS) if bits & 1 << i] for bits in verdicts.reasons]
     assert reasons == [[DropReason.PLACEHOLDER, DropReason.NEAR_IMAGE], []]

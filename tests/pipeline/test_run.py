@@ -11,7 +11,7 @@ import pytest
 from data_specs.build import BuildSpec, load
 from pipeline import run
 from pipeline.errors import StageError, StoreError
-from pipeline.identities import IMAGE_SCHEMA, PARTS, PLACEHOLDER_SCHEMA, TEXT_SCHEMA, Identities
+from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
 from pipeline.store import Build
 
 
@@ -80,8 +80,9 @@ def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_pa
 def publish(build: Build) -> None:
     """Leave what `release.publish` leaves in STORE, of a build that kept nothing."""
     with build.stage("lead").attempt("all") as attempt:
-        for part, schema in zip(PARTS, (IMAGE_SCHEMA, TEXT_SCHEMA, PLACEHOLDER_SCHEMA), strict=True):
-            attempt.write_table(part, schema.empty_table())
+        attempt.path(SIGNATURES).write_bytes(b"")
+        for part, schema in (("images", IMAGE_SCHEMA), ("texts", TEXT_SCHEMA), ("placeholders", PLACEHOLDER_SCHEMA)):
+            attempt.write_table(f"{part}.parquet", schema.empty_table())
         attempt.commit({"pairs": 0}, {"features": "f", "sketch": "s"})
     with build.store.lock():
         Identities(build.store).publish(build)
