@@ -35,7 +35,7 @@ VERSION = 1
 INPUTS: tuple[str, ...] = ("filter",)
 
 RUN = 100_000
-BUFFER = 200_000
+BUFFER = 20_000
 ROW_GROUP = 1_000
 
 RUN_SCHEMA = pa.schema(
