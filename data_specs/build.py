@@ -139,7 +139,7 @@ class Dedup(Spec):
     max_texts: int = Field(32, gt=0, description="of a sample, those of its duplicates included")
     merge_texts: bool = Field(True, description="a leader takes over the texts of its duplicates")
     pairs_per_holder: int = Field(
-        5_000_000, gt=0, description="above it leaders are spread over several processes of the cluster; same result"
+        2_000_000, gt=0, description="above it leaders are spread over several processes of the cluster; same result"
     )
 
 

@@ -4,8 +4,9 @@ Leader number n is in the share of holder n % S, as its n // S-th one. Whoever a
 shares, so the answer does not depend on S. With one share, or without Ray, holders are objects of this process and a
 call is a call; else each is an actor, somewhere in the cluster. The pass that asks then holds a block and nothing else.
 
-Limits: a share is in memory (figures in ARCHITECTURE.md); a dead actor fails the stage, which is started anew. Actors
-ask Ray for no CPU, since they idle between questions and a machine of two cores must not wait for a third.
+Limits: a share is in memory, about 4 KB for each kept pair of this build and 3 KB for each of an earlier one; a dead
+actor fails the stage, which is started anew. Actors ask Ray for no CPU, since they idle between questions and a machine
+of two cores must not wait for a third.
 """
 
 from __future__ import annotations
