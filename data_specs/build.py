@@ -126,7 +126,7 @@ class Admit(Spec):
 class Dedup(Spec):
     """When two images, or two texts, count as the same, and how many pairs may share a text, an image or a domain."""
 
-    image_distance: int = Field(5, ge=0, le=16, description="bits of 64 between two perceptual hashes")
+    image_distance: int = Field(4, ge=0, le=16, description="bits of 64 between two perceptual hashes")
     image_signature: float = Field(0.07, ge=0, le=1, description="difference of brightness and colour, 0 to 1")
     text_similarity: float = Field(
         0.7, gt=0, le=1, description="Jaccard similarity of character shingles; at 0.7 about one in ten may differ"

@@ -1,7 +1,8 @@
 """Signatures of image leaders by number: most of what a leader takes, and seldom read.
 
 Only candidates of the hash index are verified, a few for each image asked for. So what comes as a memory map of a file,
-as earlier builds' signatures do, stays on disk, and of it is read what is compared; the rest grows in memory.
+as earlier builds' signatures do, stays on disk: it is gone through once for its tones, and then read where it is
+compared; the rest grows in memory.
 """
 
 from __future__ import annotations

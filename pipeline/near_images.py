@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -25,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.features import BOXES, HALVES
-from pipeline.features.signature import GRIDS, SIZE, within
+from pipeline.features.signature import GRIDS, SIZE, of_one_tone, tones, within
 from pipeline.grids import Grids
 
 Codes = npt.NDArray[np.uint64]
@@ -48,6 +49,12 @@ COMBINATIONS = (
 BLOCK = 1 << 21
 """Elements of a temporary array: bounds memory at some tens of MB."""
 
+SCANNED = 1 << 16
+"""Codes looked at in one go: what they need stays in a processor's cache."""
+
+PAGE = 1 << 16
+"""Leaders whose signatures lie together: what grows is never moved, nor held twice."""
+
 MOST_BITS = 24
 """Of a band: its table then takes 64 MB."""
 
@@ -68,8 +75,8 @@ def radius_of(part: int, radius: int) -> int:
 class HashIndex:
     """64-bit codes with ids below 2^32; finds all within a Hamming radius. Codes are merged into ever larger levels."""
 
-    TAIL = 512
-    GROWTH = 6
+    TAIL = 128
+    GROWTH = 2
 
     def __init__(self, radius: int) -> None:
         self.radius = radius
@@ -120,20 +127,19 @@ class _Level:
 
     def _look_up(self, band: _Band, queries: Codes) -> Pairs:
         step = max(1, BLOCK // len(band.masks))
-        if len(queries) > step:
-            parts = [
-                (start, self._look_up(band, queries[start : start + step])) for start in range(0, len(queries), step)
-            ]
-            found: Pairs = _joined([(rows + start, at) for start, (rows, at) in parts])
-            return found
-        low, counts = band.ranges(queries)
-        if counts.sum() > 2 * BLOCK and len(queries) > 1:  # hot buckets: fewer queries at once
-            half = len(queries) // 2
-            a, b = self._look_up(band, queries[:half]), self._look_up(band, queries[half:])
-            return np.concatenate([a[0], b[0] + half]), np.concatenate([a[1], b[1]])
-        rows, slots = _spread(low, counts)
-        near = np.bitwise_count(queries[rows] ^ band.codes[slots]) <= self._radius
-        return rows[near], band.order[slots[near]].astype(np.int64)
+        found = []
+        for first in range(0, len(queries), step):
+            asked = queries[first : first + step]
+            for rows, start, counts in _cut(*band.ranges(asked)):
+                ends = np.cumsum(counts)
+                slots = np.repeat(start - (ends - counts), counts)
+                slots += np.arange(len(slots))
+                apart = band.codes[slots]
+                apart ^= np.repeat(asked[rows], counts)
+                near = np.flatnonzero(np.bitwise_count(apart) <= self._radius)
+                found.append((rows[np.searchsorted(ends, near, "right")] + first, band.order[slots[near]]))
+        rows, at = _joined(found)
+        return rows, at.astype(np.int64)
 
 
 class _Band:
@@ -147,8 +153,8 @@ class _Band:
         keys.sort()
         self.order = keys.astype(np.uint32)  # the lower half
         self.codes = codes[self.order]  # beside each other what a look-up reads
-        self._starts = np.zeros((1 << width) + 1, np.uint32)
-        np.cumsum(np.bincount(values.astype(np.int64), minlength=1 << width), out=self._starts[1:])
+        counts = np.bincount(values.astype(np.int64) + 1, minlength=(1 << width) + 1)
+        self._starts = np.cumsum(counts).astype(np.uint32)
 
     def ranges(self, queries: Codes) -> tuple[Ints, Ints]:
         """[Q, masks]: where in `order` the codes start that agree with each query up to each mask, and how many."""
@@ -171,7 +177,7 @@ def _plan(size: int, radius: int) -> list[tuple[int, int, int]]:
             width = min(64 // bands + (k < 64 % bands), most)
             share = (radius + 1) // bands + (k < (radius + 1) % bands) - 1
             probes = sum(math.comb(width, i) for i in range(share + 1))
-            cost += probes * (6 + 1.5 * size / (1 << width)) + 3 * (1 << width) / max(1, size)
+            cost += probes * (6 + 4 * size / (1 << width)) + 20 * (1 << width) / max(1, size)
             plan.append((shift, width, share))
             shift += 64 // bands + (k < 64 % bands)
         best = min(best, (cost, plan))
@@ -198,14 +204,18 @@ def _brute(queries: Codes, codes: Codes, radius: int) -> Pairs:
     return joined
 
 
-def _spread(low: Ints, counts: Ints) -> Pairs:
-    """(row, number) of all numbers in the ranges [rows, ranges] of a start and a count, one range after the other."""
+def _cut(low: Ints, counts: Ints) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """(rows, starts, counts) of the ranges [rows, ranges] that hold anything, about SCANNED numbers at a time."""
     filled = np.flatnonzero(counts)
-    counts, start = counts.ravel()[filled], low.ravel()[filled]
+    if not len(filled):
+        return
+    rows, starts, counts = filled // low.shape[1], low.ravel()[filled], counts.ravel()[filled]
     ends = np.cumsum(counts)
-    numbers = np.repeat(start - (ends - counts), counts)
-    numbers += np.arange(len(numbers))
-    return np.repeat(filled // low.shape[1], counts), numbers
+    cuts = np.unique(np.searchsorted(ends, np.arange(SCANNED, ends[-1], SCANNED)))
+    for cut in zip(np.append(0, cuts), np.append(cuts, len(ends)), strict=True):
+        if cut[0] < cut[1]:
+            here = slice(*cut)
+            yield rows[here], starts[here], counts[here]
 
 
 def _joined(parts: list[Any]) -> Any:
@@ -226,14 +236,21 @@ class ImageLeaders:
         self._parts, self._whole = HashIndex(radius), HashIndex(radius)
         self._halves = {half: HashIndex(radius_of(half, radius)) for half in _HALVES}
         self._grids = Grids(GRIDS, SIZE)
+        self._tones = np.zeros((1024, GRIDS), np.uint64)
         self.count = 0
 
     def add(self, phash: Codes, *signature: Signatures) -> None:
         """Add leaders. Signatures may come in pieces; those that are a memory map stay on disk."""
-        new = np.arange(self.count, self.count + len(phash))
+        first, new = self.count, np.arange(self.count, self.count + len(phash))
         self.count += len(new)
+        while len(self._tones) < self.count:
+            self._tones = np.concatenate([self._tones, np.zeros_like(self._tones)])
         for piece in signature:
             self._grids.add(piece)
+            for start in range(0, len(piece), BLOCK // SIZE):  # of a map, a part at a time
+                part = piece[start : start + BLOCK // SIZE]
+                self._tones[first : first + len(part)] = tones(_grids(part))
+                first += len(part)
         self._whole.add(phash[:, 0], new)
         ids = new[:, None] * len(BOXES) + np.arange(len(BOXES))
         self._parts.add(phash[:, : len(BOXES)].ravel(), ids.ravel())
@@ -243,13 +260,17 @@ class ImageLeaders:
     def first(self, phash: Codes, signature: Signatures) -> Ints:
         """[N] number of the first leader that each image looks like, -1 if there is none."""
         grids = _grids(signature)
+        own = tones(grids)
         found: Ints = np.full(len(phash), self.count, np.int64)
-        for rows, parts, leaders, their_parts in self._candidates(phash):
-            for start in range(0, len(rows), VERIFIED):
-                cut = slice(start, start + VERIFIED)
-                own, other = grids[rows[cut], parts[cut]], self._grids.of(leaders[cut], their_parts[cut])
-                alike = within(own, other, self._threshold)
-                np.minimum.at(found, rows[cut][alike], leaders[cut][alike])
+        for candidates in self._candidates(phash):
+            rows, parts, leaders, their_parts = candidates
+            near = np.flatnonzero(of_one_tone(own[rows, parts], self._tones[leaders, their_parts]))
+            for start in range(0, len(near), VERIFIED):
+                rows, parts, leaders, their_parts = (of[near[start : start + VERIFIED]] for of in candidates)
+                new = leaders < found[rows]  # a copy is near its leader by most of its parts: once is enough
+                rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
+                alike = within(grids[rows, parts], self._grids.of(leaders, their_parts), self._threshold)
+                np.minimum.at(found, rows[alike], leaders[alike])
         found[found == self.count] = -1
         return found
 
@@ -259,14 +280,14 @@ class ImageLeaders:
         return len(_distinct(*_joined(found))[0])
 
     def _candidates(self, phash: Codes) -> list[tuple[Ints, Ints, Ints, Ints]]:
-        """(rows, their grids, leaders, their grids) of all whose hashes are near."""
-        rows, ids = _distinct(*self._parts.near(phash[:, 0]))
+        """(rows, their grids, leaders, their grids) of all whose hashes are near; one may come twice."""
+        rows, ids = self._parts.near(phash[:, 0])
         found = [(rows, np.zeros_like(rows), ids // len(BOXES), ids % len(BOXES))]
-        asked, leaders = _distinct(*self._whole.near(phash[:, 1 : len(BOXES)].ravel()))
+        asked, leaders = self._whole.near(phash[:, 1 : len(BOXES)].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
         found.append((rows, parts + 1, leaders, np.zeros_like(rows)))
         for half, index in self._halves.items():
-            rows, leaders = _distinct(*index.near(phash[:, half]))
+            rows, leaders = index.near(phash[:, half])
             found.append((rows, np.zeros_like(rows), leaders, np.zeros_like(rows)))
         return found
 
@@ -274,19 +295,28 @@ class ImageLeaders:
         """For each image those before it in the same list that it looks like, in order."""
         size, grids = len(phash), _grids(signature)
         known = np.zeros((size, size), np.bool_)
-        for part, other in COMBINATIONS:
-            if part and not other:
-                continue  # the same pairs from the other side
-            index = HashIndex(radius_of(part, self._radius))
-            index.add(phash[:, other], np.arange(size))
-            rows, found = _distinct(*index.near(phash[:, part]))
-            new = (rows != found) & ~known[rows, found]
-            rows, found = rows[new], found[new]
-            for start in range(0, len(rows), VERIFIED):
-                one, two = rows[start : start + VERIFIED], found[start : start + VERIFIED]
-                alike = within(grids[one, grid_of(part)], grids[two, grid_of(other)], self._threshold)
-                known[one[alike], two[alike]] = known[two[alike], one[alike]] = True
+        rows, ids = _near_among(phash[:, 0], phash[:, : len(BOXES)], self._radius)
+        near = [(rows, ids // len(BOXES), ids % len(BOXES))]  # parts of one with the whole of the other, from one side
+        for half in _HALVES:
+            rows, ids = _near_among(phash[:, half], phash[:, half : half + 1], radius_of(half, self._radius))
+            near.append((rows, ids, np.zeros_like(ids)))
+        for candidates in near:
+            for start in range(0, len(candidates[0]), VERIFIED):
+                rows, others, parts = (of[start : start + VERIFIED] for of in candidates)
+                new = (rows != others) & ~known[rows, others]
+                rows, others, parts = rows[new], others[new], parts[new]
+                alike = within(grids[rows, 0], grids[others, parts], self._threshold)
+                known[rows[alike], others[alike]] = known[others[alike], rows[alike]] = True
         return [np.flatnonzero(known[row, :row]).tolist() for row in range(size)]
+
+
+def _near_among(queries: Codes, codes: Codes, radius: int) -> Pairs:
+    """(position in queries [Q], position in codes [Q, n] as it lies in memory) of all within the radius, once each."""
+    codes = codes.ravel()
+    asked, there = np.flatnonzero(queries), np.flatnonzero(codes)
+    level = _Level(codes[there], there.astype(np.uint32), radius)
+    rows, found = level.near(queries[asked])
+    return _distinct(asked[rows], found)
 
 
 def _grids(signature: Signatures) -> Signatures:

@@ -28,8 +28,8 @@ from pipeline.pictures import Pixels
 SIDE = 32
 """Cells to a side of a part, of which the DCT is taken."""
 
-CLEARLY = (3, 20)
-"""0.15 as a fraction. More of it forgives more, and puts more different pictures side by side."""
+CLEARLY = (1, 10)
+"""0.1 as a fraction. More of it forgives more, and puts more different pictures side by side."""
 
 FLAT = 1.5
 """Grey levels, root mean square of the weighted frequencies, below which a part has no structure but noise."""

@@ -9,6 +9,8 @@ over everything, still tells them apart; and it forgives what a copy may go thro
 - lost colours: if one picture is grey, brightness is compared alone, and must agree `STRICTER` times as well;
 - a text along the upper or lower edge: the rest is compared alone, and must agree as much better.
 
+What no copy goes through is told by eight bytes, `tones`: looking at them first spares most comparisons.
+
 Limits: blind to what is finer than a twelfth of a side; a text across the middle is a difference. Of a shape in two
 colours of one brightness, a grey copy goes to whichever is ranked first.
 """
@@ -39,6 +41,9 @@ LOOKED_AT = 9
 GREY = 10
 """Most that a cell of a grey picture is off from grey, of 128."""
 
+TONE = 15
+"""Sixteenths of the sum over twelve cells, 20 grey levels: by so much the tone of a block may differ."""
+
 _MOVED, _COLOUR_MOVED = 8, 4
 """A difference counts from the eighth, of colours from the fourth part of the contrast between neighbouring cells."""
 
@@ -47,6 +52,7 @@ _ONE = 1 << 8
 
 Grids = npt.NDArray[np.uint8]
 Cells = npt.NDArray[np.int16]
+Tones = npt.NDArray[np.uint64]
 
 
 class Signature(Feature):
@@ -66,31 +72,66 @@ def signature_of(thumb: Pixels, cr: Pixels, cb: Pixels) -> bytes:
 
 
 def distance(a: Grids, b: Grids) -> npt.NDArray[np.float64]:
-    """Distances from 0 to 2 between grids [N, SIZE] and [N, SIZE]: 1 is black against white in cells that matter."""
-    (bright, colour), (other_bright, other_colour) = _planes(a), _planes(b)
-    apart = _apart(bright, other_bright, _MOVED)
-    colours = _apart(colour, other_colour, _COLOUR_MOVED).sum(axis=0, dtype=np.int16)
-    colours = colours.repeat(SIDE // COLOUR_SIDE, axis=0).repeat(SIDE // COLOUR_SIDE, axis=1)
-    grey = _is_grey(colour) | _is_grey(other_colour)
-    apart = np.where(grey, STRICTER * apart, np.maximum(apart, colours)).reshape(SIDE * SIDE, -1).T.copy()
-    upper, lower = apart[:, EDGE * SIDE :], apart[:, : -EDGE * SIDE]
-    most = np.minimum(_most(apart), STRICTER * np.minimum(_most(upper), _most(lower)))
-    found: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
+    """Distances from 0 to 2 between grids [N, SIZE] and [N, SIZE]: 1 is black against white in cells that matter.
+
+    It is 2 for grids whose tones are apart.
+    """
+    found = _distance(_cells_apart(a, b))
+    return np.where(of_one_tone(tones(a), tones(b)), found, 2.0)
+
+
+def tones(grids: Grids) -> Tones:
+    """[...] eight bytes for each grid [..., SIZE]: the brightness of 2 x 4 blocks between the edges, 12/16 of it."""
+    inner = grids[..., EDGE * SIDE : (SIDE - EDGE) * SIDE].astype(np.float32)
+    found: Tones = (inner @ _BLOCKS).astype(np.uint8).view(np.uint64)[..., 0]
+    return found
+
+
+def of_one_tone(a: Tones, b: Tones) -> npt.NDArray[np.bool_]:
+    """[N] whether no block of [N] and [N] differs by more than TONE."""
+    one, other = a.view(np.uint8).reshape(-1, 8), b.view(np.uint8).reshape(-1, 8)
+    near = np.maximum(one, other) - np.minimum(one, other) <= TONE
+    found: npt.NDArray[np.bool_] = near.view(np.uint64)[:, 0] == 0x0101010101010101
     return found
 
 
 def within(a: Grids, b: Grids, threshold: float) -> npt.NDArray[np.bool_]:
     """`distance(a, b) <= threshold`, in a fraction of the time where most pairs are far apart.
 
-    Whatever shifts explain and whichever edge is left out: grids are too far apart if LOOKED_AT of the cells between
-    the edges differ by more than the threshold and the most that is allowed for a shift.
+    Grids are too far apart, whichever edge is left out, if LOOKED_AT of the cells between the edges differ by more than
+    the threshold: in brightness less the most that a shift explains, which is seen at a glance, or in all.
     """
     inner = slice(EDGE * SIDE, (SIDE - EDGE) * SIDE)
     one, other = a[:, inner], b[:, inner]
     difference = np.maximum(one, other) - np.minimum(one, other)
-    near: npt.NDArray[np.bool_] = np.count_nonzero(difference > 255 * (threshold + 1 / _MOVED), axis=1) < LOOKED_AT
-    near[near] = distance(a[near], b[near]) <= threshold
+    near = np.count_nonzero(difference > 255 * (threshold + 1 / _MOVED), axis=1) < LOOKED_AT
+    near &= of_one_tone(tones(a), tones(b))
+    rows = np.flatnonzero(near)
+    apart = _cells_apart(a[rows], b[rows])
+    left = np.count_nonzero(apart[EDGE : SIDE - EDGE] > 255 * _MOVED * threshold, axis=(0, 1)) < LOOKED_AT
+    near[rows] = left
+    near[rows[left]] = _distance(apart[..., left]) <= threshold
     return near
+
+
+def _cells_apart(a: Grids, b: Grids) -> Cells:
+    """[12, 12, N] differences of brightness or, where that is more, of colours, in eighths."""
+    (bright, colour), (other_bright, other_colour) = _planes(a), _planes(b)
+    apart = _apart(bright, other_bright, _MOVED)
+    colours = _apart(colour, other_colour, _COLOUR_MOVED).sum(axis=0, dtype=np.int16)
+    colours = colours.repeat(SIDE // COLOUR_SIDE, axis=0).repeat(SIDE // COLOUR_SIDE, axis=1)
+    grey = _is_grey(colour) | _is_grey(other_colour)
+    found: Cells = np.where(grey, STRICTER * apart, np.maximum(apart, colours))
+    return found
+
+
+def _distance(apart: Cells) -> npt.NDArray[np.float64]:
+    """[N] of differences [12, 12, N]: the largest of all, or stricter without an edge."""
+    flat = apart.reshape(SIDE * SIDE, -1).T.copy()
+    upper, lower = flat[:, EDGE * SIDE :], flat[:, : -EDGE * SIDE]
+    most = np.minimum(_most(flat), STRICTER * np.minimum(_most(upper), _most(lower)))
+    found: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
+    return found
 
 
 def _planes(grids: Grids) -> tuple[Grids, Grids]:
@@ -151,4 +192,13 @@ def _parts(thumb: int, side: int) -> Parts:
     return Parts(BOXES, lambda start, stop: cells(start, stop, thumb, side, _ONE).astype(np.float32))
 
 
+def _blocks() -> npt.NDArray[np.float32]:
+    """[cells between the edges, 8]: sums over 2 x 4 blocks, in sixteenths, which floats hold exactly."""
+    rows, columns = np.divmod(np.arange((SIDE - 2 * EDGE) * SIDE), SIDE)
+    block = rows // (SIDE // 2 - EDGE) * 4 + columns // (SIDE // 4)
+    weights: npt.NDArray[np.float32] = (block[:, None] == np.arange(8)).astype(np.float32) / 16
+    return weights
+
+
+_BLOCKS = _blocks()
 _BRIGHT, _COLOUR = _parts(THUMB, SIDE), _parts(COLOUR_THUMB, COLOUR_SIDE)

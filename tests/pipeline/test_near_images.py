@@ -52,13 +52,16 @@ def test_the_index_finds_exactly_what_comparing_all_finds(radius: int, size: int
     )
 
 
-def test_a_hot_bucket_is_answered_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scanned", [1, 100, 10_000])
+def test_a_hot_bucket_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, scanned: int) -> None:
+    monkeypatch.setattr("pipeline.near_images.SCANNED", scanned)
     monkeypatch.setattr("pipeline.near_images.BLOCK", 200)
-    codes = np.full(6_000, 12345, np.uint64)
-    index = HashIndex(8)
-    index.add(codes, np.arange(6_000))
-    rows, ids = index.near(codes[:3])
-    assert len({*zip(rows.tolist(), ids.tolist(), strict=True)}) == 18_000
+    codes = np.append(np.full(6_000, 12345, np.uint64), np.arange(1, 400, dtype=np.uint64) << np.uint64(40))
+    index = HashIndex(4)
+    index.add(codes, np.arange(len(codes)))
+    rows, ids = index.near(codes[5_997:6_003])
+    by_all = np.nonzero(np.bitwise_count(codes[5_997:6_003, None] ^ codes[None]) <= 4)
+    assert {*zip(rows.tolist(), ids.tolist(), strict=True)} == {*zip(*(at.tolist() for at in by_all), strict=True)}
 
 
 @given(st.integers(0, 10**7), st.integers(0, 16))
