@@ -10,13 +10,13 @@ Two texts are the same if and only if their digits agree and the Jaccard similar
 threshold, or, where one of them has fewer than nine characters, is 1: in 红烧鱼 and 红烧肉 one character is all that
 counts. At 0.7 about one character in ten may differ. `same` decides that for many pairs at once.
 
-`keys` are the bands of a MinHash of the shingles (rensa): texts at the threshold share none of them in at most `MISS`
-of all cases, texts above it more seldom.
+`keys` are the bands of a MinHash of the shingles (Broder, "On the Resemblance and Containment of Documents", 1997),
+made here and not by a package: they are kept in STORE and must be the same in every version. Texts at the threshold
+share none of them in at most `MISS` of all cases, texts above it more seldom.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -48,6 +48,9 @@ BATCH = 8_192
 """Texts sketched at once; their number must fit into the 15 bits that a sort key has left for it."""
 
 _FIRST_RUN = sys.maxunicode + 1
+
+DIGESTED = 1_024
+"""Texts digested at once: their hashes stay in the processor's cache."""
 
 PAIRS = 1 << 16
 """Pairs verified at once: bounds memory at some tens of MB."""
@@ -230,22 +233,36 @@ def _signs(texts: Sequence[str]) -> tuple[Words, Words]:
     return text[starts], signs[starts]
 
 
-def _digests(hashes: Hashes, ends: Ints, count: int) -> Words:
-    """MinHash digests [N, count]. rensa gives them as lists of rows only, which costs more than making them."""
-    import rensa
+def _digests(hashes: Hashes, ends: Ints, count: int) -> Hashes:
+    """MinHash digests [N, count] of texts that end at `ends`; those of a text without shingles are 0.
 
-    offsets = np.concatenate([[0], ends]).astype(np.uint64)
-    matrix = rensa.RMinHash.digest_matrix_from_flat_token_hashes(mixed(hashes.astype(np.uint64)), offsets, count, 1)
-    flat = np.fromiter(itertools.chain.from_iterable(matrix.to_rows()), np.uint32, count=len(ends) * count)
-    return flat.reshape(len(ends), count).astype(np.uint64)
+    The hashes are well mixed already, so an exclusive or and a product with an odd number make another order of them.
+    """
+    found = np.zeros((count, len(ends)), np.uint32)
+    starts = np.concatenate([[0], ends[:-1]])
+    full = np.flatnonzero(ends > starts)  # ranges that are not empty lie side by side
+    first, second = (
+        mixed(np.arange(count, dtype=np.uint64) + np.uint64(salt)).astype(np.uint32) for salt in (1, 1_001)
+    )
+    for low in range(0, len(full), DIGESTED):
+        rows = full[low : low + DIGESTED]
+        begin = starts[rows[0]]
+        own, at = hashes[begin : ends[rows[-1]]], starts[rows] - begin
+        other = np.empty_like(own)
+        for number in range(count):
+            np.bitwise_xor(own, first[number], out=other)
+            np.multiply(other, second[number] | np.uint32(1), out=other)
+            found[number, rows] = np.minimum.reduceat(other, at)
+    digests: Hashes = found.T
+    return digests
 
 
-def _band_keys(digests: Words, numerals: Words, rows: int) -> Hashes:
+def _band_keys(digests: Hashes, numerals: Words, rows: int) -> Hashes:
     """A key of each band, made of its rows, its number and the digits: texts of other digits share none."""
     of_band = digests.reshape(len(digests), -1, rows)
     keys = mixed(numerals)[:, None] ^ np.arange(of_band.shape[1], dtype=np.uint64)[None, :]
     for row in range(rows):
-        keys = mixed(keys + of_band[:, :, row])
+        keys = mixed(keys + of_band[:, :, row].astype(np.uint64))
     found: Hashes = (keys >> np.uint64(32)).astype(np.uint32)
     return found
 

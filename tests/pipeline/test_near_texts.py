@@ -213,28 +213,55 @@ def test_similarity_is_symmetric_and_whole_for_a_text_itself(a: str, b: str) -> 
     assert likeness(a, a) == (1 if normal(a) else 0)
 
 
-def test_minhash_estimates_what_datasketch_estimates() -> None:
+def pairs_of_texts(count: int, changed: int) -> list[str]:
+    """Texts of 40 characters, each followed by itself with some of them changed."""
+    texts = []
+    for _ in range(count):
+        text = random.choices(LETTERS, k=40)
+        other = text.copy()
+        for at in random.sample(range(40), changed):
+            other[at] = random.choice(LETTERS)
+        texts += ["".join(text), "".join(other)]
+    return texts
+
+
+def test_minhash_estimates_as_datasketch_and_rensa_do() -> None:
     """The share of agreeing digests is the Jaccard similarity, within the error of that many permutations."""
+    import rensa
     from datasketch import MinHash
 
     random.seed(5)
-    count, pairs = 128, []
-    for _ in range(200):
-        text = random.choices(LETTERS, k=40)
-        other = [random.choice(LETTERS) if random.random() < 0.2 else c for c in text]
-        pairs.append(("".join(text), "".join(other)))
-    own = shingles([text for pair in pairs for text in pair])
-    digests = sketches._digests(np.concatenate(own), np.cumsum([len(s) for s in own]), count).reshape(200, 2, count)
-    ours = (digests[:, 0] == digests[:, 1]).mean(axis=1)
-    exact = np.array([likeness(a, b) for a, b in pairs])
-    theirs = []
-    for i in range(200):
-        made = [MinHash(num_perm=count), MinHash(num_perm=count)]
-        for sketched, signature in zip(made, own[2 * i : 2 * i + 2], strict=True):
-            sketched.update_batch([value.tobytes() for value in signature])
-        theirs.append(made[0].jaccard(made[1]))
-    assert np.abs(ours - exact).mean() < 1.25 * np.abs(np.array(theirs) - exact).mean()
-    assert abs((ours - exact).mean()) < 0.01
+    count, texts = 128, pairs_of_texts(200, 8)
+    own = shingles(texts)
+    digests = sketches._digests(np.concatenate(own), np.cumsum([len(s) for s in own]), count)
+    exact = np.array([likeness(a, b) for a, b in zip(texts[::2], texts[1::2], strict=True)])
+    lists = [[str(value) for value in signature] for signature in own]
+    theirs = [MinHash(num_perm=count) for _ in own]
+    for made, values in zip(theirs, lists, strict=True):
+        made.update_batch([value.encode() for value in values])
+    estimates = {
+        "ours": (digests[::2] == digests[1::2]).mean(axis=1),
+        "datasketch": np.array([a.jaccard(b) for a, b in zip(theirs[::2], theirs[1::2], strict=True)]),
+        "rensa": np.array(
+            [a.jaccard(b) for a, b in zip(*[iter(rensa.RMinHash.from_token_sets(lists, count, 1))] * 2, strict=True)]
+        ),
+    }
+    errors = {name: float(np.abs(found - exact).mean()) for name, found in estimates.items()}
+    assert errors["ours"] < 1.25 * errors["datasketch"]
+    assert errors["ours"] < 2 * errors["rensa"]
+    assert abs((estimates["ours"] - exact).mean()) < 0.01
+
+
+def test_bands_are_missed_as_seldom_as_theory_has_it() -> None:
+    random.seed(9)
+    texts = pairs_of_texts(4_000, 5)
+    made = sketch(texts, 0.7)
+    at = np.arange(0, len(texts), 2)
+    missed = ~(made.keys[at] == made.keys[at + 1]).any(axis=1)
+    rows, count = bands(0.7)
+    expected = ((1 - similarities(made, at, made, at + 1) ** rows) ** count).sum()
+    assert 3 < expected < 60
+    assert missed.sum() < expected + 4 * expected**0.5
 
 
 @settings(deadline=None)
