@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.sketches import Flags, Hashes, Ints, Sketches, begins, mixed, places, same, spread
+from pipeline.sketches import Flags, Hashes, Ints, Sketches, begins, mixed, places, possible, same, spread
 
 BUCKET = 64
 QUERIES = 1_024
@@ -71,7 +71,7 @@ class TextIndex:
             crowded = start + np.unique(full // texts.keys.shape[1])
             for part in range(0, len(crowded), QUERIES // 16):
                 asked = crowded[part : part + QUERIES // 16]
-                rows, at = self._crowd.near(texts.take(asked))
+                rows, at = self._crowd.near(texts.take(asked), self._held.view)
                 self._settle(texts, asked[rows], at, found)
         return np.where(found == NONE, -1, found)
 
@@ -96,7 +96,7 @@ class _Crowd:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._members = _Column(np.int64)  # ascending
+        self._members = _Column(np.int64)  # their positions
         self._keys = _Column(np.uint32)  # their band keys, one after the other
         self._postings = _Postings()
         self._counted, self._counts = np.empty(0, np.uint32), np.empty(0, np.int64)
@@ -113,18 +113,20 @@ class _Crowd:
             low, high = held.starts[members], held.starts[members + 1]
             self._counted, self._counts = np.unique(held.shingles[spread(low, high)], return_counts=True)
             self._sorted, self._postings, at = len(members), _Postings(), members
-        for start in range(0, len(at), QUERIES):
-            some = at[start : start + QUERIES]
-            rows, rare = self._rarest(held.take(some))
+        for start in range(len(members) - len(at), len(members), QUERIES):
+            some = np.arange(start, min(len(members), start + QUERIES))
+            rows, rare = self._rarest(held.take(members[some]))
             self._postings.add(rare, some[rows])
 
-    def near(self, texts: Sketches) -> tuple[Ints, Ints]:
+    def near(self, texts: Sketches, held: Sketches) -> tuple[Ints, Ints]:
         """Candidates, as (rows of the texts, positions in `held`): all that share a band and may be the same."""
         rows, rare = self._rarest(texts)
-        asked, at = self._postings.near(rare)
-        rows = rows[asked]
-        keys = self._keys.view.reshape(-1, texts.keys.shape[1])[np.searchsorted(self._members.view, at)]
-        shared = (keys == texts.keys[rows]).any(axis=1)
+        asked, member = self._postings.near(rare)
+        rows, at = rows[asked], self._members.view[member]
+        likely = possible(texts, rows, held, at, self._threshold)
+        rows, at, member = rows[likely], at[likely], member[likely]
+        keys = self._keys.view.reshape(-1, texts.keys.shape[1])
+        shared = (keys[member] == texts.keys[rows]).any(axis=1)
         return rows[shared], at[shared]
 
     def _rarest(self, texts: Sketches) -> tuple[Ints, Hashes]:

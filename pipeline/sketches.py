@@ -74,6 +74,9 @@ class Sketches:
     def sizes(self) -> Ints:
         return np.diff(self.starts)
 
+    def sizes_of(self, rows: Ints) -> Ints:
+        return self.starts[rows + 1] - self.starts[rows]
+
     def take(self, rows: Ints) -> Sketches:
         low, high = self.starts[rows], self.starts[rows + 1]
         starts = np.concatenate([[0], np.cumsum(high - low)])
@@ -102,18 +105,33 @@ def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
 
 def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
     """Whether text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact."""
-    found, needed = _possible(a, rows, b, at, threshold)
+    found = possible(a, rows, b, at, threshold)
     asked = np.flatnonzero(found)
     for start in range(0, len(asked), PAIRS):
         some = asked[start : start + PAIRS]
-        found[some] = similarities(a, rows[some], b, at[some]) >= needed[some]
+        needed = _needed(a.sizes_of(rows[some]), b.sizes_of(at[some]), threshold)
+        found[some] = similarities(a, rows[some], b, at[some]) >= needed
     return found
+
+
+def possible(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
+    """Whether text rows[i] of `a` may be the same as text at[i] of `b`, going by a bound that needs no shingles.
+
+    Each shingle that only one of them has changes one bit of the parity at most, so they differ in at least as many
+    shingles as in bits.
+    """
+    of_a, of_b = a.sizes_of(rows), b.sizes_of(at)
+    apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
+    likely: Flags = of_a + of_b - apart >= _needed(of_a, of_b, threshold) * (of_a + of_b + apart) - 1e-9
+    likely |= np.maximum(of_a, of_b) >= SHINGLES
+    likely &= a.numerals[rows] == b.numerals[at]
+    return likely
 
 
 def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:
     """Jaccard similarity of text rows[i] of `a` and text at[i] of `b`: exact, but where one of both was cut an estimate
     from the smallest SHINGLES of their union."""
-    of_a, of_b = a.starts[rows + 1] - a.starts[rows], b.starts[at + 1] - b.starts[at]
+    of_a, of_b = a.sizes_of(rows), b.sizes_of(at)
     pairs = len(rows)
     shingles = np.concatenate(
         [
@@ -151,8 +169,8 @@ def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
         pairs.sort()
         pairs = pairs[begins(pairs)]
         one, other = pairs >> 32, pairs & 0xFFFFFFFF
-    possible, _ = _possible(texts, one, texts, other, threshold)
-    one, other = one[possible], other[possible]
+    likely = possible(texts, one, texts, other, threshold)
+    one, other = one[likely], other[likely]
     if hot:
         share = (texts.keys[one] == texts.keys[other]).any(axis=1)
         one, other = one[share], other[share]
@@ -194,6 +212,11 @@ def spread(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> Ints:
     counts = high - low
     ends = np.cumsum(counts)
     return np.repeat(low - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
+
+
+def _needed(of_a: Ints, of_b: Ints, threshold: float) -> npt.NDArray[np.float64]:
+    """The similarity at which texts with that many shingles are the same."""
+    return np.where(np.minimum(of_a, of_b) < SHORT, 1.0, threshold)
 
 
 def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]:
@@ -265,20 +288,3 @@ def _band_keys(digests: Hashes, numerals: Words, rows: int) -> Hashes:
         keys = mixed(keys + of_band[:, :, row].astype(np.uint64))
     found: Hashes = (keys >> np.uint64(32)).astype(np.uint32)
     return found
-
-
-def _possible(
-    a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float
-) -> tuple[Flags, npt.NDArray[np.float64]]:
-    """Whether the two of each pair may be the same, going by a bound that needs no shingles, and what they must reach.
-
-    Each shingle that only one of them has changes one bit of the parity at most, so they differ in at least as many
-    shingles as in bits.
-    """
-    of_a, of_b = a.starts[rows + 1] - a.starts[rows], b.starts[at + 1] - b.starts[at]
-    apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
-    needed = np.where(np.minimum(of_a, of_b) < SHORT, 1.0, threshold)
-    possible: Flags = of_a + of_b - apart >= needed * (of_a + of_b + apart) - 1e-9
-    possible |= np.maximum(of_a, of_b) >= SHINGLES
-    possible &= a.numerals[rows] == b.numerals[at]
-    return possible, needed

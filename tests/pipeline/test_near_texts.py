@@ -327,9 +327,9 @@ def test_a_hot_cluster_is_compared_with_its_leaders_only(monkeypatch: pytest.Mon
     assert compared < 60 * len(hot)  # with each other they would be 18 million
 
 
-def test_captions_of_one_template_are_told_apart_and_their_copies_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They share buckets by the hundred. Bands alone, with a limit on buckets, would lose several of the copies."""
-    monkeypatch.setattr(near_texts, "BUCKET", 2)
+def test_captions_of_one_template_are_told_apart_and_full_buckets_lose_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They share buckets by the hundred. With few bands, so that a full bucket is often the only one of two texts."""
+    monkeypatch.setattr(sketches, "MISS", 0.3)
     random.seed(7)
     letters = [c for c in map(chr, range(0x3400, 0xA000)) if normal(c) == c and not c.isnumeric()]
     random.shuffle(letters)
@@ -337,9 +337,12 @@ def test_captions_of_one_template_are_told_apart_and_their_copies_found(monkeypa
     captions = [f"这张照片展示了在家中制作{dish}的详细过程和所需材料" for dish in dishes]
     copies = [f"那张照片展现了在家中制作{dish}的详尽过程和所需材料" for dish in dishes]
     assert likeness(captions[0], captions[1]) < 0.7 < likeness(captions[0], copies[0]) < 0.75
-    found = leaders_of(captions + copies, 0.7)
-    assert found[: len(captions)] == list(range(len(captions)))
-    assert sum(found[len(captions) + i] != i for i in range(len(copies))) <= 3  # of 800, at one in a thousand
+    monkeypatch.setattr(near_texts, "BUCKET", 2_000)
+    roomy = leaders_of(captions + copies, 0.7)
+    assert roomy[: len(captions)] == list(range(len(captions)))
+    assert sum(roomy[len(captions) + i] == i for i in range(len(copies))) > 500
+    monkeypatch.setattr(near_texts, "BUCKET", 2)
+    assert leaders_of(captions + copies, 0.7) == roomy
 
 
 def test_distinct_captions_stay_distinct() -> None:
