@@ -20,13 +20,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StageError
-from pipeline.features import REDUCE_TO, Feature, View, feature_id, features
-from pipeline.pictures import PictureError, decode
+from pipeline.features import REDUCE_TO, Feature, Views, feature_id, features
+from pipeline.pictures import Picture, PictureError, decode
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store import Build
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("fetch",)
+
+BATCH = 16
+"""Pictures that features look at at once: they should fit into a processor's cache."""
 
 Fault = tuple[DropReason, str]
 """Why an image has no features, and what was seen."""
@@ -88,9 +91,7 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
 
 def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
     """Feature rows, and faults by sha256, of the partition's images that are not known. Raises StageError."""
-    plugins, faults = features(), dict[str, Fault]()
-    columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
-    done = set(known)
+    rows, faults, done = _Rows(features()), dict[str, Fault](), set(known)
     for fetch_id, sha256, data in build.images(partition):
         if sha256 in done:
             continue
@@ -100,30 +101,45 @@ def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Tabl
             where = build.stage("fetch").folder.at(tar)
             raise StageError(where, f"holds other bytes of {fetch_id} than were fetched; delete it to fetch again")
         try:
-            row = measure_image(data, build.spec.fetch.max_pixels, plugins)
+            rows.add(sha256, len(data), decode(data, build.spec.fetch.max_pixels, REDUCE_TO))
         except PictureError as e:
             reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
             faults[sha256] = (reason, str(e))
-            continue
-        columns["sha256"].append(sha256)
-        for name, value in row.items():
-            columns[name].append(value)
-    return pa.table(columns, schema=FEATURE_SCHEMA), faults
+    return rows.table(), faults
 
 
-def measure_image(data: bytes, max_pixels: int, plugins: dict[str, Feature] | None = None) -> dict[str, Any]:
+class _Rows:
+    """Rows of FEATURE_SCHEMA in the making: features look at BATCH pictures at once."""
+
+    def __init__(self, plugins: dict[str, Feature]) -> None:
+        self._plugins, self._pictures = plugins, list[Picture]()
+        self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
+
+    def add(self, sha256: str, size: int, picture: Picture) -> None:
+        self._columns["sha256"].append(sha256)
+        self._columns["bytes"].append(size)
+        self._pictures.append(picture)
+        if len(self._pictures) >= BATCH:
+            self._look()
+
+    def table(self) -> pa.Table:
+        """All rows so far."""
+        if self._pictures:
+            self._look()
+        return pa.table(self._columns, schema=FEATURE_SCHEMA)
+
+    def _look(self) -> None:
+        for name in ("format", "width", "height", "frames", "alpha", "orientation"):
+            self._columns[name] += [getattr(picture.header, name) for picture in self._pictures]
+        views = Views(self._pictures)
+        for name, plugin in self._plugins.items():
+            self._columns[name] += plugin.of(views)
+        self._pictures = []
+
+
+def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
     """The columns of FEATURE_SCHEMA but sha256, from the bytes of one image. Raises PictureError."""
-    picture = decode(data, max_pixels, reduce_to=REDUCE_TO)
-    view, header = View(picture), picture.header
-    row: dict[str, Any] = {
-        "format": header.format,
-        "width": header.width,
-        "height": header.height,
-        "bytes": len(data),
-        "frames": header.frames,
-        "alpha": header.alpha,
-        "orientation": header.orientation,
-    }
-    for column, feature in (plugins or features()).items():
-        row[column] = feature.of(view)
-    return row
+    rows = _Rows(features())
+    rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
+    (row,) = rows.table().drop_columns(["sha256"]).to_pylist()
+    return dict(row)

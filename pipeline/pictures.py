@@ -73,13 +73,16 @@ class Picture:
     pixels: Pixels
 
 
-def header(data: bytes) -> Header:
+Bytes = bytes | memoryview
+
+
+def header(data: Bytes) -> Header:
     """Format, sides, orientation, frames and alpha, without decoding. Raises PictureError."""
     with _guarded(), _open(data) as image:
         return _header(image)
 
 
-def decode(data: bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
+def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
     """The picture as shown. Raises PictureError; sides and pixel count are checked before anything is decoded.
 
     reduce_to: if above 0, the picture comes by a whole factor smaller, such that its shorter side keeps at least so
@@ -111,9 +114,9 @@ def _check(found: Header, max_pixels: int) -> None:
         raise PictureError(message, too_many_pixels=True)
 
 
-def _sound_jpeg(data: bytes, max_pixels: int, reduce_to: int) -> Picture | None:
+def _sound_jpeg(data: Bytes, max_pixels: int, reduce_to: int) -> Picture | None:
     """A JPEG of one or three components, decoded without Pillow; None if there is anything about it to decide."""
-    if not data.startswith(b"\xff\xd8\xff"):
+    if data[:3] != b"\xff\xd8\xff":
         return None
     import simplejpeg
 
@@ -139,7 +142,7 @@ def _sound_jpeg(data: bytes, max_pixels: int, reduce_to: int) -> Picture | None:
     return Picture(found, _turned(pixels, orientation))
 
 
-def _jpeg_orientation(data: bytes) -> int | None:
+def _jpeg_orientation(data: Bytes) -> int | None:
     """Of a JPEG whose EXIF is absent, or as plain as cameras write it; None where somebody else should look.
 
     Walks the segments before the first scan (ITU-T T.81, B.1) and reads the first directory of EXIF (Exif 2.32, 4.6).
@@ -147,10 +150,10 @@ def _jpeg_orientation(data: bytes) -> int | None:
     at, end, exif = 2, len(data) - 4, b""
     while at < end and data[at] == 0xFF and data[at + 1] != 0xDA:
         size = data[at + 2] << 8 | data[at + 3]
-        if data[at + 1] == 0xE1 and data.startswith(b"Exif\0\0", at + 4):
+        if data[at + 1] == 0xE1 and data[at + 4 : at + 10] == b"Exif\0\0":
             if exif:
                 return None
-            exif = data[at + 10 : at + 2 + size]
+            exif = bytes(data[at + 10 : at + 2 + size])
         at += 2 + size
     if at >= end or data[at] != 0xFF:
         return None
@@ -177,7 +180,7 @@ def _jpeg_orientation(data: bytes) -> int | None:
 def _dct_scale(found: Header, reduce_to: int) -> int:
     """1, 2, 4 or 8: by how much a JPEG is decoded smaller, the other sizes that its DCT allows being slower."""
     factor = min(found.width, found.height) // reduce_to
-    return next((scale for scale in (8, 4, 2) if factor >= scale), 1)
+    return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
 
 
 def _shrunk(pixels: Pixels, factor: int) -> Pixels:
@@ -189,6 +192,8 @@ def _shrunk(pixels: Pixels, factor: int) -> Pixels:
 
 def _turned(pixels: Pixels, orientation: int) -> Pixels:
     """Pixels as stored, turned by their EXIF orientation (Exif 2.32, tag 0x0112)."""
+    if orientation == 1:
+        return pixels
     if orientation >= 5:
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -235,7 +240,7 @@ def _guarded() -> Iterator[None]:
             raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
 
 
-def _open(data: bytes) -> Any:
+def _open(data: Bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, with a reason of its own

@@ -17,11 +17,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import os
 import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,9 @@ from pipeline.records import DECISION_SCHEMA, Decision, decision_rows
 
 STORE_VERSION = 2
 """2: identities are columns under a record (`pipeline.identities`); those of 1 are refused there."""
+
+READ_AHEAD, GAP = 1 << 20, 64 << 10
+"""Bytes of a tar that are read at once, and between two images that are read along rather than skipped."""
 
 
 class FileRef(BaseModel):
@@ -253,24 +257,27 @@ class Build:
         """Digest of the identities that the build reads."""
         return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]
 
-    def images(self, partition: str, only: set[str] | None = None) -> Iterator[tuple[str, str, bytes]]:
+    def images(self, partition: str, only: set[str] | None = None) -> Iterator[tuple[str, str, memoryview]]:
         """(fetch_id, sha256, bytes as fetched) of a fetch partition's images, in the order of its tar.
 
-        only: if given, the sha256 of the images wanted; the others are not read.
+        only: if given, the sha256 of the images wanted. Neighbours are read together, READ_AHEAD at a time, and the
+        bytes given are views of what was read.
         """
         fetch = self.stage("fetch")
         record = fetch.record(partition)
         columns = ["fetch_id", "sha256", "offset", "size"]
         rows = fetch.table(record, columns=columns, filters=[("ok", "==", True)]).sort_by("offset")
-        if not rows.num_rows:
+        places = [
+            row for row in zip(*(rows[c].to_pylist() for c in columns), strict=True) if only is None or row[1] in only
+        ]
+        if not places:
             return
-        ahead = 4 << 20 if only is None else -1  # a tar that is read whole is read in few large pieces
-        with fetch.file(record, "tar") as path, path.open("rb", buffering=ahead) as f:
-            for fetch_id, sha256, offset, size in zip(*(rows[c].to_pylist() for c in columns), strict=True):
-                if only is not None and sha256 not in only:
-                    continue
-                f.seek(offset)
-                yield fetch_id, sha256, f.read(size)
+        with fetch.file(record, "tar") as path, path.open("rb", buffering=0) as f:
+            for run in _runs(places):
+                start = run[0][2]
+                data = memoryview(os.pread(f.fileno(), run[-1][2] + run[-1][3] - start, start))
+                for fetch_id, sha256, offset, size in run:
+                    yield fetch_id, sha256, data[offset - start : offset - start + size]
 
     def decisions(self) -> Iterator[pa.Table]:
         """The union of the stages' decisions, one table a partition: memory stays that of one partition."""
@@ -279,6 +286,23 @@ class Build:
             for record in stage.records():
                 if DECISIONS in record.files:
                     yield stage.table(record, DECISIONS).cast(DECISION_SCHEMA)
+
+
+Place = tuple[str, str, int, int]
+"""fetch_id, sha256, offset and size of an image in a tar."""
+
+
+def _runs(places: Iterable[Place]) -> Iterator[list[Place]]:
+    """Places cut into runs that one read covers: at most READ_AHEAD long, or a single image, and without large gaps."""
+    run: list[Place] = []
+    for place in places:
+        _, _, offset, size = place
+        if run and (offset + size - run[0][2] > READ_AHEAD or offset - run[-1][2] - run[-1][3] > GAP):
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run
 
 
 STAGE_FOLDERS = {

@@ -1,8 +1,9 @@
 """Features of an image, all taken from one decode. One file each.
 
-A feature is a plug-in without options whose file name is its column of `pipeline.records.FEATURE_SCHEMA`;
-`pipeline.measure` calls every one of them once an image. What the header alone tells (format, sides, frames, alpha,
-orientation) needs no plug-in. Results are cached by the image's sha256 under an id made of the features' versions.
+A feature is a plug-in without options whose file name is its column of `pipeline.records.FEATURE_SCHEMA`. Features look
+at many images at once, since at these sizes a call of NumPy costs more than what it does. What the header alone tells
+(format, sides, frames, alpha, orientation) needs no plug-in. Results are cached by the image's sha256 under an id made
+of the features' versions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,11 @@ from pipeline.plugins import Plugin, configure, names
 REDUCE_TO = 64
 """Shorter side, in pixels, that a decode for features keeps at least: every feature is of coarse structure."""
 
-LONGEST = 1024
-"""A view's longer side is below twice this: a strip of a thousand screens costs no more than a picture."""
-
 THUMB = 64
-"""Side of the square to which the grey picture is averaged down; hashes and signatures start from it."""
+"""Side of the square that a picture becomes; hashes and signatures start from it."""
+
+COLOUR_THUMB = THUMB // 2
+"""Side of the squares of its colours."""
 
 
 class Box(NamedTuple):
@@ -57,53 +58,38 @@ DECODE_VERSION = 2
 """Raised when `pipeline.pictures` shows another picture for the same bytes."""
 
 
-class View:
-    """A decoded picture as the features look at it: small, in colour and in planes, each made once.
+class Views:
+    """Pictures as the features look at them: squares of one size, in grey and in colour.
 
-    All of it is integer arithmetic, or floats in which nothing is rounded: every machine sees the same.
+    Each picture is resized once, by OpenCV's bit-exact bilinear filter: since it comes with 64 to 127 pixels to its
+    shorter side, that is close to the mean of what a pixel of the thumb covers. Everything else is for all pictures at
+    once. It is integer arithmetic, or floats in which nothing is rounded: every machine sees the same.
+
+    Limits: the longer side of a picture beyond 2 : 1 is sampled, not averaged.
     """
 
-    def __init__(self, picture: Picture) -> None:
-        self.header = picture.header
-        self.colour: Pixels = _narrowed(picture.pixels)  # [H, W, 3] RGB
-
-    @functools.cached_property
-    def planes(self) -> tuple[Pixels, Pixels, Pixels]:
-        """Y, Cr and Cb (JFIF), each [H, W]."""
+    def __init__(self, pictures: Sequence[Picture]) -> None:
         import cv2
 
-        return cast("tuple[Pixels, Pixels, Pixels]", cv2.split(cv2.cvtColor(self.colour, cv2.COLOR_RGB2YCrCb)))
-
-    @property
-    def grey(self) -> Pixels:
-        """[H, W]"""
-        return self.planes[0]
-
-    @functools.cached_property
-    def thumb(self) -> Pixels:
-        """[64, 64]: the grey picture, averaged down."""
-        return averaged(self.grey, THUMB)
+        count = len(pictures)
+        squares = np.empty((count, THUMB, THUMB, 3), np.uint8)
+        for square, picture in zip(squares, pictures, strict=True):
+            cv2.resize(picture.pixels, (THUMB, THUMB), square, interpolation=cv2.INTER_LINEAR_EXACT)
+        planes = cv2.cvtColor(squares.reshape(-1, THUMB, 3), cv2.COLOR_RGB2YCrCb)
+        halves = cv2.resize(planes, (COLOUR_THUMB, count * COLOUR_THUMB), interpolation=cv2.INTER_AREA)
+        self.thumbs: Pixels = np.ascontiguousarray(planes[..., 0]).reshape(count, THUMB, THUMB)
+        """[B, 64, 64]: Y (JFIF)."""
+        colours = halves.reshape(count, COLOUR_THUMB, COLOUR_THUMB, 3)[..., 1:]
+        self.colour_thumbs: Pixels = np.ascontiguousarray(colours.transpose(0, 3, 1, 2))
+        """[B, 2, 32, 32]: Cr and Cb."""
 
     @functools.cached_property
     def levels(self) -> npt.NDArray[np.float64]:
-        """[256]: the share of each grey level."""
+        """[B, 256]: the share of each grey level."""
         import cv2
 
-        counts = cv2.calcHist([self.grey], [0], None, [256], [0, 256])
-        found: npt.NDArray[np.float64] = counts.ravel().astype(np.float64) / self.grey.size
-        return found
-
-
-def averaged(plane: Pixels, side: int) -> Pixels:
-    """[side, side]: means of a plane [H, W] over so many cells; side is at most 64.
-
-    Two products of matrices. Weights are whole, 256 for each cell, so that the sums fit into the 24 bits that a
-    float32 holds exactly, in whatever order a BLAS adds them.
-    """
-    height, width = plane.shape
-    sums = _cells(height, side) @ plane.astype(np.float32) @ _cells(width, side).T
-    found: Pixels = (sums * 2.0**-16 + 0.5).astype(np.uint8)
-    return found
+        counts = [cv2.calcHist([thumb], [0], None, [256], [0, 256]) for thumb in self.thumbs]
+        return np.array(counts, np.float64).reshape(-1, 256) / THUMB**2
 
 
 def cells(start: float, stop: float, length: int, number: int, weight: int) -> npt.NDArray[np.float64]:
@@ -129,42 +115,33 @@ class Parts:
         across = sorted({(box.left, box.right) for box in boxes})
         self._down = np.concatenate([matrix(*of) for of in down])
         self._across = np.concatenate([matrix(*of) for of in across]).T.copy()
-        self._shape = (len(down), len(self._down) // len(down), len(across), self._across.shape[1] // len(across))
+        self._ranges, self._cells = (len(down), len(across)), len(self._down) // len(down)
         self._at = (
             [down.index((box.top, box.bottom)) for box in boxes],
+            slice(None),
             slice(None),
             [across.index((box.left, box.right)) for box in boxes],
         )
 
-    def of(self, plane: Pixels) -> npt.NDArray[Any]:
-        """[boxes, n, n] of a plane [side, side], in the matrix's type: exact while its whole numbers are."""
-        found = self._down @ plane.astype(self._down.dtype) @ self._across
-        boxes: npt.NDArray[Any] = found.reshape(self._shape)[self._at]
+    def of(self, planes: Pixels) -> npt.NDArray[Any]:
+        """[B, boxes, n, n] of planes [B, side, side], in the matrix's type: exact while its whole numbers are.
+
+        Two products, each over all planes at once: down all columns of all of them, then across.
+        """
+        count, side, _ = planes.shape
+        columns = planes.transpose(1, 0, 2).astype(self._down.dtype, order="C").reshape(side, -1)
+        rows = (self._down @ columns).reshape(-1, side)  # of each range and cell down, of each plane
+        found = (rows @ self._across).reshape(self._ranges[0], self._cells, count, self._ranges[1], self._cells)
+        boxes: npt.NDArray[Any] = found[self._at].transpose(2, 0, 1, 3)
         return boxes
-
-
-@functools.lru_cache(512)
-def _cells(length: int, side: int) -> npt.NDArray[np.float32]:
-    return cells(0, 1, length, side, 256).astype(np.float32)
-
-
-def _narrowed(pixels: Pixels) -> Pixels:
-    """Pixels with no side at or above twice LONGEST: means over blocks along a side that is longer."""
-    height, width = pixels.shape[:2]
-    if max(height, width) < 2 * LONGEST:
-        return pixels
-    from PIL import Image
-
-    factors = (max(1, width // LONGEST), max(1, height // LONGEST))
-    return np.asarray(Image.fromarray(pixels).reduce(factors))
 
 
 class Feature(Plugin):
     """One column of FEATURE_SCHEMA."""
 
-    def of(self, view: View) -> Any:
-        """The column's value."""
-        raise TypeError(f"{type(self).__name__} must give a value")
+    def of(self, views: Views) -> list[Any]:
+        """The column's value for each picture."""
+        raise TypeError(f"{type(self).__name__} must give values")
 
 
 def features() -> dict[str, Feature]:
@@ -175,5 +152,5 @@ def features() -> dict[str, Feature]:
 def feature_id() -> str:
     """`features-<12 hex digits>` over everything that may change a value: where STORE caches the rows."""
     versions = [feature.identity() for feature in features().values()]
-    value = [DECODE_VERSION, FORMATS, REDUCE_TO, LONGEST, THUMB, BOXES, HALVES, versions]
+    value = [DECODE_VERSION, FORMATS, REDUCE_TO, THUMB, BOXES, HALVES, versions]
     return f"features-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"

@@ -6,13 +6,14 @@ what counts as blank is the filter's business.
 
 from __future__ import annotations
 
-from pipeline.features import Feature, View
+from pipeline.features import Feature, Views
 
 
 class Blankness(Feature):
-    """Float 0 to 1."""
+    """Floats 0 to 1."""
 
     VERSION = 2
 
-    def of(self, view: View) -> float:
-        return float(view.levels.reshape(64, 4).sum(axis=1).max())
+    def of(self, views: Views) -> list[float]:
+        found: list[float] = views.levels.reshape(-1, 64, 4).sum(axis=2).max(axis=1).tolist()
+        return found

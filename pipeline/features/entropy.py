@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from pipeline.features import Feature, View
+from pipeline.features import Feature, Views
 
 
 class Entropy(Feature):
-    """Float 0 to 8, to three decimals: the last digits of a logarithm differ between machines."""
+    """Floats 0 to 8, to three decimals: the last digits of a logarithm differ between machines."""
 
-    def of(self, view: View) -> float:
-        shares = view.levels[view.levels > 0]
-        return round(float(-(shares * np.log2(shares)).sum()), 3) + 0.0  # + 0.0: no minus zero
+    def of(self, views: Views) -> list[float]:
+        shares = views.levels
+        bits = -(shares * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum(axis=1)
+        found: list[float] = (np.round(bits, 3) + 0.0).tolist()  # + 0.0: no minus zero
+        return found

@@ -22,7 +22,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import BOXES, HALVES, THUMB, Feature, Parts, View, cells
+from pipeline.features import BOXES, HALVES, THUMB, Feature, Parts, Views, cells
 from pipeline.pictures import Pixels
 
 SIDE = 32
@@ -67,31 +67,33 @@ _PARTS = Parts(BOXES + HALVES, lambda start, stop: _DCT @ cells(start, stop, THU
 
 
 class PHash(Feature):
-    """List of 64-bit hashes: of `BOXES`, then of `HALVES`."""
+    """Lists of 64-bit hashes: of `BOXES`, then of `HALVES`."""
 
     VERSION = 2
 
-    def of(self, view: View) -> list[int]:
-        return hashes_of(view.thumb)
+    def of(self, views: Views) -> list[list[int]]:
+        found: list[list[int]] = hashes_of(views.thumbs).tolist()
+        return found
 
 
-def hashes_of(thumb: Pixels) -> list[int]:
-    """Hashes of a grey thumb [64, 64]; bit 63 is the lowest frequency."""
-    hashes: list[int] = codes_of(levels_of(thumb)).tolist()
-    return hashes
+def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
+    """Hashes [N, HASHES] of grey thumbs [N, 64, 64]; bit 63 is the lowest frequency."""
+    return codes_of(levels_of(thumbs))
 
 
-def levels_of(thumb: Pixels) -> npt.NDArray[np.int64]:
-    """[HASHES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53 in doubles."""
-    found = _PARTS.of(thumb).reshape(HASHES, -1)[:, _PICKED]
-    return np.rint(found * _WEIGHTS).astype(np.int64)
+def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
+    """[N, HASHES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
+    found = _PARTS.of(thumbs).reshape(len(thumbs), HASHES, -1)[..., _PICKED]
+    found *= _WEIGHTS
+    return np.rint(found, out=found)
 
 
-def codes_of(levels: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-    """[N] hashes of weighted frequencies [N, 64]."""
-    energy = (levels**2).sum(axis=1, keepdims=True)
+def codes_of(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:
+    """[...] hashes of weighted frequencies [..., 64]."""
+    squares = levels**2  # whole numbers still
+    energy = squares.sum(axis=-1, keepdims=True)
     times, of = CLEARLY
-    clear = (levels > 0) & (levels**2 * (64 * of**2) > energy * times**2)
+    clear = (levels > 0) & (squares * (64 * of**2) > energy * times**2)
     clear &= energy >= 64 * (FLAT * _ONE) ** 2
-    packed = np.ascontiguousarray(np.packbits(clear, axis=1))
-    return packed.view(">u8").ravel().astype(np.uint64)
+    packed = np.ascontiguousarray(np.packbits(clear, axis=-1))
+    return packed.view(">u8")[..., 0].astype(np.uint64)

@@ -20,11 +20,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import BOXES, THUMB, Feature, Parts, View, averaged, cells
+from pipeline.features import BOXES, COLOUR_THUMB, THUMB, Feature, Parts, Views, cells
 from pipeline.pictures import Pixels
 
 SIDE, COLOUR_SIDE = 12, 6
-COLOUR_THUMB = THUMB // 2
 SIZE = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
 """Bytes of one grid: Y, Cr and Cb (JFIF), row by row."""
 
@@ -60,15 +59,19 @@ class Signature(Feature):
 
     VERSION = 2
 
-    def of(self, view: View) -> bytes:
-        _, cr, cb = view.planes
-        return signature_of(view.thumb, averaged(cr, COLOUR_THUMB), averaged(cb, COLOUR_THUMB))
+    def of(self, views: Views) -> list[bytes]:
+        return [signature.tobytes() for signature in signatures_of(views.thumbs, views.colour_thumbs)]
 
 
-def signature_of(thumb: Pixels, cr: Pixels, cb: Pixels) -> bytes:
-    """Signature of planes: brightness [64, 64], colours [32, 32]. Whole numbers of 24 bits in float32."""
-    grids = np.concatenate([_means(_BRIGHT, thumb), _means(_COLOUR, cr), _means(_COLOUR, cb)], axis=1)
-    return grids.tobytes()
+def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
+    """Signatures [N, GRIDS, SIZE] of brightness [N, 64, 64] and colours [N, 2, 32, 32].
+
+    Whole numbers of 24 bits in float32.
+    """
+    bright = _means(_BRIGHT, thumbs)
+    colours = _means(_COLOUR, colour_thumbs.reshape(-1, COLOUR_THUMB, COLOUR_THUMB))
+    colours = colours.reshape(-1, 2, *colours.shape[1:])
+    return np.concatenate([bright, colours[:, 0], colours[:, 1]], axis=2)
 
 
 def distance(a: Grids, b: Grids) -> npt.NDArray[np.float64]:
@@ -182,10 +185,13 @@ def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _means(parts: Parts, plane: Pixels) -> Grids:
-    """[GRIDS, side * side] of a plane."""
-    found: Grids = (parts.of(plane) * (1.0 / (_ONE * _ONE)) + 0.5).astype(np.uint8).reshape(GRIDS, -1)
-    return found
+def _means(parts: Parts, planes: Pixels) -> Grids:
+    """[N, GRIDS, side * side] of planes [N, side, side]."""
+    found = parts.of(planes)
+    found *= 1.0 / (_ONE * _ONE)
+    found += 0.5
+    grids: Grids = found.astype(np.uint8).reshape(len(planes), GRIDS, -1)
+    return grids
 
 
 def _parts(thumb: int, side: int) -> Parts:

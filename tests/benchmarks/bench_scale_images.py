@@ -93,14 +93,14 @@ def prepare(folder: Path, count: int, small: bool) -> None:
 
 def _sums(data: bytes) -> Any:
     """What hashes and signature are made of: frequencies of all parts, then the signature's means, as one row."""
-    from pipeline.features import REDUCE_TO, View
+    from pipeline.features import REDUCE_TO, Views
     from pipeline.features.phash import levels_of
     from pipeline.features.signature import Signature
     from pipeline.pictures import decode
 
-    view = View(decode(data, 10**9, reduce_to=REDUCE_TO))
-    means = np.frombuffer(Signature().of(view), np.uint8)
-    return np.concatenate([levels_of(view.thumb).ravel(), means]).astype(np.float32)
+    views = Views([decode(data, 10**9, reduce_to=REDUCE_TO)])
+    means = np.frombuffer(Signature().of(views)[0], np.uint8)
+    return np.concatenate([levels_of(views.thumbs).ravel(), means]).astype(np.float32)
 
 
 def _hot(number: int) -> Any:
@@ -119,7 +119,7 @@ def _looks(rows: Any) -> tuple[Any, Any]:
     """Hashes [N, HASHES] and signatures [N, bytes] of rows of sums."""
     from pipeline.features.phash import HASHES, codes_of
 
-    levels = np.rint(rows[:, : HASHES * 64]).astype(np.int64).reshape(-1, 64)
+    levels = np.rint(rows[:, : HASHES * 64].astype(np.float64)).reshape(-1, 64)
     means = np.clip(np.rint(rows[:, HASHES * 64 :]), 0, 255).astype(np.uint8)
     return codes_of(levels).reshape(-1, HASHES), means
 

@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from pipeline.features import BOXES, HALVES, THUMB, Box, View, averaged, cells
+from pipeline.features import BOXES, HALVES, THUMB, Box, Views, averaged, cells, features, sums_of
 from pipeline.features.phash import HASHES, PHash, hashes_of
 from pipeline.features.signature import COLOUR_SIDE, GRIDS, SIDE, SIZE, Signature
 from pipeline.pictures import Header, Picture
 
 
-def view(pixels: np.ndarray[Any, Any]) -> View:
-    height, width = pixels.shape[:2]
-    return View(Picture(Header("png", width, height, 1, 1, False), np.ascontiguousarray(pixels)))
+def views(*pictures: np.ndarray[Any, Any]) -> Views:
+    headers = [Header("png", pixels.shape[1], pixels.shape[0], 1, 1, False) for pixels in pictures]
+    return Views([Picture(of, np.ascontiguousarray(pixels)) for of, pixels in zip(headers, pictures, strict=True)])
 
 
 def blobs(seed: int, size: tuple[int, int] = (500, 400)) -> np.ndarray[Any, Any]:
@@ -43,11 +43,11 @@ def test_means_are_those_of_opencv(size: tuple[int, int], off: int, side: int) -
     """On noise, the worst there is; of a weight of 256 a pixel of a very long side has a few."""
     plane = np.random.default_rng(1).integers(0, 256, size[::-1], dtype=np.uint8)
     theirs = cv2.resize(plane, (side, side), interpolation=cv2.INTER_AREA)
-    assert np.abs(averaged(plane, side).astype(int) - theirs).max() <= max(off, int(side == 32))
+    assert np.abs(averaged(sums_of([plane], side))[0].astype(int) - theirs).max() <= max(off, int(side == 32))
 
 
 def test_a_picture_of_a_pixel_has_means_too() -> None:
-    assert (averaged(np.full((1, 1), 255, np.uint8), 64) == 255).all()
+    assert (averaged(sums_of([np.full((1, 1), 255, np.uint8)], 64)) == 255).all()
 
 
 @pytest.mark.parametrize("number", range(len(BOXES + HALVES)))
@@ -55,8 +55,7 @@ def test_a_part_has_the_hash_of_the_picture_that_a_crop_leaves(number: int) -> N
     pixels = blobs(3, (500, 500))
     box = (BOXES + HALVES)[number]
     left, top, right, bottom = (round(500 * share) for share in box)
-    whole = PHash().of(view(pixels))
-    cropped = PHash().of(view(pixels[top:bottom, left:right]))
+    whole, cropped = PHash().of(views(pixels, pixels[top:bottom, left:right]))
     assert len(whole) == HASHES
     assert (whole[number] ^ cropped[0]).bit_count() <= 3
     assert number == 0 or (whole[0] ^ cropped[0]).bit_count() > (whole[number] ^ cropped[0]).bit_count()
@@ -66,7 +65,7 @@ def test_a_part_has_the_hash_of_the_picture_that_a_crop_leaves(number: int) -> N
 def test_a_grid_holds_the_means_of_what_a_crop_leaves(number: int) -> None:
     pixels = blobs(4)
     left, top, right, bottom = BOXES[number]
-    grids = np.frombuffer(Signature().of(view(pixels)), np.uint8).reshape(GRIDS, SIZE)
+    grids = np.frombuffer(Signature().of(views(pixels))[0], np.uint8).reshape(GRIDS, SIZE)
     box = (500 * left, 400 * top, 500 * right, 400 * bottom)
     y, cb, cr = Image.fromarray(pixels).convert("YCbCr").split()
     bright = np.asarray(y.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
@@ -82,7 +81,7 @@ def test_a_symmetric_shape_on_white_keeps_its_hash_when_it_is_saved_smaller() ->
     image = Image.new("RGB", (300, 300), "white")
     ImageDraw.Draw(image).ellipse((60, 30, 240, 270), fill="#c03020")
     smaller = image.resize((150, 150), Image.Resampling.LANCZOS)
-    one, other = (hashes_of(view(np.asarray(i)).thumb)[0] for i in (image, smaller))
+    one, other = (int(codes[0]) for codes in hashes_of(views(np.asarray(image), np.asarray(smaller)).thumbs))
     assert one != 0
     assert (one ^ other).bit_count() <= 1
 
@@ -91,11 +90,20 @@ def test_bits_and_bytes_are_these() -> None:
     """Written down once: another machine, numpy or BLAS must give the same, or caches of STORE could not be shared."""
     ramp = np.arange(THUMB, dtype=np.int64)
     thumb = ((ramp[:, None] * 5 + ramp[None, :] * ramp[None, :]) % 251).astype(np.uint8)
-    assert [f"{code:016x}" for code in hashes_of(thumb)[:3]] == [
+    assert [f"{code:016x}" for code in hashes_of(thumb[None])[0, :3]] == [
         "0004020a55c0960d",
         "0000430255c1961b",
         "2020c10247c29619",
     ]
+
+
+def test_what_is_looked_at_together_gives_what_each_gives_alone() -> None:
+    """Pictures of all shapes, those that are narrowed and those of a pixel too."""
+    sizes = [(128, 96), (96, 128), (65, 77), (1, 1), (40, 30), (64, 2_500), (128, 96)]
+    pictures = [blobs(seed, size) for seed, size in enumerate(sizes)]
+    for feature in features().values():
+        together = feature.of(views(*pictures))
+        assert together == [feature.of(views(pixels))[0] for pixels in pictures]
 
 
 def test_parts_are_within_the_picture() -> None:
