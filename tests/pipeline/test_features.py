@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from pipeline.features import BOXES, HALVES, THUMB, Box, Views, averaged, cells, features, sums_of
+from pipeline.features import BOXES, HALVES, THUMB, Box, Views, cells, features
 from pipeline.features.phash import HASHES, PHash, hashes_of
 from pipeline.features.signature import COLOUR_SIDE, GRIDS, SIDE, SIZE, Signature
 from pipeline.pictures import Header, Picture
@@ -37,17 +36,19 @@ def test_every_cell_has_its_weight(start: float, stop: float, length: int, numbe
     assert (weights == np.rint(weights)).all()
 
 
-@pytest.mark.parametrize(("size", "off"), [((64, 64), 0), ((640, 128), 2), ((171, 93), 2), ((64, 1_900), 6)])
-@pytest.mark.parametrize("side", [64, 32])
-def test_means_are_those_of_opencv(size: tuple[int, int], off: int, side: int) -> None:
-    """On noise, the worst there is; of a weight of 256 a pixel of a very long side has a few."""
-    plane = np.random.default_rng(1).integers(0, 256, size[::-1], dtype=np.uint8)
-    theirs = cv2.resize(plane, (side, side), interpolation=cv2.INTER_AREA)
-    assert np.abs(averaged(sums_of([plane], side))[0].astype(int) - theirs).max() <= max(off, int(side == 32))
+@pytest.mark.parametrize("size", [(64, 64), (128, 96), (96, 128), (101, 67)])
+def test_a_thumb_is_close_to_the_means_of_what_it_covers(size: tuple[int, int]) -> None:
+    pixels = blobs(1, size)
+    theirs = Image.fromarray(pixels).convert("YCbCr").resize((THUMB, THUMB), Image.Resampling.BOX)
+    y, cb, cr = (np.asarray(plane).astype(int) for plane in theirs.split())
+    own = views(pixels)
+    assert np.abs(own.thumbs[0] - y).mean() <= 4
+    for plane, of in zip(own.colour_thumbs[0], (cr, cb), strict=True):
+        assert np.abs(plane - of.reshape(32, 2, 32, 2).mean(axis=(1, 3))).mean() <= 4
 
 
-def test_a_picture_of_a_pixel_has_means_too() -> None:
-    assert (averaged(sums_of([np.full((1, 1), 255, np.uint8)], 64)) == 255).all()
+def test_a_picture_of_a_pixel_has_a_thumb_too() -> None:
+    assert (views(np.full((1, 1, 3), 255, np.uint8)).thumbs == 255).all()
 
 
 @pytest.mark.parametrize("number", range(len(BOXES + HALVES)))
