@@ -168,7 +168,7 @@ class Features:
     phash: tuple[int, ...]  # 64-bit perceptual hashes: whole picture, then centre crops
     signature: builtins.bytes  # compact colour and structure signature, for verifying hash matches
     entropy: float = 0.0  # of the grey levels, bits, 0 to 8
-    sharpness: float = 0.0  # variance of the Laplacian of the reduced grey picture
+    sharpness: float = 0.0  # variance of the Laplacian of the grey thumb
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -75,8 +75,9 @@ class Views:
         squares = np.empty((count, THUMB, THUMB, 3), np.uint8)
         for square, picture in zip(squares, pictures, strict=True):
             cv2.resize(picture.pixels, (THUMB, THUMB), square, interpolation=cv2.INTER_LINEAR_EXACT)
-        planes = cv2.cvtColor(squares.reshape(-1, THUMB, 3), cv2.COLOR_RGB2YCrCb)
-        halves = cv2.resize(planes, (COLOUR_THUMB, count * COLOUR_THUMB), interpolation=cv2.INTER_AREA)
+        planes = cast("Pixels", cv2.cvtColor(squares.reshape(-1, THUMB, 3), cv2.COLOR_RGB2YCrCb))
+        size = (COLOUR_THUMB, count * COLOUR_THUMB)
+        halves = cast("Pixels", cv2.resize(planes, size, interpolation=cv2.INTER_AREA))
         self.thumbs: Pixels = np.ascontiguousarray(planes[..., 0]).reshape(count, THUMB, THUMB)
         """[B, 64, 64]: Y (JFIF)."""
         colours = halves.reshape(count, COLOUR_THUMB, COLOUR_THUMB, 3)[..., 1:]

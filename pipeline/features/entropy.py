@@ -1,6 +1,6 @@
 """Entropy of the grey levels, in bits: 0 for one level all over, 8 where all 256 are equally frequent.
 
-Shannon's (1948), over the histogram of the reduced picture. Drawings lie at 1 to 4, photographs mostly above 6.
+Shannon's (1948), over the histogram of the thumb. Drawings lie at 1 to 5, photographs mostly above 6.
 
 Limits: blind to where the levels are; noise and a fine photograph are one to it.
 """

@@ -83,9 +83,10 @@ def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
 
 def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
     """[N, HASHES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
-    found = _PARTS.of(thumbs).reshape(len(thumbs), HASHES, -1)[..., _PICKED]
+    found: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), HASHES, -1)[..., _PICKED]
     found *= _WEIGHTS
-    return np.rint(found, out=found)
+    np.rint(found, out=found)
+    return found
 
 
 def codes_of(levels: npt.NDArray[np.float64]) -> npt.NDArray[np.uint64]:

@@ -157,6 +157,8 @@ def mutated(data: st.DataObject, whole: bytes) -> bytes:
     """Bytes changed, cut out or put in, mostly where the headers are."""
     found = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
+        if not found:
+            break
         end = len(found) - 1 if data.draw(st.booleans()) else min(700, len(found) - 1)
         at, what = data.draw(st.integers(0, end)), data.draw(st.sampled_from(["change", "insert", "cut", "end"]))
         if what == "change":
