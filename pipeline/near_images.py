@@ -52,9 +52,6 @@ BLOCK = 1 << 21
 SCANNED = 1 << 16
 """Codes looked at in one go: what they need stays in a processor's cache."""
 
-PAGE = 1 << 16
-"""Leaders whose signatures lie together: what grows is never moved, nor held twice."""
-
 MOST_BITS = 24
 """Of a band: its table then takes 64 MB."""
 

@@ -29,6 +29,22 @@ class Got:
     page: str = "http://site.test/a.html"
 
 
+def begun(folder: Path, name: str, snapshot: str, store: str, more: dict[str, Any]) -> Build:
+    """A Build below `folder` with a fingerprint for each stage and nothing committed; `more` goes into its spec."""
+    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
+    spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
+    kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
+    return Build(
+        spec=spec,
+        out=str(folder / build_id),
+        store=kept,
+        build_id=build_id,
+        snapshot=snapshot,
+        identities=Identities(kept).before(build_id, name, snapshot),
+        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGE_FOLDERS},
+    )
+
+
 def make(
     folder: Path,
     images: Sequence[Got],
@@ -40,20 +56,9 @@ def make(
     **more: Any,
 ) -> Build:
     """A Build below `folder` with admit and fetch committed; `more` goes into its spec."""
-    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
-    spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
-    kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
-    build = Build(
-        spec=spec,
-        out=str(folder / f"{name}-{snapshot}"),
-        store=kept,
-        build_id=build_id,
-        snapshot=snapshot,
-        identities=Identities(kept).before(build_id, name, snapshot),
-        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGE_FOLDERS},
-    )
+    build = begun(folder, name, snapshot, store, more)
     found = [Candidate("table", "library", g.page, g.page, g.url, _texts(g)) for g in images]
-    rows = candidate_rows(found, spec.seed)
+    rows = candidate_rows(found, build.spec.seed)
     for part in range(parts):
         low, high = order_range(part, parts)
         here = [low <= key < high for key in rows["order_key"].to_pylist()]

@@ -11,13 +11,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.features.phash import HASHES
 from pipeline.features.signature import GRIDS, SIZE
-from pipeline.identities import Identities
 from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
-from pipeline.store import STAGE_FOLDERS, Build, Store
+from pipeline.store import Build
+from tests.fetched import begun
 
 
 @dataclass(frozen=True)
@@ -51,19 +50,8 @@ def make(
     **more: Any,
 ) -> Build:
     """A Build below `folder` with filter committed; `more` goes into its spec."""
-    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
-    spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
-    kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
-    build = Build(
-        spec=spec,
-        out=str(folder / build_id),
-        store=kept,
-        build_id=build_id,
-        snapshot=snapshot,
-        identities=Identities(kept).before(build_id, name, snapshot),
-        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGE_FOLDERS},
-    )
-    rows = _pairs(shown, spec.seed)
+    build = begun(folder, name, snapshot, store, more)
+    rows = _pairs(shown, build.spec.seed)
     for part in range(parts):
         low, high = order_range(part, parts)
         here = rows.filter(pa.array([low <= key < high for key in rows["order_key"].to_pylist()], pa.bool_()))

@@ -107,7 +107,7 @@ def within(a: Grids, b: Grids, threshold: float) -> npt.NDArray[np.bool_]:
     inner = slice(EDGE * SIDE, (SIDE - EDGE) * SIDE)
     one, other = a[:, inner], b[:, inner]
     difference = np.maximum(one, other) - np.minimum(one, other)
-    near = np.count_nonzero(difference > 255 * (threshold + 1 / _MOVED), axis=1) < LOOKED_AT
+    near: npt.NDArray[np.bool_] = np.count_nonzero(difference > 255 * (threshold + 1 / _MOVED), axis=1) < LOOKED_AT
     near &= of_one_tone(tones(a), tones(b))
     rows = np.flatnonzero(near)
     apart = _cells_apart(a[rows], b[rows])
