@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,10 +23,11 @@ from rich.table import Table
 from data_specs.build import SpecError, load
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
+from pipeline import observe
 from pipeline.errors import SourceError, WenlanError
 
 if TYPE_CHECKING:
-    from pipeline.run import StageResult
+    from pipeline.ledger import StageResult
     from pipeline.store import Build
 
 console = Console(stderr=True, highlight=False)
@@ -36,7 +36,7 @@ console = Console(stderr=True, highlight=False)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     args = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    observe.log_as(observe.form())
     if problem := check_ownership():
         return _fail(problem, 2)
     try:
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
     build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    build.add_argument("--no-crawl", action="store_true", help="work from captures that are stored, and ask no site")
 
     publish = command("publish", _publish, "check the gates and make a build a dataset")
     publish.add_argument("build", metavar="BUILD")
@@ -137,8 +138,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     results: list[StageResult] = []
     last = "report" if until == "publish" else until
     with _Bars() as bars:
-        steps = run.run(build, until=last, address=args.address, workers=args.workers, progress=bars.update)
-        for result in steps:
+        options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
+        for result in run.run(build, until=last, progress=bars.update, **options):
             results.append(result)
             bars.done(result)
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
@@ -160,11 +161,11 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import release, run
+    from pipeline import ledger, release
 
     if args.accept and not args.because:
         raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
-    build = run.reopen(args.build)
+    build = ledger.reopen(args.build)
     manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     path = build.folder.at("shards/manifest.json")
     console.print(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
@@ -172,21 +173,35 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline import ledger
 
-    known = run.status(args.build)
-    table = _table(known["build_id"], "stage", "state", "partitions", "seconds")
+    known = ledger.status(args.build)
+    table = _table(known["build_id"], "stage", "state", "partitions", "kept", "dropped", "seconds", "CPU seconds")
     for name, stage in known["stages"].items():
-        table.add_row(name, stage["state"], str(stage["committed"]), f"{stage['seconds']:.1f}")
+        of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
+        funnel, cost = stage.get("funnel", {}), stage.get("cost", {})
+        counts = [f"{funnel[k]:,}" if k in funnel else "" for k in ("kept", "dropped")]
+        took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
+        table.add_row(name, stage["state"], of, *counts, *took)
     _show(table)
+    if known["running"]:
+        console.print(_at_work(known), soft_wrap=True)
     console.print(f"published: {'yes' if known['published'] else 'no'}")
     return known
 
 
-def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+def _at_work(known: dict[str, Any]) -> str:
+    """What runs, or where it stopped."""
+    running, left = known["running"], known["running"]["left_seconds"]
+    if known["alive"] is False:
+        return f"nobody builds here; it stopped in {running['stage']}, and the same command goes on from there"
+    return f"{running['stage']} runs since {running['since']}" + (f", about {left:.0f} s to go" if left else "")
 
-    build = run.reopen(args.build)
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import ledger
+
+    build = ledger.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise WenlanError(build.folder.at(f"report/{name}"), "is not there; run wenlan-data build first")
@@ -196,10 +211,10 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline import ledger
     from pipeline.explain import explain
 
-    found = explain(run.reopen(args.build), args.subject)
+    found = explain(ledger.reopen(args.build), args.subject)
     if not found:
         raise WenlanError(args.subject, f"is not known to {args.build}: no candidate, image or page of that id or URL")
 
@@ -246,11 +261,14 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
 
 class _Bars:
-    """Progress: bars on a terminal, one line a stage elsewhere."""
+    """Progress: bars on a terminal; elsewhere one line a stage, and one now and then within a long one."""
+
+    EVERY_S = 30.0
 
     def __init__(self) -> None:
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
+        self._said = time.monotonic()
 
     def __enter__(self) -> _Bars:
         if console.is_terminal:
@@ -265,6 +283,9 @@ class _Bars:
 
     def update(self, stage: str, done: int, total: int) -> None:
         if not self._bars:
+            if time.monotonic() - self._said >= self.EVERY_S:
+                self._said = time.monotonic()
+                console.print(f"{stage:8} {done} of {total} partitions", soft_wrap=True)
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)

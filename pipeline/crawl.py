@@ -79,11 +79,9 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Crawl one site, or go on with it, and commit its WARC. Raises SourceError when no page of it can be had."""
-    [site] = [site for site in _sites(build.spec) if site.name == partition]
-    stage = build.stage("crawl")
-    digest = hashlib.sha256(canonical_json([build.snapshot, _identity(build.spec, site)])).hexdigest()[:16]
-    if stage.adopt(partition, input=digest) is not None:
-        return  # crawled already: another site of the spec changed, not this one
+    if is_stored(build, partition):
+        return
+    stage, site, digest = build.stage("crawl"), _site(build, partition), _digest(build, partition)
     folder = _frontier_folder(stage, f"{partition}-{digest}")
     about = {
         "software": f"wenlan/{importlib.metadata.version('wenlan')}",
@@ -102,6 +100,22 @@ def run_partition(build: Build, partition: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
+
+
+def is_stored(build: Build, partition: str) -> bool:
+    """Whether a site was crawled for this snapshot under another fingerprint; takes its captures then."""
+    return build.stage("crawl").adopt(partition, input=_digest(build, partition)) is not None
+
+
+def _digest(build: Build, partition: str) -> str:
+    """What decides the captures of a site: the snapshot, its options and the limits of the crawl."""
+    value = [build.snapshot, _identity(build.spec, _site(build, partition))]
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
+def _site(build: Build, partition: str) -> Site:
+    [site] = [site for site in _sites(build.spec) if site.name == partition]
+    return site
 
 
 def _sites(spec: BuildSpec) -> list[Site]:

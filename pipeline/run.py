@@ -13,24 +13,18 @@ The driver holds partition names and counts, nothing that grows with the rows of
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import fcntl
 import hashlib
-import importlib.metadata
 import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import ValidationError
-
-from data_specs.build import BuildSpec, describe
+from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline import (
     admit,
@@ -40,7 +34,9 @@ from pipeline import (
     fetch,
     filter,
     lead,
+    ledger,
     measure,
+    observe,
     plugins,
     rank,
     regions,
@@ -48,9 +44,10 @@ from pipeline import (
     screen,
     shards,
 )
-from pipeline.errors import StageError, StoreError, WenlanError
+from pipeline.errors import StageError, WenlanError
 from pipeline.folder import Folder
 from pipeline.identities import Identities
+from pipeline.ledger import Cost, Running, StageResult
 from pipeline.store import Build, Record, Store
 
 log = logging.getLogger("wenlan")
@@ -89,19 +86,6 @@ STAGES: dict[str, Stage] = {
     "shard": shards,
     "report": report,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """What a stage did in this run. `funnel` sums the counts of its records: seen, kept, dropped and more."""
-
-    name: str
-    skipped: bool
-    partitions: int
-    ran: int
-    seconds: float
-    cpu_seconds: float
-    funnel: dict[str, int]
 
 
 Progress = Callable[[str, int, int], None]
@@ -145,73 +129,70 @@ def _fingerprinted(build: Build) -> Build:
     return build
 
 
-def reopen(out: str) -> Build:
-    """A build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
-    folder = Folder(out)
-    if not folder.exists("build.json"):
-        raise StoreError(folder.url, "holds no build (no build.json)")
-    known = folder.read_json("build.json")
-    try:
-        spec = BuildSpec.model_validate(known["spec"])
-    except ValidationError as e:
-        fault = describe(e, BuildSpec)[0]
-        raise StoreError(folder.at("build.json"), f"holds a spec that this wenlan cannot read ({fault})") from None
-    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"])
-    fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
-    return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
-
-
-def status(out: str) -> dict[str, Any]:
-    """How far a build is: build.json's stages with their state, and whether it is published. Raises StoreError."""
-    build = reopen(out)
-    known = build.folder.read_json("build.json")
-    for name in known["stages"]:
-        directory = build.stage(name)
-        known["stages"][name] |= {
-            "state": "done" if directory.finished() else "partly done",
-            "committed": len(directory.partitions()),
-        }
-    return {
-        "build_id": known["build_id"],
-        "snapshot": known["snapshot"],
-        "stages": known["stages"],
-        "published": build.folder.exists("shards/manifest.json"),
-    }
-
-
 def run(
-    build: Build, *, until: str = "report", address: str = "", workers: int = 0, progress: Progress | None = None
+    build: Build,
+    *,
+    until: str = "report",
+    crawls: bool = True,
+    address: str = "",
+    workers: int = 0,
+    progress: Progress | None = None,
 ) -> Iterator[StageResult]:
     """Run the stages up to `until`, giving each one's result as it ends. The caller publishes.
 
+    crawls: False to work from stored captures only; a site that was not crawled for this snapshot is then an error.
     Raises WenlanError: whatever was committed stays, and the same call goes on from there.
     """
-    with _sole_owner(build):
+    with ledger.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
         cluster = _Cluster(address, workers)
-        _note(build)  # the snapshot is kept from the start: a crawl that is killed before its end goes on tomorrow
+        ledger.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
             for name in list(STAGES)[: list(STAGES).index(until) + 1]:
-                result = _run_stage(build, name, cluster, progress or (lambda *_: None))
-                _note(build, result)
+                with observe.about(stage=name):
+                    result = _run_stage(build, name, cluster, progress or (lambda *_: None), crawls)
+                    ledger.note(build, result)
                 yield result
         finally:
             cluster.close()
 
 
-def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress) -> StageResult:
+def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress, crawls: bool) -> StageResult:
     stage, directory = STAGES[name], build.stage(name)
     started = time.monotonic()
     if directory.finished():
-        return _result(name, directory.records(), ran=0, skipped=True, seconds=0.0)
+        return _result(build, name, ran=0, skipped=True, seconds=0.0)
     partitions = stage.partitions(build)
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
+    if name == "crawl" and not crawls:
+        missing = [p for p in missing if not crawl.is_stored(build, p)]
+        if missing:
+            why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
+            raise StageError(", ".join(missing), why)
+    fingerprint = build.fingerprints[name]
+    ledger.note(build, running=Running(name, fingerprint, ledger.now(), len(committed), len(partitions)))
+    log.info("stage begins", extra={"partitions": len(partitions), "committed": len(committed)})
     progress(name, len(partitions) - len(missing), len(partitions))
-    for done in cluster.each(build, name, missing):
+    for done, partition in enumerate(cluster.each(build, name, missing), start=1):
+        _tell(directory.record(partition))
         progress(name, len(partitions) - len(missing) + done, len(partitions))
     directory.finish(partitions, stage.VERSION)
-    return _result(name, directory.records(), len(missing), False, time.monotonic() - started)
+    result = _result(build, name, len(missing), False, time.monotonic() - started)
+    log.info("stage done", extra={"seconds": result.seconds, "funnel": result.funnel})
+    return result
+
+
+def _tell(record: Record) -> None:
+    """Log and count a partition that was just committed."""
+    with observe.about(partition=record.partition):
+        log.info("partition done", extra={"seconds": record.seconds, "counts": record.counts})
+        for fate in ("kept", "dropped"):
+            observe.count("wenlan_rows", record.counts.get(fate, 0), fate=fate)
+        observe.count("wenlan_partitions")
+        observe.count("wenlan_partition_seconds", record.seconds)
+        observe.count("wenlan_cpu_seconds", record.cpu_seconds)
+        observe.count("wenlan_written_bytes", sum(file.bytes for file in record.files.values()))
 
 
 class _Cluster:
@@ -235,26 +216,25 @@ class _Cluster:
             self._ours = True
         return ray
 
-    def each(self, build: Build, name: str, partitions: list[str]) -> Iterator[int]:
-        """Run partitions, at most two for each CPU in flight; give the number done after each. Raises WenlanError."""
+    def each(self, build: Build, name: str, partitions: list[str]) -> Iterator[str]:
+        """Run partitions, at most two for each CPU in flight; give each as it is committed. Raises WenlanError."""
         if not partitions:
             return
         ray = self._start()
-        resources = getattr(STAGES[name], "resources", lambda spec: {"num_cpus": 1})(build.spec)
-        task = ray.remote(_partition).options(max_retries=2, name=f"wenlan:{name}", **resources)
+        task = ray.remote(_partition).options(max_retries=2, name=f"wenlan:{name}", **_resources(build, name))
         shared = ray.put(build)
         limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
-        waiting, done = list(reversed(partitions)), 0
+        waiting, form = list(reversed(partitions)), observe.form()
         flying: dict[Any, str] = {}
         while waiting or flying:
             while waiting and len(flying) < limit:
                 partition = waiting.pop()
-                flying[task.remote(shared, name, partition)] = partition
+                flying[task.remote(shared, name, partition, form)] = partition
             ready, _ = ray.wait(list(flying), num_returns=1)
             for ref in ready:
-                _get(ray, ref, name, flying.pop(ref))
-                done += 1
-                yield done
+                partition = flying.pop(ref)
+                _get(ray, ref, name, partition)
+                yield partition
 
     def close(self) -> None:
         if self._ours:
@@ -280,9 +260,17 @@ def _line(e: BaseException) -> str:
     return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)[:300]
 
 
-def _partition(build: Build, name: str, partition: str) -> None:
-    """What a Ray task runs."""
-    STAGES[name].run_partition(build, partition)
+def _resources(build: Build, name: str) -> dict[str, float]:
+    """What a task of a stage asks of the cluster, as options of a Ray task: one CPU, unless the stage says more."""
+    found: dict[str, float] = getattr(STAGES[name], "resources", lambda spec: {"num_cpus": 1.0})(build.spec)
+    return found
+
+
+def _partition(build: Build, name: str, partition: str, form: str) -> None:
+    """What a Ray task runs. form: how it logs."""
+    observe.log_as(form)
+    with observe.about(build_id=build.build_id, stage=name, partition=partition):
+        STAGES[name].run_partition(build, partition)
 
 
 def _get(ray: Any, ref: Any, name: str, partition: str) -> None:
@@ -301,60 +289,11 @@ def _get(ray: Any, ref: Any, name: str, partition: str) -> None:
         ) from None
 
 
-def _result(name: str, records: list[Record], ran: int, skipped: bool, seconds: float) -> StageResult:
+def _result(build: Build, name: str, ran: int, skipped: bool, seconds: float) -> StageResult:
+    records = build.stage(name).records()
     funnel: dict[str, int] = {}
     for record in records:
         for key, value in record.counts.items():
             funnel[key] = funnel.get(key, 0) + value
-    cpu = sum(record.cpu_seconds for record in records)
-    return StageResult(name, skipped, len(records), ran, round(seconds, 2), round(cpu, 2), funnel)
-
-
-def _note(build: Build, result: StageResult | None = None) -> None:
-    """Keep build.json current: what a stage counted, took and cost in the run that did it.
-
-    Stages of other fingerprints are left out: who reopens the build must never mix old results with new ones.
-    """
-    folder = build.folder
-    known = folder.read_json("build.json") if folder.exists("build.json") else {}
-    stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
-    if result is not None:
-        seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
-        stages[result.name] = {
-            "fingerprint": build.fingerprints[result.name],
-            "partitions": result.partitions,
-            "funnel": result.funnel,
-            "seconds": seconds,
-            "cpu_seconds": result.cpu_seconds,
-        }
-    folder.write_json(
-        "build.json",
-        {
-            "build_id": build.build_id,
-            "name": build.spec.name,
-            "snapshot": build.snapshot,
-            "spec_digest": build.spec.digest,
-            "spec": build.spec.model_dump(mode="json"),
-            "store": build.store.url,
-            "identities": list(build.identities),
-            "identity_revision": build.identity_revision,
-            "forgotten_revision": build.store.forgotten_revision(),
-            "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
-            "stages": {name: stages[name] for name in STAGES if name in stages},  # in the order in which they run
-        },
-    )
-
-
-@contextlib.contextmanager
-def _sole_owner(build: Build) -> Iterator[None]:
-    """Only one build at a time writes a folder. Raises StoreError at once if another does."""
-    if not build.folder.is_local:
-        yield
-        return
-    Path(build.out).mkdir(parents=True, exist_ok=True)
-    with Path(build.folder.at("_lock")).open("a") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreError(build.out, "another wenlan-data is building here") from None
-        yield
+    cost = Cost.of(records, _resources(build, name).get("num_gpus", 0.0))
+    return StageResult(name, skipped, len(records), ran, round(seconds, 2), funnel, cost)

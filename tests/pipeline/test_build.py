@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import read_manifest
-from pipeline import cli, run
+from pipeline import cli, ledger, run
 from pipeline.records import sha256_hex
 from pipeline.store import Build
 from pipeline.verify import verify
@@ -167,7 +167,7 @@ def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]
 
 
 def opened(out: Path) -> Build:
-    return run.reopen(str(out))
+    return ledger.reopen(str(out))
 
 
 def decisions(out: Path) -> list[dict[str, object]]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from data_specs.build import BuildSpec, load
-from pipeline import run
+from pipeline import crawl, ledger, run
 from pipeline.errors import StageError, StoreError
 from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
+from pipeline.ledger import Cost, StageResult
 from pipeline.store import Build
 
 
@@ -48,32 +50,32 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     with pytest.raises(KeyboardInterrupt):
         list(run.run(run.open_build(plan, out, snapshot="2020-02-02")))
     assert run.open_build(plan, out).snapshot == "2020-02-02"
-    assert run.status(out)["stages"] == {}
+    assert {stage["state"] for stage in ledger.status(out)["stages"].values()} == {"to do"}
 
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
     path, out = spec(tmp_path), str(tmp_path / "out")
-    results = [run.StageResult(name, False, 1, 1, 0.1, 0.1, {}) for name in ("crawl", "extract")]
+    results = [StageResult(name, False, 1, 1, 0.1, {}, Cost()) for name in ("crawl", "extract")]
     build = run.open_build(load(path), out, snapshot="s")
     for result in results:
-        run._note(build, result)
-    assert list(run.reopen(out).fingerprints) == ["crawl", "extract"]
+        ledger.note(build, result)
+    assert list(ledger.reopen(out).fingerprints) == ["crawl", "extract"]
     (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/another.jpg,另一张图片\n", encoding="utf-8")
     changed = run.open_build(load(path), out)
     assert changed.build_id == build.build_id
-    run._note(changed, results[0])
-    assert run.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
+    ledger.note(changed, results[0])
+    assert ledger.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
 
 
 def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_path):
     build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
-    run._note(build)
+    ledger.note(build)
     path = tmp_path / "out" / "build.json"
     known = json.loads(path.read_text(encoding="utf-8"))
     known["spec"]["colour"] = "red"
     path.write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
-        run.reopen(str(tmp_path / "out"))
+        ledger.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
 
 
@@ -102,11 +104,11 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     assert opened("1").fingerprints["lead"] != first.fingerprints["lead"], "it is done again from the leader pass on"
     assert opened("1").fingerprints["rank"] == first.fingerprints["rank"]
 
-    run._note(second)
+    ledger.note(second)
     second.stage("dedup").finish(["x"], 1)
     publish(opened("1"))
     assert opened("2").fingerprints == second.fingerprints, "published and unchanged, it stays as it is"
-    assert run.reopen(second.out).identities == ()
+    assert ledger.reopen(second.out).identities == ()
     changed = plan.model_copy(update={"seed": 1})
     assert len(opened("2", changed).identities) == 1, "changed, it is held to what others have published since"
 
@@ -116,7 +118,22 @@ def test_what_a_build_read_is_kept_with_it(tmp_path):
     publish(run.open_build(plan, str(tmp_path / "1"), store=store, snapshot="1"))
     build = run.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
     publish(run.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
-    run._note(build)
-    assert run.reopen(build.out).identities == build.identities
+    ledger.note(build)
+    assert ledger.reopen(build.out).identities == build.identities
     known = json.loads((tmp_path / "2" / "build.json").read_text(encoding="utf-8"))
     assert known["identity_revision"] == build.identity_revision
+
+
+def test_without_a_crawl_only_stored_captures_are_worked_from(tmp_path):
+    site = {"kind": "site", "name": "kitchen", "source_kind": "news", "start": ["http://127.0.0.1:1/"]}
+    plan = BuildSpec.model_validate({"name": "t", "contact": "mailto:x@example.org", "sources": [site]})
+    build = run.open_build(plan, str(tmp_path / "out"), snapshot="2020-02-02")
+    with pytest.raises(StageError, match="kitchen: not crawled for snapshot 2020-02-02"):
+        list(run.run(build, until="crawl", crawls=False))
+    digest = crawl._digest(build, "kitchen")
+    earlier = replace(build, fingerprints={**build.fingerprints, "crawl": "0" * 64})  # another site in the spec, then
+    with earlier.stage("crawl").attempt("kitchen") as attempt:
+        attempt.path("warc.gz").write_bytes(b"")
+        attempt.commit({"seen": 1, "kept": 1}, {"input": digest})
+    [result] = list(run.run(build, until="crawl", crawls=False))
+    assert (result.partitions, result.funnel["kept"]) == (1, 1)

@@ -1,0 +1,94 @@
+"""What build.json tells of a build that runs, that was killed, and that is done. What it keeps: see test_run.py."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+
+import pytest
+
+from pipeline import cli, ledger
+from pipeline.errors import StoreError
+from pipeline.ledger import Cost, Running, StageResult
+from pipeline.store import Build
+
+
+def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:
+    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ago_s)
+    ledger.note(build, running=Running("fetch", build.fingerprints["fetch"], moment.isoformat(), 0, partitions))
+
+
+def _commit(build: Build, partition: str) -> None:
+    with build.stage("fetch").attempt(partition) as attempt:
+        attempt.path("bin").write_bytes(b"x" * 100)
+        attempt.commit({"seen": 3, "kept": 2, "dropped": 1})
+
+
+@pytest.fixture
+def build(make_build) -> Build:
+    return make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://127.0.0.1/"]}])
+
+
+def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
+    with ledger.sole_owner(build):
+        _begin(build, partitions=4, ago_s=30)
+        assert ledger.status(build.out)["running"]["left_seconds"] is None
+        _commit(build, "0")
+        known = ledger.status(build.out)
+        assert (known["alive"], known["stages"]["fetch"]["state"]) == (True, "running")
+        assert (known["running"]["committed"], known["running"]["partitions"]) == (1, 4)
+        assert 85 < known["running"]["left_seconds"] < 120, "one took 30 s, three are left"
+        assert cli.main(["status", build.out]) == 0
+        shown = capsys.readouterr().err
+        assert " 1/4" in shown
+        assert "fetch runs since" in shown
+
+
+def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
+    with ledger.sole_owner(build):
+        _begin(build, partitions=4)
+    known = ledger.status(build.out)
+    assert (known["alive"], known["stages"]["fetch"]["state"]) == (False, "stopped")
+    assert cli.main(["status", build.out]) == 0
+    assert "nobody builds here; it stopped in fetch" in capsys.readouterr().err
+
+
+def test_asking_for_the_status_keeps_nobody_from_building(build):
+    with ledger.sole_owner(build):
+        ledger.note(build)
+    assert ledger.status(build.out)["alive"] is False
+    second = ledger.sole_owner(build)
+    with ledger.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
+        second.__enter__()
+
+
+def test_costs_are_those_of_all_partitions_and_add_up(build):
+    for partition in ("0", "1"):
+        _commit(build, partition)
+    records = build.stage("fetch").records()
+    cost = Cost.of(records, gpus=0.5)
+    assert cost.bytes == 200
+    assert cost.seconds == pytest.approx(sum(r.seconds for r in records), abs=0.002)
+    assert cost.gpu_seconds == pytest.approx(cost.seconds / 2, abs=0.002)
+    for name in ("crawl", "fetch"):
+        ledger.note(build, StageResult(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200)))
+    known = build.folder.read_json("build.json")
+    assert known["stages"]["fetch"]["cost"] == {"seconds": 2.0, "cpu_seconds": 1.5, "gpu_seconds": 1.0, "bytes": 200}
+    assert known["cost"] == {"seconds": 4.0, "cpu_seconds": 3.0, "gpu_seconds": 2.0, "bytes": 400}
+    assert known["running"] is None
+
+
+def test_a_build_json_without_costs_is_still_read(build):
+    ledger.note(build, StageResult("crawl", False, 1, 1, 1.0, {}, Cost()))
+    known = build.folder.read_json("build.json")
+    del known["stages"]["crawl"]["cost"], known["cost"], known["running"]
+    build.folder.write_json("build.json", known)
+    assert ledger.status(build.out)["running"] is None
+    assert cli.main(["status", build.out]) == 0
+    ledger.note(build)
+    assert build.folder.read_json("build.json")["cost"]["seconds"] == 0.0
+
+
+def test_a_folder_without_a_build_is_named(tmp_path: Path):
+    with pytest.raises(StoreError, match="holds no build"):
+        ledger.status(str(tmp_path))

@@ -1,0 +1,74 @@
+"""Log lines with build and stage. That the counters reach Prometheus: tests/dags/test_ray_jobs.py, on a real head."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import observe
+
+ROOT = Path(__file__).parents[2]
+
+SAY = """
+import logging
+from pipeline import observe
+observe.log_as(observe.form())
+log = logging.getLogger("wenlan")
+with observe.about(build_id="b-1"):
+    with observe.about(stage="fetch", partition="00001"):
+        log.info("partition done", extra={"seconds": 1.5, "path": __import__("pathlib").Path("/x")})
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        log.exception("图 %s", "broke")
+logging.getLogger("other").warning("of a library")
+observe.count("wenlan_partitions")
+"""
+
+
+def _said(form: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", SAY], cwd=ROOT, env={"WENLAN_LOG": form}, capture_output=True, text=True, check=True
+    )
+    return done.stderr.splitlines()
+
+
+def test_lines_for_machines_are_objects_that_name_build_and_stage():
+    done, broke, other = map(json.loads, _said("json"))
+    assert done.pop("time").endswith("Z")
+    assert done == {
+        "level": "info",
+        "message": "partition done",
+        "build_id": "b-1",
+        "stage": "fetch",
+        "partition": "00001",
+        "seconds": 1.5,
+        "path": "/x",
+    }
+    assert (broke["message"], broke["build_id"]) == ("图 broke", "b-1")
+    assert "ZeroDivisionError" in broke["error"]
+    assert "stage" not in broke
+    assert (other["level"], other["message"]) == ("warning", "of a library")
+
+
+def test_lines_for_people_are_warnings_only():
+    lines = _said("text")
+    assert [lines[0], lines[-1]] == ["ERROR wenlan: 图 broke", "WARNING other: of a library"]
+    assert not any("partition done" in line for line in lines)
+
+
+def test_an_unknown_counter_is_a_fault_of_ours_only_where_it_would_count(monkeypatch):
+    observe.count("nobody_knows")  # no Ray runs: nothing to count into
+    monkeypatch.setitem(sys.modules, "ray", type("Ray", (), {"is_initialized": staticmethod(lambda: True)}))
+    with pytest.raises(KeyError):
+        observe.count("nobody_knows")
+
+
+def test_metric_names_are_what_prometheus_takes():
+    for name in observe.METRICS:
+        assert name.startswith("wenlan_")
+        assert observe.exported(name).isidentifier()
