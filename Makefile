@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHON
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fast lint bench bench-venv dags-venv clean
+.PHONY: help setup demo test check fast lint bench bench-venv dags-venv drill clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -55,6 +55,9 @@ bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-
 bench-venv: $(BENCH)/.installed ## the peers' environment for `make bench` (minutes, about 2 GB)
 
 dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests (about 300 MB)
+
+drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a real Ray cluster, with kills (ten minutes)
+	@$(BIN)/python tests/benchmarks/drill_schedule.py
 
 clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too
 	rm -rf $(VENV) $(BENCH) $(DAGS) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -3,8 +3,8 @@
 Why not Ray's own client: Airflow's environment would need Ray in the cluster's very version, and Airflow's provider
 packages for Ray are discontinued. The API is five plain HTTP calls.
 
-Submitting is idempotent. A job's submission id is made of a name that the caller keeps (see `attach_or_submit`), and
-the cluster itself refuses an id that it has, so two callers at the same moment still start one job.
+Submitting is idempotent. The caller makes a job's submission id of what the job is for (`submission_id`), and the
+cluster itself refuses an id that it has, so two callers at the same moment still start one job.
 
 Limits: a job's log comes whole with every call (the API has no range; its tail is a web socket). A cluster whose head
 was restarted without a persistent store has forgotten its jobs: `status` then raises JobUnknown.
@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -28,8 +29,6 @@ from pathlib import Path
 from typing import Any
 
 DEFAULT_ADDRESS = "http://127.0.0.1:8265"
-MAX_ATTEMPTS = 99
-"""Submissions under one name, after which somebody should look at why they all fail."""
 
 
 class RayJobsError(Exception):
@@ -117,32 +116,39 @@ class RayJobs:
         """
         return bool(self._call("POST", f"{submission_id}/stop").get("stopped"))
 
+    def end(self, submission_id: str, patience_s: float = 120.0) -> bool:
+        """Stop a job and wait until it has ended. False if it did not run, or there is none.
+
+        Raises RayJobsError, also if it still runs after `patience_s`.
+        """
+        try:
+            stopped = not self.status(submission_id).ended and self.stop(submission_id)
+            until = time.monotonic() + patience_s
+            while not self.status(submission_id).ended:
+                if time.monotonic() > until:
+                    raise RayJobsError(
+                        f"{self.address}: job {submission_id} still runs {patience_s:.0f} s after its stop"
+                    )
+                time.sleep(0.5)
+        except JobUnknown:
+            return False
+        return stopped
+
     def attach_or_submit(
         self,
-        name: str,
+        submission_id: str,
         entrypoint: str,
         runtime_env: Mapping[str, Any] | None = None,
         num_gpus: float = 0,
     ) -> tuple[Job, bool]:
-        """The one job of a name that is worth waiting for, and whether this call started it.
+        """The job of that id, in whatever state, and whether this call started it. Raises RayJobsError.
 
-        Its ids are NAME-1, NAME-2 ... A job that runs or succeeded is attached to; only where the last one failed or
-        was stopped is the next started. Raises RayJobsError.
+        Where submitting fails though the job is there (a lost answer, another caller was faster), that one is taken.
         """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            submission_id = f"{name}-{attempt}"
-            try:
-                job, ours = self.status(submission_id), False
-            except JobUnknown:
-                job, ours = self._submit_once(entrypoint, submission_id, runtime_env, num_gpus)
-            if ours or job.state not in {"FAILED", "STOPPED"}:
-                return job, ours
-        raise RayJobsRefused(f"{self.address}: {name} failed {MAX_ATTEMPTS} times; see why before it runs again")
-
-    def _submit_once(
-        self, entrypoint: str, submission_id: str, runtime_env: Mapping[str, Any] | None, num_gpus: float
-    ) -> tuple[Job, bool]:
-        """Submit; where that fails though the job is there (a lost answer, another caller was faster), attach."""
+        try:
+            return self.status(submission_id), False
+        except JobUnknown:
+            pass
         try:
             self.submit(entrypoint, submission_id, runtime_env, num_gpus)
         except RayJobsError as fault:
@@ -219,8 +225,8 @@ def find_token(environment: Mapping[str, str]) -> str:
     return token
 
 
-def submission_name(*parts: str) -> str:
-    """A name for `attach_or_submit`: readable, fit for a file name and a URL, and equal only for equal parts."""
+def submission_id(*parts: str) -> str:
+    """An id for `attach_or_submit`: readable, fit for a file name and a URL, and equal only for equal parts."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts))[:80].strip("-")
     return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]}"
 

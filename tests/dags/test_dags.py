@@ -1,7 +1,10 @@
-"""The DAGs in a real Airflow that has none of our packages: they import, and have the tasks and edges they must have.
+"""The DAGs in a real Airflow that has none of our packages: they import, have their graphs, and run.
 
 Skipped where `make dags-venv` has not been run. That they import neither Ray nor our packages is also read from their
-import statements, without Airflow, by tests/test_architecture.py.
+import statements, without Airflow, by tests/test_architecture.py. A real scheduler against a real cluster, with kills:
+tests/benchmarks/bench_schedule.py.
+
+graphs.json is the snapshot of the graphs; after a wanted change: WENLAN_NEW_GRAPHS=1 pytest tests/dags/test_dags.py
 """
 
 from __future__ import annotations
@@ -19,37 +22,39 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".venv-dags" / "bin" / "python"
 FILES = sorted((ROOT / "dags").glob("*.py"))
+GRAPHS = Path(__file__).with_name("graphs.json")
 
 needs_airflow = pytest.mark.skipif(not PYTHON.exists(), reason="no Airflow here: run `make dags-venv` first")
 
 DESCRIBE = """
-import json, sys
+import importlib.util, json, sys
 sys.path.append(sys.argv[1])
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(dag_folder=sys.argv[1])
+def kind(t):
+    return "setup" if t.is_setup else "teardown" if t.is_teardown else getattr(t, "mode", "task")
 def describe(dag):
-    tasks = {t.task_id: sorted(t.downstream_task_ids) for t in dag.tasks}
-    kinds = {t.task_id: "setup" if t.is_setup else "teardown" if t.is_teardown else "" for t in dag.tasks}
-    outlets = {t.task_id: [a.name for a in t.outlets] for t in dag.tasks if t.outlets}
-    reschedule = [t.task_id for t in dag.tasks if getattr(t, "mode", "") == "reschedule"]
-    return {"tasks": tasks, "kinds": kinds, "outlets": outlets, "reschedule": reschedule, "catchup": dag.catchup,
-            "max_active_runs": dag.max_active_runs, "timetable": type(dag.timetable).__name__,
-            "params": {k: dag.params[k] for k in dag.params}}
-import importlib.util
+    tasks = {t.task_id: {"kind": kind(t), "then": sorted(t.downstream_task_ids), "rule": str(t.trigger_rule.value),
+                         **({"outlets": [a.name for a in t.outlets]} if t.outlets else {}),
+                         **({"links": [l.name for l in t.operator_extra_links]} if t.operator_extra_links else {})}
+             for t in sorted(dag.tasks, key=lambda t: t.task_id)}
+    return {"timetable": type(dag.timetable).__name__, "catchup": dag.catchup, "max_active_runs": dag.max_active_runs,
+            "params": {k: dag.params[k] for k in dag.params}, "tasks": tasks}
 print(json.dumps({"errors": {k: v.splitlines()[-1] for k, v in bag.import_errors.items()},
-                  "dags": {i: describe(d) for i, d in bag.dags.items()},
+                  "dags": {i: describe(d) for i, d in sorted(bag.dags.items())},
                   "ours": [m for m in ("ray", "pipeline", "training", "data_specs") if importlib.util.find_spec(m)]}))
 """
 
 
-def _in_airflow(tmp_path: Path, code: str, *arguments: str) -> Any:
+def _in_airflow(tmp_path: Path, code: str, *arguments: str, env: dict[str, str] | None = None) -> Any:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("AIRFLOW", "WENLAN", "RAY_", "PYTHON"))}
     environment |= {"AIRFLOW_HOME": str(tmp_path), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     environment |= {"WENLAN_SPEC": "s3://specs/news.yaml", "WENLAN_STORE": "s3://store", "WENLAN_OUT_ROOT": "s3://b/"}
-    environment |= {"AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+    environment |= {"AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"), "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR"}
+    environment |= env or {}
     command = [str(PYTHON), "-c", code, *arguments]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -62,75 +67,164 @@ def _imported(path: Path) -> set[str]:
 
 def test_dag_files_import_the_standard_library_airflow_and_each_other_only() -> None:
     allowed = {"airflow", *(p.stem for p in FILES), *sys.stdlib_module_names}
-    assert len(FILES) >= 4
+    assert len(FILES) >= 5
     assert {p.name: _imported(p) - allowed for p in FILES if _imported(p) - allowed} == {}
     assert "airflow" not in _imported(ROOT / "dags" / "ray_jobs.py")
 
 
 @needs_airflow
-def test_every_dag_imports_and_has_its_graph(tmp_path: Path) -> None:
+def test_every_dag_imports_where_nothing_of_ours_is_and_has_its_graph(tmp_path: Path) -> None:
     found = _in_airflow(tmp_path, DESCRIBE, str(ROOT / "dags"))
     assert found["errors"] == {}
     assert found["ours"] == []
-    assert set(found["dags"]) == {"dataset_build", "pretrain"}
-    build, pretrain = found["dags"]["dataset_build"], found["dags"]["pretrain"]
-    assert build["tasks"] == {
-        "plan": ["announce", "ray_job.submit", "ray_job.wait"],
-        "ray_job.submit": ["ray_job.stop", "ray_job.wait"],
-        "ray_job.wait": ["announce", "ray_job.stop"],
-        "ray_job.stop": [],
-        "announce": [],
-    }
-    assert build["kinds"] | {"ray_job.submit": "setup", "ray_job.stop": "teardown"} == build["kinds"]
-    assert build["outlets"] == {"announce": ["wenlan_dataset"]}
-    assert build["reschedule"] == ["ray_job.wait"]
-    assert build["params"]["spec"] == "s3://specs/news.yaml"
-    assert (build["catchup"], build["max_active_runs"]) == (False, 1)
-    assert (pretrain["catchup"], pretrain["max_active_runs"]) == (False, 1)
-    assert pretrain["timetable"] == "AssetTriggeredTimetable"
-    assert "evaluation" in pretrain["tasks"]["fit.wait"]
-    assert pretrain["tasks"]["evaluation"] == ["evaluate.submit"]
+    if os.environ.get("WENLAN_NEW_GRAPHS"):
+        GRAPHS.write_text(json.dumps(found["dags"], indent=1) + "\n", encoding="utf-8")
+    assert found["dags"] == json.loads(GRAPHS.read_text(encoding="utf-8"))
+    for dag in found["dags"].values():
+        assert (dag["catchup"], dag["max_active_runs"]) == (False, 1)
+        for name, task in dag["tasks"].items():
+            if name.endswith(".wait"):
+                assert task["kind"] == "reschedule"
+                assert name.replace(".wait", ".stop") in task["then"], "whoever waits, stops"
 
 
 PLAN = """
-import json, sys, datetime, types
+import datetime, json, sys, types
 sys.path.append(sys.argv[1])
-import dataset_build, pretrain
+import dataset_build, housekeeping, pretrain, ray_tasks
+day = lambda n: datetime.datetime(2026, 1, n, 3, tzinfo=datetime.timezone.utc)
+run = types.SimpleNamespace(
+    data_interval_start=day(12), data_interval_end=day(19), run_after=day(19), run_type="scheduled")
+before = types.SimpleNamespace(data_interval_end=day(5))
+class Inlets(dict):
+    def __missing__(self, key): return []
 context = {"params": {"spec": "s3://specs/news.yaml", "store": "s3://store", "out_root": "s3://b/", "recipe": "demo",
-                      "run_root": "/runs", "init": "", "workers": 2, "manifest": ""},
-           "data_interval_end": datetime.datetime(2026, 1, 5, 3),
+                      "run_root": "/runs", "init": "", "workers": 2, "manifest": "", "margin": 0.01, "keep_builds": 8,
+                      "report_url": "http://reports/", "takedowns": sys.argv[2]},
+           "dag_run": run, "ti": types.SimpleNamespace(get_previous_dagrun=lambda: before), "inlet_events": Inlets(),
            "triggering_asset_events": {"wenlan_dataset": [
                types.SimpleNamespace(timestamp=2, extra={"manifest": "/b/new/shards/manifest.json", "build_id": "new"}),
                types.SimpleNamespace(timestamp=1, extra={"manifest": "/b/old/shards/manifest.json"})]}}
-for module in (dataset_build, pretrain):
+for module in (dataset_build, housekeeping, pretrain, ray_tasks):
     module.get_current_context = lambda: context
-build, fit = dataset_build.plan.function(), pretrain.plan.function()
+said = {"build": dataset_build.plan.function(), "fit": pretrain.plan.function(), "keep": housekeeping.plan.function()}
+run.run_type = "backfill"
+said["backfill"] = dataset_build.plan.function()
+run.run_type, run.logical_date = "manual", day(21)
+said["manual"] = dataset_build.plan.function()
+run.run_type, before.data_interval_end = "scheduled", day(12)
+said["on_time"] = dataset_build.plan.function()["missed"]
 context["params"]["manifest"] = "/b/given/shards/manifest.json"
-by_hand = pretrain.plan.function()
-evaluation = pretrain.evaluation.function("/m.json", {"checkpoint": "/runs/c"})
+said["by_hand"] = pretrain.plan.function()["fit"]
+said["evaluation"] = pretrain.evaluation.function("/m.json", {"checkpoint": "/runs/c"})
+context["inlet_events"][ray_tasks.CHECKPOINT] = [types.SimpleNamespace(extra={"checkpoint": "/runs/l"})]
+said["last"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
+judge = lambda new, last: pretrain.judge.function({"mean_recall": new}, last and {"mean_recall": last})
+said["judged"] = [judge(.2, None), judge(.2, .1), judge(.2, .2099)]
 def fault(f):
     try: f()
     except Exception as e: return f"{type(e).__name__}: {e}"
 context["params"] |= {"store": "", "recipe": ""}
-faults = [fault(dataset_build.plan.function), fault(pretrain.plan.function),
-          fault(lambda: dataset_build.announce.function(build, {})),
-          fault(lambda: dataset_build.announce.function(build, {"published": False}))]
-print(json.dumps([build, fit, by_hand, evaluation, faults]))
+said["faults"] = [
+    fault(dataset_build.plan.function), fault(pretrain.plan.function),
+    fault(lambda: dataset_build.announce.function(said["build"], {})),
+    fault(lambda: dataset_build.announce.function(said["build"], {"published": False})),
+    fault(lambda: judge(.2, .2101)), fault(lambda: housekeeping.takedowns(sys.argv[2] + ".bad")),
+    fault(lambda: housekeeping.takedowns("/nowhere")),
+    fault(lambda: pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/l"}))]
+print(json.dumps(said))
 """
 
 
 @needs_airflow
 def test_what_the_dags_run(tmp_path: Path) -> None:
-    build, fit, by_hand, evaluation, faults = _in_airflow(tmp_path, PLAN, str(ROOT / "dags"))
-    out = "s3://b/news-2026-01-05"
-    said = f"wenlan-data build s3://specs/news.yaml --out {out} --store s3://store --snapshot 2026-01-05 --json"
-    assert " ".join(build["command"]) == said
-    assert f"{out}/report/index.html" in build["on_failure"]
+    listed = tmp_path / "list"
+    listed.write_text("# asked for in May\nurl https://a.example/1.jpg?x=1&y=2\n\ndomain b.example\n", encoding="utf-8")
+    (tmp_path / "list.bad").write_text("url https://a.example/1.jpg\npage https://a.example/\n", encoding="utf-8")
+    said = _in_airflow(tmp_path, PLAN, str(ROOT / "dags"), str(listed))
+
+    out = "s3://b/news-2026-01-19"
+    build = f"wenlan-data build s3://specs/news.yaml --out {out} --store s3://store --snapshot 2026-01-19 --json"
+    assert said["build"]["publish"] == build
+    assert said["build"]["build"] == f"{build} --until report"
+    assert said["build"]["report"] == "http://reports/news-2026-01-19/report/index.html"
+    assert said["build"]["missed"] == {"from": "2026-01-05T03:00:00+00:00", "to": "2026-01-12T03:00:00+00:00"}
+    assert said["on_time"] is None
+    assert said["backfill"]["publish"] == f"{build} --no-crawl"
+    assert said["backfill"]["missed"] is None
+    assert (said["manual"]["snapshot"], said["manual"]["missed"]) == ("2026-01-21", None)
+
     new = "/b/new/shards/manifest.json"
-    said = f"wenlan-train fit --recipe demo --data {new} --out /runs/demo-new --workers 2 --json"
-    assert " ".join(fit["fit"]) == said
-    assert "/runs/demo-given" in by_hand["fit"]
-    assert " ".join(evaluation) == "wenlan-train eval /runs/c --data /m.json --task retrieval --json"
-    assert [f.split(":")[0] for f in faults] == [*["AirflowFailException"] * 3, "AirflowSkipException"]
+    fit = f"wenlan-train fit --recipe demo --data {new} --out /runs/demo-new --workers 2 --json"
+    assert said["fit"] == {"fit": fit, "manifest": new}
+    assert "--out /runs/demo-given " in said["by_hand"]
+    evaluation = "wenlan-train eval /runs/c --data /m.json --task retrieval --json"
+    assert said["evaluation"] == evaluation
+    assert said["last"] == evaluation.replace("/runs/c", "/runs/l")
+    assert said["judged"] == [0.2, 0.2, 0.2]
+
+    named = "--url 'https://a.example/1.jpg?x=1&y=2' --domain b.example"
+    assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --json"
+    assert said["keep"]["expire"] == "wenlan-data gc --store s3://store --keep 8 --json"
+
+    faults = said["faults"]
+    skipped = [fault.startswith("AirflowSkipException: ") for fault in faults]
+    assert skipped == [False, False, False, True, False, False, False, True]
     assert "set WENLAN_STORE" in faults[0]
     assert f"wenlan-data publish {out}" in faults[3]
+    assert "not published: mean recall 0.2000, the last published checkpoint has 0.2101" in faults[4]
+    assert "list.bad:2: not one of url, domain, sha256, like" in faults[5]
+    assert "/nowhere cannot be read" in faults[6]
+
+
+RUN = """
+import json, logging, sys
+from airflow.cli import cli_parser
+from airflow.utils import db
+logging.disable(logging.CRITICAL)
+db.initdb()
+parser = cli_parser.get_parser()
+def run(*words):
+    args = parser.parse_args(["dags", "test", *words])
+    args.func(args)
+run("dataset_build", "2026-01-19")
+run("pretrain", "-c", json.dumps({"manifest": "/b/n/shards/manifest.json", "recipe": "tiny", "run_root": "/runs"}))
+run("housekeeping")
+from airflow.models import DagRun, TaskInstance
+from airflow.models.asset import AssetEvent
+from airflow.utils.session import create_session
+with create_session() as session:
+    runs = {r.dag_id: str(getattr(r.state, "value", r.state)) for r in session.query(DagRun)}
+    tasks = {f"{t.dag_id}/{t.task_id}": str(getattr(t.state, "value", t.state)) for t in session.query(TaskInstance)}
+    events = [e.extra for e in session.query(AssetEvent)]
+print(json.dumps({"runs": runs, "tasks": tasks, "events": events}))
+"""
+
+
+def _outcome(entrypoint: str) -> tuple[str, str]:
+    """What the commands of a good day print."""
+    words = entrypoint.split()
+    published = {"manifest": "/b/n/shards/manifest.json", "build_id": "n", "revision": 0, "content_digest": "d"}
+    told: dict[str, Any] = {
+        "build": {"published": False} if "--until" in words else {"published": True, **published},
+        "fit": {"checkpoint": "/runs/c"},
+        "eval": {"mean_recall": 0.25},
+    }.get(words[1], {})
+    return "SUCCEEDED", f"working\n{json.dumps(told)}\n"
+
+
+@needs_airflow
+@pytest.mark.slow
+def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
+    fake.outcome = _outcome
+    env = {"RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_MODE": "disabled", "WENLAN_POLL_S": "1"}
+    told = _in_airflow(tmp_path, RUN, env=env)
+    assert told["runs"] == {"dataset_build": "success", "pretrain": "success", "housekeeping": "success"}
+    skipped = {task for task, state in told["tasks"].items() if state != "success"}
+    assert skipped == {
+        f"pretrain/{t}" for t in ("evaluation_of_last", *(f"evaluate_last.{n}" for n in ("submit", "wait", "stop")))
+    }
+    dataset, checkpoint = told["events"]
+    assert (dataset["manifest"], dataset["snapshot"]) == ("/b/n/shards/manifest.json", "2026-01-19")
+    assert checkpoint == {"checkpoint": "/runs/c", "manifest": "/b/n/shards/manifest.json", "recall": 0.25}
+    assert len(fake.jobs) == 7

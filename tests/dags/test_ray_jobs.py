@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
+import re
 import shlex
 import shutil
 import signal
@@ -13,14 +16,16 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from dags.ray_jobs import (
     Job,
@@ -30,118 +35,59 @@ from dags.ray_jobs import (
     RayJobsRefused,
     find_token,
     last_object,
-    submission_name,
+    submission_id,
     why_it_failed,
 )
+from pipeline import observe
+
+ROOT = Path(__file__).parents[2]
+TOKEN = "a-token-of-this-test-alone-0123456789"
 
 
-class FakeRay(ThreadingHTTPServer):
-    """Jobs in a dict. `faults` are answers to give first: (status, body, headers); `lose_answers` drops a POST's."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.jobs: dict[str, dict[str, Any]] = {}
-        self.faults: list[tuple[int, bytes, dict[str, str]]] = []
-        self.seen: list[tuple[str, str, str]] = []
-        self.lose_answers = False
-        self.submissions = 0
-        self.lock = threading.Lock()
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: FakeRay
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        self._handle()
-
-    def do_POST(self) -> None:
-        self._handle()
-
-    def _handle(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        self.server.seen.append((self.command, self.path, self.headers.get("Authorization", "")))
-        if self.server.faults:
-            return self._answer(*self.server.faults.pop(0))
-        name, _, verb = self.path.removeprefix("/api/jobs/").partition("/")
-        with self.server.lock:
-            if not name:
-                return self._submit(json.loads(body))
-            if name not in self.server.jobs:
-                return self._answer(404, f"Job {name} does not exist".encode(), {})
-            found = {"logs": {"logs": "line 1\n"}, "stop": {"stopped": True}, "": self.server.jobs[name]}[verb]
-        return self._answer(200, json.dumps(found).encode(), {})
-
-    def _submit(self, request: dict[str, Any]) -> None:
-        name = request["submission_id"]
-        if name in self.server.jobs:
-            text = f"Traceback\nRuntimeError: Job with submission_id {name} already exists."
-            return self._answer(500, text.encode(), {})
-        self.server.submissions += 1
-        self.server.jobs[name] = {"status": "RUNNING", "entrypoint": request["entrypoint"], "message": None}
-        if self.server.lose_answers:
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return None
-        return self._answer(200, json.dumps({"submission_id": name}).encode(), {})
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for key, value in {"Content-Length": str(len(body)), **headers}.items():
-            self.send_header(key, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeRay]:
-    with FakeRay() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-def test_a_second_caller_attaches(fake: FakeRay) -> None:
+def test_a_second_caller_attaches(fake: Any) -> None:
     jobs = RayJobs(fake.url)
-    first, ours = jobs.attach_or_submit("build", "wenlan-data build x.yaml")
-    again, ours_again = jobs.attach_or_submit("build", "wenlan-data build x.yaml")
+    first, ours = jobs.attach_or_submit("build-0", "wenlan-data build x.yaml")
+    again, ours_again = jobs.attach_or_submit("build-0", "wenlan-data build x.yaml")
     assert (first, ours, ours_again) == (again, True, False)
-    assert (first.submission_id, first.state, first.ended) == ("build-1", "RUNNING", False)
+    assert (first.submission_id, first.state, first.ended) == ("build-0", "RUNNING", False)
     assert fake.submissions == 1
 
 
-@pytest.mark.parametrize(
-    ("state", "expected"), [("FAILED", "build-2"), ("STOPPED", "build-2"), ("SUCCEEDED", "build-1")]
-)
-def test_only_after_a_failure_is_the_next_one_started(fake: FakeRay, state: str, expected: str) -> None:
+@pytest.mark.parametrize("state", ["FAILED", "STOPPED", "SUCCEEDED"])
+def test_a_job_that_ended_is_told_of_and_not_started_again(fake: Any, state: str) -> None:
     jobs = RayJobs(fake.url)
-    jobs.attach_or_submit("build", "true")
-    fake.jobs["build-1"]["status"] = state
-    assert jobs.attach_or_submit("build", "true")[0].submission_id == expected
-    assert jobs.attach_or_submit("build", "true")[0].submission_id == expected
-    assert fake.submissions == (2 if expected == "build-2" else 1)
+    jobs.attach_or_submit("build-0", "true")
+    fake.jobs["build-0"]["status"] = state
+    job, ours = jobs.attach_or_submit("build-0", "true")
+    assert (job.state, ours, fake.submissions) == (state, False, 1)
 
 
-def test_an_answer_that_was_lost_is_no_second_job(fake: FakeRay) -> None:
+def test_an_end_is_waited_for(fake: Any) -> None:
+    jobs = RayJobs(fake.url)
+    jobs.attach_or_submit("build-0", "true")
+    assert jobs.end("build-0")
+    assert jobs.status("build-0").ended
+    assert not jobs.end("build-0"), "it has ended"
+    assert not jobs.end("other"), "there is none"
+    jobs.attach_or_submit("build-1", "true")
+    fake.stops_in = 10**6
+    with pytest.raises(RayJobsError, match="build-1 still runs 1 s after its stop"):
+        jobs.end("build-1", patience_s=1)
+
+
+def test_an_answer_that_was_lost_is_no_second_job(fake: Any) -> None:
     fake.lose_answers = True
-    job, ours = RayJobs(fake.url).attach_or_submit("build", "true")
-    assert (job.submission_id, ours, fake.submissions) == ("build-1", False, 1)
+    job, ours = RayJobs(fake.url).attach_or_submit("build-0", "true")
+    assert (job.submission_id, ours, fake.submissions) == ("build-0", False, 1)
 
 
-def test_callers_at_the_same_moment_start_one_job(fake: FakeRay) -> None:
+def test_callers_at_the_same_moment_start_one_job(fake: Any) -> None:
     started: list[bool] = []
     barrier = threading.Barrier(8)
 
     def call() -> None:
         barrier.wait()
-        started.append(RayJobs(fake.url).attach_or_submit("build", "true")[1])
+        started.append(RayJobs(fake.url).attach_or_submit("build-0", "true")[1])
 
     threads = [threading.Thread(target=call) for _ in range(8)]
     for thread in threads:
@@ -170,7 +116,7 @@ def test_callers_at_the_same_moment_start_one_job(fake: FakeRay) -> None:
         ((200, b"{", {"Content-Length": "9"}), RayJobsError, "the connection broke"),
     ],
 )
-def test_faults_of_the_cluster(fake: FakeRay, fault: Any, kind: type[RayJobsError], said: str) -> None:
+def test_faults_of_the_cluster(fake: Any, fault: Any, kind: type[RayJobsError], said: str) -> None:
     fake.faults.append(fault)
     with pytest.raises(RayJobsError, match=said.replace("?", r"\?")) as caught:
         RayJobs(fake.url, timeout_s=1).status("build-1")
@@ -179,7 +125,7 @@ def test_faults_of_the_cluster(fake: FakeRay, fault: Any, kind: type[RayJobsErro
     assert "\n" not in str(caught.value)
 
 
-def test_a_job_that_is_not_there_and_a_cluster_that_is_not_there(fake: FakeRay) -> None:
+def test_a_job_that_is_not_there_and_a_cluster_that_is_not_there(fake: Any) -> None:
     with pytest.raises(JobUnknown, match="does not exist"):
         RayJobs(fake.url).logs("other")
     with socket.create_server(("127.0.0.1", 0)) as closed:
@@ -190,21 +136,21 @@ def test_a_job_that_is_not_there_and_a_cluster_that_is_not_there(fake: FakeRay) 
         RayJobs("ray://h:1")
 
 
-def test_the_token_goes_with_every_call_and_never_elsewhere(fake: FakeRay) -> None:
+def test_the_token_goes_with_every_call_and_never_elsewhere(fake: Any) -> None:
     environment = {"RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_TOKEN": " secret\n"}
     jobs = RayJobs.from_environment(environment)
-    jobs.attach_or_submit("build", "true")
+    jobs.attach_or_submit("build-1", "true")
     jobs.logs("build-1")
     jobs.stop("build-1")
     assert len(fake.seen) == 5
     assert {header for _, _, header in fake.seen} == {"Bearer secret"}
-    with FakeRay() as other:
-        fake.faults.append((307, b"", {"Location": other.url}))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        fake.faults.append((307, b"", {"Location": f"http://127.0.0.1:{other.getsockname()[1]}"}))
         with pytest.raises(RayJobsRefused, match="HTTP 307"):
             jobs.status("build-1")
-        other.socket.settimeout(0.2)
+        other.settimeout(0.2)
         with pytest.raises(TimeoutError):
-            other.socket.accept()
+            other.accept()
 
 
 def test_where_the_token_comes_from(tmp_path: Path) -> None:
@@ -226,11 +172,11 @@ def test_where_the_token_comes_from(tmp_path: Path) -> None:
 
 @given(st.lists(st.text(), min_size=1, max_size=3), st.lists(st.text(), min_size=1, max_size=3))
 def test_names_are_fit_for_a_file_and_tell_their_parts_apart(one: list[str], two: list[str]) -> None:
-    name = submission_name(*one)
-    assert name == submission_name(*one)
+    name = submission_id(*one)
+    assert name == submission_id(*one)
     assert set(name) <= set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-")
     assert len(name) <= 91
-    assert (name == submission_name(*two)) == (one == two)
+    assert (name == submission_id(*two)) == (one == two)
 
 
 def test_the_result_is_the_last_object_of_the_log() -> None:
@@ -258,9 +204,26 @@ def _free_ports(count: int) -> list[int]:
     return ports
 
 
-@pytest.fixture
-def ray_head() -> Iterator[str]:
-    """The URL of a real head on this machine, in a session and folder of its own; no token authentication."""
+@dataclass(frozen=True)
+class Head:
+    """A real head on this machine: its client, and the folder in which Ray says where its metrics are."""
+
+    jobs: RayJobs
+    folder: Path
+
+    def metrics(self) -> set[str]:
+        """The names that Prometheus would see right now."""
+        targets = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text(encoding="utf-8"))
+        found: set[str] = set()
+        for target in {t for group in targets for t in group["targets"]}:
+            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
+                found |= set(re.findall(r"^(ray_\w+)", answer.read().decode(), re.MULTILINE))
+        return found
+
+
+@pytest.fixture(scope="module")
+def ray_head() -> Iterator[Head]:
+    """A head in a session and folder of its own, with token authentication."""
     pytest.importorskip("ray")
     folder = Path(tempfile.mkdtemp(prefix="wr"))  # short: a socket's path holds 107 bytes
     port, dashboard, agent, client = _free_ports(4)
@@ -269,7 +232,8 @@ def ray_head() -> Iterator[str]:
         --ray-client-server-port {client} --num-cpus 1 --num-gpus 0 --object-store-memory 80000000
         --temp-dir {folder} --disable-usage-stats"""
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN")}
-    environment |= {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+    environment |= {"RAY_metrics_report_interval_ms": "500"}
     log = folder / "start.log"
     with log.open("wb") as f:
         head = subprocess.Popen(
@@ -278,7 +242,7 @@ def ray_head() -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{dashboard}"
         _wait_for_head(head, url, log)
-        yield url
+        yield Head(RayJobs(url, TOKEN), folder)
     finally:
         _end_session(head)
         shutil.rmtree(folder, ignore_errors=True)
@@ -311,7 +275,7 @@ def _wait_for_head(head: subprocess.Popen[bytes], url: str, log: Path) -> None:
     until = time.monotonic() + 40
     while time.monotonic() < until and head.poll() is None:
         try:
-            RayJobs(url, timeout_s=5).status("none")
+            RayJobs(url, TOKEN, timeout_s=5).status("none")
         except JobUnknown:
             return
         except RayJobsError:
@@ -328,31 +292,66 @@ def _end(jobs: RayJobs, submission_id: str) -> Job:
 
 
 @pytest.mark.slow
-def test_against_a_real_ray_head(ray_head: str) -> None:
-    jobs = RayJobs(ray_head)
+def test_against_a_real_ray_head(ray_head: Head) -> None:
+    jobs = ray_head.jobs
+    with pytest.raises(RayJobsRefused, match=r"HTTP 401.*set RAY_AUTH_TOKEN"):
+        RayJobs(jobs.address).status("none")
     said = """echo "$GREETING"; echo "wenlan-data: gate" >&2; exit 3"""
     runtime_env = {"env_vars": {"GREETING": '{"published": false}'}}
-    failing, ours = jobs.attach_or_submit("failing", said, runtime_env)
+    failing, ours = jobs.attach_or_submit("failing-0", said, runtime_env)
     assert ours
-    long, _ = jobs.attach_or_submit("long", "sleep 600")
+    jobs.attach_or_submit("long-0", "sleep 600")
 
     ended = _end(jobs, failing.submission_id)
     logs = jobs.logs(failing.submission_id)
     assert (ended.state, ended.exit_code, ended.entrypoint) == ("FAILED", 3, said)
     assert last_object(logs) == {"published": False}
-    assert why_it_failed(ended, logs).splitlines() == ["Ray job failing-1 FAILED (exit 3)", "wenlan-data: gate"]
+    assert why_it_failed(ended, logs).splitlines() == ["Ray job failing-0 FAILED (exit 3)", "wenlan-data: gate"]
 
     with pytest.raises(RayJobsError, match="already exists"):
-        jobs.submit("true", long.submission_id)
-    assert jobs.attach_or_submit("long", "sleep 600")[0].submission_id == "long-1"
-    assert jobs.stop("long-1")
-    assert _end(jobs, "long-1").state == "STOPPED"
-    assert not jobs.stop("long-1")
-
-    second, ours = jobs.attach_or_submit("failing", "true")
-    assert (second.submission_id, ours) == ("failing-2", True)
-    assert _end(jobs, "failing-2").state == "SUCCEEDED"
+        jobs.submit("true", "long-0")
+    assert jobs.attach_or_submit("long-0", "sleep 600")[1] is False
+    assert jobs.end("long-0")
+    assert jobs.status("long-0").state == "STOPPED"
+    assert not jobs.stop("long-0")
     with pytest.raises(JobUnknown):
         jobs.logs("other")
     with pytest.raises(RayJobsRefused, match="HTTP 400"):
         jobs._call("POST", "", {"entrypoint": 3})
+
+
+SPEC = """
+name: small
+contact: mailto:x@example.org
+sources: [{kind: folder, name: pictures, source_kind: library, path: pictures}]
+"""
+
+
+@pytest.mark.slow
+def test_a_build_as_a_ray_job_is_logged_counted_and_costed(ray_head: Head, tmp_path: Path) -> None:
+    """The command of the runbook, on a cluster that has a token; then what Prometheus sees, by METRICS' own names."""
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
+    dice = random.Random(1)
+    for i in range(6):
+        Image.effect_noise((300 + i, 300), 90).resize((320, 320 + 7 * i)).save(tmp_path / f"pictures/{i}.jpg")
+        text = "".join(chr(dice.randrange(0x4E00, 0x6E00)) for _ in range(12))
+        (tmp_path / f"pictures/{i}.txt").write_text(text, encoding="utf-8")
+    command = [sys.executable, "-m", "pipeline", "build", "spec.yaml", "--out", "b", "--until", "admit", "--json"]
+    env = {"WENLAN_LOG": "json", "PYTHONPATH": str(ROOT)}
+    jobs, seen = ray_head.jobs, set()
+    jobs.attach_or_submit("build-0", f"cd {tmp_path} && {shlex.join(command)}", {"env_vars": env})
+    until = time.monotonic() + 90
+    while not (job := jobs.status("build-0")).ended and time.monotonic() < until:
+        seen |= ray_head.metrics()
+        time.sleep(0.3)
+    logs = jobs.logs("build-0")
+    assert job.state == "SUCCEEDED", logs
+    text = (ROOT / "dags" / "deploy" / "grafana.json").read_text(encoding="utf-8")
+    assert {observe.exported(name) for name in observe.METRICS} | set(re.findall(r"\bray_\w+", text)) <= seen
+    lines = [json.loads(line) for line in logs.splitlines() if line.startswith('{"time"')]
+    done = [line for line in lines if line["message"] == "stage done"]
+    assert [(line["stage"], line["build_id"]) for line in done][-1] == ("admit", last_object(logs)["build_id"])
+    known = json.loads((tmp_path / "b" / "build.json").read_text(encoding="utf-8"))
+    assert known["stages"]["extract"]["cost"]["bytes"] > 0
+    assert known["cost"]["seconds"] > 0

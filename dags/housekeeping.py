@@ -1,0 +1,95 @@
+"""Apply takedowns, expire old builds and prune caches, on schedule. Each is a Ray job of its own.
+
+Takedowns first: `wenlan-data forget` for the lines of the list, over every build that STORE knows. Forgetting what is
+forgotten changes nothing, so lines may stay in the list; it is a text file that Airflow's workers see, one takedown a
+line:
+
+    url https://example.org/a.jpg        domain example.org        sha256 9f86d0...        like /path/of/a/picture.jpg
+
+Then `wenlan-data gc --keep N` for builds and what hangs on them, and `wenlan-data regions prune` for boxes of detectors
+that no build names any more. A takedown that fails is red and keeps the rest from running: what should be gone must not
+be forgotten about.
+
+Settings of the environment (defaults of the run's parameters): WENLAN_STORE, WENLAN_TAKEDOWNS (the list),
+WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_RUNTIME_ENV; and WENLAN_HOUSEKEEPING_SCHEDULE, a cron expression (UTC).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import CronTriggerTimetable, Param, dag, task
+from airflow.sdk.exceptions import AirflowFailException
+from ray_tasks import RUNTIME_ENV, given, param, ray_job
+
+KINDS = ("url", "domain", "sha256", "like")
+AT_ONCE = 200
+"""Takedowns in one command: a command line has an end."""
+
+PARAMS = {
+    "store": param("store", "what outlives builds"),
+    "takedowns": param("takedowns", "file of takedowns, as Airflow's workers see it; empty: there are none"),
+    "keep_builds": Param(
+        int(os.environ.get("WENLAN_KEEP_BUILDS", "8")),
+        type="integer",
+        minimum=1,
+        description="builds of each dataset to keep whole",
+    ),
+    "runtime_env": RUNTIME_ENV,
+}
+
+
+@dag(
+    schedule=CronTriggerTimetable(os.environ.get("WENLAN_HOUSEKEEPING_SCHEDULE", "0 1 * * *"), timezone="UTC"),
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    tags=["wenlan"],
+    doc_md=__doc__,
+)
+def housekeeping() -> None:
+    planned = plan()
+    steps = [ray_job.override(group_id=name)(planned[name]) for name in ("takedowns", "expire", "prune")]
+    for before, after in itertools.pairwise(steps):
+        before >> after.operator.task_group
+
+
+@task
+def plan() -> dict[str, Any]:
+    """The three commands, from the run's parameters and the list of takedowns as it is now."""
+    params = given("store")
+    store = shlex.quote(params["store"])
+    asked = [f"--{kind} {shlex.quote(what)}" for kind, what in takedowns(params["takedowns"])]
+    parts = [" ".join(asked[i : i + AT_ONCE]) for i in range(0, len(asked), AT_ONCE)]
+    return {
+        "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --json" for part in parts)
+        or "echo the list of takedowns is empty",
+        "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} --json",
+        "prune": f"wenlan-data regions prune --store {store} --json",
+    }
+
+
+def takedowns(path: str) -> list[tuple[str, str]]:
+    """(kind, value) of each line of the list; blank lines and those that begin with # are skipped. Fails on others."""
+    if not path:
+        return []
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, ValueError) as e:
+        raise AirflowFailException(f"takedowns: {path} cannot be read: {e}") from None
+    found = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        kind, _, what = line.strip().partition(" ")
+        if kind not in KINDS or not what.strip():
+            raise AirflowFailException(f"takedowns: {path}:{number}: not one of {', '.join(KINDS)}, a space and what")
+        found.append((kind, what.strip()))
+    return found
+
+
+housekeeping()
