@@ -6,12 +6,13 @@ line:
 
     url https://example.org/a.jpg        domain example.org        sha256 9f86d0...        like /path/of/a/picture.jpg
 
-Then `wenlan-data gc --keep N` for builds and what hangs on them, and `wenlan-data regions prune` for boxes of detectors
-that no build names any more. A takedown that fails is red and keeps the rest from running: what should be gone must not
-be forgotten about.
+Then `wenlan-data gc --keep N` for builds and what hangs on them, and `wenlan-data regions prune --before DATE` for the
+boxes of detectors that no build has run for `keep_region_days`. A takedown that fails is red and keeps the rest from
+running: what should be gone must not be forgotten about.
 
 Settings of the environment (defaults of the run's parameters): WENLAN_STORE, WENLAN_TAKEDOWNS (the list),
-WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_RUNTIME_ENV; and WENLAN_HOUSEKEEPING_SCHEDULE, a cron expression (UTC).
+WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_KEEP_REGION_DAYS (180), WENLAN_RUNTIME_ENV; and
+WENLAN_HOUSEKEEPING_SCHEDULE, a cron expression (UTC).
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import CronTriggerTimetable, Param, dag, task
+from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
 from ray_tasks import RUNTIME_ENV, given, param, ray_job
 
@@ -38,6 +40,12 @@ PARAMS = {
         type="integer",
         minimum=1,
         description="builds of each dataset to keep whole",
+    ),
+    "keep_region_days": Param(
+        int(os.environ.get("WENLAN_KEEP_REGION_DAYS", "180")),
+        type="integer",
+        minimum=1,
+        description="days for which the boxes of a detector are kept that no build runs any more",
     ),
     "runtime_env": RUNTIME_ENV,
 }
@@ -63,13 +71,14 @@ def plan() -> dict[str, Any]:
     """The three commands, from the run's parameters and the list of takedowns as it is now."""
     params = given("store")
     store = shlex.quote(params["store"])
+    before = get_current_context()["dag_run"].run_after - timedelta(days=params["keep_region_days"])
     asked = [f"--{kind} {shlex.quote(what)}" for kind, what in takedowns(params["takedowns"])]
     parts = [" ".join(asked[i : i + AT_ONCE]) for i in range(0, len(asked), AT_ONCE)]
     return {
         "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --json" for part in parts)
         or "echo the list of takedowns is empty",
         "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} --json",
-        "prune": f"wenlan-data regions prune --store {store} --json",
+        "prune": f"wenlan-data regions prune --store {store} --before {before:%Y-%m-%d} --json",
     }
 
 

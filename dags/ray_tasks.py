@@ -124,7 +124,8 @@ def wait(job: str, link: str) -> PokeReturnValue:
     if not found.ended:
         return PokeReturnValue(is_done=False)
     if found.state != "SUCCEEDED":
-        raise AirflowFailException("\n".join(filter(None, [why_it_failed(found, logs), link])))
+        what, *why = why_it_failed(found, logs).splitlines()
+        raise AirflowFailException("\n".join([what, *filter(None, [link]), *why]))
     return PokeReturnValue(is_done=True, xcom_value=last_object(logs) or {})
 
 

@@ -5,6 +5,7 @@ authentication, all on loopback. What is shown, as figures with bars:
 
 - `dataset_build` runs on its schedule; scheduler and triggerer are killed in mid-build and started again: one Ray job;
 - its asset event starts `pretrain`, which trains, evaluates and publishes; a second one is judged against the first;
+- an interval that was missed is said; a backfill works from stored captures, and fails where there are none;
 - a task that is cleared, and a run that is marked failed, leave no Ray job behind;
 - a gate that fails leaves the run red and nothing published, and the link in Airflow opens the report;
 - `housekeeping` applies a takedown.
@@ -15,6 +16,7 @@ authentication, all on loopback. What is shown, as figures with bars:
 from __future__ import annotations
 
 import argparse
+import datetime
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,11 @@ regions: {{detectors: [{{name: grid, n: 2}}]}}
 shards: {{samples_per_shard: 24, dev_share: 0.2, val_share: 0.25}}
 {more}
 """
+
+
+def days_ago(days: int) -> str:
+    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=days)
+    return moment.isoformat(timespec="seconds")
 
 
 class Drill:
@@ -124,9 +131,11 @@ def scheduled_and_killed(drill: Drill) -> dict[str, Figure]:
     """A scheduled build, its scheduler and triggerer killed in the middle, and the training that it starts."""
     until("DAGs", 120, lambda: drill.known("dataset_build") and drill.known("pretrain"))
     drill.unpause("pretrain")
+    earlier = drill.api("dags/dataset_build/dagRuns", {"logical_date": days_ago(5), "conf": {}})["dag_run_id"]
+    drill.api(f"dags/dataset_build/dagRuns/{earlier}", {"state": "failed"}, "PATCH")  # the last one before a silence
     drill.unpause("dataset_build")
     [job] = until("the build's job", 120, lambda: drill.running("--until report"))
-    run = next(iter(drill.runs("dataset_build")))
+    run = next(run for run in drill.runs("dataset_build") if run.startswith("scheduled"))
     until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "up_for_reschedule")
     for name in ("scheduler", "triggerer"):
         drill.services.kill(name)
@@ -137,7 +146,9 @@ def scheduled_and_killed(drill: Drill) -> dict[str, Figure]:
     state = drill.ends("dataset_build", run)
     until("pretrain", 60, lambda: drill.runs("pretrain"))
     trained = drill.ends("pretrain", next(iter(drill.runs("pretrain"))), 300)
+    missed = drill.events("wenlan_dataset")[0]["extra"]["missed"] or {}
     return {
+        "the missed intervals are in the event": at_least(missed.get("to", "")[:10] == days_ago(1)[:10], 1, ""),
         "jobs of the killed build": at_most(len(drill.jobs("--until report")), 1, "jobs"),
         "job went on without a scheduler": at_least(survived, 1, ""),
         "scheduled build is green": at_least(state == "success", 1, ""),
@@ -155,6 +166,30 @@ def judged(drill: Drill) -> dict[str, Figure]:
         "second pretrain is green": at_least(state == "success", 1, ""),
         "the last checkpoint was evaluated too": at_least(tasks["evaluate_last.wait"] == "success", 1, ""),
         "checkpoints published by both": at_least(len(drill.events("wenlan_checkpoint")), 2, "events"),
+    }
+
+
+def backfilled(drill: Drill) -> dict[str, Figure]:
+    """A backfill of the day that was built, from its captures, and of one on which nobody crawled."""
+    asked, states = drill.services.site_was_asked, {}
+    for day in (1, 3):
+        midnight = f"{days_ago(day)[:10]}T00:00:00Z"
+        body = {"dag_id": "dataset_build", "from_date": midnight, "to_date": midnight, "run_backwards": False}
+        body |= {"max_active_runs": 1, "reprocess_behavior": "completed", "dag_run_conf": {}}
+        before = set(drill.runs("dataset_build"))
+        jobs = set(drill.jobs("--no-crawl"))
+        drill.api("backfills", body)
+        until("the backfill's job", 120, lambda jobs=jobs: set(drill.jobs("--no-crawl")) - jobs)
+        run = next(
+            run["dag_run_id"]
+            for run in drill.api("dags/dataset_build/dagRuns")["dag_runs"]
+            if run["run_type"] == "backfill" and (run["dag_run_id"] not in before or day == 1)
+        )
+        states[day] = drill.ends("dataset_build", run)
+    return {
+        "backfill from stored captures is green": at_least(states[1] == "success", 1, ""),
+        "backfill without captures is red": at_least(states[3] == "failed", 1, ""),
+        "pages asked for by backfills": at_most(drill.services.site_was_asked - asked, 0, "requests"),
     }
 
 
@@ -220,6 +255,7 @@ def pictures(drill: Drill) -> None:
     drill.shot("green", f"{drill.airflow}/dags/dataset_build/runs/{builds.get('success', '')}")
     drill.shot("pretrain", f"{drill.airflow}/dags/pretrain")
     drill.shot("gate", f"{drill.airflow}/dags/dataset_build/runs/{drill.gate_run}/tasks/publish.wait")
+    drill.shot("links", f"{drill.airflow}/dags/dataset_build/runs/{drill.gate_run}/tasks/publish.wait/details")
     drill.shot("report", drill.gate_link)
 
 
@@ -238,7 +274,7 @@ def main() -> int:
     try:
         with Services(folder) as services:
             drill = Drill(services, folder)
-            for part in (scheduled_and_killed, judged, cleared_and_failed, gated, kept_house):
+            for part in (scheduled_and_killed, judged, backfilled, cleared_and_failed, gated, kept_house):
                 if args.only and part.__name__ not in args.only:
                     continue
                 began = time.monotonic()

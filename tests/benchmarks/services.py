@@ -117,6 +117,11 @@ class Services:
         """A web site of PAGES pages with PICTURES captioned pictures each."""
         return self.serve(_Site)
 
+    @property
+    def site_was_asked(self) -> int:
+        """Requests that the site has had."""
+        return _Site.asked
+
     def folder_of_reports(self, folder: Path) -> int:
         class Reports(SimpleHTTPRequestHandler):
             def __init__(self, *arguments: Any) -> None:
@@ -195,7 +200,10 @@ WORDS = (
 
 
 class _Site(BaseHTTPRequestHandler):
+    asked = 0
+
     def do_GET(self) -> None:
+        _Site.asked += 1
         kind, body = "text/html; charset=utf-8", b""
         if self.path == "/":
             body = _page("目录", "".join(f"<a href='/p{i}.html'>第{i}页</a>" for i in range(PAGES)))

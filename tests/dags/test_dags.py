@@ -99,7 +99,8 @@ before = types.SimpleNamespace(data_interval_end=day(5))
 class Inlets(dict):
     def __missing__(self, key): return []
 context = {"params": {"spec": "s3://specs/news.yaml", "store": "s3://store", "out_root": "s3://b/", "recipe": "demo",
-                      "run_root": "/runs", "init": "", "workers": 2, "manifest": "", "margin": 0.01, "keep_builds": 8,
+                      "run_root": "/runs", "init": "", "workers": 2, "manifest": "", "margin": 0.01,
+                      "keep_builds": 8, "keep_region_days": 30,
                       "report_url": "http://reports/", "takedowns": sys.argv[2]},
            "dag_run": run, "ti": types.SimpleNamespace(get_previous_dagrun=lambda: before), "inlet_events": Inlets(),
            "triggering_asset_events": {"wenlan_dataset": [
@@ -165,6 +166,7 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
 
     named = "--url 'https://a.example/1.jpg?x=1&y=2' --domain b.example"
     assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --json"
+    assert said["keep"]["prune"] == "wenlan-data regions prune --store s3://store --before 2025-12-20 --json"
     assert said["keep"]["expire"] == "wenlan-data gc --store s3://store --keep 8 --json"
 
     faults = said["faults"]
