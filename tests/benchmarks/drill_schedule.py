@@ -112,6 +112,9 @@ class Drill:
     def events(self, asset: str) -> list[Any]:
         return [e for e in self.api("assets/events?limit=100")["asset_events"] if e["name"] == asset]
 
+    def backfilling(self) -> bool:
+        return any(not b["completed_at"] for b in self.api("backfills?dag_id=dataset_build")["backfills"])
+
     def jobs(self, word: str) -> dict[str, str]:
         """Submission id -> state of the Ray jobs whose command holds a word."""
         found = call(f"{self.ray}/api/jobs/", token=TOKEN)
@@ -178,6 +181,7 @@ def backfilled(drill: Drill) -> dict[str, Figure]:
         body |= {"max_active_runs": 1, "reprocess_behavior": "completed", "dag_run_conf": {}}
         before = set(drill.runs("dataset_build"))
         jobs = set(drill.jobs("--no-crawl"))
+        until("end of the backfill before", 120, lambda: not drill.backfilling())
         drill.api("backfills", body)
         until("the backfill's job", 120, lambda jobs=jobs: set(drill.jobs("--no-crawl")) - jobs)
         run = next(
