@@ -104,8 +104,11 @@ class Egress(Spec):
     max_image_bytes: int = Field(20_000_000, gt=0)
     max_redirects: int = Field(5, ge=0)
     timeout_s: float = Field(20.0, gt=0, description="for one request from start to end")
-    delay_s: float = Field(1.0, ge=0, description="between two requests to one host, unless robots.txt asks for more")
-    obey_robots: bool = True
+    delay_s: float = Field(
+        1.0, ge=0, description="between two requests to one host on the whole cluster, unless robots.txt asks for more"
+    )
+    connections_per_host: int = Field(1, gt=0, description="of one worker at the same time")
+    obey_robots: bool = Field(True, description="robots.txt, and the reservations of tdmrep.json")
 
 
 class Fetch(Spec):

@@ -10,7 +10,8 @@ refuse what leads back inside: IPv4 in IPv6 (mapped, NAT64, 6to4), site-local an
 The only exceptions are the loopback `host:port` pairs that a spec names in `egress.allow`.
 
 Opt-outs: `X-Robots-Tag` and `<meta name=robots>` with noai, noimageai, noindex, noimageindex, noml or none, with or
-without an agent's name; robots.txt by RFC 9309. Proxy variables of the environment are never read.
+without an agent's name; `tdm-reservation` in a header, a meta tag or /.well-known/tdmrep.json; robots.txt by RFC 9309.
+Proxy variables of the environment are never read.
 
 Limits: an audit hook cannot be taken out again, it stays for the life of the process (it does nothing outside a
 scope); code that connects without Python's socket module is not seen.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import ipaddress
+import json
 import re
 import socket
 import sys
@@ -29,7 +31,7 @@ from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from data_specs.build import BuildSpec, SpecError
 
@@ -44,6 +46,11 @@ MAX_ROBOTS_REDIRECTS = 5
 
 MAX_DELAY_S = 120.0
 """A host whose robots.txt asks for longer pauses is taken to want no crawler."""
+
+ROBOTS_TTL_S = 24 * 3600.0
+"""RFC 9309 section 2.4: a robots.txt is not used for longer than a day."""
+
+MAX_TDM_RULES = 10_000
 
 OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
 
@@ -263,6 +270,7 @@ class Robots:
     rules: Any = None  # protego.Protego, or None: everything is allowed
     unreachable: str = ""
     delay_s: float = 0.0
+    sitemaps: tuple[str, ...] = ()
 
     def allows(self, url: str) -> bool:
         """Whether a URL may be taken; False for all if robots.txt is unreachable."""
@@ -293,13 +301,62 @@ def robots_of(status: int, body: bytes) -> Robots:
     rules = Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
     rate = rules.request_rate(AGENT)
     delays = [rules.crawl_delay(AGENT) or 0.0, rate.seconds / rate.requests if rate and rate.requests else 0.0]
-    return Robots(rules=rules, delay_s=max(delays))
+    return Robots(rules=rules, delay_s=max(delays), sitemaps=tuple(rules.sitemaps))
 
 
 def robots_url(url: str) -> str:
     """Address of the robots.txt that rules a URL."""
-    found = urlsplit(url)
-    return f"{found.scheme}://{found.netloc}/robots.txt"
+    return urljoin(url, "/robots.txt")
+
+
+def tdm_url(url: str) -> str:
+    """Address of the file in which the owner of a URL may reserve text and data mining."""
+    return urljoin(url, "/.well-known/tdmrep.json")
+
+
+def reserved(value: str | None) -> bool:
+    """Whether a `tdm-reservation` header or meta tag reserves the right to mine."""
+    return (value or "").strip() == "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Tdm:
+    """A host's tdmrep.json: (pattern of the path, whether it is reserved), the first that fits decides."""
+
+    rules: tuple[tuple[re.Pattern[str], bool], ...] = ()
+
+    def reserves(self, url: str) -> bool:
+        """Whether the file reserves a URL."""
+        if not self.rules:
+            return False
+        found = urlsplit(url)
+        path = (found.path or "/") + (f"?{found.query}" if found.query else "")
+        return next((value for pattern, value in self.rules if pattern.match(path)), False)
+
+
+def tdm_of(status: int, body: bytes) -> Tdm:
+    """Rules of an answer for tdmrep.json; what is no such file reserves nothing.
+
+    Patterns are those of robots.txt: `*` stands for anything, `$` ends the path, and a rule holds for what begins with
+    it. Source: TDM Reservation Protocol (W3C Community Group report), section 6.
+    """
+    try:
+        entries = json.loads(body) if status == 200 else []
+    except (ValueError, RecursionError):
+        return Tdm()
+    rules = []
+    for entry in entries[:MAX_TDM_RULES] if isinstance(entries, list) else ():
+        location = entry.get("location") if isinstance(entry, dict) else None
+        if isinstance(location, str) and location:
+            pattern = re.sub(r"\*+", "*", location[:2000])  # runs of stars would make matching slow
+            parts = [re.escape(part) for part in pattern.removesuffix("$").split("*")[:10]]
+            rules.append(
+                (
+                    re.compile(".*?".join(parts) + ("$" if location.endswith("$") else "")),
+                    str(entry.get("tdm-reservation")) == "1",
+                )
+            )
+    return Tdm(tuple(rules))
 
 
 def retry_after_seconds(value: str | None) -> float | None:

@@ -1,16 +1,17 @@
 """fetch: candidates become image bytes: one tar and one table of outcomes a partition.
 
 An image URL is fetched once for all its candidates, and what STORE/fetched knows is not fetched at all: bytes are
-copied from the tar that an earlier build left (and checked against their sha256), lasting failures are remembered, and
-a failure that may pass is tried again. The rest goes through img2dataset's `Downloader` in this process, under the
-guarded opener of `pipeline.opener`; original bytes, never re-encoded. Images that lie in a source itself (a folder, a
-webdataset) are read from there and not put into STORE/fetched.
+copied from the tar that an earlier build left (and checked against their sha256), and a failure is remembered until its
+time: one that may pass is tried again by the next build, a lasting one after a month. The rest goes through
+img2dataset's `Downloader` in this process, under the guarded opener of `pipeline.opener`; original bytes, never
+re-encoded. Images that lie in a source itself (a folder, a webdataset) are read from there and not put into
+STORE/fetched.
 
 Bytes arrive in any order, so they go to a spool file first; the tar is then written in the order of the candidates
 with fixed headers: the same images give the same tar. A type is told by the first bytes, never by name or header, and
 the pixel count is read from the picture's own header before anything decodes it.
 
-Limits: pauses per host hold within one process (`pipeline.opener`); an image fetched once is not asked for again by
+Limits: an image fetched once is not asked for again by
 later builds, however it changed; where a build's tar is deleted, its images are fetched anew.
 """
 
@@ -36,7 +37,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.errors import StageError
 from pipeline.folder import Folder
-from pipeline.opener import GuardedOpener
+from pipeline.opener import LASTING_S, GuardedOpener
 from pipeline.records import FETCH_SCHEMA, DropReason, candidates_of, drop
 from pipeline.sources import TableSource, sources_of
 from pipeline.store import Build
@@ -46,8 +47,6 @@ INPUTS: tuple[str, ...] = ("admit",)
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
-
-MAX_RETRY_AFTER_S = 7 * 24 * 3600.0
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 
@@ -134,7 +133,8 @@ class _Spool:
         """Keep the bytes of an image, or say why they are none."""
         refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
         if refusal is not None:
-            return _Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag)
+            later = _now(LASTING_S)
+            return _Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(data)
         return _Outcome("", "", hashlib.sha256(data).hexdigest(), (offset, len(data)), fetched_at, etag)
@@ -190,7 +190,8 @@ class _Job:
                 self.outcomes[fetch_id] = self.spool.add(data, _now())
             elif not url.startswith(("http://", "https://")):
                 gone = "its source holds no such picture any more"
-                self.outcomes[fetch_id] = _Outcome(DropReason.BAD_URL.value, gone, fetched_at=_now())
+                later = _now(LASTING_S)
+                self.outcomes[fetch_id] = _Outcome(DropReason.BAD_URL.value, gone, fetched_at=_now(), retry_after=later)
 
     def reuse(self, urls: dict[str, str]) -> None:
         """Outcomes that STORE/fetched knows and that still hold."""
@@ -202,7 +203,7 @@ class _Job:
         for row in known.to_pylist():
             if row["ok"]:
                 by_tar.setdefault(row["tar"], []).append(row)
-            elif row["policy"] == policy and (not row["retry_after"] or row["retry_after"] > now):
+            elif row["policy"] == policy and row["retry_after"] > now:
                 more = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
                 self.outcomes[row["fetch_id"]] = _Outcome(row["reason"], row["evidence"], **more)
                 self.reused.add(row["fetch_id"])
@@ -224,11 +225,11 @@ class _Job:
                 outcome = self.spool.add(data, found.fetched_at, found.etag)
             elif url in opener.failed:
                 failure = opener.failed[url]
-                wait = failure.retry_after_s
-                later = "" if wait is None else _now(min(wait, MAX_RETRY_AFTER_S))
+                later = _now(min(failure.retry_after_s, LASTING_S))
                 outcome = _Outcome(failure.reason.value, failure.evidence[:300], fetched_at=_now(), retry_after=later)
             else:  # refused before the opener saw it
-                outcome = _Outcome(DropReason.BAD_URL.value, error[:300], fetched_at=_now())
+                later = _now(LASTING_S)
+                outcome = _Outcome(DropReason.BAD_URL.value, error[:300], fetched_at=_now(), retry_after=later)
             self.outcomes[ids[url]] = outcome
             self.fetched.add(ids[url])
 

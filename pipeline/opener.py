@@ -6,10 +6,11 @@ addresses, redirects, user agent, robots.txt, pauses, opt-outs, bytes and total 
 lookup to the last byte: a watchdog cuts the socket when the time is up, so that a server that sends one byte a second
 (in the body or in the headers) holds nobody.
 
-Failures become reasons here, where they are known, since img2dataset keeps only their text.
+Connections are kept and used again for the same host, at most `connections_per_host` of them at a time, and pauses are
+those of the whole cluster (`pipeline.turns`). Failures become reasons here, where they are known, since img2dataset
+keeps only their text; each has a time from which a later build may ask again.
 
-Limits: pauses between requests to a host hold within one process; a build with several fetch workers asks a host up
-to that many times as often. A name lookup that hangs is as slow as the resolver. No connection is used twice.
+Limits: a name lookup that hangs is as slow as the resolver; connections per host are counted in one process.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import ssl
 import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,21 +36,32 @@ from w3lib.url import safe_url_string
 from data_specs.build import BuildSpec
 from pipeline import egress
 from pipeline.records import DropReason
+from pipeline.turns import Turns
 
 MAX_ADDRESSES = 4
 """Addresses of a name that are tried."""
 
+KEPT_S = 10.0
+"""How long a connection that nobody uses is kept."""
+
+LASTING_S = 30 * 24 * 3600.0
+"""A failure that is no accident (404, not an image, an opt-out) may be tried again after so long."""
+
+RULES_S = 7 * 24 * 3600.0
+"""As above, of what robots.txt forbids."""
+
 _BLOCK = 1 << 16
+_SMALL = 1 << 16
 
 
 class FetchFailed(OSError):
     """An image that was not fetched. `again`: asking once more in this build may help.
 
-    `retry_after_s`: seconds after which a later build may ask again, None for never.
+    `retry_after_s`: seconds after which a later build may ask again.
     """
 
     def __init__(
-        self, reason: DropReason, evidence: str, *, again: bool = False, retry_after_s: float | None = None
+        self, reason: DropReason, evidence: str, *, again: bool = False, retry_after_s: float = LASTING_S
     ) -> None:
         super().__init__(f"{reason.value}: {evidence}")
         self.reason, self.evidence = reason, evidence
@@ -88,9 +101,12 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self._limits, self._agent = spec.egress, egress.user_agent(spec)
         self._guard = egress.guard_of(spec)
         self._tls = ssl.create_default_context()
-        self._robots: dict[str, egress.Robots] = {}
-        self._robots_locks: dict[str, threading.Lock] = {}
-        self._next: dict[str, float] = {}  # host -> monotonic time of its next request
+        self._rules: dict[str, tuple[float, egress.Robots, egress.Tdm]] = {}  # by address of robots.txt, with its age
+        self._rules_locks: dict[str, threading.Lock] = {}
+        self._turns = Turns()
+        self._hosts: dict[str, threading.Semaphore] = {}
+        self._connections = _Connections(self._tls)
+        self._watchdog = _Watchdog(spec.egress.timeout_s)
         self._lock = threading.Lock()
         self.found: dict[str, Found] = {}
         self.failed: dict[str, FetchFailed] = {}
@@ -104,6 +120,11 @@ class GuardedOpener(urllib.request.OpenerDirector):
             yield
         finally:
             urllib.request.install_opener(before)
+            self.close()
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._connections.close()
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         """The body of an image. Raises FetchFailed, also kept in `failed`; a lasting failure is not asked for again."""
@@ -124,50 +145,79 @@ class GuardedOpener(urllib.request.OpenerDirector):
     def _fetch(self, url: str) -> Reply:
         """Follow redirects to an image, each hop under all rules."""
         for _ in range(self._limits.max_redirects + 1):
-            robots = self._robots_of(url)
+            robots, tdm = self._rules_of(url)
             if not robots.allows(url):
                 if robots.unreachable:
                     raise FetchFailed(DropReason.ROBOTS_UNREACHABLE, robots.refusal(url), retry_after_s=0.0)
-                raise FetchFailed(DropReason.ROBOTS_DISALLOWED, robots.refusal(url))
-            self._wait(urlsplit(url).netloc, robots.delay_s)
-            reply = self._exchange(url, self._limits.max_image_bytes)
+                raise FetchFailed(DropReason.ROBOTS_DISALLOWED, robots.refusal(url), retry_after_s=RULES_S)
+            if tdm.reserves(url):
+                raise FetchFailed(DropReason.OPT_OUT, "tdm-reservation in /.well-known/tdmrep.json")
+            host = urlsplit(url).netloc
+            with self._place(host):
+                self._wait(host, robots.delay_s)
+                reply = self._exchange(url, self._limits.max_image_bytes)
             if outs := egress.opt_outs(map(str, reply.headers.get_all("X-Robots-Tag", []))):
                 raise FetchFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {', '.join(outs)}")
+            if egress.reserved(reply.headers.get("TDM-Reservation")):
+                raise FetchFailed(DropReason.OPT_OUT, "tdm-reservation: 1")
             if not (300 <= reply.status < 400 and reply.headers.get("Location")):
-                return _wanted(reply)
+                return self._wanted(reply, host)
             url = _target(url, reply)
         raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._limits.max_redirects}, then {url}")
 
+    def _place(self, host: str) -> threading.Semaphore:
+        """One of the host's connections at a time."""
+        with self._lock:
+            place = self._hosts.get(host)
+            if place is None:
+                place = self._hosts[host] = threading.Semaphore(self._limits.connections_per_host)
+            return place
+
     def _wait(self, host: str, delay_s: float) -> None:
         """Take the host's next turn and sleep until it comes."""
-        with self._lock:
-            now = time.monotonic()
-            start = max(now, self._next.get(host, 0.0))
-            self._next[host] = start + max(delay_s, self._limits.delay_s)
-        if start > now:
-            time.sleep(start - now)
+        seconds = self._turns.take(host, max(delay_s, self._limits.delay_s))
+        if seconds > 0:
+            time.sleep(seconds)
 
-    def _robots_of(self, url: str) -> egress.Robots:
-        """The robots.txt that rules a URL, asked for once. Raises FetchFailed for a URL that may not be reached."""
+    def _wanted(self, reply: Reply, host: str) -> Reply:
+        """The reply if it is a 200. Raises FetchFailed; a host that names a time is left alone by everybody."""
+        if reply.status == 200:
+            return reply
+        evidence = f"status {reply.status}"
+        if reply.status < 500 and reply.status not in (408, 425, 429):
+            raise FetchFailed(DropReason.HTTP_STATUS, evidence)
+        wait = egress.retry_after_seconds(reply.headers.get("Retry-After"))
+        if wait and wait <= egress.MAX_DELAY_S:
+            self._turns.hold(host, wait)
+        raise FetchFailed(DropReason.HTTP_STATUS, evidence, again=not wait, retry_after_s=wait or 0.0)
+
+    def _rules_of(self, url: str) -> tuple[egress.Robots, egress.Tdm]:
+        """What rules a URL, asked for once a day. Raises FetchFailed for a URL that may not be reached."""
         try:
             self._guard.check_url(url)
         except egress.EgressRefused as e:
             raise FetchFailed(DropReason.EGRESS_REFUSED, str(e)) from None
         if not self._limits.obey_robots:
-            return egress.Robots()
+            return egress.Robots(), egress.Tdm()
         address = egress.robots_url(url)
         with self._lock:
-            lock = self._robots_locks.setdefault(address, threading.Lock())
+            lock = self._rules_locks.setdefault(address, threading.Lock())
         with lock:
-            if address not in self._robots:
-                self._robots[address] = self._ask_robots(address)
-            return self._robots[address]
+            known = self._rules.get(address)
+            if known is None or time.monotonic() - known[0] > egress.ROBOTS_TTL_S:
+                robots = self._ask_robots(address)
+                tdm = egress.Tdm() if robots.unreachable else self._ask_tdm(egress.tdm_url(url))
+                known = self._rules[address] = (time.monotonic(), robots, tdm)
+            return known[1], known[2]
 
     def _ask_robots(self, address: str) -> egress.Robots:
         """Ask, twice if the failure may pass. Raises FetchFailed if the guard refuses the host."""
         for last in (False, True):
             try:
-                return self._read_robots(address)
+                status, body = self._read_rules(address)
+                if status >= 500:
+                    raise FetchFailed(DropReason.HTTP_STATUS, f"status {status}", again=True)
+                return egress.robots_of(status, body) if status else egress.Robots(unreachable="too many redirects")
             except FetchFailed as e:
                 if e.reason is DropReason.EGRESS_REFUSED:
                     raise
@@ -175,21 +225,25 @@ class GuardedOpener(urllib.request.OpenerDirector):
                     return egress.Robots(unreachable=e.evidence)
         raise AssertionError("the second try returns")
 
-    def _read_robots(self, address: str) -> egress.Robots:
-        url = address
+    def _ask_tdm(self, address: str) -> egress.Tdm:
+        """Most hosts have no such file; one that cannot be read reserves nothing."""
+        try:
+            return egress.tdm_of(*self._read_rules(address))
+        except FetchFailed:
+            return egress.Tdm()
+
+    def _read_rules(self, url: str) -> tuple[int, bytes]:
+        """(status, body) after redirects; status 0 if there are too many. Raises FetchFailed."""
         for _ in range(egress.MAX_ROBOTS_REDIRECTS + 1):
             reply = self._exchange(url, egress.MAX_ROBOTS_BYTES, whole=False)
             if not (300 <= reply.status < 400 and reply.headers.get("Location")):
-                if reply.status >= 500:
-                    raise FetchFailed(DropReason.HTTP_STATUS, f"status {reply.status}", again=True)
-                return egress.robots_of(reply.status, reply.body)
+                return reply.status, reply.body
             url = _target(url, reply)
-        return egress.Robots(unreachable="too many redirects")
+        return 0, b""
 
     def _exchange(self, url: str, cap: int, whole: bool = True) -> Reply:
         """One guarded GET. Raises FetchFailed; with `whole` also if the body is larger than `cap`, else it is cut."""
-        seconds = self._limits.timeout_s
-        with egress.guarded(self._guard) as scope, _Deadline(seconds) as deadline:
+        with egress.guarded(self._guard) as scope, self._watchdog.deadline() as deadline:
             try:
                 self._guard.check_url(url)
                 reply = self._speak(url, cap, whole, deadline)
@@ -205,7 +259,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
                     refusal = scope.refused[0] if scope.refused else str(e)
                     raise FetchFailed(DropReason.EGRESS_REFUSED, refusal) from None
                 if deadline.cut or isinstance(e, TimeoutError):
-                    evidence = f"not done after {seconds:g} s"
+                    evidence = f"not done after {self._limits.timeout_s:g} s"
                     raise FetchFailed(DropReason.TIMEOUT, evidence, again=True, retry_after_s=0.0) from None
                 if isinstance(e, OSError | http.client.HTTPException | ValueError):
                     evidence = " ".join(str(e).split()) or type(e).__name__
@@ -213,54 +267,154 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 raise
 
     def _speak(self, url: str, cap: int, whole: bool, deadline: _Deadline) -> Reply:
+        """Ask on a kept connection; on a new one where there is none, or where the server has closed it meanwhile."""
         found = urlsplit(url)
-        secure, host = found.scheme == "https", found.hostname or ""
-        port = found.port or (443 if secure else 80)
+        target = (found.path or "/") + (f"?{found.query}" if found.query else "")
+        headers = {"User-Agent": self._agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+        place = (found.scheme, found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
+        while True:
+            connection, kept = self._connections.get(place, deadline)
+            try:
+                try:
+                    connection.request("GET", target, headers=headers)
+                    response = connection.getresponse()
+                except (ConnectionError, http.client.BadStatusLine):
+                    if kept and not deadline.cut:
+                        connection.close()
+                        continue
+                    raise
+                with response:
+                    body = _read(response, cap, whole)
+                    finished = response.isclosed() or response.length == 0
+                if finished and not response.will_close and not deadline.cut:
+                    self._connections.put(place, connection)
+                else:
+                    connection.close()
+                return Reply(response.status, response.headers, body)
+            except BaseException:
+                connection.close()
+                raise
+
+
+Place = tuple[str, str, int]
+"""Scheme, host and port that a connection leads to."""
+
+
+class _Connections:
+    """Open connections, those that are free. Each was judged by the guard's hook when it was made."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        self._free: dict[Place, deque[tuple[float, http.client.HTTPConnection]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, place: Place, deadline: _Deadline) -> tuple[http.client.HTTPConnection, bool]:
+        """(a connection, whether it was used before), watched. Raises OSError."""
+        with self._lock:
+            free = self._free.get(place, ())
+            while free:
+                since, connection = free.pop()
+                if time.monotonic() - since <= KEPT_S:
+                    deadline.watch(connection.sock)
+                    return connection, True
+                connection.close()
+        return self._open(place, deadline), False
+
+    def put(self, place: Place, connection: http.client.HTTPConnection) -> None:
+        """Keep a connection whose answer was read to its end. What has been free for long is closed."""
+        now = time.monotonic()
+        with self._lock:
+            self._free.setdefault(place, deque()).append((now, connection))
+            if len(self._free) > _MOST_HOSTS:
+                for other in [p for p, free in self._free.items() if not free or now - free[-1][0] > KEPT_S / 4]:
+                    for _, old in self._free.pop(other):
+                        old.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for free in self._free.values():
+                for _, connection in free:
+                    connection.close()
+            self._free.clear()
+
+    def _open(self, place: Place, deadline: _Deadline) -> http.client.HTTPConnection:
+        scheme, host, port = place
         sock: socket.socket = _connect(host, port, deadline)
         try:
-            if secure:
+            if scheme == "https":
                 sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
                 deadline.watch(sock)
                 sock.do_handshake()
-            connection = (
-                http.client.HTTPSConnection(host, found.port, context=self._tls)
-                if secure
-                else http.client.HTTPConnection(host, found.port)
-            )
-            connection.sock = sock
-            target = (found.path or "/") + (f"?{found.query}" if found.query else "")
-            headers = {"User-Agent": self._agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-            connection.request("GET", target, headers={**headers, "Connection": "close"})
-            with connection.getresponse() as response:
-                body = _read(response, cap, whole)
-                return Reply(response.status, response.headers, body)
-        finally:
+                connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, context=self._tls)
+            else:
+                connection = http.client.HTTPConnection(host, port)
+        except BaseException:
             sock.close()
+            raise
+        connection.sock = sock
+        connection.auto_open = 0  # never a connection that did not come from here
+        return connection
+
+
+_MOST_HOSTS = 64
+
+
+class _Watchdog:
+    """One thread that cuts what is late. All deadlines are equally long, so they come in the order of their making."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: deque[_Deadline] = deque()
+        self._change = threading.Condition()
+        self._running = False
+
+    def deadline(self) -> _Deadline:
+        """A deadline that begins now."""
+        found = _Deadline(time.monotonic() + self._seconds)
+        with self._change:
+            self._waiting.append(found)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._watch, name="wenlan-deadlines", daemon=True).start()
+        return found
+
+    def _watch(self) -> None:
+        """Ends when there is nothing to watch."""
+        while True:
+            with self._change:
+                while self._waiting and self._waiting[0].done:
+                    self._waiting.popleft()
+                if not self._waiting:
+                    self._running = False
+                    return
+                first = self._waiting[0]
+            left = first.end - time.monotonic()
+            if left > 0:
+                time.sleep(min(left, 0.2))
+            else:
+                first.strike()
+                with self._change:
+                    self._waiting.popleft()
 
 
 class _Deadline:
     """Cuts the watched socket when the time is up, whatever its reader is waiting for, and then says so in `cut`."""
 
-    def __init__(self, seconds: float) -> None:
-        self.cut = False
-        self._end = time.monotonic() + seconds
+    def __init__(self, end: float) -> None:
+        self.cut, self.done, self.end = False, False, end
         self._sock: socket.socket | None = None
         self._lock = threading.Lock()
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
 
     def __enter__(self) -> _Deadline:
-        self._timer.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
         with self._lock:
-            self._sock = None
+            self._sock, self.done = None, True
 
     def left(self) -> float:
         """Seconds. Raises TimeoutError if none is left."""
-        left = self._end - time.monotonic()
+        left = self.end - time.monotonic()
         if left <= 0:
             raise TimeoutError
         return left
@@ -270,14 +424,16 @@ class _Deadline:
         with self._lock:
             self._sock = sock
 
-    def _cut(self) -> None:
+    def strike(self) -> None:
+        """The time is up."""
         with self._lock:
+            if self.done:
+                return
             self.cut = True
             if self._sock is not None:
                 try:
-                    socket.socket.shutdown(
-                        self._sock, socket.SHUT_RDWR
-                    )  # not SSLSocket's, which is not for two threads
+                    # not SSLSocket's own method, which is not for two threads
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
                 except OSError:
                     return  # closed already
 
@@ -299,8 +455,10 @@ def _connect(host: str, port: int, deadline: _Deadline) -> socket.socket:
 
 
 def _read(response: http.client.HTTPResponse, cap: int, whole: bool) -> bytes:
-    """The body, unpacked. Nothing is read of an answer that is no image and no robots.txt."""
+    """The body, unpacked. Of an answer that is no image and no robots.txt nothing is kept, and little is read."""
     if response.status != 200:
+        if response.length is not None and response.length <= _SMALL:
+            response.read()  # so that the connection can be used again
         return b""
     announced = response.headers.get("Content-Length", "")
     if whole and announced.isdigit() and int(announced) > cap:
@@ -320,17 +478,6 @@ def _read(response: http.client.HTTPResponse, cap: int, whole: bool) -> bytes:
         if whole:
             raise
         return b""
-
-
-def _wanted(reply: Reply) -> Reply:
-    """The reply if it is a 200. Raises FetchFailed."""
-    if reply.status == 200:
-        return reply
-    evidence = f"status {reply.status}"
-    if reply.status < 500 and reply.status not in (408, 425, 429):
-        raise FetchFailed(DropReason.HTTP_STATUS, evidence)
-    wait = egress.retry_after_seconds(reply.headers.get("Retry-After"))
-    raise FetchFailed(DropReason.HTTP_STATUS, evidence, again=not wait, retry_after_s=wait or 0.0)
 
 
 def _target(url: str, reply: Reply) -> str:

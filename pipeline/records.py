@@ -26,7 +26,7 @@ class DropReason(str, enum.Enum):
     # crawl: captures
     ROBOTS_DISALLOWED = "robots_disallowed"
     ROBOTS_UNREACHABLE = "robots_unreachable"
-    OPT_OUT = "opt_out"  # noai, noimageai, noindex, noml ... in a header or a meta tag
+    OPT_OUT = "opt_out"  # noai, noimageai, noindex, noml ... in a header or a meta tag; text and data mining reserved
     EGRESS_REFUSED = "egress_refused"  # scheme or address that may not be reached
     HTTP_STATUS = "http_status"
     TIMEOUT = "timeout"
@@ -35,6 +35,7 @@ class DropReason(str, enum.Enum):
     TOO_LARGE = "too_large"
     NOT_HTML = "not_html"
     OVER_BUDGET = "over_budget"
+    TRAP = "trap"  # a page that differs from earlier ones in its numbers only
     # extract
     BAD_CHARSET = "bad_charset"
     BAD_URL = "bad_url"
@@ -247,7 +248,7 @@ FETCH_SCHEMA = pa.schema(
         ("size", pa.int64()),
         ("fetched_at", pa.string()),
         ("etag", pa.string()),
-        ("retry_after", pa.string()),  # RFC 3339, UTC: when a failed one may be tried again; "" = never or not needed
+        ("retry_after", pa.string()),  # RFC 3339, UTC: when a failed one may be tried again; "" if ok
     ]
 )
 

@@ -22,6 +22,7 @@ class Web:
     port: int
     pages: dict[str, Any] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    asked_tdm: list[str] = field(default_factory=list)
     agents: set[str] = field(default_factory=set)
 
     @property
@@ -39,7 +40,8 @@ class _Handler(BaseHTTPRequestHandler):
     web: Web
 
     def do_GET(self) -> None:
-        self.web.asked.append(self.path)
+        # every host is asked for this file; a test that is not about it need not say so
+        (self.web.asked if self.path != "/.well-known/tdmrep.json" else self.web.asked_tdm).append(self.path)
         self.web.agents.add(self.headers.get("User-Agent", ""))
         page = self.web.pages.get(self.path, (404, {}, b"not here"))
         if callable(page):

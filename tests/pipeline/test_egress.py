@@ -219,3 +219,20 @@ def test_retry_after():
     assert egress.retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert egress.retry_after_seconds(None) is None
     assert egress.retry_after_seconds("soon") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "reserves"),
+    [("/a/1.html", True), ("/a/open/1.html", False), ("/b/x.jpg", True), ("/b/x.jpg?y", False), ("/c", False)],
+)
+def test_reservations_of_text_and_data_mining_are_read_as_the_protocol_says(url, reserves):
+    rules = """[{"location": "/a/open/", "tdm-reservation": 0}, {"location": "/a/", "tdm-reservation": 1},
+        {"location": "/b/*.jpg$", "tdm-reservation": "1"}, {"tdm-reservation": 1}, "odd"]"""
+    assert egress.tdm_of(200, rules.encode()).reserves(f"http://a.cn{url}") is reserves
+    assert egress.tdm_url("http://a.cn/b/c?d") == "http://a.cn/.well-known/tdmrep.json"
+
+
+@given(st.sampled_from([200, 404, 500]), st.binary(max_size=200))
+def test_what_is_no_reservation_reserves_nothing(status, body):
+    assert not egress.tdm_of(status, body).reserves("http://a.cn/x")
+    assert not egress.tdm_of(404, b'[{"location": "/", "tdm-reservation": 1}]').reserves("http://a.cn/x")

@@ -181,6 +181,8 @@ HOSTILE = {
     "/noai.png": ((200, {"X-Robots-Tag": "noai, max-image-preview:large"}, picture(1)), "opt_out", False),
     "/file.png": ((302, {"Location": "file:///etc/passwd"}, b""), "egress_refused", False),
     "/loop.png": ((302, {"Location": "/loop.png"}, b""), "too_many_redirects", False),
+    "/reserved.png": ((200, {"tdm-reservation": "1"}, picture(1)), "opt_out", False),
+    "/tdm/x.png": ((200, HEADERS, picture(1)), "opt_out", False),
     "/private/x.png": ((200, HEADERS, picture(1)), "robots_disallowed", False),
 }
 
@@ -190,6 +192,7 @@ def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, m
     broken = serve({"/robots.txt": (500, {}, b""), "/x.png": picture(1)})
     web = serve({path: page for path, (page, _, _) in HOSTILE.items()})
     web.pages["/robots.txt"] = (200, {}, b"User-agent: *\nDisallow: /private/\n")
+    web.pages["/.well-known/tdmrep.json"] = (200, {}, b'[{"location": "/tdm/", "tdm-reservation": 1}]')
     web.pages["/inside.png"] = (302, {"Location": inside.url("/x.png")}, b"")
     web.pages["/fine.png"] = (200, HEADERS, picture(9))
     limits = {"timeout_s": 1.5, "max_image_bytes": 300_000}
@@ -205,9 +208,11 @@ def test_a_hostile_server_costs_little_and_every_failure_has_its_reason(serve, m
     assert {url: row["reason"] for url, row in rows.items()} == expected
     assert inside.asked == []
     assert broken.asked == ["/robots.txt", "/robots.txt"]
-    assert "/private/x.png" not in web.asked
+    assert not {"/private/x.png", "/tdm/x.png"} & set(web.asked)
     for path, (_, _, passes) in HOSTILE.items():
-        assert bool(rows[web.url(path)]["retry_after"]) == passes, path
+        row = rows[web.url(path)]
+        assert row["fetched_at"] <= row["retry_after"], "every failure has a time from which it may be tried again"
+        assert (row["retry_after"][:10] == row["fetched_at"][:10]) == passes, path
     assert build.stage("fetch").record(PARTITION).seconds < 60
 
 
@@ -266,6 +271,43 @@ def test_a_host_is_not_asked_faster_than_the_spec_says(serve, make_build):
     pauses = [b - a for a, b in itertools.pairwise(when)]
     assert len(pauses) == 3
     assert sum(pauses) >= 0.55
+
+
+def test_connections_are_used_again_and_one_that_the_server_closed_costs_nothing(serve, make_build):
+    from pipeline.opener import GuardedOpener
+
+    ports = []
+
+    def page(handler) -> None:
+        ports.append(handler.client_address[1])
+        handler.send_response(200)
+        handler.send_header("Content-Length", "4")
+        handler.end_headers()
+        handler.wfile.write(b"\x89PNG")
+        handler.close_connection = handler.path == "/close.png"  # without a word about it
+
+    web = serve({f"/{name}.png": page for name in ("a", "b", "close", "c", "gone")})
+    web.pages.pop("/gone.png")
+    opener = GuardedOpener(make_build(web, sources=SITE).spec)
+    for name in ("a", "b", "close", "c"):
+        assert opener.open(web.url(f"/{name}.png")).read() == b"\x89PNG"
+    with pytest.raises(OSError, match="404"):
+        opener.open(web.url("/gone.png"))
+    assert opener.open(web.url("/b.png")).read() == b"\x89PNG"
+    opener.close()
+    assert ports[0] == ports[1] == ports[2] != ports[3] == ports[4], "a 404 costs no connection either"
+    assert web.asked.count("/c.png") == 1
+
+
+def test_a_lasting_failure_is_tried_again_when_its_time_has_come(serve, make_build, monkeypatch):
+    web = serve({"/robots.txt": (404, {}, b"")})
+    url = web.url("/a.png")
+    assert run(make_build(web, out="one", sources=SITE), url)[url]["reason"] == "http_status"
+    web.pages["/a.png"] = picture(1)
+    assert run(make_build(web, out="two", sources=SITE), url)[url]["reason"] == "http_status"
+    now = fetch._now
+    monkeypatch.setattr(fetch, "_now", lambda later_s=0.0: now(later_s + 31 * 24 * 3600))
+    assert run(make_build(web, out="three", sources=SITE), url)[url]["ok"]
 
 
 def test_a_later_build_takes_from_the_store_and_asks_only_for_what_may_pass(serve, make_build):

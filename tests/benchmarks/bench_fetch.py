@@ -1,0 +1,105 @@
+"""The fetch stage beside img2dataset's own command line: the same list, the same nginx, original bytes in both.
+
+Ours is the stage as a build runs it: two Ray tasks, guard, robots.txt, opt-outs, turns per host, sha256, sniffed
+types, tars in a fixed order, STORE/fetched. The limits of the host are set above the rate, since loopback is one host.
+The peer is `img2dataset` with two processes. Both are timed as whole processes, starts and imports included, in turns.
+
+Growth is ours alone: seconds a URL, beyond Ray's start, of runs that follow each other in one Ray. Memory is the
+largest of any worker, with photos and with bombs (PNG headers of 32,000 x 32,000, gzip, endless bodies).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from harness import Figure, at_least, at_most, interleaved, quick, report
+from hostile import hostile
+from loopback import PEER, ROOT, missing, nginx, photo_urls
+
+PER_PARTITION, THREADS = 2_500, 32
+
+
+def main() -> int:
+    small = quick(__doc__ or "")
+    count, rounds, sizes = (2_000, 1, [500, 2_000]) if small else (20_000, 3, [1_000, 10_000, 50_000])
+    if missing(PEER / "img2dataset"):
+        return 1
+    figures: dict[str, Figure] = {}
+    with nginx() as port, tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
+        folder = Path(name)
+        urls = folder / "urls.txt"
+        urls.write_text("\n".join(photo_urls(port, count)))
+        job = {"urls": str(urls), "allow": [f"127.0.0.1:{port}"], "limits": {"delay_s": 0.0002}}
+        found: dict[str, Any] = {}
+
+        def mine() -> None:
+            found.update(ours(folder, **job))
+            assert found["runs"][0]["reasons"] == {"": count}, found
+
+        seconds, theirs = interleaved(mine, lambda: peer(folder, urls, count), rounds, warm=False)
+        print(
+            f"ours {count / seconds:,.0f}, img2dataset {count / theirs:,.0f} images/s, whole processes", file=sys.stderr
+        )
+        figures["fetch_to_img2dataset"] = at_least(theirs / seconds, 1.1)
+        figures["worker_memory_photos"] = at_most(found["worker_mb"], 800, "MB")
+        urls.write_text("\n".join(photo_urls(port, sum(sizes), start=count)))
+        grown = ours(folder, **{**job, "sizes": [sizes[0], *sizes]})["runs"][1:]  # the first one imports
+        each = [run["seconds"] / run["size"] for run in grown]
+        print(
+            "ms a URL:", {run["size"]: round(1000 * s, 3) for run, s in zip(grown, each, strict=True)}, file=sys.stderr
+        )
+        figures["growth_largest_to_smallest"] = at_most(each[-1] / each[0], 1.2)
+    figures["worker_memory_bombs"] = at_most(bombs(20 if small else 200), 800, "MB")
+    return report(figures)
+
+
+def ours(folder: Path, **job: Any) -> dict[str, Any]:
+    """One run of fetch_side.py in a process of its own."""
+    out = folder / "ours"
+    given = {"out": str(out), "per_partition": PER_PARTITION, "threads": THREADS, **job}
+    given["limits"] = {"connections_per_host": THREADS, **given["limits"]}
+    command = [sys.executable, str(Path(__file__).with_name("fetch_side.py")), json.dumps(given)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, check=True)
+    shutil.rmtree(out)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def peer(folder: Path, urls: Path, count: int) -> None:
+    """img2dataset's own command line."""
+    out = folder / "peer"
+    options = {
+        "output_folder": out, "processes_count": 2, "thread_count": THREADS, "disable_all_reencoding": True,
+        "resize_mode": "no", "number_sample_per_shard": PER_PARTITION, "output_format": "webdataset",
+        "enable_wandb": False,
+    }  # fmt: skip
+    command = [str(PEER / "img2dataset"), str(urls), *(f"--{name}={value}" for name, value in options.items())]
+    environment = {**os.environ, "NO_ALBUMENTATIONS_UPDATE": "1"}
+    subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    stats = [json.loads(file.read_text()) for file in out.glob("*_stats.json")]
+    assert sum(stat["successes"] for stat in stats) == count, stats
+    shutil.rmtree(out)
+
+
+def bombs(count: int) -> float:
+    """The largest memory of a worker over a list of what is meant to fill it, MB."""
+    with hostile() as server, tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name, contextlib.ExitStack():
+        urls = Path(name) / "urls.txt"
+        kinds = ("png-bomb", "gzip-bomb", "endless")
+        urls.write_text("\n".join(f"{server.url}/{kind}?{n}" for n in range(count) for kind in kinds))
+        found = ours(Path(name), urls=str(urls), allow=[server.host], limits={"delay_s": 0, "timeout_s": 10})
+    reasons = found["runs"][0]["reasons"]
+    assert reasons == {"too_many_pixels": count, "too_large": 2 * count}, reasons
+    return float(found["worker_mb"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
