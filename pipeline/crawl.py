@@ -1,13 +1,16 @@
 """crawl: web sites become WARC files, politely.
 
-One partition a `site` source. For each host one connection at a time, a pause between two requests (the spec's, or
-more if robots.txt asks for it), robots.txt before the first page, Retry-After obeyed, a user agent that says who we
-are. Pages are taken breadth first and written to the WARC as they come; `pipeline.frontier` keeps the state on disk,
-so that a killed crawl goes on where it was. Redirects are followed as links are: the target is a page of its own, with
-its own robots.txt and pause, and only if it belongs to the site.
+One partition a `site` source. For each host a pause between two requests on the whole cluster (the spec's, or more if
+robots.txt asks for it), one connection at a time unless the spec allows more, robots.txt before the first page,
+Retry-After obeyed, a user agent that says who we are. Pages are taken breadth first and written to the WARC as they
+come; `pipeline.frontier` keeps the state on disk, so that a killed crawl goes on where it was. Redirects are followed
+as links are: the target is a page of its own, with its own robots.txt and pause, and only if it belongs to the site.
 
 A page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links still count unless
 they are nofollow. Only HTML is kept. Every page that was asked for and not kept is a Decision.
+
+STORE/crawled remembers where the last crawl of a site lies: the next one asks only for what has changed and writes the
+rest of the new WARC from the old one, so that every WARC is whole.
 
 Limits: cookies, scripts and forms are not used; a site's WARC is one file; on an object store the frontier lies in
 the worker's temporary folder, so that a crawl goes on only on the same machine. A crawl depends on the site's mood:
@@ -17,6 +20,7 @@ what is reproducible starts from its WARC.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib.metadata
 import os
@@ -26,17 +30,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline import egress
 from pipeline.crawler import Crawler
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, StoreError
+from pipeline.folder import Folder
 from pipeline.frontier import Frontier
 from pipeline.records import Decision, sha256_hex
 from pipeline.sources import sources_of
 from pipeline.sources.site import Site
-from pipeline.store import Build, StageDir
+from pipeline.store import Build, Record, StageDir
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ()
@@ -93,10 +99,12 @@ def run_partition(build: Build, partition: str) -> None:
     }
     with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
         frontier.add(site.start_urls(), depth=0)
+        _know_earlier(build, site, frontier)
         asyncio.run(Crawler(build.spec, site, frontier).run())
         failure = _failure(site, frontier)
         if failure is None:
-            _commit(stage, site, frontier, digest)
+            record = _commit(stage, site, frontier, digest)
+            _remember(build, site, record)
     shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
@@ -146,7 +154,31 @@ def _failure(site: Site, frontier: Frontier) -> SourceError | None:
     return SourceError(url, f"source {site.name}: no page can be taken ({why})")
 
 
-def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> None:
+def _last_crawl(site: Site) -> str:
+    """Where STORE keeps the last crawl of a site: by its name and hosts, whatever its limits are."""
+    return f"crawled/{site.name}-{sha256_hex('', *site.all_hosts())[:16]}.json"
+
+
+def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
+    """Tell the frontier what the last crawl of the site kept, as far as that is still there."""
+    store, name = build.store.folder, _last_crawl(site)
+    if not store.exists(name):
+        return
+    last = store.read_json(name)
+    folder, _, table = str(last["table"]).rpartition("/")
+    with contextlib.suppress(OSError, StoreError), Folder(folder).local(table) as path:
+        rows = (row for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
+        frontier.know_earlier(str(last["warc"]), rows)
+
+
+def _remember(build: Build, site: Site, record: Record) -> None:
+    """Note in STORE where the crawl lies, for the next one."""
+    folder = build.stage("crawl").folder
+    files = {"warc": folder.at(record.files["warc.gz"].name), "table": folder.at(record.files["parquet"].name)}
+    build.store.folder.write_json(_last_crawl(site), {"snapshot": build.snapshot, **files})
+
+
+def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Record:
     totals = frontier.totals()
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
@@ -174,11 +206,14 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Non
             ]
         )
         dropped = totals.dropped + totals.todo
-        attempt.commit(
+        return attempt.commit(
             {
                 "seen": totals.kept + dropped,
                 "kept": totals.kept,
                 "dropped": dropped,
+                "unchanged": totals.unchanged,
+                "in_sitemaps": frontier.counted("in_sitemaps"),
+                "traps": frontier.counted("traps"),
                 "redirects": totals.moved,
                 "beyond": totals.beyond,
                 "bytes": totals.bytes,

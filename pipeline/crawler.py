@@ -1,63 +1,41 @@
-"""The crawler: one site's pages over HTTP, each judged and handed to the frontier.
+"""The crawler: one site's pages, host by host, each visit's outcome written into the frontier.
 
-For each host one task, one connection and a pause between two requests. Bodies are read within a byte cap and
-unpacked by ourselves within the same cap; the time limit of a request covers name lookup, connection and body. A
-failure that may pass is tried again after all other pages; a host that fails MAX_STREAK times in a row ends the crawl
-with an error instead of turning every page that is left into a Decision, and the next run goes on from there.
+The frontier and the limits live here, in one process a site; the visits (`pipeline.visitor`: requests, parsing) are
+spread over Ray actors by host where the site has several and a cluster is there, since the pages of a host must be
+asked for by one. A failure that may pass is tried again after all other pages; a host that fails MAX_STREAK times in a
+row ends the crawl with an error instead of turning every page that is left into a Decision, and the next run goes on
+from there. An actor that dies is started again and its visits with it.
 
-Limits: pages are parsed in the event loop; one process crawls one site.
+Limits: one frontier a site, which takes some thousand pages a second.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import datetime
-import re
+import sys
 import time
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import zlib
 from typing import Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline import charset, egress
+from pipeline import sitemaps
 from pipeline.errors import SourceError
-from pipeline.frontier import Frontier, Page
-from pipeline.records import Capture, DropReason
+from pipeline.frontier import Frontier
+from pipeline.observe import count
+from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.urls import canonical_url
-
-TRIES = 2
-"""Requests for a page whose failure may pass."""
+from pipeline.visitor import Page, Visit, Visitor
 
 MAX_STREAK = 20
 """Failed connections in a row after which a host is taken to be gone."""
 
-_NO_PAGE = re.compile(
-    r"\.(7z|avi|bmp|bz2|css|csv|docx?|eot|epub|exe|flv|gif|gz|ico|iso|jpe?g|js|json|m4[av]|midi?|mov|mp[34]|mpe?g|og[agv]"
-    r"|otf|pdf|png|pptx?|ps|rar|rss|svg|swf|tar|tgz|tiff?|ttf|txt|wav|web[mp]|wm[av]|woff2?|xlsx?|xml|zip)$",
-    re.IGNORECASE,
-)
-"""Paths of what is no page; links to it are not followed."""
+MAX_ALIKE = 20
+"""Pages of one host that differ in their numbers only: what comes after them is a trap (a calendar, a counter)."""
 
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """One HTTP answer, or why there is none. `transient`: asking again may help."""
-
-    status: int = 0
-    headers: tuple[tuple[str, str], ...] = ()
-    body: bytes = b""
-    reason: DropReason | None = None
-    evidence: str = ""
-    transient: bool = False
-
-    def header(self, name: str) -> str:
-        return next(iter(self.all(name)), "")
-
-    def all(self, name: str) -> list[str]:
-        return [value for key, value in self.headers if key.lower() == name]
+MAX_ACTORS = 16
+"""Visitors of one site."""
 
 
 class Crawler:
@@ -65,255 +43,171 @@ class Crawler:
 
     def __init__(self, spec: BuildSpec, site: Site, frontier: Frontier) -> None:
         self._spec, self._site, self._frontier = spec, site, frontier
-        self._guard = egress.guard_of(spec)
-        self._robots: dict[str, egress.Robots] = {}
-        self._next: dict[str, float] = {}  # host -> monotonic time of its next request
+        self._hosts = site.all_hosts()
+        self._flying: dict[asyncio.Task[set[str]], Page] = {}
         self._streak: dict[str, list[Page]] = {}
-        self._flying = 0
-        self._session: Any = None
+        self._began: dict[str, float] = {}
 
     async def run(self) -> None:
         """Take pages until none is left or a limit is reached. Raises SourceError when a host is gone."""
-        async with self._open():
-            while not self._spent() and (hosts := self._frontier.hosts()):
-                tasks = [asyncio.create_task(self._host(host)) for host in hosts]
-                try:
-                    await asyncio.gather(*tasks)
-                finally:
-                    for task in tasks:
-                        task.cancel()
-                    await asyncio.gather(*tasks, return_exceptions=True)
+        visitors = _Visitors(self._spec, self._site, len(self._hosts))
+        try:
+            await self._read_sitemaps(visitors)
+            look = set(self._hosts)  # hosts that may have a page to take
+            while True:
+                for host in sorted(look):
+                    self._start(host, visitors)
+                look.clear()
+                if not self._flying:
+                    return
+                done, _ = await asyncio.wait(self._flying, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    page = self._flying.pop(task)
+                    look |= {page.host, *task.result()}
+                if not self._flying:
+                    look = set(self._hosts)  # pages that one in the air held back
+        finally:
+            for task in self._flying:
+                task.cancel()
+            await asyncio.gather(*self._flying, return_exceptions=True)
+            await visitors.close()
 
-    @contextlib.asynccontextmanager
-    async def _open(self) -> AsyncIterator[None]:
-        import aiohttp
+    def _start(self, host: str, visitors: _Visitors) -> None:
+        """Begin visits to a host, as many as it may see at once."""
+        here = {page.id for page in self._flying.values() if page.host == host}
+        while len(here) < self._spec.egress.connections_per_host and not self._spent(host):
+            page = self._frontier.next(host, here)
+            if page is None:
+                return
+            here.add(page.id)
+            self._began.setdefault(host, time.monotonic())
+            self._flying[asyncio.create_task(self._take(page, visitors))] = page
 
-        self._session = aiohttp.ClientSession(
-            auto_decompress=False,  # we unpack ourselves, within the byte cap
-            connector=aiohttp.TCPConnector(limit_per_host=1),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": egress.user_agent(self._spec)},
-            timeout=aiohttp.ClientTimeout(total=self._spec.egress.timeout_s),
-            trust_env=False,
-        )
-        async with self._session:
-            yield
-
-    def _spent(self) -> bool:
+    def _spent(self, host: str) -> bool:
+        """Whether a limit is reached: the site's, or the host's own."""
+        site, kept = self._site, self._frontier.kept_of(host)
+        here = sum(page.host == host for page in self._flying.values())
+        hours = (time.monotonic() - self._began.get(host, time.monotonic())) / 3600
         return (
-            self._frontier.kept_pages + self._flying >= self._site.max_pages
-            or self._frontier.kept_bytes >= self._site.max_bytes
-            or self._frontier.hours() >= self._site.max_hours
+            self._frontier.kept_pages + len(self._flying) >= site.max_pages
+            or self._frontier.kept_bytes >= site.max_bytes
+            or self._frontier.hours() >= site.max_hours
+            or (0 < site.max_pages_per_host <= kept.pages + here)
+            or (0 < site.max_bytes_per_host <= kept.bytes)
+            or (0 < site.max_hours_per_host <= hours)
         )
 
-    async def _host(self, host: str) -> None:
-        """Take one host's pages, one after the other."""
-        while not self._spent() and (page := self._frontier.next(host)) is not None:
-            self._flying += 1
-            try:
-                await self._take(page)
-            finally:
-                self._flying -= 1
-
-    async def _take(self, page: Page) -> None:
+    async def _take(self, page: Page, visitors: _Visitors) -> set[str]:
+        """Visit a page and write down what came of it; gives the hosts of the pages that became known."""
         if page.hops > self._spec.egress.max_redirects:
             self._frontier.drop(page, DropReason.TOO_MANY_REDIRECTS, f"{page.hops} redirects")
-            return
-        robots = await self._robots_of(page.url)
-        if not robots.allows(page.url):
-            reason = DropReason.ROBOTS_UNREACHABLE if robots.unreachable else DropReason.ROBOTS_DISALLOWED
-            self._frontier.drop(page, reason, robots.refusal(page.url))
-            return
-        answer = await self._get(page.url, page.host, robots.delay_s, self._spec.egress.max_page_bytes)
-        if answer.reason is not None:
-            self._failed(page, answer)
+            return set()
+        visit = await visitors.visit(page, self._frontier.earlier(page.url))
+        self._apply(page, visit)
+        if visit.endless:
+            self._frontier.count("traps", visit.endless)
+        return {urlsplit(link).netloc for link in (*visit.links, *([visit.target] if visit.target else []))}
+
+    def _apply(self, page: Page, visit: Visit) -> None:
+        fate = "kept" if visit.outcome in ("kept", "same") else visit.reason.value if visit.reason else visit.outcome
+        count("wenlan_requests", host=page.host, fate=fate)
+        if visit.outcome == "gone":
+            raise SourceError(visit.target, f"source {self._site.name}: {visit.evidence}; not crawled")
+        if visit.outcome == "dropped":
+            self._failed(page, visit)
             return
         self._streak.pop(page.host, None)
-        if 300 <= answer.status < 400:
-            self._moved(page, answer)
+        if visit.outcome == "moved":
+            circle = self._frontier.end_of(visit.target) == page.url
+            if circle or page.hops >= self._spec.egress.max_redirects:
+                self._frontier.drop(page, DropReason.TOO_MANY_REDIRECTS, f"{visit.status} to {visit.target}")
+            else:
+                self._frontier.move(page, visit.target, visit.status)
+            return
+        assert visit.capture is not None
+        count("wenlan_received_bytes", len(visit.capture.body) if visit.outcome == "kept" else 0, host=page.host)
+        if self._frontier.alike(page.host, visit.likeness) >= MAX_ALIKE:
+            evidence = f"differs in its numbers only from {MAX_ALIKE} pages before it; its links are not followed"
+            self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
-            self._taken(page, answer)
+            self._frontier.keep(page, visit.capture, visit.links, visit.member, visit.likeness)
 
-    async def _robots_of(self, url: str) -> egress.Robots:
-        """The robots.txt that rules a URL. Raises SourceError if that of a start page's host is unreachable."""
-        address = egress.robots_url(url)
-        if not self._spec.egress.obey_robots:
-            return egress.Robots()
-        if address not in self._robots:
-            robots = await self._ask_robots(address)
-            if robots.unreachable and urlsplit(url).netloc in {urlsplit(u).netloc for u in self._site.start_urls()}:
-                raise SourceError(address, f"source {self._site.name}: robots.txt: {robots.unreachable}; not crawled")
-            self._robots[address] = robots
-        return self._robots[address]
-
-    async def _ask_robots(self, address: str) -> egress.Robots:
-        for attempt in range(TRIES):
-            url, answer = address, _Answer()
-            for _ in range(egress.MAX_ROBOTS_REDIRECTS + 1):
-                answer = await self._get(url, urlsplit(url).netloc, 0.0, egress.MAX_ROBOTS_BYTES, page=False)
-                if not (300 <= answer.status < 400 and answer.header("location")):
-                    break
-                url = urljoin(url, answer.header("location"))
-            if answer.status and not answer.transient:
-                return egress.robots_of(answer.status, answer.body)
-            if not answer.transient or attempt + 1 == TRIES:
-                break
-        return egress.Robots(unreachable=answer.evidence or f"status {answer.status}")
-
-    async def _pause(self, host: str, delay_s: float) -> None:
-        now = time.monotonic()
-        start = max(now, self._next.get(host, 0.0))
-        self._next[host] = start + max(delay_s, self._spec.egress.delay_s)
-        await asyncio.sleep(start - now)
-
-    async def _get(self, url: str, host: str, delay_s: float, cap: int, page: bool = True) -> _Answer:
-        """One guarded request. With `page` anything but HTML of status 200 or a redirect is a failure."""
-        import aiohttp
-        from yarl import URL
-
-        await self._pause(host, delay_s)
-        headers = {"Accept": "text/html,application/xhtml+xml" if page else "text/plain", "Accept-Encoding": "gzip"}
-        with egress.guarded(self._guard) as scope:
-            try:
-                self._guard.check_url(url)
-                async with self._session.get(
-                    URL(url, encoded=True), headers=headers, allow_redirects=False
-                ) as response:
-                    return await _read(response, cap, page)
-            except egress.EgressRefused as e:
-                return _Answer(reason=DropReason.EGRESS_REFUSED, evidence=str(e))
-            except asyncio.TimeoutError:
-                evidence = f"not done after {self._spec.egress.timeout_s:g} s"
-                return _Answer(reason=DropReason.TIMEOUT, evidence=evidence, transient=True)
-            except (aiohttp.ClientError, OSError, ValueError) as e:
-                if scope.refused:
-                    return _Answer(reason=DropReason.EGRESS_REFUSED, evidence=scope.refused[0])
-                evidence = " ".join(str(e).split()) or type(e).__name__
-                return _Answer(reason=DropReason.CONNECTION, evidence=evidence, transient=True)
-
-    def _failed(self, page: Page, answer: _Answer) -> None:
+    def _failed(self, page: Page, visit: Visit) -> None:
         """Try once more, or drop; give up the site when its host answers no more."""
-        assert answer.reason is not None
-        wait = egress.retry_after_seconds(answer.header("retry-after"))
-        if answer.reason in (DropReason.TIMEOUT, DropReason.CONNECTION):
+        assert visit.reason is not None
+        if visit.alone:
             self._streak.setdefault(page.host, []).append(page)
         else:
             self._streak.pop(page.host, None)
-        patient = wait is None or wait <= egress.MAX_DELAY_S
-        if answer.transient and page.tries + 1 < TRIES and patient:
-            pause = max(1.0, wait or 0.0)
-            self._next[page.host] = max(self._next.get(page.host, 0.0), time.monotonic() + pause)
+        if visit.transient:
             self._frontier.again(page)
         else:
-            self._frontier.drop(page, answer.reason, answer.evidence)
+            self._frontier.drop(page, visit.reason, visit.evidence, visit.links)
         streak = self._streak.get(page.host, [])
         if len(streak) >= MAX_STREAK:
             self._frontier.reopen(streak)
-            message = f"source {self._site.name}: {len(streak)} requests in a row failed ({answer.evidence}); "
+            message = f"source {self._site.name}: {len(streak)} requests in a row failed ({visit.evidence}); "
             raise SourceError(page.url, message + "start again to go on with the crawl")
 
-    def _moved(self, page: Page, answer: _Answer) -> None:
-        try:
-            target = canonical_url(answer.header("location"), page.url)
-        except ValueError as e:
-            self._frontier.drop(page, DropReason.HTTP_STATUS, f"{answer.status} to a bad address: {e}")
+    async def _read_sitemaps(self, visitors: _Visitors) -> None:
+        """Make known what the sitemaps of the start pages' hosts name; once a crawl, however often it is killed."""
+        if not self._site.sitemaps or self._frontier.counted("sitemaps_read"):
             return
-        if not self._site.holds(target):
-            self._frontier.drop(page, DropReason.HTTP_STATUS, f"{answer.status} to {target}, outside the site")
-        elif page.hops >= self._spec.egress.max_redirects or self._frontier.end_of(target) == page.url:
-            self._frontier.drop(page, DropReason.TOO_MANY_REDIRECTS, f"{answer.status} to {target}")
-        else:
-            self._frontier.move(page, target, answer.status)
+        starts = {urlsplit(url).netloc: url for url in self._site.start_urls()}
+        todo = [sitemap for url in starts.values() for sitemap in await visitors.at(url).sitemaps_of(url)]
+        seen: set[str] = set()
+        while todo and len(seen) < sitemaps.MAX_FILES:
+            try:
+                url = canonical_url(todo.pop(0))
+            except ValueError:
+                continue
+            if url in seen or urlsplit(url).netloc not in self._hosts:
+                continue
+            seen.add(url)
+            pages, more = await visitors.at(url).sitemap(url)
+            found = self._site.pages_of(pages)
+            self._frontier.add(found, depth=1)
+            self._frontier.count("in_sitemaps", len(found))
+            todo += more[: sitemaps.MAX_FILES]
+        self._frontier.count("sitemaps_read", 1)
 
-    def _taken(self, page: Page, answer: _Answer) -> None:
-        """Keep a page unless its owner opted out, and follow its links."""
-        content_type = answer.header("content-type")
-        metas, hrefs = _look(answer.body, content_type, page.url)
-        tags = answer.all("x-robots-tag")
-        links = []
-        if page.depth < self._site.max_depth and egress.follows_links(tags, metas):
-            links = [link for link in _links(hrefs, page.url) if self._site.holds(link)]
-        if outs := egress.opt_outs(tags, metas):
-            self._frontier.drop(page, DropReason.OPT_OUT, ", ".join(outs), links)
+
+class _Visitors:
+    """The visitors of a site; a host is always the same one's."""
+
+    def __init__(self, spec: BuildSpec, site: Site, hosts: int) -> None:
+        ray = sys.modules.get("ray")
+        self._ray: Any = ray if hosts > 1 and ray is not None and ray.is_initialized() else None
+        if self._ray is None:
+            self._all: list[Any] = [Visitor(spec, site)]
             return
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self._frontier.keep(
-            page, Capture(page.url, answer.status, now, content_type, answer.body, answer.headers), links
+        actor = self._ray.remote(Visitor).options(
+            num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD", max_concurrency=1000
         )
+        self._all = [actor.remote(spec, site) for _ in range(min(hosts, MAX_ACTORS))]
+
+    def at(self, url: str) -> Any:
+        """The visitor of a URL's host, to be awaited wherever it runs."""
+        visitor = self._all[zlib.crc32(urlsplit(url).netloc.encode()) % len(self._all)]
+        return visitor if self._ray is None else _Remote(visitor)
+
+    async def visit(self, page: Page, earlier: Any) -> Visit:
+        found: Visit = await self.at(page.url).visit(page, earlier)
+        return found
+
+    async def close(self) -> None:
+        for visitor in self._all:
+            if self._ray is None:
+                await visitor.close()
+            else:
+                self._ray.kill(visitor)
 
 
-async def _read(response: Any, cap: int, page: bool) -> _Answer:
-    """The answer within the byte cap; the body is read only where it is wanted."""
-    headers = tuple((_text(name), _text(value)) for name, value in response.raw_headers)
-    status = response.status
-    answer = _Answer(status=status, headers=headers)
-    transient = status >= 500 or status == 429
-    if 300 <= status < 400 and answer.header("location"):
-        return answer
-    if status != 200:
-        reason = DropReason.HTTP_STATUS if page else None
-        return _Answer(status, headers, b"", reason, f"status {status}", transient)
-    if page and not _is_html(answer.header("content-type")):
-        return _Answer(status, headers, b"", DropReason.NOT_HTML, answer.header("content-type") or "no content type")
-    body = bytearray()
-    async for chunk in response.content.iter_any():
-        body += chunk
-        if len(body) > cap:
-            break
-    if len(body) > cap and page:
-        return _Answer(status, headers, b"", DropReason.TOO_LARGE, f"more than {cap} bytes")
-    try:
-        return _Answer(status, headers, egress.unpacked(bytes(body[:cap]), answer.header("content-encoding"), cap))
-    except egress.BodyTooLarge as e:
-        return _Answer(status, headers, b"", DropReason.TOO_LARGE, str(e))
+class _Remote:
+    """An actor whose methods are called as those of the object are."""
 
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
 
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return raw.decode("latin-1")
-
-
-def _is_html(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml")
-
-
-def _look(body: bytes, content_type: str, url: str) -> tuple[list[str], list[str]]:
-    """(contents of its robots meta tags, absolute addresses it links to) of a page."""
-    from selectolax.lexbor import LexborHTMLParser
-
-    found = charset.decode(body, content_type)
-    tree = LexborHTMLParser(found[0] if found else body.decode("latin-1"))
-    metas = [
-        node.attributes.get("content") or ""
-        for node in tree.css("meta[name]")
-        if (node.attributes.get("name") or "").strip().lower() in ("robots", egress.AGENT)
-    ]
-    base = tree.css_first("base[href]")
-    start = urljoin(url, (base.attributes.get("href") or "").strip()) if base else url
-    hrefs = [
-        (node.attributes.get("href") or node.attributes.get("src") or "").strip()
-        for node in tree.css("a[href], area[href], iframe[src], frame[src]")
-    ]
-    return metas, [joined for href in hrefs if (joined := _join(start, href))]
-
-
-def _join(base: str, href: str) -> str:
-    try:
-        return urljoin(base, href)
-    except ValueError:
-        return ""
-
-
-def _links(hrefs: list[str], base: str) -> list[str]:
-    """Canonical addresses of what may be a page, each once, in the order of the page."""
-    found: dict[str, None] = {}
-    for href in hrefs:
-        try:
-            url = canonical_url(href, base)
-        except ValueError:
-            continue
-        if not _NO_PAGE.search(urlsplit(url).path):
-            found[url] = None
-    return list(found)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._actor, name).remote

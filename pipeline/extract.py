@@ -26,12 +26,13 @@ from pipeline.charset import decode
 from pipeline.errors import StageError
 from pipeline.page import Page, PageImage, parse
 from pipeline.records import Candidate, Capture, Decision, DropReason, candidate_rows, drop, sha256_hex
+from pipeline.site_rules import rule_of
 from pipeline.sources import PageSource, Source, TableSource, sources_of
 from pipeline.store import Build, FileRef, Record
 from pipeline.urls import canonical_url
 from pipeline.warcs import read_captures
 
-VERSION = 1
+VERSION = 2
 INPUTS: tuple[str, ...] = ("crawl",)
 
 REPEATED_ON_PAGES = 5
@@ -43,7 +44,7 @@ SHOWN_ON_PAGES = 20
 MIN_SIDE = 48
 """An image whose own element says that it is smaller, in CSS pixels, is an icon or a spacer."""
 
-_FURNITURE_KINDS = ("surrounding", "abstract", "title")
+_FURNITURE_KINDS = ("surrounding", "abstract", "title", "tag")
 _SPACER_NAME = re.compile(
     r"(?:^|[-_./])(?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
     r"sprites?|avatar|favicon|emoji|emoticon|qrcode|arrow|bullet|btn|button|callouts?|dot|rss)(?:[-_.0-9/]|$)",
@@ -168,7 +169,7 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
     if decoded is None:
         yield drop_capture(capture, source, DropReason.BAD_CHARSET, "neither UTF-8, gb18030, Big5 nor what it declares")
         return
-    page = parse(decoded[0])
+    page = parse(decoded[0], rule_of(capture.url))
     refusals = _opt_outs(capture, page)
     if refusals:
         yield drop_capture(capture, source, DropReason.OPT_OUT, ", ".join(refusals))
@@ -183,10 +184,12 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
 
 
 def _opt_outs(capture: Capture, page: Page) -> list[str]:
-    from pipeline.egress import opt_outs
+    from pipeline.egress import opt_outs, reserved
 
     headers = [value for name, value in capture.headers if name.lower() == "x-robots-tag"]
-    return list(opt_outs(headers, list(page.robots)))
+    reservations = [value for name, value in capture.headers if name.lower() == "tdm-reservation"]
+    outs = opt_outs(headers, list(page.robots))
+    return [*outs, "tdm-reservation: 1"] if page.reserved or any(map(reserved, reservations)) else outs
 
 
 def _is_html(capture: Capture) -> bool:

@@ -17,7 +17,6 @@ later builds, however it changed; where a build's tar is deleted, its images are
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import io
 import json
@@ -25,11 +24,13 @@ import os
 import tarfile
 import tempfile
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -37,8 +38,9 @@ from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.errors import StageError
 from pipeline.folder import Folder
+from pipeline.observe import count
 from pipeline.opener import LASTING_S, GuardedOpener
-from pipeline.records import FETCH_SCHEMA, DropReason, candidates_of, drop
+from pipeline.records import FETCH_SCHEMA, DropReason, candidates_of, drop, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.store import Build
 
@@ -47,6 +49,9 @@ INPUTS: tuple[str, ...] = ("admit",)
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
+
+TOLD_EVERY = 100
+"""Images of a host after which the counters are told."""
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 
@@ -133,7 +138,7 @@ class _Spool:
         """Keep the bytes of an image, or say why they are none."""
         refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
         if refusal is not None:
-            later = _now(LASTING_S)
+            later = rfc3339(LASTING_S)
             return _Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(data)
@@ -187,18 +192,20 @@ class _Job:
         for fetch_id, (source, url) in wanted.items():
             data = tables[source].read_image(url) if source in tables else None
             if data is not None:
-                self.outcomes[fetch_id] = self.spool.add(data, _now())
+                self.outcomes[fetch_id] = self.spool.add(data, rfc3339())
             elif not url.startswith(("http://", "https://")):
                 gone = "its source holds no such picture any more"
-                later = _now(LASTING_S)
-                self.outcomes[fetch_id] = _Outcome(DropReason.BAD_URL.value, gone, fetched_at=_now(), retry_after=later)
+                later = rfc3339(LASTING_S)
+                self.outcomes[fetch_id] = _Outcome(
+                    DropReason.BAD_URL.value, gone, fetched_at=rfc3339(), retry_after=later
+                )
 
     def reuse(self, urls: dict[str, str]) -> None:
         """Outcomes that STORE/fetched knows and that still hold."""
         known = self.build.store.fetched().get(i for i in urls if i not in self.outcomes)
         if known is None:
             return
-        policy, now = _policy_digest(self.build.spec), _now()
+        policy, now = _policy_digest(self.build.spec), rfc3339()
         by_tar: dict[str, list[dict[str, Any]]] = {}
         for row in known.to_pylist():
             if row["ok"]:
@@ -218,6 +225,8 @@ class _Job:
             return {}
         opener = GuardedOpener(self.build.spec)
         ids = {url: fetch_id for fetch_id, url in urls.items()}
+        hosts: dict[str, Counter[str]] = {}  # fates by host, those that were not told yet
+        received: Counter[str] = Counter()
 
         def take(url: str, data: bytes | None, error: str) -> None:
             if data is not None:
@@ -225,19 +234,37 @@ class _Job:
                 outcome = self.spool.add(data, found.fetched_at, found.etag)
             elif url in opener.failed:
                 failure = opener.failed[url]
-                later = _now(min(failure.retry_after_s, LASTING_S))
-                outcome = _Outcome(failure.reason.value, failure.evidence[:300], fetched_at=_now(), retry_after=later)
+                later = rfc3339(min(failure.retry_after_s, LASTING_S))
+                outcome = _Outcome(
+                    failure.reason.value, failure.evidence[:300], fetched_at=rfc3339(), retry_after=later
+                )
             else:  # refused before the opener saw it
-                later = _now(LASTING_S)
-                outcome = _Outcome(DropReason.BAD_URL.value, error[:300], fetched_at=_now(), retry_after=later)
+                later = rfc3339(LASTING_S)
+                outcome = _Outcome(DropReason.BAD_URL.value, error[:300], fetched_at=rfc3339(), retry_after=later)
             self.outcomes[ids[url]] = outcome
             self.fetched.add(ids[url])
+            seen = hosts.setdefault(urlsplit(url).netloc, Counter())
+            seen[outcome.reason or "kept"] += 1
+            received[urlsplit(url).netloc] += outcome.place[1]
+            if sum(seen.values()) >= TOLD_EVERY:
+                _tell(hosts, received)
 
         with opener.installed():
             stats = _download(self.build.spec, list(ids), take)
+        _tell(hosts, received)
         if len(self.fetched) != len(urls):
             raise StageError("fetch", f"img2dataset gave back {len(self.fetched)} of {len(urls)} outcomes")
         return stats
+
+
+def _tell(hosts: dict[str, Counter[str]], received: Counter[str]) -> None:
+    """Hand what was counted to the metrics, and begin anew."""
+    for host, fates in hosts.items():
+        for fate, times in fates.items():
+            count("wenlan_requests", times, host=host, fate=fate)
+        count("wenlan_received_bytes", received[host], host=host)
+    hosts.clear()
+    received.clear()
 
 
 def _download(spec: BuildSpec, urls: list[str], take: Callable[[str, bytes | None, str], None]) -> dict[str, Any]:
@@ -340,9 +367,3 @@ def _write_tar(path: Path, urls: dict[str, str], job: _Job) -> list[dict[str, An
                 }
             )
     return rows
-
-
-def _now(later_s: float = 0.0) -> str:
-    """RFC 3339, UTC."""
-    when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=later_s)
-    return when.strftime("%Y-%m-%dT%H:%M:%SZ")

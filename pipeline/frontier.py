@@ -17,7 +17,7 @@ import hashlib
 import io
 import sqlite3
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from pipeline.errors import StoreError
 from pipeline.records import Capture, DropReason
+from pipeline.visitor import Earlier, Page
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS page (
@@ -33,8 +34,13 @@ CREATE TABLE IF NOT EXISTS page (
     tries INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'todo', reason TEXT NOT NULL DEFAULT '',
     evidence TEXT NOT NULL DEFAULT '', fetched_at TEXT NOT NULL DEFAULT '', content_type TEXT NOT NULL DEFAULT '',
     etag TEXT NOT NULL DEFAULT '', last_modified TEXT NOT NULL DEFAULT '', sha256 TEXT NOT NULL DEFAULT '',
-    bytes INTEGER NOT NULL DEFAULT 0, warc_offset INTEGER, warc_end INTEGER);
+    bytes INTEGER NOT NULL DEFAULT 0, same INTEGER NOT NULL DEFAULT 0, warc_offset INTEGER, warc_end INTEGER);
 CREATE INDEX IF NOT EXISTS todo ON page (host, tries, depth, id) WHERE state = 'todo';
+CREATE TABLE IF NOT EXISTS alike (host TEXT, digest TEXT, pages INTEGER NOT NULL, PRIMARY KEY (host, digest))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS earlier (
+    url TEXT PRIMARY KEY, warc TEXT NOT NULL, warc_offset INTEGER NOT NULL, warc_length INTEGER NOT NULL,
+    etag TEXT NOT NULL, last_modified TEXT NOT NULL, sha256 TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
 
@@ -42,18 +48,6 @@ LOCK_WAIT_S = 60.0
 """How long another process may hold the folder."""
 
 _MOVED_HEADERS = ("content-encoding", "transfer-encoding")
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """A known page. `depth` is links from a start page, `hops` redirects that led to it, `tries` failed requests."""
-
-    id: int
-    url: str
-    host: str
-    depth: int
-    hops: int
-    tries: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +60,15 @@ class Totals:
     moved: int
     bytes: int
     beyond: int
+    unchanged: int
+
+
+@dataclass(slots=True)
+class Kept:
+    """What was kept of one host."""
+
+    pages: int = 0
+    bytes: int = 0
 
 
 class Frontier:
@@ -83,8 +86,10 @@ class Frontier:
         self._out = self.warc.open("ab")
         self._recover(about)
         self._known = self._one("SELECT COUNT(*) FROM page")
-        kept = self._db.execute("SELECT COUNT(*), COALESCE(SUM(bytes), 0) FROM page WHERE state = 'kept'").fetchone()
-        self.kept_pages, self.kept_bytes = int(kept[0]), int(kept[1])  # asked for before each request
+        kept = self._db.execute("SELECT host, COUNT(*), SUM(bytes) FROM page WHERE state = 'kept' GROUP BY host")
+        self._kept = {host: Kept(pages, size) for host, pages, size in kept}  # asked for before each request
+        self.kept_pages = sum(kept.pages for kept in self._kept.values())
+        self.kept_bytes = sum(kept.bytes for kept in self._kept.values())
         self._note("started", time.time(), keep=True)
 
     def __enter__(self) -> Frontier:
@@ -130,34 +135,79 @@ class Frontier:
         if beyond:
             self._note("beyond", self._noted("beyond") + beyond)
 
-    def hosts(self) -> list[str]:
-        """Hosts that have pages to take, sorted."""
-        rows = self._db.execute("SELECT DISTINCT host FROM page WHERE state = 'todo' ORDER BY host")
-        return [host for (host,) in rows]
+    def kept_of(self, host: str) -> Kept:
+        return self._kept.setdefault(host, Kept())
 
-    def next(self, host: str) -> Page | None:
-        """The host's next page: never tried before tried, near before far, in the order in which they were found."""
+    def next(self, host: str, but: Collection[int] = ()) -> Page | None:
+        """The host's next page: never tried before tried, near before far, in the order in which they were found.
+
+        `but`: ids of pages that are being asked for.
+        """
+        marks = ", ".join("?" * len(but))
         row = self._db.execute(
             "SELECT id, url, host, depth, hops, tries FROM page WHERE state = 'todo' AND host = ? "
-            "ORDER BY tries, depth, id LIMIT 1",
-            (host,),
+            f"AND id NOT IN ({marks}) ORDER BY tries, depth, id LIMIT 1",
+            (host, *but),
         ).fetchone()
         return Page(*row) if row else None
 
-    def keep(self, page: Page, capture: Capture, links: Sequence[str]) -> None:
-        """Write a page into the WARC and make its links known."""
-        offset, end = self._write(capture)
+    def know_earlier(self, warc: str, rows: Iterable[dict[str, Any]]) -> None:
+        """What an earlier crawl kept, by rows of CRAWL_SCHEMA; only once a crawl."""
+        if self.counted("earlier_known"):
+            return
+        names = ("url", "warc_offset", "warc_length", "etag", "last_modified", "sha256")
+        with self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO earlier (warc, url, warc_offset, warc_length, etag, last_modified, sha256) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                ((warc, *(row[n] for n in names)) for row in rows if row["etag"] or row["last_modified"]),
+            )
+        self.count("earlier_known", 1)
+
+    def earlier(self, url: str) -> Earlier | None:
+        """What an earlier crawl kept of a page and can be asked about."""
+        row = self._db.execute(
+            "SELECT warc, warc_offset, warc_length, etag, last_modified, sha256 FROM earlier WHERE url = ?", (url,)
+        ).fetchone()
+        return Earlier(*row) if row else None
+
+    def alike(self, host: str, digest: str) -> int:
+        """Kept pages of a host with this likeness."""
+        row = self._db.execute("SELECT pages FROM alike WHERE host = ? AND digest = ?", (host, digest)).fetchone()
+        return int(row[0]) if row else 0
+
+    def count(self, name: str, more: int) -> None:
+        """Add to a number that is kept with the frontier."""
+        with self._db:
+            self._note(name, self._noted(name) + more)
+
+    def counted(self, name: str) -> int:
+        return int(self._noted(name))
+
+    def keep(self, page: Page, capture: Capture, links: Sequence[str], member: bytes = b"", likeness: str = "") -> None:
+        """Write a page into the WARC and make its links known.
+
+        `member`: the record of an earlier crawl, written as it is, where the page has not changed since.
+        """
+        offset, end = self._append(member or _record(capture))
         headers = {name.lower(): value for name, value in capture.headers}
         found = (capture.fetched_at, capture.content_type, headers.get("etag", ""), headers.get("last-modified", ""))
+        size = len(capture.body)
         with self._db:
             self._db.execute(
                 "UPDATE page SET state = 'kept', fetched_at = ?, content_type = ?, etag = ?, last_modified = ?, "
-                "sha256 = ?, bytes = ?, warc_offset = ?, warc_end = ? WHERE id = ?",
-                (*found, hashlib.sha256(capture.body).hexdigest(), len(capture.body), offset, end, page.id),
+                "sha256 = ?, bytes = ?, same = ?, warc_offset = ?, warc_end = ? WHERE id = ?",
+                (*found, hashlib.sha256(capture.body).hexdigest(), size, bool(member), offset, end, page.id),
+            )
+            self._db.execute(
+                "INSERT INTO alike VALUES (?, ?, 1) ON CONFLICT (host, digest) DO UPDATE SET pages = pages + 1",
+                (page.host, likeness),
             )
             self._add(links, page.depth + 1, 0)
+        kept = self.kept_of(page.host)
+        kept.pages, kept.bytes = kept.pages + 1, kept.bytes + size
         self.kept_pages += 1
-        self.kept_bytes += len(capture.body)
+        self.kept_bytes += size
 
     def drop(self, page: Page, reason: DropReason, evidence: str, links: Sequence[str] = ()) -> None:
         """A page that is not taken; its links may count all the same."""
@@ -192,7 +242,8 @@ class Frontier:
     def totals(self) -> Totals:
         states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
         todo, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
-        return Totals(todo, kept, dropped, moved, self.kept_bytes, int(self._noted("beyond")))
+        unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
+        return Totals(todo, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged)
 
     def hours(self) -> float:
         """Hours since the crawl began, pauses between runs included."""
@@ -230,34 +281,13 @@ class Frontier:
         for url, state, reason, evidence in rows:
             yield (url, reason, evidence) if state == "dropped" else (url, DropReason.OVER_BUDGET.value, "")
 
-    def _write(self, capture: Capture) -> tuple[int, int]:
-        """Append one WARC response record, a gzip member of its own. Gives where it begins and ends."""
-        from warcio.statusandheaders import StatusAndHeaders
-        from warcio.warcwriter import WARCWriter
-
-        headers = [
-            (f"X-Crawl-{name}" if name.lower() in _MOVED_HEADERS else name, value)  # as Common Crawl does
-            for name, value in capture.headers
-            if name.lower() != "content-length"
-        ]
-        headers.append(("Content-Length", str(len(capture.body))))
-        member = io.BytesIO()
-        writer = WARCWriter(member, gzip=True)
-        writer.write_record(
-            writer.create_warc_record(
-                capture.url,
-                "response",
-                payload=io.BytesIO(capture.body),
-                length=len(capture.body),
-                http_headers=StatusAndHeaders(f"{capture.status} OK", headers, protocol="HTTP/1.1"),
-                warc_headers_dict={"WARC-Date": capture.fetched_at},
-            )
-        )
+    def _append(self, member: bytes) -> tuple[int, int]:
+        """Append one record to the WARC. Gives where it begins and ends."""
         self._out.seek(0, io.SEEK_END)
         offset = self._out.tell()
-        self._out.write(member.getvalue())
+        self._out.write(member)
         self._out.flush()
-        return offset, offset + len(member.getvalue())
+        return offset, offset + len(member)
 
     def _one(self, query: str, *values: Any) -> int:
         return int(self._db.execute(query, values).fetchone()[0])
@@ -271,6 +301,32 @@ class Frontier:
         self._db.execute(f"INSERT OR {word} INTO note VALUES (?, ?)", (name, value))
         if keep:
             self._db.commit()
+
+
+def _record(capture: Capture) -> bytes:
+    """A WARC response record, a gzip member of its own."""
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    headers = [
+        (f"X-Crawl-{name}" if name.lower() in _MOVED_HEADERS else name, value)  # as Common Crawl does
+        for name, value in capture.headers
+        if name.lower() != "content-length"
+    ]
+    headers.append(("Content-Length", str(len(capture.body))))
+    member = io.BytesIO()
+    writer = WARCWriter(member, gzip=True)
+    writer.write_record(
+        writer.create_warc_record(
+            capture.url,
+            "response",
+            payload=io.BytesIO(capture.body),
+            length=len(capture.body),
+            http_headers=StatusAndHeaders(f"{capture.status} OK", headers, protocol="HTTP/1.1"),
+            warc_headers_dict={"WARC-Date": capture.fetched_at},
+        )
+    )
+    return member.getvalue()
 
 
 def _locked(folder: Path) -> IO[str]:

@@ -43,6 +43,8 @@ METRICS: dict[str, Metric] = {
     "wenlan_partitions": Metric("partitions committed", ()),
     "wenlan_partition_seconds": Metric("time that committed partitions took, summed over workers", ()),
     "wenlan_cpu_seconds": Metric("CPU time of committed partitions", ()),
+    "wenlan_requests": Metric("pages and images asked for, by host and fate: kept or a reason", ("host", "fate")),
+    "wenlan_received_bytes": Metric("bytes of pages and images received, by host", ("host",)),
     "wenlan_written_bytes": Metric("bytes of the files that partitions committed", ()),
 }
 """Every counter there is. All of them have the tags `build` and `stage` besides."""

@@ -15,7 +15,6 @@ Limits: a name lookup that hangs is as slow as the resolver; connections per hos
 
 from __future__ import annotations
 
-import datetime
 import http.client
 import io
 import socket
@@ -35,7 +34,7 @@ from w3lib.url import safe_url_string
 
 from data_specs.build import BuildSpec
 from pipeline import egress
-from pipeline.records import DropReason
+from pipeline.records import DropReason, rfc3339
 from pipeline.turns import Turns
 
 MAX_ADDRESSES = 4
@@ -138,8 +137,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             self.failed[url] = e
             raise
         self.failed.pop(url, None)
-        now = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        self.found[url] = Found(str(reply.headers.get("ETag") or "")[:200], now)
+        self.found[url] = Found(str(reply.headers.get("ETag") or "")[:200], rfc3339())
         return _Body(reply)
 
     def _fetch(self, url: str) -> Reply:

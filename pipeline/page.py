@@ -8,10 +8,14 @@ figures it lies and in which blocks of page furniture (navigation, footer, sideb
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
     title         the page's headline: its first h1, else og:title, else <title> without the site's name
     surrounding   the nearest block of text before the image, and the nearest after it
-    abstract      og:description or meta description
+    abstract      og:description or meta description, else the first paragraph
+    tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
+
+Where a site rule (`pipeline.site_rules`) knows the page, it says where the article, its title and its captions are.
 
 Images come from lazy attributes before `src` (on a lazy page src is a placeholder), the largest of `srcset`,
-`<picture>`, `<noscript>` and og:image. Parser: selectolax (lexbor), which repairs HTML as browsers do.
+`<picture>`, `<noscript>`, og:image and JSON-LD (`image`, ImageObject with its caption). Parser: selectolax (lexbor),
+which repairs HTML as browsers do.
 
 Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known.
 """
@@ -19,12 +23,14 @@ Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elem
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from data_specs.shard import Text, TextKind
+from pipeline import linked_data
 from pipeline.page_walk import SRCSETS, Place, Walk, fold
+from pipeline.site_rules import SiteRule, Told, told_by
 
 MAX_SURROUNDING = 200
 """Characters kept of a surrounding text: those nearest to the image."""
@@ -36,6 +42,12 @@ MAX_DISTANCE = 40
 """Blocks between an image and its surrounding text. It bounds the work on a hostile page."""
 
 MAX_CAPTIONS = 3
+
+MIN_ABSTRACT = 20
+"""Letters of a first paragraph that is an abstract."""
+
+MAX_TAGS, MAX_TAG = 10, 20
+"""Tags of a page, characters of each."""
 
 _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
          "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
@@ -50,7 +62,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 class PageImage:
     """An image as the page shows it. `url` as written; `attributes` of its element, lower-case names."""
 
-    row: int  # position among the page's images; -1 for og:image
+    row: int  # position among the page's images; -1 for og:image and JSON-LD
     url: str
     texts: tuple[Text, ...]
     attributes: Mapping[str, str]
@@ -67,23 +79,46 @@ class Page:
     robots: tuple[str, ...]  # contents of meta robots tags, "name: content" for those of a named agent
     text: str  # all running text, for a look at its language
     images: tuple[PageImage, ...]
+    reserved: bool = False  # a tdm-reservation meta tag reserves text and data mining
 
 
-def parse(html: str) -> Page:
-    """Read one page. Never fails: what is no HTML is a page without images."""
+def parse(html: str, rule: SiteRule | None = None) -> Page:
+    """Read one page, as a site rule says if there is one. Never fails: what is no HTML is a page without images."""
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(html)
+    told = told_by(tree, rule) if rule is not None else Told()
     meta = _Meta.of(tree)
+    linked = linked_data.read(tree)
     walk = Walk()
-    if tree.body is not None:
-        walk.run(tree.body)
-    headline = walk.headline or meta.title
-    lookup = _Lookup(walk, headline, meta.abstract)
+    body = told.content if told.content is not None else tree.body
+    if body is not None:
+        walk.run(body)
+    headline = fold(told.title or "") or walk.headline or meta.title or fold(linked.headline)
+    abstract = fold(told.abstract or "") or meta.abstract or fold(linked.description) or _first_paragraph(walk)
+    tags = _tags((*told.tags, *meta.tags, *linked.keywords))
+    lookup = _Lookup(walk, headline, abstract, tags)
     images = [lookup.image(row) for row in range(len(walk.places))]
-    if meta.image:
-        images.append(PageImage(-1, meta.image, _texts([("title", headline), ("abstract", meta.abstract)]), {}))
-    return Page(meta.base, meta.language, meta.robots, " ".join(lookup.texts), tuple(images))
+    whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
+    for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
+        images.append(PageImage(-1, url, _texts([("caption", fold(caption)), *whole]), {}))
+    return Page(meta.base, meta.language, meta.robots, " ".join(lookup.texts), tuple(images), meta.reserved)
+
+
+def _first_paragraph(walk: Walk) -> str:
+    """The first block of running text that is long enough, "" if there is none."""
+    for block in walk.blocks[:200]:
+        if not block.furniture and not block.is_caption and block.length >= MIN_ABSTRACT:
+            text = block.text()
+            if len(_LETTER.findall(text[:200])) >= MIN_ABSTRACT and text[:MAX_SURROUNDING] != walk.headline:
+                return text[:MAX_SURROUNDING]
+    return ""
+
+
+def _tags(found: Iterable[str]) -> tuple[str, ...]:
+    """Tags one by one, each once; what is a sentence is none."""
+    parts = (fold(part) for text in found for part in re.split(r"[,，、;；|]", text[:500]))
+    return tuple(dict.fromkeys(part for part in parts if 2 <= len(part) <= MAX_TAG))[:MAX_TAGS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +131,14 @@ class _Meta:
     title: str
     abstract: str
     image: str
+    tags: tuple[str, ...]
+    reserved: bool
 
     @classmethod
     def of(cls, tree: Any) -> _Meta:
         found: dict[str, str] = {}
         robots: list[str] = []
+        tags: list[str] = []
         for node in tree.css("meta"):
             attributes = node.attributes
             name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
@@ -109,6 +147,8 @@ class _Meta:
                 robots.append(content)
             elif name.endswith(("bot", "crawler")):
                 robots.append(f"{name}: {content}")
+            elif name in ("keywords", "article:tag"):
+                tags.append(content)
             elif name:
                 found.setdefault(name, content.strip())
         base, root, title = tree.css_first("base[href]"), tree.css_first("html"), tree.css_first("title")
@@ -120,14 +160,17 @@ class _Meta:
             title=fold(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
             abstract=fold(found.get("og:description", "") or found.get("description", "")),
             image=found.get("og:image", ""),
+            tags=(*(node.text() for node in tree.css("a[rel~=tag]")[:MAX_TAGS]), *tags),
+            reserved=found.get("tdm-reservation", "") == "1",
         )
 
 
 class _Lookup:
     """Finds the texts of the images of a finished walk."""
 
-    def __init__(self, walk: Walk, headline: str, abstract: str) -> None:
+    def __init__(self, walk: Walk, headline: str, abstract: str, tags: tuple[str, ...]) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
+        self.tags = tags
         self.texts = [block.text() for block in walk.blocks]
         self._with_image = {place.block for place in walk.places}
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> its images, each with its place among them
@@ -150,7 +193,7 @@ class _Lookup:
         found += [("alt", fold(attributes.get("alt", ""))), ("alt", fold(attributes.get("title", "")))]
         found.append(("title", self.headline))
         found += [("surrounding", text) for text in self._surrounding(place, used)]
-        found.append(("abstract", self.abstract))
+        found += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         url = image_url(attributes, place.sources)
         return PageImage(row, url, _texts(found), attributes, place.furniture, place.fallback)
 

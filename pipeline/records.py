@@ -10,6 +10,7 @@ from admit on are ranges of it and shards are written in its order, so that pack
 from __future__ import annotations
 
 import builtins
+import datetime
 import enum
 import hashlib
 from dataclasses import dataclass
@@ -266,6 +267,12 @@ def sha256_hex(*parts: str) -> str:
     """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide."""
     data = parts[0].encode() if len(parts) == 1 else b"".join(part.encode() + b"\0" for part in parts)
     return hashlib.sha256(data).hexdigest()
+
+
+def rfc3339(later_s: float = 0.0) -> str:
+    """The time now, or so many seconds later: RFC 3339, UTC."""
+    when = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(seconds=later_s)
+    return when.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def order_key(fetch_id: str, seed: int) -> str:

@@ -10,12 +10,16 @@ Limits: names of hosts are compared as they are; `www.` and mirrors count as oth
 
 from __future__ import annotations
 
+import re
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from w3lib.url import canonicalize_url, safe_url_string
 
 MAX_URL = 2048
 """Longest address taken, characters: above it servers and proxies disagree."""
+
+MAX_PARTS, MAX_SAME_PARTS = 20, 3
+"""Parts of a path, and equal ones among them, above which a page address is endless."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -54,6 +58,28 @@ def _canonical(found: SplitResult) -> str:
     bare = str(canonicalize_url(urlunsplit(found._replace(query="", fragment=""))))
     query = urlsplit(safe_url_string(urlunsplit(found._replace(fragment="")))).query
     return f"{bare}?{query}"
+
+
+_SESSION = re.compile(
+    r"(?:^|(?<=&))(?:jsessionid|phpsessid|aspsessionid\w*|sessionid|session_id|sid|utm_\w+)=[^&]*(?:&|$)", re.I
+)
+_SESSION_IN_PATH = re.compile(r";jsessionid=[^/?#]*", re.I)
+
+
+def without_session(url: str) -> str:
+    """A canonical page address without session ids and campaign marks, which make one page look like many."""
+    found = urlsplit(url)
+    if "=" not in url:
+        return url
+    path = _SESSION_IN_PATH.sub("", found.path)
+    query = _SESSION.sub("", found.query).rstrip("&")
+    return urlunsplit(found._replace(path=path, query=query))
+
+
+def is_endless(url: str) -> bool:
+    """Whether a path looks like one that grows for ever: many parts, or the same part again and again."""
+    parts = [part for part in urlsplit(url).path.split("/") if part]
+    return len(parts) > MAX_PARTS or any(parts.count(part) > MAX_SAME_PARTS for part in parts if not part.isdigit())
 
 
 def host_names(url: str) -> list[str]:

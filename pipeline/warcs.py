@@ -9,6 +9,7 @@ left out.
 
 from __future__ import annotations
 
+import io
 import logging
 import zlib
 from collections.abc import Iterator
@@ -54,6 +55,21 @@ def read_captures(
         raise SourceError(url, f"cannot be read ({reason(e)})") from None
     if not records and must_hold:
         raise SourceError(url, "is not a WARC file (it holds no record)")
+
+
+def capture_of(member: bytes, max_body: int) -> Capture | None:
+    """The page in one record of a WARC file; None if the bytes are no such record or the page is too large."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    try:
+        for record in ArchiveIterator(io.BytesIO(member)):
+            if record.rec_type == "response" and record.http_headers is not None:
+                found = _capture(record, max_body)
+                return found if isinstance(found, Capture) else None
+    except (ArchiveLoadFailed, EOFError, zlib.error, ValueError):
+        return None
+    return None
 
 
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:

@@ -149,13 +149,20 @@ def texts_of(value: Any) -> list[Text]:
     if not isinstance(value, dict):
         raise ValueError("is no JSON object")
     pairs: list[tuple[Any, Any]] = []
+    originals: dict[Any, Any] = {}  # what our own shards keep of a text that was rewritten
     if isinstance(value.get("texts"), list):
-        pairs = [(t.get("kind"), t.get("text")) for t in value["texts"] if isinstance(t, dict)]
+        entries = [t for t in value["texts"] if isinstance(t, dict)]
+        pairs = [(t.get("kind"), t.get("text")) for t in entries]
+        originals = {t["text"]: t["original"] for t in entries if isinstance(t.get("text"), str) and "original" in t}
     else:
         for kind in TEXT_KINDS:
             texts = value.get(kind)
             pairs += [(kind, text) for text in (texts if isinstance(texts, list) else [texts])]
-    return [Text(k, folded) for k, t in pairs if k in TEXT_KINDS and isinstance(t, str) and (folded := fold(t))]
+    return [
+        Text(k, folded, original if isinstance(original := originals.get(t, ""), str) else "")
+        for k, t in pairs
+        if k in TEXT_KINDS and isinstance(t, str) and (folded := fold(t))
+    ]
 
 
 def _rows(f: Any, name: str) -> Iterator[Any]:

@@ -2,8 +2,9 @@
 
 The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name with its
 port if that is not the scheme's own: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
+Pages are found by links and by the sitemaps that robots.txt names.
 
-Limits: `www.a.cn` and `a.cn` are two hosts; name both. Sitemaps are not read: pages are found by links.
+Limits: `www.a.cn` and `a.cn` are two hosts; name both.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from pipeline.sources import PageSource
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, is_endless, without_session
 
 
 class Site(PageSource):
@@ -30,6 +31,10 @@ class Site(PageSource):
     max_depth: int = Field(20, ge=0, description="links away from a start page")
     max_bytes: int = Field(20_000_000_000, gt=0, description="bytes of pages kept, uncompressed")
     max_hours: float = Field(72.0, gt=0, description="after which the pages not yet taken are left out")
+    max_pages_per_host: int = Field(0, ge=0, description="as max_pages, of each host; 0: no limit of its own")
+    max_bytes_per_host: int = Field(0, ge=0, description="as max_bytes, of each host; 0: no limit of its own")
+    max_hours_per_host: float = Field(0.0, ge=0, description="of one run, of each host; 0: no limit of its own")
+    sitemaps: bool = Field(True, description="take the pages that the sitemaps named in robots.txt list")
 
     @field_validator("start")
     @classmethod
@@ -62,6 +67,22 @@ class Site(PageSource):
     def start_urls(self) -> list[str]:
         """The start pages' canonical addresses, each once, in the spec's order."""
         return list(dict.fromkeys(canonical_url(url) for url in self.start))
+
+    def all_hosts(self) -> list[str]:
+        """The hosts of the site, sorted."""
+        return sorted(self._scope[1])
+
+    def pages_of(self, urls: list[str]) -> list[str]:
+        """Those of a sitemap's addresses that are pages of the site, canonical, each once."""
+        found: dict[str, None] = {}
+        for url in urls:
+            try:
+                clean = without_session(canonical_url(url))
+            except ValueError:
+                continue
+            if self.holds(clean) and not is_endless(clean):
+                found[clean] = None
+        return list(found)
 
     @cached_property
     def _scope(self) -> tuple[frozenset[str], frozenset[str]]:

@@ -87,7 +87,7 @@ def main() -> None:
             build = begun(f"{number}", urls[at : at + size], job)
             at += size
             start = time.perf_counter()
-            result = run._run_stage(build, "fetch", cluster, memory.look)
+            result = run._run_stage(build, "fetch", cluster, memory.look, True)
             seconds = time.perf_counter() - start
             memory.look()
             reasons: dict[str, int] = {}

@@ -33,7 +33,6 @@ http {{
   server {{
     listen 127.0.0.1:{port} backlog=4096; root {root};
     location ~ ^/photo/(?<k>\\d+)/ {{ alias {folder}/photos/$k.jpg; default_type image/jpeg; }}
-    location = /robots.txt {{ return 200 "User-agent: *\\nDisallow: /private/\\n"; }}
   }}
 }}
 """

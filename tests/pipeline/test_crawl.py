@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
-from pipeline import crawl, crawler, frontier
+from pipeline import crawl, crawler, frontier, visitor
 from pipeline.errors import SourceError, StoreError
 from pipeline.store import DECISIONS, Build
 
@@ -27,9 +27,9 @@ def site(url: str, **options: object) -> list[dict[str, object]]:
     return [{"kind": "site", "name": "s", "source_kind": "news", "start": [url], **options}]
 
 
-def html(*links: str, head: str = "") -> bytes:
+def html(*links: str, head: str = "", text: str = "") -> bytes:
     anchors = "".join(f'<a href="{link}">链接</a>' for link in links)
-    return f"<!doctype html><html><head>{head}</head><body>{anchors}</body></html>".encode()
+    return f"<!doctype html><html><head>{head}</head><body>{anchors}{text}</body></html>".encode()
 
 
 def run(build: Build) -> tuple[dict[str, int], dict[str, bytes], dict[str, str]]:
@@ -143,7 +143,7 @@ def test_each_page_that_fails_is_told_with_its_reason(serve, make_build):
     assert reasons == {web.url(path): reason for path, (_, reason) in failing.items()}
     assert list(bodies) == [web.url()]
     assert inside.asked == []
-    assert web.asked.count("/broken.html") == crawler.TRIES
+    assert web.asked.count("/broken.html") == visitor.TRIES
     assert web.asked.count("/gone.html") == 1
 
 
@@ -330,7 +330,8 @@ crawl.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-0
 
 
 def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
-    pages = {f"/{i}.html": html(f"/{2 * i + 1}.html", f"/{2 * i + 2}.html") for i in range(60)}
+    texts = [chr(0x4E10 + i) for i in range(60)]
+    pages = {f"/{i}.html": html(f"/{2 * i + 1}.html", f"/{2 * i + 2}.html", text=texts[i]) for i in range(60)}
     web = serve({"/": html("/0.html"), **pages})
     build = make_build(web, sources=site(web.url()), egress={"delay_s": 0.02})
     kills = 0
@@ -351,6 +352,151 @@ def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
     asked = [path for path in web.asked if path in web.pages]
     assert len(asked) - len(set(asked)) <= 2, "at most the one page in the air is asked for again, a kill"
     assert not list((Path(build.out) / "captures" / "_frontier").iterdir())
+
+
+def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, make_build):
+    def urlset(*urls: str) -> bytes:
+        entries = "".join(f"<url><loc> {url} </loc><lastmod>2026-01-01</lastmod></url>" for url in urls)
+        return f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{entries}</urlset>'.encode()
+
+    web = serve({"/": html(), "/a.html": html(), "/b.html": html(), "/c.html": html()})
+    index = "".join(f"<sitemap><loc>{web.url(f'/{n}.xml')}</loc></sitemap>" for n in ("one", "two.gz", "bad", "bomb"))
+    bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><urlset><url><loc>&b;</loc></url></urlset>'
+    web.pages |= {
+        "/robots.txt": f"Sitemap: {web.url('/index.xml')}\nSitemap: http://other.example/s.xml\n".encode(),
+        "/index.xml": f"<sitemapindex>{index}</sitemapindex>".encode(),
+        "/one.xml": urlset(web.url("/a.html"), "http://other.example/x.html"),
+        "/two.gz.xml": gzip.compress(urlset(web.url("/b.html"))),
+        "/bad.xml": urlset(web.url("/c.html"))[:-9] + b"<",
+        "/bomb.xml": bomb,
+    }
+    counts, bodies, _ = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url(path) for path in ("/", "/a.html", "/b.html", "/c.html")}
+    assert counts["in_sitemaps"] == 3
+    web.asked.clear()
+    _, bodies, _ = run(make_build(web, out="off", sources=site(web.url(), sitemaps=False)))
+    assert web.asked == ["/robots.txt", "/"]
+
+
+def conditional(etag: str, body: bytes):
+    """A page that answers 304 to who knows its ETag."""
+
+    def page(handler) -> None:
+        same = handler.headers.get("If-None-Match") == etag
+        handler.send_response(304 if same else 200)
+        for name, value in {
+            "Content-Type": "text/html",
+            "ETag": etag,
+            "Content-Length": "0" if same else len(body),
+        }.items():
+            handler.send_header(name, str(value))
+        handler.end_headers()
+        handler.wfile.write(b"" if same else body)
+
+    return page
+
+
+def test_the_next_crawl_fetches_only_what_has_changed_and_its_warc_is_whole(serve, make_build, tmp_path):
+    web = serve({"/": conditional('"1"', html("/a.html", "/b.html", "/c.html"))})
+    web.pages |= {"/a.html": conditional('"a"', html("/deep.html")), "/b.html": html(text="甲")}
+    web.pages |= {"/c.html": conditional('"c"', html(text="乙")), "/deep.html": conditional('"d"', html(text="丙"))}
+    first = make_build(web, out="one", sources=site(web.url()))
+    counts, before, _ = run(first)
+    assert (counts["kept"], counts["unchanged"]) == (5, 0)
+    web.pages["/c.html"] = conditional('"c2"', html(text="丁"))
+    second = replace(make_build(web, out="two", sources=site(web.url())), snapshot="2026-02-02")
+    counts, bodies, _ = run(second)
+    assert counts["unchanged"] == 3, "the start page, a and deep, which is known by a link of a page that did not come"
+    assert bodies == {**before, web.url("/c.html"): html(text="丁")}
+    rows = [s.stage("crawl").table(s.stage("crawl").record("s")).to_pylist() for s in (first, second)]
+    dates = [{row["url"]: (row["fetched_at"], row["etag"]) for row in table} for table in rows]
+    assert dates[0][web.url("/a.html")] == dates[1][web.url("/a.html")]
+    for file in (tmp_path / "two" / "captures").glob("*.warc.gz"):
+        file.write_bytes(b"damaged")
+    counts, bodies, _ = run(replace(make_build(web, out="three", sources=site(web.url())), snapshot="2026-03-03"))
+    assert (counts["kept"], counts["unchanged"]) == (5, 0), "what the last crawl left cannot be read: all anew"
+
+
+def test_an_owner_who_opts_out_after_a_crawl_is_heard_though_the_page_is_the_same(serve, make_build):
+    web = serve({"/": conditional('"1"', html("/a.html")), "/a.html": conditional('"a"', html(text="甲"))})
+    run(make_build(web, out="one", sources=site(web.url())))
+
+    def now_refused(handler) -> None:
+        handler.send_response(304)
+        handler.send_header("X-Robots-Tag", "noai")
+        handler.end_headers()
+
+    web.pages["/a.html"] = now_refused
+    _, bodies, reasons = run(replace(make_build(web, out="two", sources=site(web.url())), snapshot="2026-02-02"))
+    assert reasons == {web.url("/a.html"): "opt_out"}
+    assert list(bodies) == [web.url()]
+
+
+def test_a_calendar_is_left_when_its_pages_differ_in_numbers_only(serve, make_build):
+    class Calendar(dict):
+        def get(self, path, default=None):
+            if not path.startswith("/cal/"):
+                return super().get(path, default)
+            day = int(path.rsplit("/")[-1])
+            return html(*(f"/cal/{day + k}" for k in (1, 2, 30)), text=f"<table><tr><td>{day}日</td></tr></table>")
+
+    web = serve()
+    web.pages = Calendar({"/": html("/cal/1", "/real.html", text="甲"), "/real.html": html(text="乙")})
+    counts, bodies, reasons = run(make_build(web, sources=site(web.url(), max_pages=1000)))
+    assert set(reasons.values()) == {"trap"}
+    assert len(bodies) == crawler.MAX_ALIKE + 2
+    assert web.url("/real.html") in bodies
+    assert counts["seen"] < 4 * crawler.MAX_ALIKE
+
+
+def test_session_ids_make_no_new_pages_and_endless_paths_are_not_followed(serve, make_build):
+    links = ["/a.html?jsessionid=1", "/a.html?jsessionid=2&x=1", "/a.html;jsessionid=77?x=1", "/x/y/x/y/x/y/x/y/"]
+    web = serve({"/": html(*links), "/a.html": html(text="甲"), "/a.html?x=1": html(text="乙")})
+    counts, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert sorted(bodies) == [web.url(), web.url("/a.html"), web.url("/a.html?x=1")]
+    assert reasons == {}
+    assert counts["traps"] == 1
+
+
+def test_each_host_has_its_own_limits(serve, make_build):
+    one, two = serve(), serve()
+    one.pages = {"/": html(*(one.url(f"/{i}.html") for i in range(6)), two.url())}
+    one.pages |= {f"/{i}.html": html(text=f"{chr(0x4E10 + i)}") for i in range(6)}
+    two.pages = {"/": html("/b.html", text="甲" * 3000), "/b.html": html(text="乙")}
+    limits = {"max_pages_per_host": 3, "max_bytes_per_host": 5000}
+    build = make_build(one, two, sources=site(one.url(), hosts=[two.host], **limits))
+    _, bodies, reasons = run(build)
+    assert sum(url.startswith(one.url()) for url in bodies) == 3
+    assert [url for url in bodies if url.startswith(two.url())] == [two.url()]
+    assert set(reasons.values()) == {"over_budget"}
+
+
+def test_reservations_of_text_and_data_mining_are_honoured(serve, make_build):
+    web = serve({"/": html("/meta.html", "/header.html", "/file/x.html", "/free.html")})
+    web.pages |= {
+        "/meta.html": html(head='<meta name="tdm-reservation" content="1">'),
+        "/header.html": (200, {"tdm-reservation": "1"}, html()),
+        "/file/x.html": html(),
+        "/free.html": (200, {"tdm-reservation": "0"}, html(text="甲")),
+        "/.well-known/tdmrep.json": (200, {}, b'[{"location": "/file/*", "tdm-reservation": 1}]'),
+    }
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert reasons == {web.url(path): "opt_out" for path in ("/meta.html", "/header.html", "/file/x.html")}
+    assert set(bodies) == {web.url(), web.url("/free.html")}
+    assert "/file/x.html" not in web.asked
+
+
+def test_the_warc_is_read_by_fastwarc_too(serve, make_build):
+    from fastwarc.warc import ArchiveIterator as FastIterator
+    from fastwarc.warc import WarcRecordType
+
+    web = serve({"/": html("/a.html"), "/a.html": html(text="甲")})
+    build = make_build(web, sources=site(web.url()))
+    _, bodies, _ = run(build)
+    stage = build.stage("crawl")
+    with stage.file(stage.record("s"), "warc.gz") as path, path.open("rb") as f:
+        found = {r.headers["WARC-Target-URI"]: r.reader.read() for r in FastIterator(f, WarcRecordType.response)}
+    assert found == bodies
 
 
 def test_a_site_is_not_crawled_again_because_another_part_of_the_spec_changed(serve, make_build):

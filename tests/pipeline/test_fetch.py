@@ -305,8 +305,8 @@ def test_a_lasting_failure_is_tried_again_when_its_time_has_come(serve, make_bui
     assert run(make_build(web, out="one", sources=SITE), url)[url]["reason"] == "http_status"
     web.pages["/a.png"] = picture(1)
     assert run(make_build(web, out="two", sources=SITE), url)[url]["reason"] == "http_status"
-    now = fetch._now
-    monkeypatch.setattr(fetch, "_now", lambda later_s=0.0: now(later_s + 31 * 24 * 3600))
+    now = fetch.rfc3339
+    monkeypatch.setattr(fetch, "rfc3339", lambda later_s=0.0: now(later_s + 31 * 24 * 3600))
     assert run(make_build(web, out="three", sources=SITE), url)[url]["ok"]
 
 

@@ -165,3 +165,15 @@ def test_bad_tars_are_one_error_that_names_the_file(tmp_path):
     tar(tmp_path / "d" / "x.tar", {})
     with pytest.raises(SourceError, match=r"x\.tar: source s: two tars have this name"):
         tars([str(tmp_path / "x.tar"), str(tmp_path / "d" / "x.tar")]).token()
+
+
+def test_what_a_build_keeps_of_a_rewritten_text_comes_back_with_it(tmp_path):
+    kept = {
+        "texts": [{"kind": "caption", "text": "简体", "original": "簡體"}, {"kind": "alt", "text": "云", "original": 3}]
+    }
+    put(tmp_path, {"a.jpg": b"A", "a.json": json.dumps(kept)})
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for name in ("a.jpg", "a.json"):
+            tar.add(tmp_path / name, name)
+    [candidate] = read(tars(str(tmp_path / "x.tar")))
+    assert candidate.texts == (Text("caption", "简体", "簡體"), Text("alt", "云"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -143,3 +144,47 @@ def test_a_hostile_page_costs_no_more_than_its_size(html):
     started = time.process_time()
     parse(html)
     assert time.process_time() - started < 20  # quadratic work would take minutes
+
+
+def test_linked_data_gives_images_with_captions_tags_and_what_the_head_does_not_say():
+    data = [
+        {"@type": "NewsArticle", "headline": "标题", "description": "摘要", "keywords": ["园林", "苏州"],
+         "image": ["/1.jpg", {"@type": "ImageObject", "contentUrl": "/2.jpg", "caption": "拙政园的荷花"}]},
+        "no object", {"@graph": [[{"image": "/3.jpg"}]]},
+    ]  # fmt: skip
+    scripts = [json.dumps(data), "{broken", "[" * 100_000]
+    page = parse("".join(f'<script type="application/ld+json">{text}</script>' for text in scripts))
+    found = {image.url: {(t.kind, t.text) for t in image.texts} for image in page.images}
+    whole = {("title", "标题"), ("abstract", "摘要"), ("tag", "园林"), ("tag", "苏州")}
+    assert found == {"/1.jpg": whole, "/2.jpg": {("caption", "拙政园的荷花"), *whole}, "/3.jpg": whole}
+
+
+def test_the_abstract_is_the_first_paragraph_where_the_head_gives_none():
+    text = "苏州园林是中国古典园林的代表，其中拙政园、留园最为有名，每年有许多人来参观。"
+    menu = "<nav>首页 新闻 图片 视频 财经 体育 娱乐 汽车 房产 教育 健康</nav>"
+    keywords = f'<meta name="keywords" content="园林，苏州,{"很长的标签" * 5}">'
+    body = f'{menu}<h1>拙政园</h1><p>短</p><p>{text}</p><p>中间的一段文字。</p><img src="/a.jpg">'
+    [image] = parse(f"{keywords}<body>{body}").images
+    assert [t.text for t in image.texts if t.kind == "abstract"] == [text]
+    assert [t.text for t in image.texts if t.kind == "tag"] == ["园林", "苏州"]
+
+
+def test_a_site_rule_says_where_article_title_and_captions_are():
+    from pipeline.site_rules import rule_of, rules
+
+    page = """<title>公众号</title><h1 id=activity-name> 春天的苏州 </h1><div id=js_content>
+        <p>园中一景</p><img data-src=/a.jpg><div class=qr_code_pc>扫码<img src=/qr.jpg></div></div>
+        <p>猜你喜欢</p><img src=/other.jpg>"""
+    rule = rule_of("https://mp.weixin.qq.com/s/abc")
+    assert rule is not None
+    [image] = parse(page, rule).images
+    assert (image.url, {t.text for t in image.texts if t.kind == "title"}) == ("/a.jpg", {"春天的苏州"})
+    assert len(parse(page).images) == 3
+    assert len(parse("<p>别的页面<img src=/b.jpg>", rule).images) == 1, "a rule that does not fit changes nothing"
+    caption = '<div class="lemma-picture"><img src=/c.jpg><span class="description">留园冠云峰</span></div>'
+    [image] = parse(caption, rule_of("https://baike.baidu.com/item/x")).images
+    assert ("caption", "留园冠云峰") in {(t.kind, t.text) for t in image.texts}
+    assert rule_of("https://news.sina.com.cn/x") is rules()["sina.com.cn"]
+    assert rule_of("https://notsina.com.cn/x") is None
+    for known in set(rules().values()):
+        parse("<body><p>字</p>", known)  # every selector is one

@@ -1,0 +1,142 @@
+"""microblog: posts as JSON lines, each with its pictures. A post's text is the text of all its pictures.
+
+Where things stand in a post is said by paths, not by code: `pics[].large.url` is the `url` of `large` of each entry of
+`pics`. Of several paths the first that gives something counts; the defaults fit posts as Weibo's interfaces give them.
+Of the text, markup, links, "view all" marks and reposted parts (`//@name: ...`) are taken off; `#topics#` become tags.
+
+Limits: one part of the extract stage a file; a repost is its own words only.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from data_specs.shard import Text
+from pipeline.errors import SourceError
+from pipeline.files import FAULTS, expand, reason, version
+from pipeline.page_walk import fold
+from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.sources import TableSource
+from pipeline.urls import canonical_url
+
+_TOPIC = re.compile(r"#([^#\n]{1,40})#")
+_NOISE = re.compile(r"<br ?/?>|<[^>]{1,2000}>|https?://t\.cn/\w+|网页链接|(?:\.\.\.|…)?\s*(?:展开)?全文c?\s*$|\u200b")
+_REPOST = re.compile(r"//@[^:：]{1,40}[:：].*", re.S)
+
+
+class Fields(BaseModel):
+    """Paths to the parts of a post."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    id: tuple[str, ...] = Field(("mid", "idstr", "id"), description="of the post")
+    text: tuple[str, ...] = Field(("longText.longTextContent", "raw_text", "text", "content"), description="its words")
+    images: tuple[str, ...] = Field(
+        ("pics[].large.url", "pic_infos.*.largest.url", "pics[].url", "images[]", "pics[]"), description="their URLs"
+    )
+    page_url: tuple[str, ...] = Field(("url", "page_url", "scheme"), description="its own page")
+    tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="beside the #topics# of its text")
+
+
+class Microblog(TableSource):
+    """Posts of a microblog as JSON lines."""
+
+    path: tuple[str, ...] = Field(description="paths, URLs or globs of JSON lines; one or a list", min_length=1)
+    fields: Fields = Field(Fields(), description="paths to the parts of a post")
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _one_or_many(cls, path: Any) -> Any:
+        return (path,) if isinstance(path, str) else path
+
+    def token(self) -> Any:
+        """Name, size and time of each file. Raises SourceError."""
+        return [version(file) for file in self._files()]
+
+    def parts(self) -> int:
+        """One part a file."""
+        return len(self._files())
+
+    def read(self, part: int) -> Iterator[Candidate | Decision]:
+        """A candidate for each picture of each post; a Decision for a post that is none. Raises SourceError."""
+        file = self._files()[part]
+        try:
+            with fsspec.open(file, "rt", encoding="utf-8-sig", errors="strict", compression="infer") as f:
+                for number, line in enumerate(f, 1):
+                    if line.strip():
+                        yield from self._post(line, f"{file.rpartition('/')[2]}, row {number}", number)
+        except FAULTS as e:
+            raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
+        except UnicodeError as e:
+            raise SourceError(file, f"source {self.name}: is not UTF-8 ({e})") from None
+
+    def _files(self) -> list[str]:
+        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+
+    def _post(self, line: str, row: str, number: int) -> Iterator[Candidate | Decision]:
+        try:
+            post = json.loads(line)
+        except (ValueError, RecursionError) as e:
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is not JSON ({e})")
+            return
+        if not isinstance(post, dict):
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is no JSON object")
+            return
+        raw = _first(post, self.fields.text)
+        topics = dict.fromkeys(fold(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
+        words = fold(html.unescape(_NOISE.sub(" ", _REPOST.sub("", raw))))
+        texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
+        images = _all(post, self.fields.images)
+        if not images:
+            yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: has no picture")
+        page = _web(_first(post, self.fields.page_url))
+        origin = _first(post, self.fields.id) or page or row
+        for image in dict.fromkeys(images):
+            try:
+                url = canonical_url(f"https:{image}" if image.startswith("//") else image)
+            except ValueError as e:
+                yield self._broken(f"{row}, {image[:200]}", number, DropReason.BAD_URL, f"{row}: {e}", image)
+                continue
+            candidate = Candidate(self.name, self.source_kind, origin, page, url, tuple(texts), number)
+            yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT, row)
+
+    def _broken(self, row: str, number: int, reason: DropReason, evidence: str, url: str = "") -> Decision:
+        """The Decision about a post, or a picture of it, that is no candidate."""
+        return drop(
+            Candidate(self.name, self.source_kind, row, "", url[:2000], (), number), "extract", reason, evidence
+        )
+
+
+def _web(url: str) -> str:
+    try:
+        return canonical_url(url) if url else ""
+    except ValueError:
+        return ""
+
+
+def _first(post: dict[str, Any], paths: tuple[str, ...]) -> str:
+    return next(iter(_all(post, paths)), "")
+
+
+def _all(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
+    """Strings (and numbers, as strings) at the first of some paths that leads to any."""
+    for path in paths:
+        values: list[Any] = [post]
+        for step in path.split("."):
+            name, many = step.removesuffix("[]"), step.endswith("[]")
+            if name == "*":
+                values = [v for value in values if isinstance(value, dict) for v in value.values()]
+            else:
+                values = [value[name] for value in values if isinstance(value, dict) and name in value]
+            if many:
+                values = [v for value in values if isinstance(value, list) for v in value]
+        found = [str(v) for v in values if isinstance(v, (str, int)) and not isinstance(v, bool) and str(v).strip()]
+        if found:
+            return found
+    return []

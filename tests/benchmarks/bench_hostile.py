@@ -1,0 +1,150 @@
+"""A server that means ill: what fetch and crawl make of each trick, beside img2dataset alone.
+
+A leak is a request that reached the host inside, or bytes that were kept and must not be. A hang is a case that takes
+more than twice the time a request may. Each trick has the one reason it must end with. The name that turns to 127.0.0.1
+is `localhost`, which no list names: it is looked up and refused at connect time, as a name of anybody's DNS would be.
+img2dataset runs over the same list with its default limits and a time of its own, in a folder of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from harness import Figure, at_most, quick, report
+from hostile import ANSWERS, JPEG, PHOTO, hostile
+from loopback import PEER, missing
+
+TIMEOUT_S = 4.0
+FETCHED = {
+    "/to-inside": "egress_refused", "/file": "egress_refused", "/name": "egress_refused",
+    "/png-bomb": "too_many_pixels", "/gzip-bomb": "too_large", "/endless": "too_large", "/slow": "timeout",
+    "/noai": "opt_out", "/noai-among": "opt_out", "/noai-for-us": "opt_out", "/reserved": "opt_out",
+    "/wrong-type": "not_an_image", "/private/x": "robots_disallowed", "/fine": "",
+}  # fmt: skip
+ADDRESSES = (
+    "data:image/gif;base64,R0lGODlhAQABAAAAACw=", "file:///etc/passwd", "http://[64:ff9b::7f00:1]/x", "http://[2002:7f00:1::]/x",
+    "http://169.254.169.254/latest/meta-data/", "http://100.100.100.200/x", "http://168.63.129.16/x",
+    "http://[::ffff:127.0.0.1]/x", "http://10.0.0.1/x", "http://[fec0::1]/x",
+)  # fmt: skip
+
+
+def main() -> int:
+    quick(__doc__ or "")
+    if missing(PEER / "img2dataset"):
+        return 1
+    inside_answers = {"/x": (200, JPEG, PHOTO), "/robots.txt": (404, {}, b"")}
+    with (
+        hostile(inside_answers) as inside,
+        hostile({"/robots.txt": (500, {}, b""), "/x": (200, JPEG, PHOTO)}) as broken,
+    ):
+        answers = {**ANSWERS, "/to-inside": (302, {"Location": f"{inside.url}/x"}, b"")}
+        with hostile(answers) as server:
+            wanted = {f"{server.url}{path}": reason for path, reason in FETCHED.items() if path != "/name"}
+            wanted[f"http://localhost:{inside.port}/x"] = "egress_refused"
+            wanted[f"{broken.url}/x"] = "robots_unreachable"
+            wanted |= dict.fromkeys(ADDRESSES, "")  # any refusal
+            seconds, reasons = ours(list(wanted), [server.host, broken.host])
+            leaks = len(inside.asked) + sum("/private/" in path for path in server.asked)
+            calendar = crawled()
+            wrong = {}
+            for url, reason in wanted.items():
+                refused = reasons[url] in ("egress_refused", "bad_url") if url in ADDRESSES else reasons[url] == reason
+                if not refused:
+                    wrong[url] = reasons[url]
+                print(f"{url[:60]:60} {reasons[url] or 'kept'}", file=sys.stderr)
+            print(f"calendar of 1,000 pages: {calendar}", file=sys.stderr)
+            print(f"all of fetch in {seconds:.1f} s; wrong: {wrong}", file=sys.stderr)
+            peer(list(wanted), inside)
+    figures: dict[str, Figure] = {
+        "leaks": at_most(leaks, 0, "requests"),
+        "wrong_reasons": at_most(len(wrong), 0, "cases"),
+        "hangs": at_most(int(seconds > 30 * TIMEOUT_S), 0, "runs"),
+        "calendar_pages_kept": at_most(calendar["kept"], 50, "pages"),
+    }
+    return report(figures)
+
+
+def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
+    from data_specs.build import BuildSpec
+    from pipeline.store import Build, Store
+
+    egress = {"allow": allow, "delay_s": 0, "timeout_s": TIMEOUT_S, "connections_per_host": 16}
+    fields = {"name": "bench", "contact": "https://example.org/bench", "sources": sources, "egress": egress}
+    spec = BuildSpec.model_validate({**fields, "fetch": {"retries": 0}})
+    marks = {name: name[:1] * 64 for name in ("crawl", "admit", "fetch")}
+    return Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks)
+
+
+def ours(urls: list[str], allow: list[str]) -> tuple[float, dict[str, str]]:
+    """Seconds of the fetch stage, and the reason of each URL ("" for one that was kept)."""
+    from data_specs.shard import Text
+    from pipeline import fetch
+    from pipeline.records import Candidate, candidate_rows
+
+    with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as out:
+        build = build_of(out, [{"kind": "url_table", "name": "t", "source_kind": "library"}], allow)
+        rows = [Candidate("t", "library", url, "", url, (Text("caption", "一张图片"),)) for url in urls]
+        with build.stage("admit").attempt("all") as attempt:
+            attempt.write_table("parquet", candidate_rows(rows, 0))
+            attempt.commit({"seen": len(rows), "kept": len(rows), "dropped": 0})
+        start = time.perf_counter()
+        fetch.run_partition(build, "all")
+        seconds = time.perf_counter() - start
+        table = build.stage("fetch").table(build.stage("fetch").record("all")).to_pylist()
+        return seconds, {row["image_url"]: row["reason"] for row in table}
+
+
+def crawled() -> dict[str, int]:
+    """What the crawl makes of a calendar that never ends."""
+    from pipeline import crawl
+
+    def page(path: str) -> Any:
+        day = int("".join(filter(str.isdigit, path)) or "0")
+        links = "".join(f'<a href="/day/{(day + k) % 1000}">{(day + k) % 1000}日</a>' for k in (1, 7, 30, 365))
+        return 200, {"Content-Type": "text/html"}, f"<title>日历</title><h1>第{day}日</h1>{links}".encode()
+
+    with hostile({"*": page, "/robots.txt": (404, {}, b"")}) as server, tempfile.TemporaryDirectory() as out:
+        source = {"kind": "site", "name": "site", "source_kind": "news", "start": [f"{server.url}/day/0"]}
+        build = build_of(out, [source], [server.host])
+        crawl.run_partition(build, "site")
+        counts = build.stage("crawl").record("site").counts
+        return {name: counts[name] for name in ("seen", "kept", "dropped")}
+
+
+def peer(urls: list[str], inside: Any) -> None:
+    """img2dataset over the same list; what it let through goes to stderr."""
+    before = len(inside.asked)
+    with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
+        Path(name, "urls.txt").write_text("\n".join(urls))
+        options = ["--processes_count=1", "--thread_count=16", "--output_format=files", "--enable_wandb=False"]
+        options += [
+            "--disable_all_reencoding=True",
+            "--resize_mode=no",
+            "--retries=0",
+            "--output_folder",
+            f"{name}/out",
+        ]
+        command = [str(PEER / "img2dataset"), f"{name}/urls.txt", *options]
+        start = time.perf_counter()
+        try:
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, timeout=100, check=False)
+            ended = f"ended after {time.perf_counter() - start:.0f} s"
+        except subprocess.TimeoutExpired:
+            ended = "had not ended after 100 s"
+        kept = [
+            json.loads(f.read_text())["url"] for f in Path(name).rglob("*.json") if not f.name.endswith("stats.json")
+        ]
+        bad = [url for url in kept if not url.endswith("/fine")]
+        print(f"img2dataset {ended}; asked the host inside {len(inside.asked) - before} times; kept:", file=sys.stderr)
+        for url in bad:
+            print(f"    {url[:80]}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
