@@ -13,7 +13,7 @@ SOURCES := data_specs pipeline training dags tests
 # leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
 BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
-           pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
+           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
 
 # Airflow, for dags/: an environment of its own, with neither Ray nor wenlan in it.
 DAGS    := .venv-dags

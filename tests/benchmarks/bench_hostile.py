@@ -21,6 +21,8 @@ from hostile import ANSWERS, JPEG, PHOTO, hostile
 from loopback import PEER, missing
 
 TIMEOUT_S = 4.0
+TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
+TABLE |= {"columns": {"texts": {"caption": "c"}}}  # never read: admit is written by the benchmark
 FETCHED = {
     "/to-inside": "egress_refused", "/file": "egress_refused", "/name": "egress_refused",
     "/png-bomb": "too_many_pixels", "/gzip-bomb": "too_large", "/endless": "too_large", "/slow": "timeout",
@@ -88,7 +90,7 @@ def ours(urls: list[str], allow: list[str]) -> tuple[float, dict[str, str]]:
     from pipeline.records import Candidate, candidate_rows
 
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as out:
-        build = build_of(out, [{"kind": "url_table", "name": "t", "source_kind": "library"}], allow)
+        build = build_of(out, [TABLE], allow)
         rows = [Candidate("t", "library", url, "", url, (Text("caption", "一张图片"),)) for url in urls]
         with build.stage("admit").attempt("all") as attempt:
             attempt.write_table("parquet", candidate_rows(rows, 0))

@@ -23,6 +23,9 @@ from pipeline import run
 from pipeline.records import Candidate, candidate_rows, order_range
 from pipeline.store import STAGE_FOLDERS, Build, Store
 
+TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
+TABLE |= {"columns": {"texts": {"caption": "c"}}}  # never read: admit is written here
+
 
 def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
     """A build of those URLs whose admit is committed, through the store."""
@@ -30,7 +33,7 @@ def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
         {
             "name": "bench",
             "contact": "https://example.org/bench",
-            "sources": [{"kind": "url_table", "name": "t", "source_kind": "library"}],
+            "sources": [TABLE],
             "egress": {"allow": job["allow"], **job.get("limits", {})},
             "fetch": {"threads": job["threads"], "retries": 0},
         }
