@@ -151,6 +151,7 @@ class Regions(Spec):
 
     detectors: tuple[PluginRef, ...] = (PluginRef(name="grid"),)
     max_boxes: int = Field(36, gt=0)
+    num_gpus: float = Field(0, ge=0, description="of one worker, may be a part of one; where there is none, CPUs do it")
 
 
 class Shards(Spec):

@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import functools
 import json
-import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -70,11 +68,14 @@ class Cache:
             return
         rows = rows.sort_by(self.key)
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        with tempfile.NamedTemporaryFile(dir=self.folder.scratch(), prefix=".tmp-", delete=False) as f:
+        with self.folder.making(name) as f:
             pq.write_table(rows, f, compression="zstd", row_group_size=ROW_GROUP)
-        self.folder.take(Path(f.name), name)
         self._write(0, _segment(name, rows[self.key].to_pylist()))
         self._merge()
+
+    def commits(self) -> list[str]:
+        """Names of the files that hold rows, oldest first."""
+        return [name for name in self.folder.names() if name.endswith(".parquet") and not name.startswith(".")]
 
     def _places(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """Commit -> those of the keys whose latest row it seems to hold (64 bits may also be those of another key)."""
@@ -105,11 +106,10 @@ class Cache:
 
     def _reindex(self) -> list[str]:
         """Index the commits of a folder that has none: made by an earlier version, or its index was deleted."""
-        for name in self.folder.names():
-            if name.endswith(".parquet") and not name.startswith("."):
-                with self.folder.local(name) as path:
-                    keys = pq.read_table(path, columns=[self.key])[self.key].to_pylist()
-                self._write(0, _segment(name, keys))
+        for name in self.commits():
+            with self.folder.local(name) as path:
+                keys = pq.read_table(path, columns=[self.key])[self.key].to_pylist()
+            self._write(0, _segment(name, keys))
         self._merge()
         return _arrows(self._index)
 
@@ -120,11 +120,10 @@ class Cache:
         schema = _SCHEMA.with_metadata({"commits": json.dumps(segment.commits)})
         table = pa.table([pa.array(segment.keys), pa.array(segment.commit)], schema=schema)
         with (
-            tempfile.NamedTemporaryFile(dir=self.folder.scratch(), prefix=".tmp-", delete=False) as f,
+            self._index.making(f"{level:02d}-{uuid.uuid4().hex[:12]}.arrow") as f,
             pa.ipc.new_file(f, schema) as writer,
         ):
             writer.write_table(table)
-        self._index.take(Path(f.name), f"{level:02d}-{uuid.uuid4().hex[:12]}.arrow")
 
     def _merge(self) -> None:
         """Merge what has become many. Two processes may do the same: the double is gone with the next merge."""

@@ -93,6 +93,19 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("build", metavar="BUILD")
     explain.add_argument("subject", metavar="ID|URL")
 
+    regions = command("regions", _regions, "say what the region cache holds, or remove detectors from it")
+    regions.add_argument("action", choices=["stats", "prune"])
+    regions.add_argument("--store", required=True, metavar="DIR")
+    regions.add_argument("--detector", action="append", default=[], metavar="ID", help="prune this one")
+    regions.add_argument("--before", default="", metavar="DATE", help="prune those not written since, e.g. 2026-01-31")
+    regions.add_argument("--dry-run", action="store_true", help="only say what prune would remove")
+
+    export = command("export", _export, "write a dataset in another format")
+    export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
+    export.add_argument("--to", required=True, choices=["brivl-jsonl"])
+    export.add_argument("--out", default="", metavar="DIR", help="default: BUILD/brivl-jsonl")
+    export.add_argument("--detector", default="", metavar="ID", help="whose boxes (default: the dataset's first)")
+
     verify = command("verify", _verify, "check a dataset against its manifest")
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
     verify.add_argument("--quick", action="store_true", help="checksums only")
@@ -258,6 +271,56 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
         console.print(f"[red]{fault}[/red]" if console.is_terminal else fault, soft_wrap=True)
     console.print(f"{folder}: {f'{len(faults)} faults' if faults else 'is what its manifest says'}", soft_wrap=True)
     return {"ok": not faults, "faults": faults}
+
+
+def _regions(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import regions
+    from pipeline.folder import Folder
+    from pipeline.store import Store
+
+    store = Store(Folder(args.store).url)
+    store.check()
+    if args.action == "prune" and not args.detector and not args.before:
+        raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
+    found = (
+        regions.stats(store)
+        if args.action == "stats"
+        else regions.prune(store, args.detector, _date(args.before), args.dry_run)
+    )
+    title = {"stats": "region cache", "prune": "would be removed" if args.dry_run else "removed"}[args.action]
+    table = _table(title, "detector", "images", "regions", "an image", "commits", "MB", "written")
+    for e in found:
+        each = f"{e['regions'] / max(e['images'], 1):.1f}"
+        counts = (f"{e['images']:,}", f"{e['regions']:,}", each, f"{e['commits']:,}", f"{e['bytes'] / 1e6:,.1f}")
+        table.add_row(e["detector"], *counts, e["written"])
+    _show(table)
+    return {"detectors": found, "removed": args.action == "prune" and not args.dry_run}
+
+
+def _date(text: str) -> str:
+    """A date or time as the region cache writes it. Raises SpecError."""
+    import datetime
+
+    try:
+        when = datetime.datetime.fromisoformat(text) if text else None
+    except ValueError:
+        raise SpecError([f"--before {text}: is no date such as 2026-01-31"]) from None
+    if when is None:
+        return ""
+    utc = datetime.timezone.utc
+    return (when.replace(tzinfo=utc) if when.tzinfo is None else when.astimezone(utc)).isoformat(timespec="seconds")
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.export import to_brivl_jsonl
+    from pipeline.folder import Folder
+
+    folder = Folder(args.build)
+    shards = folder / "shards" if (folder / "shards").names() else folder
+    out = Path(args.out or folder.at("brivl-jsonl"))
+    rows = to_brivl_jsonl(shards, out, args.detector)
+    console.print(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}", soft_wrap=True)
+    return {"out": str(out), "rows": rows}
 
 
 class _Bars:

@@ -21,11 +21,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
+import pyarrow as pa
+
 from data_specs.shard import SourceKind, Text
 from pipeline.charset import decode
 from pipeline.errors import StageError
 from pipeline.page import Page, PageImage, parse
-from pipeline.records import Candidate, Capture, Decision, DropReason, candidate_rows, drop, sha256_hex
+from pipeline.records import Candidate, Capture, Decision, DropReason, candidate_rows, drop, order_key, sha256_hex
 from pipeline.site_rules import rule_of
 from pipeline.sources import PageSource, Source, TableSource, sources_of
 from pipeline.store import Build, FileRef, Record
@@ -34,6 +36,9 @@ from pipeline.warcs import read_captures
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("crawl",)
+
+BOXES = "boxes.parquet"
+"""Suffix of the file of boxes that a table brought along, where one did."""
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -100,8 +105,24 @@ def run_partition(build: Build, partition: str) -> None:
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
+        if any(candidate.boxes for candidate in candidates):
+            attempt.write_table(BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
+
+
+def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
+    """order_key, fetch_id and boxes of the candidates that came with boxes; as candidates are sorted."""
+    found = [c for c in candidates if c.boxes]
+    rows = pa.table(
+        {
+            "order_key": [order_key(c.fetch_id, seed) for c in found],
+            "fetch_id": [c.fetch_id for c in found],
+            "row": [c.row for c in found],
+            "boxes": pa.array([c.boxes for c in found], pa.list_(pa.float32())),
+        }
+    )
+    return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
 
 def _read(

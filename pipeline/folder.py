@@ -13,7 +13,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import fsspec
 
@@ -79,11 +79,28 @@ class Folder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file so that no reader ever sees a part of it."""
-        with tempfile.NamedTemporaryFile(dir=self.scratch(), prefix=".tmp-", delete=False) as f:
+        with self.making(name) as f:
             f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        self.take(Path(f.name), name)
+
+    @contextlib.contextmanager
+    def making(self, name: str) -> Iterator[BinaryIO]:
+        """A file to write to, which appears under its name when the block ends, and not at all if the block fails.
+
+        Raises StoreError that names it where the disk is full or the folder may not be written.
+        """
+        scratch = ""
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.scratch(), prefix=".tmp-", delete=False) as f:
+                scratch = f.name
+                yield cast(BinaryIO, f)
+                f.flush()
+                os.fsync(f.fileno())
+            self.take(Path(scratch), name)
+        except OSError as e:
+            raise StoreError(self.at(name), f"cannot be written ({e.strerror or e})") from e
+        finally:
+            if scratch:
+                Path(scratch).unlink(missing_ok=True)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")

@@ -1,8 +1,8 @@
-"""Models that lie in other packages as ONNX files, for filters that look at pixels.
+"""ONNX models: sessions for filters and detectors, and where to find models that lie in other packages.
 
 A model is found without importing its package, and is known by the sha256 of its file: what STORE caches of it stays
-valid as long as the file does, whatever the package's version. Sessions run on one thread of the CPU, so that workers
-on one machine do not fight and a score does not change with their number.
+valid as long as the file does, whatever the package's version. Sessions run on one thread of the CPU unless told
+otherwise, so that workers on one machine do not fight and a score does not change with their number.
 
 Limits: scores may differ in their last digits between kinds of CPU, as with every floating-point model.
 """
@@ -36,14 +36,23 @@ def digest(path: Path) -> str:
     return file_sha256(path)
 
 
-def session(path: Path) -> Any:
-    """An onnxruntime session on one thread. Raises ModelError that names the file."""
+def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = False) -> Any:
+    """An onnxruntime session over a file or its bytes, on so many threads, or on CUDA if asked for and there.
+
+    Raises ModelError that names the file: `name`, or the path.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = 1, 1
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            data if isinstance(data, bytes) else str(data), options, providers=providers
+        )
     except Exception as e:  # onnxruntime's own exceptions have no common base
-        raise ModelError(str(path), f"is not an ONNX model ({' '.join(str(e).split())[:200]})") from None
+        said = " ".join(str(e).split())[:200]
+        raise ModelError(name or str(data), f"is not an ONNX model ({said})") from None

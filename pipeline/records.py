@@ -105,6 +105,7 @@ class Candidate:
     image_url: str  # canonical
     texts: tuple[Text, ...]
     row: int = 0  # where it stood in its page or table: a stable tie-break
+    boxes: tuple[float, ...] = ()  # x1 y1 x2 y2 ... that a table had for it; extract writes them down, nobody else
 
     @property
     def fetch_id(self) -> str:

@@ -11,20 +11,30 @@ measured but cannot be decoded at full size gets no regions, with a warning.
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import functools
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS
 from pipeline import screen
-from pipeline.detectors import Boxes, Detector, Picture, detectors_of
-from pipeline.errors import DetectorError
+from pipeline.claims import claim
+from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of
+from pipeline.detectors.given import Given
+from pipeline.errors import DetectorError, StoreError
+from pipeline.extract import BOXES
+from pipeline.images import range_of
 from pipeline.pictures import PictureError, decode
-from pipeline.store import Build
+from pipeline.store import Build, Store
 
 log = logging.getLogger("wenlan")
 
@@ -37,6 +47,12 @@ SCHEMA = pa.schema([field for field in REGION_SCHEMA if field.name != "key"])
 BATCH, BATCH_PIXELS = 16, 32_000_000
 """A batch is handed to the detectors when it holds so many pictures, or so many pixels."""
 
+SAVE = 2_000
+"""New images of a detector after which they go into the cache: more than that no kill can lose of a partition."""
+
+WAIT_S = 0.5
+"""Between two looks at whether another build's worker is done with what we need too."""
+
 
 def token(build: Build) -> Any:
     ids = [d.detector_id for d in detectors_of(build.spec)]
@@ -47,6 +63,12 @@ def partitions(build: Build) -> list[str]:
     return build.stage("fetch").partitions()
 
 
+def resources(spec: BuildSpec) -> dict[str, float]:
+    """What a worker takes: a CPU for each thread of the greediest detector, and the spec's share of a GPU."""
+    threads = max((getattr(detector, "threads", 1) for detector in detectors_of(spec)), default=1)
+    return {"num_cpus": threads, **({"num_gpus": spec.regions.num_gpus} if spec.regions.num_gpus else {})}
+
+
 def run_partition(build: Build, partition: str) -> None:
     """One file a detector, `{detector_id}.parquet`: SCHEMA rows of the images kept in the partition, by sha256."""
     kept = _kept(build, partition)
@@ -54,18 +76,15 @@ def run_partition(build: Build, partition: str) -> None:
         s: (w, h) for s, w, h in zip(*(kept[c].to_pylist() for c in ("sha256", "width", "height")), strict=True)
     }
     detectors = {d.detector_id: d for d in detectors_of(build.spec)}
-    raw, missing = dict[str, dict[str, Boxes]](), dict[str, set[str]]()
-    for name in detectors:
-        rows = build.store.regions(name).get(sides)
-        raw[name] = {} if rows is None else boxes_of(rows)
-        missing[name] = set(sides) - set(raw[name])
+    given = {name: _of_sources(build, partition, kept) for name, d in detectors.items() if d.OF_SOURCES}
+    raw = {name: _cached(build, name, sides) for name in detectors if name not in given}
     cached = sum(len(found) for found in raw.values())
-    unseen = _detect(build, partition, detectors, missing, sides, raw)
+    raw |= {name: dict.fromkeys(sides, NONE) | found for name, found in given.items()}
+    detected, unseen = _complete(build, partition, detectors, sides, raw)
     regions = 0
     with build.stage("detect").attempt(partition) as attempt:
         for name in detectors:
-            none = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
-            clean = {s: cleaned(raw[name].get(s, none), *sides[s], build.spec.regions.max_boxes) for s in sorted(sides)}
+            clean = {s: cleaned(raw[name].get(s, NONE), *sides[s], build.spec.regions.max_boxes) for s in sorted(sides)}
             regions += sum(len(scores) for _, scores, _ in clean.values())
             attempt.write_table(f"{name}.parquet", rows_of(clean))
         attempt.commit(
@@ -75,16 +94,67 @@ def run_partition(build: Build, partition: str) -> None:
                 "dropped": 0,
                 "images": len(sides),
                 "cached": cached,
+                "detected": detected,
                 "undecodable": unseen,
                 "regions": regions,
             }
         )
 
 
+def _of_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Boxes]:
+    """Boxes that came with the rows of the kept images."""
+    low, high = range_of(partition)
+    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
+    stage, by_url = build.stage("extract"), dict[str, Boxes]()
+    for record in stage.records():
+        if BOXES in record.files:
+            rows = stage.table(record, BOXES, ["fetch_id", "boxes"], within)
+            for fetch_id, boxes in zip(rows["fetch_id"].to_pylist(), rows["boxes"].to_pylist(), strict=True):
+                by_url.setdefault(fetch_id, Given.ranked(boxes))
+    images = sorted(zip(kept["fetch_id"].to_pylist(), kept["sha256"].to_pylist(), strict=True), reverse=True)
+    return {sha256: by_url[fetch_id] for fetch_id, sha256 in images if fetch_id in by_url}
+
+
+def _cached(build: Build, detector_id: str, keys: Iterable[str]) -> dict[str, Boxes]:
+    rows = build.store.regions(detector_id).get(keys)
+    return {} if rows is None else boxes_of(rows)
+
+
 def _kept(build: Build, partition: str) -> pa.Table:
-    """sha256, width, height of the pairs that go on, in the partition's range of order keys."""
-    columns = ["sha256", "width", "height"]
+    """fetch_id, sha256, width, height of the pairs that go on, in the partition's range of order keys."""
+    columns = ["fetch_id", "sha256", "width", "height"]
     return pa.concat_tables([screen.rows_in(build, partition, split, columns) for split in SPLITS])
+
+
+def _complete(
+    build: Build,
+    partition: str,
+    detectors: Mapping[str, Detector],
+    sides: Mapping[str, tuple[int, int]],
+    raw: dict[str, dict[str, Boxes]],
+) -> tuple[int, int]:
+    """Fill `raw`, and the cache, with what is missing; gives how many images were detected (by each detector) and how
+    many could not be decoded.
+
+    What a worker of another build is at is left to it and waited for.
+    """
+    missing = {name: set(sides) - set(raw[name]) for name in detectors}
+    detected = unseen = 0
+    while any(missing.values()):
+        with contextlib.ExitStack() as claims:
+            mine = {}
+            for name, wanted in missing.items():
+                shared = detectors[name].NEEDS_PIXELS
+                mine[name] = claims.enter_context(claim(build.store.regions(name).folder, wanted)) if shared else wanted
+                late = _cached(build, name, wanted) if shared else {}  # come in since we looked
+                raw[name].update(late)
+                missing[name] = wanted - mine[name] - set(late)
+                mine[name] = mine[name] - set(late)
+            unseen += _detect(build, partition, detectors, mine, sides, raw)
+            detected += sum(1 for name, keys in mine.items() for sha256 in keys if sha256 in raw[name])
+        if any(missing.values()):
+            time.sleep(WAIT_S)
+    return detected, unseen
 
 
 def _detect(
@@ -95,16 +165,25 @@ def _detect(
     sides: Mapping[str, tuple[int, int]],
     raw: dict[str, dict[str, Boxes]],
 ) -> int:
-    """Fill `raw`, and the cache, with what is missing; gives the number of images that could not be decoded."""
+    """Run the detectors over what each is missing, into `raw` and the cache; gives the number of undecodable images."""
     looking = [name for name in detectors if missing[name] and detectors[name].NEEDS_PIXELS]
-    states = {name: detectors[name].load() for name in detectors if missing[name]}
+    gpu = build.spec.regions.num_gpus > 0
+    states = {name: _held(name, detectors[name], gpu) for name in detectors if missing[name]}
+    new: dict[str, dict[str, Boxes]] = {name: {} for name in states}
 
     def detect(names: Iterable[str], pictures: Mapping[str, Picture]) -> None:
         for name in names:
             asked = [sha256 for sha256 in pictures if sha256 in missing[name]]
             if asked:
                 found = look(detectors[name], states[name], [pictures[sha256] for sha256 in asked])
-                raw[name].update(zip(asked, found, strict=True))
+                new[name].update(zip(asked, found, strict=True))
+            if len(new[name]) >= SAVE:
+                save(name)
+
+    def save(name: str) -> None:
+        build.store.regions(name).put(rows_of({sha256: new[name][sha256] for sha256 in sorted(new[name])}))
+        raw[name].update(new[name])
+        new[name].clear()
 
     detect((name for name in states if name not in looking), {s: blank(*sides[s]) for s in sides})
     unseen = 0
@@ -112,9 +191,14 @@ def _detect(
         detect(looking, batch)
         unseen += faults
     for name in states:
-        new = {sha256: raw[name][sha256] for sha256 in sorted(missing[name]) if sha256 in raw[name]}
-        build.store.regions(name).put(rows_of(new))
+        save(name)
     return unseen
+
+
+@functools.lru_cache(4)
+def _held(detector_id: str, detector: Detector, gpu: bool) -> Any:
+    """What a detector has loaded: once in a worker process, which does many partitions. The id tells other weights."""
+    return detector.load(gpu)
 
 
 def _pictures(build: Build, partition: str, wanted: set[str]) -> Iterator[tuple[dict[str, Picture], int]]:
@@ -204,3 +288,41 @@ def boxes_of(rows: pa.Table) -> dict[str, Boxes]:
 
 def _array(values: Any, kind: type[Any]) -> Any:
     return pc.cast(values.values, pa.from_numpy_dtype(kind)).to_numpy(zero_copy_only=False)
+
+
+def stats(store: Store) -> list[dict[str, Any]]:
+    """What each detector's cache holds: detector, images, regions, commits, bytes, and when it was last written."""
+    found = []
+    for name in (store.folder / "regions").names():
+        cache = store.regions(name)
+        images = regions = size = commits = 0
+        for commit in cache.commits():
+            with cache.folder.local(commit) as path:
+                table = pq.read_table(path, columns=["scores"])
+                images += table.num_rows
+                regions += int(pc.sum(pc.list_value_length(table["scores"])).as_py() or 0)
+                size += path.stat().st_size
+            commits += 1
+        last = max((int(commit.partition("-")[0]) for commit in cache.commits()), default=0)
+        written = datetime.datetime.fromtimestamp(last / 1e9, datetime.timezone.utc).isoformat(timespec="seconds")
+        entry = {"detector": name, "images": images, "regions": regions, "commits": commits, "bytes": size}
+        found.append({**entry, "written": written if last else ""})
+    return found
+
+
+def prune(store: Store, detectors: Sequence[str] = (), before: str = "", dry_run: bool = False) -> list[dict[str, Any]]:
+    """Remove whole detectors from the cache: those named, and with `before` (RFC 3339) those not written since.
+
+    Gives the stats of what went, or with dry_run would go. What builds have beside their shards stays; an image is
+    detected again when next asked for. Raises StoreError for a detector that is not there.
+    """
+    known = {entry["detector"]: entry for entry in stats(store)}
+    for name in detectors:
+        if name not in known:
+            raise StoreError(
+                (store.folder / "regions").url, f"has no detector {name}; it has {', '.join(known) or 'none'}"
+            )
+    gone = [e for name, e in known.items() if name in detectors or (before and e["written"] < before)]
+    for entry in [] if dry_run else gone:
+        (store.folder / "regions").delete(entry["detector"])
+    return gone

@@ -221,9 +221,11 @@ class _Cluster:
         if not partitions:
             return
         ray = self._start()
-        task = ray.remote(_partition).options(max_retries=2, name=f"wenlan:{name}", **_resources(build, name))
+        there = ray.cluster_resources()
+        asked = _granted(_resources(build, name), there)
+        task = ray.remote(_partition).options(max_retries=2, name=f"wenlan:{name}", **asked)
         shared = ray.put(build)
-        limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
+        limit = max(2, 2 * int(there.get("CPU", 1)))
         waiting, form = list(reversed(partitions)), observe.form()
         flying: dict[Any, str] = {}
         while waiting or flying:
@@ -264,6 +266,13 @@ def _resources(build: Build, name: str) -> dict[str, float]:
     """What a task of a stage asks of the cluster, as options of a Ray task: one CPU, unless the stage says more."""
     found: dict[str, float] = getattr(STAGES[name], "resources", lambda spec: {"num_cpus": 1.0})(build.spec)
     return found
+
+
+def _granted(asked: dict[str, float], there: dict[str, float]) -> dict[str, float]:
+    """What is asked for as far as the cluster has it: a task that waits for more would wait without end."""
+    cpus = {"num_cpus": min(asked["num_cpus"], there.get("CPU", 1.0))}
+    gpus = asked.get("num_gpus", 0.0)
+    return cpus | ({"num_gpus": gpus} if 0 < gpus <= there.get("GPU", 0.0) else {})
 
 
 def _partition(build: Build, name: str, partition: str, form: str) -> None:

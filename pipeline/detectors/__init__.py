@@ -25,12 +25,17 @@ Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.i
 """boxes [R, 4] x1 y1 x2 y2 in pixels of the picture, scores [R], labels [R]."""
 
 
+NONE: Boxes = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+
+
 class Detector(Plugin):
     """A detector. Options that are paths are relative to the spec file: `base` is set by `detector_of`."""
 
     base: str = ""
     NEEDS_PIXELS: ClassVar[bool] = True
     """False for one that looks at a picture's shape only: it is given blank ones, and nothing is decoded for it."""
+    OF_SOURCES: ClassVar[bool] = False
+    """True for boxes that a source brought along: they are read out of extract's files."""
 
     def weights_digest(self) -> str:
         """sha256 of the weights, "" for a detector without. Raises DetectorError that names the file."""
@@ -44,8 +49,11 @@ class Detector(Plugin):
         found["weights"] = self.weights_digest()
         return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(found)).hexdigest()[:12]}"
 
-    def load(self) -> Any:
-        """What `detect` needs and a worker keeps: a session, a model. Raises DetectorError."""
+    def load(self, gpu: bool = False) -> Any:
+        """What `detect` needs and a worker process keeps: a session, a model. Raises DetectorError.
+
+        gpu: the spec gives each worker a GPU, or a part of one; used if the machine has it.
+        """
         return None
 
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:

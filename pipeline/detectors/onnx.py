@@ -1,53 +1,64 @@
-"""An ONNX detector of the YOLOX family, run by onnxruntime on the CPU.
+"""Any detector that is an ONNX file: the YOLOX family, and models whose outputs are named boxes, scores and labels.
 
-As YOLOX's own demo does it (Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and its repository): the picture is
-scaled to fit a square, placed top left on grey 114, fed as BGR 0 to 255; the raw output is decoded on grids of strides
-8, 16 and 32; score = objectness x best class; non-maximum suppression within each class.
+Which of the two a file is follows from its outputs. A YOLOX gives raw rows, decoded as its own demo does
+(`pipeline.yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and suppressed for
+itself, as torchvision's export does, and as a bottom-up-attention detector is exported; its boxes are in pixels of what
+it was fed.
 
-Limits: one picture at a time, since the usual exports have a batch of one; threads are pinned, so that workers on one
-machine do not fight and results do not change with their number; no GPU.
+What it is fed is told by the options: a square for a YOLOX, else the size that the file states, or, where that is
+free, the picture with its shorter side scaled to `side` and its longer one to at most `longest`. Pictures go into a
+YOLOX together where the file lets them, one by one where its batch is fixed.
+
+Limits: threads are pinned, so that workers on one machine do not fight and results do not change with their number.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
+from pipeline import models, yolox
 from pipeline.detectors import Boxes, Detector, Picture
-from pipeline.errors import DetectorError
+from pipeline.errors import DetectorError, ModelError
+from pipeline.yolox import Floats
 
-Floats = npt.NDArray[np.float32]
-
-STRIDES = (8, 16, 32)
-GREY = 114
-MOST = 300
-"""Boxes of a picture after suppression, the best ones: more than any spec's cap."""
+NAMED = ("boxes", "scores", "labels")
 
 
 @dataclass(frozen=True)
 class Model:
-    """A session and what it is fed."""
+    """A session and what it is fed. `shape` has 0 where a size is free."""
 
     session: Any
     input_name: str
-    grid: Floats  # [N, 3]: x, y, stride of each output row
+    shape: tuple[int, ...]  # [3, H, W] or [B, 3, H, W]
+    bytes_in: bool  # takes uint8
+    grid: Floats | None  # of a YOLOX: [N, 3]
 
 
 class Onnx(Detector):
-    """YOLOX weights and how much of their output is taken."""
+    """A model file, how a picture is put into it, and how much of its output is taken."""
 
     weights: str = Field(description="path of the .onnx file, relative to the spec file")
     classes: str = Field("", description="path of a text file with one class name a line, checked against the model")
     side: int = Field(
-        416, ge=32, le=2048, multiple_of=32, description="side of the square that the model takes, pixels"
+        416,
+        ge=32,
+        le=2048,
+        multiple_of=32,
+        description="square of a YOLOX; shorter side where the size is free",
     )
+    longest: int = Field(1024, ge=32, le=4096, description="longer side at most, where the size is free")
+    colours: Literal["bgr", "rgb"] = Field("bgr", description="order in which the model wants them")
+    unit: Literal[255, 1] = Field(255, description="white as the model wants it, before mean and std")
+    mean: tuple[float, float, float] = Field((0, 0, 0), description="taken off each colour, in the model's order")
+    std: tuple[float, float, float] = Field((1, 1, 1), description="by which each colour is then divided")
     score: float = Field(0.35, ge=0, le=1, description="lowest score of a box")
     nms: float = Field(0.45, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
     threads: int = Field(1, ge=1, description="threads of one session")
@@ -60,74 +71,112 @@ class Onnx(Detector):
         found["options"].pop("threads")  # does not change a box
         return found
 
-    def load(self) -> Model:
+    def load(self, gpu: bool = False) -> Model:
         """Raises DetectorError that names the file."""
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads = self.threads, 1
-        options.log_severity_level = 3
-        data = self._read(self.weights)
-        path = str(self._path(self.weights))
         try:
-            session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        except Exception as e:  # onnxruntime's own exceptions have no common base
-            raise DetectorError(path, f"is not an ONNX model ({' '.join(str(e).split())[:200]})") from None
-        grid = _grid(self.side)
-        wanted = [1, 3, self.side, self.side]
+            session = models.session(self._read(self.weights), self._name, self.threads, gpu)
+        except ModelError as e:
+            raise DetectorError(e.subject, e.message) from None
         inputs, outputs = session.get_inputs(), session.get_outputs()
-        shape = list(inputs[0].shape)
-        if (
-            len(inputs) != 1
-            or len(shape) != 4
-            or any(isinstance(a, int) and a != b for a, b in zip(shape, wanted, strict=True))
-        ):
+        shape = tuple(size if isinstance(size, int) else 0 for size in inputs[0].shape)
+        if len(inputs) != 1 or len(shape) not in (3, 4) or shape[-3] not in (0, 3):
+            shapes = [list(i.shape) for i in inputs]
+            raise DetectorError(self._name, f"takes {shapes}, a detector takes one picture [(B,) 3, H, W]")
+        bytes_in = inputs[0].type == "tensor(uint8)"
+        if {output.name for output in outputs} >= set(NAMED):
+            return Model(session, inputs[0].name, shape, bytes_in, None)
+        self._check_yolox(shape, outputs)
+        return Model(session, inputs[0].name, shape, bytes_in, yolox.cells(self.side))
+
+    def _check_yolox(self, shape: tuple[int, ...], outputs: Sequence[Any]) -> None:
+        """Raises DetectorError for a model that is no YOLOX of this side and these classes."""
+        if len(shape) != 4 or any(size not in (0, self.side) for size in shape[2:]):
+            raise DetectorError(self._name, f"takes {list(shape)}, with side {self.side} it gets {self.side} pixels")
+        rows, count = outputs[0].shape, len(yolox.cells(self.side))
+        if len(outputs) != 1 or len(rows) != 3 or (isinstance(rows[1], int) and rows[1] != count):
+            given = {output.name: list(output.shape) for output in outputs}
             raise DetectorError(
-                path, f"takes {[list(i.shape) for i in inputs]}, with side {self.side} it gets [{wanted}]"
+                self._name,
+                f"gives {given}; a YOLOX of side {self.side} gives [B, {count}, 5 + classes], "
+                f"any other detector {', '.join(NAMED)}",
             )
-        rows = outputs[0].shape
-        if len(rows) != 3 or (isinstance(rows[1], int) and rows[1] != len(grid)):
-            raise DetectorError(path, f"gives {rows}, a YOLOX of side {self.side} gives [1, {len(grid)}, 5 + classes]")
         if self.classes and isinstance(rows[2], int):
             names = self._read(self.classes).decode("utf-8", "replace").split("\n")
-            count = len([name for name in names if name.strip()])
-            if count != rows[2] - 5:
-                raise DetectorError(str(self._path(self.classes)), f"names {count} classes, {path} has {rows[2] - 5}")
-        return Model(session, inputs[0].name, grid)
+            named = len([name for name in names if name.strip()])
+            if named != rows[2] - 5:
+                path = str(self._path(self.classes))
+                raise DetectorError(path, f"names {named} classes, {self._name} has {rows[2] - 5}")
 
     def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
-        found = []
-        for picture in pictures:
-            square, scale = letterbox(picture, self.side)
-            found.append(self._decoded(self._run(state, square), state.grid, scale))
+        if state.grid is None:
+            return [self._named(state, picture) for picture in pictures]
+        framed = [yolox.letterbox(picture, self.side, self.side) for picture in pictures]
+        raw = self._rows(state, [self._tensor(square, state.bytes_in) for square, _ in framed])
+        scales = (scale for _, scale in framed)
+        return [
+            yolox.decoded(rows, state.grid, scale, self.score, self.nms)
+            for rows, scale in zip(raw, scales, strict=True)
+        ]
+
+    def _rows(self, state: Model, squares: Sequence[Any]) -> Iterator[Floats]:
+        """Raw rows [N, 5 + classes] of each square. Raises DetectorError: a model may not tell its shapes before."""
+        assert state.grid is not None
+        at_once = state.shape[0] or len(squares)
+        for first in range(0, len(squares), at_once):
+            batch = squares[first : first + at_once]
+            fed = np.stack([*batch, *[batch[-1]] * (at_once - len(batch))])  # a fixed batch is filled up
+            raw = self._run(state, fed)[0]
+            if raw.ndim != 3 or raw.shape[:2] != (at_once, len(state.grid)) or raw.shape[2] < 6:
+                wanted = f"[{at_once}, {len(state.grid)}, 5 + classes]"
+                raise DetectorError(self._name, f"gives {list(raw.shape)}, a YOLOX of side {self.side} gives {wanted}")
+            yield from raw[: len(batch)]
+
+    def _named(self, state: Model, picture: Picture) -> Boxes:
+        """Boxes of a model that decodes for itself."""
+        height, width = self._fed_size(state, picture)
+        framed, scale = yolox.letterbox(picture, height, width)
+        tensor = self._tensor(framed, state.bytes_in)
+        raw = dict(zip(NAMED, self._run(state, tensor if len(state.shape) == 3 else tensor[None], NAMED), strict=True))
+        boxes = np.asarray(raw["boxes"], np.float32).reshape(-1, 4) / np.float32(scale)
+        scores, labels = np.asarray(raw["scores"], np.float32).ravel(), np.asarray(raw["labels"]).ravel()
+        if not len(boxes) == len(scores) == len(labels):
+            shapes = {name: list(value.shape) for name, value in raw.items()}
+            raise DetectorError(self._name, f"gives {shapes}; boxes, scores and labels are [R, 4], [R], [R]")
+        good = np.flatnonzero(scores >= self.score)
+        boxes, scores, labels = boxes[good], scores[good], labels[good].astype(np.int32)
+        stay = yolox.nms(boxes, scores, labels, self.nms)
+        return boxes[stay], scores[stay], labels[stay]
+
+    def _fed_size(self, state: Model, picture: Picture) -> tuple[int, int]:
+        """Height and width of what is fed."""
+        height, width = picture.shape[:2]
+        scale = min(self.side / min(height, width), self.longest / max(height, width))
+        free = max(1, round(height * scale)), max(1, round(width * scale))
+        return state.shape[-2] or free[0], state.shape[-1] or free[1]
+
+    def _tensor(self, framed: Picture, bytes_in: bool) -> Any:
+        """[3, H, W] of an RGB picture [H, W, 3], as the options say."""
+        ordered = framed if self.colours == "rgb" else framed[:, :, ::-1]
+        if bytes_in:
+            return np.ascontiguousarray(ordered.transpose(2, 0, 1))
+        values = np.ascontiguousarray(ordered.transpose(2, 0, 1), np.float32)
+        if self.unit == 1:
+            values /= 255
+        if self.mean != (0, 0, 0) or self.std != (1, 1, 1):
+            values -= np.array(self.mean, np.float32)[:, None, None]
+            values /= np.array(self.std, np.float32)[:, None, None]
+        return values
+
+    def _run(self, state: Model, fed: Any, outputs: Sequence[str] | None = None) -> list[Any]:
+        try:
+            found: list[Any] = state.session.run(outputs, {state.input_name: fed})
+        except Exception as e:  # onnxruntime's own exceptions have no common base
+            raise DetectorError(self._name, f"fails on a picture ({' '.join(str(e).split())[:200]})") from None
         return found
 
-    def _run(self, state: Model, square: Floats) -> Floats:
-        """Raw rows [N, 5 + classes] of one square. Raises DetectorError: a model may not tell its shapes before."""
-        path = str(self._path(self.weights))
-        try:
-            raw = state.session.run(None, {state.input_name: square[None]})[0]
-        except Exception as e:  # onnxruntime's own exceptions have no common base
-            raise DetectorError(path, f"fails on a picture ({' '.join(str(e).split())[:200]})") from None
-        if raw.ndim != 3 or raw.shape[:2] != (1, len(state.grid)) or raw.shape[2] < 6:
-            wanted = f"[1, {len(state.grid)}, 5 + classes]"
-            raise DetectorError(path, f"gives {list(raw.shape)}, a YOLOX of side {self.side} gives {wanted}")
-        rows: Floats = raw[0]
-        return rows
-
-    def _decoded(self, raw: Floats, grid: Floats, scale: float) -> Boxes:
-        """Boxes in pixels of the picture from the model's raw rows [N, 5 + classes]."""
-        classes = raw[:, 5:]
-        labels = classes.argmax(axis=1)
-        scores = raw[:, 4] * classes[np.arange(len(raw)), labels]
-        good = scores >= self.score
-        raw, grid, scores, labels = raw[good], grid[good], scores[good], labels[good]
-        stride = grid[:, 2:]
-        centre = (raw[:, :2] + grid[:, :2]) * stride
-        half = np.exp(raw[:, 2:4].clip(-20, 10)) * stride / 2
-        boxes = (np.concatenate([centre - half, centre + half], axis=1) / scale).astype(np.float32)
-        stay = nms(boxes, scores, labels, self.nms)[:MOST]
-        return boxes[stay], scores[stay].astype(np.float32), labels[stay].astype(np.int32)
+    @property
+    def _name(self) -> str:
+        return str(self._path(self.weights))
 
     def _path(self, name: str) -> Path:
         return Path(self.base) / name
@@ -138,40 +187,3 @@ class Onnx(Detector):
             return path.read_bytes()
         except OSError as e:
             raise DetectorError(str(path), f"cannot be read ({e.strerror})") from None
-
-
-def letterbox(picture: Picture, side: int) -> tuple[Floats, float]:
-    """(float32 [3, side, side] BGR 0 to 255, scale): the picture [H, W, 3] RGB times `scale`, top left on grey."""
-    import cv2
-
-    height, width = picture.shape[:2]
-    scale = min(side / height, side / width)
-    size = max(1, int(width * scale)), max(1, int(height * scale))
-    square = np.full((side, side, 3), GREY, np.uint8)
-    square[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-    return np.ascontiguousarray(square[:, :, ::-1].transpose(2, 0, 1), np.float32), scale
-
-
-def nms(boxes: Floats, scores: Floats, labels: npt.NDArray[Any], overlap: float) -> npt.NDArray[np.int64]:
-    """Indices of the boxes [R, 4] that stay, scores descending; only boxes of one label suppress each other."""
-    order = np.argsort(-scores, kind="stable")
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    stay: list[int] = []
-    while len(order):
-        best, rest = int(order[0]), order[1:]
-        stay.append(best)
-        low = np.maximum(boxes[best, :2], boxes[rest, :2])
-        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
-        shared = (high - low).clip(0).prod(axis=1)
-        union = area[best] + area[rest] - shared
-        order = rest[(shared <= overlap * union) | (labels[rest] != labels[best])]
-    return np.array(stay, np.int64)
-
-
-def _grid(side: int) -> Floats:
-    """[N, 3] x, y and stride of each output row, finest stride first."""
-    parts = []
-    for stride in STRIDES:
-        y, x = np.mgrid[: side // stride, : side // stride]
-        parts.append(np.stack([x.ravel(), y.ravel(), np.full(x.size, stride)], axis=1))
-    return np.concatenate(parts).astype(np.float32)

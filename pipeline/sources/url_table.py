@@ -2,7 +2,10 @@
 
 Formats by suffix (`.csv .tsv .jsonl .parquet`, and `.gz` or `.zst` of the first three), or by `format`. `brivl_jsonl`
 is the row of BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox": ...}`; its PATHs start from
-`images`, a URL or a folder, and its boxes are not read, since regions come from the spec's detectors.
+`images`, a URL or a folder.
+
+Boxes of a row (`bbox`, or the column that `columns.bbox` names: a list of [x1, y1, x2, y2] in pixels, in CSV as JSON)
+are taken along; the detector `given` makes them the regions of a build.
 
 A row's identity is its `id` column, else its page, else a digest of its texts: never its line number, so that a row
 added at the top changes no other row's key. CSV is read by the csv module rather than by pandas, row by row: a broken
@@ -15,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
@@ -54,6 +58,7 @@ class Columns(BaseModel):
     image_url: str = Field("image_url", description="column of the image's URL")
     page_url: str | None = Field(None, description="column of the URL of the page it stands on")
     id: str | None = Field(None, description="column of a row id that stays with the row")
+    bbox: str | None = Field(None, description="column of boxes, a list of [x1, y1, x2, y2] in pixels, the best first")
     texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> its column or columns")
 
 
@@ -212,7 +217,7 @@ class UrlTable(TableSource):
     def _wanted(self) -> list[str]:
         """Names of the columns that the spec names."""
         found = [self.columns.image_url]
-        found += [name for name in (self.columns.page_url, self.columns.id) if name]
+        found += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
         for names in self.columns.texts.values():
             found += [names] if isinstance(names, str) else names
         return list(dict.fromkeys(found))
@@ -239,7 +244,7 @@ class UrlTable(TableSource):
             url = canonical_url(raw)
         except ValueError as e:
             return self._broken(raw, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        return self._made(url, page, own, texts, row, number)
+        return self._made(url, page, own, texts, row, number, cells.get(self.columns.bbox or ""))
 
     def _brivl(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         image, sentences = cells.get("image_id"), cells.get("sentences")
@@ -250,7 +255,7 @@ class UrlTable(TableSource):
             url = self._image_address(image)
         except ValueError as e:
             return self._broken(image, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        return self._made(url, "", image, texts, row, number)
+        return self._made(url, "", image, texts, row, number, cells.get("bbox"))
 
     def _image_address(self, image: str) -> str:
         """Address of a path of a BriVL row. Raises ValueError."""
@@ -264,11 +269,17 @@ class UrlTable(TableSource):
             return canonical_url(f"{self.images.rstrip('/')}/{path}")
         return f"url-table:///{self.name}/{path}"
 
-    def _made(self, url: str, page: str, own: str, texts: list[Text], row: str, number: int) -> Candidate | Decision:
-        """The candidate, unless it has no text."""
+    def _made(
+        self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any
+    ) -> Candidate | Decision:
+        """The candidate, unless it has no text or boxes that are none."""
+        try:
+            boxes = _boxes(bbox)
+        except ValueError as e:
+            return self._broken(url, row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
         found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
         origin = own or page or "row:" + sha256_hex("", *(part for t in found for part in (t.kind, t.text)))[:32]
-        candidate = Candidate(self.name, self.source_kind, origin, page, url, found, number)
+        candidate = Candidate(self.name, self.source_kind, origin, page, url, found, number, boxes)
         return candidate if found else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(
@@ -285,6 +296,23 @@ def _cell(cells: dict[str, Any], name: str | None) -> str:
     if isinstance(value, (list, tuple)):
         value = " ".join(str(part) for part in value)
     return "" if value is None else str(value).strip()
+
+
+def _boxes(value: Any) -> tuple[float, ...]:
+    """x1 y1 x2 y2 ... of a list of boxes, or of its JSON; () for none. Raises ValueError."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError):
+            raise ValueError("its boxes are not JSON") from None
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
+        raise ValueError("its boxes are not lists of four numbers")
+    numbers = [number for box in value for number in box]
+    if not all(type(n) in (int, float) and math.isfinite(n) and abs(n) < 1e9 for n in numbers):
+        raise ValueError("its boxes are not finite numbers")
+    return tuple(float(number) for number in numbers)
 
 
 def _sentences(sentences: list[Any]) -> list[Text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_specs.shard import REGION_SCHEMA
-from pipeline import dedup, filter, lead, measure, rank, regions
+from pipeline import cli, dedup, filter, lead, measure, rank, regions
 from pipeline.detectors import Detector, detector_of
 from pipeline.detectors.grid import Grid
-from pipeline.detectors.onnx import Onnx, letterbox, nms
+from pipeline.detectors.onnx import Onnx
 from pipeline.errors import DetectorError
 from pipeline.pictures import decode
+from pipeline.yolox import letterbox, nms
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
@@ -152,13 +154,13 @@ def test_suppression_agrees_with_torchvision(seed: int, overlap: float) -> None:
     assert nms(boxes, scores, labels, overlap).tolist() == theirs.tolist()
 
 
-def test_the_letterbox_is_bgr_on_grey_top_left() -> None:
+def test_the_letterbox_is_top_left_on_grey() -> None:
     red = np.full((50, 100, 3), (255, 0, 0), np.uint8)
-    square, scale = letterbox(red, 64)
+    square, scale = letterbox(red, 64, 64)
     assert scale == 0.64
-    assert square.shape == (3, 64, 64)
-    assert square[:, 10, 10].tolist() == [0, 0, 255]
-    assert square[:, 40, 10].tolist() == [114, 114, 114]
+    assert square.shape == (64, 64, 3)
+    assert square[10, 10].tolist() == [255, 0, 0]
+    assert square[40, 10].tolist() == [114, 114, 114]
 
 
 @needs_corpus
@@ -226,3 +228,47 @@ def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
     few.write_text("cat\ndog\n")
     with pytest.raises(DetectorError, match=r"few\.txt: names 2 classes, .* has 80"):
         _load(Onnx(weights=str(MODEL), classes=str(few)))
+
+
+def test_the_cache_is_told_and_pruned(fetched_build: Any, got: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    detectors = [{"name": "grid", "n": 3}, {"name": "grid", "n": 2}]
+    images = [got(f"{i}", picture(i, (100, 90)), f"第{i}张") for i in range(3)]
+    build = fetched_build(images, filters=[], regions={"detectors": detectors})
+    run(build)
+    nine, four = (detector_of(build.spec, ref).detector_id for ref in build.spec.regions.detectors)
+    told = {entry["detector"]: entry for entry in regions.stats(build.store)}
+    assert {name: (e["images"], e["regions"], e["commits"]) for name, e in told.items()} == {
+        nine: (3, 27, 1),
+        four: (3, 12, 1),
+    }
+    store = ["--store", build.store.url, "--json"]
+    assert cli.main(["regions", "prune", "--detector", four, "--dry-run", *store]) == 0
+    assert json.loads(capsys.readouterr().out)["detectors"] == [told[four]]
+    assert len(regions.stats(build.store)) == 2
+    assert regions.prune(build.store, before="2020-01-01") == []
+    assert cli.main(["regions", "prune", "--detector", four, *store]) == 0
+    assert [entry["detector"] for entry in regions.stats(build.store)] == [nine]
+    assert cli.main(["regions", "prune", "--detector", four, *store]) == 1
+    assert f"has no detector {four}; it has {nine}" in capsys.readouterr().err
+    assert cli.main(["regions", "prune", *store]) == 2
+    assert cli.main(["regions", "prune", "--before", "yesterday", *store]) == 2
+    assert [e["detector"] for e in regions.prune(build.store, before="2999-01-01")] == [nine]
+    assert regions.stats(build.store) == []
+
+
+@needs_corpus
+def test_the_same_boxes_from_any_batch_and_partition(
+    fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [got(f"{i}", picture(i, (120 + 8 * i, 90 + i)), f"第{i}张") for i in range(9)]
+    found = []
+    for name, parts, batch in (("one", 1, 16), ("two", 3, 1)):
+        monkeypatch.setattr(regions, "BATCH", batch)
+        options = {"detectors": [{"name": "onnx", "weights": str(MODEL), "score": 0.01}]}
+        store = str(tmp_path / f"{name}-store")
+        rows, counts = run(fetched_build(images, parts, name=name, store=store, filters=[], regions=options))
+        assert counts["detected"] == 9
+        found.append(rows)
+    assert sum(len(row["scores"]) for row in found[0].values()) > 20
+    for sha256, row in found[0].items():
+        assert row["boxes"] == pytest.approx(found[1][sha256]["boxes"], abs=1e-3)

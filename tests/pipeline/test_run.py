@@ -137,3 +137,10 @@ def test_without_a_crawl_only_stored_captures_are_worked_from(tmp_path):
         attempt.commit({"seen": 1, "kept": 1}, {"input": digest})
     [result] = list(run.run(build, until="crawl", crawls=False))
     assert (result.partitions, result.funnel["kept"]) == (1, 1)
+
+
+def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
+    small = {"CPU": 2.0, "memory": 1e9}
+    assert run._granted({"num_cpus": 4, "num_gpus": 0.5}, small) == {"num_cpus": 2}
+    assert run._granted({"num_cpus": 1, "num_gpus": 0.5}, {"CPU": 8.0, "GPU": 1.0}) == {"num_cpus": 1, "num_gpus": 0.5}
+    assert run._granted({"num_cpus": 0.5}, small) == {"num_cpus": 0.5}

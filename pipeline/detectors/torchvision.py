@@ -1,0 +1,120 @@
+"""Faster R-CNN (ResNet-50 FPN v2) of torchvision: 91 labels of COCO, good boxes, dear.
+
+Weights come from a local file (a state_dict in .pth or .safetensors) or, with `weights: hub`, by torchvision's own
+download, which is checked against the digest in its name. Pictures go through one by one: torchvision pads a batch to
+its largest picture, and a picture's boxes must not depend on its neighbours.
+
+Limits: needs torch (`pip install 'wenlan[training]'`); on a CPU it takes seconds a picture.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from pipeline.detectors import Boxes, Detector, Picture
+from pipeline.errors import DetectorError
+
+HUB = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_v2_coco-dd69338a.pth"
+"""FasterRCNN_ResNet50_FPN_V2_Weights.COCO_V1; its name ends with the first digits of its sha256."""
+
+
+class TorchVision(Detector):
+    """torchvision's Faster R-CNN and how much of its output is taken."""
+
+    weights: str = Field("hub", description="path of a state_dict relative to the spec file, or hub")
+    labels: int = Field(91, ge=2, description="labels of the weights, background included")
+    side: int = Field(800, ge=32, le=2048, description="shorter side to which a picture is scaled")
+    longest: int = Field(1333, ge=32, le=4096, description="longer side at most")
+    score: float = Field(0.05, ge=0, le=1, description="lowest score of a box")
+    nms: float = Field(0.5, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
+    threads: int = Field(1, ge=1, description="threads of one worker on a CPU")
+
+    def weights_digest(self) -> str:
+        if self.weights == "hub":
+            return HUB.rpartition("/")[2]
+        try:
+            with self._path.open("rb") as f:
+                digest = hashlib.sha256()
+                while block := f.read(1 << 20):
+                    digest.update(block)
+        except OSError as e:
+            raise DetectorError(str(self._path), f"cannot be read ({e.strerror})") from None
+        return digest.hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        found["options"].pop("threads")  # does not change a box
+        return found
+
+    def load(self, gpu: bool = False) -> Any:
+        """The model, in eval. Raises DetectorError that names the file, or what is not installed."""
+        try:
+            import torch
+            from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
+        except ImportError:
+            hint = "is not installed; it comes with `pip install 'wenlan[training]'`"
+            raise DetectorError("torchvision", hint) from None
+        name = HUB if self.weights == "hub" else str(self._path)
+        try:
+            state = self._state()
+            model = fasterrcnn_resnet50_fpn_v2(
+                weights=None,
+                weights_backbone=None,
+                num_classes=self.labels,
+                min_size=self.side,
+                max_size=self.longest,
+                box_score_thresh=self.score,
+                box_nms_thresh=self.nms,
+            )
+            model.load_state_dict(state)
+        except Exception as e:  # pickle, safetensors, urllib and torch each raise their own
+            raise DetectorError(name, f"holds no weights of this model ({' '.join(str(e).split())[:200]})") from None
+        device = "cuda" if gpu and torch.cuda.is_available() else "cpu"
+        return model.eval().to(device)
+
+    def _state(self) -> Any:
+        import torch
+
+        if self.weights == "hub":
+            return torch.hub.load_state_dict_from_url(HUB, map_location="cpu", check_hash=True, weights_only=True)
+        if self._path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(self._path)
+        return torch.load(self._path, map_location="cpu", weights_only=True)
+
+    def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
+        import torch
+
+        found = []
+        device = next(state.parameters()).device
+        with torch.inference_mode(), _on_threads(self.threads):
+            for picture in pictures:
+                tensor = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).to(device).float() / 255
+                raw = {name: value.cpu().numpy() for name, value in state([tensor])[0].items()}
+                found.append((raw["boxes"], raw["scores"], raw["labels"].astype(np.int32)))
+        return found
+
+    @property
+    def _path(self) -> Path:
+        return Path(self.base) / self.weights
+
+
+@contextlib.contextmanager
+def _on_threads(count: int) -> Iterator[None]:
+    """torch's number of threads is the whole process's: set, and put back."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

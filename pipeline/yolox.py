@@ -1,0 +1,73 @@
+"""What goes into a YOLOX and how boxes are read out of it (Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and the
+demo of its repository): for every ONNX file of that family, whoever trained it.
+
+A picture is scaled to fit a square and laid top left on grey 114. A raw row is x, y, log w, log h in cells of a grid of
+stride 8, 16 or 32, an objectness and a score of each class; score = objectness x best class. Suppression is within a
+class.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.detectors import Boxes, Picture
+
+Floats = npt.NDArray[np.float32]
+
+STRIDES = (8, 16, 32)
+GREY = 114
+MOST = 300
+"""Boxes of a picture after suppression, the best ones: more than any spec's cap."""
+
+
+def letterbox(picture: Picture, height: int, width: int) -> tuple[Picture, float]:
+    """(RGB [height, width, 3], scale): the picture [H, W, 3] times `scale`, top left on grey."""
+    import cv2
+
+    scale = min(height / picture.shape[0], width / picture.shape[1])
+    size = max(1, int(picture.shape[1] * scale)), max(1, int(picture.shape[0] * scale))
+    framed = np.full((height, width, 3), GREY, np.uint8)
+    framed[: size[1], : size[0]] = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
+    return framed, scale
+
+
+def cells(side: int) -> Floats:
+    """[N, 3]: x, y and stride of each raw row of a square of `side` pixels, finest stride first."""
+    parts = []
+    for stride in STRIDES:
+        y, x = np.mgrid[: side // stride, : side // stride]
+        parts.append(np.stack([x.ravel(), y.ravel(), np.full(x.size, stride)], axis=1))
+    return np.concatenate(parts).astype(np.float32)
+
+
+def decoded(raw: Floats, grid: Floats, scale: float, score: float, overlap: float) -> Boxes:
+    """Boxes in pixels of the picture from raw rows [N, 5 + classes]: those of at least `score`, suppressed, at most
+    MOST, the best first."""
+    classes = raw[:, 5:]
+    labels = classes.argmax(axis=1)
+    scores = raw[:, 4] * classes[np.arange(len(raw)), labels]
+    good = scores >= score
+    raw, grid, scores, labels = raw[good], grid[good], scores[good], labels[good]
+    stride = grid[:, 2:]
+    centre = (raw[:, :2] + grid[:, :2]) * stride
+    half = np.exp(raw[:, 2:4].clip(-20, 10)) * stride / 2
+    boxes = (np.concatenate([centre - half, centre + half], axis=1) / scale).astype(np.float32)
+    stay = nms(boxes, scores, labels, overlap)[:MOST]
+    return boxes[stay], scores[stay].astype(np.float32), labels[stay].astype(np.int32)
+
+
+def nms(boxes: Floats, scores: Floats, labels: npt.NDArray[np.integer], overlap: float) -> npt.NDArray[np.int64]:
+    """Indices of the boxes [R, 4] that stay, scores descending; only boxes of one label suppress each other."""
+    order = np.argsort(-scores, kind="stable")
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    stay: list[int] = []
+    while len(order) and len(stay) < MOST:
+        best, rest = int(order[0]), order[1:]
+        stay.append(best)
+        low = np.maximum(boxes[best, :2], boxes[rest, :2])
+        high = np.minimum(boxes[best, 2:], boxes[rest, 2:])
+        shared = (high - low).clip(0).prod(axis=1)
+        union = area[best] + area[rest] - shared
+        order = rest[(shared <= overlap * union) | (labels[rest] != labels[best])]
+    return np.array(stay, np.int64)
