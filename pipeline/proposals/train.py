@@ -1,0 +1,135 @@
+"""Trains the net of `proposals` on composites and writes it as ONNX. One thread, about half an hour.
+The same seed gives the same pictures in the same order.
+
+Starts from ImageNet weights of a MobileNetV2 (the demo's, `demo/weights`). Nothing of what the detector is judged on
+comes in: no photo of the benchmark, and no box of another detector.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import math
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.proposals.composites import SIDE, composite
+from pipeline.proposals.cutouts import Cutouts
+from pipeline.proposals.net import FROZEN, Proposer, cells, decoded, loss_of, overlap
+
+log = logging.getLogger("wenlan")
+
+MOST = 40
+"""Things of a picture that are learnt from."""
+HELD_OUT = 10_000_000
+"""Composites from this number on are for looking at the progress only."""
+
+
+def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 0) -> Proposer:
+    """The trained net: an average of its weights over the last steps. Logs loss and recall on held-out composites."""
+    torch.manual_seed(seed)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    net = Proposer(torch.load(imagenet, weights_only=True))
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    average = copy.deepcopy(net)
+    average.eval()
+    tuned = list(net.features[FROZEN:].parameters())
+    others = [p for name, p in net.named_parameters() if not name.startswith("features.")]
+    rates = (4e-4, 2e-3)
+    optimizer = torch.optim.AdamW([{"params": tuned}, {"params": others}], weight_decay=1e-4)
+    grid, started, total = cells(SIDE), time.process_time(), 0.0
+    net.train()
+    for step, (pictures, things) in enumerate(_batches(cutouts, seed, steps, batch)):
+        pace = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * pace
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            seen = net.stem(pictures)
+        loss = loss_of(net.rows(seen.float()), things, grid)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_([*tuned, *others], 10.0)
+        optimizer.step()
+        _follow(average, net, min(0.998, (step + 1) / (step + 10)))
+        total += float(loss.detach())
+        if (step + 1) % 100 == 0:
+            spent = time.process_time() - started
+            log.info("step %d of %d: loss %.3f, %.0f s of CPU", step + 1, steps, total / 100, spent)
+            total = 0.0
+        if (step + 1) % 500 == 0:
+            log.info("recall at 36 boxes on held-out composites: %.3f", recall(average, cutouts))
+    return average
+
+
+def _follow(average: Proposer, net: Proposer, keep: float) -> None:
+    with torch.no_grad():
+        for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, 1 - keep)
+            else:
+                mine.copy_(theirs)
+
+
+def _batches(cutouts: Cutouts, seed: int, steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    for step in range(steps):
+        yield _batch(cutouts, seed * steps * batch + step * batch, batch)
+
+
+def _batch(cutouts: Cutouts, first: int, count: int) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, SIDE, SIDE] and things [B, MOST, 4]."""
+    squares, things = [], np.zeros((count, MOST, 4), np.float32)
+    for i in range(count):
+        made = composite(first + i, cutouts)
+        squares.append(made.square)
+        kept = made.boxes[:MOST]
+        things[i, : len(kept)] = kept
+    pictures = torch.from_numpy(np.stack(squares)).permute(0, 3, 1, 2).float()
+    return pictures.contiguous(memory_format=torch.channels_last), torch.from_numpy(things)
+
+
+@torch.no_grad()
+def recall(net: Proposer, cutouts: Cutouts, pictures: int = 128) -> float:
+    """Share of things of held-out composites that one of a picture's 36 best boxes meets with an IoU of 0.5."""
+    from torchvision.ops import nms
+
+    grid, found, there = cells(SIDE), 0, 0
+    for first in range(HELD_OUT, HELD_OUT + pictures, 32):
+        squares, things = _batch(cutouts, first, 32)
+        rows = net(squares)
+        for boxes, scores, wanted in zip(decoded(rows, grid), rows[..., 4], things, strict=True):
+            wanted = wanted[wanted[:, 2] > wanted[:, 0]]
+            best = boxes[nms(boxes, scores, 0.6)[:36]]
+            there += len(wanted)
+            found += int((overlap(wanted[:, None], best[None]).amax(1) >= 0.5).sum()) if len(wanted) else 0
+    return found / max(there, 1)
+
+
+def onnx_of(net: Proposer) -> bytes:
+    """The net as an ONNX model: input `images` [B, 3, SIDE, SIDE], output `output` [B, N, 6]."""
+    out = io.BytesIO()
+    plain = copy.deepcopy(net)
+    plain.eval()
+    plain.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecations
+        program = torch.onnx.export(
+            plain,
+            (torch.zeros(2, 3, SIDE, SIDE),),
+            input_names=["images"],
+            output_names=["output"],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(out)  # type: ignore[arg-type]
+    return out.getvalue()
