@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.shard import REGION_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA, SPLITS, Sample, encode_sample
+from data_specs.shard import REGION_SCHEMA, SCHEMA_VERSION, SHARD_SCHEMA, SPLITS, Sample, canonical_json, encode_sample
 from pipeline import screen
 from pipeline.detectors import detectors_of
 from pipeline.errors import StageError
 from pipeline.images import read_images, records_between
 from pipeline.records import Decision, decision_rows, text_of
-from pipeline.store import DECISIONS, Build
+from pipeline.store import DECISIONS, Attempt, Build, Record
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("screen", "detect")
@@ -40,6 +40,9 @@ INPUTS: tuple[str, ...] = ("screen", "detect")
 BLOCK = 512
 PUBLISHED = ("manifest.json", "README.md", "croissant.json", *(f"{split}.json" for split in SPLITS))
 """Files that `release.publish` writes into the shard folder; the manifest is what makes it a dataset."""
+
+PACKED = ("tar", "parquet", DECISIONS)
+"""Suffixes of a shard's files that do not depend on its regions."""
 
 SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256", "width", "height")
 MORE = ("image_leader", "split", "format", "fetched_at")
@@ -65,19 +68,56 @@ def run_partition(build: Build, partition: str) -> None:
     split, start = dict(_plan(build))[partition]
     stage = build.stage("shard")
     rows = _rows(build, split, start, build.spec.shards.samples_per_shard)
+    before = _packed_before(build, partition)
     with stage.attempt(partition) as attempt:
-        tar = attempt.path("tar", final=f"{partition}.tar")
-        index, reencoded = _pack(build, rows, tar)
-        pq.write_table(
-            index, attempt.path("parquet", final=f"{partition}.parquet"), compression="zstd", row_group_size=1_000
-        )
+        counts = before.counts if before else _write(build, partition, rows, attempt)
         for detector_id in detector_ids(build):
             path = attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
             pq.write_table(_regions(build, detector_id, rows), path, compression="zstd", row_group_size=1_000)
-        path = attempt.path(DECISIONS, final=f"_decisions/{partition}.parquet")
-        pq.write_table(decision_rows([_kept(row) for row in rows]), path, compression="zstd")
-        counts = {"seen": len(rows), "kept": len(rows), "dropped": 0, "reencoded": reencoded}
-        attempt.commit({**counts, "bytes": tar.stat().st_size}, {"split": split})
+        kept = {suffix: before.files[suffix] for suffix in PACKED} if before else {}
+        attempt.commit(counts, {"split": split, "packing": _packing(build)}, kept)
+    if before:
+        stage.folder.delete(f"_records/{before.fingerprint[:16]}/{partition}.json")
+
+
+def _write(build: Build, partition: str, rows: list[dict[str, Any]], attempt: Attempt) -> dict[str, int]:
+    """Write the tar, its index and the decisions of one shard, PACKED; gives what was counted."""
+    tar = attempt.path("tar", final=f"{partition}.tar")
+    index, reencoded = _pack(build, rows, tar)
+    path = attempt.path("parquet", final=f"{partition}.parquet")
+    pq.write_table(index, path, compression="zstd", row_group_size=1_000)
+    path = attempt.path(DECISIONS, final=f"_decisions/{partition}.parquet")
+    pq.write_table(decision_rows([_kept(row) for row in rows]), path, compression="zstd")
+    counts = {"seen": len(rows), "kept": len(rows), "dropped": 0, "reencoded": reencoded}
+    return {**counts, "bytes": tar.stat().st_size}
+
+
+def _packing(build: Build) -> str:
+    """Digest of all that a shard's tar, index and decisions follow from: everything but the regions."""
+    value = [VERSION, build.fingerprints["screen"], token(build)]
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _packed_before(build: Build, partition: str) -> Record | None:
+    """The record of a shard that only lacks other regions: a second detector rewrites no image."""
+    stage = build.stage("shard")
+    for fingerprint, packing in _others(build):
+        other = replace(stage, fingerprint=fingerprint)
+        if packing == _packing(build) and partition in other.partitions():
+            record = other.record(partition)
+            if all(s in record.files and stage.folder.exists(record.files[s].name) for s in PACKED):
+                return record
+    return None
+
+
+def _others(build: Build) -> list[tuple[str, str]]:
+    """(fingerprint as folders are named by it, packing) of what else has records here."""
+    stage, found = build.stage("shard"), []
+    for name in (stage.folder / "_records").names():
+        records = replace(stage, fingerprint=name).records() if name != stage.fingerprint[:16] else []
+        if records:
+            found.append((name, str(records[0].info.get("packing", ""))))
+    return found
 
 
 def detector_ids(build: Build) -> list[str]:
@@ -104,12 +144,18 @@ def _clear(build: Build, names: set[str]) -> None:
     folder, ours = stage.folder, stage.fingerprint[:16]
     for name in (*PUBLISHED, "_stage.json"):
         folder.delete(name)
+    reusable = {name for name, packing in _others(build) if packing == _packing(build)}
     for name in (folder / "_records").names():
-        if name != ours:
+        if name != ours and name not in reusable:
             folder.delete(f"_records/{name}")
     for name in set(stage.partitions()) - names:
         folder.delete(f"_records/{ours}/{name}.json")
     known = {ref.name for record in stage.records() for ref in record.files.values()}
+    for name in reusable:
+        for partition in stage.partitions():  # done already
+            folder.delete(f"_records/{name}/{partition}.json")
+        left = replace(stage, fingerprint=name).records()
+        known |= {record.files[s].name for record in left for s in PACKED if s in record.files}
     places = ["", "_decisions/", *(f"regions/{detector}/" for detector in (folder / "regions").names())]
     for place in places:
         for name in (folder / place.rstrip("/") if place else folder).names():

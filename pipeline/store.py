@@ -22,7 +22,7 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -129,11 +129,16 @@ class Attempt:
         table = decisions if isinstance(decisions, pa.Table) else decision_rows(list(decisions))
         self._decisions.append(table)
 
-    def commit(self, counts: dict[str, int], info: dict[str, Any] | None = None) -> Record:
-        """Make the partition visible: its files first, then the record that names them."""
+    def commit(
+        self, counts: dict[str, int], info: dict[str, Any] | None = None, kept: Mapping[str, FileRef] | None = None
+    ) -> Record:
+        """Make the partition visible: its files first, then the record that names them.
+
+        kept: files of an earlier record, by suffix, that are part of this one as they are.
+        """
         if self._decisions:
             self.write_table(DECISIONS, pa.concat_tables(self._decisions))
-        files = {}
+        files = dict(kept or {})
         for suffix, name in self._final.items():
             local = self._scratch / suffix.replace("/", "_")
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))

@@ -62,11 +62,10 @@ def nms(boxes: Floats, scores: Floats, labels: npt.NDArray[np.integer], overlap:
     suppress each other."""
     order = np.argsort(-scores, kind="stable")[:CANDIDATES]
     best, kind = boxes[order], labels[order]
-    low = np.maximum(best[:, None, :2], best[None, :, :2])
-    high = np.minimum(best[:, None, 2:], best[None, :, 2:])
-    sides = (high - low).clip(0)
-    shared = sides[..., 0] * sides[..., 1]
-    area = (best[:, 2] - best[:, 0]) * (best[:, 3] - best[:, 1])
+    x1, y1, x2, y2 = np.ascontiguousarray(best.T)
+    shared = np.maximum(np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1), 0)
+    shared *= np.maximum(np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1), 0)
+    area = (x2 - x1) * (y2 - y1)
     rivals = (shared > overlap * (area[:, None] + area[None] - shared)) & (kind[:, None] == kind[None])
     alive = np.ones(len(order), bool)
     for i in range(len(order)):

@@ -6,6 +6,7 @@ import hashlib
 import io
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import pictures, shards
+from pipeline import pictures, release, shards, verify
 from pipeline.errors import StageError
 from pipeline.folder import Folder
 from pipeline.store import Build
@@ -171,3 +172,37 @@ def test_components_are_read_from_the_frame_header(mode: str, components: int, p
     Image.new(mode, (9, 5)).save(out, "JPEG", progressive=progressive, exif=exif.tobytes())
     assert shards.components_of(out.getvalue()) == components
     assert shards.components_of(out.getvalue()[:40]) == 0
+
+
+def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
+    build, items = synthetic.make(tmp_path)
+    run_stage(build, "shard")
+    release.publish(build)
+    shards = Path(build.out) / "shards"
+    before = {path.name: path.stat() for path in [*shards.glob("*.tar"), *shards.glob("*.parquet")]}
+    assert before
+    more = synthetic.spec(regions={"detectors": [{"name": "grid"}, {"name": "grid", "n": 3}]})
+    fingerprints = {**build.fingerprints, "detect": "d" * 64, "shard": "5" * 64, "report": "e" * 64}
+    other = replace(build, spec=more, fingerprints=fingerprints)
+    for partition in synthetic._ranges():
+        here = [item for item in items if item.stage == "shard" and synthetic._within(item, partition)]
+        synthetic._write(other, "detect", partition, here)
+    run_stage(other, "shard")
+    manifest = release.publish(other)
+    assert {n: (s.st_ino, s.st_mtime_ns) for n, s in before.items()} == {
+        n: ((shards / n).stat().st_ino, (shards / n).stat().st_mtime_ns) for n in before
+    }
+    assert sorted(path.name for path in (shards / "regions").iterdir()) == sorted(manifest.detectors)
+    assert len(manifest.detectors) == 2
+    assert verify.verify(shards) == []
+    assert [path.name for path in (shards / "_records").iterdir() if list(path.iterdir())] == ["5" * 16]
+
+
+def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
+    build, _ = synthetic.make(tmp_path)
+    run_stage(build, "shard")
+    tar = Path(build.out) / "shards" / "train-000000.tar"
+    before = tar.stat().st_mtime_ns
+    other = replace(build, fingerprints={**build.fingerprints, "screen": "a" * 64, "shard": "5" * 64})
+    run_stage(other, "shard")
+    assert tar.stat().st_mtime_ns != before
