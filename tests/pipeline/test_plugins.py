@@ -24,6 +24,7 @@ PLUGINS: list[tuple[Family, str]] = [
 
 NEEDED = {  # the least options of plug-ins that cannot do without
     "folder": {"path": "x"},
+    "microblog": {"path": "x.jsonl"},
     "site": {"start": ["http://a.test/"]},
     "url_table": {"path": "x.csv", "columns": {"texts": {"alt": "zh"}}},
     "warc": {"path": "x.warc.gz"},
