@@ -34,11 +34,10 @@ from pipeline.records import (
     candidates_of,
     drop,
     order_range,
-    sha256_hex,
 )
 from pipeline.store import Build
+from pipeline.takedowns import Takedowns
 from pipeline.text_forms import CHUNK
-from pipeline.urls import host_names
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("extract",)
@@ -70,7 +69,7 @@ def run_partition(build: Build, partition: str) -> None:
     with build.stage("admit").attempt(partition) as attempt:
         candidates = _candidates(build, *order_range(number, of))
         rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
-        kept, decisions = admit(candidates, build.spec, build.store.forgotten(), rewritten)
+        kept, decisions = admit(candidates, build.spec, build.store.takedowns().hashes, rewritten)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.decide(decisions)
         attempt.commit(
@@ -102,7 +101,7 @@ def admit(
 ) -> tuple[list[Candidate], list[Decision]]:
     """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
 
-    `forgotten` holds hashes of fetch_ids and of domains (lower case). `rewritten` counts the texts that each filter
+    `forgotten` holds hashes of URLs (of images and pages) and of domains. `rewritten` counts the texts that each filter
     has changed. The result is the same in any order of input.
     """
     filters = text_filters(spec)
@@ -111,8 +110,9 @@ def admit(
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
+    takedowns = Takedowns(frozenset(forgotten))
     for candidate in sorted(candidates, key=_tie):
-        if evidence := _forgotten(candidate, forgotten):
+        if evidence := takedowns.why(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, evidence))
         else:
             allowed.append(candidate)
@@ -137,19 +137,6 @@ def admit(
 def _tie(candidate: Candidate) -> tuple[Any, ...]:
     """Order in which candidates are looked at: depends on what they are, not on where they were read."""
     return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
-
-
-def _forgotten(candidate: Candidate, forgotten: set[str] | frozenset[str]) -> str:
-    """Why a candidate is taken down: its URL, or a domain of its image or page; "" if it is not."""
-    if not forgotten:
-        return ""
-    if candidate.fetch_id in forgotten:
-        return "this image URL was taken down"
-    for url in (candidate.image_url, candidate.page_url):
-        for name in host_names(url):
-            if sha256_hex(name) in forgotten:
-                return "its domain was taken down"
-    return ""
 
 
 def rewriters(filters: Sequence[TextFilter]) -> list[str]:

@@ -1,6 +1,6 @@
 """A cache of rows keyed by a sha256, on disk, shared by all builds: fetch outcomes, features, regions.
 
-    FOLDER/<time>-<id>.parquet         one commit: rows sorted by key; never changed
+    FOLDER/<time>-<id>.parquet         one commit: rows sorted by key; never changed, but for a takedown
     FOLDER/_index/<level>-<id>.arrow   which commit holds which key; naming a commit there is what makes it visible
 
 A lookup costs what is asked, not what is there: each index file is a sorted array of the first 64 bits of keys, mapped
@@ -20,7 +20,7 @@ import functools
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,10 +68,28 @@ class Cache:
             return
         rows = rows.sort_by(self.key)
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
-        with self.folder.making(name) as f:
-            pq.write_table(rows, f, compression="zstd", row_group_size=ROW_GROUP)
+        self._commit(rows, name)
         self._write(0, _segment(name, rows[self.key].to_pylist()))
         self._merge()
+
+    def forget(self, gone: Callable[[pa.Table], pa.Array]) -> int:
+        """Take rows out of all commits: `gone` gives, for rows, which of them. Returns how many went.
+
+        The one case in which a commit changes: it is replaced under its name, so that the index stays as it is.
+        """
+        count = 0
+        for name in self.commits():
+            with self.folder.local(name) as path:
+                rows = pq.read_table(path)
+            left = rows.filter(pc.invert(gone(rows)))
+            if left.num_rows < rows.num_rows:
+                count += rows.num_rows - left.num_rows
+                self._commit(left, name)
+        return count
+
+    def _commit(self, rows: pa.Table, name: str) -> None:
+        with self.folder.making(name) as f:
+            pq.write_table(rows, f, compression="zstd", row_group_size=ROW_GROUP)
 
     def commits(self) -> list[str]:
         """Names of the files that hold rows, oldest first."""

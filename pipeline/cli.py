@@ -109,6 +109,29 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a dataset against its manifest")
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
     verify.add_argument("--quick", action="store_true", help="checksums only")
+
+    forget = command("forget", _forget, "take something out of builds and STORE, and never let it in again")
+    forget.add_argument("builds", nargs="*", metavar="BUILD", help="beside those that STORE knows to be published")
+    forget.add_argument("--store", required=True, metavar="DIR")
+    for name, meta, help in (
+        ("--url", "U", "address of an image or of a page"),
+        ("--domain", "D", "host name, and all below it"),
+        ("--sha256", "H", "of a picture's bytes as fetched"),
+        ("--like", "FILE", "a picture: what looks like it"),
+    ):
+        forget.add_argument(name, action="append", default=[], metavar=meta, help=f"{help}; may be repeated")
+    forget.add_argument(
+        "--distance", type=int, metavar="BITS", help="of 64, up to which a picture is the same (0 to 16)"
+    )
+    forget.add_argument("--exact", action="store_true", help="the addresses and bytes named, not what looks the same")
+    forget.add_argument("--dry-run", action="store_true", help="say what would go")
+
+    gc = command("gc", _gc, "delete what nothing needs any more")
+    gc.add_argument("--store", required=True, metavar="DIR")
+    gc.add_argument(
+        "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="say what would go")
     return parser
 
 
@@ -321,6 +344,57 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     rows = to_brivl_jsonl(shards, out, args.detector)
     console.print(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}", soft_wrap=True)
     return {"out": str(out), "rows": rows}
+
+
+def _forget(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import forget, ledger
+    from pipeline.folder import Folder
+    from pipeline.store import Store
+
+    if args.distance is not None and not 0 <= args.distance <= 16:
+        raise SpecError([f"--distance {args.distance}: 0 to 16 bits of 64"])
+    store = Store(Folder(args.store).url)
+    places = [Folder(build).url for build in args.builds]
+    places += [known["out"] for known in store.registered() if Folder(known["out"]).exists("build.json")]
+    builds = [ledger.reopen(place) for place in dict.fromkeys(places)]
+    for build in builds:
+        if build.store.url != store.url:
+            raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
+    more = {} if args.distance is None else {"distance": args.distance}
+    pictures = [Path(path) for path in args.like]
+    request = forget.Request(args.url, args.domain, args.sha256, pictures, exact=args.exact, **more)
+    answer = forget.forget(store, builds, request, args.dry_run)
+    verb = "would lose" if args.dry_run else "lost"
+    for one in answer["builds"]:
+        counts = ", ".join(f"{len(one['samples']) if n == 'samples' else one[n]:,} {n}" for n in forget.COUNTED)
+        revision = "" if one.get("revision") is None else f"; revision {one['revision']}"
+        console.print(
+            f"{one['out']}: {verb} {counts}; shards {' '.join(one['shards']) or 'none'}{revision}", soft_wrap=True
+        )
+        for sample in one["samples"] if args.dry_run else ():
+            console.print(f"  {sample['shard']} {sample['key']} {sample['image_url']}", soft_wrap=True, markup=False)
+    if not builds:
+        console.print(
+            "no build is known; what was named is refused from now on" if not args.dry_run else "no build is known"
+        )
+    return answer
+
+
+def _gc(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import gc
+    from pipeline.folder import Folder
+    from pipeline.store import Store
+
+    if args.keep < 0:
+        raise SpecError([f"--keep {args.keep}: a number of builds, 0 for all of them"])
+    store = Store(Folder(args.store).url)
+    answer = gc.collect(store, args.keep, args.dry_run)
+    for what in answer["deleted"]:
+        console.print(
+            f"{'would delete' if args.dry_run else 'deleted'} {what['what']}: {what['place']}", soft_wrap=True
+        )
+    console.print(f"{answer['bytes']:,} bytes {'would be freed' if args.dry_run else 'freed'}")
+    return answer
 
 
 class _Bars:

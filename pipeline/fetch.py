@@ -72,7 +72,7 @@ def run_partition(build: Build, partition: str) -> None:
     candidates = candidates_of(admit.table(admit.record(partition)))
     urls = {c.fetch_id: c.image_url for c in candidates}
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as spool:
-        job = _Job(build, _Spool(spool, build.spec))
+        job = _Job(build, _Spool(spool, build.spec, build.store.takedowns().hashes))
         job.read_sources({c.fetch_id: (c.source, c.image_url) for c in candidates})
         job.reuse(urls)
         stats = job.download({i: url for i, url in urls.items() if i not in job.outcomes})
@@ -102,7 +102,11 @@ def run_partition(build: Build, partition: str) -> None:
         )
     tar = stage.folder.at(record.files["tar"].name)
     policy = _policy_digest(build.spec)
-    new = [{**row, "tar": tar if row["ok"] else "", "policy": policy} for row in rows if row["fetch_id"] in job.fetched]
+    new = [
+        {**row, "tar": tar if row["ok"] else "", "policy": policy}
+        for row in rows
+        if row["fetch_id"] in job.fetched and row["reason"] != DropReason.FORGOTTEN.value  # nothing of it is kept
+    ]
     build.store.fetched().put(pa.Table.from_pylist(new, schema=CACHE_SCHEMA))
 
 
@@ -131,8 +135,8 @@ class _Outcome:
 class _Spool:
     """Bytes in order of arrival, judged as they come."""
 
-    def __init__(self, file: IO[bytes], spec: BuildSpec) -> None:
-        self._file, self._spec = file, spec
+    def __init__(self, file: IO[bytes], spec: BuildSpec, forgotten: frozenset[str] = frozenset()) -> None:
+        self._file, self._spec, self._forgotten = file, spec, forgotten
 
     def add(self, data: bytes, fetched_at: str, etag: str = "") -> _Outcome:
         """Keep the bytes of an image, or say why they are none."""
@@ -140,9 +144,12 @@ class _Spool:
         if refusal is not None:
             later = rfc3339(LASTING_S)
             return _Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 in self._forgotten:
+            return _Outcome(DropReason.FORGOTTEN.value, "this picture was taken down", fetched_at=fetched_at)
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(data)
-        return _Outcome("", "", hashlib.sha256(data).hexdigest(), (offset, len(data)), fetched_at, etag)
+        return _Outcome("", "", sha256, (offset, len(data)), fetched_at, etag)
 
     def read(self, place: tuple[int, int]) -> bytes:
         self._file.seek(place[0])

@@ -118,6 +118,18 @@ class Folder:
         fs.put_file(str(local), path)
         local.unlink()
 
+    def move(self, name: str, to: str) -> None:
+        """Give a file of the folder another name, in place of what has it: at once on a disk, as a copy elsewhere."""
+        if self.is_local:
+            target = Path(self.at(to))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            Path(self.at(name)).replace(target)
+            return
+        fs, path = fsspec.url_to_fs(self.at(name))
+        _, target = fsspec.url_to_fs(self.at(to))
+        fs.copy(path, target)
+        fs.rm(path)
+
     def delete(self, name: str) -> None:
         """Delete a file or a folder; nothing happens if there is none."""
         fs, path = fsspec.url_to_fs(self.at(name))

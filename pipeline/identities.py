@@ -1,7 +1,7 @@
 """STORE/identity: what published builds kept, so that later builds do not keep it again.
 
     identity/<build>.<digest>.json                  one small record: the commit
-    identity/<build>.<digest>.images.parquet ...    the files it names, never changed
+    identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others
 
 The files are those that the build's leader pass wrote by rank (`pipeline.lead`): publishing copies them, and who reads
 them takes them in batches, column by column. They hold enough to match against, not enough to read a text.
@@ -20,18 +20,20 @@ import contextlib
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from pipeline.digests import DIGEST
 from pipeline.errors import StoreError
-from pipeline.store import Build, FileRef, Store
+from pipeline.folder import file_sha256
+from pipeline.store import Build, FileRef, Store, write_parquet
 from pipeline.text_rows import FIELDS
 
 IMAGE_SCHEMA = pa.schema(
@@ -152,6 +154,10 @@ class Identities:
     def publish(self, build: Build) -> None:
         """Commit a build's identities, in place of those it had. The caller holds STORE's lock. Raises StoreError."""
         self.check(build)
+        self.replace(build)
+
+    def replace(self, build: Build) -> None:
+        """As `publish`, whatever others have published since: after a takedown a build knows less, not more."""
         name, before = commit_name(build), self.of(build.build_id)
         if name == before:
             return
@@ -170,6 +176,44 @@ class Identities:
             sketch=record.info["sketch"],
             files=files,
         )
+        self._commit(name, known, before)
+
+    def forget(self, gone: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
+        """Take images out of every commit: `gone` says of rows (candidate_id, fetch_id, sha256) which of them.
+
+        Gives the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
+        """
+        renamed = {}
+        for name in self.names():
+            known = self.read(name)
+            images = pa.concat_tables([IMAGE_SCHEMA.empty_table(), *self.batches(known, "images.parquet")])
+            mask = gone(images)
+            if mask.any():
+                renamed[name] = self._without(name, known, images, mask)
+        return renamed
+
+    def _without(self, name: str, known: Published, images: pa.Table, gone: npt.NDArray[np.bool_]) -> str:
+        with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
+            paths = {part: Path(scratch) / part for part in PARTS}
+            flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
+            with self._file(known, "texts.parquet") as path:
+                shutil.copyfile(path, paths["texts.parquet"])
+            signatures = self.signatures(known, images.num_rows)
+            write_without(paths, images, signatures, flagged, gone)
+            digests = {part: file_sha256(path) for part, path in paths.items()}
+            new = f"{known.build}.{_digest(digests)}.json"
+            files = {}
+            for part, path in paths.items():
+                ref = FileRef(
+                    name=f"{new.removesuffix('.json')}.{part}", bytes=path.stat().st_size, sha256=digests[part]
+                )
+                self._folder.take(path, ref.name)
+                files[part] = ref
+        self._commit(new, known.model_copy(update={"files": files}), name)
+        return new
+
+    def _commit(self, name: str, known: Published, before: str) -> None:
+        """Write a commit, then take away the one that it replaces."""
         self._folder.write(name, known.model_dump_json(indent=1).encode() + b"\n")
         if before:
             old = self.read(before)
@@ -187,5 +231,27 @@ class Identities:
 def commit_name(build: Build) -> str:
     """`<build>.<digest of the files' sha256>.json`."""
     record = build.stage("lead").record(build.stage("lead").partitions()[0])
-    digests = " ".join(record.files[part].sha256 for part in PARTS)
-    return f"{build.build_id}.{hashlib.sha256(digests.encode()).hexdigest()[:12]}.json"
+    return f"{build.build_id}.{_digest({part: record.files[part].sha256 for part in PARTS})}.json"
+
+
+def _digest(of_parts: Mapping[str, str]) -> str:
+    return hashlib.sha256(" ".join(of_parts[part] for part in PARTS).encode()).hexdigest()[:12]
+
+
+def write_without(
+    paths: Mapping[str, Path],
+    images: pa.Table,
+    signatures: npt.NDArray[np.uint8],
+    placeholders: pa.Table,
+    gone: npt.NDArray[np.bool_],
+) -> None:
+    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the images that are `gone`."""
+    left = np.flatnonzero(~gone)
+    write_parquet(paths["images.parquet"], images.take(pa.array(left)))
+    with paths[SIGNATURES].open("wb") as f:
+        for start in range(0, len(left), 10_000):
+            f.write(signatures[left[start : start + 10_000]].tobytes() if len(signatures) else b"")
+    ids = images["candidate_id"].filter(pa.array(gone))
+    write_parquet(
+        paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))
+    )

@@ -4,7 +4,7 @@ From here to `screen` nobody opens an image again. A picture is decoded at the r
 (`pipeline.features`), one decode for each distinct sha256; rows that STORE/features knows already are taken from
 there, whichever build made them. A file that is damaged or truncated hurts only its own candidates: each gets a
 Decision that names the image's URL. Bytes that are not those that fetch noted are our own disk's fault, not the
-picture's, and stop the build.
+picture's, and stop the build. A picture that was taken down, or looks like one, goes no further.
 
 A tar is read front to back; rows stay columns from the first image to the Parquet file, which is written once.
 
@@ -52,6 +52,11 @@ def run_partition(build: Build, partition: str) -> None:
     cached = cache.get(fetched["sha256"].to_pylist())
     known = FEATURE_SCHEMA.empty_table() if cached is None else cached.select(FEATURE_SCHEMA.names)
     made, faults = _measure_new(build, partition, set(known["sha256"].to_pylist()))
+    takedowns = build.store.takedowns()
+    if takedowns:
+        gone = {*takedowns.alike(made), *takedowns.alike(known), *takedowns.images(fetched["sha256"].to_pylist())}
+        faults |= dict.fromkeys(gone, (DropReason.FORGOTTEN, "this picture was taken down"))
+        made = made.filter(pc.invert(pc.is_in(made["sha256"], pa.array(sorted(gone), pa.string()))))
     cache.put(made)
     for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
         if width * height > limit:
@@ -85,7 +90,8 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
     decisions = []
     for candidate in candidates_of(dropped):
         reason, message = fault_of[candidate.fetch_id]
-        decisions.append(drop(candidate, "measure", reason, f"{message[:140]} ({candidate.image_url[:150]})"))
+        where = "" if reason is DropReason.FORGOTTEN else f" ({candidate.image_url[:150]})"
+        decisions.append(drop(candidate, "measure", reason, f"{message[:140]}{where}"))
     return candidates.num_rows, decisions
 
 

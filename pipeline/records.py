@@ -136,22 +136,26 @@ class Decision:
 
 
 def drop(candidate: Candidate, stage: str, reason: DropReason, evidence: str = "", **more: object) -> Decision:
-    """The Decision that drops a candidate. `more` may set reasons and duplicate_of."""
+    """The Decision that drops a candidate. `more` may set reasons and duplicate_of.
+
+    What was taken down is counted, and not written down again: no URL, no text.
+    """
     reasons = more.get("reasons") or (reason.value,)
+    named = reason is not DropReason.FORGOTTEN
     return Decision(
         subject="candidate",
         id=candidate.candidate_id,
         fetch_id=candidate.fetch_id,
         source=candidate.source,
-        page_url=candidate.page_url,
-        url=candidate.image_url[:2000],
+        page_url=candidate.page_url if named else "",
+        url=candidate.image_url[:2000] if named else "",
         stage=stage,
         kept=False,
         reason=reason.value,
         reasons=tuple(reasons),  # type: ignore[arg-type]
         evidence=evidence[:300],
         duplicate_of=str(more.get("duplicate_of", "")),
-        text=candidate.texts[0].text[:200] if candidate.texts else "",
+        text=candidate.texts[0].text[:200] if candidate.texts and named else "",
     )
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_specs.shard import (
@@ -33,12 +33,12 @@ from data_specs.shard import (
 )
 from pipeline import card, gates
 from pipeline.errors import StageError, StoreError
-from pipeline.funnel import read_funnels
+from pipeline.funnel import Funnel, read_funnels
 from pipeline.identities import Identities
-from pipeline.shards import detector_ids
+from pipeline.shards import detector_ids, packed
 from pipeline.store import Build, Record
 
-__all__ = ["publish"]
+__all__ = ["publish", "renew"]
 
 
 def publish(build: Build, accept: Sequence[str] = (), because: str = "", approved: bool = False) -> Manifest:
@@ -59,19 +59,61 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
         manifest = before
         with build.store.lock():
             identities.publish(build)  # a no-op, unless they were lost
+        _remember(build, manifest)
     else:
         candidates, captures = read_funnels(build)
         gates.hold(build, candidates, captures, accept, approved)
-        manifest = _numbered(build, manifest)
-        folder = build.folder / "shards"
-        folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
-        for name, data in card.files(build, manifest, candidates, captures).items():
-            folder.write(name, data)
-        with build.store.lock():
-            identities.publish(build)
-            folder.write("manifest.json", _pretty(manifest))
+        manifest = _write(build, manifest, candidates, captures, identities.publish)
+    return manifest
+
+
+def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
+    """The next revision of a published build out of which something was taken; `accepted` as its manifest had it.
+
+    No gate holds it back: what is taken down must not stay in a dataset because too little is left. Those that do not
+    hold are named in the manifest. Raises as `publish` does.
+    """
+    candidates, captures = read_funnels(build)
+    failing = {g.name: "after a takedown" for g in gates.judge(build.spec, candidates, captures) if not g.holds}
+    manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
+    before = _published(build)
+    if before is not None and _same(before, manifest, accepting=False):
+        return before  # nothing of it was in a shard
+    return _write(build, manifest, candidates, captures, Identities(build.store).replace)
+
+
+def _write(
+    build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel, identify: Callable[[Build], None]
+) -> Manifest:
+    """Write what lies beside the shards, the manifest last. Raises StoreError for what was taken down since."""
+    manifest = _numbered(build, manifest)
+    folder = build.folder / "shards"
+    folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
+    for name, data in card.files(build, manifest, candidates, captures).items():
+        folder.write(name, data)
+    with build.store.lock():
+        _hold_takedowns(build)
+        identify(build)
+        folder.write("manifest.json", _pretty(manifest))
+        build.store.register(build, manifest.revision)
     _remember(build, manifest)
     return manifest
+
+
+def _hold_takedowns(build: Build) -> None:
+    """Raise StoreError if a shard holds something that was taken down after the build had read the list."""
+    takedowns = build.store.takedowns()
+    if not takedowns:
+        return
+    stage, count = build.stage("shard"), 0
+    for record in packed(build):
+        count += len(takedowns.among(stage.table(record, "parquet", list(takedowns.COLUMNS))))
+    if count:
+        raise StoreError(
+            build.out,
+            f"{count} of its samples were taken down since it began; run wenlan-data build again, or "
+            f"wenlan-data forget --store {build.store.url} {build.out}",
+        )
 
 
 def _finished(build: Build) -> list[Record]:
@@ -79,7 +121,7 @@ def _finished(build: Build) -> list[Record]:
     if "shard" not in build.fingerprints or not build.stage("shard").finished():
         raise StageError("shard", f"is not finished in {build.out}; run wenlan-data build first")
     stage = build.stage("shard")
-    records = stage.records()
+    records = packed(build)
     for record in records:
         for suffix in record.files:
             with stage.file(record, suffix):

@@ -21,6 +21,7 @@ from data_specs.shard import SPLITS
 from pipeline import gates, report_pictures
 from pipeline.funnel import Funnel, faults, read_funnels, stages_between
 from pipeline.report_figures import collect, cost
+from pipeline.shards import packed
 from pipeline.store import Build
 
 VERSION = 3
@@ -59,7 +60,7 @@ def run_partition(build: Build, partition: str) -> None:
 def make(build: Build) -> dict[str, Any]:
     """The whole report as JSON values; `picture` of a row is a data: URI."""
     candidates, captures = read_funnels(build)
-    takedowns = report_pictures.Takedowns(build.store.forgotten())
+    takedowns = build.store.takedowns()
     choice = report_pictures.choose(build, takedowns)
     report_pictures.add_pictures(build, choice.rows(), takedowns)
     report_pictures.add_boxes(build, choice.rows())
@@ -139,8 +140,7 @@ def _build(build: Build) -> dict[str, Any]:
 
 
 def _splits(build: Build) -> list[dict[str, Any]]:
-    records = build.stage("shard").records()
-    rows = []
+    records, rows = packed(build), []
     for split in SPLITS:
         here = [record for record in records if record.info["split"] == split]
         samples, size = sum(r.counts["kept"] for r in here), sum(r.counts["bytes"] for r in here)

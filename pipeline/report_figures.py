@@ -24,7 +24,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 
 from pipeline.funnel import ORDER
-from pipeline.shards import detector_ids
+from pipeline.shards import detector_ids, packed
 from pipeline.store import Build, Record
 from pipeline.words import words_of
 
@@ -159,7 +159,7 @@ class Figures:
 def collect(build: Build) -> dict[str, Any]:
     """Figures of all kept samples of a build."""
     stage, detectors = build.stage("shard"), detector_ids(build)
-    records = stage.records()
+    records = packed(build)
     figures, cut = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(records)))
     columns = ["texts", "width", "height", "image_size", "format", "image_url", "page_url"]
     for record in records:

@@ -31,12 +31,12 @@ from data_specs.shard import KEY_LENGTH
 from pipeline import pictures, screen
 from pipeline.detectors import Boxes, Detector, detectors_of
 from pipeline.images import FetchedImage, read_images
-from pipeline.records import DropReason, order_key, sha256_hex
+from pipeline.records import DropReason, order_key
 from pipeline.regions import SCHEMA, blank, boxes_of, cleaned, look
 from pipeline.report_figures import trim
-from pipeline.shards import detector_ids
+from pipeline.shards import detector_ids, packed
 from pipeline.store import Build
-from pipeline.urls import host_names
+from pipeline.takedowns import Takedowns
 
 HIDDEN = frozenset(
     reason.value
@@ -64,23 +64,6 @@ class Choice:
 
     def rows(self) -> list[dict[str, Any]]:
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
-
-
-class Takedowns:
-    """STORE's list of takedowns, asked about a row of the decisions."""
-
-    def __init__(self, hashes: set[str]) -> None:
-        self._hashes = hashes
-
-    def names(self, row: dict[str, Any]) -> bool:
-        """Whether a row's image URL, or the domain of image or page (or one above it), is on the list."""
-        if not self._hashes:
-            return False
-        hosts = [name for url in (row["url"], row["page_url"]) for name in host_names(url)]
-        return row["fetch_id"] in self._hashes or any(sha256_hex(name) in self._hashes for name in hosts)
-
-    def names_image(self, sha256: str) -> bool:
-        return sha256 in self._hashes
 
 
 def choose(build: Build, takedowns: Takedowns) -> Choice:
@@ -179,7 +162,7 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
     unshown = screen.unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
     asked = {row["fetch_id"] for row in rows if row["fetch_id"] and not {row["id"], row["duplicate_of"]} & unshown}
     for image in read_images(build, sorted(asked), sparse=True):
-        if takedowns.names_image(image.sha256) or screen.unshown_images(build, [image.sha256]):
+        if image.sha256 in takedowns.hashes or screen.unshown_images(build, [image.sha256]):
             continue
         if made := _thumbnail(build, image):
             thumbnails[image.fetch_id] = (image.sha256, *made)
@@ -229,7 +212,7 @@ def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]
     """Boxes of kept samples, from the regions of the shards."""
     stage, detectors = build.stage("shard"), detector_ids(build)
     keys = pa.array(sorted(rows_of_key), pa.string())
-    for record in stage.records():
+    for record in packed(build):
         for name in detectors:
             columns, here = ["key", *SCHEMA.names], pc.field("key").isin(keys)
             table = stage.table(record, f"regions/{name}", columns=columns, filters=here)

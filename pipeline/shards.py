@@ -125,6 +125,11 @@ def detector_ids(build: Build) -> list[str]:
     return [detector.detector_id for detector in detectors_of(build.spec)]
 
 
+def packed(build: Build) -> list[Record]:
+    """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
+    return [record for record in build.stage("shard").records() if "tar" in record.files]
+
+
 def _plan(build: Build) -> list[tuple[str, tuple[str, int]]]:
     """(partition, (split, first row)) of every shard."""
     per_shard, records = build.spec.shards.samples_per_shard, screen.survivors(build).records()
@@ -208,6 +213,13 @@ class TarWriter:
         self.file.write(bytes(-len(data) % BLOCK))
         self.offset = at + len(data) + -len(data) % BLOCK
         return at
+
+    def copy(self, members: bytes) -> int:
+        """Append whole members as another tar holds them, headers and padding included; returns where they begin."""
+        assert len(members) % BLOCK == 0
+        self.file.write(members)
+        self.offset += len(members)
+        return self.offset - len(members)
 
     def close(self) -> None:
         """End the archive: two empty blocks."""

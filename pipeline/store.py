@@ -23,10 +23,10 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,6 +38,9 @@ from pipeline.cache import Cache
 from pipeline.errors import StoreError
 from pipeline.folder import Folder, file_sha256
 from pipeline.records import DECISION_SCHEMA, Decision, decision_rows
+
+if TYPE_CHECKING:
+    from pipeline.takedowns import Takedowns
 
 STORE_VERSION = 2
 """2: identities are columns under a record (`pipeline.identities`); those of 1 are refused there."""
@@ -79,6 +82,12 @@ def dictionary_columns(schema: pa.Schema) -> list[str]:
     return [field.name for field in schema if pa.types.is_string(field.type)]
 
 
+def write_parquet(path: Path, table: pa.Table, row_group_size: int = 10_000) -> None:
+    """Write a Parquet file as all stages do."""
+    dictionary = dictionary_columns(table.schema)
+    pq.write_table(table, path, compression="zstd", row_group_size=row_group_size, use_dictionary=dictionary)
+
+
 class Attempt:
     """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
 
@@ -116,13 +125,7 @@ class Attempt:
 
     def write_table(self, suffix: str, table: pa.Table, row_group_size: int = 10_000) -> None:
         """Write one Parquet file of the partition."""
-        pq.write_table(
-            table,
-            self.path(suffix),
-            compression="zstd",
-            row_group_size=row_group_size,
-            use_dictionary=dictionary_columns(table.schema),
-        )
+        write_parquet(self.path(suffix), table, row_group_size)
 
     def decide(self, decisions: Sequence[Decision] | pa.Table) -> None:
         """Add decisions; they are committed with the partition and become part of the union."""
@@ -154,8 +157,7 @@ class Attempt:
             seconds=round(time.monotonic() - self._started, 3),
             cpu_seconds=round(time.process_time() - self._cpu, 3),
         )
-        name = f"_records/{self._fingerprint[:16]}/{self._partition}.json"
-        self._folder.write(name, record.model_dump_json(indent=1).encode() + b"\n")
+        StageDir(self._folder, self._stage, self._fingerprint).write_record(record)
         return record
 
 
@@ -201,10 +203,43 @@ class StageDir:
             record = self._read_record(name)
             if info.items() <= record.info.items() and all(self.folder.exists(f.name) for f in record.files.values()):
                 found = record.model_copy(update={"fingerprint": self.fingerprint})
-                mine = f"_records/{self.fingerprint[:16]}/{partition}.json"
-                self.folder.write(mine, found.model_dump_json(indent=1).encode() + b"\n")
+                self.write_record(found)
                 return found
         return None
+
+    def amend(self, record: Record, files: dict[str, Path], counts: dict[str, int] | None = None) -> Record:
+        """Commit a partition again with some of its files replaced by local ones. What they replace is left: `sweep`.
+
+        For a takedown, the one case in which committed bytes change.
+        """
+        attempt, refs = uuid.uuid4().hex[:8], dict(record.files)
+        for suffix, path in files.items():
+            name = f"{record.partition}-{attempt}.{suffix}"
+            refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+            self.folder.take(path, name)
+        found = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
+        self.write_record(found)
+        return found
+
+    def write_record(self, record: Record) -> None:
+        """The commit itself."""
+        name = f"_records/{self.fingerprint[:16]}/{record.partition}.json"
+        self.folder.write(name, record.model_dump_json(indent=1).encode() + b"\n")
+
+    def everyone(self) -> list[StageDir]:
+        """This stage's folder at each fingerprint that has committed something."""
+        return [replace(self, fingerprint=name) for name in (self.folder / "_records").names() if name[0] != "."]
+
+    def sweep(self) -> list[str]:
+        """Delete files that no record names: what killed attempts left, and what `amend` replaced. Gives their names.
+
+        Nothing may be running in the build. Not for stages whose files have fixed names (shard, report).
+        """
+        named = {ref.name for stage in self.everyone() for record in stage.records() for ref in record.files.values()}
+        stray = [name for name in self.folder.names() if not name.startswith("_") and name not in named]
+        for name in stray:
+            self.folder.delete(name)
+        return stray
 
     def finished(self) -> bool:
         """Whether every partition of this fingerprint is committed."""
@@ -256,6 +291,10 @@ class Build:
     def stage(self, name: str) -> StageDir:
         """A stage's folder at this build's fingerprint."""
         return StageDir(self.folder / STAGE_FOLDERS[name], name, self.fingerprints[name])
+
+    def stages(self, name: str) -> list[StageDir]:
+        """A stage's folder at each fingerprint that has committed something there, this build's or not."""
+        return StageDir(self.folder / STAGE_FOLDERS[name], name, "").everyone()
 
     @property
     def identity_revision(self) -> str:
@@ -347,17 +386,39 @@ class Store:
     def regions(self, detector_id: str) -> Cache:
         return Cache(self.folder / f"regions/{detector_id}", "sha256")
 
-    def forgotten(self) -> set[str]:
-        """Hashes that are never let in again: fetch_id, sha256 of image bytes, sha256 of a domain."""
-        found: set[str] = set()
-        for name in (self.folder / "forgotten").names():
-            if name.endswith(".json") and not name.startswith("."):
-                found.update((self.folder / "forgotten").read_json(name)["hashes"])
-        return found
+    def takedowns(self) -> Takedowns:
+        """What is never let in again."""
+        from pipeline import takedowns
+
+        folder = self.folder / "forgotten"
+        names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
+        return takedowns.merged([folder.read_json(name) for name in names])
 
     def forgotten_revision(self) -> str:
         """Digest of the takedowns that a build reads."""
-        return hashlib.sha256(canonical_json(sorted(self.forgotten()))).hexdigest()[:16]
+        found = self.takedowns()
+        looks = sorted(look.signature.hex() for look in found.looks)
+        value = [sorted(found.hashes), looks] if looks else sorted(found.hashes)
+        return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+    def register(self, build: Build, revision: int) -> None:
+        """Note where a published build lies, for those who have to reach all of them (`forget`, `gc`)."""
+        entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
+        self.folder.write_json(f"builds/{build.build_id}.json", {**entry, "out": build.out, "revision": revision})
+
+    def registered(self) -> list[dict[str, Any]]:
+        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision."""
+        folder = self.folder / "builds"
+        found = [folder.read_json(name) for name in folder.names() if name.endswith(".json") and name[0] != "."]
+        return sorted(found, key=lambda entry: (entry["snapshot"], entry["build_id"]))
+
+    def caches(self) -> Iterator[tuple[str, Cache]]:
+        """Every cache there is, with its place in STORE."""
+        yield "fetched", self.fetched()
+        for kind, one in (("features", self.features), ("regions", self.regions)):
+            for name in (self.folder / kind).names():
+                if not name.startswith("."):
+                    yield f"{kind}/{name}", one(name)
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

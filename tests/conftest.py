@@ -35,7 +35,7 @@ def _load(name: str) -> ModuleType:
     return module
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
     """The module tests/synthetic.py: a build with everything up to detect, and the truth about it."""
     return _load("synthetic")

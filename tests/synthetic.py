@@ -26,6 +26,7 @@ from data_specs.shard import REGION_SCHEMA, SPLITS, Text
 from pipeline import pictures
 from pipeline.detectors import detectors_of
 from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.measure import measure_image
 from pipeline.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
@@ -235,9 +236,10 @@ def _lead(build: Build, kept: list[Item]) -> None:
         }
         for item in kept
     ]
+    looks = [_features(item)["signature"] for item in kept]
     with build.stage("lead").attempt("all") as attempt:
         attempt.write_table("images.parquet", pa.Table.from_pylist(rows, schema=IMAGE_SCHEMA))
-        attempt.path(SIGNATURES).write_bytes(b"")
+        attempt.path(SIGNATURES).write_bytes(b"".join(looks))
         attempt.write_table("texts.parquet", TEXT_SCHEMA.empty_table())
         attempt.write_table("placeholders.parquet", PLACEHOLDER_SCHEMA.empty_table())
         attempt.commit({"pairs": len(kept)}, {"features": "as made", "sketch": "as made"})
@@ -284,11 +286,13 @@ def split_of(item: Item) -> str:
     return {0: "dev", 1: "val"}.get(item.candidate.row % 5, "train")
 
 
+@functools.cache
+def _looks(data: bytes) -> dict[str, Any]:
+    return measure_image(data, 10_000_000)
+
+
 def _features(item: Item) -> dict[str, Any]:
-    found = pictures.header(item.data)
-    values = (item.sha256, found.format, found.width, found.height, len(item.data), found.frames, found.alpha)
-    names = FEATURE_SCHEMA.names
-    return dict(zip(names, (*values, found.orientation, 0.1, [1, 2, 3], b"\0" * 192, 5.0, 100.0), strict=True))
+    return {"sha256": item.sha256, **_looks(item.data)}
 
 
 def _dedup(kept: list[Item], seed: int) -> pa.Table:
