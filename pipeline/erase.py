@@ -16,7 +16,6 @@ instead of rewritten; they cost no network. WARC files and tables that a spec na
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -201,20 +200,9 @@ def without_pages(source: Path, target: Path, gone: Callable[[str], bool]) -> di
         for offset, length in places:
             moved[str(offset)] = out.tell()
             f.seek(offset)
-            shutil.copyfileobj(_Part(f, length), out, 1 << 20)
+            for left in range(length, 0, -(1 << 20)):
+                out.write(f.read(min(left, 1 << 20)))
     return moved
-
-
-class _Part:
-    """The next `left` bytes of a file, to be read."""
-
-    def __init__(self, file: Any, left: int) -> None:
-        self._file, self._left = file, left
-
-    def read(self, size: int) -> bytes:
-        data: bytes = self._file.read(min(size, self._left))
-        self._left -= len(data)
-        return data
 
 
 def _pages(table: pa.Table, gone: Gone, moved: dict[str, int]) -> pa.Table | None:

@@ -245,13 +245,14 @@ def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]
             judge(*row)
     for name in build.fingerprints:
         for rows in _tables(build, name, DECISIONS, ["id", "fetch_id", "url", "page_url", "subject"]):
-            for *row, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-                if not row[2]:
+            for *names, page, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                own, _, url = names
+                if not url:
                     continue  # done before
                 if subject == "candidate":
-                    judge(*row)
-                elif row[0] in takedowns.hashes or takedowns.host(row[2]):
-                    pages.add(row[0])
+                    judge(*names, page)
+                elif own in takedowns.hashes or takedowns.host(url):
+                    pages.add(own)
     return ids, pages
 
 

@@ -103,7 +103,7 @@ class Takedowns:
 
     def images(self, sha256: Iterable[str]) -> set[str]:
         """Those of the images, by sha256 of their bytes, that are taken down."""
-        return self.hashes & set(sha256)
+        return set(self.hashes.intersection(sha256))
 
     @property
     def stale(self) -> int:
