@@ -177,6 +177,11 @@ class Publish(Spec):
     min_samples: int = Field(1, ge=0)
     max_drop_share: float = Field(1.0, gt=0, le=1, description="of all candidates")
     max_drop: DropShares = Field(DropShares(), description="by stage, of each source")
+    max_drift: float = Field(
+        0.0, ge=0, description="population stability index against the last published build of the dataset; 0 = any"
+    )
+    max_domain_share: float = Field(1.0, gt=0, le=1, description="of the samples, from one host of images")
+    min_regions: float = Field(0.0, ge=0, description="of the first detector on an image, on average")
     judged_from: int = Field(100, gt=0, description="entries of a source at a stage from which its share is judged")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import sys
 import time
@@ -86,8 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     status = command("status", _status, "say how far a build is")
     status.add_argument("build", metavar="BUILD")
 
-    report = command("report", _report, "say where a build's quality report lies")
-    report.add_argument("build", metavar="BUILD")
+    report = command("report", _report, "say where a build's quality report lies, compare it, or list many")
+    report.add_argument("build", nargs="?", default="", metavar="BUILD")
+    report.add_argument("--baseline", default="", metavar="BUILD", help="write it anew, compared with this build")
+    report.add_argument("--index", default="", metavar="DIR", help="write DIR/index.html over the builds in a folder")
+
+    diff = command("diff", _diff, "say how two published builds differ")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
 
     explain = command("explain", _explain, "say what became of a candidate, an image or a page")
     explain.add_argument("build", metavar="BUILD")
@@ -237,13 +244,61 @@ def _at_work(known: dict[str, Any]) -> str:
 def _report(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import ledger
 
+    if bool(args.build) == bool(args.index) or (args.index and args.baseline):
+        raise SpecError(["report: give a BUILD (and --baseline, if it is to be compared), or --index DIR"])
+    if args.index:
+        from pipeline import report_index
+
+        path, builds = report_index.write(args.index)
+        console.print(f"index of {builds} builds: {path}", soft_wrap=True)
+        return {"index": path, "builds": builds}
     build = ledger.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise WenlanError(build.folder.at(f"report/{name}"), "is not there; run wenlan-data build first")
-    path = build.folder.at("report/index.html")
-    console.print(f"report: {path}", soft_wrap=True)
-    return {"report": path, "figures": build.folder.at("report/report.json")}
+    answer: dict[str, Any] = {"report": build.folder.at("report/index.html")}
+    answer["figures"] = build.folder.at("report/report.json")
+    if args.baseline:
+        answer["drift"] = _compared(build, args.baseline)
+    console.print(f"report: {answer['report']}", soft_wrap=True)
+    return answer
+
+
+def _compared(build: Build, baseline: str) -> dict[str, Any]:
+    from pipeline import drift, ledger, report
+
+    before = drift.read(baseline)
+    if before is None:
+        raise WenlanError(baseline, "holds no report/report.json to compare with")
+    with ledger.sole_owner(build):
+        found: dict[str, Any] = report.write(build, before)["drift"]
+    table = _table(f"drift from {found['baseline']}", "distribution", "index", "level")
+    for row in found["distributions"]:
+        table.add_row(row["name"], f"{row['psi']:.3f}", row["level"])
+    _show(table)
+    return found
+
+
+def _diff(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.diff import diff
+
+    found = diff(args.a, args.b)
+    say = functools.partial(console.print, soft_wrap=True, markup=False)
+    for side in ("a", "b"):
+        one = found[side]
+        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
+    counts = {"added": found["added"], "removed": found["removed"]}
+    counts |= {f"other {aspect}": keys for aspect, keys in found["changed"].items()}
+    for name, keys in counts.items():
+        some = " ".join(keys["keys"][:3])
+        say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
+    say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in found['shards'].items())}")
+    for row in found["reasons"][:10]:
+        if row["before"] != row["now"]:
+            say(f"  {row['name']}: {row['before']:,} -> {row['now']:,}")
+    for change in found["spec"]:
+        say(f"  spec {change['path']}: {change['before']!r} -> {change['now']!r}")
+    return found
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:

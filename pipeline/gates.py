@@ -2,6 +2,8 @@
 
     min_samples, max_drop_share      of the whole build
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
+    max_drift                        of each distribution of the report against the baseline (`pipeline.drift`)
+    max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
     approve                          a person's word (`approve: manual`)
 
 A tool that silently drops nearly everything is worse than one that stops: a filter set for English, a site that
@@ -17,14 +19,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
+from pipeline import drift
 from pipeline.errors import GateError
 from pipeline.funnel import ORDER, Funnel, StageFunnel, examples
 from pipeline.store import Build
 
 STAGE_GATES = tuple(f"max_drop.{stage}" for stage in DropShares.model_fields)
-NAMES = ("min_samples", "max_drop_share", *STAGE_GATES, "approve")
+FIGURE_GATES = ("max_drift", "max_domain_share", "min_regions")
+"""Gates that need the report's figures."""
+
+NAMES = ("min_samples", "max_drop_share", *STAGE_GATES, *FIGURE_GATES, "approve")
 SHOWN_REASONS = 10
 SHOWN_EXAMPLES = 10
 
@@ -45,9 +52,14 @@ class Gate:
         return not self.faults
 
 
-def judge(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> list[Gate]:
-    """Every gate but `approve`, in the order of NAMES; a stage at which no source can be judged has none."""
-    return [*_whole(spec, candidates), *_stages(spec, candidates, captures)]
+def judge(spec: BuildSpec, candidates: Funnel, captures: Funnel, report: dict[str, Any] | None = None) -> list[Gate]:
+    """Every gate but `approve`, in the order of NAMES; a stage at which no source can be judged has none.
+
+    report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
+    so are those of them that the spec does not set.
+    """
+    figures = [] if report is None else list(_figures(spec, report))
+    return [*_whole(spec, candidates), *_stages(spec, candidates, captures), *figures]
 
 
 def hold(
@@ -57,8 +69,12 @@ def hold(
 
     approved: a person asked, which is what `approve: manual` waits for.
     """
-    failed = [g for g in judge(build.spec, candidates, captures) if not g.holds and g.name not in accept]
+    report = _report(build)
+    failed = [g for g in judge(build.spec, candidates, captures, report) if not g.holds and g.name not in accept]
     lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
+    if report is None:
+        wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
+        lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
     if build.spec.publish.approve == "manual" and not approved and "approve" not in accept:
         lines.append(f"gate approve: the spec wants a person's word; next: wenlan-data publish {build.out}")
     if not lines:
@@ -114,6 +130,47 @@ def _stages(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> Iterator[G
         )
         sources = tuple(name for _, _, name, _ in over)
         yield Gate(f"max_drop.{stage}", f"{worst[2]} {worst[0]:.1%}", f"≤ {worst[1]:.1%}", faults, stage, sources)
+
+
+def _is_set(spec: BuildSpec, name: str) -> bool:
+    default = type(spec.publish).model_fields[name].default
+    return bool(getattr(spec.publish, name) != default)
+
+
+def _report(build: Build) -> dict[str, Any] | None:
+    """The figures of the build's own report."""
+    found = drift.read(build.out)
+    return found if found is not None and found["build"]["id"] == build.build_id else None
+
+
+def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
+    """What was kept, by the report."""
+    options, kept = spec.publish, report["totals"]["kept"]
+    compared = report.get("drift")
+    if options.max_drift and compared and min(compared["samples"]) >= drift.FEW:
+        rows = compared["distributions"]
+        faults = tuple(
+            f"{row['name']} has moved by {row['psi']:.2f} since {compared['baseline']}, "
+            f"the spec allows {options.max_drift:g}"
+            for row in rows
+            if row["psi"] > options.max_drift
+        )
+        worst = f"{rows[0]['name']} {rows[0]['psi']:.2f}" if rows else "–"
+        yield Gate("max_drift", worst, f"≤ {options.max_drift:g}", faults)
+    if _is_set(spec, "max_domain_share") and kept and report["image_domains"]:
+        largest = report["image_domains"][0]
+        share, limit = largest["count"] / kept, options.max_domain_share
+        fault = f"{share:.1%} of the samples come from {largest['name']}, the spec allows {limit:.1%}"
+        yield Gate(
+            "max_domain_share", f"{largest['name']} {share:.1%}", f"≤ {limit:.1%}", (fault,) if share > limit else ()
+        )
+    if options.min_regions and report["regions"]:
+        first = report["regions"][0]
+        fault = (
+            f"{first['detector']} found {first['mean']:.1f} regions on an image, the spec wants {options.min_regions:g}"
+        )
+        few = first["mean"] < options.min_regions
+        yield Gate("min_regions", f"{first['mean']:.1f}", f"≥ {options.min_regions:g}", (fault,) if few else ())
 
 
 def _dropped(build: Build, gate: Gate, funnel: Funnel) -> Iterator[str]:

@@ -5,11 +5,12 @@
   const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a file: page may have none */ } };
   const recall = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
 
-  const samples = [...$("sheet").children];
+  const samples = [...($("sheet")?.children ?? [])];
   const words = { en: "shown", zh: "项已显示" };
   let language = "en";
 
   function filter() {
+    if (!$("sheet")) return; // the index over many builds has none
     const source = $("by-source").value, reason = $("by-reason").value, text = $("by-text").value.trim().toLowerCase();
     let shown = 0;
     for (const sample of samples) {
@@ -40,9 +41,9 @@
     remember("wenlan-theme", theme);
   }
 
-  document.querySelector(".filters").addEventListener("submit", (event) => event.preventDefault());
-  for (const id of ["by-source", "by-reason", "by-text"]) $(id).addEventListener("input", filter);
-  $("show-boxes").addEventListener("change", (event) => document.body.classList.toggle("with-boxes", event.target.checked));
+  document.querySelector(".filters")?.addEventListener("submit", (event) => event.preventDefault());
+  for (const id of ["by-source", "by-reason", "by-text"]) $(id)?.addEventListener("input", filter);
+  $("show-boxes")?.addEventListener("change", (event) => document.body.classList.toggle("with-boxes", event.target.checked));
   $("by-detector")?.addEventListener("input", (event) => {
     for (const svg of document.querySelectorAll(".boxes")) svg.toggleAttribute("hidden", svg.dataset.detector !== event.target.value);
   });

@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS
-from pipeline import gates, report_pictures
+from pipeline import drift, gates, report_pictures
 from pipeline.funnel import Funnel, faults, read_funnels, stages_between
-from pipeline.report_figures import collect, cost
-from pipeline.shards import packed
+from pipeline.report_figures import cluster_sizes, collect, cost
+from pipeline.report_words import zh
+from pipeline.shards import detector_ids, packed
 from pipeline.store import Build
 
-VERSION = 3
+VERSION = 4
 INPUTS: tuple[str, ...] = ("shard",)
 REPORT_VERSION = 1
 """Version of report.json's form."""
@@ -36,7 +37,9 @@ def token(build: Build) -> Any:
     """Options of the report, the gates it shows, and the takedowns it must honour."""
     spec = build.spec
     expected = [spec.publish.model_dump(), [source.max_drop.model_dump() for source in spec.sources]]
-    return [spec.report.model_dump(), *expected, build.store.forgotten_revision()]
+    before = drift.baseline_of(build)
+    against = None if before is None else before["build"]["id"]
+    return [spec.report.model_dump(), *expected, build.store.forgotten_revision(), against]
 
 
 def partitions(build: Build) -> list[str]:
@@ -46,8 +49,14 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Write the report."""
+    write(build, drift.baseline_of(build))
+
+
+def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Make and commit the report, compared with another build's report.json if one is given; gives its values."""
+    [partition] = partitions(build)
     with build.stage("report").attempt(partition) as attempt:
-        report = make(build)
+        report = make(build, baseline)
         page = render(report)
         attempt.path("html", final="index.html").write_text(page, encoding="utf-8")
         for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
@@ -55,23 +64,20 @@ def run_partition(build: Build, partition: str) -> None:
         text = json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)
         attempt.path("json", final="report.json").write_text(text + "\n", encoding="utf-8")
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
+    return report
 
 
-def make(build: Build) -> dict[str, Any]:
-    """The whole report as JSON values; `picture` of a row is a data: URI."""
+def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The whole report as JSON values; `picture` of a row is a data: URI. `baseline`: another build's report."""
     candidates, captures = read_funnels(build)
     takedowns = build.store.takedowns()
     choice = report_pictures.choose(build, takedowns)
     report_pictures.add_pictures(build, choice.rows(), takedowns)
     report_pictures.add_boxes(build, choice.rows())
-    return {
+    report = {
         "report_version": REPORT_VERSION,
         "build": _build(build),
         "faults": faults(build, candidates),
-        "gates": [
-            {"name": g.name, "found": g.found, "wanted": g.wanted, "holds": g.holds}
-            for g in gates.judge(build.spec, candidates, captures)
-        ],
         "totals": {"candidates": candidates.total, "kept": candidates.kept, "dropped": candidates.dropped},
         "splits": _splits(build),
         "funnel": [_stage(row) for row in candidates.stages(FUNNEL_STAGES)],
@@ -81,29 +87,58 @@ def make(build: Build) -> dict[str, Any]:
         "pages": _pages(build),
         **collect(build),
         "duplicates": choice.duplicates,
+        "cluster_sizes": cluster_sizes(choice.sizes),
         "clusters": choice.clusters,
         "sheet": choice.sheet,
         "not_shown": choice.hidden,
+        "cached_regions": _cached_regions(build),
         "cost": cost(build),
     }
+    report["drift"] = None if baseline is None else drift.compare(report, baseline)
+    report["gates"] = [
+        {"name": g.name, "found": g.found, "wanted": g.wanted, "holds": g.holds}
+        for g in gates.judge(build.spec, candidates, captures, report)
+    ]
+    report["before"] = _before(report, baseline)
+    return report
+
+
+def _cached_regions(build: Build) -> dict[str, int]:
+    """Images that some detector had looked at before, and all that were asked for."""
+    records = build.stage("detect").records() if "detect" in build.fingerprints else []
+    asked = sum(record.counts.get("images", 0) for record in records) * len(detector_ids(build))
+    return {"cached": sum(record.counts.get("cached", 0) for record in records), "asked": asked}
+
+
+def _before(report: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, list[float]]:
+    """Shares of the baseline by histogram and bin, where it has the same bins: what the page draws beside the bars."""
+    found = {}
+    for old in baseline["histograms"] if baseline else ():
+        same = next((h for h in report["histograms"] if h["name"] == old["name"]), None)
+        if same and old["total"] and [b["label"] for b in same["bins"]] == [b["label"] for b in old["bins"]]:
+            found[old["name"]] = [round(b["count"] / old["total"], 5) for b in old["bins"]]
+    return found
 
 
 def render(report: dict[str, Any]) -> str:
-    """index.html from what `make` gave. Everything that came from the web is escaped by the template engine."""
+    """index.html from what `make` gave."""
+    return environment().get_template("report.html").render(**report)
+
+
+def environment() -> Any:
+    """The templates beside this file. Everything that came from the web is escaped by the engine."""
     import jinja2
 
-    environment = jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.tests["starts"] = str.startswith
-    environment.filters["n"] = lambda value: f"{value:,}"
-    environment.filters["share"] = _share
-    environment.filters["size"] = _size
-    return environment.get_template("report.html").render(**report)
+    found.tests["starts"] = str.startswith
+    found.filters |= {"n": lambda value: f"{value:,}", "share": _share, "size": _size, "zh": zh}
+    return found
 
 
 def _share(part: int, whole: int) -> str:

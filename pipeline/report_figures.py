@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.funnel import ORDER
@@ -30,6 +31,9 @@ from pipeline.words import words_of
 
 WORD_SAMPLES = 50_000
 COUNTER_LIMIT = 200_000
+DOMAINS = 200
+"""Hosts that report.json lists; the page shows the first of them."""
+
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
 Numbers = npt.NDArray[np.float64]
@@ -56,10 +60,14 @@ class Histogram:
             bins = np.searchsorted(np.asarray(self.edges, np.float64), np.asarray(values, np.float64), side="right") - 1
             self.counts += np.bincount(np.maximum(bins, 0), minlength=len(self.edges))
 
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
     def value(self) -> dict[str, Any]:
         bins = [{"label": label, "count": int(n)} for label, n in zip(self.labels, self.counts, strict=True)]
         names = {"name": self.name, "title": self.title, "title_zh": self.title_zh}
-        return {**names, "total": int(self.counts.sum()), "bins": bins}
+        return {**names, "total": self.total, "bins": bins}
 
 
 def _ranges(edges: Sequence[int], unit: str = "") -> list[str]:
@@ -76,9 +84,17 @@ _CHARS = (0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
 _WORDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 _SIDES = (0, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 _KILOBYTES = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+CLUSTER_SIZES = (2, 3, 4, 5, 6, 8, 11, 21, 51, 101)
 _REGIONS = (0, 1, 2, 5, 9, 17, 25, 36, 37)
 _ASPECT = (0.0, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.1, 1.5, 2.0, 3.0)
 _ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+")
+
+
+def cluster_sizes(sizes: Iterable[int]) -> dict[str, Any]:
+    """How large groups of duplicates are, their leaders counted along."""
+    histogram = Histogram("cluster_size", "Images of a group", "每组图像数", CLUSTER_SIZES, _ranges(CLUSTER_SIZES))
+    histogram.add(list(sizes))
+    return histogram.value()
 
 
 class Figures:
@@ -105,6 +121,7 @@ class Figures:
             )
             for d in detectors
         }
+        self.boxes: Counter[str] = Counter()
         self.kinds: Counter[str] = Counter()
         self.primary_kinds: Counter[str] = Counter()
         self.formats: Counter[str] = Counter()
@@ -149,8 +166,17 @@ class Figures:
                 {"name": kind, "texts": n, "primary": self.primary_kinds[kind]} for kind, n in ranked(self.kinds, 10)
             ],
             "formats": [{"name": name, "count": n} for name, n in ranked(self.formats, 10)],
-            "image_domains": [{"name": name, "count": n} for name, n in ranked(self.image_domains, 15)],
-            "page_domains": [{"name": name, "count": n} for name, n in ranked(self.page_domains, 15) if n],
+            "image_domains": [{"name": name, "count": n} for name, n in ranked(self.image_domains, DOMAINS)],
+            "page_domains": [{"name": name, "count": n} for name, n in ranked(self.page_domains, DOMAINS) if n],
+            "regions": [
+                {
+                    "detector": name,
+                    "images": histogram.total,
+                    "mean": round(self.boxes[name] / max(1, histogram.total), 3),
+                    "without": int(histogram.counts[0]),
+                }
+                for name, histogram in self.regions.items()
+            ],
             "words": [{"name": name, "count": n} for name, n in ranked(self.top_words, 40)],
             "word_samples": self.word_samples,
         }
@@ -170,7 +196,9 @@ def collect(build: Build) -> dict[str, Any]:
                 left = max(0, left - batch.num_rows)
         for detector in detectors:
             scores = stage.table(record, f"regions/{detector}", columns=["scores"])["scores"]
-            figures.regions[detector].add([len(entry) for entry in scores.to_pylist()])
+            counts = pc.list_value_length(scores).to_numpy()
+            figures.regions[detector].add(counts)
+            figures.boxes[detector] += int(counts.sum())
     return figures.value()
 
 
@@ -189,6 +217,7 @@ def cost(build: Build) -> list[dict[str, Any]]:
                 "partitions": len(records),
                 "seconds": round(sum(record.seconds for record in records), 2),
                 "cpu_seconds": round(sum(record.cpu_seconds for record in records), 2),
+                "gpu_seconds": known[name].get("cost", {}).get("gpu_seconds") if same else None,
                 "wall_seconds": known[name]["seconds"] if same else None,
                 "bytes": _bytes(records),
                 "cached": sum(record.counts.get("cached", 0) for record in records),

@@ -61,6 +61,8 @@ class Choice:
     clusters: list[dict[str, Any]] = field(default_factory=list)
     hidden: int = 0
     duplicates: int = 0
+    sizes: list[int] = field(default_factory=list)
+    """Of the groups of duplicates, leader included."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
@@ -87,6 +89,7 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
                 continue
             fates.setdefault(row["reason"], _Smallest(wanted)).offer(order_key(row["id"], build.spec.seed), row)
     choice.sheet = [row for row in _balanced(fates, wanted) if row["fetch_id"] not in opted_out]
+    choice.sizes = [size + 1 for size in sizes.values()]
     top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
     choice.clusters = _clusters(build, dict(top), takedowns, opted_out)
     return choice
