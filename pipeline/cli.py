@@ -116,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     verify = command("verify", _verify, "check a dataset against its manifest")
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
     verify.add_argument("--quick", action="store_true", help="checksums only")
+    verify.add_argument(
+        "--store", default="", metavar="DIR", help="whose takedowns must not be inside (default: the build's)"
+    )
 
     forget = command("forget", _forget, "take something out of builds and STORE, and never let it in again")
     forget.add_argument("builds", nargs="*", metavar="BUILD", help="beside those that STORE knows to be published")
@@ -342,9 +345,8 @@ def _value(value: Any) -> str:
 def _verify(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.verify import verify
 
-    folder = Path(args.build)
-    folder = folder / "shards" if (folder / "shards").is_dir() else folder
-    faults = verify(folder, quick=args.quick)
+    folder = args.build
+    faults = verify(folder, quick=args.quick, store=args.store)
     for fault in faults:
         console.print(f"[red]{fault}[/red]" if console.is_terminal else fault, soft_wrap=True)
     console.print(f"{folder}: {f'{len(faults)} faults' if faults else 'is what its manifest says'}", soft_wrap=True)

@@ -96,10 +96,11 @@ class Takedowns:
 
     def among(self, rows: pa.Table) -> list[str]:
         """Keys of the samples that are taken down, of a table with COLUMNS."""
-        if not self.hashes:
-            return []
-        columns = (rows[name].to_pylist() for name in self.COLUMNS)
-        return [k for k, image, page, sha in zip(*columns, strict=True) if sha in self.hashes or self.why(image, page)]
+        return [row["key"] for row in rows.to_pylist() if self.holds(row)] if self.hashes else []
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """Whether a sample (a row with COLUMNS) is taken down."""
+        return row["sha256"] in self.hashes or bool(self.why(row["image_url"], row["page_url"]))
 
     def images(self, sha256: Iterable[str]) -> set[str]:
         """Those of the images, by sha256 of their bytes, that are taken down."""

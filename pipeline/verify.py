@@ -2,7 +2,7 @@
 
 Quick: every file is there with its size and sha256, no shard lies beside the manifest that it does not name, and the
 Parquet files hold what the contract says. Full: every tar is walked member by member against its index and every image
-is decoded.
+is decoded. Nothing that STORE says was taken down may be inside.
 
 Limits: memory is one shard's index, 16 bytes a sample for the keys and 8 a sample for the image leaders, so that 100
 million samples take 2.4 GB. Two leaders that share their first 64 bits count as one.
@@ -38,25 +38,30 @@ from data_specs.shard import (
 )
 from pipeline.errors import StoreError
 from pipeline.folder import Folder, file_sha256
+from pipeline.store import Store
+from pipeline.takedowns import Takedowns
 
 Uint64s = npt.NDArray[np.uint64]
 PER_FILE = 20
 """Faults named of one file; the rest of them is counted."""
 
 
-def verify(folder: str | Path, quick: bool = False) -> list[str]:
+def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str]:
     """Faults of a dataset, one line each; empty if it is sound. `folder` holds manifest.json, or is the build's folder.
 
+    What STORE says was taken down must not be inside: the STORE of the build's folder, or `store`.
     Raises ContractError where there is no manifest that can be read, or it is of a newer version.
     """
     place = Folder(str(folder))
     if not place.exists("manifest.json") and place.exists("shards/manifest.json"):
+        if not store and place.exists("build.json"):
+            store = str(place.read_json("build.json").get("store", ""))
         place = place / "shards"
     try:
         manifest = parse_manifest(place.read("manifest.json"), place.at("manifest.json"))
     except StoreError as e:
         raise ContractError(f"{e}; a build without a manifest is not a dataset") from None
-    seen = _Seen()
+    seen = _Seen(Store(store).takedowns() if store else Takedowns())
     faults = [*_totals(manifest), *_strays(place, manifest)]
     for shard in manifest.shards:
         faults += _shard(place, manifest, shard, quick, seen)
@@ -65,8 +70,9 @@ def verify(folder: str | Path, quick: bool = False) -> list[str]:
 
 @dataclass
 class _Seen:
-    """What must hold across shards: keys once, and an image cluster in one split only."""
+    """What must hold across shards: keys once, an image cluster in one split only; and what must not be in any."""
 
+    takedowns: Takedowns
     keys: list[npt.NDArray[np.void]] = field(default_factory=list)
     leaders: dict[str, list[Uint64s]] = field(default_factory=dict)
 
@@ -140,6 +146,8 @@ def _shard(place: Folder, manifest: Manifest, shard: ShardFiles, quick: bool, se
     if problems:
         return found
     seen.add(shard.split, rows)
+    gone = [row["key"] for row in rows if seen.takedowns.holds(row)] if seen.takedowns else []
+    found += _capped(shard.parquet.path, [f"{shard.parquet.path}: {key}: was taken down" for key in gone])
     for file in shard.regions.values():
         if not faults[file.path]:
             found += _regions(place, file.path, rows, shard.samples)

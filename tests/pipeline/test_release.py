@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -224,3 +225,17 @@ def test_a_lost_decision_is_a_fault_of_the_funnel(synthetic_build: Build, run_st
     candidates, _ = read_funnels(synthetic_build)
     lost = record.counts["dropped"]
     assert f"filter: its records count 3 dropped, the decisions say {3 - lost}" in faults(synthetic_build, candidates)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlcroissant_finds_no_fault_and_reads_the_records(synthetic_build: Build, run_stage: Run) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    _publish(synthetic_build, run_stage)
+    path = Path(synthetic_build.out) / "shards/croissant.json"
+    dataset = mlcroissant.Dataset(jsonld=path)
+    assert dataset.metadata.ctx.issues.errors == set()
+    found = list(dataset.records(record_set="samples"))
+    rows = [row for p in sorted(path.parent.glob("*.parquet")) for row in pq.read_table(p).to_pylist()]
+    assert {r["samples/key"].decode() for r in found} == {row["key"] for row in rows}
+    texts = {r["samples/key"].decode(): [t["samples/texts/text"] for t in r["samples/texts"]] for r in found}
+    assert len(texts) == 30

@@ -14,6 +14,8 @@ import pytest
 
 from data_specs.shard import ContractError, Manifest, content_digest, read_manifest
 from pipeline import pictures
+from pipeline.records import sha256_hex
+from pipeline.store import Build
 from pipeline.verify import verify
 
 
@@ -190,3 +192,13 @@ def test_more_columns_are_allowed(shards_of: Path) -> None:
     _reseal(shards_of)
     assert verify(shards_of) == []
     assert read_manifest(shards_of).samples["dev"] == table.num_rows
+
+
+def test_what_was_taken_down_since_is_named(synthetic_build: Build, shards_of: Path) -> None:
+    row = pq.read_table(shards_of / "train-000000.parquet").to_pylist()[0]
+    synthetic_build.store.folder.write_json("forgotten/1.json", {"hashes": [sha256_hex(row["image_url"])]})
+    store = synthetic_build.store.url
+    assert verify(shards_of) == [], "nobody said which STORE"
+    assert verify(shards_of, store=store) == [f"train-000000.parquet: {row['key']}: was taken down"]
+    (shards_of.parent / "build.json").write_text(json.dumps({"store": store}), encoding="utf-8")
+    assert len(verify(shards_of.parent)) == 1

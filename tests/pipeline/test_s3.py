@@ -1,0 +1,96 @@
+"""A build on S3: packed, published, verified and corrected through a real server (moto's) over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from data_specs.shard import read_manifest
+from pipeline import release, report, shards
+from pipeline.folder import Folder
+from pipeline.forget import Request, forget
+from pipeline.store import Build, Store
+from pipeline.verify import verify
+
+pytest.importorskip("moto")
+pytest.importorskip("s3fs")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a bucket on a server of its own."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            patch.delenv(name)
+        fsspec.filesystem("s3").mkdir("data")
+        yield "s3://data"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()
+
+
+def _run(build: Build) -> None:
+    for name, module in (("shard", shards), ("report", report)):
+        names = module.partitions(build)
+        for partition in names:
+            module.run_partition(build, partition)
+        build.stage(name).finish(names, 1)
+
+
+def test_the_same_dataset_as_on_a_disk_and_a_takedown_reaches_it(
+    bucket: str, synthetic_build: Build, synthetic: Any, tmp_path: Path
+) -> None:
+    fsspec.filesystem("s3").put(f"{synthetic_build.out}/", f"{bucket}/build/", recursive=True)
+    remote = replace(synthetic_build, out=f"{bucket}/build", store=Store(f"{bucket}/store"))
+    for build in (remote, synthetic_build):
+        _run(build)
+    mine, theirs = release.publish(remote), release.publish(synthetic_build)
+    assert mine.shards == theirs.shards
+    assert mine == read_manifest(Path(synthetic_build.out) / "shards").model_copy(
+        update={"created_at": mine.created_at}
+    )
+    assert verify(f"{bucket}/build/shards") == []
+    item = next(item for item in synthetic.items() if item.stage == "shard")
+    answer = forget(remote.store, [remote], Request(urls=[item.candidate.image_url]))
+    assert answer["builds"][0]["revision"] == 1
+    assert verify(f"{bucket}/build/shards", store=remote.store.url) == []
+    local = forget(synthetic_build.store, [synthetic_build], Request(urls=[item.candidate.image_url]))
+    assert local["tombstone"] == answer["tombstone"]
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    said = b"".join(fs.cat(path) for path in fs.find(f"{bucket}/build/report"))
+    assert item.candidate.texts[0].text.encode() not in said
+
+
+def test_a_large_file_goes_up_in_parts(bucket: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.tar"
+    path.write_bytes(bytes(60 << 20))
+    Folder(f"{bucket}/large").take(path, "large.tar")
+    found = fsspec.filesystem("s3").info(f"{bucket}/large/large.tar")
+    assert found["size"] == 60 << 20
+    assert found["ETag"].strip('"').endswith("-2"), "S3 marks so what came in two parts"
+    assert not path.exists()
