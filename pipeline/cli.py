@@ -438,14 +438,14 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _gc(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import gc
+    from pipeline import garbage
     from pipeline.folder import Folder
     from pipeline.store import Store
 
     if args.keep < 0:
         raise SpecError([f"--keep {args.keep}: a number of builds, 0 for all of them"])
     store = Store(Folder(args.store).url)
-    answer = gc.collect(store, args.keep, args.dry_run)
+    answer = garbage.collect(store, args.keep, args.dry_run)
     for what in answer["deleted"]:
         console.print(
             f"{'would delete' if args.dry_run else 'deleted'} {what['what']}: {what['place']}", soft_wrap=True

@@ -59,6 +59,8 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         names = sorted(mine.keys() | theirs.keys())
         rows.append(_row(name, title, title_zh, [theirs.get(n, 0) for n in names], [mine.get(n, 0) for n in names]))
     reasons = [{"": r["totals"]["kept"], **{x["name"]: x["count"] for x in r["reasons"]}} for r in (before, now)]
+    if not before["totals"]["kept"] or not now["totals"]["kept"]:
+        rows = []  # nothing to compare
     return {
         "baseline": before["build"]["id"],
         "snapshot": before["build"]["snapshot"],

@@ -245,12 +245,11 @@ def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]
             judge(*row)
     for name in build.fingerprints:
         for rows in _tables(build, name, DECISIONS, ["id", "fetch_id", "url", "page_url", "subject"]):
-            for *names, page, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
-                own, _, url = names
+            for own, fetch_id, url, page, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
                 if not url:
                     continue  # done before
                 if subject == "candidate":
-                    judge(*names, page)
+                    judge(own, fetch_id, url, page)
                 elif own in takedowns.hashes or takedowns.host(url):
                     pages.add(own)
     return ids, pages

@@ -122,7 +122,7 @@ def _before(report: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str
 
 def render(report: dict[str, Any]) -> str:
     """index.html from what `make` gave."""
-    return environment().get_template("report.html").render(**report)
+    return str(environment().get_template("report.html").render(**report))
 
 
 def environment() -> Any:

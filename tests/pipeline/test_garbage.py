@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipeline import gc, ledger, release
+from pipeline import garbage, ledger, release
 from pipeline.store import Build, Store
 from pipeline.verify import verify
 
@@ -40,7 +40,7 @@ def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_
 def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ledger, "reopen", {build.out: build for build in builds}.__getitem__)  # made without a build.json
-        return gc.collect(builds[0].store, **options)
+        return garbage.collect(builds[0].store, **options)
 
 
 def files(folder: str) -> set[str]:
