@@ -182,6 +182,7 @@ class Publish(Spec):
     )
     max_domain_share: float = Field(1.0, gt=0, le=1, description="of the samples, from one host of images")
     min_regions: float = Field(0.0, ge=0, description="of the first detector on an image, on average")
+    lineage: bool = Field(False, description="write openlineage.json: an OpenLineage event about the publish")
     judged_from: int = Field(100, gt=0, description="entries of a source at a stage from which its share is judged")
 
 

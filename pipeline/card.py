@@ -3,7 +3,7 @@
 The card is Hugging Face's README with front matter, so that the hub and `datasets` understand the folder as it is.
 croissant.json follows MLCommons Croissant 1.0 (http://mlcommons.org/croissant/1.0): every tar and Parquet file with its
 sha256, and the samples as a record set over the Parquet files. `train.json` and its like are wids' own format
-(wids_version 1, relative URLs).
+(wids_version 1, relative URLs). openlineage.json, if the spec wants it, is one event for a data catalogue.
 
 Limits: Croissant wants a licence URL, which a spec need not have; the licence is given as the text that the spec holds.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M
 
 PARQUET = "application/x-parquet"
 """The media type by which Croissant's own tools know a Parquet file."""
+
+_PRODUCER = f"urn:wenlan:{importlib.metadata.version('wenlan')}"
+_FACETS = "https://openlineage.io/spec/facets"
 
 _COLUMNS = {
     "key": ("sc:Text", "Name of the sample's members in its tar, unique across builds."),
@@ -45,6 +49,8 @@ def files(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel
     found = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
     found["README.md"] = readme(build, manifest, candidates, captures).encode()
     found["croissant.json"] = _json(croissant(build, manifest))
+    if build.spec.publish.lineage:
+        found["openlineage.json"] = _json(lineage(build, manifest, candidates))
     return found
 
 
@@ -119,6 +125,43 @@ def croissant(build: Build, manifest: Manifest) -> dict[str, Any]:
         "isLiveDataset": False,
         "distribution": [*objects, index],
         "recordSet": [_samples(), _splits(manifest)],
+    }
+
+
+def lineage(build: Build, manifest: Manifest, candidates: Funnel) -> dict[str, Any]:
+    """A RunEvent of OpenLineage 2-0-2 (https://openlineage.io/spec/): from which sources this revision was made.
+
+    A catalogue takes it by POST to its `/api/v1/lineage`; nothing is sent from here.
+    """
+    job = {"namespace": "wenlan", "name": build.spec.name}
+    size = sum(shard.tar.bytes for shard in manifest.shards)
+    statistics = {"rowCount": sum(manifest.samples.values()), "size": size, "fileCount": len(manifest.shards)}
+    about = {"_producer": _PRODUCER, "_schemaURL": f"{_FACETS}/1-0-0/DatasetVersionDatasetFacet.json"}
+    counted = {"_producer": _PRODUCER, "_schemaURL": f"{_FACETS}/1-0-2/OutputStatisticsOutputDatasetFacet.json"}
+    rows = {"_producer": _PRODUCER, "_schemaURL": f"{_FACETS}/1-0-0/InputStatisticsInputDatasetFacet.json"}
+    return {
+        "eventType": "COMPLETE",
+        "eventTime": manifest.created_at,
+        "producer": _PRODUCER,
+        "schemaURL": "https://openlineage.io/spec/2-0-2/OpenLineage.json#/$defs/RunEvent",
+        "run": {"runId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"{manifest.build_id}/{manifest.revision}"))},
+        "job": job,
+        "inputs": [
+            {
+                "namespace": f"wenlan/{build.spec.name}/sources",
+                "name": ref.name,
+                "inputFacets": {"inputStatistics": {**rows, "rowCount": candidates.of_source(ref.name).total}},
+            }
+            for ref in build.spec.sources
+        ],
+        "outputs": [
+            {
+                "namespace": "wenlan",
+                "name": build.spec.name,
+                "facets": {"version": {**about, "datasetVersion": manifest.content_digest}},
+                "outputFacets": {"outputStatistics": {**counted, **statistics}},
+            }
+        ],
     }
 
 

@@ -38,7 +38,7 @@ VERSION = 1
 INPUTS: tuple[str, ...] = ("screen", "detect")
 
 BLOCK = 512
-PUBLISHED = ("manifest.json", "README.md", "croissant.json", *(f"{split}.json" for split in SPLITS))
+PUBLISHED = ("manifest.json", "README.md", "croissant.json", "openlineage.json", *(f"{split}.json" for split in SPLITS))
 """Files that `release.publish` writes into the shard folder; the manifest is what makes it a dataset."""
 
 PACKED = ("tar", "parquet", DECISIONS)

@@ -239,3 +239,19 @@ def test_mlcroissant_finds_no_fault_and_reads_the_records(synthetic_build: Build
     assert {r["samples/key"].decode() for r in found} == {row["key"] for row in rows}
     texts = {r["samples/key"].decode(): [t["samples/texts/text"] for t in r["samples/texts"]] for r in found}
     assert len(texts) == 30
+
+
+def test_an_event_for_a_data_catalogue_is_written_where_the_spec_wants_it(
+    tmp_path: Path, synthetic: Any, run_stage: Run
+) -> None:
+    build, _ = synthetic.make(tmp_path, publish={"lineage": True})
+    manifest = _publish(build, run_stage)
+    event = json.loads((Path(build.out) / "shards/openlineage.json").read_bytes())
+    [output] = event["outputs"]
+    assert output["facets"]["version"]["datasetVersion"] == manifest.content_digest
+    assert output["outputFacets"]["outputStatistics"]["rowCount"] == 30
+    read = {i["name"]: i["inputFacets"]["inputStatistics"]["rowCount"] for i in event["inputs"]}
+    assert read == {"pages": 36, "table": 18}
+    client = pytest.importorskip("openlineage.client.event_v2")
+    client.RunEvent(eventType=client.RunState.COMPLETE, eventTime=event["eventTime"],
+                    run=client.Run(**event["run"]), job=client.Job(**event["job"]))  # fmt: skip
