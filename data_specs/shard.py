@@ -21,7 +21,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -227,6 +227,9 @@ def nfc(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
+_SAMPLE_FIELDS = tuple(field.name for field in fields(Sample))
+
+
 def encode_sample(sample: Sample, image: bytes) -> list[tuple[str, bytes]]:
     """Members of one sample in the order of the tar: [(name, data)] for KEY.jpg, KEY.txt, KEY.json.
 
@@ -236,7 +239,7 @@ def encode_sample(sample: Sample, image: bytes) -> list[tuple[str, bytes]]:
         raise ContractError(f"{sample.key}: a sample needs at least one text")
     if image[:2] != b"\xff\xd8":
         raise ContractError(f"{sample.key}: stored images are JPEG; got bytes {image[:4].hex()}")
-    record = asdict(sample)
+    record: dict[str, Any] = {name: getattr(sample, name) for name in _SAMPLE_FIELDS}
     record["texts"] = [
         {"kind": t.kind, "text": nfc(t.text), **({"original": nfc(t.original)} if t.original else {})}
         for t in sample.texts

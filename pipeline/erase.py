@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from data_specs.shard import KEY_LENGTH, decode_sample, encode_sample, nfc
 from pipeline.cache import Cache
 from pipeline.digests import DIGEST
-from pipeline.folder import file_sha256
+from pipeline.folder import Folder, file_sha256
 from pipeline.identities import SIGNATURES, write_without
 from pipeline.records import DropReason, sha256_hex
 from pipeline.shards import BLOCK, TarWriter, packed
@@ -88,7 +88,7 @@ def erase(build: Build, gone: Gone, cache: Cache, names: Sequence[str]) -> None:
                 _drop(stage)
                 continue
             for record in stage.records():
-                _partition(stage, record, gone, borrowed, cache)
+                _partition(stage, record, gone, borrowed, cache, build.store.folder / "crawled")
         if stages:
             stages[0].sweep()
         if name == "crawl":
@@ -103,7 +103,7 @@ def _drop(stage: StageDir) -> None:
     stage.folder.delete(f"_records/{stage.fingerprint}")
 
 
-def _partition(stage: StageDir, record: Record, gone: Gone, borrowed: Borrowed, cache: Cache) -> None:
+def _partition(stage: StageDir, record: Record, gone: Gone, borrowed: Borrowed, cache: Cache, crawled: Folder) -> None:
     """Rewrite what a partition holds of what goes; nothing is written where it holds none of it."""
     counts = dict(record.counts)
     with _scratch(stage) as path:
@@ -142,6 +142,8 @@ def _partition(stage: StageDir, record: Record, gone: Gone, borrowed: Borrowed, 
         new = stage.amend(record, files, counts)
     if old:
         _point_to(cache, stage, new, old)
+    if stage.name == "crawl":
+        _point_crawls(crawled, stage, record, new)
 
 
 @contextmanager
@@ -245,6 +247,17 @@ def _point_to(cache: Cache, stage: StageDir, record: Record, old: str) -> None:
     cache.put(pa.Table.from_pylist(new, schema=known.schema))
 
 
+def _point_crawls(crawled: Folder, stage: StageDir, old: Record, new: Record) -> None:
+    """Tell STORE/crawled where the last crawl of a site lies now; else the next one would ask for everything again."""
+    moved = {stage.folder.at(ref.name): stage.folder.at(new.files[suffix].name) for suffix, ref in old.files.items()}
+    for name in crawled.names():
+        if name.endswith(".json") and not name.startswith("."):
+            known = crawled.read_json(name)
+            now = {what: moved.get(str(place), place) for what, place in known.items()}
+            if now != known:
+                crawled.write_json(name, now)
+
+
 def _lead(
     stage: StageDir, record: Record, gone: Gone, borrowed: Borrowed, path: Callable[[str], Path]
 ) -> dict[str, Path]:
@@ -281,6 +294,8 @@ class Borrowed:
             return Borrowed({}, set())
         stage, leader_of = build.stage("dedup"), dict[str, str]()
         for record in stage.records():
+            if DECISIONS not in record.files:
+                continue
             table = stage.table(record, DECISIONS, ["id", "duplicate_of"], [("duplicate_of", "!=", "")])
             leader_of |= zip(table["id"].to_pylist(), table["duplicate_of"].to_pylist(), strict=True)
         mended = {leader for copy, leader in leader_of.items() if copy in gone.hashes and leader not in gone.hashes}

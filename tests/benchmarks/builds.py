@@ -229,6 +229,8 @@ def samples(build: Build) -> Iterator[tuple[str, bytes, bytes, bytes]]:
     for tar in sorted((Path(build.out) / "shards").glob("*.tar")):
         data = tar.read_bytes()
         for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist():
-            parts = (data[row[f"{w}_offset"] :][: row[f"{w}_size"]] for w in ("image", "text", "json"))
+            parts = [
+                data[row[f"{w}_offset"] : row[f"{w}_offset"] + row[f"{w}_size"]] for w in ("image", "text", "json")
+            ]
             image, text, record = parts
             yield row["key"], image, text, record

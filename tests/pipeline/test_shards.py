@@ -12,6 +12,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline import pictures, release, shards, verify
@@ -206,3 +208,34 @@ def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, 
     other = replace(build, fingerprints={**build.fingerprints, "screen": "a" * 64, "shard": "5" * 64})
     run_stage(other, "shard")
     assert tar.stat().st_mtime_ns != before
+
+
+@given(st.text("0123456789abcdef.jpgtxson", min_size=1, max_size=100), st.integers(0, (8 << 30) - 1))
+def test_a_header_is_the_one_that_tarfile_writes(name: str, size: int) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    theirs, mine = info.tobuf(tarfile.USTAR_FORMAT), shards.ustar_header(name, size)
+    assert mine == theirs or theirs[329:336] == b"0000000", "Python 3.10 writes device numbers of files"
+    read = tarfile.TarInfo.frombuf(mine, "ascii", "strict")
+    assert (read.name, read.size, read.mode, read.isreg()) == (name.rstrip("/"), size, 0o644, True)
+
+
+def test_a_jpeg_is_plain_only_where_pillow_would_leave_it_as_it_is(synthetic: Any) -> None:
+    exif, plain = Image.Exif(), 0
+    exif[270] = "a description"
+    image = Image.new("RGB", (9, 5), (200, 10, 10))
+    made = [item.data for item in synthetic.items() if item.data]
+    for options in ({"progressive": True}, {"exif": exif.tobytes()}, {"icc_profile": b"x" * 300}, {"comment": b"c"}):
+        out = io.BytesIO()
+        image.save(out, "JPEG", **options)
+        made.append(out.getvalue())
+    for data in made:
+        if shards.is_plain_jpeg(data):
+            plain += 1
+            assert pictures.to_jpeg(data, 92) == data
+            assert shards.components_of(data) == 3
+    assert plain >= 3
+    assert not any(
+        shards.is_plain_jpeg(item.data) for item in synthetic.items() if not item.data.startswith(b"\xff\xd8")
+    )
+    assert not shards.is_plain_jpeg(made[0][:100])
