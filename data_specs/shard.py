@@ -41,6 +41,7 @@ TextKind = Literal["alt", "caption", "title", "surrounding", "abstract", "conten
 TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
 SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library"]
+SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
 
 
 class ContractError(ValueError):

@@ -95,6 +95,7 @@ def _share(output: StepOutput, start: int, stop: int, micros: int) -> StepOutput
         image_keys_BD=output.image_keys_BD[start:stop],
         text_keys_BD=output.text_keys_BD[start:stop],
         ids=output.ids.rows(start, stop),
+        losses_B=output.losses_B[start:stop],
     )
 
 

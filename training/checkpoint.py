@@ -7,12 +7,14 @@
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
       released.safetensors   instead of the last three in an imported one: what only an export needs
       checkpoint.json        version, and bytes and sha256 of each file above; written last
+    OUT/checkpoints/best     link to the one with the highest recall on the dev split, which is kept
 
 The folder is filled under a temporary name, flushed, and renamed: a killed run leaves a temporary folder that the next
 one removes, never half a checkpoint. Tensors that query and key towers share (frozen layers) are stored once. No file
 is a pickle, so reading a stranger's checkpoint runs no code of theirs.
 
-Limits: local disks. Every file is read whole once to compare its sha256, only those that the caller needs.
+Limits: local disks (training/saver.py copies to others). Every file that the caller needs is read whole once to compare
+its sha256.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,14 +50,22 @@ CHECKPOINT_VERSION = 1
 RELEASED_FILE = "released.safetensors"
 """Tensors of a released checkpoint that no module of ours uses, by their names there."""
 
-_INDEX = "checkpoint.json"
-_STEP_FOLDER = re.compile(r"step-(\d{8,})")
+BEST = "best"
+"""Beside the checkpoints of a run: a link to the one with the highest recall on the dev split."""
+
+INDEX = "checkpoint.json"
+"""Names the files of a checkpoint; written last, so a folder that has it is whole."""
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands: optimiser steps done, samples consumed, non-finite steps skipped; and on which data."""
+    """Where a run stands: optimiser steps done, samples consumed, non-finite steps skipped; and on which data.
+
+    `weights`: of a mixture's parts, empty without one. `best`: the highest mean recall on the dev split so far, and the
+    step that had it, -1 before the first. `batch_size` and `world_size` are those of the last step, 0 if unknown.
+    """
 
     step: int
     position: int
@@ -63,6 +73,11 @@ class RunState:
     content_digests: tuple[str, ...]
     region_digests: tuple[str, ...]
     detector: str
+    weights: tuple[float, ...] = ()
+    best: float = 0.0
+    best_step: int = -1
+    batch_size: int = 0
+    world_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +124,17 @@ class Checkpoint:
         self._fill(model, _tensors(self, "key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
         self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
         self._fill_optimizer(model, optimizer)
+        return self.state()
+
+    def state(self) -> RunState:
+        """Where the run stood. Raises TrainingError."""
         raw = _object(self.folder, self.files, "state.json")
+        known = {f.name for f in fields(RunState)}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
         try:
-            lists = {name: tuple(raw[name]) for name in ("content_digests", "region_digests")}
-            return RunState(raw["step"], raw["position"], raw["skipped"], detector=raw["detector"], **lists)
-        except KeyError as e:
-            raise TrainingError(str(self.folder / "state.json"), f"lacks {e}") from None
+            return RunState(**given)
+        except TypeError as e:
+            raise TrainingError(str(self.folder / "state.json"), f"lacks {str(e).rpartition(':')[2].strip()}") from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         """The saved queues in the model's size."""
@@ -154,6 +174,69 @@ class Checkpoint:
                 optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
 
 
+Parts = Mapping[str, Mapping[str, "Tensor"]]
+"""File name without its suffix -> the tensors in it, by name."""
+
+
+def parts_of(model: BriVL, optimizer: torch.optim.Optimizer, *, copied: bool = False) -> Parts:
+    """All tensors of a checkpoint. `copied`: as they are now, on the CPU, whatever the next step does to them."""
+    from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES
+
+    shared = set(model.shared_tensors())
+    tensors = {k: v for k, v in model.state_dict().items() if k not in shared}
+    parts = {
+        "towers": {k: v for k, v in tensors.items() if k.startswith(QUERY_PREFIXES)},
+        "key_towers": {k: v for k, v in tensors.items() if k.startswith(KEY_PREFIXES)},
+        "queues": {k: v for k, v in tensors.items() if k.startswith(QUEUE_PREFIXES)},
+        "optimizer": {
+            f"{moment}/{name}": optimizer.state[parameter][moment]
+            for name, parameter in model.named_parameters()
+            for moment in _MOMENTS
+            if moment in optimizer.state.get(parameter, {})
+        },
+    }
+    return {name: {k: _copied(v) for k, v in part.items()} for name, part in parts.items()} if copied else parts
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+
+
+def write(
+    run: Path,
+    parts: Parts,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: RunState,
+    keep_last: int,
+    *,
+    best: bool = False,
+) -> Path:
+    """Write `run/checkpoints/step-N` atomically and return its path; `best`: let `run/checkpoints/best` name it.
+
+    The `keep_last` newest are kept, and the best; the others go.
+    """
+    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    described = {name: getattr(state, name) for name in ("content_digests", "region_digests", "detector")}
+    with _written_whole(folder) as temporary:
+        _write_description(temporary, config, tokenizer, described)
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+        for name, part in parts.items():
+            _write_part(temporary / f"{name}.safetensors", part)
+    link = folder.with_name(BEST)
+    if best:
+        fresh = folder.with_name(f".{BEST}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.name)
+        fresh.replace(link)
+    kept = link.resolve().name if link.exists() else ""
+    for old in folders(run)[:-keep_last]:
+        if old.name != kept:
+            shutil.rmtree(old)
+    return folder
+
+
 def save(
     run: Path,
     model: BriVL,
@@ -163,18 +246,8 @@ def save(
     state: RunState,
     keep_last: int,
 ) -> Path:
-    """Write `run/checkpoints/step-N` atomically, remove all but the `keep_last` newest, and return its path."""
-    folder = run / "checkpoints" / f"step-{state.step:08d}"
-    described = asdict(state)
-    for name in ("step", "position", "skipped"):
-        del described[name]
-    with _written_whole(folder) as temporary:
-        _write_description(temporary, config, tokenizer, described)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
-        _write_tensors(temporary, model, optimizer)
-    for old in _folders(run)[:-keep_last]:
-        shutil.rmtree(old)
-    return folder
+    """`write` of a model as it is."""
+    return write(run, parts_of(model, optimizer), config, tokenizer, state, keep_last)
 
 
 def save_imported(
@@ -190,7 +263,7 @@ def save_imported(
 
     An earlier checkpoint there is replaced. Raises TrainingError when the folder holds anything else.
     """
-    if folder.exists() and not (folder / _INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
+    if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
         raise TrainingError(str(folder), "there already, and no imported checkpoint; choose another --out")
     described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
     with _written_whole(folder) as temporary:
@@ -203,8 +276,8 @@ def save_imported(
 
 def latest(run: Path) -> Path | None:
     """The newest checkpoint of a run's folder, or None."""
-    folders = _folders(run)
-    return folders[-1] if folders else None
+    found = folders(run)
+    return found[-1] if found else None
 
 
 def clean(run: Path) -> None:
@@ -223,8 +296,8 @@ def _written_whole(folder: Path) -> Iterator[Path]:
         yield temporary
         files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
         index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
-        (temporary / _INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        _flush(temporary / _INDEX)
+        (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        _flush(temporary / INDEX)
         if folder.exists():
             shutil.rmtree(folder)
         temporary.rename(folder)
@@ -248,9 +321,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """
     if path.is_file():
         raise TrainingError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
-    folder = path if (path / _INDEX).is_file() else latest(path)
+    folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
-        raise TrainingError(str(path), f"not a wenlan checkpoint: no {_INDEX} in it")
+        raise TrainingError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
     files = _read_index(folder)
     described = _object(folder, files, "config.json")
     try:
@@ -280,9 +353,9 @@ def _object(folder: Path, files: Mapping[str, str], file: str) -> dict[str, Any]
 
 def _read_index(folder: Path) -> dict[str, str]:
     """sha256 by file name, of the files that are there in full size."""
-    name = str(folder / _INDEX)
+    name = str(folder / INDEX)
     try:
-        index = json.loads((folder / _INDEX).read_bytes())
+        index = json.loads((folder / INDEX).read_bytes())
         written = index["checkpoint_version"]
         files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -312,7 +385,7 @@ def _verify(folder: Path, files: Mapping[str, str], file: str) -> bytes:
 
 def _check_sha256(folder: Path, files: Mapping[str, str], file: str) -> None:
     if file not in files:
-        raise TrainingError(str(folder / _INDEX), f"names no {file}; not a checkpoint to go on from")
+        raise TrainingError(str(folder / INDEX), f"names no {file}; not a checkpoint to go on from")
     if _sha256(folder / file) != files[file]:
         raise TrainingError(str(folder / file), "its sha256 is not the one in checkpoint.json: damaged or replaced")
 
@@ -334,26 +407,6 @@ def _tensors(checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _write_tensors(folder: Path, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
-    from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES
-
-    shared = set(model.shared_tensors())
-    tensors = {k: v for k, v in model.state_dict().items() if k not in shared}
-    parts = {
-        "towers": {k: v for k, v in tensors.items() if k.startswith(QUERY_PREFIXES)},
-        "key_towers": {k: v for k, v in tensors.items() if k.startswith(KEY_PREFIXES)},
-        "queues": {k: v for k, v in tensors.items() if k.startswith(QUEUE_PREFIXES)},
-        "optimizer": {
-            f"{moment}/{name}": optimizer.state[parameter][moment]
-            for name, parameter in model.named_parameters()
-            for moment in _MOMENTS
-            if moment in optimizer.state.get(parameter, {})
-        },
-    }
-    for name, part in parts.items():
-        _write_part(folder / f"{name}.safetensors", part)
-
-
 def _write_part(path: Path, part: Mapping[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
@@ -370,11 +423,9 @@ def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
     return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
 
 
-def _folders(run: Path) -> list[Path]:
+def folders(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    found = [
-        p for p in (run / "checkpoints").glob("step-*") if _STEP_FOLDER.fullmatch(p.name) and (p / _INDEX).exists()
-    ]
+    found = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name) and (p / INDEX).exists()]
     return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
 
 

@@ -73,7 +73,17 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin from the towers of a checkpoint")
     fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4")
     fit.add_argument(
-        "--workers", type=int, metavar="N", help="run on N workers of Ray Train (RAY_ADDRESS for a cluster)"
+        "--workers",
+        metavar="N",
+        help="run on N workers of Ray Train, or LO:HI for as many as there is room for (RAY_ADDRESS for a cluster)",
+    )
+    fit.add_argument(
+        "--max-failures", type=int, default=10, metavar="N", help="lost workers after which --workers gives up"
+    )
+    fit.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train 5 steps, keep nothing, and say what the run would take: parameters, FLOPs, memory, time",
     )
     _add_shared(fit)
     fit.set_defaults(run=_fit)
@@ -159,7 +169,11 @@ def _add_import(commands: Any) -> None:
 
 def _add_data(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--data", required=True, nargs="+", metavar="DATA", help="manifest.json, its folder, or 'x-{000..099}.tar'"
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DATA",
+        help="manifest.json, its folder, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
     )
 
 
@@ -176,11 +190,24 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.config import resolve
 
     config = resolve(arguments.recipe, arguments.set)
+    if arguments.dry_run:
+        from training.dry_run import dry_run
+
+        planned: dict[str, Any] = dry_run(config, arguments.data, init=arguments.init, cache=arguments.cache)
+        for line in planned.pop("lines"):
+            LOG.info("%s", line)
+        return planned
     if arguments.workers is not None:
-        from training.ray_job import fit_on_ray
+        from training.ray_job import fit_on_ray, parse_workers
 
         result: dict[str, Any] = fit_on_ray(
-            config, arguments.data, arguments.out, arguments.workers, init=arguments.init, cache=arguments.cache
+            config,
+            arguments.data,
+            arguments.out,
+            parse_workers(arguments.workers),
+            init=arguments.init,
+            cache=arguments.cache,
+            max_failures=arguments.max_failures,
         )
     else:
         from training.train import fit

@@ -15,13 +15,17 @@ import json
 import math
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from data_specs.shard import SOURCE_KINDS, TEXT_KINDS
 from training.errors import ConfigError
 
 TextKinds = Mapping[str, Mapping[str, float]]
 """Source kind -> {text kind: probability}."""
+
+DERIVED_KINDS = ("easy", "first")
+"""Text kinds that are made of the surrounding text and not stored (training/text_choice.py)."""
 
 Scalar = bool | int | float | str
 """A value of `text.backbone_options`."""
@@ -128,7 +132,8 @@ class DataConfig:
     """Boxes of the detector; the whole image is one more."""
     max_tokens: int = 80
     text_kinds: Literal["primary"] | TextKinds = "primary"
-    """`primary`, or by source kind the probability with which a text of each kind is taken, if the sample has it."""
+    """`primary`, or by source kind the probability with which a text of each kind is taken, if the sample has it.
+    Beside the kinds that are stored there are `easy` and `first`, made of the surrounding text as BriVL made them."""
     color_jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strength of brightness, contrast, saturation and hue."""
     color_jitter_p: float = 0.8
@@ -138,6 +143,10 @@ class DataConfig:
     window_shards: int = 8
     """Shards within whose samples the order is shuffled."""
     num_workers: int = 2
+    cache_gb: float = 100.0
+    """Disk that copies of remote tars may take on a machine; 0 reads every image with a request of its own."""
+    boilerplate_dropout: float = 1.0
+    """Probability with which a text such as 查看源网页 or IMG_1234.jpg is left out where the sample has another one."""
     tokenizer: str = "gb2312"
     """`gb2312`, `bert_chinese`, or a BERT vocabulary as local path or hub name."""
 
@@ -155,7 +164,15 @@ class OptimConfig:
     """Factor on lr for each step down a backbone: once for its last stage or layer, twice for the one before ..."""
     weight_decay: float = 1e-5
     warmup_samples: int = 0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant", "wsd"] = "cosine"
+    """After the warm-up: down to 0 along a cosine; no change; or no change, then straight down to 0 (warm-up, stable,
+    decay: arXiv 2404.06395), so that a run can be made longer without having begun otherwise."""
+    decay_share: float = 0.2
+    """wsd: share of the run, at its end, in which the rate falls."""
+    lr_batch: int = 0
+    """The batch for which lr is meant; 0 for the run's own."""
+    lr_scaling: Literal["linear", "sqrt"] = "linear"
+    """What lr is multiplied by where the run's batch is another than lr_batch: their ratio, or its root."""
     clip: float = 1.0
     """Largest norm of the gradient; 0 for no clipping."""
     betas: tuple[float, float] = (0.9, 0.999)
@@ -180,9 +197,23 @@ class RunConfig:
     checkpoint_every: int = 1000
     """Steps; 0 for the last one only."""
     keep_last: int = 2
+    keep_best: bool = True
+    """Also keep the checkpoint with the highest mean recall on the dev split, as checkpoints/best."""
+    save_in_background: bool = True
+    """Write checkpoints while training goes on, from a copy of the state in memory."""
+    mirror: str = ""
+    """A folder or URL to which every checkpoint is copied as well; a run whose folder is gone goes on from there."""
     eval_every: int = 0
     """Steps between recalls on the dev split; 0 for never."""
+    patience: int = 0
+    """Stop after so many of them in a row without a higher mean recall; 0 for never."""
+    stop_on_collapse: bool = True
+    """Stop when all features of a modality have become alike; a warning if not."""
     log_every: int = 10
+    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
+    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
+    profile_steps: int = 0
+    """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"
 
 
@@ -262,11 +293,14 @@ def _build(cls: type[_Record], values: object, name: str, path: str) -> _Record:
         if key not in hints:
             hint = _suggest(str(key), hints).strip()
             raise ConfigError(name, f"{prefix}{key}: unknown key{'; ' + hint if hint else ''}")
+    optional = {f.name for f in fields(cast(Any, cls)) if f.default is not MISSING or f.default_factory is not MISSING}
     for key in hints:
-        if key not in values:
+        if key not in values and key not in optional:
             raise ConfigError(name, f"{prefix}{key}: missing")
     built = {}
     for key, hint in hints.items():
+        if key not in values:
+            continue  # of an earlier version, which did what the default does
         where = f"{prefix}{key}"
         inner = hint if is_dataclass(hint) else None
         built[key] = (
@@ -387,6 +421,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optim.clip": (0, math.inf),
     "optim.weight_decay": (0, math.inf),
     "optim.warmup_samples": (0, math.inf),
+    "optim.decay_share": (0, 1),
+    "optim.lr_batch": (0, math.inf),
+    "data.cache_gb": (0, math.inf),
+    "data.boilerplate_dropout": (0, 1),
+    "run.patience": (0, math.inf),
+    "run.profile_steps": (0, math.inf),
     "run.batch_size": (1, math.inf),
     "run.accumulate": (1, math.inf),
     "run.epochs": (0, math.inf),
@@ -395,6 +435,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "run.eval_every": (0, math.inf),
     "run.log_every": (1, math.inf),
 }
+
+
+def _check_kinds(kinds: TextKinds) -> None:
+    for source, shares in kinds.items():
+        for found, known in ((source, SOURCE_KINDS), *((kind, (*TEXT_KINDS, *DERIVED_KINDS)) for kind in shares)):
+            if found not in known:
+                hint = _suggest(found, dict.fromkeys(known)).strip()
+                raise ConfigError("data.text_kinds", f"unknown kind {found!r}{'; ' + hint if hint else ''}")
 
 
 def _check(config: Config) -> None:
@@ -422,5 +470,9 @@ def _check(config: Config) -> None:
         )
     if config.run.compile and config.run.recompute == "blocks":
         raise ConfigError("run.compile", "does not go with run.recompute=blocks: batch norms would move twice a step")
+    if not isinstance(config.data.text_kinds, str):
+        _check_kinds(config.data.text_kinds)
+    if config.run.patience and not config.run.eval_every:
+        raise ConfigError("run.patience", "counts recalls on the dev split; set run.eval_every")
     if config.data.max_tokens > config.text.max_positions:
         raise ConfigError("data.max_tokens", f"{config.data.max_tokens} exceeds text.max_positions")

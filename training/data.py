@@ -16,18 +16,19 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from data_specs.shard import ContractError
-from training.config import DataConfig, TextKinds
+from data_specs.shard import SOURCE_KINDS, ContractError
+from training.config import DataConfig
 from training.errors import ConfigError, TrainingError
 from training.index import Dataset, Row, RowText
-from training.order import Order, fraction, seed_of
+from training.order import Mixture, Order, seed_of
 from training.records import Batch
+from training.text_choice import choose_text
 from training.tokenizer import Tokenizer
-from training.transforms import UnreadableImage, decode, input_boxes, recolour, square
+from training.transforms import UnreadableImage, decode, input_boxes, prepare, recolour, square
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,7 +104,7 @@ class _Maker:
     def __init__(
         self,
         dataset: Dataset,
-        order: Order,
+        order: Order | Mixture,
         config: DataConfig,
         tokenizer: Tokenizer,
         seed: int,
@@ -120,6 +121,7 @@ class _Maker:
 
     def __getitem__(self, span: tuple[int, int]) -> _Loaded:
         corrupt: list[_Corrupt] = []
+        self._dataset.ahead(*self._order.windows(span[0]))
         try:
             samples = [self._sample(*self._order.entry(position), corrupt) for position in range(*span)]
         except ContractError as e:
@@ -131,8 +133,7 @@ class _Maker:
     def _sample(self, epoch: int, number: int, corrupt: list[_Corrupt]) -> _Sample:
         row = self._dataset.row(number)
         config = self._config
-        kinds = config.text_kinds if self._train else "primary"
-        text = choose_text(row, kinds, self._seed, epoch)
+        text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
         try:
             pixels = decode(self._dataset.image(row))
             height, width = pixels.shape[1:]
@@ -163,23 +164,6 @@ class _Maker:
         return _Sample(row, image, input_boxes([], 1, 1, size, 0), self._tokenizer.encode("", 3), text, False)
 
 
-def choose_text(row: Row, kinds: str | TextKinds, seed: int, epoch: int) -> RowText:
-    """The text of a row for one epoch, by the probabilities of its source kind.
-
-    Probabilities are rescaled to the kinds the row has; several texts of one kind share its probability. The first text
-    is taken for "primary", for a source kind without probabilities and where none of the kinds is there.
-    """
-    weights: Mapping[str, float] = {} if isinstance(kinds, str) else kinds.get(row.source_kind, {})
-    counts = {kind: sum(text.kind == kind for text in row.texts) for kind in weights}
-    shares = [weights.get(text.kind, 0.0) / max(counts.get(text.kind, 1), 1) for text in row.texts]
-    rest = fraction("text", seed, epoch, row.key) * sum(shares)
-    for text, share in zip(row.texts, shares, strict=True):
-        rest -= share
-        if share and rest < 0:
-            return text
-    return row.texts[0]
-
-
 def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
     """Batch of samples, padded to the most boxes and tokens among them, and to `length` tokens at least."""
     import numpy as np
@@ -191,8 +175,12 @@ def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
     for i, sample in enumerate(samples):
         boxes[i, : len(sample.boxes)] = sample.boxes
         tokens[i, : len(sample.tokens)] = sample.tokens
+    height, width = samples[0].image.shape[1:]
+    images_BHW3 = torch.empty(size, height, width, 3, dtype=torch.uint8)  # as they lie in memory, and as a GPU wants it
+    for i, sample in enumerate(samples):
+        images_BHW3[i] = sample.image.permute(1, 2, 0)
     return Batch(
-        images_B3HW=torch.stack([s.image for s in samples]),
+        images_B3HW=images_BHW3.permute(0, 3, 1, 2),
         boxes_BR4=torch.from_numpy(boxes),
         n_boxes_B=torch.tensor([len(s.boxes) for s in samples]),
         token_ids_BL=torch.from_numpy(tokens),
@@ -201,6 +189,7 @@ def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
         image_ids_B=torch.tensor([short_id(s.row.image_leader) for s in samples]),
         text_ids_B=torch.tensor([short_id(s.text.leader) for s in samples]),
         valid_B=torch.tensor([s.valid for s in samples]),
+        sources_B=torch.tensor([SOURCE_KINDS.index(s.row.source_kind) for s in samples]),
     )
 
 
@@ -238,7 +227,10 @@ class Loader:
         if not len(dataset):
             raise ContractError("no samples in this split of the data")
         self.share = share
-        self._order = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
+        dataset.check_window(config.window_shards)
+        self._order: Order | Mixture = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
+        if train and dataset.weights:
+            self._order = Mixture(dataset.parts, dataset.weights, seed, config.window_shards)
         self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, pad_tokens)
         self._workers = config.num_workers
         self._pin = pin_memory
@@ -246,6 +238,13 @@ class Loader:
         self._corrupt: set[tuple[str, str]] = set()  # tar and key
         if train and not dataset.has_regions:
             LOG.info("no detector's regions: boxes are a grid of the image and the whole image")
+
+    def epochs(self, position: int) -> dict[str, float]:
+        """How often the dataset, or each part of a mixture, has been gone through at a position."""
+        if isinstance(self._order, Order):
+            return {"epoch": position / len(self._order)}
+        found = self._order.epochs(position)
+        return {"epoch": position / len(self._order)} | {f"epoch.{i}": epochs for i, epochs in enumerate(found)}
 
     @property
     def corrupt(self) -> int:
@@ -276,6 +275,7 @@ class Loader:
     def _load(self, spans: Iterator[tuple[int, int]]) -> Iterator[Batch]:
         from torch.utils.data import DataLoader
 
+        prepare()
         loader: Any = DataLoader(
             self._maker,  # type: ignore[arg-type]
             batch_size=None,

@@ -86,6 +86,10 @@ class Meter:
             self._text = _curve(self._config, "text", self._config.data.max_tokens)
         return float(pairs * (np.polyval(self._image, boxes) + np.polyval(self._text, tokens)))
 
+    def sample_flops(self) -> float:
+        """Of one sample in one step, with as many boxes and tokens as the config allows."""
+        return self.step_flops(1, self._config.data.max_boxes + 1, self._config.data.max_tokens)
+
     def metrics(self, micros: Sequence[Batch], seconds: float) -> dict[str, float]:
         """`tflops`: 10^12 operations a second of this rank; `mfu`: their share of the peak, where that is known."""
         done = sum(self.step_flops(len(b), b.boxes_BR4.shape[1], b.token_ids_BL.shape[1]) for b in micros)

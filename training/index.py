@@ -3,8 +3,8 @@
 A dataset is a tuple of shards. Of each shard this module keeps an index in uncompressed Arrow IPC in a cache folder,
 made once from the shard's Parquet (or by one pass over a plain tar) and then memory-mapped, so that the memory of a
 process grows neither with the pixels nor with the number of samples. Images are read by offset (`pread`), which makes
-row 9,000,000 as cheap as row 0: resume needs no replay. Regions of one detector are joined by row when the cache is
-made, after their `key` and `sha256` were compared with the shard's.
+row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars are read from copies (training/remote.py). Regions
+of one detector are joined by row when the cache is made, after their `key` and `sha256` were compared with the shard's.
 
 Limits: sizes of all tars are checked at the start, their sha256 is not (`wenlan-data verify` does that). A plain tar
 has no split: it is all train, or all of what is evaluated.
@@ -17,10 +17,11 @@ import hashlib
 import itertools
 import os
 import posixpath
+import re
 import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,10 @@ from data_specs.shard import (
     Split,
     parse_manifest,
 )
+from training.config import DataConfig
+from training.errors import ConfigError
 from training.plain_tars import expand, index_tar
+from training.remote import TarCache
 
 GRID = "grid"
 """The detector that needs no file: boxes follow from the image's size alone."""
@@ -86,25 +90,32 @@ class _Shard:
     rows: int
     index: Path
     regions: Path | None
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What one manifest, or all plain tars together, add to a dataset."""
+    """What one manifest, or one argument's plain tars, add to a dataset."""
 
     shards: list[_Shard]
     digest: str
     regions: str
+    weight: float | None = None
 
 
 class Dataset:
     """Rows of one split of one or several releases, numbered 0 .. len - 1 in order of the arguments and shards."""
 
-    def __init__(self, opened: Sequence[_Opened], detector: str) -> None:
+    def __init__(self, opened: Sequence[_Opened], detector: str, copies: TarCache | None = None) -> None:
         self.detector = detector
         """Detector whose boxes the rows carry; `grid` when boxes are to be computed."""
         self.content_digests = tuple(o.digest for o in opened)
         self.region_digests = tuple(o.regions for o in opened)
+        self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in opened if o.shards)
+        """Samples of each shard of each argument."""
+        self.weights = tuple(o.weight or 1.0 for o in opened if o.shards) if any(o.weight for o in opened) else ()
+        """By which the parts are to be mixed; empty where they are one after the other."""
+        self._copies = copies
         self._shards = [shard for o in opened for shard in o.shards]
         self._ends = list(itertools.accumulate(shard.rows for shard in self._shards))
         self._tables: OrderedDict[Path, Any] = OrderedDict()
@@ -143,26 +154,50 @@ class Dataset:
 
     def image(self, row: Row) -> bytes:
         """Bytes of a row's image member. Raises ContractError when the tar ends before them."""
-        data = self._read(row.tar, row.image_offset, row.image_size)
+        data = self._read(row)
         if len(data) != row.image_size:
             raise ContractError(f"{row.tar}: ends before the image of {row.key}; the tar is truncated or was replaced")
         return data
 
-    def _read(self, tar: str, offset: int, size: int) -> bytes:
-        if "://" in tar:
-            fs, path = fsspec.core.url_to_fs(tar)
-            data: bytes = fs.cat_file(path, start=offset, end=offset + size)
+    def ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
+        """Let remote tars of these shards be fetched before they are asked for, those of `here` first."""
+        shards = [self._shards[number] for number in (*here, *later)]
+        if self._copies is not None:
+            self._copies.ahead((shard.tar, shard.size) for shard in shards if "://" in shard.tar)
+
+    def check_window(self, window_shards: int) -> None:
+        """Raise ConfigError if the copies of two windows of remote shards would not fit the bound."""
+        sizes = sorted((shard.size for shard in self._shards if "://" in shard.tar), reverse=True)
+        needed = sum(sizes[: 2 * window_shards])
+        if self._copies is not None and needed > self._copies.limit:
+            raise ConfigError(
+                "data.cache_gb",
+                f"{self._copies.limit / 1e9:g} GB cannot hold two windows of {window_shards} shards, "
+                f"{needed / 1e9:.3g} GB; raise it or lower data.window_shards",
+            )
+
+    def _read(self, row: Row) -> bytes:
+        remote = "://" in row.tar
+        if remote and self._copies is None:
+            fs, path = fsspec.core.url_to_fs(row.tar)
+            data: bytes = fs.cat_file(path, start=row.image_offset, end=row.image_offset + row.image_size)
             return data
-        handle = self._files.get(tar)
+        handle = self._files.get(row.tar)
         if handle is None:
             if len(self._files) >= _OPEN_FILES:
                 os.close(self._files.popitem(last=False)[1])
-            try:
-                handle = self._files[tar] = os.open(tar, os.O_RDONLY)
-            except OSError as e:
-                raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
-        self._files.move_to_end(tar)
-        return os.pread(handle, size, offset)
+            handle = self._files[row.tar] = self._open(row.tar)
+        self._files.move_to_end(row.tar)
+        return os.pread(handle, row.image_size, row.image_offset)
+
+    def _open(self, tar: str) -> int:
+        if "://" in tar:
+            assert self._copies is not None
+            return self._copies.open(tar, next(shard.size for shard in self._shards if shard.tar == tar))
+        try:
+            return os.open(tar, os.O_RDONLY)
+        except OSError as e:
+            raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
 
     def _table(self, path: Path) -> Any:
         table = self._tables.get(path)
@@ -189,9 +224,18 @@ def default_cache() -> Path:
 
 
 def open_dataset(
-    data: Sequence[str], split: Split, *, detector: str = "", cache: Path | None = None, plain_tars: bool = True
+    data: Sequence[str],
+    split: Split,
+    *,
+    detector: str = "",
+    cache: Path | None = None,
+    cache_gb: float = DataConfig.cache_gb,
+    plain_tars: bool = True,
 ) -> Dataset:
     """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`) as one dataset.
+
+    `NAME@WEIGHT` mixes: where any argument has a weight, samples come from the arguments in the proportion of their
+    weights (1 where there is none), each gone through in epochs of its own.
 
     `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
     `plain_tars=False` leaves plain tars out: they have no split, so they must not serve as a dev split.
@@ -201,17 +245,34 @@ def open_dataset(
     """
     cache = default_cache() if cache is None else cache
     cache.mkdir(parents=True, exist_ok=True)
-    tars = [tar for name in data if name.endswith(".tar") for tar in expand(name)]
-    manifests = [(name, _manifest(name)) for name in data if not name.endswith(".tar")]
+    parts = [_weighted(argument) for argument in data]
+    tars = [(expand(name), weight) for name, weight in parts if name.endswith(".tar")]
+    manifests = [(name, _manifest(name), weight) for name, weight in parts if not name.endswith(".tar")]
     if not detector:
-        detector = next((m.detectors[0] for _, m in manifests if m.detectors), GRID)
+        detector = next((m.detectors[0] for _, m, _ in manifests if m.detectors), GRID)
         detector = GRID if tars else detector
-    opened = [_open_manifest(name, manifest, split, detector, cache) for name, manifest in manifests]
+    opened = [
+        replace(_open_manifest(name, manifest, split, detector, cache), weight=weight)
+        for name, manifest, weight in manifests
+    ]
     if tars and plain_tars:
         if detector != GRID:
-            raise ContractError(f"{tars[0]}: a plain tar has no regions of {detector!r}; use detector=grid")
-        opened.append(_open_tars(tars, cache))
-    return Dataset(opened, detector)
+            raise ContractError(f"{tars[0][0][0]}: a plain tar has no regions of {detector!r}; use detector=grid")
+        if not any(weight for _, weight in tars):
+            tars = [([name for names, _ in tars for name in names], None)]
+        opened += [replace(_open_tars(names, cache), weight=weight) for names, weight in tars]
+    copies = TarCache(cache / "tars", int(cache_gb * 1e9)) if cache_gb else None
+    return Dataset(opened, detector, copies)
+
+
+def _weighted(argument: str) -> tuple[str, float | None]:
+    """An argument's name and, after a last @, its weight."""
+    name, at, weight = argument.rpartition("@")
+    if not at or not re.fullmatch(r"\d+(\.\d+)?", weight):
+        return argument, None
+    if not float(weight):
+        raise ConfigError("--data", f"{argument}: a weight of 0; leave it out instead")
+    return name, float(weight)
 
 
 def _manifest(name: str) -> Manifest:
@@ -252,7 +313,7 @@ def _open_shard(base: str, manifest: str, files: ShardFiles, detector: str, cach
     if not index.exists():
         _write_arrow(_read_index(_locate(base, manifest, files.parquet), files, tar), index)
     if detector == GRID and GRID not in files.regions:
-        return _Shard(tar, files.samples, index, None)
+        return _Shard(tar, files.samples, index, None, files.tar.bytes)
     if detector not in files.regions:
         raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
     digest = files.regions[detector]
@@ -260,7 +321,7 @@ def _open_shard(base: str, manifest: str, files: ShardFiles, detector: str, cach
     if not regions.exists():
         name = _locate(base, manifest, digest)
         _write_arrow(_read_regions(name, digest, index), regions)
-    return _Shard(tar, files.samples, index, regions)
+    return _Shard(tar, files.samples, index, regions, files.tar.bytes)
 
 
 def _locate(base: str, manifest: str, file: FileDigest) -> str:
@@ -360,6 +421,6 @@ def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
         if not index.exists():
             _write_arrow(index_tar(tar, _COLUMNS), index)
         table = _read_arrow(index)
-        shards.append(_Shard(tar, table.num_rows, index, None))
+        shards.append(_Shard(tar, table.num_rows, index, None, int(info["size"])))
         names.extend(table["candidate_id"].to_pylist())
     return _Opened(shards, hashlib.sha256("\n".join(names).encode()).hexdigest(), GRID)

@@ -1,9 +1,15 @@
-"""What a run tells: metrics.jsonl, TensorBoard, and a bar or plain lines for the person who watches.
+"""What a run tells: its folder, and a bar or plain lines for the person who watches.
 
-metrics.jsonl is the record: one object a logged step. A run that goes on from a checkpoint first drops the lines after
-it, so that the file reads as if nothing had happened. TensorBoard shows the same numbers.
+    OUT/config.json         the resolved config
+    OUT/environment.json    versions, device and machine of the latest start
+    OUT/log.txt             what was said, with times, over all starts
+    OUT/metrics.jsonl       the record: one object a logged step
+    OUT/curves.html         the same as curves, made anew with every checkpoint and at the end
+    OUT/tensorboard         the same again (run.tracker)
 
-Limits: rank 0 only; the others hold a silent journal.
+A run that goes on from a checkpoint first drops the lines after it: the record reads as if nothing had happened.
+
+Limits: rank 0 only; the others hold a silent journal. Nothing of the process's environment variables is written.
 """
 
 from __future__ import annotations
@@ -11,10 +17,18 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
+import platform
+import sys
 import time
 from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from training.config import Config, to_dict
+from training.curves import write_curves
+from training.trackers import Tracker, open_tracker
 
 LOG = logging.getLogger(__name__)
 
@@ -22,19 +36,29 @@ METRICS = "metrics.jsonl"
 _LINE_EVERY = 5.0
 """Seconds between plain lines where there is no terminal."""
 
+_PACKAGES = ("wenlan", "torch", "torchvision", "timm", "transformers", "safetensors", "numpy", "pyarrow", "ray")
+
 
 class Journal:
     """Records of one run in its folder. Use as a context: `write` after a logged step, `advance` after every step."""
 
-    def __init__(self, out: Path, step: int, total: int, *, silent: bool = False) -> None:
+    def __init__(
+        self, out: Path, step: int, total: int, config: Config, *, about: Mapping[str, Any], silent: bool = False
+    ) -> None:
+        """`about`: what of the machine the caller knows (device, processes); goes into environment.json."""
         self._silent = silent
         self._total = total
+        self._out = out
         self._last_line = 0.0
+        self._shown = ""
         self._bar: Any = None
-        self._board: Any = None
+        self._tracker: Tracker | None = None
         if not silent:
+            self._log = _log_file(out / "log.txt")
+            _write_json(out / "config.json", to_dict(config))
+            _write_json(out / "environment.json", _environment() | dict(about))
             self._file = _cut(out / METRICS, step).open("a", encoding="utf-8")
-            self._board = _tensorboard(out / "tensorboard", step)
+            self._tracker = open_tracker(config.run.tracker, out, step, to_dict(config))
             self._bar = _bar(step, total)
 
     def __enter__(self) -> Journal:
@@ -42,14 +66,19 @@ class Journal:
             self._bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
         if self._silent:
             return
         if self._bar is not None:
             self._bar.stop()
-        if self._board is not None:
-            self._board.close()
+        if error is not None:
+            LOG.info("ended by %s: %s", type(error).__name__, " ".join(str(error).split()))
+        if self._tracker is not None:
+            self._tracker.close()
         self._file.close()
+        self.draw()
+        logging.getLogger("training").removeHandler(self._log)
+        self._log.close()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record the metrics of a step."""
@@ -58,25 +87,40 @@ class Journal:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+        if self._tracker is not None:
+            self._tracker.write(step, metrics)
+        self._shown = _summary(metrics) or self._shown
 
-    def advance(self, step: int, loss: float | None) -> None:
-        """Show that `step` steps are done; `loss` where it is known."""
+    def advance(self, step: int) -> None:
+        """Show that `step` steps are done."""
         if self._silent:
             return
-        shown = "" if loss is None else f"loss {loss:.4f}"
         if self._bar is not None:
-            self._bar.update(self._bar.task_ids[0], completed=step, **({"shown": shown} if shown else {}))
-        elif shown and (step == self._total or time.monotonic() - self._last_line > _LINE_EVERY):
+            self._bar.update(self._bar.task_ids[0], completed=step, shown=self._shown)
+        elif self._shown and (step == self._total or time.monotonic() - self._last_line > _LINE_EVERY):
             self._last_line = time.monotonic()
-            LOG.info("step %d of %d, %s", step, self._total, shown)
+            LOG.info("step %d of %d, %s", step, self._total, self._shown)
+
+    def draw(self) -> None:
+        """Make curves.html of what is recorded."""
+        if not self._silent:
+            write_curves(self._out, read_metrics(self._out))
 
     def say(self, text: str) -> None:
         """One line for the person who watches."""
         if not self._silent:
             LOG.info("%s", text)
+
+
+def _summary(metrics: Mapping[str, float]) -> str:
+    """The few numbers that are looked at while a run runs; empty for metrics of another kind."""
+    if "loss" not in metrics:
+        return ""
+    shown = [f"loss {metrics['loss']:.4f}", f"{metrics['samples_per_second']:.3g} samples/s"]
+    shown.append(f"waiting for data {metrics['waiting_for_data']:.0%}")
+    if "mfu" in metrics:
+        shown.append(f"MFU {metrics['mfu']:.1%}")
+    return ", ".join([*shown, f"{metrics['memory_gib']:.2f} GiB"])
 
 
 def read_metrics(out: Path) -> list[dict[str, Any]]:
@@ -101,13 +145,33 @@ def _cut(path: Path, step: int) -> Path:
     return temporary.replace(path)
 
 
-def _tensorboard(folder: Path, step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        LOG.info("tensorboard is not installed: metrics go to %s only", METRICS)
-        return None
-    return SummaryWriter(str(folder), purge_step=step + 1)
+def _log_file(path: Path) -> logging.Handler:
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.getLogger("training").addHandler(handler)
+    return handler
+
+
+def _environment() -> dict[str, Any]:
+    versions = {}
+    for name in _PACKAGES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return {
+        "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    temporary.replace(path)
 
 
 def _bar(step: int, total: int) -> Any:

@@ -109,6 +109,12 @@ class KeyQueue(nn.Module):
         """Ids of all K slots; `valid_B` is whether the slot is filled."""
         return SampleIds(self.sample_ids_K, self.image_ids_K, self.text_ids_K, self.filled_K)
 
+    def false_negatives(self, ids: SampleIds) -> float:
+        """Share of all (valid row of `ids`, filled slot) that have the image or the text in common, by cluster ids."""
+        same_BK = (ids.image_B[:, None] == self.image_ids_K) | (ids.text_B[:, None] == self.text_ids_K)
+        pairs = int(ids.valid_B.sum()) * int(self.filled_K.sum())
+        return int((same_BK & ids.valid_B[:, None] & self.filled_K).sum()) / max(pairs, 1)
+
     def health(self, step: int) -> dict[str, float]:
         """fill (share of filled slots), age (mean of `step` minus the step a key entered), oldest (the largest age)."""
         ages = (step - self.entered_K[self.filled_K]).double()

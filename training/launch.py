@@ -1,4 +1,4 @@
-"""Where a run computes: its device, and the process group it belongs to.
+"""Where a run computes: its device, the process group it belongs to, its folder, and who may tell it to leave.
 
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
@@ -9,15 +9,24 @@ Limits: one device a process; NCCL on CUDA, Gloo otherwise.
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import logging
 import os
-from collections.abc import Iterator
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from enum import IntEnum
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from training import distributed
-from training.errors import ConfigError
+from training.errors import ConfigError, TrainingError
+
+LOG = logging.getLogger(__name__)
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -101,8 +110,63 @@ def average_gradients(parameters: list[torch.nn.Parameter], chunk_bytes: int = 6
     distributed.average_(chunk)
 
 
-def total(value: int, device: torch.device) -> int:
-    """Sum of a number over the ranks."""
+class Leave(IntEnum):
+    """What a run is told between two steps; of several ranks the largest counts for all."""
+
+    NO = 0
+    SAVE = 1
+    """This machine may go soon: save, and go on."""
+    STOP = 2
+    """Save, and end."""
+
+
+Told = Callable[[], Leave]
+"""Asked by every rank after every step."""
+
+
+@contextmanager
+def terminated() -> Iterator[Told]:
+    """STOP once this process was sent SIGTERM, as schedulers do before they take a machine away."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: Leave.NO  # a signal goes to the main thread, which is someone else's
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda: Leave.STOP if received else Leave.NO
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def together(valid: int, leave: Leave, device: torch.device) -> tuple[int, Leave]:
+    """The sum of `valid` over the ranks, and the most pressing of what they were told."""
     if distributed.world_size() == 1:
-        return value
-    return int(distributed.gather(torch.tensor([value], device=device)).sum())
+        return valid, leave
+    found = distributed.gather(torch.tensor([[valid, leave]], device=device))
+    return int(found[:, 0].sum()), Leave(int(found[:, 1].max()))
+
+
+@contextmanager
+def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
+    """Be the only run that writes into `out`. A killed one lets go at once; one that is just ending is waited for.
+
+    Raises TrainingError after `wait` seconds. Where the file system knows no locks there is none, and that is said.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    deadline = time.monotonic() + wait
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise TrainingError(str(out), "another run writes into it; choose another --out") from None
+                time.sleep(0.2)
+            except OSError as e:
+                LOG.warning("%s: cannot be locked (%s); let no other run write into it", out, e.strerror)
+                break
+        yield
+    finally:
+        os.close(handle)

@@ -68,13 +68,14 @@ class Features:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """One forward: a scalar loss, detached scalar metrics, and this batch's keys [B, D] with their ids."""
+    """One forward: a scalar loss, detached scalar metrics and losses of each sample, this batch's keys [B, D], ids."""
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
     image_keys_BD: Tensor
     text_keys_BD: Tensor
     ids: SampleIds
+    losses_B: Tensor
 
 
 class BriVL(nn.Module):
@@ -138,19 +139,20 @@ class BriVL(nn.Module):
         }
         if self.moco.objective == "siglip":
             del towards["t2i"]  # a sum over all pairs is the same from either side
-        total = features.image_BD.new_zeros(())
+        each_B = torch.zeros_like(ids.valid_B, dtype=features.image_BD.dtype)
         metrics: dict[str, Tensor] = {}
-        with torch.autocast(total.device.type, enabled=False):
+        with torch.autocast(each_B.device.type, enabled=False):
             for direction, (queries_BD, their_keys_BD, keys_BD, other) in towards.items():
                 candidates = self._candidates(keys_BD, other, ids, everyone)
                 losses_B, similar_BM = self._contrast(queries_BD, their_keys_BD, candidates)
-                total = total + torch.where(ids.valid_B, losses_B, 0.0).sum()
+                each_B = each_B + torch.where(ids.valid_B, losses_B, 0.0)
                 found = describe(losses_B, similar_BM, candidates, ids.valid_B)
                 metrics |= {f"{direction}_{name}": value for name, value in found.items()}
             metrics |= self._health(features.image_BD, features.image_keys_BD, "image", ids)
             metrics |= self._health(features.text_BD, features.text_keys_BD, "text", ids) | self.logits.metrics()
-        loss = total / (ids.valid_B.sum().clamp(min=1) if samples is None else samples)
-        return StepOutput(loss, metrics, features.image_keys_BD.detach(), features.text_keys_BD.detach(), ids)
+        loss = each_B.sum() / (ids.valid_B.sum().clamp(min=1) if samples is None else samples)
+        keys = features.image_keys_BD.detach(), features.text_keys_BD.detach()
+        return StepOutput(loss, metrics, *keys, ids, each_B.detach())
 
     @torch.no_grad()
     def after_step(self, outputs: StepOutput | Sequence[StepOutput], step: int) -> None:

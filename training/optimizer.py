@@ -25,13 +25,25 @@ _NEVER_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_t
 
 
 def schedule(config: OptimConfig, position: int, samples: int) -> float:
-    """Factor on the learning rate at a position: linear warm-up, then cosine to 0 at `samples`, or constant."""
+    """Factor on the learning rate at a position of a run of `samples`: linear warm-up, then what the config names."""
     if position < config.warmup_samples:
         return (position + 1) / (config.warmup_samples + 1)
     if config.schedule == "constant":
         return 1.0
+    if config.schedule == "wsd":
+        falling = max(config.decay_share * samples, 1.0)
+        return min(max((samples - position) / falling, 0.0), 1.0)
     rest = max(samples - config.warmup_samples, 1)
     return 0.5 * (1 + math.cos(math.pi * min((position - config.warmup_samples) / rest, 1.0)))
+
+
+def batch_factor(config: OptimConfig, batch_size: int) -> float:
+    """Factor on the learning rate for a batch other than the one that `lr` is meant for.
+
+    linear: their ratio (arXiv 1706.02677); sqrt: its root, which Adam's normalised steps ask for (2205.10287).
+    """
+    ratio = batch_size / config.lr_batch if config.lr_batch else 1.0
+    return ratio if config.lr_scaling == "linear" else math.sqrt(ratio)
 
 
 def build_optimizer(model: BriVL, config: OptimConfig) -> torch.optim.AdamW:

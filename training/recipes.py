@@ -22,7 +22,7 @@ from training.config import (
 )
 
 _TEXT_OF_SOURCE = {
-    "news": {"surrounding": 1.0},
+    "news": {"easy": 1.0},
     "image_search": {"surrounding": 1.0},
     "microblog": {"content": 1.0},
     "wechat": {"surrounding": 1.0},

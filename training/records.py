@@ -8,6 +8,7 @@ Limits: all samples of a batch have the same input size H x W and are padded to 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ class Batch:
     sample_ids_B, image_ids_B, text_ids_B: int64, the first 64 bits of a sha256 (of the candidate, of the image's
         leader, of the text's leader) read as a signed number. Equal image or text ids are false negatives.
     valid_B: bool; False marks the slot of a sample that could not be read. It counts for nothing.
+    sources_B: int64, number of the sample's source kind in the contract's SOURCE_KINDS; None where nobody asks.
     """
 
     images_B3HW: Tensor
@@ -42,6 +44,7 @@ class Batch:
     image_ids_B: Tensor
     text_ids_B: Tensor
     valid_B: Tensor
+    sources_B: Tensor | None = None
 
     @classmethod
     def of(cls, **given: Tensor) -> Batch:
@@ -65,14 +68,16 @@ class Batch:
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The same batch on `device`."""
-        return replace(
-            self, **{f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
-        )
+        return self._each(lambda x: x.to(device, non_blocking=non_blocking))
 
     def rows(self, start: int, stop: int) -> Batch:
         """Samples start..stop-1: a micro-batch."""
-        return replace(self, **{f.name: getattr(self, f.name)[start:stop] for f in fields(self)})
+        return self._each(lambda x: x[start:stop])
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
-        return replace(self, **{f.name: getattr(self, f.name).pin_memory() for f in fields(self)})
+        return self._each(lambda x: x.pin_memory())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        given = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{name: change(x) for name, x in given.items() if x is not None})

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import TEXT_KINDS
+from training.config import DERIVED_KINDS
 
 Box = tuple[float, float, float, float]
 
@@ -28,11 +29,15 @@ PRIMARY = "primary"
 """The first text of a row, of whatever kind."""
 
 _OURS = {"alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding"}
-_DERIVED = ("easy", "first")
 _EASY_LENGTH = 128
 
-ROW_TEXT_KINDS = (PRIMARY, *_OURS, *_DERIVED, *TEXT_KINDS)
+ROW_TEXT_KINDS = (PRIMARY, *_OURS, *DERIVED_KINDS, *TEXT_KINDS)
 """What `--text-kind` may name."""
+
+
+def derived(kind: str, surrounding: str) -> str:
+    """`easy` or `first` (DERIVED_KINDS) of a surrounding text."""
+    return surrounding[:_EASY_LENGTH] if kind == "easy" else surrounding.partition("。")[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +56,9 @@ class ReleasedRow:
         if kind == PRIMARY:
             return next(iter(self.texts.values()), None)
         surrounding = self.texts.get("surrounding")
-        if kind in self.texts or kind not in _DERIVED or surrounding is None:
+        if kind in self.texts or kind not in DERIVED_KINDS or surrounding is None:
             return self.texts.get(kind)
-        return surrounding[:_EASY_LENGTH] if kind == "easy" else surrounding.partition("。")[0]
+        return derived(kind, surrounding)
 
 
 @dataclass(frozen=True, slots=True)

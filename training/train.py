@@ -6,6 +6,9 @@ move. A step whose gradient is not finite changes nothing but its count. Random 
 step, rank), the data from (seed, position): a run that was killed and started again by the same command gives the
 losses it would have given.
 
+Between two steps the ranks agree on what any of them was told: to save because a machine may go, or to save and end
+(SIGTERM). A run is the only one that writes into its folder.
+
 Limits: gradients are exchanged once, after the last micro-step, without overlap; dropout differs between world sizes.
 """
 
@@ -13,8 +16,11 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,18 +32,33 @@ from data_specs.shard import ContractError
 from training import checkpoint, distributed
 from training.accumulate import backward
 from training.checkpoint import RunState
-from training.config import Config, to_dict
+from training.config import Config
 from training.data import Loader, Share
 from training.errors import ConfigError, TrainingError
 from training.evaluate import Retrieval, embed, retrieval
 from training.flops import Meter
+from training.footprint import check_fits, used_memory
+from training.health import Health
 from training.index import Dataset, open_dataset
 from training.journal import Journal, read_metrics
-from training.launch import average_gradients, device_of, exact_float32, keep_memory, process_group, total
+from training.launch import (
+    Leave,
+    Told,
+    average_gradients,
+    device_of,
+    exact_float32,
+    keep_memory,
+    owned,
+    process_group,
+    terminated,
+    together,
+)
 from training.moco import BriVL, StepOutput
-from training.optimizer import build_optimizer, schedule
+from training.optimizer import batch_factor, build_optimizer, schedule
 from training.order import seed_of
 from training.records import Batch
+from training.resume import check_same, flat, obeying, say_changes
+from training.saver import Saver, fetch
 from training.tokenizer import load_tokenizer
 
 LOG = logging.getLogger(__name__)
@@ -45,29 +66,13 @@ LOG = logging.getLogger(__name__)
 MAX_NON_FINITE = 10
 """Non-finite steps in a row after which the run stops."""
 
-_COLLAPSED = 0.02
-"""Spread of features below which all samples look alike (1 is the most)."""
-
-_FREE_TO_CHANGE = {
-    "run.device",
-    "run.accumulate",
-    "run.recompute",
-    "run.compile",
-    "run.checkpoint_every",
-    "run.keep_last",
-    "run.eval_every",
-    "run.log_every",
-    "data.num_workers",
-}
-"""Keys that a resumed run may set otherwise, because the result does not depend on them."""
-
-_CHANGED_ALOUD = {"moco.queue_size"}
-"""Keys that a resumed run may set otherwise although it does: the checkpoint adapts, and says so in the log."""
-
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did. `seconds` and `samples_per_second` are of this process only; recall is of the dev split."""
+    """What a run did. `seconds` and `samples_per_second` are of this process only; recall is of the dev split.
+
+    `stopped_early`: run.patience was at its end. `best_step`: the step with the highest recall on the dev split, or -1.
+    """
 
     out: str
     checkpoint: str
@@ -83,6 +88,8 @@ class FitResult:
     world_size: int
     device: str
     dev: dict[str, Any] | None = field(default=None)
+    best_step: int = -1
+    stopped_early: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """JSON object of the same names."""
@@ -90,11 +97,19 @@ class FitResult:
 
 
 def fit(
-    config: Config, data: Sequence[str], out: Path, *, init: Path | None = None, cache: Path | None = None
+    config: Config,
+    data: Sequence[str],
+    out: Path,
+    *,
+    init: Path | None = None,
+    cache: Path | None = None,
+    told: Told | None = None,
+    save: bool = True,
 ) -> FitResult:
     """Train by `config` on the train split of `data` into the folder `out`; go on where `out` has a checkpoint.
 
-    `init`: a checkpoint whose towers to begin from (a new run only). Every rank calls it alike.
+    `init`: a checkpoint whose towers to begin from (a new run only). `told`: asked after every step, instead of
+    SIGTERM, whether to save and whether to end. `save=False` writes no checkpoint. Every rank calls it alike.
 
     Raises ConfigError (bad usage), ContractError (bad data), TrainingError (the run failed). One line each.
     """
@@ -102,10 +117,28 @@ def fit(
     if device.type == "cpu":
         keep_memory()
     exact_float32(device)
-    config = _obeying(config, checkpoint.latest(out) or init)
-    with process_group(device):
-        run = _Run(config, data, out, device, init, cache)
-        return run.go()
+    with process_group(device), owned(out) if distributed.rank() == 0 else nullcontext():
+        if config.run.mirror:
+            _fetch(out, config.run.mirror)
+        config = obeying(config, checkpoint.latest(out) or init)
+        with nullcontext(told) if told is not None else terminated() as asked:
+            return _Run(config, data, out, device, init, cache).go(asked, save=save)
+
+
+def _fetch(out: Path, mirror: str) -> None:
+    """On the first rank, then on those that see another disk."""
+    if distributed.rank() == 0:
+        fetch(out, mirror)
+    if distributed.world_size() > 1:
+        torch.distributed.barrier()
+        if distributed.rank() > 0:
+            fetch(out, mirror)
+
+
+def steps_of(config: Config, samples: int, position: int = 0) -> int:
+    """Steps from `position` to the end of a run over a dataset of so many samples; a run has at least one."""
+    left = math.ceil(config.run.epochs * samples) - position
+    return max(0 if position else 1, math.ceil(left / config.run.batch_size))
 
 
 class _Run:
@@ -123,21 +156,24 @@ class _Run:
         self.config, self.out, self.device = config, out, device
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.share = Share(config.run.batch_size, self.rank, self.world, config.run.accumulate)
-        out.mkdir(parents=True, exist_ok=True)
+        check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", self.world)))
         self.tokenizer = load_tokenizer(config.data.tokenizer)
         if len(self.tokenizer.vocabulary) > config.text.vocab_size:
             raise ConfigError(
                 "text.vocab_size", f"{config.text.vocab_size} is below the {len(self.tokenizer.vocabulary)} tokens"
             )
-        self.dataset = open_dataset(data, "train", detector=config.data.detector, cache=cache)
+        self.dataset = open_dataset(
+            data, "train", detector=config.data.detector, cache=cache, cache_gb=config.data.cache_gb
+        )
         if not len(self.dataset):
             raise ContractError(f"{data[0]}: no samples in the train split")
         self.loader = self._loader(self.dataset, train=True)
         self.dev = self._dev_loader(data, cache) if config.run.eval_every else None
         self.samples = math.ceil(config.run.epochs * len(self.dataset))
-        self.total_steps = max(1, math.ceil(self.samples / config.run.batch_size))
-        self.state = RunState(0, 0, 0, self.dataset.content_digests, self.dataset.region_digests, self.dataset.detector)
+        digests = self.dataset.content_digests, self.dataset.region_digests
+        self.state = RunState(0, 0, 0, *digests, self.dataset.detector, self.dataset.weights)
         self._build(init)
+        self.total_steps = self.state.step + steps_of(config, len(self.dataset), self.state.position)
 
     def _loader(self, dataset: Dataset, *, train: bool) -> Loader:
         pin = self.device.type == "cuda"
@@ -153,7 +189,14 @@ class _Run:
         )
 
     def _dev_loader(self, data: Sequence[str], cache: Path | None) -> Loader | None:
-        dev = open_dataset(data, "dev", detector=self.dataset.detector, cache=cache, plain_tars=False)
+        dev = open_dataset(
+            data,
+            "dev",
+            detector=self.dataset.detector,
+            cache=cache,
+            cache_gb=self.config.data.cache_gb,
+            plain_tars=False,
+        )
         if not len(dev):
             LOG.info("the data has no dev split: no recall while training")
             return None
@@ -169,55 +212,109 @@ class _Run:
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         if newest is not None:
             opened = checkpoint.open_checkpoint(newest)
-            _check_same(opened.config, config, newest)
+            check_same(opened.config, config, newest)
             state = opened.load_training(self.model, self.optimizer)
-            if (state.content_digests, state.region_digests) != (self.state.content_digests, self.state.region_digests):
-                raise TrainingError(str(newest), "was trained on other data or regions; choose another --out")
+            for what in ("content_digests", "region_digests", "weights"):
+                if getattr(state, what) != getattr(self.state, what):
+                    raise TrainingError(
+                        str(newest), "was trained on other data, regions or weights of data; choose another --out"
+                    )
+            if self.rank == 0:
+                say_changes(state, config.run.batch_size, self.world)
             self.state = state
         elif init is not None:
             checkpoint.open_checkpoint(init).load_start(self.model)
         if config.run.compile:
             self.model.compile_towers()
         self.meter = Meter(config, self.device)
+        self.health = Health(self.model, config)
 
-    def go(self) -> FitResult:
+    def go(self, told: Told, *, save: bool) -> FitResult:
         """The loop."""
         run, started, first = self.config.run, time.monotonic(), self.state.step
         dev: Retrieval | None = None
         self.model.train()
-        with Journal(self.out, first, self.total_steps, silent=self.rank > 0) as journal:
+        about = {"device": str(self.device), "processes": self.world, "host": platform.node(), "pid": os.getpid()}
+        journal = Journal(self.out, first, self.total_steps, self.config, about=about, silent=self.rank > 0)
+        saver = Saver(self.out, self.config, self.tokenizer) if save and self.rank == 0 else None
+        with journal, saver or nullcontext(), self._profiler(first) as profiler:
             journal.say(self._opening())
             if first == 0 and self.config.moco.prefill and self.model.has_keys:
                 self._prefill()
-            batches = self.loader.batches(self.state.position, self.total_steps * run.batch_size)
-            failures = 0
-            for step in range(first, self.total_steps):
-                begun = time.monotonic()
+            batches = self.loader.batches(self.state.position, self._end())
+            failures, leave = 0, Leave.NO
+            while self.state.step < self.total_steps and not self._patience_ended():
+                step, begun = self.state.step, time.monotonic()
                 loaded = [next(batches) for _ in range(run.accumulate)]
                 waited = time.monotonic() - begun
                 valid = sum(int(batch.valid_B.sum()) for batch in loaded)  # before a GPU has to be waited for
+                valid, leave = together(valid, told(), self.device)
                 micros = [batch.to(self.device, non_blocking=True) for batch in loaded]
                 # After the batches are there: torch's DataLoader draws a number of its own when it starts.
                 torch.manual_seed(seed_of("step", self.config.seed, step, self.rank))
-                outputs, norm = self._step(micros, valid, step)
+                outputs, norm = self._step(micros, valid)
                 failures = failures + 1 if norm is None else 0
                 if failures > MAX_NON_FINITE:
                     raise TrainingError(f"step {step}", f"{failures} steps in a row with a gradient that is not finite")
                 self._moved(skipped=norm is None)
-                done, last = self.state.step, self.state.step == self.total_steps
-                loss = None
+                self.health.saw(step, micros, outputs)
+                done, last = self.state.step, self.state.step == self.total_steps or leave is Leave.STOP
                 if last or done % run.log_every == 0:
                     seconds = time.monotonic() - begun
                     metrics = self._metrics(outputs, norm, waited, seconds) | self.meter.metrics(micros, seconds)
-                    loss = metrics["loss"]
                     journal.write(done, metrics)
-                if self.dev is not None and (last or done % run.eval_every == 0):
+                better = False
+                if self.dev is not None and (done == self.total_steps or done % run.eval_every == 0):
                     dev = retrieval(embed(self.model, self.dev.once(), self.device, run.precision))
-                    journal.write(done, _flat("dev", dev.to_json()))
-                if last or (run.checkpoint_every and done % run.checkpoint_every == 0):
-                    self._save()
-                journal.advance(done, loss)
+                    journal.write(done, flat("dev", dev.to_json()))
+                    better = self._compared(dev)
+                due = run.checkpoint_every and done % run.checkpoint_every == 0
+                if last or due or leave or (better and run.keep_best) or self._patience_ended():
+                    if saver is not None:
+                        saver.save(self.model, self.optimizer, self.state, best=better and run.keep_best)
+                    journal.draw()
+                journal.advance(done)
+                if profiler is not None:
+                    profiler.step()
+                if leave is Leave.STOP:
+                    break
+            if saver is not None:
+                saver.wait()
+        if self.world > 1:
+            torch.distributed.barrier()
+        if leave is Leave.STOP and self.state.step < self.total_steps:
+            raise TrainingError(f"step {self.state.step}", "told to end; saved, and the same command goes on from here")
         return self._result(first, time.monotonic() - started, dev)
+
+    def _end(self) -> int:
+        return self.state.position + (self.total_steps - self.state.step) * self.config.run.batch_size
+
+    def _compared(self, dev: Retrieval) -> bool:
+        """Whether this recall is the highest so far; it then counts for `best` and for patience."""
+        if self.state.best_step >= 0 and dev.mean_recall <= self.state.best:
+            return False
+        self.state = replace(self.state, best=dev.mean_recall, best_step=self.state.step)
+        return True
+
+    def _patience_ended(self) -> bool:
+        run, state = self.config.run, self.state
+        if not run.patience or state.best_step < 0:
+            return False
+        return (state.step - state.best_step) // run.eval_every >= run.patience
+
+    def _profiler(self, first: int) -> AbstractContextManager[Any]:
+        """torch's profiler over `run.profile_steps` steps after the first three, on rank 0."""
+        steps = self.config.run.profile_steps
+        if not steps or self.rank:
+            return nullcontext()
+        folder = self.out / "profile"
+        folder.mkdir(exist_ok=True)
+        path = str(folder / f"steps-{first + 3:08d}.json")
+        return torch.profiler.profile(
+            schedule=torch.profiler.schedule(wait=2, warmup=1, active=steps, repeat=1),
+            on_trace_ready=lambda profiler: profiler.export_chrome_trace(path),
+            profile_memory=True,
+        )
 
     def _opening(self) -> str:
         begin = f"goes on from step {self.state.step}" if self.state.step else "begins"
@@ -239,16 +336,17 @@ class _Run:
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.run.precision == "bf16")
 
-    def _step(self, micros: Sequence[Batch], valid: int, step: int) -> tuple[list[StepOutput], float | None]:
+    def _step(self, micros: Sequence[Batch], valid: int) -> tuple[list[StepOutput], float | None]:
         """One optimiser step; the norm of its gradient, or None when that is not finite and nothing was moved.
 
-        `valid`: samples of this rank that could be read.
+        `valid`: samples of all ranks that could be read.
         """
-        factor = schedule(self.config.optim, self.state.position, self.samples)
+        optim = self.config.optim
+        factor = schedule(optim, self.state.position, self.samples) * batch_factor(optim, self.config.run.batch_size)
         for group in self.optimizer.param_groups:
             group["lr"] = group["base_lr"] * factor
         statistics = [b.clone() for b in self.model.statistics()]
-        samples = max(total(valid, self.device), 1) / self.world
+        samples = max(valid, 1) / self.world
         outputs = backward(self.model, micros, samples, self._autocast)
         average_gradients(self.parameters)
         clip = self.config.optim.clip or math.inf
@@ -256,7 +354,7 @@ class _Run:
         finite = math.isfinite(norm)  # the same on every rank: the gradients are
         if finite:
             self.optimizer.step()
-            self.model.after_step(outputs, step)
+            self.model.after_step(outputs, self.state.step)
         else:
             for now, before in zip(self.model.statistics(), statistics, strict=True):
                 now.copy_(before)  # a forward has moved them, perhaps to NaN, and the average would take that along
@@ -264,13 +362,14 @@ class _Run:
         return outputs, norm if finite else None
 
     def _moved(self, *, skipped: bool) -> None:
-        state = asdict(self.state)
-        state |= {
-            "step": self.state.step + 1,
-            "position": self.state.position + self.config.run.batch_size,
-            "skipped": self.state.skipped + skipped,
-        }
-        self.state = RunState(**state)
+        self.state = replace(
+            self.state,
+            step=self.state.step + 1,
+            position=self.state.position + self.config.run.batch_size,
+            skipped=self.state.skipped + skipped,
+            batch_size=self.config.run.batch_size,
+            world_size=self.world,
+        )
 
     def _metrics(
         self, outputs: Sequence[StepOutput], norm: float | None, waited: float, seconds: float
@@ -282,37 +381,19 @@ class _Run:
         vector: Tensor = torch.stack([loss, *values])
         distributed.average_([vector])
         found = dict(zip(["loss", *names], vector.tolist(), strict=True))
-        found |= self.model.queue_health(self.state.step)
-        self._warn_of_collapse(found)
+        found |= self.health.metrics(self.state.step, self.state.position, outputs, found)
         return {
             "position": self.state.position,
-            "epoch": self.state.position / len(self.dataset),
+            **self.loader.epochs(self.state.position),
             "lr": float(self.optimizer.param_groups[-1]["lr"]),
             "gradient_norm": math.nan if norm is None else norm,
             "skipped": self.state.skipped,
             "corrupt": self.loader.corrupt,
             "samples_per_second": self.config.run.batch_size / seconds,
             "waiting_for_data": waited / seconds,
+            "memory_gib": used_memory(self.device) / 2**30,
             **found,
         }
-
-    def _warn_of_collapse(self, metrics: dict[str, float]) -> None:
-        """Only once the queue is full: before that features of a fresh model may well look alike."""
-        if metrics.get("text_queue_fill", 1.0) < 1:
-            return
-        for name in ("image_spread", "text_spread"):
-            if metrics.get(name, 1.0) < _COLLAPSED:
-                LOG.warning("step %d: %s is %.4f: features have collapsed", self.state.step, name, metrics[name])
-
-    def _save(self) -> None:
-        """Rank 0 writes; all others have the same state and wait."""
-        if self.rank == 0:
-            checkpoint.clean(self.out)
-            checkpoint.save(
-                self.out, self.model, self.optimizer, self.config, self.tokenizer, self.state, self.config.run.keep_last
-            )
-        if self.world > 1:
-            torch.distributed.barrier()
 
     def _result(self, first: int, seconds: float, dev: Retrieval | None) -> FitResult:
         logged = [line for line in read_metrics(self.out) if "loss" in line]
@@ -331,32 +412,6 @@ class _Run:
             world_size=self.world,
             device=str(self.device),
             dev=dev.to_json() if dev is not None else None,
+            best_step=self.state.best_step,
+            stopped_early=self._patience_ended(),
         )
-
-
-def _obeying(config: Config, start: Path | None) -> Config:
-    """The config with `compat` of the checkpoint that the run begins from: its weights mean nothing without it."""
-    if start is None:
-        return config
-    compat = checkpoint.open_checkpoint(start).config.compat
-    if compat != config.compat:
-        LOG.info("%s: compat is %r, and this run keeps to it", start, compat)
-    return replace(config, compat=compat)
-
-
-def _check_same(saved: Config, asked: Config, folder: Path) -> None:
-    """A run goes on only as what it began as. Raises ConfigError naming the keys that differ."""
-    before, now = _flat("", to_dict(saved)), _flat("", to_dict(asked))
-    may = _FREE_TO_CHANGE | _CHANGED_ALOUD
-    keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may)
-    if keys:
-        changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
-        raise ConfigError(str(folder), f"the run began otherwise ({changes}); use the same recipe or another --out")
-
-
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    """Nested dicts as one, keys joined by dots."""
-    if not isinstance(value, dict):
-        return {name: value}
-    flat: Iterator[dict[str, Any]] = (_flat(f"{name}.{key}" if name else str(key), item) for key, item in value.items())
-    return {key: item for part in flat for key, item in part.items()}

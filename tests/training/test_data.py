@@ -21,9 +21,10 @@ from PIL import Image
 
 from data_specs.shard import ContractError
 from training.config import DataConfig, resolve
-from training.data import Loader, Share, choose_text, short_id
+from training.data import Loader, Share, short_id
 from training.errors import ConfigError, TrainingError
 from training.index import Row, RowText, open_dataset
+from training.text_choice import choose_text, is_boilerplate
 from training.tokenizer import load_tokenizer
 from training.transforms import UnreadableImage, decode, input_boxes, recolour, square
 
@@ -242,19 +243,20 @@ def _row(key: str, *kinds: str) -> Row:
 
 def test_texts_are_taken_by_the_probabilities_of_the_source_kind() -> None:
     kinds = {"news": {"alt": 1.0, "surrounding": 3.0, "title": 5.0}, "wechat": {"alt": 1.0}}
+    config = replace(CONFIG, text_kinds=kinds)
     rows = [_row(str(i), "alt", "surrounding", "surrounding", "content") for i in range(4000)]
-    found = Counter(choose_text(row, kinds, 0, 0).text for row in rows)
+    found = Counter(choose_text(row, config, 0, 0).text for row in rows)
     assert set(found) == {"alt0", "surrounding1", "surrounding2"}
     assert abs(found["alt0"] / 4000 - 0.25) < 0.03
     assert abs(found["surrounding1"] / 4000 - 0.375) < 0.03
-    again = [choose_text(row, kinds, 0, 0) for row in rows]
-    assert again == [choose_text(row, kinds, 0, 0) for row in rows]
-    assert again != [choose_text(row, kinds, 0, 1) for row in rows]
+    again = [choose_text(row, config, 0, 0) for row in rows]
+    assert again == [choose_text(row, config, 0, 0) for row in rows]
+    assert again != [choose_text(row, config, 0, 1) for row in rows]
 
 
 @pytest.mark.parametrize("kinds", ["primary", {}, {"news": {"content": 1.0}}, {"wechat": {"title": 1.0}}])
 def test_the_primary_text_is_taken_where_no_kind_fits(kinds: str | dict[str, dict[str, float]]) -> None:
-    assert choose_text(_row("k", "alt", "title"), kinds, 0, 0).text == "alt0"
+    assert choose_text(_row("k", "alt", "title"), replace(CONFIG, text_kinds=kinds), 0, 0).text == "alt0"
 
 
 def test_plain_tars_give_the_same_images_and_texts_as_the_manifest(make_shards: MakeShards) -> None:
@@ -372,3 +374,57 @@ def test_a_damaged_index_in_the_cache_is_one_line(make_shards: MakeShards, tmp_p
         for path in broken:
             path.unlink()
         open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index").row(0)
+
+
+def test_easy_and_first_are_made_of_the_surrounding_text() -> None:
+    texts = (RowText("alt", "红船", "a"), RowText("surrounding", "山下有湖。" + "水" * 200, "s"))
+    row = replace(_row("k"), texts=texts)
+
+    def chosen(kind: str) -> RowText:
+        return choose_text(row, replace(CONFIG, text_kinds={"news": {kind: 1.0}}), 0, 0)
+
+    assert chosen("easy") == RowText("easy", "山下有湖。" + "水" * 123, "s")
+    assert chosen("first") == RowText("first", "山下有湖", "s")
+    with pytest.raises(ConfigError, match=r"data.text_kinds: unknown kind 'esay'; did you mean easy"):
+        resolve("tiny", ['data.text_kinds={"news": {"esay": 1}}'])
+    with pytest.raises(ConfigError, match=r"data.text_kinds: unknown kind 'new'; did you mean news"):
+        resolve("tiny", ['data.text_kinds={"new": {"alt": 1}}'])
+
+
+@pytest.mark.parametrize(
+    "text", ["查看源网页", "图片来自网络", " 点击查看大图！", "IMG_1234.jpg", "000.jpg", "20240102", "…"]
+)
+def test_what_stands_under_any_picture_is_boilerplate(text: str) -> None:
+    assert is_boilerplate(text)
+
+
+@pytest.mark.parametrize("text", ["图片里的红船", "第3号展厅", "2008年奥运会", "IMG 海边的猫", "查看地图的游客"])
+def test_what_tells_of_a_picture_is_not(text: str) -> None:
+    assert not is_boilerplate(text)
+
+
+def test_boilerplate_is_left_out_by_its_probability_unless_there_is_nothing_else() -> None:
+    texts = (RowText("alt", "查看源网页", "a"), RowText("surrounding", "山下有湖", "s"))
+    rows = [replace(_row(str(i)), texts=texts) for i in range(1000)]
+
+    def share(dropout: float) -> float:
+        found = [choose_text(row, replace(CONFIG, boilerplate_dropout=dropout), 0, 0).kind for row in rows]
+        return found.count("surrounding") / 1000
+
+    assert (share(0.0), share(1.0)) == (0.0, 1.0)
+    assert abs(share(0.3) - 0.3) < 0.05
+    assert choose_text(replace(rows[0], texts=texts[:1]), CONFIG, 0, 0).text == "查看源网页"
+
+
+def test_weights_after_the_names_mix_datasets(make_shards: MakeShards) -> None:
+    one, two = make_shards(train=(30,), name="one"), make_shards(train=(0, 40), name="two")
+    data = open_dataset([f"{one}@3", str(two)], "train")
+    assert data.weights == (3.0, 1.0)
+    source = Loader(data, CONFIG, load_tokenizer("gb2312"), Share(64), seed=0, train=True)
+    found = Counter(ids(source, 0, 640))  # the two share the samples 0 to 29
+    only_second = {short_id(data.row(number).candidate_id) for number in range(60, 70)}
+    assert {found[i] for i in only_second} == {4}
+    assert source.epochs(640) == pytest.approx({"epoch": 640 / 70, "epoch.0": 480 / 30, "epoch.1": 160 / 40}, abs=0.1)
+    assert open_dataset([str(one), str(two)], "train").weights == ()
+    with pytest.raises(ConfigError, match="a weight of 0"):
+        open_dataset([f"{one}@0"], "train")

@@ -7,7 +7,7 @@ import torch
 
 from training.config import resolve
 from training.moco import BriVL
-from training.optimizer import build_optimizer, schedule
+from training.optimizer import batch_factor, build_optimizer, schedule
 
 
 def test_the_schedule_warms_up_and_ends_at_zero() -> None:
@@ -19,6 +19,24 @@ def test_the_schedule_warms_up_and_ends_at_zero() -> None:
     assert factors[-1] == pytest.approx(0.0, abs=1e-9)
     constant = resolve("tiny", ["optim.schedule=constant"]).optim
     assert schedule(constant, 500, 1000) == 1.0
+
+
+def test_warm_up_stable_decay_begins_alike_whatever_the_length() -> None:
+    optim = resolve("tiny", ["optim.warmup_samples=100", "optim.schedule=wsd", "optim.decay_share=0.25"]).optim
+    short = [schedule(optim, position, 1000) for position in range(0, 1001, 10)]
+    long = [schedule(optim, position, 4000) for position in range(0, 4001, 10)]
+    assert short[:75] == long[:75]
+    assert short[10:76] == [1.0] * 66
+    assert short[75:] == pytest.approx([(1000 - position) / 250 for position in range(750, 1001, 10)])
+
+
+def test_the_rate_follows_the_batch_as_stated() -> None:
+    def factor(*settings: str) -> float:
+        return batch_factor(resolve("tiny", settings).optim, 64)
+
+    assert factor() == 1.0
+    assert factor("optim.lr_batch=16") == 4.0
+    assert factor("optim.lr_batch=16", "optim.lr_scaling=sqrt") == 2.0
 
 
 def rates(*overrides: str) -> tuple[BriVL, dict[str, float], dict[str, float]]:

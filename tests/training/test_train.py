@@ -18,10 +18,12 @@ import pytest
 import torch
 
 from data_specs.shard import ContractError
-from training import checkpoint, moco
+from training import checkpoint, footprint, moco
 from training.config import Config, resolve
+from training.dry_run import dry_run
 from training.errors import ConfigError, TrainingError
 from training.journal import Journal, read_metrics
+from training.launch import owned
 from training.optimizer import build_optimizer
 from training.records import Batch
 from training.train import fit
@@ -52,8 +54,8 @@ def stopped_after(last: int) -> Iterator[None]:
     """What runs within is interrupted at that step, as by a person."""
     advance = Journal.advance
 
-    def stopping(self: Journal, step: int, loss: float | None) -> None:
-        advance(self, step, loss)
+    def stopping(self: Journal, step: int) -> None:
+        advance(self, step)
         if step == last:
             raise KeyboardInterrupt
 
@@ -249,3 +251,93 @@ def test_the_dev_split_is_measured_while_training_and_bf16_trains(make_shards: M
 def test_a_dataset_without_training_samples_is_an_error(make_shards: MakeShards, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match="no samples in the train split"):
         fit(config(1, 1), [str(make_shards(train=(), val=(3,)))], tmp_path / "run")
+
+
+def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
+    make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = [str(make_shards(train=(20, 12)))]
+    with stopped_after(5):
+        fit(config(8, 32, "run.checkpoint_every=4"), data, tmp_path / "run")
+    result = fit(config(8, 32, "run.checkpoint_every=4", "run.batch_size=16"), data, tmp_path / "run")
+    assert (result.resumed_from, result.steps, result.position) == (4, 6, 64)
+    assert "step 4: batch: was 8, is 16 now" in caplog.text
+    lines = read_metrics(tmp_path / "run")
+    assert [(line["step"], line["position"]) for line in lines] == [
+        *((n, 8 * n) for n in range(1, 5)),
+        (5, 48),
+        (6, 64),
+    ]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(20, 12)))]
+    advance = Journal.advance
+
+    def terminating(self: Journal, step: int) -> None:
+        advance(self, step)
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "advance", terminating)
+        with pytest.raises(TrainingError, match=r"^step 4: told to end; saved, and the same command goes on"):
+            fit(config(8, 32), data, tmp_path / "run")
+    result = fit(config(8, 32), data, tmp_path / "run")
+    assert (result.resumed_from, result.steps) == (4, 8)
+    fit(config(8, 32), data, tmp_path / "whole")
+    assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(16,), dev=(12,)))]
+    asked = config(40, 16, "optim.lr=0", "run.eval_every=2", "run.patience=3", "run.keep_last=1")
+    result = fit(asked, data, tmp_path / "run")  # nothing is learned: the first recall stays the highest
+    assert (result.stopped_early, result.steps, result.best_step) == (True, 8, 2)
+    assert checkpoint.open_checkpoint(tmp_path / "run" / "checkpoints" / "best").state().step == 2
+    again = fit(asked, data, tmp_path / "run")
+    assert (again.resumed_from, again.steps) == (8, 8)
+
+
+def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
+    with owned(tmp_path), pytest.raises(TrainingError, match="another run writes into it"), owned(tmp_path, wait=0):
+        pass
+    with owned(tmp_path, wait=0):
+        pass
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_built(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "machine_memory", lambda: 10**6)
+    with pytest.raises(TrainingError, match=r"recipe tiny: does not fit: it needs \d\.\d GB .* has 0.0 GB"):
+        fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
+
+
+def test_the_footprint_is_that_of_the_real_model() -> None:
+    asked = resolve("tiny")
+    model, found = moco.BriVL(asked), footprint.footprint(asked)
+    optimizer = build_optimizer(model, asked.optim)
+    assert found.trained == sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert found.trained + found.frozen + found.averaged == sum(p.numel() for p in model.parameters())
+    held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert held == found.weights_bytes + found.queues_bytes
+
+
+def test_a_dry_run_measures_and_leaves_nothing(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_shards(train=(16,))
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    found = dry_run(config(100, 16), [str(manifest)], cache=tmp_path / "shards")
+    assert sorted(tmp_path.iterdir()) == before
+    assert (found["samples"], found["steps"]) == (16, 100)
+    assert found["seconds"] == pytest.approx(800 / found["samples_per_second"])
+    assert found["memory"]["peak_bytes"] > found["memory"]["floor_bytes"] > 4 * found["parameters"]["trained"]
+
+
+def test_the_profiler_writes_a_trace(make_shards: MakeShards, tmp_path: Path) -> None:
+    fit(config(6, 16, "run.profile_steps=1"), [str(make_shards(train=(16,)))], tmp_path / "run")
+    [trace] = (tmp_path / "run" / "profile").glob("*.json")
+    assert "traceEvents" in json.loads(trace.read_text())

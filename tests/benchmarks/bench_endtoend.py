@@ -1,0 +1,86 @@
+"""What the loader costs a training: samples/s of steps on loaded batches / of the same steps on one resident batch.
+
+    of_resident_RECIPE   at `tiny` and at the demo recipe (192 px, B=32, random weights), on shards of 256 px JPEG
+
+Both kinds of step run in turns of a few in one process, with the recipe's workers, so that other load hits both alike.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench_loader import make_shards, told
+from harness import Figure, at_least, quick, report
+
+ROUNDS, STEPS = 7, 12
+
+
+def main() -> int:
+    short = quick(__doc__ or "")
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    with tempfile.TemporaryDirectory(prefix="wenlan-endtoend-") as name:
+        folder = Path(name)
+        make_shards(folder, 1024 if short else 4096)
+        figures = {}
+        for recipe, settings in (("tiny", []), ("demo", ["image.weights="])):
+            figures[f"of_resident_{recipe}"] = compare(folder, recipe, settings, 3 if short else ROUNDS)
+    return report(figures)
+
+
+def compare(folder: Path, recipe: str, settings: list[str], rounds: int) -> Figure:
+    import torch
+
+    from training.accumulate import backward
+    from training.config import resolve
+    from training.data import Loader, Share
+    from training.index import open_dataset
+    from training.launch import keep_memory
+    from training.moco import BriVL
+    from training.optimizer import build_optimizer
+    from training.records import Batch
+    from training.tokenizer import load_tokenizer
+
+    keep_memory()
+    config = resolve(recipe, settings)
+    torch.manual_seed(0)
+    model = BriVL(config).train()
+    optimizer = build_optimizer(model, config.optim)
+    dataset = open_dataset([str(folder / "manifest.json")], "train", cache=folder / "cache")
+    share = Share(config.run.batch_size)
+    loader = Loader(dataset, config.data, load_tokenizer(config.data.tokenizer), share, seed=0, train=True)
+    batches = loader.batches(0)
+    resident = next(batches)
+    done = 0
+
+    def steps(batch: Callable[[], Batch]) -> float:
+        nonlocal done
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            outputs = backward(model, [batch()], config.run.batch_size)
+            optimizer.step()
+            model.after_step(outputs, done)
+            optimizer.zero_grad(set_to_none=True)
+            done += 1
+        return time.perf_counter() - start
+
+    ratios = []
+    for turn in range(rounds + 1):
+        # Workers read ahead while the resident batch is trained on: what they have made by then is used up first.
+        still = steps(lambda: resident)
+        for _ in range(2 * max(config.data.num_workers, 1)):
+            next(batches)
+        loaded = steps(lambda: next(batches))
+        told(f"{recipe}, round {turn} of {rounds}: resident {still:.2f} s, loaded {loaded:.2f} s")
+        if turn:
+            ratios.append(still / loaded)
+    return at_least(statistics.median(ratios), 0.95)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""What a run will need, before it takes it: parameters, memory, and the sentence when it cannot fit.
+
+Counted is what must be there whatever the batch: weights, key weights, gradients, Adam's two moments, both queues, and
+one more copy of what a checkpoint holds where it is written in the background (host memory). Activations come on top;
+they depend on the backbone and `run.recompute`, so `fit --dry-run` measures them in real steps instead of guessing.
+
+Why no sharding of parameters (FSDP2): the largest recipe takes 7.8 GB with all of the above, and the key towers'
+average wants whole tensors; data-parallel ranks that each hold everything are simpler and exchange less. A model that
+outgrows a device is refused here with its sum.
+
+Limits: a floor. A run above it may still run out of memory in its first step.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from training.config import Config
+from training.errors import TrainingError
+from training.moco import BriVL
+
+_CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Parameters by number, memory by bytes. `frozen` counts what query and key towers share once."""
+
+    trained: int
+    frozen: int
+    averaged: int
+    weights_bytes: int
+    gradients_bytes: int
+    optimizer_bytes: int
+    queues_bytes: int
+
+    @property
+    def floor_bytes(self) -> int:
+        """What the device must hold before the first activation."""
+        return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.queues_bytes
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON object of the same names."""
+        return {**asdict(self), "floor_bytes": self.floor_bytes}
+
+
+def footprint(config: Config) -> Footprint:
+    """Of a config's model, counted on tensors without memory."""
+    with torch.device("meta"):
+        model = BriVL(config, load_weights=False)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    shared = model.shared_tensors()
+    keys = [p for n, p in model.named_parameters() if n.startswith(("image_key.", "text_key.")) and n not in shared]
+    averaged = sum(p.numel() for p in keys)
+    every = sum(p.numel() for p in model.parameters())
+    queues = [b for n, b in model.named_buffers() if n.startswith(("image_queue.", "text_queue."))]
+    buffers = [b for n, b in model.named_buffers() if not n.startswith(("image_queue.", "text_queue."))]
+    return Footprint(
+        trained=trained,
+        frozen=every - trained - averaged,
+        averaged=averaged,
+        weights_bytes=sum(t.numel() * t.element_size() for t in [*model.parameters(), *buffers]),
+        gradients_bytes=4 * trained,
+        optimizer_bytes=8 * trained,
+        queues_bytes=sum(t.numel() * t.element_size() for t in queues),
+    )
+
+
+def check_fits(config: Config, device: torch.device, ranks_here: int) -> Footprint:
+    """The footprint of a run whose `ranks_here` processes share this machine. Raises TrainingError if it cannot fit."""
+    found = footprint(config)
+    gpu = device.type == "cuda"
+    there = torch.cuda.get_device_properties(device).total_memory if gpu else machine_memory() // ranks_here
+    if found.floor_bytes > there:
+        what = "weights with key towers {:.1f}, gradients {:.1f}, optimiser {:.1f}, queues {:.1f}".format(
+            *(n / 1e9 for n in (found.weights_bytes, found.gradients_bytes, found.optimizer_bytes, found.queues_bytes))
+        )
+        where = str(device) if gpu else f"this machine's share for each of {ranks_here} process(es)"
+        raise TrainingError(
+            f"recipe {config.recipe}",
+            f"does not fit: it needs {found.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "
+            f"and {where} has {there / 1e9:.1f} GB; take fewer processes, a smaller queue or a smaller recipe",
+        )
+    return found
+
+
+def machine_memory() -> int:
+    """Bytes that this process's machine or container has."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in _CGROUP_LIMITS:
+        try:
+            text = path.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total
+
+
+def used_memory(device: torch.device) -> int:
+    """Peak bytes that this process has held: of its GPU, or of its own."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024

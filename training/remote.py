@@ -1,0 +1,126 @@
+"""Remote tars on a local disk: fetched whole, ahead of their use, within a bound.
+
+Samples of a window of shards are read in random order, so one request a sample would be one request a sample of the
+dataset; a tar is one. A tar is fetched by the first process that needs it while the others on the machine wait (a file
+lock), and a thread fetches those of the next window meanwhile. What was used longest ago goes when the bound is passed;
+a tar that a process holds open stays readable to it all the same.
+
+Limits: the bound is looked at after a fetch, so it may be passed by what is on its way. Names are
+digests of URL and size: a tar replaced by one of the same size is not noticed (`wenlan-data verify` does that).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import fsspec
+
+from data_specs.shard import ContractError
+
+_BLOCK = 8 << 20
+_AHEAD = 2
+"""Tars that are fetched ahead at once."""
+
+
+class TarCache:
+    """Copies of remote tars in a folder that processes of one machine share."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        """`limit`: bytes that the copies may take."""
+        self.limit = limit
+        self._folder = folder
+        self._pool: ThreadPoolExecutor | None = None
+        self._asked: set[str] = set()
+
+    def open(self, url: str, size: int) -> int:
+        """File descriptor of the tar's copy; fetches it if need be. Raises ContractError."""
+        while True:
+            path = self._path(url, size)
+            try:
+                handle = os.open(path, os.O_RDONLY)
+            except FileNotFoundError:
+                self._fetch(url, size, path)
+                continue
+            os.utime(path)
+            return handle
+
+    def ahead(self, tars: Iterable[tuple[str, int]]) -> None:
+        """Let these (url, size) be fetched in the background. A failure shows when the tar is opened."""
+        if self._pool is None:  # not in __init__: a thread does not survive the fork of a worker
+            self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="tars")
+        wanted = list(tars)
+        for url, size in wanted:
+            if url not in self._asked:
+                self._pool.submit(self._quietly, url, size)
+        self._asked = {url for url, _ in wanted}
+
+    def _quietly(self, url: str, size: int) -> None:
+        with suppress(ContractError, OSError):
+            path = self._path(url, size)
+            if not path.exists():
+                self._fetch(url, size, path)
+
+    def _path(self, url: str, size: int) -> Path:
+        digest = hashlib.sha256(f"{url} {size}".encode()).hexdigest()
+        return self._folder / f"{digest}.tar"
+
+    def _fetch(self, url: str, size: int, path: Path) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        with _locked(path.with_suffix(".lock")):
+            if path.exists():
+                return
+            temporary = path.with_suffix(".part")
+            got = _copy(url, temporary)
+            if got != size:
+                temporary.unlink(missing_ok=True)
+                raise ContractError(f"{url}: {got} bytes, expected {size}; the tar is truncated or was replaced")
+            temporary.rename(path)
+        self._shrink()
+
+    def _shrink(self) -> None:
+        found = []
+        for path in self._folder.glob("*.tar"):
+            with suppress(FileNotFoundError):  # another process was quicker
+                about = path.stat()
+                found.append((about.st_mtime, about.st_size, path))
+        held = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found)[:-1]:
+            if held <= self.limit:
+                break
+            path.unlink(missing_ok=True)  # its lock stays: without it two processes could fetch into one file
+            held -= size
+
+
+def _copy(url: str, target: Path) -> int:
+    """Bytes fetched; three attempts, since a connection may break in the middle of a gigabyte."""
+    for attempt in range(3):
+        try:
+            with fsspec.open(url, "rb") as source, target.open("wb") as file:
+                got = 0
+                while block := source.read(_BLOCK):
+                    got += file.write(block)
+                return got
+        except FileNotFoundError:
+            raise ContractError(f"{url}: missing, but the manifest names it") from None
+        except Exception as e:  # what a store's client raises is its own
+            if attempt == 2:
+                raise ContractError(f"{url}: cannot be fetched ({' '.join(str(e).split())[:200]})") from None
+            time.sleep(2.0**attempt)
+    raise AssertionError
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,105 @@
+"""Where a run's metrics go beside metrics.jsonl: TensorBoard, Weights & Biases or MLflow, one class each.
+
+W&B and MLflow are not dependencies: who names one has it installed, and sets it up by its own environment variables
+(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A run that goes on writes into the tracker's run that it began.
+
+Limits: metrics only; no files, no weights, no code leave the machine through here.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from training.errors import ConfigError
+
+
+class Tracker(Protocol):
+    """What the journal needs of one."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of a step."""
+        ...
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        ...
+
+
+def open_tracker(name: str, out: Path, step: int, config: Mapping[str, Any]) -> Tracker | None:
+    """The tracker that `run.tracker` names, for the run in `out` that goes on from `step`. Raises ConfigError."""
+    if name == "none":
+        return None
+    kinds: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]]
+    kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "mlflow": _Mlflow}
+    try:
+        return kinds[name](out, step, config)
+    except ImportError:
+        raise ConfigError("run.tracker", f"{name} is not installed: pip install {name}") from None
+
+
+def _remembered(path: Path, fresh: str = "") -> str:
+    """The name in the file, or `fresh`, which is then in it."""
+    if not path.exists() and fresh:
+        path.write_text(fresh, encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
+
+
+class _TensorBoard:
+    def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(out / "tensorboard"), purge_step=step + 1)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
+        import wandb
+
+        run_id = _remembered(out / "wandb-id", uuid.uuid4().hex[:8])
+        self._run: Any = wandb.init(
+            project="wenlan",
+            id=run_id,
+            resume="allow",
+            dir=str(out),
+            name=out.name,
+            config=dict(config),
+            save_code=False,
+        )
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Mlflow:
+    def __init__(self, out: Path, step: int, config: Mapping[str, Any]) -> None:
+        import mlflow
+
+        self._client: Any = mlflow.MlflowClient()
+        self._run = _remembered(out / "mlflow-id")
+        if not self._run:
+            experiment = self._client.get_experiment_by_name("wenlan")
+            number = self._client.create_experiment("wenlan") if experiment is None else experiment.experiment_id
+            self._run = _remembered(out / "mlflow-id", self._client.create_run(number, run_name=out.name).info.run_id)
+            self._client.log_dict(self._run, dict(config), "config.json")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._client.log_metric(self._run, name, value, step=step)
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
