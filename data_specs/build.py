@@ -30,6 +30,9 @@ class SpecError(ValueError):
         super().__init__("\n".join(problems))
         self.problems = tuple(problems)
 
+    def __reduce__(self) -> tuple[type[SpecError], tuple[tuple[str, ...]]]:
+        return type(self), (self.problems,)  # an exception crosses processes by pickle
+
 
 class Spec(BaseModel):
     """Base of every part of a spec: frozen, and an unknown key is an error."""

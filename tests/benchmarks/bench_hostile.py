@@ -123,7 +123,7 @@ def peer(urls: list[str], inside: Any) -> None:
     """img2dataset over the same list; what it let through goes to stderr."""
     before = len(inside.asked)
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
-        Path(name, "urls.txt").write_text("\n".join(urls))
+        Path(name, "urls.txt").write_text("\n".join(url for url in urls if "," not in url))  # it reads lists as CSV
         options = ["--processes_count=1", "--thread_count=16", "--output_format=files", "--enable_wandb=False"]
         options += [
             "--disable_all_reencoding=True",

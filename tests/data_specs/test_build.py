@@ -115,3 +115,10 @@ def test_a_spec_cannot_be_changed_after_it_was_checked() -> None:
     spec = BuildSpec.model_validate(GOOD)
     with pytest.raises(ValueError, match="frozen"):
         spec.name = "other"  # type: ignore[misc]
+
+
+def test_a_spec_error_comes_whole_out_of_another_process():
+    import pickle
+
+    error = pickle.loads(pickle.dumps(SpecError(["a.yaml: one", "a.yaml: two"])))  # noqa: S301 (our own bytes)
+    assert (error.problems, str(error)) == (("a.yaml: one", "a.yaml: two"), "a.yaml: one\na.yaml: two")
