@@ -24,7 +24,7 @@ import time
 import urllib.request
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from email.message import Message
 from typing import Any
@@ -48,6 +48,10 @@ LASTING_S = 30 * 24 * 3600.0
 
 RULES_S = 7 * 24 * 3600.0
 """As above, of what robots.txt forbids."""
+
+LARGE, LARGE_AT_ONCE = 2 << 20, 6
+"""Bytes from which a body is large, and how many large ones a process reads or unpacks at the same time: threads that
+all meet a bomb must not hold as many largest bodies as there are threads."""
 
 _BLOCK = 1 << 16
 _SMALL = 1 << 16
@@ -107,6 +111,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self._connections = _Connections(self._tls)
         self._watchdog = _Watchdog(spec.egress.timeout_s)
         self._lock = threading.Lock()
+        self._large = threading.Semaphore(LARGE_AT_ONCE)
         self.found: dict[str, Found] = {}
         self.failed: dict[str, FetchFailed] = {}
 
@@ -282,7 +287,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
                         continue
                     raise
                 with response:
-                    body = _read(response, cap, whole)
+                    body = _read(response, cap, whole, self._large, deadline)
                     finished = response.isclosed() or response.length == 0
                 if finished and not response.will_close and not deadline.cut:
                     self._connections.put(place, connection)
@@ -452,8 +457,13 @@ def _connect(host: str, port: int, deadline: _Deadline) -> socket.socket:
     raise last
 
 
-def _read(response: http.client.HTTPResponse, cap: int, whole: bool) -> bytes:
-    """The body, unpacked. Of an answer that is no image and no robots.txt nothing is kept, and little is read."""
+def _read(
+    response: http.client.HTTPResponse, cap: int, whole: bool, large: threading.Semaphore, deadline: _Deadline
+) -> bytes:
+    """The body, unpacked. Of an answer that is no image and no robots.txt nothing is kept, and little is read.
+
+    A body that turns out large, or is packed, waits for a place in `large`. Raises TimeoutError if none comes in time.
+    """
     if response.status != 200:
         if response.length is not None and response.length <= _SMALL:
             response.read()  # so that the connection can be used again
@@ -461,7 +471,27 @@ def _read(response: http.client.HTTPResponse, cap: int, whole: bool) -> bytes:
     announced = response.headers.get("Content-Length", "")
     if whole and announced.isdigit() and int(announced) > cap:
         raise egress.BodyTooLarge(f"{announced} bytes announced, {cap} are allowed")
-    body = bytearray()
+    packed = str(response.headers.get("Content-Encoding", ""))
+    with ExitStack() as place:
+        if packed.strip().lower() not in ("", "identity"):
+            _enter(large, deadline, place)
+            return _body(response, cap, whole, packed, bytearray())
+        body = bytearray()
+        while len(body) <= min(cap, LARGE) and (block := response.read1(_BLOCK)):
+            body += block
+        if len(body) > LARGE:
+            _enter(large, deadline, place)
+        return _body(response, cap, whole, packed, body)
+
+
+def _enter(large: threading.Semaphore, deadline: _Deadline, place: ExitStack) -> None:
+    if not large.acquire(timeout=deadline.left()):
+        raise TimeoutError
+    place.callback(large.release)
+
+
+def _body(response: http.client.HTTPResponse, cap: int, whole: bool, packed: str, body: bytearray) -> bytes:
+    """The rest of a body after what was read of it, unpacked."""
     while len(body) <= cap and (block := response.read1(_BLOCK)):
         body += block
     if len(body) > cap:
@@ -471,7 +501,7 @@ def _read(response: http.client.HTTPResponse, cap: int, whole: bool) -> bytes:
     elif response.length:
         raise ConnectionError(f"the body ended {response.length} bytes early")
     try:
-        return egress.unpacked(bytes(body), str(response.headers.get("Content-Encoding", "")), cap)
+        return egress.unpacked(bytes(body), packed, cap)
     except egress.BodyTooLarge:
         if whole:
             raise

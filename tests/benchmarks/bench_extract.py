@@ -31,7 +31,8 @@ from lxml import etree
 from trafilatura import extract
 root = pathlib.Path(sys.argv[1])
 for page in sorted(root.rglob("*.html")):
-    found = extract(page.read_bytes(), include_images=True, output_format="xml", with_metadata=True)
+    where = "http://site.test/" + str(page.relative_to(root))
+    found = extract(page.read_bytes(), url=where, include_images=True, output_format="xml", with_metadata=True)
     tree = etree.fromstring(found.encode()) if found else None
     for image in tree.iter("graphic") if tree is not None else ():
         texts = [tree.get("title") or "", image.get("alt") or "", image.get("title") or ""]
@@ -101,7 +102,9 @@ def trafilatura() -> Found:
     found: Found = {}
     for line in done.stdout.splitlines():
         page, src, texts = json.loads(line)
-        found.setdefault((page, urljoin(page, src)), set()).update(text for text in texts if text)
+        found.setdefault((page, urljoin(page, src).removeprefix("http://site.test/")), set()).update(
+            text for text in texts if text
+        )
     return found
 
 
