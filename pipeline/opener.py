@@ -70,6 +70,10 @@ class FetchFailed(OSError):
         self.reason, self.evidence = reason, evidence
         self.again, self.retry_after_s = again, retry_after_s
 
+    def bare(self) -> FetchFailed:
+        """The same failure without a traceback, whose frames would keep the body that was read alive."""
+        return FetchFailed(self.reason, self.evidence, again=self.again, retry_after_s=self.retry_after_s)
+
 
 @dataclass(frozen=True, slots=True)
 class Reply:
@@ -135,11 +139,11 @@ class GuardedOpener(urllib.request.OpenerDirector):
         url = fullurl if isinstance(fullurl, str) else fullurl.full_url
         before = self.failed.get(url)
         if before is not None and not before.again:
-            raise before
+            raise before.bare()
         try:
             reply = self._fetch(url)
         except FetchFailed as e:
-            self.failed[url] = e
+            self.failed[url] = e.bare()
             raise
         self.failed.pop(url, None)
         self.found[url] = Found(str(reply.headers.get("ETag") or "")[:200], rfc3339())

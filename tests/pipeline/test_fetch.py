@@ -24,7 +24,7 @@ from PIL import Image
 
 from data_specs.shard import Text
 from pipeline import fetch
-from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows
+from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidate_rows
 from pipeline.store import DECISIONS, Build
 
 SITE = [{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}]
@@ -297,6 +297,20 @@ def test_connections_are_used_again_and_one_that_the_server_closed_costs_nothing
     opener.close()
     assert ports[0] == ports[1] == ports[2] != ports[3] == ports[4], "a 404 costs no connection either"
     assert web.asked.count("/c.png") == 1
+
+
+def test_failures_that_are_remembered_hold_no_body(serve, make_build):
+    from pipeline.opener import GuardedOpener
+
+    web = serve({"/endless.png": endless})
+    opener = GuardedOpener(make_build(web, sources=SITE, egress={"max_image_bytes": 3_000_000}).spec)
+    for number in range(3):
+        web.pages[f"/endless.png?{number}"] = endless
+        with pytest.raises(OSError, match="too_large"):
+            opener.open(web.url(f"/endless.png?{number}"))
+    opener.close()
+    assert {failure.reason for failure in opener.failed.values()} == {DropReason.TOO_LARGE}
+    assert all(f.__traceback__ is None and f.__context__ is None for f in opener.failed.values())
 
 
 def test_a_lasting_failure_is_tried_again_when_its_time_has_come(serve, make_build, monkeypatch):
