@@ -26,7 +26,6 @@ NEEDED = {  # the least options of plug-ins that cannot do without
     "folder": {"path": "x"},
     "microblog": {"path": "x.jsonl"},
     "site": {"start": ["http://a.test/"]},
-    "microblog": {"path": "posts.jsonl"},
     "url_table": {"path": "x.csv", "columns": {"texts": {"alt": "zh"}}},
     "warc": {"path": "x.warc.gz"},
     "webdataset": {"path": "x.tar"},
