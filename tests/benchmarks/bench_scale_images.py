@@ -1,8 +1,9 @@
 """Near images at scale: the leader pass over a million images' hashes and signatures, 50,000 of them one hot cluster.
 
-What is measured is what dedup runs on images: blocks of 512 by rank, `ImageLeaders.first`, `among` for those without
-a leader, `add` for those that are kept, at the shipped radius and threshold; one process of one thread that reads the
-columns from a file block by block. The exponent is that of its CPU time from 100,000 to 1,000,000 images.
+What is measured is what dedup runs on images: blocks of `leaders.BLOCK` by rank, `ImageLeaders.first`, `among` for
+those without a leader, `add` for those that are kept, at the shipped radius and threshold; one process of one thread
+that reads the columns from a file block by block. The exponent is that of its CPU time from 100,000 to 1,000,000
+images.
 
 The images are drawn, not random bits: a smoothed bootstrap (Silverman and Young, "The bootstrap: to smooth or not to
 smooth?", 1987) of real photos and stamps. A drawn image is a real one, shrunk towards the mean, plus Gaussian noise
@@ -33,7 +34,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
-BLOCK, PART, ASKED = 512, 4_096, 2_048
+PART, ASKED = 4_096, 2_048
 SIZES = (100_000, 1_000_000)
 HOT = 0.05
 RANK = 256
@@ -207,6 +208,7 @@ def serve_pass(folder: Path, count: int) -> None:
     """The leader pass; prints seconds, CPU seconds, GB, leaders, and how many of them an image is compared with."""
     from pipeline.features.phash import HASHES
     from pipeline.features.signature import GRIDS, SIZE
+    from pipeline.leaders import BLOCK
 
     leaders = _leaders()
     wall, cpu = time.perf_counter(), time.process_time()
