@@ -200,6 +200,7 @@ def _merged(segments: Sequence[_Segment]) -> _Segment:
     return _Segment(keys[last], commit[last], commits)
 
 
+@functools.lru_cache(64)  # an index file never changes, and its name is never used again
 def _mapped(path: str) -> _Segment:
     return _opened(pa.memory_map(path))
 
