@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -121,3 +122,12 @@ def test_command_lines_start_without_heavy_imports(heavy):
             for target in imports(path, top_level_only=True):
                 assert target.split(".")[0] != heavy, f"{name} imports {target} at load"
                 waiting.append(target)
+
+
+def test_the_top_level_has_the_folders_that_it_is_meant_to_have() -> None:
+    """Tracked folders only: what a run leaves behind must not be committed."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout
+    folders = {path.split("/")[0] for path in listed.splitlines() if "/" in path}
+    assert folders == {".ci", "dags", "data_specs", "pipeline", "tests", "training"}
