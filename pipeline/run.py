@@ -48,7 +48,7 @@ from pipeline.errors import StageError, WenlanError
 from pipeline.folder import Folder
 from pipeline.identities import Identities
 from pipeline.ledger import Cost, Running, StageResult
-from pipeline.store import Build, Record, Store
+from pipeline.store import Build, Record, Store, timed
 
 log = logging.getLogger("wenlan")
 
@@ -278,7 +278,7 @@ def _granted(asked: dict[str, float], there: dict[str, float]) -> dict[str, floa
 def _partition(build: Build, name: str, partition: str, form: str) -> None:
     """What a Ray task runs. form: how it logs."""
     observe.log_as(form)
-    with observe.about(build_id=build.build_id, stage=name, partition=partition):
+    with observe.about(build_id=build.build_id, stage=name, partition=partition), timed():
         STAGES[name].run_partition(build, partition)
 
 
