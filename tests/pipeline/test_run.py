@@ -166,3 +166,22 @@ def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path,
     assert record.seconds >= 0.3
     with build.stage("measure").attempt("00001") as attempt:
         assert attempt.commit({}).cpu_seconds < 0.3  # a clock of its own, outside
+
+
+def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_itself(tmp_path, monkeypatch):
+    class Writing:
+        path = "/dev/full"
+
+        @classmethod
+        def run_partition(cls, *_: object) -> None:
+            Path(cls.path).write_bytes(b"x")
+
+    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"), str(tmp_path / "store"))
+    Path(build.folder.url).mkdir()
+    monkeypatch.setitem(run.STAGES, "fetch", Writing)
+    with pytest.raises(StageError, match=r"no space is left on its disk \(fetch/00000\); make room") as e:
+        run._partition(build, "fetch", "00000", "text")
+    assert Path(e.value.subject).is_dir()
+    monkeypatch.setattr(Writing, "path", str(tmp_path))
+    with pytest.raises(IsADirectoryError):
+        run._partition(build, "fetch", "00000", "text")
