@@ -20,6 +20,7 @@ scope); code that connects without Python's socket module is not seen.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import ipaddress
 import json
@@ -95,16 +96,14 @@ class Guard:
             raise EgressRefused(f"scheme {found.scheme[:20]!r} is not http or https")
         if not host:
             raise EgressRefused("address without a host")
-        with contextlib.suppress(ValueError):
-            ipaddress.ip_address(host.partition("%")[0])
+        if _literal(host) is not None:
             self.check_address(host, port or (443 if found.scheme == "https" else 80))
 
     def check_address(self, host: object, port: object) -> None:
         """Raises EgressRefused unless the pair is a global unicast IP literal or named in the spec."""
-        try:
-            address = ipaddress.ip_address(str(host).partition("%")[0])
-        except ValueError:
-            raise EgressRefused(f"{host!s:.100} is not an IP address") from None
+        address = _literal(str(host))
+        if address is None:
+            raise EgressRefused(f"{host!s:.100} is not an IP address")
         if (str(address), port) in self.allow:
             return
         if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
@@ -114,6 +113,15 @@ class Guard:
         inside = any(address in network for network in _REFUSED_NETWORKS if network.version == address.version)
         if inside or not address.is_global or address.is_multicast or address.is_reserved:
             raise EgressRefused(f"{address} port {port} is not a public address")
+
+
+@functools.lru_cache(maxsize=4096)
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is, if it is a literal; remembered, since every request asks of its host three times."""
+    try:
+        return ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
 
 
 def guard_of(spec: BuildSpec) -> Guard:

@@ -18,18 +18,19 @@ later builds, however it changed; where a build's tar is deleted, its images are
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
-import io
+import importlib.util
 import json
 import os
-import tarfile
+import sys
 import tempfile
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 from urllib.parse import urlsplit
 
@@ -42,6 +43,7 @@ from pipeline.folder import Folder
 from pipeline.observe import count
 from pipeline.opener import LASTING_S, GuardedOpener
 from pipeline.records import FETCH_SCHEMA, DropReason, candidates_of, drop, rfc3339
+from pipeline.shards import TarWriter
 from pipeline.sources import TableSource, sources_of
 from pipeline.store import Build
 
@@ -284,21 +286,15 @@ def _tell(hosts: dict[str, Counter[str]], received: Counter[str]) -> None:
 
 def _download(spec: BuildSpec, urls: list[str], take: Callable[[str, bytes | None, str], None]) -> dict[str, Any]:
     """Run img2dataset over some URLs in this process; `take` gets (url, bytes or None, error) of each, one by one."""
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else an import asks the network for a newer version
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it imports modules that Python deprecates
-        from img2dataset.downloader import Downloader
-        from img2dataset.resizer import Resizer
-
     writer = _Writer(take)
     with tempfile.TemporaryDirectory(prefix="wenlan-fetch-") as folder:
         shard = f"{folder}/urls.arrow"
         table = pa.table({"url": urls})
         with pa.OSFile(shard, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
             out.write_table(table)
-        Downloader(
+        _downloader()(
             sample_writer_class=lambda *_: writer,
-            resizer=Resizer(image_size=1, resize_mode="no", resize_only_if_bigger=False, disable_all_reencoding=True),
+            resizer=lambda stream, _: (stream.read(), None, None, None, None, None),  # the bytes as they came
             thread_count=spec.fetch.threads,
             save_caption=False,
             extract_exif=False,
@@ -317,6 +313,29 @@ def _download(spec: BuildSpec, urls: list[str], take: Callable[[str, bytes | Non
         writer.check()
         found: dict[str, Any] = json.loads(Path(f"{folder}/0_stats.json").read_text(encoding="utf-8"))
         return found
+
+
+@functools.cache
+def _downloader() -> Any:
+    """img2dataset's `Downloader`, loaded without what its package imports for its command line.
+
+    That is torch, pandas, albumentations (which asks the network for a newer version of itself) and wandb: 3 seconds
+    and 250 MB of every worker, none of which the downloader uses. Nothing stays in `sys.modules`, so that whoever
+    imports img2dataset afterwards gets it whole.
+    """
+    spec = importlib.util.find_spec("img2dataset")
+    if spec is None or spec.submodule_search_locations is None:
+        raise StageError("fetch", "img2dataset is not installed; install wenlan[pipeline]")
+    before = dict(sys.modules)
+    bare = ModuleType("img2dataset")
+    bare.__path__ = list(spec.submodule_search_locations)
+    sys.modules |= {"img2dataset": bare, "wandb": before.get("wandb", ModuleType("wandb"))}
+    try:
+        return importlib.import_module("img2dataset.downloader").Downloader
+    finally:
+        for name in [n for n in sys.modules if n == "wandb" or n.partition(".")[0] == "img2dataset"]:
+            del sys.modules[name]
+        sys.modules |= {n: m for n, m in before.items() if n == "wandb" or n.partition(".")[0] == "img2dataset"}
 
 
 class _Writer:
@@ -355,17 +374,15 @@ def _bytes_of(tar: str, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, 
 def _write_tar(path: Path, urls: dict[str, str], job: _Job) -> list[dict[str, Any]]:
     """Write the images in the order of `urls`; gives the rows of FETCH_SCHEMA."""
     rows = []
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+    with path.open("wb") as file:
+        tar = TarWriter(file)
         for fetch_id, url in urls.items():
             outcome = job.outcomes[fetch_id]
             offset, size = -1, 0
             if not outcome.reason:
                 data = job.spool.read(outcome.place)
                 size = len(data)
-                info = tarfile.TarInfo(fetch_id)  # mtime 0, owner 0, mode 0644 by default
-                info.size = size
-                offset = tar.offset + tarfile.BLOCKSIZE
-                tar.addfile(info, io.BytesIO(data))
+                offset = tar.add(fetch_id, data)
             rows.append(
                 {
                     "fetch_id": fetch_id,
@@ -381,4 +398,5 @@ def _write_tar(path: Path, urls: dict[str, str], job: _Job) -> list[dict[str, An
                     "retry_after": outcome.retry_after,
                 }
             )
+        tar.close()
     return rows

@@ -1,32 +1,26 @@
 """The opener that img2dataset's downloader fetches through: every rule of fetching images over HTTP, in one place.
 
 img2dataset calls `urllib.request.urlopen` in threads; an opener set by `install_opener` is the one place where scheme,
-addresses, redirects, user agent, robots.txt, pauses, opt-outs, bytes and total time can be held. It speaks HTTP by
-`http.client` on sockets that it connects itself, inside the guard's scope, with one deadline for a request from name
-lookup to the last byte: a watchdog cuts the socket when the time is up, so that a server that sends one byte a second
-(in the body or in the headers) holds nobody.
+addresses, redirects, user agent, robots.txt, pauses, opt-outs, bytes and total time can be held. Requests themselves,
+with their deadlines and kept connections, are `pipeline.wire`'s, inside the guard's scope.
 
-Connections are kept and used again for the same host, at most `connections_per_host` of them at a time, and pauses are
-those of the whole cluster (`pipeline.turns`). Failures become reasons here, where they are known, since img2dataset
+There are at most `connections_per_host` connections to a host at a time, and pauses are those of the whole cluster
+(`pipeline.turns`). Failures become reasons here, where they are known, since img2dataset
 keeps only their text; each has a time from which a later build may ask again.
 
-Limits: a name lookup that hangs is as slow as the resolver; connections per host are counted in one process.
+Limits: connections per host are counted in one process.
 """
 
 from __future__ import annotations
 
 import http.client
 import io
-import socket
-import ssl
 import threading
 import time
 import urllib.request
-from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
-from email.message import Message
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
@@ -36,25 +30,13 @@ from data_specs.build import BuildSpec
 from pipeline import egress
 from pipeline.records import DropReason, rfc3339
 from pipeline.turns import Turns
-
-MAX_ADDRESSES = 4
-"""Addresses of a name that are tried."""
-
-KEPT_S = 10.0
-"""How long a connection that nobody uses is kept."""
+from pipeline.wire import Reply, Watchdog, Wire
 
 LASTING_S = 30 * 24 * 3600.0
 """A failure that is no accident (404, not an image, an opt-out) may be tried again after so long."""
 
 RULES_S = 7 * 24 * 3600.0
 """As above, of what robots.txt forbids."""
-
-LARGE, LARGE_AT_ONCE = 2 << 20, 6
-"""Bytes from which a body is large, and how many large ones a process reads or unpacks at the same time: threads that
-all meet a bomb must not hold as many largest bodies as there are threads."""
-
-_BLOCK = 1 << 16
-_SMALL = 1 << 16
 
 
 class FetchFailed(OSError):
@@ -73,15 +55,6 @@ class FetchFailed(OSError):
     def bare(self) -> FetchFailed:
         """The same failure without a traceback, whose frames would keep the body that was read alive."""
         return FetchFailed(self.reason, self.evidence, again=self.again, retry_after_s=self.retry_after_s)
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """One HTTP answer; the body is unpacked and within the cap."""
-
-    status: int
-    headers: Message
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,17 +78,18 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
     def __init__(self, spec: BuildSpec) -> None:
         super().__init__()
-        self._limits, self._agent = spec.egress, egress.user_agent(spec)
+        self._limits = spec.egress
+        self._headers = {
+            "User-Agent": egress.user_agent(spec), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"
+        }  # fmt: skip
         self._guard = egress.guard_of(spec)
-        self._tls = ssl.create_default_context()
         self._rules: dict[str, tuple[float, egress.Robots, egress.Tdm]] = {}  # by address of robots.txt, with its age
         self._rules_locks: dict[str, threading.Lock] = {}
         self._turns = Turns()
         self._hosts: dict[str, threading.Semaphore] = {}
-        self._connections = _Connections(self._tls)
-        self._watchdog = _Watchdog(spec.egress.timeout_s)
+        self._wire = Wire()
+        self._watchdog = Watchdog(spec.egress.timeout_s)
         self._lock = threading.Lock()
-        self._large = threading.Semaphore(LARGE_AT_ONCE)
         self.found: dict[str, Found] = {}
         self.failed: dict[str, FetchFailed] = {}
 
@@ -132,7 +106,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
     def close(self) -> None:
         """Close the connections that are kept."""
-        self._connections.close()
+        self._wire.close()
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         """The body of an image. Raises FetchFailed, also kept in `failed`; a lasting failure is not asked for again."""
@@ -253,7 +227,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         with egress.guarded(self._guard) as scope, self._watchdog.deadline() as deadline:
             try:
                 self._guard.check_url(url)
-                reply = self._speak(url, cap, whole, deadline)
+                reply = self._wire.ask(url, self._headers, cap, whole, deadline)
                 if deadline.cut:  # to http.client a cut socket may look like the end of headers or body
                     raise TimeoutError
                 return reply
@@ -272,244 +246,6 @@ class GuardedOpener(urllib.request.OpenerDirector):
                     evidence = " ".join(str(e).split()) or type(e).__name__
                     raise FetchFailed(DropReason.CONNECTION, evidence, again=True, retry_after_s=0.0) from None
                 raise
-
-    def _speak(self, url: str, cap: int, whole: bool, deadline: _Deadline) -> Reply:
-        """Ask on a kept connection; on a new one where there is none, or where the server has closed it meanwhile."""
-        found = urlsplit(url)
-        target = (found.path or "/") + (f"?{found.query}" if found.query else "")
-        headers = {"User-Agent": self._agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
-        place = (found.scheme, found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
-        while True:
-            connection, kept = self._connections.get(place, deadline)
-            try:
-                try:
-                    connection.request("GET", target, headers=headers)
-                    response = connection.getresponse()
-                except (ConnectionError, http.client.BadStatusLine):
-                    if kept and not deadline.cut:
-                        connection.close()
-                        continue
-                    raise
-                with response:
-                    body = _read(response, cap, whole, self._large, deadline)
-                    finished = response.isclosed() or response.length == 0
-                if finished and not response.will_close and not deadline.cut:
-                    self._connections.put(place, connection)
-                else:
-                    connection.close()
-                return Reply(response.status, response.headers, body)
-            except BaseException:
-                connection.close()
-                raise
-
-
-Place = tuple[str, str, int]
-"""Scheme, host and port that a connection leads to."""
-
-
-class _Connections:
-    """Open connections, those that are free. Each was judged by the guard's hook when it was made."""
-
-    def __init__(self, tls: ssl.SSLContext) -> None:
-        self._tls = tls
-        self._free: dict[Place, deque[tuple[float, http.client.HTTPConnection]]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, place: Place, deadline: _Deadline) -> tuple[http.client.HTTPConnection, bool]:
-        """(a connection, whether it was used before), watched. Raises OSError."""
-        with self._lock:
-            free = self._free.get(place, ())
-            while free:
-                since, connection = free.pop()
-                if time.monotonic() - since <= KEPT_S:
-                    deadline.watch(connection.sock)
-                    return connection, True
-                connection.close()
-        return self._open(place, deadline), False
-
-    def put(self, place: Place, connection: http.client.HTTPConnection) -> None:
-        """Keep a connection whose answer was read to its end. What has been free for long is closed."""
-        now = time.monotonic()
-        with self._lock:
-            self._free.setdefault(place, deque()).append((now, connection))
-            if len(self._free) > _MOST_HOSTS:
-                for other in [p for p, free in self._free.items() if not free or now - free[-1][0] > KEPT_S / 4]:
-                    for _, old in self._free.pop(other):
-                        old.close()
-
-    def close(self) -> None:
-        with self._lock:
-            for free in self._free.values():
-                for _, connection in free:
-                    connection.close()
-            self._free.clear()
-
-    def _open(self, place: Place, deadline: _Deadline) -> http.client.HTTPConnection:
-        scheme, host, port = place
-        sock: socket.socket = _connect(host, port, deadline)
-        try:
-            if scheme == "https":
-                sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
-                deadline.watch(sock)
-                sock.do_handshake()
-                connection: http.client.HTTPConnection = http.client.HTTPSConnection(host, port, context=self._tls)
-            else:
-                connection = http.client.HTTPConnection(host, port)
-        except BaseException:
-            sock.close()
-            raise
-        connection.sock = sock
-        connection.auto_open = 0  # never a connection that did not come from here
-        return connection
-
-
-_MOST_HOSTS = 64
-
-
-class _Watchdog:
-    """One thread that cuts what is late. All deadlines are equally long, so they come in the order of their making."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._waiting: deque[_Deadline] = deque()
-        self._change = threading.Condition()
-        self._running = False
-
-    def deadline(self) -> _Deadline:
-        """A deadline that begins now."""
-        found = _Deadline(time.monotonic() + self._seconds)
-        with self._change:
-            self._waiting.append(found)
-            if not self._running:
-                self._running = True
-                threading.Thread(target=self._watch, name="wenlan-deadlines", daemon=True).start()
-        return found
-
-    def _watch(self) -> None:
-        """Ends when there is nothing to watch."""
-        while True:
-            with self._change:
-                while self._waiting and self._waiting[0].done:
-                    self._waiting.popleft()
-                if not self._waiting:
-                    self._running = False
-                    return
-                first = self._waiting[0]
-            left = first.end - time.monotonic()
-            if left > 0:
-                time.sleep(min(left, 0.2))
-            else:
-                first.strike()
-                with self._change:
-                    self._waiting.popleft()
-
-
-class _Deadline:
-    """Cuts the watched socket when the time is up, whatever its reader is waiting for, and then says so in `cut`."""
-
-    def __init__(self, end: float) -> None:
-        self.cut, self.done, self.end = False, False, end
-        self._sock: socket.socket | None = None
-        self._lock = threading.Lock()
-
-    def __enter__(self) -> _Deadline:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._sock, self.done = None, True
-
-    def left(self) -> float:
-        """Seconds. Raises TimeoutError if none is left."""
-        left = self.end - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        return left
-
-    def watch(self, sock: socket.socket) -> None:
-        sock.settimeout(self.left())
-        with self._lock:
-            self._sock = sock
-
-    def strike(self) -> None:
-        """The time is up."""
-        with self._lock:
-            if self.done:
-                return
-            self.cut = True
-            if self._sock is not None:
-                try:
-                    # not SSLSocket's own method, which is not for two threads
-                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
-                except OSError:
-                    return  # closed already
-
-
-def _connect(host: str, port: int, deadline: _Deadline) -> socket.socket:
-    """A connected and watched socket. Raises OSError of the last address tried; the guard's hook judges each."""
-    last: OSError = OSError(f"{host} has no address")
-    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:MAX_ADDRESSES]:
-        sock = socket.socket(family, kind, protocol)
-        try:
-            deadline.watch(sock)
-            sock.connect(address)
-        except OSError as e:
-            sock.close()
-            last = e
-            continue
-        return sock
-    raise last
-
-
-def _read(
-    response: http.client.HTTPResponse, cap: int, whole: bool, large: threading.Semaphore, deadline: _Deadline
-) -> bytes:
-    """The body, unpacked. Of an answer that is no image and no robots.txt nothing is kept, and little is read.
-
-    A body that turns out large, or is packed, waits for a place in `large`. Raises TimeoutError if none comes in time.
-    """
-    if response.status != 200:
-        if response.length is not None and response.length <= _SMALL:
-            response.read()  # so that the connection can be used again
-        return b""
-    announced = response.headers.get("Content-Length", "")
-    if whole and announced.isdigit() and int(announced) > cap:
-        raise egress.BodyTooLarge(f"{announced} bytes announced, {cap} are allowed")
-    packed = str(response.headers.get("Content-Encoding", ""))
-    with ExitStack() as place:
-        if packed.strip().lower() not in ("", "identity"):
-            _enter(large, deadline, place)
-            return _body(response, cap, whole, packed, bytearray())
-        body = bytearray()
-        while len(body) <= min(cap, LARGE) and (block := response.read1(_BLOCK)):
-            body += block
-        if len(body) > LARGE:
-            _enter(large, deadline, place)
-        return _body(response, cap, whole, packed, body)
-
-
-def _enter(large: threading.Semaphore, deadline: _Deadline, place: ExitStack) -> None:
-    if not large.acquire(timeout=deadline.left()):
-        raise TimeoutError
-    place.callback(large.release)
-
-
-def _body(response: http.client.HTTPResponse, cap: int, whole: bool, packed: str, body: bytearray) -> bytes:
-    """The rest of a body after what was read of it, unpacked."""
-    while len(body) <= cap and (block := response.read1(_BLOCK)):
-        body += block
-    if len(body) > cap:
-        if whole:
-            raise egress.BodyTooLarge(f"more than {cap} bytes")
-        del body[cap:]
-    elif response.length:
-        raise ConnectionError(f"the body ended {response.length} bytes early")
-    try:
-        return egress.unpacked(bytes(body), packed, cap)
-    except egress.BodyTooLarge:
-        if whole:
-            raise
-        return b""
 
 
 def _target(url: str, reply: Reply) -> str:

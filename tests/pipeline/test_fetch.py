@@ -398,6 +398,15 @@ def test_a_partition_without_candidates_is_committed_too(make_build):
     assert outcome(build) == {}
 
 
+def test_the_downloader_comes_without_what_its_package_imports():
+    code = (
+        "import sys; from pipeline import fetch; found = fetch._downloader(); assert found.__name__ == 'Downloader'; "
+        "print([n for n in ('torch', 'pandas', 'cv2', 'albumentations', 'wandb', 'img2dataset') if n in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, monkeypatch):
     def full(self: object, *_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -191,6 +191,15 @@ def test_the_short_way_gives_the_pixels_that_pillow_gives(
     assert theirs[0].orientation == (6 if b"Exif" in JPEGS[number] else 1)
 
 
+@pytest.mark.parametrize("number", range(len(JPEGS)))
+def test_the_short_way_to_a_header_says_what_pillow_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(io.BytesIO(JPEGS[number])) as image:
+        theirs = image.size if image.getexif().get(274, 1) < 5 else image.size[::-1]
+    monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
+    found = pictures.header(JPEGS[number])
+    assert (found.format, found.width, found.height) == ("jpeg", *theirs)
+
+
 @settings(max_examples=300)
 @given(whole=st.sampled_from(JPEGS), reduce_to=st.sampled_from([0, 8, 64]), data=st.data())
 def test_of_damaged_jpegs_both_ways_say_the_same(whole: bytes, reduce_to: int, data: st.DataObject) -> None:
