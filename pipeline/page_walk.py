@@ -9,10 +9,10 @@ Limits: class names must say what they mean; a site that calls its captions `p3`
 
 from __future__ import annotations
 
+import functools
 import re
-from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from data_specs.shard import nfc
 
@@ -102,21 +102,60 @@ class Place:
 
 def fold(text: str) -> str:
     """NFC, white space folded, nothing invisible: how texts leave a page."""
-    text = re.sub(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]", "", text)
-    return nfc(re.sub(r"\s+", " ", text).strip())
+    if not text.isprintable():  # nothing that is taken off is printable
+        text = _INVISIBLE.sub("", text)
+    return nfc(" ".join(text.split()))
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """What leaving an element must undo."""
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
 
-    tag: str
+
+class _Kind(NamedTuple):
+    """What an element is, as far as its tag, class, id and role tell."""
+
     article: bool
     furniture: bool
+    suspect: bool  # furniture by its class, unless it holds the article
+    header: bool  # furniture outside an article
     figure: bool
     caption: bool
     titles: bool
     block: bool
+    counted: str  # its tag, where it matters that something lies in it
+    plain: bool  # none of the above but `block`
+
+
+_COUNTED = frozenset(("h1", "picture", "noscript"))
+_ROLES = frozenset(("navigation", "contentinfo", "complementary", "search"))
+
+
+@functools.lru_cache(maxsize=8192)
+def _kind(tag: str, style: str, role: str) -> _Kind:
+    """A site's pages are made of few kinds, so that each is looked into once."""
+    figure = tag == "figure" or (style != "" and _FIGURE.search(style) is not None)
+    by_style = tag == "figcaption" or (style != "" and not figure and _CAPTION.search(style) is not None)
+    found = _Kind(
+        article=tag in ("article", "main"),
+        furniture=tag in _FURNITURE_TAGS or role in _ROLES,
+        suspect=style != "" and tag not in _NEVER_FURNITURE and _FURNITURE.search(style) is not None,
+        header=tag == "header",
+        figure=figure,
+        caption=by_style or tag == "caption",  # a table's
+        titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
+        block=tag not in _INLINE or by_style,
+        counted=tag if tag in _COUNTED else "",
+        plain=False,
+    )
+    return found._replace(plain=not any((*found[:7], found.counted)))
+
+
+@dataclass(slots=True)
+class _Opened:
+    """An element that the walk is in: what leaving it must undo."""
+
+    kind: _Kind
+    furniture: bool
+    figure: bool
 
 
 class Walk:
@@ -128,19 +167,18 @@ class Walk:
         self.headline = ""
         self._figures: list[int] = []
         self._count = 0
-        self._inside: Counter[str] = Counter()  # how many open elements are furniture, article, caption, titles ...
+        self._article = self._furniture = self._caption = self._titles = 0  # how many open elements are such
+        self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
 
     def run(self, body: Any) -> None:
         """Depth first, without recursion: pages nest deeper than Python's stack."""
-        todo: list[tuple[Any, _Opened | None]] = [(body, None)]
-        while todo:
-            node, opened = todo.pop()
-            if opened is not None:
-                self._leave(opened)
-                continue
+        todo: list[_Kind | _Opened] = []  # what the walk is in; most elements are of a plain kind and need no record
+        node = body
+        while True:
             tag = node.tag
+            inner = None
             if tag == "-text":
                 self._text(node.text_content or "")
             elif tag == "img":
@@ -148,37 +186,37 @@ class Walk:
             elif tag == "source":
                 attributes = node.attributes
                 self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
-            elif tag not in _SILENT and not tag.startswith("-"):
-                todo.append((node, self._enter(node, tag)))
-                children = []
-                child = node.first_child
-                while child is not None:
-                    children.append((child, None))
-                    child = child.next
-                todo.extend(reversed(children))
+            elif tag not in _SILENT and tag[0] != "-":
+                opened = self._enter(node, tag)
+                inner = node.first_child
+                if inner is None:
+                    self._leave(opened)
+                else:
+                    todo.append(opened)
+            if inner is None:
+                while todo and (inner := node.next) is None:
+                    node = node.parent
+                    self._leave(todo.pop())
+                if not todo:
+                    return
+            node = inner
 
-    def _enter(self, node: Any, tag: str) -> _Opened:
+    def _enter(self, node: Any, tag: str) -> _Kind | _Opened:
         attributes = node.attributes
-        style = " ".join(v for k in ("class", "id") if (v := attributes.get(k)))[:300]
-        figure = tag == "figure" or (style != "" and _FIGURE.search(style) is not None)
-        caption = tag == "figcaption" or (style != "" and not figure and _CAPTION.search(style) is not None)
-        opened = _Opened(
-            tag=tag,
-            article=tag in ("article", "main"),
-            furniture=tag in _FURNITURE_TAGS
-            or attributes.get("role") in ("navigation", "contentinfo", "complementary", "search")
-            or (tag == "header" and not self._inside["article"])
-            or (style != "" and tag not in _NEVER_FURNITURE and self._is_furniture(node, style)),
-            figure=figure and len(self._figures) < MAX_FIGURES,
-            caption=caption,
-            titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
-            block=tag not in _INLINE or caption,
-        )
-        if opened.block:
+        if attributes:
+            style = " ".join(v for k in ("class", "id") if (v := attributes.get(k)))[:300]
+            kind = _kind(tag, style, attributes.get("role") or "")
+        else:
+            kind = _kind(tag, "", "")
+        if kind.plain:
+            if kind.block:
+                self._break()
+            return kind
+        furniture = kind.furniture or (kind.header and not self._article) or (kind.suspect and self._is_furniture(node))
+        opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
+        if kind.block:
             self._break()
-        for name in ("article", "furniture", "caption", "titles"):
-            self._inside[name] += getattr(opened, name)
-        self._inside[tag] += 1
+        self._count_in(opened, 1)
         if opened.figure:
             self._count += 1
             self._figures.append(self._count)
@@ -186,25 +224,35 @@ class Walk:
             self._sources = []
         return opened
 
-    def _is_furniture(self, node: Any, style: str) -> bool:
+    def _is_furniture(self, node: Any) -> bool:
         """By its class or id, unless it holds the article: `<div class="page has-sidebar">` is the whole page."""
-        if _FURNITURE.search(style) is None:
-            return False
-        if self._inside["furniture"] or self._looks >= MAX_LOOKS:
+        if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
         return node.css_first("article, main, h1") is None
 
-    def _leave(self, opened: _Opened) -> None:
-        if opened.tag == "h1" and not self.headline and not self._inside["furniture"]:
+    def _leave(self, opened: _Kind | _Opened) -> None:
+        if isinstance(opened, _Kind):
+            if opened.block:
+                self._break()
+            return
+        kind = opened.kind
+        if kind.counted == "h1" and not self.headline and not self._furniture:
             self.headline = self.blocks[-1].text()[:MAX_NEAR]
-        if opened.block:
+        if kind.block:
             self._break()
-        for name in ("article", "furniture", "caption", "titles"):
-            self._inside[name] -= getattr(opened, name)
-        self._inside[opened.tag] -= 1
+        self._count_in(opened, -1)
         if opened.figure:
             self._figures.pop()
+
+    def _count_in(self, opened: _Opened, by: int) -> None:
+        kind = opened.kind
+        self._article += by * kind.article
+        self._furniture += by * opened.furniture
+        self._caption += by * kind.caption
+        self._titles += by * kind.titles
+        if kind.counted:
+            self._inside[kind.counted] += by
 
     def _break(self) -> None:
         """End the running text, if there is any, or an image that stands for it."""
@@ -214,12 +262,12 @@ class Walk:
     def _text(self, text: str) -> None:
         block = self.blocks[-1]
         if not block.parts:
-            if not text.strip():
+            if not text or text.isspace():
                 return
-            block.furniture = self._inside["furniture"] > 0
+            block.furniture = self._furniture > 0
             block.figures = tuple(self._figures)
-        block.caption = block.caption or self._inside["caption"] > 0
-        block.titles = block.titles or self._inside["titles"] > 0
+        block.caption = block.caption or self._caption > 0
+        block.titles = block.titles or self._titles > 0
         block.parts.append(text)
         block.length += len(text)
 
@@ -229,7 +277,7 @@ class Walk:
                 block=len(self.blocks) - 1,
                 offset=self.blocks[-1].length,
                 figures=tuple(self._figures),
-                furniture=self._inside["furniture"] > 0,
+                furniture=self._furniture > 0,
                 attributes={k.lower(): v or "" for k, v in attributes.items()},
                 sources=tuple(self._sources) if self._inside["picture"] else (),
                 fallback=self._inside["noscript"] > 0,
