@@ -39,7 +39,7 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
     if charset is not None and bom is not None:
         return body[len(bom) :].decode(charset, "replace"), charset
     declared = declared_charset(body, content_type)
-    if not any(byte > 127 for byte in body[:_SNIFFED]) and body.isascii():
+    if body.isascii():
         return body.decode("ascii"), "ascii"
     text = _strict(body, "utf-8")
     if text is not None and (declared in (None, "utf-8") or _has_han(text)):
@@ -119,7 +119,7 @@ def _everyday(text: str, name: str) -> float:
     if not sample:
         return 1.0
     level = _level_1(name)
-    return sum(1 for ch in sample if ch in level) / len(sample)
+    return sum(map(level.__contains__, sample)) / len(sample)
 
 
 def _rows(codec: str, leads: range, trails: list[int]) -> frozenset[str]:

@@ -64,9 +64,9 @@ _TRACKER = re.compile(
     re.I,
 )
 _HAN, _KANA, _HANGUL = (
-    re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]", "[\u3041-\u30fa]", "[\uac00-\ud7a3]")
+    re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
 )
-_LETTERS = re.compile(r"[^\W\d_]")
+_LETTERS = re.compile(r"[^\W\d_]+")
 MIN_HAN = 0.1
 """Share of Han characters among a page's letters, menus and code included, from which on it counts as Chinese."""
 
@@ -228,10 +228,11 @@ def not_chinese(page: Page) -> str:
     """
     own = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
     text = " ".join((page.text[:100_000], *own))[:200_000]
-    letters = len(_LETTERS.findall(text))
-    han, kana, hangul = len(_HAN.findall(text)), len(_KANA.findall(text)), len(_HANGUL.findall(text))
-    if han < MIN_HAN * letters and not any(_HAN.search(t) for t in own):
-        return f"{han} Han characters of {letters} letters"
+    han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
+    if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own):
+        letters = sum(map(len, _LETTERS.findall(text)))
+        if han < MIN_HAN * letters:
+            return f"{han} Han characters of {letters} letters"
     if kana > 0.2 * (han + kana):
         return f"{kana} kana beside {han} Han characters"
     if hangul > han:
@@ -253,24 +254,23 @@ def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) 
     found: dict[str, _Place] = {}
     for image in page.images:
         row = image.row if image.row >= 0 else len(page.images)
-        # An image that is no candidate is told from others of the same address by its place on the page.
-        own = Candidate(
-            source, source_kind, f"{capture.url}#image-{row}", capture.url, image.url[:2000], image.texts, row
-        )
         fault = _fault(image, base)
+        if isinstance(fault, str) and fault not in found:
+            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row)
+            found[fault] = _Place(candidate, {t.text: t for t in image.texts})
+            continue
+        # An image that is no candidate is told from others of the same address by its place on the page.
+        origin = f"{capture.url}#image-{row}"
+        own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
         if isinstance(fault, tuple):
             yield drop(own, "extract", *fault)
             continue
-        if fault in found:
-            place = found[fault]
-            place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
-            if not image.fallback and image.row >= 0:
-                again = replace(own, image_url=fault)
-                leader = place.candidate.candidate_id
-                yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
-            continue
-        candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row)
-        found[fault] = _Place(candidate, {t.text: t for t in image.texts})
+        place = found[fault]
+        place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
+        if not image.fallback and image.row >= 0:
+            again = replace(own, image_url=fault)
+            leader = place.candidate.candidate_id
+            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
     for place in found.values():
         candidate = replace(place.candidate, texts=tuple(place.texts.values()))
         yield candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT)

@@ -23,11 +23,11 @@ class LinkedData:
     images: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read(tree: Any) -> LinkedData:
-    """Read all scripts of a page. Never fails."""
+def read(scripts: list[Any]) -> LinkedData:
+    """Read the `script` elements of a page that hold JSON-LD. Never fails."""
     found = LinkedData()
     left = [MAX_NODES]
-    for node in tree.css('script[type="application/ld+json"]')[:MAX_SCRIPTS]:
+    for node in scripts[:MAX_SCRIPTS]:
         text = node.text() or ""
         if len(text) <= MAX_BYTES:
             try:

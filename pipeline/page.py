@@ -54,6 +54,7 @@ _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-l
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
+_TELLING = 'meta, base[href], title, a[rel~=tag], script[type="application/ld+json"]'
 _SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -88,8 +89,11 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
 
     tree = LexborHTMLParser(html)
     told = told_by(tree, rule) if rule is not None else Told()
-    meta = _Meta.of(tree)
-    linked = linked_data.read(tree)
+    nodes: dict[str, list[Any]] = {name: [] for name in ("meta", "base", "title", "a", "script")}
+    for node in tree.css(_TELLING):  # one search: each costs a walk over the page
+        nodes[str(node.tag)].append(node)
+    meta = _Meta.of(tree, nodes)
+    linked = linked_data.read(nodes["script"])
     walk = Walk()
     body = told.content if told.content is not None else tree.body
     if body is not None:
@@ -135,11 +139,11 @@ class _Meta:
     reserved: bool
 
     @classmethod
-    def of(cls, tree: Any) -> _Meta:
+    def of(cls, tree: Any, nodes: dict[str, list[Any]]) -> _Meta:
         found: dict[str, str] = {}
         robots: list[str] = []
         tags: list[str] = []
-        for node in tree.css("meta"):
+        for node in nodes["meta"]:
             attributes = node.attributes
             name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
             content = attributes.get("content") or ""
@@ -151,7 +155,7 @@ class _Meta:
                 tags.append(content)
             elif name:
                 found.setdefault(name, content.strip())
-        base, root, title = tree.css_first("base[href]"), tree.css_first("html"), tree.css_first("title")
+        base, root, title = (next(iter(found), None) for found in (nodes["base"], [tree.root], nodes["title"]))
         name_of_page = fold(title.text()) if title is not None else ""
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
@@ -160,7 +164,7 @@ class _Meta:
             title=fold(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
             abstract=fold(found.get("og:description", "") or found.get("description", "")),
             image=found.get("og:image", ""),
-            tags=(*(node.text() for node in tree.css("a[rel~=tag]")[:MAX_TAGS]), *tags),
+            tags=(*(node.text() for node in nodes["a"][:MAX_TAGS]), *tags),
             reserved=found.get("tdm-reservation", "") == "1",
         )
 
@@ -258,8 +262,8 @@ def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> s
     `sources` are the srcsets of the <picture> around it.
     """
     src = attributes.get("src", "").strip()
-    lazy = [attributes[name].strip() for name in _LAZY if attributes.get(name, "").strip()]
-    sets = [url for name in SRCSETS if (url := _largest(attributes.get(name, "")))]
+    lazy = [found for name in _LAZY if name in attributes and (found := attributes[name].strip())]
+    sets = [url for name in SRCSETS if name in attributes and (url := _largest(attributes[name]))]
     real = [url for url in [*lazy, *sets, src] if _is_address(url)]
     if not real:
         real = [url for srcset in sources if (url := _largest(srcset)) and _is_address(url)]
@@ -267,7 +271,7 @@ def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> s
 
 
 def _is_address(url: str) -> bool:
-    if not url.strip("#") or not re.search(r"[./]", url):
+    if not url.strip("#") or not ("." in url or "/" in url):
         return False
     return not url.lower().startswith(("data:", "about:", "javascript:", "blob:", "{{", "${"))
 

@@ -13,8 +13,7 @@ import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-
-from data_specs.shard import nfc
+from unicodedata import normalize
 
 MAX_NEAR = 2000
 """Characters of a block around an image that are looked at."""
@@ -104,7 +103,7 @@ def fold(text: str) -> str:
     """NFC, white space folded, nothing invisible: how texts leave a page."""
     if not text.isprintable():  # nothing that is taken off is printable
         text = _INVISIBLE.sub("", text)
-    return nfc(" ".join(text.split()))
+    return normalize("NFC", " ".join(text.split()))
 
 
 _INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
@@ -162,7 +161,8 @@ class Walk:
     """The walk over the body: fills `blocks`, `places` and `headline`."""
 
     def __init__(self) -> None:
-        self.blocks: list[Block] = [Block()]
+        self._block, self._filled = Block(), False  # the last one, and whether there is text or an image in it
+        self.blocks: list[Block] = [self._block]
         self.places: list[Place] = []
         self.headline = ""
         self._figures: list[int] = []
@@ -174,34 +174,39 @@ class Walk:
 
     def run(self, body: Any) -> None:
         """Depth first, without recursion: pages nest deeper than Python's stack."""
-        todo: list[_Kind | _Opened] = []  # what the walk is in; most elements are of a plain kind and need no record
+        todo: list[bool | _Opened] = []  # what the walk is in; of most elements no more than whether they are blocks
         node = body
         while True:
             tag = node.tag
             inner = None
             if tag == "-text":
-                self._text(node.text_content or "")
+                text = node.text_content
+                if text and (self._block.parts or not text.isspace()):
+                    self._text(text)
             elif tag == "img":
                 self._place(node.attributes)
             elif tag == "source":
                 attributes = node.attributes
                 self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
             elif tag not in _SILENT and tag[0] != "-":
-                opened = self._enter(node, tag)
+                todo.append(self._enter(node, tag))
                 inner = node.first_child
                 if inner is None:
-                    self._leave(opened)
-                else:
-                    todo.append(opened)
+                    self._leave(todo.pop())
             if inner is None:
                 while todo and (inner := node.next) is None:
                     node = node.parent
-                    self._leave(todo.pop())
+                    opened = todo.pop()
+                    if opened is True:
+                        if self._filled:
+                            self._break()
+                    elif opened:
+                        self._leave(opened)
                 if not todo:
                     return
             node = inner
 
-    def _enter(self, node: Any, tag: str) -> _Kind | _Opened:
+    def _enter(self, node: Any, tag: str) -> bool | _Opened:
         attributes = node.attributes
         if attributes:
             style = " ".join(v for k in ("class", "id") if (v := attributes.get(k)))[:300]
@@ -209,12 +214,12 @@ class Walk:
         else:
             kind = _kind(tag, "", "")
         if kind.plain:
-            if kind.block:
+            if kind.block and self._filled:
                 self._break()
-            return kind
+            return kind.block
         furniture = kind.furniture or (kind.header and not self._article) or (kind.suspect and self._is_furniture(node))
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
-        if kind.block:
+        if kind.block and self._filled:
             self._break()
         self._count_in(opened, 1)
         if opened.figure:
@@ -231,15 +236,15 @@ class Walk:
         self._looks += 1
         return node.css_first("article, main, h1") is None
 
-    def _leave(self, opened: _Kind | _Opened) -> None:
-        if isinstance(opened, _Kind):
-            if opened.block:
+    def _leave(self, opened: bool | _Opened) -> None:
+        if isinstance(opened, bool):
+            if opened and self._filled:
                 self._break()
             return
         kind = opened.kind
         if kind.counted == "h1" and not self.headline and not self._furniture:
-            self.headline = self.blocks[-1].text()[:MAX_NEAR]
-        if kind.block:
+            self.headline = self._block.text()[:MAX_NEAR]
+        if kind.block and self._filled:
             self._break()
         self._count_in(opened, -1)
         if opened.figure:
@@ -255,15 +260,15 @@ class Walk:
             self._inside[kind.counted] += by
 
     def _break(self) -> None:
-        """End the running text, if there is any, or an image that stands for it."""
-        if self.blocks[-1].parts or (self.places and self.places[-1].block == len(self.blocks) - 1):
-            self.blocks.append(Block())
+        """End the running text, or what an image stands in for it."""
+        self._block = Block()
+        self.blocks.append(self._block)
+        self._filled = False
 
     def _text(self, text: str) -> None:
-        block = self.blocks[-1]
+        block = self._block
         if not block.parts:
-            if not text or text.isspace():
-                return
+            self._filled = True
             block.furniture = self._furniture > 0
             block.figures = tuple(self._figures)
         block.caption = block.caption or self._caption > 0
@@ -272,10 +277,11 @@ class Walk:
         block.length += len(text)
 
     def _place(self, attributes: dict[str, str | None]) -> None:
+        self._filled = True
         self.places.append(
             Place(
                 block=len(self.blocks) - 1,
-                offset=self.blocks[-1].length,
+                offset=self._block.length,
                 figures=tuple(self._figures),
                 furniture=self._furniture > 0,
                 attributes={k.lower(): v or "" for k, v in attributes.items()},

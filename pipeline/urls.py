@@ -24,15 +24,36 @@ MAX_PARTS, MAX_SAME_PARTS = 20, 3
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
 
+_AS_IT_IS = re.compile(
+    r"https?://[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*(?::(?!80/|443/)[1-9]\d{0,3})?/(?:(?!\.)[\w.~-]+/)*(?:(?!\.)[\w.~-]+)?",
+    re.A,
+)
+"""Addresses that are canonical as anybody sees: most images'. The library takes a tenth of a millisecond to see it."""
+
+_BELOW = re.compile(r"((?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+)", re.A)
+"""Relative addresses without anything to decide: folders up, then a path."""
+
+
 def canonical_url(url: str, base: str = "") -> str:
     """The canonical address; `base` resolves a relative one. Raises ValueError with a short reason.
 
     Idempotent: canonical_url(canonical_url(u)) == canonical_url(u).
     """
+    if _AS_IT_IS.fullmatch(url) and len(url) <= MAX_URL:
+        return url
     url = "".join(url.split("\n")).replace("\t", "").replace("\r", "").strip()
     if not url:
         raise ValueError("empty address")
-    found = urlsplit(urljoin(base, url) if base else url)
+    below = _BELOW.fullmatch(url) if _AS_IT_IS.fullmatch(base) else None
+    if below is not None:  # urljoin, for what is plain
+        *folders, _ = base.split("/")[3:]
+        up, path = len(below[1]) // 3, below[2]
+        url = "/".join([*base.split("/")[:3], *folders[: max(0, len(folders) - up)], path])
+    elif base:
+        url = urljoin(base, url)
+    if _AS_IT_IS.fullmatch(url) and len(url) <= MAX_URL:
+        return url
+    found = urlsplit(url)
     if found.scheme.lower() not in _DEFAULT_PORTS:
         raise ValueError(f"scheme {found.scheme[:20]!r} is not http or https" if found.scheme else "relative address")
     if not found.hostname:

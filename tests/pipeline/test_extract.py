@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
+import http.server
 import json
 import random
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
@@ -271,3 +274,41 @@ def test_the_howtocook_site_gives_the_pairs_of_its_truth_file(form):
     assert right["near"] >= 0.95 * len(allowed)
     noai = {line["page"] for line in truth if not line["allowed"] and not line["page"].startswith("private/")}
     assert not {page for page, _ in found} & noai
+
+
+def test_warcs_behind_urls_give_what_they_give_on_a_disk(tmp_path):
+    """Both ways to name them, from a real web server, as Common Crawl's are read."""
+    web = tmp_path / "web"
+    (web / "crawl-data").mkdir(parents=True)
+    for n in range(2):
+        html = f"<p>中文</p><img src={n}.jpg alt=故宫雪景{n}号>" + "<p>雪</p>" * 3000
+        (web / f"crawl-data/{n}.warc.gz").write_bytes(warc((f"http://a.test/{n}", html)))
+    (web / "warc.paths.gz").write_bytes(gzip.compress(b"crawl-data/0.warc.gz\ncrawl-data/1.warc.gz\n"))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    handler = functools.partial(Quiet, directory=str(web))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_address[1]}/"
+        ways = {
+            "disk": {"path": [f"{web}/crawl-data/{n}.warc.gz" for n in range(2)]},
+            "urls": {"path": [f"{root}crawl-data/{n}.warc.gz" for n in range(2)]},
+            "list": {"path_list": f"{root}warc.paths.gz", "prefix": root},
+        }
+        found = {}
+        for way, named in ways.items():
+            build = build_of(tmp_path / way, {"kind": "warc", "name": "w", "source_kind": "news", **named})
+            for partition in extract.partitions(build):
+                extract.run_partition(build, partition)
+            stage = build.stage("extract")
+            found[way] = [stage.table(record).to_pylist() for record in stage.records()]
+        assert found["disk"] == found["urls"] == found["list"]
+        assert [rows[0]["image_url"] for rows in found["disk"]] == ["http://a.test/0.jpg", "http://a.test/1.jpg"]
+        gone = {"kind": "warc", "name": "w", "source_kind": "news", "path_list": f"{root}warc.paths.gz"}
+        build = build_of(tmp_path / "gone", {**gone, "prefix": f"{root}nowhere/"})
+        with pytest.raises(SourceError, match=r"nowhere/crawl-data/0\.warc\.gz.*404|cannot be read"):
+            extract.run_partition(build, "w-00000")
+        server.shutdown()

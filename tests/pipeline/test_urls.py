@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline import urls
 from pipeline.urls import canonical_url, host_names
 
 
@@ -65,3 +68,41 @@ def test_host_names_go_up_to_the_registered_domain_and_know_ports_and_addresses(
     assert host_names("http://a.b.com.cn/x") == ["a.b.com.cn", "b.com.cn", "com.cn"]
     assert host_names("http://127.0.0.1:80/x") == ["127.0.0.1:80", "127.0.0.1"]
     assert host_names("") == []
+
+
+PARTS = [
+    "a",
+    "b.jpg",
+    "..",
+    ".",
+    "/",
+    "//",
+    "-x_~",
+    "%41",
+    "中",
+    "?",
+    "#",
+    ":80",
+    ":443",
+    ":8080",
+    "a.cn",
+    "A.cn",
+    "http://",
+]
+
+
+@given(
+    url=st.lists(st.sampled_from(["http://a.cn", "https://b-c.cn:81", "../", "./", *PARTS]), max_size=6).map("".join),
+    base=st.sampled_from(["", "http://h.cn", "http://h.cn/a/b/c.html", "https://h.cn:8443/a/", "http://h.cn/a/../b/"]),
+)
+def test_the_short_way_gives_what_the_library_gives(url: str, base: str) -> None:
+    def found() -> str:
+        try:
+            return canonical_url(url, base)
+        except ValueError as e:
+            return f"ValueError: {e}"
+
+    short = found()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(urls, "_AS_IT_IS", re.compile("(?!)"))
+        assert found() == short
