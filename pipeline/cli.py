@@ -232,6 +232,7 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
     _show(table)
     if known["running"]:
         console.print(_at_work(known), soft_wrap=True)
+        _show_hosts(known["running"]["hosts"])
     console.print(f"published: {'yes' if known['published'] else 'no'}")
     return known
 
@@ -242,6 +243,21 @@ def _at_work(known: dict[str, Any]) -> str:
     if known["alive"] is False:
         return f"nobody builds here; it stopped in {running['stage']}, and the same command goes on from there"
     return f"{running['stage']} runs since {running['since']}" + (f", about {left:.0f} s to go" if left else "")
+
+
+MOST_HOSTS = 10
+"""Hosts that status shows; --json has all."""
+
+
+def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
+    """The hosts that are asked right now, the busiest first."""
+    if not hosts:
+        return
+    table = _table(f"{len(hosts)} hosts at work", "host", "a second", "kept", "failed", "MB")
+    for host, seen in list(hosts.items())[:MOST_HOSTS]:
+        counts = [f"{seen[name]:,.0f}" for name in ("kept", "failed")]
+        table.add_row(host, f"{seen['per_second']:.1f}", *counts, f"{seen['bytes'] / 1e6:.1f}")
+    _show(table)
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:

@@ -25,6 +25,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -53,8 +54,8 @@ INPUTS: tuple[str, ...] = ("admit",)
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
 
-TOLD_EVERY = 100
-"""Images of a host after which the counters are told."""
+TOLD_EVERY, TOLD_S = 100, 2.0
+"""Images of a host, and seconds, after which the counters are told."""
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
 
@@ -244,6 +245,7 @@ class _Job:
         ids = {url: fetch_id for fetch_id, url in urls.items()}
         hosts: dict[str, Counter[str]] = {}  # fates by host, those that were not told yet
         received: Counter[str] = Counter()
+        told = time.monotonic()
 
         def take(url: str, data: bytes | None, error: str) -> None:
             if data is not None:
@@ -260,11 +262,14 @@ class _Job:
                 outcome = _Outcome(DropReason.BAD_URL.value, error[:300], fetched_at=rfc3339(), retry_after=later)
             self.outcomes[ids[url]] = outcome
             self.fetched.add(ids[url])
-            seen = hosts.setdefault(urlsplit(url).netloc, Counter())
+            nonlocal told
+            host = urlsplit(url).netloc
+            seen = hosts.setdefault(host, Counter())
             seen[outcome.reason or "kept"] += 1
-            received[urlsplit(url).netloc] += outcome.place[1]
-            if sum(seen.values()) >= TOLD_EVERY:
+            received[host] += outcome.place[1]
+            if sum(seen.values()) >= TOLD_EVERY or time.monotonic() - told >= TOLD_S:
                 _tell(hosts, received)
+                told = time.monotonic()
 
         with opener.installed():
             stats = _download(self.build.spec, list(ids), take)
@@ -277,9 +282,9 @@ class _Job:
 def _tell(hosts: dict[str, Counter[str]], received: Counter[str]) -> None:
     """Hand what was counted to the metrics, and begin anew."""
     for host, fates in hosts.items():
+        count("wenlan_received_bytes", received[host], host=host)
         for fate, times in fates.items():
             count("wenlan_requests", times, host=host, fate=fate)
-        count("wenlan_received_bytes", received[host], host=host)
     hosts.clear()
     received.clear()
 

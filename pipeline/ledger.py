@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, describe
+from pipeline import observe
 from pipeline.errors import StoreError
 from pipeline.folder import Folder
 from pipeline.store import STAGE_FOLDERS, Build, Record, Store
@@ -144,9 +145,11 @@ def status(out: str) -> dict[str, Any]:
         stages[name]["committed"] = len(directory.partitions())
     if running:
         name, fingerprint = running["stage"], running["fingerprint"]
-        committed = len(replace(build, fingerprints={name: fingerprint}).stage(name).partitions())
+        directory = replace(build, fingerprints={name: fingerprint}).stage(name)
+        committed = len(directory.partitions())
         stages[name] = {"state": "stopped" if alive is False else "running", "committed": committed, **running}
-        running = {**running, "committed": committed, "left_seconds": _left_seconds(Running(**running), committed)}
+        left, hosts = _left_seconds(Running(**running), committed), observe.pulses(directory.folder)
+        running = {**running, "committed": committed, "left_seconds": left, "hosts": {} if alive is False else hosts}
     return {
         "build_id": known["build_id"],
         "snapshot": known["snapshot"],

@@ -7,6 +7,9 @@ Counters: `count` adds to a metric of METRICS through `ray.util.metrics`, which 
 Prometheus under the name that `exported` gives; `dags/deploy/grafana.json` draws them. Where no Ray runs, and nobody
 could read them, they cost nothing.
 
+Pulse: while a partition asks hosts for pages or images, what it counted by host lies in a small file beside its stage's
+records, written anew every few seconds and gone when the partition ends; `wenlan-data status` adds them up.
+
 Limits: a counter lives in its process, and Ray exports it every few seconds: what the last seconds before the end of a
 build counted may never be seen. What must add up is in build.json and the records, not here.
 """
@@ -20,9 +23,14 @@ import json
 import logging
 import os
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from pipeline.errors import StoreError
+from pipeline.folder import Folder
 
 FORM = "WENLAN_LOG"
 """Environment variable: `json`, or `text` (default)."""
@@ -70,7 +78,10 @@ def about(**what: str) -> Iterator[None]:
 
 
 def count(name: str, value: float = 1.0, **tags: str) -> None:
-    """Add to a counter of METRICS, with the tags that it names there. Does nothing where no Ray runs."""
+    """Add to a counter of METRICS, with the tags that it names there: for Ray, where it runs, and for the pulse."""
+    pulse = _pulse.get()
+    if pulse is not None and "host" in tags:
+        pulse.add(name, value, **tags)
     ray = sys.modules.get("ray")
     if value <= 0 or ray is None or not ray.is_initialized():
         return
@@ -81,6 +92,72 @@ def count(name: str, value: float = 1.0, **tags: str) -> None:
         _counters[name] = Counter(name, metric.description, ("build", "stage", *metric.tags))
     known = _about.get()
     _counters[name].inc(value, {"build": known.get("build_id", ""), "stage": known.get("stage", ""), **tags})
+
+
+PULSE, PULSE_S, LOST_S = "_pulse", 2.0, 60.0
+"""The folder of pulses, how often one is written, and after how many seconds one is that of a dead worker."""
+
+
+@dataclass(slots=True)
+class _Pulse:
+    """What one partition has asked hosts for so far."""
+
+    folder: Folder
+    partition: str
+    began: float = field(default_factory=time.time)
+    written: float = field(default_factory=time.time)
+    hosts: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def add(self, name: str, value: float, host: str, fate: str = "") -> None:
+        known = self.hosts.setdefault(host, Counter())
+        known["bytes" if name == "wenlan_received_bytes" else "kept" if fate == "kept" else "failed"] += int(value)
+        if time.time() - self.written >= PULSE_S:
+            self.written = time.time()
+            with contextlib.suppress(StoreError, OSError):  # what fails here will fail where it matters, too
+                seconds = self.written - self.began
+                self.folder.write_json(
+                    f"{self.partition}.json", {"at": self.written, "seconds": seconds, "hosts": self.hosts}
+                )
+
+    def end(self) -> None:
+        if self.hosts:
+            with contextlib.suppress(StoreError, OSError):
+                self.folder.delete(f"{self.partition}.json")
+
+
+_pulse: contextvars.ContextVar[_Pulse | None] = contextvars.ContextVar("pulse", default=None)
+
+
+@contextlib.contextmanager
+def pulse(folder: Folder, partition: str) -> Iterator[None]:
+    """Within, what `count` hears about hosts is shown in a stage's folder while the partition runs."""
+    found = _Pulse(folder / PULSE, partition)
+    token = _pulse.set(found)
+    try:
+        yield
+    finally:
+        _pulse.reset(token)
+        found.end()
+
+
+def pulses(folder: Folder) -> dict[str, dict[str, float]]:
+    """What the partitions at work in a stage's folder have asked for, by host, the busiest first.
+
+    kept, failed, bytes: so far, of the partitions at work; per_second: answers a second since they began.
+    """
+    found: dict[str, Counter[str]] = {}
+    rates: dict[str, float] = {}
+    for name in (folder / PULSE).names():
+        with contextlib.suppress(StoreError, OSError, FileNotFoundError):  # it may just have ended
+            known = (folder / PULSE).read_json(name)
+            if not name.startswith(".") and time.time() - known["at"] <= LOST_S:
+                for host, counts in known["hosts"].items():
+                    found.setdefault(host, Counter()).update(counts)
+                    answers = counts.get("kept", 0) + counts.get("failed", 0)
+                    rates[host] = rates.get(host, 0.0) + answers / max(known["seconds"], PULSE_S)
+    names = ("kept", "failed", "bytes")
+    hosts = {h: {**{n: c[n] for n in names}, "per_second": round(rates[h], 2)} for h, c in found.items()}
+    return dict(sorted(hosts.items(), key=lambda entry: (-entry[1]["per_second"], entry[0])))
 
 
 def form() -> str:

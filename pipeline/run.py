@@ -278,7 +278,8 @@ def _granted(asked: dict[str, float], there: dict[str, float]) -> dict[str, floa
 def _partition(build: Build, name: str, partition: str, form: str) -> None:
     """What a Ray task runs. form: how it logs."""
     observe.log_as(form)
-    with observe.about(build_id=build.build_id, stage=name, partition=partition):
+    told = observe.about(build_id=build.build_id, stage=name, partition=partition)
+    with told, observe.pulse(build.stage(name).folder, partition):
         STAGES[name].run_partition(build, partition)
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline import cli, ledger
+from data_specs.shard import Text
+from pipeline import cli, fetch, ledger, observe
 from pipeline.errors import StoreError
 from pipeline.ledger import Cost, Running, StageResult
+from pipeline.records import Candidate, candidate_rows
 from pipeline.store import Build
 
 
@@ -92,3 +97,51 @@ def test_a_build_json_without_costs_is_still_read(build):
 def test_a_folder_without_a_build_is_named(tmp_path: Path):
     with pytest.raises(StoreError, match="holds no build"):
         ledger.status(str(tmp_path))
+
+
+def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
+    monkeypatch.setattr(observe, "PULSE_S", 0.1)
+    monkeypatch.setattr(fetch, "TOLD_S", 0.0)
+    asked = threading.Event()
+
+    def last(handler) -> None:
+        asked.wait(20)
+        handler.send_response(404)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    picture = b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+    web = serve({**{f"/{i}.gif": picture for i in range(8)}, "/last.gif": last})
+    sources = [{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}]
+    build = make_build(
+        web, sources=sources, egress={"delay_s": 0.05, "timeout_s": 30, "connections_per_host": 4}, fetch={"threads": 2}
+    )
+    urls = [web.url(path) for path in (*(f"/{i}.gif" for i in range(8)), "/gone.gif", "/last.gif")]
+    with build.stage("admit").attempt("0") as attempt:
+        candidates = [Candidate("s", "news", "http://a.cn/", "http://a.cn/", url, (Text("alt", "图"),)) for url in urls]
+        attempt.write_table("parquet", candidate_rows(candidates, 0))
+        attempt.commit({"seen": 10, "kept": 10, "dropped": 0})
+
+    def work() -> None:
+        with observe.pulse(build.stage("fetch").folder, "0"):
+            fetch.run_partition(build, "0")
+
+    with ledger.sole_owner(build):
+        _begin(build, partitions=1)
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            until = time.monotonic() + 20
+            seen: dict[str, Any] = {}
+            while time.monotonic() < until and sum(seen.get(n, 0) for n in ("kept", "failed")) < 5:
+                seen = ledger.status(build.out)["running"]["hosts"].get(web.host, {})
+                time.sleep(0.05)
+            assert cli.main(["status", build.out]) == 0
+        finally:
+            asked.set()
+            worker.join()
+        assert seen["kept"] >= 4
+        assert seen["bytes"] >= len(picture) * seen["kept"]
+        assert 0 < seen["per_second"] < 25, "one in 0.05 s at most, robots.txt apart"
+        assert web.host in capsys.readouterr().err
+        assert ledger.status(build.out)["running"]["hosts"] == {}, "what is done is in the records"
