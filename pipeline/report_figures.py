@@ -25,8 +25,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.funnel import ORDER
+from pipeline.ledger import Cost
 from pipeline.shards import detector_ids, packed
-from pipeline.store import Build, Record
+from pipeline.store import Build
 from pipeline.words import words_of
 
 WORD_SAMPLES = 50_000
@@ -210,24 +211,21 @@ def cost(build: Build) -> list[dict[str, Any]]:
         records = build.stage(name).records() if name in build.fingerprints else []
         if not records:
             continue
+        took = Cost.of(records, gpus=0)  # how many a partition held is known to whoever ran it, who noted it
         same = known.get(name, {}).get("fingerprint") == build.fingerprints[name]
         rows.append(
             {
                 "stage": name,
                 "partitions": len(records),
-                "seconds": round(sum(record.seconds for record in records), 2),
-                "cpu_seconds": round(sum(record.cpu_seconds for record in records), 2),
+                "seconds": round(took.seconds, 2),
+                "cpu_seconds": round(took.cpu_seconds, 2),
                 "gpu_seconds": known[name].get("cost", {}).get("gpu_seconds") if same else None,
                 "wall_seconds": known[name]["seconds"] if same else None,
-                "bytes": _bytes(records),
+                "bytes": took.bytes,
                 "cached": sum(record.counts.get("cached", 0) for record in records),
             }
         )
     return rows
-
-
-def _bytes(records: Iterable[Record]) -> int:
-    return sum(ref.bytes for record in records for ref in record.files.values())
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:

@@ -14,13 +14,17 @@ The driver holds partition names and counts, nothing that grows with the rows of
 from __future__ import annotations
 
 import datetime
+import errno
 import hashlib
 import logging
 import os
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -48,7 +52,7 @@ from pipeline.errors import StageError, WenlanError
 from pipeline.folder import Folder
 from pipeline.identities import Identities
 from pipeline.ledger import Cost, Running, StageResult
-from pipeline.store import Build, Record, Store
+from pipeline.store import Build, Record, Store, timed
 
 log = logging.getLogger("wenlan")
 
@@ -279,8 +283,20 @@ def _partition(build: Build, name: str, partition: str, form: str) -> None:
     """What a Ray task runs. form: how it logs."""
     observe.log_as(form)
     told = observe.about(build_id=build.build_id, stage=name, partition=partition)
-    with told, observe.pulse(build.stage(name).folder, partition):
-        STAGES[name].run_partition(build, partition)
+    with told, timed(), observe.pulse(build.stage(name).folder, partition):
+        try:
+            STAGES[name].run_partition(build, partition)
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            hint = "make room and run the same command again: what is committed stays"
+            raise StageError(_fullest(build), f"no space is left on its disk ({name}/{partition}); {hint}") from None
+
+
+def _fullest(build: Build) -> str:
+    """The folder that is written to whose disk has the least space left: an OSError seldom says which it was."""
+    folders = [f.url for f in (build.folder, build.store.folder) if f.is_local] + [tempfile.gettempdir()]
+    return min((f for f in folders if Path(f).is_dir()), key=lambda f: shutil.disk_usage(f).free)
 
 
 def _get(ray: Any, ref: Any, name: str, partition: str) -> None:

@@ -23,6 +23,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
@@ -88,6 +89,19 @@ def write_parquet(path: Path, table: pa.Table, row_group_size: int = 10_000) -> 
     pq.write_table(table, path, compression="zstd", row_group_size=row_group_size, use_dictionary=dictionary)
 
 
+_BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=None)
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[None]:
+    """What is done inside is done for one partition: its attempt counts the time from here, not from when it opened."""
+    token = _BEGAN.set((time.monotonic(), time.process_time()))
+    try:
+        yield
+    finally:
+        _BEGAN.reset(token)
+
+
 class Attempt:
     """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
 
@@ -99,8 +113,7 @@ class Attempt:
         self._folder, self._stage, self._partition, self._fingerprint = folder, stage, partition, fingerprint
         self.attempt = uuid.uuid4().hex[:8]
         self._final: dict[str, str] = {}
-        self._started = time.monotonic()
-        self._cpu = time.process_time()
+        self._started, self._cpu = _BEGAN.get() or (time.monotonic(), time.process_time())
         self._decisions: list[pa.Table] = []
 
     def __enter__(self) -> Attempt:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,3 +96,28 @@ def got() -> Callable[..., Any]:
         return kind(f"http://img.test/{name}", data, texts or ("一张图片",), page)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The URL of a bucket of a real S3 server, moto's, over HTTP; its address and keys are in the environment."""
+    moto, fsspec = pytest.importorskip("moto.server"), pytest.importorskip("fsspec")
+    pytest.importorskip("s3fs")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    settings = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            patch.delenv(name)
+        fsspec.filesystem("s3").mkdir(f"data-{port}")  # moto keeps one state for all servers of a process
+        yield f"s3://data-{port}"
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.stop()

@@ -8,12 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
 
 from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import SourceKind
+from pipeline.files import expand, version
 from pipeline.plugins import Plugin, configure
 from pipeline.records import Candidate, Decision
+
+Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isinstance(paths, str) else paths)]
+"""One path or a list of them, as a spec has it."""
 
 
 class Source(Plugin):
@@ -64,6 +70,24 @@ class TableSource(Source):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image that lies in the source itself; None if it must be fetched from the web."""
         return None
+
+
+class FileSource(TableSource):
+    """A table source that is files. One file is one part, unless a kind says otherwise."""
+
+    path: Paths = Field(description="paths, URLs or globs of its files; one or a list", min_length=1)
+
+    def files(self) -> list[str]:
+        """What `path` names, each once. Raises SourceError for a path that is missing or matches nothing."""
+        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+
+    def token(self) -> Any:
+        """Name, size and time (or the store's own version mark) of each file. Raises SourceError."""
+        return [version(file) for file in self.files()]
+
+    def parts(self) -> int:
+        """One a file. Raises SourceError."""
+        return len(self.files())
 
 
 def sources_of(spec: BuildSpec) -> list[Source]:

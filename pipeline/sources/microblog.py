@@ -16,14 +16,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, expand, reason, version
+from pipeline.files import FAULTS, reason
 from pipeline.page_walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
-from pipeline.sources import TableSource
+from pipeline.sources import FileSource
 from pipeline.urls import canonical_url
 
 _TOPIC = re.compile(r"#([^#\n]{1,40})#")
@@ -44,28 +44,14 @@ class Fields(BaseModel):
     tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="beside the #topics# of its text")
 
 
-class Microblog(TableSource):
+class Microblog(FileSource):
     """Posts of a microblog as JSON lines."""
 
-    path: tuple[str, ...] = Field(description="paths, URLs or globs of JSON lines; one or a list", min_length=1)
     fields: Fields = Field(Fields(), description="paths to the parts of a post")
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _one_or_many(cls, path: Any) -> Any:
-        return (path,) if isinstance(path, str) else path
-
-    def token(self) -> Any:
-        """Name, size and time of each file. Raises SourceError."""
-        return [version(file) for file in self._files()]
-
-    def parts(self) -> int:
-        """One part a file."""
-        return len(self._files())
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that is none. Raises SourceError."""
-        file = self._files()[part]
+        file = self.files()[part]
         try:
             with fsspec.open(file, "rt", encoding="utf-8-sig", errors="strict", compression="infer") as f:
                 for number, line in enumerate(f, 1):
@@ -75,9 +61,6 @@ class Microblog(TableSource):
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
             raise SourceError(file, f"source {self.name}: is not UTF-8 ({e})") from None
-
-    def _files(self) -> list[str]:
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
 
     def _post(self, line: str, row: str, number: int) -> Iterator[Candidate | Decision]:
         try:

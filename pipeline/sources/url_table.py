@@ -27,14 +27,14 @@ from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
 
 import fsspec
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, expand, reason, version
+from pipeline.files import FAULTS, reason, version
 from pipeline.page_walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop, sha256_hex
-from pipeline.sources import TableSource
+from pipeline.sources import FileSource
 from pipeline.urls import canonical_url
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
@@ -62,20 +62,14 @@ class Columns(BaseModel):
     texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> its column or columns")
 
 
-class UrlTable(TableSource):
+class UrlTable(FileSource):
     """Tables of image URLs with their texts."""
 
-    path: tuple[str, ...] = Field(description="paths, URLs or globs of tables; one or a list", min_length=1)
     format: Format | Literal["auto"] = Field("auto", description="auto: by the file's suffix")
     columns: Columns = Field(Columns(), description="names of the columns: image_url, page_url, id, texts")
     images: str = Field("", description="URL or folder that relative image paths start from (brivl_jsonl)")
     encoding: str = Field("utf-8", description="of CSV, TSV and JSON lines")
     rows_per_part: int = Field(200_000, gt=0, description="rows of one partition of the extract stage")
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _one_or_many(cls, path: Any) -> Any:
-        return (path,) if isinstance(path, str) else path
 
     @model_validator(mode="after")
     def _texts_are_named(self) -> UrlTable:
@@ -84,10 +78,6 @@ class UrlTable(TableSource):
         if self.format == "brivl_jsonl" and not self.images:
             raise ValueError("images is required for brivl_jsonl: where its image paths start from")
         return self
-
-    def token(self) -> Any:
-        """Name, size and time (or the store's version mark) of each file. Raises SourceError."""
-        return [version(file) for file in self._files()]
 
     def parts(self) -> int:
         """Each file is cut into ranges of rows; at least one part a file."""
@@ -118,13 +108,10 @@ class UrlTable(TableSource):
         except OSError:
             return None
 
-    def _files(self) -> list[str]:
-        return expand(tuple(self.resolve(path) for path in self.path), self.name)
-
     def _cuts(self) -> list[tuple[str, int, int]]:
         """(file, first row, row after the last) of each part."""
         cuts = []
-        for file in self._files():
+        for file in self.files():
             rows = _count(file, self._format(file), json.dumps(version(file)))
             step = self.rows_per_part
             cuts += [(file, start, start + step) for start in range(0, max(rows, 1), step)]

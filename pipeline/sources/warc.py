@@ -13,25 +13,20 @@ import hashlib
 from typing import Any
 
 import fsspec
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pipeline.errors import SourceError
 from pipeline.files import FAULTS, expand, reason, version
-from pipeline.sources import PageSource
+from pipeline.sources import PageSource, Paths
 
 
 class Warc(PageSource):
     """Given WARC files. One file is one part of the extract stage."""
 
-    path: tuple[str, ...] = Field((), description="paths, URLs or globs of WARC files; one or a list")
+    path: Paths = Field((), description="paths, URLs or globs of WARC files; one or a list")
     path_list: str = Field("", description="path or URL of a file that names WARC files, one a line, plain or .gz")
     prefix: str = Field("https://data.commoncrawl.org/", description="goes before each line of path_list")
     limit: int = Field(0, ge=0, description="take only so many files, in order; 0: all")
-
-    @field_validator("path", mode="before")
-    @classmethod
-    def _one_or_many(cls, path: Any) -> Any:
-        return (path,) if isinstance(path, str) else path
 
     @model_validator(mode="after")
     def _names_something(self) -> Warc:

@@ -22,43 +22,33 @@ from pydantic import Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, expand, reason, version
+from pipeline.files import FAULTS, reason, version
 from pipeline.page_walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
-from pipeline.sources import TableSource
+from pipeline.sources import FileSource
 from pipeline.sources.folder import SUFFIXES, texts_of
 
 MAX_MEMBER = 64 << 20
 
 
-class WebDataset(TableSource):
+class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
 
-    path: tuple[str, ...] = Field(description="paths, URLs or globs of tars; one or a list", min_length=1)
     text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
 
-    @field_validator("path", mode="before")
+    @field_validator("path")
     @classmethod
-    def _one_or_many(cls, path: Any) -> Any:
-        paths = (path,) if isinstance(path, str) else path
-        for entry in paths if isinstance(paths, (list, tuple)) else ():
-            if str(entry).startswith("pipe:"):
-                raise ValueError(f"{entry!r}: runs a command; give a path or URL that fsspec opens")
+    def _runs_nothing(cls, paths: tuple[str, ...]) -> tuple[str, ...]:
+        for path in paths:
+            if path.startswith("pipe:"):
+                raise ValueError(f"{path!r}: runs a command; give a path or URL that fsspec opens")
         return paths
-
-    def token(self) -> Any:
-        """Name, size and time of each tar. Raises SourceError."""
-        return [version(file) for file in self._files()]
-
-    def parts(self) -> int:
-        """One part a tar."""
-        return len(self._files())
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """Candidates of one tar in its order. Raises SourceError for a tar that cannot be read to its end."""
         from webdataset.tariterators import group_by_keys, tar_file_iterator
 
-        file = self._files()[part]
+        file = self.files()[part]
         shard = file.rpartition("/")[2]
         try:
             with fsspec.open(file, "rb") as f:
@@ -73,7 +63,7 @@ class WebDataset(TableSource):
         if not image_url.startswith(prefix):
             return None
         shard, _, member = image_url[len(prefix) :].partition("/")
-        file = next((f for f in self._files() if f.rpartition("/")[2] == unquote(shard)), None)
+        file = next((f for f in self.files() if f.rpartition("/")[2] == unquote(shard)), None)
         if file is None:
             return None
         place = _index(file, json.dumps(version(file))).get(unquote(member))
@@ -83,8 +73,9 @@ class WebDataset(TableSource):
             f.seek(place[0])
             return bytes(f.read(place[1]))
 
-    def _files(self) -> list[str]:
-        files = expand(tuple(self.resolve(path) for path in self.path), self.name)
+    def files(self) -> list[str]:
+        """As every file source, and no name twice: a picture's address has its tar's name. Raises SourceError."""
+        files = super().files()
         names = [file.rpartition("/")[2] for file in files]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
         if twice:

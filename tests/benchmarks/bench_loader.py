@@ -199,7 +199,7 @@ def opening(folder: Path, count: int) -> dict[str, Figure]:
     told(f"{count} samples: opened in {', '.join(f'{s:.2f}' for s in seconds)} s")
     return {
         "open_warm": at_most(statistics.median(seconds[1:]), 3.0, "s"),
-        "open_cold": at_most(seconds[0], 30.0, "s"),
+        "open_cold": at_most(seconds[0], 3.0, "s"),
     }
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import json
 import shutil
 import subprocess
 import sys
@@ -238,19 +239,28 @@ def gated(drill: Drill) -> dict[str, Figure]:
 
 def kept_house(drill: Drill) -> dict[str, Figure]:
     """A takedown reaches the published dataset."""
+    [manifest] = (drill.folder / "builds").glob("news-*/shards/manifest.json")  # a refused backfill leaves none
+    before = json.loads(manifest.read_bytes())
     url = f"http://127.0.0.1:{drill.port}/i0.jpg"
     (drill.folder / "takedowns").write_text(f"url {url}\n", encoding="utf-8")
     drill.unpause("housekeeping")
     run = drill.trigger("housekeeping")
-    state = drill.ends("housekeeping", run)
-    [build] = (drill.folder / "builds").glob("news-*")
-    done = subprocess.run(
-        [sys.executable, "-m", "pipeline", "verify", str(build)], cwd=ROOT, capture_output=True, check=False
-    )
+    state, tasks = drill.ends("housekeeping", run), drill.tasks("housekeeping", run)
+    words = [sys.executable, "-m", "pipeline", "verify", str(manifest.parents[1])]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, check=False)
+    after = json.loads(manifest.read_bytes())
     return {
         "housekeeping is green": at_least(state == "success", 1, ""),
+        "its three jobs are green": at_least(
+            sum(tasks[f"{step}.wait"] == "success" for step in ("takedowns", "expire", "prune")), 3, "jobs"
+        ),
+        "the picture is out of the dataset": at_least(_samples(before) - _samples(after), 1, "samples"),
         "the dataset verifies afterwards": at_least(done.returncode == 0, 1, ""),
     }
+
+
+def _samples(manifest: Any) -> int:
+    return sum(shard["samples"] for shard in manifest["shards"])
 
 
 def pictures(drill: Drill) -> None:

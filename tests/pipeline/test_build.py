@@ -282,12 +282,21 @@ def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path):
     assert len(web.requests) == asked
 
 
-def test_shards_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path):
+def boxes(out: Path) -> dict[str, str]:
+    shards = read_manifest(out / "shards").shards
+    return {file.path: file.sha256 for shard in shards for file in shard.regions.values()}
+
+
+def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path):
     spec = fill(web, tmp_path)
+    with spec.open("a", encoding="utf-8") as file:
+        file.write("regions: {detectors: [{name: grid, n: 2}, {name: proposals}]}\n")
     build(spec, tmp_path / "one", "--workers", "1")
     build(spec, tmp_path / "two", "--workers", "2")
     assert len(tars(tmp_path / "one")) >= 3
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
+    assert len(boxes(tmp_path / "one")) == 2 * len(tars(tmp_path / "one"))
+    assert boxes(tmp_path / "one") == boxes(tmp_path / "two")
 
 
 def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(web, tmp_path):
@@ -307,6 +316,33 @@ def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_agai
     assert len(asked) >= 6
     assert fetched
     assert not asked & fetched
+    assert tars(out) == tars(tmp_path / "whole")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    words = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", folder]
+    mounted = subprocess.run(words, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip("a disk that is full needs the right to mount one")
+    yield folder
+    subprocess.run(["umount", "-l", folder], check=True)
+
+
+def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, small_disk):
+    spec, out = fill(web, tmp_path, form="BMP", side=500), small_disk / "out"
+    failed = build(spec, out, code=1)["stderr"].splitlines()
+    assert failed[-1].startswith(f"wenlan-data: {small_disk}/")
+    assert "no space is left on its disk (fetch/" in failed[-1]
+    assert not any("Traceback" in line for line in failed)
+    assert committed(out, "admitted")
+    assert not (out / "shards").exists()
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
+    build(spec, out)
+    build(spec, tmp_path / "whole")
     assert tars(out) == tars(tmp_path / "whole")
 
 

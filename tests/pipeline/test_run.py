@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -144,3 +145,43 @@ def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
     assert run._granted({"num_cpus": 4, "num_gpus": 0.5}, small) == {"num_cpus": 2}
     assert run._granted({"num_cpus": 1, "num_gpus": 0.5}, {"CPU": 8.0, "GPU": 1.0}) == {"num_cpus": 1, "num_gpus": 0.5}
     assert run._granted({"num_cpus": 0.5}, small) == {"num_cpus": 0.5}
+
+
+def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path, monkeypatch):
+    class Busy:
+        @staticmethod
+        def run_partition(build: Build, partition: str) -> None:
+            until = time.process_time() + 0.3
+            while time.process_time() < until:
+                pass
+            with build.stage("measure").attempt(partition) as attempt:
+                attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
+
+    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
+    monkeypatch.setitem(run.STAGES, "measure", Busy)
+    build = replace(build, fingerprints={"measure": "f" * 64})
+    run._partition(build, "measure", "00000", "text")
+    [record] = build.stage("measure").records()
+    assert record.cpu_seconds >= 0.3
+    assert record.seconds >= 0.3
+    with build.stage("measure").attempt("00001") as attempt:
+        assert attempt.commit({}).cpu_seconds < 0.3  # a clock of its own, outside
+
+
+def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_itself(tmp_path, monkeypatch):
+    class Writing:
+        path = "/dev/full"
+
+        @classmethod
+        def run_partition(cls, *_: object) -> None:
+            Path(cls.path).write_bytes(b"x")
+
+    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"), str(tmp_path / "store"))
+    Path(build.folder.url).mkdir()
+    monkeypatch.setitem(run.STAGES, "fetch", Writing)
+    with pytest.raises(StageError, match=r"no space is left on its disk \(fetch/00000\); make room") as e:
+        run._partition(build, "fetch", "00000", "text")
+    assert Path(e.value.subject).is_dir()
+    monkeypatch.setattr(Writing, "path", str(tmp_path))
+    with pytest.raises(IsADirectoryError):
+        run._partition(build, "fetch", "00000", "text")
