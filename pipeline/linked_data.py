@@ -23,10 +23,11 @@ class LinkedData:
     images: list[tuple[str, str]] = field(default_factory=list)
 
 
-def read(scripts: list[Any]) -> LinkedData:
-    """Read the `script` elements of a page that hold JSON-LD. Never fails."""
+def read(tree: Any) -> LinkedData:
+    """Read the `script` elements of a page (selectolax) that hold JSON-LD. Never fails."""
     found = LinkedData()
     left = [MAX_NODES]
+    scripts = [n for n in tree.tags("script") if (n.attributes.get("type") or "").lower() == "application/ld+json"]
     for node in scripts[:MAX_SCRIPTS]:
         text = node.text() or ""
         if len(text) <= MAX_BYTES:

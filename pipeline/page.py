@@ -54,7 +54,6 @@ _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-l
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
-_TELLING = 'meta, base[href], title, a[rel~=tag], script[type="application/ld+json"]'
 _SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
 _LETTER = re.compile(r"[^\W\d_]")
 
@@ -89,11 +88,8 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
 
     tree = LexborHTMLParser(html)
     told = told_by(tree, rule) if rule is not None else Told()
-    nodes: dict[str, list[Any]] = {name: [] for name in ("meta", "base", "title", "a", "script")}
-    for node in tree.css(_TELLING):  # one search: each costs a walk over the page
-        nodes[str(node.tag)].append(node)
-    meta = _Meta.of(tree, nodes)
-    linked = linked_data.read(nodes["script"])
+    meta = _Meta.of(tree)
+    linked = linked_data.read(tree)
     walk = Walk()
     body = told.content if told.content is not None else tree.body
     if body is not None:
@@ -106,7 +102,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
         images.append(PageImage(-1, url, _texts([("caption", fold(caption)), *whole]), {}))
-    return Page(meta.base, meta.language, meta.robots, " ".join(lookup.texts), tuple(images), meta.reserved)
+    return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
 
 
 def _first_paragraph(walk: Walk) -> str:
@@ -139,11 +135,11 @@ class _Meta:
     reserved: bool
 
     @classmethod
-    def of(cls, tree: Any, nodes: dict[str, list[Any]]) -> _Meta:
+    def of(cls, tree: Any) -> _Meta:
         found: dict[str, str] = {}
         robots: list[str] = []
         tags: list[str] = []
-        for node in nodes["meta"]:
+        for node in tree.tags("meta"):  # by name: a tenth of what a selector costs
             attributes = node.attributes
             name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
             content = attributes.get("content") or ""
@@ -155,8 +151,10 @@ class _Meta:
                 tags.append(content)
             elif name:
                 found.setdefault(name, content.strip())
-        base, root, title = (next(iter(found), None) for found in (nodes["base"], [tree.root], nodes["title"]))
+        base = next((node for node in tree.tags("base") if "href" in node.attributes), None)
+        root, title = tree.root, next(iter(tree.tags("title")), None)
         name_of_page = fold(title.text()) if title is not None else ""
+        marked = [node for node in tree.tags("a") if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
@@ -164,7 +162,7 @@ class _Meta:
             title=fold(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
             abstract=fold(found.get("og:description", "") or found.get("description", "")),
             image=found.get("og:image", ""),
-            tags=(*(node.text() for node in nodes["a"][:MAX_TAGS]), *tags),
+            tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
             reserved=found.get("tdm-reservation", "") == "1",
         )
 
@@ -175,7 +173,6 @@ class _Lookup:
     def __init__(self, walk: Walk, headline: str, abstract: str, tags: tuple[str, ...]) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags = tags
-        self.texts = [block.text() for block in walk.blocks]
         self._with_image = {place.block for place in walk.places}
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> its images, each with its place among them
         self._captions_of: dict[int, list[int]] = {}
@@ -184,7 +181,7 @@ class _Lookup:
                 images = self._images_of.setdefault(figure, {})
                 images[row] = len(images)
         for i, block in enumerate(walk.blocks):
-            if block.is_caption and self.texts[i]:
+            if block.is_caption and block.text():
                 for figure in block.figures:
                     self._captions_of.setdefault(figure, []).append(i)
 
@@ -207,11 +204,11 @@ class _Lookup:
         for figure in reversed(place.figures):
             blocks, images = self._captions_of.get(figure, []), self._images_of.get(figure, {})
             if blocks and len(images) == len(blocks) and row in images:
-                return [self.texts[blocks[images[row]]]], -1
+                return [self.blocks[blocks[images[row]]].text()], -1
             if blocks:
-                return [self.texts[i] for i in blocks[:MAX_CAPTIONS]], -1
+                return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
         for i in range(place.block + 1, min(place.block + MAX_DISTANCE, len(self.blocks))):
-            text = self.texts[i]
+            text = self.blocks[i].text()
             if text and ((self.blocks[i].caption and not self.blocks[i].figures) or _is_caption_line(text)):
                 return [text.lstrip("▲△↑▼ ")], i
             if text or i in self._with_image:
@@ -235,10 +232,10 @@ class _Lookup:
             if not 0 <= i < len(self.blocks):
                 break
             block = self.blocks[i]
-            text = self.texts[i]
-            if i == used or block.furniture or block.is_caption or _is_caption_line(text):
+            if i == used or block.furniture or block.is_caption:
                 continue
-            if _LETTER.search(text):
+            text = block.text()
+            if _LETTER.search(text) and not _is_caption_line(text):
                 return text
         return ""
 

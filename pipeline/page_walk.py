@@ -67,16 +67,21 @@ class Block:
     caption: bool = False
     titles: bool = False  # its class says title: a caption, if it lies in a figure
     figures: tuple[int, ...] = ()
+    _folded: str | None = None
 
     def text(self) -> str:
-        return fold(self._joined())
+        """All of it, folded. Read only once the walk is over: it is kept."""
+        if self._folded is None:
+            self._folded = fold(self.joined())
+        return self._folded
 
     def near(self, offset: int) -> tuple[str, str]:
         """Text before and after a place in the block; of a very long block only what is near."""
-        joined = self._joined()
+        joined = self.joined()
         return fold(joined[max(0, offset - MAX_NEAR) : offset]), fold(joined[offset : offset + MAX_NEAR])
 
-    def _joined(self) -> str:
+    def joined(self) -> str:
+        """All of it as the page has it."""
         if len(self.parts) > 1:
             self.parts = ["".join(self.parts)]
         return self.parts[0] if self.parts else ""
@@ -206,6 +211,10 @@ class Walk:
                     return
             node = inner
 
+    def text(self) -> str:
+        """All running text, folded."""
+        return fold(" ".join(block.joined() for block in self.blocks))
+
     def _enter(self, node: Any, tag: str) -> bool | _Opened:
         attributes = node.attributes
         if attributes:
@@ -243,7 +252,7 @@ class Walk:
             return
         kind = opened.kind
         if kind.counted == "h1" and not self.headline and not self._furniture:
-            self.headline = self._block.text()[:MAX_NEAR]
+            self.headline = fold(self._block.joined())[:MAX_NEAR]
         if kind.block and self._filled:
             self._break()
         self._count_in(opened, -1)
