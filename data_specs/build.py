@@ -161,9 +161,19 @@ class Shards(Spec):
     """How samples are packed."""
 
     samples_per_shard: int = Field(10_000, gt=0)
+    bytes_per_shard: int = Field(
+        0, ge=0, description="of its images as fetched; a shard ends at whichever limit comes first. 0 = no such limit"
+    )
     dev_share: float = Field(0.01, ge=0, lt=0.5)
     val_share: float = Field(0.01, ge=0, lt=0.5)
-    jpeg_quality: int = Field(92, ge=50, le=100, description="for images that are not JPEG as fetched")
+    jpeg_quality: int = Field(92, ge=50, le=100, description="for images that are not stored as fetched")
+    max_side: int = Field(
+        0, ge=0, description="pixels; a larger picture is stored smaller, boxes and sides with it. 0 = as it is"
+    )
+    reencode: Literal["never", "all"] = Field(
+        "never", description="never: only what is no plain JPEG, or too large; all: every image, at jpeg_quality"
+    )
+    energon: bool = Field(False, description="publish writes Megatron Energon's index, .nv-meta, beside the shards")
 
 
 class Report(Spec):

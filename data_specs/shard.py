@@ -153,6 +153,15 @@ class ShardFiles(_Model):
     regions: dict[str, FileDigest] = Field(default_factory=dict)
 
 
+class StoredImages(_Model):
+    """How images came to be stored as they are. `reencode`: "never" (bytes as fetched wherever readers can take them)
+    or "all"; `max_side`: the longest side in pixels, 0 for any. Regions are scaled with their image."""
+
+    reencode: Literal["never", "all"] = "never"
+    max_side: int = 0
+    jpeg_quality: int = 92
+
+
 class Manifest(_Model):
     """`manifest.json`: what a released dataset consists of. Written last."""
 
@@ -168,6 +177,8 @@ class Manifest(_Model):
     shards: tuple[ShardFiles, ...]
     accepted: dict[str, str] = Field(default_factory=dict)
     """Gates that did not hold and were accepted all the same, each with the reason that was given."""
+    images: StoredImages | None = None
+    """None in manifests that were written before there was a choice: images as fetched, of any side."""
 
     def of_split(self, split: Split) -> tuple[ShardFiles, ...]:
         """Shards of one split, in order."""
@@ -220,7 +231,10 @@ def read_manifest(path: Path) -> Manifest:
 
 def canonical_json(value: Any) -> bytes:
     """UTF-8 JSON with sorted keys and no spaces: the same value gives the same bytes everywhere."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def nfc(text: str) -> str:

@@ -35,9 +35,10 @@ from pipeline.digests import DIGEST
 from pipeline.folder import Folder, file_sha256
 from pipeline.identities import SIGNATURES, write_without
 from pipeline.records import DropReason, sha256_hex
-from pipeline.shards import BLOCK, TarWriter, packed
+from pipeline.shards import packed
 from pipeline.store import DECISIONS, Build, FileRef, Record, StageDir, write_parquet
 from pipeline.takedowns import Takedowns
+from pipeline.tars import BLOCK, TarWriter, padded
 
 STAGES = ("detect", "screen", "dedup", "lead", "rank", "filter", "measure", "fetch", "admit", "extract", "crawl")
 """What `erase` can rewrite, in its order: a stage before those that it reads."""
@@ -412,7 +413,7 @@ def _repack(
             if stay is None:
                 start, end = row["image_offset"] - BLOCK, row["json_offset"] + row["json_size"]
                 f.seek(start)
-                shift = writer.copy(f.read(end + -end % BLOCK - start)) - start
+                shift = writer.copy(f.read(padded(end) - start)) - start
                 for what in ("image", "text", "json"):
                     row[f"{what}_offset"] += shift
             else:

@@ -44,9 +44,9 @@ from pipeline.folder import Folder
 from pipeline.observe import count
 from pipeline.opener import LASTING_S, GuardedOpener
 from pipeline.records import FETCH_SCHEMA, DropReason, candidates_of, drop, rfc3339
-from pipeline.shards import TarWriter
 from pipeline.sources import TableSource, sources_of
 from pipeline.store import Build
+from pipeline.tars import TarWriter
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("admit",)

@@ -63,6 +63,16 @@ class Folder:
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
+    @contextlib.contextmanager
+    def opened(self, name: str) -> Iterator[BinaryIO]:
+        """A file to read from anywhere in, without a copy of the whole. Raises StoreError that names it."""
+        fs, path = fsspec.url_to_fs(self.at(name))
+        try:
+            with fs.open(path, "rb", block_size=1 << 20) as f:
+                yield f
+        except OSError as e:
+            raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
+
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a file from `offset` on; fewer where it ends before. Raises StoreError that names it."""
         fs, path = fsspec.url_to_fs(self.at(name))

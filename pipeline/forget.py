@@ -345,10 +345,10 @@ def _new_shards(build: Build, gone: erase.Gone) -> None:
     """The manifest is away only while files are moved; `renew` writes the next one."""
     folder = build.folder / "shards"
     if erase.staged(build):
-        folder.delete("manifest.json")
+        release.withdraw(folder)
         erase.apply(build)
     if erase.restage(build, gone):
-        folder.delete("manifest.json")
+        release.withdraw(folder)
         erase.apply(build)
 
 

@@ -229,6 +229,13 @@ def to_jpeg(data: bytes, quality: int, max_pixels: int = MAX_PIXELS) -> bytes:
     return encode_jpeg(decode(data, max_pixels).pixels, quality)
 
 
+def resized(pixels: Pixels, width: int, height: int) -> Pixels:
+    """RGB pixels [height, width, 3], by Lanczos; Pillow computes it in whole numbers."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+
+
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
     """Baseline JPEG, 4:2:0, of RGB pixels [H, W, 3]. Raises PictureError if a side is above 65,535."""
     from PIL import Image

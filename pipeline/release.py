@@ -1,6 +1,7 @@
 """A build becomes a dataset: gates, card, manifest last, identities to STORE.
 
-`publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json; then, under
+`publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json, and Energon's
+index if the spec wants it; then, under
 STORE's lock, it commits the build's identities and writes the manifest, which makes it a dataset. In this order: killed
 between the two, the next publish finds its identities committed and writes the manifest, and whoever publishes in
 between is held to what this build keeps. The other way round there would be a dataset that no later build knows of.
@@ -27,18 +28,20 @@ from data_specs.shard import (
     FileDigest,
     Manifest,
     ShardFiles,
+    StoredImages,
     canonical_json,
     content_digest,
     parse_manifest,
 )
-from pipeline import card, gates
+from pipeline import card, energon, gates
 from pipeline.errors import StageError, StoreError
+from pipeline.folder import Folder
 from pipeline.funnel import Funnel, read_funnels
 from pipeline.identities import Identities
 from pipeline.shards import detector_ids, packed
 from pipeline.store import Build, Record
 
-__all__ = ["publish", "renew"]
+__all__ = ["publish", "renew", "withdraw"]
 
 
 def publish(build: Build, accept: Sequence[str] = (), because: str = "", approved: bool = False) -> Manifest:
@@ -88,16 +91,26 @@ def _write(
     """Write what lies beside the shards, the manifest last. Raises StoreError for what was taken down since."""
     manifest = _numbered(build, manifest)
     folder = build.folder / "shards"
-    folder.delete("manifest.json")  # first, so that nobody reads it beside a card of another revision
+    withdraw(folder)
+    if build.spec.shards.energon:
+        energon.write(folder, manifest)
     for name, data in card.files(build, manifest, candidates, captures).items():
         folder.write(name, data)
     with build.store.lock():
         _hold_takedowns(build)
         identify(build)
+        if build.spec.shards.energon:
+            energon.complete(folder, manifest)
         folder.write("manifest.json", _pretty(manifest))
         build.store.register(build, manifest.revision)
     _remember(build, manifest)
     return manifest
+
+
+def withdraw(folder: Folder) -> None:
+    """Make a shard folder no dataset, before anything of it changes: the manifest goes first, then Energon's index."""
+    folder.delete("manifest.json")
+    energon.withdraw(folder)
 
 
 def _hold_takedowns(build: Build) -> None:
@@ -152,6 +165,7 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         detectors=tuple(detectors),
         shards=tuple(shards),
         accepted=accepted,
+        images=StoredImages(**build.spec.shards.model_dump(include=set(StoredImages.model_fields))),
     )
 
 

@@ -36,6 +36,7 @@ from pipeline.regions import SCHEMA, blank, boxes_of, cleaned, look
 from pipeline.report_figures import trim
 from pipeline.shards import detector_ids, packed
 from pipeline.store import Build
+from pipeline.stored import stored_sides
 from pipeline.takedowns import Takedowns
 
 HIDDEN = frozenset(
@@ -223,6 +224,9 @@ def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]
             for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
                 for row in rows_of_key[key]:
                     row["boxes"][name] = _plain(boxes[sha256])
+    for row in (row for rows in rows_of_key.values() for row in rows):
+        sides = stored_sides(row["width"], row["height"], build.spec.shards.max_side)
+        row["width"], row["height"] = map(int, sides)
 
 
 def _add_looked_up_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:

@@ -115,6 +115,7 @@ class Attempt:
         self._final: dict[str, str] = {}
         self._started, self._cpu = _BEGAN.get() or (time.monotonic(), time.process_time())
         self._decisions: list[pa.Table] = []
+        self._hashed: dict[str, str] = {}
 
     def __enter__(self) -> Attempt:
         base = self._folder.url if self._folder.is_local else tempfile.gettempdir()
@@ -129,6 +130,10 @@ class Attempt:
         """Local path to write one file to, e.g. suffix "tar" or "parquet"."""
         self._final[suffix] = final or f"{self._partition}-{self.attempt}.{suffix}"
         return self._scratch / suffix.replace("/", "_")
+
+    def hashed(self, suffix: str, sha256: str) -> None:
+        """Note the sha256 of a file that was hashed while it was written, and is not written to any more."""
+        self._hashed[suffix] = sha256
 
     def folder(self, name: str) -> Path:
         """A local folder for what the attempt only needs itself; gone afterwards."""
@@ -157,7 +162,8 @@ class Attempt:
         files = dict(kept or {})
         for suffix, name in self._final.items():
             local = self._scratch / suffix.replace("/", "_")
-            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))
+            digest = self._hashed.get(suffix) or file_sha256(local)
+            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
             self._folder.take(local, name)
         record = Record(
             stage=self._stage,
@@ -282,6 +288,11 @@ class StageDir:
         """One committed Parquet file; `filters` as pyarrow takes them, pushed down to row groups."""
         with self.file(record, suffix) as path:
             return pq.read_table(path, columns=columns, filters=filters, memory_map=False)
+
+    def column(self, record: Record, suffix: str, name: str) -> pa.ChunkedArray:
+        """One column of a committed Parquet file; of an object store no more than that is read."""
+        with self.folder.opened(record.files[suffix].name) as file, pq.ParquetFile(file) as table:
+            return table.read(columns=[name])[name]
 
 
 @dataclass(frozen=True)

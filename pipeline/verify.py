@@ -141,7 +141,7 @@ def _shard(place: Folder, manifest: Manifest, shard: ShardFiles, quick: bool, se
     found += problems
     if problems:
         return found
-    problems = list(_row_faults(shard, rows))
+    problems = list(_row_faults(shard, rows, manifest.images.max_side if manifest.images else 0))
     found += _capped(shard.parquet.path, problems)
     if problems:
         return found
@@ -202,7 +202,7 @@ def _table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[pa.T
     return table, [f"{name}: row {i} has no {column}" for i, column in sorted(empty)[:PER_FILE]]
 
 
-def _row_faults(shard: ShardFiles, rows: list[dict[str, Any]]) -> Iterator[str]:
+def _row_faults(shard: ShardFiles, rows: list[dict[str, Any]], max_side: int) -> Iterator[str]:
     name = shard.parquet.path
     for row in rows:
         key = row["key"]
@@ -218,6 +218,8 @@ def _row_faults(shard: ShardFiles, rows: list[dict[str, Any]]) -> Iterator[str]:
             yield f"{name}: {key}: has no text"
         elif row["width"] < 1 or row["height"] < 1:
             yield f"{name}: {key}: sides are {row['width']} x {row['height']}"
+        elif max_side and max(row["width"], row["height"]) > max_side:
+            yield f"{name}: {key}: sides are {row['width']} x {row['height']}, the manifest says {max_side} at most"
 
 
 def _regions(place: Folder, name: str, rows: list[dict[str, Any]], samples: int) -> list[str]:

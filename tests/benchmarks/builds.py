@@ -32,8 +32,8 @@ from pipeline.records import (
     sha256_hex,
 )
 from pipeline.regions import SCHEMA
-from pipeline.shards import TarWriter
 from pipeline.store import STAGE_FOLDERS, Build, Store
+from pipeline.tars import TarWriter
 
 DROPS = (("extract", "no_text"), ("admit", "text_too_short"), ("admit", "boilerplate"), ("fetch", "http_status"),
          ("filter", "image_too_small"), ("dedup", "near_image"))  # fmt: skip

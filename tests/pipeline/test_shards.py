@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from pipeline import pictures, release, shards, verify
+from pipeline import pictures, release, shards, stored, tars, verify
 from pipeline.errors import StageError
 from pipeline.folder import Folder
 from pipeline.store import Build
@@ -172,8 +172,8 @@ def test_components_are_read_from_the_frame_header(mode: str, components: int, p
     exif = Image.Exif()
     exif[270] = "a description that puts a segment before the frame header"
     Image.new(mode, (9, 5)).save(out, "JPEG", progressive=progressive, exif=exif.tobytes())
-    assert shards.components_of(out.getvalue()) == components
-    assert shards.components_of(out.getvalue()[:40]) == 0
+    assert stored.components_of(out.getvalue()) == components
+    assert stored.components_of(out.getvalue()[:40]) == 0
 
 
 def test_another_detector_adds_a_folder_and_rewrites_no_image(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
@@ -214,7 +214,7 @@ def test_shards_of_other_images_are_packed_anew(tmp_path: Path, synthetic: Any, 
 def test_a_header_is_the_one_that_tarfile_writes(name: str, size: int) -> None:
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
-    theirs, mine = info.tobuf(tarfile.USTAR_FORMAT), shards.ustar_header(name, size)
+    theirs, mine = info.tobuf(tarfile.USTAR_FORMAT), tars.ustar_header(name, size)
     assert mine == theirs or theirs[329:336] == b"0000000", "Python 3.10 writes device numbers of files"
     read = tarfile.TarInfo.frombuf(mine, "ascii", "strict")
     assert (read.name, read.size, read.mode, read.isreg()) == (name.rstrip("/"), size, 0o644, True)
@@ -230,12 +230,12 @@ def test_a_jpeg_is_plain_only_where_pillow_would_leave_it_as_it_is(synthetic: An
         image.save(out, "JPEG", **options)
         made.append(out.getvalue())
     for data in made:
-        if shards.is_plain_jpeg(data):
+        if stored.is_plain_jpeg(data):
             plain += 1
             assert pictures.to_jpeg(data, 92) == data
-            assert shards.components_of(data) == 3
+            assert stored.components_of(data) == 3
     assert plain >= 3
     assert not any(
-        shards.is_plain_jpeg(item.data) for item in synthetic.items() if not item.data.startswith(b"\xff\xd8")
+        stored.is_plain_jpeg(item.data) for item in synthetic.items() if not item.data.startswith(b"\xff\xd8")
     )
-    assert not shards.is_plain_jpeg(made[0][:100])
+    assert not stored.is_plain_jpeg(made[0][:100])
