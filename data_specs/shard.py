@@ -65,7 +65,8 @@ class Text:
 class Sample:
     """One image with its texts: exactly the content of KEY.json.
 
-    `sha256` is of the bytes as fetched; `width` and `height` are of the stored JPEG, in pixels.
+    `sha256` is of the bytes as fetched, also where they were encoded anew or made smaller for storing; `width` and
+    `height` are of the stored JPEG, in pixels.
     `texts[0]` is the primary text, the one that KEY.txt holds.
     """
 

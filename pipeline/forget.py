@@ -124,6 +124,7 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
         if not dry_run:
             for build in builds:
                 held.enter_context(ledger.sole_owner(build))
+                _move_staged(build)
         takedowns = _meant(store, builds, request)
         found = [_find(build, takedowns) for build in builds]
         if dry_run:
@@ -343,12 +344,15 @@ def _state(build: Build) -> dict[str, Any]:
 
 def _new_shards(build: Build, gone: erase.Gone) -> None:
     """The manifest is away only while files are moved; `renew` writes the next one."""
-    folder = build.folder / "shards"
-    if erase.staged(build):
-        release.withdraw(folder)
-        erase.apply(build)
     if erase.restage(build, gone):
-        release.withdraw(folder)
+        _move_staged(build)
+
+
+def _move_staged(build: Build) -> None:
+    """Put new shards into their places; also those of a takedown that was killed, before anything of it is read: until
+    their records are written, files are not what the old ones say."""
+    if erase.staged(build):
+        release.withdraw(build.folder / "shards")
         erase.apply(build)
 
 

@@ -6,6 +6,7 @@ import json
 import sqlite3
 import struct
 import tarfile
+import uuid
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace

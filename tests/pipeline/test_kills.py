@@ -1,0 +1,289 @@
+"""kill -9 while packing, publishing and taking down, on a disk and on a real S3 server: real processes, real signals.
+
+Each command is killed at moments spread over all that it changes, one kill after the other on the same folder, before
+it is let through. All the while a reader looks at the dataset as anybody's reader does: where there is a manifest, each
+file that it names is there, of its size and sha256. In the end there is what an undisturbed run leaves.
+
+A whole build that is killed while it packs, Ray and all, is in test_build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pytest
+
+from data_specs.shard import parse_manifest
+from pipeline import release, shards
+from pipeline.forget import Request
+from pipeline.identities import Identities
+from pipeline.store import Build, Store
+from pipeline.verify import verify
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+COMMAND = """
+import os, pickle, signal, sys
+
+path, what, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
+changes = 0
+
+def change():
+    global changes
+    changes += 1
+    if changes == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+with open(path, "rb") as f:
+    build, request = pickle.load(f)
+if build.folder.is_local:
+    from pipeline.folder import Folder
+    for name in ("take", "move", "delete"):
+        def counted(self, *args, real=getattr(Folder, name)):
+            change()
+            return real(self, *args)
+        setattr(Folder, name, counted)
+else:
+    from s3fs.core import S3FileSystem
+    real = S3FileSystem._call_s3
+    async def counted(self, method, *args, **kwargs):
+        if not method.startswith(("get", "head", "list")):
+            change()
+        return await real(self, method, *args, **kwargs)
+    S3FileSystem._call_s3 = counted
+if what == "pack":
+    from pipeline import shards
+    names = shards.partitions(build)
+    for name in names:
+        if name not in build.stage("shard").partitions():
+            shards.run_partition(build, name)
+    build.stage("shard").finish(names, shards.VERSION)
+elif what == "publish":
+    from pipeline import release
+    release.publish(build)
+else:
+    from pipeline.forget import forget
+    forget(build.store, [build], request)
+print(changes)
+"""
+"""Does one thing and tells how many changes it made to the build and STORE; killed right before change `at`."""
+
+OPTIONS = {"samples_per_shard": 8, "energon": True}
+
+
+def command(folder: Path, build: Build, request: Request | None, what: str, at: int = 0) -> tuple[int, int]:
+    """Run it; (exit status, changes made)."""
+    path = folder / "command.pickle"
+    path.write_bytes(pickle.dumps((build, request)))
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, str(path), what, str(at)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    return done.returncode, int(done.stdout or 0)
+
+
+class Reader(threading.Thread):
+    """Looks at a shard folder again and again; `faults` is what was half there under a manifest that stood."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(daemon=True)
+        self._folder, self._over = folder, threading.Event()
+        self.faults: list[str] = []
+        self.whole = self.none = 0
+        self.fresh = threading.Event()
+
+    def run(self) -> None:
+        while not self._over.is_set():
+            self._look()
+            self.fresh.set()
+            self._over.wait(0.2 if "://" in self._folder else 0.01)
+
+    def stop(self) -> None:
+        self._over.set()
+        self.join()
+
+    def _read(self, name: str) -> bytes | None:
+        fs, path = fsspec.url_to_fs(f"{self._folder}/{name}")
+        try:
+            return bytes(fs.cat_file(path))
+        except FileNotFoundError:
+            return None
+
+    def _look(self) -> None:
+        data = self._read("manifest.json")
+        if data is None:
+            self.none += 1
+            return
+        found = []
+        for shard in parse_manifest(data, "the manifest").shards:
+            for file in (shard.tar, shard.parquet, *shard.regions.values()):
+                content = self._read(file.path)
+                if content is None:
+                    found.append(f"{file.path} is not there")
+                elif (len(content), hashlib.sha256(content).hexdigest()) != (file.bytes, file.sha256):
+                    found.append(f"{file.path} is not what the manifest says")
+        if not found:
+            self.whole += 1
+        elif self._read("manifest.json") == data:  # else it was taken away while we read
+            self.faults += found
+
+
+@contextmanager
+def watched(build: Build) -> Iterator[Reader]:
+    reader = Reader(f"{build.out}/shards")
+    reader.start()
+    try:
+        yield reader
+        reader.fresh.clear()
+        assert reader.fresh.wait(60)
+    finally:
+        reader.stop()
+    assert reader.faults == []
+
+
+def dataset(build: Build) -> dict[str, str]:
+    """sha256 of every file that a user of the dataset sees, with the time of its publish taken out."""
+    fs, root = fsspec.url_to_fs(f"{build.out}/shards")
+    fs.invalidate_cache()
+    made = parse_manifest(fs.cat_file(f"{root}/manifest.json"), "the manifest").created_at.encode()
+    found = {}
+    for path in fs.find(root):
+        name = path.removeprefix(root).lstrip("/")
+        if not name.startswith(("_", ".tmp")):
+            found[name] = hashlib.sha256(fs.cat_file(path).replace(made, b"")).hexdigest()
+    return found
+
+
+def known(build: Build) -> set[bytes]:
+    """Candidates in STORE's identities."""
+    identities = Identities(build.store)
+    tables = (t for name in identities.names() for t in identities.batches(identities.read(name), "images.parquet"))
+    return {row for table in tables for row in table["candidate_id"].to_pylist()}
+
+
+@pytest.fixture(scope="module")
+def packed(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The synthetic build with finished shards, not published."""
+    build: Build = synthetic.make(tmp_path_factory.mktemp("packed"), shards=OPTIONS)[0]
+    pack(build)
+    return build
+
+
+def pack(build: Build) -> None:
+    names = shards.partitions(build)
+    for name in names:
+        shards.run_partition(build, name)
+    build.stage("shard").finish(names, shards.VERSION)
+
+
+@pytest.fixture
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[Build, str], Build]:
+    """place(build, "disk" | "s3"): a copy of a build and its STORE, there."""
+
+    def copy(build: Build, where: str) -> Build:
+        name = f"{request.node.name.partition('[')[0]}-{os.urandom(4).hex()}"
+        if where == "disk":
+            shutil.copytree(build.out, tmp_path / name / "build")
+            if Path(build.store.url).exists():
+                shutil.copytree(build.store.url, tmp_path / name / "store")
+            base = str(tmp_path / name)
+        else:
+            base = f"{request.getfixturevalue('bucket')}/{name}"
+            fs = fsspec.filesystem("s3")
+            fs.put(f"{build.out}/", f"{base}/build/", recursive=True)
+            if Path(build.store.url).exists():
+                fs.put(f"{build.store.url}/", f"{base}/store/", recursive=True)
+        return replace(build, out=f"{base}/build", store=Store(f"{base}/store"))
+
+    return copy
+
+
+def spread(changes: int, kills: int) -> Sequence[int]:
+    """Moments spread over so many changes, the first and the last among them."""
+    return sorted({1 + round(i * (changes - 1) / (kills - 1)) for i in range(kills)})
+
+
+@pytest.mark.parametrize(("where", "kills"), [("disk", 7), ("s3", 4)])
+def test_a_publish_that_is_killed_leaves_no_half_dataset(
+    packed: Build, place: Callable[[Build, str], Build], tmp_path: Path, where: str, kills: int
+) -> None:
+    calm, build = place(packed, where), place(packed, where)
+    _, changes = command(tmp_path, calm, None, "publish")
+    ends = []
+    with watched(build) as reader:
+        for at in spread(changes, kills):
+            ends.append(command(tmp_path, build, None, "publish", at)[0])
+        assert reader.whole == 0 or ends[-1] == -signal.SIGKILL
+        assert command(tmp_path, build, None, "publish")[0] == 0
+    assert ends.count(-signal.SIGKILL) >= kills - 1
+    assert reader.none > 0
+    assert reader.whole > 0
+    assert dataset(build) == dataset(calm)
+    assert known(build) == known(calm)
+    assert verify(f"{build.out}/shards") == []
+
+
+@pytest.mark.parametrize(("where", "kills"), [("disk", 12), ("s3", 5)])
+def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the_next(
+    packed: Build, place: Callable[[Build, str], Build], synthetic: Any, tmp_path: Path, where: str, kills: int
+) -> None:
+    local = place(packed, "disk")
+    release.publish(local)
+    calm, build = place(local, where), place(local, where)
+    kept = [item for item in synthetic.items() if item.stage == "shard"]
+    request = Request(urls=[kept[3].candidate.image_url, kept[14].candidate.image_url])
+    _, changes = command(tmp_path, calm, request, "forget")
+    ends = []
+    with watched(build) as reader:
+        for at in spread(changes, kills):
+            ends.append(command(tmp_path, build, request, "forget", at)[0])
+        assert command(tmp_path, build, request, "forget")[0] == 0
+    assert ends.count(-signal.SIGKILL) >= 3, "a takedown goes on where it was, so that later kills find less to do"
+    assert reader.whole > 0
+    assert dataset(build) == dataset(calm)
+    assert known(build) == known(calm)
+    assert verify(f"{build.out}/shards", store=build.store.url) == []
+    gone = {bytes.fromhex(kept[i].candidate.candidate_id) for i in (3, 14)}
+    assert not gone & known(build)
+
+
+def test_packing_that_is_killed_leaves_no_half_dataset_of_either_spec(
+    packed: Build, place: Callable[[Build, str], Build], synthetic: Any, tmp_path: Path
+) -> None:
+    old = place(packed, "disk")
+    release.publish(old)
+    more = synthetic.spec(shards={**OPTIONS, "samples_per_shard": 3, "max_side": 100})
+    fingerprints = {**packed.fingerprints, "shard": "5" * 64, "report": "e" * 64}
+    build, calm = (replace(one, spec=more, fingerprints=fingerprints) for one in (old, place(packed, "disk")))
+    _, changes = command(tmp_path, calm, None, "pack")
+    release.publish(calm)
+    with watched(build) as reader:
+        assert reader.fresh.wait(60)
+        for at in spread(changes, 6):
+            command(tmp_path, build, None, "pack", at)
+        assert command(tmp_path, build, None, "pack")[0] == 0
+        assert reader.whole > 0, "the old dataset was there to be seen"
+        assert not (Path(build.out) / "shards/manifest.json").exists()
+        release.publish(build)
+    assert {n: s for n, s in dataset(build).items() if n.endswith((".tar", ".parquet", ".idx"))} == {
+        n: s for n, s in dataset(calm).items() if n.endswith((".tar", ".parquet", ".idx"))
+    }
+    assert verify(f"{build.out}/shards") == []
