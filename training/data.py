@@ -17,18 +17,21 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from data_specs.shard import SOURCE_KINDS, ContractError
+from training.colour import recolour
 from training.config import DataConfig
 from training.errors import ConfigError, TrainingError
 from training.index import Dataset, Row, RowText
 from training.order import Mixture, Order, seed_of
 from training.records import Batch
+from training.slots import Piece, Slots, room
 from training.text_choice import choose_text
 from training.tokenizer import Tokenizer
-from training.transforms import UnreadableImage, decode, input_boxes, prepare, recolour, square
+from training.transforms import UnreadableImage, input_boxes, picture, prepare
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,6 +39,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LOG = logging.getLogger(__name__)
+
+_AHEAD = 2
+"""Batches that a worker is ahead of the reader."""
 
 _NAMED = 3
 """Tars that the last line of a run with too many corrupt samples names."""
@@ -87,19 +93,47 @@ class _Corrupt:
 
 
 @dataclass(frozen=True, slots=True)
+class _Lying:
+    """A batch in a slot."""
+
+    slots: Slots
+    slot: int
+    pieces: tuple[Piece, ...]
+
+    def fetch(self, *, pin_memory: bool = False) -> Batch:
+        return Batch(*self.slots.read(self.slot, self.pieces, pin_memory=pin_memory))
+
+
+@dataclass(frozen=True, slots=True)
 class _Loaded:
     """What a worker hands over: errors travel as values, because torch would wrap a raised one in a traceback."""
 
-    batch: Batch | None
+    batch: Batch | _Lying | None
     corrupt: tuple[_Corrupt, ...] = ()
     fatal: str = ""
 
     def pin_memory(self) -> _Loaded:
-        return self if self.batch is None else _Loaded(self.batch.pin_memory(), self.corrupt, self.fatal)
+        """Called by torch's DataLoader in a thread of the reader."""
+        batch = self.batch
+        if isinstance(batch, _Lying):
+            return replace(self, batch=batch.fetch(pin_memory=True))
+        return self if batch is None else replace(self, batch=batch.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One batch that is asked for, and the slot in which it is to be handed over."""
+
+    start: int
+    stop: int
+    slot: int
 
 
 class _Maker:
     """Spans of the stream to batches; what runs inside the worker processes."""
+
+    slots: Slots | None = None
+    """Where batches are laid for the reader; none where there is no worker process."""
 
     def __init__(
         self,
@@ -109,7 +143,7 @@ class _Maker:
         tokenizer: Tokenizer,
         seed: int,
         train: bool,
-        pad_tokens: bool,
+        as_released: bool,
     ) -> None:
         self._dataset = dataset
         self._order = order
@@ -117,29 +151,40 @@ class _Maker:
         self._tokenizer = tokenizer
         self._seed = seed
         self._train = train
-        self._length = config.max_tokens if pad_tokens else 0
+        self._as_released = as_released
+        self._length = config.max_tokens if as_released else 0
 
-    def __getitem__(self, span: tuple[int, int]) -> _Loaded:
+    def __getitem__(self, turn: _Turn) -> _Loaded:
         corrupt: list[_Corrupt] = []
-        self._dataset.ahead(*self._order.windows(span[0]))
+        self._dataset.ahead(*self._order.windows(turn.start))
         try:
-            samples = [self._sample(*self._order.entry(position), corrupt) for position in range(*span)]
+            samples = [self._sample(*self._order.entry(at), corrupt) for at in range(turn.start, turn.stop)]
         except ContractError as e:
             return _Loaded(None, fatal=str(e))
         except OSError as e:
             return _Loaded(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
-        return _Loaded(_collate(samples, self._length), tuple(corrupt))
+        batch = _collate(samples, self._length)
+        if self.slots is None:
+            return _Loaded(batch, tuple(corrupt))
+        tensors = [getattr(batch, field.name) for field in fields(batch)]
+        lying = _Lying(self.slots, turn.slot, self.slots.write(turn.slot, tensors))
+        return _Loaded(lying, tuple(corrupt))
+
+    def room(self, samples: int) -> int:
+        """Bytes that a batch of so many samples takes at most in a slot."""
+        config = self._config
+        each = [(3 * config.image_size**2, 1), (4 * (config.max_boxes + 1), 4), (config.max_tokens, 8)]
+        each += [(1, 8)] * (len(fields(Batch)) - len(each))
+        return room((samples * elements, size) for elements, size in each)
 
     def _sample(self, epoch: int, number: int, corrupt: list[_Corrupt]) -> _Sample:
         row = self._dataset.row(number)
         config = self._config
         text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
         try:
-            pixels = decode(self._dataset.image(row))
-            height, width = pixels.shape[1:]
+            image, width, height = picture(self._dataset.image(row), config.image_size, full=self._as_released)
             if row.width and (width, height) != (row.width, row.height):
                 raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
-            image = square(pixels, config.image_size)
         except UnreadableImage as e:
             corrupt.append(_Corrupt(row.tar, row.key, str(e)))
             return self._blank(row, text)
@@ -206,9 +251,9 @@ class Loader:
     """Batches of one dataset for one process.
 
     `train=True`: shuffled, texts by probability, colours changed. Otherwise in order, primary texts, as they are.
-    `share` says which part of each global batch is this process's. `pad_tokens` pads every text to `max_tokens`: a text
-    tower that does not mask its padding needs it, or a caption would depend on its neighbours. Raises ConfigError when
-    the batch cannot be cut evenly, ContractError when the dataset is empty.
+    `share` says which part of each global batch is this process's. `as_released` decodes every picture at full size and
+    pads every text to `max_tokens`: a text tower that does not mask its padding needs it, or a caption would depend on
+    its neighbours. Raises ConfigError when the batch cannot be cut evenly, ContractError when the dataset is empty.
     """
 
     def __init__(
@@ -220,7 +265,7 @@ class Loader:
         *,
         seed: int,
         train: bool,
-        pad_tokens: bool = False,
+        as_released: bool = False,
         max_corrupt: int | None = None,
         pin_memory: bool = False,
     ) -> None:
@@ -231,7 +276,7 @@ class Loader:
         self._order: Order | Mixture = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
         if train and dataset.weights:
             self._order = Mixture(dataset.parts, dataset.weights, seed, config.window_shards)
-        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, pad_tokens)
+        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, as_released)
         self._workers = config.num_workers
         self._pin = pin_memory
         self._limit = max(16, len(dataset) // 1000) if max_corrupt is None else max_corrupt
@@ -276,11 +321,18 @@ class Loader:
         from torch.utils.data import DataLoader
 
         prepare()
+        maker = copy(self._maker)
+        # Asked for and not read are at most _AHEAD batches a worker, and the one that is being read.
+        count = _AHEAD * self._workers + 1
+        if self._workers:
+            maker.slots = Slots(count, maker.room(self.share.micro))
         loader: Any = DataLoader(
-            self._maker,  # type: ignore[arg-type]
+            maker,  # type: ignore[arg-type]
             batch_size=None,
-            sampler=spans,
+            sampler=(_Turn(*span, number % count) for number, span in enumerate(spans)),
             num_workers=self._workers,
+            prefetch_factor=_AHEAD if self._workers else None,
+            multiprocessing_context="fork" if self._workers else None,
             collate_fn=_identity,
             pin_memory=self._pin,
         )
@@ -289,7 +341,7 @@ class Loader:
                 self._count(found)
             if loaded.batch is None:
                 raise ContractError(loaded.fatal)
-            yield loaded.batch
+            yield loaded.batch.fetch() if isinstance(loaded.batch, _Lying) else loaded.batch
 
     def _count(self, found: _Corrupt) -> None:
         if (found.tar, found.key) in self._corrupt:

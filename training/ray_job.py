@@ -26,6 +26,10 @@ from training.errors import ConfigError, TrainingError
 from training.launch import Leave, device_of
 
 _RESULT, _FINAL = "fit.json", "failed.json"
+_ROOM_S = 25
+"""Seconds that workers of a varying number wait for their places. Ray's list of nodes is up to 20 seconds old, so after
+the loss of a node it asks for as many as before; its default keeps a run still for a minute then."""
+
 _OURS = (ConfigError, ContractError, TrainingError)
 
 
@@ -88,6 +92,7 @@ def fit_on_ray(
     scaling: dict[str, Any] = {"num_workers": low}
     if high > low:
         scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every}
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
     trainer = TorchTrainer(
         _work,
         train_loop_config=task,

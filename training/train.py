@@ -184,7 +184,7 @@ class _Run:
             self.share,
             seed=self.config.seed,
             train=train,
-            pad_tokens=bool(self.config.compat),
+            as_released=bool(self.config.compat),
             pin_memory=pin,
         )
 

@@ -6,6 +6,8 @@ loader's largest cost. Colour changes come after the resize, on few pixels, and 
 
 Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it balks at
 (another colour model, damage) torchvision decides on. Pixels lie in memory as a decoder writes them, channel last.
+What is much larger than the input is decoded at a half or a quarter of its size, which libjpeg does in the frequency
+domain: less than one grey level off on average, for half the time.
 
 Limits: EXIF orientation is ignored, as by the contract's width and height; types other than JPEG, met in plain tars
 only, are decoded by Pillow with alpha laid on white.
@@ -22,7 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
+    from torch import Tensor
+
+
+_SPARE = 2
+"""How many times the input's side a reduced picture has to have, so that the resize hides that it is reduced."""
 
 
 class UnreadableImage(ValueError):
@@ -73,40 +79,49 @@ def _decode_by_pillow(data: bytes) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def picture(data: bytes, size: int, *, full: bool = False) -> tuple[Tensor, int, int]:
+    """uint8 [3, size, size] of an image file, and its width and height as stored. Raises UnreadableImage.
+
+    `full`: decode at full size whatever the size, as the released model has it.
+    """
+    reduced = None if full else _reduced(data, size)
+    if reduced is not None:
+        return reduced
+    image = decode(data)
+    height, width = image.shape[1:]
+    return square(image, size), width, height
+
+
+def _reduced(data: bytes, size: int) -> tuple[Tensor, int, int] | None:
+    """`picture` of a JPEG by way of a quarter or half of its size, if that leaves _SPARE times the input's side.
+
+    None where it does not, for another type, for damage. (At an eighth libjpeg only has the mean of each block, and the
+    resize shows it.)
+    """
+    import simplejpeg
+    import torch
+
+    try:
+        height, width = simplejpeg.decode_jpeg_header(data)[:2]
+        part = next((n for n in (4, 2) if min(height, width) >= n * _SPARE * size), None)
+        if part is None:
+            return None
+        pixels = simplejpeg.decode_jpeg(data, min_height=-(-height // part), min_width=-(-width // part))
+    except ValueError:
+        return None
+    image = torch.from_numpy(pixels).view(1, *pixels.shape).permute(0, 3, 1, 2)
+    # With its scales, because libjpeg rounds up: without them the last column of 317 / 2 pixels would count as a whole.
+    scales = part * size / height, part * size / width
+    resized: Tensor = torch.ops.aten._upsample_bilinear2d_aa(image, [size, size], False, *scales)[0]
+    return resized, width, height
+
+
 def square(image: Tensor, size: int) -> Tensor:
     """uint8 [3, H, W] to uint8 [3, size, size], bilinear with antialiasing."""
     from torchvision.transforms.v2 import functional
 
     resized: Tensor = functional.resize(image, [size, size], antialias=True)
     return resized
-
-
-def recolour(
-    image: Tensor, strength: tuple[float, float, float, float], p_jitter: float, p_gray: float, generator: Generator
-) -> Tensor:
-    """ColorJitter of `strength` (brightness, contrast, saturation, hue) with p_jitter, then grey with p_gray.
-
-    All randomness is the generator's; distributions are those of torchvision's ColorJitter and RandomGrayscale.
-    """
-    import torch
-    from torchvision.transforms.v2 import functional
-
-    draws = torch.rand(6, generator=generator).tolist()
-    if draws[0] < p_jitter:
-        changes = (
-            functional.adjust_brightness,
-            functional.adjust_contrast,
-            functional.adjust_saturation,
-            functional.adjust_hue,
-        )
-        for which in torch.randperm(4, generator=generator).tolist():
-            amount = strength[which]
-            low, high = (-amount, amount) if which == 3 else (max(0.0, 1 - amount), 1 + amount)
-            if amount:
-                image = changes[which](image, low + (high - low) * draws[1 + which])
-    if draws[5] < p_gray:
-        image = functional.rgb_to_grayscale(image, num_output_channels=3)
-    return image
 
 
 def grid_boxes(width: int, height: int, max_boxes: int) -> npt.NDArray[np.float32]:

@@ -32,7 +32,7 @@ from training.file_regions import read_regions
 from training.index import GRID, open_dataset
 from training.records import Batch
 from training.released_rows import Broken, ReleasedRow, read_rows
-from training.transforms import UnreadableImage, decode, input_boxes, square
+from training.transforms import UnreadableImage, input_boxes, picture
 
 if TYPE_CHECKING:
     import torch
@@ -249,16 +249,14 @@ def _read(row: ReleasedRow | Broken, text_kind: str, opened: Checkpoint) -> _Rea
 
 def _open_image(file: Path, stored: Boxes | None, opened: Checkpoint) -> tuple[Tensor, npt.NDArray[np.float32]]:
     """An image file as the towers take it, with its boxes; None for the grid. Raises UnreadableImage."""
+    data, as_released = opened.config.data, bool(opened.config.compat)
     try:
-        pixels = decode(file.read_bytes())
+        image, width, height = picture(file.read_bytes(), data.image_size, full=as_released)
     except (OSError, ValueError) as e:
         raise e if isinstance(e, UnreadableImage) else UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
-    data = opened.config.data
-    height, width = pixels.shape[1:]
     flat = None if stored is None else [number for box in stored[: data.max_boxes] for number in box]
-    as_given = bool(opened.config.compat)
-    boxes = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_given)
-    return square(pixels, data.image_size), boxes
+    boxes = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
+    return image, boxes
 
 
 def _files_batch(files: Sequence[str], boxes: Sequence[Boxes | None], opened: Checkpoint) -> Batch:
@@ -297,7 +295,7 @@ def _loader(opened: Checkpoint, data: Sequence[str], split: Split, cache: Path |
         raise ContractError(f"{data[0]}: no samples in the {split} split")
     config = opened.config
     return Loader(
-        dataset, config.data, opened.tokenizer, Share(_BATCH), seed=0, train=False, pad_tokens=bool(config.compat)
+        dataset, config.data, opened.tokenizer, Share(_BATCH), seed=0, train=False, as_released=bool(config.compat)
     )
 
 

@@ -6,6 +6,7 @@
     elastic_complete     share of the epoch's samples that are in the queue exactly once after an epoch on 2, 1 and 2
                          workers: K is the number of samples, so the queue is the order in which they were consumed
     elastic_sizes        how often the number of workers changed
+    elastic_away         seconds from the loss of a node until the run goes on without it
 
 One run takes all kills of its target: Ray starts lost workers again, this program a lost driver. `--quick` does one
 kill of each on 2 workers and no elastic drill. Limits: one machine; a node is a raylet of its own.
@@ -272,7 +273,7 @@ def finished(run: Run, steps: int) -> list[float] | None:
 
 
 ELASTIC = """
-import json, os, sys, threading, time
+import json, os, subprocess, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -280,7 +281,7 @@ from training.config import resolve
 from training.journal import read_metrics
 from training.ray_job import fit_on_ray
 
-manifest, out, steps, *config = sys.argv[1:]
+manifest, out, *config = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
 second = [cluster.add_node(num_cpus=1)]
 ray.init(cluster.address)
@@ -290,11 +291,12 @@ def reached(step):
         time.sleep(0.05)
 
 def shrink_and_grow():
-    reached(int(steps) // 8)
+    reached(150)
     cluster.remove_node(second[0], allow_graceful=False)
-    print("removed a node", file=sys.stderr, flush=True)
-    reached(int(steps) // 4)
-    cluster.add_node(num_cpus=1)
+    print("removed a node", time.time(), file=sys.stderr, flush=True)
+    reached(300)
+    ray_command = str(Path(sys.executable).with_name("ray"))  # Cluster.add_node wants the main thread
+    subprocess.run([ray_command, "start", "--address", cluster.address, "--num-cpus", "1"], check=True)
     print("added a node", file=sys.stderr, flush=True)
 
 threading.Thread(target=shrink_and_grow, daemon=True).start()
@@ -308,10 +310,11 @@ cluster.shutdown()
 def elastic_drill(folder: Path, manifest: Path) -> dict[str, Figure]:
     from safetensors.torch import load_file
 
-    steps, passes = SAMPLES // BATCH * 60, 60
+    passes = 120  # Ray looks for new nodes every 20 seconds: the run has to last until it has seen one
+    steps = SAMPLES // BATCH * passes
     config = settings(steps, f"moco.queue_size={SAMPLES}")
     out = folder / "elastic"
-    words = [sys.executable, "-c", ELASTIC, str(manifest), str(out), str(steps), *config]
+    words = [sys.executable, "-c", ELASTIC, str(manifest), str(out), *config]
     process = subprocess.Popen(
         words,
         cwd=ROOT,
@@ -333,10 +336,20 @@ def elastic_drill(folder: Path, manifest: Path) -> dict[str, Figure]:
     sizes = [int(n) for n in re.findall(r"trained parameters, (\d+) process", log)]
     told(f"elastic: {passes} epochs of {SAMPLES} samples on {sizes} workers, {len(set(ids.tolist()))} ids in the queue")
     changes = sum(a != b for a, b in itertools.pairwise(sizes))
+    removed = re.search(r"removed a node ([\d.]+)", (folder / "elastic.log").read_text(errors="replace"))
+    again = [at for at in opened(log) if removed is not None and at > float(removed[1])]
+    away = again[0] - float(removed[1]) if removed is not None and again else math.nan
     return {
         "elastic_complete": at_least(len(set(ids.tolist())) / SAMPLES, 1.0, "share"),
         "elastic_sizes": at_least(changes, 2, "changes"),
+        "elastic_away": at_most(away, 60.0, "s"),
     }
+
+
+def opened(log: str) -> list[float]:
+    """When, in seconds since 1970, the run of a log began and went on."""
+    found = re.findall(r"^(\S+ \S+),(\d+) INFO \w+ (?:begins|goes on from)", log, re.MULTILINE)
+    return [time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000 for at, ms in found]
 
 
 def told(text: str) -> None:

@@ -18,15 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional
 
 from data_specs.shard import ContractError
+from training.colour import recolour
 from training.config import DataConfig, resolve
 from training.data import Loader, Share, short_id
 from training.errors import ConfigError, TrainingError
 from training.index import Row, RowText, open_dataset
 from training.text_choice import choose_text, is_boilerplate
 from training.tokenizer import load_tokenizer
-from training.transforms import UnreadableImage, decode, input_boxes, recolour, square
+from training.transforms import UnreadableImage, decode, input_boxes, picture, square
 
 MakeShards = Callable[..., Path]
 CONFIG = replace(resolve("tiny").data, window_shards=2)
@@ -341,6 +343,58 @@ def test_colours_follow_from_the_generator_alone() -> None:
     assert gray.dtype == torch.uint8
 
 
+def jpeg(width: int, height: int) -> bytes:
+    """Smooth, with an edge at every 50 pixels."""
+    rng = np.random.default_rng(0)
+    pixels = Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((width, height))
+    for at in range(0, width, 50):
+        pixels.paste((at % 256, 90, 200), (at, 0, at + 9, height))
+    data = io.BytesIO()
+    pixels.save(data, "JPEG", quality=90)
+    return data.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("size", "near"), [((317, 1003), 1.0), ((256, 290), 1.0), ((1021, 773), 0.5), ((255, 640), 0.0), ((64, 64), 0.0)]
+)
+def test_a_large_picture_is_decoded_reduced_with_nearly_the_same_pixels(size: tuple[int, int], near: float) -> None:
+    full, *sides = picture(jpeg(*size), 64, full=True)
+    found, *same = picture(jpeg(*size), 64)
+    assert tuple(sides) == tuple(same) == size
+    assert full.shape == found.shape == (3, 64, 64)
+    assert torch.equal(full, square(decode(jpeg(*size)), 64))
+    difference = (full.float() - found.float()).abs().mean()
+    assert (0 < difference < near) if near else not difference
+
+
+def test_a_large_picture_that_ends_early_is_unreadable_as_a_small_one() -> None:
+    with pytest.raises(UnreadableImage):
+        picture(jpeg(1200, 900)[:-2000], 64)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_colours_are_those_of_torchvision_on_floats(seed: int) -> None:
+    """Its functions by the same draws; on uint8 it would round after each."""
+    noise = torch.randint(0, 256, (3, 9, 11), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    image = functional.resize(noise, [40, 48])
+    image[:, :5] = image[:1, :5]  # pixels without a hue
+    strength = (0.4, 0.4, 0.4, 0.1)
+    draws = torch.rand(6, generator=(generator := torch.Generator().manual_seed(seed))).tolist()
+    expected = image / 255
+    for which in torch.randperm(4, generator=generator).tolist():
+        name = ("brightness", "contrast", "saturation", "hue")[which]
+        middle = 0.0 if name == "hue" else 1.0
+        factor = middle + strength[which] * (2 * draws[1 + which] - 1)
+        expected = getattr(functional, f"adjust_{name}")(expected, factor)
+    found = recolour(image, strength, 1.0, 0.0, torch.Generator().manual_seed(seed))
+    assert (found - 255 * expected).abs().max() < 0.51
+
+
+def test_a_picture_whose_colours_stay_is_the_same() -> None:
+    image = torch.arange(48, dtype=torch.uint8).view(3, 4, 4)
+    assert recolour(image, (0.4, 0.4, 0.4, 0.1), 0.0, 0.0, torch.Generator().manual_seed(1)) is image
+
+
 def test_short_ids_are_the_first_64_bits_signed() -> None:
     assert short_id("ff" * 32) == -1
     assert short_id("00" * 7 + "01" + "ff" * 24) == 1
@@ -348,7 +402,7 @@ def test_short_ids_are_the_first_64_bits_signed() -> None:
 
 def test_unmasked_towers_get_every_text_padded_to_the_full_length(make_shards: MakeShards) -> None:
     share = Share(4)
-    padded = next(loader(make_shards(), share, pad_tokens=True).batches(0))
+    padded = next(loader(make_shards(), share, as_released=True).batches(0))
     plain = next(loader(make_shards(name="again"), share).batches(0))
     assert padded.token_ids_BL.shape == (4, CONFIG.max_tokens)
     length = plain.token_ids_BL.shape[1]
