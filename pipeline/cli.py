@@ -65,6 +65,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_plan(commands: Commands) -> None:
     plan = command(commands, "plan", _plan, "say what a build would run and what is already there")
     _add_what(plan, needs_out=False)
+    plan.add_argument(
+        "--estimate", type=int, metavar="N", help="say what N candidates would cost, by the newest published build"
+    )
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +87,29 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
         table.add_row(name, state, str(committed), stage.fingerprint[:12])
     show(table)
-    return {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages}
+    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages}
+    return answer if args.estimate is None else {**answer, "estimate": _estimated(build, args.estimate)}
+
+
+def _estimated(build: Build, candidates: int) -> dict[str, Any] | None:
+    from pipeline.estimate import estimate
+
+    if candidates < 1:
+        raise SpecError([f"--estimate {candidates}: a number of candidates"])
+    found = estimate(build.store, build.spec.name, candidates)
+    if found is None:
+        console.print(
+            f"nothing to estimate by: {build.store.url} knows no published build; publish a small one first",
+            soft_wrap=True,
+        )
+        return None
+    title = f"{candidates:,} candidates, by build {found['by']['build_id']} of {found['by']['snapshot']}"
+    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written")
+    for name, stage in {**found["stages"], "all": found["total"]}.items():
+        hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
+        table.add_row(name, f"{stage['seen']:,}" if "seen" in stage else "", *hours, f"{stage['bytes'] / 1e9:,.2f}")
+    show(table)
+    return found
 
 
 def _add_build(commands: Commands) -> None:
