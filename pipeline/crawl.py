@@ -6,6 +6,7 @@ Retry-After obeyed, a user agent that says who we are. Pages are taken breadth f
 come; `pipeline.frontier` keeps the state on disk, so that a killed crawl goes on where it was. Redirects are followed
 as links are: the target is a page of its own, with its own robots.txt and pause, and only if it belongs to the site.
 
+A page or a domain that was taken down (STORE/forgotten) is asked for nothing, not even its robots.txt; it is counted.
 A page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links still count unless
 they are nofollow. Only HTML is kept. Every page that was asked for and not kept is a Decision.
 
@@ -39,7 +40,7 @@ from pipeline.crawler import Crawler
 from pipeline.errors import SourceError, StoreError
 from pipeline.folder import Folder
 from pipeline.frontier import Frontier
-from pipeline.records import Decision, sha256_hex
+from pipeline.records import Decision, DropReason, sha256_hex
 from pipeline.sources import sources_of
 from pipeline.sources.site import Site
 from pipeline.store import Build, Record, StageDir
@@ -100,7 +101,7 @@ def run_partition(build: Build, partition: str) -> None:
     with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
         frontier.add(site.start_urls(), depth=0)
         _know_earlier(build, site, frontier)
-        asyncio.run(Crawler(build.spec, site, frontier).run())
+        asyncio.run(Crawler(build.spec, site, frontier, build.store.takedowns().hashes).run())
         failure = _failure(site, frontier)
         if failure is None:
             record = _commit(stage, site, frontier, digest)
@@ -142,12 +143,14 @@ def _frontier_folder(stage: StageDir, name: str) -> Path:
 
 
 def _failure(site: Site, frontier: Frontier) -> SourceError | None:
-    """The error of a site that gave no page at all, named by its first start page."""
+    """The error of a site that gave no page at all, named by its first start page; none for one that was taken down."""
     if frontier.totals().kept:
         return None
     url = site.start_urls()[0]
     end = frontier.end_of(url)
     _, reason, evidence = frontier.fate(end)
+    if reason == DropReason.FORGOTTEN.value:
+        return None
     if end != url:
         evidence = f"{evidence} (redirected to {end})"
     why = f"{reason}: {evidence}" if reason else "over the source's own limits"
@@ -187,24 +190,7 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         except OSError:
             shutil.copyfile(frontier.warc, target)
         attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
-        attempt.decide(
-            [
-                Decision(
-                    subject="capture",
-                    id=sha256_hex(url),
-                    fetch_id="",
-                    source=site.name,
-                    page_url=url,
-                    url=url,
-                    stage="crawl",
-                    kept=False,
-                    reason=reason,
-                    reasons=(reason,),
-                    evidence=evidence,
-                )
-                for url, reason, evidence in frontier.lost()
-            ]
-        )
+        attempt.decide([_lost(site, *row) for row in frontier.lost()])
         dropped = totals.dropped + totals.todo
         return attempt.commit(
             {
@@ -220,3 +206,21 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
             },
             {"input": digest},
         )
+
+
+def _lost(site: Site, url: str, reason: str, evidence: str) -> Decision:
+    """A page that was not kept. What was taken down is counted, and its address not written down again."""
+    named = url if reason != DropReason.FORGOTTEN.value else ""
+    return Decision(
+        subject="capture",
+        id=sha256_hex(url),
+        fetch_id="",
+        source=site.name,
+        page_url=named,
+        url=named,
+        stage="crawl",
+        kept=False,
+        reason=reason,
+        reasons=(reason,),
+        evidence=evidence,
+    )

@@ -39,10 +39,12 @@ MAX_ACTORS = 16
 
 
 class Crawler:
-    """One crawl of one site."""
+    """One crawl of one site. `forgotten`: hashes of pages and domains that were taken down."""
 
-    def __init__(self, spec: BuildSpec, site: Site, frontier: Frontier) -> None:
-        self._spec, self._site, self._frontier = spec, site, frontier
+    def __init__(
+        self, spec: BuildSpec, site: Site, frontier: Frontier, forgotten: frozenset[str] = frozenset()
+    ) -> None:
+        self._spec, self._site, self._frontier, self._forgotten = spec, site, frontier, forgotten
         self._hosts = site.all_hosts()
         self._flying: dict[asyncio.Task[set[str]], Page] = {}
         self._streak: dict[str, list[Page]] = {}
@@ -50,7 +52,7 @@ class Crawler:
 
     async def run(self) -> None:
         """Take pages until none is left or a limit is reached. Raises SourceError when a host is gone."""
-        visitors = _Visitors(self._spec, self._site, len(self._hosts))
+        visitors = _Visitors(self._spec, self._site, self._forgotten, len(self._hosts))
         try:
             await self._read_sitemaps(visitors)
             look = set(self._hosts)  # hosts that may have a page to take
@@ -175,16 +177,17 @@ class Crawler:
 class _Visitors:
     """The visitors of a site; a host is always the same one's."""
 
-    def __init__(self, spec: BuildSpec, site: Site, hosts: int) -> None:
+    def __init__(self, spec: BuildSpec, site: Site, forgotten: frozenset[str], hosts: int) -> None:
         ray = sys.modules.get("ray")
         self._ray: Any = ray if hosts > 1 and ray is not None and ray.is_initialized() else None
         if self._ray is None:
-            self._all: list[Any] = [Visitor(spec, site)]
+            self._all: list[Any] = [Visitor(spec, site, forgotten)]
             return
         actor = self._ray.remote(Visitor).options(
             num_cpus=0, max_restarts=3, max_task_retries=3, scheduling_strategy="SPREAD", max_concurrency=1000
         )
-        self._all = [actor.remote(spec, site) for _ in range(min(hosts, MAX_ACTORS))]
+        known = self._ray.put(forgotten)
+        self._all = [actor.remote(spec, site, known) for _ in range(min(hosts, MAX_ACTORS))]
 
     def at(self, url: str) -> Any:
         """The visitor of a URL's host, to be awaited wherever it runs."""

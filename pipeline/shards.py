@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,11 +90,15 @@ def run_partition(build: Build, partition: str) -> None:
     stage = build.stage("shard")
     rows = _rows(build, cut)
     before = _packed_before(build, partition)
-    with stage.attempt(partition) as attempt:
+    with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as aside:
+        paths = {
+            detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
+            for detector_id in detector_ids(build)
+        }
+        regions = [aside.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
         counts = before.counts if before else _write(build, partition, rows, attempt)
-        for detector_id in detector_ids(build):
-            path = attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
-            pq.write_table(_regions(build, detector_id, rows), path, compression="zstd", row_group_size=1_000)
+        for done in regions:
+            done.result()
         kept = {suffix: before.files[suffix] for suffix in PACKED} if before else {}
         attempt.commit(counts, {"split": cut.split, "packing": _packing(build)}, kept)
     if before:
@@ -212,13 +217,13 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
     for row, data in _with_images(build, rows.select(ASKED).to_pylist()):
-        sides = row["width"], row["height"]
         try:
-            image = as_stored(data, options, sides, max_pixels)
+            image = as_stored(data, options, (row["width"], row["height"]), max_pixels)
         except PictureError as e:
             raise StageError(row["image_url"], f"was measured, but cannot be stored as a JPEG: {e}") from e
         reencoded += image is not data
-        for (name, member), (at, size) in zip(encode_sample(_sample(row, options.max_side), image), notes, strict=True):
+        members = encode_sample(_sample(row, options.max_side), image)
+        for (name, member), (at, size) in zip(members, notes, strict=True):
             at(writer.add(name, member))
             size(len(member))
     writer.close()
@@ -273,6 +278,10 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
 def _offsets(lists: pa.ListArray) -> pa.Array:
     """Where each list begins in `lists.flatten()`."""
     return pc.subtract(lists.offsets, lists.offsets[0])
+
+
+def _write_regions(build: Build, detector_id: str, rows: pa.Table, path: Path) -> None:
+    pq.write_table(_regions(build, detector_id, rows), path, compression="zstd", row_group_size=1_000)
 
 
 def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:

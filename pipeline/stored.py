@@ -77,7 +77,7 @@ def is_plain_jpeg(data: bytes) -> bool:
         return False
     at, components = 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
         if marker == 0xDA:  # the scan begins
             return components == 3
         if marker in (0xC0, 0xC1, 0xC2) and at + 10 <= len(data):

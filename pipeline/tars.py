@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import deque
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,24 +80,25 @@ _REST = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
 _REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum's own field counts as spaces
 
 
-BATCH, BEHIND, AT_ONCE = 1 << 20, 4, 512
-"""Bytes that are handed over together, batches that may wait, and pieces of one write (IOV_MAX is 1,024)."""
+BATCH, BEHIND = 1 << 20, 4
+"""Bytes that are handed over together, and batches that may wait."""
 
 
 class HashedFile:
-    """A new file that is hashed while it is written, each by a thread of its own; `sha256` is there once it is closed.
+    """A new file that is written and hashed by a thread of its own; `sha256` is there once it is closed.
 
-    What is written must not change afterwards: it is handed over as it is, not copied. Memory is BATCH * BEHIND bytes.
-    Raises OSError from `write` or at the end, as a file does.
+    A batch is joined before it is written and hashed: the thread then takes Python's lock once a megabyte, not once a
+    piece, and seldom waits for who packs. Memory is some BATCH * BEHIND bytes. Raises OSError from `write` or at the
+    end, as a file does.
     """
 
     def __init__(self, path: Path) -> None:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._digest = hashlib.sha256()
-        self._threads = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._waiting: list[bytes] = []
-        self._flying: deque[tuple[Future[None], Future[None]]] = deque()
+        self._thread = ThreadPoolExecutor(1)
+        self._pieces: list[bytes] = []
         self._bytes = 0
+        self._flying: deque[Future[None]] = deque()
         self.sha256 = ""
 
     def __enter__(self) -> HashedFile:
@@ -109,37 +109,27 @@ class HashedFile:
             if e is None:
                 self._hand_over()
                 while self._flying:
-                    self._wait()
+                    self._flying.popleft().result()
                 self.sha256 = self._digest.hexdigest()
         finally:
-            for thread in self._threads:
-                thread.shutdown(wait=True, cancel_futures=True)
+            self._thread.shutdown(wait=True, cancel_futures=True)
             os.close(self._fd)
 
     def write(self, data: bytes) -> None:
-        self._waiting.append(data)
+        self._pieces.append(data)
         self._bytes += len(data)
-        if self._bytes >= BATCH or len(self._waiting) >= AT_ONCE:
+        if self._bytes >= BATCH:
             self._hand_over()
 
     def _hand_over(self) -> None:
         if len(self._flying) >= BEHIND:
-            self._wait()
-        parts, self._waiting, self._bytes = self._waiting, [], 0
-        writer, hasher = self._threads
-        self._flying.append((writer.submit(self._put, parts), hasher.submit(self._hash, parts)))
+            self._flying.popleft().result()
+        self._flying.append(self._thread.submit(self._put, self._pieces))
+        self._pieces, self._bytes = [], 0
 
-    def _wait(self) -> None:
-        for done in self._flying.popleft():
-            done.result()
-
-    def _put(self, parts: Sequence[bytes]) -> None:
-        left = sum(map(len, parts)) - os.writev(self._fd, parts)
-        if left:  # a write may stop short, of a full disk or a signal; the next one says why
-            rest = memoryview(b"".join(parts))[-left:]
-            while rest:
-                rest = rest[os.write(self._fd, rest) :]
-
-    def _hash(self, parts: Sequence[bytes]) -> None:
-        for part in parts:
-            self._digest.update(part)
+    def _put(self, pieces: list[bytes]) -> None:
+        data = b"".join(pieces)
+        left = memoryview(data)
+        while left:  # a write may stop short, of a full disk or a signal; the next one says why
+            left = left[os.write(self._fd, left) :]
+        self._digest.update(data)

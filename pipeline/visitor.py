@@ -8,6 +8,8 @@ lookup, connection and body.
 A page that an earlier crawl holds is asked for only if it has changed (ETag, Last-Modified; RFC 9110 section 13). If it
 has not, the visit gives the record that the earlier WARC holds of it, checked against its sha256.
 
+A page or a domain that STORE/forgotten names is not asked for at all, nor is its robots.txt.
+
 Limits: pages are parsed in the event loop, one process a visitor.
 """
 
@@ -27,6 +29,7 @@ from pipeline.errors import StoreError
 from pipeline.folder import Folder
 from pipeline.records import Capture, DropReason, rfc3339
 from pipeline.sources.site import Site
+from pipeline.takedowns import Takedowns
 from pipeline.turns import Turns
 from pipeline.urls import canonical_url, is_endless, without_session
 from pipeline.warcs import capture_of
@@ -124,8 +127,8 @@ class _Host:
 class Visitor:
     """Visits pages of some hosts. Used from one event loop; on a cluster it is an actor."""
 
-    def __init__(self, spec: BuildSpec, site: Site) -> None:
-        self._spec, self._site = spec, site
+    def __init__(self, spec: BuildSpec, site: Site, forgotten: frozenset[str] = frozenset()) -> None:
+        self._spec, self._site, self._takedowns = spec, site, Takedowns(forgotten)
         self._guard = egress.guard_of(spec)
         self._hosts: dict[str, _Host] = {}  # by address of robots.txt
         self._asking: dict[str, asyncio.Lock] = {}
@@ -141,6 +144,8 @@ class Visitor:
 
     async def visit(self, page: Page, earlier: Earlier | None = None) -> Visit:
         """Ask for a page once. Never raises for what a host does."""
+        if evidence := self._takedowns.why("", page.url):
+            return Visit("dropped", DropReason.FORGOTTEN, evidence)
         rules = await self._rules_of(page.url)
         robots = rules.robots
         if robots.unreachable and page.host in {urlsplit(u).netloc for u in self._site.start_urls()}:
@@ -260,10 +265,15 @@ class Visitor:
     async def _get(
         self, url: str, host: str, delay_s: float, cap: int, page: bool = True, earlier: Earlier | None = None
     ) -> _Answer:
-        """One guarded request. With `page` anything but HTML of status 200, a 304 or a redirect is a failure."""
+        """One guarded request. With `page` anything but HTML of status 200, a 304 or a redirect is a failure.
+
+        What was taken down is not asked for, whatever leads there: a sitemap, or a robots.txt that redirects.
+        """
         import aiohttp
         from yarl import URL
 
+        if evidence := self._takedowns.why("", url):
+            return _Answer(reason=DropReason.FORGOTTEN, evidence=evidence)
         await asyncio.sleep(await asyncio.to_thread(self._turns.take, host, max(delay_s, self._spec.egress.delay_s)))
         headers = {"Accept": "text/html,application/xhtml+xml" if page else "text/plain", "Accept-Encoding": "gzip"}
         if earlier is not None:

@@ -42,6 +42,12 @@ def synthetic() -> ModuleType:
     return _load("synthetic")
 
 
+@pytest.fixture(scope="session")
+def browser() -> ModuleType:
+    """The module tests/browser.py: a headless Chromium."""
+    return _load("browser")
+
+
 @pytest.fixture
 def synthetic_build(tmp_path: Path, synthetic: ModuleType) -> Build:
     """The build that `synthetic` makes below the test's folder."""

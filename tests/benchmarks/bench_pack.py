@@ -2,7 +2,9 @@
 
 Ours is the stage as it stands: images read out of fetch's tars and held against their sha256, tar, Parquet index,
 regions, decisions, sha256 of every file, the record. The peers get the same members ready in memory and write a tar,
-nothing else. Interleaved, medians. Also: how many shards a takedown of ten items rewrites out of a hundred.
+nothing else. Each side writes new files, as packing does: what its last round left it deletes first, on its own clock
+(written over, a file is flushed to the disk at once by ext4, which is not what is compared). Interleaved, medians.
+Also: how many shards a takedown of ten items rewrites out of a hundred.
 """
 
 from __future__ import annotations
@@ -44,10 +46,13 @@ def packing(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
     names = stage.partitions()
 
     def ours() -> None:
+        for path in (Path(build.out) / "shards").glob("*.tar"):
+            path.unlink()
         for name in names:
             shards.run_partition(build, name)
 
     def plain() -> None:
+        (folder / "plain.tar").unlink(missing_ok=True)
         with tarfile.open(folder / "plain.tar", "w") as tar:
             for key, *parts in members:
                 for suffix, data in zip(("jpg", "txt", "json"), parts, strict=True):
@@ -56,6 +61,7 @@ def packing(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
                     tar.addfile(info, io.BytesIO(data))
 
     def web() -> None:
+        (folder / "web.tar").unlink(missing_ok=True)
         with webdataset.TarWriter(str(folder / "web.tar")) as tar:
             for key, image, text, record in members:
                 tar.write({"__key__": key, "jpg": image, "txt": text, "json": record})

@@ -16,9 +16,11 @@ from pathlib import Path
 import pytest
 from warcio.archiveiterator import ArchiveIterator
 
-from pipeline import crawl, crawler, frontier, visitor
+from pipeline import crawl, crawler, extract, frontier, visitor
 from pipeline.errors import SourceError, StoreError
+from pipeline.records import sha256_hex
 from pipeline.store import DECISIONS, Build
+from pipeline.takedowns import domain_hashes
 
 CORPUS = Path(__file__).parents[2].parent / "shared" / "corpus"
 
@@ -567,3 +569,55 @@ def test_the_recipe_site_is_crawled_whole_but_for_what_may_not_be_taken(serve, m
     assert reasons == refused
     assert set(bodies) - {web.url("/")} == wanted - set(refused)
     assert not any(path.startswith("/private") for path in web.asked)
+
+
+def take_down(build: Build, *hashes: str) -> None:
+    build.store.folder.write_json("forgotten/x.json", {"version": 1, "hashes": sorted(hashes), "looks": []})
+
+
+def test_a_domain_that_was_taken_down_is_asked_for_nothing_any_more(serve, make_build):
+    stays, gone = serve(), serve()
+    stays.pages = {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, f"Sitemap: {gone.url('/sitemap.xml')}\n".encode()),
+        "/": html(gone.url("/a.html"), "/b.html", "/c.html"),
+        "/b.html": (302, {"Location": gone.url("/moved.html")}, b""),
+        "/c.html": html(),
+    }
+    gone.pages = {"/": html(), "/a.html": html(), "/moved.html": html(), "/sitemap.xml": b"<urlset></urlset>"}
+    build = make_build(stays, gone, sources=site(stays.url(), hosts=[gone.host]))
+    take_down(build, *domain_hashes(gone.host))
+    crawl.run_partition(build, "s")
+    stage = build.stage("crawl")
+    record = stage.record("s")
+    assert (gone.asked, gone.asked_tdm) == ([], []), "not even its robots.txt"
+    assert {row["url"] for row in stage.table(record).to_pylist()} == {stays.url("/"), stays.url("/c.html")}
+    lost = {row["id"]: row for row in stage.table(record, DECISIONS).to_pylist()}
+    assert set(lost) == {sha256_hex(gone.url("/a.html")), sha256_hex(gone.url("/moved.html"))}
+    for row in lost.values():
+        assert (row["kept"], row["reason"], row["evidence"]) == (False, "forgotten", "its domain was taken down")
+        assert (row["url"], row["page_url"]) == ("", ""), "what was taken down is not written down again"
+    assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
+
+
+def test_a_page_that_was_taken_down_is_not_asked_for(serve, make_build):
+    web = serve()
+    web.pages = {"/": html("/a.html", "/b.html"), "/a.html": html(), "/b.html": html()}
+    build = make_build(web, sources=site(web.url()))
+    take_down(build, sha256_hex(web.url("/a.html")))
+    crawl.run_partition(build, "s")
+    assert sorted(web.asked) == ["/", "/b.html", "/robots.txt"]
+
+
+def test_a_site_whose_domain_was_taken_down_leaves_an_empty_crawl_and_stops_no_build(serve, make_build):
+    web = serve()
+    web.pages = {"/": html("/a.html"), "/a.html": html()}
+    build = make_build(web, sources=site(web.url()))
+    take_down(build, *domain_hashes(web.host))
+    crawl.run_partition(build, "s")
+    record = build.stage("crawl").record("s")
+    assert (web.asked, record.counts["kept"], record.counts["dropped"]) == ([], 0, 1)
+    build = replace(build, fingerprints={**build.fingerprints, "extract": "e" * 64})
+    names = extract.partitions(build)
+    for name in names:
+        extract.run_partition(build, name)
+    assert sum(record.counts["kept"] for record in build.stage("extract").records()) == 0

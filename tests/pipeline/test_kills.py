@@ -241,7 +241,7 @@ def test_a_publish_that_is_killed_leaves_no_half_dataset(
     assert verify(f"{build.out}/shards") == []
 
 
-@pytest.mark.parametrize(("where", "kills"), [("disk", 12), ("s3", 5)])
+@pytest.mark.parametrize(("where", "kills"), [("disk", 9), ("s3", 5)])
 def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the_next(
     packed: Build, place: Callable[[Build, str], Build], synthetic: Any, tmp_path: Path, where: str, kills: int
 ) -> None:
