@@ -211,9 +211,9 @@ def _between(path: Path, low: int, high: int) -> pa.Table:
 
 def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, list[int]], int]:
     """Write the tar; returns offset and size of each member by column of SHARD_SCHEMA, and how many were re-encoded."""
-    reencoded, members = 0, ("image", "text", "json")
-    places: dict[str, list[int]] = {f"{member}_{what}": [] for member in members for what in ("offset", "size")}
-    notes = [(places[f"{member}_offset"].append, places[f"{member}_size"].append) for member in members]
+    reencoded, kinds = 0, ("image", "text", "json")
+    places: dict[str, list[int]] = {f"{kind}_{what}": [] for kind in kinds for what in ("offset", "size")}
+    notes = [(places[f"{kind}_offset"].append, places[f"{kind}_size"].append) for kind in kinds]
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
     for row, data in _with_images(build, rows.select(ASKED).to_pylist()):
