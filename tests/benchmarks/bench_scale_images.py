@@ -94,12 +94,12 @@ def prepare(folder: Path, count: int, small: bool) -> None:
 
 def _sums(data: bytes) -> Any:
     """What hashes and signature are made of: frequencies of all parts, then the signature's means, as one row."""
-    from pipeline.features import REDUCE_TO, Views
+    from pipeline.features import REDUCE_TO, Views, squares_of
     from pipeline.features.phash import levels_of
     from pipeline.features.signature import Signature
     from pipeline.pictures import decode
 
-    views = Views([decode(data, 10**9, reduce_to=REDUCE_TO)])
+    views = Views(squares_of([decode(data, 10**9, reduce_to=REDUCE_TO)]))
     means = np.frombuffer(Signature().of(views)[0], np.uint8)
     return np.concatenate([levels_of(views.thumbs).ravel(), means]).astype(np.float32)
 

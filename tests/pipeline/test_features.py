@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from pipeline.features import BOXES, HALVES, THUMB, Box, Views, cells, features
+from pipeline.features import AT_ONCE, BOXES, HALVES, THUMB, Box, Parts, Views, cells, features, squares_of
 from pipeline.features.phash import HASHES, PHash, hashes_of
 from pipeline.features.signature import COLOUR_SIDE, GRIDS, SIDE, SIZE, Signature
 from pipeline.pictures import Header, Picture
@@ -18,7 +19,9 @@ from pipeline.pictures import Header, Picture
 
 def views(*pictures: np.ndarray[Any, Any]) -> Views:
     headers = [Header("png", pixels.shape[1], pixels.shape[0], 1, 1, False) for pixels in pictures]
-    return Views([Picture(of, np.ascontiguousarray(pixels)) for of, pixels in zip(headers, pictures, strict=True)])
+    return Views(
+        squares_of([Picture(of, np.ascontiguousarray(pixels)) for of, pixels in zip(headers, pictures, strict=True)])
+    )
 
 
 def blobs(seed: int, size: tuple[int, int] = (500, 400)) -> np.ndarray[Any, Any]:
@@ -45,6 +48,26 @@ def test_a_thumb_is_close_to_the_means_of_what_it_covers(size: tuple[int, int]) 
     assert np.abs(own.thumbs[0] - y).mean() <= 4
     for plane, of in zip(own.colour_thumbs[0], (cr, cb), strict=True):
         assert np.abs(plane - of.reshape(32, 2, 32, 2).mean(axis=(1, 3))).mean() <= 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (3, 200), (128, 96), (101, 67)])
+def test_a_square_is_what_opencv_makes_of_the_colours_alone(size: tuple[int, int]) -> None:
+    pixels = blobs(4, size)
+    square = squares_of([Picture(Header("png", *size, 1, 1, False), pixels)])[0, ..., :3]
+    theirs = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_LINEAR_EXACT)
+    assert np.array_equal(square, theirs)
+
+
+@pytest.mark.parametrize("count", [1, AT_ONCE - 1, AT_ONCE, 2 * AT_ONCE + 3])
+def test_parts_are_products_of_each_plane_with_each_box(count: int) -> None:
+    def matrix(start: float, stop: float) -> np.ndarray[Any, Any]:
+        return cells(start, stop, THUMB, 5, 64)
+
+    planes = np.random.default_rng(count).integers(0, 256, (count, THUMB, THUMB), dtype=np.uint8)
+    found = Parts(BOXES + HALVES, matrix).of(planes)
+    for plane, own in zip(planes, found, strict=True):
+        for box, part in zip(BOXES + HALVES, own, strict=True):
+            assert np.array_equal(part, matrix(box.top, box.bottom) @ plane @ matrix(box.left, box.right).T)
 
 
 def test_a_picture_of_a_pixel_has_a_thumb_too() -> None:
