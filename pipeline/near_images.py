@@ -18,9 +18,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -73,7 +74,7 @@ class HashIndex:
     """64-bit codes with ids below 2^32; finds all within a Hamming radius. Codes are merged into ever larger levels."""
 
     TAIL = 128
-    GROWTH = 2
+    GROWTH = 3
 
     def __init__(self, radius: int) -> None:
         self.radius = radius
@@ -87,17 +88,16 @@ class HashIndex:
         size = sum(len(c) for c, _ in self._tail)
         if size < self.TAIL:
             return
-        merged = self._tail
+        older: list[_Level] = []
         while self._levels and len(self._levels[-1].codes) < self.GROWTH * size:
-            last = self._levels.pop()
-            merged = [(last.codes, last.ids), *merged]
-            size += len(last.codes)
-        joined: tuple[Codes, Ids] = _joined(merged)
-        self._levels.append(_Level(*joined, self.radius))
+            older.append(self._levels.pop())
+            size += len(older[-1].codes)
+        new, numbers = _joined(self._tail)
+        self._levels.append(_Level(new, numbers, self.radius, older[::-1]))
         self._tail = []
 
     def near(self, queries: Codes) -> Pairs:
-        """(positions in queries, ids) of every pair within the radius; a pair may come twice. Code 0 finds nothing."""
+        """(positions in queries, ids) of every pair within the radius, once each. Code 0 finds nothing."""
         asked = np.flatnonzero(queries)
         found = [level.near(queries[asked]) for level in self._levels]
         if self._tail:
@@ -108,21 +108,69 @@ class HashIndex:
         return asked[rows], ids
 
 
-class _Level:
-    """An immutable multi-index over codes."""
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    """A band: the bits [low, low + bits) of a code, the first `width` of which are its place in a table."""
 
-    def __init__(self, codes: Codes, ids: Ids, radius: int) -> None:
-        self.codes, self.ids, self._radius = codes, ids, radius
-        self._bands = [_Band(codes, *band) for band in _plan(1 << len(codes).bit_length(), radius)]
+    low: int
+    bits: int
+    width: int
+    radius: int
+
+    @property
+    def mask(self) -> np.uint64:
+        """The bits of a code that make its place."""
+        return cast("np.uint64", np.uint64(((1 << self.width) - 1) << (self.low + self.bits - self.width)))
+
+    def values(self, codes: Codes) -> Codes:
+        found: Codes = (codes >> np.uint64(self.low)) & np.uint64((1 << self.bits) - 1)
+        return found
+
+    def places(self, codes: Codes) -> Ints:
+        shift = self.low + self.bits - self.width
+        found: Ints = ((codes >> np.uint64(shift)) & np.uint64((1 << self.width) - 1)).astype(np.int64)
+        return found
+
+
+class _Level:
+    """An immutable multi-index over codes: those of older levels, which are given up for it, then new ones.
+
+    A band's keys are sorted by more bits than its table needs, so that the bands of a larger level are merged from
+    those of smaller ones, a tenth of the time that sorting takes.
+    """
+
+    def __init__(self, codes: Codes, ids: Ids, radius: int, older: Sequence[_Level] = ()) -> None:
+        self.codes: Codes = np.concatenate([*(level.codes for level in older), codes])
+        self.ids: Ids = np.concatenate([*(level.ids for level in older), ids])
+        self._radius = radius
+        self._bands = list[_Band]()
+        for cut in _plan(1 << len(self.codes).bit_length(), radius):
+            keys, start = list[Codes](), 0
+            for run in (*(level.keys(cut) for level in older), _sorted_keys(cut, codes)):
+                keys.append(run + np.uint64(start))
+                start += len(run)
+            merged = np.concatenate(keys)
+            if older:
+                merged.sort(kind="stable")  # finds what is in order already
+            self._bands.append(_Band(self.codes, cut, merged))
+
+    def keys(self, cut: _Cut) -> Codes:
+        """Values of a band and, in the lower half, positions of the codes that have them; ascending."""
+        for band in self._bands:
+            if (band.cut.low, band.cut.bits) == (cut.low, cut.bits):
+                return band.keys
+        return _sorted_keys(cut, self.codes)
 
     def near(self, queries: Codes) -> Pairs:
         if not self._bands:
             rows, at = _brute(queries, self.codes, self._radius)
         else:
-            rows, at = _joined([self._look_up(band, queries) for band in self._bands])
+            rows, at = _joined([self._look_up(number, queries) for number in range(len(self._bands))])
         return rows, self.ids[at].astype(np.int64)
 
-    def _look_up(self, band: _Band, queries: Codes) -> Pairs:
+    def _look_up(self, number: int, queries: Codes) -> Pairs:
+        """Pairs that this band finds and none before it does."""
+        band, before = self._bands[number], [band.cut for band in self._bands[:number]]
         step = max(1, BLOCK // len(band.masks))
         found = []
         for first in range(0, len(queries), step):
@@ -134,50 +182,70 @@ class _Level:
                 apart = band.codes[slots]
                 apart ^= np.repeat(asked[rows], counts)
                 near = np.flatnonzero(np.bitwise_count(apart) <= self._radius)
+                for cut in before:
+                    near = near[np.bitwise_count(apart[near] & cut.mask) > cut.radius]
                 found.append((rows[np.searchsorted(ends, near, "right")] + first, band.order[slots[near]]))
         rows, at = _joined(found)
         return rows, at.astype(np.int64)
 
 
-class _Band:
-    """The bits [shift, shift + width) of all codes, as a table from their value to positions."""
+def _sorted_keys(cut: _Cut, codes: Codes) -> Codes:
+    values = cut.values(codes)
+    keys: Codes
+    if cut.bits <= 16:
+        order = np.argsort(values.astype(np.uint16), kind="stable")  # a radix sort
+        keys = (values[order] << np.uint64(32)) | order.astype(np.uint64)
+        return keys
+    keys = (values << np.uint64(32)) | np.arange(len(codes), dtype=np.uint64)
+    keys.sort()
+    return keys
 
-    def __init__(self, codes: Codes, shift: int, width: int, radius: int) -> None:
-        self._shift, self._mask = np.uint64(shift), np.uint64((1 << width) - 1)
-        self.masks = _masks(width, radius)
-        values = (codes >> self._shift) & self._mask
-        keys = (values << np.uint64(32)) | np.arange(len(codes), dtype=np.uint64)
-        keys.sort()
+
+class _Band:
+    """A band of all codes, as a table from their places to positions."""
+
+    def __init__(self, codes: Codes, cut: _Cut, keys: Codes) -> None:
+        self.cut = cut
+        self.masks = _masks(cut.width, cut.radius)
         self.order = keys.astype(np.uint32)  # the lower half
         self.codes = codes[self.order]  # beside each other what a look-up reads
-        counts = np.bincount(values.astype(np.int64) + 1, minlength=(1 << width) + 1)
-        self._starts = np.cumsum(counts).astype(np.uint32)
+        self._starts = np.zeros((1 << cut.width) + 1, np.uint32)
+        np.cumsum(np.bincount(cut.places(self.codes), minlength=1 << cut.width), out=self._starts[1:])
 
-    def ranges(self, queries: Codes) -> tuple[Ints, Ints]:
-        """[Q, masks]: where in `order` the codes start that agree with each query up to each mask, and how many."""
-        values = ((queries >> self._shift) & self._mask).astype(np.int64)
-        probes = values[:, None] ^ self.masks[None, :]
-        low = self._starts[probes].astype(np.int64)
-        return low, self._starts[probes + 1] - low
+    @property
+    def keys(self) -> Codes:
+        """Of all codes, ascending: value of the band << 32 | position."""
+        keys: Codes = (self.cut.values(self.codes) << np.uint64(32)) | self.order
+        return keys
+
+    def ranges(self, queries: Codes) -> tuple[Ints, Ints, Ints]:
+        """(rows, starts, counts): where in `order` the codes are that agree with a query up to a mask, if any are."""
+        probes = (self.cut.places(queries)[:, None] ^ self.masks).ravel()
+        low, high = self._starts[probes], self._starts[1:][probes]
+        filled = np.flatnonzero(low != high)
+        low, high = low[filled].astype(np.int64), high[filled].astype(np.int64)
+        return filled // len(self.masks), low, high - low
 
 
 @lru_cache(maxsize=256)
-def _plan(size: int, radius: int) -> list[tuple[int, int, int]]:
-    """(shift, width, radius) of each band, at the least expected cost; empty if comparing with all is cheaper.
+def _plan(size: int, radius: int) -> list[_Cut]:
+    """The bands, at the least expected cost; empty if comparing with all is cheaper.
 
     The radii of the bands plus one each add up to radius + 1: the pigeonhole principle in its tight form.
     """
-    best: tuple[float, list[tuple[int, int, int]]] = (size * 1.0, [])
+    best: tuple[float, list[_Cut]] = (size * 1.0, [])
     for bands, most in itertools.product(range(1, min(16, radius + 1) + 1), range(6, MOST_BITS + 1)):
-        plan, shift, cost = list[tuple[int, int, int]](), 0, 0.0
+        plan, shift, cost = list[_Cut](), 0, 0.0
         for k in range(bands):
-            width = min(64 // bands + (k < 64 % bands), most)
+            bits = 64 // bands + (k < 64 % bands)
+            width = min(bits, most)
             share = (radius + 1) // bands + (k < (radius + 1) % bands) - 1
             probes = sum(math.comb(width, i) for i in range(share + 1))
             cost += probes * (6 + 4 * size / (1 << width)) + 20 * (1 << width) / max(1, size)
-            plan.append((shift, width, share))
-            shift += 64 // bands + (k < 64 % bands)
-        best = min(best, (cost, plan))
+            kept = min(bits, 32)
+            plan.append(_Cut(shift + bits - kept, kept, width, share))
+            shift += bits
+        best = min(best, (cost, plan), key=lambda of: of[0])
     return best[1]
 
 
@@ -201,14 +269,10 @@ def _brute(queries: Codes, codes: Codes, radius: int) -> Pairs:
     return joined
 
 
-def _cut(low: Ints, counts: Ints) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """(rows, starts, counts) of the ranges [rows, ranges] that hold anything, about SCANNED numbers at a time."""
-    filled = np.flatnonzero(counts)
-    if not len(filled):
-        return
-    rows, starts, counts = filled // low.shape[1], low.ravel()[filled], counts.ravel()[filled]
+def _cut(rows: Ints, starts: Ints, counts: Ints) -> Iterator[tuple[Ints, Ints, Ints]]:
+    """Ranges, about SCANNED numbers at a time."""
     ends = np.cumsum(counts)
-    cuts = np.unique(np.searchsorted(ends, np.arange(SCANNED, ends[-1], SCANNED)))
+    cuts = np.unique(np.searchsorted(ends, np.arange(SCANNED, ends[-1], SCANNED))) if len(ends) else ends
     for cut in zip(np.append(0, cuts), np.append(cuts, len(ends)), strict=True):
         if cut[0] < cut[1]:
             here = slice(*cut)
@@ -266,7 +330,7 @@ class ImageLeaders:
                 rows, parts, leaders, their_parts = (of[near[start : start + VERIFIED]] for of in candidates)
                 new = leaders < found[rows]  # a copy is near its leader by most of its parts: once is enough
                 rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
-                alike = within(grids[rows, parts], self._grids.of(leaders, their_parts), self._threshold)
+                alike = within(grids[rows, parts], self._grids.of(leaders, their_parts), self._threshold, one_tone=True)
                 np.minimum.at(found, rows[alike], leaders[alike])
         found[found == self.count] = -1
         return found
@@ -279,7 +343,8 @@ class ImageLeaders:
     def _candidates(self, phash: Codes) -> list[tuple[Ints, Ints, Ints, Ints]]:
         """(rows, their grids, leaders, their grids) of all whose hashes are near; one may come twice."""
         rows, ids = self._parts.near(phash[:, 0])
-        found = [(rows, np.zeros_like(rows), ids // len(BOXES), ids % len(BOXES))]
+        leaders = ids // len(BOXES)
+        found = [(rows, np.zeros_like(rows), leaders, ids - leaders * len(BOXES))]
         asked, leaders = self._whole.near(phash[:, 1 : len(BOXES)].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
         found.append((rows, parts + 1, leaders, np.zeros_like(rows)))
@@ -304,7 +369,11 @@ class ImageLeaders:
                 rows, others, parts = rows[new], others[new], parts[new]
                 alike = within(grids[rows, 0], grids[others, parts], self._threshold)
                 known[rows[alike], others[alike]] = known[others[alike], rows[alike]] = True
-        return [np.flatnonzero(known[row, :row]).tolist() for row in range(size)]
+        found = [list[int]() for _ in range(size)]
+        for row, other in zip(*(of.tolist() for of in np.divmod(np.flatnonzero(known), max(1, size))), strict=True):
+            if other < row:
+                found[row].append(other)
+        return found
 
 
 def _near_among(queries: Codes, codes: Codes, radius: int) -> Pairs:

@@ -17,6 +17,8 @@ colours of one brightness, a grey copy goes to whichever is ranked first.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -98,33 +100,51 @@ def of_one_tone(a: Tones, b: Tones) -> npt.NDArray[np.bool_]:
     return found
 
 
-def within(a: Grids, b: Grids, threshold: float) -> npt.NDArray[np.bool_]:
+def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False) -> npt.NDArray[np.bool_]:
     """`distance(a, b) <= threshold`, in a fraction of the time where most pairs are far apart.
 
     Grids are too far apart, whichever edge is left out, if LOOKED_AT of the cells between the edges differ by more than
-    the threshold: in brightness less the most that a shift explains, which is seen at a glance, or in all.
+    the threshold: in brightness, which is looked at first, or in all. one_tone: all pairs are known as `of_one_tone`.
     """
-    inner = slice(EDGE * SIDE, (SIDE - EDGE) * SIDE)
-    one, other = a[:, inner], b[:, inner]
-    difference = np.maximum(one, other) - np.minimum(one, other)
-    near: npt.NDArray[np.bool_] = np.count_nonzero(difference > 255 * (threshold + 1 / _MOVED), axis=1) < LOOKED_AT
-    near &= of_one_tone(tones(a), tones(b))
-    rows = np.flatnonzero(near)
-    apart = _cells_apart(a[rows], b[rows])
-    left = np.count_nonzero(apart[EDGE : SIDE - EDGE] > 255 * _MOVED * threshold, axis=(0, 1)) < LOOKED_AT
-    near[rows] = left
-    near[rows[left]] = _distance(apart[..., left]) <= threshold
+    rows = np.arange(len(a)) if one_tone else np.flatnonzero(of_one_tone(tones(a), tones(b)))
+    apart = _bright_apart(a[rows], b[rows])
+    left = _may_be_within(apart, threshold)
+    rows, apart = rows[left], apart[..., left]
+    apart = _with_colours(apart, a[rows], b[rows])
+    left = _may_be_within(apart, threshold)
+    rows, apart = rows[left], apart[..., left]
+    near = np.zeros(len(a), np.bool_)
+    near[rows] = _distance(apart) <= threshold
     return near
+
+
+def _may_be_within(apart: Cells, threshold: float) -> npt.NDArray[np.bool_]:
+    """[N] of differences [12, 12, N], all or some of what they will be."""
+    far = apart[EDGE : SIDE - EDGE] > math.floor(255 * _MOVED * threshold)
+    counts = far.view(np.uint8).reshape((SIDE - 2 * EDGE) * SIDE, -1).sum(axis=0, dtype=np.uint8)  # at most 96
+    found: npt.NDArray[np.bool_] = counts < LOOKED_AT
+    return found
 
 
 def _cells_apart(a: Grids, b: Grids) -> Cells:
     """[12, 12, N] differences of brightness or, where that is more, of colours, in eighths."""
-    (bright, colour), (other_bright, other_colour) = _planes(a), _planes(b)
-    apart = _apart(bright, other_bright, _MOVED)
-    colours = _apart(colour, other_colour, _COLOUR_MOVED).sum(axis=0, dtype=np.int16)
-    colours = colours.repeat(SIDE // COLOUR_SIDE, axis=0).repeat(SIDE // COLOUR_SIDE, axis=1)
-    grey = _is_grey(colour) | _is_grey(other_colour)
-    found: Cells = np.where(grey, STRICTER * apart, np.maximum(apart, colours))
+    return _with_colours(_bright_apart(a, b), a, b)
+
+
+def _bright_apart(a: Grids, b: Grids) -> Cells:
+    """[12, 12, N] differences of brightness, in eighths."""
+    return _apart(_bright(a), _bright(b), _MOVED)
+
+
+def _with_colours(apart: Cells, a: Grids, b: Grids) -> Cells:
+    """The larger of differences in brightness [12, 12, N] and in colours; stricter ones where a picture has none."""
+    colour, other = _colours(a), _colours(b)
+    red, blue = _apart(colour, other, _COLOUR_MOVED)
+    larger = (red + blue)[:, None, :, None]  # for each of the cells of brightness that lie in one
+    times = SIDE // COLOUR_SIDE
+    found: Cells = np.maximum(apart.reshape(COLOUR_SIDE, times, COLOUR_SIDE, times, -1), larger).reshape(apart.shape)
+    grey = np.flatnonzero(_is_grey(colour) | _is_grey(other))
+    found[..., grey] = STRICTER * apart[..., grey]
     return found
 
 
@@ -137,19 +157,26 @@ def _distance(apart: Cells) -> npt.NDArray[np.float64]:
     return found
 
 
-def _planes(grids: Grids) -> tuple[Grids, Grids]:
-    """Brightness [12, 12, N] and colours [2, 6, 6, N]: grids last, so that each step runs along memory."""
-    values = np.ascontiguousarray(grids.T)
-    colour = values[SIDE * SIDE :].reshape(2, COLOUR_SIDE, COLOUR_SIDE, -1)
-    return values[: SIDE * SIDE].reshape(SIDE, SIDE, -1), colour
+def _bright(grids: Grids) -> Grids:
+    """[12, 12, N]: grids last, so that each step runs along memory."""
+    found: Grids = grids[:, : SIDE * SIDE].T.copy().reshape(SIDE, SIDE, -1)
+    return found
+
+
+def _colours(grids: Grids) -> Grids:
+    """[2, 6, 6, N]"""
+    found: Grids = grids[:, SIDE * SIDE :].T.copy().reshape(2, COLOUR_SIDE, COLOUR_SIDE, -1)
+    return found
 
 
 def _apart(a: Grids, b: Grids, moved: int) -> Cells:
     """Differences of cells, in eighths, less what a little shift explains."""
-    difference = (np.maximum(a, b) - np.minimum(a, b)).astype(np.int16)
+    found: Cells = (np.maximum(a, b) - np.minimum(a, b)).astype(np.int16)
+    found *= _MOVED
     allowed = np.minimum(_contrast(a), _contrast(b)).astype(np.int16)
-    found: Cells = np.maximum(difference * _MOVED - allowed * (_MOVED // moved), 0)
-    return found
+    allowed *= _MOVED // moved
+    found -= allowed
+    return np.maximum(found, 0, out=found)
 
 
 def _contrast(planes: Grids) -> Grids:
@@ -181,7 +208,7 @@ def _most(apart: Cells) -> npt.NDArray[np.int64]:
 def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
     """[N]"""
     off = np.maximum(colour, 128) - np.minimum(colour, 128)
-    found: npt.NDArray[np.bool_] = np.asarray((off <= GREY).all(axis=(0, 1, 2)))
+    found: npt.NDArray[np.bool_] = off.reshape(2 * COLOUR_SIDE * COLOUR_SIDE, -1).max(axis=0) <= GREY
     return found
 
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
 from pipeline.features.phash import HASHES
-from pipeline.features.signature import GRIDS, SIDE, SIZE, distance, within
+from pipeline.features.signature import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
 from pipeline.measure import measure_image
 from pipeline.near_images import COMBINATIONS, MOST_BITS, HashIndex, ImageLeaders, _plan, grid_of, radius_of
 from pipeline.pictures import decode
@@ -52,6 +52,19 @@ def test_the_index_finds_exactly_what_comparing_all_finds(radius: int, size: int
     )
 
 
+@pytest.mark.parametrize("radius", [4, 6, 10])
+def test_levels_merged_into_one_with_other_bands_find_exactly_what_comparing_all_finds(radius: int) -> None:
+    cuts = {tuple((band.low, band.bits) for band in _plan(1 << size, radius)) for size in range(8, 20)}
+    assert len(cuts) > 2, "sizes that need the same bands show nothing"
+    codes, queries = near_codes(radius, 70_000, radius)
+    index = HashIndex(radius)
+    for start in range(0, len(codes), 4_500):
+        index.add(codes[start : start + 4_500], np.arange(start, min(len(codes), start + 4_500)))
+    rows, ids = index.near(queries)
+    by_all = np.nonzero(np.bitwise_count(queries[:, None] ^ codes[None, :]) <= radius)
+    assert {*zip(rows.tolist(), ids.tolist(), strict=True)} == {*zip(*(at.tolist() for at in by_all), strict=True)}
+
+
 @pytest.mark.parametrize("scanned", [1, 100, 10_000])
 def test_a_hot_bucket_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, scanned: int) -> None:
     monkeypatch.setattr("pipeline.near_images.SCANNED", scanned)
@@ -67,11 +80,11 @@ def test_a_hot_bucket_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, sca
 @given(st.integers(0, 10**7), st.integers(0, 16))
 def test_bands_are_apart_and_share_the_radius_by_the_pigeonhole_principle(size: int, radius: int) -> None:
     plan = _plan(size, radius)
-    bits = [bit for shift, width, _ in plan for bit in range(shift, shift + width)]
+    bits = [bit for band in plan for bit in range(band.low, band.low + band.bits)]
     assert len(bits) == len(set(bits))
     assert all(0 <= bit < 64 for bit in bits)
-    assert all(0 < width <= MOST_BITS for _, width, _ in plan)
-    assert not plan or sum(share + 1 for _, _, share in plan) == radius + 1
+    assert all(0 < band.width <= min(MOST_BITS, band.bits) and band.bits <= 32 for band in plan)
+    assert not plan or sum(band.radius + 1 for band in plan) == radius + 1
 
 
 def test_parts_without_structure_are_near_nothing() -> None:
@@ -145,6 +158,9 @@ def test_the_short_way_to_a_distance_agrees_with_it(seed: int, threshold: float,
     edges = rng.integers(0, 256, (30, 2 * SIDE), dtype=np.uint8)
     other[:10, : 2 * SIDE] = edges[:10]
     assert within(one, other, threshold).tolist() == (distance(one, other) <= threshold).tolist()
+    alike = of_one_tone(tones(one), tones(other))
+    short = within(one[alike], other[alike], threshold, one_tone=True)
+    assert short.tolist() == (distance(one, other) <= threshold)[alike].tolist()
     assert distance(one, other).tolist() == distance(other, one).tolist()
     assert not distance(one, one).any()
 
