@@ -15,10 +15,13 @@ Limits: every rank counts its own corrupt samples, from zero after a resume.
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data_specs.shard import SOURCE_KINDS, ContractError
@@ -26,6 +29,7 @@ from training.colour import recolour
 from training.config import DataConfig
 from training.errors import ConfigError, TrainingError
 from training.index import Dataset, Row, RowText
+from training.launch import keep_memory
 from training.order import Mixture, Order, seed_of
 from training.records import Batch
 from training.slots import Piece, Slots, room
@@ -42,6 +46,11 @@ LOG = logging.getLogger(__name__)
 
 _AHEAD = 2
 """Batches that a worker is ahead of the reader."""
+
+_NICE = 10
+"""How much less of a core a worker is given than the step, where both want it. A step of several threads stands still
+while one of them waits for a core, so a worker that takes one costs all of them. More would starve workers on a machine
+that others use too."""
 
 _NAMED = 3
 """Tars that the last line of a run with too many corrupt samples names."""
@@ -243,6 +252,14 @@ def short_id(digest: str) -> int:
     return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
 
 
+def _begin(worker: int, *, give_way: bool) -> None:
+    """In a new worker process: keep memory, as a step on the CPU does, and let that step go first."""
+    keep_memory()
+    if give_way:
+        with suppress(OSError):
+            os.nice(_NICE)
+
+
 def _identity(value: Any) -> Any:
     return value
 
@@ -333,6 +350,7 @@ class Loader:
             num_workers=self._workers,
             prefetch_factor=_AHEAD if self._workers else None,
             multiprocessing_context="fork" if self._workers else None,
+            worker_init_fn=partial(_begin, give_way=not self._pin),  # a step on a GPU needs no core
             collate_fn=_identity,
             pin_memory=self._pin,
         )

@@ -76,6 +76,23 @@ def test_batches_of_workers_are_those_of_none_in_every_field_however_long_they_a
         assert one.images_B3HW.stride() == other.images_B3HW.stride()
 
 
+class Niceness:
+    """A tokenizer whose only token is how nice its process is."""
+
+    vocabulary = ("",)
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        return [os.getpriority(os.PRIO_PROCESS, 0)]
+
+
+def test_a_worker_gives_way_to_a_step_on_the_same_cores(make_shards: MakeShards) -> None:
+    config = replace(resolve("tiny").data, num_workers=1)
+    dataset = open_dataset([str(make_shards())], "train")
+    loader = Loader(dataset, config, Niceness(), Share(6), seed=3, train=True)
+    here = os.getpriority(os.PRIO_PROCESS, 0)
+    assert {int(n) for batch in loader.batches(0, 12) for n in batch.token_ids_BL.flatten()} == {min(here + 10, 19)}
+
+
 def batches(manifest: Path, config: DataConfig):  # type: ignore[no-untyped-def]
     dataset = open_dataset([str(manifest)], "train")
     loader = Loader(dataset, config, load_tokenizer("gb2312"), Share(6), seed=3, train=True)
