@@ -47,10 +47,9 @@ LOG = logging.getLogger(__name__)
 _AHEAD = 2
 """Batches that a worker is ahead of the reader."""
 
-_NICE = 10
-"""How much less of a core a worker is given than the step, where both want it. A step of several threads stands still
-while one of them waits for a core, so a worker that takes one costs all of them. More would starve workers on a machine
-that others use too."""
+_NICE = 19
+"""How much nicer than the step a worker is. A step of several threads stands still while one of them waits for a core,
+so a worker that takes one costs all of them; at 10 it still takes it. Where others fill the machine it gets little."""
 
 _NAMED = 3
 """Tars that the last line of a run with too many corrupt samples names."""
