@@ -143,6 +143,8 @@ class DataConfig:
     window_shards: int = 8
     """Shards within whose samples the order is shuffled."""
     num_workers: int = 2
+    worker_nice: int = 19
+    """How much nicer than the step, where that is on the CPU, a worker is. 0 where others fill the machine's cores."""
     cache_gb: float = 100.0
     """Disk that copies of remote tars may take on a machine; 0 reads every image with a request of its own."""
     boilerplate_dropout: float = 1.0
@@ -395,6 +397,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.grayscale_p": (0, 1),
     "data.window_shards": (1, math.inf),
     "data.num_workers": (0, math.inf),
+    "data.worker_nice": (0, 19),
     "image.frozen_stages": (0, math.inf),
     "image.grid": (1, math.inf),
     "image.width": (1, math.inf),

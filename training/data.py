@@ -47,10 +47,6 @@ LOG = logging.getLogger(__name__)
 _AHEAD = 2
 """Batches that a worker is ahead of the reader."""
 
-_NICE = 19
-"""How much nicer than the step a worker is. A step of several threads stands still while one of them waits for a core,
-so a worker that takes one costs all of them; at 10 it still takes it. Where others fill the machine it gets little."""
-
 _NAMED = 3
 """Tars that the last line of a run with too many corrupt samples names."""
 
@@ -251,12 +247,14 @@ def short_id(digest: str) -> int:
     return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)
 
 
-def _begin(worker: int, *, give_way: bool) -> None:
-    """In a new worker process: keep memory, as a step on the CPU does, and let that step go first."""
+def _begin(worker: int, *, nice: int) -> None:
+    """In a new worker process: keep memory, as a step on the CPU does, and let that step go first.
+
+    A step of several threads stands still while one of them waits for a core: a worker that takes one costs all.
+    """
     keep_memory()
-    if give_way:
-        with suppress(OSError):
-            os.nice(_NICE)
+    with suppress(OSError):
+        os.nice(nice)
 
 
 def _identity(value: Any) -> Any:
@@ -294,6 +292,7 @@ class Loader:
             self._order = Mixture(dataset.parts, dataset.weights, seed, config.window_shards)
         self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, as_released)
         self._workers = config.num_workers
+        self._nice = config.worker_nice
         self._pin = pin_memory
         self._limit = max(16, len(dataset) // 1000) if max_corrupt is None else max_corrupt
         self._corrupt: set[tuple[str, str]] = set()  # tar and key
@@ -349,7 +348,7 @@ class Loader:
             num_workers=self._workers,
             prefetch_factor=_AHEAD if self._workers else None,
             multiprocessing_context="fork" if self._workers else None,
-            worker_init_fn=partial(_begin, give_way=not self._pin),  # a step on a GPU needs no core
+            worker_init_fn=partial(_begin, nice=0 if self._pin else self._nice),  # a step on a GPU needs no core
             collate_fn=_identity,
             pin_memory=self._pin,
         )

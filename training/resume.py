@@ -34,6 +34,7 @@ _FREE_TO_CHANGE = {
     "run.profile_steps",
     "run.stop_on_collapse",
     "data.num_workers",
+    "data.worker_nice",
     "data.cache_gb",
 }
 """Keys that a resumed run may set otherwise, because the result does not depend on them."""
