@@ -145,6 +145,8 @@ class DataConfig:
     num_workers: int = 2
     worker_nice: int = 19
     """How much nicer than the step, where that is on the CPU, a worker is. 0 where others fill the machine's cores."""
+    decoder: Literal["cpu", "device"] = "cpu"
+    """Where JPEGs are decoded and resized: by the CPU, or by the GPU that trains (nvJPEG), with num_workers=0."""
     cache_gb: float = 100.0
     """Disk that copies of remote tars may take on a machine; 0 reads every image with a request of its own."""
     boilerplate_dropout: float = 1.0
@@ -473,6 +475,8 @@ def _check(config: Config) -> None:
         )
     if config.run.compile and config.run.recompute == "blocks":
         raise ConfigError("run.compile", "does not go with run.recompute=blocks: batch norms would move twice a step")
+    if config.data.decoder == "device" and config.data.num_workers:
+        raise ConfigError("data.decoder", "'device' wants data.num_workers=0: a forked worker cannot use the GPU")
     if not isinstance(config.data.text_kinds, str):
         _check_kinds(config.data.text_kinds)
     if config.run.patience and not config.run.eval_every:

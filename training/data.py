@@ -40,6 +40,7 @@ from training.transforms import UnreadableImage, input_boxes, picture, prepare
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
     from torch import Tensor
 
 LOG = logging.getLogger(__name__)
@@ -148,6 +149,7 @@ class _Maker:
         seed: int,
         train: bool,
         as_released: bool,
+        decode_on: torch.device | None,
     ) -> None:
         self._dataset = dataset
         self._order = order
@@ -156,6 +158,7 @@ class _Maker:
         self._seed = seed
         self._train = train
         self._as_released = as_released
+        self._decode_on = decode_on
         self._length = config.max_tokens if as_released else 0
 
     def __getitem__(self, turn: _Turn) -> _Loaded:
@@ -186,7 +189,8 @@ class _Maker:
         config = self._config
         text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
         try:
-            image, width, height = picture(self._dataset.image(row), config.image_size, full=self._as_released)
+            data = self._dataset.image(row)
+            image, width, height = picture(data, config.image_size, full=self._as_released, device=self._decode_on)
             if row.width and (width, height) != (row.width, row.height):
                 raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
         except UnreadableImage as e:
@@ -267,7 +271,8 @@ class Loader:
     `train=True`: shuffled, texts by probability, colours changed. Otherwise in order, primary texts, as they are.
     `share` says which part of each global batch is this process's. `as_released` decodes every picture at full size and
     pads every text to `max_tokens`: a text tower that does not mask its padding needs it, or a caption would depend on
-    its neighbours. Raises ConfigError when the batch cannot be cut evenly, ContractError when the dataset is empty.
+    its neighbours. `decode_on` is the GPU that decodes, in this process: no workers then. Raises ConfigError when the
+    batch cannot be cut evenly, ContractError when the dataset is empty.
     """
 
     def __init__(
@@ -280,6 +285,7 @@ class Loader:
         seed: int,
         train: bool,
         as_released: bool = False,
+        decode_on: torch.device | None = None,
         max_corrupt: int | None = None,
         pin_memory: bool = False,
     ) -> None:
@@ -290,7 +296,7 @@ class Loader:
         self._order: Order | Mixture = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)
         if train and dataset.weights:
             self._order = Mixture(dataset.parts, dataset.weights, seed, config.window_shards)
-        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, as_released)
+        self._maker = _Maker(dataset, self._order, config, tokenizer, seed, train, as_released, decode_on)
         self._workers = config.num_workers
         self._nice = config.worker_nice
         self._pin = pin_memory

@@ -176,7 +176,9 @@ class _Run:
         self.total_steps = self.state.step + steps_of(config, len(self.dataset), self.state.position)
 
     def _loader(self, dataset: Dataset, *, train: bool) -> Loader:
-        pin = self.device.type == "cuda"
+        pin, by_device = self.device.type == "cuda", self.config.data.decoder == "device"
+        if by_device and not pin:
+            raise ConfigError("data.decoder", f"'device' decodes on a GPU, and this run's device is {self.device}")
         return Loader(
             dataset,
             self.config.data,
@@ -185,6 +187,7 @@ class _Run:
             seed=self.config.seed,
             train=train,
             as_released=bool(self.config.compat),
+            decode_on=self.device if by_device else None,
             pin_memory=pin,
         )
 

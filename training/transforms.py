@@ -7,7 +7,8 @@ loader's largest cost. Colour changes come after the resize, on few pixels, and 
 Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it balks at
 (another colour model, damage) torchvision decides on. Pixels lie in memory as a decoder writes them, channel last.
 What is much larger than the input is decoded at a half or a quarter of its size, which libjpeg does in the frequency
-domain: less than one grey level off on average, for half the time.
+domain: less than one grey level off on average, for half the time. A GPU may do both instead (`data.decoder=device`),
+in the training's own process; its decoder rounds otherwise than libjpeg.
 
 Limits: EXIF orientation is ignored, as by the contract's width and height; types other than JPEG, met in plain tars
 only, are decoded by Pillow with alpha laid on white.
@@ -24,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -79,17 +81,36 @@ def _decode_by_pillow(data: bytes) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def picture(data: bytes, size: int, *, full: bool = False) -> tuple[Tensor, int, int]:
+def picture(
+    data: bytes, size: int, *, full: bool = False, device: torch.device | None = None
+) -> tuple[Tensor, int, int]:
     """uint8 [3, size, size] of an image file, and its width and height as stored. Raises UnreadableImage.
 
-    `full`: decode at full size whatever the size, as the released model has it.
+    `full`: decode at full size whatever the size, as the released model has it. `device`: the GPU that decodes and
+    resizes JPEGs, at full size; what it balks at is the CPU's. The result lies in the CPU's memory either way.
     """
-    reduced = None if full else _reduced(data, size)
-    if reduced is not None:
-        return reduced
+    found = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
+    if found is not None:
+        return found
     image = decode(data)
     height, width = image.shape[1:]
     return square(image, size), width, height
+
+
+def _on_device(data: bytes, size: int, device: torch.device) -> tuple[Tensor, int, int] | None:
+    """`picture` of a JPEG by torchvision's decoder for a device, nvJPEG for CUDA; None for all it does not take."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if data[:2] != b"\xff\xd8":
+        return None
+    try:
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        image: Tensor = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    except RuntimeError:  # damaged, or of four components
+        return None
+    height, width = image.shape[1:]
+    return square(image, size).cpu(), width, height
 
 
 def _reduced(data: bytes, size: int) -> tuple[Tensor, int, int] | None:

@@ -68,6 +68,11 @@ def test_fit_eval_and_embed(trained: tuple[Path, Path], capsys: pytest.CaptureFi
         (("--recipe", "tinny"), 2, "recipe tinny: unknown; did you mean tiny?"),
         (("--recipe", "tiny", "--set", "moco.queue_sise=3"), 2, "did you mean queue_size?"),
         (("--recipe", "tiny", "--set", "run.device=quantum"), 2, "run.device: 'quantum'"),
+        (
+            ("--recipe", "tiny", "--set", "data.decoder=device", "--set", "run.device=cpu"),
+            2,
+            "data.decoder: 'device' decodes on a GPU",
+        ),
         (("--recipe", "tiny", "--set", "text.vocab_size=100"), 2, "text.vocab_size: 100 is below"),
         (("--recipe", "tiny", "--set", "image.hidden=-4"), 2, "image.hidden: -4 is out of range"),
         (("--recipe", "tiny", "--set", "optim.betas=2,3"), 2, "optim.betas: 2.0 is out of range"),

@@ -85,6 +85,12 @@ def test_a_wrong_override_is_one_line(override: str, line: str) -> None:
     assert str(caught.value) == line
 
 
+def test_a_gpu_does_not_decode_in_forked_workers() -> None:
+    with pytest.raises(ConfigError, match=r"^data.decoder: 'device' wants data.num_workers=0"):
+        resolve("demo", ["data.decoder=device", "data.num_workers=2"])
+    assert resolve("demo", ["data.decoder=device", "data.num_workers=0"]).data.decoder == "device"
+
+
 def test_an_unknown_recipe_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"^recipe tini: unknown; did you mean tiny\? there are brivl2_b7_large, "):
         resolve("tini")

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +35,7 @@ MakeShards = Callable[..., Path]
 CONFIG = replace(resolve("tiny").data, window_shards=2)
 
 
-def loader(manifest: Path, share: Share, *, train: bool = True, config: DataConfig = CONFIG, **more: int) -> Loader:
+def loader(manifest: Path, share: Share, *, train: bool = True, config: DataConfig = CONFIG, **more: Any) -> Loader:
     split = "train" if train else "val"
     data = open_dataset([str(manifest)], split, detector=config.detector)  # type: ignore[arg-type]
     return Loader(data, config, load_tokenizer("gb2312"), share, seed=3, train=train, **more)
@@ -328,6 +329,35 @@ def test_pixels_are_those_of_pillow() -> None:
     expected = np.asarray(Image.open(data).convert("RGB").resize((64, 64), Image.Resampling.BILINEAR), dtype=float)
     found = square(decode(data.getvalue()), 64).permute(1, 2, 0).numpy().astype(float)
     assert np.abs(found - expected).mean() < 1.0
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+def test_a_device_decodes_to_the_pixels_of_full_size_or_leaves_it_to_the_cpu(mode: str) -> None:
+    """torchvision's decoder for a device, here for the CPU as a device: CUDA's has the same face."""
+    data = io.BytesIO()
+    Image.open(io.BytesIO(jpeg(300, 200))).convert(mode).save(data, "JPEG")
+    image, *sides = picture(data.getvalue(), 64, device=torch.device("cpu"))
+    assert sides == [300, 200]
+    assert (image.int() - square(decode(data.getvalue()), 64).int()).abs().max() <= 1
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"GIF89a"])
+def test_what_no_device_decodes_is_unreadable_in_the_words_of_the_cpu(data: bytes) -> None:
+    said = []
+    for device in (None, torch.device("cpu")):
+        with pytest.raises(UnreadableImage) as e:
+            picture(data, 64, device=device)
+        said.append(str(e.value))
+    assert said[0] == said[1]
+
+
+def test_batches_of_a_device_are_those_of_the_cpu(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    there = loader(manifest, Share(4), decode_on=torch.device("cpu"))
+    for mine, theirs in zip(there.batches(0, 12), loader(manifest, Share(4)).batches(0, 12), strict=True):
+        assert torch.equal(mine.sample_ids_B, theirs.sample_ids_B)
+        assert torch.equal(mine.boxes_BR4, theirs.boxes_BR4)
+        assert (mine.images_B3HW.int() - theirs.images_B3HW.int()).abs().max() <= 2
 
 
 def test_colours_follow_from_the_generator_alone() -> None:
