@@ -1,4 +1,4 @@
-"""Take what was forgotten out of one build: every stage's files, at every fingerprint, shards and report included.
+"""Take what was forgotten out of one build: the files of every stage up to `detect`, at every fingerprint.
 
 Which rows go is known beforehand, as hashes (`Gone`); `pipeline.forget` finds them. A row goes by its candidate_id, or
 by its key, fetch_id or sha256 where it has none. Decisions stay, without URL, page and text, so that the funnel still
@@ -6,9 +6,8 @@ adds up: a sample that goes is one that `shard` dropped as `forgotten`. Texts th
 forgotten copy go too, unless another page had the same.
 
 Stages are done last to first, so that whatever a later stage's rows are recognised by is still there if this is killed;
-and each partition is committed again as a whole (`StageDir.amend`). Shards have fixed names: they are written beside
-the dataset first (`restage`), and moved into place in one go (`apply`) after the manifest is gone, which `forget`
-writes anew. Killed anywhere, the same command goes on.
+and each partition is committed again as a whole (`StageDir.amend`). Shards are `pipeline.restage`'s. Killed anywhere,
+the same command goes on.
 
 Limits: one process, a partition in memory. Stages after measure that other specs left in the folder are deleted
 instead of rewritten; they cost no network. WARC files and tables that a spec names are the user's and are not touched.
@@ -20,7 +19,6 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,25 +27,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.shard import KEY_LENGTH, decode_sample, encode_sample, nfc
+from data_specs.shard import KEY_LENGTH, nfc
 from pipeline.cache import Cache
 from pipeline.digests import DIGEST
-from pipeline.folder import Folder, file_sha256
+from pipeline.folder import Folder
 from pipeline.identities import SIGNATURES, write_without
 from pipeline.records import DropReason, sha256_hex
-from pipeline.shards import packed
-from pipeline.store import DECISIONS, Build, FileRef, Record, StageDir, write_parquet
+from pipeline.store import DECISIONS, Build, Record, StageDir, write_parquet
 from pipeline.takedowns import Takedowns
-from pipeline.tars import BLOCK, TarWriter, padded
+from pipeline.tars import TarWriter
 
 STAGES = ("detect", "screen", "dedup", "lead", "rank", "filter", "measure", "fetch", "admit", "extract", "crawl")
 """What `erase` can rewrite, in its order: a stage before those that it reads."""
 
 KEPT_FOR_OTHERS = ("crawl", "extract", "admit", "fetch", "measure", "filter")
 """Stages whose files at other fingerprints are rewritten; those of later ones are deleted."""
-
-STAGED = "_forget"
-"""Folder in shards/ in which new shards wait."""
 
 
 class Gone:
@@ -107,7 +101,7 @@ def _drop(stage: StageDir) -> None:
 def _partition(stage: StageDir, record: Record, gone: Gone, borrowed: Borrowed, cache: Cache, crawled: Folder) -> None:
     """Rewrite what a partition holds of what goes; nothing is written where it holds none of it."""
     counts = dict(record.counts)
-    with _scratch(stage) as path:
+    with scratch(stage) as path:
         files: dict[str, Path] = {}
         moved: dict[str, int] = {}
         for suffix in record.files:
@@ -148,7 +142,7 @@ def _partition(stage: StageDir, record: Record, gone: Gone, borrowed: Borrowed, 
 
 
 @contextmanager
-def _scratch(stage: StageDir) -> Iterator[Callable[[str], Path]]:
+def scratch(stage: StageDir) -> Iterator[Callable[[str], Path]]:
     with tempfile.TemporaryDirectory(dir=stage.folder.scratch(), prefix=".tmp-") as folder:
         yield lambda suffix: Path(folder) / suffix.replace("/", "_")
 
@@ -351,110 +345,3 @@ def _frontiers(build: Build, gone: Gone) -> None:
             db.close()
             if known:
                 folder.delete(name)
-
-
-def restage(build: Build, gone: Gone) -> list[str]:
-    """Write the shards that hold something of what goes anew, beside the dataset; gives their names."""
-    borrowed = Borrowed.of(build, gone)
-    stage, names = build.stage("shard"), []
-    for record in packed(build):
-        index = stage.table(record, "parquet")
-        stays = pc.invert(gone.mask(index)).to_pylist()
-        ids, own = (index[name].to_pylist() for name in ("candidate_id", "texts"))
-        texts = [borrowed.stay(name, found) for name, found in zip(ids, own, strict=True)]
-        if not all(stays) or any(stay is not None for stay in texts):
-            _restage(stage, record, index, gone, stays, texts)
-            names.append(record.partition)
-    return names
-
-
-def _restage(
-    stage: StageDir, record: Record, index: pa.Table, gone: Gone, stays: list[bool], texts: list[list[int] | None]
-) -> None:
-    place = stage.folder / STAGED / record.partition
-    files, counts = dict(record.files), dict(record.counts)
-    with _scratch(stage) as path:
-        with stage.file(record, "tar") as source:
-            rows = _repack(source, path("tar"), index, stays, texts)
-        _write(path("parquet"), pa.Table.from_pylist(rows, schema=index.schema))
-        mask = pa.array(stays)
-        for suffix in record.files:
-            if suffix.startswith("regions/"):
-                _write(path(suffix), stage.table(record, suffix).filter(mask))
-        decisions = blanked(stage.table(record, DECISIONS), gone)
-        if decisions is not None:
-            _write(path(DECISIONS), decisions)
-        removed = [] if rows else [files.pop(suffix).name for suffix in record.files if suffix != DECISIONS]
-        for suffix in [suffix for suffix in files if path(suffix).exists()]:
-            local, name = path(suffix), files[suffix].name
-            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))
-            place.take(local, name)
-    counts |= {"kept": len(rows), "dropped": counts["seen"] - len(rows), "bytes": files["tar"].bytes if rows else 0}
-    new = record.model_copy(update={"files": files, "counts": counts})
-    value = {"record": new.model_dump(mode="json"), "removed": removed}
-    (stage.folder / STAGED).write_json(f"{record.partition}.json", value)
-
-
-def _write(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file as `pipeline.shards` does."""
-    pq.write_table(table, path, compression="zstd", row_group_size=1_000)
-
-
-def _repack(
-    source: Path, target: Path, index: pa.Table, stays: list[bool], texts: list[list[int] | None]
-) -> list[dict[str, Any]]:
-    """Copy a tar's samples that stay, member by member as they are; gives their rows with the new offsets."""
-    rows = []
-    with source.open("rb") as f, target.open("wb") as out:
-        writer = TarWriter(out)
-        for row, here, stay in zip(index.to_pylist(), stays, texts, strict=True):
-            if not here:
-                continue
-            if stay is None:
-                start, end = row["image_offset"] - BLOCK, row["json_offset"] + row["json_size"]
-                f.seek(start)
-                shift = writer.copy(f.read(padded(end) - start)) - start
-                for what in ("image", "text", "json"):
-                    row[f"{what}_offset"] += shift
-            else:
-                _mended(f, writer, row, stay)
-            rows.append(row)
-        writer.close()
-    return rows
-
-
-def _mended(f: Any, writer: TarWriter, row: dict[str, Any], stay: list[int]) -> None:
-    """One sample with fewer texts; its row is changed accordingly."""
-    f.seek(row["image_offset"])
-    image = f.read(row["image_size"])
-    f.seek(row["json_offset"])
-    sample = decode_sample(f.read(row["json_size"]), row["key"])
-    row["texts"] = [row["texts"][i] for i in stay]
-    members = encode_sample(replace(sample, texts=tuple(sample.texts[i] for i in stay)), image)
-    for (name, data), what in zip(members, ("image", "text", "json"), strict=True):
-        row[f"{what}_offset"], row[f"{what}_size"] = writer.add(name, data), len(data)
-
-
-def staged(build: Build) -> list[str]:
-    """Shards that wait to be moved into place."""
-    names = (build.folder / "shards" / STAGED).names() if "shard" in build.fingerprints else []
-    return [name[:-5] for name in names if name.endswith(".json")]
-
-
-def apply(build: Build) -> None:
-    """Move new shards into place and commit them. The caller has removed the manifest."""
-    if "shard" not in build.fingerprints:
-        return
-    stage = build.stage("shard")
-    place = stage.folder / STAGED
-    for partition in staged(build):
-        found = place.read_json(f"{partition}.json")
-        record = Record.model_validate(found["record"])
-        for ref in record.files.values():
-            if place.exists(f"{partition}/{ref.name}"):
-                stage.folder.move(f"{STAGED}/{partition}/{ref.name}", ref.name)
-        for name in found["removed"]:
-            stage.folder.delete(name)
-        stage.write_record(record)
-        place.delete(f"{partition}.json")
-    stage.folder.delete(STAGED)

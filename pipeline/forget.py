@@ -41,7 +41,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import Dedup, SpecError
 from data_specs.shard import canonical_json, parse_manifest
-from pipeline import erase, ledger, release, report
+from pipeline import erase, ledger, release, report, restage
 from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.identities import Identities
@@ -344,16 +344,16 @@ def _state(build: Build) -> dict[str, Any]:
 
 def _new_shards(build: Build, gone: erase.Gone) -> None:
     """The manifest is away only while files are moved; `renew` writes the next one."""
-    if erase.restage(build, gone):
+    if restage.restage(build, gone):
         _move_staged(build)
 
 
 def _move_staged(build: Build) -> None:
     """Put new shards into their places; also those of a takedown that was killed, before anything of it is read: until
     their records are written, files are not what the old ones say."""
-    if erase.staged(build):
+    if restage.staged(build):
         release.withdraw(build.folder / "shards")
-        erase.apply(build)
+        restage.apply(build)
 
 
 def _clean_store(store: Store, takedowns: Takedowns, hashes: set[str], builds: Sequence[Build]) -> None:

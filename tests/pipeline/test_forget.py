@@ -18,7 +18,7 @@ from PIL import Image
 
 from data_specs.build import SpecError
 from data_specs.shard import decode_sample, read_manifest
-from pipeline import erase, release, report, shards
+from pipeline import erase, release, report, restage, shards
 from pipeline.admit import admit
 from pipeline.errors import StoreError
 from pipeline.folder import Folder
@@ -354,7 +354,7 @@ def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build,
     index = pq.read_table(folder / f"{name}.parquet")
     keys = index["candidate_id"].to_pylist()
     stay = [[0] if key == item.candidate.candidate_id else None for key in keys]
-    rows = erase._repack(folder / f"{name}.tar", folder / "new.tar", index, [True] * len(keys), stay)
+    rows = restage._repack(folder / f"{name}.tar", folder / "new.tar", index, [True] * len(keys), stay)
     row = rows[keys.index(item.candidate.candidate_id)]
     data = (folder / "new.tar").read_bytes()
     sample = decode_sample(data[row["json_offset"] :][: row["json_size"]], "it")
