@@ -55,7 +55,7 @@ def synthetic_build(tmp_path: Path, synthetic: ModuleType) -> Build:
     return build
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_stage() -> Callable[[Build, str], None]:
     """run_stage(build, "shard"): all partitions of a stage that are missing, here and without Ray."""
 

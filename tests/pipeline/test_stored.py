@@ -19,7 +19,7 @@ from PIL import Image
 
 from data_specs.build import Shards
 from data_specs.shard import StoredImages, parse_manifest, read_manifest
-from pipeline import pictures, release, report, shards, verify
+from pipeline import pictures, release, shards, verify
 from pipeline.forget import Request, forget
 from pipeline.store import Build
 from pipeline.stored import as_stored, scaled_boxes, stored_sides
@@ -29,16 +29,13 @@ SIDE = 120
 
 
 @pytest.fixture(scope="module")
-def small(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
+def small(synthetic: Any, run_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The synthetic build with pictures of at most SIDE pixels a side, published and reported."""
     build: Build = synthetic.make(
         tmp_path_factory.mktemp("small"), shards={"samples_per_shard": 8, "max_side": SIDE, "jpeg_quality": 80}
     )[0]
-    for name, module in (("shard", shards), ("report", report)):
-        names = module.partitions(build)
-        for partition in names:
-            module.run_partition(build, partition)
-        build.stage(name).finish(names, 1)
+    for name in ("shard", "report"):
+        run_stage(build, name)
     release.publish(build)
     return build
 
