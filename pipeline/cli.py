@@ -1,7 +1,8 @@
-"""`wenlan-data`: the pipeline's command line. Here: what makes datasets; `pipeline.upkeep` has what looks after them.
+"""`wenlan-data`: the pipeline's command line. Here: what makes datasets; `pipeline.commands.upkeep` has what looks
+after them.
 
-Human output goes to stderr (`pipeline.terminal`). With --json the last line of stdout is one JSON object. Exit code 0:
-done; 1: the work failed, each fault named; 2: bad usage or spec.
+Human output goes to stderr (`pipeline.commands.terminal`). With --json the last line of stdout is one JSON object. Exit
+code 0: done; 1: the work failed, each fault named; 2: bad usage or spec.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ from data_specs.build import SpecError, load
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
+from pipeline.commands.terminal import Bars, Commands, command, console, show, table_of
+from pipeline.commands.upkeep import add_upkeep
 from pipeline.errors import SourceError, WenlanError
-from pipeline.terminal import Bars, Commands, command, console, show, table_of
-from pipeline.upkeep import add_upkeep
 
 if TYPE_CHECKING:
-    from pipeline.ledger import StageResult
-    from pipeline.store import Build
+    from pipeline.store.build import Build
+    from pipeline.store.build_json import StageResult
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +93,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _estimated(build: Build, candidates: int) -> dict[str, Any] | None:
-    from pipeline.estimate import estimate
+    from pipeline.report.estimate import estimate
 
     if candidates < 1:
         raise SpecError([f"--estimate {candidates}: a number of candidates"])
@@ -131,7 +132,8 @@ def _add_what(sub: argparse.ArgumentParser, needs_out: bool) -> None:
 
 
 def _build(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import release, run
+    from pipeline import run
+    from pipeline.publish import release
 
     until = args.until
     if until not in (*run.STAGES, "publish"):
@@ -189,11 +191,12 @@ def _add_publish(commands: Commands) -> None:
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import ledger, release
+    from pipeline.publish import release
+    from pipeline.store import build_json
 
     if args.accept and not args.because:
         raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
-    build = ledger.reopen(args.build)
+    build = build_json.reopen(args.build)
     manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     path = build.folder.at("shards/manifest.json")
     console.print(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
@@ -206,9 +209,9 @@ def _add_status(commands: Commands) -> None:
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import ledger
+    from pipeline.store import build_json
 
-    known = ledger.status(args.build)
+    known = build_json.status(args.build)
     table = table_of(known["build_id"], "stage", "state", "partitions", "kept", "dropped", "seconds", "CPU seconds")
     for name, stage in known["stages"].items():
         of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
@@ -255,17 +258,17 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import ledger
+    from pipeline.store import build_json
 
     if bool(args.build) == bool(args.index) or (args.index and args.baseline):
         raise SpecError(["report: give a BUILD (and --baseline, if it is to be compared), or --index DIR"])
     if args.index:
-        from pipeline import report_index
+        from pipeline.report import index as report_index
 
         path, builds = report_index.write(args.index)
         console.print(f"index of {builds} builds: {path}", soft_wrap=True)
         return {"index": path, "builds": builds}
-    build = ledger.reopen(args.build)
+    build = build_json.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise WenlanError(build.folder.at(f"report/{name}"), "is not there; run wenlan-data build first")
@@ -278,12 +281,14 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compared(build: Build, baseline: str) -> dict[str, Any]:
-    from pipeline import drift, ledger, report
+    from pipeline.report import drift
+    from pipeline.stages import report
+    from pipeline.store import build_json
 
     before = drift.read(baseline)
     if before is None:
         raise WenlanError(baseline, "holds no report/report.json to compare with")
-    with ledger.sole_owner(build):
+    with build_json.sole_owner(build):
         found: dict[str, Any] = report.write(build, before)["drift"]
     table = table_of(f"drift from {found['baseline']}", "distribution", "index", "level")
     for row in found["distributions"]:
@@ -299,10 +304,10 @@ def _add_explain(commands: Commands) -> None:
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import ledger
-    from pipeline.explain import explain
+    from pipeline.report.explain import explain
+    from pipeline.store import build_json
 
-    found = explain(ledger.reopen(args.build), args.subject)
+    found = explain(build_json.reopen(args.build), args.subject)
     if not found:
         raise WenlanError(args.subject, f"is not known to {args.build}: no candidate, image or page of that id or URL")
 

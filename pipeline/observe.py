@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import StoreError
-from pipeline.folder import Folder
+from pipeline.files.folder import Folder
 
 FORM = "WENLAN_LOG"
 """Environment variable: `json`, or `text` (default)."""

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.build import BuildSpec, SpecError, describe
-from pipeline import egress
+from pipeline.web import guard
 
 Family = Literal["sources", "filters", "detectors", "features"]
 T = TypeVar("T", bound="Plugin")
@@ -40,9 +40,10 @@ class Plugin(BaseModel):
 
 
 def names(family: Family) -> list[str]:
-    """Names of the plug-ins of a family, sorted."""
+    """Names of the plug-ins of a family, sorted; a file `_*.py` is a helper of theirs."""
     package = importlib.import_module(f"pipeline.{family}")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    names = (module.name for module in pkgutil.iter_modules(package.__path__))
+    return sorted(name for name in names if not name.startswith("_"))
 
 
 def find(family: Family, name: str) -> type[Plugin]:
@@ -100,7 +101,7 @@ def check(spec: BuildSpec, name: str = "") -> None:
         except SpecError as e:
             problems += e.problems
     try:
-        egress.guard_of(spec)
+        guard.guard_of(spec)
     except SpecError as e:
         problems += e.problems
     if problems:

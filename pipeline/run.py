@@ -30,29 +30,30 @@ from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
-from pipeline import (
+from pipeline import observe, plugins
+from pipeline.errors import StageError, WenlanError
+from pipeline.files.folder import Folder
+from pipeline.stages import (
     admit,
     crawl,
     dedup,
+    detect,
     extract,
     fetch,
     filter,
     lead,
-    ledger,
     measure,
-    observe,
-    plugins,
     rank,
-    regions,
     report,
     screen,
-    shards,
+    shard,
 )
-from pipeline.errors import StageError, WenlanError
-from pipeline.folder import Folder
-from pipeline.identities import Identities
-from pipeline.ledger import Cost, Running, StageResult
-from pipeline.store import Build, Record, Store, timed
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.build_json import Cost, Running, StageResult
+from pipeline.store.identities import Identities
+from pipeline.store.partitions import Record, timed
+from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
 
@@ -86,8 +87,8 @@ STAGES: dict[str, Stage] = {
     "lead": lead,
     "dedup": dedup,
     "screen": screen,
-    "detect": regions,
-    "shard": shards,
+    "detect": detect,
+    "shard": shard,
     "report": report,
 }
 
@@ -147,15 +148,15 @@ def run(
     crawls: False to work from stored captures only; a site that was not crawled for this snapshot is then an error.
     Raises WenlanError: whatever was committed stays, and the same call goes on from there.
     """
-    with ledger.sole_owner(build), observe.about(build_id=build.build_id):
+    with build_json.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
         cluster = _Cluster(address, workers)
-        ledger.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
+        build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
             for name in list(STAGES)[: list(STAGES).index(until) + 1]:
                 with observe.about(stage=name):
                     result = _run_stage(build, name, cluster, progress or (lambda *_: None), crawls)
-                    ledger.note(build, result)
+                    build_json.note(build, result)
                 yield result
         finally:
             cluster.close()
@@ -175,7 +176,7 @@ def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress, c
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
             raise StageError(", ".join(missing), why)
     fingerprint = build.fingerprints[name]
-    ledger.note(build, running=Running(name, fingerprint, ledger.now(), len(committed), len(partitions)))
+    build_json.note(build, running=Running(name, fingerprint, build_json.now(), len(committed), len(partitions)))
     log.info("stage begins", extra={"partitions": len(partitions), "committed": len(committed)})
     progress(name, len(partitions) - len(missing), len(partitions))
     for done, partition in enumerate(cluster.each(build, name, missing), start=1):

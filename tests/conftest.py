@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
-from pipeline.store import Build
+from pipeline.store.build import Build
 
 # A deadline for one example measures how busy the machine is, not what the code does.
 settings.register_profile("wenlan", deadline=None)
@@ -60,7 +60,7 @@ def run_stage() -> Callable[[Build, str], None]:
     """run_stage(build, "shard"): all partitions of a stage that are missing, here and without Ray."""
 
     def run(build: Build, name: str) -> None:
-        module = importlib.import_module({"shard": "pipeline.shards", "report": "pipeline.report"}[name])
+        module = importlib.import_module(f"pipeline.stages.{name}")
         directory = build.stage(name)
         partitions = module.partitions(build)
         for partition in partitions:
@@ -74,7 +74,7 @@ def run_stage() -> Callable[[Build, str], None]:
 @pytest.fixture
 def shards_of(synthetic_build: Build, run_stage: Callable[[Build, str], None]) -> Path:
     """The shard folder of the synthetic build, published."""
-    from pipeline import release
+    from pipeline.publish import release
 
     run_stage(synthetic_build, "shard")
     release.publish(synthetic_build)

@@ -12,9 +12,10 @@ import pyarrow as pa
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
-from pipeline.identities import Identities
 from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows, order_range
-from pipeline.store import STAGE_FOLDERS, Build, Store
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.identities import Identities
+from pipeline.store.store import Store
 
 FETCHED_AT = "2026-01-02T03:04:05Z"
 

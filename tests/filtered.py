@@ -15,7 +15,7 @@ from data_specs.shard import Text
 from pipeline.features.phash import HASHES
 from pipeline.features.signature import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
-from pipeline.store import Build
+from pipeline.store.build import Build
 from tests.fetched import begun
 
 

@@ -23,10 +23,8 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS, Text
-from pipeline import pictures
 from pipeline.detectors import detectors_of
-from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
-from pipeline.measure import measure_image
+from pipeline.pictures import decode as pictures
 from pipeline.records import (
     DEDUP_SCHEMA,
     FEATURE_SCHEMA,
@@ -41,7 +39,10 @@ from pipeline.records import (
     order_range,
     sha256_hex,
 )
-from pipeline.store import STAGE_FOLDERS, Build, Store
+from pipeline.stages.measure import measure_image
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.store import Store
 
 FORMATS = ("jpeg", "grey jpeg", "cmyk jpeg", "rotated jpeg", "png", "alpha png", "palette png", "gif", "webp", "bmp")
 """Formats of the kept pictures, in turn."""

@@ -19,8 +19,8 @@ from typing import Any
 
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
+from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, TrainingError
-from training.released_rows import PRIMARY, ROW_TEXT_KINDS
 
 LOG = logging.getLogger("training")
 
@@ -191,14 +191,14 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
     config = resolve(arguments.recipe, arguments.set)
     if arguments.dry_run:
-        from training.dry_run import dry_run
+        from training.run.dry_run import dry_run
 
         planned: dict[str, Any] = dry_run(config, arguments.data, init=arguments.init, cache=arguments.cache)
         for line in planned.pop("lines"):
             LOG.info("%s", line)
         return planned
     if arguments.workers is not None:
-        from training.ray_job import fit_on_ray, parse_workers
+        from training.run.ray_job import fit_on_ray, parse_workers
 
         result: dict[str, Any] = fit_on_ray(
             config,
@@ -210,7 +210,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
             max_failures=arguments.max_failures,
         )
     else:
-        from training.train import fit
+        from training.run.train import fit
 
         result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
     LOG.info(
@@ -221,7 +221,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use import evaluate_retrieval
+    from training.use.embed import evaluate_retrieval
 
     result = evaluate_retrieval(
         arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
@@ -240,17 +240,19 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
     if arguments.regions and not arguments.images:
         raise ConfigError("--regions", "are boxes of --images; give both")
-    from training import use
+    from training.use import embed
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
     if arguments.data:
-        written = use.embed_data(checkpoint, arguments.data, arguments.split, out, device=device, cache=arguments.cache)
+        written = embed.embed_data(
+            checkpoint, arguments.data, arguments.split, out, device=device, cache=arguments.cache
+        )
     elif arguments.jsonl:
-        written = use.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)
+        written = embed.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)
     elif arguments.tensors:
-        written = use.embed_arrays(checkpoint, arguments.tensors, out, device=device)
+        written = embed.embed_arrays(checkpoint, arguments.tensors, out, device=device)
     else:
-        written = use.embed_files(
+        written = embed.embed_files(
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
         )
     LOG.info("%d features of width %d in %s", written["rows"], written["width"], out)
@@ -258,7 +260,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.export import export
+    from training.use.export import export
 
     written = export(arguments.checkpoint, arguments.to, arguments.out)
     LOG.info("%s: %s", written["format"], ", ".join(written["out"]))
@@ -266,7 +268,7 @@ def _export(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _import(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.released import import_brivl
+    from training.use.released import import_brivl
 
     read = import_brivl(arguments.file, arguments.out)
     LOG.info(

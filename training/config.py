@@ -25,7 +25,7 @@ TextKinds = Mapping[str, Mapping[str, float]]
 """Source kind -> {text kind: probability}."""
 
 DERIVED_KINDS = ("easy", "first")
-"""Text kinds that are made of the surrounding text and not stored (training/text_choice.py)."""
+"""Text kinds that are made of the surrounding text and not stored (training/data/text_choice.py)."""
 
 Scalar = bool | int | float | str
 """A value of `text.backbone_options`."""

@@ -1,7 +1,7 @@
 """Detectors: boxes of interest in a picture. One file each; the file's name is `name` in a spec.
 
-A detector gives raw boxes for a batch of pictures; `pipeline.regions` clips, sorts and caps them, and caches them by
-image sha256 under the detector's id. The id is name + digest of everything that may change a box: version, options,
+A detector gives raw boxes for a batch of pictures; `pipeline.stages.detect` clips, sorts and caps them, and caches them
+by image sha256 under the detector's id. The id is name + digest of everything that may change a box: version, options,
 weights.
 """
 

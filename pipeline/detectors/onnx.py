@@ -1,9 +1,9 @@
 """Any detector that is an ONNX file: the YOLOX family, and models whose outputs are named boxes, scores and labels.
 
 Which of the two a file is follows from its outputs. A YOLOX gives raw rows, decoded as its own demo does
-(`pipeline.yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and suppressed for
-itself, as torchvision's export does, and as a bottom-up-attention detector is exported; its boxes are in pixels of what
-it was fed.
+(`pipeline.detectors._yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and
+suppressed for itself, as torchvision's export does, and as a bottom-up-attention detector is exported; its boxes are in
+pixels of what it was fed.
 
 What it is fed is told by the options: a square for a YOLOX, else the size that the file states, or, where that is
 free, the picture with its shorter side scaled to `side` and its longer one to at most `longest`. Pictures go into a
@@ -23,10 +23,10 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from pipeline import models, yolox
-from pipeline.detectors import Boxes, Detector, Picture
+from pipeline.detectors import Boxes, Detector, Picture, _yolox
+from pipeline.detectors._yolox import Floats
 from pipeline.errors import DetectorError, ModelError
-from pipeline.yolox import Floats
+from pipeline.pictures import models
 
 NAMED = ("boxes", "scores", "labels")
 
@@ -86,13 +86,13 @@ class Onnx(Detector):
         if {output.name for output in outputs} >= set(NAMED):
             return Model(session, inputs[0].name, shape, bytes_in, None)
         self._check_yolox(shape, outputs)
-        return Model(session, inputs[0].name, shape, bytes_in, yolox.cells(self.side))
+        return Model(session, inputs[0].name, shape, bytes_in, _yolox.cells(self.side))
 
     def _check_yolox(self, shape: tuple[int, ...], outputs: Sequence[Any]) -> None:
         """Raises DetectorError for a model that is no YOLOX of this side and these classes."""
         if len(shape) != 4 or any(size not in (0, self.side) for size in shape[2:]):
             raise DetectorError(self._name, f"takes {list(shape)}, with side {self.side} it gets {self.side} pixels")
-        rows, count = outputs[0].shape, len(yolox.cells(self.side))
+        rows, count = outputs[0].shape, len(_yolox.cells(self.side))
         if len(outputs) != 1 or len(rows) != 3 or (isinstance(rows[1], int) and rows[1] != count):
             given = {output.name: list(output.shape) for output in outputs}
             raise DetectorError(
@@ -110,11 +110,11 @@ class Onnx(Detector):
     def detect(self, state: Model, pictures: Sequence[Picture]) -> list[Boxes]:
         if state.grid is None:
             return [self._named(state, picture) for picture in pictures]
-        framed = [yolox.letterbox(picture, self.side, self.side) for picture in pictures]
+        framed = [_yolox.letterbox(picture, self.side, self.side) for picture in pictures]
         raw = self._rows(state, [self._tensor(square, state.bytes_in) for square, _ in framed])
         scales = (scale for _, scale in framed)
         return [
-            yolox.decoded(rows, state.grid, scale, self.score, self.nms)
+            _yolox.decoded(rows, state.grid, scale, self.score, self.nms)
             for rows, scale in zip(raw, scales, strict=True)
         ]
 
@@ -134,7 +134,7 @@ class Onnx(Detector):
     def _named(self, state: Model, picture: Picture) -> Boxes:
         """Boxes of a model that decodes for itself."""
         height, width = self._fed_size(state, picture)
-        framed, scale = yolox.letterbox(picture, height, width)
+        framed, scale = _yolox.letterbox(picture, height, width)
         tensor = self._tensor(framed, state.bytes_in)
         raw = dict(zip(NAMED, self._run(state, tensor if len(state.shape) == 3 else tensor[None], NAMED), strict=True))
         boxes = np.asarray(raw["boxes"], np.float32).reshape(-1, 4) / np.float32(scale)
@@ -144,7 +144,7 @@ class Onnx(Detector):
             raise DetectorError(self._name, f"gives {shapes}; boxes, scores and labels are [R, 4], [R], [R]")
         good = np.flatnonzero(scores >= self.score)
         boxes, scores, labels = boxes[good], scores[good], labels[good].astype(np.int32)
-        stay = yolox.nms(boxes, scores, labels, self.nms)
+        stay = _yolox.nms(boxes, scores, labels, self.nms)
         return boxes[stay], scores[stay], labels[stay]
 
     def _fed_size(self, state: Model, picture: Picture) -> tuple[int, int]:

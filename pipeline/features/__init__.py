@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import canonical_json
-from pipeline.pictures import FORMATS, Picture, Pixels
+from pipeline.pictures.decode import FORMATS, Picture, Pixels
 from pipeline.plugins import Plugin, configure, names
 
 REDUCE_TO = 64

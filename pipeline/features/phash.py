@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.features import BOXES, HALVES, THUMB, Feature, Parts, Views, cells
-from pipeline.pictures import Pixels
+from pipeline.pictures.decode import Pixels
 
 SIDE = 32
 """Cells to a side of a part, of which the DCT is taken."""

@@ -9,7 +9,7 @@ Limits: a blur that is gone at that size is not seen, some 4 pixels of a picture
 from __future__ import annotations
 
 from pipeline.features import Feature, Views
-from pipeline.pictures import Pixels
+from pipeline.pictures.decode import Pixels
 
 
 class Sharpness(Feature):

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.features import BOXES, COLOUR_THUMB, THUMB, Feature, Parts, Views, cells
-from pipeline.pictures import Pixels
+from pipeline.pictures.decode import Pixels
 
 SIDE, COLOUR_SIDE = 12, 6
 SIZE = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE

@@ -1,9 +1,9 @@
 """Filters: keep, or a reason to drop. One file each; the file's name is `name` in a spec.
 
-A TextFilter looks at one text and needs no pixels: `pipeline.admit` runs it before a byte is fetched. Texts that fail
-are taken off the candidate; a candidate with none left is dropped. An ImageFilter looks at the measured features:
-`pipeline.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which is dear:
-`pipeline.screen` runs it on what dedup kept, and caches its scores.
+A TextFilter looks at one text and needs no pixels: `pipeline.stages.admit` runs it before a byte is fetched. Texts that
+fail are taken off the candidate; a candidate with none left is dropped. An ImageFilter looks at the measured features:
+`pipeline.stages.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which is dear:
+`pipeline.stages.screen` runs it on what dedup kept, and caches its scores.
 
 A text filter judges a text, rewrites it, or both, in the spec's order: each one sees what those before it have made of
 the text, and what comes out of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind, canonical_json
-from pipeline import models
-from pipeline.pictures import Pixels
+from pipeline.pictures import models
+from pipeline.pictures.decode import Pixels
 from pipeline.plugins import Plugin, configure
 from pipeline.records import DropReason, Features
 

@@ -1,7 +1,7 @@
 """Drops texts that sell or solicit: telephone numbers, WeChat and QQ contacts, QR codes to scan, web addresses, offers.
 
-Looked at are the even and the bare form of a text (`pipeline.text_forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and 薇❤ are
-what they sound like. Which patterns are tried is told by one Aho-Corasick search for the words that they all need
+Looked at are the even and the bare form of a text (`pipeline.texts.forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and 薇❤
+are what they sound like. Which patterns are tried is told by one Aho-Corasick search for the words that they all need
 (微信, 群, 二维码, com ...), so a caption without any of them costs one search.
 
 A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 stay; 加微信, 长按二维码 and
@@ -24,9 +24,9 @@ from pydantic import Field
 
 from data_specs.shard import Text
 from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
-from pipeline.personal import find, may_hold
 from pipeline.records import DropReason
-from pipeline.text_forms import bare, even
+from pipeline.texts.forms import bare, even
+from pipeline.texts.personal import find, may_hold
 
 Kind = Literal["messengers", "groups", "qr_codes", "urls", "offers"]
 

@@ -4,7 +4,8 @@ Phrases come from `boilerplate.txt` beside this file, one a line, and from the s
 characters do not matter. A text is boilerplate if no more
 than one letter is left when the phrases are taken out: 「点击查看大图」 goes, 「点击查看大图：黄山云海」 stays.
 
-Limits: what only one site says is not known here; `pipeline.extract` takes off texts that many of its pages share.
+Limits: what only one site says is not known here; `pipeline.stages.extract` takes off texts that many of its pages
+share.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pydantic import Field
 from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter
 from pipeline.records import DropReason
-from pipeline.text_forms import even
+from pipeline.texts.forms import even
 
 _IMAGE_FILE = re.compile(r"\S*\.(?:jpe?g|png|gif|bmp|webp|tiff?|svg|heic|avif)", re.I)
 _CAMERA_NAME = re.compile(

@@ -15,7 +15,7 @@ from pydantic import Field
 from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter
 from pipeline.records import DropReason
-from pipeline.text_forms import Table
+from pipeline.texts.forms import Table
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af〇]")
 KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa\u30ff\u31f0-\u31ff\uff66-\uff9f]")

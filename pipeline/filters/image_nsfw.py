@@ -18,9 +18,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from pipeline import models
 from pipeline.filters import Drop, PixelFilter
-from pipeline.pictures import Pixels
+from pipeline.pictures import models
+from pipeline.pictures.decode import Pixels
 from pipeline.records import DropReason
 
 SIDE, INNER = 256, 224

@@ -22,9 +22,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from pipeline import models
 from pipeline.filters import Drop, PixelFilter
-from pipeline.pictures import Pixels
+from pipeline.pictures import models
+from pipeline.pictures.decode import Pixels
 from pipeline.records import DropReason
 
 LONGEST = 640

@@ -4,7 +4,7 @@
       lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word a line, # begins a comment
       allow: [北京大学]                                                  # innocent words that contain a listed one
 
-Words are looked for all at once (Aho-Corasick) in the bare form of a text (`pipeline.text_forms`): width, case,
+Words are looked for all at once (Aho-Corasick) in the bare form of a text (`pipeline.texts.forms`): width, case,
 Traditional characters, spaces and inserted marks do not hide one. What is found there is then held against the text:
 
 - a word of Latin letters or digits must be a word there (av is not in save), written as listed, in one piece, or with
@@ -30,10 +30,10 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, reason
+from pipeline.files.inputs import FAULTS, reason
 from pipeline.filters import Drop, TextFilter
 from pipeline.records import DropReason
-from pipeline.text_forms import bare, even, places
+from pipeline.texts.forms import bare, even, places
 
 _PARTING = frozenset("，。！？；：、“”‘’「」『』《》〈〉（）【】()[]{};!?\n\r\t")
 _Files = tuple[tuple[str, str, str], ...]

@@ -2,7 +2,7 @@
 
 Each kind is masked, dropped or kept, by option: masked, `张三 13800138000` becomes `张三 <电话>`, in the text and in
 the original that a rewrite before this one has kept. The masked text is the text everywhere after: KEY.txt, dedup,
-STORE and Decisions. What is looked for, and with which check digits, is said in `pipeline.personal`.
+STORE and Decisions. What is looked for, and with which check digits, is said in `pipeline.texts.personal`.
 
 Filters that drop what solicits (`ads`) stand before this one, or they see masks for numbers. Limits: names are not
 masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that name nobody.
@@ -17,8 +17,8 @@ from pydantic import Field
 
 from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter
-from pipeline.personal import KINDS, Kind, find, mask, may_hold
 from pipeline.records import DropReason
+from pipeline.texts.personal import KINDS, Kind, find, mask, may_hold
 
 Action = Literal["mask", "drop", "keep"]
 

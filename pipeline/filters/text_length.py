@@ -2,8 +2,8 @@
 
 Characters are counted without white space. The defaults are Chinese-CLIP's (5 to 50 characters) for
 texts that name or describe; running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains
-on it and training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.words`), asked only
-where a spec sets their number, and cut only where the number is not plain without.
+on it and training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.texts.words`), asked
+only where a spec sets their number, and cut only where the number is not plain without.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pydantic import Field
 from data_specs.shard import Text
 from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
 from pipeline.records import DropReason
-from pipeline.words import count_words, has_words
+from pipeline.texts.words import count_words, has_words
 
 
 class TextLength(TextFilter):

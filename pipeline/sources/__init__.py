@@ -1,7 +1,7 @@
 """Sources: where captures and candidates come from. One file a kind; the file's name is `kind` in a spec.
 
-Two faces. A PageSource gives WARC files of web pages, which `pipeline.extract` turns into candidates. A TableSource
-gives candidates as they are. Both are cut into parts, and one part is one partition of the extract stage.
+Two faces. A PageSource gives WARC files of web pages, which `pipeline.stages.extract` turns into candidates. A
+TableSource gives candidates as they are. Both are cut into parts, and one part is one partition of the extract stage.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import SourceKind
-from pipeline.files import expand, version
+from pipeline.files.inputs import expand, version
 from pipeline.plugins import Plugin, configure
 from pipeline.records import Candidate, Decision
 
@@ -52,7 +52,7 @@ class PageSource(Source):
     """A source of web pages in WARC files."""
 
     def warcs(self) -> list[str]:
-        """Paths or URLs of given WARC files; empty for one that `pipeline.crawl` fills."""
+        """Paths or URLs of given WARC files; empty for one that `pipeline.stages.crawl` fills."""
         return []
 
 

@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, reason
-from pipeline.page_walk import fold
+from pipeline.files.inputs import FAULTS, reason
+from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources import FileSource
 from pipeline.urls import canonical_url

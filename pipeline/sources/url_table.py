@@ -31,8 +31,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, reason, version
-from pipeline.page_walk import fold
+from pipeline.files.inputs import FAULTS, reason, version
+from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.urls import canonical_url

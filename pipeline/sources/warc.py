@@ -16,7 +16,7 @@ import fsspec
 from pydantic import Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, expand, reason, version
+from pipeline.files.inputs import FAULTS, expand, reason, version
 from pipeline.sources import PageSource, Paths
 
 

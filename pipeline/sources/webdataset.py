@@ -22,8 +22,8 @@ from pydantic import Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files import FAULTS, reason, version
-from pipeline.page_walk import fold
+from pipeline.files.inputs import FAULTS, reason, version
+from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources import FileSource
 from pipeline.sources.folder import SUFFIXES, texts_of

@@ -56,8 +56,9 @@ def name(n: int) -> str:
 def crawl_once(port: int, size: int) -> float:
     """Seconds of the crawl stage's partition."""
     from data_specs.build import BuildSpec
-    from pipeline import crawl
-    from pipeline.store import Build, Store
+    from pipeline.stages import crawl
+    from pipeline.store.build import Build
+    from pipeline.store.store import Store
 
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as out:
         start = f"http://127.0.0.1:{port}/{size}/0.html"

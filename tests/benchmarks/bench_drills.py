@@ -278,8 +278,8 @@ from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
 from training.config import resolve
-from training.journal import read_metrics
-from training.ray_job import fit_on_ray
+from training.outputs.journal import read_metrics
+from training.run.ray_job import fit_on_ray
 
 manifest, out, *config = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})

@@ -39,15 +39,15 @@ def main() -> int:
 def compare(folder: Path, recipe: str, settings: list[str], rounds: int) -> Figure:
     import torch
 
-    from training.accumulate import backward
     from training.config import resolve
-    from training.data import Loader, Share
-    from training.index import open_dataset
-    from training.launch import keep_memory
+    from training.data.index import open_dataset
+    from training.data.loader import Loader, Share
+    from training.data.tokenizer import load_tokenizer
+    from training.method.accumulate import backward
     from training.moco import BriVL
-    from training.optimizer import build_optimizer
     from training.records import Batch
-    from training.tokenizer import load_tokenizer
+    from training.run.launch import keep_memory
+    from training.run.optimizer import build_optimizer
 
     keep_memory()
     config = resolve(recipe, settings)

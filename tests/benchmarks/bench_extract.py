@@ -71,10 +71,11 @@ def share(truth: list[dict[str, Any]], found: Found) -> float:
 def ours() -> tuple[Found, list[Any]]:
     """What the two stages give, and the captures."""
     from data_specs.build import BuildSpec
-    from pipeline import crawl, extract
     from pipeline.records import candidates_of
-    from pipeline.store import Build, Store
-    from pipeline.warcs import read_captures
+    from pipeline.stages import crawl, extract
+    from pipeline.store.build import Build
+    from pipeline.store.store import Store
+    from pipeline.web.warc import read_captures
 
     found: Found = {}
     with nginx() as port, tempfile.TemporaryDirectory(prefix="wenlan-bench-") as out:
@@ -125,7 +126,7 @@ def alt_only() -> Found:
 
 
 def extracted(pages: list[Any]) -> None:
-    from pipeline.extract import extract_page
+    from pipeline.stages.extract import extract_page
 
     for page in pages:
         list(extract_page(page, "s", "library"))

@@ -29,10 +29,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import harness
 
 from data_specs.shard import Text
-from pipeline.admit import judge
 from pipeline.filters import TextFilter
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Decision
+from pipeline.stages.admit import judge
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 PEERS = Path(__file__).parents[2] / ".bench" / "bin" / "python"
@@ -111,8 +111,8 @@ print(json.dumps([sorted(s[1:])[2] for s in seconds]))
 
 def captions(count: int) -> list[str]:
     """Different captions made of real clauses, in an order made by a seed."""
-    from pipeline.charset import decode
-    from pipeline.page import parse
+    from pipeline.pages.page import parse
+    from pipeline.texts.charset import decode
 
     clauses: dict[str, None] = {}
     for page in sorted((CORPUS / "howtocook-site").rglob("*.html")):

@@ -74,7 +74,8 @@ def main() -> int:
 
 def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
     from data_specs.build import BuildSpec
-    from pipeline.store import Build, Store
+    from pipeline.store.build import Build
+    from pipeline.store.store import Store
 
     egress = {"allow": allow, "delay_s": 0, "timeout_s": TIMEOUT_S, "connections_per_host": 16}
     fields = {"name": "bench", "contact": "https://example.org/bench", "sources": sources, "egress": egress}
@@ -86,8 +87,8 @@ def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
 def ours(urls: list[str], allow: list[str]) -> tuple[float, dict[str, str]]:
     """Seconds of the fetch stage, and the reason of each URL ("" for one that was kept)."""
     from data_specs.shard import Text
-    from pipeline import fetch
     from pipeline.records import Candidate, candidate_rows
+    from pipeline.stages import fetch
 
     with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as out:
         build = build_of(out, [TABLE], allow)
@@ -104,7 +105,7 @@ def ours(urls: list[str], allow: list[str]) -> tuple[float, dict[str, str]]:
 
 def crawled() -> dict[str, int]:
     """What the crawl makes of a calendar that never ends."""
-    from pipeline import crawl
+    from pipeline.stages import crawl
 
     def page(path: str) -> Any:
         day = int("".join(filter(str.isdigit, path)) or "0")

@@ -23,13 +23,14 @@ from harness import at_least, at_most, quick, report
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline import dedup, lead, rank
 from pipeline.features.phash import HASHES
 from pipeline.features.signature import GRIDS, SIZE
-from pipeline.identities import Identities
+from pipeline.matching.sketches import mixed
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
-from pipeline.sketches import mixed
-from pipeline.store import STAGE_FOLDERS, Build, Store
+from pipeline.stages import dedup, lead, rank
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.identities import Identities
+from pipeline.store.store import Store
 
 PER_PARTITION = 10_000
 SHARED = 20_000

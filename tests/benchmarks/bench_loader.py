@@ -148,8 +148,8 @@ def speed(folder: Path, rounds: int) -> dict[str, Figure]:
 def pixel_difference(folder: Path) -> float:
     from PIL import Image
 
-    from training.index import open_dataset
-    from training.transforms import decode, square
+    from training.data.index import open_dataset
+    from training.data.transforms import decode, square
 
     dataset = open_dataset([str(folder / "manifest.json")], "train", cache=folder / "cache")
     differences = []
@@ -168,7 +168,7 @@ def opening(folder: Path, count: int) -> dict[str, Figure]:
     import pyarrow.parquet as pq
 
     from data_specs.shard import SHARD_SCHEMA, FileDigest, ShardFiles
-    from training.index import open_dataset
+    from training.data.index import open_dataset
 
     writer = made()
     folder.mkdir()
@@ -208,9 +208,9 @@ import json, multiprocessing, sys
 from dataclasses import replace
 from pathlib import Path
 from training.config import resolve
-from training.data import Loader, Share
-from training.index import open_dataset
-from training.tokenizer import load_tokenizer
+from training.data.loader import Loader, Share
+from training.data.index import open_dataset
+from training.data.tokenizer import load_tokenizer
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 config = replace(resolve("tiny").data, image_size=64, num_workers=1, color_jitter_p=0.0, grayscale_p=0.0)
 dataset = open_dataset([str(folder / "manifest.json")], "train", cache=folder / "cache")

@@ -1,9 +1,9 @@
 """The whole measure stage beside a plain decode of the same files, and beside imagededup's encoding.
 
-Ours is `pipeline.measure.run_partition` as it stands: tars read, sha256 checked, decoded, every feature, Parquet and
-the STORE cache written and nothing known beforehand. The plain decode is cv2.imdecode at full size of the same bytes,
-which lie in its memory before the clock starts. Both are two processes of one thread, which start, import and do a
-warm-up turn before anything is timed; a turn is begun by a line on their stdin and lasts until both have answered.
+Ours is `pipeline.stages.measure.run_partition` as it stands: tars read, sha256 checked, decoded, every feature, Parquet
+and the STORE cache written and nothing known beforehand. The plain decode is cv2.imdecode at full size of the same
+bytes, which lie in its memory before the clock starts. Both are two processes of one thread, which start, import and do
+a warm-up turn before anything is timed; a turn is begun by a line on their stdin and lasts until both have answered.
 
 imagededup is PHash().encode_images with two workers, as its users call it, over a part of the same files on the disk.
 It starts a pool at each call: its rate is that between a large and a small call.
@@ -132,8 +132,8 @@ def serve(kind: str, folder: Path, rank: int) -> None:
 
 
 def measuring(folder: Path, rank: int) -> Iterator[None]:
-    from pipeline import measure
-    from pipeline.store import Store
+    from pipeline.stages import measure
+    from pipeline.store.store import Store
 
     build = pickle.loads((folder.parent / "build.pickle").read_bytes())  # noqa: S301 - written by this file
     mine = measure.partitions(build)[rank::PROCESSES]
@@ -150,7 +150,7 @@ def decoding(folder: Path, rank: int) -> Iterator[None]:
     import cv2
     import numpy as np
 
-    from pipeline import measure
+    from pipeline.stages import measure
 
     cv2.setNumThreads(1)
     build = pickle.loads((folder.parent / "build.pickle").read_bytes())  # noqa: S301 - written by this file

@@ -84,8 +84,8 @@ def _measured(task: tuple[int, Path, Path]) -> dict[str, tuple[list[int], bytes]
     from copies import COPIES, MORE
     from PIL import Image
 
-    from pipeline.measure import measure_image
-    from pipeline.pictures import decode
+    from pipeline.pictures.decode import decode
+    from pipeline.stages.measure import measure_image
 
     number, file, folder = task
     data = file.read_bytes()
@@ -106,7 +106,7 @@ def ours(rows: list[dict[str, Any]], names: list[str]) -> tuple[dict[str, float]
     import numpy as np
 
     from data_specs.build import Dedup
-    from pipeline.near_images import ImageLeaders
+    from pipeline.matching.near_images import ImageLeaders
 
     def looks(kind: str) -> tuple[Any, Any]:
         signatures = b"".join(row[kind][1] for row in rows)

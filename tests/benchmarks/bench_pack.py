@@ -20,10 +20,11 @@ import webdataset
 from builds import made, noise, packed, samples
 from harness import Figure, at_least, at_most, interleaved, quick, report
 
-from pipeline import release, shards
-from pipeline.folder import file_sha256
-from pipeline.forget import Request, forget
-from pipeline.verify import verify
+from pipeline.files.folder import file_sha256
+from pipeline.publish import release
+from pipeline.publish.verify import verify
+from pipeline.stages import shard
+from pipeline.takedown.forget import Request, forget
 
 ROOT = Path(__file__).parents[2]
 
@@ -49,7 +50,7 @@ def packing(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
         for path in (Path(build.out) / "shards").glob("*.tar"):
             path.unlink()
         for name in names:
-            shards.run_partition(build, name)
+            shard.run_partition(build, name)
 
     def plain() -> None:
         (folder / "plain.tar").unlink(missing_ok=True)

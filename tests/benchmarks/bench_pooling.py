@@ -11,7 +11,7 @@ import torch
 from harness import at_least, interleaved, quick, report
 from torchvision.ops import roi_align
 
-from training.region_pooling import pool_regions
+from training.towers.region_pooling import pool_regions
 
 SIDE, CELLS = 384, 12
 

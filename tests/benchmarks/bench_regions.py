@@ -1,8 +1,9 @@
 """The detect stage: YOLOX-Nano against its bare session, a warm cache, and look-ups in caches of growing size.
 
-End to end is `pipeline.regions.run_partition` as it stands: images read from fetch's tar, decoded, framed, detected,
-suppressed, written into STORE and beside the build, with nothing known before. Its peer is the same onnxruntime
-session, on as many threads, over the same pictures as ready tensors in memory. Both run in this process, on one CPU.
+End to end is `pipeline.stages.detect.run_partition` as it stands: images read from fetch's tar, decoded, framed,
+detected, suppressed, written into STORE and beside the build, with nothing known before. Its peer is the same
+onnxruntime session, on as many threads, over the same pictures as ready tensors in memory. Both run in this process, on
+one CPU.
 
 A warm cache is one that holds 36 boxes of every image asked for: images a second through the whole stage. A look-up
 asks for the 1,000 images of a partition that one commit holds, in caches of 10,000 and of 1,000,000 keys.
@@ -58,10 +59,10 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     from fetched import Got, make
     from harness import interleaved
 
-    from pipeline import dedup, filter, lead, measure, rank, regions
-    from pipeline.pictures import decode
-    from pipeline.store import Store
-    from pipeline.yolox import letterbox
+    from pipeline.detectors._yolox import letterbox
+    from pipeline.pictures.decode import decode
+    from pipeline.stages import dedup, detect, filter, lead, measure, rank
+    from pipeline.store.store import Store
 
     files = [path.read_bytes() for path in sorted((CORPUS / "howtocook-site").rglob("*.jpg"))[:count]]
     images = [Got(f"http://img.test/{i}.jpg", data, (f"第{i}张图",)) for i, data in enumerate(files)]
@@ -70,9 +71,9 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     for stage in (measure, filter, rank, lead, dedup):
         for partition in stage.partitions(build):
             stage.run_partition(build, partition)
-    (partition,) = regions.partitions(build)
-    kept = set(regions._kept(build, partition)["sha256"].to_pylist())
-    (detector,) = regions.detectors_of(build.spec)
+    (partition,) = detect.partitions(build)
+    kept = set(detect._kept(build, partition)["sha256"].to_pylist())
+    (detector,) = detect.detectors_of(build.spec)
     state = detector.load()
     ready = []
     for _, sha256, data in build.images(partition, kept):
@@ -85,7 +86,7 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
         fresh = uuid.uuid4().hex
         fingerprints = {**build.fingerprints, "detect": fresh * 2}
         turn = replace(build, store=Store(str(folder / fresh)), fingerprints=fingerprints)
-        regions.run_partition(turn, partition)
+        detect.run_partition(turn, partition)
         counts = turn.stage("detect").record(partition).counts
         assert counts["detected"] == counts["images"] == len(ready), counts
 
@@ -109,7 +110,7 @@ def warm(folder: Path, count: int) -> float:
     """Images a second through the stage when the cache holds all of them."""
     from filtered import Shown, make
 
-    from pipeline import dedup, lead, rank, regions
+    from pipeline.stages import dedup, detect, lead, rank
 
     shown = [Shown(f"{i}", i, (f"第{i}张图片的说明{i * 7919}",)) for i in range(count)]
     build = make(folder / "many", shown, 1, regions={"detectors": [{"name": "onnx", "weights": str(MODEL)}]})
@@ -117,14 +118,14 @@ def warm(folder: Path, count: int) -> float:
         for name in stage.partitions(build):
             stage.run_partition(build, name)
     (partition,) = build.stage("filter").partitions()
-    (detector,) = regions.detectors_of(build.spec)
+    (detector,) = detect.detectors_of(build.spec)
     rng = np.random.default_rng(0)
-    kept = regions._kept(build, partition)["sha256"].to_pylist()
-    build.store.regions(detector.detector_id).put(regions.rows_of({s: boxes_of_many(rng, 36) for s in kept}))
+    kept = detect._kept(build, partition)["sha256"].to_pylist()
+    build.store.regions(detector.detector_id).put(detect.rows_of({s: boxes_of_many(rng, 36) for s in kept}))
     times = []
     for _ in range(3):
         start = time.perf_counter()
-        regions.run_partition(build, partition)
+        detect.run_partition(build, partition)
         times.append(time.perf_counter() - start)
     counts = build.stage("detect").record(partition).counts
     assert counts["cached"] == counts["images"] == len(kept), counts
@@ -134,10 +135,10 @@ def warm(folder: Path, count: int) -> float:
 
 def lookups(folder: Path, sizes: list[int]) -> list[float]:
     """Median seconds of looking one partition up, in caches of so many keys, taken in turns."""
-    from pipeline import regions
-    from pipeline.cache import Cache
-    from pipeline.folder import Folder
+    from pipeline.files.folder import Folder
     from pipeline.records import sha256_hex
+    from pipeline.stages import detect
+    from pipeline.store.cache import Cache
 
     rng = np.random.default_rng(0)
     one = boxes_of_many(rng, 10)
@@ -146,7 +147,7 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
         cache = Cache(Folder(str(folder / f"keys-{size}")), "sha256")
         for first in range(0, size, 1_000):
             keys = [sha256_hex(f"{i}") for i in range(first, first + 1_000)]
-            cache.put(regions.rows_of(dict.fromkeys(keys, one)))
+            cache.put(detect.rows_of(dict.fromkeys(keys, one)))
             if first == size // 2:
                 asked.append(keys)
         caches.append(cache)

@@ -83,7 +83,7 @@ def serve(folder: Path, count: int) -> int:
     import os
     import resource
 
-    import pipeline.report as page
+    from pipeline.stages import report as page
 
     child = os.fork()
     if not child:

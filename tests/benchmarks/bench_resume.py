@@ -29,9 +29,9 @@ from pathlib import Path
 import torch
 import torchvision.io, torchvision.transforms.v2.functional, simplejpeg  # a start of python, not of a run
 from training.config import resolve
-from training.data import Loader, Share
-from training.index import open_dataset
-from training.tokenizer import load_tokenizer
+from training.data.loader import Loader, Share
+from training.data.index import open_dataset
+from training.data.tokenizer import load_tokenizer
 
 torch.set_num_threads(1)
 folder, position, world, workers, batch, wanted = Path(sys.argv[1]), *map(int, sys.argv[2:])

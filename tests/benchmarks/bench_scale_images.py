@@ -97,7 +97,7 @@ def _sums(data: bytes) -> Any:
     from pipeline.features import REDUCE_TO, Views, squares_of
     from pipeline.features.phash import levels_of
     from pipeline.features.signature import Signature
-    from pipeline.pictures import decode
+    from pipeline.pictures.decode import decode
 
     views = Views(squares_of([decode(data, 10**9, reduce_to=REDUCE_TO)]))
     means = np.frombuffer(Signature().of(views)[0], np.uint8)
@@ -109,7 +109,7 @@ def _hot(number: int) -> Any:
     from copies import COPIES
     from PIL import Image
 
-    from pipeline.pictures import decode
+    from pipeline.pictures.decode import decode
 
     picture = decode(sorted(PHOTOS.rglob("*.jpg"))[7].read_bytes(), 10**9).pixels
     kinds = list(COPIES.values())
@@ -181,7 +181,7 @@ def _drawn_looks(task: tuple[Path, int, int, float]) -> tuple[bytes, bytes]:
 
 def _leaders(radius: int | None = None) -> Any:
     from data_specs.build import Dedup
-    from pipeline.near_images import ImageLeaders
+    from pipeline.matching.near_images import ImageLeaders
 
     return ImageLeaders(Dedup().image_distance if radius is None else radius, Dedup().image_signature)
 
@@ -208,7 +208,7 @@ def serve_pass(folder: Path, count: int) -> None:
     """The leader pass; prints seconds, CPU seconds, GB, leaders, and how many of them an image is compared with."""
     from pipeline.features.phash import HASHES
     from pipeline.features.signature import GRIDS, SIZE
-    from pipeline.leaders import BLOCK
+    from pipeline.matching.leader_pass import BLOCK
 
     leaders = _leaders()
     wall, cpu = time.perf_counter(), time.process_time()
@@ -233,7 +233,7 @@ def serve_pass(folder: Path, count: int) -> None:
 
 def radius_ten(few: int, many: int) -> float:
     """Exponent of the time in which the plain index compares all codes with all, at radius 10."""
-    from pipeline.near_images import HashIndex
+    from pipeline.matching.near_images import HashIndex
 
     codes = np.random.default_rng(10).integers(1, 2**64, many, dtype=np.uint64)
     seconds = []

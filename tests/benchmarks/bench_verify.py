@@ -15,9 +15,9 @@ import numpy as np
 from builds import made, noise, packed, samples
 from harness import at_least, interleaved, quick, report
 
-from pipeline import release
-from pipeline.folder import file_sha256
-from pipeline.verify import verify
+from pipeline.files.folder import file_sha256
+from pipeline.publish import release
+from pipeline.publish.verify import verify
 
 ROOT = Path(__file__).parents[2]
 

@@ -21,8 +21,7 @@ from PIL import Image
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
 from pipeline.detectors import detectors_of
-from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
-from pipeline.lead import split_of
+from pipeline.files.tars import TarWriter
 from pipeline.records import (
     DECISION_SCHEMA,
     DEDUP_SCHEMA,
@@ -31,9 +30,11 @@ from pipeline.records import (
     order_range,
     sha256_hex,
 )
-from pipeline.regions import SCHEMA
-from pipeline.store import STAGE_FOLDERS, Build, Store
-from pipeline.tars import TarWriter
+from pipeline.stages.detect import SCHEMA
+from pipeline.stages.lead import split_of
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.store import Store
 
 DROPS = (("extract", "no_text"), ("admit", "text_too_short"), ("admit", "boilerplate"), ("fetch", "http_status"),
          ("filter", "image_too_small"), ("dedup", "near_image"))  # fmt: skip
@@ -214,12 +215,12 @@ def _drop(row: dict[str, Any], stage: str, reason: str) -> dict[str, Any]:
 
 def packed(build: Build) -> None:
     """Pack all shards, in this process."""
-    from pipeline import shards
+    from pipeline.stages import shard
 
-    names = shards.partitions(build)
+    names = shard.partitions(build)
     for name in names:
-        shards.run_partition(build, name)
-    build.stage("shard").finish(names, shards.VERSION)
+        shard.run_partition(build, name)
+    build.stage("shard").finish(names, shard.VERSION)
 
 
 def samples(build: Build) -> Iterator[tuple[str, bytes, bytes, bytes]]:

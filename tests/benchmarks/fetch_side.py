@@ -21,7 +21,8 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import run
 from pipeline.records import Candidate, candidate_rows, order_range
-from pipeline.store import STAGE_FOLDERS, Build, Store
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.store import Store
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
 TABLE |= {"columns": {"texts": {"caption": "c"}}}  # never read: admit is written here

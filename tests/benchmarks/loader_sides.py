@@ -23,9 +23,9 @@ def ours(folder: Path, size: int, workers: int) -> Callable[[], int]:
     from dataclasses import replace
 
     from training.config import resolve
-    from training.data import Loader, Share
-    from training.index import open_dataset
-    from training.tokenizer import load_tokenizer
+    from training.data.index import open_dataset
+    from training.data.loader import Loader, Share
+    from training.data.tokenizer import load_tokenizer
 
     config = replace(resolve("tiny").data, image_size=size, num_workers=workers, color_jitter_p=0.0, grayscale_p=0.0)
     dataset = open_dataset([str(folder / "manifest.json")], "train", cache=folder / "cache")
@@ -34,7 +34,7 @@ def ours(folder: Path, size: int, workers: int) -> Callable[[], int]:
 
 
 def decode(folder: Path, size: int, workers: int) -> Callable[[], int]:
-    from training.transforms import prepare
+    from training.data.transforms import prepare
 
     prepare()
 
@@ -48,8 +48,8 @@ def decode(folder: Path, size: int, workers: int) -> Callable[[], int]:
 def _decode_part(task: tuple[str, int, int, int]) -> int:
     import torch
 
-    from training.index import open_dataset
-    from training.transforms import decode, square
+    from training.data.index import open_dataset
+    from training.data.transforms import decode, square
 
     torch.set_num_threads(1)
     folder, size, part, parts = task

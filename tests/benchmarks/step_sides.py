@@ -28,15 +28,15 @@ from released import ReleasedBriVL
 from torch import Tensor, nn
 
 from training import moco
-from training.accumulate import backward
 from training.config import Config, resolve
 from training.encoders.cnn_regions import Trunk
-from training.key_towers import update_average
-from training.launch import keep_memory
+from training.method.accumulate import backward
+from training.method.key_towers import update_average
 from training.moco import BriVL
-from training.optimizer import build_optimizer
 from training.records import Batch
-from training.region_pooling import pool_regions
+from training.run.launch import keep_memory
+from training.run.optimizer import build_optimizer
+from training.towers.region_pooling import pool_regions
 
 THREADS = 2
 SIDES = {"released": "", "released_keep": "", "ours": "", "ours_blocks": "run.recompute=blocks"}
@@ -268,7 +268,7 @@ def serve_ladder(recipe: str, pairs: int, rounds: int) -> None:
 
 def serve_loss(recipe: str, pairs: int) -> None:
     """Answer the loss of the release and of ours in compat, same weights, dropout 0, batch norms in eval."""
-    from training.released import slots_of
+    from training.use.released import slots_of
 
     torch.set_num_threads(THREADS)
     keep_memory()

@@ -108,7 +108,7 @@ print(json.dumps(found))
 
 
 def test_training_reads_every_sample_with_its_regions(shards_of: Path, truth: TRUTH, tmp_path: Path) -> None:
-    from training.index import open_dataset
+    from training.data.index import open_dataset
 
     [detector] = read_manifest(shards_of).detectors
     found = {}

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from data_specs.build import BuildSpec
-from pipeline.store import Build, Store
+from pipeline.store.build import Build
+from pipeline.store.store import Store
 
 
 @dataclass

@@ -26,10 +26,11 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import read_manifest
-from pipeline import cli, ledger, run
+from pipeline import cli, run
+from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
-from pipeline.store import Build
-from pipeline.verify import verify
+from pipeline.store import build_json
+from pipeline.store.build import Build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -167,7 +168,7 @@ def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]
 
 
 def opened(out: Path) -> Build:
-    return ledger.reopen(str(out))
+    return build_json.reopen(str(out))
 
 
 def decisions(out: Path) -> list[dict[str, object]]:

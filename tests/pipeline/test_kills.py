@@ -27,11 +27,13 @@ import fsspec
 import pytest
 
 from data_specs.shard import parse_manifest
-from pipeline import release, shards
-from pipeline.forget import Request
-from pipeline.identities import Identities
-from pipeline.store import Build, Store
-from pipeline.verify import verify
+from pipeline.publish import release
+from pipeline.publish.verify import verify
+from pipeline.stages import shard
+from pipeline.store.build import Build
+from pipeline.store.identities import Identities
+from pipeline.store.store import Store
+from pipeline.takedown.forget import Request
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,7 +57,7 @@ def change():
 with open(path, "rb") as f:
     build, request = pickle.load(f)
 if build.folder.is_local:
-    from pipeline.folder import Folder
+    from pipeline.files.folder import Folder
     for name in ("take", "move", "delete"):
         def counted(self, *args, real=getattr(Folder, name)):
             change()
@@ -70,17 +72,17 @@ else:
         return await real(self, method, *args, **kwargs)
     S3FileSystem._call_s3 = counted
 if what == "pack":
-    from pipeline import shards
+    from pipeline.stages import shard as shards
     names = shards.partitions(build)
     for name in names:
         if name not in build.stage("shard").partitions():
             shards.run_partition(build, name)
     build.stage("shard").finish(names, shards.VERSION)
 elif what == "publish":
-    from pipeline import release
+    from pipeline.publish import release
     release.publish(build)
 else:
-    from pipeline.forget import forget
+    from pipeline.takedown.forget import forget
     forget(build.store, [build], request)
 print(changes)
 """
@@ -133,8 +135,8 @@ class Reader(threading.Thread):
             self.none += 1
             return
         found = []
-        for shard in parse_manifest(data, "the manifest").shards:
-            for file in (shard.tar, shard.parquet, *shard.regions.values()):
+        for entry in parse_manifest(data, "the manifest").shards:
+            for file in (entry.tar, entry.parquet, *entry.regions.values()):
                 content = self._read(file.path)
                 if content is None:
                     found.append(f"{file.path} is not there")
@@ -188,10 +190,10 @@ def packed(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 def pack(build: Build) -> None:
-    names = shards.partitions(build)
+    names = shard.partitions(build)
     for name in names:
-        shards.run_partition(build, name)
-    build.stage("shard").finish(names, shards.VERSION)
+        shard.run_partition(build, name)
+    build.stage("shard").finish(names, shard.VERSION)
 
 
 @pytest.fixture

@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from data_specs.build import BuildSpec, load
-from pipeline import crawl, ledger, run
+from pipeline import run
 from pipeline.errors import StageError, StoreError
-from pipeline.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
-from pipeline.ledger import Cost, StageResult
-from pipeline.store import Build
+from pipeline.stages import crawl
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.build_json import Cost, StageResult
+from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, Identities
 
 
 def spec(folder: Path) -> Path:
@@ -51,7 +53,7 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     with pytest.raises(KeyboardInterrupt):
         list(run.run(run.open_build(plan, out, snapshot="2020-02-02")))
     assert run.open_build(plan, out).snapshot == "2020-02-02"
-    assert {stage["state"] for stage in ledger.status(out)["stages"].values()} == {"to do"}
+    assert {stage["state"] for stage in build_json.status(out)["stages"].values()} == {"to do"}
 
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
@@ -59,24 +61,24 @@ def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_pa
     results = [StageResult(name, False, 1, 1, 0.1, {}, Cost()) for name in ("crawl", "extract")]
     build = run.open_build(load(path), out, snapshot="s")
     for result in results:
-        ledger.note(build, result)
-    assert list(ledger.reopen(out).fingerprints) == ["crawl", "extract"]
+        build_json.note(build, result)
+    assert list(build_json.reopen(out).fingerprints) == ["crawl", "extract"]
     (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/another.jpg,另一张图片\n", encoding="utf-8")
     changed = run.open_build(load(path), out)
     assert changed.build_id == build.build_id
-    ledger.note(changed, results[0])
-    assert ledger.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
+    build_json.note(changed, results[0])
+    assert build_json.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
 
 
 def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_path):
     build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
-    ledger.note(build)
+    build_json.note(build)
     path = tmp_path / "out" / "build.json"
     known = json.loads(path.read_text(encoding="utf-8"))
     known["spec"]["colour"] = "red"
     path.write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
-        ledger.reopen(str(tmp_path / "out"))
+        build_json.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
 
 
@@ -105,11 +107,11 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     assert opened("1").fingerprints["lead"] != first.fingerprints["lead"], "it is done again from the leader pass on"
     assert opened("1").fingerprints["rank"] == first.fingerprints["rank"]
 
-    ledger.note(second)
+    build_json.note(second)
     second.stage("dedup").finish(["x"], 1)
     publish(opened("1"))
     assert opened("2").fingerprints == second.fingerprints, "published and unchanged, it stays as it is"
-    assert ledger.reopen(second.out).identities == ()
+    assert build_json.reopen(second.out).identities == ()
     changed = plan.model_copy(update={"seed": 1})
     assert len(opened("2", changed).identities) == 1, "changed, it is held to what others have published since"
 
@@ -119,8 +121,8 @@ def test_what_a_build_read_is_kept_with_it(tmp_path):
     publish(run.open_build(plan, str(tmp_path / "1"), store=store, snapshot="1"))
     build = run.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
     publish(run.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
-    ledger.note(build)
-    assert ledger.reopen(build.out).identities == build.identities
+    build_json.note(build)
+    assert build_json.reopen(build.out).identities == build.identities
     known = json.loads((tmp_path / "2" / "build.json").read_text(encoding="utf-8"))
     assert known["identity_revision"] == build.identity_revision
 

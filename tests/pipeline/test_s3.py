@@ -10,11 +10,13 @@ import fsspec
 import pytest
 
 from data_specs.shard import read_manifest
-from pipeline import release, report, shards
-from pipeline.folder import Folder
-from pipeline.forget import Request, forget
-from pipeline.store import Build, Store
-from pipeline.verify import verify
+from pipeline.files.folder import Folder
+from pipeline.publish import release
+from pipeline.publish.verify import verify
+from pipeline.stages import report, shard
+from pipeline.store.build import Build
+from pipeline.store.store import Store
+from pipeline.takedown.forget import Request, forget
 
 pytestmark = [
     pytest.mark.slow,
@@ -25,7 +27,7 @@ pytestmark = [
 
 
 def _run(build: Build) -> None:
-    for name, module in (("shard", shards), ("report", report)):
+    for name, module in (("shard", shard), ("report", report)):
         names = module.partitions(build)
         for partition in names:
             module.run_partition(build, partition)

@@ -12,9 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training import distributed
-from training.accumulate import backward
 from training.config import resolve
+from training.method import distributed
+from training.method.accumulate import backward
 from training.moco import BriVL
 from training.records import Batch
 

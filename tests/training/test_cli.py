@@ -173,7 +173,7 @@ def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
 
 
 def test_an_error_of_a_worker_is_found_in_what_ray_wraps_around_it() -> None:
-    from training.ray_job import _cause
+    from training.run.ray_job import _cause
 
     inner = TrainingError("step 3", "gone")
     failure = RuntimeError("traceback")

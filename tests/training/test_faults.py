@@ -22,20 +22,20 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.checkpoint import RunState, save
 from training.config import resolve
+from training.data.tokenizer import load_tokenizer
+from training.data.transforms import input_boxes
 from training.encoders import cnn_regions
 from training.errors import ConfigError
-from training.key_queue import KeyQueue, SampleIds
-from training.key_towers import key_trunk, update_average
+from training.method.key_queue import KeyQueue, SampleIds
+from training.method.key_towers import key_trunk, update_average
 from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
 from training.records import Batch
-from training.region_pooling import pool_regions
-from training.tokenizer import load_tokenizer
-from training.towers import build_tower
-from training.train import build_optimizer
-from training.transforms import input_boxes
-from training.use import embed_files
+from training.run.train import build_optimizer
+from training.towers.region_pooling import pool_regions
+from training.towers.tower import build_tower
+from training.use.embed import embed_files
 
 BERT = (
     "text.encoder=bert_text",

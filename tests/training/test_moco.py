@@ -12,10 +12,10 @@ from torch import nn
 
 from training.config import resolve
 from training.errors import ConfigError
-from training.key_towers import update_average
+from training.method.key_towers import update_average
 from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES, BriVL
 from training.records import Batch
-from training.towers import Tower
+from training.towers.tower import Tower
 
 FROZEN_CNN = ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0")
 """No batch norm and no dropout in what is trained: sums over samples are then exact."""

@@ -7,7 +7,7 @@ released code calls BERT without an attention mask, so that padding changes a ca
 `compat="brivl-1.0"` does so.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code).
-Limits: a backbone that training/text_backbones.py cannot cut is frozen whole or not at all.
+Limits: a backbone that training/towers/text_backbones.py cannot cut is frozen whole or not at all.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from training.config import Config
 from training.errors import ConfigError
-from training.layers import Head, present, unit
-from training.recompute import Recompute, run_block
 from training.records import Batch
-from training.text_backbones import TextBackbone, load_text_backbone
-from training.towers import Tower
+from training.towers.layers import Head, present, unit
+from training.towers.recompute import Recompute, run_block
+from training.towers.text_backbones import TextBackbone, load_text_backbone
+from training.towers.tower import Tower
 
 
 class _Layers(nn.Module):

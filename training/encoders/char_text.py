@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from training.config import Config
 from training.errors import ConfigError
-from training.layers import Head, present
 from training.records import Batch
-from training.towers import Tower
+from training.towers.layers import Head, present
+from training.towers.tower import Tower
 
 
 class Prefix(nn.Module):

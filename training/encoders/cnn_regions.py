@@ -5,7 +5,7 @@
 
 The released code convolves on all 16 samples of a box and then averages; both are linear, so we average first and do a
 sixteenth of the work. Embeddings of a region's box or place are options; BriVL has none. The map may be that of any
-backbone which training/backbones.py knows, a ViT's included.
+backbone which training/towers/backbones.py knows, a ViT's included.
 
 Source: BriVL-1.0 (arXiv 2103.06561, section 3.2, and the released inference code). `compat="brivl-1.0"` samples the
 regions where the released code does (see region_pooling).
@@ -16,14 +16,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.backbones import Backbone, load_backbone
 from training.config import Config
 from training.errors import ConfigError
-from training.layers import Head, full_precision, present, unit
-from training.recompute import run_stage
 from training.records import Batch
-from training.region_pooling import pool_regions
-from training.towers import Tower
+from training.towers.backbones import Backbone, load_backbone
+from training.towers.layers import Head, full_precision, present, unit
+from training.towers.recompute import run_stage
+from training.towers.region_pooling import pool_regions
+from training.towers.tower import Tower
 
 
 class Prefix(nn.Module):

@@ -1,0 +1,1 @@
+"""Files on a disk or behind a URL: folders, tars, inputs, Parquet."""

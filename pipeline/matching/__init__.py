@@ -1,0 +1,1 @@
+"""Which images and which texts are the same. Knows no build."""

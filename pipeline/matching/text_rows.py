@@ -1,0 +1,131 @@
+"""Texts as the leader pass compares them, in memory and as Parquet columns.
+
+Sketches cost more to make than to compare, so `pipeline.stages.rank` makes them in parallel and everything after it,
+STORE's identities included, reads them as they are: arrays over the buffers of the file, no object a text.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_specs.shard import canonical_json
+from pipeline.files.digests import DIGEST, Digests, bytes_of, column_of, digests_of, unhex
+from pipeline.matching.sketches import SHINGLES, Sketches, bands, sketch
+from pipeline.texts.folding import folding, text_id
+
+FIELDS = pa.struct(
+    [
+        ("id", DIGEST),
+        ("numerals", pa.uint64()),  # of the digits
+        ("parity", pa.uint64()),
+        ("keys", pa.binary()),  # uint32 each
+        ("shingles", pa.binary()),  # uint32 each
+    ]
+)
+VERSION = 1
+
+
+def sketch_id(threshold: float) -> str:
+    """Names all that a sketch depends on: those of another one are not compared. Half a second, once a process."""
+    return canonical_json([VERSION, SHINGLES, *bands(threshold), folding()]).decode()
+
+
+def token(threshold: float) -> list[Any]:
+    """The same for a fingerprint, at no cost: what `folding` follows from instead of itself."""
+    versions = [importlib.metadata.version("opencc"), unicodedata.unidata_version]
+    return [VERSION, SHINGLES, *bands(threshold), *versions]
+
+
+@dataclass(frozen=True)
+class TextRows:
+    """Texts [N]: ids [N, 32] and sketches."""
+
+    ids: Digests
+    sketches: Sketches
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Sequence[int] | npt.NDArray[np.int64] | slice) -> TextRows:
+        if isinstance(rows, slice):
+            return self if rows == slice(None) else self.take(np.arange(len(self))[rows])
+        at = np.asarray(rows, np.int64)
+        return TextRows(self.ids[at], self.sketches.take(at))
+
+    def columns(self) -> pa.StructArray:
+        """A column of FIELDS."""
+        own, size = self.sketches, len(self)
+        width = own.keys.shape[1]
+        values = [
+            column_of(self.ids),
+            pa.array(own.numerals, pa.uint64()),
+            pa.array(own.parity, pa.uint64()),
+            _binary(own.keys.reshape(-1), np.arange(size + 1) * width),
+            _binary(own.shingles, own.starts),
+        ]
+        return pa.StructArray.from_arrays(values, fields=list(FIELDS))
+
+
+class Asked:
+    """Which band keys the texts of a build have: earlier leaders with none of them cannot be the same as any.
+
+    A table of one byte for each value of a key's first BITS bits: for 10,000 texts it lets a tenth of the others pass,
+    for some millions nearly all, which then are no more than the build itself.
+    """
+
+    BITS = 24
+
+    def __init__(self) -> None:
+        self._table = np.zeros(1 << self.BITS, np.bool_)
+
+    def add(self, keys: npt.NDArray[np.uint32]) -> None:
+        self._table[keys >> np.uint32(32 - self.BITS)] = True
+
+    def rows(self, keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
+        """Of texts with keys [N, bands] those that may be asked for."""
+        return np.flatnonzero(self._table[keys >> np.uint32(32 - self.BITS)].any(axis=1))
+
+
+def keys_of(column: pa.Array) -> npt.NDArray[np.uint32]:
+    """All band keys in an array of FIELDS' `keys`, one after the other."""
+    return _words(column)[0]
+
+
+def made(normal_texts: Sequence[str], threshold: float) -> TextRows:
+    """Of normalised texts."""
+    return TextRows(unhex(text_id(text) for text in normal_texts), sketch(normal_texts, threshold))
+
+
+def read(column: Any) -> TextRows:
+    """Of a column of FIELDS, array or chunked array."""
+    rows = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(rows, pa.ChunkedArray):
+        rows = pa.array([], FIELDS)
+    fields = dict(zip(FIELDS.names, rows.flatten(), strict=True))
+    shingles, starts = _words(fields["shingles"])
+    keys, ends = _words(fields["keys"])
+    numerals, parity = (fields[name].to_numpy(zero_copy_only=False) for name in ("numerals", "parity"))
+    width = int(ends[1] - ends[0]) if len(rows) else 0
+    return TextRows(
+        digests_of(fields["id"]), Sketches(shingles, starts, numerals, parity, keys.reshape(-1, width or 1))
+    )
+
+
+def _binary(words: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64]) -> pa.Array:
+    raw = np.ascontiguousarray(words, "<u4")
+    offsets = (starts * 4).astype(np.int32)
+    return pa.BinaryArray.from_buffers(pa.binary(), len(starts) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(raw)])
+
+
+def _words(column: pa.Array) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
+    """(words of all rows, where each row starts [N + 1])."""
+    raw, starts = bytes_of(column)
+    return raw.view("<u4"), starts // 4

@@ -1,0 +1,1 @@
+"""One HTML page becomes its images with their texts."""

@@ -1,0 +1,87 @@
+"""Site rules: where a known site keeps its article, title and captions. A YAML file a kind of page in pipeline/sites/.
+
+    hosts: [mp.weixin.qq.com]      the host or a parent domain of it; the longest that fits decides
+    content: "#js_content"         images and running text count inside it only
+    title, abstract: CSS selector  the first element that fits
+    captions, tags, remove: [CSS selectors]
+
+All but `hosts` may be left out, and a rule that does not fit a page (nothing found) changes nothing: sites are rebuilt,
+and the general reading (`pipeline.pages.walk`) is always there. A file holds a list of rules.
+
+Limits: rules are for pages as served; what a script builds is not there.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipeline.urls import host_names
+
+
+class SiteRule(BaseModel):
+    """How to read the pages of some hosts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    hosts: tuple[str, ...] = Field(min_length=1)
+    content: str = ""
+    title: str = ""
+    abstract: str = ""
+    captions: tuple[str, ...] = ()
+    tags: tuple[str, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class Told:
+    """What a rule found on a page."""
+
+    content: Any = None  # the element, None for the whole page
+    title: str = ""
+    abstract: str = ""
+    tags: tuple[str, ...] = ()
+
+
+@functools.cache
+def rules() -> dict[str, SiteRule]:
+    """Every rule by host. Two rules for one host are a fault of ours."""
+    found: dict[str, SiteRule] = {}
+    for file in sorted((resources.files("pipeline.pages") / "sites").iterdir(), key=lambda f: f.name):
+        if file.name.endswith(".yaml"):
+            for entry in yaml.safe_load(file.read_text(encoding="utf-8")):
+                rule = SiteRule.model_validate(entry)
+                assert not found.keys() & set(rule.hosts), f"{file.name}: a second rule for one of {rule.hosts}"
+                found.update(dict.fromkeys(rule.hosts, rule))
+    return found
+
+
+def rule_of(url: str) -> SiteRule | None:
+    """The rule for a page, None if its site is not known."""
+    known = rules()
+    return next((known[name] for name in host_names(url) if name in known), None)
+
+
+def told_by(tree: Any, rule: SiteRule) -> Told:
+    """Apply a rule: takes out what it removes, marks its captions, and gives what it finds."""
+    for selector in rule.remove:
+        for node in tree.css(selector):
+            node.decompose()
+    for selector in rule.captions:
+        for node in tree.css(selector):
+            node.attrs["class"] = "caption"
+    return Told(
+        content=tree.css_first(rule.content) if rule.content else None,
+        title=_text(tree, rule.title),
+        abstract=_text(tree, rule.abstract),
+        tags=tuple(node.text() for selector in rule.tags for node in tree.css(selector)[:20]),
+    )
+
+
+def _text(tree: Any, selector: str) -> str:
+    node = tree.css_first(selector) if selector else None
+    return node.text() if node is not None else ""

@@ -1,0 +1,106 @@
+"""As what an image is stored: JPEG bytes of three components, at the size that the spec allows.
+
+`shards.reencode: never` keeps the bytes as they were fetched wherever every reader can take them; what is no JPEG, is
+grey, CMYK or turned by EXIF, or is larger than `shards.max_side` is encoded anew, from the picture as shown. `all`
+encodes every image, which also takes away what a camera wrote into it.
+
+A picture's stored sides follow from its sides alone (`stored_sides`), so that rows, KEY.json and boxes can say them
+without decoding anything. Regions were detected on the fetched picture: `scaled_boxes` moves them to the stored one.
+`sha256` stays that of the fetched bytes everywhere.
+
+Limits: colour profiles are not applied. Encoded bytes are those of one libjpeg-turbo; another version may give others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.build import Shards
+from pipeline.pictures import decode as pictures
+
+Boxes = npt.NDArray[np.float32]
+"""[N, 4] x1 y1 x2 y2 in pixels."""
+
+
+def stored_sides(width: Any, height: Any, max_side: int) -> tuple[Any, Any]:
+    """Sides of the stored picture, of one or of arrays: the longer one at most `max_side` (0: any), none below 1."""
+    if not max_side:
+        return width, height
+    width, height = np.asarray(width, np.int64), np.asarray(height, np.int64)
+    longer = np.maximum(np.maximum(width, height), max_side)
+    # halves are rounded up, in whole numbers: the same on every machine
+    return tuple(np.maximum(1, (2 * side * max_side + longer) // (2 * longer)) for side in (width, height))
+
+
+def scaled_boxes(boxes_N4: Boxes, fetched_N2: Any, stored_N2: Any) -> Boxes:
+    """Boxes in pixels of the stored picture. fetched_N2, stored_N2: width and height of each box's picture.
+
+    0 <= x1 < x2 <= width still holds, whatever is lost to rounding.
+    """
+    fetched, stored = (np.asarray(sides, np.float64) for sides in (fetched_N2, stored_N2))
+    edge = stored.astype(np.float32)
+    scaled = (boxes_N4.reshape(-1, 2, 2) * (stored / fetched)[:, None, :]).astype(np.float32)
+    high = np.minimum(scaled[:, 1], edge)
+    low = np.minimum(scaled[:, 0], np.nextafter(high, np.float32(0)))
+    return np.stack([low, high], axis=1).reshape(-1, 4)
+
+
+def as_stored(data: bytes, shards: Shards, sides: tuple[int, int], max_pixels: int) -> bytes:
+    """JPEG bytes to store, always of three components. sides: width and height of the picture as fetched.
+
+    Raises PictureError. Grey and CMYK JPEGs are encoded anew although they are JPEGs: Ray Data stacks images into one
+    column and fails on the first grey one (an array of two dimensions), and several decoders refuse CMYK.
+    """
+    quality, kept = shards.jpeg_quality, not shards.max_side or max(sides) <= shards.max_side
+    if shards.reencode == "never" and kept:
+        if is_plain_jpeg(data):
+            return data
+        image = pictures.to_jpeg(data, quality, max_pixels)
+        if components_of(image) == 3:
+            return image
+        data = image
+    pixels = pictures.decode(data, max_pixels).pixels
+    if not kept:
+        width, height = stored_sides(*sides, shards.max_side)
+        pixels = pictures.resized(pixels, int(width), int(height))
+    return pictures.encode_jpeg(pixels, quality)
+
+
+def is_plain_jpeg(data: bytes) -> bool:
+    """Whether bytes are a JPEG that is stored as it is, told from its markers alone: three components, and no segment
+    that could turn the picture or make it another format (EXIF, XMP, Adobe, MPF ...). Where False, ask Pillow.
+    """
+    if data[:2] != b"\xff\xd8":
+        return False
+    at, components = 2, 0
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker == 0xDA:  # the scan begins
+            return components == 3
+        if marker in (0xC0, 0xC1, 0xC2) and at + 10 <= len(data):
+            components = data[at + 9]
+        elif marker not in _PLAIN and not (marker == 0xE2 and data[at + 4 : at + 15] == b"ICC_PROFILE"):
+            return False
+        at += 2 + length
+    return False
+
+
+_PLAIN = frozenset([0xE0, 0xDB, 0xC4, 0xDD, 0xFE])
+"""Markers of JFIF, tables, restarts and comments."""
+
+
+def components_of(jpeg: bytes) -> int:
+    """Number of colour components of a JPEG, from its frame header (ITU-T T.81, B.2.2); 0 if there is none."""
+    at = 2
+    while at + 10 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4], "big")
+        if marker == 0xFF:  # a fill byte before a marker
+            at += 1
+        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return jpeg[at + 9]
+        else:
+            at += 2 + length
+    return 0

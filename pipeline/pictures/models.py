@@ -1,0 +1,58 @@
+"""ONNX models: sessions for filters and detectors, and where to find models that lie in other packages.
+
+A model is found without importing its package, and is known by the sha256 of its file: what STORE caches of it stays
+valid as long as the file does, whatever the package's version. Sessions run on one thread of the CPU unless told
+otherwise, so that workers on one machine do not fight and a score does not change with their number.
+
+Limits: scores may differ in their last digits between kinds of CPU, as with every floating-point model.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import ModelError
+from pipeline.files.folder import file_sha256
+
+
+@functools.cache
+def find(package: str, pattern: str, distribution: str) -> Path:
+    """The file of a package that fits the pattern; the last by name if several do. Raises ModelError."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModelError(distribution, "is not installed; it comes with `pip install 'wenlan[models]'`")
+    found = sorted(path for place in spec.submodule_search_locations for path in Path(place).glob(pattern))
+    if not found:
+        raise ModelError(distribution, f"holds no {pattern}; it comes with `pip install 'wenlan[models]'`")
+    return found[-1]
+
+
+@functools.cache
+def digest(path: Path) -> str:
+    """sha256 of a model's file, hex."""
+    return file_sha256(path)
+
+
+def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = False) -> Any:
+    """An onnxruntime session over a file or its bytes, on so many threads, or on CUDA if asked for and there.
+
+    Raises ModelError that names the file: `name`, or the path.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3
+    providers = ["CPUExecutionProvider"]
+    if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
+    try:
+        return onnxruntime.InferenceSession(
+            data if isinstance(data, bytes) else str(data), options, providers=providers
+        )
+    except Exception as e:  # onnxruntime's own exceptions have no common base
+        said = " ".join(str(e).split())[:200]
+        raise ModelError(name or str(data), f"is not an ONNX model ({said})") from None

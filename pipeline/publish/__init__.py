@@ -1,0 +1,1 @@
+"""A build becomes a dataset: release, card, Croissant, Energon, verification, export."""

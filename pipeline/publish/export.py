@@ -1,0 +1,109 @@
+"""A dataset in the row format of BriVL's release, for tools that were written for that: one file a split, and images.
+
+    OUT/train.jsonl dev.jsonl val.jsonl     {"image_id": "images/KEY.jpg", "sentences": [[KIND, TEXT]], "bbox": [...]}
+    OUT/images/KEY.jpg                      the stored images: what the boxes are in pixels of
+
+Image paths start from the folder of the rows. Texts go by the release's names: `alt_text` for alt and title, `sur_text`
+for surrounding, and with it the two cuts that the release has, `easy` (its first 128 characters) and `first` (its first
+sentence without the closing mark). Other kinds keep their own names. `wenlan-train embed --jsonl` and the source
+`url_table` (format brivl_jsonl, images: OUT) read it back.
+
+Limits: the format has whole pixels only, and neither scores nor labels: boxes are rounded and stay in order of score.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from data_specs.shard import SPLITS, Manifest, ShardFiles, parse_manifest
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+
+KINDS = {"alt": "alt_text", "title": "alt_text", "surrounding": "sur_text"}
+"""The release's names of our kinds of text."""
+
+EASY = 128
+BATCH = 1_000
+"""Samples in memory at once."""
+
+
+def to_brivl_jsonl(shards: Folder, out: Path, detector: str = "") -> dict[str, int]:
+    """Write the rows and images of a published dataset; gives the number of rows of each split.
+
+    detector: id, or its name if that tells it; the dataset's first one if not given. A killed export is done again from
+    the start; a split's rows appear when they are whole. Raises ContractError (no dataset) and StoreError (no such
+    detector, a full disk).
+    """
+    manifest = parse_manifest(shards.read("manifest.json"), shards.at("manifest.json"))
+    chosen = _detector(shards, manifest, detector)
+    target, counts = Folder(str(out)), dict[str, int]()
+    for split in SPLITS:
+        counts[split] = 0
+        with target.making(f"{split}.jsonl") as rows:
+            for shard in manifest.of_split(split):
+                for row, image in _rows(shards, shard, chosen):
+                    with target.making(row["image_id"]) as f:
+                        f.write(image)
+                    rows.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+                    counts[split] += 1
+    return counts
+
+
+def _detector(shards: Folder, manifest: Manifest, asked: str) -> str:
+    fitting = [d for d in manifest.detectors if not asked or asked in (d, d.rpartition("-")[0])]
+    if not fitting or (asked and len(fitting) > 1):
+        known = ", ".join(manifest.detectors) or "none"
+        raise StoreError(shards.url, f"has no one detector {asked!r}; its detectors: {known}")
+    return fitting[0]
+
+
+def _rows(shards: Folder, shard: ShardFiles, detector: str) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Row and image of each sample of a shard, in its order."""
+    columns = ["key", "texts", "width", "height", "image_offset", "image_size"]
+    with (
+        shards.local(shard.tar.path) as tar,
+        shards.local(shard.parquet.path) as index,
+        shards.local(shard.regions[detector].path) as regions,
+        tar.open("rb") as f,
+        pq.ParquetFile(index) as samples,
+        pq.ParquetFile(regions) as boxes,
+    ):
+        of_samples = samples.iter_batches(BATCH, columns=columns)
+        of_boxes = boxes.iter_batches(BATCH, columns=["key", "boxes"])
+        for here, there in zip(of_samples, of_boxes, strict=True):
+            for sample, region in zip(here.to_pylist(), there.to_pylist(), strict=True):
+                if sample["key"] != region["key"]:
+                    raise StoreError(shards.at(shard.regions[detector].path), f"{sample['key']}: is of another sample")
+                image = os.pread(f.fileno(), sample["image_size"], sample["image_offset"])
+                yield (
+                    {
+                        "image_id": f"images/{sample['key']}.jpg",
+                        "sentences": sentences(sample["texts"]),
+                        "bbox": whole_pixels(region["boxes"], sample["width"], sample["height"]),
+                    },
+                    image,
+                )
+
+
+def sentences(texts: list[dict[str, str]]) -> list[list[str]]:
+    """[kind, text] pairs of the release from texts {kind, text}, in order, with the cuts of the first surrounding."""
+    found = [[KINDS.get(text["kind"], text["kind"]), text["text"]] for text in texts]
+    surrounding = next((text["text"] for text in texts if text["kind"] == "surrounding"), "")
+    cuts = [["easy", surrounding[:EASY]], ["first", surrounding.partition("。")[0]]] if surrounding else []
+    return found + cuts
+
+
+def whole_pixels(boxes: list[float], width: int, height: int) -> list[list[int]]:
+    """Boxes [[x1, y1, x2, y2], ...] at the nearest whole pixels, at least one pixel wide and high, inside."""
+    corners = np.rint(np.array(boxes, np.float64).reshape(-1, 2, 2)).astype(int)
+    low = corners[:, 0].clip(0, np.array([width, height]) - 1)
+    high = np.maximum(corners[:, 1].clip(0, (width, height)), low + 1)
+    found: list[list[int]] = np.concatenate([low, high], axis=1).tolist()
+    return found

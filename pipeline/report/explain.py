@@ -1,0 +1,132 @@
+"""Explain: what became of one candidate, image or page, and what each stage saw of it.
+
+A candidate's fate is its row in the union of decisions (every failing reason, evidence, what it is a duplicate of).
+What the stages saw is looked up in the one partition that holds its order key, so the cost of a trace is that of one
+partition, whatever the size of the build.
+
+Limits: decisions have no index, so finding the rows reads each of their columns that is asked for, file by file. The
+first TRACED rows are traced; a page may hold hundreds of images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.build import SpecError
+from data_specs.shard import KEY_LENGTH
+from pipeline.records import order_key, sha256_hex
+from pipeline.report.funnel import ORDER, PREPARING
+from pipeline.store.build import Build
+from pipeline.store.images import records_between
+from pipeline.store.partitions import DECISIONS, Record, StageDir
+
+TRACED = 20
+PREFIX = 8
+"""Fewest digits of an id."""
+
+ASKED = {
+    "key",
+    "order_key",
+    "candidate_id",
+    "fetch_id",
+    "source",
+    "source_kind",
+    "origin",
+    "page_url",
+    "image_url",
+    "row",
+}
+"""Columns that say what is asked, not what was seen."""
+
+
+def explain(build: Build, subject: str) -> list[dict[str, Any]]:
+    """Every decision about a candidate id or key (or its beginning, 8 hex digits or more), an image, or a URL.
+
+    A URL may be an image's or a page's. Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the
+    candidate}, in the stages' order, None beyond the first TRACED rows; and `leader`: the decision about what it is a
+    duplicate of, None if it is none or an earlier build's. Raises SpecError for a subject that is too short.
+    """
+    found = list(_decisions(build, subject))
+    leaders = {row["id"]: row for row in found if not row["duplicate_of"]}
+    missing = {row["duplicate_of"] for row in found if row["duplicate_of"]} - set(leaders)
+    if missing:
+        leaders |= {row["id"]: row for row in _by_id(build, missing)}
+    told = []
+    for number, row in enumerate(found):
+        saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
+        told.append({**row, "saw": saw, "leader": leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None})
+    return told
+
+
+def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(stage, what it knew) of one candidate, from extract to the last stage that knew it."""
+    key, sha256 = order_key(fetch_id, build.spec.seed), ""
+    this = (pc.field("order_key") == key) & (pc.field("candidate_id") == candidate_id)
+    for name in ORDER:
+        if name not in build.fingerprints or name in PREPARING or name in ("crawl", "report"):
+            continue
+        wanted = {
+            "fetch": pc.field("fetch_id") == fetch_id,
+            "measure": pc.field("sha256") == sha256,
+            "detect": pc.field("sha256") == sha256,
+            "shard": pc.field("key") == candidate_id[:KEY_LENGTH],
+        }.get(name, this)
+        saw = dict(_look(build.stage(name), key, wanted))
+        if saw:
+            sha256 = saw.get("sha256") or sha256
+            yield name, saw
+
+
+def _look(stage: StageDir, key: str, wanted: pc.Expression) -> Iterator[tuple[str, Any]]:
+    """(column, value) of the row a stage has; (detector, its boxes) where it has a file a detector."""
+    for record in _records(stage, key):
+        for suffix in record.files:
+            if suffix == DECISIONS or suffix.startswith("regions/") or not suffix.endswith("parquet"):
+                continue
+            rows = stage.table(record, suffix, filters=wanted).slice(0, 1).to_pylist()
+            if rows and stage.name == "detect":
+                scores = [round(score, 3) for score in rows[0]["scores"]]
+                yield suffix.removesuffix(".parquet"), f"{len(scores)} boxes, scores {scores[:5]}"
+            elif rows:
+                yield "partition", record.partition
+                yield from ((name, value) for name, value in rows[0].items() if name not in ASKED and value != "")
+                return
+
+
+def _records(stage: StageDir, key: str) -> Iterator[Record]:
+    """Records of a stage: only the one whose range holds the order key, where partitions are such ranges."""
+    names = stage.partitions()
+    if all("-of-" in name for name in names):
+        yield from records_between(stage, key, key)
+    else:
+        yield from (stage.record(name) for name in names)
+
+
+def _decisions(build: Build, subject: str) -> Iterator[dict[str, Any]]:
+    for table in build.decisions():
+        yield from table.filter(_about(table, subject)).to_pylist()
+
+
+def _by_id(build: Build, ids: set[str]) -> Iterator[dict[str, Any]]:
+    wanted = pa.array(sorted(ids), pa.string())
+    for table in build.decisions():
+        yield from table.filter(pc.is_in(table["id"], wanted)).to_pylist()
+
+
+def _about(table: pa.Table, subject: str) -> Any:
+    if "://" in subject:
+        matches = [pc.equal(table[name], subject) for name in ("url", "page_url")]
+        matches.append(pc.equal(table["fetch_id"], sha256_hex(subject)))  # the url column is cut at 2,000 characters
+    else:
+        prefix = subject.lower()
+        if len(prefix) < PREFIX:
+            raise SpecError([f"{subject}: give a URL or at least {PREFIX} digits of an id"])
+        matches = [pc.starts_with(table[name], prefix) for name in ("id", "fetch_id", "duplicate_of")]
+    result = matches[0]
+    for more in matches[1:]:
+        result = pc.or_(result, more)
+    return result

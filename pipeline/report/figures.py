@@ -1,0 +1,253 @@
+"""Figures of the quality report: histograms, domains, words, duplicate clusters and cost, as plain JSON values.
+
+Read file by file from the shards' Parquet, the regions beside them and the decisions, into histograms with fixed bins
+and counters: memory does not grow with the dataset. Fixed bins also let two reports be compared bin by bin.
+
+Limits: a counter of domains, words or clusters that has grown beyond 200,000 entries is cut to its 100,000 largest, so
+counts near the end of a very long list may be low. Words are cut by jieba, which manages about 1 MB a second, so they
+come from at most 50,000 samples, the first in keyed-hash order of each shard; the report says from how many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.report.funnel import ORDER
+from pipeline.stages.shard import detector_ids, packed
+from pipeline.store.build import Build
+from pipeline.store.build_json import Cost
+from pipeline.texts.words import stop_words, words_of
+
+WORD_SAMPLES = 50_000
+COUNTER_LIMIT = 200_000
+DOMAINS = 200
+"""Hosts that report.json lists; the page shows the first of them."""
+
+HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass
+class Histogram:
+    """Counts in fixed bins: `edges` are the lower bounds; what lies beyond the last one is in the last bin."""
+
+    name: str
+    title: str
+    title_zh: str
+    edges: Sequence[float]
+    labels: Sequence[str]
+    counts: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        assert len(self.edges) == len(self.labels)
+        self.counts = np.zeros(len(self.edges), np.int64)
+
+    def add(self, values: Sequence[float] | Numbers) -> None:
+        """Count values; those below the first edge go into the first bin."""
+        if len(values):
+            bins = np.searchsorted(np.asarray(self.edges, np.float64), np.asarray(values, np.float64), side="right") - 1
+            self.counts += np.bincount(np.maximum(bins, 0), minlength=len(self.edges))
+
+    @property
+    def total(self) -> int:
+        return int(self.counts.sum())
+
+    def value(self) -> dict[str, Any]:
+        bins = [{"label": label, "count": int(n)} for label, n in zip(self.labels, self.counts, strict=True)]
+        names = {"name": self.name, "title": self.title, "title_zh": self.title_zh}
+        return {**names, "total": self.total, "bins": bins}
+
+
+def _ranges(edges: Sequence[int], unit: str = "") -> list[str]:
+    """Labels `1`, `2–3`, ..., `500+` for whole numbers."""
+    labels = []
+    for low, high in zip(edges, [*edges[1:], None], strict=True):
+        labels.append(
+            f"{low}{unit}+" if high is None else f"{low}{unit}" if high == low + 1 else f"{low}–{high - 1}{unit}"
+        )
+    return labels
+
+
+_CHARS = (0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
+_WORDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
+_SIDES = (0, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
+_KILOBYTES = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+CLUSTER_SIZES = (2, 3, 4, 5, 6, 8, 11, 21, 51, 101)
+_REGIONS = (0, 1, 2, 5, 9, 17, 25, 36, 37)
+_ASPECT = (0.0, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.1, 1.5, 2.0, 3.0)
+_ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+")
+
+
+def cluster_sizes(sizes: Iterable[int]) -> dict[str, Any]:
+    """How large groups of duplicates are, their leaders counted along."""
+    histogram = Histogram("cluster_size", "Images of a group", "每组图像数", CLUSTER_SIZES, _ranges(CLUSTER_SIZES))
+    histogram.add(list(sizes))
+    return histogram.value()
+
+
+class Figures:
+    """Collects the figures of kept samples, shard by shard."""
+
+    def __init__(self, detectors: Sequence[str]) -> None:
+        self.characters = Histogram("characters", "Characters of a primary text", "主文本字数", _CHARS, _ranges(_CHARS))
+        self.words = Histogram(
+            "words", "Words of a primary text (jieba)", "主文本词数（结巴分词）", _WORDS, _ranges(_WORDS)
+        )
+        tenths = [i / 10 for i in range(10)]
+        labels = [f"{10 * i}–{10 * i + 10}%" for i in range(10)]
+        self.han = Histogram("han_share", "Han share of a primary text", "主文本汉字比例", tenths, labels)
+        self.texts = Histogram("texts", "Texts of a sample", "每个样本的文本数", range(1, 9), _ranges(range(1, 9)))
+        self.short = Histogram("short_side", "Shorter side, pixels", "短边（像素）", _SIDES, _ranges(_SIDES))
+        self.long = Histogram("long_side", "Longer side, pixels", "长边（像素）", _SIDES, _ranges(_SIDES))
+        self.aspect = Histogram("aspect", "Width to height, from", "宽高比（下限）", _ASPECT, _ASPECT_LABELS)
+        self.bytes = Histogram(
+            "bytes", "Size of the stored JPEG, kB", "JPEG 大小（kB）", _KILOBYTES, _ranges(_KILOBYTES)
+        )
+        self.regions = {
+            d: Histogram(
+                f"regions/{d}", f"Regions of an image, {d}", f"每幅图像的区域数，{d}", _REGIONS, _ranges(_REGIONS)
+            )
+            for d in detectors
+        }
+        self.boxes: Counter[str] = Counter()
+        self.kinds: Counter[str] = Counter()
+        self.primary_kinds: Counter[str] = Counter()
+        self.formats: Counter[str] = Counter()
+        self.image_domains: Counter[str] = Counter()
+        self.page_domains: Counter[str] = Counter()
+        self.top_words: Counter[str] = Counter()
+        self.word_samples = 0
+
+    def add(self, rows: Sequence[dict[str, Any]], cut: int) -> None:
+        """Count rows of SHARD_SCHEMA; the primary texts of the first `cut` of them are cut into words."""
+        primary = [row["texts"][0]["text"] for row in rows]
+        self.characters.add([len(text) for text in primary])
+        self.han.add([min(han_share(text), 0.999) for text in primary])
+        self.texts.add([len(row["texts"]) for row in rows])
+        self.short.add([min(row["width"], row["height"]) for row in rows])
+        self.long.add([max(row["width"], row["height"]) for row in rows])
+        self.aspect.add([row["width"] / row["height"] for row in rows])
+        self.bytes.add([row["image_size"] / 1_000 for row in rows])
+        for row in rows:
+            self.primary_kinds[row["texts"][0]["kind"]] += 1
+            self.kinds.update(text["kind"] for text in row["texts"])
+            self.formats[row["format"]] += 1
+            self.image_domains[domain(row["image_url"])] += 1
+            self.page_domains[domain(row["page_url"])] += bool(row["page_url"])
+        self._cut(primary[:cut])
+        for counter in (self.image_domains, self.page_domains, self.top_words):
+            trim(counter)
+
+    def _cut(self, texts: Sequence[str]) -> None:
+        cut = [words_of(text) for text in texts]
+        self.words.add([len(words) for words in cut])
+        for words in cut:
+            self.top_words.update({w for w in words if len(w) > 1 and w not in stop_words() and HAN.search(w)})
+        self.word_samples += len(texts)
+
+    def value(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+        shapes = [self.characters, self.words, self.han, self.texts, self.short, self.long, self.aspect, self.bytes]
+        return {
+            "histograms": [h.value() for h in (*shapes, *self.regions.values())],
+            "kinds": [
+                {"name": kind, "texts": n, "primary": self.primary_kinds[kind]} for kind, n in ranked(self.kinds, 10)
+            ],
+            "formats": [{"name": name, "count": n} for name, n in ranked(self.formats, 10)],
+            "image_domains": [{"name": name, "count": n} for name, n in ranked(self.image_domains, DOMAINS)],
+            "page_domains": [{"name": name, "count": n} for name, n in ranked(self.page_domains, DOMAINS) if n],
+            "regions": [
+                {
+                    "detector": name,
+                    "images": histogram.total,
+                    "mean": round(self.boxes[name] / max(1, histogram.total), 3),
+                    "without": int(histogram.counts[0]),
+                }
+                for name, histogram in self.regions.items()
+            ],
+            "words": [{"name": name, "count": n} for name, n in ranked(self.top_words, 40)],
+            "word_samples": self.word_samples,
+        }
+
+
+def collect(build: Build) -> dict[str, Any]:
+    """Figures of all kept samples of a build."""
+    stage, detectors = build.stage("shard"), detector_ids(build)
+    records = packed(build)
+    figures, cut = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(records)))
+    columns = ["texts", "width", "height", "image_size", "format", "image_url", "page_url"]
+    for record in records:
+        left = cut
+        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(5_000, columns=columns):
+                figures.add(batch.to_pylist(), left)
+                left = max(0, left - batch.num_rows)
+        for detector in detectors:
+            scores = stage.table(record, f"regions/{detector}", columns=["scores"])["scores"]
+            counts = pc.list_value_length(scores).to_numpy()
+            figures.regions[detector].add(counts)
+            figures.boxes[detector] += int(counts.sum())
+    return figures.value()
+
+
+def cost(build: Build) -> list[dict[str, Any]]:
+    """What each stage took: partitions, seconds summed over partitions, CPU seconds, wall seconds where known."""
+    known = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
+    rows = []
+    for name in ORDER:
+        records = build.stage(name).records() if name in build.fingerprints else []
+        if not records:
+            continue
+        took = Cost.of(records, gpus=0)  # how many a partition held is known to whoever ran it, who noted it
+        same = known.get(name, {}).get("fingerprint") == build.fingerprints[name]
+        rows.append(
+            {
+                "stage": name,
+                "partitions": len(records),
+                "seconds": round(took.seconds, 2),
+                "cpu_seconds": round(took.cpu_seconds, 2),
+                "gpu_seconds": known[name].get("cost", {}).get("gpu_seconds") if same else None,
+                "wall_seconds": known[name]["seconds"] if same else None,
+                "bytes": took.bytes,
+                "cached": sum(record.counts.get("cached", 0) for record in records),
+            }
+        )
+    return rows
+
+
+def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:
+    """The largest entries; equal ones by name, so that the report is the same every time."""
+    return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:count]
+
+
+def trim(counter: Counter[str]) -> None:
+    """Cut a counter that has grown too long to its larger half."""
+    if len(counter) > COUNTER_LIMIT:
+        kept = ranked(counter, COUNTER_LIMIT // 2)
+        counter.clear()
+        counter.update(dict(kept))
+
+
+def domain(url: str) -> str:
+    """Host of a URL in lower case, "" if it has none."""
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
+
+
+def han_share(text: str) -> float:
+    """Share of Han characters among the characters that are not white space, 0 to 1."""
+    visible = sum(not c.isspace() for c in text)
+    return len(HAN.findall(text)) / visible if visible else 0.0

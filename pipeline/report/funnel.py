@@ -1,0 +1,158 @@
+"""The funnel: what became of every candidate, counted from the union of the stages' decisions.
+
+Each candidate has exactly one row in the decisions: dropped by a stage for a first reason, or kept by `shard`. So what
+entered a stage is everything minus what earlier stages dropped, and the funnel adds up by construction; `faults` then
+holds it against what the stages counted themselves, which is the check that no row was lost or decided twice.
+
+Limits: memory is one partition's decisions and one number for each (source, stage, reason).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.records import DropReason
+from pipeline.store.build import STAGE_FOLDERS, Build
+
+ORDER = {name: i for i, name in enumerate(STAGE_FOLDERS)}
+"""Stages in the order in which a candidate meets them."""
+
+UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
+"""Reasons whose URLs and texts are shown to nobody."""
+
+PREPARING = frozenset({"rank", "lead"})
+"""Stages that drop nothing themselves: they prepare what `dedup` decides."""
+
+
+def stages_between(first: str, last: str) -> list[str]:
+    """The stages of the funnel from one to another, both inclusive."""
+    return [name for name in ORDER if ORDER[first] <= ORDER[name] <= ORDER[last] and name not in PREPARING]
+
+
+@dataclass(frozen=True, slots=True)
+class StageFunnel:
+    """One stage: how many entered, left it and were dropped, and the reasons with their counts, largest first."""
+
+    stage: str
+    seen: int
+    kept: int
+    dropped: int
+    reasons: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """Counts of one subject (candidates, or captures) by (source, stage, reason); reason "" = kept to the end."""
+
+    counts: dict[tuple[str, str, str], int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts.values())
+
+    @property
+    def kept(self) -> int:
+        return sum(n for (_, _, reason), n in self.counts.items() if not reason)
+
+    @property
+    def dropped(self) -> int:
+        return self.total - self.kept
+
+    @property
+    def drop_share(self) -> float:
+        """Dropped share of all, 0 to 1; 1 where nothing entered, since nothing is left either."""
+        return self.dropped / self.total if self.total else 1.0
+
+    def sources(self) -> list[str]:
+        """Names of sources, the one with most entries first."""
+        totals: Counter[str] = Counter()
+        for (source, _, _), n in self.counts.items():
+            totals[source] += n
+        return [name for name, _ in sorted(totals.items(), key=lambda item: (-item[1], item[0]))]
+
+    def of_source(self, source: str) -> Funnel:
+        """The funnel of one source."""
+        return Funnel({key: n for key, n in self.counts.items() if key[0] == source})
+
+    def reasons(self) -> list[tuple[str, int]]:
+        """(reason, count) of all that was dropped, largest first."""
+        totals: Counter[str] = Counter()
+        for (_, _, reason), n in self.counts.items():
+            if reason:
+                totals[reason] += n
+        return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
+
+    def stages(self, names: list[str]) -> list[StageFunnel]:
+        """One row for each of the stages `names`, in their order, from all that entered to all that was kept."""
+        rows, seen = [], self.total
+        for name in sorted(names, key=lambda n: ORDER[n]):
+            here = Funnel({k: n for k, n in self.counts.items() if k[1] == name and k[2]})
+            rows.append(StageFunnel(name, seen, seen - here.total, here.total, tuple(here.reasons())))
+            seen -= here.total
+        return rows
+
+
+def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
+    """(candidates, captures) of a build, from its decisions, one partition in memory at a time."""
+    counts: dict[str, Counter[tuple[str, str, str]]] = {"candidate": Counter(), "capture": Counter()}
+    for table in build.decisions():
+        for subject, key, n in _grouped(table):
+            counts[subject][key] += n
+    return Funnel(dict(counts["candidate"])), Funnel(dict(counts["capture"]))
+
+
+def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]:
+    columns = ["subject", "source", "stage", "reason"]
+    for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+        yield row["subject"], (row["source"], row["stage"], row["reason"]), row["count_all"]
+
+
+def faults(build: Build, candidates: Funnel) -> list[str]:
+    """Where the decisions and a stage's own counts differ, one line each; empty for a sound build.
+
+    Holds every stage from admit to shard against its records' seen, kept and dropped.
+    """
+    stages = stages_between("extract", "shard")
+    found = []
+    for row in candidates.stages([name for name in stages if name in build.fingerprints]):
+        records = build.stage(row.stage).records()
+        for what in ("seen", "kept", "dropped"):
+            if not any(what in record.counts for record in records):
+                continue
+            counted, decided = sum(record.counts.get(what, 0) for record in records), int(getattr(row, what))
+            if counted != decided:
+                found.append(f"{row.stage}: its records count {counted:,} {what}, the decisions say {decided:,}")
+    return found
+
+
+def examples(
+    build: Build, count: int, subject: str = "candidate", stage: str = "", sources: Sequence[str] = ()
+) -> list[str]:
+    """`count` dropped candidates (or captures), one line each, taken in turn from the reasons there are.
+
+    Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
+    """
+    by_reason: dict[str, list[str]] = {}
+    for table in build.decisions():
+        wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
+        if stage:
+            wanted = pc.and_(wanted, pc.equal(table["stage"], stage))
+        if sources:
+            wanted = pc.and_(wanted, pc.is_in(table["source"], pa.array(sources, pa.string())))
+        for row in table.filter(wanted).slice(0, 1_000).to_pylist():
+            lines = by_reason.setdefault(row["reason"], [])
+            if len(lines) < count and not {*row["reasons"], row["reason"]} & UNNAMED:
+                text = f" {row['text'][:40]!r}" if row["text"] else ""
+                where = f"{row['stage']}/{row['reason']}: {row['url'][:120]}"
+                lines.append(f"{where}{text} {row['evidence'][:80]}".rstrip())
+    picked: list[str] = []
+    while len(picked) < count and any(by_reason.values()):
+        for lines in by_reason.values():
+            if lines and len(picked) < count:
+                picked.append(lines.pop(0))
+    return picked

@@ -1,0 +1,189 @@
+"""Gates: what must hold before a build becomes a dataset.
+
+    min_samples, max_drop_share      of the whole build
+    max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
+    max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
+    max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
+    approve                          a person's word (`approve: manual`)
+
+A tool that silently drops nearly everything is worse than one that stops: a filter set for English, a site that
+changed its layout, a CDN that refuses us all look like a successful build with few rows. So each stage has an expected
+share for each source, with defaults, and a stage above it fails the build with the numbers, the reasons and ten of what
+was dropped, before anything is published.
+
+The report shows the same gates that `publish` asks. Limits: a source of fewer than `publish.judged_from` entries at a
+stage is not judged there, since a share of ten says little; `min_samples` is for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_specs.build import BuildSpec, DropShares, SpecError
+from pipeline.errors import GateError
+from pipeline.report import drift
+from pipeline.report.funnel import ORDER, Funnel, StageFunnel, examples
+from pipeline.store.build import Build
+
+STAGE_GATES = tuple(f"max_drop.{stage}" for stage in DropShares.model_fields)
+FIGURE_GATES = ("max_drift", "max_domain_share", "min_regions")
+"""Gates that need the report's figures."""
+
+NAMES = ("min_samples", "max_drop_share", *STAGE_GATES, *FIGURE_GATES, "approve")
+SHOWN_REASONS = 10
+SHOWN_EXAMPLES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One gate: what was found and wanted, for people, and one line for each thing that does not hold."""
+
+    name: str
+    found: str
+    wanted: str
+    faults: tuple[str, ...] = ()
+    stage: str = ""
+    sources: tuple[str, ...] = ()  # at fault, of a stage's gate
+
+    @property
+    def holds(self) -> bool:
+        return not self.faults
+
+
+def judge(spec: BuildSpec, candidates: Funnel, captures: Funnel, report: dict[str, Any] | None = None) -> list[Gate]:
+    """Every gate but `approve`, in the order of NAMES; a stage at which no source can be judged has none.
+
+    report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
+    so are those of them that the spec does not set.
+    """
+    figures = [] if report is None else list(_figures(spec, report))
+    return [*_whole(spec, candidates), *_stages(spec, candidates, captures), *figures]
+
+
+def hold(
+    build: Build, candidates: Funnel, captures: Funnel, accept: Sequence[str] = (), approved: bool = False
+) -> None:
+    """Raise GateError if a gate that is not in `accept` does not hold; one line each, and what was dropped.
+
+    approved: a person asked, which is what `approve: manual` waits for.
+    """
+    report = _report(build)
+    failed = [g for g in judge(build.spec, candidates, captures, report) if not g.holds and g.name not in accept]
+    lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
+    if report is None:
+        wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
+        lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
+    if build.spec.publish.approve == "manual" and not approved and "approve" not in accept:
+        lines.append(f"gate approve: the spec wants a person's word; next: wenlan-data publish {build.out}")
+    if not lines:
+        return
+    for gate in failed:
+        lines += _dropped(build, gate, captures if gate.stage == "crawl" else candidates)
+    if failed:
+        names = " ".join(f"--accept {gate.name}" for gate in failed)
+        lines.append(f"let it through with: wenlan-data publish {build.out} {names} --because TEXT")
+    raise GateError(build.build_id, "\n".join(lines))
+
+
+def check_acceptance(accept: Sequence[str], because: str) -> None:
+    """Raises SpecError for an unknown gate or an acceptance without a reason."""
+    for gate in accept:
+        if gate not in NAMES:
+            raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(NAMES)}"])
+    if accept and not because.strip():
+        raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
+
+
+def _whole(spec: BuildSpec, candidates: Funnel) -> Iterator[Gate]:
+    options = spec.publish
+    kept, share = candidates.kept, candidates.drop_share
+    few = f"{kept:,} samples are left, the spec wants {options.min_samples:,}"
+    yield Gate("min_samples", f"{kept:,}", f"≥ {options.min_samples:,}", () if kept >= options.min_samples else (few,))
+    many = (
+        f"{candidates.dropped:,} of {candidates.total:,} candidates were dropped ({share:.1%}), "
+        f"the spec allows {options.max_drop_share:.1%}"
+    )
+    holds = share <= options.max_drop_share
+    yield Gate("max_drop_share", f"{share:.1%}", f"≤ {options.max_drop_share:.1%}", () if holds else (many,))
+
+
+def _stages(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
+    """One gate a stage; what it found is the source that stands worst against what is expected of it."""
+    for stage in DropShares.model_fields:
+        judged: list[tuple[float, float, str, StageFunnel]] = []
+        for source in spec.sources:
+            funnel = (captures if stage == "crawl" else candidates).of_source(source.name)
+            row = next(row for row in funnel.stages(list(ORDER)) if row.stage == stage)
+            if row.seen >= spec.publish.judged_from:
+                judged.append((row.dropped / row.seen, spec.max_drop(source, stage), source.name, row))
+        if not judged:
+            continue
+        worst = max(judged, key=lambda item: item[0] - item[1])
+        over = [item for item in judged if item[0] > item[1]]
+        what = "pages" if stage == "crawl" else "candidates"
+        faults = tuple(
+            f"{stage} dropped {row.dropped:,} of {row.seen:,} {what} of {name} ({share:.1%}), {limit:.1%} is expected "
+            "at most"
+            for share, limit, name, row in over
+        )
+        sources = tuple(name for _, _, name, _ in over)
+        yield Gate(f"max_drop.{stage}", f"{worst[2]} {worst[0]:.1%}", f"≤ {worst[1]:.1%}", faults, stage, sources)
+
+
+def _is_set(spec: BuildSpec, name: str) -> bool:
+    default = type(spec.publish).model_fields[name].default
+    return bool(getattr(spec.publish, name) != default)
+
+
+def _report(build: Build) -> dict[str, Any] | None:
+    """The figures of the build's own report."""
+    found = drift.read(build.out)
+    return found if found is not None and found["build"]["id"] == build.build_id else None
+
+
+def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
+    """What was kept, by the report."""
+    options, kept = spec.publish, report["totals"]["kept"]
+    compared = report.get("drift")
+    if options.max_drift and compared and min(compared["samples"]) >= drift.FEW:
+        rows = compared["distributions"]
+        faults = tuple(
+            f"{row['name']} has moved by {row['psi']:.2f} since {compared['baseline']}, "
+            f"the spec allows {options.max_drift:g}"
+            for row in rows
+            if row["psi"] > options.max_drift
+        )
+        worst = f"{rows[0]['name']} {rows[0]['psi']:.2f}" if rows else "–"
+        yield Gate("max_drift", worst, f"≤ {options.max_drift:g}", faults)
+    if _is_set(spec, "max_domain_share") and kept and report["image_domains"]:
+        largest = report["image_domains"][0]
+        share, limit = largest["count"] / kept, options.max_domain_share
+        fault = f"{share:.1%} of the samples come from {largest['name']}, the spec allows {limit:.1%}"
+        yield Gate(
+            "max_domain_share", f"{largest['name']} {share:.1%}", f"≤ {limit:.1%}", (fault,) if share > limit else ()
+        )
+    if options.min_regions and report["regions"]:
+        first = report["regions"][0]
+        fault = (
+            f"{first['detector']} found {first['mean']:.1f} regions on an image, the spec wants {options.min_regions:g}"
+        )
+        few = first["mean"] < options.min_regions
+        yield Gate("min_regions", f"{first['mean']:.1f}", f"≥ {options.min_regions:g}", (fault,) if few else ())
+
+
+def _dropped(build: Build, gate: Gate, funnel: Funnel) -> Iterator[str]:
+    """The top reasons and ten examples of what a gate is about."""
+    where = f" of {', '.join(gate.sources)} at {gate.stage}" if gate.stage else ""
+    counts = {
+        key: n
+        for key, n in funnel.counts.items()
+        if not gate.stage or (key[1] == gate.stage and key[0] in gate.sources)
+    }
+    yield f"top reasons{where}:"
+    yield from [f"  {n:,} x {reason}" for reason, n in Funnel(counts).reasons()[:SHOWN_REASONS]] or ["  none"]
+    yield f"examples{where}:"
+    subject = "capture" if gate.stage == "crawl" else "candidate"
+    shown = examples(build, SHOWN_EXAMPLES, subject=subject, stage=gate.stage, sources=gate.sources)
+    yield from [f"  {line}" for line in shown] or ["  none"]

@@ -1,0 +1,270 @@
+"""Pictures of the quality report: a sheet of kept and dropped samples, and the largest duplicate clusters.
+
+The sheet is a random sample that is the same every time: of each kind of fate the candidates with the smallest keyed
+hash of their id are taken, half of the sheet for kept ones, the other half in turn for each reason to drop. Candidates
+that were dropped before their image was fetched are shown by their text.
+
+Regions are drawn on kept samples as their shards hold them. A dropped one never reached detect: its boxes come from
+STORE's cache where some build has looked at the image, else the spec's first detector looks at it here, and each that
+needs no pixels.
+
+Never shown, neither picture nor text nor URL: what was opted out, refused by robots.txt or by the guard, or is on
+STORE's list of takedowns (by URL, by image or by domain). Of what `screen` dropped as not safe for work, and of its
+copies, the picture is not shown.
+
+Limits: memory is one partition's decisions and the chosen rows; thumbnails end at a budget of bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.shard import KEY_LENGTH
+from pipeline.detectors import Boxes, Detector, detectors_of
+from pipeline.pictures import decode as pictures
+from pipeline.pictures.encode import stored_sides
+from pipeline.records import DropReason, order_key
+from pipeline.report.figures import trim
+from pipeline.stages import screen
+from pipeline.stages.detect import SCHEMA, blank, boxes_of, cleaned, look
+from pipeline.stages.shard import detector_ids, packed
+from pipeline.store.build import Build
+from pipeline.store.images import FetchedImage, read_images
+from pipeline.store.takedowns import Takedowns
+
+HIDDEN = frozenset(
+    reason.value
+    for reason in (
+        DropReason.OPT_OUT,
+        DropReason.FORGOTTEN,
+        DropReason.ROBOTS_DISALLOWED,
+        DropReason.ROBOTS_UNREACHABLE,
+        DropReason.EGRESS_REFUSED,
+    )
+)
+CLUSTERS, MEMBERS = 6, 8
+PICTURE_BUDGET = 3_000_000
+"""Bytes of all thumbnails together, so that the page stays below 5 MB as base64."""
+
+
+@dataclass
+class Choice:
+    """What of the decisions is shown: `sheet` rows, and `clusters` of rows with the leader first."""
+
+    sheet: list[dict[str, Any]] = field(default_factory=list)
+    clusters: list[dict[str, Any]] = field(default_factory=list)
+    hidden: int = 0
+    duplicates: int = 0
+    sizes: list[int] = field(default_factory=list)
+    """Of the groups of duplicates, leader included."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
+
+
+def choose(build: Build, takedowns: Takedowns) -> Choice:
+    """Choose what is shown, in two passes over the decisions."""
+    fates: dict[str, _Smallest] = {}
+    sizes: Counter[str] = Counter()
+    choice = Choice()
+    wanted = build.spec.report.pictures
+    opted_out: set[str] = set()
+    for table in build.decisions():
+        table = table.filter(pc.equal(table["subject"], "candidate"))
+        opted_out.update(table.filter(pc.is_in(table["reason"], pa.array(sorted(HIDDEN))))["fetch_id"].to_pylist())
+        for leader in table["duplicate_of"].to_pylist():
+            if leader:
+                sizes[leader] += 1
+                choice.duplicates += 1
+        trim(sizes)
+        for row in table.to_pylist():
+            if row["reason"] in HIDDEN or takedowns.names(row):
+                choice.hidden += 1
+                continue
+            fates.setdefault(row["reason"], _Smallest(wanted)).offer(order_key(row["id"], build.spec.seed), row)
+    choice.sheet = [row for row in _balanced(fates, wanted) if row["fetch_id"] not in opted_out]
+    choice.sizes = [size + 1 for size in sizes.values()]
+    top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
+    choice.clusters = _clusters(build, dict(top), takedowns, opted_out)
+    return choice
+
+
+class _Smallest:
+    """The rows with the smallest keys of all that were offered."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._heap: list[tuple[int, int, dict[str, Any]]] = []
+        self._offered = 0
+
+    def offer(self, key: str, row: dict[str, Any]) -> None:
+        self._offered += 1
+        entry = (-int(key, 16), -self._offered, row)
+        if len(self._heap) < self._count:
+            heapq.heappush(self._heap, entry)
+        elif self._heap and entry[0] > self._heap[0][0]:
+            heapq.heapreplace(self._heap, entry)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Smallest key first, an image URL once: an icon that stands on every page would fill the sheet."""
+        first: dict[str, dict[str, Any]] = {}
+        for _, _, row in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1])):
+            first.setdefault(row["fetch_id"] or row["id"], row)
+        return list(first.values())
+
+
+def _balanced(fates: dict[str, _Smallest], wanted: int) -> list[dict[str, Any]]:
+    """Half kept, half dropped in turn over the reasons; a half that is short leaves its room to the other."""
+    kept = fates[""].rows() if "" in fates else []
+    piles = [fates[reason].rows() for reason in sorted(fates) if reason]
+    dropped: list[dict[str, Any]] = []
+    for depth in range(max(map(len, piles), default=0)):
+        dropped += [pile[depth] for pile in piles if depth < len(pile)]
+    half = wanted // 2
+    take_dropped = min(len(dropped), max(half, wanted - len(kept)))
+    return kept[: wanted - take_dropped] + dropped[:take_dropped]
+
+
+def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_out: set[str]) -> list[dict[str, Any]]:
+    """The largest clusters, each with its leader first and then at most MEMBERS - 1 of its duplicates."""
+    members: dict[str, dict[str, dict[str, Any]]] = {leader: {} for leader in sizes}
+    leaders = pa.array(sorted(sizes), pa.string())
+    for table in build.decisions():
+        mask = pc.or_(pc.is_in(table["duplicate_of"], leaders), pc.is_in(table["id"], leaders))
+        for row in table.filter(mask).to_pylist():
+            if takedowns.names(row) or row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
+                continue
+            for leader in {row["id"], row["duplicate_of"]} & set(members):
+                known = members[leader]
+                if row["id"] == leader and not row["kept"] and leader in known:
+                    continue  # the same candidate seen a second time; the first row says it was kept
+                known[row["id"]] = row
+                if len(known) > MEMBERS:
+                    del known[max(set(known) - {leader})]
+    found: list[dict[str, Any]] = []
+    for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        rows = sorted(members[leader].values(), key=lambda row: (row["id"] != leader, row["id"]))
+        if rows and len(found) < CLUSTERS:
+            found.append({"leader": leader, "size": size + 1, "members": rows})
+    return found
+
+
+def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> None:
+    """Give each row `picture`: a JPEG thumbnail as a data: URI, "" where there is none; sha256 and sides as stored."""
+    rows = list(rows)
+    for row in rows:
+        row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
+    spent = 0
+    thumbnails = {}
+    unshown = screen.unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
+    asked = {row["fetch_id"] for row in rows if row["fetch_id"] and not {row["id"], row["duplicate_of"]} & unshown}
+    for image in read_images(build, sorted(asked), sparse=True):
+        if image.sha256 in takedowns.hashes or screen.unshown_images(build, [image.sha256]):
+            continue
+        if made := _thumbnail(build, image):
+            thumbnails[image.fetch_id] = (image.sha256, *made)
+    for row in rows:  # in the order of the page, so that what the budget cuts off is its end
+        thumbnail = thumbnails.get(row["fetch_id"])
+        if thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
+            continue
+        row["sha256"], data, row["width"], row["height"] = thumbnail
+        if spent + len(data) <= PICTURE_BUDGET:
+            row["picture"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
+            spent += len(data)
+
+
+def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | None:
+    """(JPEG bytes, width, height of the picture as shown); None for bytes that do not decode."""
+    import numpy as np
+    from PIL import Image
+
+    side = build.spec.report.picture_side
+    try:
+        picture = pictures.decode(image.data, build.spec.fetch.max_pixels, reduce_to=side)
+    except pictures.PictureError:
+        return None
+    width, height = picture.header.width, picture.header.height
+    scale = min(1.0, side / max(width, height))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    small = Image.fromarray(picture.pixels, "RGB").resize(size, Image.Resampling.LANCZOS)
+    return pictures.encode_jpeg(np.asarray(small), 72), width, height
+
+
+def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
+    """Give rows with a picture `boxes`: detector id -> [[x1, y1, x2, y2, score], ...] in pixels of the stored image."""
+    kept: dict[str, list[dict[str, Any]]] = {}
+    dropped: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["picture"] and row["kept"]:
+            kept.setdefault(row["id"][:KEY_LENGTH], []).append(row)
+        elif row["picture"]:
+            dropped.setdefault(row["sha256"], []).append(row)
+    if kept:
+        _add_stored_boxes(build, kept)
+    if dropped:
+        _add_looked_up_boxes(build, dropped)
+
+
+def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
+    """Boxes of kept samples, from the regions of the shards."""
+    stage, detectors = build.stage("shard"), detector_ids(build)
+    keys = pa.array(sorted(rows_of_key), pa.string())
+    for record in packed(build):
+        for name in detectors:
+            columns, here = ["key", *SCHEMA.names], pc.field("key").isin(keys)
+            table = stage.table(record, f"regions/{name}", columns=columns, filters=here)
+            boxes = boxes_of(table)
+            for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
+                for row in rows_of_key[key]:
+                    row["boxes"][name] = _plain(boxes[sha256])
+    for row in (row for rows in rows_of_key.values() for row in rows):
+        sides = stored_sides(row["width"], row["height"], build.spec.shards.max_side)
+        row["width"], row["height"] = map(int, sides)
+
+
+def _add_looked_up_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:
+    """Boxes of dropped samples by sha256: of each detector what STORE has cached, and what is missing
+    of the first one and of those that cost no decoding.
+
+    STORE is only read: nothing that was dropped needs to be found again but by the next report.
+    """
+    for number, detector in enumerate(detectors_of(build.spec)):
+        name = detector.detector_id
+        cached = build.store.regions(name).get(rows_of_image)
+        found = {} if cached is None else boxes_of(cached)
+        missing = {sha256: rows[0] for sha256, rows in rows_of_image.items() if sha256 not in found}
+        if missing and (number == 0 or not detector.NEEDS_PIXELS):
+            found.update(_looked_at(build, detector, missing))
+        for sha256, raw in found.items():
+            for row in rows_of_image[sha256]:
+                boxes = cleaned(raw, row["width"], row["height"], build.spec.regions.max_boxes)
+                row["boxes"][name] = _plain(boxes)
+
+
+def _looked_at(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -> dict[str, Boxes]:
+    """Raw boxes of the images of `rows`, by sha256, one picture in memory at a time. Raises DetectorError."""
+    if not detector.NEEDS_PIXELS:
+        return {s: look(detector, None, [blank(row["width"], row["height"])])[0] for s, row in rows.items()}
+    state, found = detector.load(), dict[str, Boxes]()
+    for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
+        try:
+            picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
+        except pictures.PictureError:
+            continue  # a thumbnail was possible, the whole is not: shown without boxes
+        found[image.sha256] = look(detector, state, [picture])[0]
+    return found
+
+
+def _plain(found: Boxes) -> list[list[float]]:
+    """Boxes as JSON values, rounded: a tenth of a pixel is more than a thumbnail shows."""
+    boxes, scores, _ = found
+    rows = zip(boxes.tolist(), scores.tolist(), strict=True)
+    return [[*(round(x, 1) for x in box), round(score, 3)] for box, score in rows]

@@ -1,0 +1,100 @@
+"""Where the rows of a split are cut into shards: after `samples_per_shard` samples, or before the sample with which the
+images as fetched would be more than `bytes_per_shard`, whichever comes first; a shard holds one sample at the least.
+
+Cuts follow from the rows in their order, never from how many workers pack them. The limit is of fetched bytes, since
+these are known before a byte is moved: texts and headers come on top, and what is encoded anew has another size.
+
+The driver makes the plan once (`make`) and leaves it beside the shards for the tasks (`read`).
+
+Limits: the driver holds a cut for each shard; with `bytes_per_shard` it reads one column of numbers of all that is
+packed, and holds that of READ_AT_ONCE partitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.shard import SPLITS, canonical_json
+from pipeline.stages import screen
+from pipeline.store.build import Build
+from pipeline.store.partitions import Record
+
+FILE = "_plan.json"
+"""In the shard folder."""
+
+READ_AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """One shard: its split, and its rows as (partition of `screen.survivors`, first row of the split, end)."""
+
+    split: str
+    runs: tuple[tuple[str, int, int], ...]
+
+
+def make(build: Build) -> dict[str, Cut]:
+    """Every shard by its name, in order of split and number."""
+    return {f"{split}-{k:06d}": cut for split in SPLITS for k, cut in enumerate(_cuts(build, split))}
+
+
+def write(build: Build, plan: dict[str, Cut]) -> None:
+    """Leave the plan for the tasks."""
+    stage = build.stage("shard")
+    cuts = {name: asdict(cut) for name, cut in plan.items()}
+    stage.folder.write(FILE, canonical_json({"fingerprint": stage.fingerprint, "cuts": cuts}))
+
+
+def read(build: Build, name: str) -> Cut:
+    """One shard as it was planned; where the plan is another build's or gone, it is made again."""
+    stage = build.stage("shard")
+    plan = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
+    if plan.get("fingerprint") != stage.fingerprint:
+        return make(build)[name]
+    cut = plan["cuts"][name]
+    return Cut(cut["split"], tuple((partition, low, high) for partition, low, high in cut["runs"]))
+
+
+def _cuts(build: Build, split: str) -> Iterator[Cut]:
+    """Fill one shard after the other as far as the limits let it be."""
+    most, limit = build.spec.shards.samples_per_shard, build.spec.shards.bytes_per_shard
+    runs, rows, size = list[tuple[str, int, int]](), 0, 0
+    for record, sizes in _sizes(build, split):
+        ends = np.concatenate([[0], np.cumsum(sizes)])  # bytes before each row, and after the last one
+        at, count = 0, record.counts[split]
+        while at < count:
+            end = min(count, at + most - rows)
+            if limit:
+                fits = int(np.searchsorted(ends, ends[at] + limit - size, side="right")) - 1
+                end = min(end, max(fits, at if rows else at + 1))
+                size += int(ends[end] - ends[at])
+            if end > at:
+                runs.append((record.partition, at, end))
+            rows, at = rows + end - at, end
+            if at < count or rows == most:
+                yield Cut(split, tuple(runs))
+                runs, rows, size = [], 0, 0
+    if runs:
+        yield Cut(split, tuple(runs))
+
+
+def _sizes(build: Build, split: str) -> Iterator[tuple[Record, npt.NDArray[np.int64]]]:
+    """Records of what is packed, in order, with the fetched bytes of each row of the split where they are asked for."""
+    stage = screen.survivors(build)
+    records = stage.records()
+    if not build.spec.shards.bytes_per_shard:
+        yield from ((record, np.empty(0, np.int64)) for record in records)
+        return
+
+    def sizes(record: Record) -> npt.NDArray[np.int64]:
+        return np.asarray(stage.column(record, f"{split}.parquet", "bytes").to_numpy(), np.int64)
+
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        for first in range(0, len(records), READ_AT_ONCE):
+            some = records[first : first + READ_AT_ONCE]
+            yield from zip(some, pool.map(sizes, some), strict=True)

@@ -1,0 +1,229 @@
+"""Stage admit: what can be decided without pixels, before a byte is fetched.
+
+A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
+texts are normalised, text filters rewrite them, and those that one rejects are taken off; a candidate is dropped that
+was taken down (`forgotten`), that is there twice, that has no text left, or that is one too many for its image URL.
+What remains has its primary text first, by the spec's `text_kinds`.
+
+The result does not depend on the order of files, rows or partitions before: ties go by row and texts, then by id.
+
+Limits: a partition is held in memory (`fetch.images_per_partition` candidates, more where URLs repeat). Of two
+captures of one page the one with the smaller row and texts wins, not the newer.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text
+from pipeline.filters import Drop, TextFilter, text_filters
+from pipeline.pages.walk import fold
+from pipeline.records import (
+    CANDIDATE_SCHEMA,
+    Candidate,
+    Decision,
+    DropReason,
+    candidate_rows,
+    candidates_of,
+    drop,
+    order_range,
+)
+from pipeline.store.build import Build
+from pipeline.store.takedowns import Takedowns
+from pipeline.texts.forms import CHUNK
+
+VERSION = 2
+INPUTS: tuple[str, ...] = ("extract",)
+
+
+def token(build: Build) -> Any:
+    """Caps, text filters, order of kinds, partition size, and the takedowns that the build reads."""
+    spec = build.spec
+    return {
+        "admit": spec.admit.model_dump(mode="json"),
+        "filters": [f.identity() for f in text_filters(spec)],
+        "text_kinds": list(spec.text_kinds),
+        "seed": spec.seed,
+        "images_per_partition": spec.fetch.images_per_partition,
+        "forgotten": build.store.forgotten_revision(),
+    }
+
+
+def partitions(build: Build) -> list[str]:
+    """Names `iiiii-of-PPPPP` of the ranges of order_key; P from the number of extracted candidates."""
+    total = sum(record.counts["kept"] for record in build.stage("extract").records())
+    of = max(1, -(-total // build.spec.fetch.images_per_partition))
+    return [f"{i:05d}-of-{of:05d}" for i in range(of)]
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Admit one range and commit it."""
+    number, of = (int(part) for part in partition.split("-of-"))
+    with build.stage("admit").attempt(partition) as attempt:
+        candidates = _candidates(build, *order_range(number, of))
+        rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
+        kept, decisions = admit(candidates, build.spec, build.store.takedowns().hashes, rewritten)
+        attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
+        attempt.decide(decisions)
+        attempt.commit(
+            {
+                "seen": len(candidates),
+                "kept": len(kept),
+                "dropped": len(decisions),
+                "images": len({c.image_url for c in kept}),
+                "texts_seen": sum(len(c.texts) for c in candidates),
+                "texts_kept": sum(len(c.texts) for c in kept),
+                **{f"texts_rewritten_by_{name}": n for name, n in rewritten.items()},
+            }
+        )
+
+
+def _candidates(build: Build, low: str, high: str) -> list[Candidate]:
+    """Extract's candidates with an order_key in [low, high); row groups outside of it are not read."""
+    extract = build.stage("extract")
+    here = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
+    tables = [extract.table(record, filters=here) for record in extract.records()]
+    return candidates_of(pa.concat_tables(tables) if tables else CANDIDATE_SCHEMA.empty_table())
+
+
+def admit(
+    candidates: Sequence[Candidate],
+    spec: BuildSpec,
+    forgotten: set[str] | frozenset[str] = frozenset(),
+    rewritten: Counter[str] | None = None,
+) -> tuple[list[Candidate], list[Decision]]:
+    """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
+
+    `forgotten` holds hashes of URLs (of images and pages) and of domains. `rewritten` counts the texts that each filter
+    has changed. The result is the same in any order of input.
+    """
+    filters = text_filters(spec)
+    rewritten = Counter() if rewritten is None else rewritten
+    rank = {kind: i for i, kind in enumerate(spec.text_kinds)}
+    by_image: dict[str, dict[str, Candidate]] = {}
+    decisions: list[Decision] = []
+    allowed: list[Candidate] = []
+    takedowns = Takedowns(frozenset(forgotten))
+    for candidate in sorted(candidates, key=_tie):
+        if evidence := takedowns.why(candidate.image_url, candidate.page_url):
+            decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, evidence))
+        else:
+            allowed.append(candidate)
+    for candidate, judged in zip(allowed, judge(allowed, filters, rank, rewritten), strict=True):
+        same = by_image.get(candidate.image_url, {})
+        if candidate.candidate_id in same:
+            decisions.append(drop(candidate, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
+        elif isinstance(judged, Decision):
+            decisions.append(judged)
+        else:
+            by_image.setdefault(candidate.image_url, {})[candidate.candidate_id] = judged
+    kept: list[Candidate] = []
+    for same in by_image.values():
+        chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image)
+        kept += chosen
+        evidence = f"{len(same)} candidates for one image URL"
+        decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, evidence) for c in rest]
+    decisions.sort(key=lambda d: (d.id, d.reason, d.text))
+    return sorted(kept, key=lambda c: c.candidate_id), decisions
+
+
+def _tie(candidate: Candidate) -> tuple[Any, ...]:
+    """Order in which candidates are looked at: depends on what they are, not on where they were read."""
+    return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
+
+
+def rewriters(filters: Sequence[TextFilter]) -> list[str]:
+    """Names of the filters that rewrite texts."""
+    return [f.plugin_name() for f in filters if type(f).rewrite is not TextFilter.rewrite]
+
+
+def judge(
+    candidates: Sequence[Candidate], filters: Sequence[TextFilter], rank: dict[str, int], rewritten: Counter[str]
+) -> list[Candidate | Decision]:
+    """Each candidate with the texts that every filter keeps, primary first; else a Decision with every reason.
+
+    The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
+    filters have rewritten them, in a Decision too; two that have become the same are one.
+    """
+    found = [_clean(candidate, rank) for candidate in candidates]
+    texts = [text for own in found for text in own]
+    faults: list[list[Drop]] = []
+    for at in range(0, len(texts), CHUNK):
+        faults += _filter(texts, at, filters, rewritten)
+    judged: list[Candidate | Decision] = []
+    at = 0
+    for candidate, own in zip(candidates, found, strict=True):
+        judged.append(_judged(candidate, texts[at : at + len(own)], faults[at : at + len(own)]))
+        at += len(own)
+    return judged
+
+
+def _clean(candidate: Candidate, rank: dict[str, int]) -> list[Text]:
+    """Its texts in normal form, each once, in the order of the spec's kinds."""
+    found: dict[str, Text] = {}
+    for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
+        clean = fold(text.text)
+        if clean:
+            found.setdefault(clean, text if clean == text.text else replace(text, text=clean))
+    return list(found.values())
+
+
+def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten: Counter[str]) -> list[list[Drop]]:
+    """What filters find wrong with each text of a chunk; texts that they rewrite are replaced in the list.
+
+    Filter by filter rather than text by text: what a filter needs stays in the processor's caches, which is a third
+    of the time.
+    """
+    here = range(at, min(at + CHUNK, len(texts)))
+    faults: list[list[Drop]] = [[] for _ in here]
+    for f in filters:
+        check, rewrite = f.check, f.rewrite
+        for i in here:
+            fault = check(texts[i])
+            if fault is not None:
+                faults[i - at].append(fault)
+        if type(f).rewrite is TextFilter.rewrite:
+            continue
+        for i in here:
+            after = rewrite(texts[i])
+            if after is not texts[i]:
+                rewritten[f.plugin_name()] += 1
+                texts[i] = after
+    return faults
+
+
+def _judged(candidate: Candidate, texts: Sequence[Text], faults: Sequence[list[Drop]]) -> Candidate | Decision:
+    """What becomes of a candidate whose texts have these faults."""
+    good: dict[str, Text] = {}
+    for text, own in zip(texts, faults, strict=True):
+        if not own:
+            good.setdefault(text.text, text)
+    left = tuple(good.values()) or tuple(texts)
+    ordered = candidate if left == candidate.texts else replace(candidate, texts=left)
+    if good:
+        return ordered
+    found = [fault for own in faults for fault in own]
+    if not found:
+        return drop(ordered, "admit", DropReason.NO_TEXT)
+    reasons = tuple(dict.fromkeys(fault.reason.value for fault in found))
+    return drop(ordered, "admit", found[0].reason, found[0].evidence, reasons=reasons)
+
+
+def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:
+    """At most `most` candidates of one image URL, those first whose primary text no earlier one has."""
+    seen: set[str] = set()
+    fresh: list[Candidate] = []
+    again: list[Candidate] = []
+    for candidate in sorted(same, key=_tie):
+        text = candidate.texts[0].text
+        (again if text in seen else fresh).append(candidate)
+        seen.add(text)
+    ordered = fresh + again
+    return ordered[:most], ordered[most:]

@@ -1,0 +1,228 @@
+"""crawl: web sites become WARC files, politely.
+
+One partition a `site` source. For each host a pause between two requests on the whole cluster (the spec's, or more if
+robots.txt asks for it), one connection at a time unless the spec allows more, robots.txt before the first page,
+Retry-After obeyed, a user agent that says who we are. Pages are taken breadth first and written to the WARC as they
+come; `pipeline.web.frontier` keeps the state on disk, so that a killed crawl goes on where it was. Redirects are
+followed as links are: the target is a page of its own, with its own robots.txt and pause, and only if it belongs to the
+site.
+
+A page or a domain that was taken down (STORE/forgotten) is asked for nothing, not even its robots.txt; it is counted.
+A page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links still count unless
+they are nofollow. Only HTML is kept. Every page that was asked for and not kept is a Decision.
+
+STORE/crawled remembers where the last crawl of a site lies: the next one asks only for what has changed and writes the
+rest of the new WARC from the old one, so that every WARC is whole.
+
+Limits: cookies, scripts and forms are not used; a site's WARC is one file; on an object store the frontier lies in
+the worker's temporary folder, so that a crawl goes on only on the same machine. A crawl depends on the site's mood:
+what is reproducible starts from its WARC.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_specs.build import BuildSpec
+from data_specs.shard import canonical_json
+from pipeline.errors import SourceError, StoreError
+from pipeline.files.folder import Folder
+from pipeline.records import Decision, DropReason, sha256_hex
+from pipeline.sources import sources_of
+from pipeline.sources.site import Site
+from pipeline.store.build import Build
+from pipeline.store.partitions import Record, StageDir
+from pipeline.web import guard
+from pipeline.web.crawler import Crawler
+from pipeline.web.frontier import Frontier
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ()
+
+KNOWN_PER_PAGE = 10
+"""Pages that may be known for each that may be kept."""
+
+CRAWL_SCHEMA = pa.schema(
+    [
+        ("url", pa.string()),
+        ("status", pa.int32()),
+        ("fetched_at", pa.string()),
+        ("content_type", pa.string()),
+        ("bytes", pa.int64()),  # uncompressed
+        ("sha256", pa.string()),
+        ("etag", pa.string()),
+        ("last_modified", pa.string()),
+        ("depth", pa.int32()),
+        ("warc_offset", pa.int64()),
+        ("warc_length", pa.int64()),
+    ]
+)
+"""One row a page in the WARC, in its order."""
+
+
+def token(build: Build) -> Any:
+    """The sites, what decides which pages are kept, and the snapshot: another one is crawled anew."""
+    return {"snapshot": build.snapshot, "sites": [_identity(build.spec, site) for site in _sites(build.spec)]}
+
+
+def partitions(build: Build) -> list[str]:
+    """Names of the `site` sources, in the spec's order."""
+    return [site.name for site in _sites(build.spec)]
+
+
+def resources(spec: BuildSpec) -> dict[str, float]:
+    """A crawl waits most of the time."""
+    return {"num_cpus": 0.5}
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Crawl one site, or go on with it, and commit its WARC. Raises SourceError when no page of it can be had."""
+    if is_stored(build, partition):
+        return
+    stage, site, digest = build.stage("crawl"), _site(build, partition), _digest(build, partition)
+    folder = _frontier_folder(stage, f"{partition}-{digest}")
+    about = {
+        "software": f"wenlan/{importlib.metadata.version('wenlan')}",
+        "format": "WARC File Format 1.0",
+        "isPartOf": build.build_id,
+        "description": f"crawl of the source {site.name}",
+        "robots": "obey" if build.spec.egress.obey_robots else "ignore",
+        "http-header-user-agent": guard.user_agent(build.spec),
+    }
+    with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
+        frontier.add(site.start_urls(), depth=0)
+        _know_earlier(build, site, frontier)
+        asyncio.run(Crawler(build.spec, site, frontier, build.store.takedowns().hashes).run())
+        failure = _failure(site, frontier)
+        if failure is None:
+            record = _commit(stage, site, frontier, digest)
+            _remember(build, site, record)
+    shutil.rmtree(folder, ignore_errors=True)
+    if failure is not None:
+        raise failure
+
+
+def is_stored(build: Build, partition: str) -> bool:
+    """Whether a site was crawled for this snapshot under another fingerprint; takes its captures then."""
+    return build.stage("crawl").adopt(partition, input=_digest(build, partition)) is not None
+
+
+def _digest(build: Build, partition: str) -> str:
+    """What decides the captures of a site: the snapshot, its options and the limits of the crawl."""
+    value = [build.snapshot, _identity(build.spec, _site(build, partition))]
+    return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+
+def _site(build: Build, partition: str) -> Site:
+    [site] = [site for site in _sites(build.spec) if site.name == partition]
+    return site
+
+
+def _sites(spec: BuildSpec) -> list[Site]:
+    return [source for source in sources_of(spec) if isinstance(source, Site)]
+
+
+def _identity(spec: BuildSpec, site: Site) -> Any:
+    limits = spec.egress.model_dump(mode="json", include={"max_page_bytes", "max_redirects", "obey_robots"})
+    return [site.identity(), limits]
+
+
+def _frontier_folder(stage: StageDir, name: str) -> Path:
+    if stage.folder.is_local:
+        return Path(stage.folder.at(f"_frontier/{name}"))
+    return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
+
+
+def _failure(site: Site, frontier: Frontier) -> SourceError | None:
+    """The error of a site that gave no page at all, named by its first start page; none for one that was taken down."""
+    if frontier.totals().kept:
+        return None
+    url = site.start_urls()[0]
+    end = frontier.end_of(url)
+    _, reason, evidence = frontier.fate(end)
+    if reason == DropReason.FORGOTTEN.value:
+        return None
+    if end != url:
+        evidence = f"{evidence} (redirected to {end})"
+    why = f"{reason}: {evidence}" if reason else "over the source's own limits"
+    return SourceError(url, f"source {site.name}: no page can be taken ({why})")
+
+
+def _last_crawl(site: Site) -> str:
+    """Where STORE keeps the last crawl of a site: by its name and hosts, whatever its limits are."""
+    return f"crawled/{site.name}-{sha256_hex('', *site.all_hosts())[:16]}.json"
+
+
+def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
+    """Tell the frontier what the last crawl of the site kept, as far as that is still there."""
+    store, name = build.store.folder, _last_crawl(site)
+    if not store.exists(name):
+        return
+    last = store.read_json(name)
+    folder, _, table = str(last["table"]).rpartition("/")
+    with contextlib.suppress(OSError, StoreError), Folder(folder).local(table) as path:
+        rows = (row for batch in pq.ParquetFile(path).iter_batches(10_000) for row in batch.to_pylist())
+        frontier.know_earlier(str(last["warc"]), rows)
+
+
+def _remember(build: Build, site: Site, record: Record) -> None:
+    """Note in STORE where the crawl lies, for the next one."""
+    folder = build.stage("crawl").folder
+    files = {"warc": folder.at(record.files["warc.gz"].name), "table": folder.at(record.files["parquet"].name)}
+    build.store.folder.write_json(_last_crawl(site), {"snapshot": build.snapshot, **files})
+
+
+def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Record:
+    totals = frontier.totals()
+    with stage.attempt(site.name) as attempt:
+        target = attempt.path("warc.gz")
+        try:
+            os.link(frontier.warc, target)  # not moved: until the record is there the frontier must be able to go on
+        except OSError:
+            shutil.copyfile(frontier.warc, target)
+        attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
+        attempt.decide([_lost(site, *row) for row in frontier.lost()])
+        dropped = totals.dropped + totals.todo
+        return attempt.commit(
+            {
+                "seen": totals.kept + dropped,
+                "kept": totals.kept,
+                "dropped": dropped,
+                "unchanged": totals.unchanged,
+                "in_sitemaps": frontier.counted("in_sitemaps"),
+                "traps": frontier.counted("traps"),
+                "redirects": totals.moved,
+                "beyond": totals.beyond,
+                "bytes": totals.bytes,
+            },
+            {"input": digest},
+        )
+
+
+def _lost(site: Site, url: str, reason: str, evidence: str) -> Decision:
+    """A page that was not kept. What was taken down is counted, and its address not written down again."""
+    named = url if reason != DropReason.FORGOTTEN.value else ""
+    return Decision(
+        subject="capture",
+        id=sha256_hex(url),
+        fetch_id="",
+        source=site.name,
+        page_url=named,
+        url=named,
+        stage="crawl",
+        kept=False,
+        reason=reason,
+        reasons=(reason,),
+        evidence=evidence,
+    )

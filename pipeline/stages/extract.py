@@ -1,0 +1,366 @@
+"""Stage extract: captures and tables -> candidates.
+
+A partition is one part of a source: a WARC file of pages, or a range of a table's rows. Pages are decoded
+(`pipeline.texts.charset`), read in one walk (`pipeline.pages.page`), and each image becomes a candidate or a Decision
+that says why it is none. A page that asks not to be used, that is not Chinese or cannot be read is a Decision about the
+capture.
+
+One image shown twice on a page is one candidate with the texts of both places. Texts that stand on many pages of one
+host in the same partition (slogans, notices under every article) are no texts of an image and are taken off; an image
+that stands on very many is a logo.
+
+Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
+says so in its record (`info["truncated"]`); bodies above the spec's page size are not read.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+
+from data_specs.shard import SourceKind, Text
+from pipeline.errors import StageError
+from pipeline.pages.page import Page, PageImage, parse
+from pipeline.pages.site_rules import rule_of
+from pipeline.records import Candidate, Capture, Decision, DropReason, candidate_rows, drop, order_key, sha256_hex
+from pipeline.sources import PageSource, Source, TableSource, sources_of
+from pipeline.store.build import Build
+from pipeline.store.partitions import FileRef, Record
+from pipeline.texts.charset import decode
+from pipeline.urls import canonical_url
+from pipeline.web.warc import read_captures
+
+VERSION = 2
+INPUTS: tuple[str, ...] = ("crawl",)
+
+BOXES = "boxes.parquet"
+"""Suffix of the file of boxes that a table brought along, where one did."""
+
+REPEATED_ON_PAGES = 5
+"""A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
+
+SHOWN_ON_PAGES = 20
+"""An image on so many pages of a partition is a logo or a button, whatever it is called."""
+
+MIN_SIDE = 48
+"""An image whose own element says that it is smaller, in CSS pixels, is an icon or a spacer."""
+
+_FURNITURE_KINDS = ("surrounding", "abstract", "title", "tag")
+_SPACER_NAME = re.compile(
+    r"(?:^|[-_./])(?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
+    r"sprites?|avatar|favicon|emoji|emoticon|qrcode|arrow|bullet|btn|button|callouts?|dot|rss)(?:[-_.0-9/]|$)",
+    re.I,
+)
+_SPACER_CLASS = re.compile(
+    r"(?:^|[-_\s])(?:icons?|logo|avatar|emoji|emoticon|spacer|pixel|callout|qrcode|badge)(?:$|[-_\s])", re.I
+)
+_TRACKER = re.compile(
+    r"(?:^|\.)(?:cnzz|51\.la|google-analytics|googletagmanager|doubleclick|scorecardresearch|umeng|miaozhen|admaster)"
+    r"(?:\.|$)|^(?:hm|eclick)\.baidu\.com$|/(?:pixel|track|beacon|stat|count(?:er)?)\.(?:gif|php|png)",
+    re.I,
+)
+_HAN, _KANA, _HANGUL = (
+    re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
+)
+_LETTERS = re.compile(r"[^\W\d_]+")
+MIN_HAN = 0.1
+"""Share of Han characters among a page's letters, menus and code included, from which on it counts as Chinese."""
+
+
+def token(build: Build) -> Any:
+    """The sources with what they read, and the largest page."""
+    sources = [[source.identity(), source.token()] for source in sources_of(build.spec)]
+    return {"sources": sources, "seed": build.spec.seed, "max_page_bytes": build.spec.egress.max_page_bytes}
+
+
+def partitions(build: Build) -> list[str]:
+    """`<source>-<part>` for every WARC file and every part of a table."""
+    names = []
+    for source in sources_of(build.spec):
+        names += [f"{source.name}-{part:05d}" for part in range(_parts(build, source))]
+    return names
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Extract one part and commit its candidates. Raises SourceError."""
+    name, _, number = partition.rpartition("-")
+    source = next(s for s in sources_of(build.spec) if s.name == name)
+    tally = Counter(seen=0, kept=0, dropped=0, pages=0, pages_dropped=0)
+    info: dict[str, Any] = {}
+    candidates: list[Candidate] = []
+    decisions: list[Decision] = []
+    with build.stage("extract").attempt(partition) as attempt:
+        for found in _read(build, source, int(number), tally, info):
+            if isinstance(found, Candidate):
+                candidates.append(found)
+            else:
+                decisions.append(found)
+        if isinstance(source, PageSource):
+            candidates, bare = without_furniture(candidates)
+            decisions += bare
+        about_candidates = sum(1 for d in decisions if d.subject == "candidate")
+        tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
+        attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
+        if any(candidate.boxes for candidate in candidates):
+            attempt.write_table(BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+        attempt.decide(decisions)
+        attempt.commit(dict(tally), info)
+
+
+def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
+    """order_key, fetch_id and boxes of the candidates that came with boxes; as candidates are sorted."""
+    found = [c for c in candidates if c.boxes]
+    rows = pa.table(
+        {
+            "order_key": [order_key(c.fetch_id, seed) for c in found],
+            "fetch_id": [c.fetch_id for c in found],
+            "row": [c.row for c in found],
+            "boxes": pa.array([c.boxes for c in found], pa.list_(pa.float32())),
+        }
+    )
+    return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
+
+
+def _read(
+    build: Build, source: Source, part: int, tally: Counter[str], info: dict[str, Any]
+) -> Iterator[Candidate | Decision]:
+    """Candidates and decisions of one part; counts pages on the way."""
+    if isinstance(source, TableSource):
+        yield from source.read(part)
+        return
+    assert isinstance(source, PageSource)
+    limit = build.spec.egress.max_page_bytes
+    given = source.warcs()
+    if given:
+        captures = read_captures(given[part], limit, info)
+        yield from _extract(captures, source, tally)
+        return
+    record, suffix, _ = _crawled(build, source)[part]
+    crawl = build.stage("crawl")
+    with crawl.file(record, suffix) as path:
+        yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally)
+
+
+def _extract(
+    captures: Iterable[Capture | Decision], source: Source, tally: Counter[str]
+) -> Iterator[Candidate | Decision]:
+    for capture in captures:
+        tally["pages"] += 1
+        found = [capture] if isinstance(capture, Decision) else extract_page(capture, source.name, source.source_kind)
+        for entry in found:
+            if isinstance(entry, Decision):
+                if entry.subject == "capture":
+                    tally["pages_dropped"] += 1
+                entry = replace(entry, source=source.name)
+            yield entry
+
+
+def _parts(build: Build, source: Source) -> int:
+    if isinstance(source, TableSource):
+        return source.parts()
+    assert isinstance(source, PageSource)
+    return len(source.warcs()) or len(_crawled(build, source))
+
+
+def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
+    """The WARC files that crawl committed for a source."""
+    record = build.stage("crawl").record(source.name)
+    found = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
+    if not found:
+        raise StageError(f"crawl/{source.name}", "its record names no WARC file; delete the captures folder")
+    return found
+
+
+def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
+    """What one capture gives: candidates, a Decision for each image that is none, or one about the capture.
+
+    Never raises: whatever is wrong with a page is a Decision.
+    """
+    if not 200 <= capture.status < 300:
+        yield drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
+        return
+    if not _is_html(capture):
+        yield drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
+        return
+    decoded = decode(capture.body, capture.content_type)
+    if decoded is None:
+        yield drop_capture(capture, source, DropReason.BAD_CHARSET, "neither UTF-8, gb18030, Big5 nor what it declares")
+        return
+    page = parse(decoded[0], rule_of(capture.url))
+    refusals = _opt_outs(capture, page)
+    if refusals:
+        yield drop_capture(capture, source, DropReason.OPT_OUT, ", ".join(refusals))
+        return
+    if not page.images:
+        return
+    evidence = not_chinese(page)
+    if evidence:
+        yield drop_capture(capture, source, DropReason.NOT_CHINESE, evidence)
+        return
+    yield from _images(capture, page, source, source_kind)
+
+
+def _opt_outs(capture: Capture, page: Page) -> list[str]:
+    from pipeline.web.guard import opt_outs, reserved
+
+    headers = [value for name, value in capture.headers if name.lower() == "x-robots-tag"]
+    reservations = [value for name, value in capture.headers if name.lower() == "tdm-reservation"]
+    outs = opt_outs(headers, list(page.robots))
+    return [*outs, "tdm-reservation: 1"] if page.reserved or any(map(reserved, reservations)) else outs
+
+
+def _is_html(capture: Capture) -> bool:
+    kind = capture.content_type.partition(";")[0].strip().lower()
+    if kind in ("text/html", "application/xhtml+xml"):
+        return True
+    head = capture.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    return not kind and head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
+
+
+def not_chinese(page: Page) -> str:
+    """What speaks against a page being Chinese, "" if nothing does. By script, since short texts mislead models.
+
+    A page with little Chinese stays if one of its images has a Chinese alt or caption.
+    """
+    own = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
+    text = " ".join((page.text[:100_000], *own))[:200_000]
+    han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
+    if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own):
+        letters = sum(map(len, _LETTERS.findall(text)))
+        if han < MIN_HAN * letters:
+            return f"{han} Han characters of {letters} letters"
+    if kana > 0.2 * (han + kana):
+        return f"{kana} kana beside {han} Han characters"
+    if hangul > han:
+        return f"{hangul} hangul beside {han} Han characters"
+    return ""
+
+
+@dataclass(slots=True)
+class _Place:
+    """A candidate of a page in the making."""
+
+    candidate: Candidate
+    texts: dict[str, Text]
+
+
+def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
+    """Candidates of a page in the order of its images, decisions first."""
+    base = _base(capture.url, page.base)
+    found: dict[str, _Place] = {}
+    for image in page.images:
+        row = image.row if image.row >= 0 else len(page.images)
+        fault = _fault(image, base)
+        if isinstance(fault, str) and fault not in found:
+            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row)
+            found[fault] = _Place(candidate, {t.text: t for t in image.texts})
+            continue
+        # An image that is no candidate is told from others of the same address by its place on the page.
+        origin = f"{capture.url}#image-{row}"
+        own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
+        if isinstance(fault, tuple):
+            yield drop(own, "extract", *fault)
+            continue
+        place = found[fault]
+        place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
+        if not image.fallback and image.row >= 0:
+            again = replace(own, image_url=fault)
+            leader = place.candidate.candidate_id
+            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
+    for place in found.values():
+        candidate = replace(place.candidate, texts=tuple(place.texts.values()))
+        yield candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT)
+
+
+def _base(url: str, base: str) -> str:
+    try:
+        return canonical_url(base, url) if base else url
+    except ValueError:
+        return url
+
+
+def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
+    """Canonical URL of an image, or why it is none to take."""
+    if not image.url:
+        return DropReason.BAD_URL, "no address"
+    if image.url[:5].lower() == "data:":
+        return DropReason.DATA_URI, image.url[:40]
+    try:
+        url = canonical_url(image.url, base)
+    except ValueError as e:
+        return DropReason.BAD_URL, str(e)
+    evidence = _spacer(image, url)
+    return (DropReason.SPACER, evidence) if evidence else url
+
+
+def _spacer(image: PageImage, url: str) -> str:
+    """Why an image is an icon, a spacer or a tracker; "" if it is none."""
+    attributes = image.attributes
+    for name in ("width", "height"):
+        number = re.match(r"\s*(\d+)\s*(?:px)?\s*$", attributes.get(name, ""))
+        if number and int(number.group(1)) < MIN_SIDE:
+            return f"{name} {number.group(1)}"
+    parts = urlsplit(url)
+    if _TRACKER.search(parts.hostname or "") or _TRACKER.search(parts.path):
+        return "tracker"
+    if image.row < 0:
+        return ""
+    style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
+    if found := _SPACER_CLASS.search(style.replace("lazy", "")):
+        return f"class {found.group(0).strip()}"
+    if found := _SPACER_NAME.search(parts.path.rpartition("/")[2]):
+        return f"name {found.group(0)}"
+    if image.furniture:
+        return "in navigation, footer or sidebar"
+    return ""
+
+
+def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
+    """Drop images that stand on very many pages (SPACER), and take off surrounding texts, abstracts and titles that
+    stand on many pages of one host; a candidate without any other text goes too (NO_TEXT).
+    """
+    pages: dict[tuple[str, str], set[str]] = {}
+    shown: dict[str, set[str]] = {}
+    for candidate in candidates:
+        host = urlsplit(candidate.page_url).netloc
+        shown.setdefault(candidate.image_url, set()).add(candidate.page_url)
+        for text in candidate.texts:
+            if text.kind in _FURNITURE_KINDS:
+                pages.setdefault((host, text.text), set()).add(candidate.page_url)
+    furniture = {key for key, urls in pages.items() if len(urls) >= REPEATED_ON_PAGES}
+    kept, dropped = [], []
+    for candidate in candidates:
+        count = len(shown[candidate.image_url])
+        if count >= SHOWN_ON_PAGES:
+            dropped.append(drop(candidate, "extract", DropReason.SPACER, f"stands on {count} pages"))
+            continue
+        host = urlsplit(candidate.page_url).netloc
+        texts = tuple(t for t in candidate.texts if t.kind not in _FURNITURE_KINDS or (host, t.text) not in furniture)
+        if texts:
+            kept.append(replace(candidate, texts=texts))
+        else:
+            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that stand on many pages"))
+    return kept, dropped
+
+
+def drop_capture(capture: Capture, source: str, reason: DropReason, evidence: str = "") -> Decision:
+    """The Decision about a capture that gives nothing."""
+    return Decision(
+        subject="capture",
+        id=sha256_hex(capture.url),
+        fetch_id="",
+        source=source,
+        page_url=capture.url,
+        url=capture.url,
+        stage="extract",
+        kept=False,
+        reason=reason.value,
+        reasons=(reason.value,),
+        evidence=evidence[:300],
+    )

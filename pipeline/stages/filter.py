@@ -1,0 +1,70 @@
+"""Filter: the image filters of the spec look at the measured features, and candidates become pairs.
+
+Touches Parquet only. Each distinct image is judged once; every filter is asked even when an earlier one has failed,
+so that a Decision lists every failing reason (the first in the spec's order is the one it is counted under) and the
+report can say what loosening one filter would bring back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.filters import Drop, ImageFilter, image_filters
+from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, Features, candidates_of, drop
+from pipeline.store.build import Build
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ("measure",)
+
+
+def token(build: Build) -> Any:
+    return [f.identity() for f in image_filters(build.spec)]
+
+
+def partitions(build: Build) -> list[str]:
+    return build.stage("measure").partitions()
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Pairs of a partition, sorted by (order_key, candidate_id), and a Decision for each candidate that fails."""
+    admit, fetch, measure = (build.stage(name) for name in ("admit", "fetch", "measure"))
+    features: dict[str, dict[str, Any]] = {
+        row["sha256"]: row for row in measure.table(measure.record(partition)).to_pylist()
+    }
+    columns = ["fetch_id", "sha256", "fetched_at"]
+    fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
+    images: dict[str, dict[str, Any]] = {row["fetch_id"]: row for row in fetched.to_pylist()}
+    filters = image_filters(build.spec)
+    faults = {sha256: judge(features_of(row), filters) for sha256, row in features.items()}
+
+    pairs, decisions = list[dict[str, Any]](), list[Decision]()
+    candidates = admit.table(admit.record(partition))
+    for row, candidate in zip(candidates.to_pylist(), candidates_of(candidates), strict=True):
+        image = images.get(row["fetch_id"])
+        if image is None or image["sha256"] not in features:
+            continue  # fetch or measure has said why
+        found = faults[image["sha256"]]
+        if found:
+            reasons = tuple(dict.fromkeys(d.reason.value for d in found))
+            evidence = "; ".join(d.evidence for d in found)
+            decisions.append(drop(candidate, "filter", found[0].reason, evidence, reasons=reasons))
+        else:
+            pairs.append({**row, **features[image["sha256"]], "fetched_at": image["fetched_at"]})
+    pairs.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
+    with build.stage("filter").attempt(partition) as attempt:
+        attempt.write_table("parquet", pa.Table.from_pylist(pairs, schema=PAIR_SCHEMA))
+        attempt.decide(decisions)
+        attempt.commit({"seen": len(pairs) + len(decisions), "kept": len(pairs), "dropped": len(decisions)})
+
+
+def judge(features: Features, filters: list[ImageFilter]) -> list[Drop]:
+    """Every reason to drop an image, in the filters' order; empty to keep."""
+    return [found for f in filters if (found := f.check(features)) is not None]
+
+
+def features_of(row: dict[str, Any]) -> Features:
+    """Features from a row that has at least FEATURE_SCHEMA's columns."""
+    values = {name: row[name] for name in FEATURE_SCHEMA.names}
+    return Features(**{**values, "phash": tuple(row["phash"])})

@@ -1,0 +1,351 @@
+"""Stage lead: the leader pass over all pairs of the build, after what earlier builds kept.
+
+The ONE partition "all" is the one step of a build that must go in order. It is a Ray task that reads the runs of
+`rank` as one sequence, a block at a time, and holds no more than that: what the pass remembers lies in holders
+(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), else in actors. Verdicts are spilled
+by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in parallel.
+
+After the pass, texts of duplicates go over to their leaders, within `max_texts`. They are placed last, in the order of
+their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. And a leader
+under more than `placeholder_texts` different primary texts is a placeholder. It goes with all its copies, and is
+remembered in STORE: later builds drop it at sight. Texts are counted within a build; what one has published stays.
+
+Limits: a placeholder has taken its place under the caps before it is known as one, and that place is not given back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.build import Dedup
+from data_specs.shard import Split
+from pipeline.features import feature_id
+from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
+from pipeline.files.parquet import dictionary_columns
+from pipeline.matching import earlier_builds, text_rows
+from pipeline.matching.holders import Holders, images_of
+from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
+from pipeline.records import TEXTS_TYPE
+from pipeline.stages import rank
+from pipeline.store.build import Build
+from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.partitions import Attempt, Record
+from pipeline.texts.folding import normals
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ("rank",)
+PARTITION = "all"
+
+VERDICT_SCHEMA = pa.schema(
+    [
+        ("position", pa.int32()),  # of the pair in its run
+        ("reasons", pa.uint8()),  # bits of leaders.REASONS; 0 = kept
+        ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
+        ("earlier", pa.bool_()),  # an earlier build holds it
+        ("text_leaders", pa.list_(DIGEST)),  # of a kept pair
+    ]
+)
+MERGED_SCHEMA = pa.schema(
+    [("position", pa.int32()), ("kind", pa.string()), ("text", pa.string()), ("text_leader", DIGEST)]
+)
+"""Texts that a leader takes over: `position` is the leader's."""
+
+_MERGE_SCHEMA = pa.schema([("position", pa.int32()), ("texts", TEXTS_TYPE), ("text_ids", pa.list_(DIGEST))])
+SPILL = 100_000
+
+
+def token(build: Build) -> Any:
+    spec = build.spec
+    return {
+        "dedup": spec.dedup.model_dump(mode="json", exclude={"pairs_per_holder"}),
+        "seed": spec.seed,
+        "shares": [spec.shards.dev_share, spec.shards.val_share],
+        "features": feature_id(),
+        "identities": build.identity_revision,
+    }
+
+
+def partitions(build: Build) -> list[str]:
+    return [PARTITION]
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Verdicts of every run, texts that leaders take over, and what this build adds to STORE's identities."""
+    runs = build.stage("rank").records()
+    pairs = sum(record.counts["pairs"] for record in runs)
+    holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
+    with Holders(build.spec.dedup, holders) as held, build.stage("lead").attempt(partition) as attempt:
+        images = earlier_builds.learn(build, held) if build.identities else 0
+        counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
+        info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
+        attempt.commit({"pairs": pairs, **counts, "earlier": images, "holders": holders}, info)
+
+
+def split_of(image_leader: str, seed: int, dev_share: float, val_share: float) -> Split:
+    """The split of an image cluster: a keyed hash of its leader's sha256, as a number in [0, 1)."""
+    key = f"split {seed}".encode()
+    number = int.from_bytes(hashlib.blake2b(image_leader.encode(), digest_size=8, key=key).digest(), "big") / 2**64
+    if number < dev_share:
+        return "dev"
+    return "val" if number < dev_share + val_share else "train"
+
+
+def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:
+    """A block of RUN_SCHEMA rows; `of_row` is the number of each row's run."""
+    lists = table["sketches"].combine_chunks()
+    flat, offsets = lists.flatten(), (lists.offsets.to_numpy() - lists.offsets[0].as_py()).tolist()
+    number: dict[bytes, int] = {}
+    first: list[int] = []
+    which = []
+    for at, name in enumerate(rows_of(digests_of(flat.field("id")))):
+        if name not in number:
+            number[name] = len(first)
+            first.append(at)
+        which.append(number[name])
+    return Block(
+        digests_of(table["candidate_id"]),
+        of_row.astype(np.int64) << 32 | table["position"].to_numpy(),
+        images_of(table),
+        table["domain"].to_pylist(),
+        text_rows.read(flat.take(pa.array(first, pa.int64()))),
+        [which[start : min(end, start + most_texts)] for start, end in itertools.pairwise(offsets)],
+    )
+
+
+class _Sequence:
+    """The pass over a build's runs, and what it writes."""
+
+    def __init__(self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass) -> None:
+        self._build, self._attempt, self._runs, self._pass = build, attempt, runs, leader_pass
+        self._rules, self._stage = build.spec.dedup, build.stage("rank")
+        self._counts: Counter[str] = Counter()
+        self._gathers = self._rules.merge_texts or self._rules.placeholder_texts > 0
+
+    def run(self) -> Counter[str]:
+        with contextlib.ExitStack() as stack:
+            scratch = self._attempt.folder("spill")
+            verdicts, merges = _Spill(scratch, "verdicts"), _Spill(scratch, "merges")
+            images = stack.enter_context(_Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
+            signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
+            texts = stack.enter_context(_Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
+            for table, of_row in rank.merged(self._stage, self._runs, BLOCK):
+                block = block_of(table, of_row, self._rules.max_texts)
+                found = self._pass.decide(block)
+                verdicts.add(of_row, _verdict_rows(table, found))
+                if self._gathers:
+                    merges.add(*_merge_rows(table, found))
+                kept = table.take(pa.array(found.kept, pa.int64()))
+                images.add(self._image_rows(kept, found))
+                signatures.writelines(kept["signature"].to_pylist())
+                texts.add(pa.table({"text": block.texts.take(found.new_texts).columns()}))
+                self._counts["leaders"] += len(found.text_leaders)
+                self._counts["text_clusters"] += len(found.new_texts)
+            placeholders = stack.enter_context(_Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
+            for number, run in enumerate(self._runs):
+                self._finish(number, run, verdicts, merges, placeholders)
+        return self._counts
+
+    def _image_rows(self, kept: pa.Table, found: Verdicts) -> pa.Table:
+        seed, shares = self._build.spec.seed, self._build.spec.shards
+        leaders = [own[0] for own in found.text_leaders.values()]
+        splits = [
+            split_of(sha256.hex(), seed, shares.dev_share, shares.val_share)
+            for sha256 in rows_of(digests_of(kept["sha256"]))
+        ]
+        more = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
+        return pa.table({name: more[name] if name in more else kept[name] for name in IMAGE_SCHEMA.names})
+
+    def _finish(self, number: int, run: Record, verdicts: _Spill, merges: _Spill, placeholders: _Rows) -> None:
+        """Write what `dedup` needs of one run."""
+        table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *verdicts.read(number)]).sort_by("position")
+        self._attempt.write_table(f"{run.partition}.verdicts", table)
+        taken = _Taken(self._rules, self._own_texts(run) if merges.has(number) else {})
+        for part in merges.read(number):
+            taken.add(part)
+        ids = self._candidates(run, taken.placeholders)
+        placeholders.add(pa.table({"candidate_id": pa.array(ids, DIGEST)}))
+        merged = taken.texts()
+        leaders: list[bytes] = []
+        for start in range(0, len(merged), BLOCK):
+            leaders += self._leaders_of([text for _, _, text in merged[start : start + BLOCK]])
+        columns = [list(values) for values in zip(*merged, strict=True)] if merged else [[], [], []]
+        rows = dict(zip(MERGED_SCHEMA.names, [*columns, leaders], strict=True))
+        self._attempt.write_table(f"{run.partition}.merged", pa.table(rows, schema=MERGED_SCHEMA))
+        self._counts["merged_texts"] += len(merged)
+        self._counts["placeholders"] += len(ids)
+
+    def _leaders_of(self, texts: list[str]) -> list[bytes]:
+        rows = text_rows.made(normals(texts), self._rules.text_similarity)
+        first = {name: at for at, name in reversed(list(enumerate(rows_of(rows.ids))))}
+        distinct = rows.take(sorted(first.values()))
+        leader_of = dict(zip(rows_of(distinct.ids), self._pass.place(distinct), strict=True))
+        return [leader_of[name] for name in rows_of(rows.ids)]
+
+    def _own_texts(self, run: Record) -> dict[int, list[bytes]]:
+        """Text ids of the run's pairs, by position."""
+        with self._stage.file(run, "parquet") as path, pq.ParquetFile(path) as file:  # datasets read whole columns only
+            table = file.read(columns=["position", "sketches.list.element.id"])
+        return dict(zip(table["position"].to_pylist(), _text_ids(table).to_pylist(), strict=True))
+
+    def _candidates(self, run: Record, positions: set[int]) -> list[bytes]:
+        if not positions:
+            return []
+        rows = self._stage.table(run, columns=["position", "candidate_id"], filters=[("position", "in", positions)])
+        found: list[bytes] = rows.sort_by("position")["candidate_id"].to_pylist()
+        return found
+
+
+class _Taken:
+    """Which texts of duplicates the leaders of one run take over, and which of these leaders are placeholders."""
+
+    def __init__(self, rules: Dedup, own: dict[int, list[bytes]]) -> None:
+        self._rules, self._own = rules, own
+        self._known: dict[int, set[bytes]] = {}
+        self._primary: dict[int, set[bytes]] = {}
+        self._taken: dict[int, list[tuple[int, str, str]]] = {}
+        self.placeholders: set[int] = set()
+
+    def add(self, rows: pa.Table) -> None:
+        """Duplicates in the order of their ranks; `position` is their leader's."""
+        names = ("position", "texts", "text_ids")
+        for position, texts, ids in zip(*(rows[name].to_pylist() for name in names), strict=True):
+            if position in self.placeholders:
+                continue
+            own = self._own[position][: self._rules.max_texts]
+            primary = self._primary.setdefault(position, {own[0]})
+            primary.add(ids[0])
+            if 0 < self._rules.placeholder_texts < len(primary):
+                self.placeholders.add(position)
+                for kept in (self._primary, self._known, self._taken):
+                    kept.pop(position, None)
+            elif self._rules.merge_texts:
+                self._take(position, own, texts, ids)
+
+    def _take(self, position: int, own: list[bytes], texts: list[dict[str, str]], ids: list[bytes]) -> None:
+        known = self._known.setdefault(position, set(own))
+        taken = self._taken.setdefault(position, [])
+        for text, name in zip(texts, ids, strict=True):
+            if name not in known and len(own) + len(taken) < self._rules.max_texts:
+                known.add(name)
+                taken.append((position, text["kind"], text["text"]))
+
+    def texts(self) -> list[tuple[int, str, str]]:
+        """(position, kind, text) in the order of the leaders."""
+        return [text for position in sorted(self._taken) for text in self._taken[position]]
+
+
+class _Spill:
+    """Rows by run: kept in memory up to SPILL, then appended to one file a run. No file stays open."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self._folder, self._name = folder, name
+        self._waiting: list[tuple[Any, pa.Table]] = []
+        self._rows = 0
+
+    def add(self, of_row: Any, table: pa.Table) -> None:
+        if not table.num_rows:
+            return
+        self._waiting.append((of_row, table))
+        self._rows += table.num_rows
+        if self._rows >= SPILL:
+            self._flush()
+
+    def has(self, run: int) -> bool:
+        self._flush()
+        return self._path(run).exists()
+
+    def read(self, run: int) -> Iterator[pa.Table]:
+        """A run's rows, in the order in which they came."""
+        if not self.has(run):
+            return
+        with self._path(run).open("rb") as f:
+            size = self._path(run).stat().st_size
+            while f.tell() < size:
+                yield pa.ipc.open_stream(f).read_all()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        of_row, table = np.concatenate([o for o, _ in self._waiting]), pa.concat_tables([t for _, t in self._waiting])
+        order = np.argsort(of_row, kind="stable")
+        table = table.take(pa.array(order))
+        runs, starts = np.unique(of_row[order], return_index=True)
+        for run, start, end in zip(runs, starts, [*starts[1:], len(order)], strict=True):
+            with self._path(run).open("ab") as f, pa.ipc.new_stream(f, table.schema) as out:
+                out.write_table(table.slice(start, end - start))
+        self._waiting, self._rows = [], 0
+
+    def _path(self, run: int) -> Path:
+        return self._folder / f"{self._name}-{run}"
+
+
+class _Rows:
+    """A Parquet file written row group by row group."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary_columns(schema))
+        self._schema = schema
+        self._waiting: list[pa.Table] = []
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._flush()
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        self._waiting.append(table.cast(self._schema))
+        if sum(t.num_rows for t in self._waiting) >= 10_000:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+        self._waiting = []
+
+
+def _verdict_rows(table: pa.Table, found: Verdicts) -> pa.Table:
+    leaders: list[list[bytes]] = [found.text_leaders.get(row, []) for row in range(table.num_rows)]
+    duplicate = found.leader.any(axis=1)
+    columns = {
+        "position": table["position"],
+        "reasons": pa.array(found.reasons, pa.uint8()),
+        "leader": column_of(found.leader),
+        "earlier": pa.array(duplicate & (found.place < 0)),
+        "text_leaders": pa.array(leaders, pa.list_(DIGEST)),
+    }
+    return pa.table(columns, schema=VERDICT_SCHEMA)
+
+
+def _merge_rows(table: pa.Table, found: Verdicts) -> tuple[Any, pa.Table]:
+    """(run of the leader, row) of each copy of a leader of this build."""
+    rows = np.flatnonzero(found.place >= 0)
+    place = found.place[rows]
+    own = table.select(["texts", "sketches"]).take(pa.array(rows))
+    columns = {
+        "position": pa.array((place & 0xFFFFFFFF).astype(np.int32)),
+        "texts": own["texts"],
+        "text_ids": _text_ids(own),
+    }
+    return (place >> 32).astype(np.int32), pa.table(columns, schema=_MERGE_SCHEMA)
+
+
+def _text_ids(table: pa.Table) -> pa.Array:
+    """Ids of each row's texts."""
+    lists = table["sketches"].combine_chunks()
+    if not table.num_rows:
+        return pa.array([], pa.list_(DIGEST))
+    offsets = pc.subtract(lists.offsets, lists.offsets[0])
+    return pa.ListArray.from_arrays(offsets, lists.flatten().field("id"))

@@ -1,0 +1,49 @@
+"""Stage `report`: the quality report of a build, BUILD/report/index.html and report.json (`pipeline.report`)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pipeline.report import drift
+from pipeline.report.page import make, render
+from pipeline.store.build import Build
+
+VERSION = 4
+
+
+INPUTS: tuple[str, ...] = ("shard",)
+
+
+def token(build: Build) -> Any:
+    """Options of the report, the gates it shows, and the takedowns it must honour."""
+    spec = build.spec
+    expected = [spec.publish.model_dump(), [source.max_drop.model_dump() for source in spec.sources]]
+    before = drift.baseline_of(build)
+    against = None if before is None else before["build"]["id"]
+    return [spec.report.model_dump(), *expected, build.store.forgotten_revision(), against]
+
+
+def partitions(build: Build) -> list[str]:
+    """One: the report is of the whole build."""
+    return ["all"]
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Write the report."""
+    write(build, drift.baseline_of(build))
+
+
+def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Make and commit the report, compared with another build's report.json if one is given; gives its values."""
+    [partition] = partitions(build)
+    with build.stage("report").attempt(partition) as attempt:
+        report = make(build, baseline)
+        page = render(report)
+        attempt.path("html", final="index.html").write_text(page, encoding="utf-8")
+        for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
+            del row["picture"]  # figures for machines, not pictures
+        text = json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)
+        attempt.path("json", final="report.json").write_text(text + "\n", encoding="utf-8")
+        attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
+    return report

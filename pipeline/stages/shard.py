@@ -1,0 +1,332 @@
+"""Stage `shard`: rows that were kept become tars, their Parquet index and their regions, under final names.
+
+What a shard contains follows from the dataset and not from how many workers packed it: `pipeline.stages._boundaries`
+says which rows it holds, `pipeline.pictures.encode` as what an image is stored, and at what size; tars are
+byte-reproducible (`pipeline.files.tars`). Offsets are noted and sha256 taken while packing, so no tar is ever read
+again.
+
+Files have fixed names (`train-000000.tar`), which two fingerprints share. So `partitions`, which the driver calls once
+before any task runs, removes the manifest first and then whatever belongs to another fingerprint: a reader sees no
+manifest, hence no dataset, until `publish` has written a new one. It leaves its plan for the tasks.
+
+Limits: a shard's rows and index are held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.shard import (
+    KEY_LENGTH,
+    REGION_SCHEMA,
+    SCHEMA_VERSION,
+    SHARD_SCHEMA,
+    SPLITS,
+    Sample,
+    canonical_json,
+    encode_sample,
+)
+from pipeline.detectors import detectors_of
+from pipeline.errors import StageError
+from pipeline.files.tars import HashedFile, TarWriter
+from pipeline.pictures.decode import PictureError
+from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
+from pipeline.records import DECISION_SCHEMA, text_of
+from pipeline.stages import _boundaries, screen
+from pipeline.store.build import Build
+from pipeline.store.images import read_images, records_between
+from pipeline.store.partitions import DECISIONS, Attempt, Record
+
+VERSION = 1
+INPUTS: tuple[str, ...] = ("screen", "detect")
+
+PUBLISHED = (
+    "manifest.json",
+    ".nv-meta",
+    "README.md",
+    "croissant.json",
+    "openlineage.json",
+    *(f"{split}.json" for split in SPLITS),
+)
+"""What `release.publish` writes into the shard folder; the manifest is what makes it a dataset."""
+
+PACKED = ("tar", "parquet", DECISIONS)
+"""Suffixes of a shard's files that do not depend on its regions."""
+
+SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256")
+MORE = ("image_leader", "split", "format", "fetched_at")
+"""Columns that go from kept rows to the index as they are; SAME also into KEY.json."""
+ASKED = [*SAME, "width", "height", "fetch_id", "texts"]
+"""What packing asks of a row."""
+COLUMNS = [*SAME, *MORE, "width", "height", "order_key", "fetch_id", "texts", "text_leaders"]
+
+
+def token(build: Build) -> Any:
+    """What shapes a shard beside its inputs; options that were added later count where they are used."""
+    options = build.spec.shards
+    later = options.model_dump(include={"bytes_per_shard", "max_side", "reencode"}, exclude_defaults=True)
+    return [SCHEMA_VERSION, options.samples_per_shard, options.jpeg_quality, *([later] if later else [])]
+
+
+def partitions(build: Build) -> list[str]:
+    """`train-000000`, ...; clears away what another fingerprint left, the manifest first."""
+    plan = _boundaries.make(build)
+    _clear(build, set(plan))
+    _boundaries.write(build, plan)
+    return list(plan)
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Pack one shard. Raises StageError for an image that is not there or not the one that was measured."""
+    cut = _boundaries.read(build, partition)
+    stage = build.stage("shard")
+    rows = _rows(build, cut)
+    before = _packed_before(build, partition)
+    with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as aside:
+        paths = {
+            detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
+            for detector_id in detector_ids(build)
+        }
+        regions = [aside.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
+        counts = before.counts if before else _write(build, partition, rows, attempt)
+        for done in regions:
+            done.result()
+        kept = {suffix: before.files[suffix] for suffix in PACKED} if before else {}
+        attempt.commit(counts, {"split": cut.split, "packing": _packing(build)}, kept)
+    if before:
+        stage.folder.delete(f"_records/{before.fingerprint[:16]}/{partition}.json")
+
+
+def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> dict[str, int]:
+    """Write the tar, its index and the decisions of one shard, PACKED; gives what was counted."""
+    tar = attempt.path("tar", final=f"{partition}.tar")
+    with HashedFile(tar) as file:
+        places, reencoded = _pack(build, rows, file)
+    attempt.hashed("tar", file.sha256)
+    path = attempt.path("parquet", final=f"{partition}.parquet")
+    pq.write_table(_index(build, rows, places), path, compression="zstd", row_group_size=1_000)
+    path = attempt.path(DECISIONS, final=f"_decisions/{partition}.parquet")
+    pq.write_table(_kept(rows), path, compression="zstd")
+    counts = {"seen": rows.num_rows, "kept": rows.num_rows, "dropped": 0, "reencoded": reencoded}
+    return {**counts, "bytes": tar.stat().st_size}
+
+
+def _packing(build: Build) -> str:
+    """Digest of all that a shard's tar, index and decisions follow from: everything but the regions."""
+    value = [VERSION, build.fingerprints["screen"], token(build)]
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _packed_before(build: Build, partition: str) -> Record | None:
+    """The record of a shard that only lacks other regions: a second detector rewrites no image."""
+    stage = build.stage("shard")
+    for fingerprint, packing in _others(build):
+        other = replace(stage, fingerprint=fingerprint)
+        if packing == _packing(build) and partition in other.partitions():
+            record = other.record(partition)
+            if all(s in record.files and stage.folder.exists(record.files[s].name) for s in PACKED):
+                return record
+    return None
+
+
+def _others(build: Build) -> list[tuple[str, str]]:
+    """(fingerprint as folders are named by it, packing) of what else has records here."""
+    stage, found = build.stage("shard"), []
+    for name in (stage.folder / "_records").names():
+        records = replace(stage, fingerprint=name).records() if name != stage.fingerprint[:16] else []
+        if records:
+            found.append((name, str(records[0].info.get("packing", ""))))
+    return found
+
+
+def detector_ids(build: Build) -> list[str]:
+    """Ids of the spec's detectors, in its order: the first is the default of a training."""
+    return [detector.detector_id for detector in detectors_of(build.spec)]
+
+
+def packed(build: Build) -> list[Record]:
+    """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
+    return [record for record in build.stage("shard").records() if "tar" in record.files]
+
+
+def _clear(build: Build, names: set[str]) -> None:
+    """Remove, in this order: what `publish` wrote, other fingerprints' records, and files no record of ours names.
+
+    Killed at any point, a later call goes on: nothing that is left looks finished.
+    """
+    stage = build.stage("shard")
+    folder, ours = stage.folder, stage.fingerprint[:16]
+    for name in (*PUBLISHED, "_stage.json"):
+        folder.delete(name)
+    reusable = {name for name, packing in _others(build) if packing == _packing(build)}
+    for name in (folder / "_records").names():
+        if name != ours and name not in reusable:
+            folder.delete(f"_records/{name}")
+    for name in set(stage.partitions()) - names:
+        folder.delete(f"_records/{ours}/{name}.json")
+    known = {ref.name for record in stage.records() for ref in record.files.values()}
+    for name in reusable:
+        for partition in stage.partitions():  # done already
+            folder.delete(f"_records/{name}/{partition}.json")
+        left = replace(stage, fingerprint=name).records()
+        known |= {record.files[s].name for record in left for s in PACKED if s in record.files}
+    places = ["", "_decisions/", *(f"regions/{detector}/" for detector in (folder / "regions").names())]
+    for place in places:
+        for name in (folder / place.rstrip("/") if place else folder).names():
+            if name not in ("_records", "_decisions", "regions", _boundaries.FILE) and place + name not in known:
+                folder.delete(place + name)
+
+
+def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
+    """The rows of a shard, in order; only row groups that hold them are read."""
+    stage, tables = screen.survivors(build), []
+    for partition, low, high in cut.runs:
+        with stage.file(stage.record(partition), f"{cut.split}.parquet") as path:
+            tables.append(_between(path, low, high))
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def _between(path: Path, low: int, high: int) -> pa.Table:
+    """Rows [low, high) of a Parquet file."""
+    with pq.ParquetFile(path) as file:
+        groups, first, at = [], 0, 0
+        for i in range(file.num_row_groups):
+            size = file.metadata.row_group(i).num_rows
+            if at + size <= low:
+                first = at + size
+            elif at < high:
+                groups.append(i)
+            at += size
+        table = file.read_row_groups(groups, columns=COLUMNS)
+    return table.slice(low - first, high - low)
+
+
+def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, list[int]], int]:
+    """Write the tar; returns offset and size of each member by column of SHARD_SCHEMA, and how many were re-encoded."""
+    reencoded, kinds = 0, ("image", "text", "json")
+    places: dict[str, list[int]] = {f"{kind}_{what}": [] for kind in kinds for what in ("offset", "size")}
+    notes = [(places[f"{kind}_offset"].append, places[f"{kind}_size"].append) for kind in kinds]
+    options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
+    writer = TarWriter(file)
+    for row, data in _with_images(build, rows.select(ASKED).to_pylist()):
+        try:
+            image = as_stored(data, options, (row["width"], row["height"]), max_pixels)
+        except PictureError as e:
+            raise StageError(row["image_url"], f"was measured, but cannot be stored as a JPEG: {e}") from e
+        reencoded += image is not data
+        members = encode_sample(_sample(row, options.max_side), image)
+        for (name, member), (at, size) in zip(members, notes, strict=True):
+            at(writer.add(name, member))
+            size(len(member))
+    writer.close()
+    return places, reencoded
+
+
+def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Rows with their image as fetched. Rows are in order of their order key, as `read_images` gives images."""
+    images = read_images(build, [row["fetch_id"] for row in rows])
+    image = None
+    for row in rows:
+        if image is None or image.fetch_id != row["fetch_id"]:
+            image = next(images, None)
+        if image is None or image.fetch_id != row["fetch_id"]:
+            raise StageError(row["image_url"], "was measured, but its bytes are not in the tars of the fetch stage")
+        if hashlib.sha256(image.data).hexdigest() != row["sha256"]:
+            raise StageError(row["image_url"], f"its bytes in the fetch stage are no longer those of {row['sha256']}")
+        yield row, image.data
+
+
+def _sample(row: dict[str, Any], max_side: int) -> Sample:
+    """The Sample that a row of DEDUP_SCHEMA becomes."""
+    width, height = stored_sides(row["width"], row["height"], max_side)
+    texts = tuple(text_of(text) for text in row["texts"])
+    return Sample(**{name: row[name] for name in SAME}, width=int(width), height=int(height), texts=texts)
+
+
+def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Table:
+    """The index of a shard, SHARD_SCHEMA."""
+    width, height = stored_sides(rows["width"].to_numpy(), rows["height"].to_numpy(), build.spec.shards.max_side)
+    texts, leaders = rows["texts"].combine_chunks(), rows["text_leaders"].combine_chunks()
+    if not texts.offsets.equals(leaders.offsets):
+        raise StageError("shard", "rows of dedup whose texts and text_leaders do not have one length")
+    flat = texts.flatten()
+    entries = pa.StructArray.from_arrays(
+        [flat.field("kind"), flat.field("text"), leaders.flatten()], ["kind", "text", "text_leader"]
+    )
+    columns = {
+        **{name: rows[name] for name in (*SAME, *MORE)},
+        **places,
+        "key": pc.utf8_slice_codeunits(rows["candidate_id"], 0, KEY_LENGTH),
+        "width": width,
+        "height": height,
+        "texts": pa.ListArray.from_arrays(_offsets(texts), entries),
+    }
+    arrays = {field.name: columns[field.name] for field in SHARD_SCHEMA}
+    return pa.table({n: pa.array(c) if isinstance(c, list | np.ndarray) else c for n, c in arrays.items()}).cast(
+        SHARD_SCHEMA
+    )
+
+
+def _offsets(lists: pa.ListArray) -> pa.Array:
+    """Where each list begins in `lists.flatten()`."""
+    return pc.subtract(lists.offsets, lists.offsets[0])
+
+
+def _write_regions(build: Build, detector_id: str, rows: pa.Table, path: Path) -> None:
+    pq.write_table(_regions(build, detector_id, rows), path, compression="zstd", row_group_size=1_000)
+
+
+def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
+    """REGION_SCHEMA of one shard, in its order, from detect's files. Raises StageError where a sample has no entry."""
+    stage, wanted = build.stage("detect"), rows["sha256"].combine_chunks()
+    keys, names = rows["order_key"], ["sha256", "boxes", "scores", "labels"]
+    here = pc.field("sha256").isin(wanted)
+    found = pa.concat_tables(
+        stage.table(record, f"{detector_id}.parquet", names, here).select(names)
+        for record in records_between(stage, keys[0].as_py(), keys[-1].as_py())
+    ).combine_chunks()
+    places = pc.index_in(wanted, found["sha256"].combine_chunks())
+    if places.null_count:
+        row = rows.slice(pc.index(pc.is_null(places), True).as_py(), 1).to_pylist()[0]
+        raise StageError(row["image_url"], f"detector {detector_id} has no entry for {row['sha256']}")
+    table = found.take(places)
+    columns = {name: table[name].combine_chunks() for name in names}
+    if build.spec.shards.max_side:
+        columns["boxes"] = _on_stored(columns["boxes"], rows, build.spec.shards.max_side)
+    key = pc.utf8_slice_codeunits(rows["candidate_id"], 0, KEY_LENGTH)
+    return pa.table({"key": key, **columns}).cast(REGION_SCHEMA)
+
+
+def _on_stored(boxes: pa.ListArray, rows: pa.Table, max_side: int) -> pa.ListArray:
+    """Boxes of the rows' pictures as fetched, in pixels of the stored ones."""
+    fetched = rows["width"].to_numpy(), rows["height"].to_numpy()
+    counts = boxes.value_lengths().to_numpy(zero_copy_only=False) // 4
+    sides = (np.repeat(np.stack(pair, 1), counts, axis=0) for pair in (fetched, stored_sides(*fetched, max_side)))
+    moved = scaled_boxes(boxes.flatten().to_numpy().reshape(-1, 4), *sides)
+    return pa.ListArray.from_arrays(_offsets(boxes), pa.array(moved.reshape(-1), pa.float32()))
+
+
+def _kept(rows: pa.Table) -> pa.Table:
+    """A Decision for each row: it was kept to the end."""
+    count = rows.num_rows
+    fixed = {"subject": "candidate", "stage": "shard", "kept": True, "reason": "", "evidence": "", "duplicate_of": ""}
+    first = pc.struct_field(pc.list_element(rows["texts"], 0), "text")
+    columns = {
+        **{name: pa.repeat(value, count) for name, value in fixed.items()},
+        **{name: rows[name] for name in ("fetch_id", "source", "page_url")},
+        "id": rows["candidate_id"],
+        "url": pc.utf8_slice_codeunits(rows["image_url"], 0, 2000),
+        "text": pc.utf8_slice_codeunits(first, 0, 200),
+        "reasons": pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.string())),
+    }
+    return pa.table({name: columns[name] for name in DECISION_SCHEMA.names}).cast(DECISION_SCHEMA)

@@ -1,0 +1,1 @@
+"""Where results lie: partitions and records, builds, and STORE."""

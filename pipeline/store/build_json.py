@@ -1,0 +1,211 @@
+"""BUILD/build.json: what a build is and how far it came, kept by whoever runs it, read by whoever asks.
+
+It holds the spec, what was read of STORE, the versions of the tools, each stage's counts, time and cost, and the stage
+that runs. What a dataset is made of lies in the stages' records; nothing here decides what is done again.
+
+Limits: one process writes it, which on a local disk holds BUILD/_lock. On an object store nobody can tell whether it
+still lives, so that a stage which was killed there is shown as running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from data_specs.build import BuildSpec, describe
+from pipeline import observe
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.partitions import Record
+from pipeline.store.store import Store
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What partitions took together, whenever they ran. seconds: of the workers that held them, each its own."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    gpu_seconds: float = 0.0  # seconds times the GPUs that were held
+    bytes: int = 0  # of the files that were written
+
+    def __add__(self, other: Cost) -> Cost:
+        both = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Cost(*(round(mine + its, 3) for mine, its in both))
+
+    @staticmethod
+    def of(records: list[Record], gpus: float) -> Cost:
+        """The cost of committed partitions, each of which held that many GPUs."""
+        each = (
+            Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values())) for r in records
+        )
+        return sum(each, Cost())
+
+
+@dataclass(frozen=True, slots=True)
+class StageResult:
+    """What a stage did in this run, and what all its partitions counted (seen, kept, dropped and more) and cost."""
+
+    name: str
+    skipped: bool
+    partitions: int
+    ran: int
+    seconds: float
+    funnel: dict[str, int]
+    cost: Cost
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The stage that runs: when it began (RFC 3339, UTC), how many partitions were committed then, and all it has."""
+
+    stage: str
+    fingerprint: str
+    since: str
+    committed_before: int
+    partitions: int
+
+
+def reopen(out: str) -> Build:
+    """A build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
+    folder = Folder(out)
+    if not folder.exists("build.json"):
+        raise StoreError(folder.url, "holds no build (no build.json)")
+    known = folder.read_json("build.json")
+    try:
+        spec = BuildSpec.model_validate(known["spec"])
+    except ValidationError as e:
+        fault = describe(e, BuildSpec)[0]
+        raise StoreError(folder.at("build.json"), f"holds a spec that this wenlan cannot read ({fault})") from None
+    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"])
+    fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
+    return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
+
+
+def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:
+    """Keep build.json current: what a stage did, or which one runs now.
+
+    Stages of other fingerprints are left out: who reopens the build must never mix old results with new ones.
+    """
+    folder = build.folder
+    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
+    if result is not None:
+        seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
+        stages[result.name] = {
+            "fingerprint": build.fingerprints[result.name],
+            "partitions": result.partitions,
+            "funnel": result.funnel,
+            "seconds": seconds,
+            "cost": dataclasses.asdict(result.cost),
+        }
+    costs = (Cost(**stage["cost"]) for stage in stages.values() if "cost" in stage)  # an older wenlan noted none
+    folder.write_json(
+        "build.json",
+        {
+            "build_id": build.build_id,
+            "name": build.spec.name,
+            "snapshot": build.snapshot,
+            "spec_digest": build.spec.digest,
+            "spec": build.spec.model_dump(mode="json"),
+            "store": build.store.url,
+            "identities": list(build.identities),
+            "identity_revision": build.identity_revision,
+            "forgotten_revision": build.store.forgotten_revision(),
+            "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
+            "stages": {name: stages[name] for name in STAGE_FOLDERS if name in stages},  # in the order they run in
+            "cost": dataclasses.asdict(sum(costs, Cost())),
+            "running": None if running is None else dataclasses.asdict(running),
+        },
+    )
+
+
+def status(out: str) -> dict[str, Any]:
+    """How far a build is: every stage with its state, what runs right now, and whether it is published.
+
+    A stage is "done", "running", "stopped" (partly done, and nobody goes on) or "to do". `alive`: whether a process
+    builds there; None where that cannot be told. Raises StoreError if there is no build.
+    """
+    build = reopen(out)
+    known = build.folder.read_json("build.json")
+    running, alive = known.get("running"), _is_owned(build)
+    stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in STAGE_FOLDERS}
+    for name, stage in known["stages"].items():
+        directory = build.stage(name)
+        stages[name] = {**stage, "state": "done" if directory.finished() else "stopped"}
+        stages[name]["committed"] = len(directory.partitions())
+    if running:
+        name, fingerprint = running["stage"], running["fingerprint"]
+        directory = replace(build, fingerprints={name: fingerprint}).stage(name)
+        committed = len(directory.partitions())
+        stages[name] = {"state": "stopped" if alive is False else "running", "committed": committed, **running}
+        left, hosts = _left_seconds(Running(**running), committed), observe.pulses(directory.folder)
+        running = {**running, "committed": committed, "left_seconds": left, "hosts": {} if alive is False else hosts}
+    return {
+        "build_id": known["build_id"],
+        "snapshot": known["snapshot"],
+        "alive": alive,
+        "running": running,
+        "stages": stages,
+        "cost": known.get("cost"),
+        "published": build.folder.exists("shards/manifest.json"),
+    }
+
+
+def now() -> str:
+    """This moment, RFC 3339, UTC."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
+
+
+def _left_seconds(running: Running, committed: int) -> float | None:
+    """How long a stage still takes if it goes on as it went; None before the first partition of this run."""
+    done = committed - running.committed_before
+    if done <= 0:
+        return None
+    since = datetime.datetime.fromisoformat(running.since)
+    passed = (datetime.datetime.now(datetime.timezone.utc) - since).total_seconds()
+    return round(passed / done * (running.partitions - committed), 1)
+
+
+@contextlib.contextmanager
+def sole_owner(build: Build) -> Iterator[None]:
+    """Only one build at a time writes a folder. Raises StoreError at once if another does."""
+    if not build.folder.is_local:
+        yield
+        return
+    Path(build.out).mkdir(parents=True, exist_ok=True)
+    with Path(build.folder.at("_lock")).open("a") as f:
+        for _ in range(5):
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            time.sleep(0.1)  # who asks for the status holds it for a moment
+        else:
+            raise StoreError(build.out, "another wenlan-data is building here")
+        yield
+
+
+def _is_owned(build: Build) -> bool | None:
+    """Whether a process builds in the folder right now; None on an object store, which knows no locks."""
+    if not build.folder.is_local:
+        return None
+    path = Path(build.folder.at("_lock"))
+    if not path.exists():
+        return False
+    with path.open() as f:
+        try:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

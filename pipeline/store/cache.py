@@ -1,0 +1,217 @@
+"""A cache of rows keyed by a sha256, on disk, shared by all builds: fetch outcomes, features, regions.
+
+    FOLDER/<time>-<id>.parquet         one commit: rows sorted by key; never changed, but for a takedown
+    FOLDER/_index/<level>-<id>.arrow   which commit holds which key; naming a commit there is what makes it visible
+
+A lookup costs what is asked, not what is there: each index file is a sorted array of the first 64 bits of keys, mapped
+into memory and searched, and of the commits only those are opened in which something was found. A build's partition
+asks for the images of one range of `order_key`, which an earlier build committed together, so these are few. Sixteen
+index files of one level are merged into one of the next, so that there are few of them whatever the number of commits.
+
+An index that is deleted is made again from the commits.
+
+Limits: rows that are spread over many commits (builds of other seeds) cost the opening of each; on an object store a
+process copies an index file once, 12 bytes a row.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.files.folder import Folder
+
+FAN_IN = 16
+"""Index files of one level that are merged into one of the next."""
+
+MOST_KEYS = 8_000_000
+"""No index file larger than this is made by merging: 100 MB, and a merge holds a few times that."""
+
+ROW_GROUP = 1_000
+
+
+class Cache:
+    """Rows by key. A key may be there several times; the latest commit wins.
+
+    Safe under several builds at once: commits are never changed, and an index file that a merge takes away is replaced
+    by one that says the same.
+    """
+
+    def __init__(self, folder: Folder, key: str) -> None:
+        self.folder, self.key = folder, key
+        self._index = folder / "_index"
+
+    def get(self, keys: Iterable[str]) -> pa.Table | None:
+        """Rows of the given keys, at most one a key; None if there is none."""
+        wanted = sorted(set(keys))
+        found = []
+        for name, here in self._places(wanted).items() if wanted else ():
+            with self.folder.local(name) as path:
+                if path.exists():  # else somebody has pruned it
+                    rows = pq.read_table(path, filters=pc.field(self.key).isin(pa.array(here, pa.string())))
+                    found += [rows] if rows.num_rows else []
+        return pa.concat_tables(found, promote_options="default") if found else None
+
+    def put(self, rows: pa.Table) -> None:
+        """Add rows in one commit."""
+        if not rows.num_rows:
+            return
+        rows = rows.sort_by(self.key)
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        self._commit(rows, name)
+        self._write(0, _segment(name, rows[self.key].to_pylist()))
+        self._merge()
+
+    def forget(self, gone: Callable[[pa.Table], pa.Array]) -> int:
+        """Take rows out of all commits: `gone` gives, for rows, which of them. Returns how many went.
+
+        The one case in which a commit changes: it is replaced under its name, so that the index stays as it is.
+        """
+        count = 0
+        for name in self.commits():
+            with self.folder.local(name) as path:
+                rows = pq.read_table(path)
+            left = rows.filter(pc.invert(gone(rows)))
+            if left.num_rows < rows.num_rows:
+                count += rows.num_rows - left.num_rows
+                self._commit(left, name)
+        return count
+
+    def _commit(self, rows: pa.Table, name: str) -> None:
+        with self.folder.making(name) as f:
+            pq.write_table(rows, f, compression="zstd", row_group_size=ROW_GROUP)
+
+    def commits(self) -> list[str]:
+        """Names of the files that hold rows, oldest first."""
+        return [name for name in self.folder.names() if name.endswith(".parquet") and not name.startswith(".")]
+
+    def _places(self, keys: Sequence[str]) -> dict[str, list[str]]:
+        """Commit -> those of the keys whose latest row it seems to hold (64 bits may also be those of another key)."""
+        heads = _heads(keys)
+        order = np.argsort(heads)
+        latest = [""] * len(keys)
+        for segment in self._segments():
+            at = np.searchsorted(segment.keys, heads[order])
+            at[at == len(segment.keys)] = 0
+            hits = np.flatnonzero(segment.keys[at] == heads[order])
+            for number, commit in zip(order[hits].tolist(), segment.commit[at[hits]].tolist(), strict=True):
+                latest[number] = max(latest[number], segment.commits[commit])
+        places: dict[str, list[str]] = {}
+        for key, name in zip(keys, latest, strict=True):
+            if name:
+                places.setdefault(name, []).append(key)
+        return places
+
+    def _segments(self) -> list[_Segment]:
+        """All index files as they are at one moment."""
+        for _ in range(20):
+            names = _arrows(self._index) or self._reindex()
+            try:
+                return [self._read(name) for name in names]
+            except FileNotFoundError:  # merged into another one since it was listed
+                continue
+        raise TimeoutError(f"{self._index.url} is being merged without end")
+
+    def _reindex(self) -> list[str]:
+        """Index the commits of a folder that has none: made by an earlier version, or its index was deleted."""
+        for name in self.commits():
+            with self.folder.local(name) as path:
+                keys = pq.read_table(path, columns=[self.key])[self.key].to_pylist()
+            self._write(0, _segment(name, keys))
+        self._merge()
+        return _arrows(self._index)
+
+    def _read(self, name: str) -> _Segment:
+        return _mapped(self._index.at(name)) if self._index.is_local else _copied(self._index.url, name)
+
+    def _write(self, level: int, segment: _Segment) -> None:
+        schema = _SCHEMA.with_metadata({"commits": json.dumps(segment.commits)})
+        table = pa.table([pa.array(segment.keys), pa.array(segment.commit)], schema=schema)
+        with (
+            self._index.making(f"{level:02d}-{uuid.uuid4().hex[:12]}.arrow") as f,
+            pa.ipc.new_file(f, schema) as writer,
+        ):
+            writer.write_table(table)
+
+    def _merge(self) -> None:
+        """Merge what has become many. Two processes may do the same: the double is gone with the next merge."""
+        level = 0
+        while True:
+            names = [name for name in _arrows(self._index) if name.startswith(f"{level:02d}-")]
+            if len(names) < FAN_IN:
+                return
+            try:
+                segments = [self._read(name) for name in names]
+            except FileNotFoundError:  # somebody else has merged them
+                return
+            if sum(len(segment.keys) for segment in segments) > MOST_KEYS:
+                return
+            level += 1
+            self._write(level, _merged(segments))
+            for name in names:
+                self._index.delete(name)
+
+
+_SCHEMA = pa.schema([("key", pa.uint64()), ("commit", pa.uint32())])
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """An index file: heads of keys, ascending, distinct; and of each the number in `commits` of its latest commit."""
+
+    keys: npt.NDArray[np.uint64]
+    commit: npt.NDArray[np.uint32]
+    commits: list[str]
+
+
+def _heads(keys: Sequence[str]) -> npt.NDArray[np.uint64]:
+    """The first 64 bits of each key."""
+    return np.frombuffer(bytes.fromhex("".join([key[:16] for key in keys])), ">u8").astype(np.uint64)
+
+
+def _arrows(index: Folder) -> list[str]:
+    return [name for name in index.names() if name.endswith(".arrow") and not name.startswith(".")]
+
+
+def _segment(commit: str, keys: Sequence[str]) -> _Segment:
+    heads = np.unique(_heads(keys))
+    return _Segment(heads, np.zeros(len(heads), np.uint32), [commit])
+
+
+def _merged(segments: Sequence[_Segment]) -> _Segment:
+    commits = sorted({name for segment in segments for name in segment.commits})
+    number = {name: at for at, name in enumerate(commits)}
+    keys = np.concatenate([segment.keys for segment in segments])
+    renumber = [np.array([number[name] for name in segment.commits], np.uint32) for segment in segments]
+    commit = np.concatenate([new[segment.commit] for new, segment in zip(renumber, segments, strict=True)])
+    order = np.lexsort((commit, keys))
+    keys, commit = keys[order], commit[order]
+    last = np.append(keys[1:] != keys[:-1], True)
+    return _Segment(keys[last], commit[last], commits)
+
+
+@functools.lru_cache(64)  # an index file never changes, and its name is never used again
+def _mapped(path: str) -> _Segment:
+    return _opened(pa.memory_map(path))
+
+
+@functools.lru_cache(1024)
+def _copied(url: str, name: str) -> _Segment:
+    with Folder(url).local(name) as path:
+        return _opened(pa.BufferReader(path.read_bytes()))
+
+
+def _opened(source: pa.NativeFile) -> _Segment:
+    table = pa.ipc.open_file(source).read_all()
+    keys, commit = (table[name].chunk(0).to_numpy() for name in _SCHEMA.names)
+    return _Segment(keys, commit, json.loads(table.schema.metadata[b"commits"]))

@@ -1,0 +1,260 @@
+"""STORE/identity: what published builds kept, so that later builds do not keep it again.
+
+    identity/<build>.<digest>.json                  one small record: the commit
+    identity/<build>.<digest>.images.parquet ...    the files it names, never changed: a takedown makes others
+
+The files are those that the build's leader pass wrote by rank (`pipeline.stages.lead`): publishing copies them, and who
+reads them takes them in batches, column by column. They hold enough to match against, not enough to read a text.
+
+A build reads the identities of the builds that were published when it was opened, by name (`Build.identities`); names
+hold digests, so what it reads cannot change under it. `publish` refuses a build that has not seen all that was
+published since, as two builds that run at once would else both keep an image. A build that is published and unchanged
+stays as it is, whatever was published after it.
+
+Earlier builds of the same dataset and snapshot are not read: the new build is in their place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import StoreError
+from pipeline.files.digests import DIGEST
+from pipeline.files.folder import file_sha256
+from pipeline.files.parquet import write_parquet
+from pipeline.matching.text_rows import FIELDS
+from pipeline.store.build import Build
+from pipeline.store.partitions import FileRef
+from pipeline.store.store import Store
+
+IMAGE_SCHEMA = pa.schema(
+    [
+        ("candidate_id", DIGEST),
+        ("fetch_id", DIGEST),
+        ("sha256", DIGEST),  # a kept image leads itself: this is its image_leader too
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("phash", pa.list_(pa.uint64())),
+        ("domain", pa.uint64()),  # 64 bits of a hash
+        ("text_leader", DIGEST),  # of the primary text
+        ("split", pa.string()),
+    ]
+)
+"""Kept images by rank. What turned out a placeholder, or is dropped after dedup, is among them: it goes on leading."""
+
+TEXT_SCHEMA = pa.schema([("text", FIELDS)])
+"""Texts that lead, in the order in which they began to. Digests and hashes only."""
+
+PLACEHOLDER_SCHEMA = pa.schema([("candidate_id", DIGEST)])
+
+SIGNATURES = "signatures.bin"
+"""Signatures of the images, one after the other and nothing else: a file to be mapped, of which few are ever read."""
+
+PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
+
+
+class Published(BaseModel):
+    """The identities of one published build; those of other `features` (feature id), or another `sketch`, differ."""
+
+    model_config = ConfigDict(frozen=True)
+    build: str
+    dataset: str
+    snapshot: str
+    features: str
+    sketch: str
+    files: dict[str, FileRef]
+
+
+class Identities:
+    """The identities of all published builds."""
+
+    def __init__(self, store: Store) -> None:
+        self._store, self._folder = store, store.folder / "identity"
+
+    def names(self) -> list[str]:
+        """Names of the commits. Raises StoreError for a newer STORE, and for identities that an older wenlan left."""
+        self._store.version()
+        names = [name for name in self._folder.names() if not name.startswith(".")]
+        for name in names:
+            if name.endswith(".parquet") and not name.endswith(PARTS):
+                raise StoreError(
+                    self._folder.at(name),
+                    "is of an older wenlan; remove the folder identity and publish its builds again, oldest first",
+                )
+        return [name for name in names if name.endswith(".json")]
+
+    def read(self, name: str) -> Published:
+        """One commit. Raises StoreError, with what to do, if it is no longer there."""
+        if not self._folder.exists(name):
+            raise StoreError(
+                self._folder.at(name), "was replaced while this build ran; the same command again reads what is there"
+            )
+        try:
+            return Published.model_validate_json(self._folder.read(name))
+        except ValueError:
+            raise StoreError(self._folder.at(name), "is not a record of identities") from None
+
+    def of(self, build_id: str) -> str:
+        """The name of a build's commit; "" if it has not been published."""
+        return next((name for name in self.names() if name.rpartition(".json")[0].rpartition(".")[0] == build_id), "")
+
+    def before(self, build_id: str, dataset: str, snapshot: str) -> tuple[str, ...]:
+        """Commits that a build is deduplicated against, by (snapshot, build): all but its own and those it replaces."""
+        found = []
+        for name in self.names():
+            known = self.read(name)
+            if known.build != build_id and (known.dataset, known.snapshot) != (dataset, snapshot):
+                found.append((known.snapshot, known.build, name))
+        return tuple(name for _, _, name in sorted(found))
+
+    def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
+        """Rows of one of PARTS, in order. Raises StoreError if the file is not there or not whole."""
+        with self._file(known, part) as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=50_000, columns=columns):
+                yield pa.Table.from_batches([batch])
+
+    def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
+        """Signatures [images, bytes] of a build's images, mapped (behind a URL from a copy that is gone when unused).
+
+        Raises StoreError as `batches` does.
+        """
+        with self._file(known, SIGNATURES) as path:
+            if not images:
+                return np.zeros((0, 0), np.uint8)
+            return np.memmap(path, np.uint8, "r").reshape(images, -1)
+
+    @contextlib.contextmanager
+    def _file(self, known: Published, part: str) -> Iterator[Path]:
+        ref = known.files[part]
+        with self._folder.local(ref.name) as path:
+            if not path.exists() or path.stat().st_size != ref.bytes:
+                raise StoreError(self._folder.at(ref.name), "is missing or not whole; publish its build again")
+            yield path
+
+    def check(self, build: Build) -> None:
+        """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
+        unseen = set(self.before(build.build_id, build.spec.name, build.snapshot)) - set(build.identities)
+        if unseen and self.of(build.build_id) != commit_name(build):
+            names = ", ".join(sorted(name.rpartition(".json")[0].rpartition(".")[0] for name in unseen))
+            raise StoreError(
+                build.build_id,
+                f"{names} was published since this build began, and is not deduplicated against; "
+                "run wenlan-data build again: it goes on from `lead`",
+            )
+
+    def publish(self, build: Build) -> None:
+        """Commit a build's identities, in place of those it had. The caller holds STORE's lock. Raises StoreError."""
+        self.check(build)
+        self.replace(build)
+
+    def replace(self, build: Build) -> None:
+        """As `publish`, whatever others have published since: after a takedown a build knows less, not more."""
+        name, before = commit_name(build), self.of(build.build_id)
+        if name == before:
+            return
+        stage = build.stage("lead")
+        record = stage.record(build.stage("lead").partitions()[0])
+        files = {}
+        for part in PARTS:
+            with stage.file(record, part) as path:
+                files[part] = record.files[part].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
+                self._copy(path, files[part].name)
+        known = Published(
+            build=build.build_id,
+            dataset=build.spec.name,
+            snapshot=build.snapshot,
+            features=record.info["features"],
+            sketch=record.info["sketch"],
+            files=files,
+        )
+        self._commit(name, known, before)
+
+    def forget(self, gone: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
+        """Take images out of every commit: `gone` says of rows (candidate_id, fetch_id, sha256) which of them.
+
+        Gives the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
+        """
+        renamed = {}
+        for name in self.names():
+            known = self.read(name)
+            images = pa.concat_tables([IMAGE_SCHEMA.empty_table(), *self.batches(known, "images.parquet")])
+            mask = gone(images)
+            if mask.any():
+                renamed[name] = self._without(name, known, images, mask)
+        return renamed
+
+    def _without(self, name: str, known: Published, images: pa.Table, gone: npt.NDArray[np.bool_]) -> str:
+        with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
+            paths = {part: Path(scratch) / part for part in PARTS}
+            flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
+            with self._file(known, "texts.parquet") as path:
+                shutil.copyfile(path, paths["texts.parquet"])
+            signatures = self.signatures(known, images.num_rows)
+            write_without(paths, images, signatures, flagged, gone)
+            digests = {part: file_sha256(path) for part, path in paths.items()}
+            new = f"{known.build}.{_digest(digests)}.json"
+            files = {}
+            for part, path in paths.items():
+                ref = FileRef(
+                    name=f"{new.removesuffix('.json')}.{part}", bytes=path.stat().st_size, sha256=digests[part]
+                )
+                self._folder.take(path, ref.name)
+                files[part] = ref
+        self._commit(new, known.model_copy(update={"files": files}), name)
+        return new
+
+    def _commit(self, name: str, known: Published, before: str) -> None:
+        """Write a commit, then take away the one that it replaces."""
+        self._folder.write(name, known.model_dump_json(indent=1).encode() + b"\n")
+        if before:
+            old = self.read(before)
+            self._folder.delete(before)
+            for ref in old.files.values():
+                self._folder.delete(ref.name)
+
+    def _copy(self, path: Path, name: str) -> None:
+        scratch = self._folder.scratch()
+        with tempfile.NamedTemporaryFile(dir=scratch, prefix=".tmp-", delete=False) as f, path.open("rb") as source:
+            shutil.copyfileobj(source, f, 1 << 20)
+        self._folder.take(Path(f.name), name)
+
+
+def commit_name(build: Build) -> str:
+    """`<build>.<digest of the files' sha256>.json`."""
+    record = build.stage("lead").record(build.stage("lead").partitions()[0])
+    return f"{build.build_id}.{_digest({part: record.files[part].sha256 for part in PARTS})}.json"
+
+
+def _digest(of_parts: Mapping[str, str]) -> str:
+    return hashlib.sha256(" ".join(of_parts[part] for part in PARTS).encode()).hexdigest()[:12]
+
+
+def write_without(
+    paths: Mapping[str, Path],
+    images: pa.Table,
+    signatures: npt.NDArray[np.uint8],
+    placeholders: pa.Table,
+    gone: npt.NDArray[np.bool_],
+) -> None:
+    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the images that are `gone`."""
+    left = np.flatnonzero(~gone)
+    write_parquet(paths["images.parquet"], images.take(pa.array(left)))
+    with paths[SIGNATURES].open("wb") as f:
+        for start in range(0, len(left), 10_000):
+            f.write(signatures[left[start : start + 10_000]].tobytes() if len(signatures) else b"")
+    ids = images["candidate_id"].filter(pa.array(gone))
+    write_parquet(
+        paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))
+    )

@@ -1,0 +1,274 @@
+"""How work becomes visible: records, stages of a build, and STORE. With `pipeline.store.cache` the only module that
+knows.
+
+Work is cut into partitions. A partition is committed by writing one small record that names its files with their
+sizes and sha256; readers trust records, never listings. Files carry the attempt in their name, so that an attempt that
+was killed leaves only files that no record names, and two attempts at one partition cannot mix.
+
+    FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
+    FOLDER/<stage>/<partition>-<attempt><suffix>              what it names
+    FOLDER/<stage>/_stage.json                                written when all partitions of a fingerprint are committed
+
+Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; an object store needs
+one publisher at a time, which the scheduler must see to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder, file_sha256
+from pipeline.records import Decision, decision_rows
+
+if TYPE_CHECKING:
+    pass
+
+from pipeline.files.parquet import write_parquet
+
+
+class FileRef(BaseModel):
+    """A committed file: name within its folder, bytes, sha256."""
+
+    model_config = ConfigDict(frozen=True)
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Record(BaseModel):
+    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the stage counted."""
+
+    model_config = ConfigDict(frozen=True)
+    stage: str
+    partition: str
+    fingerprint: str
+    attempt: str
+    files: dict[str, FileRef]
+    counts: dict[str, int]
+    info: dict[str, Any] = {}
+    seconds: float
+    cpu_seconds: float
+
+
+DECISIONS = "decisions.parquet"
+
+
+_BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=None)
+
+
+@contextlib.contextmanager
+def timed() -> Iterator[None]:
+    """What is done inside is done for one partition: its attempt counts the time from here, not from when it opened."""
+    token = _BEGAN.set((time.monotonic(), time.process_time()))
+    try:
+        yield
+    finally:
+        _BEGAN.reset(token)
+
+
+class Attempt:
+    """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
+
+    Use as a context manager. `final` gives a suffix a fixed name instead of an attempt-unique one: only for files that
+    are the same whoever writes them.
+    """
+
+    def __init__(self, folder: Folder, stage: str, partition: str, fingerprint: str) -> None:
+        self._folder, self._stage, self._partition, self._fingerprint = folder, stage, partition, fingerprint
+        self.attempt = uuid.uuid4().hex[:8]
+        self._final: dict[str, str] = {}
+        self._started, self._cpu = _BEGAN.get() or (time.monotonic(), time.process_time())
+        self._decisions: list[pa.Table] = []
+        self._hashed: dict[str, str] = {}
+
+    def __enter__(self) -> Attempt:
+        base = self._folder.url if self._folder.is_local else tempfile.gettempdir()
+        Path(base).mkdir(parents=True, exist_ok=True)
+        self._scratch = Path(tempfile.mkdtemp(prefix=f".tmp-{self._partition}-", dir=base))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def path(self, suffix: str, final: str = "") -> Path:
+        """Local path to write one file to, e.g. suffix "tar" or "parquet"."""
+        self._final[suffix] = final or f"{self._partition}-{self.attempt}.{suffix}"
+        return self._scratch / suffix.replace("/", "_")
+
+    def hashed(self, suffix: str, sha256: str) -> None:
+        """Note the sha256 of a file that was hashed while it was written, and is not written to any more."""
+        self._hashed[suffix] = sha256
+
+    def folder(self, name: str) -> Path:
+        """A local folder for what the attempt only needs itself; gone afterwards."""
+        path = self._scratch / name
+        path.mkdir()
+        return path
+
+    def write_table(self, suffix: str, table: pa.Table, row_group_size: int = 10_000) -> None:
+        """Write one Parquet file of the partition."""
+        write_parquet(self.path(suffix), table, row_group_size)
+
+    def decide(self, decisions: Sequence[Decision] | pa.Table) -> None:
+        """Add decisions; they are committed with the partition and become part of the union."""
+        table = decisions if isinstance(decisions, pa.Table) else decision_rows(list(decisions))
+        self._decisions.append(table)
+
+    def commit(
+        self, counts: dict[str, int], info: dict[str, Any] | None = None, kept: Mapping[str, FileRef] | None = None
+    ) -> Record:
+        """Make the partition visible: its files first, then the record that names them.
+
+        kept: files of an earlier record, by suffix, that are part of this one as they are.
+        """
+        if self._decisions:
+            self.write_table(DECISIONS, pa.concat_tables(self._decisions))
+        files = dict(kept or {})
+        for suffix, name in self._final.items():
+            local = self._scratch / suffix.replace("/", "_")
+            digest = self._hashed.get(suffix) or file_sha256(local)
+            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
+            self._folder.take(local, name)
+        record = Record(
+            stage=self._stage,
+            partition=self._partition,
+            fingerprint=self._fingerprint,
+            attempt=self.attempt,
+            files=files,
+            counts=counts,
+            info=info or {},
+            seconds=round(time.monotonic() - self._started, 3),
+            cpu_seconds=round(time.process_time() - self._cpu, 3),
+        )
+        StageDir(self._folder, self._stage, self._fingerprint).write_record(record)
+        return record
+
+
+@dataclass(frozen=True)
+class StageDir:
+    """A stage's folder, seen at one fingerprint."""
+
+    folder: Folder
+    name: str
+    fingerprint: str
+
+    def attempt(self, partition: str) -> Attempt:
+        return Attempt(self.folder, self.name, partition, self.fingerprint)
+
+    def record(self, partition: str) -> Record:
+        """The record of a committed partition. Raises StoreError."""
+        name = f"_records/{self.fingerprint[:16]}/{partition}.json"
+        return self._read_record(name)
+
+    def _read_record(self, name: str) -> Record:
+        try:
+            return Record.model_validate_json(self.folder.read(name))
+        except ValueError:
+            raise StoreError(self.folder.at(name), "is not a record; delete it to do its partition again") from None
+
+    def partitions(self) -> list[str]:
+        """Names of the committed partitions, sorted."""
+        return [n[:-5] for n in (self.folder / f"_records/{self.fingerprint[:16]}").names() if n.endswith(".json")]
+
+    def records(self) -> list[Record]:
+        """Records of all committed partitions, in order of their names."""
+        return [self.record(partition) for partition in self.partitions()]
+
+    def adopt(self, partition: str, **info: Any) -> Record | None:
+        """Commit a partition again that another fingerprint committed from the same input, without doing it again.
+
+        `info` tells the input: a record whose own info holds all of it, and whose files are there, is taken.
+        """
+        for other in (self.folder / "_records").names():
+            name = f"_records/{other}/{partition}.json"
+            if other == self.fingerprint[:16] or not self.folder.exists(name):
+                continue
+            record = self._read_record(name)
+            if info.items() <= record.info.items() and all(self.folder.exists(f.name) for f in record.files.values()):
+                found = record.model_copy(update={"fingerprint": self.fingerprint})
+                self.write_record(found)
+                return found
+        return None
+
+    def amend(self, record: Record, files: dict[str, Path], counts: dict[str, int] | None = None) -> Record:
+        """Commit a partition again with some of its files replaced by local ones. What they replace is left: `sweep`.
+
+        For a takedown, the one case in which committed bytes change.
+        """
+        attempt, refs = uuid.uuid4().hex[:8], dict(record.files)
+        for suffix, path in files.items():
+            name = f"{record.partition}-{attempt}.{suffix}"
+            refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+            self.folder.take(path, name)
+        found = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
+        self.write_record(found)
+        return found
+
+    def write_record(self, record: Record) -> None:
+        """The commit itself."""
+        name = f"_records/{self.fingerprint[:16]}/{record.partition}.json"
+        self.folder.write(name, record.model_dump_json(indent=1).encode() + b"\n")
+
+    def everyone(self) -> list[StageDir]:
+        """This stage's folder at each fingerprint that has committed something."""
+        return [replace(self, fingerprint=name) for name in (self.folder / "_records").names() if name[0] != "."]
+
+    def sweep(self) -> list[str]:
+        """Delete files that no record names: what killed attempts left, and what `amend` replaced. Gives their names.
+
+        Nothing may be running in the build. Not for stages whose files have fixed names (shard, report).
+        """
+        named = {ref.name for stage in self.everyone() for record in stage.records() for ref in record.files.values()}
+        stray = [name for name in self.folder.names() if not name.startswith("_") and name not in named]
+        for name in stray:
+            self.folder.delete(name)
+        return stray
+
+    def finished(self) -> bool:
+        """Whether every partition of this fingerprint is committed."""
+        if not self.folder.exists("_stage.json"):
+            return False
+        return bool(self.folder.read_json("_stage.json")["fingerprint"] == self.fingerprint)
+
+    def finish(self, partitions: Sequence[str], version: int) -> None:
+        self.folder.write_json(
+            "_stage.json", {"fingerprint": self.fingerprint, "partitions": len(partitions), "version": version}
+        )
+
+    @contextlib.contextmanager
+    def file(self, record: Record, suffix: str) -> Iterator[Path]:
+        """Local path of a committed file. Raises StoreError if it is not there or not whole."""
+        ref = record.files[suffix]
+        with self.folder.local(ref.name) as path:
+            size = path.stat().st_size if path.exists() else -1
+            if size != ref.bytes:
+                found = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
+                raise StoreError(self.folder.at(ref.name), f"{found}; delete the stage's folder to make it again")
+            yield path
+
+    def table(
+        self, record: Record, suffix: str = "parquet", columns: list[str] | None = None, filters: Any = None
+    ) -> pa.Table:
+        """One committed Parquet file; `filters` as pyarrow takes them, pushed down to row groups."""
+        with self.file(record, suffix) as path:
+            return pq.read_table(path, columns=columns, filters=filters, memory_map=False)
+
+    def column(self, record: Record, suffix: str, name: str) -> pa.ChunkedArray:
+        """One column of a committed Parquet file; of an object store no more than that is read."""
+        with self.folder.opened(record.files[suffix].name) as file, pq.ParquetFile(file) as table:
+            return table.read(columns=[name])[name]

@@ -1,0 +1,116 @@
+"""STORE: what outlives a build: caches, identities, takedowns, and where published builds lie.
+
+Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; an object store needs
+one publisher at a time, which the scheduler must see to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_specs.shard import canonical_json
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.store.cache import Cache
+
+if TYPE_CHECKING:
+    from pipeline.store.build import Build
+    from pipeline.store.takedowns import Takedowns
+
+
+STORE_VERSION = 2
+"""2: identities are columns under a record (`pipeline.store.identities`); those of 1 are refused there."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """STORE: what outlives a build. Nothing but `publish` writes identities; all builds may add to the caches."""
+
+    url: str
+
+    @property
+    def folder(self) -> Folder:
+        return Folder(self.url)
+
+    def fetched(self) -> Cache:
+        return Cache(self.folder / "fetched", "fetch_id")
+
+    def features(self, feature_id: str) -> Cache:
+        return Cache(self.folder / f"features/{feature_id}", "sha256")
+
+    def regions(self, detector_id: str) -> Cache:
+        return Cache(self.folder / f"regions/{detector_id}", "sha256")
+
+    def takedowns(self) -> Takedowns:
+        """What is never let in again."""
+        from pipeline.store import takedowns
+
+        folder = self.folder / "forgotten"
+        names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
+        return takedowns.merged([folder.read_json(name) for name in names])
+
+    def forgotten_revision(self) -> str:
+        """Digest of the takedowns that a build reads."""
+        found = self.takedowns()
+        looks = sorted(look.signature.hex() for look in found.looks)
+        value = [sorted(found.hashes), looks] if looks else sorted(found.hashes)
+        return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
+
+    def register(self, build: Build, revision: int) -> None:
+        """Note where a published build lies, for those who have to reach all of them (`forget`, `gc`)."""
+        entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
+        self.folder.write_json(f"builds/{build.build_id}.json", {**entry, "out": build.out, "revision": revision})
+
+    def registered(self) -> list[dict[str, Any]]:
+        """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision."""
+        folder = self.folder / "builds"
+        found = [folder.read_json(name) for name in folder.names() if name.endswith(".json") and name[0] != "."]
+        return sorted(found, key=lambda entry: (entry["snapshot"], entry["build_id"]))
+
+    def caches(self) -> Iterator[tuple[str, Cache]]:
+        """Every cache there is, with its place in STORE."""
+        yield "fetched", self.fetched()
+        for kind, one in (("features", self.features), ("regions", self.regions)):
+            for name in (self.folder / kind).names():
+                if not name.startswith("."):
+                    yield f"{kind}/{name}", one(name)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold STORE's lock. Raises StoreError after 60 seconds, naming the lock file."""
+        self.check()
+        if not self.folder.is_local:
+            yield
+            return
+        path = Path(self.folder.at("_lock"))
+        with path.open("a") as f:
+            for _ in range(600):
+                try:
+                    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(0.1)
+            else:
+                raise StoreError(str(path), "is held by another publish for more than 60 s; try again when it is done")
+            yield
+
+    def check(self) -> None:
+        """Create the store or raise its version; refuse one of a newer version."""
+        if self.version() != STORE_VERSION:
+            self.folder.write_json("store.json", {"version": STORE_VERSION})
+
+    def version(self) -> int:
+        """The version of what is there, 0 if nothing is. Raises StoreError for a newer one."""
+        if not self.folder.exists("store.json"):
+            return 0
+        version = int(self.folder.read_json("store.json")["version"])
+        if version > STORE_VERSION:
+            raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
+        return version

@@ -1,0 +1,163 @@
+"""Takedowns: what must not be in any dataset, and how a row, a URL or a picture is recognised as such.
+
+STORE/forgotten holds one file a takedown, hashes only: whoever reads it learns nothing about what was taken down, and
+whoever holds the picture or the address can check it.
+
+    hashes   sha256 of an image's or a page's URL, of an image's bytes, of a domain
+    looks    perceptual hashes and signatures of pictures, with the distance up to which another one is the same
+
+Who asks: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
+`publish`, and `forget`, which takes things out of what is there already.
+
+Limits: looks are compared with those of the same feature id only; those of another one are counted by `stale`.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.features import feature_id
+from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
+from pipeline.records import sha256_hex
+from pipeline.urls import host_names
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a forgotten picture looked like. `distance` bits of 64, `threshold` between two signatures, 0 to 1."""
+
+    phash: tuple[int, ...]
+    signature: bytes
+    distance: int
+    threshold: float
+    features: str
+
+    @staticmethod
+    def read(raw: dict[str, Any]) -> Look:
+        signature = base64.b64decode(raw["signature"])
+        return Look(tuple(raw["phash"]), signature, raw["distance"], raw["threshold"], raw["features"])
+
+    def value(self) -> dict[str, Any]:
+        """As JSON."""
+        signature = base64.b64encode(self.signature).decode()
+        more = {"distance": self.distance, "threshold": self.threshold, "features": self.features}
+        return {"phash": list(self.phash), "signature": signature, **more}
+
+
+@dataclass(frozen=True)
+class Takedowns:
+    """Everything that was taken down."""
+
+    hashes: frozenset[str] = frozenset()
+    looks: tuple[Look, ...] = ()
+    _hosts: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+
+    def __bool__(self) -> bool:
+        return bool(self.hashes or self.looks)
+
+    def why(self, image_url: str, page_url: str) -> str:
+        """Why an image on a page is taken down: "" if it is not."""
+        if not self.hashes:
+            return ""
+        if sha256_hex(image_url) in self.hashes:
+            return "this image URL was taken down"
+        if page_url and sha256_hex(page_url) in self.hashes:
+            return "its page was taken down"
+        return "its domain was taken down" if self.host(image_url) or self.host(page_url) else ""
+
+    def names(self, row: dict[str, Any]) -> bool:
+        """Whether a row of the decisions (fetch_id, url, page_url) is about something that is taken down."""
+        return row["fetch_id"] in self.hashes or bool(self.why(row["url"], row["page_url"]))
+
+    def host(self, url: str) -> bool:
+        """Whether the host of a URL, or a domain above it, is taken down."""
+        if not url or not self.hashes:
+            return False
+        start = "/".join(url.split("/", 3)[:3])
+        known = self._hosts.get(start)
+        if known is None:
+            if len(self._hosts) > 100_000:
+                self._hosts.clear()
+            known = self._hosts[start] = any(sha256_hex(name) in self.hashes for name in host_names(url))
+        return known
+
+    COLUMNS: ClassVar = ("key", "image_url", "page_url", "sha256")
+    """Of a shard's table, that `among` asks for."""
+
+    def among(self, rows: pa.Table) -> list[str]:
+        """Keys of the samples that are taken down, of a table with COLUMNS."""
+        return [row["key"] for row in rows.to_pylist() if self.holds(row)] if self.hashes else []
+
+    def holds(self, row: dict[str, Any]) -> bool:
+        """Whether a sample (a row with COLUMNS) is taken down."""
+        return row["sha256"] in self.hashes or bool(self.why(row["image_url"], row["page_url"]))
+
+    def images(self, sha256: Iterable[str]) -> set[str]:
+        """Those of the images, by sha256 of their bytes, that are taken down."""
+        return set(self.hashes.intersection(sha256))
+
+    @property
+    def stale(self) -> int:
+        """Looks that were taken by other features, and cannot be compared with what is measured today."""
+        return sum(look.features != feature_id() for look in self.looks)
+
+    def alike(self, rows: pa.Table) -> list[str]:
+        """sha256 of the rows (sha256, phash, signature) whose picture looks like one that is taken down."""
+        if not rows.num_rows:
+            return []
+        phash, signature = looks_of(rows)
+        found = np.zeros(rows.num_rows, np.bool_)
+        for group in self._groups:
+            found |= group.first(phash, signature) >= 0
+        names: list[str] = rows["sha256"].filter(pa.array(found)).to_pylist()
+        return names
+
+    @functools.cached_property
+    def _groups(self) -> list[ImageLeaders]:
+        """One index for each distance that was asked for."""
+        groups: dict[tuple[int, float], list[Look]] = {}
+        for look in self.looks:
+            if look.features == feature_id():
+                groups.setdefault((look.distance, look.threshold), []).append(look)
+        found = []
+        for (distance, threshold), looks in sorted(groups.items()):
+            index = ImageLeaders(distance, threshold)
+            signature = np.stack([np.frombuffer(look.signature, np.uint8) for look in looks])
+            index.add(np.array([look.phash for look in looks], np.uint64), signature)
+            found.append(index)
+        return found
+
+
+def looks_of(rows: pa.Table) -> tuple[Codes, Signatures]:
+    """phash [N, hashes] and signature [N, bytes] of rows that have both columns."""
+    count = rows.num_rows
+    phash: Codes = pc.list_flatten(rows["phash"]).to_numpy().astype(np.uint64).reshape(count, -1)
+    raw = b"".join(rows["signature"].to_pylist())
+    signature: npt.NDArray[np.uint8] = np.frombuffer(raw, np.uint8).reshape(count, -1)
+    return phash, signature
+
+
+def domain_hashes(domain: str) -> set[str]:
+    """Hashes of a domain as URLs spell it: in lower case, as given and in its IDNA form."""
+    name = domain.strip().strip(".").lower()
+    names = {name}
+    with contextlib.suppress(UnicodeError):
+        names.add(name.encode("idna").decode())
+    return {sha256_hex(name) for name in names}
+
+
+def merged(parts: Sequence[dict[str, Any]]) -> Takedowns:
+    """What the files of STORE/forgotten say together."""
+    hashes = frozenset(name for part in parts for name in part["hashes"])
+    looks = {look["signature"]: Look.read(look) for part in parts for look in part.get("looks", ())}
+    return Takedowns(hashes, tuple(looks.values()))

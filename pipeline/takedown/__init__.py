@@ -1,0 +1,1 @@
+"""What is taken out of builds and STORE: takedowns and garbage."""

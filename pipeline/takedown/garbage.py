@@ -1,0 +1,166 @@
+"""Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N]`.
+
+Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
+STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; half-written files of STORE.
+
+`--keep N` also expires builds: of each dataset the N newest snapshots stay whole, older ones keep what cannot be had
+again or is what they are for: captures, shards, report, build.json, releases.json. Their other stages go. Before images
+go, STORE/fetched learns of newer builds that hold the same, so that they are not fetched again.
+
+Nothing that is not published is touched, nor a build in which a command is at work.
+
+Limits: builds are those that STORE knows (published by this version or a later one).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from pipeline.errors import StoreError
+from pipeline.features import feature_id
+from pipeline.files.folder import Folder
+from pipeline.store import build_json
+from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.store import Store
+
+EXPIRED = ("extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup", "screen", "detect")
+"""Stages that an expired build does without."""
+
+COSTLY = ("crawl", "fetch")
+"""Stages of which other specs' results are kept: they cost the network."""
+
+
+def collect(store: Store, keep: int = 0, dry_run: bool = False) -> dict[str, Any]:
+    """Delete garbage, and expire all but the `keep` newest builds of each dataset (0: none).
+
+    Gives {"deleted": [{"what", "place", "bytes"}], "bytes": their sum}. Raises StoreError.
+    """
+    store.version()
+    found = _Found(dry_run)
+    builds = dict[str, list[Build]]()
+    for known in store.registered():
+        if Folder(known["out"]).exists("build.json"):
+            builds.setdefault(known["name"], []).append(build_json.reopen(known["out"]))
+    for own in builds.values():
+        old = own[:-keep] if keep else []
+        for build in own:
+            with contextlib.suppress(StoreError), _alone(build, dry_run):
+                if build in old:
+                    _expire(store, build, [b for b in own if b not in old], found)
+                else:
+                    _tidy(build, found)
+    _store(store, found)
+    return {"deleted": found.deleted, "bytes": sum(one["bytes"] for one in found.deleted)}
+
+
+class _Found:
+    """What goes, and whether it really does."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self.dry_run = dry_run
+        self.deleted: list[dict[str, Any]] = []
+
+    def delete(self, what: str, folder: Folder, name: str) -> None:
+        if not folder.exists(name):
+            return
+        self.deleted.append({"what": what, "place": folder.at(name), "bytes": size_of(folder.at(name))})
+        if not self.dry_run:
+            folder.delete(name)
+
+
+def size_of(url: str) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    fs, path = fsspec.url_to_fs(url)
+    return int(fs.du(path))
+
+
+@contextlib.contextmanager
+def _alone(build: Build, dry_run: bool) -> Iterator[None]:
+    if dry_run:
+        yield
+        return
+    with build_json.sole_owner(build):
+        yield
+
+
+def _tidy(build: Build, found: _Found) -> None:
+    """Leftovers in a build that stays."""
+    for name, place in STAGE_FOLDERS.items():
+        if name in ("shard", "report"):
+            continue
+        folder, fingerprint = build.folder / place, build.fingerprints.get(name, "")
+        named = set[str]()
+        for stage in build.stages(name):
+            if name in COSTLY or fingerprint.startswith(stage.fingerprint):
+                named |= {ref.name for record in stage.records() for ref in record.files.values()}
+            else:
+                found.delete("of another spec", folder, f"_records/{stage.fingerprint}")
+        for file in folder.names():
+            if not file.startswith("_") and file not in named:
+                found.delete("left over", folder, file)
+
+
+def _expire(store: Store, build: Build, others: list[Build], found: _Found) -> None:
+    """Leave an old build what it is for."""
+    if not found.dry_run:
+        _find_elsewhere(store, build, others)
+    for name in EXPIRED:
+        found.delete("expired", build.folder, STAGE_FOLDERS[name])
+
+
+def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
+    """Rows of STORE/fetched that point into a build, pointed to one that stays and holds the same image."""
+    prefix, cache = build.stages("fetch"), store.fetched()
+    if not prefix:
+        return
+    start = prefix[0].folder.url + "/"
+    for other in others:
+        if "fetch" not in other.fingerprints:
+            continue
+        stage = other.stage("fetch")
+        for record in stage.records():
+            rows = stage.table(record, columns=["fetch_id", "sha256", "offset", "size"], filters=[("ok", "==", True)])
+            places = {row["fetch_id"]: row for row in rows.to_pylist()}
+            known = cache.get(places)
+            tar = stage.folder.at(record.files["tar"].name)
+            new = [
+                {**row, "tar": tar, "offset": places[row["fetch_id"]]["offset"]}
+                for row in (known.to_pylist() if known is not None else ())
+                if row["tar"].startswith(start) and row["sha256"] == places[row["fetch_id"]]["sha256"]
+            ]
+            if new and known is not None:
+                cache.put(pa.Table.from_pylist(new, schema=known.schema))
+
+
+def _store(store: Store, found: _Found) -> None:
+    """What STORE itself does not need."""
+    for folder in (store.folder, store.folder / "fetched", store.folder / "identity", store.folder / "forgotten"):
+        for name in folder.names():
+            if name.startswith(".tmp-"):
+                found.delete("left over", folder, name)
+    features = store.folder / "features"
+    for name in features.names():
+        if name.startswith("features-") and name != feature_id():
+            found.delete("features of another version", features, name)
+    gone: dict[str, bool] = defaultdict(bool)
+
+    def lost(rows: pa.Table) -> pa.Array:
+        tars = rows["tar"].to_pylist()
+        for tar in {tar for tar in tars if tar} - set(gone):
+            folder, _, name = tar.rpartition("/")
+            gone[tar] = not Folder(folder).exists(name)
+        return pa.array([bool(tar) and gone[tar] for tar in tars], pa.bool_())
+
+    if found.dry_run:
+        return
+    rows = store.fetched().forget(lost)
+    if rows:
+        found.deleted.append(
+            {"what": f"{rows:,} fetched images that lie nowhere", "place": store.folder.at("fetched"), "bytes": 0}
+        )

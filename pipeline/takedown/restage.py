@@ -1,0 +1,136 @@
+"""Shards without what was forgotten: written beside the dataset first (`restage`), moved in together (`apply`).
+
+Samples that stay are copied member by member as they are, so that only what goes changes a tar; a sample that gives
+texts back is encoded anew. Shards keep their names, hence the move, which the caller does while no manifest is there.
+Killed while it moves, `staged` still names what waits, and `apply` goes on.
+
+Limits: one process, a shard on the local disk.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.shard import decode_sample, encode_sample
+from pipeline.files.folder import file_sha256
+from pipeline.files.tars import BLOCK, TarWriter, padded
+from pipeline.stages.shard import packed
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS, FileRef, Record, StageDir
+from pipeline.takedown.erase import Borrowed, Gone, blanked, scratch
+
+STAGED = "_forget"
+"""Folder in shards/ in which new shards wait."""
+
+
+def restage(build: Build, gone: Gone) -> list[str]:
+    """Write the shards that hold something of what goes anew, beside the dataset; gives their names."""
+    borrowed = Borrowed.of(build, gone)
+    stage, names = build.stage("shard"), []
+    for record in packed(build):
+        index = stage.table(record, "parquet")
+        stays = pc.invert(gone.mask(index)).to_pylist()
+        ids, own = (index[name].to_pylist() for name in ("candidate_id", "texts"))
+        texts = [borrowed.stay(name, found) for name, found in zip(ids, own, strict=True)]
+        if not all(stays) or any(stay is not None for stay in texts):
+            _restage(stage, record, index, gone, stays, texts)
+            names.append(record.partition)
+    return names
+
+
+def _restage(
+    stage: StageDir, record: Record, index: pa.Table, gone: Gone, stays: list[bool], texts: list[list[int] | None]
+) -> None:
+    place = stage.folder / STAGED / record.partition
+    files, counts = dict(record.files), dict(record.counts)
+    with scratch(stage) as path:
+        with stage.file(record, "tar") as source:
+            rows = _repack(source, path("tar"), index, stays, texts)
+        _write(path("parquet"), pa.Table.from_pylist(rows, schema=index.schema))
+        mask = pa.array(stays)
+        for suffix in record.files:
+            if suffix.startswith("regions/"):
+                _write(path(suffix), stage.table(record, suffix).filter(mask))
+        decisions = blanked(stage.table(record, DECISIONS), gone)
+        if decisions is not None:
+            _write(path(DECISIONS), decisions)
+        removed = [] if rows else [files.pop(suffix).name for suffix in record.files if suffix != DECISIONS]
+        for suffix in [suffix for suffix in files if path(suffix).exists()]:
+            local, name = path(suffix), files[suffix].name
+            files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=file_sha256(local))
+            place.take(local, name)
+    counts |= {"kept": len(rows), "dropped": counts["seen"] - len(rows), "bytes": files["tar"].bytes if rows else 0}
+    new = record.model_copy(update={"files": files, "counts": counts})
+    value = {"record": new.model_dump(mode="json"), "removed": removed}
+    (stage.folder / STAGED).write_json(f"{record.partition}.json", value)
+
+
+def _write(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file as `pipeline.stages.shard` does."""
+    pq.write_table(table, path, compression="zstd", row_group_size=1_000)
+
+
+def _repack(
+    source: Path, target: Path, index: pa.Table, stays: list[bool], texts: list[list[int] | None]
+) -> list[dict[str, Any]]:
+    """Copy a tar's samples that stay, member by member as they are; gives their rows with the new offsets."""
+    rows = []
+    with source.open("rb") as f, target.open("wb") as out:
+        writer = TarWriter(out)
+        for row, here, stay in zip(index.to_pylist(), stays, texts, strict=True):
+            if not here:
+                continue
+            if stay is None:
+                start, end = row["image_offset"] - BLOCK, row["json_offset"] + row["json_size"]
+                f.seek(start)
+                shift = writer.copy(f.read(padded(end) - start)) - start
+                for what in ("image", "text", "json"):
+                    row[f"{what}_offset"] += shift
+            else:
+                _mended(f, writer, row, stay)
+            rows.append(row)
+        writer.close()
+    return rows
+
+
+def _mended(f: Any, writer: TarWriter, row: dict[str, Any], stay: list[int]) -> None:
+    """One sample with fewer texts; its row is changed accordingly."""
+    f.seek(row["image_offset"])
+    image = f.read(row["image_size"])
+    f.seek(row["json_offset"])
+    sample = decode_sample(f.read(row["json_size"]), row["key"])
+    row["texts"] = [row["texts"][i] for i in stay]
+    members = encode_sample(replace(sample, texts=tuple(sample.texts[i] for i in stay)), image)
+    for (name, data), what in zip(members, ("image", "text", "json"), strict=True):
+        row[f"{what}_offset"], row[f"{what}_size"] = writer.add(name, data), len(data)
+
+
+def staged(build: Build) -> list[str]:
+    """Shards that wait to be moved into place."""
+    names = (build.folder / "shards" / STAGED).names() if "shard" in build.fingerprints else []
+    return [name[:-5] for name in names if name.endswith(".json")]
+
+
+def apply(build: Build) -> None:
+    """Move new shards into place and commit them. The caller has removed the manifest."""
+    if "shard" not in build.fingerprints:
+        return
+    stage = build.stage("shard")
+    place = stage.folder / STAGED
+    for partition in staged(build):
+        found = place.read_json(f"{partition}.json")
+        record = Record.model_validate(found["record"])
+        for ref in record.files.values():
+            if place.exists(f"{partition}/{ref.name}"):
+                stage.folder.move(f"{STAGED}/{partition}/{ref.name}", ref.name)
+        for name in found["removed"]:
+            stage.folder.delete(name)
+        stage.write_record(record)
+        place.delete(f"{partition}.json")
+    stage.folder.delete(STAGED)

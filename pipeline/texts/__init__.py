@@ -1,0 +1,1 @@
+"""Texts: charsets, folding, forms, words, personal data."""

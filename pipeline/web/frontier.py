@@ -1,0 +1,344 @@
+"""The state of a crawl on disk: which pages are known, what became of each, and the WARC written so far.
+
+One SQLite file and one growing WARC in a folder. A page is done when its row says so; the row is written after its
+WARC record and names where the record ends. A crawl that was killed at any moment therefore goes on: what the WARC
+holds beyond the last row is cut off, and a row that points beyond the end of the WARC is opened again. No page is in
+the WARC twice, and only the requests that were in the air are repeated.
+
+Limits: one process a folder, which a file lock sees to: a worker may live on for moments after its build was killed,
+and a task may be started again while a lost one still runs. The number of known pages is capped, since a calendar or a
+session id in URLs makes sites endless; what is found beyond the cap is counted, not listed.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import io
+import sqlite3
+import time
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+from urllib.parse import urlsplit
+
+from pipeline.errors import StoreError
+from pipeline.records import Capture, DropReason
+from pipeline.web.page_visitor import Earlier, Page
+
+_TABLES = """
+CREATE TABLE IF NOT EXISTS page (
+    id INTEGER PRIMARY KEY, url TEXT UNIQUE NOT NULL, host TEXT NOT NULL, depth INTEGER NOT NULL, hops INTEGER NOT NULL,
+    tries INTEGER NOT NULL DEFAULT 0, state TEXT NOT NULL DEFAULT 'todo', reason TEXT NOT NULL DEFAULT '',
+    evidence TEXT NOT NULL DEFAULT '', fetched_at TEXT NOT NULL DEFAULT '', content_type TEXT NOT NULL DEFAULT '',
+    etag TEXT NOT NULL DEFAULT '', last_modified TEXT NOT NULL DEFAULT '', sha256 TEXT NOT NULL DEFAULT '',
+    bytes INTEGER NOT NULL DEFAULT 0, same INTEGER NOT NULL DEFAULT 0, warc_offset INTEGER, warc_end INTEGER);
+CREATE INDEX IF NOT EXISTS todo ON page (host, tries, depth, id) WHERE state = 'todo';
+CREATE TABLE IF NOT EXISTS alike (host TEXT, digest TEXT, pages INTEGER NOT NULL, PRIMARY KEY (host, digest))
+    WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS earlier (
+    url TEXT PRIMARY KEY, warc TEXT NOT NULL, warc_offset INTEGER NOT NULL, warc_length INTEGER NOT NULL,
+    etag TEXT NOT NULL, last_modified TEXT NOT NULL, sha256 TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
+"""
+
+LOCK_WAIT_S = 60.0
+"""How long another process may hold the folder."""
+
+_MOVED_HEADERS = ("content-encoding", "transfer-encoding")
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What the frontier holds. `bytes` of kept pages, uncompressed; `beyond`: pages found above the cap."""
+
+    todo: int
+    kept: int
+    dropped: int
+    moved: int
+    bytes: int
+    beyond: int
+    unchanged: int
+
+
+@dataclass(slots=True)
+class Kept:
+    """What was kept of one host."""
+
+    pages: int = 0
+    bytes: int = 0
+
+
+class Frontier:
+    """Pages known to one crawl. `cap` is how many may be known; `about` goes into the WARC's first record."""
+
+    def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(folder)
+        self.warc = folder / "pages.warc.gz"
+        self._cap = cap
+        self._db = sqlite3.connect(folder / "frontier.sqlite")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = NORMAL")
+        self._db.executescript(_TABLES)
+        self._out = self.warc.open("ab")
+        self._recover(about)
+        self._known = self._one("SELECT COUNT(*) FROM page")
+        kept = self._db.execute("SELECT host, COUNT(*), SUM(bytes) FROM page WHERE state = 'kept' GROUP BY host")
+        self._kept = {host: Kept(pages, size) for host, pages, size in kept}  # asked for before each request
+        self.kept_pages = sum(kept.pages for kept in self._kept.values())
+        self.kept_bytes = sum(kept.bytes for kept in self._kept.values())
+        self._note("started", time.time(), keep=True)
+
+    def __enter__(self) -> Frontier:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self._out.close()
+        self._db.close()
+        self._lock.close()
+
+    def _recover(self, about: dict[str, str]) -> None:
+        """Bring rows and WARC together after whatever stopped the last run."""
+        size = self.warc.stat().st_size
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'todo', warc_offset = NULL, warc_end = NULL WHERE warc_end > ?", (size,)
+            )
+        end = self._one("SELECT COALESCE(MAX(warc_end), 0) FROM page")
+        self._out.truncate(end)
+        if not end:
+            from warcio.warcwriter import WARCWriter
+
+            WARCWriter(self._out, gzip=True).write_record(
+                WARCWriter(io.BytesIO(), gzip=True).create_warcinfo_record("", about)
+            )
+            self._out.flush()
+
+    def add(self, urls: Iterable[str], depth: int, hops: int = 0) -> None:
+        """Make pages known; those already known are left as they are."""
+        with self._db:
+            self._add(urls, depth, hops)
+
+    def _add(self, urls: Iterable[str], depth: int, hops: int) -> None:
+        beyond = 0
+        for url in urls:
+            if self._known >= self._cap:
+                beyond += not self._one("SELECT COUNT(*) FROM page WHERE url = ?", url)
+                continue
+            self._known += self._db.execute(
+                "INSERT OR IGNORE INTO page (url, host, depth, hops) VALUES (?, ?, ?, ?)",
+                (url, urlsplit(url).netloc, depth, hops),
+            ).rowcount
+        if beyond:
+            self._note("beyond", self._noted("beyond") + beyond)
+
+    def kept_of(self, host: str) -> Kept:
+        return self._kept.setdefault(host, Kept())
+
+    def next(self, host: str, but: Collection[int] = ()) -> Page | None:
+        """The host's next page: never tried before tried, near before far, in the order in which they were found.
+
+        `but`: ids of pages that are being asked for.
+        """
+        marks = ", ".join("?" * len(but))
+        row = self._db.execute(
+            "SELECT id, url, host, depth, hops, tries FROM page WHERE state = 'todo' AND host = ? "
+            f"AND id NOT IN ({marks}) ORDER BY tries, depth, id LIMIT 1",
+            (host, *but),
+        ).fetchone()
+        return Page(*row) if row else None
+
+    def know_earlier(self, warc: str, rows: Iterable[dict[str, Any]]) -> None:
+        """What an earlier crawl kept, by rows of CRAWL_SCHEMA; only once a crawl."""
+        if self.counted("earlier_known"):
+            return
+        names = ("url", "warc_offset", "warc_length", "etag", "last_modified", "sha256")
+        with self._db:
+            self._db.executemany(
+                "INSERT OR REPLACE INTO earlier (warc, url, warc_offset, warc_length, etag, last_modified, sha256) "
+                "VALUES (?, ?, ?, ?, ?, ?, ?)",
+                ((warc, *(row[n] for n in names)) for row in rows if row["etag"] or row["last_modified"]),
+            )
+        self.count("earlier_known", 1)
+
+    def earlier(self, url: str) -> Earlier | None:
+        """What an earlier crawl kept of a page and can be asked about."""
+        row = self._db.execute(
+            "SELECT warc, warc_offset, warc_length, etag, last_modified, sha256 FROM earlier WHERE url = ?", (url,)
+        ).fetchone()
+        return Earlier(*row) if row else None
+
+    def alike(self, host: str, digest: str) -> int:
+        """Kept pages of a host with this likeness."""
+        row = self._db.execute("SELECT pages FROM alike WHERE host = ? AND digest = ?", (host, digest)).fetchone()
+        return int(row[0]) if row else 0
+
+    def count(self, name: str, more: int) -> None:
+        """Add to a number that is kept with the frontier."""
+        with self._db:
+            self._note(name, self._noted(name) + more)
+
+    def counted(self, name: str) -> int:
+        return int(self._noted(name))
+
+    def keep(self, page: Page, capture: Capture, links: Sequence[str], member: bytes = b"", likeness: str = "") -> None:
+        """Write a page into the WARC and make its links known.
+
+        `member`: the record of an earlier crawl, written as it is, where the page has not changed since.
+        """
+        offset, end = self._append(member or _record(capture))
+        headers = {name.lower(): value for name, value in capture.headers}
+        found = (capture.fetched_at, capture.content_type, headers.get("etag", ""), headers.get("last-modified", ""))
+        size = len(capture.body)
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'kept', fetched_at = ?, content_type = ?, etag = ?, last_modified = ?, "
+                "sha256 = ?, bytes = ?, same = ?, warc_offset = ?, warc_end = ? WHERE id = ?",
+                (*found, hashlib.sha256(capture.body).hexdigest(), size, bool(member), offset, end, page.id),
+            )
+            self._db.execute(
+                "INSERT INTO alike VALUES (?, ?, 1) ON CONFLICT (host, digest) DO UPDATE SET pages = pages + 1",
+                (page.host, likeness),
+            )
+            self._add(links, page.depth + 1, 0)
+        kept = self.kept_of(page.host)
+        kept.pages, kept.bytes = kept.pages + 1, kept.bytes + size
+        self.kept_pages += 1
+        self.kept_bytes += size
+
+    def drop(self, page: Page, reason: DropReason, evidence: str, links: Sequence[str] = ()) -> None:
+        """A page that is not taken; its links may count all the same."""
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'dropped', reason = ?, evidence = ? WHERE id = ?",
+                (reason.value, evidence[:300], page.id),
+            )
+            self._add(links, page.depth + 1, 0)
+
+    def move(self, page: Page, target: str, status: int) -> None:
+        """A page that redirects to another one of the site."""
+        with self._db:
+            self._db.execute(
+                "UPDATE page SET state = 'moved', evidence = ? WHERE id = ?", (f"{status} to {target}", page.id)
+            )
+            self._add([target], page.depth, page.hops + 1)
+
+    def again(self, page: Page) -> None:
+        """Try a page once more, after all that were not tried yet."""
+        with self._db:
+            self._db.execute("UPDATE page SET tries = tries + 1 WHERE id = ?", (page.id,))
+
+    def reopen(self, pages: Iterable[Page]) -> None:
+        """Take failures back: the pages count as never tried."""
+        with self._db:
+            self._db.executemany(
+                "UPDATE page SET state = 'todo', tries = 0, reason = '', evidence = '' WHERE id = ?",
+                [(page.id,) for page in pages],
+            )
+
+    def totals(self) -> Totals:
+        states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
+        todo, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
+        unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
+        return Totals(todo, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged)
+
+    def hours(self) -> float:
+        """Hours since the crawl began, pauses between runs included."""
+        return (time.time() - self._noted("started")) / 3600
+
+    def fate(self, url: str) -> tuple[str, str, str]:
+        """(state, reason, evidence) of a page; all empty for one that is not known."""
+        row = self._db.execute("SELECT state, reason, evidence FROM page WHERE url = ?", (url,)).fetchone()
+        return tuple(row) if row else ("", "", "")
+
+    def end_of(self, url: str) -> str:
+        """Where a page's redirects lead as far as they are known; the page itself for one that does not redirect.
+
+        Redirects that go in a circle are never known as such: `move` is not called for the one that would close it.
+        """
+        state, _, evidence = self.fate(url)
+        while state == "moved":
+            url = evidence.partition(" to ")[2]
+            state, _, evidence = self.fate(url)
+        return url
+
+    def kept(self) -> Iterator[dict[str, Any]]:
+        """Rows of kept pages in the order of the WARC."""
+        measured = ("url", "depth", "fetched_at", "content_type", "etag", "last_modified", "sha256", "bytes")
+        names = (*measured, "warc_offset", "warc_end")
+        for row in self._db.execute(f"SELECT {', '.join(names)} FROM page WHERE state = 'kept' ORDER BY warc_offset"):
+            found = dict(zip(names, row, strict=True))
+            yield {**found, "status": 200, "warc_length": found.pop("warc_end") - found["warc_offset"]}
+
+    def lost(self) -> Iterator[tuple[str, str, str]]:
+        """(URL, reason, evidence) of every page that is not in the WARC and does not redirect, in order of finding."""
+        rows = self._db.execute(
+            "SELECT url, state, reason, evidence FROM page WHERE state IN ('dropped', 'todo') ORDER BY id"
+        )
+        for url, state, reason, evidence in rows:
+            yield (url, reason, evidence) if state == "dropped" else (url, DropReason.OVER_BUDGET.value, "")
+
+    def _append(self, member: bytes) -> tuple[int, int]:
+        """Append one record to the WARC. Gives where it begins and ends."""
+        self._out.seek(0, io.SEEK_END)
+        offset = self._out.tell()
+        self._out.write(member)
+        self._out.flush()
+        return offset, offset + len(member)
+
+    def _one(self, query: str, *values: Any) -> int:
+        return int(self._db.execute(query, values).fetchone()[0])
+
+    def _noted(self, name: str) -> float:
+        row = self._db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
+        return float(row[0]) if row else 0.0
+
+    def _note(self, name: str, value: float, keep: bool = False) -> None:
+        word = "IGNORE" if keep else "REPLACE"
+        self._db.execute(f"INSERT OR {word} INTO note VALUES (?, ?)", (name, value))
+        if keep:
+            self._db.commit()
+
+
+def _record(capture: Capture) -> bytes:
+    """A WARC response record, a gzip member of its own."""
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    headers = [
+        (f"X-Crawl-{name}" if name.lower() in _MOVED_HEADERS else name, value)  # as Common Crawl does
+        for name, value in capture.headers
+        if name.lower() != "content-length"
+    ]
+    headers.append(("Content-Length", str(len(capture.body))))
+    member = io.BytesIO()
+    writer = WARCWriter(member, gzip=True)
+    writer.write_record(
+        writer.create_warc_record(
+            capture.url,
+            "response",
+            payload=io.BytesIO(capture.body),
+            length=len(capture.body),
+            http_headers=StatusAndHeaders(f"{capture.status} OK", headers, protocol="HTTP/1.1"),
+            warc_headers_dict={"WARC-Date": capture.fetched_at},
+        )
+    )
+    return member.getvalue()
+
+
+def _locked(folder: Path) -> IO[str]:
+    """The folder's lock, held until it is closed or the process ends. Raises StoreError after LOCK_WAIT_S."""
+    file = (folder / "lock").open("a")
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except BlockingIOError:
+            if time.monotonic() > until:
+                file.close()
+                raise StoreError(str(folder), "another process goes on with this crawl; try again later") from None
+            time.sleep(0.1)

@@ -1,0 +1,370 @@
+"""One GET over a socket: connections that are kept, a deadline that always strikes, a body within its cap.
+
+HTTP is read by `http.client`; sockets are connected here, inside the scope of the guard (`pipeline.web.guard`), which
+judges each address. A request has one deadline from name lookup to the last byte: a watchdog shuts the socket when the
+time is up, so that a server that sends one byte a second (in the body or in the headers) holds nobody. Sockets
+have no timeouts of their own once they are connected, since each would be another system call and another fight
+for Python's lock: with 32 threads those are most of what a small picture costs. For the same reason heads are
+not read by `email.parser`.
+
+Limits: HTTP/1.1; a name lookup that hangs is as slow as the resolver.
+"""
+
+from __future__ import annotations
+
+import http.client
+import re
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from contextlib import ExitStack
+from dataclasses import dataclass
+from email.message import Message
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import urlsplit
+
+from pipeline.web import guard
+
+MAX_ADDRESSES = 4
+"""Addresses of a name that are tried."""
+
+KEPT_S = 10.0
+"""How long a connection that nobody uses is kept."""
+
+LARGE, LARGE_AT_ONCE = 2 << 20, 6
+"""Bytes from which a body is large, and how many large ones a process reads or unpacks at the same time: threads that
+all meet a bomb must not hold as many largest bodies as there are threads."""
+
+MAX_HEADERS, MAX_LINE = 200, 1 << 16
+"""Headers of an answer, and bytes of one."""
+
+_BLOCK = 1 << 16
+_SMALL = 1 << 16
+_MOST_HOSTS = 64
+_UNSENDABLE = re.compile(r"[^\x21-\x7e]")
+
+Place = tuple[str, str, int]
+"""Scheme, host and port that a connection leads to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One HTTP answer; the body is unpacked and within the cap."""
+
+    status: int
+    headers: Message
+    body: bytes
+
+
+class Wire:
+    """Asks, on connections that it keeps. Safe for several threads."""
+
+    def __init__(self) -> None:
+        self._connections = _Connections(ssl.create_default_context())
+        self._large = threading.Semaphore(LARGE_AT_ONCE)
+
+    def ask(self, url: str, headers: dict[str, str], cap: int, whole: bool, deadline: Deadline) -> Reply:
+        """GET, on a kept connection; on a new one where there is none, or where the server has closed it meanwhile.
+
+        Raises OSError, http.client.HTTPException and ValueError, BodyTooLarge with `whole` if the body is larger than
+        `cap` bytes; without `whole` it is cut. What fails after the deadline has struck (`deadline.cut`) may look like
+        anything.
+        """
+        found = urlsplit(url)
+        place = (found.scheme, found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
+        request = _request(found, headers)
+        while True:
+            sock, kept = self._connections.get(place, deadline)
+            keep = False
+            try:
+                with _Response(sock) as response:
+                    try:
+                        sock.sendall(request)
+                        response.begin()
+                    except (ConnectionError, http.client.BadStatusLine):
+                        if kept and not deadline.cut:
+                            continue
+                        raise
+                    body = _read(response, cap, whole, self._large, deadline)
+                    finished = response.isclosed() or response.length == 0
+                    keep = finished and not response.will_close and not deadline.cut
+            finally:
+                if not keep:
+                    sock.close()
+            if keep:
+                self._connections.put(place, sock)
+            return Reply(response.status, response.headers, body)
+
+    def close(self) -> None:
+        """Close the connections that are kept."""
+        self._connections.close()
+
+
+def _request(found: Any, headers: dict[str, str]) -> bytes:
+    """The bytes of a request. Raises ValueError for an address that cannot be sent as it is."""
+    host = found.hostname or ""
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    host = f"[{host}]" if ":" in host else host
+    if found.port is not None and found.port != (443 if found.scheme == "https" else 80):
+        host = f"{host}:{found.port}"
+    target = (found.path or "/") + (f"?{found.query}" if found.query else "")
+    if _UNSENDABLE.search(target + host):
+        raise ValueError("the address holds characters that HTTP cannot send")
+    lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": host, **headers}.items())
+    return f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
+
+
+class _Response(http.client.HTTPResponse):
+    """http.client's response, but for how its head is read: `email.parser` takes as long as all the rest of it."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        large: Any = SimpleNamespace(makefile=lambda mode: sock.makefile(mode, _BLOCK))
+        super().__init__(large, method="GET")
+
+    def begin(self) -> None:
+        """RFC 9112. Raises HTTPException, ConnectionError where the connection has ended."""
+        status = 100
+        while 100 <= status < 200:
+            version, status, reason = self._read_status()  # type: ignore[attr-defined]
+            headers = _head(self.fp)
+        self.code = self.status = status
+        self.reason, self.version = reason.strip(), 10 if version == "HTTP/1.0" else 11
+        self.headers = self.msg = headers
+        coding, length = headers.get("Transfer-Encoding", ""), headers.get("Content-Length", "").strip()
+        self.chunked = coding.strip().lower() == "chunked"
+        self.chunk_left = None
+        self.length = int(length) if length.isdecimal() and length.isascii() and not self.chunked else None
+        if status in (204, 304):
+            self.length = 0
+        self.will_close = self._check_close() or (self.length is None and not self.chunked)  # type: ignore[attr-defined]
+
+
+def _head(file: Any) -> http.client.HTTPMessage:
+    """Headers up to the empty line; a folded line is one with the line before (RFC 9112, 5.2)."""
+    found = http.client.HTTPMessage()
+    name, value = "", ""
+    for _ in range(MAX_HEADERS):
+        line = file.readline(MAX_LINE + 1)
+        if len(line) > MAX_LINE:
+            raise http.client.LineTooLong("header line")
+        text = line.decode("latin-1")
+        if name and text[:1] in (" ", "\t"):
+            value = f"{value} {text.strip()}"
+            continue
+        if name:
+            found.set_raw(name, value)
+        if not text.strip("\r\n"):
+            return found
+        name, _, value = text.partition(":")
+        name, value = name.strip(), value.strip()
+    raise http.client.HTTPException(f"more than {MAX_HEADERS} headers")
+
+
+class _Connections:
+    """Open connections, those that are free. Each was judged by the guard's hook when it was made."""
+
+    def __init__(self, tls: ssl.SSLContext) -> None:
+        self._tls = tls
+        self._free: dict[Place, deque[tuple[float, socket.socket]]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, place: Place, deadline: Deadline) -> tuple[socket.socket, bool]:
+        """(a connection, whether it was used before), watched. Raises OSError."""
+        with self._lock:
+            free = self._free.get(place, ())
+            while free:
+                since, sock = free.pop()
+                if time.monotonic() - since <= KEPT_S:
+                    deadline.watch(sock)
+                    return sock, True
+                sock.close()
+        return self._open(place, deadline), False
+
+    def put(self, place: Place, sock: socket.socket) -> None:
+        """Keep a connection whose answer was read to its end. What has been free for long is closed."""
+        now = time.monotonic()
+        with self._lock:
+            self._free.setdefault(place, deque()).append((now, sock))
+            if len(self._free) > _MOST_HOSTS:
+                for other in [p for p, free in self._free.items() if not free or now - free[-1][0] > KEPT_S / 4]:
+                    for _, old in self._free.pop(other):
+                        old.close()
+
+    def close(self) -> None:
+        with self._lock:
+            for free in self._free.values():
+                for _, sock in free:
+                    sock.close()
+            self._free.clear()
+
+    def _open(self, place: Place, deadline: Deadline) -> socket.socket:
+        scheme, host, port = place
+        sock: socket.socket = _connect(host, port, deadline)
+        try:
+            if scheme == "https":
+                sock = self._tls.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+                deadline.watch(sock)
+                sock.do_handshake()
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+
+class Watchdog:
+    """One thread that cuts what is late. All deadlines are equally long, so they come in the order of their making."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._waiting: deque[Deadline] = deque()
+        self._change = threading.Condition()
+        self._running = False
+
+    def deadline(self) -> Deadline:
+        """A deadline that begins now."""
+        found = Deadline(time.monotonic() + self._seconds)
+        with self._change:
+            self._waiting.append(found)
+            if not self._running:
+                threading.Thread(target=self._watch, name="wenlan-deadlines", daemon=True).start()
+                self._running = True
+        return found
+
+    def _watch(self) -> None:
+        """Ends when there is nothing to watch."""
+        while True:
+            with self._change:
+                while self._waiting and self._waiting[0].done:
+                    self._waiting.popleft()
+                if not self._waiting:
+                    self._running = False
+                    return
+                first = self._waiting[0]
+            left = first.end - time.monotonic()
+            if left > 0:
+                time.sleep(min(left, 0.2))
+            else:
+                first.strike()
+                with self._change:
+                    self._waiting.popleft()
+
+
+class Deadline:
+    """Cuts the watched socket when the time is up, whatever its reader is waiting for, and then says so in `cut`."""
+
+    def __init__(self, end: float) -> None:
+        self.cut, self.done, self.end = False, False, end
+        self._sock: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Deadline:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._sock, self.done = None, True
+
+    def left(self) -> float:
+        """Seconds. Raises TimeoutError if none is left."""
+        left = self.end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        return left
+
+    def watch(self, sock: socket.socket) -> None:
+        """Cut this socket. Raises TimeoutError if the time is up already."""
+        with self._lock:
+            if self.cut:
+                raise TimeoutError
+            self._sock = sock
+
+    def strike(self) -> None:
+        """The time is up."""
+        with self._lock:
+            if self.done:
+                return
+            self.cut = True
+            if self._sock is not None:
+                try:
+                    # not SSLSocket's own method, which is not for two threads
+                    socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+                except OSError:
+                    return  # closed already
+
+
+def _connect(host: str, port: int, deadline: Deadline) -> socket.socket:
+    """A connected and watched socket. Raises OSError of the last address tried; the guard's hook judges each."""
+    last: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:MAX_ADDRESSES]:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(deadline.left())  # a socket that is not connected yet cannot be shut
+            sock.connect(address)
+            deadline.watch(sock)
+            sock.settimeout(None)
+        except OSError as e:
+            sock.close()
+            last = e
+            continue
+        return sock
+    raise last
+
+
+def _read(
+    response: http.client.HTTPResponse, cap: int, whole: bool, large: threading.Semaphore, deadline: Deadline
+) -> bytes:
+    """The body, unpacked. Of an answer that is no image and no robots.txt nothing is kept, and little is read.
+
+    A body that turns out large, or is packed, waits for a place in `large`. Raises TimeoutError if none comes in time.
+    """
+    if response.status != 200:
+        if response.length is not None and response.length <= _SMALL:
+            response.read()  # so that the connection can be used again
+        return b""
+    announced = response.headers.get("Content-Length", "")
+    if whole and announced.isdigit() and int(announced) > cap:
+        raise guard.BodyTooLarge(f"{announced} bytes announced, {cap} are allowed")
+    packed = str(response.headers.get("Content-Encoding", ""))
+    with ExitStack() as place:
+        if packed.strip().lower() not in ("", "identity"):
+            _enter(large, deadline, place)
+            return _body(response, cap, whole, packed, bytearray())
+        if response.length is not None and response.length <= min(cap, LARGE):
+            all_of_it = response.read(response.length)
+            if response.length:
+                raise ConnectionError(f"the body ended {response.length} bytes early")
+            return all_of_it
+        body = bytearray()
+        while len(body) <= min(cap, LARGE) and (block := response.read1(_BLOCK)):
+            body += block
+        if len(body) > LARGE:
+            _enter(large, deadline, place)
+        return _body(response, cap, whole, packed, body)
+
+
+def _enter(large: threading.Semaphore, deadline: Deadline, place: ExitStack) -> None:
+    if not large.acquire(timeout=deadline.left()):
+        raise TimeoutError
+    place.callback(large.release)
+
+
+def _body(response: http.client.HTTPResponse, cap: int, whole: bool, packed: str, body: bytearray) -> bytes:
+    """The rest of a body after what was read of it, unpacked."""
+    while len(body) <= cap and (block := response.read1(_BLOCK)):
+        body += block
+    if len(body) > cap:
+        if whole:
+            raise guard.BodyTooLarge(f"more than {cap} bytes")
+        del body[cap:]
+    elif response.length:
+        raise ConnectionError(f"the body ended {response.length} bytes early")
+    try:
+        return guard.unpacked(bytes(body), packed, cap)
+    except guard.BodyTooLarge:
+        if whole:
+            raise
+        return b""

@@ -1,0 +1,122 @@
+"""WARC files -> captures, bounded in memory (ISO 28500; parser: warcio).
+
+Only `response` records are pages. A body is read up to a limit, after chunked and gzip encodings are undone, so that a
+small record that unpacks to gigabytes costs no more than the limit.
+
+Limits: Brotli bodies are read only where the `brotli` package is installed; `revisit` records carry no body and are
+left out.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from pipeline.errors import SourceError
+from pipeline.files.inputs import FAULTS, reason
+from pipeline.records import Capture, Decision, DropReason, sha256_hex
+
+log = logging.getLogger("wenlan")
+
+
+def read_captures(
+    url: str, max_body: int, info: dict[str, Any], must_hold: bool = True
+) -> Iterator[Capture | Decision]:
+    """Captures of one WARC file in its order; a Decision (without a source) for a body above `max_body` bytes.
+
+    A file that breaks off keeps what came before: `info["truncated"]` then says where. Raises SourceError for a file
+    that is missing, no WARC at all, or (`must_hold`) without a single record.
+    """
+    import fsspec
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    records = 0
+    try:
+        with fsspec.open(url, "rb") as f:
+            iterator = ArchiveIterator(f)
+            for record in iterator:
+                if record.rec_type == "response" and record.http_headers is not None:
+                    capture = _capture(record, max_body)
+                    if not _is_whole(record):
+                        raise EOFError("the last record is cut off")
+                    if capture is not None:
+                        yield capture
+                records += 1
+    except (ArchiveLoadFailed, EOFError, zlib.error, ValueError) as e:
+        if not records:
+            raise SourceError(url, f"is not a WARC file ({reason(e)})") from None
+        info["truncated"] = f"after {records} records: {reason(e)}"
+        log.warning("%s: breaks off after %d records (%s); going on with those", url, records, reason(e))
+    except FAULTS as e:
+        raise SourceError(url, f"cannot be read ({reason(e)})") from None
+    if not records and must_hold:
+        raise SourceError(url, "is not a WARC file (it holds no record)")
+
+
+def capture_of(member: bytes, max_body: int) -> Capture | None:
+    """The page in one record of a WARC file; None if the bytes are no such record or the page is too large."""
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
+    try:
+        for record in ArchiveIterator(io.BytesIO(member)):
+            if record.rec_type == "response" and record.http_headers is not None:
+                found = _capture(record, max_body)
+                return found if isinstance(found, Capture) else None
+    except (ArchiveLoadFailed, EOFError, zlib.error, ValueError):
+        return None
+    return None
+
+
+def _capture(record: Any, max_body: int) -> Capture | Decision | None:
+    """One response record; None for what is no page of the web (dns:, whois:)."""
+    url = record.rec_headers.get_header("WARC-Target-URI") or ""
+    url = url.strip("<> ")
+    if not url.startswith(("http://", "https://")):
+        return None
+    body = _read(record.content_stream(), max_body + 1)
+    if len(body) > max_body:
+        return Decision(
+            subject="capture",
+            id=sha256_hex(url),
+            fetch_id="",
+            source="",
+            page_url=url,
+            url=url,
+            stage="extract",
+            kept=False,
+            reason=DropReason.TOO_LARGE.value,
+            reasons=(DropReason.TOO_LARGE.value,),
+            evidence=f"more than {max_body} bytes",
+        )
+    headers = tuple((str(name), str(value)) for name, value in record.http_headers.headers)
+    status = record.http_headers.get_statuscode()
+    return Capture(
+        url=url,
+        status=int(status) if status.isdigit() else 0,
+        fetched_at=record.rec_headers.get_header("WARC-Date") or "",
+        content_type=record.http_headers.get_header("Content-Type") or "",
+        body=body,
+        headers=headers,
+    )
+
+
+def _read(stream: Any, size: int) -> bytes:
+    """Up to `size` bytes; warcio's stream gives a block at a time."""
+    parts, left = [], size
+    while left > 0 and (part := stream.read(min(left, 1 << 16))):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
+
+
+def _is_whole(record: Any) -> bool:
+    """Read what is left of a record; False if the file ends before the record does."""
+    raw = record.raw_stream
+    while raw.read(1 << 16):
+        pass
+    return not getattr(raw, "limit", 0)

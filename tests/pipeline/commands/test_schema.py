@@ -1,0 +1,71 @@
+"""The schema for editors and the ready specs: current, valid, and each a way in that plans."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from data_specs.build import load
+from pipeline import plugins
+from pipeline.commands import schema
+from pipeline.run import STAGES, open_build
+
+SPECS = sorted((Path(__file__).parents[3] / "data_specs").glob("*.yaml"))
+KINDS = {"site", "warc", "url_table", "folder", "webdataset"}
+
+
+def test_the_schema_file_is_current():
+    assert schema.PATH.read_text(encoding="utf-8") == schema.text(), "run: python -m pipeline.commands.schema"
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_ready_specs_are_valid_by_the_models_and_by_the_schema(path):
+    plugins.check(load(path), path.name)
+    jsonschema.validate(yaml.safe_load(path.read_text(encoding="utf-8")), json.loads(schema.text()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"filters": [{"name": "text_length", "min_char": 2}]},
+        {"filters": [{"name": "no_such"}]},
+        {"sources": [{"kind": "site", "name": "a", "source_kind": "news"}]},
+        {"sources": [{"kind": "site", "name": "A B", "source_kind": "news", "start": ["http://a.test/"]}]},
+        {"egress": {"delay": 1}},
+        {"contact": None},
+    ],
+)
+def test_the_schema_refuses_what_the_models_refuse(change, tmp_path):
+    good = yaml.safe_load(SPECS[0].read_text(encoding="utf-8"))
+    jsonschema.validate(good, json.loads(schema.text()))
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**good, **change}, json.loads(schema.text()))
+    (tmp_path / "bad.yaml").write_text(yaml.safe_dump({**good, **change}))
+    with pytest.raises(ValueError, match=r"bad\.yaml"):
+        plugins.check(load(tmp_path / "bad.yaml"), "bad.yaml")
+
+
+def test_there_is_a_ready_spec_for_every_way_in():
+    assert {source.kind for path in SPECS for source in load(path).sources} == KINDS
+
+
+@pytest.mark.parametrize("path", [p for p in SPECS if p.stem != "demo"], ids=lambda p: p.stem)
+def test_a_ready_spec_plans_where_its_input_lies_beside_it(path, tmp_path):
+    shutil.copy(path, tmp_path)
+    (tmp_path / "warc.paths.gz").write_bytes(gzip.compress(b"crawl-data/a.warc.gz\n"))
+    for name, content in {
+        "wukong_release/wukong_100m_0.csv": "url,caption\n",
+        "pictures/a.jpg": "",
+        "tars/a.tar": "",
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(content)
+    build = open_build(load(tmp_path / path.name), str(tmp_path / "out"))
+    assert list(build.fingerprints) == list(STAGES)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,344 @@
+"""near_images: nothing within the radius is missed, colour is looked at, and real photographs are found again."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFont
+
+from data_specs.build import Dedup
+from pipeline.features.phash import HASHES
+from pipeline.features.signature import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
+from pipeline.matching.near_images import COMBINATIONS, MOST_BITS, HashIndex, ImageLeaders, _plan, grid_of, radius_of
+from pipeline.pictures.decode import decode
+from pipeline.stages.measure import measure_image
+
+ROOT = Path(__file__).parents[3]
+PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site" / "images"
+STAMPS = ROOT / "demo" / "corpus" / "stamps"
+RULES = Dedup()
+
+
+def near_codes(seed: int, size: int, radius: int) -> tuple[np.ndarray, np.ndarray]:
+    """Random codes, and queries that are some of them with up to radius + 2 bits turned."""
+    rng = np.random.default_rng(seed)
+    codes = rng.integers(1, 2**63, size, dtype=np.uint64)
+    queries = codes[:: max(1, size // 60)].copy()
+    for i in range(len(queries)):
+        for bit in rng.choice(64, rng.integers(0, radius + 3), replace=False):
+            queries[i] ^= np.uint64(1 << int(bit))
+    return codes, queries
+
+
+@pytest.mark.parametrize("radius", [0, 1, 4, 8, 10, 16])
+@pytest.mark.parametrize("size", [1, 300, 2_500, 9_000])
+def test_the_index_finds_exactly_what_comparing_all_finds(radius: int, size: int) -> None:
+    codes, queries = near_codes(radius * 31 + size, size, radius)
+    index = HashIndex(radius)
+    for start in range(0, size, 700):
+        index.add(codes[start : start + 700], np.arange(start, min(size, start + 700)) * 10)
+    rows, ids = index.near(queries)
+    apart = np.bitwise_count(queries[:, None] ^ codes[None, :])
+    rows_b, at = np.nonzero((apart <= radius) & (queries != 0)[:, None])
+    assert set(zip(rows.tolist(), ids.tolist(), strict=True)) == set(
+        zip(rows_b.tolist(), (at * 10).tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("radius", [4, 6, 10])
+def test_levels_merged_into_one_with_other_bands_find_exactly_what_comparing_all_finds(radius: int) -> None:
+    cuts = {tuple((band.low, band.bits) for band in _plan(1 << size, radius)) for size in range(8, 20)}
+    assert len(cuts) > 2, "sizes that need the same bands show nothing"
+    codes, queries = near_codes(radius, 70_000, radius)
+    index = HashIndex(radius)
+    for start in range(0, len(codes), 4_500):
+        index.add(codes[start : start + 4_500], np.arange(start, min(len(codes), start + 4_500)))
+    rows, ids = index.near(queries)
+    by_all = np.nonzero(np.bitwise_count(queries[:, None] ^ codes[None, :]) <= radius)
+    assert {*zip(rows.tolist(), ids.tolist(), strict=True)} == {*zip(*(at.tolist() for at in by_all), strict=True)}
+
+
+@pytest.mark.parametrize("scanned", [1, 100, 10_000])
+def test_a_hot_bucket_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, scanned: int) -> None:
+    monkeypatch.setattr("pipeline.matching.near_images.SCANNED", scanned)
+    monkeypatch.setattr("pipeline.matching.near_images.BLOCK", 200)
+    codes = np.append(np.full(6_000, 12345, np.uint64), np.arange(1, 400, dtype=np.uint64) << np.uint64(40))
+    index = HashIndex(4)
+    index.add(codes, np.arange(len(codes)))
+    rows, ids = index.near(codes[5_997:6_003])
+    by_all = np.nonzero(np.bitwise_count(codes[5_997:6_003, None] ^ codes[None]) <= 4)
+    assert {*zip(rows.tolist(), ids.tolist(), strict=True)} == {*zip(*(at.tolist() for at in by_all), strict=True)}
+
+
+@given(st.integers(0, 10**7), st.integers(0, 16))
+def test_bands_are_apart_and_share_the_radius_by_the_pigeonhole_principle(size: int, radius: int) -> None:
+    plan = _plan(size, radius)
+    bits = [bit for band in plan for bit in range(band.low, band.low + band.bits)]
+    assert len(bits) == len(set(bits))
+    assert all(0 <= bit < 64 for bit in bits)
+    assert all(0 < band.width <= min(MOST_BITS, band.bits) and band.bits <= 32 for band in plan)
+    assert not plan or sum(band.radius + 1 for band in plan) == radius + 1
+
+
+def test_parts_without_structure_are_near_nothing() -> None:
+    index = HashIndex(8)
+    index.add(np.array([0, 1], np.uint64), np.array([7, 8]))
+    rows, ids = index.near(np.array([0, 3], np.uint64))
+    assert (rows.tolist(), ids.tolist()) == ([1], [8])
+    noise = np.random.default_rng(0).integers(253, 256, (90, 120, 3), dtype=np.uint8)
+    phash, _ = _look(_jpeg(Image.fromarray(noise)))
+    assert phash.tolist() == [[0] * HASHES]
+
+
+@st.composite
+def looks(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """phash [N, HASHES] and signature [N, GRIDS, SIZE] with many near ones."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    size = draw(st.integers(0, 40))
+    bases = rng.integers(0, 2**63, 3, dtype=np.uint64)
+    phash = rng.choice(bases, (size, HASHES))
+    for _ in range(draw(st.integers(0, 8))):
+        phash ^= np.uint64(1) << rng.integers(0, 64, (size, HASHES), dtype=np.uint64)
+    colours = rng.integers(0, 200, (2, SIZE))
+    signature = colours[rng.integers(0, 2, (size, GRIDS))] + rng.integers(0, 40, (size, GRIDS, 1))
+    return phash, signature.astype(np.uint8)
+
+
+@settings(max_examples=60, deadline=None)
+@given(looks(), st.integers(0, 40))
+def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarray, np.ndarray], cut: int) -> None:
+    phash, signature = made
+
+    size = len(phash)
+    i, j = np.indices((size, size)).reshape(2, -1)
+    looks_like = np.zeros(size * size, np.bool_)
+    for a, b in COMBINATIONS:
+        near = (phash[i, a] != 0) & (phash[j, b] != 0)
+        near &= np.bitwise_count(phash[i, a] ^ phash[j, b]) <= radius_of(a, 6)
+        looks_like |= near & (distance(signature[i, grid_of(a)], signature[j, grid_of(b)]) <= 0.06)
+
+    def alike(i: int, j: int) -> bool:
+        return bool(looks_like[i * size + j])
+
+    leaders = ImageLeaders(6, 0.06)
+    leaders.add(phash[:cut], signature[:cut])
+    first = leaders.first(phash[cut:], signature[cut:]).tolist()
+    count = min(cut, len(phash))
+    assert first == [next((j for j in range(count) if alike(i, j)), -1) for i in range(cut, len(phash))]
+    among = leaders.among(phash, signature)
+    assert among == [[j for j in range(i) if alike(i, j)] for i in range(len(phash))]
+
+
+def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
+    rng = np.random.default_rng(3)
+    phash = rng.integers(1, 2**63, (3_000, HASHES), dtype=np.uint64)
+    signature = rng.integers(0, 256, (3_000, GRIDS, SIZE), dtype=np.uint8)
+    once, often = ImageLeaders(5, 0.1), ImageLeaders(5, 0.1)
+    once.add(phash, signature)
+    for start in range(0, 3_000, 70):
+        often.add(phash[start : start + 70], signature[start : start + 70])
+    asked = rng.permutation(3_000)[:400]
+    near = phash[asked] ^ (np.uint64(1) << rng.integers(0, 64, (400, HASHES), dtype=np.uint64))
+    assert once.first(near, signature[asked]).tolist() == often.first(near, signature[asked]).tolist() == asked.tolist()
+    assert once.candidates(near) == often.candidates(near) >= 400
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(0, 120))
+def test_the_short_way_to_a_distance_agrees_with_it(seed: int, threshold: float, spread: int) -> None:
+    rng = np.random.default_rng(seed)
+    one = rng.integers(0, 256, (30, SIZE), dtype=np.uint8)
+    other = np.clip(one + rng.integers(-spread, spread + 1, one.shape), 0, 255).astype(np.uint8)
+    edges = rng.integers(0, 256, (30, 2 * SIDE), dtype=np.uint8)
+    other[:10, : 2 * SIDE] = edges[:10]
+    assert within(one, other, threshold).tolist() == (distance(one, other) <= threshold).tolist()
+    alike = of_one_tone(tones(one), tones(other))
+    short = within(one[alike], other[alike], threshold, one_tone=True)
+    assert short.tolist() == (distance(one, other) <= threshold)[alike].tolist()
+    assert distance(one, other).tolist() == distance(other, one).tolist()
+    assert not distance(one, one).any()
+
+
+# --- pictures
+
+
+def _jpeg(image: Image.Image, quality: int = 85) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def _look(*files: bytes) -> tuple[np.ndarray, np.ndarray]:
+    rows = [measure_image(data, 10**8) for data in files]
+    signatures = np.frombuffer(b"".join(row["signature"] for row in rows), np.uint8)
+    return np.array([row["phash"] for row in rows], np.uint64), signatures.reshape(len(rows), GRIDS, SIZE)
+
+
+def _leaders(*files: bytes) -> ImageLeaders:
+    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
+    leaders.add(*_look(*files))
+    return leaders
+
+
+def _found(data: bytes, leaders: ImageLeaders) -> int:
+    return int(leaders.first(*_look(data))[0])
+
+
+def _drawn(seed: int) -> Image.Image:
+    """A scene: a coloured sky and ground, and shapes of many colours."""
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (420, 300), tuple(rng.integers(120, 256, 3).tolist()))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((0, 160 + seed * 9 % 90, 420, 300), fill=tuple(rng.integers(0, 160, 3).tolist()))
+    for _ in range(14):
+        x, y, width, height = rng.integers(0, 400), rng.integers(0, 280), rng.integers(30, 150), rng.integers(30, 120)
+        shape = draw.ellipse if rng.integers(2) else draw.rectangle
+        shape((int(x), int(y), int(x + width), int(y + height)), fill=tuple(rng.integers(0, 256, 3).tolist()))
+    return image
+
+
+def _copies(image: Image.Image) -> Iterator[tuple[str, bytes]]:
+    width, height = image.size
+    x, y = round(width * 0.04), round(height * 0.04)
+    yield "saved again at quality 40", _jpeg(image, 40)
+    yield "half the size", _jpeg(image.resize((width // 2, height // 2), Image.Resampling.LANCZOS))
+    yield "a little brighter", _jpeg(image.point(lambda v: min(255, int(v * 0.95 + 8))))
+    yield "grey", _jpeg(image.convert("L"))
+    for share in (0.02, 0.04):
+        u, v = round(width * share), round(height * share)
+        yield f"{share:.0%} cut off at each side", _jpeg(image.crop((u, v, width - u, height - v)))
+    for left, top in itertools.product((0, x), (0, y)):
+        yield f"cut from a corner {left, top}", _jpeg(image.crop((left, top, width - x + left, height - y + top)))
+    framed = Image.new("RGB", (round(width * 1.04), round(height * 1.04)), "white")
+    framed.paste(image, (round(width * 0.02), round(height * 0.02)))
+    yield "a white border", _jpeg(framed)
+    font = ImageFont.load_default(height * 0.08)
+    for place in ((width * 0.04, height * 0.02), (width * 0.3, height * 0.89)):
+        stamped = image.copy()
+        ImageDraw.Draw(stamped).text(
+            place, "www.example.cn", font=font, fill="white", stroke_width=2, stroke_fill="black"
+        )
+        yield f"a text at {place}", _jpeg(stamped)
+
+
+def test_copies_of_drawn_pictures_are_found_from_either_side() -> None:
+    scenes = [_drawn(seed) for seed in range(12)]
+    originals = _leaders(*map(_jpeg, scenes))
+    missed, asked = [], 0
+    for number, scene in enumerate(scenes):
+        for what, copy in _copies(scene):
+            asked += 2
+            if _found(copy, originals) != number:
+                missed.append(f"{number}: {what}")
+            if _found(_jpeg(scene), _leaders(copy)) != 0:
+                missed.append(f"{number}: the original of {what}")
+    assert len(missed) <= 0.02 * asked, missed
+
+
+def test_drawn_pictures_are_not_taken_for_each_other() -> None:
+    leaders = _leaders(*(_jpeg(_drawn(seed)) for seed in range(40)))
+    assert [_found(_jpeg(_drawn(seed)), leaders) for seed in range(40)] == list(range(40))
+
+
+def _flag(colour: str) -> Image.Image:
+    image = Image.new("RGB", (240, 200), "white")
+    ImageDraw.Draw(image).ellipse((90, 70, 150, 130), fill=colour)
+    ImageDraw.Draw(image).rectangle((20, 20, 60, 180), fill="black")
+    return image
+
+
+def test_one_shape_in_two_colours_is_two_pictures() -> None:
+    leaders = _leaders(_jpeg(_flag("#d02020")))
+    red, _ = _look(_jpeg(_flag("#d02020")))
+    green, _ = _look(_jpeg(_flag("#107818")))
+    assert int(red[0, 0] ^ green[0, 0]).bit_count() <= RULES.image_distance  # the hash alone would merge them
+    assert _found(_jpeg(_flag("#d42424")), leaders) == 0
+    assert _found(_jpeg(_flag("#107818")), leaders) == -1
+
+
+def test_a_grey_copy_goes_to_the_first_of_its_brightness_and_joins_no_two_colours() -> None:
+    red, blue, light = _flag("#d02020"), _flag("#4a4aff"), _flag("#e8d010")  # red and blue are of one brightness
+    leaders = _leaders(_jpeg(light), _jpeg(red), _jpeg(blue))
+    assert _found(_jpeg(blue), leaders) == 2
+    assert _found(_jpeg(light.convert("L")), leaders) == 0
+    assert _found(_jpeg(red.convert("L")), leaders) == 1
+    assert _found(_jpeg(blue.convert("L")), leaders) == 1
+
+
+def test_what_differs_between_the_edges_is_another_picture() -> None:
+    def letter(mark: str, y: int) -> bytes:
+        image = _drawn(5)
+        box = (170, y, 250, y + 36)
+        ImageDraw.Draw(image).rectangle(box, fill="white")
+        ImageDraw.Draw(image).text((185, y), mark, font=ImageFont.load_default(32), fill="black")
+        return _jpeg(image)
+
+    plain, leaders = _jpeg(_drawn(5)), _leaders(letter("", 130))
+    assert _found(plain, leaders) == -1
+    assert _found(letter("", 132), leaders) == 0
+    assert _found(letter("W", 262), _leaders(plain)) == 0
+
+
+def _stamps(*names: str) -> list[bytes]:
+    return [next(iter(STAMPS.rglob(f"{name}.png"))).read_bytes() for name in names]
+
+
+@pytest.mark.skipif(not STAMPS.exists(), reason="needs the demo corpus, which `make demo` fetches")
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("eye_blue_left", "eye_brown_left", "eye_green_left"),
+        ("elfhat", "santahat2"),
+        ("t_poloshirt", "t_tshirt"),
+        ("bluejeans1", "bluejeans2"),
+        ("x_filled", "X_filled"),
+        ("greenflag", "redflag"),
+        ("excited", "happy", "sad"),
+        ("020", "050"),
+        ("grave-d", "grave-e"),
+        ("note_012_b", "note_025_b"),
+        ("note_025_a", "note_050_a"),
+    ],
+)
+def test_stamps_of_one_shape_stay_apart(names: tuple[str, ...]) -> None:
+    leaders = _leaders(*_stamps(*names))
+    assert [_found(data, leaders) for data in _stamps(*names)] == list(range(len(names)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STAMPS.exists(), reason="needs the demo corpus, which `make demo` fetches")
+def test_of_all_stamps_only_those_that_show_one_picture_are_merged() -> None:
+    files = sorted(STAMPS.rglob("*.png"))
+    phash, signature = _look(*(file.read_bytes() for file in files))
+    among = ImageLeaders(RULES.image_distance, RULES.image_signature).among(phash, signature)
+    merged = {(files[before].stem, files[row].stem) for row, earlier in enumerate(among) for before in earlier}
+    assert {tuple(sorted(pair)) for pair in merged} == {
+        ("apple_core", "apple_core_01"),
+        ("fireman240a", "fireman240a"),
+        ("I_outline", "l_outline"),
+    }
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
+def test_real_photographs_are_found_again_and_not_mistaken() -> None:
+    files = sorted(PHOTOS.glob("*.jpg"))[::14]
+    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
+    missed, wrong, asked = list[str](), list[str](), 0
+    for number, file in enumerate(files):
+        data = file.read_bytes()
+        if _found(data, leaders) >= 0:
+            wrong.append(file.name)
+        leaders.add(*_look(data))
+        for what, copy in _copies(Image.fromarray(decode(data).pixels)):
+            asked += 1
+            if _found(copy, leaders) != number:
+                missed.append(f"{file.name}: {what}")
+    assert len(files) == 25
+    assert wrong == []
+    assert len(missed) <= 0.01 * asked, missed

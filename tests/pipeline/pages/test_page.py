@@ -1,0 +1,190 @@
+"""One page -> images with their texts: the forms that real sites use."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.pages.page import image_url, parse
+
+
+def texts(html: str, row: int = 0) -> dict[str, list[str]]:
+    """Texts by kind of one image of a page."""
+    found: dict[str, list[str]] = {}
+    for text in parse(html).images[row].texts:
+        found.setdefault(text.kind, []).append(text.text)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("attributes", "url"),
+    [
+        ({"src": "a.jpg"}, "a.jpg"),
+        ({"src": "data:image/gif;base64,R0", "data-src": "/b.jpg"}, "/b.jpg"),
+        ({"src": "loading.gif", "data-original": "//cdn/c.jpg"}, "//cdn/c.jpg"),
+        ({"src": "x.jpg", "data-actualsrc": "https://pic.zhimg.com/d.jpg"}, "https://pic.zhimg.com/d.jpg"),
+        ({"src": "none.gif", "zoomfile": "forum/e.jpg"}, "forum/e.jpg"),
+        ({"src": "s.jpg", "srcset": "s.jpg 300w, m.jpg 600w, l.jpg 1200w"}, "l.jpg"),
+        ({"src": "s.jpg", "srcset": "s.jpg, b.jpg 2x"}, "b.jpg"),
+        ({"srcset": "/w_100,h_50/s.jpg 100w, /w_200,h_100/l.jpg 200w"}, "/w_200,h_100/l.jpg"),
+        ({"src": "a.jpg", "data-lazy": "true"}, "a.jpg"),
+        ({"src": "data:image/png;base64,AA"}, "data:image/png;base64,AA"),
+        ({"src": "a.jpg", "data-src": "{{item.url}}"}, "a.jpg"),
+        ({}, ""),
+    ],
+)
+def test_the_best_copy_of_an_image(attributes, url):
+    assert image_url(attributes) == url
+
+
+def test_picture_sources_stand_in_where_img_has_no_address():
+    page = parse(
+        '<picture><source srcset="a.avif 1x"><source srcset="s.webp 1x, l.webp 2x"><img alt="云"></picture><img>'
+    )
+    assert [image.url for image in page.images] == ["l.webp", ""]
+
+
+def test_an_image_in_noscript_is_a_fallback():
+    page = parse('<img src="x.gif" data-src="a.jpg"><noscript><img src="a.jpg"></noscript>')
+    assert [(image.url, image.fallback) for image in page.images] == [("a.jpg", False), ("a.jpg", True)]
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<figure><img src=a.jpg><figcaption>图 1.2：<b>故宫</b>雪景</figcaption></figure>",
+        "<div class=figure><div class=mediaobject><img src=a.jpg></div><p class=title>图 4.1. 故宫雪景</p></div>",
+        "<div class=imageblock><div class=content><img src=a.jpg></div><div class=title>图 3. 故宫雪景</div></div>",
+        "<div class=wp-caption><a href=x><img src=a.jpg></a><p class=wp-caption-text>故宫雪景</p></div>",
+        "<p><img src=a.jpg></p><p class=pic-desc>故宫雪景</p>",
+        "<p align=center><img src=a.jpg></p><p>▲ 故宫雪景</p>",
+        "<div class=image-package><img src=a.jpg><br><div class=image-caption>故宫雪景</div></div>",
+        "<div class=pgc-img><img src=a.jpg><p class=pgc-img-caption>故宫雪景</p></div>",
+    ],
+)
+def test_captions_are_found_and_their_numbers_taken_off(html):
+    page = f"<h1>标题</h1><p>前面的一段话。</p>{html}<p>后面的一段话。</p>"
+    found = texts(page)
+    assert found["caption"] == ["故宫雪景"]
+    assert found["surrounding"] == ["前面的一段话。", "后面的一段话。"]
+
+
+def test_images_of_one_figure_take_their_captions_in_order():
+    html = "<figure>" + "".join(f"<img src={i}.jpg><figcaption>图注{i}</figcaption>" for i in range(3)) + "</figure>"
+    assert [texts(html, i)["caption"] for i in range(3)] == [["图注0"], ["图注1"], ["图注2"]]
+
+
+def test_a_caption_goes_to_the_image_right_before_it_only():
+    html = "<p><img src=a.jpg></p><p><img src=b.jpg></p><p class=caption>第二张</p>"
+    assert "caption" not in texts(html, 0)
+    assert texts(html, 1)["caption"] == ["第二张"]
+
+
+def test_surrounding_is_the_own_paragraph_first_and_never_furniture():
+    html = """<nav>首页 新闻</nav><article><h1>标题</h1><p>更早。</p><p>之前<img src=a.jpg>之后</p>
+    <div class="share">分享到微信</div><p>更晚</p></article><footer><p>版权</p></footer>"""
+    assert texts(html)["surrounding"] == ["之前", "之后"]
+    html = html.replace("之前", "").replace("之后", "").replace("<p>更晚</p>", "")
+    assert texts(html)["surrounding"] == ["更早。"]
+
+
+def test_a_class_that_names_the_sidebar_of_the_whole_page_does_not_make_it_one():
+    html = "<h1>标题</h1><p>正文</p><img src=a.jpg><div class=sidebar><p>热门</p></div>"
+    html = f"<div class='page has-sidebar'>{html}</div>"
+    assert texts(html) == {"title": ["标题"], "surrounding": ["正文"]}
+
+
+def test_the_headline_is_the_title_else_what_the_head_says_without_the_name_of_the_site():
+    assert texts("<title>网站</title><header><h1>网站名</h1></header><h1>正文标题</h1><img src=a.jpg>")["title"] == [
+        "正文标题"
+    ]
+    assert texts("<title>故宫雪景_新浪新闻</title><img src=a.jpg>")["title"] == ["故宫雪景"]
+    assert texts("<meta property=og:title content=题><title>x</title><img src=a.jpg>")["title"] == ["题"]
+
+
+def test_head_gives_abstract_robots_base_and_the_page_image():
+    page = parse(
+        "<html lang=zh-CN><head><base href='/b/'><meta name=robots content=noai><meta name=googlebot content=noindex>"
+        "<meta name=description content='一段 摘要'><meta property=og:image content=/o.jpg></head><img src=a.jpg>"
+    )
+    assert (page.base, page.robots, page.language) == ("/b/", ("noai", "googlebot: noindex"), "zh-cn")
+    assert [(image.row, image.url) for image in page.images] == [(0, "a.jpg"), (-1, "/o.jpg")]
+    assert [t.text for t in page.images[1].texts if t.kind == "abstract"] == ["一段 摘要"]
+
+
+def test_equal_texts_are_kept_once_under_the_closest_kind():
+    assert texts("<h1>故宫</h1><img src=a.jpg alt=故宫 title=故宫>") == {"alt": ["故宫"]}
+
+
+def test_texts_are_folded_and_composed():
+    assert texts("<img src=a.jpg alt=' e\u0301\u200b \n 云\ufeff '>")["alt"] == ["\xe9 云"]
+
+
+@given(st.text(alphabet="<>/=\"' abimgsrcfurep\n云", max_size=200))
+def test_no_markup_raises(html):
+    parse(html)
+
+
+@pytest.mark.parametrize(
+    "html",
+    [
+        "<div class=figure>" * 3000 + "<img src=a.jpg>" * 300,
+        "<p>!</p><img src=a.jpg>" * 6000,
+        "<div class=nav>" * 20_000 + "<h1>x</h1><img src=a.jpg>",
+        "<figure>" + "<img src=a.jpg>" * 20_000 + "<figcaption>云</figcaption>" * 20_000 + "</figure>",
+        "<img srcset='" + "a.jpg 1w," * 50_000 + "'>",
+        "<p>" + "云" * 1_000_000 + "<img src=a.jpg>" * 20_000,
+    ],
+)
+def test_a_hostile_page_costs_no_more_than_its_size(html):
+    started = time.process_time()
+    parse(html)
+    assert time.process_time() - started < 20  # quadratic work would take minutes
+
+
+def test_linked_data_gives_images_with_captions_tags_and_what_the_head_does_not_say():
+    data = [
+        {"@type": "NewsArticle", "headline": "标题", "description": "摘要", "keywords": ["园林", "苏州"],
+         "image": ["/1.jpg", {"@type": "ImageObject", "contentUrl": "/2.jpg", "caption": "拙政园的荷花"}]},
+        "no object", {"@graph": [[{"image": "/3.jpg"}]]},
+    ]  # fmt: skip
+    scripts = [json.dumps(data), "{broken", "[" * 100_000]
+    page = parse("".join(f'<script type="application/ld+json">{text}</script>' for text in scripts))
+    found = {image.url: {(t.kind, t.text) for t in image.texts} for image in page.images}
+    whole = {("title", "标题"), ("abstract", "摘要"), ("tag", "园林"), ("tag", "苏州")}
+    assert found == {"/1.jpg": whole, "/2.jpg": {("caption", "拙政园的荷花"), *whole}, "/3.jpg": whole}
+
+
+def test_the_abstract_is_the_first_paragraph_where_the_head_gives_none():
+    text = "苏州园林是中国古典园林的代表，其中拙政园、留园最为有名，每年有许多人来参观。"
+    menu = "<nav>首页 新闻 图片 视频 财经 体育 娱乐 汽车 房产 教育 健康</nav>"
+    keywords = f'<meta name="keywords" content="园林，苏州,{"很长的标签" * 5}">'
+    body = f'{menu}<h1>拙政园</h1><p>短</p><p>{text}</p><p>中间的一段文字。</p><img src="/a.jpg">'
+    [image] = parse(f"{keywords}<body>{body}").images
+    assert [t.text for t in image.texts if t.kind == "abstract"] == [text]
+    assert [t.text for t in image.texts if t.kind == "tag"] == ["园林", "苏州"]
+
+
+def test_a_site_rule_says_where_article_title_and_captions_are():
+    from pipeline.pages.site_rules import rule_of, rules
+
+    page = """<title>公众号</title><h1 id=activity-name> 春天的苏州 </h1><div id=js_content>
+        <p>园中一景</p><img data-src=/a.jpg><div class=qr_code_pc>扫码<img src=/qr.jpg></div></div>
+        <p>猜你喜欢</p><img src=/other.jpg>"""
+    rule = rule_of("https://mp.weixin.qq.com/s/abc")
+    assert rule is not None
+    [image] = parse(page, rule).images
+    assert (image.url, {t.text for t in image.texts if t.kind == "title"}) == ("/a.jpg", {"春天的苏州"})
+    assert len(parse(page).images) == 3
+    assert len(parse("<p>别的页面<img src=/b.jpg>", rule).images) == 1, "a rule that does not fit changes nothing"
+    caption = '<div class="lemma-picture"><img src=/c.jpg><span class="description">留园冠云峰</span></div>'
+    [image] = parse(caption, rule_of("https://baike.baidu.com/item/x")).images
+    assert ("caption", "留园冠云峰") in {(t.kind, t.text) for t in image.texts}
+    assert rule_of("https://news.sina.com.cn/x") is rules()["sina.com.cn"]
+    assert rule_of("https://notsina.com.cn/x") is None
+    for known in set(rules().values()):
+        parse("<body><p>字</p>", known)  # every selector is one

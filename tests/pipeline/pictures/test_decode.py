@@ -1,0 +1,245 @@
+"""pictures: bytes become the picture as shown, and nothing a file holds gets past as another kind of error."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from pipeline.pictures import decode as pictures
+from pipeline.pictures.decode import PictureError
+
+RNG = np.random.default_rng(0)
+BLOCKS = RNG.integers(0, 256, (5, 8, 3), dtype=np.uint8)
+NOISE = Image.fromarray(
+    np.clip(BLOCKS.repeat(8, 0).repeat(8, 1) + RNG.integers(-9, 9, (40, 64, 3)), 0, 255).astype("u1")
+)
+
+
+def saved(image: Image.Image, kind: str, **more: Any) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **more)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_as_pillow_would(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = saved(NOISE, kind, exif=exif)
+    shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    picture = pictures.decode(data)
+    assert np.array_equal(picture.pixels, shown)
+    assert (picture.header.height, picture.header.width) == shown.shape[:2]
+    assert picture.header.format == kind.lower()
+    stored = pictures.to_jpeg(data, 92)
+    assert pictures.header(stored).orientation == 1
+    assert np.abs(pictures.decode(stored).pixels.astype(int) - shown).mean() < 12
+    assert (stored == data) == (kind == "JPEG" and orientation == 1)
+
+
+def test_alpha_lies_on_white_and_the_first_frame_is_taken() -> None:
+    clear = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
+    assert (pictures.decode(saved(clear, "PNG")).pixels == 255).all()
+    half = pictures.decode(saved(Image.new("LA", (10, 10), (0, 128)), "PNG"))
+    assert half.header.alpha
+    assert abs(int(half.pixels[0, 0, 0]) - 127) <= 1
+    palette = Image.new("P", (10, 10), 0)
+    palette.putpalette([0, 0, 255] * 256)
+    assert (pictures.decode(saved(palette, "PNG", transparency=0)).pixels == 255).all()
+    frames = saved(
+        Image.new("RGB", (10, 10), "red"), "GIF", save_all=True, append_images=[Image.new("RGB", (10, 10), "blue")]
+    )
+    moving = pictures.decode(frames)
+    assert moving.header.frames == 2
+    assert tuple(moving.pixels[5, 5]) == (255, 0, 0)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "CMYK", "I;16", "F"])
+def test_every_mode_becomes_rgb_of_the_same_brightness(mode: str) -> None:
+    ramp = Image.linear_gradient("L").resize((64, 64))
+    if mode == "I;16":
+        image = Image.fromarray(np.asarray(ramp).astype(np.uint16) * 257)
+    elif mode == "F":
+        image = Image.fromarray(np.asarray(ramp).astype(np.float32) / 255)
+    else:
+        image = ramp.convert("RGB").convert(mode)
+    kind = {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
+    shown = pictures.decode(saved(image, kind)).pixels.astype(int)
+    assert shown.shape == (64, 64, 3)
+    assert abs(shown[:32].mean() - np.asarray(ramp)[:32].mean()) < 6
+    assert abs(shown[32:].mean() - np.asarray(ramp)[32:].mean()) < 6
+
+
+def test_a_jpeg_whose_orientation_only_xmp_tells_is_stored_without_it() -> None:
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    data = saved(NOISE, "JPEG", xmp=xmp)
+    header = pictures.header(data)
+    assert (header.width, header.height, header.orientation) == (64, 40, 1)
+    stored = pictures.to_jpeg(data, 92)
+    assert Image.open(io.BytesIO(stored)).getexif().get(274, 1) == 1
+    assert pictures.header(stored).width == 64
+
+
+def test_storing_is_deterministic() -> None:
+    data = saved(NOISE, "PNG")
+    assert pictures.to_jpeg(data, 80) == pictures.to_jpeg(data, 80)
+    assert len(pictures.to_jpeg(data, 60)) < len(pictures.to_jpeg(data, 95))
+
+
+def test_a_reduced_decode_keeps_the_asked_side_and_looks_the_same() -> None:
+    smooth = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
+        (800, 600), Image.Resampling.BICUBIC
+    )
+    data = saved(smooth, "JPEG")
+    small = pictures.decode(data, reduce_to=128)
+    assert (small.header.width, small.header.height) == (800, 600)
+    assert 128 <= min(small.pixels.shape[:2]) < 600
+    whole = np.asarray(Image.fromarray(pictures.decode(data).pixels).resize((8, 8), Image.Resampling.BOX)).astype(int)
+    other = np.asarray(Image.fromarray(small.pixels).resize((8, 8), Image.Resampling.BOX)).astype(int)
+    assert np.abs(whole - other).max() <= 4
+
+
+def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = saved(Image.new("1", (20_000, 20_000)), "PNG")
+    assert len(data) < 100_000
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("it was decoded"))
+    with pytest.raises(PictureError, match="20000 x 20000 pixels, 100,000,000 are allowed") as caught:
+        pictures.decode(data)
+    assert caught.value.too_many_pixels
+
+
+@pytest.mark.parametrize("reduce_to", [0, 8])
+def test_a_picture_that_no_jpeg_can_hold_is_refused_from_its_header(reduce_to: int) -> None:
+    data = saved(Image.new("RGB", (pictures.JPEG_MAX_SIDE + 1, 1)), "PNG")
+    with pytest.raises(PictureError, match="65536 x 1 pixels do not fit into a JPEG"):
+        pictures.decode(data, reduce_to=reduce_to)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("reduce_to", [0, 8])
+def test_a_truncated_file_is_refused(kind: str, reduce_to: int) -> None:
+    data = saved(NOISE, kind)
+    for share in (0.3, 0.6, 0.9):
+        with pytest.raises(PictureError):
+            pictures.decode(data[: int(len(data) * share)], reduce_to=reduce_to)
+
+
+@pytest.mark.parametrize("data", [b"", b"<html></html>", b"%PDF-1.7", b"RIFF\0\0\0\0WEBP", b"\xff\xd8\xff\xe0"])
+def test_what_is_no_picture_is_refused(data: bytes) -> None:
+    for ask in (pictures.header, pictures.decode, lambda d: pictures.to_jpeg(d, 90)):
+        with pytest.raises(PictureError):
+            ask(data)
+
+
+def by_pillow_alone(data: bytes, reduce_to: int) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "_sound_jpeg", lambda *_: None)
+        return outcome(data, reduce_to)
+
+
+def outcome(data: bytes, reduce_to: int) -> Any:
+    """(header, pixels as bytes), or what the error says."""
+    try:
+        found = pictures.decode(data, 1_000_000, reduce_to)
+    except PictureError as e:
+        return str(e)
+    return found.header, found.pixels.shape, found.pixels.tobytes()
+
+
+def mutated(data: st.DataObject, whole: bytes) -> bytes:
+    """Bytes changed, cut out or put in, mostly where the headers are."""
+    found = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        if not found:
+            break
+        end = len(found) - 1 if data.draw(st.booleans()) else min(700, len(found) - 1)
+        at, what = data.draw(st.integers(0, end)), data.draw(st.sampled_from(["change", "insert", "cut", "end"]))
+        if what == "change":
+            found[at] = data.draw(st.integers(0, 255))
+        elif what == "insert":
+            found[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+        elif what == "cut":
+            del found[at : at + data.draw(st.integers(1, 9))]
+        else:
+            del found[max(at, 4) :]
+    return bytes(found)
+
+
+JPEGS = [
+    saved(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive, exif=exif)
+    for image in (NOISE, NOISE.convert("L"), NOISE.resize((301, 207)))
+    for quality, subsampling, progressive in ((60, 2, False), (95, 0, True))
+    for exif in (b"", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+]
+
+
+@pytest.mark.parametrize("reduce_to", [0, 8, 64])
+@pytest.mark.parametrize("number", range(len(JPEGS)))
+def test_the_short_way_gives_the_pixels_that_pillow_gives(
+    number: int, reduce_to: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs = by_pillow_alone(JPEGS[number], reduce_to)
+    monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
+    assert outcome(JPEGS[number], reduce_to) == theirs
+    assert theirs[0].orientation == (6 if b"Exif" in JPEGS[number] else 1)
+
+
+@pytest.mark.parametrize("number", range(len(JPEGS)))
+def test_the_short_way_to_a_header_says_what_pillow_says(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Image.open(io.BytesIO(JPEGS[number])) as image:
+        theirs = image.size if image.getexif().get(274, 1) < 5 else image.size[::-1]
+    monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
+    found = pictures.header(JPEGS[number])
+    assert (found.format, found.width, found.height) == ("jpeg", *theirs)
+
+
+@settings(max_examples=300)
+@given(whole=st.sampled_from(JPEGS), reduce_to=st.sampled_from([0, 8, 64]), data=st.data())
+def test_of_damaged_jpegs_both_ways_say_the_same(whole: bytes, reduce_to: int, data: st.DataObject) -> None:
+    damaged = mutated(data, whole)
+    assert outcome(damaged, reduce_to) == by_pillow_alone(damaged, reduce_to)
+
+
+def test_a_jpeg_of_four_components_and_one_with_a_phones_second_picture() -> None:
+    ramp = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    inverted = pictures.decode(saved(ramp.convert("CMYK"), "JPEG"), reduce_to=8)
+    assert np.abs(inverted.pixels.astype(int).mean() - np.asarray(ramp).mean()) < 8
+    two = saved(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(180)])
+    shown = pictures.decode(two)
+    assert (shown.header.format, shown.header.frames) == ("jpeg", 1)
+    assert np.abs(shown.pixels.astype(int) - np.asarray(NOISE)).mean() < 12
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_other_formats_come_smaller_too_by_whole_factors(kind: str) -> None:
+    whole = np.asarray(NOISE.resize((300, 200)).convert("P").convert("RGB"))
+    small = pictures.decode(
+        saved(Image.fromarray(whole), kind, **({"lossless": True} if kind == "WEBP" else {})), 10**6, 60
+    )
+    assert (small.header.width, small.header.height) == (300, 200)
+    assert small.pixels.shape == (67, 100, 3)
+    means = whole[:198].reshape(66, 3, 100, 3, 3).mean(axis=(1, 3))
+    assert np.abs(small.pixels[:66] - means).max() <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), data=st.data())
+def test_damaged_bytes_give_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
+    whole = bytearray(saved(NOISE, kind))
+    for _ in range(data.draw(st.integers(1, 4))):
+        whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
+    shown, message = None, ""
+    try:
+        shown = pictures.decode(bytes(whole), max_pixels=1_000_000)
+    except PictureError as e:
+        message = str(e)
+    assert (shown is None) == bool(message)
+    assert "\n" not in message
+    assert shown is None or shown.pixels.shape == (shown.header.height, shown.header.width, 3)

@@ -1,0 +1,142 @@
+"""The released row format: what a dataset becomes in it, and that it comes back, boxes included."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_specs.shard import read_manifest
+from pipeline import cli
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.plugins import configure
+from pipeline.publish.export import sentences, to_brivl_jsonl, whole_pixels
+from pipeline.records import Candidate, Decision
+from pipeline.sources import TableSource
+from pipeline.stages import detect, extract
+
+
+def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    counts = to_brivl_jsonl(Folder(str(shards_of)), out)
+    assert counts == read_manifest(shards_of).samples
+    rows = [json.loads(line) for split in counts for line in (out / f"{split}.jsonl").read_text().splitlines()]
+    assert len({row["image_id"] for row in rows}) == sum(counts.values())
+    for row in rows:
+        assert set(row) == {"image_id", "sentences", "bbox"}
+        assert all(isinstance(n, int) for box in row["bbox"] for n in box)
+        with Image.open(io.BytesIO((out / row["image_id"]).read_bytes())) as image:
+            assert row["bbox"][0] == [0, 0, round(image.width / 2), round(image.height / 2)]
+    assert sorted(path.name for path in out.iterdir()) == ["dev.jsonl", "images", "train.jsonl", "val.jsonl"]
+
+
+def test_it_is_read_back_by_url_table(shards_of: Path, tmp_path: Path) -> None:
+    to_brivl_jsonl(Folder(str(shards_of)), tmp_path / "out")
+    options = {"name": "back", "source_kind": "library", "format": "brivl_jsonl", "images": str(tmp_path / "out")}
+    source = configure("sources", "url_table", {**options, "path": str(tmp_path / "out/*.jsonl")}, TableSource)
+    found = [entry for part in range(source.parts()) for entry in source.read(part)]
+    assert len(found) == sum(read_manifest(shards_of).samples.values())
+    for entry in found:
+        assert isinstance(entry, Candidate)
+        assert len(entry.boxes) in (4, 8)
+        assert {text.kind for text in entry.texts} <= {"caption", "alt"}
+        assert (source.read_image(entry.image_url) or b"")[:2] == b"\xff\xd8"
+
+
+def test_texts_have_the_names_of_the_release_and_its_cuts() -> None:
+    long = "第一句。" + "很长的说明" * 40
+    texts = [{"kind": "alt", "text": "图"}, {"kind": "surrounding", "text": long}, {"kind": "caption", "text": "题"}]
+    assert sentences(texts) == [
+        ["alt_text", "图"],
+        ["sur_text", long],
+        ["caption", "题"],
+        ["easy", long[:128]],
+        ["first", "第一句"],
+    ]
+
+
+@given(st.lists(st.tuples(*[st.floats(0, 50, width=32)] * 4), max_size=5))
+def test_boxes_are_whole_pixels_inside_the_picture(raw: list[tuple[float, ...]]) -> None:
+    boxes = [(min(a, c), min(b, d), max(a, c), max(b, d)) for a, b, c, d in raw]
+    for box, (x1, y1, x2, y2) in zip(boxes, whole_pixels(np.ravel(boxes).tolist(), 50, 40), strict=True):
+        assert 0 <= x1 < x2 <= 50
+        assert 0 <= y1 < y2 <= 40
+        assert abs(x1 - min(box[0], 49)) <= 0.5
+        assert abs(y1 - min(box[1], 39)) <= 0.5
+
+
+def test_a_detector_that_is_not_there_is_named(shards_of: Path, tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"has no one detector 'yolo'; its detectors: grid-"):
+        to_brivl_jsonl(Folder(str(shards_of)), tmp_path / "out", "yolo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_writes_beside_the_build(shards_of: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["export", str(shards_of.parent), "--to", "brivl-jsonl", "--detector", "grid", "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert Path(answer["out"]) == shards_of.parent / "brivl-jsonl"
+    assert answer["rows"] == read_manifest(shards_of).samples
+
+
+def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    """Through extract and detect, over two fetch partitions; what the stages between do is not of interest here."""
+    pictures, rows = [], []
+    for i in range(6):
+        out = io.BytesIO()
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(out, "PNG")
+        pictures.append(got(f"{i}", out.getvalue(), f"第{i}张"))
+        boxes = [[10 * i, 0, 10 * i + 50, 500], [1.5, 2, 3.5, 80]] if i else None
+        rows.append({"url": pictures[-1].url, "zh": f"第{i}张", "boxes": boxes})
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
+    table = {"kind": "url_table", "name": "table", "source_kind": "library", "path": str(tmp_path / "t.jsonl")}
+    build = fetched_build(pictures, parts=2, filters=[], regions={"detectors": [{"name": "given"}]})
+    spec = build.spec.model_validate({**build.spec.model_dump(), "sources": [{**table, "columns": columns}]})
+    build = type(build)(**{**{f: getattr(build, f) for f in build.__dataclass_fields__}, "spec": spec})
+    for partition in extract.partitions(build):
+        extract.run_partition(build, partition)
+    from pipeline.stages import dedup, filter, lead, measure, rank
+
+    for stage in (measure, filter, rank, lead, dedup, detect):
+        for partition in stage.partitions(build):
+            stage.run_partition(build, partition)
+    found = {}
+    for record in build.stage("detect").records():
+        (suffix,) = (name for name in record.files if name.startswith("given"))
+        table_rows = build.stage("detect").table(record, suffix).to_pylist()
+        found |= {row["sha256"]: np.array(row["boxes"]).reshape(-1, 4).tolist() for row in table_rows}
+    import hashlib
+
+    for i, picture in enumerate(pictures):
+        expected = [[10 * i, 0, 10 * i + 50, 90], [1.5, 2, 3.5, 80]] if i else []
+        assert found[hashlib.sha256(picture.data).hexdigest()] == expected
+
+
+@pytest.mark.parametrize(
+    ("bbox", "fault"),
+    [
+        ("[[1, 2, 3]]", "lists of four"),
+        ('[[1, 2, 3, "x"]]', "finite numbers"),
+        ("[[1,", "not JSON"),
+        ("7", "lists of four"),
+    ],
+)
+def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> None:
+    import csv
+
+    with (tmp_path / "t.csv").open("w", newline="") as f:
+        csv.writer(f).writerows([["url", "zh", "boxes"], ["http://a.test/1.jpg", "图", bbox]])
+    columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
+    options = {"name": "s", "source_kind": "news", "path": str(tmp_path / "t.csv"), "columns": columns}
+    (found,) = configure("sources", "url_table", options, TableSource).read(0)
+    assert isinstance(found, Decision)
+    assert found.reason == "bad_row"
+    assert fault in found.evidence

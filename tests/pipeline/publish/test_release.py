@@ -1,0 +1,257 @@
+"""Publish: gates, order, idempotence, identities; the card and the lists beside the manifest."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from data_specs.build import SpecError
+from data_specs.shard import read_manifest
+from pipeline.errors import GateError, StageError, StoreError
+from pipeline.files.folder import Folder
+from pipeline.publish import release
+from pipeline.report.funnel import faults, read_funnels
+from pipeline.store.build import Build
+from pipeline.store.identities import Identities, Published, commit_name
+
+Run = Callable[[Build, str], None]
+
+
+def _publish(build: Build, run_stage: Run, **options: Any) -> Any:
+    run_stage(build, "shard")
+    return release.publish(build, **options)
+
+
+def test_publish_writes_a_dataset_and_its_identities(
+    synthetic_build: Build, synthetic: Any, run_stage: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    write = Folder.write
+    monkeypatch.setattr(Folder, "write", lambda self, name, data: (order.append(name), write(self, name, data))[1])
+    manifest = _publish(synthetic_build, run_stage)
+    folder = Path(synthetic_build.out) / "shards"
+    assert read_manifest(folder) == manifest
+    assert manifest.samples == {"train": 18, "dev": 6, "val": 6}
+    files = [name for name in order if name in {p.name for p in folder.iterdir()}]
+    assert files[-1] == "manifest.json"
+    assert set(files) >= {"README.md", "croissant.json", "train.json", "dev.json", "val.json"}
+    made = [name for name in order if name == "manifest.json" or name.startswith("synthetic-")]
+    assert made == [commit_name(synthetic_build), "manifest.json"], "a dataset that no later build knows of is none"
+    kept = {item.candidate.candidate_id for item in synthetic.items() if item.stage == "shard"}
+    assert _identities(synthetic_build) == kept
+
+
+def _identities(build: Build) -> set[str]:
+    """Candidates that STORE knows this build to have kept."""
+    identities = Identities(build.store)
+    return {
+        row.hex()
+        for name in identities.names()
+        for table in identities.batches(identities.read(name), "images.parquet")
+        for row in table["candidate_id"].to_pylist()
+    }
+
+
+def test_publishing_again_changes_nothing(synthetic_build: Build, run_stage: Run) -> None:
+    first = _publish(synthetic_build, run_stage)
+    tree = {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()}
+    assert release.publish(synthetic_build) == first
+    assert {p: p.read_bytes() for p in Path(synthetic_build.out).parent.rglob("*") if p.is_file()} == tree
+
+
+@pytest.mark.parametrize("at", ["identities", "manifest.json"])
+def test_a_publish_killed_anywhere_is_finished_by_the_next(
+    synthetic_build: Build, run_stage: Run, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    write = Folder.write
+
+    def killed(self: Folder, name: str, data: bytes) -> None:
+        if name == (commit_name(synthetic_build) if at == "identities" else at):
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            _publish(synthetic_build, run_stage)
+    assert not (Path(synthetic_build.out) / "shards/manifest.json").exists()
+    assert len(_identities(synthetic_build)) == (0 if at == "identities" else 30)
+    assert release.publish(synthetic_build).revision == 0
+    assert len(_identities(synthetic_build)) == 30
+    assert len(Identities(synthetic_build.store).names()) == 1
+
+
+def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
+    synthetic_build: Build, run_stage: Run
+) -> None:
+    known = Published(build="other-1", dataset="other", snapshot="1", features="", sketch="", files={})
+    (synthetic_build.store.folder / "identity").write("other-1.0.json", known.model_dump_json().encode())
+    with pytest.raises(StoreError, match=r"other-1 was published since this build began.*run wenlan-data build again"):
+        _publish(synthetic_build, run_stage)
+    assert not (Path(synthetic_build.out) / "shards/README.md").exists()
+    _publish(replace(synthetic_build, identities=("other-1.0.json",)), run_stage)
+
+
+def test_a_changed_build_is_the_next_revision(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
+    build, _ = synthetic.make(tmp_path)
+    first = _publish(build, run_stage)
+    build, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 20})
+    second = _publish(build, run_stage)
+    assert (first.revision, second.revision, second.parent) == (0, 1, f"{build.build_id}/0")
+    assert first.content_digest != second.content_digest
+
+
+def test_revisions_outlive_a_build_of_another_spec_in_the_same_folder(
+    tmp_path: Path, synthetic: Any, run_stage: Run
+) -> None:
+    build, _ = synthetic.make(tmp_path)
+    _publish(build, run_stage)
+    other = replace(build, build_id="synthetic-2024-01-01-other")
+    assert release.publish(other).revision == 0
+    again = release.publish(build)
+    assert (again.revision, again.parent) == (1, f"{build.build_id}/0")
+    known = json.loads((Path(build.out) / "releases.json").read_bytes())
+    assert [release["build_id"] for release in known] == [build.build_id, other.build_id, build.build_id]
+
+
+def test_unfinished_shards_are_not_published(synthetic_build: Build) -> None:
+    with pytest.raises(StageError, match=r"shard: is not finished in .*build"):
+        release.publish(synthetic_build)
+
+
+@pytest.mark.parametrize(
+    ("gates", "line"),
+    [
+        ({"min_samples": 31}, "gate min_samples: 30 samples are left, the spec wants 31"),
+        ({"max_drop_share": 0.4}, r"24 of 54 candidates were dropped \(44.4%\), the spec allows 40.0%"),
+    ],
+)
+def test_a_gate_holds_back_with_numbers_reasons_and_examples(
+    tmp_path: Path, synthetic: Any, run_stage: Run, gates: dict[str, Any], line: str
+) -> None:
+    build, _ = synthetic.make(tmp_path, publish=gates)
+    run_stage(build, "shard")
+    with pytest.raises(GateError, match=line) as caught:
+        release.publish(build)
+    lines = str(caught.value).splitlines()
+    assert "  4 x text_too_short" in lines
+    examples = lines[lines.index("examples:") + 1 : -1]
+    assert len(examples) == 10
+    assert any("https://img" in example for example in examples)
+    assert not (Path(build.out) / "shards/manifest.json").exists()
+    assert _identities(build) == set()
+    accepted = release.publish(build, accept=list(gates), because="a trial")
+    assert accepted.accepted == {next(iter(gates)): "a trial"}
+    assert "a trial" in (Path(build.out) / "shards/README.md").read_text("utf-8")
+    assert release.publish(build) == accepted, "the same build again needs no second word"
+
+
+def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
+    build, _ = synthetic.make(tmp_path, publish={"approve": "manual"})
+    run_stage(build, "shard")
+    with pytest.raises(GateError, match=f"wenlan-data publish {build.out}"):
+        release.publish(build)
+    approved = release.publish(build, approved=True)
+    assert approved.revision == 0
+    assert release.publish(build) == approved
+
+
+def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> None:
+    with pytest.raises(SpecError, match="no such gate; one of min_samples, max_drop_share, "):
+        release.publish(synthetic_build, accept=["min_sample"], because="x")
+    with pytest.raises(SpecError, match="needs --because"):
+        release.publish(synthetic_build, accept=["min_samples"])
+
+
+def test_the_card_says_what_a_hub_and_a_reader_need(synthetic_build: Build, run_stage: Run) -> None:
+    _publish(synthetic_build, run_stage)
+    text = (Path(synthetic_build.out) / "shards/README.md").read_text("utf-8")
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["language"] == ["zh"]
+    assert [f["split"] for f in front["configs"][0]["data_files"]] == ["train", "dev", "val"]
+    assert front["size_categories"] == ["n<1K"]
+    for said in (
+        "| pages | news | site | 36 | 20 |",
+        "Of 54 candidates 30 were kept.",
+        "owner@example.org",
+        "`text_length`",
+    ):
+        assert said in text
+
+
+def test_croissant_names_every_file_with_its_digest(synthetic_build: Build, run_stage: Run) -> None:
+    manifest = _publish(synthetic_build, run_stage)
+    found = json.loads((Path(synthetic_build.out) / "shards/croissant.json").read_bytes())
+    assert found["conformsTo"] == "http://mlcommons.org/croissant/1.0"
+    objects = {o["contentUrl"]: o["sha256"] for o in found["distribution"] if o["@type"] == "cr:FileObject"}
+    assert objects == {f.path: f.sha256 for shard in manifest.shards for f in (shard.tar, shard.parquet)}
+    ids = {node["@id"] for node in found["distribution"]}
+    sources = [field["source"]["fileSet"]["@id"] for field in found["recordSet"][0]["field"]]
+    assert set(sources) <= ids
+
+
+def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
+    run_stage(synthetic_build, "shard")
+    candidates, captures = read_funnels(synthetic_build)
+    expected = synthetic.expected_funnel()
+    assert candidates.total == sum(expected.values())
+    by_stage = {(s.stage, reason): n for s in candidates.stages(list(synthetic.FATES)) for reason, n in s.reasons}
+    assert {**by_stage, ("shard", ""): candidates.kept} == expected
+    stages = candidates.stages(list(synthetic.FATES))
+    for row, following in itertools.pairwise(stages):
+        assert row.seen == row.kept + row.dropped
+        assert row.kept == following.seen
+    parts = [candidates.of_source(name) for name in candidates.sources()]
+    assert sum(part.total for part in parts) == candidates.total
+    assert sum(part.kept for part in parts) == candidates.kept
+    assert (captures.total, captures.reasons()) == (2, [("http_status", 2)])
+    assert faults(synthetic_build, candidates) == []
+
+
+def test_a_lost_decision_is_a_fault_of_the_funnel(synthetic_build: Build, run_stage: Run) -> None:
+    stage = synthetic_build.stage("filter")
+    record = next(record for record in stage.records() if record.counts["dropped"])
+    with stage.attempt(record.partition) as attempt:  # the same counts, but no decisions
+        attempt.commit(record.counts)
+    run_stage(synthetic_build, "shard")
+    candidates, _ = read_funnels(synthetic_build)
+    lost = record.counts["dropped"]
+    assert f"filter: its records count 3 dropped, the decisions say {3 - lost}" in faults(synthetic_build, candidates)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_mlcroissant_finds_no_fault_and_reads_the_records(synthetic_build: Build, run_stage: Run) -> None:
+    mlcroissant = pytest.importorskip("mlcroissant")
+    _publish(synthetic_build, run_stage)
+    path = Path(synthetic_build.out) / "shards/croissant.json"
+    dataset = mlcroissant.Dataset(jsonld=path)
+    assert dataset.metadata.ctx.issues.errors == set()
+    found = list(dataset.records(record_set="samples"))
+    rows = [row for p in sorted(path.parent.glob("*.parquet")) for row in pq.read_table(p).to_pylist()]
+    assert {r["samples/key"].decode() for r in found} == {row["key"] for row in rows}
+    texts = {r["samples/key"].decode(): [t["samples/texts/text"] for t in r["samples/texts"]] for r in found}
+    assert len(texts) == 30
+
+
+def test_an_event_for_a_data_catalogue_is_written_where_the_spec_wants_it(
+    tmp_path: Path, synthetic: Any, run_stage: Run
+) -> None:
+    build, _ = synthetic.make(tmp_path, publish={"lineage": True})
+    manifest = _publish(build, run_stage)
+    event = json.loads((Path(build.out) / "shards/openlineage.json").read_bytes())
+    [output] = event["outputs"]
+    assert output["facets"]["version"]["datasetVersion"] == manifest.content_digest
+    assert output["outputFacets"]["outputStatistics"]["rowCount"] == 30
+    read = {i["name"]: i["inputFacets"]["inputStatistics"]["rowCount"] for i in event["inputs"]}
+    assert read == {"pages": 36, "table": 18}
+    client = pytest.importorskip("openlineage.client.event_v2")
+    client.RunEvent(eventType=client.RunState.COMPLETE, eventTime=event["eventTime"],
+                    run=client.Run(**event["run"]), job=client.Job(**event["job"]))  # fmt: skip

@@ -1,0 +1,129 @@
+"""The report in a real Chromium: no error, no request; filters, regions, search, languages; axe's accessibility rules.
+
+Skipped where there is no Chromium (`apt-get install chromium`). tests/browser.py drives it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pipeline.report import drift
+from pipeline.report import index as report_index
+from pipeline.stages import report
+from pipeline.store.build import Build
+
+CHROMIUM = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+AXE = importlib.util.find_spec("axe_core_python")
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not CHROMIUM, reason="there is no Chromium on this machine"),
+    pytest.mark.skipif(AXE is None, reason="axe-core-python is not installed"),
+]
+
+
+Browse = Callable[[Path, Path, Callable[[Any], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def browse(browser: ModuleType) -> Browse:
+    """browse(page, folder of the profile, visit): open the page, visit it, and find no fault in it."""
+
+    def browse(path: Path, folder: Path, visit: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+        async def work(page: Any) -> None:
+            await page.open(path)
+            await visit(page)
+            assert page.faults(path) == []
+
+        browser.visit(folder, work)
+
+    return browse
+
+
+@pytest.fixture(scope="module")
+def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The synthetic build with a report that is compared with another one."""
+    from pipeline.stages import shard
+
+    build: Build = synthetic.make(tmp_path_factory.mktemp("built"))[0]
+    for name in shard.partitions(build):
+        shard.run_partition(build, name)
+    report.write(build)
+    before = drift.read(build.out)
+    assert before is not None
+    before["histograms"][0]["bins"][0]["count"] += 20
+    report.write(build, before)
+    return build
+
+
+async def serious(page: Any) -> list[str]:
+    """What axe finds serious or critical."""
+    assert AXE is not None
+    assert AXE.origin is not None
+    await page.run((Path(AXE.origin).parent / "axe.min.js").read_text("utf-8"))
+    found = json.loads(await page.run("axe.run().then(r => JSON.stringify(r.violations))"))
+    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
+
+
+def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp_path: Path) -> None:
+    async def visit(page: Any) -> None:
+        shown = "[...document.querySelectorAll('#sheet > li')].filter(n => n.offsetParent !== null).length"
+        everything = await page.run(shown)
+        assert everything > 40
+
+        async def choose(name: str, value: str) -> int:
+            change = f"n.value = '{value}'; n.dispatchEvent(new Event('input', {{bubbles: true}}));"
+            await page.run(f"(() => {{ const n = document.getElementById('{name}'); {change} }})()")
+            return int(await page.run(shown))
+
+        assert await choose("by-reason", "kept") == 30
+        assert await choose("by-source", "table") == 10
+        assert await choose("by-source", "") == 30
+        assert await choose("by-text", "第12幅") == 1
+        await choose("by-text", "")
+        assert await choose("by-reason", "") == everything
+        boxes = "[...document.querySelectorAll('svg.boxes')].filter(n => n.getClientRects().length).length"
+        assert await page.run(boxes) == 0
+        await page.run("document.getElementById('show-boxes').click()")
+        assert await page.run(boxes) > 30
+        await page.run("document.getElementById('language').click()")
+        assert await page.run("document.documentElement.lang") == "zh"
+        assert "每个候选的去向" in await page.run("document.body.innerText")
+        assert "文本过短" in await page.run("document.querySelector('.funnel').innerText")
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        await page.say("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+        assert await page.run(wide) <= 0, "nothing sticks out on a phone"
+
+    browse(Path(built.out) / "report/index.html", tmp_path, visit)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_axe_finds_nothing_serious(built: Build, browse: Browse, tmp_path: Path, theme: str) -> None:
+    async def visit(page: Any) -> None:
+        await page.run(
+            f"document.documentElement.dataset.theme = '{theme}'; document.getElementById('show-boxes').click()"
+        )
+        assert await serious(page) == []
+
+    browse(Path(built.out) / "report/index.html", tmp_path, visit)
+
+
+def test_the_index_over_builds_works_too(built: Build, browse: Browse, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    shutil.copytree(Path(built.out) / "report", folder / "a/report")
+    path, _ = report_index.write(str(folder))
+
+    async def visit(page: Any) -> None:
+        assert await serious(page) == []
+        await page.run("document.getElementById('language').click()")
+        assert "构建" in await page.run("document.querySelector('h1').innerText")
+
+    browse(Path(path), tmp_path / "profile", visit)

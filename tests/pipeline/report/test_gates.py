@@ -1,0 +1,153 @@
+"""Gates: expected drop shares by stage and source, judged from the funnel, with what was dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
+from pipeline.errors import GateError
+from pipeline.report import gates
+from pipeline.report.funnel import Funnel, read_funnels
+
+NONE = Funnel({})
+
+
+def spec(publish: dict[str, Any] | None = None, **of_sources: dict[str, float]) -> BuildSpec:
+    names = list(of_sources) or ["a"]
+    sources = [
+        {
+            "kind": "url_table",
+            "name": name,
+            "source_kind": "news",
+            "path": "t.csv",
+            "columns": {"image_url": "u", "texts": {"alt": "t"}},
+            "max_drop": of_sources.get(name, {}),
+        }
+        for name in names
+    ]
+    return BuildSpec.model_validate(
+        {"name": "t", "contact": "https://example.org", "sources": sources, "publish": publish or {}}
+    )
+
+
+def named(found: list[gates.Gate]) -> dict[str, gates.Gate]:
+    return {gate.name: gate for gate in found}
+
+
+def test_a_stage_that_drops_nearly_everything_fails_by_default() -> None:
+    """50,000 captions that become one row are never a success."""
+    funnel = Funnel({("a", "dedup", "near_image"): 49_999, ("a", "shard", ""): 1})
+    gate = named(gates.judge(spec(), funnel, NONE))["max_drop.dedup"]
+    assert gate.faults == ("dedup dropped 49,999 of 50,000 candidates of a (100.0%), 80.0% is expected at most",)
+    assert gate.found == "a 100.0%"
+
+
+def test_a_source_is_judged_by_its_own_share_before_the_builds() -> None:
+    counts = {
+        ("a", "fetch", "timeout"): 70,
+        ("a", "shard", ""): 30,
+        ("b", "fetch", "timeout"): 70,
+        ("b", "shard", ""): 30,
+    }
+    found = gates.judge(spec(a={"fetch": 0.75}, b={}), Funnel(counts), NONE)
+    gate = named(found)["max_drop.fetch"]
+    assert gate.sources == ("b",)
+    assert len(gate.faults) == 1
+    assert " of b " in gate.faults[0]
+    assert named(gates.judge(spec({"max_drop": {"fetch": 0.7}}, a={}, b={}), Funnel(counts), NONE))[
+        "max_drop.fetch"
+    ].holds, "as much as expected is not above it"
+
+
+def test_few_entries_are_not_judged_and_have_no_gate() -> None:
+    funnel = Funnel({("a", "filter", "image_blank"): 99})
+    assert "max_drop.filter" not in named(gates.judge(spec(), funnel, NONE))
+    assert not named(gates.judge(spec({"judged_from": 99}), funnel, NONE))["max_drop.filter"].holds
+
+
+def test_pages_are_judged_at_the_crawl() -> None:
+    captures = Funnel({("a", "crawl", "http_status"): 950, ("a", "extract", ""): 50})
+    gate = named(gates.judge(spec(), NONE, captures))["max_drop.crawl"]
+    assert "950 of 1,000 pages of a" in gate.faults[0]
+
+
+@given(
+    counts=st.dictionaries(
+        st.tuples(st.sampled_from("ab"), st.sampled_from([*DropShares.model_fields][1:]), st.just("x")),
+        st.integers(0, 500),
+    ),
+    kept=st.integers(0, 500),
+    limit=st.floats(0, 1),
+)
+@settings(deadline=None, max_examples=50)
+def test_a_gate_fails_exactly_where_a_share_is_above_its_limit(
+    counts: dict[tuple[str, str, str], int], kept: int, limit: float
+) -> None:
+    everything = {**counts, ("a", "shard", ""): kept, ("b", "shard", ""): kept}
+    found = named(
+        gates.judge(
+            spec({"max_drop": dict.fromkeys(DropShares.model_fields, limit), "judged_from": 1}, a={}, b={}),
+            Funnel(everything),
+            NONE,
+        )
+    )
+    stages = [*DropShares.model_fields][1:]
+    for number, stage in enumerate(stages):
+        over = set()
+        for source in "ab":
+            left = kept + sum(n for (s, at, _), n in counts.items() if s == source and stages.index(at) >= number)
+            dropped = sum(n for (s, at, _), n in counts.items() if s == source and at == stage)
+            if left and dropped / left > limit:
+                over.add(source)
+        gate = found.get(f"max_drop.{stage}")
+        assert set(gate.sources if gate else ()) == over
+
+
+def test_the_default_for_a_source_is_not_to_differ() -> None:
+    assert list(SourceDropShares.model_fields) == list(DropShares.model_fields)
+    assert set(SourceDropShares().model_dump().values()) == {None}
+
+
+def test_a_failed_stage_stops_publish_with_its_reasons_and_examples_and_can_be_accepted(
+    tmp_path: Path, synthetic: Any, run_stage: Any
+) -> None:
+    build, _ = synthetic.make(tmp_path, publish={"max_drop": {"dedup": 0.1}, "judged_from": 10})
+    run_stage(build, "shard")
+    candidates, captures = read_funnels(build)
+    with pytest.raises(GateError, match=r"gate max_drop\.dedup: dedup dropped") as caught:
+        gates.hold(build, candidates, captures)
+    text = str(caught.value)
+    assert "near_image" in text
+    assert "same_image" in text
+    examples = text.split("examples")[1].splitlines()[1:-1]
+    assert len(examples) == 4, "all that dedup dropped of the one source at fault"
+    assert all("dedup/" in line for line in examples)
+    assert f"wenlan-data publish {build.out} --accept max_drop.dedup --because TEXT" in text
+    gates.hold(build, candidates, captures, accept=["max_drop.dedup"])
+
+
+def test_who_opted_out_is_counted_but_not_named(
+    tmp_path: Path, synthetic: Any, run_stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gates, "SHOWN_REASONS", 100)
+    monkeypatch.setattr(gates, "SHOWN_EXAMPLES", 100)
+    build, _ = synthetic.make(tmp_path, publish={"min_samples": 1_000_000})
+    run_stage(build, "shard")
+    with pytest.raises(GateError) as caught:
+        gates.hold(build, *read_funnels(build))
+    text = str(caught.value)
+    assert "x opt_out" in text
+    assert "x forgotten" in text
+    shown = text.split("examples:")[1]
+    assert "/opt_out:" not in shown
+    assert "/forgotten:" not in shown
+
+
+def test_an_unknown_gate_is_refused() -> None:
+    with pytest.raises(SpecError, match=r"--accept max_drop\.dedupe: no such gate; one of .*max_drop\.dedup"):
+        gates.check_acceptance(["max_drop.dedupe"], "why")

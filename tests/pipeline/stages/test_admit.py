@@ -1,0 +1,217 @@
+"""What is decided before a byte is fetched: rules, order, and a funnel that adds up."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text, TextKind
+from pipeline.records import Candidate, candidate_rows, candidates_of, order_range, sha256_hex
+from pipeline.stages.admit import admit, partitions, run_partition, token
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
+from pipeline.store.store import Store
+
+
+def spec(**more: Any) -> BuildSpec:
+    source = {
+        "kind": "url_table",
+        "name": "t",
+        "source_kind": "news",
+        "path": "t.csv",
+        "columns": {"texts": {"alt": "a"}},
+    }
+    return BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [source], **more})
+
+
+def candidate(
+    image: str = "http://i.test/a.jpg", *texts: tuple[TextKind, str], origin: str = "1", page: str = "", row: int = 0
+) -> Candidate:
+    found = tuple(Text(kind, text) for kind, text in texts or [("alt", "故宫雪景图片")])
+    return Candidate("t", "news", origin, page, image, found, row)
+
+
+def reasons(candidates: list[Candidate], **more: Any) -> list[str]:
+    return [d.reason for d in admit(candidates, spec(), **more)[1]]
+
+
+def test_the_primary_text_is_the_first_of_the_spec_s_kinds():
+    one = candidate(
+        "http://i.test/a", ("surrounding", "一段周围的文字"), ("alt", "故宫雪景图片"), ("caption", "雪后的故宫角楼")
+    )
+    [kept], _ = admit([one], spec())
+    assert [t.kind for t in kept.texts] == ["caption", "alt", "surrounding"]
+    [kept], _ = admit([one], spec(text_kinds=["surrounding", "alt"]))
+    assert [t.kind for t in kept.texts] == ["surrounding", "alt", "caption"]
+
+
+def test_texts_that_fail_are_taken_off_and_the_others_stay():
+    one = candidate(
+        "http://i.test/a", ("caption", "IMG_1234.jpg"), ("alt", "  故宫\n雪景　图片 "), ("title", "a title in English")
+    )
+    [kept], decisions = admit([one], spec())
+    assert [(t.kind, t.text) for t in kept.texts] == [("alt", "故宫 雪景 图片")]
+    assert decisions == []
+
+
+def test_a_candidate_without_a_good_text_names_every_reason_the_primary_text_s_first():
+    one = candidate("http://i.test/a", ("title", "点击查看大图"), ("alt", "短"), ("caption", "english caption here"))
+    _, [decision] = admit([one], spec())
+    assert decision.reason == "low_han_share"
+    assert decision.reasons == ("low_han_share", "text_too_short", "boilerplate")
+    assert decision.text == "english caption here"
+
+
+REWRITING = [
+    {"name": "text_length", "min_chars": 2},
+    {"name": "to_simplified"},
+    {"name": "han_share"},
+    {"name": "personal_data"},
+]
+
+
+def test_filters_rewrite_in_the_spec_s_order_and_later_ones_see_what_came_of_it():
+    one = candidate("http://i.test/a", ("alt", "臺北故宮 13800138000"), ("title", "故宫"), ("caption", "故宮"))
+    counts: Counter[str] = Counter()
+    [kept], decisions = admit([one], spec(filters=REWRITING), rewritten=counts)
+    assert kept.texts == (Text("caption", "故宫", "故宮"), Text("alt", "台北故宫 <电话>", "臺北故宮 <电话>"))
+    assert decisions == [], "the title has become the caption's text, and is there once"
+    assert counts == {"to_simplified": 2, "personal_data": 1}
+    assert admit([kept], spec(filters=REWRITING)) == ([kept], [])
+
+
+def test_what_is_masked_is_not_read_in_a_decision_and_every_reason_is_there():
+    filters = [{"name": "text_length", "max_chars": 8}, {"name": "ads"}, {"name": "personal_data"}]
+    _, [decision] = admit([candidate("http://i.test/a", ("alt", "张三的电话13800138000"))], spec(filters=filters))
+    assert decision.reasons == ("text_too_long", "advertisement")
+    assert decision.text == "张三的电话<电话>"
+    assert "138" not in decision.evidence
+
+
+def test_takedowns_by_url_and_by_domain_of_image_or_page():
+    one = candidate("http://img.cdn.test/a.jpg", page="http://www.news.test/1")
+    assert reasons([one], forgotten={one.fetch_id}) == ["forgotten"]
+    for domain in ("img.cdn.test", "cdn.test", "www.news.test", "news.test"):
+        assert reasons([one], forgotten={sha256_hex(domain)}) == ["forgotten"], domain
+    assert reasons([one], forgotten={sha256_hex("test"), sha256_hex("dn.test"), sha256_hex("http://cdn.test")}) == []
+
+
+def test_the_same_candidate_counts_once():
+    same = [candidate(row=2), candidate(row=1), candidate(row=1)]
+    kept, decisions = admit(same, spec())
+    assert [c.row for c in kept] == [1]
+    assert [d.reason for d in decisions] == ["same_candidate", "same_candidate"]
+    assert {d.duplicate_of for d in decisions} == {kept[0].candidate_id}
+
+
+def test_the_cap_per_image_url_prefers_texts_that_are_not_there_yet():
+    many = [candidate(origin=str(i)) for i in range(5)]
+    other = [candidate("http://i.test/a.jpg", ("alt", "另外一个说明文字"), origin="x")]
+    kept, decisions = admit(many + other, spec(admit={"max_candidates_per_image": 2}))
+    assert sorted(c.texts[0].text for c in kept) == ["另外一个说明文字", "故宫雪景图片"]
+    assert [d.reason for d in decisions] == ["cap_per_image_url"] * 4
+
+
+CANDIDATES = st.lists(
+    st.builds(
+        candidate,
+        st.sampled_from([f"http://i{i}.test/a.jpg" for i in range(3)]),
+        st.tuples(
+            st.sampled_from(["alt", "title", "caption"]),
+            st.sampled_from(["故宫雪景图片", "黄山云海日出", "短", "x.jpg", " "]),
+        ),
+        st.tuples(st.just("surrounding"), st.sampled_from(["", "周围的一段文字", "english"])),
+        origin=st.sampled_from(["1", "2", "3", "4"]),
+        row=st.integers(0, 2),
+    ),
+    max_size=12,
+)
+
+
+@given(CANDIDATES, st.randoms(use_true_random=False), st.sets(st.sampled_from([sha256_hex("i0.test")])))
+def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(candidates, dice, forgotten):
+    limited = spec(admit={"max_candidates_per_image": 2})
+    kept, decisions = admit(candidates, limited, forgotten)
+    assert len(kept) + len(decisions) == len(candidates)
+    assert not any(d.kept or not d.reason for d in decisions)
+    assert len({c.candidate_id for c in kept}) == len(kept)
+    assert all(sum(c.image_url == k.image_url for c in kept) <= 2 for k in kept)
+    shuffled = list(candidates)
+    dice.shuffle(shuffled)
+    assert admit(shuffled, limited, forgotten) == (kept, decisions)
+    again, none = admit(kept, limited, forgotten)
+    assert (again, none) == (kept, [])
+
+
+def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build:
+    limited = spec(fetch={"images_per_partition": 20})
+    prints = {"extract": "e" * 64, "admit": "a" * 64}
+    build = Build(limited, str(tmp_path / "out"), Store(str(tmp_path / "store")), "t", "2026-01-01", prints)
+    for i in range(files):
+        part = candidates[i::files]
+        with build.stage("extract").attempt(f"t-{i:05d}") as attempt:
+            attempt.write_table("parquet", candidate_rows(part, limited.seed))
+            attempt.commit({"seen": len(part), "kept": len(part), "dropped": 0})
+    return build
+
+
+@pytest.mark.parametrize("files", [1, 3])
+def test_partitions_are_ranges_that_hold_every_candidate_once(tmp_path, files):
+    dice = random.Random(5)
+    candidates = [candidate(f"http://i.test/{i // 2}.jpg", origin=str(i)) for i in range(100)]
+    candidates += [candidate(f"http://i.test/x{i}.jpg", ("alt", "短")) for i in range(10)]
+    dice.shuffle(candidates)
+    build = build_with(tmp_path, candidates, files)
+    names = partitions(build)
+    assert names == [f"{i:05d}-of-00006" for i in range(6)]
+    stage, kept = build.stage("admit"), []
+    for i, name in enumerate(names):
+        run_partition(build, name)
+        table = stage.table(stage.record(name))
+        low, high = order_range(i, 6)
+        keys = table["order_key"].to_pylist()
+        assert keys == sorted(keys)
+        assert all(low <= key < high for key in keys)
+        kept += candidates_of(table)
+        if DECISIONS in stage.record(name).files:
+            assert set(stage.table(stage.record(name), DECISIONS)["reason"].to_pylist()) <= {"text_too_short"}
+    counts = [stage.record(name).counts for name in names]
+    assert sum(c["seen"] for c in counts) == len(candidates)
+    assert all(c["seen"] == c["kept"] + c["dropped"] for c in counts)
+    assert sorted(c.candidate_id for c in kept) == sorted(
+        c.candidate_id for c in candidates if len(c.texts[0].text) > 1
+    )
+
+
+def test_a_record_counts_rewritten_texts_and_originals_are_kept(tmp_path):
+    build = build_with(tmp_path, [candidate("http://i.test/a", ("alt", "臺北故宮博物院"))], 1)
+    build = replace(build, spec=spec(filters=REWRITING))
+    [name] = partitions(build)
+    run_partition(build, name)
+    record = build.stage("admit").record(name)
+    assert record.counts["texts_rewritten_by_to_simplified"] == 1
+    assert record.counts["texts_rewritten_by_personal_data"] == 0
+    [kept] = candidates_of(build.stage("admit").table(record))
+    assert kept.texts == (Text("alt", "台北故宫博物院", "臺北故宮博物院"),)
+
+
+def test_nothing_extracted_is_one_empty_partition(tmp_path):
+    build = build_with(tmp_path, [], 1)
+    assert partitions(build) == ["00000-of-00001"]
+    run_partition(build, "00000-of-00001")
+    assert build.stage("admit").table(build.stage("admit").records()[0]).num_rows == 0
+
+
+def test_a_takedown_changes_the_token(tmp_path):
+    build = build_with(tmp_path, [], 1)
+    before = token(build)
+    (build.store.folder / "forgotten").write_json("1.json", {"hashes": ["f" * 64]})
+    assert token(build) != before

@@ -1,0 +1,626 @@
+"""The crawl against real servers on loopback: what is kept, what is refused and why, and what a kill costs."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from warcio.archiveiterator import ArchiveIterator
+
+from pipeline.errors import SourceError, StoreError
+from pipeline.records import sha256_hex
+from pipeline.stages import crawl, extract
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
+from pipeline.store.takedowns import domain_hashes
+from pipeline.web import crawler, frontier, page_visitor
+
+CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
+
+
+def site(url: str, **options: object) -> list[dict[str, object]]:
+    return [{"kind": "site", "name": "s", "source_kind": "news", "start": [url], **options}]
+
+
+def html(*links: str, head: str = "", text: str = "") -> bytes:
+    anchors = "".join(f'<a href="{link}">链接</a>' for link in links)
+    return f"<!doctype html><html><head>{head}</head><body>{anchors}{text}</body></html>".encode()
+
+
+def run(build: Build) -> tuple[dict[str, int], dict[str, bytes], dict[str, str]]:
+    """(counts, body by URL in the WARC, reason by URL of what was dropped)."""
+    crawl.run_partition(build, "s")
+    stage = build.stage("crawl")
+    [record] = stage.records()
+    bodies: dict[str, bytes] = {}
+    with stage.file(record, "warc.gz") as path, path.open("rb") as f:
+        for entry in ArchiveIterator(f, check_digests="raise"):
+            if entry.rec_type == "response":
+                url = entry.rec_headers.get_header("WARC-Target-URI")
+                assert url not in bodies, "a page twice in the WARC"
+                bodies[url] = entry.content_stream().read()
+    rows = stage.table(record).to_pylist()
+    assert [row["url"] for row in rows] == list(bodies)
+    reasons = {}
+    if DECISIONS in record.files:
+        reasons = {d["url"]: d["reason"] for d in stage.table(record, DECISIONS).to_pylist()}
+    assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
+    assert (record.counts["kept"], record.counts["dropped"]) == (len(bodies), len(reasons))
+    return record.counts, bodies, reasons
+
+
+def test_pages_are_found_by_links_and_kept_as_they_came(serve, make_build):
+    web = serve()
+    web.pages = {
+        "/": html("a.html", "/b.html#part", "b.html", "http://elsewhere.example/", "mailto:x@y", "x.jpg", "/c.pdf"),
+        "/a.html": html("/", "deep/d.html"),
+        "/b.html": (200, {"X-Robots-Tag": "otherbot: noai", "ETag": '"e"'}, html()),
+        "/deep/d.html": html("../a.html"),
+    }
+    build = make_build(web, sources=site(web.url()))
+    counts, bodies, reasons = run(build)
+    assert bodies == {web.url(path): web.pages[path][2] if path == "/b.html" else web.pages[path] for path in web.pages}
+    assert reasons == {}
+    assert sorted(web.asked) == ["/", "/a.html", "/b.html", "/deep/d.html", "/robots.txt"]
+    assert web.asked[0] == "/robots.txt"
+    assert {agent.partition("/")[0] for agent in web.agents} == {"wenlan"}
+    rows = {r["url"]: r for r in build.stage("crawl").table(build.stage("crawl").record("s")).to_pylist()}
+    assert rows[web.url("/b.html")]["etag"] == '"e"'
+    assert rows[web.url("/deep/d.html")]["depth"] == 2
+    assert counts["bytes"] == sum(map(len, bodies.values()))
+    with build.stage("crawl").file(build.stage("crawl").record("s"), "warc.gz") as path:
+        raw = path.read_bytes()
+    for row in rows.values():  # each record is a gzip member of its own, where the table says
+        member = gzip.decompress(raw[row["warc_offset"] : row["warc_offset"] + row["warc_length"]])
+        assert row["url"].encode() in member
+
+
+def test_what_a_page_says_of_itself_is_obeyed(serve, make_build):
+    web = serve()
+    web.pages = {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, b"User-agent: *\nDisallow: /private/\n"),
+        "/": html("/noai.html", "/header.html", "/private/x.html", "/nofollow.html"),
+        "/noai.html": html("/behind.html", head='<meta name="ROBOTS" content="noai, noimageai">'),
+        "/header.html": (200, {"X-Robots-Tag": "noindex, max-image-preview:large"}, html()),
+        "/behind.html": html(),
+        "/nofollow.html": html("/never.html", head='<meta name=robots content="nofollow">'),
+        "/never.html": html(),
+    }
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url(p) for p in ("/", "/behind.html", "/nofollow.html")}
+    assert reasons == {
+        web.url("/noai.html"): "opt_out",
+        web.url("/header.html"): "opt_out",
+        web.url("/private/x.html"): "robots_disallowed",
+    }
+    assert not {"/private/x.html", "/never.html"} & set(web.asked)
+
+
+def test_each_page_that_fails_is_told_with_its_reason(serve, make_build):
+    def slow(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.1)
+
+    def endless(handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.end_headers()
+        while True:
+            handler.wfile.write(b"x" * 65536)
+
+    def hang_up(handler) -> None:
+        handler.connection.shutdown(socket.SHUT_RDWR)
+
+    bomb = gzip.compress(b"0" * 30_000_000)
+    inside = serve({"/secret.html": html()})
+    web = serve()
+    failing = {
+        "/gone.html": ((404, {}, b""), "http_status"),
+        "/broken.html": ((500, {}, b""), "http_status"),
+        "/picture": ((200, {"Content-Type": "image/png"}, b"x"), "not_html"),
+        "/slow.html": (slow, "timeout"),
+        "/endless.html": (endless, "too_large"),
+        "/bomb.html": ((200, {"Content-Encoding": "gzip"}, bomb), "too_large"),
+        "/damaged.html": ((200, {"Content-Encoding": "gzip"}, b"\xff" * 99), "connection"),
+        "/hangup.html": (hang_up, "connection"),
+        "/out.html": ((302, {"Location": inside.url("/secret.html")}, b""), "http_status"),
+        "/file.html": ((302, {"Location": "file:///etc/passwd"}, b""), "http_status"),
+        "/loop.html": ((302, {"Location": "/loop.html"}, b""), "too_many_redirects"),
+    }
+    web.pages = {"/": html(*failing), **{path: page for path, (page, _) in failing.items()}}
+    limits = {"timeout_s": 1, "max_page_bytes": 200_000}
+    _, bodies, reasons = run(make_build(web, inside, sources=site(web.url()), egress=limits))
+    assert reasons == {web.url(path): reason for path, (_, reason) in failing.items()}
+    assert list(bodies) == [web.url()]
+    assert inside.asked == []
+    assert web.asked.count("/broken.html") == page_visitor.TRIES
+    assert web.asked.count("/gone.html") == 1
+
+
+def test_a_page_that_comes_on_the_second_try_is_kept(serve, make_build):
+    def moody(handler) -> None:
+        if handler.web.asked.count("/moody.html") == 1:
+            handler.send_error(503)
+        else:
+            handler.send_response(200)
+            handler.send_header("Content-Type", "text/html")
+            handler.send_header("Content-Length", "2")
+            handler.end_headers()
+            handler.wfile.write(b"ok")
+
+    web = serve({"/": html("/moody.html"), "/moody.html": moody})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert bodies[web.url("/moody.html")] == b"ok"
+    assert reasons == {}
+
+
+def test_retry_after_is_obeyed(serve, make_build):
+    when: list[float] = []
+
+    def busy(handler) -> None:
+        when.append(time.monotonic())
+        handler.send_response(429 if len(when) == 1 else 404)
+        handler.send_header("Retry-After", "2")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/": html("/busy.html", "/other.html"), "/busy.html": busy, "/other.html": html()})
+    _, _, reasons = run(make_build(web, sources=site(web.url())))
+    assert reasons == {web.url("/busy.html"): "http_status"}
+    assert when[1] - when[0] >= 1.9
+
+
+def test_the_pause_that_robots_asks_for_is_kept(serve, make_build):
+    when: list[float] = []
+
+    def page(handler) -> None:
+        when.append(time.monotonic())
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/": html("/1.html", "/2.html"), "/1.html": page, "/2.html": page})
+    web.pages["/robots.txt"] = (200, {}, b"User-agent: *\nCrawl-delay: 0.4\n")
+    run(make_build(web, sources=site(web.url())))
+    assert when[1] - when[0] >= 0.35
+
+
+def test_redirects_lead_on_within_the_site_and_are_counted(serve, make_build):
+    web = serve({"/": (301, {"Location": "/home.html"}, b""), "/home.html": html("/", "/old.html")})
+    web.pages["/old.html"] = (302, {"Location": "/home.html"}, b"")
+    counts, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert list(bodies) == [web.url("/home.html")]
+    assert reasons == {}
+    assert counts["redirects"] == 2
+
+
+def test_redirects_in_a_circle_end_and_are_told(serve, make_build):
+    web = serve({"/": html("/a.html"), "/a.html": (302, {"Location": "/b.html"}, b"")})
+    web.pages["/b.html"] = (302, {"Location": "/a.html"}, b"")
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert list(bodies) == [web.url()]
+    assert reasons == {web.url("/b.html"): "too_many_redirects"}
+    build = make_build(web, out="start", sources=site(web.url("/a.html")))
+    with pytest.raises(SourceError, match=r"a\.html: source s: .*too_many_redirects.*redirected to .*b\.html"):
+        crawl.run_partition(build, "s")
+
+
+def test_two_processes_never_go_on_with_one_crawl(tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier, "LOCK_WAIT_S", 0.2)
+    with frontier.Frontier(tmp_path, 10, {}), pytest.raises(StoreError, match="another process goes on"):
+        frontier.Frontier(tmp_path, 10, {})
+    with frontier.Frontier(tmp_path, 10, {}):
+        pass  # free again
+
+
+def test_the_limits_of_a_site_hold(serve, make_build):
+    web = serve({"/": html(*[f"/{i}.html" for i in range(9)], "/in/1.html", "/in/skip.html")})
+    web.pages.update({f"/{i}.html": html(f"/deep{i}.html") for i in range(9)})
+    web.pages.update({"/in/1.html": html("/in/2.html", "/0.html"), "/in/2.html": html("/in/3.html")})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url(), max_pages=4)))
+    assert len(bodies) == 4
+    assert set(reasons.values()) == {"over_budget"}
+    narrow = site(web.url(), within=["/in/"], exclude=["skip"], max_depth=2)
+    _, bodies, _ = run(make_build(web, out="narrow", sources=narrow))
+    assert set(bodies) == {web.url(p) for p in ("/", "/in/1.html", "/in/2.html")}
+
+
+def test_an_endless_site_does_not_fill_the_disk(serve, make_build):
+    class Calendar(dict):
+        def get(self, path, default=None):
+            if path == "/robots.txt":
+                return default
+            return html(*[f"{path}{i}/" for i in range(400)])
+
+    web = serve()
+    web.pages = Calendar()
+    counts, bodies, _ = run(make_build(web, sources=site(web.url(), max_pages=5)))
+    assert len(bodies) == 5
+    assert counts["seen"] <= crawl.KNOWN_PER_PAGE * 5 + 1000
+    assert counts["beyond"] == 5 * 400 + 1 - counts["seen"]
+
+
+@pytest.mark.parametrize(
+    ("page", "says"),
+    [
+        ((404, {}, b""), "http_status: status 404"),
+        ((500, {}, b""), "http_status: status 500"),
+        ((200, {"Content-Type": "image/png"}, b"x"), "not_html: image/png"),
+        ((302, {"Location": "/other.html"}, b""), r"status 404 \(redirected to .*/other.html\)"),
+    ],
+)
+def test_a_site_whose_start_page_fails_is_one_clear_line(serve, make_build, page, says):
+    web = serve({"/": page})
+    build = make_build(web, sources=site(web.url()))
+    for _ in range(2):  # the second time asks again, and does not take the first answer for granted
+        with pytest.raises(SourceError, match=says) as e:
+            crawl.run_partition(build, "s")
+        assert e.value.subject == web.url()
+        assert "\n" not in str(e.value)
+    assert web.asked.count("/") >= 2
+    assert build.stage("crawl").records() == []
+
+
+def test_a_site_that_answers_nothing_or_may_not_be_reached(serve, make_build):
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    build = make_build(sources=site(f"http://127.0.0.1:{port}/"), egress={"allow": [f"127.0.0.1:{port}"]})
+    with pytest.raises(SourceError, match=f"http://127.0.0.1:{port}/"):
+        crawl.run_partition(build, "s")
+    web = serve({"/": html()})
+    with pytest.raises(SourceError, match="not a public address"):
+        crawl.run_partition(make_build(out="other", sources=site(web.url())), "s")
+    assert web.asked == []
+
+
+@pytest.mark.parametrize("status", [500, 503])
+def test_robots_that_cannot_be_read_forbid_everything(serve, make_build, status):
+    web = serve({"/": html(), "/robots.txt": (status, {}, b"")})
+    with pytest.raises(SourceError, match=f"robots.txt.*{status}"):
+        crawl.run_partition(make_build(web, sources=site(web.url())), "s")
+    assert "/" not in web.asked
+    counts, _, _ = run(make_build(web, out="bold", sources=site(web.url()), egress={"obey_robots": False}))
+    assert counts["kept"] == 1
+
+
+def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch):
+    monkeypatch.setattr(crawler, "MAX_STREAK", 3)
+    gone = []
+
+    def page(handler) -> None:
+        if len(gone) < 1:
+            handler.connection.shutdown(socket.SHUT_RDWR)
+            return
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web = serve({"/": html("/1.html", "/2.html", "/3.html", "/4.html"), **{f"/{i}.html": page for i in range(1, 5)}})
+    build = make_build(web, sources=site(web.url()))
+    with pytest.raises(SourceError, match="3 requests in a row failed"):
+        crawl.run_partition(build, "s")
+    gone.append(True)
+    _, bodies, reasons = run(build)
+    assert len(bodies) == 5
+    assert reasons == {}
+    assert web.asked.count("/") == 1
+
+
+KILLED = """
+import sys
+from data_specs.build import BuildSpec
+from pipeline.stages import crawl
+from pipeline.store.build import Build
+from pipeline.store.store import Store
+spec = BuildSpec.model_validate_json(sys.argv[1])
+crawl.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-01", {"crawl": "c" * 64}), "s")
+"""
+
+
+def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
+    texts = [chr(0x4E10 + i) for i in range(60)]
+    pages = {f"/{i}.html": html(f"/{2 * i + 1}.html", f"/{2 * i + 2}.html", text=texts[i]) for i in range(60)}
+    web = serve({"/": html("/0.html"), **pages})
+    build = make_build(web, sources=site(web.url()), egress={"delay_s": 0.02})
+    kills = 0
+    for target in (8, 25):
+        argv = [sys.executable, "-c", KILLED, build.spec.model_dump_json(), build.out, build.store.url]
+        child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
+        deadline = time.monotonic() + 60
+        while len(web.asked) < target and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        kills += child.poll() is None
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+    assert kills == 2
+    assert build.stage("crawl").records() == []
+    _, bodies, reasons = run(build)
+    assert set(bodies) == {web.url(path) for path in web.pages}
+    assert set(reasons.values()) == {"http_status"}  # the leaves of the tree are not there
+    asked = [path for path in web.asked if path in web.pages]
+    assert len(asked) - len(set(asked)) <= 2, "at most the one page in the air is asked for again, a kill"
+    assert not list((Path(build.out) / "captures" / "_frontier").iterdir())
+
+
+def test_pages_of_sitemaps_are_taken_and_those_of_other_sites_are_not(serve, make_build):
+    def urlset(*urls: str) -> bytes:
+        entries = "".join(f"<url><loc> {url} </loc><lastmod>2026-01-01</lastmod></url>" for url in urls)
+        return f'<urlset xmlns="http://www.sitemaps.org/schemas/sitemap/0.9">{entries}</urlset>'.encode()
+
+    web = serve({"/": html(), "/a.html": html(), "/b.html": html(), "/c.html": html()})
+    index = "".join(f"<sitemap><loc>{web.url(f'/{n}.xml')}</loc></sitemap>" for n in ("one", "two.gz", "bad", "bomb"))
+    bomb = b'<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]><urlset><url><loc>&b;</loc></url></urlset>'
+    web.pages |= {
+        "/robots.txt": f"Sitemap: {web.url('/index.xml')}\nSitemap: http://other.example/s.xml\n".encode(),
+        "/index.xml": f"<sitemapindex>{index}</sitemapindex>".encode(),
+        "/one.xml": urlset(web.url("/a.html"), "http://other.example/x.html"),
+        "/two.gz.xml": gzip.compress(urlset(web.url("/b.html"))),
+        "/bad.xml": urlset(web.url("/c.html"))[:-9] + b"<",
+        "/bomb.xml": bomb,
+    }
+    counts, bodies, _ = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url(path) for path in ("/", "/a.html", "/b.html", "/c.html")}
+    assert counts["in_sitemaps"] == 3
+    web.asked.clear()
+    _, bodies, _ = run(make_build(web, out="off", sources=site(web.url(), sitemaps=False)))
+    assert web.asked == ["/robots.txt", "/"]
+
+
+def conditional(etag: str, body: bytes):
+    """A page that answers 304 to who knows its ETag."""
+
+    def page(handler) -> None:
+        same = handler.headers.get("If-None-Match") == etag
+        handler.send_response(304 if same else 200)
+        for name, value in {
+            "Content-Type": "text/html",
+            "ETag": etag,
+            "Content-Length": "0" if same else len(body),
+        }.items():
+            handler.send_header(name, str(value))
+        handler.end_headers()
+        handler.wfile.write(b"" if same else body)
+
+    return page
+
+
+def test_the_next_crawl_fetches_only_what_has_changed_and_its_warc_is_whole(serve, make_build, tmp_path):
+    web = serve({"/": conditional('"1"', html("/a.html", "/b.html", "/c.html"))})
+    web.pages |= {"/a.html": conditional('"a"', html("/deep.html")), "/b.html": html(text="甲")}
+    web.pages |= {"/c.html": conditional('"c"', html(text="乙")), "/deep.html": conditional('"d"', html(text="丙"))}
+    first = make_build(web, out="one", sources=site(web.url()))
+    counts, before, _ = run(first)
+    assert (counts["kept"], counts["unchanged"]) == (5, 0)
+    web.pages["/c.html"] = conditional('"c2"', html(text="丁"))
+    second = replace(make_build(web, out="two", sources=site(web.url())), snapshot="2026-02-02")
+    counts, bodies, _ = run(second)
+    assert counts["unchanged"] == 3, "the start page, a and deep, which is known by a link of a page that did not come"
+    assert bodies == {**before, web.url("/c.html"): html(text="丁")}
+    rows = [s.stage("crawl").table(s.stage("crawl").record("s")).to_pylist() for s in (first, second)]
+    dates = [{row["url"]: (row["fetched_at"], row["etag"]) for row in table} for table in rows]
+    assert dates[0][web.url("/a.html")] == dates[1][web.url("/a.html")]
+    for file in (tmp_path / "two" / "captures").glob("*.warc.gz"):
+        file.write_bytes(b"damaged")
+    counts, bodies, _ = run(replace(make_build(web, out="three", sources=site(web.url())), snapshot="2026-03-03"))
+    assert (counts["kept"], counts["unchanged"]) == (5, 0), "what the last crawl left cannot be read: all anew"
+
+
+def test_an_owner_who_opts_out_after_a_crawl_is_heard_though_the_page_is_the_same(serve, make_build):
+    web = serve({"/": conditional('"1"', html("/a.html")), "/a.html": conditional('"a"', html(text="甲"))})
+    run(make_build(web, out="one", sources=site(web.url())))
+
+    def now_refused(handler) -> None:
+        handler.send_response(304)
+        handler.send_header("X-Robots-Tag", "noai")
+        handler.end_headers()
+
+    web.pages["/a.html"] = now_refused
+    _, bodies, reasons = run(replace(make_build(web, out="two", sources=site(web.url())), snapshot="2026-02-02"))
+    assert reasons == {web.url("/a.html"): "opt_out"}
+    assert list(bodies) == [web.url()]
+
+
+def test_a_calendar_is_left_when_its_pages_differ_in_numbers_only(serve, make_build):
+    class Calendar(dict):
+        def get(self, path, default=None):
+            if not path.startswith("/cal/"):
+                return super().get(path, default)
+            day = int(path.rsplit("/")[-1])
+            return html(*(f"/cal/{day + k}" for k in (1, 2, 30)), text=f"<table><tr><td>{day}日</td></tr></table>")
+
+    web = serve()
+    web.pages = Calendar({"/": html("/cal/1", "/real.html", text="甲"), "/real.html": html(text="乙")})
+    counts, bodies, reasons = run(make_build(web, sources=site(web.url(), max_pages=1000)))
+    assert set(reasons.values()) == {"trap"}
+    assert len(bodies) == crawler.MAX_ALIKE + 2
+    assert web.url("/real.html") in bodies
+    assert counts["seen"] < 4 * crawler.MAX_ALIKE
+
+
+def test_session_ids_make_no_new_pages_and_endless_paths_are_not_followed(serve, make_build):
+    links = ["/a.html?jsessionid=1", "/a.html?jsessionid=2&x=1", "/a.html;jsessionid=77?x=1", "/x/y/x/y/x/y/x/y/"]
+    web = serve({"/": html(*links), "/a.html": html(text="甲"), "/a.html?x=1": html(text="乙")})
+    counts, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert sorted(bodies) == [web.url(), web.url("/a.html"), web.url("/a.html?x=1")]
+    assert reasons == {}
+    assert counts["traps"] == 1
+
+
+def test_each_host_has_its_own_limits(serve, make_build):
+    one, two = serve(), serve()
+    one.pages = {"/": html(*(one.url(f"/{i}.html") for i in range(6)), two.url())}
+    one.pages |= {f"/{i}.html": html(text=f"{chr(0x4E10 + i)}") for i in range(6)}
+    two.pages = {"/": html("/b.html", text="甲" * 3000), "/b.html": html(text="乙")}
+    limits = {"max_pages_per_host": 3, "max_bytes_per_host": 5000}
+    build = make_build(one, two, sources=site(one.url(), hosts=[two.host], **limits))
+    _, bodies, reasons = run(build)
+    assert sum(url.startswith(one.url()) for url in bodies) == 3
+    assert [url for url in bodies if url.startswith(two.url())] == [two.url()]
+    assert set(reasons.values()) == {"over_budget"}
+
+
+def test_reservations_of_text_and_data_mining_are_honoured(serve, make_build):
+    web = serve({"/": html("/meta.html", "/header.html", "/file/x.html", "/free.html")})
+    web.pages |= {
+        "/meta.html": html(head='<meta name="tdm-reservation" content="1">'),
+        "/header.html": (200, {"tdm-reservation": "1"}, html()),
+        "/file/x.html": html(),
+        "/free.html": (200, {"tdm-reservation": "0"}, html(text="甲")),
+        "/.well-known/tdmrep.json": (200, {}, b'[{"location": "/file/*", "tdm-reservation": 1}]'),
+    }
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert reasons == {web.url(path): "opt_out" for path in ("/meta.html", "/header.html", "/file/x.html")}
+    assert set(bodies) == {web.url(), web.url("/free.html")}
+    assert "/file/x.html" not in web.asked
+
+
+def test_the_warc_is_read_by_fastwarc_too(serve, make_build):
+    fast = pytest.importorskip("fastwarc.warc")
+
+    web = serve({"/": html("/a.html"), "/a.html": html(text="甲")})
+    build = make_build(web, sources=site(web.url()))
+    _, bodies, _ = run(build)
+    stage = build.stage("crawl")
+    with stage.file(stage.record("s"), "warc.gz") as path, path.open("rb") as f:
+        found = {
+            r.headers["WARC-Target-URI"]: r.reader.read() for r in fast.ArchiveIterator(f, fast.WarcRecordType.response)
+        }
+    assert found == bodies
+
+
+def test_a_site_is_not_crawled_again_because_another_part_of_the_spec_changed(serve, make_build):
+    web = serve({"/": html()})
+    build = make_build(web, sources=site(web.url()))
+    _, bodies, _ = run(build)
+    web.asked.clear()
+    assert run(replace(build, fingerprints={"crawl": "d" * 64}))[1] == bodies
+    assert web.asked == []
+    crawl.run_partition(replace(build, fingerprints={"crawl": "e" * 64}, snapshot="2026-02-02"), "s")
+    assert web.asked == ["/robots.txt", "/"], "another snapshot is another crawl"
+
+
+def test_a_torn_record_at_the_end_of_the_warc_is_cut_off(tmp_path):
+    from pipeline.records import Capture
+    from pipeline.web.frontier import Frontier
+
+    def capture(url: str) -> Capture:
+        return Capture(url, 200, "2026-01-01T00:00:00Z", "text/html", b"body of " + url.encode())
+
+    with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
+        frontier.add(["http://a.cn/1", "http://a.cn/2", "http://a.cn/3"], 0)
+        for name in ("1", "2"):
+            page = frontier.next("a.cn")
+            frontier.keep(page, capture(f"http://a.cn/{name}"), [])
+    whole = frontier.warc.read_bytes()
+    for damage in (whole + whole[-40:], whole[:-7]):
+        frontier.warc.write_bytes(damage)
+        with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
+            while (page := frontier.next("a.cn")) is not None:
+                frontier.keep(page, capture(page.url), [])
+        entries = ArchiveIterator(io.BytesIO(frontier.warc.read_bytes()), check_digests="raise")
+        urls = [entry.rec_headers.get_header("WARC-Target-URI") for entry in entries]
+        assert sorted(filter(None, urls)) == [f"http://a.cn/{i}" for i in (1, 2, 3)]
+
+
+def test_headers_that_would_mislead_a_reader_of_the_warc_are_renamed(serve, make_build):
+    page = html("/x.html")
+    web = serve({"/": (200, {"Content-Encoding": "gzip", "X-Odd": "caf\xe9"}, gzip.compress(page))})
+    build = make_build(web, sources=site(web.url()))
+    crawl.run_partition(build, "s")
+    stage = build.stage("crawl")
+    with stage.file(stage.record("s"), "warc.gz") as path, path.open("rb") as f:
+        [entry] = [(e.http_headers, e.raw_stream.read()) for e in ArchiveIterator(f) if e.rec_type == "response"]
+    assert entry[1] == page
+    assert entry[0].get_header("X-Crawl-Content-Encoding") == "gzip"
+    assert entry[0].get_header("Content-Encoding") is None
+    assert int(entry[0].get_header("Content-Length")) == len(page)
+
+
+def test_the_token_names_what_decides_and_nothing_else(serve, make_build):
+    start = "http://a.cn/"
+    plain = crawl.token(make_build(sources=site(start)))
+    assert crawl.token(make_build(sources=site(start), egress={"delay_s": 7})) == plain
+    assert crawl.token(make_build(sources=site(start, max_pages=7))) != plain
+
+
+@pytest.mark.skipif(not CORPUS.exists(), reason="../shared/corpus is not there")
+def test_the_recipe_site_is_crawled_whole_but_for_what_may_not_be_taken(serve, make_build):
+    root = CORPUS / "howtocook-site"
+    web = serve()
+    web.pages = {f"/{p.relative_to(root)}": p.read_bytes() for p in root.rglob("*") if p.suffix in (".html", ".txt")}
+    web.pages["/"] = web.pages["/index.html"]
+    _, bodies, reasons = run(make_build(web, sources=site(web.url("/index.html"))))
+    wanted = {web.url(path) for path in web.pages if path.endswith(".html")}
+    refused = {web.url("/private/index.html"): "robots_disallowed", web.url("/drink/d22f7700566c.html"): "opt_out"}
+    assert reasons == refused
+    assert set(bodies) - {web.url("/")} == wanted - set(refused)
+    assert not any(path.startswith("/private") for path in web.asked)
+
+
+def take_down(build: Build, *hashes: str) -> None:
+    build.store.folder.write_json("forgotten/x.json", {"version": 1, "hashes": sorted(hashes), "looks": []})
+
+
+def test_a_domain_that_was_taken_down_is_asked_for_nothing_any_more(serve, make_build):
+    stays, gone = serve(), serve()
+    stays.pages = {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, f"Sitemap: {gone.url('/sitemap.xml')}\n".encode()),
+        "/": html(gone.url("/a.html"), "/b.html", "/c.html"),
+        "/b.html": (302, {"Location": gone.url("/moved.html")}, b""),
+        "/c.html": html(),
+    }
+    gone.pages = {"/": html(), "/a.html": html(), "/moved.html": html(), "/sitemap.xml": b"<urlset></urlset>"}
+    build = make_build(stays, gone, sources=site(stays.url(), hosts=[gone.host]))
+    take_down(build, *domain_hashes(gone.host))
+    crawl.run_partition(build, "s")
+    stage = build.stage("crawl")
+    record = stage.record("s")
+    assert (gone.asked, gone.asked_tdm) == ([], []), "not even its robots.txt"
+    assert {row["url"] for row in stage.table(record).to_pylist()} == {stays.url("/"), stays.url("/c.html")}
+    lost = {row["id"]: row for row in stage.table(record, DECISIONS).to_pylist()}
+    assert set(lost) == {sha256_hex(gone.url("/a.html")), sha256_hex(gone.url("/moved.html"))}
+    for row in lost.values():
+        assert (row["kept"], row["reason"], row["evidence"]) == (False, "forgotten", "its domain was taken down")
+        assert (row["url"], row["page_url"]) == ("", ""), "what was taken down is not written down again"
+    assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
+
+
+def test_a_page_that_was_taken_down_is_not_asked_for(serve, make_build):
+    web = serve()
+    web.pages = {"/": html("/a.html", "/b.html"), "/a.html": html(), "/b.html": html()}
+    build = make_build(web, sources=site(web.url()))
+    take_down(build, sha256_hex(web.url("/a.html")))
+    crawl.run_partition(build, "s")
+    assert sorted(web.asked) == ["/", "/b.html", "/robots.txt"]
+
+
+def test_a_site_whose_domain_was_taken_down_leaves_an_empty_crawl_and_stops_no_build(serve, make_build):
+    web = serve()
+    web.pages = {"/": html("/a.html"), "/a.html": html()}
+    build = make_build(web, sources=site(web.url()))
+    take_down(build, *domain_hashes(web.host))
+    crawl.run_partition(build, "s")
+    record = build.stage("crawl").record("s")
+    assert (web.asked, record.counts["kept"], record.counts["dropped"]) == ([], 0, 1)
+    build = replace(build, fingerprints={**build.fingerprints, "extract": "e" * 64})
+    names = extract.partitions(build)
+    for name in names:
+        extract.run_partition(build, name)
+    assert sum(record.counts["kept"] for record in build.stage("extract").records()) == 0

@@ -1,0 +1,275 @@
+"""detect: boxes as the contract asks, from a cache that all builds share; grid and YOLOX."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_specs.shard import REGION_SCHEMA
+from pipeline import cli
+from pipeline.detectors import Detector, detector_of
+from pipeline.detectors._yolox import letterbox, nms
+from pipeline.detectors.grid import Grid
+from pipeline.detectors.onnx import Onnx
+from pipeline.errors import DetectorError
+from pipeline.pictures.decode import decode
+from pipeline.stages import dedup, detect, filter, lead, measure, rank
+
+CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
+MODEL = CORPUS / "models" / "yolox_nano.onnx"
+needs_corpus = pytest.mark.skipif(not MODEL.exists(), reason="needs shared/corpus beside the repository")
+
+
+def picture(seed: int, size: tuple[int, int], orientation: int = 1) -> bytes:
+    exif = Image.Exif()
+    exif[274] = orientation
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
+    """(rows of the first detector by sha256, counts) after all stages up to detect."""
+    for stage in (measure, filter, rank, lead, dedup):
+        for partition in stage.partitions(build):
+            stage.run_partition(build, partition)
+    rows, counts, stage = {}, dict[str, int](), build.stage("detect")
+    for partition in detect.partitions(build):
+        detect.run_partition(build, partition)
+        record = stage.record(partition)
+        (suffix, *_) = [name for name in record.files if name.endswith(".parquet")]
+        for row in stage.table(record, suffix).to_pylist():
+            assert row["sha256"] not in rows
+            rows[row["sha256"]] = row
+        counts = {k: counts.get(k, 0) + v for k, v in record.counts.items()}
+    return rows, counts
+
+
+def test_every_survivor_has_its_boxes_in_its_partition(fetched_build: Any, got: Any) -> None:
+    images = [got(f"{i}", picture(i, (120 + i, 90), 6 if i % 2 else 1), f"第{i}张") for i in range(8)]
+    images.append(got("again", images[3].data, "又一张"))
+    build = fetched_build(
+        images, parts=3, filters=[], regions={"max_boxes": 5, "detectors": [{"name": "grid", "n": 3}]}
+    )
+    rows, counts = run(build)
+    assert (counts["seen"], counts["kept"], counts["dropped"]) == (8, 8, 0)
+    assert counts["regions"] == 8 * 5
+    for record in build.stage("dedup").records():
+        for split in ("train", "dev", "val"):
+            for row in build.stage("dedup").table(record, f"{split}.parquet").to_pylist():
+                boxes = np.array(rows.pop(row["sha256"])["boxes"]).reshape(-1, 4)
+                assert (boxes[:, 2].max(), boxes[:, 3].max()) == (row["width"], np.float32(row["height"] / 3 * 2))
+    assert rows == {}
+
+
+def test_the_cache_serves_other_builds_and_other_caps(
+    fetched_build: Any, got: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [got(f"{i}", picture(i, (100, 90)), f"第{i}张") for i in range(3)]
+    _, counts = run(fetched_build(images, filters=[]))
+    assert counts["cached"] == 0
+    monkeypatch.setattr(Grid, "detect", lambda *_: pytest.fail("detected again"))
+    rows, counts = run(fetched_build(images, name="other", filters=[], regions={"max_boxes": 2}))
+    assert counts["cached"] == 3
+    assert [len(row["scores"]) for row in rows.values()] == [2, 2, 2]
+
+
+def test_a_detector_of_the_wrong_shape_is_named(fetched_build: Any, got: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Grid, "detect", lambda self, state, pictures: [(np.zeros((2, 3)), np.ones(2), np.ones(2))])
+    with pytest.raises(DetectorError, match=r"grid-[0-9a-f]{12}: gave boxes, scores, labels of shapes \(2, 3\)"):
+        run(fetched_build([got("a", picture(0, (100, 90)))], filters=[]))
+
+
+floats = st.floats(-50, 150, width=32) | st.just(np.nan) | st.just(np.inf)
+
+
+@settings(deadline=None)
+@given(
+    raw=st.lists(st.tuples(floats, floats, floats, floats, st.sampled_from([0.5, 0.5, 0.9, 0.1, np.nan])), max_size=12),
+    cap=st.integers(1, 8),
+    data=st.data(),
+)
+def test_cleaned_boxes_keep_the_contract(raw: list[tuple[float, ...]], cap: int, data: st.DataObject) -> None:
+    values = np.array(raw, np.float32).reshape(-1, 5)
+    found = detect.cleaned((values[:, :4], values[:, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
+    boxes, scores, labels = found
+    assert boxes.dtype == scores.dtype == np.float32
+    assert labels.dtype == np.int32
+    assert len(boxes) == len(scores) == len(labels) <= cap
+    assert (boxes >= 0).all()
+    assert (boxes[:, 2] <= 100).all()
+    assert (boxes[:, 3] <= 60).all()
+    assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
+    assert (np.diff(scores) <= 0).all()
+    assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)
+    assert [0, 0, 100, 60] not in boxes.tolist()
+    order = data.draw(st.permutations(range(len(values))))
+    other = detect.cleaned((values[order, :4], values[order, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
+    assert all(np.array_equal(a, b) for a, b in zip(found, other, strict=True))
+
+
+def test_cleaning_keeps_sound_boxes_as_they_are() -> None:
+    raw = np.array([[10, 10, 50, 50], [5, 5, 200, 30], [10, 10, 50, 50], [0, 0, 100, 60], [7, 7, 7.5, 20]], np.float32)
+    boxes, scores, labels = detect.cleaned((raw, np.arange(5) / 10, np.arange(5)), 100, 60, 36)
+    assert boxes.tolist() == [[10, 10, 50, 50], [5, 5, 100, 30]]
+    assert scores == pytest.approx([0.2, 0.1])
+    assert labels.tolist() == [2, 1]
+
+
+def test_the_columns_are_the_contract_without_the_key() -> None:
+    assert detect.SCHEMA.names == [name for name in REGION_SCHEMA.names if name != "key"]
+    assert all(detect.SCHEMA.field(name) == REGION_SCHEMA.field(name) for name in detect.SCHEMA.names)
+
+
+def test_the_grid_tiles_the_picture() -> None:
+    boxes, scores, labels = Grid(n=4).detect(None, [np.zeros((70, 101, 3), np.uint8)])[0]
+    area = (boxes[:, 2:] - boxes[:, :2]).prod(axis=1)
+    assert area.sum() == pytest.approx(70 * 101)
+    assert boxes[0].tolist() == [0, 0, 25.25, 17.5]
+    assert len(boxes) == 16
+    assert set(scores) == {1}
+    assert set(labels) == {0}
+
+
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.2, 0.45, 0.7]))
+@settings(max_examples=40, deadline=None)
+def test_suppression_agrees_with_torchvision(seed: int, overlap: float) -> None:
+    import torch
+    from torchvision.ops import batched_nms
+
+    rng = np.random.default_rng(seed)
+    start = rng.uniform(0, 60, (40, 2))
+    boxes = np.concatenate([start, start + rng.uniform(5, 50, (40, 2))], axis=1).astype(np.float32)
+    scores = rng.permutation(40).astype(np.float32) / 40
+    labels = rng.integers(0, 3, 40)
+    theirs = batched_nms(torch.from_numpy(boxes), torch.from_numpy(scores), torch.from_numpy(labels), overlap)
+    assert nms(boxes, scores, labels, overlap).tolist() == theirs.tolist()
+
+
+def test_the_letterbox_is_top_left_on_grey() -> None:
+    red = np.full((50, 100, 3), (255, 0, 0), np.uint8)
+    square, scale = letterbox(red, 64, 64)
+    assert scale == 0.64
+    assert square.shape == (64, 64, 3)
+    assert square[10, 10].tolist() == [255, 0, 0]
+    assert square[40, 10].tolist() == [114, 114, 114]
+
+
+@needs_corpus
+def test_yolox_finds_what_the_model_is_known_to_find() -> None:
+    detector = Onnx(weights=str(MODEL), classes=str(MODEL.with_name("coco80.txt")))
+    names = MODEL.with_name("coco80.txt").read_text().split("\n")
+    shown = decode((CORPUS / "howtocook-site/images/7a10d81a0c750a44.jpg").read_bytes()).pixels
+    boxes, scores, labels = detector.detect(detector.load(), [shown])[0]
+    best = {names[label]: round(float(score), 2) for score, label in reversed(list(zip(scores, labels, strict=True)))}
+    assert best == pytest.approx({"dining table": 0.81, "knife": 0.70, "sandwich": 0.52, "fork": 0.45}, abs=0.015)
+    table = boxes[labels.tolist().index(names.index("dining table"))]
+    height, width = shown.shape[:2]
+    assert (table[2] - table[0]) * (table[3] - table[1]) > 0.5 * height * width
+
+
+@needs_corpus
+def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
+    data = (CORPUS / "howtocook-site/images/7a10d81a0c750a44.jpg").read_bytes()
+    detectors = [{"name": "onnx", "weights": str(MODEL)}, {"name": "grid"}]
+    build = fetched_build([got("a", data)], filters=[], regions={"detectors": detectors})
+    rows, counts = run(build)
+    (row,) = rows.values()
+    assert 4 <= len(row["scores"]) <= 36
+    assert row["scores"] == sorted(row["scores"], reverse=True)
+    assert counts["cached"] == 0
+    _, counts = run(fetched_build([got("a", data)], name="other", filters=[], regions={"detectors": detectors}))
+    assert counts["cached"] == 2
+
+
+@needs_corpus
+def test_weights_are_in_the_id_and_paths_and_threads_are_not(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(MODEL.read_bytes())
+    one, two = Onnx(weights=str(MODEL)), Onnx(weights="copy.onnx", base=str(tmp_path), threads=2)
+    assert one.detector_id == two.detector_id
+    assert one.detector_id != Onnx(weights=str(MODEL), score=0.5).detector_id
+    copy.write_bytes(MODEL.read_bytes() + b"\0")
+    assert one.detector_id != two.detector_id
+
+
+def _load(detector: Detector) -> None:
+    assert detector.weights_digest()
+    detector.load()
+
+
+def test_unusable_weights_are_named(fetched_build: Any, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"not a model")
+    with pytest.raises(DetectorError, match=r"bad\.onnx: is not an ONNX model"):
+        _load(Onnx(weights=str(bad)))
+    with pytest.raises(DetectorError, match=r"none\.onnx: cannot be read \(No such file or directory\)"):
+        _load(Onnx(weights="none.onnx", base=str(tmp_path)))
+    refs = [{"name": "onnx", "weights": "none.onnx"}]
+    build = fetched_build([], base=str(tmp_path), regions={"detectors": refs})
+    with pytest.raises(DetectorError, match=r"none\.onnx"):
+        detect.token(build)
+    assert isinstance(detector_of(build.spec, build.spec.regions.detectors[0]), Onnx)
+
+
+@needs_corpus
+def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DetectorError, match=r"yolox_nano\.onnx: takes .*416"):
+        _load(Onnx(weights=str(MODEL), side=640))
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    with pytest.raises(DetectorError, match=r"few\.txt: names 2 classes, .* has 80"):
+        _load(Onnx(weights=str(MODEL), classes=str(few)))
+
+
+def test_the_cache_is_told_and_pruned(fetched_build: Any, got: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    detectors = [{"name": "grid", "n": 3}, {"name": "grid", "n": 2}]
+    images = [got(f"{i}", picture(i, (100, 90)), f"第{i}张") for i in range(3)]
+    build = fetched_build(images, filters=[], regions={"detectors": detectors})
+    run(build)
+    nine, four = (detector_of(build.spec, ref).detector_id for ref in build.spec.regions.detectors)
+    told = {entry["detector"]: entry for entry in detect.stats(build.store)}
+    assert {name: (e["images"], e["regions"], e["commits"]) for name, e in told.items()} == {
+        nine: (3, 27, 1),
+        four: (3, 12, 1),
+    }
+    store = ["--store", build.store.url, "--json"]
+    assert cli.main(["regions", "prune", "--detector", four, "--dry-run", *store]) == 0
+    assert json.loads(capsys.readouterr().out)["detectors"] == [told[four]]
+    assert len(detect.stats(build.store)) == 2
+    assert detect.prune(build.store, before="2020-01-01") == []
+    assert cli.main(["regions", "prune", "--detector", four, *store]) == 0
+    assert [entry["detector"] for entry in detect.stats(build.store)] == [nine]
+    assert cli.main(["regions", "prune", "--detector", four, *store]) == 1
+    assert f"has no detector {four}; it has {nine}" in capsys.readouterr().err
+    assert cli.main(["regions", "prune", *store]) == 2
+    assert cli.main(["regions", "prune", "--before", "yesterday", *store]) == 2
+    assert [e["detector"] for e in detect.prune(build.store, before="2999-01-01")] == [nine]
+    assert detect.stats(build.store) == []
+
+
+@needs_corpus
+def test_the_same_boxes_from_any_batch_and_partition(
+    fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [got(f"{i}", picture(i, (120 + 8 * i, 90 + i)), f"第{i}张") for i in range(9)]
+    found = []
+    for name, parts, batch in (("one", 1, 16), ("two", 3, 1)):
+        monkeypatch.setattr(detect, "BATCH", batch)
+        options = {"detectors": [{"name": "onnx", "weights": str(MODEL), "score": 0.01}]}
+        store = str(tmp_path / f"{name}-store")
+        rows, counts = run(fetched_build(images, parts, name=name, store=store, filters=[], regions=options))
+        assert counts["detected"] == 9
+        found.append(rows)
+    assert sum(len(row["scores"]) for row in found[0].values()) > 20
+    for sha256, row in found[0].items():
+        assert row["boxes"] == pytest.approx(found[1][sha256]["boxes"], abs=1e-3)

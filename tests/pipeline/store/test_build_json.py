@@ -1,0 +1,149 @@
+"""What build.json tells of a build that runs, that was killed, and that is done. What it keeps: see test_run.py."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_specs.shard import Text
+from pipeline import cli, observe
+from pipeline.errors import StoreError
+from pipeline.records import Candidate, candidate_rows
+from pipeline.stages import fetch
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.build_json import Cost, Running, StageResult
+
+
+def _begin(build: Build, partitions: int, ago_s: float = 0.0) -> None:
+    moment = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(seconds=ago_s)
+    build_json.note(build, running=Running("fetch", build.fingerprints["fetch"], moment.isoformat(), 0, partitions))
+
+
+def _commit(build: Build, partition: str) -> None:
+    with build.stage("fetch").attempt(partition) as attempt:
+        attempt.path("bin").write_bytes(b"x" * 100)
+        attempt.commit({"seen": 3, "kept": 2, "dropped": 1})
+
+
+@pytest.fixture
+def build(make_build) -> Build:
+    return make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://127.0.0.1/"]}])
+
+
+def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
+    with build_json.sole_owner(build):
+        _begin(build, partitions=4, ago_s=30)
+        assert build_json.status(build.out)["running"]["left_seconds"] is None
+        _commit(build, "0")
+        known = build_json.status(build.out)
+        assert (known["alive"], known["stages"]["fetch"]["state"]) == (True, "running")
+        assert (known["running"]["committed"], known["running"]["partitions"]) == (1, 4)
+        assert 85 < known["running"]["left_seconds"] < 120, "one took 30 s, three are left"
+        assert cli.main(["status", build.out]) == 0
+        shown = capsys.readouterr().err
+        assert " 1/4" in shown
+        assert "fetch runs since" in shown
+
+
+def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
+    with build_json.sole_owner(build):
+        _begin(build, partitions=4)
+    known = build_json.status(build.out)
+    assert (known["alive"], known["stages"]["fetch"]["state"]) == (False, "stopped")
+    assert cli.main(["status", build.out]) == 0
+    assert "nobody builds here; it stopped in fetch" in capsys.readouterr().err
+
+
+def test_asking_for_the_status_keeps_nobody_from_building(build):
+    with build_json.sole_owner(build):
+        build_json.note(build)
+    assert build_json.status(build.out)["alive"] is False
+    second = build_json.sole_owner(build)
+    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
+        second.__enter__()
+
+
+def test_costs_are_those_of_all_partitions_and_add_up(build):
+    for partition in ("0", "1"):
+        _commit(build, partition)
+    records = build.stage("fetch").records()
+    cost = Cost.of(records, gpus=0.5)
+    assert cost.bytes == 200
+    assert cost.seconds == pytest.approx(sum(r.seconds for r in records), abs=0.002)
+    assert cost.gpu_seconds == pytest.approx(cost.seconds / 2, abs=0.002)
+    for name in ("crawl", "fetch"):
+        build_json.note(build, StageResult(name, False, 2, 2, 1.0, {"kept": 4}, Cost(2.0, 1.5, 1.0, 200)))
+    known = build.folder.read_json("build.json")
+    assert known["stages"]["fetch"]["cost"] == {"seconds": 2.0, "cpu_seconds": 1.5, "gpu_seconds": 1.0, "bytes": 200}
+    assert known["cost"] == {"seconds": 4.0, "cpu_seconds": 3.0, "gpu_seconds": 2.0, "bytes": 400}
+    assert known["running"] is None
+
+
+def test_a_build_json_without_costs_is_still_read(build):
+    build_json.note(build, StageResult("crawl", False, 1, 1, 1.0, {}, Cost()))
+    known = build.folder.read_json("build.json")
+    del known["stages"]["crawl"]["cost"], known["cost"], known["running"]
+    build.folder.write_json("build.json", known)
+    assert build_json.status(build.out)["running"] is None
+    assert cli.main(["status", build.out]) == 0
+    build_json.note(build)
+    assert build.folder.read_json("build.json")["cost"]["seconds"] == 0.0
+
+
+def test_a_folder_without_a_build_is_named(tmp_path: Path):
+    with pytest.raises(StoreError, match="holds no build"):
+        build_json.status(str(tmp_path))
+
+
+def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
+    monkeypatch.setattr(observe, "PULSE_S", 0.1)
+    monkeypatch.setattr(fetch, "TOLD_S", 0.0)
+    asked = threading.Event()
+
+    def last(handler) -> None:
+        asked.wait(20)
+        handler.send_response(404)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    picture = b"GIF89a\x01\0\x01\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0;"
+    web = serve({**{f"/{i}.gif": picture for i in range(8)}, "/last.gif": last})
+    sources = [{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}]
+    build = make_build(
+        web, sources=sources, egress={"delay_s": 0.05, "timeout_s": 30, "connections_per_host": 4}, fetch={"threads": 2}
+    )
+    urls = [web.url(path) for path in (*(f"/{i}.gif" for i in range(8)), "/gone.gif", "/last.gif")]
+    with build.stage("admit").attempt("0") as attempt:
+        candidates = [Candidate("s", "news", "http://a.cn/", "http://a.cn/", url, (Text("alt", "图"),)) for url in urls]
+        attempt.write_table("parquet", candidate_rows(candidates, 0))
+        attempt.commit({"seen": 10, "kept": 10, "dropped": 0})
+
+    def work() -> None:
+        with observe.pulse(build.stage("fetch").folder, "0"):
+            fetch.run_partition(build, "0")
+
+    with build_json.sole_owner(build):
+        _begin(build, partitions=1)
+        worker = threading.Thread(target=work)
+        worker.start()
+        try:
+            until = time.monotonic() + 20
+            seen: dict[str, Any] = {}
+            while time.monotonic() < until and sum(seen.get(n, 0) for n in ("kept", "failed")) < 5:
+                seen = build_json.status(build.out)["running"]["hosts"].get(web.host, {})
+                time.sleep(0.05)
+            assert cli.main(["status", build.out]) == 0
+        finally:
+            asked.set()
+            worker.join()
+        assert seen["kept"] >= 4
+        assert seen["bytes"] >= len(picture) * seen["kept"]
+        assert 0 < seen["per_second"] < 25, "one in 0.05 s at most, robots.txt apart"
+        assert web.host in capsys.readouterr().err
+        assert build_json.status(build.out)["running"]["hosts"] == {}, "what is done is in the records"

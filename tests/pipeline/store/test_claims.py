@@ -1,0 +1,194 @@
+"""Several builds at once over the same images, and what a kill or a full disk leaves: real processes, real signals."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipeline.detectors import Boxes, Picture
+from pipeline.detectors.onnx import Onnx
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.records import sha256_hex
+from pipeline.stages import dedup, detect, filter, lead, measure, rank
+from pipeline.store.build import Build
+from pipeline.store.cache import Cache
+from pipeline.store.claims import claim
+
+KEYS = {sha256_hex(str(i)) for i in range(6)}
+
+
+def test_a_key_is_claimed_once_and_free_again_afterwards(tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path))
+    some = set(sorted(KEYS)[:4])
+    with claim(folder, some) as mine, claim(folder, KEYS) as theirs:
+        assert mine == some
+        assert theirs == KEYS - some
+    with pytest.raises(ZeroDivisionError), claim(folder, KEYS) as mine:
+        raise ZeroDivisionError
+    with claim(folder, KEYS) as again:
+        assert again == KEYS
+    assert [path.name for path in (tmp_path / "_claims").iterdir()] == ["_lock"]
+
+
+def _hold(folder: str, ready: Any) -> None:
+    with claim(Folder(folder), KEYS):
+        ready.set()
+        time.sleep(60)
+
+
+def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(tmp_path), ready))
+    holder.start()
+    assert ready.wait(30)
+    with claim(Folder(str(tmp_path)), KEYS) as mine:
+        assert mine == set()
+    os.kill(holder.pid or 0, signal.SIGKILL)
+    holder.join()
+    with claim(Folder(str(tmp_path)), KEYS) as mine:
+        assert mine == KEYS
+
+
+IMAGES = 60
+
+
+def _detected(log: str, pause_s: float) -> None:
+    """From here on a detector in this process notes each picture that it looks at, and needs no weights."""
+
+    def detect(self: Onnx, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
+        with Path(log).open("a") as f:
+            for shown in pictures:
+                time.sleep(pause_s)
+                print(int(shown.astype(int).sum()), file=f, flush=True)
+        boxes = [np.array([[1, 1, 9, shown[0, 0, 0] % 60 + 10]], np.float32) for shown in pictures]
+        return [(box, np.ones(1, np.float32), np.zeros(1, np.int32)) for box in boxes]
+
+    Onnx.load = lambda self, gpu=False: None  # type: ignore[method-assign]
+    Onnx.detect = detect  # type: ignore[method-assign]
+
+
+def _build(build: Build, log: str, pause_s: float) -> None:
+    _detected(log, pause_s)
+    detect.BATCH = 4
+    for partition in detect.partitions(build):
+        detect.run_partition(build, partition)
+
+
+@pytest.fixture
+def two_builds(fetched_build: Any, got: Any, tmp_path: Path) -> list[Build]:
+    """Two builds of other names over the same images and one STORE, done up to detect."""
+    images = []
+    for i in range(IMAGES):
+        out = io.BytesIO()
+        small = np.random.default_rng(i).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(small).resize((100, 80), Image.Resampling.NEAREST).save(out, "PNG")
+        images.append(got(f"{i}", out.getvalue(), f"第{i}张图片"))
+    (tmp_path / "w.onnx").write_bytes(b"weights that nobody reads")
+    detectors = [{"name": "onnx", "weights": str(tmp_path / "w.onnx")}]
+    made = []
+    for name in ("one", "two"):
+        build = fetched_build(images, 3, name=name, filters=[], regions={"detectors": detectors})
+        for stage in (measure, filter, rank, lead, dedup):
+            for partition in stage.partitions(build):
+                stage.run_partition(build, partition)
+        made.append(build)
+    return made
+
+
+def _boxes(build: Build) -> dict[str, list[float]]:
+    stage, found = build.stage("detect"), dict[str, list[float]]()
+    for record in stage.records():
+        (suffix,) = (name for name in record.files if name.startswith("onnx"))
+        found |= {row["sha256"]: row["boxes"] for row in stage.table(record, suffix).to_pylist()}
+    return found
+
+
+def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    processes = [context.Process(target=_build, args=(build, str(log), 0.01)) for build in two_builds]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    seen = log.read_text().split()
+    assert len(seen) == len(set(seen)) == IMAGES
+    assert _boxes(two_builds[0]) == _boxes(two_builds[1])
+    counted = [sum(r.counts["detected"] for r in build.stage("detect").records()) for build in two_builds]
+    assert sum(counted) == IMAGES
+
+
+def test_a_build_goes_on_where_another_was_killed(two_builds: list[Build], tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    log = tmp_path / "log"
+    first, second = (context.Process(target=_build, args=(build, str(log), 0.02)) for build in two_builds)
+    first.start()
+    in_flight = IMAGES // 2
+    while not log.exists() or len(log.read_text().split()) < in_flight:
+        assert first.is_alive()
+        time.sleep(0.01)
+    second.start()
+    os.kill(first.pid or 0, signal.SIGKILL)
+    first.join()
+    second.join(120)
+    assert second.exitcode == 0
+    committed = len(two_builds[0].stage("detect").records())
+    lost = len(log.read_text().split()) - IMAGES
+    assert 0 <= lost <= max(_sizes(two_builds[1])[committed : committed + 1])  # the partition that was in flight
+    assert len(_boxes(two_builds[1])) == IMAGES
+    cache = regions_cache(two_builds[1])
+    for name in cache.commits():
+        pq.read_table(cache.folder.at(name))
+    rows = cache.get(_boxes(two_builds[1]))
+    assert rows is not None
+    assert rows.num_rows == IMAGES
+
+
+def _sizes(build: Build) -> list[int]:
+    return [record.counts["images"] for record in build.stage("detect").records()]
+
+
+def regions_cache(build: Build) -> Cache:
+    (name,) = (build.store.folder / "regions").names()
+    return build.store.regions(name)
+
+
+@contextlib.contextmanager
+def small_disk(bytes_a_file: int) -> Iterator[None]:
+    """Files of this process cannot grow beyond so many bytes: writing fails in the middle, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_a_file, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing_half_written(tmp_path: Path) -> None:
+    cache = Cache(Folder(str(tmp_path)), "sha256")
+    cache.put(pa.table({"sha256": sorted(KEYS), "value": list(range(6))}))
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    big = pa.table({"sha256": [sha256_hex(f"big {i}") for i in range(2_000)], "value": list(range(2_000))})
+    with small_disk(4_096), pytest.raises(StoreError, match=rf"{tmp_path}/\d+-\w+\.parquet: cannot be written \(File"):
+        cache.put(big)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+    rows = cache.get(KEYS)
+    assert rows is not None
+    assert rows.num_rows == 6

@@ -1,0 +1,158 @@
+"""STORE/identity: what a build reads, when it may be published, and what a kill leaves."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.store.build import Build
+from pipeline.store.identities import PARTS, Identities, commit_name
+from pipeline.store.store import Store
+
+STAGES = ("rank", "lead")
+
+
+def led(build: Build) -> Build:
+    """The build with its leader pass done."""
+    for name in STAGES:
+        stage = importlib.import_module(f"pipeline.stages.{name}")
+        for partition in stage.partitions(build):
+            stage.run_partition(build, partition)
+    return build
+
+
+def publish(build: Build) -> str:
+    with build.store.lock():
+        Identities(build.store).publish(build)
+    return commit_name(build)
+
+
+def shas(store: Store, name: str) -> set[str]:
+    identities = Identities(store)
+    tables = identities.batches(identities.read(name), "images.parquet", ["sha256"])
+    return {row.hex() for table in tables for row in table["sha256"].to_pylist()}
+
+
+@pytest.fixture
+def make(tmp_path: Path, filtered: Any) -> Any:
+    """make("2026-01", 1, 2, ...): a build of that snapshot that shows these pictures, leader pass done."""
+
+    def build(snapshot: str, *pictures: int, **more: Any) -> Build:
+        shown = [filtered.Shown(f"{snapshot}-{p}", p, (f"第{p}张图片",)) for p in pictures]
+        return led(filtered.make(tmp_path, shown, snapshot=snapshot, **more))
+
+    return build
+
+
+def test_a_build_reads_what_others_published_by_snapshot_and_never_its_own(make: Any) -> None:
+    later, earlier = make("2026-02", 1), make("2026-01", 2)
+    names = [publish(later)]
+    with pytest.raises(StoreError, match=r"test-2026-01-\w+: test-2026-02-\w+ was published since this build began"):
+        publish(earlier)
+    earlier = make("2026-01", 2)
+    assert earlier.identities == tuple(names)
+    names.insert(0, publish(earlier))
+    identities = Identities(earlier.store)
+    assert identities.before("new", "test", "2026-03") == tuple(names)
+    assert identities.before(later.build_id, "test", "2026-02") == (names[0],)
+    assert identities.before("changed-spec", "test", "2026-02") == (names[0],), "it takes the place of that build"
+    assert identities.before("other", "another dataset", "2026-02") == tuple(names)
+
+
+def test_publishing_again_replaces_what_was_there(make: Any, filtered: Any, tmp_path: Path) -> None:
+    first = make("2026-01", 1)
+    before = publish(first)
+    assert publish(first) == before
+    shown = [filtered.Shown("another", 2)]
+    again = replace(filtered.make(tmp_path / "again", shown, snapshot="2026-01"), store=first.store)
+    assert again.build_id == first.build_id
+    after = publish(led(again))
+    files = {path.name for path in (tmp_path / "store/identity").iterdir()}
+    assert files == {after, *(f"{after.removesuffix('.json')}.{part}" for part in PARTS)}
+    assert shas(first.store, after) == {shown[0].sha256}
+
+
+def test_a_build_that_is_published_may_be_published_again_whatever_came_after(make: Any) -> None:
+    first = make("2026-01", 1)
+    publish(first)
+    publish(make("2026-02", 2))
+    publish(first)
+    assert len(Identities(first.store).names()) == 2
+
+
+def test_a_kill_before_the_record_leaves_nothing_that_is_read(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    build = make("2026-01", 1)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Identities(build.store).publish(build)
+    identities = Identities(build.store)
+    assert (identities.names(), identities.of(build.build_id)) == ([], "")
+    publish(build)
+    assert len(identities.names()) == 1
+
+
+def test_what_a_build_reads_cannot_change_under_it(make: Any, filtered: Any, tmp_path: Path) -> None:
+    first = make("2026-01", 1)
+    publish(first)
+    shown = [filtered.Shown("c", 1)]
+    reader = filtered.make(tmp_path, shown, snapshot="2026-03")
+    other = replace(filtered.make(tmp_path / "again", [filtered.Shown("b", 2)], snapshot="2026-01"), store=first.store)
+    publish(led(other))
+    with pytest.raises(StoreError, match="was replaced while this build ran; the same command again"):
+        led(reader)
+
+
+def test_a_file_that_is_not_whole_is_named(make: Any, filtered: Any, tmp_path: Path) -> None:
+    name = publish(make("2026-01", 1))
+    path = tmp_path / f"store/identity/{name.removesuffix('.json')}.images.parquet"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(StoreError, match=rf"{path}: is missing or not whole"):
+        make("2026-02", 1)
+
+
+def test_identities_of_an_older_wenlan_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "identity").mkdir()
+    (tmp_path / "identity/news-2026-01-01-abcdef01.0123456789ab.parquet").write_bytes(b"")
+    with pytest.raises(StoreError, match="of an older wenlan; remove the folder identity and publish its builds again"):
+        Identities(Store(str(tmp_path))).names()
+
+
+def test_a_store_behind_a_url_works_like_a_disk(make: Any, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}/store"
+    first = make("2026-01", 1, 2, store=url)
+    publish(first)
+    second = make("2026-02", 2, 3, store=url)
+    assert second.stage("lead").record("all").counts["leaders"] == 1
+    assert second.stage("lead").record("all").counts["earlier"] == 2
+
+
+def _publish(build: Build) -> None:
+    try:
+        publish(build)
+    except StoreError:
+        raise SystemExit(3) from None
+
+
+@pytest.mark.slow
+def test_of_many_publishers_at_once_one_wins_and_the_others_are_told(make: Any) -> None:
+    """None of them has seen another: if two came through, both might keep one image."""
+    builds = [make(f"2026-0{i}", i) for i in range(1, 5)]
+    processes = [multiprocessing.get_context("spawn").Process(target=_publish, args=(build,)) for build in builds]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert sorted(process.exitcode or 0 for process in processes) == [0, 3, 3, 3]
+    assert len(Identities(builds[0].store).names()) == 1

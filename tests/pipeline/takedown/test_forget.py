@@ -1,0 +1,360 @@
+"""Forget: what is taken down is gone from every file, nothing else changes, and a kill anywhere can be finished."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_specs.build import SpecError
+from data_specs.shard import decode_sample, read_manifest
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.publish import release
+from pipeline.publish.verify import verify
+from pipeline.records import order_key, sha256_hex
+from pipeline.report.funnel import faults, read_funnels
+from pipeline.stages.admit import admit
+from pipeline.store.build import Build
+from pipeline.store.identities import Identities
+from pipeline.store.store import Store
+from pipeline.takedown import erase, restage
+from pipeline.takedown.forget import Request, forget
+
+Run = Callable[[Build, str], None]
+
+
+@pytest.fixture(scope="module")
+def made(synthetic: Any, run_stage: Run, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The synthetic build with shards, report and manifest, made once."""
+    folder = tmp_path_factory.mktemp("made")
+    build: Build = synthetic.make(folder)[0]
+    for name in ("shard", "report"):
+        run_stage(build, name)
+    release.publish(build)
+    return build
+
+
+@pytest.fixture
+def published(made: Build, tmp_path: Path) -> Build:
+    """A copy of it, and caches in STORE as the stages would leave them."""
+    return copied(made, tmp_path / "own")
+
+
+def copied(build: Build, folder: Path) -> Build:
+    shutil.copytree(build.out, folder / "build")
+    shutil.copytree(build.store.url, folder / "store")
+    copy = replace(build, out=str(folder / "build"), store=Store(str(folder / "store")))
+    store = copy.store
+    for name, cache in (("measure", store.features("features-x")), ("detect", store.regions("grid-x"))):
+        for stage in copy.stages(name):
+            for record in stage.records():
+                suffix = next(s for s in record.files if s.endswith("parquet") and s != "decisions.parquet")
+                cache.put(stage.table(record, suffix))
+    [fetch] = copy.stages("fetch")
+    for record in fetch.records():
+        rows = fetch.table(record).to_pylist()
+        tar = fetch.folder.at(record.files["tar"].name)
+        store.fetched().put(pa.Table.from_pylist([{**row, "tar": tar, "policy": ""} for row in rows]))
+    return copy
+
+
+def everything(folder: Path) -> dict[str, str]:
+    """What every file below a folder says, Parquet and gzip unpacked, as text in which hex and bytes can be found."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file():
+            data = path.read_bytes()
+            text = repr(pq.read_table(io.BytesIO(data)).to_pylist()) if path.suffix == ".parquet" else data.hex()
+            if path.suffix not in (".parquet", ".tar", ".bin", ".arrow"):
+                text = data.decode(errors="replace")
+            found[str(path.relative_to(folder))] = text
+    return found
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def kept(synthetic: Any, number: int = 14) -> Any:
+    return [item for item in synthetic.items() if item.stage == "shard"][number]
+
+
+def shard_of(build: Build, item: Any) -> str:
+    for path in (Path(build.out) / "shards").glob("*.parquet"):
+        if item.candidate.candidate_id in pq.read_table(path)["candidate_id"].to_pylist():
+            return path.stem
+    return ""
+
+
+def test_a_dry_run_says_what_would_go_and_changes_nothing(published: Build, synthetic: Any) -> None:
+    item, before = kept(synthetic), tree(Path(published.out).parent)
+    found = forget(published.store, [published], Request(urls=[item.candidate.image_url]), dry_run=True)
+    assert tree(Path(published.out).parent) == before
+    [one] = found["builds"]
+    assert (one["candidates"], one["images"], one["shards"]) == (1, 1, [shard_of(published, item)])
+    assert [sample["key"] for sample in one["samples"]] == [item.candidate.candidate_id[:32]]
+
+
+@pytest.mark.parametrize("by", ["url", "sha256", "like"])
+def test_what_is_taken_down_is_in_no_file_and_all_else_is_as_it_was(
+    published: Build, synthetic: Any, tmp_path: Path, by: str
+) -> None:
+    item, other = kept(synthetic, 20), kept(synthetic, 14)
+    name, folder = shard_of(published, item), Path(published.out) / "shards"
+    request = Request(urls=[item.candidate.image_url])
+    if by == "sha256":
+        request = Request(sha256s=[item.sha256])
+    elif by == "like":
+        with Image.open(io.BytesIO(item.data)) as image:
+            image.convert("RGB").resize((image.width // 2, image.height // 2)).save(tmp_path / "seen.jpg", quality=60)
+        request = Request(pictures=[tmp_path / "seen.jpg"])
+    before, first = tree(folder), read_manifest(folder)
+    funnel = read_funnels(published)[0]
+
+    answer = forget(published.store, [published], request)
+
+    manifest, after = read_manifest(folder), tree(folder)
+    assert (manifest.revision, manifest.parent) == (1, f"{published.build_id}/0")
+    assert answer["builds"][0]["shards"] == [name]
+    assert sum(manifest.samples.values()) == sum(first.samples.values()) - 1
+    changed = {path for path in before if before[path] != after.get(path)}
+    own = {f"{name}.tar", f"{name}.parquet", f"_decisions/{name}.parquet"}
+    assert {path for path in changed if not path.startswith(("_records", "regions"))} == {
+        *own, "manifest.json", "README.md", "croissant.json", f"{name.split('-')[0]}.json"
+    }  # fmt: skip
+    assert {Path(path).stem for path in changed if path.startswith("regions")} == {name}
+    assert verify(folder) == []
+    left = read_funnels(published)[0]
+    assert (left.total, left.kept) == (funnel.total, funnel.kept - 1)
+    assert faults(published, left) == []
+    text = item.candidate.texts[0].text
+    for path, said in everything(Path(published.out).parent).items():
+        if path == "seen.jpg" or "/_forget" in path:
+            continue
+        assert item.candidate.image_url not in said, path
+        assert text not in said, path
+        assert text.encode().hex() not in said, path
+        assert item.data[:400].hex() not in said, path
+        if "decisions" not in path and "forgotten" not in path:
+            for name in (item.candidate.candidate_id, item.sha256, item.candidate.fetch_id):
+                assert name not in said, path
+                assert repr(bytes.fromhex(name)) not in said, path
+    assert other.candidate.image_url in everything(Path(published.out))["report/report.json"]
+    assert release.publish(published) == manifest, "and it can be published again"
+    again = tree(Path(published.out).parent)
+    assert forget(published.store, [published], request)["tombstone"] == ""
+    assert tree(Path(published.out).parent) == again
+
+
+def test_nothing_of_it_is_let_in_again(published: Build, synthetic: Any) -> None:
+    item = kept(synthetic)
+    forget(published.store, [published], Request(urls=[item.candidate.image_url]))
+    takedowns = published.store.takedowns()
+    elsewhere = replace(item.candidate, origin="https://x.example/", page_url="https://x.example/")
+    for candidate in (item.candidate, elsewhere):
+        assert [d.reason for d in admit([candidate], published.spec, takedowns.hashes)[1]] == ["forgotten"]
+    [decision] = admit([elsewhere], published.spec, takedowns.hashes)[1]
+    assert (decision.url, decision.page_url, decision.text) == ("", "", ""), "not even as what was refused"
+    assert takedowns.images([item.sha256]) == {item.sha256}, "the same bytes elsewhere"
+    [name] = (Path(published.store.url) / "forgotten").iterdir()
+    raw = json.loads(name.read_bytes())
+    assert all(len(value) == 64 and int(value, 16) for value in raw["hashes"]), "hashes only"
+    assert item.candidate.image_url not in name.read_text("utf-8")
+
+
+def test_a_domain_takes_what_was_found_there_and_leaves_pictures_that_others_show(
+    published: Build, synthetic: Any, tmp_path: Path
+) -> None:
+    answer = forget(published.store, [published], Request(domains=["IMG1.example."]))
+    gone = [i for i in synthetic.items() if i.stage == "shard" and "img1" in i.candidate.image_url]
+    assert {s["key"] for s in answer["builds"][0]["samples"]} == {i.candidate.candidate_id[:32] for i in gone}
+    assert verify(Path(published.out)) == []
+    said = everything(Path(published.out))
+    assert [path for path, text in said.items() if "img1.example" in text] == []
+    assert any("img0.example" in text for text in said.values())
+    assert not published.store.takedowns().images(i.sha256 for i in gone), "the same picture elsewhere is no part of it"
+
+
+def test_a_page_takes_its_candidates(published: Build, synthetic: Any) -> None:
+    page = "https://www.pages.example/1.html"
+    answer = forget(published.store, [published], Request(urls=[page]))
+    gone = {i.candidate.candidate_id[:32] for i in synthetic.items() if i.candidate.page_url == page}
+    assert {sample["key"] for sample in answer["builds"][0]["samples"]} == gone
+    assert not any(page in text for text in everything(Path(published.out)).values())
+
+
+def test_a_kept_sample_gives_back_the_texts_of_a_copy_whose_page_goes(
+    tmp_path: Path, synthetic: Any, run_stage: Run
+) -> None:
+    """Texts of duplicates go over to their leader; a takedown of the duplicate's page takes them out again."""
+    build, items = synthetic.make(tmp_path)
+    copy = next(i for i in items if i.stage == "dedup" and i.candidate.page_url and i.reason == "near_image")
+    leader = next(i for i in items if i.candidate.candidate_id == copy.leader)
+    stage = build.stage("dedup")
+    for record in stage.records():
+        files = {}
+        for suffix in ("train.parquet", "dev.parquet", "val.parquet"):
+            table = stage.table(record, suffix)
+            rows = table.to_pylist()
+            for row in rows:
+                if row["candidate_id"] == leader.candidate.candidate_id:
+                    row["texts"] += [{"kind": t.kind, "text": t.text, "original": ""} for t in copy.candidate.texts]
+                    row["text_leaders"] += [sha256_hex(t.text) for t in copy.candidate.texts]
+            files[suffix] = tmp_path / suffix
+            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), files[suffix])
+        stage.amend(record, files)
+    run_stage(build, "shard")
+    release.publish(build)
+    text, folder = copy.candidate.texts[0].text, Path(build.out) / "shards"
+    assert text in "".join(everything(folder).values())
+    forget(build.store, [build], Request(urls=[copy.candidate.page_url]))
+    assert verify(folder) == []
+    assert text not in "".join(everything(Path(build.out)).values())
+    assert shard_of(build, leader), "the picture is the leader's own"
+
+
+@pytest.mark.parametrize("part", range(6))
+def test_a_kill_anywhere_leaves_what_the_same_command_finishes(
+    published: Build, made: Build, synthetic: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: int
+) -> None:
+    """Stopped before its n-th change of a file; n takes six places over the whole run."""
+    request = Request(urls=[kept(synthetic, 13).candidate.image_url, kept(synthetic, 19).candidate.image_url])
+    folder, changes, stop = Path(published.out) / "shards", 0, 0
+
+    def counted(real: Callable[..., Any]) -> Callable[..., Any]:
+        def change(self: Folder, *arguments: Any) -> Any:
+            nonlocal changes
+            changes += 1
+            if changes == stop:
+                raise KeyboardInterrupt
+            return real(self, *arguments)
+
+        return change
+
+    for name in ("take", "move", "delete"):
+        monkeypatch.setattr(Folder, name, counted(getattr(Folder, name)))
+    copy = copied(made, tmp_path / "trial")
+    changes = 0
+    forget(copy.store, [copy], request)
+    stop, changes = 1 + (changes - 1) * part // 5, 0
+    with pytest.raises(KeyboardInterrupt):
+        forget(published.store, [published], request)
+    if (folder / "manifest.json").exists():
+        assert verify(folder) == [], "a reader sees a whole dataset or none"
+    stop = 0
+    forget(published.store, [published], request)
+    assert verify(folder) == []
+    mine, its = read_manifest(folder), read_manifest(Path(copy.out) / "shards")
+    assert mine.shards == its.shards
+    assert (mine.revision, mine.parent) == (1, f"{published.build_id}/0")
+    said = "".join(everything(Path(published.out).parent).values())
+    assert not (Path(published.out) / "_forget.json").exists()
+    for number in (13, 19):
+        assert kept(synthetic, number).candidate.image_url not in "".join(everything(Path(published.out)).values())
+        assert kept(synthetic, number).candidate.texts[0].text.encode().hex() not in said
+    assert Identities(published.store).names() == Identities(copy.store).names()
+
+
+def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any) -> None:
+    gone = [i for i in synthetic.items() if i.stage == "shard" and synthetic.split_of(i) == "val"]
+    forget(published.store, [published], Request(urls=[i.candidate.image_url for i in gone]))
+    folder = Path(published.out) / "shards"
+    assert read_manifest(folder).samples["val"] == 0
+    assert not list(folder.glob("val-*"))
+    assert verify(folder) == []
+    assert faults(published, read_funnels(published)[0]) == []
+
+
+def test_images_that_stay_are_found_where_they_lie_now(published: Build, synthetic: Any) -> None:
+    item, other = kept(synthetic), None
+    halves = {i: order_key(i.candidate.fetch_id, 0) < "8" for i in synthetic.items() if i.stage == "shard"}
+    other = next(i for i in halves if halves[i] == halves[item] and i != item)
+    forget(published.store, [published], Request(urls=[item.candidate.image_url]))
+    found = published.store.fetched().get([other.candidate.fetch_id])
+    assert found is not None
+    [row] = found.to_pylist()
+    data = Path(row["tar"]).read_bytes()
+    assert data[row["offset"] : row["offset"] + row["size"]] == other.data
+    assert published.store.fetched().get([item.candidate.fetch_id]) is None
+
+
+def test_a_build_that_was_not_named_is_not_published_with_what_was_taken_down(
+    synthetic_build: Build, synthetic: Any, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    item = kept(synthetic)
+    forget(synthetic_build.store, [], Request(urls=[item.candidate.image_url]))
+    with pytest.raises(
+        StoreError, match="1 of its samples were taken down since it began; run wenlan-data build again"
+    ):
+        release.publish(synthetic_build)
+    forget(synthetic_build.store, [synthetic_build], Request())
+    assert sum(release.publish(synthetic_build).samples.values()) == synthetic.KEPT - 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request(sha256s=["abc"]), "--sha256 abc: is not 64 hex digits"),
+        (Request(urls=["example.org"]), "--url example.org: is no URL; a domain is taken down with --domain"),
+        (Request(domains=["https://example.org/"]), "is not the name of a domain"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, request_: Request, said: str) -> None:
+    with pytest.raises(SpecError, match=said):
+        forget(Store(str(tmp_path)), [], request_)
+
+
+def test_pages_leave_a_warc_and_the_others_stay_byte_for_byte(tmp_path: Path) -> None:
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    source, target = tmp_path / "a.warc.gz", tmp_path / "b.warc.gz"
+    with source.open("wb") as f:
+        writer = WARCWriter(f, gzip=True)
+        writer.write_record(writer.create_warcinfo_record("a.warc.gz", {"software": "test"}))
+        for i in range(4):
+            with io.BytesIO(f"page {i}".encode()) as body:
+                headers = StatusAndHeaders("200 OK", [], protocol="HTTP/1.1")
+                record = writer.create_warc_record(
+                    f"https://a.example/{i}", "response", payload=body, length=6, http_headers=headers
+                )
+                writer.write_record(record)
+    moved = erase.without_pages(source, target, lambda url: url.endswith("/1"))
+    assert moved is not None
+    with target.open("rb") as f:
+        records = ArchiveIterator(f)
+        urls = {}
+        for record in records:
+            urls[record.rec_headers.get_header("WARC-Target-URI")] = record.content_stream().read()
+    assert urls == {None: urls[None], **{f"https://a.example/{i}": f"page {i}".encode() for i in (0, 2, 3)}}
+    data = target.read_bytes()
+    for old, new in moved.items():
+        assert gzip.decompress(data[new:])[:40] == gzip.decompress(source.read_bytes()[int(old) :])[:40]
+    assert erase.without_pages(source, target, lambda url: False) is None
+
+
+def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build, synthetic: Any) -> None:
+    folder = Path(published.out) / "shards"
+    [item] = [i for i in synthetic.items() if i.stage == "shard" and len(i.candidate.texts) == 2][:1]
+    name = shard_of(published, item)
+    index = pq.read_table(folder / f"{name}.parquet")
+    keys = index["candidate_id"].to_pylist()
+    stay = [[0] if key == item.candidate.candidate_id else None for key in keys]
+    rows = restage._repack(folder / f"{name}.tar", folder / "new.tar", index, [True] * len(keys), stay)
+    row = rows[keys.index(item.candidate.candidate_id)]
+    data = (folder / "new.tar").read_bytes()
+    sample = decode_sample(data[row["json_offset"] :][: row["json_size"]], "it")
+    assert [t.text for t in sample.texts] == [t["text"] for t in row["texts"]] == [item.candidate.texts[0].text]

@@ -1,0 +1,110 @@
+"""Gc: what goes is garbage or what `--keep` expires, and nothing that a build or STORE still needs."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.publish import release
+from pipeline.publish.verify import verify
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.store import Store
+from pipeline.takedown import garbage
+
+
+@pytest.fixture
+def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_path: Path) -> list[Build]:
+    """Two published builds of one dataset, an older and a newer one, and STORE/fetched that points into the older."""
+    run_stage(synthetic_build, "shard")
+    run_stage(synthetic_build, "report")
+    newer = replace(synthetic_build, out=str(tmp_path / "newer"), build_id="synthetic-newer", snapshot="2025-01-01")
+    shutil.copytree(synthetic_build.out, newer.out)
+    (Path(synthetic_build.out) / "build.json").write_text("{}", encoding="utf-8")
+    (Path(newer.out) / "build.json").write_text("{}", encoding="utf-8")
+    release.publish(synthetic_build)
+    identity = [path.name for path in (Path(newer.store.url) / "identity").glob("*.json")]
+    newer = replace(newer, identities=tuple(identity))
+    release.publish(newer)
+    stage = synthetic_build.stage("fetch")
+    for record in stage.records():
+        tar = stage.folder.at(record.files["tar"].name)
+        rows = [{**row, "tar": tar if row["ok"] else "", "policy": ""} for row in stage.table(record).to_pylist()]
+        synthetic_build.store.fetched().put(pa.Table.from_pylist(rows))
+    return [synthetic_build, newer]
+
+
+def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build_json, "reopen", {build.out: build for build in builds}.__getitem__)
+        return garbage.collect(builds[0].store, **options)
+
+
+def files(folder: str) -> set[str]:
+    return {
+        str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file() and path.name != "_lock"
+    }
+
+
+def test_nothing_goes_where_there_is_no_garbage(builds: list[Build]) -> None:
+    before = [files(build.out) for build in builds] + [files(builds[0].store.url)]
+    assert collect(builds) == {"deleted": [], "bytes": 0}
+    assert [files(build.out) for build in builds] + [files(builds[0].store.url)] == before
+
+
+def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: list[Build], synthetic: Any) -> None:
+    build = builds[0]
+    before = files(build.out)
+    (Path(build.out) / "pairs/.tmp-00000").mkdir()
+    (Path(build.out) / "pairs/00000-of-00002-dead.parquet").write_bytes(b"half")
+    for name in ("dedup", "fetch"):
+        other = replace(build, fingerprints={**build.fingerprints, name: "0" * 64}).stage(name)
+        with other.attempt("00000-of-00001") as attempt:
+            attempt.path("parquet").write_bytes(b"x")
+            attempt.commit({})
+    (Path(build.store.url) / "features/features-000000000000").mkdir(parents=True)
+    dry = collect(builds, dry_run=True)
+    assert {Path(one["place"]).name for one in dry["deleted"]} >= {"00000-of-00002-dead.parquet", "0" * 16}
+    assert files(build.out) > before
+    collect(builds)
+    left = files(build.out) - before
+    assert {path.split("/")[0] for path in left} == {"images"}, "they cost the network"
+    assert not (Path(build.store.url) / "features/features-000000000000").exists()
+
+
+def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(builds: list[Build], synthetic: Any) -> None:
+    old, new = builds
+    whole = files(new.out)
+    found = collect(builds, keep=1)
+    assert found["bytes"] > 10_000
+    assert {path.name for path in Path(old.out).iterdir() if path.name != "_lock"} == {
+        "build.json", "captures", "releases.json", "report", "shards"
+    }  # fmt: skip
+    assert verify(Path(old.out)) == []
+    assert files(new.out) == whole
+    item = next(item for item in synthetic.items() if item.stage == "shard")
+    known = old.store.fetched().get([item.candidate.fetch_id])
+    assert known is not None
+    [row] = known.to_pylist()
+    assert row["tar"].startswith(new.out)
+    data = Path(row["tar"]).read_bytes()
+    assert data[row["offset"] : row["offset"] + row["size"]] == item.data
+
+
+def test_rows_whose_bytes_are_gone_go(builds: list[Build], synthetic: Any) -> None:
+    for path in (Path(builds[0].out) / "images").glob("*.tar"):
+        path.unlink()
+    store = Store(builds[0].store.url)
+    lost = [item for item in synthetic.items() if item.reason == "http_status"]
+    collect(builds)
+    item = next(item for item in synthetic.items() if item.stage == "shard")
+    assert store.fetched().get([item.candidate.fetch_id]) is None
+    known = store.fetched().get(i.candidate.fetch_id for i in lost)
+    assert known is not None
+    assert known.num_rows == len(lost), "failures are remembered"

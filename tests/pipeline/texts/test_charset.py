@@ -1,0 +1,86 @@
+"""Bytes of Chinese pages -> text, whatever the page says about itself."""
+
+from __future__ import annotations
+
+import codecs
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.texts.charset import decode
+
+SIMPLIFIED = "这是一个关于故宫雪景的网页，里面有很多图片和文字说明。"
+TRADITIONAL = "這是一個關於故宮雪景的網頁，裡面有很多圖片和文字說明。"
+
+
+def page(text: str, charset: str, says: str) -> bytes:
+    meta = f'<meta charset="{says}">' if says else ""
+    return f"<html><head>{meta}</head><body>".encode() + text.encode(charset)
+
+
+@pytest.mark.parametrize("says", ["gb2312", "gbk", "GB18030", "utf-8", "big5", "iso-8859-1", "nonsense", "zip", ""])
+@pytest.mark.parametrize(
+    ("charset", "text"),
+    [
+        ("gb18030", SIMPLIFIED),
+        ("gb18030", TRADITIONAL),
+        ("big5", TRADITIONAL),
+        ("utf-8", SIMPLIFIED),
+        ("utf-8", TRADITIONAL),
+    ],
+)
+def test_what_a_page_holds_decides_and_not_what_it_says(charset, text, says):
+    for body, header in (
+        (page(text, charset, says), "text/html"),
+        (page(text, charset, ""), f"text/html; charset={says}"),
+    ):
+        if (charset, text, says) == ("gb18030", TRADITIONAL, "big5"):
+            continue  # truly ambiguous: both readings are everyday characters
+        decoded = decode(body, header)
+        assert decoded is not None
+        assert text in decoded[0]
+
+
+def test_a_page_that_calls_itself_gb2312_may_use_all_of_gb18030():
+    text, charset = decode(page("丼約調較鐘飯¼½⅛😂", "gb18030", "gb2312"), "")
+    assert charset == "gb18030"
+    assert "丼約調較鐘飯¼½⅛😂" in text
+
+
+def test_a_short_word_that_lax_decoders_take_for_utf8_stays_gb():
+    assert "联通" in decode(page("联通", "gbk", "gb2312"), "")[0]
+
+
+def test_a_page_cut_off_in_the_middle_of_a_character_is_read():
+    for charset in ("utf-8", "gb18030"):
+        body = page(SIMPLIFIED, charset, charset)[:-1]
+        assert SIMPLIFIED[:-1] in decode(body, "")[0]
+
+
+def test_byte_order_marks_are_obeyed_and_taken_off():
+    assert decode("中文".encode("utf-8-sig"), "text/html; charset=gbk") == ("中文", "utf-8")
+    assert decode("中文".encode("utf-16"), "")[0] == "中文"
+
+
+def test_noise_is_no_text():
+    noise = random.Random(1).randbytes(3000)
+    assert decode(noise, "") is None
+    assert decode(b'<meta charset="gb2312">' + noise, "text/html; charset=utf-8") is None
+
+
+def test_other_scripts_are_read_as_declared():
+    assert "桜の花" in decode("桜の花が咲いています".encode("shift_jis"), "text/html; charset=shift_jis")[0]
+    assert "café crème" in decode("café crème ".encode("latin-1") * 20, "text/html; charset=iso-8859-1")[0]
+
+
+@given(st.text(st.characters(codec="gb2312", min_codepoint=0x4E00, max_codepoint=0x9FFF), min_size=20))
+def test_every_declared_gb_text_comes_back(text):
+    assert decode(page(text, "gb18030", "gbk"), "")[0].endswith(text)
+
+
+@given(st.binary(max_size=300), st.text(max_size=40))
+def test_any_bytes_give_text_of_a_charset_or_none(body, header):
+    found = decode(body, header)
+    assert found is None or (isinstance(found[0], str) and codecs.lookup(found[1]))

@@ -1,0 +1,25 @@
+"""Counting words: the short cut says what cutting says."""
+
+from __future__ import annotations
+
+import jieba
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.texts.words import count_words, has_words
+
+WORDS = "清晨 的 第一缕 阳光 照 在 故宫 角楼 上 卡拉OK T恤 hello 3.14 年 、 ， 一 帆 风 顺 𠮷 a+b 侵华日军 南京"
+
+
+@pytest.mark.parametrize(
+    "text", ["清晨的第一缕阳光", "故宫雪景", "卡拉OK厅里的T恤", "hello world", "！！！", "", "王小明在故宫前留影"]
+)
+def test_words_are_those_of_jieba(text):
+    cut = [word for word in jieba.cut(text, HMM=False) if any(c.isalnum() for c in word)]
+    assert count_words(text) == len(cut)
+
+
+@given(st.lists(st.sampled_from(WORDS.split()), max_size=12).map("".join) | st.text(max_size=20), st.integers(1, 8))
+def test_the_short_cut_never_errs(text, at_least):
+    assert has_words(text, at_least) == (count_words(text) >= at_least)

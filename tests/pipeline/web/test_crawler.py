@@ -1,0 +1,97 @@
+"""Crawl and turns on a Ray cluster: visits spread by host, one pace a host for all workers, and a visitor that dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.stages import crawl
+from pipeline.web.pace import Turns
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    yield ray
+    ray.shutdown()
+
+
+def sites(serve: Any, hosts: int, pages: int) -> list[Any]:
+    """Hosts whose start pages link to their own pages and to the next host."""
+    webs = [serve() for _ in range(hosts)]
+    for number, web in enumerate(webs):
+        links = [web.url(f"/{i}.html") for i in range(pages)] + [webs[(number + 1) % hosts].url()]
+        anchors = "".join(f'<a href="{link}">页</a>' for link in links)
+        web.pages = {"/": anchors.encode(), **{f"/{i}.html": chr(0x4E10 + i).encode() for i in range(pages)}}
+    return webs
+
+
+def visitors() -> list[int]:
+    """Processes of visitors, as Ray names them."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if (folder / "cmdline").read_bytes().startswith(b"ray::Visitor"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, serve, make_build):
+    webs = sites(serve, hosts=3, pages=12)
+    source = {"kind": "site", "name": "s", "source_kind": "news", "start": [webs[0].url()]}
+    source["hosts"] = [web.host for web in webs]
+    build = make_build(*webs, sources=[source], egress={"delay_s": 0.1})
+    seen: list[int] = []
+
+    def kill() -> None:
+        deadline = time.monotonic() + 60
+        while sum(len(web.asked) for web in webs) < 12 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        seen.extend(visitors())
+        os.kill(seen[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    start = time.monotonic()
+    crawl.run_partition(build, "s")
+    seconds = time.monotonic() - start
+    killer.join()
+    record = build.stage("crawl").record("s")
+    rows = build.stage("crawl").table(record).to_pylist()
+    assert {row["url"] for row in rows} == {web.url(path) for web in webs for path in web.pages}
+    assert len(rows) == 3 * 13
+    assert len(seen) == 3, "one visitor a host"
+    assert seconds >= 0.1 * 13
+    asked = [path for web in webs for path in web.asked if path != "/robots.txt"]
+    assert len(asked) <= 3 * 13 + 3, "at most what was in the air is asked for again"
+    assert not visitors() or time.sleep(2) or not visitors(), "they end with the crawl"
+
+
+def test_workers_of_a_cluster_share_one_pace(ray):
+    @ray.remote
+    def take(times: int) -> list[float]:
+        turns = Turns()
+        found = []
+        for _ in range(times):
+            time.sleep(turns.take("shared.example", 0.3))
+            found.append(time.time())
+        return found
+
+    when = sorted(at for found in ray.get([take.remote(4), take.remote(4)]) for at in found)
+    assert when[-1] - when[0] >= 0.3 * 7 - 0.2
+    Turns().hold("shared.example", 1.5)
+    [again] = ray.get(take.remote(1))
+    assert again - when[-1] >= 1.4

@@ -1,0 +1,91 @@
+"""Reading HTTP answers, beside the standard library's own reader on the same bytes."""
+
+from __future__ import annotations
+
+import http.client
+import socketserver
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from pipeline.web.http_client import MAX_HEADERS, Reply, Watchdog, Wire
+
+OK = b"HTTP/1.1 200 OK\r\n"
+ANSWERS = {
+    "length": OK + b'Content-Length: 3\r\nETag: "a"\r\n\r\nabc',
+    "empty": OK + b"Content-Length: 0\r\n\r\n",
+    "to the end": OK + b"Connection: close\r\n\r\nabc",
+    "no word about its end": OK + b"\r\nabc",
+    "chunked": OK + b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;x=y\r\nc\r\n0\r\n\r\n",
+    "chunked in capitals": OK + b"transfer-encoding: CHUNKED\r\n\r\n3\r\nabc\r\n0\r\n\r\n",
+    "continued": b"HTTP/1.1 100 Continue\r\nX-Robots-Tag: none\r\n\r\n" + OK + b"Content-Length: 3\r\n\r\nabc",
+    "bare line feeds": b"HTTP/1.1 200 OK\nContent-Length: 3\nX-Robots-Tag: noai\n\nabc",
+    "folded": OK + b"X-Robots-Tag: noindex,\r\n  noai\r\nContent-Length: 3\r\n\r\nabc",
+    "twice": OK + b"X-Robots-Tag: noai\r\nX-Robots-Tag: wenlan: noindex\r\nContent-Length: 3\r\n\r\nabc",
+    "old": b"HTTP/1.0 200 OK\r\n\r\nabc",
+    "latin": OK + b"X-Name: caf\xe9\r\nContent-Length: 3\r\n\r\nabc",
+    "length that is none": OK + b"Content-Length: +3\r\n\r\nabc",
+    "not found": b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nabc",
+}
+FAULTS = {
+    "ends early": OK + b"Content-Length: 9\r\n\r\nabc",
+    "chunk that ends early": OK + b"Transfer-Encoding: chunked\r\n\r\n9\r\nabc",
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "nothing": b"",
+    "a long line": OK + b"X: " + b"x" * 70_000 + b"\r\n\r\nabc",
+    "many headers": OK + b"X: y\r\n" * (MAX_HEADERS + 1) + b"\r\nabc",
+}
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """A server that says /N's canned bytes, and hangs up."""
+    canned = {**ANSWERS, **FAULTS}
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            number = int(self.rfile.readline().split()[1].strip(b"/"))
+            while self.rfile.readline().strip():
+                pass
+            self.wfile.write(list(canned.values())[number])
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1]
+        server.shutdown()
+
+
+def ask(port: int, name: str) -> Reply:
+    wire = Wire()
+    url = f"http://127.0.0.1:{port}/{list({**ANSWERS, **FAULTS}).index(name)}"
+    try:
+        with Watchdog(5).deadline() as deadline:
+            return wire.ask(url, {}, 1000, True, deadline)
+    finally:
+        wire.close()
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+def test_an_answer_is_read_as_the_standard_library_reads_it(port: int, name: str) -> None:
+    theirs = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    theirs.request("GET", f"/{list(ANSWERS).index(name)}")
+    expected = theirs.getresponse()
+    body = expected.read()
+    theirs.close()
+    reply = ask(port, name)
+    assert reply.status == expected.status
+    assert reply.body == (body if reply.status == 200 else b"")
+    seen = [(n, " ".join(v.split())) for n, v in expected.headers.items()]
+    assert reply.headers.items() == seen
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_no_answer_is_an_error(port: int, name: str) -> None:
+    with pytest.raises((OSError, http.client.HTTPException)):
+        ask(port, name)
+
+
+def test_an_address_cannot_smuggle_a_second_request() -> None:
+    with Watchdog(5).deadline() as deadline, pytest.raises(ValueError, match="cannot send"):
+        Wire().ask("http://127.0.0.1:9/a b", {}, 1000, True, deadline)

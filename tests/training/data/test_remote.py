@@ -1,0 +1,108 @@
+"""Tars that lie elsewhere: read from copies, fetched once, within a bound."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from data_specs.shard import ContractError
+from training.config import resolve
+from training.data.index import open_dataset
+from training.data.loader import Loader, Share
+from training.data.remote import TarCache
+from training.data.tokenizer import load_tokenizer
+from training.errors import ConfigError
+
+MakeShards = Callable[..., Path]
+
+
+@pytest.fixture
+def store() -> Iterator[str]:
+    """A folder of an object store (fsspec's, in memory)."""
+    fs = fsspec.filesystem("memory")
+    yield "memory://bucket"
+    fs.rm("/bucket", recursive=True)
+
+
+def put(store: str, folder: Path) -> str:
+    fs = fsspec.filesystem("memory")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            fs.pipe_file(f"/bucket/{path.relative_to(folder)}", path.read_bytes())
+    return store
+
+
+def samples(data: str, cache: Path, cache_gb: float, workers: int = 0) -> list[int]:
+    config = replace(resolve("tiny").data, window_shards=1, num_workers=workers)
+    dataset = open_dataset([data], "train", cache=cache, cache_gb=cache_gb)
+    loader = Loader(dataset, config, load_tokenizer("gb2312"), Share(6), seed=1, train=True)
+    return [int(i) for batch in loader.batches(0, 42) for i in batch.sample_ids_B]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_remote_shards_give_the_samples_of_local_ones_from_copies_within_the_bound(
+    make_shards: MakeShards, tmp_path: Path, store: str, workers: int
+) -> None:
+    manifest = make_shards(train=(7, 5, 9, 6))
+    remote = put(store, manifest.parent)
+    local = samples(str(manifest), tmp_path / "a", 1.0)
+    sizes = sorted(path.stat().st_size for path in manifest.parent.glob("*.tar"))
+    bound = sizes[-1] + sizes[-2]
+    assert samples(remote, tmp_path / "b", bound / 1e9, workers) == local
+    copies = list((tmp_path / "b" / "tars").glob("*.tar"))
+    assert 1 <= len(copies) <= 2
+    assert sum(path.stat().st_size for path in copies) <= bound
+    assert samples(remote, tmp_path / "c", 0) == local  # a request an image
+    assert not (tmp_path / "c" / "tars").exists()
+
+
+def test_a_bound_that_cannot_hold_two_windows_is_named(make_shards: MakeShards, tmp_path: Path, store: str) -> None:
+    remote = put(store, make_shards(train=(7, 5, 9, 6)).parent)
+    with pytest.raises(ConfigError, match=r"^data.cache_gb: .* cannot hold two windows of 1 shards"):
+        samples(remote, tmp_path / "b", 1e-5)
+
+
+def _open(cache: TarCache, url: str, size: int) -> int:
+    return os.fstat(cache.open(url, size)).st_size
+
+
+def test_processes_that_want_one_tar_at_once_fetch_it_once(tmp_path: Path) -> None:
+    source = tmp_path / "source.tar"
+    source.write_bytes(os.urandom(1 << 20))
+    cache = TarCache(tmp_path / "tars", 1 << 30)
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        found = pool.starmap(_open, [(cache, f"file://{source}", 1 << 20)] * 8)
+    assert found == [1 << 20] * 8
+    assert [path.suffix for path in sorted((tmp_path / "tars").iterdir())] == [".lock", ".tar"]
+
+
+def test_a_tar_of_another_size_and_one_that_is_gone_are_named(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"short")
+    cache = TarCache(tmp_path / "tars", 1 << 30)
+    with pytest.raises(ContractError, match=r"x.tar: 5 bytes, expected 9; the tar is truncated"):
+        cache.open(f"file://{tmp_path}/x.tar", 9)
+    with pytest.raises(ContractError, match=r"none.tar: missing"):
+        cache.open(f"file://{tmp_path}/none.tar", 9)
+    assert not list((tmp_path / "tars").glob("*.tar"))
+
+
+def test_the_copy_that_was_used_longest_ago_goes_first(tmp_path: Path) -> None:
+    urls = []
+    for name in "abc":
+        (tmp_path / f"{name}.tar").write_bytes(name.encode() * 100)
+        urls.append(f"file://{tmp_path}/{name}.tar")
+    cache = TarCache(tmp_path / "tars", 200)
+    held = cache.open(urls[0], 100)
+    for number, url in enumerate((urls[1], urls[0])):
+        os.close(cache.open(url, 100))
+        os.utime(cache._path(url, 100), (number, number + 1000))
+    os.close(cache.open(urls[2], 100))
+    left = {path.read_bytes()[:1] for path in (tmp_path / "tars").glob("*.tar")}
+    assert left == {b"a", b"c"}
+    assert os.pread(held, 3, 0) == b"aaa"

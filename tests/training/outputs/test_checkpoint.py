@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from training.config import Config, resolve
+from training.data.tokenizer import load_tokenizer
+from training.errors import TrainingError
+from training.method.key_queue import SampleIds
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, clean, latest, open_checkpoint, save
+from training.run.train import build_optimizer
+
+STATE = RunState(4, 32, 1, ("c" * 64,), ("grid",), "grid")
+Saved = tuple[Path, BriVL, torch.optim.AdamW, Config]
+
+
+def small() -> Config:
+    config = resolve("tiny")
+    return replace(config, moco=replace(config.moco, queue_size=10))
+
+
+def build(seed: int) -> tuple[BriVL, torch.optim.AdamW]:
+    torch.manual_seed(seed)
+    model = BriVL(small())
+    optimizer = build_optimizer(model, small().optim)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    model.text_queue.keys_KD.normal_()
+    model.text_queue.entered_K += 3
+    return model, optimizer
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Saved:
+    model, optimizer = build(0)
+    folder = save(tmp_path / "run", model, optimizer, small(), load_tokenizer("gb2312"), STATE, keep_last=2)
+    return folder, model, optimizer, small()
+
+
+def test_everything_comes_back(saved: Saved) -> None:
+    folder, model, optimizer, config = saved
+    opened = open_checkpoint(folder)
+    assert opened.config == config
+    assert opened.tokenizer.encode("红船", 9) == load_tokenizer("gb2312").encode("红船", 9)
+    other, its_optimizer = build(1)
+    assert opened.load_training(other, its_optimizer) == STATE
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+    for mine, theirs in zip(model.parameters(), other.parameters(), strict=True):
+        for moment, value in optimizer.state.get(mine, {}).items():
+            assert torch.equal(value, its_optimizer.state[theirs][moment])
+
+
+@pytest.mark.parametrize("size", [4, 25])
+def test_queues_come_back_in_another_size_with_their_newest_keys(
+    saved: Saved, size: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, model, optimizer, config = saved
+    for step, count in ((7, 8), (8, 5)):
+        numbers = torch.arange(count) + 100 * step
+        model.text_queue.enqueue(torch.randn(count, 32), SampleIds(numbers, numbers, numbers, numbers >= 0), step)
+    folder = save(folder.parent.parent, model, optimizer, config, load_tokenizer("gb2312"), STATE, keep_last=2)
+    other = BriVL(replace(config, moco=replace(config.moco, queue_size=size)))
+    open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
+    newest = [*range(703, 708), *range(800, 805)][-size:]
+    assert other.text_queue.sample_ids_K[other.text_queue.filled_K].tolist() == newest
+    assert torch.equal(
+        other.text_queue.keys_KD[len(newest) - 1], model.text_queue.keys_KD[2]
+    )  # slot 12 of a ring of 10
+    assert f"text_queue had 10 slots and has {size} now" in caplog.text
+
+
+def test_a_queue_of_another_width_does_not_fit(saved: Saved) -> None:
+    folder, _, _, config = saved
+    other = BriVL(replace(config, moco=replace(config.moco, queue_size=4, feature_dim=16)))
+    with pytest.raises(TrainingError, match="does not fit this model"):
+        open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
+
+
+def test_a_learned_temperature_comes_back_and_towers_alone_begin_with_a_fresh_one(tmp_path: Path) -> None:
+    config = replace(small(), moco=replace(small().moco, objective="siglip"))
+    models = [BriVL(config) for _ in range(3)]
+    with torch.no_grad():
+        models[0].logits.log_scale.fill_(1.5)
+        models[0].logits.bias.fill_(-3)
+    optimizer = build_optimizer(models[0], config.optim)
+    folder = save(tmp_path / "run", models[0], optimizer, config, load_tokenizer("gb2312"), STATE, keep_last=2)
+    open_checkpoint(folder).load_training(models[1], build_optimizer(models[1], config.optim))
+    open_checkpoint(folder).load_towers(models[2])
+    assert [m.logits.bias.item() for m in models] == [-3, -3, -10]
+    assert [m.logits.log_scale.item() for m in models] == pytest.approx([1.5, 1.5, math.log(1 / 0.07)])
+
+
+def test_towers_alone_start_a_new_model_whose_key_towers_are_copies(saved: Saved) -> None:
+    folder, model, _, _ = saved
+    other, _ = build(1)
+    open_checkpoint(folder.parent.parent).load_towers(other)  # the run's folder names its newest checkpoint
+    assert torch.equal(other.text_query.trunk.tokens.weight, model.text_query.trunk.tokens.weight)
+    for key, query in zip(other.text_key.parameters(), other.text_query.trunk.parameters(), strict=True):
+        assert torch.equal(key, query)
+
+
+def test_shared_tensors_are_stored_once(saved: Saved) -> None:
+    folder, model, _, _ = saved
+    shared = model.shared_tensors()
+    assert shared
+    keys = load_file(folder / "key_towers.safetensors")
+    assert not set(shared) & set(keys)
+    assert set(shared.values()) <= set(load_file(folder / "towers.safetensors"))
+
+
+def test_the_last_n_are_kept_and_half_written_ones_removed(saved: Saved) -> None:
+    folder, model, optimizer, config = saved
+    run = folder.parent.parent
+    (run / "checkpoints" / ".step-00000009.1.tmp").mkdir()
+    for step in (6, 12):
+        save(run, model, optimizer, config, load_tokenizer("gb2312"), replace(STATE, step=step), keep_last=2)
+    clean(run)
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["step-00000006", "step-00000012"]
+    newest = latest(run)
+    assert newest is not None
+    assert newest.name == "step-00000012"
+
+
+def _edit_index(folder: Path, change: Callable[[dict], None]) -> None:  # type: ignore[type-arg]
+    index = json.loads((folder / "checkpoint.json").read_text())
+    change(index)
+    (folder / "checkpoint.json").write_text(json.dumps(index))
+
+
+def _vouch(folder: Path, name: str) -> None:
+    """Let the index name the file as it is now."""
+    data = (folder / name).read_bytes()
+    entry = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    _edit_index(folder, lambda index: index["files"].update({name: entry}))
+
+
+def _newer(folder: Path) -> None:
+    _edit_index(folder, lambda index: index.update(checkpoint_version=2))
+
+
+def _cut(folder: Path) -> None:
+    path = folder / "towers.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(folder: Path) -> None:
+    path = folder / "towers.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def _nan(folder: Path) -> None:
+    path = folder / "towers.safetensors"
+    tensors = load_file(path)
+    tensors["text_query.trunk.tokens.weight"][5, 5] = float("nan")
+    save_file(tensors, path)
+    _vouch(folder, path.name)
+
+
+def _pickle_inside(folder: Path) -> None:
+    torch.save({"a": torch.zeros(2)}, folder / "towers.safetensors")
+    _vouch(folder, "towers.safetensors")
+
+
+def _missing(folder: Path) -> None:
+    (folder / "queues.safetensors").unlink()
+
+
+def _foreign_index(folder: Path) -> None:
+    (folder / "checkpoint.json").write_text("[]")
+
+
+def _other_shape(folder: Path) -> None:
+    path = folder / "towers.safetensors"
+    save_file({k: v for k, v in load_file(path).items() if "tokens" not in k}, path)
+    _vouch(folder, path.name)
+
+
+def _unknown_key(folder: Path) -> None:
+    path = folder / "config.json"
+    path.write_text(path.read_text().replace('"momentum"', '"momentun"'))
+    _vouch(folder, path.name)
+
+
+def _no_json(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"{")
+    _vouch(folder, "config.json")
+
+
+def _no_object(folder: Path) -> None:
+    (folder / "config.json").write_bytes(b"[]")
+    _vouch(folder, "config.json")
+
+
+def _no_text(folder: Path) -> None:
+    (folder / "vocab.txt").write_bytes(b"\xff\n")
+    _vouch(folder, "vocab.txt")
+
+
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (_newer, r"checkpoint.json: checkpoint version 2 is newer .* pip install -U wenlan"),
+        (_cut, r"towers.safetensors: \d+ bytes, the checkpoint says \d+: truncated"),
+        (_flip, r"towers.safetensors: its sha256 is not the one"),
+        (_nan, r"towers.safetensors: text_query.trunk.tokens.weight holds NaN"),
+        (_pickle_inside, r"towers.safetensors: not a safetensors file"),
+        (_missing, r"queues.safetensors: missing"),
+        (_foreign_index, r"checkpoint.json: not the index of a wenlan checkpoint"),
+        (
+            _other_shape,
+            r"step-00000004: does not fit this model: 1 tensors differ, first text_query.trunk.tokens.weight",
+        ),
+        (_no_json, r"config.json: not JSON"),
+        (_no_object, r"config.json: not a JSON object"),
+        (_no_text, r"vocab.txt: not UTF-8 at byte 0"),
+        (_unknown_key, r"config.json: moco.momentun: unknown key; did you mean momentum"),
+    ],
+)
+def test_a_checkpoint_that_is_not_whole_is_refused_in_one_sentence(
+    saved: Saved, damage: Callable[[Path], None], sentence: str
+) -> None:
+    folder = saved[0]
+    damage(folder)
+    model, _ = build(1)
+    with pytest.raises(TrainingError, match=sentence) as e:
+        open_checkpoint(folder).load_towers(model)
+    assert "\n" not in str(e.value)
+
+
+def test_a_pickle_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
+    torch.save({}, tmp_path / "model.pth")
+    with pytest.raises(TrainingError, match=r"model.pth: a file, but a checkpoint is a folder; pickle files"):
+        open_checkpoint(tmp_path / "model.pth")
+    with pytest.raises(TrainingError, match="not a wenlan checkpoint"):
+        open_checkpoint(tmp_path)

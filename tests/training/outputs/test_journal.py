@@ -1,0 +1,85 @@
+"""What a run leaves in its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from training.config import resolve, to_dict
+from training.errors import ConfigError
+from training.outputs.curves import write_curves
+from training.outputs.journal import Journal, read_metrics
+from training.outputs.trackers import open_tracker
+
+METRICS = {"loss": 2.0, "samples_per_second": 100.0, "waiting_for_data": 0.1, "memory_gib": 1.0, "nan": float("nan")}
+
+
+def journal(out: Path, step: int, *settings: str) -> Journal:
+    out.mkdir(exist_ok=True)
+    config = resolve("tiny", ["run.tracker=none", *settings])
+    return Journal(out, step, 10, config, about={"device": "cpu", "processes": 1})
+
+
+def test_a_run_folder_says_what_ran_where_and_what_was_said(tmp_path: Path) -> None:
+    logging.getLogger("training").setLevel(logging.INFO)
+    with journal(tmp_path, 0) as book:
+        book.say("tiny begins")
+        for step in range(1, 4):
+            book.write(step, METRICS)
+            book.advance(step)
+    with journal(tmp_path, 2) as book:  # goes on from step 2
+        book.write(3, METRICS | {"loss": 1.0})
+    assert json.loads((tmp_path / "config.json").read_text()) == to_dict(resolve("tiny", ["run.tracker=none"]))
+    environment = json.loads((tmp_path / "environment.json").read_text())
+    assert environment["processes"] == 1
+    assert re.fullmatch(r"2\.\d+.*", environment["packages"]["torch"])
+    lines = read_metrics(tmp_path)
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    assert [line["loss"] for line in lines] == [2.0, 2.0, 1.0]
+    assert lines[0]["nan"] is None
+    assert "tiny begins" in (tmp_path / "log.txt").read_text()
+
+
+def test_an_error_is_in_the_log_of_the_run(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="gone"), journal(tmp_path, 0):
+        raise RuntimeError("gone\nfor good")
+    assert "ended by RuntimeError: gone for good" in (tmp_path / "log.txt").read_text()
+
+
+class _Page(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+
+def test_curves_are_one_static_page_that_fetches_nothing(tmp_path: Path) -> None:
+    lines = [{"step": s, "loss": 5 / s, "loss.news": 4 / s, "lr": 0.1, "image_spread": None} for s in range(1, 2001)]
+    page = _Page()
+    text = write_curves(tmp_path, lines).read_text()
+    page.feed(text)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "img", "iframe"}
+    assert "http" not in text
+    curves = [attributes["points"] or "" for tag, attributes in page.tags if tag == "polyline"]
+    assert len(curves) == 3
+    assert all(2 <= len(points.split()) <= 400 for points in curves)
+    falling = [float(point.split(",")[1]) for point in curves[0].split()]
+    assert falling == sorted(falling)  # y grows downwards
+
+
+def test_a_page_of_nothing_is_a_page(tmp_path: Path) -> None:
+    assert "to step 0" in write_curves(tmp_path, []).read_text()
+
+
+def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
+    with pytest.raises(ConfigError, match=r"^run.tracker: mlflow is not installed: pip install mlflow$"):
+        open_tracker("mlflow", tmp_path, 0, {})
+    assert open_tracker("none", tmp_path, 0, {}) is None

@@ -1,0 +1,122 @@
+"""Checkpoints that are written while training goes on, and copies that outlive the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.config import resolve
+from training.data.tokenizer import load_tokenizer
+from training.errors import ConfigError, TrainingError
+from training.moco import BriVL
+from training.outputs import checkpoint
+from training.outputs.checkpoint import RunState, latest, open_checkpoint
+from training.outputs.saver import Saver, fetch
+from training.run.optimizer import build_optimizer
+
+
+def state(step: int) -> RunState:
+    return RunState(step, 8 * step, 0, ("c" * 64,), ("grid",), "grid")
+
+
+def saver(run: Path, *settings: str) -> tuple[Saver, BriVL, torch.optim.AdamW]:
+    config = resolve("tiny", ["moco.queue_size=10", *settings])
+    model = BriVL(config)
+    return Saver(run, config, load_tokenizer("gb2312")), model, build_optimizer(model, config.optim)
+
+
+def test_what_is_written_is_the_model_as_it_was_when_it_was_asked_for(tmp_path: Path) -> None:
+    writing, model, optimizer = saver(tmp_path)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with writing:
+        writing.save(model, optimizer, state(4))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(1)
+            model.text_queue.keys_KD.add_(1)
+    other = BriVL(open_checkpoint(tmp_path).config)
+    open_checkpoint(tmp_path).load_training(other, build_optimizer(other, open_checkpoint(tmp_path).config.optim))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in other.state_dict().items())
+
+
+def test_the_best_is_kept_and_named_beside_the_newest(tmp_path: Path) -> None:
+    writing, model, optimizer = saver(tmp_path, "run.keep_last=1")
+    with writing:
+        for step in (2, 4, 6):
+            writing.save(model, optimizer, state(step), best=step == 2)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").glob("step-*")) == ["step-00000002", "step-00000006"]
+    assert open_checkpoint(tmp_path / "checkpoints" / "best").state().step == 2
+    assert open_checkpoint(tmp_path).state().step == 6
+
+
+def test_what_fails_in_the_background_is_raised_by_the_next_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    writing, model, optimizer = saver(tmp_path)
+    with writing:
+        writing.save(model, optimizer, state(1))
+        with pytest.raises(OSError, match="No space left"):
+            writing.wait()
+
+
+@pytest.mark.parametrize("scheme", ["", "memory://mirror-of-a-run"])
+def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, scheme: str) -> None:
+    mirror = scheme or str(tmp_path / "mirror")
+    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}", "run.keep_last=1")
+    with writing:
+        for step in (2, 4):
+            writing.save(model, optimizer, state(step))
+    fetch(tmp_path / "elsewhere", mirror)
+    assert open_checkpoint(tmp_path / "elsewhere").state().step == 4
+    other = BriVL(resolve("tiny", ["moco.queue_size=10"]))
+    open_checkpoint(tmp_path / "elsewhere").load_towers(other)  # every sha256 is that of the index
+    names = [p.name for p in (tmp_path / "elsewhere" / "checkpoints").iterdir()]
+    assert names == ["step-00000004"]
+    fetch(tmp_path / "run", mirror)  # nothing newer there
+    assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_run_goes_on_from_a_mirror_on_s3(tmp_path: Path, bucket: str) -> None:
+    mirror = f"{bucket}/runs/1"
+    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={mirror}", "run.keep_last=1")
+    with writing:
+        for step in (2, 4):
+            writing.save(model, optimizer, state(step))
+    fetch(tmp_path / "elsewhere", mirror)
+    assert [p.name for p in (tmp_path / "elsewhere" / "checkpoints").iterdir()] == ["step-00000004"]
+    found = open_checkpoint(tmp_path / "elsewhere")
+    other = BriVL(found.config)
+    found.load_training(other, build_optimizer(other, found.config.optim))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
+    fetch(tmp_path / "run", f"{bucket}/runs/none")  # nothing there
+    assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
+
+
+def test_a_copy_without_its_index_is_not_fetched(tmp_path: Path) -> None:
+    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={tmp_path / 'mirror'}")
+    with writing:
+        for step in (2, 4):
+            writing.save(model, optimizer, state(step))
+    (tmp_path / "mirror" / "step-00000004" / "checkpoint.json").unlink()
+    fetch(tmp_path / "elsewhere", str(tmp_path / "mirror"))
+    assert open_checkpoint(tmp_path / "elsewhere").state().step == 2
+
+
+def test_a_mirror_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^run.mirror: nowhere://x: cannot be opened"):
+        fetch(tmp_path, "nowhere://x")
+    (tmp_path / "file").write_text("")
+    writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={tmp_path / 'file'}")
+    with writing:
+        writing.save(model, optimizer, state(2))
+        with pytest.raises(TrainingError, match=r"file: step-00000002 cannot be copied there"):
+            writing.wait()
+    assert latest(tmp_path / "run") is not None

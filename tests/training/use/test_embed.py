@@ -1,0 +1,300 @@
+"""`embed` by every way in: the same picture and the same words must give the same features."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_specs.shard import REGION_SCHEMA
+from training import cli
+from training.config import resolve
+from training.data.released_rows import Broken, read_rows
+from training.data.tokenizer import load_tokenizer
+from training.errors import TrainingError
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
+from training.run.train import build_optimizer
+from training.use.embed import embed_arrays, embed_files, embed_rows
+
+Run = Callable[..., tuple[int, str, str]]
+BOXES = [[4, 2, 30, 40], [0, 0, 20, 20], [30, 10, 60, 50], [8, 8, 16, 16], [1, 2, 3, 4], [9, 9, 50, 60]]
+SENTENCES = [["alt_text", "红船"], ["sur_text", "山水相连。白云飞"]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, 4 boxes at most, 64 x 64 pixels, that was trained on a detector's boxes."""
+    torch.manual_seed(0)
+    config = resolve("tiny")
+    model = BriVL(config)
+    state = RunState(1, 8, 0, (), (), "onnx-x")
+    folder = tmp_path_factory.mktemp("run")
+    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """64 x 64 PNG files: no resize, no loss."""
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{i}.png" for i in range(3)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def row(image: str, boxes: Any = BOXES, sentences: Any = SENTENCES) -> str:
+    return json.dumps({"image_id": image, "sentences": sentences, "bbox": boxes}, ensure_ascii=False)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        code = cli.main([str(a) for a in arguments])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+def arrays_of(pictures: list[Path], boxes: list[list[int]], text: str) -> dict[str, Any]:
+    pixels = np.stack([np.asarray(Image.open(p), dtype=np.float64).transpose(2, 0, 1) / 255 for p in pictures])
+    mean, std = (np.array(v).reshape(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    count = len(pictures)
+    given = np.zeros((count, len(boxes) + 3, 4), dtype=np.float32)
+    given[:, : len(boxes) + 1] = [*boxes, [0, 0, 64, 64]]
+    ids = load_tokenizer("gb2312").encode(text, 16)
+    return {
+        "images": ((pixels - mean) / std).astype(np.float32),
+        "boxes": given,
+        "n_boxes": np.full(count, len(boxes) + 1),
+        "input_ids": np.array([[*ids, 0, 0]] * count),
+        "n_tokens": np.full(count, len(ids)),
+    }
+
+
+def test_rows_files_and_arrays_give_the_same_features(
+    checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("\n".join(row(f"images/{p.name}") for p in pictures) + "\n", encoding="utf-8")
+    out = tmp_path / "new" / "rows.parquet"
+    code, stdout, _ = run("embed", checkpoint, "--jsonl", rows, "--text-kind", "sur_text", "--out", out, "--json")
+    assert (code, json.loads(stdout)["rows"], json.loads(stdout)["broken"]) == (0, 3, 0)
+    table = pq.read_table(out)
+    assert table.column_names == ["id", "image_features", "text_features"]
+    assert table.schema.field("image_features").type == pa.list_(pa.float32())
+    assert table["id"].to_pylist() == [f"images/{p.name}" for p in pictures]
+    of_rows = np.array(table["image_features"].to_pylist(), dtype=np.float32)
+    np.testing.assert_allclose(np.linalg.norm(of_rows, axis=1), 1, atol=1e-5)
+
+    # of a longer box list the first are taken
+    regions, texts, out = tmp_path / "boxes.jsonl", tmp_path / "t.txt", tmp_path / "files.safetensors"
+    regions.write_text("\n".join(json.dumps(BOXES[:4]) for _ in pictures))
+    texts.write_text(SENTENCES[1][1] + "\n", encoding="utf-8")
+    assert run("embed", checkpoint, "--images", *pictures, "--regions", regions, "--texts", texts, "--out", out)[0] == 0
+    found = load_file(out)
+    np.testing.assert_allclose(found["image_features"].numpy(), of_rows, atol=1e-6)
+    assert found["text_features"].shape == (1, 32)
+
+    np.savez(tmp_path / "in.npz", **arrays_of(pictures, BOXES[:4], SENTENCES[1][1]))
+    assert run("embed", checkpoint, "--tensors", tmp_path / "in.npz", "--out", tmp_path / "out.npz")[0] == 0
+    of_arrays = np.load(tmp_path / "out.npz", allow_pickle=False)
+    assert sorted(of_arrays.files) == ["image_features", "text_features"]
+    np.testing.assert_allclose(of_arrays["image_features"], of_rows, atol=1e-5)
+    of_texts = np.array(table["text_features"].to_pylist())
+    np.testing.assert_allclose(of_arrays["text_features"], of_texts, atol=1e-6)
+    np.testing.assert_allclose(np.repeat(found["text_features"].numpy(), 3, 0), of_texts, atol=1e-6)
+
+
+def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
+    checkpoint: Path, pictures: list[Path], tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    good = [row(f"images/{p.name}") for p in pictures]
+    bad = [
+        row("cut.jpg"),
+        row("gone.jpg"),
+        "{'image_id': 1}",
+        '{"sentences": []}',
+        row("images/0.png", boxes=[[1, 2, 3]]),
+        row("images/0.png", boxes=[[1, 2, 3, float("inf")]]),
+        row("images/0.png", sentences=["红"]),
+        row("images/0.png", sentences=[["alt_text", "红"]]),
+        "[" * 100_000,
+        row("images"),
+    ]
+    alone, mixed = tmp_path / "good.jsonl", tmp_path / "mixed.jsonl"
+    alone.write_text("\n".join(good), encoding="utf-8")
+    mixed.write_text("\n\n".join([*bad[:5], good[0], *bad[5:], *good[1:]]), encoding="utf-8")
+    embed_rows(checkpoint, alone, "first", tmp_path / "good.parquet")
+    code, stdout, stderr = run(
+        "embed", checkpoint, "--jsonl", mixed, "--text-kind", "first", "--out", tmp_path / "mixed.parquet", "--json"
+    )
+    assert code == 0
+    assert json.loads(stdout)["broken"] == len(bad)
+    lines = stderr.splitlines()
+    assert len([line for line in lines if line.startswith(f"row left out: {mixed}:line ")]) == len(bad)
+    assert f"{mixed}: {len(bad)} of {len(bad) + 3} rows left out" in lines
+    for words in (
+        "line 1: ",
+        "cut.jpg: ",
+        "gone.jpg: No such file or directory",
+        "not JSON",
+        "no image_id in it",
+        "images/0.png: its boxes are not lists of four numbers",
+        "images/0.png: its boxes are not finite numbers",
+        "images/0.png: its sentences are not pairs of kind and text",
+        "images/0.png: no text of kind first",
+        "images: Is a directory",
+    ):
+        assert words in stderr, words
+    wanted, found = pq.read_table(tmp_path / "good.parquet"), pq.read_table(tmp_path / "mixed.parquet")
+    assert found["id"].to_pylist() == wanted["id"].to_pylist()
+    for name in ("image_features", "text_features"):
+        np.testing.assert_allclose(np.array(found[name].to_pylist()), np.array(wanted[name].to_pylist()), atol=1e-6)
+
+
+def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text("x\n")
+    with pytest.raises(TrainingError, match=r"rows.jsonl: no row of it could be embedded \(1 broken\)"):
+        embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "out.parquet")
+    assert [p.name for p in tmp_path.iterdir() if "cache" not in p.name] == ["rows.jsonl"]
+
+
+def test_text_kinds_go_by_both_names_and_derived_ones_are_made(tmp_path: Path) -> None:
+    long = "长" * 130 + "。后"
+    rows = [
+        [["alt_text", "甲"], ["surText", long]],
+        [["sur_text", "丙。丁"], ["easy", "戊"], ["first", "己"]],
+        [["content", "微博"]],
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(row("x.png", sentences=s) for s in rows), encoding="utf-8")
+    first, second, third = read_rows(file)
+    assert not isinstance(first, Broken)
+    assert not isinstance(second, Broken)
+    assert not isinstance(third, Broken)
+    kinds = ("primary", "alt_text", "alt", "sur_text", "surText", "surrounding", "easy", "first", "content")
+    assert [first.text(k) for k in kinds] == ["甲", "甲", "甲", long, long, long, "长" * 128, "长" * 130, None]
+    assert [second.text(k) for k in ("primary", "easy", "first")] == ["丙。丁", "戊", "己"]
+    assert [third.text(k) for k in ("content", "first", "alt")] == ["微博", None, None]
+    assert first.image == tmp_path / "x.png"
+
+
+def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
+    import hashlib
+
+    rows = [
+        {
+            "key": "k",
+            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+            "boxes": [float(n) for box in BOXES[i : i + 2] for n in box],
+            "scores": [0.9, 0.5],
+            "labels": [1, 2],
+        }
+        for i, p in enumerate(pictures)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows[::-1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(BOXES[i : i + 2]) for i in range(3)))
+    files = [str(p) for p in pictures]
+    for name in ("r.parquet", "r.jsonl"):
+        embed_files(checkpoint, files, tmp_path / name, None, tmp_path / f"{name}.out")
+    found, wanted = (load_file(tmp_path / f"{name}.out")["image_features"] for name in ("r.parquet", "r.jsonl"))
+    assert torch.equal(found, wanted)
+    pq.write_table(pa.Table.from_pylist(rows[:1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
+    with pytest.raises(TrainingError, match=r"r.parquet: has no boxes of .*1.png"):
+        embed_files(checkpoint, files, tmp_path / "r.parquet", None, tmp_path / "out")
+    (tmp_path / "r.jsonl").write_text("[]\n[]\n")
+    with pytest.raises(TrainingError, match=r"r.jsonl: boxes of 2 images, but 3 images are given"):
+        embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
+    (tmp_path / "r.jsonl").write_text("[]\n[1]\n[]\n")
+    with pytest.raises(TrainingError, match=r"r.jsonl:line 2: no list of boxes"):
+        embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
+
+
+def test_images_without_regions_are_embedded_without_a_warning(
+    checkpoint: Path, pictures: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    embed_files(checkpoint, [str(pictures[0])], None, None, tmp_path / "out")
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+@pytest.mark.parametrize("only", ["images", "texts"])
+def test_images_or_texts_alone(checkpoint: Path, pictures: list[Path], tmp_path: Path, only: str) -> None:
+    arrays = arrays_of(pictures, BOXES[:1], "红")
+    names = ("images", "boxes", "n_boxes") if only == "images" else ("input_ids", "n_tokens")
+    np.savez(tmp_path / "in.npz", **{name: arrays[name] for name in names})
+    embed_arrays(checkpoint, tmp_path / "in.npz", tmp_path / "out.npz")
+    found = np.load(tmp_path / "out.npz")
+    assert found.files == [f"{only.removesuffix('s')}_features"]
+    assert found[found.files[0]].shape == (3, 32)
+
+
+def _with(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda arrays: {**arrays, **changes}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda a: {"pictures": a["images"]}, "none of the arrays images, boxes"),
+        (lambda a: {k: v for k, v in a.items() if k != "boxes"}, "lacks the array boxes"),
+        (lambda a: {k: v for k, v in a.items() if k != "n_tokens"}, "lacks the array n_tokens"),
+        (lambda a: {**a, "images": a["images"][:, :, :5]}, r"images: \[3, 3, 5, 64\] is not \[B, 3, S, S\]"),
+        (lambda a: {**a, "images": a["images"] * np.nan}, "images: NaN or infinity in it"),
+        (lambda a: {**a, "boxes": a["boxes"][:2]}, r"boxes: .* is not \[3, R, 4\]"),
+        (_with(images=np.zeros((3, 3, 64, 64), np.uint8)), "images: uint8 are not normalised floats"),
+        (_with(n_boxes=np.array([0, 1, 1])), "n_boxes: 0 to 1 is not within 1 to 4"),
+        (_with(n_tokens=np.array([1, 2, 9])), "n_tokens: 1 to 9 is not within 1 to 5"),
+        (_with(n_tokens=np.array([1.0, 2, 3])), "n_tokens: float64 are not whole numbers"),
+        (_with(input_ids=np.full((3, 5), 9999)), "input_ids: 9999 is beyond the 8192 tokens"),
+        (_with(input_ids=np.full((3, 65), 1)), "input_ids: 65 tokens, the tower has 64 positions"),
+        (_with(input_ids=np.full((3, 5), -1)), "input_ids: a number below 0"),
+        (_with(images=np.array([object()])), r"not an .npz file of plain arrays \(Object arrays"),
+    ],
+)
+def test_wrong_arrays_are_refused_in_one_sentence(
+    checkpoint: Path,
+    pictures: list[Path],
+    tmp_path: Path,
+    change: Callable[[dict[str, Any]], dict[str, Any]],
+    sentence: str,
+) -> None:
+    file = tmp_path / "in.npz"
+    np.savez(file, **change(arrays_of(pictures, BOXES[:1], "红")), allow_pickle=True)
+    with pytest.raises(TrainingError, match=sentence) as caught:
+        embed_arrays(checkpoint, file, tmp_path / "out.npz")
+    assert str(caught.value).startswith(f"{file}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"\x93NUMPY"])
+def test_a_file_that_is_no_npz_is_refused_in_one_sentence(checkpoint: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "in.npz").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"in.npz: not an .npz file of plain arrays"):
+        embed_arrays(checkpoint, tmp_path / "in.npz", tmp_path / "out.npz")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("--images", "a.jpg", "--jsonl", "r.jsonl"), "embed: give one of --data"),
+        ((), "embed: give one of --data"),
+        (("--texts", "t.txt", "--regions", "r.jsonl"), "--regions: are boxes of --images; give both"),
+    ],
+)
+def test_kinds_of_input_that_do_not_go_together_are_bad_usage(run: Run, arguments: tuple[str, ...], line: str) -> None:
+    code, stdout, stderr = run("embed", "ck", *arguments, "--out", "x")
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith(f"wenlan-train: {line}")

@@ -1,0 +1,84 @@
+"""Checkpoints in other programs' formats, against onnxruntime and safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from training import cli
+from training.config import Config, from_dict, resolve
+from training.data.tokenizer import load_tokenizer
+from training.errors import ConfigError
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
+from training.records import Batch
+from training.run.train import build_optimizer
+from training.use.export import export
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[Path, BriVL, Config]:
+    torch.manual_seed(0)
+    config = resolve("tiny")
+    model = BriVL(config).eval()
+    state = RunState(1, 8, 0, (), (), "grid")
+    optimizer = build_optimizer(model, config.optim)
+    return save(tmp_path / "run", model, optimizer, config, load_tokenizer("gb2312"), state, 1), model, config
+
+
+def test_safetensors_holds_the_query_towers_with_what_one_must_know_to_use_them(
+    saved: tuple[Path, BriVL, Config], tmp_path: Path
+) -> None:
+    folder, model, config = saved
+    export(folder, "safetensors", tmp_path / "towers.safetensors")
+    query = {n: t for n, t in model.state_dict().items() if n.startswith(("image_query.", "text_query."))}
+    with safe_open(tmp_path / "towers.safetensors", "pt") as file:
+        assert set(file.keys()) == set(query)
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in query.items())
+        about = file.metadata()
+    assert from_dict(json.loads(about["config"])) == config
+    assert about["vocabulary"].split("\n")[:4] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+
+
+@pytest.mark.slow
+def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(
+    saved: tuple[Path, BriVL, Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    folder, model, _ = saved
+    assert cli.main(["export", str(folder), "--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)["out"]
+    assert written == [str(tmp_path / "m.image.onnx"), str(tmp_path / "m.text.onnx")]
+    image, text = (runtime.InferenceSession(file) for file in written)
+    generator = torch.Generator().manual_seed(0)
+    for count, boxes, length in ((1, 1, 2), (2, 3, 5), (5, 5, 16)):
+        corners = torch.rand(count, boxes, 2, 2, generator=generator) * 64
+        images = {
+            "images": torch.randn(count, 3, 64, 64, generator=generator),
+            "boxes": torch.cat([corners.amin(2), corners.amax(2)], -1),
+            "n_boxes": torch.linspace(boxes, 1, count).long(),
+        }
+        texts = {
+            "input_ids": torch.randint(0, 8192, (count, length), generator=generator),
+            "n_tokens": torch.linspace(length, 1, count).long(),
+        }
+        of_image = Batch.of(images_B3HW=images["images"], boxes_BR4=images["boxes"], n_boxes_B=images["n_boxes"])
+        of_text = Batch.of(token_ids_BL=texts["input_ids"], n_tokens_B=texts["n_tokens"])
+        (found,) = image.run(["image_features"], {name: tensor.numpy() for name, tensor in images.items()})
+        np.testing.assert_allclose(found, model.encode_image(of_image).numpy(), atol=1e-5)
+        (found,) = text.run(["text_features"], {name: tensor.numpy() for name, tensor in texts.items()})
+        np.testing.assert_allclose(found, model.encode_text(of_text).numpy(), atol=1e-5)
+
+
+def test_onnx_without_its_packages_says_what_to_install(
+    saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.use.export._installed", lambda package: package != "onnxscript")
+    with pytest.raises(ConfigError, match=r"--to onnx: onnxscript is not installed; pip install 'wenlan\[onnx\]'"):
+        export(saved[0], "onnx", tmp_path / "m.onnx")

@@ -1,0 +1,427 @@
+"""What there is to train on: manifests and plain tars, opened as one numbered list of rows.
+
+A dataset is a tuple of shards. Of each shard this module keeps an index in uncompressed Arrow IPC in a cache folder,
+made once from the shard's Parquet (or by one pass over a plain tar) and then memory-mapped, so that the memory of a
+process grows neither with the pixels nor with the number of samples. Images are read by offset (`pread`), which makes
+row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars are read from copies (training/data/remote.py).
+Regions of one detector are joined by row when the cache is made, after their `key` and `sha256` were compared with the
+shard's.
+
+Limits: sizes of all tars are checked at the start, their sha256 is not (`wenlan-data verify` does that). A plain tar
+has no split: it is all train, or all of what is evaluated.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import os
+import posixpath
+import re
+import uuid
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from data_specs.shard import (
+    ContractError,
+    FileDigest,
+    Manifest,
+    ShardFiles,
+    Split,
+    parse_manifest,
+)
+from training.config import DataConfig
+from training.data.plain_tars import expand, index_tar
+from training.data.remote import TarCache
+from training.errors import ConfigError
+
+GRID = "grid"
+"""The detector that needs no file: boxes follow from the image's size alone."""
+
+_CACHE_VERSION = 1
+_COLUMNS = ["key", "candidate_id", "source_kind", "sha256", "width", "height", "texts", "image_leader"]
+_COLUMNS += ["image_offset", "image_size"]
+_OPEN_FILES = 64
+_OPEN_TABLES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class RowText:
+    """One text of a row; `leader` is the sha256 in hex of the leader of its text cluster."""
+
+    kind: str
+    text: str
+    leader: str
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sample of a dataset, without its pixels.
+
+    `width` and `height` are 0 when unknown (plain tars). `boxes` is a flat list of R x 4 numbers in pixels of the
+    stored image, best first, or None where the dataset is used without regions.
+    """
+
+    tar: str
+    key: str
+    candidate_id: str
+    source_kind: str
+    width: int
+    height: int
+    texts: tuple[RowText, ...]
+    image_leader: str
+    image_offset: int
+    image_size: int
+    boxes: Sequence[float] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    tar: str
+    rows: int
+    index: Path
+    regions: Path | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What one manifest, or one argument's plain tars, add to a dataset."""
+
+    shards: list[_Shard]
+    digest: str
+    regions: str
+    weight: float | None = None
+
+
+class Dataset:
+    """Rows of one split of one or several releases, numbered 0 .. len - 1 in order of the arguments and shards."""
+
+    def __init__(self, opened: Sequence[_Opened], detector: str, copies: TarCache | None = None) -> None:
+        self.detector = detector
+        """Detector whose boxes the rows carry; `grid` when boxes are to be computed."""
+        self.content_digests = tuple(o.digest for o in opened)
+        self.region_digests = tuple(o.regions for o in opened)
+        self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in opened if o.shards)
+        """Samples of each shard of each argument."""
+        self.weights = tuple(o.weight or 1.0 for o in opened if o.shards) if any(o.weight for o in opened) else ()
+        """By which the parts are to be mixed; empty where they are one after the other."""
+        self._copies = copies
+        self._shards = [shard for o in opened for shard in o.shards]
+        self._ends = list(itertools.accumulate(shard.rows for shard in self._shards))
+        self._tables: OrderedDict[Path, Any] = OrderedDict()
+        self._files: OrderedDict[str, int] = OrderedDict()
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def shard_sizes(self) -> tuple[int, ...]:
+        """Samples of each shard, in order."""
+        return tuple(shard.rows for shard in self._shards)
+
+    @property
+    def has_regions(self) -> bool:
+        """Whether boxes were joined from files; if not, they are the grid."""
+        return any(shard.regions is not None for shard in self._shards)
+
+    def row(self, number: int) -> Row:
+        """Row by number. Reads from the mapped index only. Raises IndexError."""
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        at = bisect.bisect_right(self._ends, number)
+        shard = self._shards[at]
+        inside = number - (self._ends[at] - shard.rows)
+        record = self._table(shard.index).slice(inside, 1).to_pylist()[0]
+        boxes = None
+        if shard.regions is not None:
+            boxes = self._table(shard.regions)["boxes"][inside].values.to_numpy()
+        return Row(
+            tar=shard.tar,
+            texts=tuple(RowText(t["kind"], t["text"], t["text_leader"]) for t in record["texts"]),
+            boxes=boxes,
+            **{name: record[name] for name in _ROW_COLUMNS},
+        )
+
+    def image(self, row: Row) -> bytes:
+        """Bytes of a row's image member. Raises ContractError when the tar ends before them."""
+        data = self._read(row)
+        if len(data) != row.image_size:
+            raise ContractError(f"{row.tar}: ends before the image of {row.key}; the tar is truncated or was replaced")
+        return data
+
+    def ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
+        """Let remote tars of these shards be fetched before they are asked for, those of `here` first."""
+        shards = [self._shards[number] for number in (*here, *later)]
+        if self._copies is not None:
+            self._copies.ahead((shard.tar, shard.size) for shard in shards if "://" in shard.tar)
+
+    def check_window(self, window_shards: int) -> None:
+        """Raise ConfigError if the copies of two windows of remote shards would not fit the bound."""
+        sizes = sorted((shard.size for shard in self._shards if "://" in shard.tar), reverse=True)
+        needed = sum(sizes[: 2 * window_shards])
+        if self._copies is not None and needed > self._copies.limit:
+            raise ConfigError(
+                "data.cache_gb",
+                f"{self._copies.limit / 1e9:g} GB cannot hold two windows of {window_shards} shards, "
+                f"{needed / 1e9:.3g} GB; raise it or lower data.window_shards",
+            )
+
+    def _read(self, row: Row) -> bytes:
+        remote = "://" in row.tar
+        if remote and self._copies is None:
+            fs, path = fsspec.core.url_to_fs(row.tar)
+            data: bytes = fs.cat_file(path, start=row.image_offset, end=row.image_offset + row.image_size)
+            return data
+        handle = self._files.get(row.tar)
+        if handle is None:
+            if len(self._files) >= _OPEN_FILES:
+                os.close(self._files.popitem(last=False)[1])
+            handle = self._files[row.tar] = self._open(row.tar)
+        self._files.move_to_end(row.tar)
+        return os.pread(handle, row.image_size, row.image_offset)
+
+    def _open(self, tar: str) -> int:
+        if "://" in tar:
+            assert self._copies is not None
+            return self._copies.open(tar, next(shard.size for shard in self._shards if shard.tar == tar))
+        try:
+            return os.open(tar, os.O_RDONLY)
+        except OSError as e:
+            raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
+
+    def _table(self, path: Path) -> Any:
+        table = self._tables.get(path)
+        if table is None:
+            if len(self._tables) >= _OPEN_TABLES:
+                self._tables.popitem(last=False)
+            table = self._tables[path] = _read_arrow(path)
+        self._tables.move_to_end(path)
+        return table
+
+    def close(self) -> None:
+        """Close the open tars; the dataset may still be used, it opens them again."""
+        while self._files:
+            os.close(self._files.popitem()[1])
+
+
+_ROW_COLUMNS = [name for name in _COLUMNS if name not in ("texts", "sha256")]
+
+
+def default_cache() -> Path:
+    """Where indexes are kept: $XDG_CACHE_HOME/wenlan/index, or ~/.cache/wenlan/index."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "wenlan" / "index"
+
+
+def open_dataset(
+    data: Sequence[str],
+    split: Split,
+    *,
+    detector: str = "",
+    cache: Path | None = None,
+    cache_gb: float = DataConfig.cache_gb,
+    plain_tars: bool = True,
+) -> Dataset:
+    """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`) as one dataset.
+
+    `NAME@WEIGHT` mixes: where any argument has a weight, samples come from the arguments in the proportion of their
+    weights (1 where there is none), each gone through in epochs of its own.
+
+    `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
+    `plain_tars=False` leaves plain tars out: they have no split, so they must not serve as a dev split.
+
+    Raises ContractError: bad or newer manifest, missing or short tar, Parquet or regions that do not match. One line
+    that names the file. A split without samples is not an error: the dataset is empty.
+    """
+    cache = default_cache() if cache is None else cache
+    cache.mkdir(parents=True, exist_ok=True)
+    parts = [_weighted(argument) for argument in data]
+    tars = [(expand(name), weight) for name, weight in parts if name.endswith(".tar")]
+    manifests = [(name, _manifest(name), weight) for name, weight in parts if not name.endswith(".tar")]
+    if not detector:
+        detector = next((m.detectors[0] for _, m, _ in manifests if m.detectors), GRID)
+        detector = GRID if tars else detector
+    opened = [
+        replace(_open_manifest(name, manifest, split, detector, cache), weight=weight)
+        for name, manifest, weight in manifests
+    ]
+    if tars and plain_tars:
+        if detector != GRID:
+            raise ContractError(f"{tars[0][0][0]}: a plain tar has no regions of {detector!r}; use detector=grid")
+        if not any(weight for _, weight in tars):
+            tars = [([name for names, _ in tars for name in names], None)]
+        opened += [replace(_open_tars(names, cache), weight=weight) for names, weight in tars]
+    copies = TarCache(cache / "tars", int(cache_gb * 1e9)) if cache_gb else None
+    return Dataset(opened, detector, copies)
+
+
+def _weighted(argument: str) -> tuple[str, float | None]:
+    """An argument's name and, after a last @, its weight."""
+    name, at, weight = argument.rpartition("@")
+    if not at or not re.fullmatch(r"\d+(\.\d+)?", weight):
+        return argument, None
+    if not float(weight):
+        raise ConfigError("--data", f"{argument}: a weight of 0; leave it out instead")
+    return name, float(weight)
+
+
+def _manifest(name: str) -> Manifest:
+    path = _manifest_path(name)
+    try:
+        with fsspec.open(path, "rb") as file:
+            return parse_manifest(file.read(), path)
+    except OSError:
+        raise ContractError(f"{path}: cannot be read; a build without a manifest is not a dataset") from None
+    except ContractError:
+        raise
+    except (ValueError, ImportError) as e:  # fsspec: an unknown protocol, or one whose package is not installed
+        raise ContractError(f"{path}: cannot be opened ({e})") from None
+
+
+def _manifest_path(name: str) -> str:
+    return name if name.endswith(".json") else posixpath.join(name, "manifest.json")
+
+
+def _open_manifest(name: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _Opened:
+    path = _manifest_path(name)
+    if detector != GRID and detector not in manifest.detectors:
+        known = ", ".join(manifest.detectors) or "none"
+        raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}")
+    base = posixpath.dirname(path)
+    shards = [_open_shard(base, path, files, detector, cache) for files in manifest.of_split(split)]
+    joined = [
+        f"{f.regions[detector].path} {f.regions[detector].sha256}" for f in manifest.shards if detector in f.regions
+    ]
+    regions = hashlib.sha256("\n".join(sorted(joined)).encode()).hexdigest() if joined else GRID
+    return _Opened(shards, manifest.content_digest, regions)
+
+
+def _open_shard(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> _Shard:
+    tar = _locate(base, manifest, files.tar)
+    _check_size(tar, files.tar.bytes)
+    index = cache / f"{files.parquet.sha256}.v{_CACHE_VERSION}.arrow"
+    if not index.exists():
+        _write_arrow(_read_index(_locate(base, manifest, files.parquet), files, tar), index)
+    if detector == GRID and GRID not in files.regions:
+        return _Shard(tar, files.samples, index, None, files.tar.bytes)
+    if detector not in files.regions:
+        raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
+    digest = files.regions[detector]
+    regions = cache / f"{files.parquet.sha256[:32]}-{digest.sha256[:32]}.v{_CACHE_VERSION}.arrow"
+    if not regions.exists():
+        name = _locate(base, manifest, digest)
+        _write_arrow(_read_regions(name, digest, index), regions)
+    return _Shard(tar, files.samples, index, regions, files.tar.bytes)
+
+
+def _locate(base: str, manifest: str, file: FileDigest) -> str:
+    parts = file.path.split("/")
+    if ".." in parts or file.path.startswith("/") or "://" in file.path:
+        raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
+    return posixpath.join(base, file.path)
+
+
+def _check_size(name: str, expected: int) -> None:
+    fs, path = fsspec.core.url_to_fs(name)
+    try:
+        size = fs.size(path)
+    except OSError:
+        raise ContractError(f"{name}: missing, but the manifest names it") from None
+    if size != expected:
+        raise ContractError(f"{name}: {size} bytes, the manifest says {expected}; the tar is truncated or was replaced")
+
+
+def _read_parquet(name: str, digest: str, columns: list[str]) -> Any:
+    """Table from a Parquet file whose sha256 is `digest`."""
+    try:
+        with fsspec.open(name, "rb") as file:
+            data = file.read()
+    except OSError:
+        raise ContractError(f"{name}: missing, but the manifest names it") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ContractError(f"{name}: its sha256 is not the one in the manifest; the file is damaged or was replaced")
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, ValueError, KeyError) as e:
+        raise ContractError(f"{name}: not a Parquet file of this contract ({str(e).splitlines()[0]})") from None
+
+
+def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
+    table = _read_parquet(name, files.parquet.sha256, _COLUMNS)
+    if table.num_rows != files.samples:
+        raise ContractError(f"{name}: {table.num_rows} rows, the manifest says {files.samples}")
+    if table.num_rows:
+        end = pc.max(pc.add(table["image_offset"], table["image_size"])).as_py()
+        if end > files.tar.bytes:
+            raise ContractError(f"{tar}: {files.tar.bytes} bytes, but its index names an image that ends at {end}")
+    return table
+
+
+def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
+    """Boxes of one shard, after every row's key and sha256 were compared with the shard's index."""
+    table = _read_parquet(name, digest.sha256, ["key", "sha256", "boxes"])
+    shard = _read_arrow(index)
+    if table.num_rows != shard.num_rows:
+        raise ContractError(f"{name}: {table.num_rows} rows for a shard of {shard.num_rows} samples")
+    for column in ("key", "sha256"):
+        differs = pc.not_equal(table[column], shard[column]).to_numpy(zero_copy_only=False)
+        if differs.any():
+            row = int(differs.argmax())
+            found, expected = table[column][row].as_py(), shard[column][row].as_py()
+            raise ContractError(
+                f"{name}: row {row} has {column} {found}, the shard has {expected}; regions of another build?"
+            )
+    lengths = pc.list_value_length(table["boxes"]).to_numpy(zero_copy_only=False)
+    if (lengths % 4).any():
+        raise ContractError(f"{name}: row {int((lengths % 4).argmax())} has boxes that are not groups of four numbers")
+    return table.select(["boxes"])
+
+
+def _write_arrow(table: Any, path: Path) -> None:
+    """Write one record batch, uncompressed, under a temporary name, then rename: ranks may race, all write the same."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a pid is not enough: hosts may share the cache
+    table = table.combine_chunks()
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    temporary.replace(path)
+
+
+def _read_arrow(path: Path) -> Any:
+    """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as e:
+        reason = (str(e).splitlines() or [""])[0]
+        raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None
+
+
+def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
+    """Index plain tars; each is read once, then its index is found by path, size and time of change."""
+    shards = []
+    names = []
+    for tar in tars:
+        fs, path = fsspec.core.url_to_fs(tar)
+        try:
+            info = fs.info(path)
+        except OSError:
+            raise ContractError(f"{tar}: no such file") from None
+        changed = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
+        identity = f"{_CACHE_VERSION}\n{path}\n{info['size']}\n{changed}"
+        index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
+        if not index.exists():
+            _write_arrow(index_tar(tar, _COLUMNS), index)
+        table = _read_arrow(index)
+        shards.append(_Shard(tar, table.num_rows, index, None, int(info["size"])))
+        names.extend(table["candidate_id"].to_pylist())
+    return _Opened(shards, hashlib.sha256("\n".join(names).encode()).hexdigest(), GRID)

@@ -1,0 +1,457 @@
+"""Checkpoints: a folder of plain files that is either whole or not there.
+
+    OUT/checkpoints/step-00000200/
+      config.json            the resolved recipe, tokenizer, detector, digests of data and regions
+      vocab.txt              the tokenizer's vocabulary, one token a line
+      towers.safetensors     the query towers: all that eval, embed and export read
+      key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
+      released.safetensors   instead of the last three in an imported one: what only an export needs
+      checkpoint.json        version, and bytes and sha256 of each file above; written last
+    OUT/checkpoints/best     link to the one with the highest recall on the dev split, which is kept
+
+The folder is filled under a temporary name, flushed, and renamed: a killed run leaves a temporary folder that the next
+one removes, never half a checkpoint. Tensors that query and key towers share (frozen layers) are stored once. No file
+is a pickle, so reading a stranger's checkpoint runs no code of theirs.
+
+Limits: local disks (training/outputs/saver.py copies to others). Every file that the caller needs is read whole once to
+compare its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.config import Config, from_dict, to_dict
+from training.data.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
+from training.errors import ConfigError, TrainingError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from training.moco import BriVL
+
+LOG = logging.getLogger(__name__)
+
+CHECKPOINT_VERSION = 1
+"""Raised when a file changes its meaning; a reader refuses a higher one."""
+
+RELEASED_FILE = "released.safetensors"
+"""Tensors of a released checkpoint that no module of ours uses, by their names there."""
+
+BEST = "best"
+"""Beside the checkpoints of a run: a link to the one with the highest recall on the dev split."""
+
+INDEX = "checkpoint.json"
+"""Names the files of a checkpoint; written last, so a folder that has it is whole."""
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True, slots=True)
+class RunState:
+    """Where a run stands: optimiser steps done, samples consumed, non-finite steps skipped; and on which data.
+
+    `weights`: of a mixture's parts, empty without one. `best`: the highest mean recall on the dev split so far, and the
+    step that had it, -1 before the first. `batch_size` and `world_size` are those of the last step, 0 if unknown.
+    """
+
+    step: int
+    position: int
+    skipped: int
+    content_digests: tuple[str, ...]
+    region_digests: tuple[str, ...]
+    detector: str
+    weights: tuple[float, ...] = ()
+    best: float = 0.0
+    best_step: int = -1
+    batch_size: int = 0
+    world_size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """An opened checkpoint: index checked, config and tokenizer read; tensors are read when they are asked for."""
+
+    folder: Path
+    files: Mapping[str, str]
+    config: Config
+    tokenizer: Tokenizer
+    detector: str
+
+    def load_towers(self, model: BriVL) -> None:
+        """Fill the query towers, and let the key towers begin as their copies. Raises TrainingError."""
+        from training.method.key_towers import update_average
+        from training.moco import QUERY_PREFIXES
+
+        self._fill(model, _tensors(self, "towers.safetensors"), QUERY_PREFIXES, set())
+        if model.has_keys:
+            update_average(model.image_key, model.image_query.trunk, 0.0)
+            update_average(model.text_key, model.text_query.trunk, 0.0)
+
+    def load_start(self, model: BriVL) -> None:
+        """Fill what a new run begins from: the query towers, and the key towers where there are any in it."""
+        from training.moco import KEY_PREFIXES
+
+        self.load_towers(model)
+        keys = self.tensors("key_towers.safetensors") if "key_towers.safetensors" in self.files else {}
+        if keys and any(name.startswith(KEY_PREFIXES) for name in model.state_dict()):
+            self._fill(model, keys, KEY_PREFIXES, set(model.shared_tensors()))
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """All tensors of one of its files, checked. Raises TrainingError."""
+        return _tensors(self, file)
+
+    def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
+        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError.
+
+        Queues of another size than the model's are laid out anew: their newest keys are kept. That is logged.
+        """
+        from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
+
+        self.load_towers(model)
+        self._fill(model, _tensors(self, "key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
+        self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
+        self._fill_optimizer(model, optimizer)
+        return self.state()
+
+    def state(self) -> RunState:
+        """Where the run stood. Raises TrainingError."""
+        raw = _object(self.folder, self.files, "state.json")
+        known = {f.name for f in fields(RunState)}
+        given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
+        try:
+            return RunState(**given)
+        except TypeError as e:
+            raise TrainingError(str(self.folder / "state.json"), f"lacks {str(e).rpartition(':')[2].strip()}") from None
+
+    def _queues(self, model: BriVL) -> dict[str, Tensor]:
+        """The saved queues in the model's size."""
+        tensors = _tensors(self, "queues.safetensors")
+        for name in ("image_queue", "text_queue") if model.has_keys else ():
+            saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+            queue = getattr(model, name)
+            sizes = {len(v) for k, v in saved.items() if k != "cursor"}
+            if saved.keys() != queue.state_dict().keys() or len(sizes) > 1 or sizes == {queue.size}:
+                continue  # as it should be, or no queue: `_fill` says so
+            if saved["keys_KD"].shape[1:] != queue.keys_KD.shape[1:]:
+                continue
+            queue.take_over(saved)
+            LOG.warning(
+                "%s: %s had %d slots and has %d now; its newest keys are kept", self.folder, name, *sizes, queue.size
+            )
+            tensors |= {f"{name}.{k}": v for k, v in queue.state_dict().items()}
+        return tensors
+
+    def _fill(self, model: BriVL, tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], shared: set[str]) -> None:
+        wanted = {k: v for k, v in model.state_dict().items() if k.startswith(prefixes) and k not in shared}
+        wrong = sorted(set(wanted) ^ set(tensors))
+        wrong += [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
+        if wrong:
+            raise TrainingError(
+                str(self.folder), f"does not fit this model: {len(wrong)} tensors differ, first {wrong[0]}"
+            )
+        model.load_state_dict(tensors, strict=False)
+
+    def _fill_optimizer(self, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
+        tensors = _tensors(self, "optimizer.safetensors")
+        for name, parameter in model.named_parameters():
+            state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
+            if state and state["exp_avg"].shape != parameter.shape:
+                raise TrainingError(str(self.folder / "optimizer.safetensors"), f"{name} has another shape")
+            if state:
+                optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
+
+
+Parts = Mapping[str, Mapping[str, "Tensor"]]
+"""File name without its suffix -> the tensors in it, by name."""
+
+
+def parts_of(model: BriVL, optimizer: torch.optim.Optimizer, *, copied: bool = False) -> Parts:
+    """All tensors of a checkpoint. `copied`: as they are now, on the CPU, whatever the next step does to them."""
+    from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES
+
+    shared = set(model.shared_tensors())
+    tensors = {k: v for k, v in model.state_dict().items() if k not in shared}
+    parts = {
+        "towers": {k: v for k, v in tensors.items() if k.startswith(QUERY_PREFIXES)},
+        "key_towers": {k: v for k, v in tensors.items() if k.startswith(KEY_PREFIXES)},
+        "queues": {k: v for k, v in tensors.items() if k.startswith(QUEUE_PREFIXES)},
+        "optimizer": {
+            f"{moment}/{name}": optimizer.state[parameter][moment]
+            for name, parameter in model.named_parameters()
+            for moment in _MOMENTS
+            if moment in optimizer.state.get(parameter, {})
+        },
+    }
+    return {name: {k: _copied(v) for k, v in part.items()} for name, part in parts.items()} if copied else parts
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    tensor = tensor.detach()
+    return tensor.clone() if tensor.device.type == "cpu" else tensor.cpu()
+
+
+def write(
+    run: Path,
+    parts: Parts,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: RunState,
+    keep_last: int,
+    *,
+    best: bool = False,
+) -> Path:
+    """Write `run/checkpoints/step-N` atomically and return its path; `best`: let `run/checkpoints/best` name it.
+
+    The `keep_last` newest are kept, and the best; the others go.
+    """
+    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    described = {name: getattr(state, name) for name in ("content_digests", "region_digests", "detector")}
+    with _written_whole(folder) as temporary:
+        _write_description(temporary, config, tokenizer, described)
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+        for name, part in parts.items():
+            _write_part(temporary / f"{name}.safetensors", part)
+    link = folder.with_name(BEST)
+    if best:
+        fresh = folder.with_name(f".{BEST}.{os.getpid()}")
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(folder.name)
+        fresh.replace(link)
+    kept = link.resolve().name if link.exists() else ""
+    for old in folders(run)[:-keep_last]:
+        if old.name != kept:
+            shutil.rmtree(old)
+    return folder
+
+
+def save(
+    run: Path,
+    model: BriVL,
+    optimizer: torch.optim.Optimizer,
+    config: Config,
+    tokenizer: Tokenizer,
+    state: RunState,
+    keep_last: int,
+) -> Path:
+    """`write` of a model as it is."""
+    return write(run, parts_of(model, optimizer), config, tokenizer, state, keep_last)
+
+
+def save_imported(
+    folder: Path,
+    config: Config,
+    tokenizer: Tokenizer,
+    towers: Mapping[str, Tensor],
+    key_towers: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor],
+    about: Mapping[str, str],
+) -> None:
+    """Write foreign weights as a checkpoint without queues and optimiser: `folder` itself, atomically.
+
+    An earlier checkpoint there is replaced. Raises TrainingError when the folder holds anything else.
+    """
+    if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
+        raise TrainingError(str(folder), "there already, and no imported checkpoint; choose another --out")
+    described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
+    with _written_whole(folder) as temporary:
+        _write_description(temporary, config, tokenizer, described)
+        parts = {"towers.safetensors": towers, "key_towers.safetensors": key_towers, RELEASED_FILE: kept}
+        for name, part in parts.items():
+            if part or part is towers:
+                _write_part(temporary / name, part)
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run's folder, or None."""
+    found = folders(run)
+    return found[-1] if found else None
+
+
+def clean(run: Path) -> None:
+    """Remove what a killed run left half-written."""
+    for path in (run / "checkpoints").glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _written_whole(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, with its index, when the block ends without an error."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
+        (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        _flush(temporary / INDEX)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(folder.parent)
+
+
+def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about: Mapping[str, Any]) -> None:
+    described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **about}
+    (folder / "config.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a checkpoint folder, or the newest one of a run's folder.
+
+    Raises TrainingError with one sentence on a file (a pickle above all), a folder that is none of ours, one of a newer
+    version, and files that are missing, cut or changed.
+    """
+    if path.is_file():
+        raise TrainingError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
+    folder = path if (path / INDEX).is_file() else latest(path)
+    if folder is None:
+        raise TrainingError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
+    files = _read_index(folder)
+    described = _object(folder, files, "config.json")
+    try:
+        config = from_dict(described["config"], str(folder / "config.json"))
+        detector = str(described["detector"])
+    except KeyError as e:
+        raise TrainingError(str(folder / "config.json"), f"lacks {e}") from None
+    except ConfigError as e:
+        raise TrainingError(e.subject, e.problem) from None
+    try:
+        lines = _verify(folder, files, VOCAB_FILE).decode().split("\n")
+    except UnicodeDecodeError as e:
+        raise TrainingError(str(folder / VOCAB_FILE), f"not UTF-8 at byte {e.start}") from None
+    return Checkpoint(folder, files, config, from_vocabulary(lines[:-1], str(folder / VOCAB_FILE)), detector)
+
+
+def _object(folder: Path, files: Mapping[str, str], file: str) -> dict[str, Any]:
+    """A JSON object of the checkpoint. Raises TrainingError."""
+    try:
+        found = json.loads(_verify(folder, files, file))
+    except ValueError as e:
+        raise TrainingError(str(folder / file), f"not JSON ({e})") from None
+    if not isinstance(found, dict):
+        raise TrainingError(str(folder / file), "not a JSON object")
+    return found
+
+
+def _read_index(folder: Path) -> dict[str, str]:
+    """sha256 by file name, of the files that are there in full size."""
+    name = str(folder / INDEX)
+    try:
+        index = json.loads((folder / INDEX).read_bytes())
+        written = index["checkpoint_version"]
+        files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise TrainingError(name, "not the index of a wenlan checkpoint") from None
+    if not isinstance(written, int) or written > CHECKPOINT_VERSION:
+        raise TrainingError(
+            name,
+            f"checkpoint version {written} is newer than this wenlan reads ({CHECKPOINT_VERSION}); "
+            "upgrade with: pip install -U wenlan",
+        )
+    for file, (size, _) in files.items():
+        path = folder / file
+        if path.parent != folder or not path.is_file():
+            raise TrainingError(str(path), "missing from the checkpoint")
+        if path.stat().st_size != size:
+            raise TrainingError(
+                str(path), f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
+            )
+    return {file: digest for file, (_, digest) in files.items()}
+
+
+def _verify(folder: Path, files: Mapping[str, str], file: str) -> bytes:
+    """Content of a small file whose sha256 is the one in the index."""
+    _check_sha256(folder, files, file)
+    return (folder / file).read_bytes()
+
+
+def _check_sha256(folder: Path, files: Mapping[str, str], file: str) -> None:
+    if file not in files:
+        raise TrainingError(str(folder / INDEX), f"names no {file}; not a checkpoint to go on from")
+    if _sha256(folder / file) != files[file]:
+        raise TrainingError(str(folder / file), "its sha256 is not the one in checkpoint.json: damaged or replaced")
+
+
+def _tensors(checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
+    """All tensors of a file. Raises TrainingError if it is damaged or holds a number that is not finite."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = checkpoint.folder / file
+    _check_sha256(checkpoint.folder, checkpoint.files, file)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as e:
+        raise TrainingError(str(path), f"not a safetensors file ({e})") from None
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise TrainingError(str(path), f"{name} holds NaN or infinity; the run had gone wrong before it was saved")
+    return tensors
+
+
+def _write_part(path: Path, part: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, path)
+    _flush(path)
+
+
+def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
+    """A moment in its parameter's memory format: the fused optimiser walks both as plain memory."""
+    import torch
+
+    if saved.shape != parameter.shape:
+        return saved.to(parameter.device)  # the step count
+    return torch.empty_like(parameter, dtype=saved.dtype, requires_grad=False).copy_(saved)
+
+
+def folders(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    found = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name) and (p / INDEX).exists()]
+    return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Make sure that a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _version() -> str:
+    try:
+        return version("wenlan")
+    except PackageNotFoundError:
+        return "unknown"

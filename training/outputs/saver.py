@@ -1,0 +1,130 @@
+"""Checkpoints written while the run goes on, and copied to where a lost machine does not take them along.
+
+`Saver.save` takes a copy of the tensors on the CPU and returns; a thread writes, flushes and renames, then copies the
+folder to `run.mirror`, a folder or URL that fsspec opens, its checkpoint.json last. One write is under way at a time:
+a second `save` waits for the first. What went wrong in the thread is raised by the next call.
+
+Why a mirror of our own and not Ray Train's storage: the same run may go on under plain python, torchrun or Ray, on
+machines that share no disk. `fetch` brings the newest whole checkpoint of the mirror into an empty run folder.
+
+Limits: `run.save_in_background` holds one more copy of the training state in memory while it is written.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import posixpath
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+
+from training.config import Config
+from training.data.tokenizer import Tokenizer
+from training.errors import ConfigError, TrainingError
+from training.outputs import checkpoint
+from training.outputs.checkpoint import Parts, RunState
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.moco import BriVL
+
+LOG = logging.getLogger(__name__)
+
+
+class Saver:
+    """Writes the checkpoints of one run, on the rank that writes. Use as a context: leaving it waits."""
+
+    def __init__(self, run: Path, config: Config, tokenizer: Tokenizer) -> None:
+        self._run, self._config, self._tokenizer = run, config, tokenizer
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._underway: Future[None] | None = None
+        checkpoint.clean(run)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(wait=True)
+
+    def save(self, model: BriVL, optimizer: torch.optim.Optimizer, state: RunState, *, best: bool = False) -> None:
+        """Begin to write the model as it is now. Raises what an earlier write failed with."""
+        self.wait()
+        parts = checkpoint.parts_of(model, optimizer, copied=self._config.run.save_in_background)
+        self._underway = self._thread.submit(self._write, parts, state, best)
+        if not self._config.run.save_in_background:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until all that was begun is on the disk (and on the mirror). Raises what it failed with."""
+        underway, self._underway = self._underway, None
+        if underway is not None:
+            underway.result()
+
+    def _write(self, parts: Parts, state: RunState, best: bool) -> None:
+        keep_last = self._config.run.keep_last
+        folder = checkpoint.write(self._run, parts, self._config, self._tokenizer, state, keep_last, best=best)
+        if self._config.run.mirror:
+            kept = [path.name for path in checkpoint.folders(self._run)]
+            _copy(folder, self._config.run.mirror, kept)
+
+
+def fetch(run: Path, mirror: str) -> None:
+    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there. Raises TrainingError."""
+    fs, root = _filesystem(mirror)
+    whole = [name for name in _names(fs, root) if fs.exists(posixpath.join(root, name, checkpoint.INDEX))]
+    ours = checkpoint.latest(run)
+    if not whole or (ours is not None and ours.name >= max(whole)):
+        return
+    folder = run / "checkpoints" / max(whole)
+    LOG.info("%s: fetched from %s", folder, mirror)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    source = posixpath.join(root, folder.name)
+    try:
+        for path in fs.ls(source, detail=False):
+            fs.get_file(path, str(temporary / posixpath.basename(path)))
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.rename(folder)
+    except OSError as e:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise TrainingError(mirror, f"{folder.name} cannot be fetched ({e})") from None
+
+
+def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
+    """Copy a checkpoint, its index last; remove those of the mirror that the run does not keep either."""
+    fs, root = _filesystem(mirror)
+    target = posixpath.join(root, folder.name)
+    try:
+        fs.makedirs(target, exist_ok=True)
+        for path in sorted(folder.iterdir(), key=lambda p: p.name == checkpoint.INDEX):
+            fs.put_file(str(path), posixpath.join(target, path.name))
+        for name in _names(fs, root):
+            if name not in kept:
+                fs.rm(posixpath.join(root, name), recursive=True)
+    except OSError as e:
+        raise TrainingError(mirror, f"{folder.name} cannot be copied there ({e})") from None
+
+
+def _names(fs: Any, root: str) -> list[str]:
+    """Checkpoint folders of a mirror, whole or not."""
+    try:
+        found = fs.ls(root, detail=False)
+    except FileNotFoundError:
+        return []
+    names = (posixpath.basename(path.rstrip("/")) for path in found)
+    return sorted(name for name in names if checkpoint.STEP_FOLDER.fullmatch(name))
+
+
+def _filesystem(mirror: str) -> tuple[Any, str]:
+    try:
+        fs, root = fsspec.core.url_to_fs(mirror, use_listings_cache=False)
+    except (ValueError, ImportError) as e:
+        raise ConfigError("run.mirror", f"{mirror}: cannot be opened ({e})") from None
+    return fs, root

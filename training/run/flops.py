@@ -1,0 +1,142 @@
+"""Floating-point operations of a training step, and what share of the device's peak a run reaches (MFU).
+
+Counted are the operations that the mathematics asks for, on the shapes that the towers see: both prefixes once, both
+query trunks forward and backward, both key trunks forward where the objective has them. What is computed twice to save
+memory does not count (model FLOPs utilisation: PaLM, arXiv 2204.02311, appendix B). A multiplication and an addition
+are two operations.
+
+The count is torch's own (`FlopCounterMode`) over the real towers on the meta device, so it follows any backbone. Work
+grows as a polynomial of degree two with the number of tokens or boxes (attention), so three counts give all.
+
+Limits: only products (matrix products, convolutions, attention) are counted; similarities with the queue, under 1% of
+a step, are not. Peaks are those of data sheets, without sparsity; for a device that is not in the table, a CPU above
+all, there is no MFU, only the operations a second that were reached.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from training.config import Config
+from training.records import Batch
+from training.towers.tower import Modality, Tower, build_tower
+
+PEAKS: tuple[tuple[str, float, float], ...] = (
+    ("B200", 2250e12, 75e12),
+    ("H20", 148e12, 44e12),
+    ("H200", 989e12, 67e12),
+    ("H100 PCIe", 756e12, 51e12),
+    ("H100 NVL", 835e12, 60e12),
+    ("H100", 989e12, 67e12),
+    ("H800", 989e12, 67e12),
+    ("A100", 312e12, 19.5e12),
+    ("A800", 312e12, 19.5e12),
+    ("A40", 150e12, 37.4e12),
+    ("A30", 165e12, 10.3e12),
+    ("A10", 125e12, 31.2e12),
+    ("L40S", 362e12, 91.6e12),
+    ("L40", 181e12, 90.5e12),
+    ("L20", 119e12, 59.8e12),
+    ("L4", 121e12, 30.3e12),
+    ("RTX 4090", 165e12, 82.6e12),
+    ("RTX 3090", 71e12, 35.6e12),
+)
+"""Part of a device's name, and its peak operations a second in bf16 (dense, float32 sums) and in plain float32."""
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Peak operations a second of a device by the name that CUDA gives it, or None where we do not know it."""
+    words = device_name.replace("-", " ").split()
+    for name, bf16, fp32 in PEAKS:
+        if all(part in words for part in name.split()):
+            return bf16 if precision == "bf16" else fp32
+    return None
+
+
+def forward_flops(config: Config, modality: Modality, parts: int) -> dict[str, int]:
+    """Of one sample through the query tower, for `parts` tokens or boxes: of its `backbone`, and of the `tower`."""
+    tower, batch = _tower(config, modality, parts)
+    with torch.no_grad(), _counter() as counter:
+        tower(batch)
+    by_module = {name: sum(counts.values()) for name, counts in counter.get_flop_counts().items()}
+    backbone = sum(by_module.get(f"Tower.{n}", 0) for n in ("prefix", *(f"trunk.{stage}" for stage in tower.stages)))
+    return {"backbone": backbone, "tower": counter.get_total_flops()}
+
+
+class Meter:
+    """Operations of the steps of one run on one device."""
+
+    def __init__(self, config: Config, device: torch.device) -> None:
+        self._config = config
+        self._image = self._text = np.zeros(3)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self._peak = peak_flops(name, config.run.precision)
+
+    def step_flops(self, pairs: int, boxes: int, tokens: int) -> float:
+        """Of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
+        if not self._image.any():  # seconds of work: only when it is first asked for
+            self._image = _curve(self._config, "image", self._config.data.max_boxes + 1)
+            self._text = _curve(self._config, "text", self._config.data.max_tokens)
+        return float(pairs * (np.polyval(self._image, boxes) + np.polyval(self._text, tokens)))
+
+    def sample_flops(self) -> float:
+        """Of one sample in one step, with as many boxes and tokens as the config allows."""
+        return self.step_flops(1, self._config.data.max_boxes + 1, self._config.data.max_tokens)
+
+    def metrics(self, micros: Sequence[Batch], seconds: float) -> dict[str, float]:
+        """`tflops`: 10^12 operations a second of this rank; `mfu`: their share of the peak, where that is known."""
+        done = sum(self.step_flops(len(b), b.boxes_BR4.shape[1], b.token_ids_BL.shape[1]) for b in micros)
+        found = {"tflops": done / seconds / 1e12}
+        return found if self._peak is None else found | {"mfu": done / seconds / self._peak}
+
+
+def _curve(config: Config, modality: Modality, most: int) -> Any:
+    """Coefficients, highest first, of a sample's operations by its number of parts."""
+    at = sorted({1, most // 2 + 1, most + 2})
+    return np.polyfit(at, [_step_flops(config, modality, parts) for parts in at], 2)
+
+
+def _step_flops(config: Config, modality: Modality, parts: int) -> int:
+    """Of one sample in one step through query and key tower."""
+    tower, batch = _tower(config, modality, parts)
+    with _counter() as counter:
+        with torch.no_grad():
+            prefix = tower.prefix(batch)
+            if config.moco.objective in ("moco", "albef"):
+                tower.trunk(prefix, batch)
+        tower.trunk(prefix, batch).sum().backward()
+    return int(counter.get_total_flops())
+
+
+def _tower(config: Config, modality: Modality, parts: int) -> tuple[Tower, Batch]:
+    """The tower without memory, and one sample of `parts` boxes and tokens for it."""
+    config = replace(config, run=replace(config.run, recompute="nothing"))
+    size = config.data.image_size
+    with torch.device("meta"):
+        tower = build_tower(modality, config, load_weights=False).train()
+        one = torch.zeros(1, dtype=torch.int64)
+        images, boxes = torch.zeros(1, 3, size, size, dtype=torch.uint8), torch.zeros(1, parts, 4)
+        tokens = torch.zeros(1, parts, dtype=torch.int64)
+        return tower, Batch(images, boxes, one, tokens, one, one, one, one, one.bool())
+
+
+def _counter() -> Any:
+    # torch's own count of a convolution's backward forgets the groups: 20 times too much for an EfficientNet.
+    formulas: dict[Any, Any] = {torch.ops.aten.convolution_backward: _convolution_backward}
+    return FlopCounterMode(display=False, custom_mapping=formulas)
+
+
+def _convolution_backward(
+    grad_shape: Sequence[int], _x_shape: Sequence[int], weight_shape: Sequence[int], *more: Any, **_: Any
+) -> int:
+    """As much as the forward for each of the two gradients that are asked for: of the input, of the weight."""
+    wanted = more[7]  # bias, stride, padding, dilation, transposed, output padding, groups, then which gradients
+    forward = 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
+    return forward * (bool(wanted[0]) + bool(wanted[1]))

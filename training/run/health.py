@@ -1,0 +1,139 @@
+"""What of a run is watched while it trains: queues, features, and where the loss comes from.
+
+    fill, age, oldest       of each queue, in steps since a key entered
+    false_negatives         share of (sample, key) that have the image or the text in common, by cluster ids
+    image_stale, text_stale 1 - similarity of what the query tower says now and of what is stored, for samples whose
+                            keys are about to leave the queue: how far training has moved away from its negatives
+    *_spread                1 - |mean feature|^2: 0 when all features are one
+    loss.KIND               mean loss of the samples of a source kind since the last line
+
+A spread near 0 that lasts is a collapse: the loss then says nothing any more and no amount of training mends it.
+
+Limits: staleness is that of a few samples of the first rank. A collapse is looked for on logged steps only, after the
+warm-up and once the queue holds nothing but keys of this training.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from data_specs.shard import SOURCE_KINDS
+from training.config import Config
+from training.errors import TrainingError
+from training.method import distributed
+from training.moco import BriVL, StepOutput
+from training.records import Batch
+
+LOG = logging.getLogger(__name__)
+
+COLLAPSED = 0.02
+"""Spread of features below which all samples look alike (1 is the most)."""
+
+_LASTING = 5
+"""Logged steps in a row of a collapse before it counts."""
+
+_FRESH = 200
+"""Steps in which a model is given time to tell its samples apart."""
+
+_PROBED = 8
+"""Samples whose keys are looked at again."""
+
+
+@dataclass(frozen=True)
+class _Probe:
+    step: int
+    batch: Batch
+    image_keys_BD: Tensor
+    text_keys_BD: Tensor
+
+
+class Health:
+    """Collects what the steps show; `metrics` on a logged step takes it out. Every rank holds one and calls alike."""
+
+    def __init__(self, model: BriVL, config: Config) -> None:
+        self._model, self._config = model, config
+        self._span = max(1, math.ceil(config.moco.queue_size / config.run.batch_size) - 1)
+        self._probe: _Probe | None = None
+        self._stale: dict[str, float] = {}
+        self._alike: dict[str, int] = {}
+        self._losses: Tensor | None = None
+
+    def saw(self, step: int, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
+        """Take note of a step that has just been done."""
+        self._by_source(micros, outputs)
+        if not self._model.has_keys:
+            return
+        if self._probe is None:
+            rows, keys = micros[0].rows(0, _PROBED), outputs[0]
+            self._probe = _Probe(step, rows, keys.image_keys_BD[:_PROBED].clone(), keys.text_keys_BD[:_PROBED].clone())
+        elif step - self._probe.step >= self._span:
+            self._stale, self._probe = _staleness(self._model, self._probe), None
+
+    def metrics(
+        self, step: int, position: int, outputs: Sequence[StepOutput], spreads: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Queue health and losses by source. Raises TrainingError on a collapse, if the config asks for that."""
+        found = self._model.queue_health(step) | self._stale | self._losses_of_sources()
+        if self._model.has_keys:
+            found["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids)
+        self._look_for_collapse(step, position, found | dict(spreads))
+        self._stale = {}
+        return found
+
+    def _by_source(self, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
+        if micros[0].sources_B is None:
+            return
+        if self._losses is None:
+            self._losses = torch.zeros(2, len(SOURCE_KINDS), device=outputs[0].losses_B.device)
+        for batch, output in zip(micros, outputs, strict=True):
+            assert batch.sources_B is not None
+            self._losses[0].index_add_(0, batch.sources_B, output.losses_B.float())
+            self._losses[1].index_add_(0, batch.sources_B, batch.valid_B.float())
+
+    def _losses_of_sources(self) -> dict[str, float]:
+        if self._losses is None:
+            return {}
+        distributed.average_([self._losses])
+        sums, counts = self._losses.tolist()
+        self._losses = None
+        kinds = zip(SOURCE_KINDS, sums, counts, strict=True)
+        return {f"loss.{kind}": loss / count for kind, loss, count in kinds if count}
+
+    def _look_for_collapse(self, step: int, position: int, metrics: Mapping[str, float]) -> None:
+        config = self._config
+        fresh = step < _FRESH or position < config.optim.warmup_samples
+        if fresh or metrics.get("text_queue_oldest", 0.0) > step:  # keys of the prefill
+            return
+        for name in ("image_spread", "text_spread"):
+            alike = metrics.get(name, 1.0) < COLLAPSED
+            self._alike[name] = self._alike.get(name, 0) + 1 if alike else 0
+            if self._alike[name] < _LASTING:
+                continue
+            advice = (
+                f"{name} is {metrics[name]:.4f}, below {COLLAPSED}, on {_LASTING} logged steps in a row: all features "
+                f"have become alike. Lower optim.lr ({config.optim.lr:g}), lengthen optim.warmup_samples "
+                f"({config.optim.warmup_samples}), or raise moco.momentum ({config.moco.momentum:g})"
+            )
+            if config.run.stop_on_collapse:
+                raise TrainingError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless")
+            LOG.warning("step %d: %s", step, advice)
+            self._alike[name] = 0
+
+
+@torch.no_grad()
+def _staleness(model: BriVL, probe: _Probe) -> dict[str, float]:
+    valid_B = probe.batch.valid_B
+    found = {}
+    for name, now_BD, then_BD in (
+        ("image_stale", model.encode_image(probe.batch), probe.image_keys_BD),
+        ("text_stale", model.encode_text(probe.batch), probe.text_keys_BD),
+    ):
+        similar_B = (now_BD.float() * then_BD.float()).sum(1)
+        found[name] = float(1 - torch.where(valid_B, similar_B, 0.0).sum() / valid_B.sum().clamp(min=1))
+    return found

@@ -1,0 +1,230 @@
+"""The same loop on workers of Ray Train: on this machine, or on the cluster that RAY_ADDRESS names.
+
+The only module of `training` that imports ray. Ray starts the processes and the process group, starts them again when
+one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data, queue, checkpoint and resume are the
+loop's own, so every start goes on from the last checkpoint of OUT, whatever the number of workers now and then, and a
+run may go on without Ray. When a node is about to be taken away the loop is told, and saves.
+
+Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it, and what Ray
+then starts again ends at once.
+
+Limits: OUT and the data are on a path that the driver and all workers see. What was done since the last checkpoint is
+done again after a loss and after a resize.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from data_specs.shard import ContractError
+from training.config import Config, from_dict, to_dict
+from training.errors import ConfigError, TrainingError
+from training.run.launch import Leave, device_of
+
+_RESULT, _FINAL = "fit.json", "failed.json"
+_ROOM_S = 25
+"""Seconds that workers of a varying number wait for their places. Ray's list of nodes is up to 20 seconds old, so after
+the loss of a node it asks for as many as before; its default keeps a run still for a minute then."""
+
+_OURS = (ConfigError, ContractError, TrainingError)
+
+
+def parse_workers(text: str) -> tuple[int, int]:
+    """`4`, or `2:8` for as many between as there is room for. Raises ConfigError."""
+    low, colon, high = text.partition(":")
+    try:
+        found = int(low), int(high if colon else low)
+    except ValueError:
+        raise ConfigError("--workers", f"{text!r} is neither a number nor LO:HI") from None
+    if not 1 <= found[0] <= found[1]:
+        raise ConfigError("--workers", f"{text} is below 1, or its second number below its first")
+    return found
+
+
+def fit_on_ray(
+    config: Config,
+    data: Sequence[str],
+    out: Path,
+    workers: tuple[int, int],
+    *,
+    init: Path | None = None,
+    cache: Path | None = None,
+    max_failures: int = 10,
+    resize_every: float = 60.0,
+) -> dict[str, Any]:
+    """`training.run.train.fit` on Ray workers: `FitResult.to_json` of rank 0. Raises what `fit` raises.
+
+    `workers`: the fewest and the most. `max_failures`: lost workers after which it is given up; nodes that a cloud
+    takes back are not counted. `resize_every`: seconds between looks at whether there is room for more.
+    """
+    try:
+        import ray
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+    except ImportError:
+        raise ConfigError("--workers", "needs Ray Train: pip install 'wenlan[ray]'") from None
+    low, high = workers
+    for count in range(low, high + 1):
+        if config.run.batch_size % (count * config.run.accumulate):
+            raise ConfigError(
+                "run.batch_size", f"{config.run.batch_size} cannot be shared by {count} of {low}:{high} workers"
+            )
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (_RESULT, _FINAL):
+        (out / name).unlink(missing_ok=True)
+    task = {
+        "config": to_dict(config),
+        "data": list(data),
+        "out": str(out),
+        "init": None if init is None else str(init.resolve()),
+        "cache": None if cache is None else str(cache.resolve()),
+        "folder": str(Path.cwd()),
+    }
+    ours = not ray.is_initialized()
+    if ours and "RAY_ADDRESS" not in os.environ:
+        # "local": a cluster that someone else runs on this machine is not ours to join.
+        ray.init("local", num_cpus=max(high + 1, os.cpu_count() or 1), include_dashboard=False)
+    scaling: dict[str, Any] = {"num_workers": low}
+    if high > low:
+        scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every}
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config=task,
+        scaling_config=ScalingConfig(use_gpu=_gpu(config), **scaling),
+        run_config=RunConfig(
+            storage_path=config.run.mirror or str(out / "ray"),
+            name="ray" if config.run.mirror else "fit",
+            failure_config=FailureConfig(max_failures=max_failures),
+        ),
+    )
+    try:
+        trainer.fit()
+    except Exception as e:  # Ray wraps whatever a worker raised; only one of ours is turned back
+        raise _noted(out) or _cause(e) from e
+    finally:
+        if ours:
+            ray.shutdown()
+    final = _noted(out)
+    if final is not None:
+        raise final
+    result: dict[str, Any] = json.loads((out / _RESULT).read_text(encoding="utf-8"))
+    return result
+
+
+def _gpu(config: Config) -> bool:
+    """Whether workers take a GPU each: where there are any, in the cluster and not only in this process."""
+    import ray
+    import torch
+
+    if not ray.is_initialized():
+        ray.init()  # of RAY_ADDRESS
+    there = torch.cuda.is_available() or ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    return there and config.run.device in ("auto", "cuda")
+
+
+def _work(task: dict[str, Any]) -> None:
+    """One worker. Relative paths of the config are those of the folder in which the command was given."""
+    import logging
+
+    from training.method import distributed
+    from training.run.train import fit
+
+    if Path(task["folder"]).is_dir():
+        os.chdir(task["folder"])
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    out = Path(task["out"])
+    config = from_dict(task["config"])
+    if _anyone(_noted(out) is not None, config.run.device):
+        return
+    try:
+        result = fit(
+            config,
+            task["data"],
+            out,
+            init=None if task["init"] is None else Path(task["init"]),
+            cache=None if task["cache"] is None else Path(task["cache"]),
+            told=_Preemption(config.run.log_every),
+        )
+    except _OURS as e:
+        _note(out, e)
+        raise
+    if distributed.rank() == 0:
+        (out / _RESULT).write_text(json.dumps(result.to_json()), encoding="utf-8")
+
+
+class _Preemption:
+    """SAVE once for every announcement that a node will be taken away. Asking it of Ray is a barrier: now and then."""
+
+    def __init__(self, every: int) -> None:
+        import ray.train
+
+        self._ask = getattr(ray.train, "get_preemption_info", lambda: None)  # Ray 2.60 and later
+        self._every, self._steps, self._known = every, 0, None
+
+    def __call__(self) -> Leave:
+        self._steps += 1
+        if self._steps % self._every:
+            return Leave.NO
+        info = self._ask()
+        if info is None or info == self._known:
+            return Leave.NO
+        self._known = info
+        return Leave.SAVE
+
+
+def _anyone(yes: bool, device: str) -> bool:
+    """Whether it is so on any rank."""
+    import torch
+
+    from training.method import distributed
+
+    return bool(distributed.gather(torch.tensor([yes], device=device_of(device))).any())
+
+
+def _note(out: Path, error: ConfigError | ContractError | TrainingError) -> None:
+    """Leave the error for the driver, the first one only."""
+    plain = _plain(error)
+    subject = [plain.subject, plain.problem] if isinstance(plain, (ConfigError, TrainingError)) else [str(plain)]
+    try:
+        with (out / _FINAL).open("x", encoding="utf-8") as file:
+            json.dump({"kind": type(plain).__name__, "said": subject}, file)
+    except FileExistsError:
+        return
+
+
+def _noted(out: Path) -> Exception | None:
+    """The error that a worker left."""
+    try:
+        found = json.loads((out / _FINAL).read_text(encoding="utf-8"))
+        return {kind.__name__: kind for kind in _OURS}[found["kind"]](*found["said"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _cause(error: Exception) -> Exception:
+    """The error of ours that a worker raised, or one line of Ray's."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [*failures.values(), error]:
+        found: BaseException | None = failure
+        while found is not None:
+            inner = getattr(found, "cause", None)
+            if isinstance(inner, (ConfigError, ContractError, TrainingError)):
+                found = inner
+            if isinstance(found, (ConfigError, ContractError, TrainingError)):
+                return _plain(found)
+            found = found.__cause__ or found.__context__
+    return TrainingError("ray", (str(error).strip().splitlines() or [type(error).__name__])[-1])
+
+
+def _plain(error: ConfigError | ContractError | TrainingError) -> Exception:
+    """The error without Ray's traceback: Ray makes a class that inherits ours and prints more than one line."""
+    if isinstance(error, ContractError):
+        return ContractError(str(error.args[0] if error.args else error).splitlines()[-1])
+    kind = ConfigError if isinstance(error, ConfigError) else TrainingError
+    return kind(error.subject, error.problem)

@@ -1,0 +1,1 @@
+"""Towers and what they are made of: backbones, layers, region pooling, recomputation."""

@@ -1,0 +1,127 @@
+"""What both towers are closed with: encoder layers, a masked mean, and a two-layer head.
+
+Why our own encoder layer and not `nn.TransformerEncoderLayer`: that one takes another path in eval mode, which is ten
+times as slow under bf16 on a CPU and rounds differently, while key towers always run in eval. Names and shapes of the
+parameters are PyTorch's, so that released BriVL weights load, and a test compares the two.
+
+Limits: post-norm, ReLU: what BriVL uses. Position embeddings are an option, off by default as in BriVL.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.towers.recompute import Recompute, run_block
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention through torch's scaled dot product, with the parameters of nn.MultiheadAttention."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        qkv = F.linear(x_BLD, self.in_proj_weight, self.in_proj_bias)
+        q_BHLD, k_BHLD, v_BHLD = qkv.view(*x_BLD.shape[:2], 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed_BHLD = F.scaled_dot_product_attention(
+            q_BHLD,
+            k_BHLD,
+            v_BHLD,
+            attn_mask=mask_BL[:, None, None, :],
+            dropout_p=self.dropout if self.training else 0.0,
+        )
+        mixed: Tensor = self.out_proj(mixed_BHLD.transpose(1, 2).flatten(2))
+        return mixed
+
+
+class EncoderLayer(nn.Module):
+    """One post-norm ReLU encoder layer; equals nn.TransformerEncoderLayer(batch_first=True) with the same weights."""
+
+    def __init__(self, width: int, heads: int, ffn: int, dropout: float) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(width, heads, dropout)
+        self.linear1 = nn.Linear(width, ffn)
+        self.linear2 = nn.Linear(ffn, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """[B, L, D] -> [B, L, D]; positions where `mask_BL` is False are not attended to."""
+        x_BLD = self.norm1(x_BLD + self.dropout(self.self_attn(x_BLD, mask_BL)))
+        inner = self.dropout(F.relu(self.linear1(x_BLD)))
+        out: Tensor = self.norm2(x_BLD + self.dropout(self.linear2(inner)))
+        return out
+
+
+class Head(nn.Module):
+    """Encoder layers over a set of parts, masked mean, Linear-ReLU-Linear, L2: the end of both BriVL towers."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ffn: int,
+        layers: int,
+        dropout: float,
+        hidden: int,
+        feature_dim: int,
+        *,
+        positions: int = 0,
+        recompute: Recompute = "nothing",
+    ) -> None:
+        """`positions`: the most parts whose place is told apart by a learned vector, 0 for none."""
+        super().__init__()
+        # Zeros: with the option a model begins where the one without it does.
+        self.positions = nn.Parameter(torch.zeros(positions, width)) if positions else None
+        self.recompute: Recompute = "blocks" if recompute == "blocks" else "nothing"
+        self.layers = nn.ModuleList(EncoderLayer(width, heads, ffn, dropout) for _ in range(layers))
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, feature_dim)
+
+    def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Parts [B, L, width] and which of them exist [B, L] -> unit features [B, feature_dim], float32 or wider."""
+        if self.positions is not None:
+            x_BLD = x_BLD + self.positions[: x_BLD.shape[1]]
+        for layer in self.layers:
+            x_BLD = run_block(layer, x_BLD, mask_BL, recompute=self.recompute)
+        feature_BD = self.fc2(F.relu(self.fc1(masked_mean(x_BLD, mask_BL))))
+        return unit(feature_BD)
+
+
+def unit(x: Tensor) -> Tensor:
+    """L2-normalised along the last axis, in float32 or wider: bf16 would cost a feature its third digit."""
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=-1)
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[None]:
+    """A context in which autocast is off; also on devices that have no autocast, such as meta."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    context: AbstractContextManager[None] = torch.autocast(device.type, enabled=False)
+    return context
+
+
+def masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+    """Mean over the positions where `mask_BL` is True; at least one must be."""
+    weight_BL = mask_BL.to(x_BLD.dtype)
+    return (x_BLD * weight_BL[..., None]).sum(1) / weight_BL.sum(1, keepdim=True)
+
+
+def present(counts_B: Tensor, length: int) -> Tensor:
+    """[B, length] bool, True at the first `counts_B` positions.
+
+    The first position always counts: an invalid sample (count 0) must give finite numbers, which are then masked.
+    """
+    return torch.arange(length, device=counts_B.device) < counts_B.clamp(min=1)[:, None]

@@ -1,0 +1,1 @@
+"""What a checkpoint is for: evaluation, embedding, export, released weights."""

@@ -1,0 +1,180 @@
+"""A checkpoint's query towers in other programs' formats.
+
+    safetensors   one file: the query towers' tensors; config and vocabulary as metadata
+    onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length
+    brivl-1.0     the released format, for the released code: see `released`
+
+ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes [B, R, 4] in pixels of S, n_boxes [B];
+input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
+
+Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from training.config import Config, to_dict
+from training.data.tokenizer import vocabulary_text
+from training.errors import ConfigError
+from training.outputs.checkpoint import open_checkpoint
+from training.records import Batch
+from training.use.embed import load, whole_file
+
+if TYPE_CHECKING:
+    import torch
+
+    from training.moco import BriVL
+
+LOG = logging.getLogger(__name__)
+
+Format = Literal["safetensors", "onnx", "brivl-1.0"]
+
+_OPSET = 18
+
+
+def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
+    """Write a checkpoint in another format; the files and how many tensors are in them, as JSON values.
+
+    Raises TrainingError (no checkpoint, towers without a place in the format), ConfigError (ONNX is not installed).
+    """
+    if to == "onnx":
+        return _export_onnx(path, out)
+    return _export_released(path, out) if to == "brivl-1.0" else _export_safetensors(path, out)
+
+
+def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    opened = open_checkpoint(path)
+    towers = opened.tensors("towers.safetensors")
+    about = {
+        "format": "pt",
+        "wenlan": "query towers",
+        "config": json.dumps(to_dict(opened.config), ensure_ascii=False),
+        "vocabulary": vocabulary_text(opened.tokenizer),
+    }
+    with whole_file(out) as temporary:
+        save_file(towers, temporary, metadata=about)
+    return {"out": [str(out)], "format": "safetensors", "tensors": len(towers)}
+
+
+def _export_released(path: Path, out: Path) -> dict[str, Any]:
+    import torch
+
+    from training.use.released import to_released
+
+    learnable = to_released(open_checkpoint(path))
+    with whole_file(out) as temporary:
+        torch.save({"learnable": learnable}, temporary)
+    return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}
+
+
+def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
+    for package in ("onnx", "onnxscript"):
+        if not _installed(package):
+            raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
+    opened, model, _ = load(path, "cpu")
+    stem = out.with_suffix("") if out.suffix == ".onnx" else out
+    files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
+    _write_onnx(_image_tower(model), _image_example(opened.config), "image_features", files["image"])
+    _write_onnx(_text_tower(model), _text_example(), "text_features", files["text"])
+    return {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
+
+
+def _installed(package: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(package) is not None
+
+
+def _image_tower(model: BriVL) -> torch.nn.Module:
+    import torch
+    from torch import Tensor
+
+    class ImageTower(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = model.image_query
+
+        def forward(self, images: Tensor, boxes: Tensor, n_boxes: Tensor) -> Tensor:
+            features: Tensor = self.tower(Batch.of(images_B3HW=images, boxes_BR4=boxes, n_boxes_B=n_boxes))
+            return features
+
+    return ImageTower().eval()
+
+
+def _text_tower(model: BriVL) -> torch.nn.Module:
+    import torch
+    from torch import Tensor
+
+    class TextTower(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tower = model.text_query
+
+        def forward(self, input_ids: Tensor, n_tokens: Tensor) -> Tensor:
+            features: Tensor = self.tower(Batch.of(token_ids_BL=input_ids, n_tokens_B=n_tokens))
+            return features
+
+    return TextTower().eval()
+
+
+def _image_example(config: Config) -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
+    """Inputs to trace with, each with the names of its dynamic leading axes."""
+    import torch
+
+    size = config.data.image_size
+    boxes = torch.tensor([[0.0, 0.0, size, size], [0.0, 0.0, size / 2, size / 2], [0.0, 0.0, size, size]])
+    return {
+        "images": (torch.zeros(2, 3, size, size), ("batch",)),
+        "boxes": (boxes.repeat(2, 1, 1), ("batch", "regions")),
+        "n_boxes": (torch.tensor([3, 1]), ("batch",)),
+    }
+
+
+def _text_example() -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
+    import torch
+
+    return {
+        "input_ids": (torch.tensor([[2, 3, 4, 0], [2, 3, 4, 3]]), ("batch", "tokens")),
+        "n_tokens": (torch.tensor([3, 4]), ("batch",)),
+    }
+
+
+def _write_onnx(
+    tower: torch.nn.Module, example: dict[str, tuple[torch.Tensor, tuple[str, ...]]], output: str, out: Path
+) -> None:
+    import torch
+
+    axes = {name: dict(enumerate(names)) for name, (_, names) in example.items()}
+    with whole_file(out) as temporary, _quiet(), torch.no_grad():
+        torch.onnx.export(
+            tower,
+            tuple(tensor for tensor, _ in example.values()),
+            temporary,
+            input_names=list(example),
+            output_names=[output],
+            dynamic_shapes={
+                name: {axis: torch.export.Dim(word, min=1) for axis, word in named.items()}
+                for name, named in axes.items()
+            },
+            opset_version=_OPSET,
+            dynamo=True,
+            external_data=False,
+        )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter warns of its own parts and prints its progress on stdout, which carries results only."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
