@@ -20,6 +20,7 @@ from typing import Any
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import run
+from pipeline.cluster import Cluster
 from pipeline.records import Candidate, candidate_rows, order_range
 from pipeline.store.build import STAGE_FOLDERS, Build
 from pipeline.store.store import Store
@@ -83,7 +84,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     urls = Path(job["urls"]).read_text().split()
     sizes = job.get("sizes") or [len(urls)]
-    cluster, memory = run._Cluster("", 2), Memory()
+    cluster, memory = Cluster("", 2), Memory()
     found: list[dict[str, Any]] = []
     try:
         at = 0
