@@ -72,7 +72,7 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline import run
+    from pipeline.stages import STAGES
 
     try:
         build = _open(args)
@@ -81,7 +81,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         return {"spec": str(args.spec), "valid": True, "missing": e.subject, "stages": {}}
     table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
     stages = {}
-    for name in run.STAGES:
+    for name in STAGES:
         stage = build.stage(name)
         committed = len(stage.partitions())
         state = "done" if stage.finished() else "partly done" if committed else "to run"
@@ -134,10 +134,11 @@ def _add_what(sub: argparse.ArgumentParser, needs_out: bool) -> None:
 def _build(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
     from pipeline.publish import release
+    from pipeline.stages import STAGES
 
     until = args.until
-    if until not in (*run.STAGES, "publish"):
-        raise SpecError([f"--until {until}: no such stage; one of {', '.join((*run.STAGES, 'publish'))}"])
+    if until not in (*STAGES, "publish"):
+        raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
     build = _open(args)
     started = time.monotonic()
     results: list[StageResult] = []
@@ -191,12 +192,12 @@ def _add_publish(commands: Commands) -> None:
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
     from pipeline.publish import release
-    from pipeline.store import build_json
 
     if args.accept and not args.because:
         raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
-    build = build_json.reopen(args.build)
+    build = run.reopen(args.build)
     manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     path = build.folder.at("shards/manifest.json")
     console.print(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
@@ -209,9 +210,10 @@ def _add_status(commands: Commands) -> None:
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
     from pipeline.store import build_json
 
-    known = build_json.status(args.build)
+    known = build_json.status(run.reopen(args.build))
     table = table_of(known["build_id"], "stage", "state", "partitions", "kept", "dropped", "seconds", "CPU seconds")
     for name, stage in known["stages"].items():
         of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
@@ -258,7 +260,7 @@ def _add_report(commands: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.store import build_json
+    from pipeline import run
 
     if bool(args.build) == bool(args.index) or (args.index and args.baseline):
         raise SpecError(["report: give a BUILD (and --baseline, if it is to be compared), or --index DIR"])
@@ -268,7 +270,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
         path, builds = report_index.write(args.index)
         console.print(f"index of {builds} builds: {path}", soft_wrap=True)
         return {"index": path, "builds": builds}
-    build = build_json.reopen(args.build)
+    build = run.reopen(args.build)
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise WenlanError(build.folder.at(f"report/{name}"), "is not there; run wenlan-data build first")
@@ -304,10 +306,10 @@ def _add_explain(commands: Commands) -> None:
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
     from pipeline.report.explain import explain
-    from pipeline.store import build_json
 
-    found = explain(build_json.reopen(args.build), args.subject)
+    found = explain(run.reopen(args.build), args.subject)
     if not found:
         raise WenlanError(args.subject, f"is not known to {args.build}: no candidate, image or page of that id or URL")
 

@@ -88,8 +88,8 @@ def _add_forget(commands: Commands) -> None:
 
 
 def _forget(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
     from pipeline.files.folder import Folder
-    from pipeline.store import build_json
     from pipeline.store.store import Store
     from pipeline.takedown import forget
 
@@ -98,7 +98,7 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     store = Store(Folder(args.store).url)
     places = [Folder(build).url for build in args.builds]
     places += [known["out"] for known in store.registered() if Folder(known["out"]).exists("build.json")]
-    builds = [build_json.reopen(place) for place in dict.fromkeys(places)]
+    builds = [run.reopen(place) for place in dict.fromkeys(places)]
     for build in builds:
         if build.store.url != store.url:
             raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
@@ -133,13 +133,14 @@ def _add_gc(commands: Commands) -> None:
 
 def _gc(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.files.folder import Folder
+    from pipeline.stages import STAGES
     from pipeline.store.store import Store
     from pipeline.takedown import garbage
 
     if args.keep < 0:
         raise SpecError([f"--keep {args.keep}: a number of builds, 0 for all of them"])
     store = Store(Folder(args.store).url)
-    answer = garbage.collect(store, args.keep, args.dry_run)
+    answer = garbage.collect(store, STAGES, args.keep, args.dry_run)
     for what in answer["deleted"]:
         console.print(
             f"{'would delete' if args.dry_run else 'deleted'} {what['what']}: {what['place']}", soft_wrap=True

@@ -22,8 +22,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.report.funnel import ORDER
-from pipeline.stages.shard import detector_ids, packed
+from pipeline.detectors import detector_ids
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
 from pipeline.texts.words import stop_words, words_of
@@ -183,8 +182,8 @@ class Figures:
 
 def collect(build: Build) -> dict[str, Any]:
     """Figures of all kept samples of a build."""
-    stage, detectors = build.stage("shard"), detector_ids(build)
-    records = packed(build)
+    stage, detectors = build.stage("shard"), detector_ids(build.spec)
+    records = build.packed()
     figures, cut = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(records)))
     columns = ["texts", "width", "height", "image_size", "format", "image_url", "page_url"]
     for record in records:
@@ -205,7 +204,7 @@ def cost(build: Build) -> list[dict[str, Any]]:
     """What each stage took: partitions, seconds summed over partitions, CPU seconds, wall seconds where known."""
     known = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
     rows = []
-    for name in ORDER:
+    for name in build.stages:
         records = build.stage(name).records() if name in build.fingerprints else []
         if not records:
             continue

@@ -33,7 +33,7 @@ def write(place: str) -> tuple[str, int]:
 def render(datasets: list[dict[str, Any]]) -> str:
     from pipeline.report.page import environment
 
-    return str(environment().get_template("index.html").render(datasets=datasets))
+    return str(environment({}).get_template("index.html").render(datasets=datasets))
 
 
 def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:

@@ -12,24 +12,23 @@ Limits: the page shows a sample of pictures, at most `report.pictures` of the sp
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS
+from pipeline.detectors import detector_ids
 from pipeline.report import drift, gates
 from pipeline.report import pictures as report_pictures
 from pipeline.report.figures import cluster_sizes, collect, cost
-from pipeline.report.funnel import Funnel, faults, read_funnels, stages_between
+from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.report.translations import zh
-from pipeline.stages.shard import detector_ids, packed
 from pipeline.store.build import Build
+from pipeline.store.stage import Stages, deciding
 
 REPORT_VERSION = 1
 """Version of report.json's form."""
-
-
-FUNNEL_STAGES = stages_between("extract", "shard")
 
 
 def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]
         "faults": faults(build, candidates),
         "totals": {"candidates": candidates.total, "kept": candidates.kept, "dropped": candidates.dropped},
         "splits": _splits(build),
-        "funnel": [_stage(row) for row in candidates.stages(FUNNEL_STAGES)],
+        "funnel": [_stage(row) for row in candidates.stages(deciding(build.stages, "extract", "shard"))],
         "reasons": [{"name": name, "count": count} for name, count in candidates.reasons()],
         "sources": _sources(build, candidates),
         "captures": [{"name": name, "count": count} for name, count in captures.reasons()],
@@ -62,7 +61,7 @@ def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]
     report["drift"] = None if baseline is None else drift.compare(report, baseline)
     report["gates"] = [
         {"name": g.name, "found": g.found, "wanted": g.wanted, "holds": g.holds}
-        for g in gates.judge(build.spec, candidates, captures, report)
+        for g in gates.judge(build.spec, build.stages, candidates, captures, report)
     ]
     report["before"] = _before(report, baseline)
     return report
@@ -71,7 +70,7 @@ def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]
 def _cached_regions(build: Build) -> dict[str, int]:
     """Images that some detector had looked at before, and all that were asked for."""
     records = build.stage("detect").records() if "detect" in build.fingerprints else []
-    asked = sum(record.counts.get("images", 0) for record in records) * len(detector_ids(build))
+    asked = sum(record.counts.get("images", 0) for record in records) * len(detector_ids(build.spec))
     return {"cached": sum(record.counts.get("cached", 0) for record in records), "asked": asked}
 
 
@@ -85,13 +84,16 @@ def _before(report: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str
     return found
 
 
-def render(report: dict[str, Any]) -> str:
-    """index.html from what `make` gave."""
-    return str(environment().get_template("report.html").render(**report))
+def render(report: dict[str, Any], stages: Stages) -> str:
+    """index.html from what `make` returned; `stages` of the build, for their Chinese names."""
+    return str(environment(stages).get_template("report.html").render(**report))
 
 
-def environment() -> Any:
-    """The templates beside this file. Everything that came from the web is escaped by the engine."""
+def environment(stages: Stages) -> Any:
+    """The templates beside this file. Everything that came from the web is escaped by the engine.
+
+    stages: for their Chinese names.
+    """
     import jinja2
 
     found = jinja2.Environment(
@@ -102,7 +104,12 @@ def environment() -> Any:
         lstrip_blocks=True,
     )
     found.tests["starts"] = str.startswith
-    found.filters |= {"n": lambda value: f"{value:,}", "share": _share, "size": _size, "zh": zh}
+    found.filters |= {
+        "n": lambda value: f"{value:,}",
+        "share": _share,
+        "size": _size,
+        "zh": functools.partial(zh, stages=stages),
+    }
     return found
 
 
@@ -140,7 +147,7 @@ def _build(build: Build) -> dict[str, Any]:
 
 
 def _splits(build: Build) -> list[dict[str, Any]]:
-    records, rows = packed(build), []
+    records, rows = build.packed(), []
     for split in SPLITS:
         here = [record for record in records if record.info["split"] == split]
         samples, size = sum(r.counts["kept"] for r in here), sum(r.counts["bytes"] for r in here)
@@ -158,7 +165,10 @@ def _sources(build: Build, candidates: Funnel) -> list[dict[str, Any]]:
     rows = []
     for ref in build.spec.sources:
         funnel = candidates.of_source(ref.name)
-        stages = [{"stage": s.stage, "kept": s.kept, "dropped": s.dropped} for s in funnel.stages(FUNNEL_STAGES)]
+        stages = [
+            {"stage": s.stage, "kept": s.kept, "dropped": s.dropped}
+            for s in funnel.stages(deciding(build.stages, "extract", "shard"))
+        ]
         reasons = [{"name": name, "count": count} for name, count in funnel.reasons()]
         row = {"name": ref.name, "kind": ref.kind, "source_kind": ref.source_kind, "candidates": funnel.total}
         rows.append({**row, "kept": funnel.kept, "dropped": funnel.dropped, "stages": stages, "reasons": reasons})

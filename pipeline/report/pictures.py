@@ -28,14 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import Boxes, Detector, detectors_of
+from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import DropReason, order_key
 from pipeline.report.figures import trim
 from pipeline.stages import screen
 from pipeline.stages.detect import SCHEMA, blank, boxes_of, cleaned, look
-from pipeline.stages.shard import detector_ids, packed
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.takedowns import Takedowns
@@ -215,9 +214,9 @@ def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
 
 def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
     """Boxes of kept samples, from the regions of the shards."""
-    stage, detectors = build.stage("shard"), detector_ids(build)
+    stage, detectors = build.stage("shard"), detector_ids(build.spec)
     keys = pa.array(sorted(rows_of_key), pa.string())
-    for record in packed(build):
+    for record in build.packed():
         for name in detectors:
             columns, here = ["key", *SCHEMA.names], pc.field("key").isin(keys)
             table = stage.table(record, f"regions/{name}", columns=columns, filters=here)

@@ -25,6 +25,7 @@ from pipeline.features import REDUCE_TO, THUMB, Feature, Views, feature_id, feat
 from pipeline.pictures.decode import Header, Picture, PictureError, decode
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, StageFile
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("fetch",)
@@ -152,3 +153,16 @@ def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
     rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
     (row,) = rows.table().drop_columns(["sha256"]).to_pylist()
     return dict(row)
+
+
+STAGE = Stage(
+    name="measure",
+    zh="测量",
+    folder="features",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", FEATURE_SCHEMA, "sha256"),),
+)

@@ -41,7 +41,7 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     with pytest.raises(KeyboardInterrupt):
         list(run.run(run.open_build(plan, out, snapshot="2020-02-02")))
     assert run.open_build(plan, out).snapshot == "2020-02-02"
-    assert {stage["state"] for stage in build_json.status(out)["stages"].values()} == {"to do"}
+    assert {stage["state"] for stage in build_json.status(run.reopen(out))["stages"].values()} == {"to do"}
 
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
@@ -50,12 +50,12 @@ def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_pa
     build = run.open_build(load(path), out, snapshot="s")
     for result in results:
         build_json.note(build, result)
-    assert list(build_json.reopen(out).fingerprints) == ["crawl", "extract"]
+    assert list(run.reopen(out).fingerprints) == ["crawl", "extract"]
     (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/another.jpg,另一张图片\n", encoding="utf-8")
     changed = run.open_build(load(path), out)
     assert changed.build_id == build.build_id
     build_json.note(changed, results[0])
-    assert build_json.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
+    assert run.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
 
 
 def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_path):
@@ -66,7 +66,7 @@ def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_pa
     known["spec"]["colour"] = "red"
     path.write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
-        build_json.reopen(str(tmp_path / "out"))
+        run.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
 
 
@@ -99,7 +99,7 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     second.stage("dedup").finish(["x"], 1)
     publish(opened("1"))
     assert opened("2").fingerprints == second.fingerprints, "published and unchanged, it stays as it is"
-    assert build_json.reopen(second.out).identities == ()
+    assert run.reopen(second.out).identities == ()
     changed = plan.model_copy(update={"seed": 1})
     assert len(opened("2", changed).identities) == 1, "changed, it is held to what others have published since"
 
@@ -110,7 +110,7 @@ def test_what_a_build_read_is_kept_with_it(tmp_path):
     build = run.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
     publish(run.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
     build_json.note(build)
-    assert build_json.reopen(build.out).identities == build.identities
+    assert run.reopen(build.out).identities == build.identities
     known = json.loads((tmp_path / "2" / "build.json").read_text(encoding="utf-8"))
     assert known["identity_revision"] == build.identity_revision
 
