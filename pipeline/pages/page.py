@@ -31,7 +31,8 @@ from typing import Any
 from data_specs.shard import Text, TextKind
 from pipeline.pages import linked_data
 from pipeline.pages.site_rules import SiteRule, Told, told_by
-from pipeline.pages.walk import SRCSETS, Place, Walk, fold
+from pipeline.pages.walk import SRCSETS, Place, Walk
+from pipeline.texts.cleaning import clean
 
 MAX_SURROUNDING = 200
 """Characters kept of a surrounding text: those nearest to the image."""
@@ -95,14 +96,14 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     body = told.content if told.content is not None else tree.body
     if body is not None:
         walk.run(body)
-    headline = fold(told.title or "") or walk.headline or meta.title or fold(linked.headline)
-    abstract = fold(told.abstract or "") or meta.abstract or fold(linked.description) or _first_paragraph(walk)
+    headline = clean(told.title or "") or walk.headline or meta.title or clean(linked.headline)
+    abstract = clean(told.abstract or "") or meta.abstract or clean(linked.description) or _first_paragraph(walk)
     tags = _tags((*told.tags, *meta.tags, *linked.keywords))
     lookup = _Lookup(walk, headline, abstract, tags)
     images = [lookup.image(row) for row in range(len(walk.places))]
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
-        images.append(PageImage(-1, url, _texts([("caption", fold(caption)), *whole]), {}))
+        images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
     return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
 
 
@@ -118,7 +119,7 @@ def _first_paragraph(walk: Walk) -> str:
 
 def _tags(found: Iterable[str]) -> tuple[str, ...]:
     """Tags one by one, each once; what is a sentence is none."""
-    parts = (fold(part) for text in found for part in re.split(r"[,，、;；|]", text[:500]))
+    parts = (clean(part) for text in found for part in re.split(r"[,，、;；|]", text[:500]))
     return tuple(dict.fromkeys(part for part in parts if 2 <= len(part) <= MAX_TAG))[:MAX_TAGS]
 
 
@@ -154,14 +155,14 @@ class _Meta:
                 found.setdefault(name, content.strip())
         base = next((node for node in tree.tags("base") if "href" in node.attributes), None)
         root, title = tree.root, next(iter(tree.tags("title")), None)
-        name_of_page = fold(title.text()) if title is not None else ""
+        name_of_page = clean(title.text()) if title is not None else ""
         marked = [node for node in tree.tags("a") if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
             robots=tuple(robots),
-            title=fold(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
-            abstract=fold(found.get("og:description", "") or found.get("description", "")),
+            title=clean(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
+            abstract=clean(found.get("og:description", "") or found.get("description", "")),
             image=found.get("og:image", ""),
             tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
             reserved=found.get("tdm-reservation", "") == "1",
@@ -192,7 +193,7 @@ class _Lookup:
         attributes = place.attributes
         captions, used = self._captions(row)
         found: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
-        found += [("alt", fold(attributes.get("alt", ""))), ("alt", fold(attributes.get("title", "")))]
+        found += [("alt", clean(attributes.get("alt", ""))), ("alt", clean(attributes.get("title", "")))]
         found.append(("title", self.headline))
         found += [("surrounding", text) for text in self._surrounding(place, used)]
         found += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]

@@ -13,7 +13,8 @@ import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from unicodedata import normalize
+
+from pipeline.texts.cleaning import clean
 
 MAX_NEAR = 2000
 """Characters of a block around an image that are looked at."""
@@ -72,13 +73,13 @@ class Block:
     def text(self) -> str:
         """All of it, folded. Read only once the walk is over: it is kept."""
         if self._folded is None:
-            self._folded = fold(self.joined())
+            self._folded = clean(self.joined())
         return self._folded
 
     def near(self, offset: int) -> tuple[str, str]:
         """Text before and after a place in the block; of a very long block only what is near."""
         joined = self.joined()
-        return fold(joined[max(0, offset - MAX_NEAR) : offset]), fold(joined[offset : offset + MAX_NEAR])
+        return clean(joined[max(0, offset - MAX_NEAR) : offset]), clean(joined[offset : offset + MAX_NEAR])
 
     def joined(self) -> str:
         """All of it as the page has it."""
@@ -102,16 +103,6 @@ class Place:
     attributes: dict[str, str]
     sources: tuple[str, ...]  # srcsets of the <picture> around it
     fallback: bool
-
-
-def fold(text: str) -> str:
-    """NFC, white space folded, nothing invisible: how texts leave a page."""
-    if not text.isprintable():  # nothing that is taken off is printable
-        text = _INVISIBLE.sub("", text)
-    return normalize("NFC", " ".join(text.split()))
-
-
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
 
 
 class _Kind(NamedTuple):
@@ -213,7 +204,7 @@ class Walk:
 
     def text(self) -> str:
         """All running text, folded."""
-        return fold(" ".join(block.joined() for block in self.blocks))
+        return clean(" ".join(block.joined() for block in self.blocks))
 
     def _enter(self, node: Any, tag: str) -> bool | _Opened:
         attributes = node.attributes
@@ -252,7 +243,7 @@ class Walk:
             return
         kind = opened.kind
         if kind.counted == "h1" and not self.headline and not self._furniture:
-            self.headline = fold(self._block.joined())[:MAX_NEAR]
+            self.headline = clean(self._block.joined())[:MAX_NEAR]
         if kind.block and self._filled:
             self._break()
         self._count_in(opened, -1)
