@@ -1,25 +1,30 @@
-"""Errors of the pipeline. Each carries its subject (a path, URL, key or stage), and its message names it.
+"""Errors of the pipeline: one tree, in which every error names its subject (a path, URL, key or stage).
 
-    WenlanError                 the work failed; the command line prints one line and exits with 1
-    ├── SourceError             a whole source cannot be read (a table is missing, a site answers nothing)
-    ├── StageError              a partition of a stage failed for a reason that is not one candidate's
-    ├── StoreError              a build folder or STORE is damaged, locked or of a newer version
-    ├── DetectorError           a detector cannot be loaded or gives what it must not
-    ├── ModelError              the model of a filter is not installed or cannot be loaded
-    └── GateError               a gate of the spec holds the build back
+    Exception
+    ├── WenlanError             the work failed; the command line prints one line and exits with 1
+    │   ├── SourceError         a whole source cannot be read (a table is missing, a site does not answer)
+    │   ├── StageError          a partition of a stage failed for a reason that is not a single candidate's
+    │   ├── StoreError          a build folder or STORE is damaged, locked or of a newer version
+    │   ├── DetectorError       a detector cannot be loaded, or its output breaks the contract
+    │   ├── ModelError          the model of a filter is not installed, or cannot be loaded
+    │   └── GateError           a gate of the spec holds the build back
+    ├── DemoError               the demo cannot go on (`pipeline.demo.packages`); exits with 1
+    └── ValueError
+        ├── ContractError       a shard folder breaks the contract (`data_specs.shard`); exits with 1
+        ├── SpecError           a faulty spec, one line per fault (`data_specs.build`); exits with 2
+        └── PictureError        bytes that are no picture (`pipeline.pictures.decode`); becomes a Decision
 
-A fault of one candidate is no exception: it is a Decision with a DropReason. A faulty spec is a SpecError of
-data_specs.build.
+A fault of a single candidate raises nothing: it is a Decision with a DropReason, and the build goes on.
 """
 
 from __future__ import annotations
 
 
 class WenlanError(Exception):
-    """The work failed. `subject` is what it failed on."""
+    """The work failed. `subject` names what it failed on; `str(e)` is "subject: message"."""
 
     def __init__(self, subject: str, message: str) -> None:
-        super().__init__(subject, message)  # both in args: an exception crosses processes by pickle
+        super().__init__(subject, message)  # both, since pickle, by which errors leave a worker, calls cls(*args)
         self.subject = subject
         self.message = message
 
@@ -32,7 +37,7 @@ class SourceError(WenlanError):
 
 
 class StageError(WenlanError):
-    """A partition of a stage failed."""
+    """A partition of a stage failed for a reason that is not a single candidate's."""
 
 
 class StoreError(WenlanError):

@@ -1,17 +1,18 @@
-"""What a running build tells beside its tables: log lines that name build, stage and partition, and counters.
+"""Observability of a running build, beside its tables: log lines with their context, metrics, and counters per host.
 
-Log: `wenlan` writes to stderr, as plain lines for people or, with WENLAN_LOG=json, one JSON object a line for a log
-store. `about` says once what the work is about; every line written within it carries that, in Ray's workers too.
+Log: the logger `wenlan` writes to stderr, as plain lines or, with WENLAN_LOG=json, as one JSON object per line for a
+log store. `about` states the context once (build, stage, partition); every line written within it carries that, in
+Ray's workers too.
 
-Counters: `count` adds to a metric of METRICS through `ray.util.metrics`, which every node of a cluster exports for
-Prometheus under the name that `exported` gives; `dags/deploy/grafana.json` draws them. Where no Ray runs, and nobody
+Metrics: `count` adds to a counter of METRICS through `ray.util.metrics`, which every node of a cluster exports for
+Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them. Where no Ray runs, and nobody
 could read them, they cost nothing.
 
-Pulse: while a partition asks hosts for pages or images, what it counted by host lies in a small file beside its stage's
-records, written anew every few seconds and gone when the partition ends; `wenlan-data status` adds them up.
+Pulse: while a partition requests pages or images, its counters per host lie in a small file beside its stage's records,
+rewritten every few seconds and deleted when the partition ends; `wenlan-data status` adds them up.
 
 Limits: a counter lives in its process, and Ray exports it every few seconds: what the last seconds before the end of a
-build counted may never be seen. What must add up is in build.json and the records, not here.
+build counted may never be seen. Numbers that must add up are in build.json and the records, not here.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ log = logging.getLogger("wenlan")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter's description, and the tags that every count of it has."""
+    """A counter's description, and the tags that each of its counts has."""
 
     description: str
     tags: tuple[str, ...]
@@ -55,7 +56,7 @@ METRICS: dict[str, Metric] = {
     "wenlan_received_bytes": Metric("bytes of pages and images received, by host", ("host",)),
     "wenlan_written_bytes": Metric("bytes of the files that partitions committed", ()),
 }
-"""Every counter there is. All of them have the tags `build` and `stage` besides."""
+"""All counters. Each has the tags `build` and `stage` as well."""
 
 
 def exported(name: str) -> str:
@@ -69,7 +70,7 @@ _counters: dict[str, Any] = {}
 
 @contextlib.contextmanager
 def about(**what: str) -> Iterator[None]:
-    """Say what the lines and counts within are about, such as build_id, stage and partition."""
+    """Context of the log lines and counts within the block, such as build_id, stage and partition."""
     token = _about.set({**_about.get(), **what})
     try:
         yield
@@ -78,7 +79,7 @@ def about(**what: str) -> Iterator[None]:
 
 
 def count(name: str, value: float = 1.0, **tags: str) -> None:
-    """Add to a counter of METRICS, with the tags that it names there: for Ray, where it runs, and for the pulse."""
+    """Add to a counter of METRICS, with the tags that are named there: in Ray, where it runs, and in the pulse."""
     pulse = _pulse.get()
     if pulse is not None and "host" in tags:
         pulse.add(name, value, **tags)
@@ -86,21 +87,21 @@ def count(name: str, value: float = 1.0, **tags: str) -> None:
     if value <= 0 or ray is None or not ray.is_initialized():
         return
     if name not in _counters:
+        metric = METRICS[name]
         from ray.util.metrics import Counter
 
-        metric = METRICS[name]
         _counters[name] = Counter(name, metric.description, ("build", "stage", *metric.tags))
-    known = _about.get()
-    _counters[name].inc(value, {"build": known.get("build_id", ""), "stage": known.get("stage", ""), **tags})
+    context = _about.get()
+    _counters[name].inc(value, {"build": context.get("build_id", ""), "stage": context.get("stage", ""), **tags})
 
 
 PULSE, PULSE_S, LOST_S = "_pulse", 2.0, 60.0
-"""The folder of pulses, how often one is written, and after how many seconds one is that of a dead worker."""
+"""The folder of pulses; seconds between two writes of one; and age in seconds at which its worker counts as dead."""
 
 
 @dataclass(slots=True)
 class _Pulse:
-    """What one partition has asked hosts for so far."""
+    """Requests of one partition so far, by host."""
 
     folder: Folder
     partition: str
@@ -109,11 +110,11 @@ class _Pulse:
     hosts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def add(self, name: str, value: float, host: str, fate: str = "") -> None:
-        known = self.hosts.setdefault(host, Counter())
-        known["bytes" if name == "wenlan_received_bytes" else "kept" if fate == "kept" else "failed"] += int(value)
+        counts = self.hosts.setdefault(host, Counter())
+        counts["bytes" if name == "wenlan_received_bytes" else "kept" if fate == "kept" else "failed"] += int(value)
         if time.time() - self.written >= PULSE_S:
             self.written = time.time()
-            with contextlib.suppress(StoreError, OSError):  # what fails here will fail where it matters, too
+            with contextlib.suppress(StoreError, OSError):  # a disk that fails here fails the partition's own files too
                 seconds = self.written - self.began
                 self.folder.write_json(
                     f"{self.partition}.json", {"at": self.written, "seconds": seconds, "hosts": self.hosts}
@@ -130,51 +131,54 @@ _pulse: contextvars.ContextVar[_Pulse | None] = contextvars.ContextVar("pulse", 
 
 @contextlib.contextmanager
 def pulse(folder: Folder, partition: str) -> Iterator[None]:
-    """Within, what `count` hears about hosts is shown in a stage's folder while the partition runs."""
-    found = _Pulse(folder / PULSE, partition)
-    token = _pulse.set(found)
+    """Within the block, counts per host are shown in a stage's folder while the partition runs."""
+    running = _Pulse(folder / PULSE, partition)
+    token = _pulse.set(running)
     try:
         yield
     finally:
         _pulse.reset(token)
-        found.end()
+        running.end()
 
 
 def pulses(folder: Folder) -> dict[str, dict[str, float]]:
-    """What the partitions at work in a stage's folder have asked for, by host, the busiest first.
+    """Requests of the partitions that are running in a stage's folder, by host, the busiest first.
 
-    kept, failed, bytes: so far, of the partitions at work; per_second: answers a second since they began.
+    kept, failed, bytes: sums over these partitions so far; per_second: answers per second since they began.
     """
-    found: dict[str, Counter[str]] = {}
+    totals: dict[str, Counter[str]] = {}
     rates: dict[str, float] = {}
     for name in (folder / PULSE).names():
-        with contextlib.suppress(StoreError, OSError, FileNotFoundError):  # it may just have ended
-            known = (folder / PULSE).read_json(name)
-            if not name.startswith(".") and time.time() - known["at"] <= LOST_S:
-                for host, counts in known["hosts"].items():
-                    found.setdefault(host, Counter()).update(counts)
+        with contextlib.suppress(StoreError, OSError, FileNotFoundError):  # its partition may have ended meanwhile
+            running = (folder / PULSE).read_json(name)
+            if not name.startswith(".") and time.time() - running["at"] <= LOST_S:
+                for host, counts in running["hosts"].items():
+                    totals.setdefault(host, Counter()).update(counts)
                     answers = counts.get("kept", 0) + counts.get("failed", 0)
-                    rates[host] = rates.get(host, 0.0) + answers / max(known["seconds"], PULSE_S)
+                    rates[host] = rates.get(host, 0.0) + answers / max(running["seconds"], PULSE_S)
     names = ("kept", "failed", "bytes")
-    hosts = {h: {**{n: c[n] for n in names}, "per_second": round(rates[h], 2)} for h, c in found.items()}
+    hosts = {h: {**{n: c[n] for n in names}, "per_second": round(rates[h], 2)} for h, c in totals.items()}
     return dict(sorted(hosts.items(), key=lambda entry: (-entry[1]["per_second"], entry[0])))
 
 
 def form() -> str:
-    """How this process is asked to log: "json" or "text"."""
+    """The form of log lines that the environment asks for: "json" or "text"."""
     return "json" if os.environ.get(FORM, "").strip().lower() == "json" else "text"
 
 
 def log_as(form: str) -> None:
-    """Log to stderr in one of the forms, ours as JSON from INFO on. Leaves a process that logs somewhere already."""
+    """Log to stderr in one of the forms; with "json", our own lines from INFO on.
+
+    A process whose logging is set up already keeps its own handlers.
+    """
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
-    handler.addFilter(_tell)
+    handler.addFilter(_add_context)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.INFO if form == "json" else logging.NOTSET)
 
 
-def _tell(record: logging.LogRecord) -> bool:
+def _add_context(record: logging.LogRecord) -> bool:
     record.about = _about.get()
     return True
 
@@ -183,7 +187,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "about
 
 
 class _Json(logging.Formatter):
-    """One object a line: time, level, message, what it is about, and whatever the call gave as `extra`."""
+    """One JSON object per line: time, level, message, the context of `about`, and the call's `extra`."""
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.timezone.utc)

@@ -1,4 +1,4 @@
-"""Plug-ins: sources, filters, detectors and image features, one file each, found by their file's name.
+"""Plug-ins: sources, filters, detectors and image features. One file each; the file's name is the name in a spec.
 
 A plug-in is a frozen pydantic model: **file name = the name in the spec, its fields = its options**. There is no
 registry: `pipeline/filters/text_length.py` holds exactly one class derived from the family's face (declared in the
@@ -17,7 +17,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data_specs.build import BuildSpec, SpecError, describe
-from pipeline.web import guard
+from pipeline.urls import loopback_pairs
 
 Family = Literal["sources", "filters", "detectors", "features"]
 T = TypeVar("T", bound="Plugin")
@@ -40,7 +40,7 @@ class Plugin(BaseModel):
 
 
 def names(family: Family) -> list[str]:
-    """Names of the plug-ins of a family, sorted; a file `_*.py` is a helper of theirs."""
+    """Names of the plug-ins of a family, sorted. A file `_*.py` is a helper of theirs and no plug-in."""
     package = importlib.import_module(f"pipeline.{family}")
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
     return sorted(name for name in names if not name.startswith("_"))
@@ -82,26 +82,26 @@ def configure(family: Family, name: str, options: dict[str, Any], face: type[T],
 
 
 def check(spec: BuildSpec, name: str = "") -> None:
-    """Configure every plug-in that a spec names, and look at what it may reach.
+    """Check a spec beyond its schema: the options of every plug-in that it names, and the addresses it lets through.
 
     Raises SpecError that lists all faults; `name` is the spec file.
     """
-    wanted: list[tuple[Family, str, dict[str, Any], str]] = []
+    named: list[tuple[Family, str, dict[str, Any], str]] = []
     for i, source in enumerate(spec.sources):
         options = {"name": source.name, "source_kind": source.source_kind, **source.options}
-        wanted.append(("sources", source.kind, options, f"sources[{i}]"))
+        named.append(("sources", source.kind, options, f"sources[{i}]"))
     for i, ref in enumerate(spec.filters):
-        wanted.append(("filters", ref.name, ref.options, f"filters[{i}]"))
+        named.append(("filters", ref.name, ref.options, f"filters[{i}]"))
     for i, ref in enumerate(spec.regions.detectors):
-        wanted.append(("detectors", ref.name, ref.options, f"regions.detectors[{i}]"))
+        named.append(("detectors", ref.name, ref.options, f"regions.detectors[{i}]"))
     problems: list[str] = []
-    for family, plugin, options, where in wanted:
+    for family, plugin, options, where in named:
         try:
             configure(family, plugin, options, Plugin, where, spec.base)
         except SpecError as e:
             problems += e.problems
     try:
-        guard.guard_of(spec)
+        loopback_pairs(spec.egress.allow)
     except SpecError as e:
         problems += e.problems
     if problems:

@@ -1,37 +1,43 @@
-"""Canonical image URLs: the same picture under two spellings of its address is one candidate, fetched once.
+"""URLs in canonical spelling, so that a picture whose address is spelled in two ways is one candidate, fetched once.
 
 w3lib does the work (RFC 3986: dot segments, escapes, IDNA, order of query arguments, no fragment). Three things are
 ours: default ports are cut; only http and https with a host and without credentials are addresses of images; and a
 query that is no list of `key=value` keeps its spelling, because image servers of Qiniu and others read
 `?imageView2/2/w/600` and answer 400 to the `?imageView2%2F2%2Fw%2F600=` that sorting makes of it.
 
+Beside it: what an address tells without asking anybody (hosts and their parent domains, session ids, paths without end,
+loopback `host:port` pairs of a spec).
+
 Limits: names of hosts are compared as they are; `www.` and mirrors count as other hosts.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Sequence
 from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
 
 from w3lib.url import canonicalize_url, safe_url_string
 
+from data_specs.build import SpecError
+
 MAX_URL = 2048
-"""Longest address taken, characters: above it servers and proxies disagree."""
+"""Characters of the longest address that is accepted: beyond it servers and proxies disagree."""
 
 MAX_PARTS, MAX_SAME_PARTS = 20, 3
 """Parts of a path, and equal ones among them, above which a page address is endless."""
 
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
-
-_AS_IT_IS = re.compile(
+_PLAINLY_CANONICAL = re.compile(
     r"https?://[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*(?::(?!80/|443/)(?:[1-5]\d{4}|[1-9]\d{0,3}))?/(?:(?!\.)[\w.~-]+/)*(?:(?!\.)[\w.~-]+)?",
     re.A,
 )
-"""Addresses that are canonical as anybody sees: most images'. The library takes a tenth of a millisecond to see it."""
+"""Addresses, most images' among them, that are canonical at first sight: w3lib takes 0.1 ms to come to that."""
 
-_BELOW = re.compile(r"((?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+)", re.A)
-"""Relative addresses without anything to decide: folders up, then a path."""
+_PLAINLY_RELATIVE = re.compile(r"((?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+)", re.A)
+"""Relative addresses without anything to decide: steps up (group 1), then a path (group 2)."""
 
 
 def canonical_url(url: str, base: str = "") -> str:
@@ -39,45 +45,45 @@ def canonical_url(url: str, base: str = "") -> str:
 
     Idempotent: canonical_url(canonical_url(u)) == canonical_url(u).
     """
-    if _AS_IT_IS.fullmatch(url) and len(url) <= MAX_URL:
+    if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
     url = "".join(url.split("\n")).replace("\t", "").replace("\r", "").strip()
     if not url:
         raise ValueError("empty address")
-    below = _BELOW.fullmatch(url) if _AS_IT_IS.fullmatch(base) else None
-    if below is not None:  # urljoin, for what is plain
-        *folders, _ = base.split("/")[3:]
-        up, path = len(below[1]) // 3, below[2]
+    relative = _PLAINLY_RELATIVE.fullmatch(url) if _PLAINLY_CANONICAL.fullmatch(base) else None
+    if relative is not None:  # what urljoin would answer, without its general case
+        *folders, _ = base.split("/")[3:]  # after scheme, empty part and host; the last part is the page itself
+        up, path = len(relative[1]) // 3, relative[2]  # "../" has three characters
         url = "/".join([*base.split("/")[:3], *folders[: max(0, len(folders) - up)], path])
     elif base:
         url = urljoin(base, url)
-    if _AS_IT_IS.fullmatch(url) and len(url) <= MAX_URL:
+    if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
-    found = urlsplit(url)
-    if found.scheme.lower() not in _DEFAULT_PORTS:
-        raise ValueError(f"scheme {found.scheme[:20]!r} is not http or https" if found.scheme else "relative address")
-    if not found.hostname:
+    parts = urlsplit(url)
+    if parts.scheme.lower() not in _DEFAULT_PORTS:
+        raise ValueError(f"scheme {parts.scheme[:20]!r} is not http or https" if parts.scheme else "relative address")
+    if not parts.hostname:
         raise ValueError("no host")
-    if found.username is not None or found.password is not None:
+    if parts.username is not None or parts.password is not None:
         raise ValueError("address with credentials")
-    clean = _canonical(found)
-    if len(clean) > MAX_URL:
-        raise ValueError(f"address of {len(clean)} characters")
-    return clean
+    canonical = _canonical(parts)
+    if len(canonical) > MAX_URL:
+        raise ValueError(f"address of {len(canonical)} characters")
+    return canonical
 
 
-def _canonical(found: SplitResult) -> str:
+def _canonical(parts: SplitResult) -> str:
     """Canonical spelling of a checked address."""
-    port = found.port
-    if port == _DEFAULT_PORTS[found.scheme.lower()]:
-        found = found._replace(netloc=found.netloc.rpartition(":")[0])
-    elif port is None and found.netloc.endswith(":"):
-        found = found._replace(netloc=found.netloc[:-1])
-    is_list = all("=" in argument for argument in found.query.split("&"))
-    if not found.query or is_list:
-        return str(canonicalize_url(urlunsplit(found)))
-    bare = str(canonicalize_url(urlunsplit(found._replace(query="", fragment=""))))
-    query = urlsplit(safe_url_string(urlunsplit(found._replace(fragment="")))).query
+    port = parts.port
+    if port == _DEFAULT_PORTS[parts.scheme.lower()]:
+        parts = parts._replace(netloc=parts.netloc.rpartition(":")[0])
+    elif port is None and parts.netloc.endswith(":"):
+        parts = parts._replace(netloc=parts.netloc[:-1])
+    is_list = all("=" in argument for argument in parts.query.split("&"))
+    if not parts.query or is_list:
+        return str(canonicalize_url(urlunsplit(parts)))
+    bare = str(canonicalize_url(urlunsplit(parts._replace(query="", fragment=""))))
+    query = urlsplit(safe_url_string(urlunsplit(parts._replace(fragment="")))).query  # escaped, but not sorted
     return f"{bare}?{query}"
 
 
@@ -89,28 +95,28 @@ _SESSION_IN_PATH = re.compile(r";jsessionid=[^/?#]*", re.I)
 
 def without_session(url: str) -> str:
     """A canonical page address without session ids and campaign marks, which make one page look like many."""
-    found = urlsplit(url)
+    parts = urlsplit(url)
     if "=" not in url:
         return url
-    path = _SESSION_IN_PATH.sub("", found.path)
-    query = _SESSION.sub("", found.query).rstrip("&")
-    return urlunsplit(found._replace(path=path, query=query))
+    path = _SESSION_IN_PATH.sub("", parts.path)
+    query = _SESSION.sub("", parts.query).rstrip("&")
+    return urlunsplit(parts._replace(path=path, query=query))
 
 
 def is_endless(url: str) -> bool:
-    """Whether a path looks like one that grows for ever: many parts, or the same part again and again."""
+    """Whether a page's path looks as if it grew for ever: many parts, or the same part again and again."""
     parts = [part for part in urlsplit(url).path.split("/") if part]
     return len(parts) > MAX_PARTS or any(parts.count(part) > MAX_SAME_PARTS for part in parts if not part.isdigit())
 
 
 def host_names(url: str) -> list[str]:
-    """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty for no host.
+    """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty without a host.
 
-    An IP address has no parents. A host with a port comes with the port first.
+    An IP address has no parents. A host with a port is listed with the port first.
     """
     try:
-        found = urlsplit(url)
-        host, port = found.hostname or "", found.port
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
     except ValueError:
         return []
     if not host:
@@ -119,3 +125,29 @@ def host_names(url: str) -> list[str]:
     is_address = ":" in host or labels[-1].isdigit()
     parents = [] if is_address else [".".join(labels[i:]) for i in range(1, len(labels) - 1)]
     return [*([f"{host}:{port}"] if port else []), host, *parents]
+
+
+def loopback_pairs(allow: Sequence[str]) -> frozenset[tuple[str, int]]:
+    """(IP address, port) of each entry of a spec's `egress.allow`; `localhost` stands for 127.0.0.1 and ::1.
+
+    Raises SpecError that names the entry which is no loopback host:port.
+    """
+    pairs: set[tuple[str, int]] = set()
+    for i, entry in enumerate(allow):
+        where = f"egress.allow[{i}]: {entry!r}"
+        try:
+            parts = urlsplit(f"//{entry}")
+            host, port = parts.hostname or "", parts.port
+        except ValueError:
+            host, port = "", None
+        if not port or not host:
+            raise SpecError([f"{where}: is not host:port"])
+        for address in ("127.0.0.1", "::1") if host == "localhost" else (host,):
+            try:
+                literal = ipaddress.ip_address(address)
+            except ValueError:
+                raise SpecError([f"{where}: the host must be localhost or a loopback address"]) from None
+            if not literal.is_loopback:
+                raise SpecError([f"{where}: only loopback addresses may be named, {address} is none"])
+            pairs.add((str(literal), port))
+    return frozenset(pairs)

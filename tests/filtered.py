@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.shard import Text
-from pipeline.features.phash import HASHES
-from pipeline.features.signature import GRIDS, SIZE
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, Candidate, candidate_rows, order_range
 from pipeline.store.build import Build
 from tests.fetched import begun

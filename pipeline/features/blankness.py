@@ -1,4 +1,4 @@
-"""Blankness: the share of the picture that the most frequent of 64 grey levels takes, 0 to 1.
+"""Blankness: the share of a picture that its most frequent grey level covers, of 64 levels; 0 to 1.
 
 A placeholder or a scan of an empty page is near 1; a drawing on white may well be at 0.9 and still be a picture, so
 what counts as blank is the filter's business.
@@ -6,7 +6,8 @@ what counts as blank is the filter's business.
 
 from __future__ import annotations
 
-from pipeline.features import Feature, Views
+from pipeline.features import Feature
+from pipeline.pictures.thumbs import Views
 
 
 class Blankness(Feature):
@@ -15,5 +16,6 @@ class Blankness(Feature):
     VERSION = 2
 
     def of(self, views: Views) -> list[float]:
-        found: list[float] = views.levels.reshape(-1, 64, 4).sum(axis=2).max(axis=1).tolist()
-        return found
+        # [B, 256] levels, four neighbours to one of 64
+        shares: list[float] = views.levels.reshape(-1, 64, 4).sum(axis=2).max(axis=1).tolist()
+        return shares

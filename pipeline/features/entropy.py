@@ -1,15 +1,16 @@
 """Entropy of the grey levels, in bits: 0 for one level all over, 8 where all 256 are equally frequent.
 
-Shannon's (1948), over the histogram of the thumb. Drawings lie at 1 to 5, photographs mostly above 6.
+Shannon's (1948), over the histogram of the thumbnail. Drawings lie at 1 to 5, photographs mostly above 6.
 
-Limits: blind to where the levels are; noise and a fine photograph are one to it.
+Limits: blind to where the levels are, so noise and a fine photograph score alike.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from pipeline.features import Feature, Views
+from pipeline.features import Feature
+from pipeline.pictures.thumbs import Views
 
 
 class Entropy(Feature):
@@ -18,5 +19,5 @@ class Entropy(Feature):
     def of(self, views: Views) -> list[float]:
         shares = views.levels
         bits = -(shares * np.log2(shares, where=shares > 0, out=np.zeros_like(shares))).sum(axis=1)
-        found: list[float] = (np.round(bits, 3) + 0.0).tolist()  # + 0.0: no minus zero
-        return found
+        rounded: list[float] = (np.round(bits, 3) + 0.0).tolist()  # + 0.0: no minus zero
+        return rounded

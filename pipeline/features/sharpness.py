@@ -1,15 +1,16 @@
 """Sharpness: the variance of the Laplacian of the grey picture, large where there are edges.
 
-The focus measure of Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy" (2000), taken of the thumb of
-64 x 64: it tells a picture that shows something from one that is all haze, whatever its size.
+The focus measure of Pech-Pacheco et al., "Diatom autofocusing in brightfield microscopy" (2000), taken of the 64 x 64
+thumbnail: it tells a picture that shows something from one that is all haze, whatever its size.
 
-Limits: a blur that is gone at that size is not seen, some 4 pixels of a picture of 500.
+Limits: a blur that disappears at that size is not seen, some 4 pixels of a picture of 500.
 """
 
 from __future__ import annotations
 
-from pipeline.features import Feature, Views
+from pipeline.features import Feature
 from pipeline.pictures.decode import Pixels
+from pipeline.pictures.thumbs import Views
 
 
 class Sharpness(Feature):

@@ -26,9 +26,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.features import BOXES, HALVES
-from pipeline.features.signature import GRIDS, SIZE, of_one_tone, tones, within
 from pipeline.matching.signatures import Grids
+from pipeline.pictures.parts import BOXES, HALVES
+from pipeline.pictures.signatures import GRIDS, SIZE, of_one_tone, tones, within
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]

@@ -1,1 +1,1 @@
-"""One HTML page becomes its images with their texts."""
+"""HTML pages: the images of a page with their texts."""

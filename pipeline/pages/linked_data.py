@@ -1,7 +1,7 @@
-"""JSON-LD of a page (`<script type="application/ld+json">`, schema.org): images with captions, and what it is about.
+"""JSON-LD of a page (`<script type="application/ld+json">`, schema.org): images with captions, headline, keywords.
 
-Limits: a graph is walked to MAX_NODES objects and MAX_DEPTH levels; what is no JSON is passed over; references between
-objects (`@id`) are not followed.
+Limits: at most MAX_NODES objects, MAX_DEPTH levels deep, are visited; scripts that are not JSON are skipped; references
+between objects (`@id`) are not followed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MAX_SCRIPTS, MAX_BYTES, MAX_NODES, MAX_DEPTH = 20, 500_000, 2_000, 12
 
 @dataclass(slots=True)
 class LinkedData:
-    """What the scripts say. `images`: (address as written, caption)."""
+    """The data of a page's scripts. `images`: (address as written, caption)."""
 
     headline: str = ""
     description: str = ""
@@ -25,43 +25,42 @@ class LinkedData:
 
 def read(tree: Any) -> LinkedData:
     """Read the `script` elements of a page (selectolax) that hold JSON-LD. Never fails."""
-    found = LinkedData()
-    left = [MAX_NODES]
+    data = LinkedData()
+    budget = [MAX_NODES]  # shared by all scripts of the page
     scripts = [n for n in tree.tags("script") if (n.attributes.get("type") or "").lower() == "application/ld+json"]
     for node in scripts[:MAX_SCRIPTS]:
         text = node.text() or ""
         if len(text) <= MAX_BYTES:
             try:
-                _walk(json.loads(text), found, left, 0)
+                _walk(json.loads(text), data, budget, 0)
             except (ValueError, RecursionError):
                 continue
-    found.images = list(dict.fromkeys(found.images))
-    return found
+    data.images = list(dict.fromkeys(data.images))
+    return data
 
 
-def _walk(value: Any, found: LinkedData, left: list[int], depth: int) -> None:
-    left[0] -= 1
-    if left[0] < 0 or depth > MAX_DEPTH:
+def _walk(value: Any, data: LinkedData, budget: list[int], depth: int) -> None:
+    """Collect into `data` what a JSON value holds, as long as the budget of objects lasts."""
+    budget[0] -= 1
+    if budget[0] < 0 or depth > MAX_DEPTH:
         return
     if isinstance(value, list):
         for entry in value:
-            _walk(entry, found, left, depth + 1)
+            _walk(entry, data, budget, depth + 1)
     if not isinstance(value, dict):
         return
     if "ImageObject" in _strings(value.get("@type")):
         caption = next((t for k in ("caption", "description", "name") for t in _strings(value.get(k))), "")
-        found.images += [
-            (url, caption) for url in (_strings(value.get("contentUrl")) or _strings(value.get("url")))[:1]
-        ]
-    found.images += [(url, "") for key in ("image", "thumbnailUrl") for url in _strings(value.get(key))]
-    found.headline = found.headline or next(iter(_strings(value.get("headline"))), "")
-    found.description = found.description or next(iter(_strings(value.get("description"))), "")
-    found.keywords += _strings(value.get("keywords"))
+        data.images += [(url, caption) for url in (_strings(value.get("contentUrl")) or _strings(value.get("url")))[:1]]
+    data.images += [(url, "") for key in ("image", "thumbnailUrl") for url in _strings(value.get(key))]
+    data.headline = data.headline or next(iter(_strings(value.get("headline"))), "")
+    data.description = data.description or next(iter(_strings(value.get("description"))), "")
+    data.keywords += _strings(value.get("keywords"))
     for entry in value.values():
         if isinstance(entry, (dict, list)):
-            _walk(entry, found, left, depth + 1)
+            _walk(entry, data, budget, depth + 1)
 
 
 def _strings(value: Any) -> list[str]:
-    """A string, or those of a list."""
+    """The strings that are not blank in a value: itself, or the entries of a list."""
     return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and v.strip()]

@@ -1,7 +1,7 @@
-"""One HTML page -> its images with their texts, in one walk over the DOM.
+"""Images of an HTML page with their texts, from one walk over the DOM.
 
-The walk cuts the page into blocks of running text and notes for every image where in which block it stands, in which
-figures it lies and in which blocks of page furniture (navigation, footer, sidebar). Texts are then looked up:
+The walk cuts the page into blocks of running text and notes for every image its position in its block, the figures
+around it, and whether it is page furniture (navigation, footer, sidebar). Texts are then looked up:
 
     alt           the image's alt, then its title attribute
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
@@ -11,12 +11,11 @@ figures it lies and in which blocks of page furniture (navigation, footer, sideb
     abstract      og:description or meta description, else the first paragraph
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
-Where a site rule (`pipeline.pages.site_rules`) knows the page, it says where the article, its title and its captions
-are.
+For a site with a rule (`pipeline.pages.site_rules`), the rule selects the article, its title and its captions.
 
-Images come from lazy attributes before `src` (on a lazy page src is a placeholder), the largest of `srcset`,
-`<picture>`, `<noscript>`, og:image and JSON-LD (`image`, ImageObject with its caption). Parser: selectolax (lexbor),
-which repairs HTML as browsers do.
+Addresses of images come from the attributes of lazy loaders, before `src` (on a lazy page src is a placeholder), from
+the largest of `srcset`, `<picture>`, `<noscript>`, og:image and JSON-LD (`image`, ImageObject with its caption).
+Parser: selectolax (lexbor), which repairs HTML as browsers do.
 
 Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known.
 """
@@ -29,26 +28,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.shard import Text, TextKind
-from pipeline.pages import linked_data
-from pipeline.pages.site_rules import SiteRule, Told, told_by
-from pipeline.pages.walk import SRCSETS, Place, Walk, fold
+from pipeline.pages import linked_data, site_rules
+from pipeline.pages.site_rules import SiteRule, SiteTexts
+from pipeline.pages.walk import SRCSETS, Place, Walk
+from pipeline.texts.cleaning import clean
 
 MAX_SURROUNDING = 200
-"""Characters kept of a surrounding text: those nearest to the image."""
+"""Characters kept of a surrounding text, the ones nearest to the image."""
 
 MAX_TEXT = 1000
 """Characters kept of any other text."""
 
 MAX_DISTANCE = 40
-"""Blocks between an image and its surrounding text. It bounds the work on a hostile page."""
+"""Blocks between an image and its surrounding text at most: bounds the work on a hostile page."""
 
 MAX_CAPTIONS = 3
 
 MIN_ABSTRACT = 20
-"""Letters of a first paragraph that is an abstract."""
+"""Letters that a first paragraph needs to be taken as the abstract."""
 
 MAX_TAGS, MAX_TAG = 10, 20
-"""Tags of a page, characters of each."""
+"""Tags kept per page, and characters above which a keyword is a sentence and no tag."""
 
 _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
          "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
@@ -61,7 +61,7 @@ _LETTER = re.compile(r"[^\W\d_]")
 
 @dataclass(frozen=True, slots=True)
 class PageImage:
-    """An image as the page shows it. `url` as written; `attributes` of its element, lower-case names."""
+    """An image of a page. `url` is as written; `attributes` are those of its element, with names in lower case."""
 
     row: int  # position among the page's images; -1 for og:image and JSON-LD
     url: str
@@ -73,7 +73,7 @@ class PageImage:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page holds. `base` is the address that relative ones start from, as written; "" if not given."""
+    """The content of a page. `base` is the address that relative ones start from, as written; "" if there is none."""
 
     base: str
     language: str
@@ -84,25 +84,25 @@ class Page:
 
 
 def parse(html: str, rule: SiteRule | None = None) -> Page:
-    """Read one page, as a site rule says if there is one. Never fails: what is no HTML is a page without images."""
+    """Read one page, by its site's rule if there is one. Never fails: what is no HTML is a page without images."""
     from selectolax.lexbor import LexborHTMLParser
 
     tree = LexborHTMLParser(html)
-    told = told_by(tree, rule) if rule is not None else Told()
+    selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
     meta = _Meta.of(tree)
     linked = linked_data.read(tree)
     walk = Walk()
-    body = told.content if told.content is not None else tree.body
+    body = selected.content if selected.content is not None else tree.body
     if body is not None:
         walk.run(body)
-    headline = fold(told.title or "") or walk.headline or meta.title or fold(linked.headline)
-    abstract = fold(told.abstract or "") or meta.abstract or fold(linked.description) or _first_paragraph(walk)
-    tags = _tags((*told.tags, *meta.tags, *linked.keywords))
+    headline = clean(selected.title or "") or walk.headline or meta.title or clean(linked.headline)
+    abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description) or _first_paragraph(walk)
+    tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
     lookup = _Lookup(walk, headline, abstract, tags)
     images = [lookup.image(row) for row in range(len(walk.places))]
     whole: list[tuple[TextKind, str]] = [("title", headline), ("abstract", abstract), *(("tag", t) for t in tags)]
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
-        images.append(PageImage(-1, url, _texts([("caption", fold(caption)), *whole]), {}))
+        images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
     return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
 
 
@@ -116,15 +116,15 @@ def _first_paragraph(walk: Walk) -> str:
     return ""
 
 
-def _tags(found: Iterable[str]) -> tuple[str, ...]:
-    """Tags one by one, each once; what is a sentence is none."""
-    parts = (fold(part) for text in found for part in re.split(r"[,，、;；|]", text[:500]))
+def _tags(keywords: Iterable[str]) -> tuple[str, ...]:
+    """Tags of some lists of keywords, each tag once; a sentence is no tag."""
+    parts = (clean(part) for text in keywords for part in re.split(r"[,，、;；|]", text[:500]))
     return tuple(dict.fromkeys(part for part in parts if 2 <= len(part) <= MAX_TAG))[:MAX_TAGS]
 
 
 @dataclass(frozen=True, slots=True)
 class _Meta:
-    """What the head of a page says."""
+    """Metadata from the head of a page, and its rel=tag links."""
 
     base: str
     language: str
@@ -137,7 +137,7 @@ class _Meta:
 
     @classmethod
     def of(cls, tree: Any) -> _Meta:
-        found: dict[str, str] = {}
+        content_of: dict[str, str] = {}  # name or property of a meta tag -> content of the first such tag
         robots: list[str] = []
         tags: list[str] = []
         for node in tree.tags("meta"):  # by name: a tenth of what a selector costs
@@ -151,32 +151,32 @@ class _Meta:
             elif name in ("keywords", "article:tag"):
                 tags.append(content)
             elif name:
-                found.setdefault(name, content.strip())
+                content_of.setdefault(name, content.strip())
         base = next((node for node in tree.tags("base") if "href" in node.attributes), None)
         root, title = tree.root, next(iter(tree.tags("title")), None)
-        name_of_page = fold(title.text()) if title is not None else ""
+        name_of_page = clean(title.text()) if title is not None else ""
         marked = [node for node in tree.tags("a") if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
             robots=tuple(robots),
-            title=fold(found.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
-            abstract=fold(found.get("og:description", "") or found.get("description", "")),
-            image=found.get("og:image", ""),
+            title=clean(content_of.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
+            abstract=clean(content_of.get("og:description", "") or content_of.get("description", "")),
+            image=content_of.get("og:image", ""),
             tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
-            reserved=found.get("tdm-reservation", "") == "1",
+            reserved=content_of.get("tdm-reservation", "") == "1",
         )
 
 
 class _Lookup:
-    """Finds the texts of the images of a finished walk."""
+    """Looks up the texts of images once the walk is over."""
 
     def __init__(self, walk: Walk, headline: str, abstract: str, tags: tuple[str, ...]) -> None:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
-        self._images_of: dict[int, dict[int, int]] = {}  # figure -> its images, each with its place among them
-        self._captions_of: dict[int, list[int]] = {}
+        self._images_of: dict[int, dict[int, int]] = {}  # figure -> row of an image in it -> its place among them
+        self._captions_of: dict[int, list[int]] = {}  # figure -> its caption blocks
         for row, place in enumerate(walk.places):
             for figure in place.figures if not place.fallback else ():
                 images = self._images_of.setdefault(figure, {})
@@ -191,20 +191,20 @@ class _Lookup:
         place = self.places[row]
         attributes = place.attributes
         captions, used = self._captions(row)
-        found: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
-        found += [("alt", fold(attributes.get("alt", ""))), ("alt", fold(attributes.get("title", "")))]
-        found.append(("title", self.headline))
-        found += [("surrounding", text) for text in self._surrounding(place, used)]
-        found += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
+        texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
+        texts += [("alt", clean(attributes.get("alt", ""))), ("alt", clean(attributes.get("title", "")))]
+        texts.append(("title", self.headline))
+        texts += [("surrounding", text) for text in self._surrounding(place, used)]
+        texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         url = image_url(attributes, place.sources)
-        return PageImage(row, url, _texts(found), attributes, place.furniture, place.fallback)
+        return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback)
 
     def _captions(self, row: int) -> tuple[list[str], int]:
-        """Captions of an image, and the block that one was taken from if it lies in no figure, else -1."""
+        """Captions of an image; and, for one that stands in no figure, its block, else -1."""
         place = self.places[row]
         for figure in reversed(place.figures):
             blocks, images = self._captions_of.get(figure, []), self._images_of.get(figure, {})
-            if blocks and len(images) == len(blocks) and row in images:
+            if blocks and len(images) == len(blocks) and row in images:  # one caption per image, in the same order
                 return [self.blocks[blocks[images[row]]].text()], -1
             if blocks:
                 return [self.blocks[i].text() for i in blocks[:MAX_CAPTIONS]], -1
@@ -245,22 +245,22 @@ def _is_caption_line(text: str) -> bool:
     return len(text) <= 100 and _CAPTION_LINE.match(text) is not None
 
 
-def _texts(found: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
-    """Without empty ones and repetitions: the first kind keeps a text."""
+def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
+    """Texts without empty ones and repetitions: a text that comes twice has the kind of its first occurrence."""
     texts: dict[str, Text] = {}
-    for kind, text in found:
+    for kind, text in pairs:
         if text:
             texts.setdefault(text, Text(kind, text[:MAX_TEXT]))
     return tuple(texts.values())
 
 
 def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> str:
-    """The address of an image's best copy, as written; a data: URI only if there is nothing else; "" for none.
+    """The address of an image's best copy, as written; a data: URI only if there is nothing else; "" without any.
 
     `sources` are the srcsets of the <picture> around it.
     """
     src = attributes.get("src", "").strip()
-    lazy = [found for name in _LAZY if name in attributes and (found := attributes[name].strip())]
+    lazy = [url for name in _LAZY if name in attributes and (url := attributes[name].strip())]
     sets = [url for name in SRCSETS if name in attributes and (url := _largest(attributes[name]))]
     real = [url for url in [*lazy, *sets, src] if _is_address(url)]
     if not real:
@@ -277,8 +277,8 @@ def _is_address(url: str) -> bool:
 def _largest(srcset: str) -> str:
     """The URL with the largest descriptor of a srcset (HTML Living Standard, parse a srcset attribute)."""
     best, size, rest = "", -1.0, srcset[:10_000]
-    while found := re.match(r"[\s,]*(\S+)", rest):
-        url, rest, descriptor = found.group(1), rest[found.end() :], ""
+    while entry := re.match(r"[\s,]*(\S+)", rest):
+        url, rest, descriptor = entry.group(1), rest[entry.end() :], ""
         if not url.endswith(","):
             descriptor, _, rest = rest.partition(",")
         number = re.match(r"\s*(\d+(?:\.\d+)?)[wx]", descriptor)

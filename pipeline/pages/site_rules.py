@@ -1,14 +1,14 @@
-"""Site rules: where a known site keeps its article, title and captions. A YAML file a kind of page in pipeline/sites/.
+"""Site rules: where a known site keeps its article, title and captions, as CSS selectors in `pages/sites/*.yaml`.
 
     hosts: [mp.weixin.qq.com]      the host or a parent domain of it; the longest that fits decides
     content: "#js_content"         images and running text count inside it only
     title, abstract: CSS selector  the first element that fits
     captions, tags, remove: [CSS selectors]
 
-All but `hosts` may be left out, and a rule that does not fit a page (nothing found) changes nothing: sites are rebuilt,
-and the general reading (`pipeline.pages.walk`) is always there. A file holds a list of rules.
+A file holds a list of rules. All but `hosts` may be left out, and a selector that fits nothing on a page changes
+nothing: sites are rebuilt, and the general reading (`pipeline.pages.walk`) is always there.
 
-Limits: rules are for pages as served; what a script builds is not there.
+Limits: rules are for pages as served; elements that a script would build are not there.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class SiteRule(BaseModel):
 
 
 @dataclass(slots=True)
-class Told:
-    """What a rule found on a page."""
+class SiteTexts:
+    """The parts of a page that its site's rule selects; empty ones are left to the general reading."""
 
     content: Any = None  # the element, None for the whole page
     title: str = ""
@@ -50,31 +50,31 @@ class Told:
 @functools.cache
 def rules() -> dict[str, SiteRule]:
     """Every rule by host. Two rules for one host are a fault of ours."""
-    found: dict[str, SiteRule] = {}
+    by_host: dict[str, SiteRule] = {}
     for file in sorted((resources.files("pipeline.pages") / "sites").iterdir(), key=lambda f: f.name):
         if file.name.endswith(".yaml"):
             for entry in yaml.safe_load(file.read_text(encoding="utf-8")):
                 rule = SiteRule.model_validate(entry)
-                assert not found.keys() & set(rule.hosts), f"{file.name}: a second rule for one of {rule.hosts}"
-                found.update(dict.fromkeys(rule.hosts, rule))
-    return found
+                assert not by_host.keys() & set(rule.hosts), f"{file.name}: a second rule for one of {rule.hosts}"
+                by_host.update(dict.fromkeys(rule.hosts, rule))
+    return by_host
 
 
 def rule_of(url: str) -> SiteRule | None:
-    """The rule for a page, None if its site is not known."""
-    known = rules()
-    return next((known[name] for name in host_names(url) if name in known), None)
+    """The rule for a page, None if its site has none."""
+    by_host = rules()
+    return next((by_host[name] for name in host_names(url) if name in by_host), None)
 
 
-def told_by(tree: Any, rule: SiteRule) -> Told:
-    """Apply a rule: takes out what it removes, marks its captions, and gives what it finds."""
+def apply(tree: Any, rule: SiteRule) -> SiteTexts:
+    """Apply a rule to a page: deletes the elements to remove, marks captions, returns the parts that are selected."""
     for selector in rule.remove:
         for node in tree.css(selector):
             node.decompose()
     for selector in rule.captions:
         for node in tree.css(selector):
             node.attrs["class"] = "caption"
-    return Told(
+    return SiteTexts(
         content=tree.css_first(rule.content) if rule.content else None,
         title=_text(tree, rule.title),
         abstract=_text(tree, rule.abstract),

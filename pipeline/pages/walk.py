@@ -1,9 +1,10 @@
-"""The walk over a page's DOM: blocks of running text, and where among them the images stand.
+"""The walk over a page's DOM: blocks of running text, and the position of each image among them.
 
-What a block or an image lies in (page furniture, figures, captions) is told by tags and by class names, those of
-Chinese sites and of common generators: WordPress, MediaWiki, DocBook, Asciidoctor, Toutiao, Jianshu, Baike.
+Tags and class names tell what a block or an image belongs to (page furniture, figures, captions). The class names are
+those of Chinese sites and of common generators: WordPress, MediaWiki, DocBook, Asciidoctor, Toutiao, Jianshu, Baike.
 
-Without recursion, and with bounds on what an image can look at, so that a hostile page costs no more than its size.
+The walk uses no recursion and bounds the text around an image, so that a hostile page costs no more than its size.
+
 Limits: class names must say what they mean; a site that calls its captions `p3` is not understood.
 """
 
@@ -13,16 +14,17 @@ import functools
 import re
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
-from unicodedata import normalize
+
+from pipeline.texts.cleaning import clean
 
 MAX_NEAR = 2000
-"""Characters of a block around an image that are looked at."""
+"""Characters of a block, on each side of an image, that can become its surrounding text."""
 
 MAX_FIGURES = 8
-"""Figures within figures."""
+"""Depth of figures within figures; deeper ones count as part of the last."""
 
 MAX_LOOKS = 100
-"""Elements looked into for an article before their class name is believed."""
+"""Elements per page that are searched for an article; after that, furniture is told by class names alone."""
 
 SRCSETS = ("data-srcset", "data-lazy-srcset", "srcset")
 """Attributes that hold a list of copies of an image."""
@@ -67,21 +69,21 @@ class Block:
     caption: bool = False
     titles: bool = False  # its class says title: a caption, if it lies in a figure
     figures: tuple[int, ...] = ()
-    _folded: str | None = None
+    _clean: str | None = None
 
     def text(self) -> str:
-        """All of it, folded. Read only once the walk is over: it is kept."""
-        if self._folded is None:
-            self._folded = fold(self.joined())
-        return self._folded
+        """The whole text, cleaned. Only for use after the walk, since the result is kept."""
+        if self._clean is None:
+            self._clean = clean(self.joined())
+        return self._clean
 
     def near(self, offset: int) -> tuple[str, str]:
-        """Text before and after a place in the block; of a very long block only what is near."""
+        """Up to MAX_NEAR characters of text before and after a position in the block, cleaned."""
         joined = self.joined()
-        return fold(joined[max(0, offset - MAX_NEAR) : offset]), fold(joined[offset : offset + MAX_NEAR])
+        return clean(joined[max(0, offset - MAX_NEAR) : offset]), clean(joined[offset : offset + MAX_NEAR])
 
     def joined(self) -> str:
-        """All of it as the page has it."""
+        """The whole text as the page has it."""
         if len(self.parts) > 1:
             self.parts = ["".join(self.parts)]
         return self.parts[0] if self.parts else ""
@@ -93,7 +95,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where an image stands: block, characters of that block before it, figures from outermost to innermost."""
+    """Position of an image: its block, the characters of the block before it, its figures from the outermost inwards."""
 
     block: int
     offset: int
@@ -104,18 +106,8 @@ class Place:
     fallback: bool
 
 
-def fold(text: str) -> str:
-    """NFC, white space folded, nothing invisible: how texts leave a page."""
-    if not text.isprintable():  # nothing that is taken off is printable
-        text = _INVISIBLE.sub("", text)
-    return normalize("NFC", " ".join(text.split()))
-
-
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
-
-
 class _Kind(NamedTuple):
-    """What an element is, as far as its tag, class, id and role tell."""
+    """What an element is by its tag, class, id and role."""
 
     article: bool
     furniture: bool
@@ -135,10 +127,10 @@ _ROLES = frozenset(("navigation", "contentinfo", "complementary", "search"))
 
 @functools.lru_cache(maxsize=8192)
 def _kind(tag: str, style: str, role: str) -> _Kind:
-    """A site's pages are made of few kinds, so that each is looked into once."""
+    """The kind of an element, cached: a site's pages consist of few combinations, and patterns are slow."""
     figure = tag == "figure" or (style != "" and _FIGURE.search(style) is not None)
     by_style = tag == "figcaption" or (style != "" and not figure and _CAPTION.search(style) is not None)
-    found = _Kind(
+    kind = _Kind(
         article=tag in ("article", "main"),
         furniture=tag in _FURNITURE_TAGS or role in _ROLES,
         suspect=style != "" and tag not in _NEVER_FURNITURE and _FURNITURE.search(style) is not None,
@@ -150,12 +142,12 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         counted=tag if tag in _COUNTED else "",
         plain=False,
     )
-    return found._replace(plain=not any((*found[:7], found.counted)))
+    return kind._replace(plain=not any((*kind[:7], kind.counted)))  # the first seven fields are flags other than block
 
 
 @dataclass(slots=True)
 class _Opened:
-    """An element that the walk is in: what leaving it must undo."""
+    """An element that the walk has entered, with what leaving it must undo."""
 
     kind: _Kind
     furniture: bool
@@ -166,20 +158,20 @@ class Walk:
     """The walk over the body: fills `blocks`, `places` and `headline`."""
 
     def __init__(self) -> None:
-        self._block, self._filled = Block(), False  # the last one, and whether there is text or an image in it
+        self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
         self.blocks: list[Block] = [self._block]
         self.places: list[Place] = []
         self.headline = ""
         self._figures: list[int] = []
         self._count = 0
-        self._article = self._furniture = self._caption = self._titles = 0  # how many open elements are such
+        self._article = self._furniture = self._caption = self._titles = 0  # open elements of each sort
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
 
     def run(self, body: Any) -> None:
-        """Depth first, without recursion: pages nest deeper than Python's stack."""
-        todo: list[bool | _Opened] = []  # what the walk is in; of most elements no more than whether they are blocks
+        """Walk depth first, without recursion: pages nest deeper than Python's stack."""
+        entered: list[bool | _Opened] = []  # open elements; a plain one is only a flag: whether it is a block
         node = body
         while True:
             tag = node.tag
@@ -194,28 +186,29 @@ class Walk:
                 attributes = node.attributes
                 self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
             elif tag not in _SILENT and tag[0] != "-":
-                todo.append(self._enter(node, tag))
+                entered.append(self._enter(node, tag))
                 inner = node.first_child
                 if inner is None:
-                    self._leave(todo.pop())
+                    self._leave(entered.pop())
             if inner is None:
-                while todo and (inner := node.next) is None:
+                while entered and (inner := node.next) is None:  # up, to the first ancestor with a next sibling
                     node = node.parent
-                    opened = todo.pop()
-                    if opened is True:
+                    opened = entered.pop()
+                    if opened is True:  # as `_leave` does, inlined for the most frequent case
                         if self._filled:
                             self._break()
                     elif opened:
                         self._leave(opened)
-                if not todo:
+                if not entered:
                     return
             node = inner
 
     def text(self) -> str:
-        """All running text, folded."""
-        return fold(" ".join(block.joined() for block in self.blocks))
+        """All running text of the page, cleaned."""
+        return clean(" ".join(block.joined() for block in self.blocks))
 
     def _enter(self, node: Any, tag: str) -> bool | _Opened:
+        """Note that the walk is inside an element; returns what `_leave` needs."""
         attributes = node.attributes
         if attributes:
             style = " ".join(v for k in ("class", "id") if (v := attributes.get(k)))[:300]
@@ -239,7 +232,9 @@ class Walk:
         return opened
 
     def _is_furniture(self, node: Any) -> bool:
-        """By its class or id, unless it holds the article: `<div class="page has-sidebar">` is the whole page."""
+        """Whether an element whose class or id says so is furniture. Not if it holds the article:
+        `<div class="page has-sidebar">` is the whole page.
+        """
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
@@ -252,7 +247,7 @@ class Walk:
             return
         kind = opened.kind
         if kind.counted == "h1" and not self.headline and not self._furniture:
-            self.headline = fold(self._block.joined())[:MAX_NEAR]
+            self.headline = clean(self._block.joined())[:MAX_NEAR]
         if kind.block and self._filled:
             self._break()
         self._count_in(opened, -1)
@@ -269,7 +264,7 @@ class Walk:
             self._inside[kind.counted] += by
 
     def _break(self) -> None:
-        """End the running text, or what an image stands in for it."""
+        """End the current block and begin an empty one."""
         self._block = Block()
         self.blocks.append(self._block)
         self._filled = False

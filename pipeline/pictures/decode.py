@@ -33,6 +33,9 @@ MAX_PIXELS = 100_000_000
 
 JPEG_MAX_SIDE = 65_535
 
+DECODE_VERSION = 2
+"""Raised when this module shows another picture for the same bytes: cached features are then computed anew."""
+
 Pixels = npt.NDArray[np.uint8]
 """[H, W, 3] RGB of the picture as shown."""
 

@@ -27,9 +27,9 @@ from pydantic import Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources import TableSource
+from pipeline.texts.cleaning import clean
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
@@ -120,7 +120,7 @@ class FolderOfImages(TableSource):
             try:
                 with fsspec.open(self._at(name), "rb") as f:
                     content = f.read().decode("utf-8-sig")
-                texts += [Text(self.text_kind, fold(content))] if suffix == ".txt" else texts_of(json.loads(content))
+                texts += [Text(self.text_kind, clean(content))] if suffix == ".txt" else texts_of(json.loads(content))
             except (OSError, ValueError, RecursionError) as e:
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
         return texts
@@ -161,7 +161,7 @@ def texts_of(value: Any) -> list[Text]:
     return [
         Text(k, folded, original if isinstance(original := originals.get(t, ""), str) else "")
         for k, t in pairs
-        if k in TEXT_KINDS and isinstance(t, str) and (folded := fold(t))
+        if k in TEXT_KINDS and isinstance(t, str) and (folded := clean(t))
     ]
 
 

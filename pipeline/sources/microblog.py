@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.shard import Text
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason
-from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources import FileSource
+from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url
 
 _TOPIC = re.compile(r"#([^#\n]{1,40})#")
@@ -72,8 +72,8 @@ class Microblog(FileSource):
             yield self._broken(row, number, DropReason.BAD_ROW, f"{row}: is no JSON object")
             return
         raw = _first(post, self.fields.text)
-        topics = dict.fromkeys(fold(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
-        words = fold(html.unescape(_NOISE.sub(" ", _REPOST.sub("", raw))))
+        topics = dict.fromkeys(clean(t) for t in (*_TOPIC.findall(raw), *_all(post, self.fields.tags)))
+        words = clean(html.unescape(_NOISE.sub(" ", _REPOST.sub("", raw))))
         texts = ([Text("content", words)] if words else []) + [Text("tag", topic) for topic in topics if topic]
         images = _all(post, self.fields.images)
         if not images:

@@ -32,9 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason, version
-from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop, sha256_hex
 from pipeline.sources import FileSource
+from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
@@ -220,7 +220,7 @@ class UrlTable(FileSource):
         texts = []
         for kind, names in self.columns.texts.items():
             for name in (names,) if isinstance(names, str) else names:
-                texts.append(Text(kind, fold(_cell(cells, name))))
+                texts.append(Text(kind, clean(_cell(cells, name))))
         page = _cell(cells, self.columns.page_url)
         try:
             page = canonical_url(page) if page else ""
@@ -308,7 +308,7 @@ def _sentences(sentences: list[Any]) -> list[Text]:
     for entry in sentences:
         kind, text = entry if isinstance(entry, list) and len(entry) == 2 else ("caption", entry)
         if isinstance(kind, str) and isinstance(text, str):
-            found.append((kind, _BETWEEN_HAN.sub("", fold(text))))
+            found.append((kind, _BETWEEN_HAN.sub("", clean(text))))
     texts = [Text(BRIVL_KINDS[kind], text) for kind, text in found if kind in BRIVL_KINDS]
     if not any(t.kind == "surrounding" for t in texts):
         cut = next((text for name in ("easy", "first") for kind, text in found if kind == name), "")

@@ -23,10 +23,10 @@ from pydantic import Field, field_validator
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason, version
-from pipeline.pages.walk import fold
 from pipeline.records import Candidate, Decision, DropReason, drop
 from pipeline.sources import FileSource
 from pipeline.sources.folder import SUFFIXES, texts_of
+from pipeline.texts.cleaning import clean
 
 MAX_MEMBER = 64 << 20
 
@@ -92,7 +92,7 @@ class WebDataset(FileSource):
             if "json" in sample:
                 texts = texts_of(json.loads(sample["json"]))
             if "txt" in sample and not texts:
-                texts = [Text(self.text_kind, fold(sample["txt"].decode("utf-8-sig")))]
+                texts = [Text(self.text_kind, clean(sample["txt"].decode("utf-8-sig")))]
         except (ValueError, RecursionError) as e:
             fault = f"{shard}, {key}: {e}"
         found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]

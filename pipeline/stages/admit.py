@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter, text_filters
-from pipeline.pages.walk import fold
 from pipeline.records import (
     CANDIDATE_SCHEMA,
     Candidate,
@@ -38,6 +37,7 @@ from pipeline.records import (
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
 from pipeline.store.takedowns import Takedowns
+from pipeline.texts.cleaning import clean
 from pipeline.texts.forms import CHUNK
 
 VERSION = 2
@@ -170,9 +170,9 @@ def _clean(candidate: Candidate, rank: dict[str, int]) -> list[Text]:
     """Its texts in normal form, each once, in the order of the spec's kinds."""
     found: dict[str, Text] = {}
     for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
-        clean = fold(text.text)
-        if clean:
-            found.setdefault(clean, text if clean == text.text else replace(text, text=clean))
+        cleaned = clean(text.text)
+        if cleaned:
+            found.setdefault(cleaned, text if cleaned == text.text else replace(text, text=cleaned))
     return list(found.values())
 
 

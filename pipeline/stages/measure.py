@@ -21,8 +21,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StageError
-from pipeline.features import REDUCE_TO, THUMB, Feature, Views, feature_id, features, fill
+from pipeline.features import Feature, feature_id, features
 from pipeline.pictures.decode import Header, Picture, PictureError, decode
+from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile

@@ -1,1 +1,1 @@
-"""Texts: charsets, folding, forms, words, personal data."""
+"""Chinese texts: charsets, cleaning, folding for comparison, plain forms for filters, words, personal data."""

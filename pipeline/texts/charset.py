@@ -1,10 +1,11 @@
-"""Bytes of a page -> text, with the traps of Chinese pages.
+"""Charset detection for Chinese pages: the bytes of a page as text.
 
-What a page says about its charset is often not what it holds, so what it says is a hint and what it holds decides:
+The charset that a Chinese page declares is often not the one it uses, so the declaration is a hint and the bytes
+decide:
 
-- `gb2312` and `gbk` are read as gb18030, their superset (WHATWG Encoding Standard): pages that call themselves gb2312
-  use characters that it lacks;
-- valid UTF-8 with Han characters is UTF-8, whatever header and meta say: other charsets do not form it by chance;
+- `gb2312` and `gbk` are read as gb18030, their superset (WHATWG Encoding Standard): pages declared as gb2312 use
+  characters that it lacks;
+- valid UTF-8 with Han characters is UTF-8, whatever header and meta tag say: other charsets do not form it by chance;
 - where the declared charset does not fit, UTF-8, gb18030 and Big5 compete, and the one wins in which the most
   characters are everyday ones (level 1 of GB 2312, level 1 of Big5): read in the wrong one, text is full of rare ones.
 
@@ -20,7 +21,7 @@ from functools import cache
 from w3lib.encoding import read_bom, resolve_encoding
 
 MAX_BROKEN = 0.01
-"""Share of the characters beyond ASCII that may be unreadable: a page cut off in the middle of a character is fine."""
+"""Share of the characters beyond ASCII that may be unreadable: a page cut off in the middle of a character passes."""
 
 _SNIFFED = 4096
 _META = re.compile(rb"""<(?:meta|\?xml)[^>]{0,300}?(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]{1,40})""", re.I)
@@ -56,7 +57,7 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
 
 
 def declared_charset(body: bytes, content_type: str) -> str | None:
-    """Python's name of the charset that header or, failing that, meta tag tells; supersets for subsets."""
+    """Python's name of the charset that the header or, failing that, a meta tag declares; supersets for subsets."""
     meta = _META.search(body[:_SNIFFED])
     header = _HEADER.search(content_type)
     for label in (header.group(1) if header else None, meta.group(1).decode("ascii", "replace") if meta else None):
@@ -67,7 +68,7 @@ def declared_charset(body: bytes, content_type: str) -> str | None:
 
 
 def _codec(label: str) -> str | None:
-    """Codec of a label, None for one that is unknown or no text charset."""
+    """Python's codec for a label such as `GB2312`; None for an unknown one, or one that is no charset of texts."""
     name = (resolve_encoding(label) or label).lower().replace("_hkscs", "hkscs")
     try:
         name = codecs.lookup(name).name
@@ -78,19 +79,19 @@ def _codec(label: str) -> str | None:
 
 
 def _best(body: bytes, declared: str | None) -> tuple[str, str] | None:
-    """The competitor with the most everyday characters; a Western page in what it declares."""
-    found: list[tuple[float, str, str]] = []
+    """The competitor with the most everyday characters; a Western page in the charset that it declares."""
+    readings: list[tuple[float, str, str]] = []  # score, charset, text
     for name in _COMPETITORS:
         text = _readable(body, name)
         if text is not None:
-            found.append((_everyday(text, name) + (0.05 if name == declared else 0.0), name, text))
-    found.sort(key=lambda entry: -entry[0])
-    if found and found[0][0] >= 0.6:
-        return found[0][2], found[0][1]
+            readings.append((_everyday(text, name) + (0.05 if name == declared else 0.0), name, text))
+    readings.sort(key=lambda reading: -reading[0])
+    if readings and readings[0][0] >= 0.6:
+        return readings[0][2], readings[0][1]
     if declared == "cp1252":
         return body.decode("cp1252", "replace"), declared
-    if found and declared is not None:
-        return found[0][2], found[0][1]
+    if readings and declared is not None:
+        return readings[0][2], readings[0][1]
     return None
 
 
@@ -102,7 +103,7 @@ def _strict(body: bytes, name: str) -> str | None:
 
 
 def _readable(body: bytes, name: str) -> str | None:
-    """Text, if no more than MAX_BROKEN (and one at the end) of what is beyond ASCII is unreadable."""
+    """The text, if at most one of its characters beyond ASCII, or a share of MAX_BROKEN, is unreadable."""
     text = body.decode(name, "replace")
     broken = text.count("\ufffd")
     beyond = sum(1 for ch in text if ch > "\x7f")
@@ -114,7 +115,7 @@ def _has_han(text: str) -> bool:
 
 
 def _everyday(text: str, name: str) -> float:
-    """Share of everyday characters and full-width punctuation in a sample of what is beyond ASCII; 1 if nothing is."""
+    """Share of everyday characters and full-width punctuation in a sample of the text beyond ASCII; 1 for ASCII."""
     sample = re.sub(r"[\x00-\x7f\ufffd]+", "", text)[:4000]
     if not sample:
         return 1.0
@@ -123,14 +124,14 @@ def _everyday(text: str, name: str) -> float:
 
 
 def _rows(codec: str, leads: range, trails: list[int]) -> frozenset[str]:
-    """Characters that a double-byte charset has in some rows."""
+    """Characters of a double-byte charset whose bytes are one of `leads` and one of `trails`."""
     cells = (bytes((lead, trail)).decode(codec, "ignore") for lead in leads for trail in trails)
     return frozenset("".join(cells))
 
 
 @cache
 def _level_1(codec: str) -> frozenset[str]:
-    """Punctuation and level 1 of GB 2312 or Big5; of both for UTF-8."""
+    """Everyday characters: punctuation and level 1 of GB 2312 or of Big5, both of them for UTF-8."""
     if codec == "utf-8":
         return _level_1("gb18030") | _level_1("big5hkscs")
     if codec == "big5hkscs":

@@ -1,11 +1,12 @@
-"""A text as it is compared: width, case, punctuation, spaces and the script's variant forms do not count.
+"""Normal form of a text for comparison: width, case, punctuation, spaces and variant characters do not count.
 
-NFKC and case folding; then each Chinese character is replaced by one that stands for all its forms, so that 紅燒肉
-and 红烧肉, 裡 and 裏 and 里, are one text. Forms of one character are what OpenCC's conversions join, by character and
-without its phrases: phrases choose between readings (乾 in 乾淨 and in 乾隆), while here both sides of a comparison
-must only come out alike. The table is made once a process (three quarters of a second).
+First NFKC and case folding. Then each Chinese character is replaced by one that stands for all its variants, so that
+紅燒肉 and 红烧肉, 裡 and 裏 and 里, are one text. Variants are the characters that OpenCC's conversions join, taken one
+by one and without OpenCC's phrases: phrases choose between readings (乾 in 乾淨 and in 乾隆), while here both sides of
+a comparison only have to come out alike. The table is built once per process (three quarters of a second).
 
-Limits: forms that regional words differ in (软件, 軟體) stay apart. Ids follow from the table: `folding` names it.
+Limits: different regional words for one thing (软件, 軟體) stay different. Ids of texts follow from the table, whose
+digest `folding` returns.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ CONVERSIONS = ("s2t", "t2s", "s2tw", "tw2s", "s2hk", "hk2s")
 """OpenCC's, between simplified characters and the traditional ones of its own standard, of Taiwan and of Hong Kong."""
 
 USED = ((0, 0x40000), (0xE0000, 0xE0080))
-"""Half-open ranges that hold all characters there are, but those of GLYPHS."""
+"""Half-open ranges that hold all assigned characters except those of GLYPHS."""
 
 GLYPHS = ((0xFE00, 0xFE10), (0xE0100, 0xE01F0), (0xF0000, 0x110000))
-"""Selectors, which choose a glyph and not a character, and the private planes."""
+"""Half-open ranges of variation selectors, which choose a glyph and not a character, and of the private planes."""
 
 BATCH = 8_192
-"""Texts handled at once."""
+"""Texts normalised together: NumPy's cost per call is shared by all of them."""
 
 DELETED = frozenset({"Pc", "Pd", "Pe", "Pf", "Pi", "Po", "Ps", "Zs", "Zl", "Zp", "Cc", "Cf", "Co"})
-"""Categories that do not count. Not Cn: a character that this Python does not know, as a new emoji, is not nothing."""
+"""Unicode categories that do not count. Cn is not one: a character unknown to this Python, a new emoji say, counts."""
 
 _SEPARATOR = "\uffff"  # a noncharacter: no text of any language holds it
 _DELETED = np.uint32(0xFFFFFFFF)
@@ -47,7 +48,7 @@ _NO_NUMERALS = "什参"  # ten and three to Unicode, but nearly always part of �
 
 
 class _Tables(NamedTuple):
-    """By code point: what replaces it; whether it is a decimal digit, numeric in any way, a letter that has a case."""
+    """Arrays indexed by code point: its replacement; whether it is a decimal digit, any numeral, a letter with case."""
 
     stands_for: Points
     decimal: npt.NDArray[np.bool_]
@@ -56,61 +57,63 @@ class _Tables(NamedTuple):
 
 
 def normal(text: str) -> str:
-    """A text as it is compared: NFKC, case and variants folded, without punctuation, spaces and controls.
+    """The normal form of a text: NFKC, case and variants folded, without punctuation, spaces and controls.
 
-    Of a text that is nothing else they are kept: never empty for a text. Idempotent.
+    A text that is nothing but punctuation keeps it, so that only the empty text has an empty form. Idempotent.
     """
     return normals([text])[0]
 
 
 def normals(texts: Sequence[str]) -> list[str]:
-    """`normal` of each text; 2 microseconds a caption in batches."""
-    found: list[str] = []
+    """`normal` of each text; in batches 2 microseconds per caption."""
+    forms: list[str] = []
     for start in range(0, len(texts), BATCH):
-        found += _batch(texts[start : start + BATCH])
-    return found
+        forms += _batch(texts[start : start + BATCH])
+    return forms
 
 
 def text_id(normal_text: str) -> str:
-    """sha256 hex of a normalised text: what `text_leader` holds."""
+    """Id of a text: sha256, in hex, of its normal form. `text_leader` holds such ids."""
     return hashlib.sha256(normal_text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def numerals_of(normal_texts: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Of each text a digest of its digits, Chinese ones too, and of letters that stand alone, in order; 0 for none.
+    """[N] digest of the numerals of each text, Chinese ones too, and of its single letters, in order; 0 for none.
 
-    Texts that differ in one stay apart, as 步骤1 and 步骤2, 第一步 and 第二步, 维生素A and 维生素C. A digest, because
-    it is kept in STORE, and a caption's digits may be a telephone number.
+    Texts that differ in one of these are different, as 步骤1 and 步骤2, 第一步 and 第二步, 维生素A and 维生素C. A
+    digest, because it is kept in STORE, and a caption's digits may be a telephone number.
     """
     if not normal_texts:
         return np.empty(0, np.uint64)
     points, tables = code_points(_SEPARATOR.join(normal_texts)), _tables()
     letter = tables.letter[points]
     kept = tables.numeric[points] | (points == ord(_SEPARATOR)) | letter
+    # A letter beside another one is part of a word, not a mark such as the A of 维生素A: both are taken off.
     kept[1:] &= ~(letter[1:] & letter[:-1])
     kept[:-1] &= ~(letter[1:] & letter[:-1])
-    found = _text(points[kept]).split(_SEPARATOR)
-    return np.array([int(hashlib.sha256(n.encode()).hexdigest()[:16], 16) if n else 0 for n in found], np.uint64)
+    numerals = _text(points[kept]).split(_SEPARATOR)
+    return np.array([int(hashlib.sha256(n.encode()).hexdigest()[:16], 16) if n else 0 for n in numerals], np.uint64)
 
 
 def code_points(text: str) -> Points:
-    """Code points of a text."""
+    """[characters] code points of a text."""
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def letters_and_digits(points: Points) -> npt.NDArray[np.bool_]:
     """Which code points are decimal digits, or letters of a script that has capitals: Latin, Greek, Cyrillic, ..."""
-    found: npt.NDArray[np.bool_] = _tables().letter[points] | _tables().decimal[points]
-    return found
+    flags: npt.NDArray[np.bool_] = _tables().letter[points] | _tables().decimal[points]
+    return flags
 
 
 @cache
 def folding() -> str:
-    """Short digest of the table: ids of texts made by another one (another OpenCC or Python) may differ."""
+    """Short digest of the folding table. Another OpenCC or Python may have another table, and then other text ids."""
     return hashlib.sha256(_tables().stands_for.tobytes()).hexdigest()[:16]
 
 
 def _batch(texts: Sequence[str]) -> list[str]:
+    """`normals` of one batch, which is folded as one string with a separator between two texts."""
     joined = _SEPARATOR.join(texts)
     if joined.count(_SEPARATOR) != max(0, len(texts) - 1):
         joined = _SEPARATOR.join(text.replace(_SEPARATOR, "") for text in texts)
@@ -126,13 +129,13 @@ def _batch(texts: Sequence[str]) -> list[str]:
 
 
 def _kept(wide: str) -> str:
-    """Variants replaced and marks deleted, all but a point between two digits: 1.5 is not 15."""
+    """A string with variants replaced and marks deleted, except a point between two digits: 1.5 is not 15."""
     points, tables = code_points(wide), _tables()
-    after = tables.stands_for[points]
-    at = np.flatnonzero(points[1:-1] == _POINT) + 1
+    folded = tables.stands_for[points]
+    at = np.flatnonzero(points[1:-1] == _POINT) + 1  # the first and the last character have no digit on one side
     at = at[tables.decimal[points[at - 1]] & tables.decimal[points[at + 1]]]
-    after[at] = _POINT
-    return _text(after[after != _DELETED])
+    folded[at] = _POINT
+    return _text(folded[folded != _DELETED])
 
 
 def _text(points: Points) -> str:
@@ -158,11 +161,11 @@ def _tables() -> _Tables:
 
 
 def _variants() -> Iterator[tuple[str, str]]:
-    """Each Han character that another one stands for, with that one, a simplified character if there is one."""
+    """(Han character, the one that stands for it and its variants: a simplified character if there is one)."""
     import opencc
 
     characters = [chr(c) for low, high in HAN for c in range(low, high)]
-    forms: dict[str, list[str]] = {}  # of a character, itself included; one list for all of them
+    forms: dict[str, list[str]] = {}  # character -> its variants, itself included; variants share one list
     simplified: dict[str, str] = {}
     for name in CONVERSIONS:
         converted = opencc.OpenCC(name).convert("\n".join(characters)).split("\n")

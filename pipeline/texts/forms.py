@@ -1,14 +1,14 @@
-"""Two forms of a text in which disguises are taken off: what filters look for is looked for in these.
+"""Two undisguised forms of a text, in which filters search: `even`, with all positions kept, and `bare`, letters only.
 
-`even(text)` has one character for each of the text: full width becomes half width, capitals small, Traditional
-Simplified, circled digits and accented letters plain. So a place found in it is a place in the text, which can be
-masked. `bare(text)` is that without anything but letters and digits: no space, mark, emoji or zero-width character is
-left, so that 法*轮 功 reads 法轮功. `places(text)` says where each of its characters stood, for whoever must know what
-was between them.
+`even(text)` has exactly one character per character of the text: full width becomes half width, capitals small,
+Traditional Simplified, circled digits and accented letters plain. So a position in it is a position in the text, which
+can be masked. `bare(text)` is the same without anything but letters and digits: no space, mark, emoji or zero-width
+character remains, so that 法*轮 功 reads 法轮功. `places(text)` returns where in the text each character of the bare
+form stood, for filters that must know what was between them.
 
 Both are made by `str.translate` with a table that fills itself: a character is looked up in Unicode (NFKC) and in
-OpenCC's dictionary of characters once a process, and never again. A few emoji that are read aloud (➕ 加, ❤ 心) count
-as the character.
+OpenCC's dictionary of characters once per process. A few emoji that are read aloud (➕ 加, ❤ 心) count as the
+character.
 
 Limits: character by character, so a Traditional character with two Simplified ones (乾) gets OpenCC's first; what only
 looks alike, as Cyrillic letters do, stays what it is.
@@ -25,40 +25,40 @@ _READ_ALOUD = {"➕": "加", "✚": "加", "❤": "心", "♥": "心", "💗": "
 
 
 CHUNK = 512
-"""Texts that filters look at together: each filter asks for the forms of all of them before the next one does."""
+"""Texts that filters look at together: each filter asks for the forms of all of them before the next filter does."""
 
 
 @lru_cache(maxsize=4 * CHUNK)  # a rewritten text has forms of its own
 def even(text: str) -> str:
-    """The text with every character plain; as many characters as the text has."""
+    """The text with every character plain, and as many characters as before."""
     return text.translate(_EVEN)
 
 
 @lru_cache(maxsize=4 * CHUNK)
 def bare(text: str) -> str:
-    """The text's letters and digits alone, plain."""
+    """The plain letters and digits of the text, nothing else."""
     return text.translate(_BARE)
 
 
 def places(text: str) -> list[int]:
-    """For each character of `bare(text)` the index in `text` of what it comes from."""
+    """For each character of `bare(text)` the index in `text` of the character that it comes from."""
     return [at for at, character in enumerate(text) for _ in _BARE[ord(character)]]
 
 
 class Table(dict[int, str]):
-    """A table for str.translate that computes what it is first asked for."""
+    """A table for str.translate that computes an entry when it is first asked for."""
 
     def __init__(self, form: Callable[[str], str]) -> None:
         super().__init__()
         self._form = form
 
     def __missing__(self, code: int) -> str:
-        self[code] = found = self._form(chr(code))
-        return found
+        self[code] = form = self._form(chr(code))
+        return form
 
 
 def _plain(character: str) -> str:
-    """A character without width, case, accent, circle and variant: often one character, at times several."""
+    """A character without width, case, accent, circle and variant: mostly one character, sometimes several."""
     plain, before = character, ""
     while plain != before:  # some take two steps, as \u01c4 does: d\u017e, then dz
         plain, before = "".join(_plainer(c) for c in plain), plain

@@ -1,12 +1,12 @@
-"""Where a text holds what identifies a person: telephone numbers, ID cards, bank cards, mail addresses, plates.
+"""Personal data in a text: telephone numbers, ID cards, bank cards, mail addresses, licence plates. Finds and masks it.
 
 Numbers that carry a check digit are checked, so that an order number is no ID card: ID cards by GB 11643-1999 (ISO 7064
 mod 11-2, with a birth date that exists and the code of a province), bank cards by Luhn (ISO/IEC 7812-1) and the first
 digits that cards in China have. Mobile numbers are those of China's numbering plan (11 digits from 13 to 19, with or
 without +86), plates those of GA 36-2018 (with the longer ones of new-energy cars).
 
-Looked at is the even form (`pipeline.texts.forms`), so width, case, circled digits and Traditional characters do not
-matter. Digits may stand in their usual groups (138-0013-8000), or with a mark between every two of them
+The search runs on the even form (`pipeline.texts.forms`), so width, case, circled digits and Traditional characters do
+not matter. Digits may stand in their usual groups (138-0013-8000), or with a mark between every two of them
 (1 3 8 0 0 ...), and a mobile number may be written in Chinese numerals (一三八〇〇一三八〇〇〇).
 
 Limits: a landline number needs its area code set off, or a word such as 电话 before it. ID cards of 15 digits (invalid
@@ -25,7 +25,7 @@ from pipeline.texts.forms import even
 
 Kind = Literal["id_card", "bank_card", "mobile", "landline", "email", "plate"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-"""In the order in which they are looked for: what is longer first."""
+"""All kinds, in the order of the search: longer ones first."""
 
 MASKS: dict[Kind, str] = {
     "id_card": "<身份证号>",
@@ -52,7 +52,7 @@ _LOCAL = r"[2-9][0-9]{2,3}[\s\-]?[0-9]{4}"
 _ASKED = r"(?:电话|座机|热线|传真|tel|fax)[^0-9a-z\u4e00-\u9fff]{0,3}"
 _PLATE_OF = "[京津沪渝冀豫云辽黑湘皖鲁苏浙赣鄂桂甘晋蒙陕吉闽贵粤青藏川宁琼]"
 _MAY_HOLD = re.compile(f"[0-9](?:[^0-9]{{0,3}}[0-9]){{6}}|@|[新{_PLATE_OF[1:-1]}][a-z]|{_SPOKEN}{{11}}")
-"""Seven digits near each other, or what the other kinds begin with."""
+"""What every text with personal data holds: seven digits near each other, or the beginning of another kind."""
 
 _PATTERNS: dict[Kind, tuple[str, ...]] = {
     "id_card": (
@@ -85,8 +85,8 @@ _PATTERNS: dict[Kind, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What was found, at text[start:end]."""
+class Span:
+    """The place of one number or address: text[start:end]."""
 
     kind: Kind
     start: int
@@ -94,21 +94,21 @@ class Found:
 
 
 def may_hold(text: str) -> bool:
-    """False where no kind can be found: what most captions are, told at once."""
+    """Whether a text may hold any kind at all. False for most captions, by a single regular expression."""
     return _MAY_HOLD.search(even(text)) is not None
 
 
-def find(text: str, kind: Kind) -> list[Found]:
-    """Every number (or address) of one kind in a text, from left to right; none overlaps another."""
+def find(text: str, kind: Kind) -> list[Span]:
+    """All numbers (or addresses) of one kind in a text, from left to right, without overlaps."""
     return list(_find(even(text), kind))
 
 
 def mask(text: str, kind: Kind) -> str:
-    """The text with each of that kind replaced by its mask; the same text if there is none."""
+    """The text with each number of one kind replaced by its mask; the same text if there is none."""
     parts, at = [], 0
-    for found in find(text, kind):
-        parts += [text[at : found.start], MASKS[kind]]
-        at = found.end
+    for span in find(text, kind):
+        parts += [text[at : span.start], MASKS[kind]]
+        at = span.end
     return "".join(parts) + text[at:] if parts else text
 
 
@@ -120,7 +120,7 @@ def is_id_card(number: str) -> bool:
         born = datetime.date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
     except ValueError:
         return False
-    rest = sum(int(digit) << (17 - i) for i, digit in enumerate(number[:17])) % 11
+    rest = sum(int(digit) << (17 - i) for i, digit in enumerate(number[:17])) % 11  # weights 2^17 ... 2^1, mod 11
     return born.year >= 1850 and "10X98765432"[rest] == number[17].upper()
 
 
@@ -128,6 +128,7 @@ def is_bank_card(number: str) -> bool:
     """Whether 16 to 19 digits are a bank card's number: first digits of UnionPay, Visa and so on, and Luhn's sum."""
     if not re.fullmatch("(?:62|60|9558)[0-9]{14,17}|(?:4[0-9]|5[1-5]|35|2[2-7])[0-9]{14}", number):
         return False
+    # Luhn: from the right, every second digit doubled; then the sum of all digits is a multiple of ten
     return sum(sum(divmod(int(d) << (i & 1), 10)) for i, d in enumerate(reversed(number))) % 10 == 0
 
 
@@ -140,8 +141,8 @@ def _only(characters: str, allowed: str) -> str:
 
 
 _CHECKS: dict[Kind, Callable[[str], bool]] = {
-    "id_card": lambda found: is_id_card(_only(found, "0123456789x")),
-    "bank_card": lambda found: is_bank_card(_only(found, "0123456789")),
+    "id_card": lambda number: is_id_card(_only(number, "0123456789x")),
+    "bank_card": lambda number: is_bank_card(_only(number, "0123456789")),
 }
 _COMPILED: dict[Kind, tuple[re.Pattern[str], ...]] = {
     kind: tuple(re.compile(pattern) for pattern in patterns) for kind, patterns in _PATTERNS.items()
@@ -149,8 +150,8 @@ _COMPILED: dict[Kind, tuple[re.Pattern[str], ...]] = {
 _SPOKEN_MOBILE = _COMPILED["mobile"][-1]
 
 
-def _find(plain: str, kind: Kind) -> Iterator[Found]:
-    """Spans in an even text, for every pattern of a kind; where two overlap, the first one."""
+def _find(plain: str, kind: Kind) -> Iterator[Span]:
+    """Spans in an even text, by all patterns of a kind; of two that overlap the one that begins first."""
     spans = []
     for pattern in _COMPILED[kind]:
         check = _is_spoken_mobile if pattern is _SPOKEN_MOBILE else _CHECKS.get(kind)
@@ -161,5 +162,5 @@ def _find(plain: str, kind: Kind) -> Iterator[Found]:
     at = 0
     for start, end in sorted(spans):
         if start >= at:
-            yield Found(kind, start, end)
+            yield Span(kind, start, end)
             at = end

@@ -1,10 +1,10 @@
-"""Words of a Chinese text, as jieba cuts it.
+"""Words of a Chinese text, as jieba segments it.
 
-Cutting costs 30 to 50 microseconds a caption, as much as everything else that is asked of one. So `has_words`, which
-only wants to know whether there are so many, first counts how few they can be: no segmentation has fewer words than the
-shortest chain of dictionary words that covers the text, and that chain takes a few dictionary look-ups.
+Segmentation costs 30 to 50 microseconds per caption, as much as all other text filters together. So `has_words`, which
+only asks whether there are at least so many words, first computes a lower bound: no segmentation has fewer words than
+the shortest chain of dictionary words that covers the text, and that chain takes a few dictionary look-ups.
 
-jieba's dictionary is read once a process (0.8 s). Limits: `words_of` guesses words that the dictionary lacks (names)
+jieba's dictionary is read once per process (0.8 s). Limits: `words_of` guesses words that the dictionary lacks (names)
 by jieba's hidden Markov model; `count_words` does not.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 _BLOCK = re.compile(r"[\u4e00-\u9fd5a-zA-Z0-9+#&._%\-]+")
-"""What jieba never cuts across: runs of Han, Latin letters, digits and a few marks."""
+"""A block: Han characters, Latin letters, digits and a few marks in a row. For jieba no word spans two blocks."""
 
 
 def words_of(text: str) -> list[str]:
@@ -25,49 +25,52 @@ def words_of(text: str) -> list[str]:
     return [word for word in _jieba().lcut(text) if any(c.isalnum() for c in word)]
 
 
-@functools.lru_cache(maxsize=1 << 14)  # the shortest captions, which must be cut, are also those that come again
+@functools.lru_cache(maxsize=1 << 14)  # the shortest captions, which must be segmented, are also those that recur
 def count_words(text: str) -> int:
-    """Number of words of the dictionary in a text; what the dictionary lacks counts by character."""
+    """Number of words in a text, by the dictionary alone; what it lacks counts by character."""
     return sum(any(c.isalnum() for c in word) for word in _jieba().cut(text, HMM=False))
 
 
 def has_words(text: str, at_least: int) -> bool:
-    """Whether `count_words(text) >= at_least`, most often without cutting."""
+    """Whether `count_words(text) >= at_least`, mostly without segmenting the text."""
     if len(text) < at_least:
         return False
     return _fewest(text, at_least) >= at_least or count_words(text) >= at_least
 
 
 def _fewest(text: str, enough: int) -> int:
-    """A bound that the number of words is not below; not counted beyond `enough`."""
-    words: dict[str, int] = _jieba().dt.FREQ  # a prefix of a word is there too, with 0
-    found = 0
+    """Lower bound of the number of words; counting stops at `enough`."""
+    words: dict[str, int] = _jieba().dt.FREQ  # word -> frequency; prefixes of words are keys too, with frequency 0
+    count = 0
     for block in _BLOCK.findall(text):
         if not block.isalnum():
-            found += any(c.isalnum() for c in block)
+            count += any(c.isalnum() for c in block)
         elif block.isascii():
-            found += 1
+            count += 1
         else:
-            found += _chain(block, words, enough - found)
-        if found >= enough:
+            count += _chain(block, words, enough - count)
+        if count >= enough:
             break
-    return found
+    return count
 
 
 def _chain(block: str, words: dict[str, int], enough: int) -> int:
-    """Fewest words that cover a block if each may begin anywhere that is covered; not counted beyond `enough`."""
-    found, end, far = 0, 0, 0
+    """Fewest words that cover a block, where each may begin anywhere in the part covered before it (greedy, so exact).
+
+    Counting stops at `enough`.
+    """
+    count, end, far = 0, 0, 0
     for start in range(len(block)):
         far = max(far, _reach(block, start, words))
-        if start == end:  # covered up to here: the word that reaches farthest comes next
-            found, end = found + 1, far
-            if found == enough:
+        if start == end:  # block[:end] is covered by `count` words; the next one is that which reaches farthest
+            count, end = count + 1, far
+            if count == enough:
                 break
-    return found
+    return count
 
 
 def _reach(block: str, start: int, words: dict[str, int]) -> int:
-    """End of the longest word that begins at `start`; of a Latin letter or digit, of its run."""
+    """End of the longest word that begins at `start`; for a Latin letter or digit, at least the end of its run."""
     end = far = start + 1
     while (frequency := words.get(block[start:end])) is not None and end <= len(block):
         far = end if frequency else far
@@ -80,7 +83,7 @@ def _reach(block: str, start: int, words: dict[str, int]) -> int:
 
 @functools.cache
 def stop_words() -> frozenset[str]:
-    """Words that say nothing about what a picture shows. Words of one character are left out as well."""
+    """Words that say nothing about what a picture shows. Readers leave out words of one character as well."""
     return frozenset(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split())
 
 

@@ -34,7 +34,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from data_specs.build import BuildSpec, SpecError
+from data_specs.build import BuildSpec
+from pipeline.urls import loopback_pairs
 
 AGENT = "wenlan"
 """Our name in robots.txt and X-Robots-Tag."""
@@ -126,25 +127,7 @@ def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 def guard_of(spec: BuildSpec) -> Guard:
     """The guard of a spec. Raises SpecError that names the entry of `egress.allow` which is no loopback host:port."""
-    pairs: set[tuple[str, int]] = set()
-    for i, entry in enumerate(spec.egress.allow):
-        where = f"egress.allow[{i}]: {entry!r}"
-        try:
-            found = urlsplit(f"//{entry}")
-            host, port = found.hostname or "", found.port
-        except ValueError:
-            host, port = "", None
-        if not port or not host:
-            raise SpecError([f"{where}: is not host:port"])
-        for address in ("127.0.0.1", "::1") if host == "localhost" else (host,):
-            try:
-                literal = ipaddress.ip_address(address)
-            except ValueError:
-                raise SpecError([f"{where}: the host must be localhost or a loopback address"]) from None
-            if not literal.is_loopback:
-                raise SpecError([f"{where}: only loopback addresses may be named, {address} is none"])
-            pairs.add((str(literal), port))
-    return Guard(frozenset(pairs))
+    return Guard(loopback_pairs(spec.egress.allow))
 
 
 @dataclass(slots=True)

@@ -23,9 +23,9 @@ from harness import at_least, at_most, quick, report
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.features.phash import HASHES
-from pipeline.features.signature import GRIDS, SIZE
 from pipeline.matching.sketches import mixed
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
 from pipeline.stages import STAGES, dedup, lead, rank
 from pipeline.store.build import Build

@@ -94,10 +94,10 @@ def prepare(folder: Path, count: int, small: bool) -> None:
 
 def _sums(data: bytes) -> Any:
     """What hashes and signature are made of: frequencies of all parts, then the signature's means, as one row."""
-    from pipeline.features import REDUCE_TO, Views, squares_of
-    from pipeline.features.phash import levels_of
     from pipeline.features.signature import Signature
     from pipeline.pictures.decode import decode
+    from pipeline.pictures.hashing import levels_of
+    from pipeline.pictures.thumbs import REDUCE_TO, Views, squares_of
 
     views = Views(squares_of([decode(data, 10**9, reduce_to=REDUCE_TO)]))
     means = np.frombuffer(Signature().of(views)[0], np.uint8)
@@ -118,7 +118,7 @@ def _hot(number: int) -> Any:
 
 def _looks(rows: Any) -> tuple[Any, Any]:
     """Hashes [N, HASHES] and signatures [N, bytes] of rows of sums."""
-    from pipeline.features.phash import HASHES, codes_of
+    from pipeline.pictures.hashing import HASHES, codes_of
 
     levels = np.rint(rows[:, : HASHES * 64].astype(np.float64)).reshape(-1, 64)
     means = np.clip(np.rint(rows[:, HASHES * 64 :]), 0, 255).astype(np.uint8)
@@ -206,9 +206,9 @@ def _leader_pass(folder: Path, count: int) -> dict[str, float]:
 
 def serve_pass(folder: Path, count: int) -> None:
     """The leader pass; prints seconds, CPU seconds, GB, leaders, and how many of them an image is compared with."""
-    from pipeline.features.phash import HASHES
-    from pipeline.features.signature import GRIDS, SIZE
     from pipeline.matching.leader_pass import BLOCK
+    from pipeline.pictures.hashing import HASHES
+    from pipeline.pictures.signatures import GRIDS, SIZE
 
     leaders = _leaders()
     wall, cpu = time.perf_counter(), time.process_time()

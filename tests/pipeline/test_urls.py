@@ -104,5 +104,5 @@ def test_the_short_way_gives_what_the_library_gives(url: str, base: str) -> None
 
     short = found()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(urls, "_AS_IT_IS", re.compile("(?!)"))
+        patch.setattr(urls, "_PLAINLY_CANONICAL", re.compile("(?!)"))
         assert found() == short

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
-from pipeline.features.phash import HASHES
-from pipeline.features.signature import GRIDS, SIZE
 from pipeline.matching import text_rows
 from pipeline.matching.holders import EARLIER, PLACEHOLDER, Holders, ImageRows, Known
 from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass
 from pipeline.matching.near_images import ImageLeaders
 from pipeline.matching.sketches import same
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import DropReason
 
 

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
-from pipeline.features.phash import HASHES
-from pipeline.features.signature import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
 from pipeline.matching.near_images import COMBINATIONS, MOST_BITS, HashIndex, ImageLeaders, _plan, grid_of, radius_of
 from pipeline.pictures.decode import decode
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
 from pipeline.stages.measure import measure_image
 
 ROOT = Path(__file__).parents[3]

@@ -13,9 +13,9 @@ from PIL import Image, ImageFilter
 
 from pipeline.errors import StageError
 from pipeline.features import features
-from pipeline.features.phash import HASHES
-from pipeline.features.signature import GRIDS, SIZE
 from pipeline.pictures.decode import PictureError
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.stages import measure
 

@@ -1,0 +1,242 @@
+"""Signatures: what two pictures whose hashes match are compared by, to tell a copy from a look-alike.
+
+A signature holds a grid for each of `parts.BOXES`: brightness in 12 x 12 cells, colour in 6 x 6. A perceptual hash sees
+coarse structure in grey only, so many different pictures share one. `distance` looks where two pictures differ most, so
+that a small thing in another colour or shape on a white ground, which hardly moves a mean over everything, still tells
+them apart; and it forgives what a copy may go through:
+
+- edges that moved a little within their cells: a difference counts only beyond a share of the contrast around it;
+- lost colours: if one picture is grey, brightness is compared alone, and must agree `STRICTER` times as well;
+- a text along the upper or lower edge: the rest is compared alone, and must agree as much better.
+
+A block that is much brighter in one picture than in the other, which no copy has, shows in eight bytes per grid, its
+`tones`: comparing them first spares most of the full comparisons.
+
+Limits: blind to what is finer than a twelfth of a side; a text across the middle is a difference. Of a shape in two
+colours of one brightness, a grey copy goes to whichever is ranked first.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.pictures.decode import Pixels
+from pipeline.pictures.parts import BOXES, Parts, cells
+from pipeline.pictures.thumbs import COLOUR_THUMB, THUMB
+
+SIDE, COLOUR_SIDE = 12, 6
+SIZE = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
+"""Bytes of one grid: Y, Cr and Cb (JFIF), row by row."""
+
+GRIDS = len(BOXES)
+"""Grids of a signature."""
+
+STRICTER = 2
+"""How many times as well brightness must agree where colours, or an edge, are left out of the comparison."""
+
+EDGE = 2
+"""Rows at the upper or lower edge that a text may cover."""
+
+LOOKED_AT = 9
+"""Cells, those of the largest difference, whose mean is the distance."""
+
+GREY = 10
+"""Most that a cell of a grey picture is off from grey, of 128."""
+
+TONE = 15
+"""Sixteenths of the sum over twelve cells, 20 grey levels: by so much the tone of a block may differ."""
+
+_MOVED, _COLOUR_MOVED = 8, 4
+"""A difference counts beyond an eighth, in colours beyond a quarter, of the contrast between neighbouring cells.
+
+Differences are therefore kept in eighths of a level: int16 holds 8 * 255."""
+
+_ONE = 1 << 8
+"""Weight of a cell, in whole numbers."""
+
+Grids = npt.NDArray[np.uint8]
+Cells = npt.NDArray[np.int16]
+Tones = npt.NDArray[np.uint64]
+
+
+def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
+    """Signatures [N, GRIDS, SIZE] of brightness [N, 64, 64] and colours [N, 2, 32, 32].
+
+    Sums are whole numbers of at most 24 bits, which float32 holds exactly.
+    """
+    bright = _means(_BRIGHT, thumbs)
+    colours = _means(_COLOUR, colour_thumbs.reshape(-1, COLOUR_THUMB, COLOUR_THUMB))
+    colours = colours.reshape(-1, 2, *colours.shape[1:])
+    return np.concatenate([bright, colours[:, 0], colours[:, 1]], axis=2)
+
+
+def distance(a: Grids, b: Grids) -> npt.NDArray[np.float64]:
+    """Distances from 0 to 2 between grids [N, SIZE] and [N, SIZE]: 1 is black against white in cells that matter.
+
+    It is 2 for grids whose tones differ too much.
+    """
+    distances = _distance(_cells_apart(a, b))
+    return np.where(of_one_tone(tones(a), tones(b)), distances, 2.0)
+
+
+def tones(grids: Grids) -> Tones:
+    """[...] eight bytes for each grid [..., SIZE]: the brightness of 2 x 4 blocks between the edges, 12/16 of it.
+
+    The eight bytes are one uint64, so that N tones are an array [N] and are compared a word at a time.
+    """
+    inner = grids[..., EDGE * SIDE : (SIDE - EDGE) * SIDE].astype(np.float32)  # rows of brightness between the edges
+    words: Tones = (inner @ _BLOCKS).astype(np.uint8).view(np.uint64)[..., 0]
+    return words
+
+
+def of_one_tone(a: Tones, b: Tones) -> npt.NDArray[np.bool_]:
+    """[N] whether no block of tones [N] and [N] differs by more than TONE."""
+    one, other = a.view(np.uint8).reshape(-1, 8), b.view(np.uint8).reshape(-1, 8)
+    near = np.maximum(one, other) - np.minimum(one, other) <= TONE  # [N, 8] booleans, one byte each
+    all_near: npt.NDArray[np.bool_] = near.view(np.uint64)[:, 0] == 0x0101010101010101  # all eight at once
+    return all_near
+
+
+def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False) -> npt.NDArray[np.bool_]:
+    """`distance(a, b) <= threshold`, in a fraction of the time where most pairs are far apart.
+
+    Grids are too far apart, whichever edge is left out, if LOOKED_AT of the cells between the edges differ by more than
+    the threshold: in brightness, which is looked at first, or in all. So pairs are discarded in three steps, cheapest
+    first: by their tones, by brightness, by colours. one_tone: all pairs are known as `of_one_tone`.
+    """
+    rows = np.arange(len(a)) if one_tone else np.flatnonzero(of_one_tone(tones(a), tones(b)))
+    apart = _bright_apart(a[rows], b[rows])  # [12, 12, rows]
+    possible = _may_be_within(apart, threshold)
+    rows, apart = rows[possible], apart[..., possible]
+    apart = _with_colours(apart, a[rows], b[rows])
+    possible = _may_be_within(apart, threshold)
+    rows, apart = rows[possible], apart[..., possible]
+    near = np.zeros(len(a), np.bool_)
+    near[rows] = _distance(apart) <= threshold
+    return near
+
+
+def _may_be_within(apart: Cells, threshold: float) -> npt.NDArray[np.bool_]:
+    """[N] whether differences [12, 12, N], which colours may still enlarge, can end within the threshold.
+
+    Not if LOOKED_AT cells between the edges, which every way of comparing includes, are above it: so is their mean.
+    """
+    far = apart[EDGE : SIDE - EDGE] > math.floor(255 * _MOVED * threshold)
+    counts = far.view(np.uint8).reshape((SIDE - 2 * EDGE) * SIDE, -1).sum(axis=0, dtype=np.uint8)  # at most 96
+    possible: npt.NDArray[np.bool_] = counts < LOOKED_AT
+    return possible
+
+
+def _cells_apart(a: Grids, b: Grids) -> Cells:
+    """[12, 12, N] differences of brightness or, where that is more, of colours, in eighths."""
+    return _with_colours(_bright_apart(a, b), a, b)
+
+
+def _bright_apart(a: Grids, b: Grids) -> Cells:
+    """[12, 12, N] differences of brightness, in eighths."""
+    return _apart(_bright(a), _bright(b), _MOVED)
+
+
+def _with_colours(apart: Cells, a: Grids, b: Grids) -> Cells:
+    """The larger of differences in brightness [12, 12, N] and in colours; stricter ones where a picture has none."""
+    colour, other = _colours(a), _colours(b)
+    red, blue = _apart(colour, other, _COLOUR_MOVED)
+    in_colour = (red + blue)[:, None, :, None]  # [6, 1, 6, 1, N]: for each of the 2 x 2 cells of brightness in one
+    times = SIDE // COLOUR_SIDE
+    bright = apart.reshape(COLOUR_SIDE, times, COLOUR_SIDE, times, -1)
+    larger: Cells = np.maximum(bright, in_colour).reshape(apart.shape)
+    grey = np.flatnonzero(_is_grey(colour) | _is_grey(other))
+    larger[..., grey] = STRICTER * apart[..., grey]
+    return larger
+
+
+def _distance(apart: Cells) -> npt.NDArray[np.float64]:
+    """[N] from differences [12, 12, N]: the mean of the largest, over all cells or, STRICTER, without an edge."""
+    flat = apart.reshape(SIDE * SIDE, -1).T.copy()  # [N, 144]
+    without_upper, without_lower = flat[:, EDGE * SIDE :], flat[:, : -EDGE * SIDE]
+    most = np.minimum(_most(flat), STRICTER * np.minimum(_most(without_upper), _most(without_lower)))
+    distances: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
+    return distances
+
+
+def _bright(grids: Grids) -> Grids:
+    """[12, 12, N] brightness of grids [N, SIZE]: grids last, so that each step runs along memory."""
+    bright: Grids = grids[:, : SIDE * SIDE].T.copy().reshape(SIDE, SIDE, -1)
+    return bright
+
+
+def _colours(grids: Grids) -> Grids:
+    """[2, 6, 6, N] Cr and Cb of grids [N, SIZE]."""
+    colours: Grids = grids[:, SIDE * SIDE :].T.copy().reshape(2, COLOUR_SIDE, COLOUR_SIDE, -1)
+    return colours
+
+
+def _apart(a: Grids, b: Grids, moved: int) -> Cells:
+    """Differences of cells, in eighths, less what a little shift explains: 1 / `moved` of the contrast around."""
+    differences: Cells = (np.maximum(a, b) - np.minimum(a, b)).astype(np.int16)  # a - b would wrap around in uint8
+    differences *= _MOVED
+    allowed = np.minimum(_contrast(a), _contrast(b)).astype(np.int16)
+    allowed *= _MOVED // moved
+    differences -= allowed
+    return np.maximum(differences, 0, out=differences)
+
+
+def _contrast(planes: Grids) -> Grids:
+    """Largest less smallest of the 3 x 3 cells around each one; cells are the last but one axes."""
+    highest, lowest = planes, planes
+    for axis in (-2, -3):
+        highest, lowest = _around(np.maximum, highest, axis), _around(np.minimum, lowest, axis)
+    contrast: Grids = highest - lowest
+    return contrast
+
+
+def _around(pick: np.ufunc, planes: Grids, axis: int) -> Grids:
+    """`pick` over each cell and its two neighbours along an axis."""
+    picked: Grids = planes.copy()
+    all_but_first = (..., slice(1, None)) + (slice(None),) * (-axis - 1)
+    all_but_last = (..., slice(None, -1)) + (slice(None),) * (-axis - 1)
+    pick(picked[all_but_first], planes[all_but_last], out=picked[all_but_first])
+    pick(picked[all_but_last], planes[all_but_first], out=picked[all_but_last])
+    return picked
+
+
+def _most(apart: Cells) -> npt.NDArray[np.int64]:
+    """[N] sum of the LOOKED_AT largest of [N, cells]."""
+    largest = np.partition(apart, apart.shape[1] - LOOKED_AT, axis=1)[:, -LOOKED_AT:]
+    sums: npt.NDArray[np.int64] = largest.sum(axis=1, dtype=np.int64)
+    return sums
+
+
+def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
+    """[N] whether colours [2, 6, 6, N] are those of a grey picture: 128 in JFIF is no colour."""
+    off = np.maximum(colour, 128) - np.minimum(colour, 128)
+    grey: npt.NDArray[np.bool_] = off.reshape(2 * COLOUR_SIDE * COLOUR_SIDE, -1).max(axis=0) <= GREY
+    return grey
+
+
+def _means(parts: Parts, planes: Pixels) -> Grids:
+    """[N, GRIDS, side * side] of planes [N, side, side]."""
+    means = parts.of(planes)
+    means *= 1.0 / (_ONE * _ONE)  # cells were weighted down and across
+    means += 0.5  # to the nearest level
+    grids: Grids = means.astype(np.uint8).reshape(len(planes), GRIDS, -1)
+    return grids
+
+
+def _parts(thumb: int, side: int) -> Parts:
+    return Parts(BOXES, lambda start, stop: cells(start, stop, thumb, side, _ONE).astype(np.float32))
+
+
+def _blocks() -> npt.NDArray[np.float32]:
+    """[cells between the edges, 8]: sums over 2 x 4 blocks, in sixteenths, which floats hold exactly."""
+    rows, columns = np.divmod(np.arange((SIDE - 2 * EDGE) * SIDE), SIDE)
+    block = rows // (SIDE // 2 - EDGE) * 4 + columns // (SIDE // 4)
+    weights: npt.NDArray[np.float32] = (block[:, None] == np.arange(8)).astype(np.float32) / 16
+    return weights
+
+
+_BLOCKS = _blocks()
+_BRIGHT, _COLOUR = _parts(THUMB, SIDE), _parts(COLOUR_THUMB, COLOUR_SIDE)

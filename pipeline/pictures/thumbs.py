@@ -1,0 +1,77 @@
+"""Thumbnails that features are computed from: every picture as one small square, in grey and in colour.
+
+A feature describes coarse structure, so 64 x 64 pixels are enough for it. With all pictures of one size, a feature
+looks at a whole batch [B, 64, 64] in a few calls, where a call per picture would cost more than its work.
+
+Everything is integer arithmetic, or floats in which nothing is rounded: every machine computes the same values.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.pictures.decode import Picture, Pixels
+
+REDUCE_TO = 64
+"""Shorter side, in pixels, that a decode for features keeps at least: every feature is of coarse structure."""
+
+THUMB = 64
+"""Side of the square that a picture becomes; hashes and signatures start from it."""
+
+COLOUR_THUMB = THUMB // 2
+"""Side of the squares of its colours."""
+
+
+def squares_of(pictures: Sequence[Picture]) -> Pixels:
+    """[B, 64, 64, 4]: the squares of some pictures, as `Views` takes them."""
+    squares = np.empty((len(pictures), THUMB, THUMB, 4), np.uint8)
+    for square, picture in zip(squares, pictures, strict=True):
+        fill(square, picture)
+    return squares
+
+
+def fill(square: Pixels, picture: Picture) -> None:
+    """Scale a picture into `square` [64, 64, 4]: RGB and a fourth channel that means nothing.
+
+    Resized once, by OpenCV's bit-exact bilinear filter: since a picture comes with 64 to 127 pixels to its shorter
+    side, that is close to the mean of what a pixel of the square covers. The fourth channel is for speed alone: OpenCV
+    has vector code for one, two and four channels, and takes half as long again over three.
+
+    Limits: the longer side of a picture beyond 2 : 1 is sampled, not averaged.
+    """
+    import cv2
+
+    pixels = cv2.cvtColor(picture.pixels, cv2.COLOR_RGB2RGBA)
+    cv2.resize(pixels, (THUMB, THUMB), square, interpolation=cv2.INTER_LINEAR_EXACT)
+
+
+class Views:
+    """Thumbnails of a batch of pictures, made from their squares [B, 64, 64, 4]."""
+
+    def __init__(self, squares: Pixels) -> None:
+        import cv2
+
+        count = len(squares)
+        # The batch is one tall picture [B * 64, 64, 4] to OpenCV, so that a conversion is one call and not B.
+        planes = cast("Pixels", cv2.cvtColor(squares.reshape(-1, THUMB, 4), cv2.COLOR_RGB2YCrCb))
+        size = (COLOUR_THUMB, count * COLOUR_THUMB)
+        # 64 is even, so each 2 x 2 block that is averaged lies within one square.
+        halves = cast("Pixels", cv2.resize(planes, size, interpolation=cv2.INTER_AREA))
+        self.thumbs: Pixels = np.ascontiguousarray(planes[..., 0]).reshape(count, THUMB, THUMB)
+        """[B, 64, 64]: Y (JFIF)."""
+        colours = halves.reshape(count, COLOUR_THUMB, COLOUR_THUMB, 3)[..., 1:]
+        self.colour_thumbs: Pixels = np.ascontiguousarray(colours.transpose(0, 3, 1, 2))
+        """[B, 2, 32, 32]: Cr and Cb."""
+
+    @functools.cached_property
+    def levels(self) -> npt.NDArray[np.float64]:
+        """[B, 256]: the share of each grey level."""
+        import cv2
+
+        counts = [cv2.calcHist([thumb], [0], None, [256], [0, 256]) for thumb in self.thumbs]
+        return np.array(counts, np.float64).reshape(-1, 256) / THUMB**2

@@ -1,0 +1,20 @@
+"""Cleaning of a text as it enters the pipeline: one Unicode form, single spaces, nothing invisible.
+
+Every text passes here once, whatever brought it: a page, a table, a file beside a picture. What is compared, counted or
+masked later may then rely on it. Meaning stays: case, width and punctuation are `folding`'s and `forms`' business.
+"""
+
+from __future__ import annotations
+
+import re
+from unicodedata import normalize
+
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
+"""Zero-width characters, marks of writing direction, the byte order mark, and controls that are no white space."""
+
+
+def clean(text: str) -> str:
+    """The text in NFC, each run of white space as one space, without invisible characters. Idempotent."""
+    if not text.isprintable():  # nothing that is removed is printable, so most texts skip the search
+        text = _INVISIBLE.sub("", text)
+    return normalize("NFC", " ".join(text.split()))

@@ -1,0 +1,24 @@
+"""Pictures drawn by a seed, and their thumbnails as the features see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.pictures.decode import Header, Picture
+from pipeline.pictures.thumbs import Views, squares_of
+
+
+def views(*pictures: np.ndarray[Any, Any]) -> Views:
+    headers = [Header("png", pixels.shape[1], pixels.shape[0], 1, 1, False) for pixels in pictures]
+    return Views(
+        squares_of([Picture(of, np.ascontiguousarray(pixels)) for of, pixels in zip(headers, pictures, strict=True)])
+    )
+
+
+def blobs(seed: int, size: tuple[int, int] = (500, 400)) -> np.ndarray[Any, Any]:
+    """A smooth colour picture [H, W, 3]."""
+    small = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))

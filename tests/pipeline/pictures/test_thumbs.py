@@ -1,0 +1,35 @@
+"""thumbs: squares are OpenCV's, and close to the means of what they cover."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.pictures.decode import Header, Picture
+from pipeline.pictures.thumbs import THUMB, squares_of
+from tests.drawn import blobs, views
+
+
+@pytest.mark.parametrize("size", [(64, 64), (128, 96), (96, 128), (101, 67)])
+def test_a_thumb_is_close_to_the_means_of_what_it_covers(size: tuple[int, int]) -> None:
+    pixels = blobs(1, size)
+    theirs = Image.fromarray(pixels).convert("YCbCr").resize((THUMB, THUMB), Image.Resampling.BOX)
+    y, cb, cr = (np.asarray(plane).astype(int) for plane in theirs.split())
+    own = views(pixels)
+    assert np.abs(own.thumbs[0] - y).mean() <= 4
+    for plane, of in zip(own.colour_thumbs[0], (cr, cb), strict=True):
+        assert np.abs(plane - of.reshape(32, 2, 32, 2).mean(axis=(1, 3))).mean() <= 4
+
+
+@pytest.mark.parametrize("size", [(1, 1), (64, 64), (3, 200), (128, 96), (101, 67)])
+def test_a_square_is_what_opencv_makes_of_the_colours_alone(size: tuple[int, int]) -> None:
+    pixels = blobs(4, size)
+    square = squares_of([Picture(Header("png", *size, 1, 1, False), pixels)])[0, ..., :3]
+    theirs = cv2.resize(pixels, (THUMB, THUMB), interpolation=cv2.INTER_LINEAR_EXACT)
+    assert np.array_equal(square, theirs)
+
+
+def test_a_picture_of_a_pixel_has_a_thumb_too() -> None:
+    assert (views(np.full((1, 1, 3), 255, np.uint8)).thumbs == 255).all()
