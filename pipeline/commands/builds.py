@@ -26,10 +26,10 @@ SHOWN_CHARACTERS = 80
 
 
 def add_plan(commands: Commands) -> None:
-    plan = command(commands, "plan", _plan, "say what a build would run and what is already there")
+    plan = command(commands, "plan", _plan, "show what a build would run and what is already done")
     _add_spec(plan, needs_out=False)
     plan.add_argument(
-        "--estimate", type=int, metavar="N", help="say what N candidates would cost, by the newest published build"
+        "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
     )
 
 
@@ -75,14 +75,14 @@ def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
 
 
 def add_build(commands: Commands) -> None:
-    build = command(commands, "build", _build, "run a build, or go on with one")
+    build = command(commands, "build", _build, "run a build, or continue one")
     _add_spec(build, needs_out=True)
     build.add_argument(
         "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
     )
     build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
     build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
-    build.add_argument("--no-crawl", action="store_true", help="work from captures that are stored, and ask no site")
+    build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 
 
 def _build(args: argparse.Namespace) -> dict[str, Any]:
@@ -143,8 +143,8 @@ def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     """The arguments that say which build is meant: `_open` reads them."""
     parser.add_argument("spec", type=Path, metavar="SPEC")
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
-    parser.add_argument("--store", default="", metavar="DIR", help="what outlives builds (default: OUT/store)")
-    parser.add_argument("--snapshot", default="", metavar="ID", help="id of what is crawled (default: today, UTC)")
+    parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
+    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
 
 
 def _open(args: argparse.Namespace) -> Build:
@@ -157,7 +157,7 @@ def _open(args: argparse.Namespace) -> Build:
 
 
 def add_status(commands: Commands) -> None:
-    status = command(commands, "status", _status, "say how far a build is")
+    status = command(commands, "status", _status, "show how far a build has come")
     status.add_argument("build", metavar="BUILD")
 
 
@@ -201,10 +201,12 @@ def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
 
 
 def add_report(commands: Commands) -> None:
-    report = command(commands, "report", _report, "say where a build's quality report lies, compare it, or list many")
+    report = command(commands, "report", _report, "show where a build's quality report is, compare it, or index many")
     report.add_argument("build", nargs="?", default="", metavar="BUILD")
-    report.add_argument("--baseline", default="", metavar="BUILD", help="write it anew, compared with this build")
-    report.add_argument("--index", default="", metavar="DIR", help="write DIR/index.html over the builds in a folder")
+    report.add_argument(
+        "--baseline", default="", metavar="BUILD", help="write the report again, compared with this build"
+    )
+    report.add_argument("--index", default="", metavar="DIR", help="write DIR/index.html over all builds in DIR")
 
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
@@ -249,7 +251,7 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
 
 
 def add_explain(commands: Commands) -> None:
-    explain = command(commands, "explain", _explain, "say what became of a candidate, an image or a page")
+    explain = command(commands, "explain", _explain, "show what happened to a candidate, an image or a page")
     explain.add_argument("build", metavar="BUILD")
     explain.add_argument("subject", metavar="ID|URL")
 

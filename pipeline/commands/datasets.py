@@ -10,12 +10,18 @@ from pipeline.commands.terminal import Commands, command, console, say
 
 
 def add_publish(commands: Commands) -> None:
-    publish = command(commands, "publish", _publish, "check the gates and make a build a dataset")
+    publish = command(commands, "publish", _publish, "check the gates and publish a build as a dataset")
     publish.add_argument("build", metavar="BUILD")
     publish.add_argument(
-        "--accept", action="append", default=[], metavar="GATE", help="let it through although it fails"
+        "--accept",
+        action="append",
+        default=[],
+        metavar="GATE",
+        help="publish although this gate fails; may be repeated",
     )
-    publish.add_argument("--because", default="", metavar="TEXT", help="why; recorded in the manifest")
+    publish.add_argument(
+        "--because", default="", metavar="TEXT", help="the reason for --accept, recorded in the manifest"
+    )
 
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
@@ -36,7 +42,7 @@ def add_verify(commands: Commands) -> None:
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
     verify.add_argument("--quick", action="store_true", help="checksums only")
     verify.add_argument(
-        "--store", default="", metavar="DIR", help="whose takedowns must not be inside (default: the build's)"
+        "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the build's)"
     )
 
 
@@ -51,7 +57,7 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_diff(commands: Commands) -> None:
-    diff = command(commands, "diff", _diff, "say how two published builds differ")
+    diff = command(commands, "diff", _diff, "show how two published builds differ")
     diff.add_argument("a", metavar="A")
     diff.add_argument("b", metavar="B")
 
@@ -82,7 +88,9 @@ def add_export(commands: Commands) -> None:
     export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
     export.add_argument("--to", required=True, choices=["brivl-jsonl"])
     export.add_argument("--out", default="", metavar="DIR", help="default: BUILD/brivl-jsonl")
-    export.add_argument("--detector", default="", metavar="ID", help="whose boxes (default: the dataset's first)")
+    export.add_argument(
+        "--detector", default="", metavar="ID", help="detector of the boxes (default: the dataset's first)"
+    )
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:

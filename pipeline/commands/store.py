@@ -19,21 +19,27 @@ MOST_BITS = 16
 
 
 def add_forget(commands: Commands) -> None:
-    forget = command(commands, "forget", _forget, "take something out of builds and STORE, and never let it in again")
-    forget.add_argument("builds", nargs="*", metavar="BUILD", help="beside those that STORE knows to be published")
+    forget = command(
+        commands, "forget", _forget, "remove content from builds and STORE, and reject it in future builds"
+    )
+    forget.add_argument(
+        "builds", nargs="*", metavar="BUILD", help="in addition to the published builds that STORE knows"
+    )
     _add_store(forget)
     for name, meta, help in (
-        ("--url", "U", "address of an image or of a page"),
-        ("--domain", "D", "host name, and all below it"),
-        ("--sha256", "H", "of a picture's bytes as fetched"),
-        ("--like", "FILE", "a picture: what looks like it"),
+        ("--url", "U", "URL of an image or a page"),
+        ("--domain", "D", "host name, including its subdomains"),
+        ("--sha256", "H", "of an image's bytes as fetched"),
+        ("--like", "FILE", "a picture; removes images that look like it"),
     ):
         forget.add_argument(name, action="append", default=[], metavar=meta, help=f"{help}; may be repeated")
     forget.add_argument(
-        "--distance", type=int, metavar="BITS", help="of 64, up to which a picture is the same (0 to 16)"
+        "--distance", type=int, metavar="BITS", help="of 64 by which a perceptual hash may differ (0 to 16)"
     )
-    forget.add_argument("--exact", action="store_true", help="the addresses and bytes named, not what looks the same")
-    forget.add_argument("--dry-run", action="store_true", help="say what would go")
+    forget.add_argument(
+        "--exact", action="store_true", help="only the URLs and bytes named, not images that look the same"
+    )
+    forget.add_argument("--dry-run", action="store_true", help="only show what would be removed")
 
 
 def _forget(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,12 +86,12 @@ def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: 
 
 
 def add_gc(commands: Commands) -> None:
-    gc = command(commands, "gc", _gc, "delete what nothing needs any more")
+    gc = command(commands, "gc", _gc, "delete files that are no longer needed")
     _add_store(gc)
     gc.add_argument(
         "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
     )
-    gc.add_argument("--dry-run", action="store_true", help="say what would go")
+    gc.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
 
 
 def _gc(args: argparse.Namespace) -> dict[str, Any]:
@@ -101,12 +107,16 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_regions(commands: Commands) -> None:
-    regions = command(commands, "regions", _regions, "say what the region cache holds, or remove detectors from it")
+    regions = command(commands, "regions", _regions, "show what the region cache holds, or remove detectors from it")
     regions.add_argument("action", choices=["stats", "prune"])
     _add_store(regions)
-    regions.add_argument("--detector", action="append", default=[], metavar="ID", help="prune this one")
-    regions.add_argument("--before", default="", metavar="DATE", help="prune those not written since, e.g. 2026-01-31")
-    regions.add_argument("--dry-run", action="store_true", help="only say what prune would remove")
+    regions.add_argument(
+        "--detector", action="append", default=[], metavar="ID", help="prune this detector; may be repeated"
+    )
+    regions.add_argument(
+        "--before", default="", metavar="DATE", help="prune detectors not written to since, e.g. 2026-01-31"
+    )
+    regions.add_argument("--dry-run", action="store_true", help="only show what would be removed")
 
 
 def _regions(args: argparse.Namespace) -> dict[str, Any]:
