@@ -232,7 +232,7 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_
     assert verify(out / "shards") == []
     for words, told in (
         (["status", str(out)], "published: yes"),
-        (["verify", str(out)], "is what its manifest says"),
+        (["verify", str(out)], "matches its manifest"),
         (["explain", str(out), f"http://{web.host}/i/cut.jpg"], "dropped at measure: corrupt_image"),
         (["report", str(out)], "report/index.html"),
     ):

@@ -172,5 +172,5 @@ def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Buil
         assert f'href="{build.build_id}/report/index.html"' in page
     assert page.count("<circle") == 2 * 5
     assert "default-src 'none'" in page
-    with pytest.raises(SourceError, match="holds no build with a report"):
+    with pytest.raises(SourceError, match="contains no build with a report"):
         report_index.write(str(tmp_path / "nothing"))

@@ -48,7 +48,7 @@ def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
         assert cli.main(["status", build.out]) == 0
         shown = capsys.readouterr().err
         assert " 1/4" in shown
-        assert "fetch runs since" in shown
+        assert "fetch has been running since" in shown
 
 
 def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
@@ -57,7 +57,7 @@ def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
     known = build_json.status(run.reopen(build.out))
     assert (known["alive"], known["stages"]["fetch"]["state"]) == (False, "stopped")
     assert cli.main(["status", build.out]) == 0
-    assert "nobody builds here; it stopped in fetch" in capsys.readouterr().err
+    assert "no process is building here: it stopped in fetch" in capsys.readouterr().err
 
 
 def test_asking_for_the_status_keeps_nobody_from_building(build):
