@@ -1,7 +1,8 @@
 """A folder on the local disk or behind a URL, in which a file appears whole or not at all.
 
-Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code:
-on a disk a file appears by rename, elsewhere by one PUT. Credentials are fsspec's business (environment, profiles).
+Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code: on
+a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT. Credentials are fsspec's business
+(environment, profiles).
 """
 
 from __future__ import annotations
@@ -46,17 +47,17 @@ class Folder:
         return bool(fs.exists(path))
 
     def names(self) -> list[str]:
-        """Names of what lies directly in the folder, sorted; empty if there is no such folder."""
+        """Names of the entries of the folder, sorted; empty if there is no such folder."""
         fs, path = fsspec.url_to_fs(self.url)
         fs.invalidate_cache(path)
         try:
-            found = fs.ls(path, detail=False)
+            entries = fs.ls(path, detail=False)
         except (FileNotFoundError, NotADirectoryError):
             return []
-        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in found)
+        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
 
     def read(self, name: str) -> bytes:
-        """Whole content of a (small) file. Raises StoreError that names it."""
+        """The whole content of a (small) file. Raises StoreError that names it."""
         try:
             with fsspec.open(self.at(name), "rb") as f:
                 return bytes(f.read())
@@ -65,7 +66,7 @@ class Folder:
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
-        """A file to read from anywhere in, without a copy of the whole. Raises StoreError that names it."""
+        """A file open for reading at any position, without a copy of the whole. Raises StoreError that names it."""
         fs, path = fsspec.url_to_fs(self.at(name))
         try:
             with fs.open(path, "rb", block_size=1 << 20) as f:
@@ -74,7 +75,7 @@ class Folder:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
-        """`size` bytes of a file from `offset` on; fewer where it ends before. Raises StoreError that names it."""
+        """`size` bytes of a file from `offset` on; fewer if it ends before that. Raises StoreError that names it."""
         fs, path = fsspec.url_to_fs(self.at(name))
         try:
             return bytes(fs.cat_file(path, start=offset, end=offset + size))
@@ -88,15 +89,15 @@ class Folder:
             raise StoreError(self.at(name), f"is not JSON ({e})") from None
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a file so that no reader ever sees a part of it."""
+        """Write a file that readers see whole or not at all."""
         with self.making(name) as f:
             f.write(data)
 
     @contextlib.contextmanager
     def making(self, name: str) -> Iterator[BinaryIO]:
-        """A file to write to, which appears under its name when the block ends, and not at all if the block fails.
+        """A file to write to. It appears under its name when the block ends, and not at all if the block fails.
 
-        Raises StoreError that names it where the disk is full or the folder may not be written.
+        Raises StoreError that names it where the disk is full or the folder is not writable.
         """
         scratch = ""
         try:
@@ -129,7 +130,7 @@ class Folder:
         local.unlink()
 
     def move(self, name: str, to: str) -> None:
-        """Give a file of the folder another name, in place of what has it: at once on a disk, as a copy elsewhere."""
+        """Rename a file of the folder, replacing a file of that name: atomic on a disk, copy and delete elsewhere."""
         if self.is_local:
             target = Path(self.at(to))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -141,14 +142,14 @@ class Folder:
         fs.rm(path)
 
     def delete(self, name: str) -> None:
-        """Delete a file or a folder; nothing happens if there is none."""
+        """Delete a file or a whole folder; nothing happens if there is none."""
         fs, path = fsspec.url_to_fs(self.at(name))
         with contextlib.suppress(FileNotFoundError):
             fs.rm(path, recursive=True)
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path of a file: itself on a disk, else a copy that is gone afterwards."""
+        """A local path of a file: its own on a disk, elsewhere that of a copy that is deleted afterwards."""
         if self.is_local:
             yield Path(self.at(name))
             return
@@ -159,7 +160,7 @@ class Folder:
             yield copy
 
     def scratch(self) -> str:
-        """A local folder on the same disk as the final place, so that a rename is enough."""
+        """A local folder for unfinished files, on the same disk as this folder if that is local: a rename suffices."""
         if not self.is_local:
             return tempfile.gettempdir()
         Path(self.url).mkdir(parents=True, exist_ok=True)
@@ -167,7 +168,7 @@ class Folder:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hex, without holding it in memory."""
+    """sha256 of a file, in hex, read in blocks of 1 MiB."""
     with path.open("rb") as f:
         digest = hashlib.sha256()
         while block := f.read(1 << 20):

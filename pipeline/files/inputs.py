@@ -1,6 +1,6 @@
-"""Files that a source names by path, URL or glob: which they are, and how to tell that one has changed.
+"""Input files that a source names by path, URL or glob: expansion of names, and a token that changes with a file.
 
-Everything goes through fsspec, so that a disk and an object store read alike. Limits: a plain http URL cannot be
+Everything goes through fsspec, so that a disk and an object store are read alike. Limits: a plain http URL cannot be
 listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses that run a command are no files.
 """
 
@@ -17,13 +17,13 @@ from pipeline.errors import SourceError
 _MAGIC = "*?["
 
 FAULTS = (OSError, EOFError, aiohttp.ClientError, asyncio.TimeoutError)
-"""What opening and reading a file through fsspec raises where the file, or its server, is at fault."""
+"""Exceptions of fsspec whose cause is the file or its server, and not our code."""
 
 
 def expand(paths: tuple[str, ...], source: str) -> list[str]:
-    """Files that paths and globs name, each once: sorted within each glob. `source` is who asks, for the message.
+    """The files that paths and globs name, each once; sorted within each glob. `source` is named in the message.
 
-    Raises SourceError for a path that is missing, a folder or cannot be looked at, and for a glob without a match.
+    Raises SourceError for a path that is missing, is a folder or cannot be looked at, and for a glob without a match.
     """
     return list(dict.fromkeys(file for path in paths for file in _expand(path, source)))
 
@@ -44,7 +44,7 @@ def _expand(path: str, source: str) -> list[str]:
 
 
 def version(file: str) -> list[Any]:
-    """What changes when a file changes: its name, size, and time or version mark. Raises SourceError."""
+    """A value that changes with a file: its name, size, and time or ETag. Raises SourceError."""
     try:
         fs, inner = fsspec.url_to_fs(file)
         info = fs.info(inner)
@@ -55,14 +55,14 @@ def version(file: str) -> list[Any]:
 
 
 def reason(e: BaseException) -> str:
-    """What an exception says, in one short line: of an HTTP answer its status."""
+    """An exception as one short line; the status if it is an HTTP response."""
     status = getattr(e, "status", 0)
-    said = f"status {status}" if status else getattr(e, "strerror", "") or str(e)
-    return " ".join(said.split())[:200] or type(e).__name__
+    line = f"status {status}" if status else getattr(e, "strerror", "") or str(e)
+    return " ".join(line.split())[:200] or type(e).__name__
 
 
 def _absence(e: BaseException) -> str:
-    """Why a file cannot be looked at. fsspec tells every failure of a web server as a missing file, and its cause."""
+    """Why a file cannot be looked at. fsspec reports every failure of a web server as a missing file with a cause."""
     if isinstance(e, FileNotFoundError) and e.__cause__ is None:
         return "there is no such file"
     return f"cannot be looked at ({reason(e.__cause__ or e)})"

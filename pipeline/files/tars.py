@@ -1,7 +1,11 @@
-"""Tars whose bytes follow from their members alone, and a file that is hashed while it is written.
+"""Reproducible tars: their bytes follow from their members alone. And a file that is hashed while it is written.
 
-One ustar header with fixed owner, mode and time for each member, and nothing after the data but the two empty blocks
-that end a tar. The fetch stage, the shard stage and takedowns write through here.
+Each member has one ustar header with fixed owner, mode and time, and two empty blocks end the archive. The fetch stage,
+the shard stage and takedowns write through here.
+
+    block 0         header of member 1 (512 bytes)
+    blocks 1 ... n  its data, padded with zeros to a whole block
+    block n + 1     header of member 2 ...
 
 Limits: names in a ustar tar have at most 100 bytes (a key and its suffix have 37), members at most 8 GiB.
 """
@@ -21,14 +25,14 @@ BLOCK = 512
 
 
 class Writable(Protocol):
-    """What a tar is written to."""
+    """Destination of a tar: a file, or a HashedFile."""
 
     def write(self, data: bytes, /) -> Any: ...
 
 
 @dataclass
 class TarWriter:
-    """Writes a tar whose bytes follow from its members alone: ustar, mode 0644, owner 0, time 0."""
+    """Writes a reproducible tar: ustar, mode 0644, owner 0, time 0. `offset` is the number of bytes written."""
 
     file: Writable
     offset: int = field(default=0)
@@ -37,14 +41,14 @@ class TarWriter:
         """Append one member; returns the offset of its data in the tar."""
         size = len(data)
         self.file.write(ustar_header(name, size))
-        at = self.offset + BLOCK
+        at = self.offset + BLOCK  # the header is one block
         self.file.write(data)
-        self.file.write(_PADS[-size % BLOCK])
+        self.file.write(_PADS[-size % BLOCK])  # zeros up to the next multiple of BLOCK
         self.offset = padded(at + size)
         return at
 
     def copy(self, members: bytes) -> int:
-        """Append whole members as another tar holds them, headers and padding included; returns where they begin."""
+        """Append whole members of another tar, headers and padding included; returns the offset at which they begin."""
         assert len(members) % BLOCK == 0
         self.file.write(members)
         self.offset += len(members)
@@ -56,40 +60,45 @@ class TarWriter:
 
 
 _PADS = tuple(bytes(n) for n in range(BLOCK))
+"""Zeros by their number: a slice of one would be copied for each member."""
 
 
 def padded(end: int) -> int:
-    """Where the next member begins after one that ends at `end`."""
+    """Offset of the next member after one whose data ends at `end`: the next multiple of BLOCK."""
     return end + -end % BLOCK
 
 
 def ustar_header(name: str, size: int) -> bytes:
-    """The header block of a member: what tarfile writes for it, in a tenth of the time, and in every version of Python
-    (which have written the empty device numbers in two ways).
+    """The header block of a member [512 bytes]: what tarfile writes, in a tenth of the time and always the same.
+
+    (Versions of Python have written the empty device numbers in two ways.)
 
     POSIX.1-1988 ustar: name 100, mode 8, uid 8, gid 8, size 12, mtime 12, checksum 8, type 1, then magic and zeros.
     """
     field = name.encode("ascii")
     assert len(field) <= 100
-    assert size < 8 << 30
+    assert size < 8 << 30  # eleven octal digits
+    # name, mode, uid, gid, size, mtime: 148 bytes; numbers are octal text that ends with a zero byte
     head = b"%b0000644\0000000000\0000000000\000%011o\000%011o\000" % (field.ljust(100, b"\0"), size, 0)
     return b"%b%06o\0 %b" % (head, sum(head) + _REST_SUM, _REST)
 
 
 _REST = (b"0" + bytes(100) + b"ustar\00000").ljust(BLOCK - 156, b"\0")
-_REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum's own field counts as spaces
+"""From the type (a regular file) to the end of the block: bytes 156 to 511."""
+
+_REST_SUM = sum(_REST) + 8 * ord(" ")  # the checksum's own field, bytes 148 to 155, counts as spaces
 
 
 BATCH, BEHIND = 1 << 20, 4
-"""Bytes that are handed over together, and batches that may wait."""
+"""Bytes that are handed to the thread together, and batches that may wait for it."""
 
 
 class HashedFile:
-    """A new file that is written and hashed by a thread of its own; `sha256` is there once it is closed.
+    """A new file that a thread of its own writes and hashes; `sha256` is set once it is closed.
 
-    A batch is joined before it is written and hashed: the thread then takes Python's lock once a megabyte, not once a
-    piece, and seldom waits for who packs. Memory is some BATCH * BEHIND bytes. Raises OSError from `write` or at the
-    end, as a file does.
+    Pieces are joined into batches before they are written and hashed: the thread then takes Python's lock once per
+    megabyte, not once per piece, and seldom waits for the thread that packs. Memory is about BATCH * BEHIND bytes.
+    Raises OSError from `write` or when it is closed, as a file does.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,7 +107,7 @@ class HashedFile:
         self._thread = ThreadPoolExecutor(1)
         self._pieces: list[bytes] = []
         self._bytes = 0
-        self._flying: deque[Future[None]] = deque()
+        self._pending: deque[Future[None]] = deque()
         self.sha256 = ""
 
     def __enter__(self) -> HashedFile:
@@ -108,8 +117,8 @@ class HashedFile:
         try:
             if e is None:
                 self._hand_over()
-                while self._flying:
-                    self._flying.popleft().result()
+                while self._pending:
+                    self._pending.popleft().result()
                 self.sha256 = self._digest.hexdigest()
         finally:
             self._thread.shutdown(wait=True, cancel_futures=True)
@@ -122,14 +131,14 @@ class HashedFile:
             self._hand_over()
 
     def _hand_over(self) -> None:
-        if len(self._flying) >= BEHIND:
-            self._flying.popleft().result()
-        self._flying.append(self._thread.submit(self._put, self._pieces))
+        if len(self._pending) >= BEHIND:
+            self._pending.popleft().result()  # raises what the thread raised
+        self._pending.append(self._thread.submit(self._put, self._pieces))
         self._pieces, self._bytes = [], 0
 
     def _put(self, pieces: list[bytes]) -> None:
         data = b"".join(pieces)
-        left = memoryview(data)
-        while left:  # a write may stop short, of a full disk or a signal; the next one says why
-            left = left[os.write(self._fd, left) :]
+        remaining = memoryview(data)
+        while remaining:  # a write may stop short, on a full disk or a signal; the next one raises the reason
+            remaining = remaining[os.write(self._fd, remaining) :]
         self._digest.update(data)

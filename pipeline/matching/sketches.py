@@ -1,9 +1,9 @@
-"""Sketches of texts: what of a text is compared, a batch as arrays.
+"""Sketches of texts: short hashes from which two texts are compared, and the rule by which they are the same.
 
 A sketch holds the hashes of a text's shingles: single characters and pairs of neighbours, each with its count, so that
-哈 and 哈哈 differ, and a caption of one character still has one. No words are needed; only of a run of letters and
-digits three count as one character, since a brand's name would else outweigh the dish before it. Of a long text the
-smallest `SHINGLES` hashes are kept (a bottom-k sketch, Beyer et al., "On Synopses for Distinct-Value Estimation under
+哈 and 哈哈 differ, and a caption of one character still has one. No words are needed; only in a run of letters and
+digits three count as one character, since a brand's name would otherwise outweigh the dish before it. A long text keeps
+only its smallest `SHINGLES` hashes (a bottom-k sketch, Beyer et al., "On Synopses for Distinct-Value Estimation under
 Multiset Operations", SIGMOD 2007), so that identities stay small.
 
 Two texts are the same if and only if their digits agree and the Jaccard similarity of their shingles reaches the
@@ -12,7 +12,9 @@ counts. At 0.7 about one character in ten may differ. `same` decides that for ma
 
 `keys` are the bands of a MinHash of the shingles (Broder, "On the Resemblance and Containment of Documents", 1997),
 made here and not by a package: they are kept in STORE and must be the same in every version. Texts at the threshold
-share none of them in at most `MISS` of all cases, texts above it more seldom.
+share no band in at most `MISS` of all cases, texts above it more seldom.
+
+All texts of a batch are arrays laid end to end: those of text i are values[starts[i] : starts[i + 1]].
 """
 
 from __future__ import annotations
@@ -34,23 +36,28 @@ Ints = npt.NDArray[np.int64]
 Flags = npt.NDArray[np.bool_]
 
 SHINGLES = 256
-"""Most hashes of a text: all of them for texts up to about 130 characters."""
+"""Hashes kept per text at most: all of them for texts up to about 130 characters."""
 
 SHORT = 17
 """A text of fewer shingles, that is of fewer than nine characters, is the same only as one that has them all."""
 
 PIECE = 3
-"""Letters and digits that count as one character."""
+"""Letters and digits in a row that count as one character."""
 
 PERMUTATIONS = 128
+"""MinHash values per text at most, over all bands."""
+
 MISS = 1e-3
+"""Probability that two texts exactly at the threshold share no band."""
+
 BATCH = 8_192
 """Texts sketched at once; their number must fit into the 15 bits that a sort key has left for it."""
 
 _FIRST_RUN = sys.maxunicode + 1
+"""Signs from here to 2^24 stand for runs of letters and digits, those below for single characters."""
 
 DIGESTED = 1_024
-"""Texts digested at once: their hashes stay in the processor's cache."""
+"""Texts whose MinHash is computed together: their hashes stay in the processor's cache."""
 
 PAIRS = 1 << 16
 """Pairs verified at once: bounds memory at some tens of MB."""
@@ -58,14 +65,18 @@ PAIRS = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Sketches:
-    """Of N texts: shingles of all, text by text, each ascending; where they start [N + 1]; digests of the digits [N],
-    0 for none; parity of the shingles by their last six bits [N]; band keys [N, bands]."""
+    """Sketches of N texts, column by column."""
 
     shingles: Hashes
+    """[all] hashes of the texts, text by text, ascending and distinct within a text."""
     starts: Ints
+    """[N + 1] where each text's shingles start."""
     numerals: Words
+    """[N] digest of the digits, 0 for none."""
     parity: Words
+    """[N] bit b is the parity of the number of shingles whose last six bits are b."""
     keys: Hashes
+    """[N, bands]"""
 
     def __len__(self) -> int:
         return len(self.numerals)
@@ -94,9 +105,11 @@ def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
     for hashes, of in _shingles(normal_texts):
         ends = np.cumsum(of)
         bits = np.uint64(1) << (hashes & np.uint32(63)).astype(np.uint64)
-        toggled = np.concatenate([[np.uint64(0)], np.bitwise_xor.accumulate(bits)])
-        parity.append(toggled[ends] ^ toggled[ends - of])
-        keys.append(_band_keys(_digests(hashes, ends, rows * count), numerals[len(sizes) : len(sizes) + len(of)], rows))
+        # The running exclusive or of the hashes' bits; a text's parity is its change from the text's start to its end.
+        running = np.concatenate([[np.uint64(0)], np.bitwise_xor.accumulate(bits)])
+        parity.append(running[ends] ^ running[ends - of])
+        own_numerals = numerals[len(sizes) : len(sizes) + len(of)]
+        keys.append(_band_keys(min_hashes(hashes, ends, rows * count), own_numerals, rows))
         shingles.append(hashes)
         sizes += of
     starts = np.concatenate([[0], np.cumsum(np.array(sizes, np.int64))])
@@ -105,32 +118,35 @@ def sketch(normal_texts: Sequence[str], threshold: float) -> Sketches:
 
 def same(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
     """Whether text rows[i] of `a` is the same as text at[i] of `b`, for each i; exact."""
-    found = possible(a, rows, b, at, threshold)
-    asked = np.flatnonzero(found)
-    for start in range(0, len(asked), PAIRS):
-        some = asked[start : start + PAIRS]
+    equal = possible(a, rows, b, at, threshold)
+    to_verify = np.flatnonzero(equal)
+    for start in range(0, len(to_verify), PAIRS):
+        some = to_verify[start : start + PAIRS]
         needed = _needed(a.sizes_of(rows[some]), b.sizes_of(at[some]), threshold)
-        found[some] = similarities(a, rows[some], b, at[some]) >= needed
-    return found
+        equal[some] = similarities(a, rows[some], b, at[some]) >= needed
+    return equal
 
 
 def possible(a: Sketches, rows: Ints, b: Sketches, at: Ints, threshold: float) -> Flags:
-    """Whether text rows[i] of `a` may be the same as text at[i] of `b`, going by a bound that needs no shingles.
+    """Whether text rows[i] of `a` may be the same as text at[i] of `b`, by a bound that needs no shingles.
 
-    Each shingle that only one of them has changes one bit of the parity at most, so they differ in at least as many
-    shingles as in bits.
+    Each shingle that only one of them has changes at most one bit of the parity, so they differ in at least as many
+    shingles as in bits: with d shingles of one text only, the Jaccard similarity of sizes m and n is
+    (m + n - d) / (m + n + d), which falls as d grows.
     """
     of_a, of_b = a.sizes_of(rows), b.sizes_of(at)
     apart = np.maximum(np.bitwise_count(a.parity[rows] ^ b.parity[at]), np.abs(of_a - of_b))
     likely: Flags = of_a + of_b - apart >= _needed(of_a, of_b, threshold) * (of_a + of_b + apart) - 1e-9
-    likely |= np.maximum(of_a, of_b) >= SHINGLES
+    likely |= np.maximum(of_a, of_b) >= SHINGLES  # shingles that were cut away are in no parity
     likely &= a.numerals[rows] == b.numerals[at]
     return likely
 
 
 def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[np.float64]:
-    """Jaccard similarity of text rows[i] of `a` and text at[i] of `b`: exact, but where one of both was cut an estimate
-    from the smallest SHINGLES of their union."""
+    """[pairs] Jaccard similarity of text rows[i] of `a` and text at[i] of `b`.
+
+    Exact; where one of them has SHINGLES hashes, an estimate from the smallest SHINGLES of their union.
+    """
     of_a, of_b = a.sizes_of(rows), b.sizes_of(at)
     pairs = len(rows)
     shingles = np.concatenate(
@@ -139,6 +155,7 @@ def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[
             b.shingles[spread(b.starts[at], b.starts[at + 1])],
         ]
     ).astype(np.uint64)
+    # All pairs in one sort: pair << 32 | hash. Within a pair a hash of both texts stands twice, side by side.
     numbers = np.arange(pairs, dtype=np.uint64)
     shingles |= np.concatenate([np.repeat(numbers, of_a), np.repeat(numbers, of_b)]) << np.uint64(32)
     shingles.sort()
@@ -147,8 +164,8 @@ def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[
     pair = (shingles >> np.uint64(32)).astype(np.int64)
     union = np.bincount(pair[new], minlength=pairs)
     limit = np.where(np.maximum(of_a, of_b) >= SHINGLES, np.minimum(union, SHINGLES), union)
-    before = np.cumsum(new)  # distinct ones up to here, those of earlier pairs included
-    rank = before[common] - (np.cumsum(union) - union)[pair[common]]
+    distinct = np.cumsum(new)  # distinct hashes up to here, those of earlier pairs included
+    rank = distinct[common] - (np.cumsum(union) - union)[pair[common]]  # from 1, among those of its own pair
     counted = np.bincount(pair[common[rank <= limit[pair[common]]]], minlength=pairs)
     return counted / np.maximum(1, limit)
 
@@ -156,14 +173,17 @@ def similarities(a: Sketches, rows: Ints, b: Sketches, at: Ints) -> npt.NDArray[
 def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
     """(rows, later rows) of every two texts of one batch that share a band key and may be the same."""
     rows = np.tile(np.arange(len(texts), dtype=np.uint64)[:, None], texts.keys.shape[1])
-    packed = (texts.keys.astype(np.uint64) << np.uint64(32) | rows).ravel()
+    packed = (texts.keys.astype(np.uint64) << np.uint64(32) | rows).ravel()  # [N * bands]: key << 32 | row
     packed.sort()
-    borders = np.flatnonzero(np.append(begins(packed >> np.uint64(32)), True))
+    borders = np.flatnonzero(
+        np.append(begins(packed >> np.uint64(32)), True)
+    )  # where groups of a key begin, and the end
+    # Each entry is paired with those after it in its group: entries after[i] to ends[i].
     after, ends = np.arange(len(packed)) + 1, np.repeat(borders[1:], np.diff(borders))
-    hot = (ends - after).sum() > len(texts) ** 2 // 2  # more than there are pairs
+    hot = (ends - after).sum() > len(texts) ** 2 // 2  # more than there are pairs of texts: compare all instead
     if hot:
         one, other = np.triu_indices(len(texts), 1)
-    else:  # rows ascend within a key
+    else:  # rows ascend within a group, so each pair is (row, later row)
         members = (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
         pairs = np.repeat(members, ends - after) << 32 | members[spread(after, ends)]
         pairs.sort()
@@ -171,14 +191,18 @@ def possible_among(texts: Sketches, threshold: float) -> tuple[Ints, Ints]:
         one, other = pairs >> 32, pairs & 0xFFFFFFFF
     likely = possible(texts, one, texts, other, threshold)
     one, other = one[likely], other[likely]
-    if hot:
+    if hot:  # all pairs were taken: only those that share a band count, as everywhere
         share = (texts.keys[one] == texts.keys[other]).any(axis=1)
         one, other = one[share], other[share]
     return one, other
 
 
 def bands(threshold: float) -> tuple[int, int]:
-    """(rows, bands): the most rows at which PERMUTATIONS suffice to miss at most MISS, and just as many bands."""
+    """(rows, bands) of the MinHash: the most rows per band at which PERMUTATIONS suffice to miss at most MISS.
+
+    Texts of similarity t agree in a band of r rows with probability t^r, and in none of n bands with (1 - t^r)^n. More
+    rows make a band more selective, and take more bands.
+    """
     for rows in range(16, 1, -1):
         shared = threshold**rows
         count = 1 if shared >= 1 - MISS else math.ceil(math.log(MISS) / math.log1p(-shared))
@@ -197,30 +221,36 @@ def mixed(values: Words) -> Words:
 
 
 def begins(values: npt.NDArray[Any]) -> Flags:
-    """Where a sorted array begins another value."""
+    """[N] whether each element of a sorted array differs from the one before it, that is, begins a group."""
     return np.concatenate([np.ones(min(1, len(values)), np.bool_), values[1:] != values[:-1]])
 
 
 def places(begin: Flags) -> Ints:
-    """Position of each element within its group, given where groups begin."""
+    """[N] position of each element within its group, from 0, given where groups begin."""
     at = np.arange(len(begin))
     return at - np.maximum.accumulate(np.where(begin, at, 0))
 
 
 def spread(low: npt.NDArray[Any], high: npt.NDArray[Any]) -> Ints:
-    """All numbers of the half-open ranges, one range after the other."""
+    """All numbers of the half-open ranges low[i] to high[i], one range after the other."""
     counts = high - low
+    # One arange over all ranges, shifted in each by where it starts less how many numbers came before it.
     ends = np.cumsum(counts)
     return np.repeat(low - ends + counts, counts) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def _needed(of_a: Ints, of_b: Ints, threshold: float) -> npt.NDArray[np.float64]:
-    """The similarity at which texts with that many shingles are the same."""
+    """The similarity at which two texts with so many shingles are the same."""
     return np.where(np.minimum(of_a, of_b) < SHORT, 1.0, threshold)
 
 
 def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]:
-    """Batches of (hashes, number of each text's)."""
+    """Per BATCH of texts: (hashes text by text, ascending and distinct, at most SHINGLES each; how many each has).
+
+    Sort keys put the text into the upper bits, so that one sort orders all texts at once. A gram has 49 bits: a single
+    sign of 24, or a pair, whose first sign plus 1 stands above the 24 of the second, so that no pair looks like a
+    single one. 15 bits remain for the text.
+    """
     for start in range(0, len(normal_texts), BATCH):
         texts = normal_texts[start : start + BATCH]
         text, signs = _signs(texts)
@@ -228,63 +258,71 @@ def _shingles(normal_texts: Sequence[str]) -> Iterator[tuple[Hashes, list[int]]]
         pairs = ((signs[:-1] + np.uint64(1)) << np.uint64(24) | signs[1:])[within]
         grams = np.concatenate([signs, pairs]) | np.concatenate([text, text[1:][within]]) << np.uint64(49)
         grams.sort()
-        nth = places(begins(grams)).astype(np.uint64)  # which occurrence of its gram in its text
+        nth = places(begins(grams)).astype(np.uint64)  # number of occurrences of the same gram before it in its text
         text, grams = grams >> np.uint64(49), grams & np.uint64((1 << 49) - 1)
         hashes = text << np.uint64(32) | mixed(mixed(grams) + nth) >> np.uint64(32)
         hashes.sort()
         hashes = hashes[begins(hashes)]
         text = hashes >> np.uint64(32)
-        kept = places(begins(text)) < SHINGLES
+        kept = places(begins(text)) < SHINGLES  # the smallest hashes of each text
         sizes = np.bincount(text[kept].astype(np.int64), minlength=len(texts))
         yield hashes[kept].astype(np.uint32), sizes.tolist()
 
 
 def _signs(texts: Sequence[str]) -> tuple[Words, Words]:
-    """(text, sign) of all characters in order; PIECE letters and digits make one sign, a hash above all code points."""
+    """(text, sign) of all characters in order. A sign is a code point, or stands for up to PIECE letters and digits.
+
+    In the second case it is a hash from _FIRST_RUN to 2^24.
+    """
     points = code_points("".join(texts))
     text = np.repeat(np.arange(len(texts), dtype=np.uint64), [len(t) for t in texts])
     signs, joins = points.astype(np.uint64), letters_and_digits(points)
-    goes_on = np.zeros(len(points), np.bool_)
+    goes_on = np.zeros(len(points), np.bool_)  # whether a character continues the piece before it
     goes_on[1:] = joins[1:] & joins[:-1] & (text[1:] == text[:-1])
-    goes_on &= places(~goes_on) % PIECE > 0
+    goes_on &= places(~goes_on) % PIECE > 0  # every PIECE-th character of a run begins a new piece
     starts = np.flatnonzero(~goes_on)
-    run = np.append(goes_on[1:], False)[starts]  # of two letters at least
+    run = np.append(goes_on[1:], False)[starts]  # pieces of two characters at least
     if run.any():
-        weighed = mixed(signs + (places(~goes_on).astype(np.uint64) << np.uint64(32)))
+        weighed = mixed(signs + (places(~goes_on).astype(np.uint64) << np.uint64(32)))  # by their place: ab is not ba
         hashes = np.add.reduceat(weighed, starts)[run]
         signs[starts[run]] = np.uint64(_FIRST_RUN) + hashes % np.uint64((1 << 24) - _FIRST_RUN)
     return text[starts], signs[starts]
 
 
-def _digests(hashes: Hashes, ends: Ints, count: int) -> Hashes:
-    """MinHash digests [N, count] of texts that end at `ends`; those of a text without shingles are 0.
+def min_hashes(hashes: Hashes, ends: Ints, count: int) -> Hashes:
+    """MinHash values [N, count] of texts whose hashes end at `ends`; 0 for a text without shingles.
 
-    The hashes are well mixed already, so an exclusive or and a product with an odd number make another order of them.
+    The hashes are well mixed already, so an exclusive or and a product with an odd number permute them well enough.
     """
-    found = np.zeros((count, len(ends)), np.uint32)
+    least = np.zeros((count, len(ends)), np.uint32)
     starts = np.concatenate([[0], ends[:-1]])
-    full = np.flatnonzero(ends > starts)  # ranges that are not empty lie side by side
+    full = np.flatnonzero(ends > starts)  # reduceat takes no empty ranges; the others lie side by side
     first, second = (
         mixed(np.arange(count, dtype=np.uint64) + np.uint64(salt)).astype(np.uint32) for salt in (1, 1_001)
     )
     for low in range(0, len(full), DIGESTED):
         rows = full[low : low + DIGESTED]
         begin = starts[rows[0]]
+        # own: the hashes of these texts; at: where each text begins in them; other: the same hashes, permuted
         own, at = hashes[begin : ends[rows[-1]]], starts[rows] - begin
         other = np.empty_like(own)
         for number in range(count):
             np.bitwise_xor(own, first[number], out=other)
             np.multiply(other, second[number] | np.uint32(1), out=other)
-            found[number, rows] = np.minimum.reduceat(other, at)
-    digests: Hashes = found.T
-    return digests
+            least[number, rows] = np.minimum.reduceat(other, at)
+    by_text: Hashes = least.T
+    return by_text
 
 
-def _band_keys(digests: Hashes, numerals: Words, rows: int) -> Hashes:
-    """A key of each band, made of its rows, its number and the digits: texts of other digits share none."""
-    of_band = digests.reshape(len(digests), -1, rows)
+def _band_keys(values: Hashes, numerals: Words, rows: int) -> Hashes:
+    """Keys [N, bands] from MinHash values [N, bands * rows]: a hash of the band's rows, its number and the digits.
+
+    With the number in it a key belongs to its band alone, so that all bands share one index; with the digits in it
+    texts of other digits share no key.
+    """
+    of_band = values.reshape(len(values), -1, rows)
     keys = mixed(numerals)[:, None] ^ np.arange(of_band.shape[1], dtype=np.uint64)[None, :]
     for row in range(rows):
         keys = mixed(keys + of_band[:, :, row].astype(np.uint64))
-    found: Hashes = (keys >> np.uint64(32)).astype(np.uint32)
-    return found
+    upper: Hashes = (keys >> np.uint64(32)).astype(np.uint32)
+    return upper

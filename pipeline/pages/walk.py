@@ -95,7 +95,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Position of an image: its block, the characters of the block before it, its figures, outermost first."""
+    """Position of an image: its block, the characters of the block before it, figures from the outermost inwards."""
 
     block: int
     offset: int

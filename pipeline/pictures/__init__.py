@@ -1,1 +1,1 @@
-"""Pictures: decoding, encoding, models."""
+"""Pictures: decoding and encoding, thumbnails and parts, perceptual hashes and signatures, models that look at them."""

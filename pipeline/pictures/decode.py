@@ -1,16 +1,17 @@
-"""Image bytes become the picture as shown: the one place that decodes, used by measure, detect and shard.
+"""Image decoding: bytes become the picture as shown. The only decoder of the pipeline (measure, detect, screen, shard).
 
-As shown means what a browser paints: EXIF orientation applied, alpha laid on white, the first frame of an animation,
-RGB with 8 bits a channel. Boxes, sides and stored JPEGs all speak of this picture, so it must have one definition.
+"As shown" means what a browser paints: EXIF orientation applied, alpha laid on white, the first frame of an animation,
+RGB with 8 bits per channel. Boxes, sides and stored JPEGs all refer to this picture, so it must have one definition.
 
-Pillow decides: it alone of the usual decoders refuses a truncated file in every format, knows Adobe's inverted CMYK
-and reads size and orientation without decoding. A JPEG without a fault, which is most of the web, takes a shorter way
-to the same pixels: simplejpeg calls the same libjpeg-turbo without Pillow's opening and copying, a third faster
-at a reduced size, and raises at the first warning, whereupon Pillow is asked. A reduced size comes from the DCT, which
-reads every byte all the same, so that damage is still found.
+Pillow is the reference: it alone of the usual decoders refuses a truncated file in every format, knows Adobe's inverted
+CMYK and reads size and orientation without decoding. A sound JPEG, which is most of the web, takes a shorter way to the
+same pixels: simplejpeg calls the same libjpeg-turbo without Pillow's opening and copying, a third faster at a reduced
+size, and raises at the first warning; Pillow then decides. A reduced size comes from the DCT, which reads every byte
+all the same, so that damage is still found.
 
 Limits: colour profiles are not applied; damage inside JPEG data that libjpeg conceals is not seen; orientation from
-XMP alone is ignored, as browsers do. Pillow's way changes the process's warning filters while it runs: not for threads.
+XMP alone is ignored, as browsers do. Decoding by Pillow changes the process's warning filters while it runs, so this
+module is not for threads.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
-"""What is read, by its first bytes; a suffix or a content type is never trusted."""
+"""Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""
 
 MAX_PIXELS = 100_000_000
 """Default limit of `decode`, the same as fetch.max_pixels of a spec."""
@@ -41,7 +42,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class PictureError(ValueError):
-    """The bytes are not a picture that can be shown. `too_many_pixels` tells a bomb from damage."""
+    """The bytes are not a picture that can be shown. `too_many_pixels` tells a decompression bomb from damage."""
 
     def __init__(self, message: str, too_many_pixels: bool = False) -> None:
         super().__init__(message, too_many_pixels)
@@ -54,7 +55,7 @@ class PictureError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What is known before anything is decoded. Sides are of the picture as shown."""
+    """What a file's header tells before anything is decoded. Sides are those of the picture as shown."""
 
     format: str  # one of FORMATS
     width: int
@@ -70,7 +71,7 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A decoded picture. `pixels` may be smaller than `header` says if it was decoded at a reduced size."""
+    """A decoded picture. `pixels` are smaller than `header` says if it was decoded at a reduced size."""
 
     header: Header
     pixels: Pixels
@@ -81,9 +82,9 @@ Bytes = bytes | memoryview
 
 def header(data: Bytes) -> Header:
     """Format, sides, orientation, frames and alpha, without decoding. Raises PictureError."""
-    found = _sound_jpeg_header(data)
-    if found is not None:
-        return found
+    sound = _sound_jpeg_header(data)
+    if sound is not None:
+        return sound
     with _guarded(), _open(data) as image:
         return _header(image)
 
@@ -91,57 +92,59 @@ def header(data: Bytes) -> Header:
 def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
     """The picture as shown. Raises PictureError; sides and pixel count are checked before anything is decoded.
 
-    reduce_to: if above 0, the picture comes by a whole factor smaller, such that its shorter side keeps at least so
-    many pixels; of a JPEG most of it is never computed.
+    reduce_to: if above 0, the picture is reduced by a whole factor, such that its shorter side keeps at least so many
+    pixels. Most of a reduced JPEG is never computed.
     """
     picture = _sound_jpeg(data, max_pixels, reduce_to)
     if picture is None:
         with _guarded(), _open(data) as image:
-            found = _header(image)
-            _check(found, max_pixels)
-            if reduce_to and found.format == "jpeg":
-                scale = _dct_scale(found, reduce_to)
+            header = _header(image)
+            _check(header, max_pixels)
+            if reduce_to and header.format == "jpeg":
+                scale = _dct_scale(header, reduce_to)
                 image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
             image.load()
-            picture = Picture(found, _as_shown(image, found))
-    found, pixels = picture.header, picture.pixels
-    if not reduce_to and pixels.shape[:2] != (found.height, found.width):
-        raise PictureError(f"its header says {found.width} x {found.height}, it decodes to {pixels.shape[1::-1]}")
+            picture = Picture(header, _as_shown(image, header))
+    header, pixels = picture.header, picture.pixels
+    if not reduce_to and pixels.shape[:2] != (header.height, header.width):
+        raise PictureError(f"its header says {header.width} x {header.height}, it decodes to {pixels.shape[1::-1]}")
     factor = min(pixels.shape[:2]) // reduce_to if reduce_to else 1
-    return picture if factor < 2 else Picture(found, _shrunk(pixels, factor))
+    return picture if factor < 2 else Picture(header, _shrunk(pixels, factor))
 
 
-def _check(found: Header, max_pixels: int) -> None:
-    if found.pixels > max_pixels:
-        message = f"{found.width} x {found.height} pixels, {max_pixels:,} are allowed"
+def _check(header: Header, max_pixels: int) -> None:
+    """Raises PictureError for a picture that is too large, before its pixels take memory."""
+    if header.pixels > max_pixels:
+        message = f"{header.width} x {header.height} pixels, {max_pixels:,} are allowed"
         raise PictureError(message, too_many_pixels=True)
-    if max(found.width, found.height) > JPEG_MAX_SIDE:  # refused here, or the shard that should store it would fail
-        message = f"{found.width} x {found.height} pixels do not fit into a JPEG"
+    if max(header.width, header.height) > JPEG_MAX_SIDE:  # refused here, or the shard that should store it would fail
+        message = f"{header.width} x {header.height} pixels do not fit into a JPEG"
         raise PictureError(message, too_many_pixels=True)
 
 
 def _sound_jpeg(data: Bytes, max_pixels: int, reduce_to: int) -> Picture | None:
-    """A JPEG of one or three components, decoded without Pillow; None if there is anything about it to decide."""
-    found = _sound_jpeg_header(data)
-    if found is None:
+    """A JPEG of one or three components, decoded without Pillow; None if anything about it is unusual."""
+    header = _sound_jpeg_header(data)
+    if header is None:
         return None
     import simplejpeg
 
-    _check(found, max_pixels)
-    orientation = found.orientation
-    height, width = (found.width, found.height) if orientation >= 5 else (found.height, found.width)
-    scale = _dct_scale(found, reduce_to) if reduce_to else 1
+    _check(header, max_pixels)
+    orientation = header.orientation
+    # the sides as stored: orientations 5 to 8 swap them
+    height, width = (header.width, header.height) if orientation >= 5 else (header.height, header.width)
+    scale = _dct_scale(header, reduce_to) if reduce_to else 1
     try:
         pixels = simplejpeg.decode_jpeg(
             data, min_height=-(-height // scale), min_width=-(-width // scale), min_factor=scale
         )
     except ValueError:
         return None
-    return Picture(found, _turned(pixels, orientation))
+    return Picture(header, _turned(pixels, orientation))
 
 
 def _sound_jpeg_header(data: Bytes) -> Header | None:
-    """What `header` says of such a JPEG, a twentieth of Pillow's time; None if there is anything about it to decide."""
+    """`header` of such a JPEG, in a twentieth of Pillow's time; None if anything about it is unusual."""
     if data[:3] != b"\xff\xd8\xff":
         return None
     import simplejpeg
@@ -160,9 +163,12 @@ def _sound_jpeg_header(data: Bytes) -> Header | None:
 
 
 def _jpeg_orientation(data: Bytes) -> int | None:
-    """Of a JPEG whose EXIF is absent, or as plain as cameras write it; None where somebody else should look.
+    """EXIF orientation of a JPEG whose EXIF is absent or as plain as cameras write it; None if Pillow should decide.
 
     Walks the segments before the first scan (ITU-T T.81, B.1) and reads the first directory of EXIF (Exif 2.32, 4.6).
+    A segment is FF, marker, length in two bytes (which count themselves), data; SOS (DA) begins the scan, APP1 (E1)
+    holds EXIF. EXIF is a TIFF header (byte order, offset of the first directory), a directory a count and entries of 12
+    bytes: tag 2, type 2, number of values 4, value 4.
     """
     at, end, exif = 2, len(data) - 4, b""
     while at < end and data[at] == 0xFF and data[at + 1] != 0xDA:
@@ -183,7 +189,7 @@ def _jpeg_orientation(data: Bytes) -> int | None:
     def number(place: int, size: int) -> int:
         return int.from_bytes(exif[place : place + size], order)
 
-    first = number(4, 4)
+    first = number(4, 4)  # offset of the directory, whose first two bytes are its count
     last = first + 2 + 12 * number(first, 2)
     if last > len(exif):
         return None
@@ -194,14 +200,14 @@ def _jpeg_orientation(data: Bytes) -> int | None:
     return 1
 
 
-def _dct_scale(found: Header, reduce_to: int) -> int:
-    """1, 2, 4 or 8: by how much a JPEG is decoded smaller, the other sizes that its DCT allows being slower."""
-    factor = min(found.width, found.height) // reduce_to
+def _dct_scale(header: Header, reduce_to: int) -> int:
+    """1, 2, 4 or 8: the factor by which a JPEG is reduced while it is decoded. The DCT's other factors are slower."""
+    factor = min(header.width, header.height) // reduce_to
     return 8 if factor >= 8 else 4 if factor >= 4 else 2 if factor >= 2 else 1
 
 
 def _shrunk(pixels: Pixels, factor: int) -> Pixels:
-    """Means over blocks of factor x factor; those at the right and lower edge may be narrower. Integer arithmetic."""
+    """Means over blocks of factor x factor pixels, narrower at the right and lower edge. Integer arithmetic."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).reduce(factor))
@@ -223,17 +229,17 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
 def to_jpeg(data: bytes, quality: int, max_pixels: int = MAX_PIXELS) -> bytes:
     """JPEG bytes of the picture as shown, without metadata that would turn it; deterministic. Raises PictureError.
 
-    A JPEG that needs no turning comes back byte for byte, whatever its colour space.
+    A JPEG that needs no turning is returned byte for byte, whatever its colour space.
     """
     with _guarded(), _open(data) as image:
-        # Some readers also follow an orientation that only XMP tells; such a file is stored without it.
+        # Some readers also follow an orientation that only XMP states; such a file is stored without it.
         if _header(image).format == "jpeg" and _exif_orientation(image) == 1 and image.getexif().get(274, 1) in (0, 1):
             return data
     return encode_jpeg(decode(data, max_pixels).pixels, quality)
 
 
 def resized(pixels: Pixels, width: int, height: int) -> Pixels:
-    """RGB pixels [height, width, 3], by Lanczos; Pillow computes it in whole numbers."""
+    """RGB pixels [height, width, 3], resized by Lanczos; Pillow computes it in whole numbers, so everywhere alike."""
     from PIL import Image
 
     return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
@@ -252,7 +258,7 @@ def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
 
 @contextmanager
 def _guarded() -> Iterator[None]:
-    """Whatever a decoder raises on hostile bytes becomes PictureError; its warnings are about the bytes, not us."""
+    """Turns whatever a decoder raises on hostile bytes into PictureError, and silences its warnings about them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -276,7 +282,7 @@ def _open(data: Bytes) -> Any:
 
 def _header(image: Any) -> Header:
     name = image.format.lower()
-    name = "jpeg" if name == "mpo" else name  # a phone's JPEG with further pictures behind the first
+    name = "jpeg" if name == "mpo" else name  # MPO: a phone's JPEG with further pictures behind the first
     orientation = _exif_orientation(image)
     # Pillow turns a TIFF itself when it loads it, and its size is the turned one from the start.
     turned = orientation >= 5 and name != "tiff"
@@ -303,11 +309,11 @@ def _exif_orientation(image: Any) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _as_shown(image: Any, found: Header) -> Pixels:
-    """The loaded image in RGB, on white, turned."""
+def _as_shown(image: Any, header: Header) -> Pixels:
+    """[H, W, 3] of a loaded image: in RGB, alpha on white, turned by its orientation."""
     from PIL import Image
 
-    if found.alpha:
+    if header.alpha:
         image = image.convert("RGBA")
         ground = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(ground, image).convert("RGB")
@@ -315,11 +321,11 @@ def _as_shown(image: Any, found: Header) -> Pixels:
         image = _from_deep(image)
     elif image.mode != "RGB":
         image = image.convert("RGB")
-    return _turned(np.asarray(image), 1 if found.format == "tiff" else found.orientation)
+    return _turned(np.asarray(image), 1 if header.format == "tiff" else header.orientation)
 
 
 def _from_deep(image: Any) -> Any:
-    """RGB from one channel of 16 bits, 32 bits or float, scaled by the type's range or, where unknown, the values'."""
+    """RGB from one channel of 16 bits, 32 bits or float, scaled by the range of 16 bits or else of the values."""
     from PIL import Image
 
     values = np.nan_to_num(np.asarray(image).astype(np.float64))

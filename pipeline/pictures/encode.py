@@ -1,12 +1,12 @@
-"""As what an image is stored: JPEG bytes of three components, at the size that the spec allows.
+"""Encoding for storage: an image as JPEG bytes of three components, at the size that the spec allows.
 
-`shards.reencode: never` keeps the bytes as they were fetched wherever every reader can take them; what is no JPEG, is
-grey, CMYK or turned by EXIF, or is larger than `shards.max_side` is encoded anew, from the picture as shown. `all`
-encodes every image, which also takes away what a camera wrote into it.
+`shards.reencode: never` keeps the bytes as they were fetched wherever every reader can read them; an image that is no
+JPEG, is grey, CMYK or turned by EXIF, or is larger than `shards.max_side` is encoded anew, from the picture as shown.
+`all` encodes every image, which also removes what a camera wrote into it.
 
-A picture's stored sides follow from its sides alone (`stored_sides`), so that rows, KEY.json and boxes can say them
-without decoding anything. Regions were detected on the fetched picture: `scaled_boxes` moves them to the stored one.
-`sha256` stays that of the fetched bytes everywhere.
+The sides of a stored picture follow from those of the fetched one (`stored_sides`), so that rows, KEY.json and boxes
+can state them without decoding anything. Regions were detected on the fetched picture: `scaled_boxes` converts them to
+the stored one. `sha256` is that of the fetched bytes everywhere.
 
 Limits: colour profiles are not applied. Encoded bytes are those of one libjpeg-turbo; another version may give others.
 """
@@ -26,7 +26,7 @@ Boxes = npt.NDArray[np.float32]
 
 
 def stored_sides(width: Any, height: Any, max_side: int) -> tuple[Any, Any]:
-    """Sides of the stored picture, of one or of arrays: the longer one at most `max_side` (0: any), none below 1."""
+    """(width, height) of stored pictures, single numbers or arrays: at most `max_side` (0: no limit), at least 1."""
     if not max_side:
         return width, height
     width, height = np.asarray(width, np.int64), np.asarray(height, np.int64)
@@ -42,20 +42,21 @@ def scaled_boxes(boxes_N4: Boxes, fetched_N2: Any, stored_N2: Any) -> Boxes:
     """
     fetched, stored = (np.asarray(sides, np.float64) for sides in (fetched_N2, stored_N2))
     edge = stored.astype(np.float32)
+    # [N, 2 corners, 2 axes] times [N, 1, 2 axes]
     scaled = (boxes_N4.reshape(-1, 2, 2) * (stored / fetched)[:, None, :]).astype(np.float32)
     high = np.minimum(scaled[:, 1], edge)
-    low = np.minimum(scaled[:, 0], np.nextafter(high, np.float32(0)))
+    low = np.minimum(scaled[:, 0], np.nextafter(high, np.float32(0)))  # at least one float below `high`
     return np.stack([low, high], axis=1).reshape(-1, 4)
 
 
 def as_stored(data: bytes, shards: Shards, sides: tuple[int, int], max_pixels: int) -> bytes:
-    """JPEG bytes to store, always of three components. sides: width and height of the picture as fetched.
+    """JPEG bytes to store, always with three components. sides: width and height of the picture as fetched.
 
     Raises PictureError. Grey and CMYK JPEGs are encoded anew although they are JPEGs: Ray Data stacks images into one
     column and fails on the first grey one (an array of two dimensions), and several decoders refuse CMYK.
     """
-    quality, kept = shards.jpeg_quality, not shards.max_side or max(sides) <= shards.max_side
-    if shards.reencode == "never" and kept:
+    quality, fits = shards.jpeg_quality, not shards.max_side or max(sides) <= shards.max_side
+    if shards.reencode == "never" and fits:
         if is_plain_jpeg(data):
             return data
         image = pictures.to_jpeg(data, quality, max_pixels)
@@ -63,25 +64,27 @@ def as_stored(data: bytes, shards: Shards, sides: tuple[int, int], max_pixels: i
             return image
         data = image
     pixels = pictures.decode(data, max_pixels).pixels
-    if not kept:
+    if not fits:
         width, height = stored_sides(*sides, shards.max_side)
         pixels = pictures.resized(pixels, int(width), int(height))
     return pictures.encode_jpeg(pixels, quality)
 
 
 def is_plain_jpeg(data: bytes) -> bool:
-    """Whether bytes are a JPEG that is stored as it is, told from its markers alone: three components, and no segment
-    that could turn the picture or make it another format (EXIF, XMP, Adobe, MPF ...). Where False, ask Pillow.
+    """Whether bytes are a JPEG that can be stored as it is, by its markers alone; where False, Pillow must decide.
+
+    Such a JPEG has three components, and no segment that could turn the picture or make it another format (EXIF, XMP,
+    Adobe, MPF ...).
     """
     if data[:2] != b"\xff\xd8":
         return False
     at, components = 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
-        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]  # the length counts its own two bytes
         if marker == 0xDA:  # the scan begins
             return components == 3
         if marker in (0xC0, 0xC1, 0xC2) and at + 10 <= len(data):
-            components = data[at + 9]
+            components = data[at + 9]  # frame header: length 2, precision 1, height 2, width 2, components 1
         elif marker not in _PLAIN and not (marker == 0xE2 and data[at + 4 : at + 15] == b"ICC_PROFILE"):
             return False
         at += 2 + length
@@ -89,7 +92,7 @@ def is_plain_jpeg(data: bytes) -> bool:
 
 
 _PLAIN = frozenset([0xE0, 0xDB, 0xC4, 0xDD, 0xFE])
-"""Markers of JFIF, tables, restarts and comments."""
+"""Markers that change nothing about the picture: JFIF, tables, restart intervals and comments."""
 
 
 def components_of(jpeg: bytes) -> int:

@@ -233,7 +233,7 @@ def test_minhash_estimates_as_datasketch_and_rensa_do() -> None:
     random.seed(5)
     count, texts = 128, pairs_of_texts(200, 8)
     own = shingles(texts)
-    digests = sketches._digests(np.concatenate(own), np.cumsum([len(s) for s in own]), count)
+    digests = sketches.min_hashes(np.concatenate(own), np.cumsum([len(s) for s in own]), count)
     exact = np.array([likeness(a, b) for a, b in zip(texts[::2], texts[1::2], strict=True)])
     lists = [[str(value) for value in signature] for signature in own]
     theirs = [MinHash(num_perm=count) for _ in own]
