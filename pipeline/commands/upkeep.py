@@ -159,7 +159,7 @@ def _add_regions(commands: Commands) -> None:
 
 def _regions(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.files.folder import Folder
-    from pipeline.stages import detect
+    from pipeline.store import regions
     from pipeline.store.store import Store
 
     store = Store(Folder(args.store).url)
@@ -167,9 +167,9 @@ def _regions(args: argparse.Namespace) -> dict[str, Any]:
     if args.action == "prune" and not args.detector and not args.before:
         raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
     found = (
-        detect.stats(store)
+        regions.stats(store)
         if args.action == "stats"
-        else detect.prune(store, args.detector, _date(args.before), args.dry_run)
+        else regions.prune(store, args.detector, _date(args.before), args.dry_run)
     )
     title = {"stats": "region cache", "prune": "would be removed" if args.dry_run else "removed"}[args.action]
     table = table_of(title, "detector", "images", "regions", "an image", "commits", "MB", "written")

@@ -23,7 +23,7 @@ BLOCK = 512
 class Writable(Protocol):
     """What a tar is written to."""
 
-    def write(self, data: bytes, /) -> Any: ...
+    def write(self, data: bytes | memoryview, /) -> Any: ...
 
 
 @dataclass
@@ -33,7 +33,7 @@ class TarWriter:
     file: Writable
     offset: int = field(default=0)
 
-    def add(self, name: str, data: bytes) -> int:
+    def add(self, name: str, data: bytes | memoryview) -> int:
         """Append one member; returns the offset of its data in the tar."""
         size = len(data)
         self.file.write(ustar_header(name, size))
@@ -96,7 +96,7 @@ class HashedFile:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._digest = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
         self._bytes = 0
         self._flying: deque[Future[None]] = deque()
         self.sha256 = ""
@@ -115,7 +115,7 @@ class HashedFile:
             self._thread.shutdown(wait=True, cancel_futures=True)
             os.close(self._fd)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._pieces.append(data)
         self._bytes += len(data)
         if self._bytes >= BATCH:
@@ -127,7 +127,7 @@ class HashedFile:
         self._flying.append(self._thread.submit(self._put, self._pieces))
         self._pieces, self._bytes = [], 0
 
-    def _put(self, pieces: list[bytes]) -> None:
+    def _put(self, pieces: list[bytes | memoryview]) -> None:
         data = b"".join(pieces)
         left = memoryview(data)
         while left:  # a write may stop short, of a full disk or a signal; the next one says why
