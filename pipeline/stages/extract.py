@@ -30,6 +30,8 @@ from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    SOURCE_BOX_SCHEMA,
+    SOURCE_BOXES,
     Candidate,
     Capture,
     Decision,
@@ -49,9 +51,6 @@ from pipeline.web.warc import read_captures
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("crawl",)
-
-BOXES = "boxes.parquet"
-"""Suffix of the file of boxes that a table brought along, where one did."""
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -119,21 +118,22 @@ def run_partition(build: Build, partition: str) -> None:
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
         if any(candidate.boxes for candidate in candidates):
-            attempt.write_table(BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+            attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
 
 
 def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
-    """order_key, fetch_id and boxes of the candidates that came with boxes; as candidates are sorted."""
+    """Rows of SOURCE_BOX_SCHEMA, of the candidates that came with boxes."""
     found = [c for c in candidates if c.boxes]
     rows = pa.table(
         {
             "order_key": [order_key(c.fetch_id, seed) for c in found],
             "fetch_id": [c.fetch_id for c in found],
             "row": [c.row for c in found],
-            "boxes": pa.array([c.boxes for c in found], pa.list_(pa.float32())),
-        }
+            "boxes": [c.boxes for c in found],
+        },
+        schema=SOURCE_BOX_SCHEMA,
     )
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
@@ -386,5 +386,5 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(BOXES)),
+    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA)),
 )

@@ -16,7 +16,6 @@ Limits: a placeholder has taken its place under the caps before it is known as o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -29,15 +28,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
-from data_specs.shard import Split
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.files.parquet import dictionary_columns
 from pipeline.matching import earlier_builds, text_rows
 from pipeline.matching.holders import Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
-from pipeline.records import TEXTS_TYPE
-from pipeline.stages import rank
+from pipeline.records import TEXTS_TYPE, split_of
+from pipeline.stages import _runs
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, write_without
 from pipeline.store.partitions import Attempt, Record
@@ -47,7 +45,6 @@ from pipeline.texts.folding import normals
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("rank",)
-PARTITION = "all"
 
 VERDICT_SCHEMA = pa.schema(
     [
@@ -79,7 +76,7 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    return [PARTITION]
+    return [_runs.ALL]
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -92,15 +89,6 @@ def run_partition(build: Build, partition: str) -> None:
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
         attempt.commit({"pairs": pairs, **counts, "earlier": images, "holders": holders}, info)
-
-
-def split_of(image_leader: str, seed: int, dev_share: float, val_share: float) -> Split:
-    """The split of an image cluster: a keyed hash of its leader's sha256, as a number in [0, 1)."""
-    key = f"split {seed}".encode()
-    number = int.from_bytes(hashlib.blake2b(image_leader.encode(), digest_size=8, key=key).digest(), "big") / 2**64
-    if number < dev_share:
-        return "dev"
-    return "val" if number < dev_share + val_share else "train"
 
 
 def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:
@@ -141,7 +129,7 @@ class _Sequence:
             images = stack.enter_context(_Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             texts = stack.enter_context(_Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
-            for table, of_row in rank.merged(self._stage, self._runs, BLOCK):
+            for table, of_row in _runs.merged(self._stage, self._runs, BLOCK):
                 block = block_of(table, of_row, self._rules.max_texts)
                 found = self._pass.decide(block)
                 verdicts.add(of_row, _verdict_rows(table, found))

@@ -26,6 +26,7 @@ from pipeline.pictures.decode import Header, Picture, PictureError, decode
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
+from pipeline.store.images import partition_images
 from pipeline.store.stage import Stage, StageFile
 
 VERSION = 2
@@ -101,19 +102,19 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
 def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
     """Feature rows, and faults by sha256, of the partition's images that are not known. Raises StageError."""
     rows, faults, done = _Rows(features()), dict[str, Fault](), set(known)
-    for fetch_id, sha256, data in build.images(partition):
-        if sha256 in done:
+    for image in partition_images(build, partition):
+        if image.sha256 in done:
             continue
-        done.add(sha256)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            tar = build.stage("fetch").record(partition).files["tar"].name
-            where = build.stage("fetch").folder.at(tar)
-            raise StageError(where, f"holds other bytes of {fetch_id} than were fetched; delete it to fetch again")
+        done.add(image.sha256)
+        if hashlib.sha256(image.data).hexdigest() != image.sha256:
+            fetch = build.stage("fetch")
+            tar = fetch.folder.at(fetch.record(partition).files["tar"].name)
+            raise StageError(tar, f"holds other bytes of {image.fetch_id} than were fetched; delete it to fetch again")
         try:
-            rows.add(sha256, len(data), decode(data, build.spec.fetch.max_pixels, REDUCE_TO))
+            rows.add(image.sha256, len(image.data), decode(image.data, build.spec.fetch.max_pixels, REDUCE_TO))
         except PictureError as e:
             reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
-            faults[sha256] = (reason, str(e))
+            faults[image.sha256] = (reason, str(e))
     return rows.table(), faults
 
 
