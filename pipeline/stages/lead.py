@@ -31,11 +31,12 @@ from data_specs.build import Dedup
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.files.parquet import dictionary_columns
-from pipeline.matching import earlier_builds, text_rows
+from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.records import TEXTS_TYPE, split_of
 from pipeline.stages import _runs
+from pipeline.stages._earlier_builds import learn
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, write_without
 from pipeline.store.partitions import Attempt, Record
@@ -85,7 +86,7 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
     with Holders(build.spec.dedup, holders) as held, build.stage("lead").attempt(partition) as attempt:
-        images = earlier_builds.learn(build, held) if build.identities else 0
+        images = learn(build, held) if build.identities else 0
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
         attempt.commit({"pairs": pairs, **counts, "earlier": images, "holders": holders}, info)

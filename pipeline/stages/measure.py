@@ -16,14 +16,14 @@ from __future__ import annotations
 import hashlib
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StageError
-from pipeline.features import Feature, feature_id, features
-from pipeline.pictures.decode import Header, Picture, PictureError, decode
-from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
+from pipeline.features import feature_id
+from pipeline.features._rows import FeatureRows
+from pipeline.pictures.decode import PictureError, decode
+from pipeline.pictures.thumbs import REDUCE_TO
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
 from pipeline.store.images import partition_images
@@ -31,9 +31,6 @@ from pipeline.store.stage import Stage, StageFile
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("fetch",)
-
-BATCH = 128
-"""Pictures that features look at at once: a call costs more than what it does for one."""
 
 Fault = tuple[DropReason, str]
 """Why an image has no features, and what was seen."""
@@ -58,7 +55,11 @@ def run_partition(build: Build, partition: str) -> None:
     made, faults = _measure_new(build, partition, set(known["sha256"].to_pylist()))
     takedowns = build.store.takedowns()
     if takedowns:
-        gone = {*takedowns.alike(made), *takedowns.alike(known), *takedowns.images(fetched["sha256"].to_pylist())}
+        gone = {
+            *takedowns.alike(made, feature_id()),
+            *takedowns.alike(known, feature_id()),
+            *takedowns.images(fetched["sha256"].to_pylist()),
+        }
         faults |= dict.fromkeys(gone, (DropReason.FORGOTTEN, "this picture was taken down"))
         made = made.filter(pc.invert(pc.is_in(made["sha256"], pa.array(sorted(gone), pa.string()))))
     cache.put(made)
@@ -101,7 +102,7 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
 
 def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
     """Feature rows, and faults by sha256, of the partition's images that are not known. Raises StageError."""
-    rows, faults, done = _Rows(features()), dict[str, Fault](), set(known)
+    rows, faults, done = FeatureRows(), dict[str, Fault](), set(known)
     for image in partition_images(build, partition):
         if image.sha256 in done:
             continue
@@ -116,45 +117,6 @@ def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Tabl
             reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
             faults[image.sha256] = (reason, str(e))
     return rows.table(), faults
-
-
-class _Rows:
-    """Rows of FEATURE_SCHEMA in the making: features look at BATCH pictures at once, pixels go as soon as they come."""
-
-    def __init__(self, plugins: dict[str, Feature]) -> None:
-        self._plugins, self._headers = plugins, list[Header]()
-        self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
-        self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
-
-    def add(self, sha256: str, size: int, picture: Picture) -> None:
-        self._columns["sha256"].append(sha256)
-        self._columns["bytes"].append(size)
-        fill(self._squares[len(self._headers)], picture)
-        self._headers.append(picture.header)
-        if len(self._headers) == BATCH:
-            self._look()
-
-    def table(self) -> pa.Table:
-        """All rows so far."""
-        if self._headers:
-            self._look()
-        return pa.table(self._columns, schema=FEATURE_SCHEMA)
-
-    def _look(self) -> None:
-        for name in ("format", "width", "height", "frames", "alpha", "orientation"):
-            self._columns[name] += [getattr(header, name) for header in self._headers]
-        views = Views(self._squares[: len(self._headers)])
-        for name, plugin in self._plugins.items():
-            self._columns[name] += plugin.of(views)
-        self._headers = []
-
-
-def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
-    """The columns of FEATURE_SCHEMA but sha256, from the bytes of one image. Raises PictureError."""
-    rows = _Rows(features())
-    rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
-    (row,) = rows.table().drop_columns(["sha256"]).to_pylist()
-    return dict(row)
 
 
 STAGE = Stage(
