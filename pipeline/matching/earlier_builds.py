@@ -2,7 +2,7 @@
 
 Read in the order of ranks, column by column, and entered LOADED images at a time, so that indexes are built and not
 grown. Signatures, nine tenths of all bytes, are mapped and not read. Of the text leaders only those are entered that
-share a band with some text of this build (`text_rows.Asked`).
+share a band with some text of this build (`text_rows.BandFilter`).
 
 Limits: images of another feature id are matched by bytes only, and texts sketched otherwise feed no cap; both are said.
 """
@@ -67,9 +67,9 @@ def _learn_texts(build: Build, identities: Identities, known: list[Published], h
     held.learn_texts(text_rows.read(pa.concat_tables(found)["text"]))
 
 
-def _asked(build: Build) -> text_rows.Asked:
+def _asked(build: Build) -> text_rows.BandFilter:
     """The band keys of all texts of the build."""
-    asked, stage = text_rows.Asked(), build.stage("rank")
+    asked, stage = text_rows.BandFilter(), build.stage("rank")
     for record in stage.records():
         with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=50_000, columns=["sketches.list.element.keys"]):
