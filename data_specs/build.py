@@ -13,10 +13,10 @@ import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
 
 from data_specs.shard import SourceKind, canonical_json
 
@@ -71,17 +71,18 @@ class DropShares(Spec):
     screen: Share = Field(0.5, description="filters that need a model on pixels")
 
 
-class SourceDropShares(Spec):
-    """As DropShares, of one source; what is not given is that of the build."""
+if TYPE_CHECKING:
 
-    crawl: Share | None = None
-    extract: Share | None = None
-    admit: Share | None = None
-    fetch: Share | None = None
-    measure: Share | None = None
-    filter: Share | None = None
-    dedup: Share | None = None
-    screen: Share | None = None
+    class SourceDropShares(DropShares):
+        """See below."""
+
+else:  # the fields of DropShares, each optional: made from them, so that there is one list
+    SourceDropShares = create_model(
+        "SourceDropShares",
+        __base__=Spec,
+        __doc__="As DropShares, of one source; what is not given is that of the build.",
+        **dict.fromkeys(DropShares.model_fields, (Share | None, None)),
+    )
 
 
 class SourceRef(Spec):
@@ -243,10 +244,10 @@ class BuildSpec(Spec):
             raise ValueError("shards: dev_share + val_share leave nothing to train on")
         return self
 
-    def max_drop(self, source: SourceRef, stage: str) -> float:
-        """The share that a stage may drop of a source."""
-        own: float | None = getattr(source.max_drop, stage)
-        expected: float = getattr(self.publish.max_drop, stage)
+    def max_drop(self, source: SourceRef, stage: str, default: float | None = None) -> float | None:
+        """The share that a stage may drop of a source; `default` for a stage that DropShares does not name."""
+        own: float | None = getattr(source.max_drop, stage, None)
+        expected: float | None = getattr(self.publish.max_drop, stage, default)
         return expected if own is None else own
 
     @property

@@ -3,10 +3,11 @@
     crawl -> extract -> admit -> fetch -> measure -> filter
         -> rank -> lead -> dedup -> screen -> detect -> shard -> report -> (publish)
 
-A stage is a module with the five names of `Stage`. It is cut into partitions; each runs as one Ray task, which commits
-its own record (`pipeline.store`). A stage's fingerprint is made of its VERSION, its token (its part of the spec and
-what it reads outside the build) and its inputs' fingerprints: same fingerprint, same result, so a finished stage is
-skipped and a killed one goes on with the partitions that have no record. Ray starts only if there is something to run.
+A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order. It is cut into partitions; each runs as
+one Ray task, which commits its own record (`pipeline.store`). A stage's fingerprint is made of its version, its token
+(its part of the spec and what it reads outside the build) and its inputs' fingerprints: same fingerprint, same result,
+so a finished stage is skipped and a killed one goes on with the partitions that have no record. Ray starts only if
+there is something to run.
 
 The driver holds partition names and counts, nothing that grows with the rows of a dataset.
 """
@@ -14,93 +15,41 @@ The driver holds partition names and counts, nothing that grows with the rows of
 from __future__ import annotations
 
 import datetime
-import errno
 import hashlib
 import logging
-import os
-import shutil
-import socket
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
-from pipeline.errors import StageError, WenlanError
+from pipeline.cluster import Cluster
+from pipeline.errors import StageError
 from pipeline.files.folder import Folder
-from pipeline.stages import (
-    admit,
-    crawl,
-    dedup,
-    detect,
-    extract,
-    fetch,
-    filter,
-    lead,
-    measure,
-    rank,
-    report,
-    screen,
-    shard,
-)
+from pipeline.stages import STAGES
+from pipeline.stages.crawl import is_stored
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, Running, StageResult
 from pipeline.store.identities import Identities
-from pipeline.store.partitions import Record, timed
+from pipeline.store.partitions import Record
+from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
-
-
-class Stage(Protocol):
-    """What a stage module has. All of it is pure but `run_partition`, which commits one record."""
-
-    VERSION: int
-    """Raised when the same input gives another output. Never raised for crawl and fetch by a mere code change."""
-    INPUTS: tuple[str, ...]
-    """Stages it reads."""
-
-    def token(self, build: Build) -> Any:
-        """JSON value: its part of the spec, versions of its plug-ins, and what it reads outside the build."""
-
-    def partitions(self, build: Build) -> list[str]:
-        """Names of its partitions; called when its inputs are finished."""
-
-    def run_partition(self, build: Build, partition: str) -> None:
-        """Do one partition and commit it."""
-
-
-STAGES: dict[str, Stage] = {
-    "crawl": crawl,
-    "extract": extract,
-    "admit": admit,
-    "fetch": fetch,
-    "measure": measure,
-    "filter": filter,
-    "rank": rank,
-    "lead": lead,
-    "dedup": dedup,
-    "screen": screen,
-    "detect": detect,
-    "shard": shard,
-    "report": report,
-}
 
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, partitions done, partitions in all)."""
 
 
-def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "") -> Build:
+def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", stages: Stages = STAGES) -> Build:
     """A build with its fingerprints computed. Touches nothing on disk.
 
-    Snapshot: the id of what is crawled; a build goes on with its own, a new one takes today's date (UTC).
+    snapshot: the id of what is crawled; a build goes on with its own, a new one takes today's date (UTC).
+    stages: what it consists of.
+
     Raises SpecError, SourceError (a source that cannot be read at all) and StoreError.
     """
     plugins.check(spec)
@@ -114,6 +63,7 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "") -
         store=Store(Folder(store).url if store else folder.at("store")),
         build_id=f"{spec.name}-{snapshot}-{spec.digest[:8]}",
         snapshot=snapshot,
+        stages=stages,
     )
     identities = Identities(build.store)
     read = tuple(known.get("identities", ()))
@@ -125,12 +75,17 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "") -
     return _fingerprinted(replace(build, identities=identities.before(build.build_id, spec.name, snapshot)))
 
 
+def reopen(out: str) -> Build:
+    """The build that was begun in a folder, as it was begun. Raises StoreError if there is none."""
+    return build_json.reopen(out, STAGES)
+
+
 def _fingerprinted(build: Build) -> Build:
-    for name, stage in STAGES.items():
-        inputs = [build.fingerprints[i] for i in stage.INPUTS]
-        value = [name, stage.VERSION, stage.token(build), inputs]
+    for stage in build.stages.values():
+        inputs = [build.fingerprints[name] for name in stage.inputs]
+        value = [stage.name, stage.version, stage.token(build), inputs]
         fingerprint = hashlib.sha256(canonical_json(value)).hexdigest()
-        build = replace(build, fingerprints={**build.fingerprints, name: fingerprint})
+        build = replace(build, fingerprints={**build.fingerprints, stage.name: fingerprint})
     return build
 
 
@@ -150,10 +105,11 @@ def run(
     """
     with build_json.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
-        cluster = _Cluster(address, workers)
+        cluster = Cluster(address, workers)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
-            for name in list(STAGES)[: list(STAGES).index(until) + 1]:
+            names = list(build.stages)
+            for name in names[: names.index(until) + 1]:
                 with observe.about(stage=name):
                     result = _run_stage(build, name, cluster, progress or (lambda *_: None), crawls)
                     build_json.note(build, result)
@@ -162,8 +118,8 @@ def run(
             cluster.close()
 
 
-def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress, crawls: bool) -> StageResult:
-    stage, directory = STAGES[name], build.stage(name)
+def _run_stage(build: Build, name: str, cluster: Cluster, progress: Progress, crawls: bool) -> StageResult:
+    stage, directory = build.stages[name], build.stage(name)
     started = time.monotonic()
     if directory.finished():
         return _result(build, name, ran=0, skipped=True, seconds=0.0)
@@ -171,7 +127,7 @@ def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress, c
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
     if name == "crawl" and not crawls:
-        missing = [p for p in missing if not crawl.is_stored(build, p)]
+        missing = [p for p in missing if not is_stored(build, p)]
         if missing:
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
             raise StageError(", ".join(missing), why)
@@ -179,10 +135,11 @@ def _run_stage(build: Build, name: str, cluster: _Cluster, progress: Progress, c
     build_json.note(build, running=Running(name, fingerprint, build_json.now(), len(committed), len(partitions)))
     log.info("stage begins", extra={"partitions": len(partitions), "committed": len(committed)})
     progress(name, len(partitions) - len(missing), len(partitions))
-    for done, partition in enumerate(cluster.each(build, name, missing), start=1):
+    committing = cluster.each(build, name, stage.run, stage.resources(build.spec), missing)
+    for done, partition in enumerate(committing, start=1):
         _tell(directory.record(partition))
         progress(name, len(partitions) - len(missing) + done, len(partitions))
-    directory.finish(partitions, stage.VERSION)
+    directory.finish(partitions, stage.version)
     result = _result(build, name, len(missing), False, time.monotonic() - started)
     log.info("stage done", extra={"seconds": result.seconds, "funnel": result.funnel})
     return result
@@ -200,127 +157,11 @@ def _tell(record: Record) -> None:
         observe.count("wenlan_written_bytes", sum(file.bytes for file in record.files.values()))
 
 
-class _Cluster:
-    """Ray, started when first needed. With no address an embedded one on this machine."""
-
-    def __init__(self, address: str, workers: int) -> None:
-        self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
-
-    def _start(self) -> Any:
-        import ray
-
-        if not ray.is_initialized():
-            os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1"}
-            quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
-            if self._address:
-                _join(ray, self._address, quiet)
-            else:
-                # "local": never join a cluster that happens to run here; loopback: its ports are for nobody else
-                ray.init("local", num_cpus=self._workers or None, include_dashboard=False, **loopback, **quiet)
-            self._ours = True
-        return ray
-
-    def each(self, build: Build, name: str, partitions: list[str]) -> Iterator[str]:
-        """Run partitions, at most two for each CPU in flight; give each as it is committed. Raises WenlanError."""
-        if not partitions:
-            return
-        ray = self._start()
-        there = ray.cluster_resources()
-        asked = _granted(_resources(build, name), there)
-        task = ray.remote(_partition).options(max_retries=2, name=f"wenlan:{name}", **asked)
-        shared = ray.put(build)
-        limit = max(2, 2 * int(there.get("CPU", 1)))
-        waiting, form = list(reversed(partitions)), observe.form()
-        flying: dict[Any, str] = {}
-        while waiting or flying:
-            while waiting and len(flying) < limit:
-                partition = waiting.pop()
-                flying[task.remote(shared, name, partition, form)] = partition
-            ready, _ = ray.wait(list(flying), num_returns=1)
-            for ref in ready:
-                partition = flying.pop(ref)
-                _get(ray, ref, name, partition)
-                yield partition
-
-    def close(self) -> None:
-        if self._ours:
-            import ray
-
-            ray.shutdown()
-
-
-def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
-    """Join a cluster. Raises StageError at once where nobody listens (Ray alone tries for minutes) or Ray refuses."""
-    try:
-        parts = urlsplit(address if "://" in address else f"//{address}")
-        if parts.hostname and parts.port:
-            socket.create_connection((parts.hostname, parts.port), timeout=10).close()
-        ray.init(address=address, **options)
-    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
-        hint = "; is it up, and are RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH those of the cluster?"
-        raise StageError(address, f"no Ray cluster can be joined ({_line(e)}){hint}") from None
-
-
-def _line(e: BaseException) -> str:
-    """The first line of what an exception says."""
-    return next((line.strip() for line in str(e).splitlines() if line.strip()), type(e).__name__)[:300]
-
-
-def _resources(build: Build, name: str) -> dict[str, float]:
-    """What a task of a stage asks of the cluster, as options of a Ray task: one CPU, unless the stage says more."""
-    found: dict[str, float] = getattr(STAGES[name], "resources", lambda spec: {"num_cpus": 1.0})(build.spec)
-    return found
-
-
-def _granted(asked: dict[str, float], there: dict[str, float]) -> dict[str, float]:
-    """What is asked for as far as the cluster has it: a task that waits for more would wait without end."""
-    cpus = {"num_cpus": min(asked["num_cpus"], there.get("CPU", 1.0))}
-    gpus = asked.get("num_gpus", 0.0)
-    return cpus | ({"num_gpus": gpus} if 0 < gpus <= there.get("GPU", 0.0) else {})
-
-
-def _partition(build: Build, name: str, partition: str, form: str) -> None:
-    """What a Ray task runs. form: how it logs."""
-    observe.log_as(form)
-    told = observe.about(build_id=build.build_id, stage=name, partition=partition)
-    with told, timed(), observe.pulse(build.stage(name).folder, partition):
-        try:
-            STAGES[name].run_partition(build, partition)
-        except OSError as e:
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            hint = "make room and run the same command again: what is committed stays"
-            raise StageError(_fullest(build), f"no space is left on its disk ({name}/{partition}); {hint}") from None
-
-
-def _fullest(build: Build) -> str:
-    """The folder that is written to whose disk has the least space left: an OSError seldom says which it was."""
-    folders = [f.url for f in (build.folder, build.store.folder) if f.is_local] + [tempfile.gettempdir()]
-    return min((f for f in folders if Path(f).is_dir()), key=lambda f: shutil.disk_usage(f).free)
-
-
-def _get(ray: Any, ref: Any, name: str, partition: str) -> None:
-    """Wait for one partition. A WenlanError of the task comes through as itself; a dead worker becomes a StageError."""
-    try:
-        ray.get(ref)
-    except ray.exceptions.RayTaskError as e:
-        cause = e.cause
-        if isinstance(cause, WenlanError):
-            raise cause from None
-        log.error("%s", e)  # the remote traceback: it is a fault of ours, not of the input
-        raise StageError(f"{name}/{partition}", f"failed: {type(cause).__name__}: {_line(cause)}") from None
-    except ray.exceptions.RayError as e:
-        raise StageError(
-            f"{name}/{partition}", f"its worker died again and again: {type(e).__name__}: {_line(e)}"
-        ) from None
-
-
 def _result(build: Build, name: str, ran: int, skipped: bool, seconds: float) -> StageResult:
     records = build.stage(name).records()
     funnel: dict[str, int] = {}
     for record in records:
         for key, value in record.counts.items():
             funnel[key] = funnel.get(key, 0) + value
-    cost = Cost.of(records, _resources(build, name).get("num_gpus", 0.0))
+    cost = Cost.of(records, build.stages[name].resources(build.spec).get("num_gpus", 0.0))
     return StageResult(name, skipped, len(records), ran, round(seconds, 2), funnel, cost)

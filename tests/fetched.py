@@ -13,7 +13,8 @@ import pyarrow as pa
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline.records import FETCH_SCHEMA, Candidate, candidate_rows, order_range
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.stages import STAGES
+from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 
@@ -36,13 +37,14 @@ def begun(folder: Path, name: str, snapshot: str, store: str, more: dict[str, An
     spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
     kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
     return Build(
+        stages=STAGES,
         spec=spec,
         out=str(folder / build_id),
         store=kept,
         build_id=build_id,
         snapshot=snapshot,
         identities=Identities(kept).before(build_id, name, snapshot),
-        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGE_FOLDERS},
+        fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGES},
     )
 
 

@@ -39,8 +39,9 @@ from pipeline.records import (
     order_range,
     sha256_hex,
 )
+from pipeline.stages import STAGES
 from pipeline.stages.measure import measure_image
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.store import Store
 
@@ -164,12 +165,13 @@ def _candidate(i: int) -> Candidate:
 def make(folder: Path, **options: Any) -> tuple[Build, tuple[Item, ...]]:
     """Write the build below `folder`; everything up to detect is committed."""
     build = Build(
+        stages=STAGES,
         spec=spec(**options),
         out=str(folder / "build"),
         store=Store(str(folder / "store")),
         build_id="synthetic-2024-01-01-00000000",
         snapshot="2024-01-01",
-        fingerprints={name: hashlib.sha256(f"{name} {options}".encode()).hexdigest() for name in STAGE_FOLDERS},
+        fingerprints={name: hashlib.sha256(f"{name} {options}".encode()).hexdigest() for name in STAGES},
     )
     everything = items()
     with build.stage("crawl").attempt("pages") as attempt:

@@ -1,11 +1,11 @@
-"""JSON Schema of a build spec, with every plug-in's options filled in: for editors.
+"""JSON Schema of a build spec for editors, with the options of every plug-in filled in.
 
     python -m pipeline.commands.schema        writes data_specs/schemas/build.schema.json
 
-A spec that begins with `# yaml-language-server: $schema=schemas/build.schema.json` is completed and checked while it is
-written. The schema is made from the models, and a test proves that the file is current.
+An editor completes and checks a spec that begins with `# yaml-language-server: $schema=schemas/build.schema.json` as it
+is typed. The schema is generated from the models, and a test proves that the file is current.
 
-Limits: checks that look at several fields at once are not in the schema; `wenlan-data plan` makes them.
+Limits: checks across several fields are not in the schema; `wenlan-data plan` makes them.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from pipeline.plugins import Family, find, names
 
 PATH = Path(__file__).parents[2] / "data_specs" / "schemas" / "build.schema.json"
 
-_TAKEN = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": ("base",), "detectors": ("base",)}
-"""Fields of a plug-in's model that the pipeline sets or that the reference itself has."""
+_RESERVED = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": ("base",), "detectors": ("base",)}
+"""Fields of a plug-in's model that are no options: the pipeline sets them, or the reference in the spec has them."""
 
 
 def schema() -> dict[str, Any]:
-    """The schema (JSON Schema 2020-12)."""
-    made = BuildSpec.model_json_schema()
-    definitions: dict[str, Any] = made["$defs"]
+    """The schema of a spec, in JSON Schema 2020-12."""
+    spec = BuildSpec.model_json_schema()
+    definitions: dict[str, Any] = spec["$defs"]
     definitions["Filter"] = {"oneOf": [_plugin(definitions, "filters", n) for n in names("filters")]}
     definitions["Detector"] = {"oneOf": [_plugin(definitions, "detectors", n) for n in names("detectors")]}
     source = definitions["SourceRef"]["properties"]
     shared = {"name": {**source["name"], "pattern": NAME}, "source_kind": source["source_kind"]}
     optional = {"max_drop": source["max_drop"]}
     definitions["Source"] = {"oneOf": [_plugin(definitions, "sources", n, shared, optional) for n in names("sources")]}
-    made["properties"]["sources"]["items"] = {"$ref": "#/$defs/Source"}
-    made["properties"]["filters"]["items"] = {"$ref": "#/$defs/Filter"}
+    spec["properties"]["sources"]["items"] = {"$ref": "#/$defs/Source"}
+    spec["properties"]["filters"]["items"] = {"$ref": "#/$defs/Filter"}
     definitions["Regions"]["properties"]["detectors"]["items"] = {"$ref": "#/$defs/Detector"}
     for name in ("SourceRef", "PluginRef"):
         definitions.pop(name, None)
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **spec}
 
 
 def _plugin(
@@ -48,16 +48,19 @@ def _plugin(
     shared: dict[str, Any] | None = None,
     optional: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Schema of one plug-in as a spec refers to it; the models of its options go into `definitions`."""
-    made = find(family, name).model_json_schema()
-    definitions.update(made.pop("$defs", {}))
-    own = {k: v for k, v in made["properties"].items() if k not in _TAKEN[family]}
+    """Schema of a reference to one plug-in, with its options; models of nested options are added to `definitions`.
+
+    shared: required properties beside the options; optional: further properties.
+    """
+    model = find(family, name).model_json_schema()
+    definitions.update(model.pop("$defs", {}))
+    own = {k: v for k, v in model["properties"].items() if k not in _RESERVED[family]}
     _one_or_many(own)
     key = "kind" if family == "sources" else "name"
-    required = [key, *(shared or {}), *(k for k in made.get("required", []) if k in own)]
+    required = [key, *(shared or {}), *(k for k in model.get("required", []) if k in own)]
     return {
         "title": name,
-        "description": made.get("description", ""),
+        "description": model.get("description", ""),
         "type": "object",
         "properties": {key: {"const": name}, **(shared or {}), **(optional or {}), **own},
         "required": required,
@@ -66,7 +69,7 @@ def _plugin(
 
 
 def _one_or_many(properties: dict[str, Any]) -> None:
-    """`path` may be one string where a list is wanted: the models take both."""
+    """Allow one string for a `path` that is a list: the models accept both."""
     path = properties.get("path")
     if path is not None and path.get("type") == "array":
         properties["path"] = {
@@ -76,7 +79,7 @@ def _one_or_many(properties: dict[str, Any]) -> None:
 
 
 def text() -> str:
-    """The schema as the file holds it."""
+    """Content of the schema file."""
     return json.dumps(schema(), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 

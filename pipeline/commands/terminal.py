@@ -1,4 +1,4 @@
-"""What people see of a command: tables and bars on a terminal, plain lines elsewhere; all of it on stderr."""
+"""Terminal output: tables and progress bars on a TTY, plain lines otherwise. Everything goes to stderr."""
 
 from __future__ import annotations
 
@@ -24,22 +24,27 @@ console = Console(stderr=True, highlight=False)
 def command(
     commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str
 ) -> argparse.ArgumentParser:
-    """A subcommand that `run` carries out: what `run` gives is printed with --json, and its "ok" is the exit code."""
-    found: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
-    found.set_defaults(run=run)
-    found.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
-    return found
+    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+    return parser
+
+
+def say(line: str) -> None:
+    """Print one line as it is: unwrapped, and with square brackets taken for text, as paths and pages hold them."""
+    console.print(line, soft_wrap=True, markup=False)
 
 
 class Bars:
-    """Progress: bars on a terminal; elsewhere one line a stage, and one now and then within a long one."""
+    """Progress of the stages: bars on a terminal, otherwise a line per stage and every EVERY_S within a long one."""
 
     EVERY_S = 30.0
 
     def __init__(self) -> None:
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
-        self._said = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def __enter__(self) -> Bars:
         if console.is_terminal:
@@ -53,24 +58,26 @@ class Bars:
             self._bars.stop()
 
     def update(self, stage: str, done: int, total: int) -> None:
+        """Show that `done` of a stage's `total` partitions are committed."""
         if not self._bars:
-            if time.monotonic() - self._said >= self.EVERY_S:
-                self._said = time.monotonic()
-                console.print(f"{stage:8} {done} of {total} partitions", soft_wrap=True)
+            if time.monotonic() - self._printed_at >= self.EVERY_S:
+                self._printed_at = time.monotonic()
+                say(f"{stage:8} {done} of {total} partitions")
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total)
         self._bars.update(self._tasks[stage], completed=done, total=total)
 
     def done(self, result: StageResult) -> None:
+        """Show the result of a stage; a finished bar already shows that of a stage that ran."""
         if self._bars and not result.skipped:
             return
         ran = "already done" if result.skipped else f"{result.ran} of {result.partitions} partitions"
-        console.print(f"{result.name:8} {ran}, {result.seconds:.1f} s", soft_wrap=True)
+        say(f"{result.name:8} {ran}, {result.seconds:.1f} s")
 
 
 def table_of(title: str, *columns: str) -> Table:
-    """An empty table, drawn with lines on a terminal only; every column but the first is of figures."""
+    """An empty table: its first column is text, the others are right-aligned figures. Ruled on a terminal only."""
     drawn = HEAVY_HEAD if console.is_terminal else None
     table = Table(title=title, title_justify="left", box=drawn, pad_edge=drawn is not None)
     for i, column in enumerate(columns):
@@ -79,4 +86,5 @@ def table_of(title: str, *columns: str) -> Table:
 
 
 def show(table: Table) -> None:
+    """Print a table."""
     console.print(table, soft_wrap=not console.is_terminal)

@@ -66,6 +66,11 @@ def detectors_of(spec: BuildSpec) -> list[Detector]:
     return [detector_of(spec, ref, f"regions.detectors[{i}]") for i, ref in enumerate(spec.regions.detectors)]
 
 
+def detector_ids(spec: BuildSpec) -> list[str]:
+    """Ids of the spec's detectors, in its order: the first is the default of a training."""
+    return [detector.detector_id for detector in detectors_of(spec)]
+
+
 def detector_of(spec: BuildSpec, ref: PluginRef, where: str = "") -> Detector:
     """One detector, configured."""
     return configure("detectors", ref.name, {"base": spec.base, **ref.options}, Detector, where)

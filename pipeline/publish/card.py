@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS, FileDigest, Manifest
-from pipeline.report.funnel import Funnel, stages_between
+from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
+from pipeline.store.stage import deciding
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 """Names that the hub knows for sizes below 10^3, 10^4, ..."""
@@ -89,7 +90,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
         ],
-        stage_rows=candidates.stages(stages_between("extract", "screen")),
+        stage_rows=candidates.stages(deciding(build.stages, "extract", "screen")),
         candidates=candidates,
         captures=captures,
     )

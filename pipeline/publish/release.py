@@ -33,12 +33,12 @@ from data_specs.shard import (
     content_digest,
     parse_manifest,
 )
+from pipeline.detectors import detector_ids
 from pipeline.errors import StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import card, energon
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, read_funnels
-from pipeline.stages.shard import detector_ids, packed
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
@@ -55,7 +55,7 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     Raises GateError (the numbers, top reasons and ten examples; one line each), StageError if shards are not finished,
     StoreError if one is missing or not whole, and SpecError for an unknown gate or an acceptance without a reason.
     """
-    gates.check_acceptance(accept, because)
+    gates.check_acceptance(build.stages, accept, because)
     records = _finished(build)
     identities = Identities(build.store)
     identities.check(build)  # before anything is taken away; and once more under the lock
@@ -79,7 +79,9 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     hold are named in the manifest. Raises as `publish` does.
     """
     candidates, captures = read_funnels(build)
-    failing = {g.name: "after a takedown" for g in gates.judge(build.spec, candidates, captures) if not g.holds}
+    failing = {
+        g.name: "after a takedown" for g in gates.judge(build.spec, build.stages, candidates, captures) if not g.holds
+    }
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
     before = _published(build)
     if before is not None and _same(before, manifest, accepting=False):
@@ -121,7 +123,7 @@ def _hold_takedowns(build: Build) -> None:
     if not takedowns:
         return
     stage, count = build.stage("shard"), 0
-    for record in packed(build):
+    for record in build.packed():
         count += len(takedowns.among(stage.table(record, "parquet", list(takedowns.COLUMNS))))
     if count:
         raise StoreError(
@@ -136,7 +138,7 @@ def _finished(build: Build) -> list[Record]:
     if "shard" not in build.fingerprints or not build.stage("shard").finished():
         raise StageError("shard", f"is not finished in {build.out}; run wenlan-data build first")
     stage = build.stage("shard")
-    records = packed(build)
+    records = build.packed()
     for record in records:
         for suffix in record.files:
             with stage.file(record, suffix):
@@ -146,7 +148,7 @@ def _finished(build: Build) -> list[Record]:
 
 def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> Manifest:
     """The manifest as it follows from the build, before it has a revision."""
-    detectors = detector_ids(build)
+    detectors = detector_ids(build.spec)
     shards = [
         ShardFiles(
             split=record.info["split"],

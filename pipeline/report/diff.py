@@ -1,10 +1,10 @@
-"""Two datasets beside each other: samples added, removed and changed, reasons that moved, what the specs say otherwise.
+"""Difference between two datasets: samples added, removed and changed, reasons to drop, and the options of the specs.
 
-Samples are matched by key, which a candidate keeps across builds. One has changed if its image, its texts or its split
-are not what they were. Both must be published; their builds' folders tell of reasons and specs, and where only the
-shard folder is at hand those parts are empty.
+Samples are matched by key, which a candidate keeps across builds. A sample has changed if its image, its texts or its
+split differ. Both datasets must be published. Reasons and specs are read from the builds' folders; if only a shard
+folder is given, those parts are empty.
 
-Limits: memory is 32 bytes a sample of both. At most NAMED keys of each list are given; the counts are of all.
+Limits: memory is 32 bytes per sample of both datasets. Each list names at most NAMED keys; its count covers all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from data_specs.shard import ContractError, Manifest, canonical_json, parse_mani
 from pipeline.files.folder import Folder
 
 NAMED = 1_000
+"""Keys that a list names."""
 ASPECTS = ("image", "texts", "split")
 _COLUMNS = ["key", "sha256", "texts", "split"]
 
@@ -29,7 +30,7 @@ Uint64s = npt.NDArray[np.uint64]
 
 
 def diff(a: str, b: str) -> dict[str, Any]:
-    """What B has that A has not, and so on. Raises ContractError where one is no dataset."""
+    """The difference from dataset A to dataset B. Raises ContractError if one of them is no dataset."""
     old, new = _Dataset.open(a), _Dataset.open(b)
     mine, theirs = old.samples(), new.samples()
     added, removed = _without(theirs.keys, mine.keys), _without(mine.keys, theirs.keys)
@@ -51,7 +52,7 @@ def diff(a: str, b: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Samples:
-    """Keys in order, and 64 bits of a hash of each aspect [N, 3]."""
+    """Keys in ascending order [N], and a 64-bit hash of each of ASPECTS [N, 3]."""
 
     keys: npt.NDArray[np.void]
     aspects: Uint64s
@@ -59,6 +60,8 @@ class _Samples:
 
 @dataclass(frozen=True)
 class _Dataset:
+    """A published dataset; `build` is None if only its shard folder was given."""
+
     shards: Folder
     build: Folder | None
     manifest: Manifest
@@ -74,40 +77,44 @@ class _Dataset:
         return _Dataset(shards, folder if inside else None, manifest)
 
     def about(self) -> dict[str, Any]:
-        said = self.manifest
+        """What identifies it."""
         return {
-            "build_id": said.build_id,
-            "revision": said.revision,
-            "content_digest": said.content_digest,
-            "samples": sum(said.samples.values()),
+            "build_id": self.manifest.build_id,
+            "revision": self.manifest.revision,
+            "content_digest": self.manifest.content_digest,
+            "samples": sum(self.manifest.samples.values()),
         }
 
     def samples(self) -> _Samples:
+        """All samples, from the Parquet of every shard."""
         keys, aspects = [np.zeros(0, "V16")], [np.zeros((0, len(ASPECTS)), np.uint64)]
         for shard in self.manifest.shards:
             with self.shards.local(shard.parquet.path) as path, pq.ParquetFile(path) as file:
                 for batch in file.iter_batches(20_000, columns=_COLUMNS):
+                    # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
                     keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
                     aspects.append(_aspects(batch))
-        names = np.concatenate(keys)
-        order = np.argsort(names)
-        return _Samples(names[order], np.concatenate(aspects)[order])
+        all_keys = np.concatenate(keys)
+        order = np.argsort(all_keys)
+        return _Samples(all_keys[order], np.concatenate(aspects)[order])
 
     def reasons(self) -> dict[str, int]:
-        """Candidates by reason, "" for kept ones."""
+        """Number of candidates by reason to drop; "" for kept ones. Empty without a report."""
         if self.build is None or not self.build.exists("report/report.json"):
             return {}
         report = self.build.read_json("report/report.json")
         return {"": report["totals"]["kept"], **{r["name"]: r["count"] for r in report["reasons"]}}
 
     def spec(self) -> Any:
+        """The build's spec as JSON; empty without its folder."""
         return self.build.read_json("build.json")["spec"] if self.build and self.build.exists("build.json") else {}
 
 
 def _aspects(batch: pa.RecordBatch) -> Uint64s:
-    image = [name[:16] for name in batch["sha256"].to_pylist()]
+    """A 64-bit hash (16 hexadecimal digits) of each of ASPECTS, for each row [N, 3]."""
+    image = [sha256[:16] for sha256 in batch["sha256"].to_pylist()]
     texts = [_hash([[t["kind"], t["text"]] for t in own]) for own in batch["texts"].to_pylist()]
-    split = [_hash(name) for name in batch["split"].to_pylist()]
+    split = [_hash(split) for split in batch["split"].to_pylist()]
     rows = [[int(value, 16) for value in row] for row in zip(image, texts, split, strict=True)]
     return np.array(rows, np.uint64).reshape(-1, len(ASPECTS))
 
@@ -121,9 +128,10 @@ def _without(these: npt.NDArray[np.void], those: npt.NDArray[np.void]) -> npt.ND
 
 
 def _changed(a: _Samples, b: _Samples) -> dict[str, npt.NDArray[np.void]]:
-    keys, mine, theirs = np.intersect1d(a.keys, b.keys, assume_unique=True, return_indices=True)
-    other = a.aspects[mine] != b.aspects[theirs]
-    return {aspect: keys[other[:, i]] for i, aspect in enumerate(ASPECTS)}
+    """Keys of the samples in both whose aspect differs, by aspect."""
+    keys, rows_a, rows_b = np.intersect1d(a.keys, b.keys, assume_unique=True, return_indices=True)
+    differs = a.aspects[rows_a] != b.aspects[rows_b]  # [keys, 3]
+    return {aspect: keys[differs[:, i]] for i, aspect in enumerate(ASPECTS)}
 
 
 def _named(keys: npt.NDArray[np.void]) -> dict[str, Any]:
@@ -131,7 +139,7 @@ def _named(keys: npt.NDArray[np.void]) -> dict[str, Any]:
 
 
 def _shards(a: Manifest, b: Manifest) -> dict[str, list[str]]:
-    """Tars by what became of them."""
+    """Paths of tars that were added, removed or changed."""
     old, new = ({shard.tar.path: shard.tar.sha256 for shard in m.shards} for m in (a, b))
     return {
         "added": sorted(set(new) - set(old)),
@@ -141,7 +149,10 @@ def _shards(a: Manifest, b: Manifest) -> dict[str, list[str]]:
 
 
 def moved(a: dict[str, int], b: dict[str, int]) -> list[dict[str, Any]]:
-    """Share of all candidates by reason ("kept" among them) in A and B, the largest move first; counts beside."""
+    """Counts and shares of each reason among all candidates in A and B, the largest change of share first.
+
+    a, b: candidates by reason, "" for kept ones, which are listed as "kept". Empty if either has none.
+    """
     total_a, total_b = sum(a.values()), sum(b.values())
     if not total_a or not total_b:
         return []
@@ -156,7 +167,7 @@ def moved(a: dict[str, int], b: dict[str, int]) -> list[dict[str, Any]]:
 
 
 def changes(a: Any, b: Any, path: str = "") -> list[dict[str, Any]]:
-    """Where two JSON values differ: path, before, now. `base` of a spec, the folder it lay in, does not count."""
+    """Where two JSON values differ: path, before, now. Ignores `base` of a spec, the folder that it was in."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             change

@@ -1,11 +1,11 @@
-"""Drift: how far a build's distributions have moved from those of an earlier one, its baseline.
+"""Drift: how far a build's distributions have moved from those of an earlier build, its baseline.
 
-The measure is the population stability index over the report's fixed bins: sum of (p - q) ln(p / q), p and q a bin's
-shares now and before. A bin that is empty on one side counts as half a sample there. By the field's rule of thumb below
-STEADY nothing has happened, above MOVED somebody should look; a sample of n has an expected index of about
-(bins - 1) / n, so below FEW samples it is noise and no gate judges it.
+The measure is the population stability index (PSI) over the report's fixed bins: the sum of (p - q) ln(p / q), where p
+and q are the shares of a bin now and before. A bin that is empty on one side counts as half a sample there. By the
+usual rule of thumb a PSI below STEADY is no change, and one above MOVED should be looked at. A sample of n has an
+expected PSI of about (bins - 1) / n, so with fewer than FEW samples it is noise, and no gate judges it.
 
-The baseline is the newest published build of the same dataset with an earlier snapshot, unless one is named.
+The baseline is the newest published build of the same dataset with an earlier snapshot, unless another one is named.
 """
 
 from __future__ import annotations
@@ -19,31 +19,42 @@ from pipeline.report.diff import moved
 from pipeline.store.build import Build
 
 STEADY, MOVED = 0.1, 0.25
+"""PSI below which a distribution is steady, and from which it has moved; between them it has shifted."""
 FEW = 1_000
+"""Samples below which a PSI is noise."""
 LISTED = 20
+"""Most domains and reasons that are listed."""
 DOMAIN_SHARE = 0.001
-"""Of the samples: a domain below it is no news."""
+"""Share of the samples below which a new or lost domain is not listed."""
 
 
 def psi(before: Sequence[int], now: Sequence[int]) -> float:
-    """Population stability index of two rows of counts over the same bins; 0 where one is empty."""
+    """Population stability index of two lists of counts over the same bins; 0 if one list has no counts.
+
+    Raises ValueError for lists of different lengths.
+    """
     if len(before) != len(now):
         raise ValueError("counts of different bins")
     if not sum(before) or not sum(now):
         return 0.0
-    mine, theirs = ([max(n, 0.5) for n in counts] for counts in (now, before))
-    p, q = ([n / sum(counts) for n in counts] for counts in (mine, theirs))
-    used = [(a, b) for a, b, x, y in zip(p, q, now, before, strict=True) if x or y]
+    p, q = (_shares(counts) for counts in (now, before))
+    used = [(a, b) for a, b, x, y in zip(p, q, now, before, strict=True) if x or y]  # without bins empty on both sides
     return sum((a - b) * math.log(a / b) for a, b in used)
 
 
+def _shares(counts: Sequence[int]) -> list[float]:
+    """The share of each bin, an empty one taken for half a sample: ln(p / q) has no value at 0."""
+    filled = [max(n, 0.5) for n in counts]
+    return [n / sum(filled) for n in filled]
+
+
 def level(index: float) -> str:
-    """steady, shifted or moved."""
+    """The level of a PSI: "steady", "shifted" or "moved"."""
     return "steady" if index < STEADY else "shifted" if index < MOVED else "moved"
 
 
 def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
-    """Drift of a report's figures (report.json's form) against those of another."""
+    """Drift between two reports (report.json): the part `drift` of the newer one."""
     rows = [
         _row(h["name"], h["title"], h["title_zh"], [b["count"] for b in old["bins"]], [b["count"] for b in h["bins"]])
         for h in now["histograms"]
@@ -51,7 +62,7 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         if h["name"] == old["name"] and [b["label"] for b in h["bins"]] == [b["label"] for b in old["bins"]]
     ]
     for name, title, title_zh, count in (
-        ("kinds", "Kinds of primary texts", "主文本种类", "primary"),
+        ("kinds", "Kinds of primary text", "主文本种类", "primary"),
         ("formats", "Formats as fetched", "原始格式", "count"),
         ("sources", "Sources of samples", "样本来源", "kept"),
     ):
@@ -79,14 +90,14 @@ def _row(name: str, title: str, title_zh: str, before: list[int], now: list[int]
 
 
 def _domains(these: dict[str, Any], those: dict[str, Any]) -> list[dict[str, Any]]:
-    """Domains of images in one report that the other does not list, with enough samples to matter."""
+    """Image domains that one report lists and the other does not, with at least DOMAIN_SHARE of the samples."""
     known, total = {row["name"] for row in those["image_domains"]}, max(1, these["totals"]["kept"])
-    found = [row for row in these["image_domains"] if row["name"] not in known and row["count"] / total >= DOMAIN_SHARE]
-    return found[:LISTED]
+    rows = [row for row in these["image_domains"] if row["name"] not in known and row["count"] / total >= DOMAIN_SHARE]
+    return rows[:LISTED]
 
 
 def baseline_of(build: Build) -> dict[str, Any] | None:
-    """The report of the newest published build of the same dataset with an earlier snapshot; None if there is none."""
+    """The report to compare a build with by default; None if there is none."""
     for known in reversed(build.store.registered()):
         if known["name"] == build.spec.name and known["snapshot"] < build.snapshot:
             report = read(known["out"])
@@ -96,9 +107,9 @@ def baseline_of(build: Build) -> dict[str, Any] | None:
 
 
 def read(out: str) -> dict[str, Any] | None:
-    """report.json of a build's folder, if it has one."""
+    """report.json of the build in folder `out`; None if it has none."""
     folder = Folder(out)
-    found: dict[str, Any] | None = (
-        folder.read_json("report/report.json") if folder.exists("report/report.json") else None
-    )
-    return found
+    if not folder.exists("report/report.json"):
+        return None
+    report: dict[str, Any] = folder.read_json("report/report.json")
+    return report

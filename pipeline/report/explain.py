@@ -10,7 +10,7 @@ first TRACED rows are traced; a page may hold hundreds of images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -19,10 +19,10 @@ import pyarrow.compute as pc
 from data_specs.build import SpecError
 from data_specs.shard import KEY_LENGTH
 from pipeline.records import order_key, sha256_hex
-from pipeline.report.funnel import ORDER, PREPARING
 from pipeline.store.build import Build
 from pipeline.store.images import records_between
 from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.stage import Stage
 
 TRACED = 20
 PREFIX = 8
@@ -65,30 +65,36 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
 def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(stage, what it knew) of one candidate, from extract to the last stage that knew it."""
     key, sha256 = order_key(fetch_id, build.spec.seed), ""
-    this = (pc.field("order_key") == key) & (pc.field("candidate_id") == candidate_id)
-    for name in ORDER:
-        if name not in build.fingerprints or name in PREPARING or name in ("crawl", "report"):
-            continue
-        wanted = {
-            "fetch": pc.field("fetch_id") == fetch_id,
-            "measure": pc.field("sha256") == sha256,
-            "detect": pc.field("sha256") == sha256,
-            "shard": pc.field("key") == candidate_id[:KEY_LENGTH],
-        }.get(name, this)
-        saw = dict(_look(build.stage(name), key, wanted))
-        if saw:
-            sha256 = saw.get("sha256") or sha256
-            yield name, saw
+    by_key = {
+        "candidate_id": (pc.field("order_key") == key) & (pc.field("candidate_id") == candidate_id),
+        "fetch_id": pc.field("fetch_id") == fetch_id,
+        "key": pc.field("key") == candidate_id[:KEY_LENGTH],
+    }
+    for stage in build.stages.values():
+        if stage.name in build.fingerprints:
+            wanted = by_key | {"sha256": pc.field("sha256") == sha256}
+            saw = dict(_look(stage, build.stage(stage.name), key, wanted))
+            if saw:
+                sha256 = saw.get("sha256") or sha256
+                yield stage.name, saw
 
 
-def _look(stage: StageDir, key: str, wanted: pc.Expression) -> Iterator[tuple[str, Any]]:
-    """(column, value) of the row a stage has; (detector, its boxes) where it has a file a detector."""
-    for record in _records(stage, key):
+def _look(
+    stage: Stage, directory: StageDir, key: str, wanted: Mapping[str, pc.Expression]
+) -> Iterator[tuple[str, Any]]:
+    """(column, value) of the row that a stage has; (detector, its boxes) where it has one file per detector.
+
+    wanted: by row key, the expression that picks the row.
+    """
+    if not any(file.row_key for file in stage.files):
+        return
+    for record in _records(directory, key):
         for suffix in record.files:
-            if suffix == DECISIONS or suffix.startswith("regions/") or not suffix.endswith("parquet"):
+            file = stage.file(suffix) if suffix != DECISIONS else None
+            if file is None or not file.row_key:
                 continue
-            rows = stage.table(record, suffix, filters=wanted).slice(0, 1).to_pylist()
-            if rows and stage.name == "detect":
+            rows = directory.table(record, suffix, filters=wanted[file.row_key]).slice(0, 1).to_pylist()
+            if rows and "scores" in rows[0]:
                 scores = [round(score, 3) for score in rows[0]["scores"]]
                 yield suffix.removesuffix(".parquet"), f"{len(scores)} boxes, scores {scores[:5]}"
             elif rows:

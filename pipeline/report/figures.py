@@ -1,15 +1,16 @@
 """Figures of the quality report: histograms, domains, words, duplicate clusters and cost, as plain JSON values.
 
-Read file by file from the shards' Parquet, the regions beside them and the decisions, into histograms with fixed bins
-and counters: memory does not grow with the dataset. Fixed bins also let two reports be compared bin by bin.
+The shards' Parquet, the regions beside them and the decisions are read file by file into counters and histograms with
+fixed bins, so memory does not grow with the dataset, and two reports can be compared bin by bin.
 
-Limits: a counter of domains, words or clusters that has grown beyond 200,000 entries is cut to its 100,000 largest, so
-counts near the end of a very long list may be low. Words are cut by jieba, which manages about 1 MB a second, so they
-come from at most 50,000 samples, the first in keyed-hash order of each shard; the report says from how many.
+Limits: a counter of domains, words or clusters that grows beyond 200,000 entries is cut to its 100,000 largest, so
+counts near the end of a very long list may be low. Words come from jieba, which segments about 1 MB of text per second,
+so they are counted in at most 50,000 samples, the first of each shard in keyed-hash order; the report says in how many.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -22,14 +23,15 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.report.funnel import ORDER
-from pipeline.stages.shard import detector_ids, packed
+from pipeline.detectors import detector_ids
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
 from pipeline.texts.words import stop_words, words_of
 
 WORD_SAMPLES = 50_000
+"""Most samples whose primary text is segmented into words."""
 COUNTER_LIMIT = 200_000
+"""Most entries of a counter before it is cut."""
 DOMAINS = 200
 """Hosts that report.json lists; the page shows the first of them."""
 
@@ -40,7 +42,10 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass
 class Histogram:
-    """Counts in fixed bins: `edges` are the lower bounds; what lies beyond the last one is in the last bin."""
+    """Counts in fixed bins.
+
+    edges: lower bounds of the bins. Values below the first edge are counted in the first bin; the last bin is open.
+    """
 
     name: str
     title: str
@@ -54,8 +59,9 @@ class Histogram:
         self.counts = np.zeros(len(self.edges), np.int64)
 
     def add(self, values: Sequence[float] | Numbers) -> None:
-        """Count values; those below the first edge go into the first bin."""
+        """Count values."""
         if len(values):
+            # the bin of a value is the last one whose lower bound it reaches; -1, below all of them, becomes bin 0
             bins = np.searchsorted(np.asarray(self.edges, np.float64), np.asarray(values, np.float64), side="right") - 1
             self.counts += np.bincount(np.maximum(bins, 0), minlength=len(self.edges))
 
@@ -64,6 +70,7 @@ class Histogram:
         return int(self.counts.sum())
 
     def value(self) -> dict[str, Any]:
+        """The histogram as report.json has it."""
         bins = [{"label": label, "count": int(n)} for label, n in zip(self.labels, self.counts, strict=True)]
         names = {"name": self.name, "title": self.title, "title_zh": self.title_zh}
         return {**names, "total": self.total, "bins": bins}
@@ -90,8 +97,8 @@ _ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+
 
 
 def cluster_sizes(sizes: Iterable[int]) -> dict[str, Any]:
-    """How large groups of duplicates are, their leaders counted along."""
-    histogram = Histogram("cluster_size", "Images of a group", "每组图像数", CLUSTER_SIZES, _ranges(CLUSTER_SIZES))
+    """Histogram of the sizes of groups of duplicates, leaders included."""
+    histogram = Histogram("cluster_size", "Images per group", "每组图像数", CLUSTER_SIZES, _ranges(CLUSTER_SIZES))
     histogram.add(list(sizes))
     return histogram.value()
 
@@ -100,23 +107,27 @@ class Figures:
     """Collects the figures of kept samples, shard by shard."""
 
     def __init__(self, detectors: Sequence[str]) -> None:
-        self.characters = Histogram("characters", "Characters of a primary text", "主文本字数", _CHARS, _ranges(_CHARS))
+        self.characters = Histogram("characters", "Characters per primary text", "主文本字数", _CHARS, _ranges(_CHARS))
         self.words = Histogram(
-            "words", "Words of a primary text (jieba)", "主文本词数（结巴分词）", _WORDS, _ranges(_WORDS)
+            "words", "Words per primary text (jieba)", "主文本词数（结巴分词）", _WORDS, _ranges(_WORDS)
         )
         tenths = [i / 10 for i in range(10)]
         labels = [f"{10 * i}–{10 * i + 10}%" for i in range(10)]
-        self.han = Histogram("han_share", "Han share of a primary text", "主文本汉字比例", tenths, labels)
-        self.texts = Histogram("texts", "Texts of a sample", "每个样本的文本数", range(1, 9), _ranges(range(1, 9)))
+        self.han = Histogram(
+            "han_share", "Share of Han characters in the primary text", "主文本汉字比例", tenths, labels
+        )
+        self.texts = Histogram("texts", "Texts per sample", "每个样本的文本数", range(1, 9), _ranges(range(1, 9)))
         self.short = Histogram("short_side", "Shorter side, pixels", "短边（像素）", _SIDES, _ranges(_SIDES))
         self.long = Histogram("long_side", "Longer side, pixels", "长边（像素）", _SIDES, _ranges(_SIDES))
-        self.aspect = Histogram("aspect", "Width to height, from", "宽高比（下限）", _ASPECT, _ASPECT_LABELS)
+        self.aspect = Histogram(
+            "aspect", "Aspect ratio (width / height), from", "宽高比（下限）", _ASPECT, _ASPECT_LABELS
+        )
         self.bytes = Histogram(
             "bytes", "Size of the stored JPEG, kB", "JPEG 大小（kB）", _KILOBYTES, _ranges(_KILOBYTES)
         )
         self.regions = {
             d: Histogram(
-                f"regions/{d}", f"Regions of an image, {d}", f"每幅图像的区域数，{d}", _REGIONS, _ranges(_REGIONS)
+                f"regions/{d}", f"Regions per image, {d}", f"每幅图像的区域数，{d}", _REGIONS, _ranges(_REGIONS)
             )
             for d in detectors
         }
@@ -129,11 +140,11 @@ class Figures:
         self.top_words: Counter[str] = Counter()
         self.word_samples = 0
 
-    def add(self, rows: Sequence[dict[str, Any]], cut: int) -> None:
-        """Count rows of SHARD_SCHEMA; the primary texts of the first `cut` of them are cut into words."""
+    def add(self, rows: Sequence[dict[str, Any]], segmented: int) -> None:
+        """Count rows of SHARD_SCHEMA; only the first `segmented` primary texts are segmented into words."""
         primary = [row["texts"][0]["text"] for row in rows]
         self.characters.add([len(text) for text in primary])
-        self.han.add([min(han_share(text), 0.999) for text in primary])
+        self.han.add([min(han_share(text), 0.999) for text in primary])  # 100% belongs to the bin 90–100%
         self.texts.add([len(row["texts"]) for row in rows])
         self.short.add([min(row["width"], row["height"]) for row in rows])
         self.long.add([max(row["width"], row["height"]) for row in rows])
@@ -145,19 +156,20 @@ class Figures:
             self.formats[row["format"]] += 1
             self.image_domains[domain(row["image_url"])] += 1
             self.page_domains[domain(row["page_url"])] += bool(row["page_url"])
-        self._cut(primary[:cut])
+        self._count_words(primary[:segmented])
         for counter in (self.image_domains, self.page_domains, self.top_words):
             trim(counter)
 
-    def _cut(self, texts: Sequence[str]) -> None:
-        cut = [words_of(text) for text in texts]
-        self.words.add([len(words) for words in cut])
-        for words in cut:
+    def _count_words(self, texts: Sequence[str]) -> None:
+        """Count the words of texts; the list of frequent words takes a word once per text, and no single characters."""
+        segmented = [words_of(text) for text in texts]
+        self.words.add([len(words) for words in segmented])
+        for words in segmented:
             self.top_words.update({w for w in words if len(w) > 1 and w not in stop_words() and HAN.search(w)})
         self.word_samples += len(texts)
 
     def value(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """All figures, as report.json has them."""
         shapes = [self.characters, self.words, self.han, self.texts, self.short, self.long, self.aspect, self.bytes]
         return {
             "histograms": [h.value() for h in (*shapes, *self.regions.values())],
@@ -182,17 +194,17 @@ class Figures:
 
 
 def collect(build: Build) -> dict[str, Any]:
-    """Figures of all kept samples of a build."""
-    stage, detectors = build.stage("shard"), detector_ids(build)
-    records = packed(build)
-    figures, cut = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(records)))
+    """Figures of all kept samples of a build, as report.json has them."""
+    stage, detectors = build.stage("shard"), detector_ids(build.spec)
+    records = build.packed()
+    figures, words_per_shard = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(records)))
     columns = ["texts", "width", "height", "image_size", "format", "image_url", "page_url"]
     for record in records:
-        left = cut
+        remaining = words_per_shard
         with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
             for batch in file.iter_batches(5_000, columns=columns):
-                figures.add(batch.to_pylist(), left)
-                left = max(0, left - batch.num_rows)
+                figures.add(batch.to_pylist(), remaining)
+                remaining = max(0, remaining - batch.num_rows)
         for detector in detectors:
             scores = stage.table(record, f"regions/{detector}", columns=["scores"])["scores"]
             counts = pc.list_value_length(scores).to_numpy()
@@ -201,46 +213,43 @@ def collect(build: Build) -> dict[str, Any]:
     return figures.value()
 
 
-def cost(build: Build) -> list[dict[str, Any]]:
-    """What each stage took: partitions, seconds summed over partitions, CPU seconds, wall seconds where known."""
+def stage_costs(build: Build) -> list[dict[str, Any]]:
+    """The `Cost` of each stage from its records, with partitions, cached items, and wall and GPU seconds where known.
+
+    How many GPUs a partition held, and how long the stage took, is known only to the run, which noted it in build.json.
+    """
     known = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
     rows = []
-    for name in ORDER:
+    for name in build.stages:
         records = build.stage(name).records() if name in build.fingerprints else []
         if not records:
             continue
-        took = Cost.of(records, gpus=0)  # how many a partition held is known to whoever ran it, who noted it
-        same = known.get(name, {}).get("fingerprint") == build.fingerprints[name]
-        rows.append(
-            {
-                "stage": name,
-                "partitions": len(records),
-                "seconds": round(took.seconds, 2),
-                "cpu_seconds": round(took.cpu_seconds, 2),
-                "gpu_seconds": known[name].get("cost", {}).get("gpu_seconds") if same else None,
-                "wall_seconds": known[name]["seconds"] if same else None,
-                "bytes": took.bytes,
-                "cached": sum(record.counts.get("cached", 0) for record in records),
-            }
-        )
+        noted = known.get(name, {})
+        if noted.get("fingerprint") != build.fingerprints[name]:
+            noted = {}  # of another run, whose results are not these
+        total = {key: round(value, 2) for key, value in dataclasses.asdict(Cost.of(records, gpus=0)).items()}
+        total["gpu_seconds"] = noted.get("cost", {}).get("gpu_seconds")
+        cached = sum(record.counts.get("cached", 0) for record in records)
+        wall = noted.get("seconds")
+        rows.append({"stage": name, "partitions": len(records), **total, "wall_seconds": wall, "cached": cached})
     return rows
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:
-    """The largest entries; equal ones by name, so that the report is the same every time."""
+    """The `count` largest entries. Ties are ordered by name, so that two reports of one build are equal."""
     return sorted(counter.items(), key=lambda item: (-item[1], item[0]))[:count]
 
 
 def trim(counter: Counter[str]) -> None:
-    """Cut a counter that has grown too long to its larger half."""
+    """Cut a counter of more than COUNTER_LIMIT entries to its larger half."""
     if len(counter) > COUNTER_LIMIT:
-        kept = ranked(counter, COUNTER_LIMIT // 2)
+        largest = ranked(counter, COUNTER_LIMIT // 2)
         counter.clear()
-        counter.update(dict(kept))
+        counter.update(dict(largest))
 
 
 def domain(url: str) -> str:
-    """Host of a URL in lower case, "" if it has none."""
+    """Host of a URL in lower case; "" if it has none."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:
@@ -248,6 +257,6 @@ def domain(url: str) -> str:
 
 
 def han_share(text: str) -> float:
-    """Share of Han characters among the characters that are not white space, 0 to 1."""
+    """Share of Han characters among all characters but white space, 0 to 1."""
     visible = sum(not c.isspace() for c in text)
     return len(HAN.findall(text)) / visible if visible else 0.0

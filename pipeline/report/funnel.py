@@ -17,21 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.records import DropReason
-from pipeline.store.build import STAGE_FOLDERS, Build
-
-ORDER = {name: i for i, name in enumerate(STAGE_FOLDERS)}
-"""Stages in the order in which a candidate meets them."""
+from pipeline.store.build import Build
+from pipeline.store.stage import deciding
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
-
-PREPARING = frozenset({"rank", "lead"})
-"""Stages that drop nothing themselves: they prepare what `dedup` decides."""
-
-
-def stages_between(first: str, last: str) -> list[str]:
-    """The stages of the funnel from one to another, both inclusive."""
-    return [name for name in ORDER if ORDER[first] <= ORDER[name] <= ORDER[last] and name not in PREPARING]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +78,9 @@ class Funnel:
         return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
     def stages(self, names: list[str]) -> list[StageFunnel]:
-        """One row for each of the stages `names`, in their order, from all that entered to all that was kept."""
+        """One row per stage of `names`, in the order of the build: from all that entered to all that was kept."""
         rows, seen = [], self.total
-        for name in sorted(names, key=lambda n: ORDER[n]):
+        for name in names:
             here = Funnel({k: n for k, n in self.counts.items() if k[1] == name and k[2]})
             rows.append(StageFunnel(name, seen, seen - here.total, here.total, tuple(here.reasons())))
             seen -= here.total
@@ -117,7 +107,7 @@ def faults(build: Build, candidates: Funnel) -> list[str]:
 
     Holds every stage from admit to shard against its records' seen, kept and dropped.
     """
-    stages = stages_between("extract", "shard")
+    stages = deciding(build.stages, "extract", "shard")
     found = []
     for row in candidates.stages([name for name in stages if name in build.fingerprints]):
         records = build.stage(row.stage).records()

@@ -24,14 +24,13 @@ from typing import Any
 from data_specs.build import BuildSpec, DropShares, SpecError
 from pipeline.errors import GateError
 from pipeline.report import drift
-from pipeline.report.funnel import ORDER, Funnel, StageFunnel, examples
+from pipeline.report.funnel import Funnel, StageFunnel, examples
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, Stages
 
-STAGE_GATES = tuple(f"max_drop.{stage}" for stage in DropShares.model_fields)
 FIGURE_GATES = ("max_drift", "max_domain_share", "min_regions")
 """Gates that need the report's figures."""
 
-NAMES = ("min_samples", "max_drop_share", *STAGE_GATES, *FIGURE_GATES, "approve")
 SHOWN_REASONS = 10
 SHOWN_EXAMPLES = 10
 
@@ -46,20 +45,34 @@ class Gate:
     faults: tuple[str, ...] = ()
     stage: str = ""
     sources: tuple[str, ...] = ()  # at fault, of a stage's gate
+    subject: str = "candidate"
 
     @property
     def holds(self) -> bool:
         return not self.faults
 
 
-def judge(spec: BuildSpec, candidates: Funnel, captures: Funnel, report: dict[str, Any] | None = None) -> list[Gate]:
-    """Every gate but `approve`, in the order of NAMES; a stage at which no source can be judged has none.
+def names(stages: Stages) -> list[str]:
+    """Every gate there is, in the order in which they are judged."""
+    named = DropShares.model_fields
+    of_stages = [f"max_drop.{s.name}" for s in stages.values() if s.name in named or s.max_drop is not None]
+    return ["min_samples", "max_drop_share", *of_stages, *FIGURE_GATES, "approve"]
+
+
+def judge(
+    spec: BuildSpec,
+    stages: Stages,
+    candidates: Funnel,
+    captures: Funnel,
+    report: dict[str, Any] | None = None,
+) -> list[Gate]:
+    """Every gate but `approve`, in the order of `names`; a stage at which no source can be judged has none.
 
     report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
     so are those of them that the spec does not set.
     """
     figures = [] if report is None else list(_figures(spec, report))
-    return [*_whole(spec, candidates), *_stages(spec, candidates, captures), *figures]
+    return [*_whole(spec, candidates), *_of_stages(spec, stages, candidates, captures), *figures]
 
 
 def hold(
@@ -70,7 +83,9 @@ def hold(
     approved: a person asked, which is what `approve: manual` waits for.
     """
     report = _report(build)
-    failed = [g for g in judge(build.spec, candidates, captures, report) if not g.holds and g.name not in accept]
+    failed = [
+        g for g in judge(build.spec, build.stages, candidates, captures, report) if not g.holds and g.name not in accept
+    ]
     lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
     if report is None:
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
@@ -80,18 +95,18 @@ def hold(
     if not lines:
         return
     for gate in failed:
-        lines += _dropped(build, gate, captures if gate.stage == "crawl" else candidates)
+        lines += _dropped(build, gate, captures if gate.subject == "capture" else candidates)
     if failed:
         names = " ".join(f"--accept {gate.name}" for gate in failed)
         lines.append(f"let it through with: wenlan-data publish {build.out} {names} --because TEXT")
     raise GateError(build.build_id, "\n".join(lines))
 
 
-def check_acceptance(accept: Sequence[str], because: str) -> None:
+def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:
     """Raises SpecError for an unknown gate or an acceptance without a reason."""
     for gate in accept:
-        if gate not in NAMES:
-            raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(NAMES)}"])
+        if gate not in names(stages):
+            raise SpecError([f"--accept {gate}: no such gate; one of {', '.join(names(stages))}"])
     if accept and not because.strip():
         raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
 
@@ -109,27 +124,33 @@ def _whole(spec: BuildSpec, candidates: Funnel) -> Iterator[Gate]:
     yield Gate("max_drop_share", f"{share:.1%}", f"≤ {options.max_drop_share:.1%}", () if holds else (many,))
 
 
-def _stages(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
-    """One gate a stage; what it found is the source that stands worst against what is expected of it."""
-    for stage in DropShares.model_fields:
-        judged: list[tuple[float, float, str, StageFunnel]] = []
-        for source in spec.sources:
-            funnel = (captures if stage == "crawl" else candidates).of_source(source.name)
-            row = next(row for row in funnel.stages(list(ORDER)) if row.stage == stage)
-            if row.seen >= spec.publish.judged_from:
-                judged.append((row.dropped / row.seen, spec.max_drop(source, stage), source.name, row))
-        if not judged:
-            continue
-        worst = max(judged, key=lambda item: item[0] - item[1])
-        over = [item for item in judged if item[0] > item[1]]
-        what = "pages" if stage == "crawl" else "candidates"
-        faults = tuple(
-            f"{stage} dropped {row.dropped:,} of {row.seen:,} {what} of {name} ({share:.1%}), {limit:.1%} is expected "
-            "at most"
-            for share, limit, name, row in over
-        )
-        sources = tuple(name for _, _, name, _ in over)
-        yield Gate(f"max_drop.{stage}", f"{worst[2]} {worst[0]:.1%}", f"≤ {worst[1]:.1%}", faults, stage, sources)
+def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
+    """One gate per stage; what it reports is the source that stands worst against what is expected of it."""
+    judged: dict[str, list[tuple[float, float, str, StageFunnel]]] = {}
+    for source in spec.sources:
+        for subject, funnel in (("capture", captures), ("candidate", candidates)):
+            for row in funnel.of_source(source.name).stages(list(stages)):
+                limit = spec.max_drop(source, row.stage, stages[row.stage].max_drop)
+                if limit is not None and stages[row.stage].subject == subject and row.seen >= spec.publish.judged_from:
+                    judged.setdefault(row.stage, []).append((row.dropped / row.seen, limit, source.name, row))
+    for stage in stages:
+        if stage in judged:
+            yield _of_stage(stages[stage], judged[stage])
+
+
+def _of_stage(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]]) -> Gate:
+    """The gate of one stage, from (dropped share, limit, source, its row of the funnel) of each source."""
+    worst = max(judged, key=lambda item: item[0] - item[1])
+    over = [item for item in judged if item[0] > item[1]]
+    what = "pages" if stage.subject == "capture" else "candidates"
+    faults = tuple(
+        f"{stage.name} dropped {row.dropped:,} of {row.seen:,} {what} of {name} ({share:.1%}), {limit:.1%} is expected "
+        "at most"
+        for share, limit, name, row in over
+    )
+    sources = tuple(name for _, _, name, _ in over)
+    shown = f"{worst[2]} {worst[0]:.1%}"
+    return Gate(f"max_drop.{stage.name}", shown, f"≤ {worst[1]:.1%}", faults, stage.name, sources, stage.subject)
 
 
 def _is_set(spec: BuildSpec, name: str) -> bool:
@@ -184,6 +205,5 @@ def _dropped(build: Build, gate: Gate, funnel: Funnel) -> Iterator[str]:
     yield f"top reasons{where}:"
     yield from [f"  {n:,} x {reason}" for reason, n in Funnel(counts).reasons()[:SHOWN_REASONS]] or ["  none"]
     yield f"examples{where}:"
-    subject = "capture" if gate.stage == "crawl" else "candidate"
-    shown = examples(build, SHOWN_EXAMPLES, subject=subject, stage=gate.stage, sources=gate.sources)
+    shown = examples(build, SHOWN_EXAMPLES, subject=gate.subject, stage=gate.stage, sources=gate.sources)
     yield from [f"  {line}" for line in shown] or ["  none"]

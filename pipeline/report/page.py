@@ -1,10 +1,11 @@
 """Stage `report`: the quality report of a build, BUILD/report/index.html and report.json.
 
-index.html is one file that loads nothing (its content policy forbids the network), so that it can be mailed and kept.
-report.json holds the same figures for machines. The parts: `funnel` (what became of every candidate),
-`report_figures` (what was kept), `report_pictures` (what it looks like), and the template report.html beside this file.
+index.html is a single file that loads nothing (its content security policy forbids the network), so that it can be
+mailed and archived. report.json holds the same figures for programs. The parts: `funnel` (what happened to every
+candidate), `figures` (what was kept), `pictures` (what it looks like), `drift` (what has changed since another build),
+and the templates in templates/.
 
-A data owner reads it before `publish`; so the gates of the spec are shown with their figures, and whatever does not add
+A data owner reads it before `publish`. So the gates of the spec are shown with their figures, and whatever does not add
 up is shown first.
 
 Limits: the page shows a sample of pictures, at most `report.pictures` of the spec, and stays below 5 MB.
@@ -12,28 +13,31 @@ Limits: the page shows a sample of pictures, at most `report.pictures` of the sp
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS
+from pipeline.detectors import detector_ids
 from pipeline.report import drift, gates
 from pipeline.report import pictures as report_pictures
-from pipeline.report.figures import cluster_sizes, collect, cost
-from pipeline.report.funnel import Funnel, faults, read_funnels, stages_between
+from pipeline.report.figures import cluster_sizes, collect, stage_costs
+from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.report.translations import zh
-from pipeline.stages.shard import detector_ids, packed
 from pipeline.store.build import Build
+from pipeline.store.stage import Stages, deciding
 
 REPORT_VERSION = 1
-"""Version of report.json's form."""
-
-
-FUNNEL_STAGES = stages_between("extract", "shard")
+"""Version of the layout of report.json."""
 
 
 def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The whole report as JSON values; `picture` of a row is a data: URI. `baseline`: another build's report."""
+    """The whole report as JSON values.
+
+    baseline: report.json of the build to compare with. The `picture` of a row is a data: URI, which index.html shows
+    and report.json leaves out.
+    """
     candidates, captures = read_funnels(build)
     takedowns = build.store.takedowns()
     choice = report_pictures.choose(build, takedowns)
@@ -45,7 +49,7 @@ def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]
         "faults": faults(build, candidates),
         "totals": {"candidates": candidates.total, "kept": candidates.kept, "dropped": candidates.dropped},
         "splits": _splits(build),
-        "funnel": [_stage(row) for row in candidates.stages(FUNNEL_STAGES)],
+        "funnel": [_stage(row) for row in candidates.stages(deciding(build.stages, "extract", "shard"))],
         "reasons": [{"name": name, "count": count} for name, count in candidates.reasons()],
         "sources": _sources(build, candidates),
         "captures": [{"name": name, "count": count} for name, count in captures.reasons()],
@@ -57,41 +61,44 @@ def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]
         "sheet": choice.sheet,
         "not_shown": choice.hidden,
         "cached_regions": _cached_regions(build),
-        "cost": cost(build),
+        "cost": stage_costs(build),
     }
     report["drift"] = None if baseline is None else drift.compare(report, baseline)
     report["gates"] = [
         {"name": g.name, "found": g.found, "wanted": g.wanted, "holds": g.holds}
-        for g in gates.judge(build.spec, candidates, captures, report)
+        for g in gates.judge(build.spec, build.stages, candidates, captures, report)
     ]
     report["before"] = _before(report, baseline)
     return report
 
 
 def _cached_regions(build: Build) -> dict[str, int]:
-    """Images that some detector had looked at before, and all that were asked for."""
+    """Images whose regions came from STORE's cache, and all that needed some; both summed over the detectors."""
     records = build.stage("detect").records() if "detect" in build.fingerprints else []
-    asked = sum(record.counts.get("images", 0) for record in records) * len(detector_ids(build))
+    asked = sum(record.counts.get("images", 0) for record in records) * len(detector_ids(build.spec))
     return {"cached": sum(record.counts.get("cached", 0) for record in records), "asked": asked}
 
 
 def _before(report: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, list[float]]:
-    """Shares of the baseline by histogram and bin, where it has the same bins: what the page draws beside the bars."""
-    found = {}
+    """The baseline's share of each bin, by histogram, where the bins are the same: drawn as lines across the bars."""
+    shares = {}
     for old in baseline["histograms"] if baseline else ():
         same = next((h for h in report["histograms"] if h["name"] == old["name"]), None)
         if same and old["total"] and [b["label"] for b in same["bins"]] == [b["label"] for b in old["bins"]]:
-            found[old["name"]] = [round(b["count"] / old["total"], 5) for b in old["bins"]]
-    return found
+            shares[old["name"]] = [round(b["count"] / old["total"], 5) for b in old["bins"]]
+    return shares
 
 
-def render(report: dict[str, Any]) -> str:
-    """index.html from what `make` gave."""
-    return str(environment().get_template("report.html").render(**report))
+def render(report: dict[str, Any], stages: Stages) -> str:
+    """index.html from what `make` returned; `stages` of the build, for their Chinese names."""
+    return str(environment(stages).get_template("report.html").render(**report))
 
 
-def environment() -> Any:
-    """The templates beside this file. Everything that came from the web is escaped by the engine."""
+def environment(stages: Stages) -> Any:
+    """The templates beside this file. Everything that came from the web is escaped by the engine.
+
+    stages: for their Chinese names.
+    """
     import jinja2
 
     found = jinja2.Environment(
@@ -102,12 +109,17 @@ def environment() -> Any:
         lstrip_blocks=True,
     )
     found.tests["starts"] = str.startswith
-    found.filters |= {"n": lambda value: f"{value:,}", "share": _share, "size": _size, "zh": zh}
+    found.filters |= {
+        "n": lambda value: f"{value:,}",
+        "share": _share,
+        "size": _size,
+        "zh": functools.partial(zh, stages=stages),
+    }
     return found
 
 
 def _share(part: int, whole: int) -> str:
-    """`12.3%`; `–` of nothing; never a rounded 0% or 100% that is not one."""
+    """A share as `12.3%`, or `–` if `whole` is 0. Rounding never makes 0% of some or 100% of not all."""
     if not whole:
         return "–"
     if 0 < part < whole:
@@ -116,7 +128,7 @@ def _share(part: int, whole: int) -> str:
 
 
 def _size(count: int) -> str:
-    """Bytes for people: `3.4 MB`, never broken over two lines."""
+    """A size in bytes as `3.4 MB`, with a no-break space."""
     value, unit = float(count), "B"
     for larger in ("kB", "MB", "GB", "TB"):
         if value < 1_000:
@@ -140,11 +152,11 @@ def _build(build: Build) -> dict[str, Any]:
 
 
 def _splits(build: Build) -> list[dict[str, Any]]:
-    records, rows = packed(build), []
+    records, rows = build.packed(), []
     for split in SPLITS:
-        here = [record for record in records if record.info["split"] == split]
-        samples, size = sum(r.counts["kept"] for r in here), sum(r.counts["bytes"] for r in here)
-        rows.append({"name": split, "samples": samples, "shards": len(here), "bytes": size})
+        shards = [record for record in records if record.info["split"] == split]
+        samples, size = sum(r.counts["kept"] for r in shards), sum(r.counts["bytes"] for r in shards)
+        rows.append({"name": split, "samples": samples, "shards": len(shards), "bytes": size})
     return rows
 
 
@@ -154,11 +166,14 @@ def _stage(row: Any) -> dict[str, Any]:
 
 
 def _sources(build: Build, candidates: Funnel) -> list[dict[str, Any]]:
-    """One row a source of the spec, in its order, with what was left after each stage."""
+    """One row per source, in the order of the spec, with how many candidates remained after each stage."""
     rows = []
     for ref in build.spec.sources:
         funnel = candidates.of_source(ref.name)
-        stages = [{"stage": s.stage, "kept": s.kept, "dropped": s.dropped} for s in funnel.stages(FUNNEL_STAGES)]
+        stages = [
+            {"stage": s.stage, "kept": s.kept, "dropped": s.dropped}
+            for s in funnel.stages(deciding(build.stages, "extract", "shard"))
+        ]
         reasons = [{"name": name, "count": count} for name, count in funnel.reasons()]
         row = {"name": ref.name, "kind": ref.kind, "source_kind": ref.source_kind, "candidates": funnel.total}
         rows.append({**row, "kept": funnel.kept, "dropped": funnel.dropped, "stages": stages, "reasons": reasons})
@@ -166,6 +181,6 @@ def _sources(build: Build, candidates: Funnel) -> list[dict[str, Any]]:
 
 
 def _pages(build: Build) -> dict[str, int]:
-    """What crawl counted: pages seen, kept and dropped."""
+    """Pages that the crawl has seen, kept and dropped."""
     records = build.stage("crawl").records() if "crawl" in build.fingerprints else []
     return {what: sum(record.counts.get(what, 0) for record in records) for what in ("seen", "kept", "dropped")}

@@ -1,18 +1,18 @@
 """Pictures of the quality report: a sheet of kept and dropped samples, and the largest duplicate clusters.
 
-The sheet is a random sample that is the same every time: of each kind of fate the candidates with the smallest keyed
-hash of their id are taken, half of the sheet for kept ones, the other half in turn for each reason to drop. Candidates
-that were dropped before their image was fetched are shown by their text.
+The sheet is a random but reproducible sample: for each fate (kept, or a reason to drop) it takes the candidates with
+the smallest keyed hash of their id. Half of the sheet shows kept candidates, the other half the reasons in turn.
+Candidates that were dropped before their image was fetched are shown by their text.
 
-Regions are drawn on kept samples as their shards hold them. A dropped one never reached detect: its boxes come from
-STORE's cache where some build has looked at the image, else the spec's first detector looks at it here, and each that
-needs no pixels.
+Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`: its boxes come
+from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so does every
+detector that needs no pixels.
 
-Never shown, neither picture nor text nor URL: what was opted out, refused by robots.txt or by the guard, or is on
-STORE's list of takedowns (by URL, by image or by domain). Of what `screen` dropped as not safe for work, and of its
-copies, the picture is not shown.
+Never shown, neither picture nor text nor URL: items that were opted out, refused by robots.txt or by the address guard,
+or are on STORE's list of takedowns (by URL, image or domain). Items that `screen` dropped as not safe for work, and
+copies of them, are shown without their picture.
 
-Limits: memory is one partition's decisions and the chosen rows; thumbnails end at a budget of bytes.
+Limits: memory is one partition's decisions and the chosen rows; thumbnails stop at a budget of bytes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
-from pipeline.detectors import Boxes, Detector, detectors_of
+from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import DropReason, order_key
 from pipeline.report.figures import trim
 from pipeline.stages import screen
 from pipeline.stages.detect import SCHEMA, blank, boxes_of, cleaned, look
-from pipeline.stages.shard import detector_ids, packed
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.takedowns import Takedowns
@@ -50,32 +49,39 @@ HIDDEN = frozenset(
         DropReason.EGRESS_REFUSED,
     )
 )
+"""Reasons whose candidates are never shown."""
 CLUSTERS, MEMBERS = 6, 8
+"""Groups of duplicates on the page, and rows shown of each."""
 PICTURE_BUDGET = 3_000_000
-"""Bytes of all thumbnails together, so that the page stays below 5 MB as base64."""
+"""Total bytes of the thumbnails: as base64 they keep the page below 5 MB."""
 
 
 @dataclass
 class Choice:
-    """What of the decisions is shown: `sheet` rows, and `clusters` of rows with the leader first."""
+    """The rows of the decisions that the page shows.
+
+    sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
+    candidates may not be shown. duplicates: how many candidates duplicate another one.
+    """
 
     sheet: list[dict[str, Any]] = field(default_factory=list)
     clusters: list[dict[str, Any]] = field(default_factory=list)
     hidden: int = 0
     duplicates: int = 0
     sizes: list[int] = field(default_factory=list)
-    """Of the groups of duplicates, leader included."""
+    """Of all groups of duplicates, leaders included."""
 
     def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order of the page."""
         return [*self.sheet, *(member for cluster in self.clusters for member in cluster["members"])]
 
 
 def choose(build: Build, takedowns: Takedowns) -> Choice:
-    """Choose what is shown, in two passes over the decisions."""
+    """Choose the rows to show, in two passes over the decisions: one for the sheet, one for the clusters."""
     fates: dict[str, _Smallest] = {}
     sizes: Counter[str] = Counter()
     choice = Choice()
-    wanted = build.spec.report.pictures
+    size = build.spec.report.pictures
     opted_out: set[str] = set()
     for table in build.decisions():
         table = table.filter(pc.equal(table["subject"], "candidate"))
@@ -89,16 +95,20 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
             if row["reason"] in HIDDEN or takedowns.names(row):
                 choice.hidden += 1
                 continue
-            fates.setdefault(row["reason"], _Smallest(wanted)).offer(order_key(row["id"], build.spec.seed), row)
-    choice.sheet = [row for row in _balanced(fates, wanted) if row["fetch_id"] not in opted_out]
-    choice.sizes = [size + 1 for size in sizes.values()]
+            fates.setdefault(row["reason"], _Smallest(size)).offer(order_key(row["id"], build.spec.seed), row)
+    choice.sheet = [row for row in _balanced(fates, size) if row["fetch_id"] not in opted_out]
+    choice.sizes = [duplicates + 1 for duplicates in sizes.values()]
     top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
     choice.clusters = _clusters(build, dict(top), takedowns, opted_out)
     return choice
 
 
 class _Smallest:
-    """The rows with the smallest keys of all that were offered."""
+    """Keeps the `count` rows with the smallest keys of all that are offered.
+
+    The heap holds (-key, -order of arrival, row): its smallest entry is the row to replace next, and among equal keys
+    the earliest stays.
+    """
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -114,27 +124,30 @@ class _Smallest:
             heapq.heapreplace(self._heap, entry)
 
     def rows(self) -> list[dict[str, Any]]:
-        """Smallest key first, an image URL once: an icon that stands on every page would fill the sheet."""
+        """The rows, smallest key first, one per image URL: an icon that is on every page would fill the sheet."""
         first: dict[str, dict[str, Any]] = {}
         for _, _, row in sorted(self._heap, key=lambda entry: (-entry[0], -entry[1])):
             first.setdefault(row["fetch_id"] or row["id"], row)
         return list(first.values())
 
 
-def _balanced(fates: dict[str, _Smallest], wanted: int) -> list[dict[str, Any]]:
-    """Half kept, half dropped in turn over the reasons; a half that is short leaves its room to the other."""
+def _balanced(fates: dict[str, _Smallest], size: int) -> list[dict[str, Any]]:
+    """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room."""
     kept = fates[""].rows() if "" in fates else []
     piles = [fates[reason].rows() for reason in sorted(fates) if reason]
     dropped: list[dict[str, Any]] = []
     for depth in range(max(map(len, piles), default=0)):
         dropped += [pile[depth] for pile in piles if depth < len(pile)]
-    half = wanted // 2
-    take_dropped = min(len(dropped), max(half, wanted - len(kept)))
-    return kept[: wanted - take_dropped] + dropped[:take_dropped]
+    half = size // 2
+    take_dropped = min(len(dropped), max(half, size - len(kept)))
+    return kept[: size - take_dropped] + dropped[:take_dropped]
 
 
 def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_out: set[str]) -> list[dict[str, Any]]:
-    """The largest clusters, each with its leader first and then at most MEMBERS - 1 of its duplicates."""
+    """The largest clusters, each with its leader first and at most MEMBERS - 1 of its duplicates.
+
+    sizes: duplicates of each leader, for more leaders than are shown, since whole clusters may be hidden.
+    """
     members: dict[str, dict[str, dict[str, Any]]] = {leader: {} for leader in sizes}
     leaders = pa.array(sorted(sizes), pa.string())
     for table in build.decisions():
@@ -145,20 +158,20 @@ def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_o
             for leader in {row["id"], row["duplicate_of"]} & set(members):
                 known = members[leader]
                 if row["id"] == leader and not row["kept"] and leader in known:
-                    continue  # the same candidate seen a second time; the first row says it was kept
+                    continue  # the same candidate came a second time and was dropped; its first row says it was kept
                 known[row["id"]] = row
-                if len(known) > MEMBERS:
+                if len(known) > MEMBERS:  # the leader stays, and of the duplicates those with the smallest ids
                     del known[max(set(known) - {leader})]
-    found: list[dict[str, Any]] = []
+    clusters: list[dict[str, Any]] = []
     for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         rows = sorted(members[leader].values(), key=lambda row: (row["id"] != leader, row["id"]))
-        if rows and len(found) < CLUSTERS:
-            found.append({"leader": leader, "size": size + 1, "members": rows})
-    return found
+        if rows and len(clusters) < CLUSTERS:
+            clusters.append({"leader": leader, "size": size + 1, "members": rows})
+    return clusters
 
 
 def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> None:
-    """Give each row `picture`: a JPEG thumbnail as a data: URI, "" where there is none; sha256 and sides as stored."""
+    """Set each row's `picture` (JPEG thumbnail as a data: URI, or "") and its image's `sha256`, `width`, `height`."""
     rows = list(rows)
     for row in rows:
         row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
@@ -171,7 +184,7 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
             continue
         if made := _thumbnail(build, image):
             thumbnails[image.fetch_id] = (image.sha256, *made)
-    for row in rows:  # in the order of the page, so that what the budget cuts off is its end
+    for row in rows:  # in the order of the page, so that the budget runs out at its end
         thumbnail = thumbnails.get(row["fetch_id"])
         if thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
             continue
@@ -182,7 +195,7 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
 
 
 def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | None:
-    """(JPEG bytes, width, height of the picture as shown); None for bytes that do not decode."""
+    """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode."""
     import numpy as np
     from PIL import Image
 
@@ -199,7 +212,7 @@ def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | No
 
 
 def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
-    """Give rows with a picture `boxes`: detector id -> [[x1, y1, x2, y2, score], ...] in pixels of the stored image."""
+    """Set `boxes` of rows with a picture: detector id -> [[x1, y1, x2, y2, score], ...], pixels of the stored image."""
     kept: dict[str, list[dict[str, Any]]] = {}
     dropped: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
@@ -210,14 +223,14 @@ def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
     if kept:
         _add_stored_boxes(build, kept)
     if dropped:
-        _add_looked_up_boxes(build, dropped)
+        _add_detected_boxes(build, dropped)
 
 
 def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
     """Boxes of kept samples, from the regions of the shards."""
-    stage, detectors = build.stage("shard"), detector_ids(build)
+    stage, detectors = build.stage("shard"), detector_ids(build.spec)
     keys = pa.array(sorted(rows_of_key), pa.string())
-    for record in packed(build):
+    for record in build.packed():
         for name in detectors:
             columns, here = ["key", *SCHEMA.names], pc.field("key").isin(keys)
             table = stage.table(record, f"regions/{name}", columns=columns, filters=here)
@@ -230,41 +243,44 @@ def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]
         row["width"], row["height"] = map(int, sides)
 
 
-def _add_looked_up_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:
-    """Boxes of dropped samples by sha256: of each detector what STORE has cached, and what is missing
-    of the first one and of those that cost no decoding.
+def _add_detected_boxes(build: Build, rows_of_image: dict[str, list[dict[str, Any]]]) -> None:
+    """Boxes of dropped samples, by sha256: from STORE's cache, and for images that it lacks from the first detector
+    and from those that need no decoding.
 
-    STORE is only read: nothing that was dropped needs to be found again but by the next report.
+    STORE is only read: what is detected here was dropped, so only the next report would look it up.
     """
     for number, detector in enumerate(detectors_of(build.spec)):
         name = detector.detector_id
         cached = build.store.regions(name).get(rows_of_image)
-        found = {} if cached is None else boxes_of(cached)
-        missing = {sha256: rows[0] for sha256, rows in rows_of_image.items() if sha256 not in found}
+        detected = {} if cached is None else boxes_of(cached)
+        missing = {sha256: rows[0] for sha256, rows in rows_of_image.items() if sha256 not in detected}
         if missing and (number == 0 or not detector.NEEDS_PIXELS):
-            found.update(_looked_at(build, detector, missing))
-        for sha256, raw in found.items():
+            detected.update(_detect(build, detector, missing))
+        for sha256, raw in detected.items():
             for row in rows_of_image[sha256]:
                 boxes = cleaned(raw, row["width"], row["height"], build.spec.regions.max_boxes)
                 row["boxes"][name] = _plain(boxes)
 
 
-def _looked_at(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -> dict[str, Boxes]:
-    """Raw boxes of the images of `rows`, by sha256, one picture in memory at a time. Raises DetectorError."""
+def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -> dict[str, Boxes]:
+    """Run a detector on the images of `rows`; returns raw boxes by sha256. Holds one picture in memory at a time.
+
+    Raises DetectorError.
+    """
     if not detector.NEEDS_PIXELS:
         return {s: look(detector, None, [blank(row["width"], row["height"])])[0] for s, row in rows.items()}
-    state, found = detector.load(), dict[str, Boxes]()
+    state, detected = detector.load(), dict[str, Boxes]()
     for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
         try:
             picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
         except pictures.PictureError:
-            continue  # a thumbnail was possible, the whole is not: shown without boxes
-        found[image.sha256] = look(detector, state, [picture])[0]
-    return found
+            continue  # it decodes at the size of a thumbnail only, and is shown without boxes
+        detected[image.sha256] = look(detector, state, [picture])[0]
+    return detected
 
 
-def _plain(found: Boxes) -> list[list[float]]:
-    """Boxes as JSON values, rounded: a tenth of a pixel is more than a thumbnail shows."""
-    boxes, scores, _ = found
+def _plain(regions: Boxes) -> list[list[float]]:
+    """Boxes and scores as JSON values [[x1, y1, x2, y2, score], ...], rounded to more than a thumbnail shows."""
+    boxes, scores, _ = regions
     rows = zip(boxes.tolist(), scores.tolist(), strict=True)
     return [[*(round(x, 1) for x in box), round(score, 3)] for box, score in rows]

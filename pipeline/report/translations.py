@@ -1,22 +1,9 @@
-"""Chinese names of stages and reasons, for the report. The names of the code stay beside them, as specs use them."""
+"""Chinese names of reasons, for the report; a stage knows its own. The names of the code stay beside them."""
 
 from __future__ import annotations
 
-STAGES = {
-    "crawl": "爬取",
-    "extract": "抽取",
-    "admit": "准入",
-    "fetch": "下载",
-    "measure": "测量",
-    "filter": "过滤",
-    "rank": "排序",
-    "lead": "选首",
-    "dedup": "去重",
-    "screen": "复审",
-    "detect": "检测",
-    "shard": "打包",
-    "report": "报告",
-}
+from pipeline.store.stage import Stages
+
 REASONS = {
     "robots_disallowed": "robots 禁止",
     "robots_unreachable": "robots 无法读取",
@@ -71,6 +58,6 @@ REASONS = {
 }
 
 
-def zh(name: str) -> str:
-    """The Chinese name of a stage or a reason; its own where there is none."""
-    return STAGES.get(name) or REASONS.get(name) or name
+def zh(name: str, stages: Stages) -> str:
+    """The Chinese name of a stage or a reason; the name itself where there is none."""
+    return stages[name].zh if name in stages else REASONS.get(name, name)

@@ -1,1 +1,44 @@
-"""The stages of a build, one file each."""
+"""The stages of a build, one file each, in the order in which a candidate meets them.
+
+To add one: write `pipeline/stages/<name>.py`, which ends with `STAGE = Stage(...)`, and add its line to STAGES.
+A file `_*.py` is a helper of a stage.
+"""
+
+from __future__ import annotations
+
+from pipeline.stages import (
+    admit,
+    crawl,
+    dedup,
+    detect,
+    extract,
+    fetch,
+    filter,
+    lead,
+    measure,
+    rank,
+    report,
+    screen,
+    shard,
+)
+from pipeline.store.stage import Stage
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        crawl.STAGE,
+        extract.STAGE,
+        admit.STAGE,
+        fetch.STAGE,
+        measure.STAGE,
+        filter.STAGE,
+        rank.STAGE,
+        lead.STAGE,
+        dedup.STAGE,
+        screen.STAGE,
+        detect.STAGE,
+        shard.STAGE,
+        report.STAGE,
+    )
+}
+"""Every stage by its name. This is the order of a build."""

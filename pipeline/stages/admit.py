@@ -35,6 +35,7 @@ from pipeline.records import (
     order_range,
 )
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, StageFile
 from pipeline.store.takedowns import Takedowns
 from pipeline.texts.cleaning import clean
 from pipeline.texts.forms import CHUNK
@@ -227,3 +228,16 @@ def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Can
         seen.add(text)
     ordered = fresh + again
     return ordered[:most], ordered[most:]
+
+
+STAGE = Stage(
+    name="admit",
+    zh="准入",
+    folder="admitted",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),),
+)

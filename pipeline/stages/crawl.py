@@ -27,7 +27,9 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import sqlite3
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,12 @@ from pipeline.sources import sources_of
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
+from pipeline.store.rewrite import Removal, Rewrite
+from pipeline.store.stage import Stage, StageFile
 from pipeline.web import guard
 from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
+from pipeline.web.warc import copy_without
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ()
@@ -226,3 +231,73 @@ def _lost(site: Site, url: str, reason: str, evidence: str) -> Decision:
         reasons=(reason,),
         evidence=evidence,
     )
+
+
+def _without(rewrite: Rewrite) -> None:
+    """The WARC without the records of pages that are removed, and the table of pages with the new offsets."""
+    moved: dict[str, int] = {}
+    for suffix in rewrite.record.files:
+        if suffix.endswith("warc.gz"):
+            with rewrite.stage.file(rewrite.record, suffix) as source:
+                offsets = copy_without(source, rewrite.path(suffix), rewrite.removal.page)
+            if offsets is not None:
+                moved |= offsets
+                rewrite.replace(suffix)
+    if "parquet" in rewrite.record.files:
+        table = rewrite.stage.table(rewrite.record)
+        removed = [rewrite.removal.page(url) for url in table["url"].to_pylist()]
+        if any(removed):
+            rewrite.write_table("parquet", _pages_without(table, removed, moved))
+    rewrite.remove_rows()
+
+
+def _pages_without(table: pa.Table, removed: list[bool], moved: Mapping[str, int]) -> pa.Table:
+    """Pages that remain, with the offsets that their records now have in the WARC."""
+    remaining = table.filter(pa.array([not page for page in removed], pa.bool_()))
+    offsets = [moved.get(str(offset), offset) for offset in remaining["warc_offset"].to_pylist()]
+    at = remaining.schema.get_field_index("warc_offset")
+    field = remaining.schema.field(at)
+    return remaining.set_column(at, field, pa.array(offsets, field.type))
+
+
+def _moved(build: Build, before: Record, after: Record) -> None:
+    """Tell STORE where the last crawl of a site lies now; else the next one would ask for everything again."""
+    folder, crawled = build.stage("crawl").folder, build.store.folder / "crawled"
+    places = {folder.at(ref.name): folder.at(after.files[suffix].name) for suffix, ref in before.files.items()}
+    for name in crawled.names():
+        if name.endswith(".json") and not name.startswith("."):
+            known = crawled.read_json(name)
+            now = {what: places.get(str(place), place) for what, place in known.items()}
+            if now != known:
+                crawled.write_json(name, now)
+
+
+def _forget_state(build: Build, removal: Removal) -> None:
+    """A crawl that was killed and knows a page that is removed starts anew."""
+    folder = build.folder / STAGE.folder / "_frontier"
+    for name in folder.names() if folder.is_local else ():
+        database = Path(folder.at(f"{name}/frontier.sqlite"))
+        if database.exists():
+            with contextlib.closing(sqlite3.connect(database)) as db:
+                known = any(removal.page(url) for (url,) in db.execute("SELECT url FROM page WHERE state != 'todo'"))
+            if known:
+                folder.delete(name)
+
+
+STAGE = Stage(
+    name="crawl",
+    zh="爬取",
+    folder="captures",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("warc.gz"), StageFile("parquet", CRAWL_SCHEMA)),
+    subject="capture",
+    network=True,
+    expires=False,
+    without=_without,
+    moved=_moved,
+    forget_state=_forget_state,
+)

@@ -27,6 +27,7 @@ from pipeline.stages import rank
 from pipeline.stages.lead import PARTITION as LEAD
 from pipeline.stages.lead import split_of
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, StageFile
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("rank", "lead")
@@ -138,3 +139,17 @@ def _evidence(rules: Dedup, reason: DropReason, candidate: Any, leader: str, ear
         return f"a picture under more than {rules.placeholder_texts} different texts"
     seen = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"
     return f"{seen} {leader[:32]}{', which an earlier build kept' if earlier else ''}"
+
+
+STAGE = Stage(
+    name="dedup",
+    zh="去重",
+    folder="unique",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=tuple(StageFile(f"{split}.parquet", DEDUP_SCHEMA, "candidate_id") for split in SPLITS),
+    rewrites_others=False,
+)

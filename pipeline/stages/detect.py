@@ -35,6 +35,7 @@ from pipeline.stages.extract import BOXES
 from pipeline.store.build import Build
 from pipeline.store.claims import claim
 from pipeline.store.images import range_of
+from pipeline.store.stage import Stage, StageFile
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
@@ -327,3 +328,18 @@ def prune(store: Store, detectors: Sequence[str] = (), before: str = "", dry_run
     for entry in [] if dry_run else gone:
         (store.folder / "regions").delete(entry["detector"])
     return gone
+
+
+STAGE = Stage(
+    name="detect",
+    zh="检测",
+    folder="regions",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    resources=resources,
+    files=(StageFile("*.parquet", SCHEMA, "sha256"),),
+    rewrites_others=False,
+)

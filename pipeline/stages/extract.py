@@ -28,10 +28,21 @@ from data_specs.shard import SourceKind, Text
 from pipeline.errors import StageError
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
-from pipeline.records import Candidate, Capture, Decision, DropReason, candidate_rows, drop, order_key, sha256_hex
+from pipeline.records import (
+    CANDIDATE_SCHEMA,
+    Candidate,
+    Capture,
+    Decision,
+    DropReason,
+    candidate_rows,
+    drop,
+    order_key,
+    sha256_hex,
+)
 from pipeline.sources import PageSource, Source, TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record
+from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url
 from pipeline.web.warc import read_captures
@@ -364,3 +375,16 @@ def drop_capture(capture: Capture, source: str, reason: DropReason, evidence: st
         reasons=(reason.value,),
         evidence=evidence[:300],
     )
+
+
+STAGE = Stage(
+    name="extract",
+    zh="抽取",
+    folder="candidates",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(BOXES)),
+)

@@ -46,6 +46,9 @@ from pipeline.observe import count
 from pipeline.records import FETCH_SCHEMA, DropReason, candidates_of, drop, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
+from pipeline.store.partitions import Record
+from pipeline.store.rewrite import Rewrite
+from pipeline.store.stage import Stage, StageFile
 from pipeline.web.image_opener import LASTING_S, GuardedOpener
 
 VERSION = 1
@@ -405,3 +408,55 @@ def _write_tar(path: Path, urls: dict[str, str], job: _Job) -> list[dict[str, An
             )
         tar.close()
     return rows
+
+
+def _without(rewrite: Rewrite) -> None:
+    """The tar and the table without the images that are removed."""
+    table = rewrite.stage.table(rewrite.record)
+    remaining = rewrite.removal.without(table)
+    if remaining is not None:
+        rows = remaining.to_pylist()
+        with (
+            rewrite.stage.file(rewrite.record, "tar") as source,
+            source.open("rb") as f,
+            rewrite.path("tar").open("wb") as out,
+        ):
+            writer = TarWriter(out)
+            for row in sorted((row for row in rows if row["ok"]), key=lambda row: int(row["offset"])):
+                f.seek(row["offset"])
+                row["offset"] = writer.add(row["fetch_id"], f.read(row["size"]))
+            writer.close()
+        rewrite.replace("tar")
+        rewrite.write_table("parquet", pa.Table.from_pylist(rows, schema=table.schema))
+    rewrite.remove_rows()
+
+
+def _moved(build: Build, before: Record, after: Record) -> None:
+    """Tell STORE/fetched where the images lie that it knew in the old tar; else they would be fetched again."""
+    stage, cache = build.stage("fetch").at(after.fingerprint), build.store.fetched()
+    old, new = stage.folder.at(before.files["tar"].name), stage.folder.at(after.files["tar"].name)
+    if old == new:
+        return
+    places = {row["fetch_id"]: row["offset"] for row in stage.table(after).to_pylist() if row["ok"]}
+    known = cache.get(places)
+    if known is not None:
+        rows = [
+            {**row, "tar": new, "offset": places[row["fetch_id"]]} for row in known.to_pylist() if row["tar"] == old
+        ]
+        cache.put(pa.Table.from_pylist(rows, schema=known.schema))
+
+
+STAGE = Stage(
+    name="fetch",
+    zh="下载",
+    folder="images",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("tar"), StageFile("parquet", FETCH_SCHEMA, "fetch_id"), StageFile("stats.json")),
+    network=True,
+    without=_without,
+    moved=_moved,
+)

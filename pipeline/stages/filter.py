@@ -14,6 +14,7 @@ import pyarrow as pa
 from pipeline.filters import Drop, ImageFilter, image_filters
 from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, Features, candidates_of, drop
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, StageFile
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("measure",)
@@ -68,3 +69,16 @@ def features_of(row: dict[str, Any]) -> Features:
     """Features from a row that has at least FEATURE_SCHEMA's columns."""
     values = {name: row[name] for name in FEATURE_SCHEMA.names}
     return Features(**{**values, "phash": tuple(row["phash"])})
+
+
+STAGE = Stage(
+    name="filter",
+    zh="过滤",
+    folder="pairs",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", PAIR_SCHEMA, "candidate_id"),),
+)

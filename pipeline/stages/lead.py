@@ -39,8 +39,10 @@ from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.records import TEXTS_TYPE
 from pipeline.stages import rank
 from pipeline.store.build import Build
-from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
+from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, write_without
 from pipeline.store.partitions import Attempt, Record
+from pipeline.store.rewrite import Rewrite
+from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.folding import normals
 
 VERSION = 1
@@ -349,3 +351,49 @@ def _text_ids(table: pa.Table) -> pa.Array:
         return pa.array([], pa.list_(DIGEST))
     offsets = pc.subtract(lists.offsets, lists.offsets[0])
     return pa.ListArray.from_arrays(offsets, lists.flatten().field("id"))
+
+
+def _without(rewrite: Rewrite) -> None:
+    """What a build hands to STORE, and the texts that its leaders took over, without what is removed."""
+    stage, record = rewrite.stage, rewrite.record
+    for suffix in record.files:
+        if suffix.endswith(".merged"):
+            table = stage.table(record, suffix)
+            borrowed = pa.array(sorted(rewrite.borrowed.removed), pa.string())
+            remaining = table.filter(pc.invert(pc.is_in(table["text"], borrowed)))
+            if remaining.num_rows < table.num_rows:
+                rewrite.write_table(suffix, remaining)
+    images = stage.table(record, "images.parquet")
+    mask = np.array(rewrite.removal.mask(images).to_pylist(), np.bool_)
+    if mask.any():
+        parts = ("images.parquet", SIGNATURES, "placeholders.parquet")
+        with stage.file(record, SIGNATURES) as source:
+            signatures = np.memmap(source, np.uint8, "r").reshape(images.num_rows, -1)
+            placeholders = stage.table(record, "placeholders.parquet")
+            write_without({part: rewrite.path(part) for part in parts}, images, signatures, placeholders, mask)
+        for part in parts:
+            rewrite.replace(part)
+    rewrite.remove_rows()
+
+
+STAGE = Stage(
+    name="lead",
+    zh="选首",
+    folder="leaders",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(
+        StageFile("*.verdicts", VERDICT_SCHEMA),
+        StageFile("*.merged", MERGED_SCHEMA),
+        StageFile("images.parquet", IMAGE_SCHEMA),
+        StageFile(SIGNATURES),
+        StageFile("texts.parquet", TEXT_SCHEMA),
+        StageFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
+    ),
+    subject="",
+    rewrites_others=False,
+    without=_without,
+)

@@ -26,6 +26,7 @@ from pipeline.pictures.decode import Header, Picture, PictureError, decode
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, StageFile
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("fetch",)
@@ -153,3 +154,16 @@ def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
     rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
     (row,) = rows.table().drop_columns(["sha256"]).to_pylist()
     return dict(row)
+
+
+STAGE = Stage(
+    name="measure",
+    zh="测量",
+    folder="features",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", FEATURE_SCHEMA, "sha256"),),
+)

@@ -30,6 +30,7 @@ from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
+from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.folding import normals
 
 VERSION = 1
@@ -224,3 +225,18 @@ def _netloc(url: str) -> str:
 def _key_of_host(netloc: str) -> int:
     domain = _domain_of_host(netloc)
     return int.from_bytes(hashlib.sha256(domain.encode()).digest()[:8], "big") if domain else 0
+
+
+STAGE = Stage(
+    name="rank",
+    zh="排序",
+    folder="ranked",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", RUN_SCHEMA),),
+    subject="",
+    rewrites_others=False,
+)

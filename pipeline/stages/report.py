@@ -8,10 +8,9 @@ from typing import Any
 from pipeline.report import drift
 from pipeline.report.page import make, render
 from pipeline.store.build import Build
+from pipeline.store.stage import Stage, StageFile
 
 VERSION = 4
-
-
 INPUTS: tuple[str, ...] = ("shard",)
 
 
@@ -35,11 +34,11 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Make and commit the report, compared with another build's report.json if one is given; gives its values."""
+    """Make and commit the report, compared with another build's report.json if one is given; returns its values."""
     [partition] = partitions(build)
     with build.stage("report").attempt(partition) as attempt:
         report = make(build, baseline)
-        page = render(report)
+        page = render(report, build.stages)
         attempt.path("html", final="index.html").write_text(page, encoding="utf-8")
         for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
             del row["picture"]  # figures for machines, not pictures
@@ -47,3 +46,19 @@ def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any
         attempt.path("json", final="report.json").write_text(text + "\n", encoding="utf-8")
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
     return report
+
+
+STAGE = Stage(
+    name="report",
+    zh="报告",
+    folder="report",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("html"), StageFile("json")),
+    subject="",
+    fixed_names=True,
+    expires=False,
+)

@@ -24,12 +24,13 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.filters import Drop, PixelFilter, pixel_filters
 from pipeline.pictures.decode import PictureError, Pixels, decode
-from pipeline.records import Decision, DropReason, candidates_of, drop
+from pipeline.records import DEDUP_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.stages.rank import parts_of
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.images import range_of, read_images
 from pipeline.store.partitions import DECISIONS, StageDir
+from pipeline.store.stage import Stage, StageFile
 
 log = logging.getLogger("wenlan")
 
@@ -191,3 +192,17 @@ def _pictures(build: Build, images: Mapping[str, str], reduce_to: int) -> Iterat
             batch, pixels = {}, 0
     if batch:
         yield batch
+
+
+STAGE = Stage(
+    name="screen",
+    zh="复审",
+    folder="screened",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=tuple(StageFile(f"{split}.parquet", DEDUP_SCHEMA, "candidate_id") for split in SPLITS),
+    rewrites_others=False,
+)

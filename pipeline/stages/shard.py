@@ -15,9 +15,8 @@ Limits: a shard's rows and index are held in memory.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Set
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +30,25 @@ from data_specs.shard import (
     REGION_SCHEMA,
     SCHEMA_VERSION,
     SHARD_SCHEMA,
-    SPLITS,
     Sample,
     canonical_json,
     encode_sample,
 )
-from pipeline.detectors import detectors_of
+from pipeline.detectors import detector_ids
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.decode import PictureError
 from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
+from pipeline.publish import release
 from pipeline.records import DECISION_SCHEMA, text_of
 from pipeline.stages import _boundaries, screen
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
+from pipeline.store.stage import Stage, StageFile
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("screen", "detect")
-
-PUBLISHED = (
-    "manifest.json",
-    ".nv-meta",
-    "README.md",
-    "croissant.json",
-    "openlineage.json",
-    *(f"{split}.json" for split in SPLITS),
-)
-"""What `release.publish` writes into the shard folder; the manifest is what makes it a dataset."""
 
 PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
@@ -81,7 +71,9 @@ def token(build: Build) -> Any:
 def partitions(build: Build) -> list[str]:
     """`train-000000`, ...; clears away what another fingerprint left, the manifest first."""
     plan = _boundaries.make(build)
-    _clear(build, set(plan))
+    stage = build.stage("shard")
+    release.withdraw(stage.folder)
+    stage.retire(set(plan), _reusable(build), keep={_boundaries.FILE})
     _boundaries.write(build, plan)
     return list(plan)
 
@@ -95,7 +87,7 @@ def run_partition(build: Build, partition: str) -> None:
     with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as aside:
         paths = {
             detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
-            for detector_id in detector_ids(build)
+            for detector_id in detector_ids(build.spec)
         }
         regions = [aside.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
         counts = before.counts if before else _write(build, partition, rows, attempt)
@@ -104,7 +96,7 @@ def run_partition(build: Build, partition: str) -> None:
         kept = {suffix: before.files[suffix] for suffix in PACKED} if before else {}
         attempt.commit(counts, {"split": cut.split, "packing": _packing(build)}, kept)
     if before:
-        stage.folder.delete(f"_records/{before.fingerprint[:16]}/{partition}.json")
+        stage.at(before.fingerprint).delete_record(partition)
 
 
 def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> dict[str, int]:
@@ -130,61 +122,18 @@ def _packing(build: Build) -> str:
 def _packed_before(build: Build, partition: str) -> Record | None:
     """The record of a shard that only lacks other regions: a second detector rewrites no image."""
     stage = build.stage("shard")
-    for fingerprint, packing in _others(build):
-        other = replace(stage, fingerprint=fingerprint)
-        if packing == _packing(build) and partition in other.partitions():
+    for other in stage.others():
+        if partition in other.partitions():
             record = other.record(partition)
-            if all(s in record.files and stage.folder.exists(record.files[s].name) for s in PACKED):
+            if record.info.get("packing") == _packing(build) and stage.has_files(record, PACKED):
                 return record
     return None
 
 
-def _others(build: Build) -> list[tuple[str, str]]:
-    """(fingerprint as folders are named by it, packing) of what else has records here."""
-    stage, found = build.stage("shard"), []
-    for name in (stage.folder / "_records").names():
-        records = replace(stage, fingerprint=name).records() if name != stage.fingerprint[:16] else []
-        if records:
-            found.append((name, str(records[0].info.get("packing", ""))))
-    return found
-
-
-def detector_ids(build: Build) -> list[str]:
-    """Ids of the spec's detectors, in its order: the first is the default of a training."""
-    return [detector.detector_id for detector in detectors_of(build.spec)]
-
-
-def packed(build: Build) -> list[Record]:
-    """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
-    return [record for record in build.stage("shard").records() if "tar" in record.files]
-
-
-def _clear(build: Build, names: set[str]) -> None:
-    """Remove, in this order: what `publish` wrote, other fingerprints' records, and files no record of ours names.
-
-    Killed at any point, a later call goes on: nothing that is left looks finished.
-    """
-    stage = build.stage("shard")
-    folder, ours = stage.folder, stage.fingerprint[:16]
-    for name in (*PUBLISHED, "_stage.json"):
-        folder.delete(name)
-    reusable = {name for name, packing in _others(build) if packing == _packing(build)}
-    for name in (folder / "_records").names():
-        if name != ours and name not in reusable:
-            folder.delete(f"_records/{name}")
-    for name in set(stage.partitions()) - names:
-        folder.delete(f"_records/{ours}/{name}.json")
-    known = {ref.name for record in stage.records() for ref in record.files.values()}
-    for name in reusable:
-        for partition in stage.partitions():  # done already
-            folder.delete(f"_records/{name}/{partition}.json")
-        left = replace(stage, fingerprint=name).records()
-        known |= {record.files[s].name for record in left for s in PACKED if s in record.files}
-    places = ["", "_decisions/", *(f"regions/{detector}/" for detector in (folder / "regions").names())]
-    for place in places:
-        for name in (folder / place.rstrip("/") if place else folder).names():
-            if name not in ("_records", "_decisions", "regions", _boundaries.FILE) and place + name not in known:
-                folder.delete(place + name)
+def _reusable(build: Build) -> Callable[[Record], Set[str]]:
+    """Which files of another fingerprint's shard this build takes over: all but the regions, if it packs alike."""
+    packing = _packing(build)
+    return lambda record: set(PACKED) if record.info.get("packing") == packing else set()
 
 
 def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
@@ -330,3 +279,18 @@ def _kept(rows: pa.Table) -> pa.Table:
         "reasons": pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.string())),
     }
     return pa.table({name: columns[name] for name in DECISION_SCHEMA.names}).cast(DECISION_SCHEMA)
+
+
+STAGE = Stage(
+    name="shard",
+    zh="打包",
+    folder="shards",
+    inputs=INPUTS,
+    version=VERSION,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("tar"), StageFile("parquet", SHARD_SCHEMA, "key"), StageFile("regions/*", REGION_SCHEMA)),
+    fixed_names=True,
+    expires=False,
+)

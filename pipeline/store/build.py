@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
@@ -14,33 +13,12 @@ from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.files.folder import Folder
 from pipeline.records import DECISION_SCHEMA
-
-if TYPE_CHECKING:
-    pass
-
-from pipeline.store.partitions import DECISIONS, StageDir
+from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 READ_AHEAD, GAP = 1 << 20, 64 << 10
 """Bytes of a tar that are read at once, and between two images that are read along rather than skipped."""
-
-
-STAGE_FOLDERS = {
-    "crawl": "captures",
-    "extract": "candidates",
-    "admit": "admitted",
-    "fetch": "images",
-    "measure": "features",
-    "filter": "pairs",
-    "rank": "ranked",
-    "lead": "leaders",
-    "dedup": "unique",
-    "screen": "screened",
-    "detect": "regions",
-    "shard": "shards",
-    "report": "report",
-}
-"""Where each stage writes within BUILD."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +33,8 @@ class Build:
     fingerprints: dict[str, str] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
+    stages: Stages = field(default_factory=dict, repr=False, compare=False)
+    """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
     @property
     def folder(self) -> Folder:
@@ -62,11 +42,15 @@ class Build:
 
     def stage(self, name: str) -> StageDir:
         """A stage's folder at this build's fingerprint."""
-        return StageDir(self.folder / STAGE_FOLDERS[name], name, self.fingerprints[name])
+        return StageDir(self.folder / self.stages[name].folder, name, self.fingerprints[name])
 
-    def stages(self, name: str) -> list[StageDir]:
+    def history(self, name: str) -> list[StageDir]:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
-        return StageDir(self.folder / STAGE_FOLDERS[name], name, "").everyone()
+        return StageDir(self.folder / self.stages[name].folder, name, "").everyone()
+
+    def packed(self) -> list[Record]:
+        """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
+        return [record for record in self.stage("shard").records() if "tar" in record.files]
 
     @property
     def identity_revision(self) -> str:

@@ -26,8 +26,9 @@ from data_specs.build import BuildSpec, describe
 from pipeline import observe
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.build import Build
 from pipeline.store.partitions import Record
+from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 
@@ -77,8 +78,8 @@ class Running:
     partitions: int
 
 
-def reopen(out: str) -> Build:
-    """A build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
+def reopen(out: str, stages: Stages) -> Build:
+    """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
     folder = Folder(out)
     if not folder.exists("build.json"):
         raise StoreError(folder.url, "holds no build (no build.json)")
@@ -88,7 +89,7 @@ def reopen(out: str) -> Build:
     except ValidationError as e:
         fault = describe(e, BuildSpec)[0]
         raise StoreError(folder.at("build.json"), f"holds a spec that this wenlan cannot read ({fault})") from None
-    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"])
+    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
     fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
     return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
 
@@ -124,23 +125,22 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "identity_revision": build.identity_revision,
             "forgotten_revision": build.store.forgotten_revision(),
             "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
-            "stages": {name: stages[name] for name in STAGE_FOLDERS if name in stages},  # in the order they run in
+            "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
             "cost": dataclasses.asdict(sum(costs, Cost())),
             "running": None if running is None else dataclasses.asdict(running),
         },
     )
 
 
-def status(out: str) -> dict[str, Any]:
+def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
     A stage is "done", "running", "stopped" (partly done, and nobody goes on) or "to do". `alive`: whether a process
-    builds there; None where that cannot be told. Raises StoreError if there is no build.
+    builds there; None where that cannot be told.
     """
-    build = reopen(out)
     known = build.folder.read_json("build.json")
     running, alive = known.get("running"), _is_owned(build)
-    stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in STAGE_FOLDERS}
+    stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in build.stages}
     for name, stage in known["stages"].items():
         directory = build.stage(name)
         stages[name] = {**stage, "state": "done" if directory.finished() else "stopped"}

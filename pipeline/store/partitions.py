@@ -1,16 +1,12 @@
-"""How work becomes visible: records, stages of a build, and STORE. With `pipeline.store.cache` the only module that
-knows.
+"""Partitions and their records: how finished work becomes visible.
 
 Work is cut into partitions. A partition is committed by writing one small record that names its files with their
 sizes and sha256; readers trust records, never listings. Files carry the attempt in their name, so that an attempt that
 was killed leaves only files that no record names, and two attempts at one partition cannot mix.
 
     FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
-    FOLDER/<stage>/<partition>-<attempt><suffix>              what it names
+    FOLDER/<stage>/<partition>-<attempt>.<suffix>             what it names
     FOLDER/<stage>/_stage.json                                written when all partitions of a fingerprint are committed
-
-Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; an object store needs
-one publisher at a time, which the scheduler must see to.
 """
 
 from __future__ import annotations
@@ -20,12 +16,12 @@ import shutil
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,12 +29,8 @@ from pydantic import BaseModel, ConfigDict
 
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
-from pipeline.records import Decision, decision_rows
-
-if TYPE_CHECKING:
-    pass
-
 from pipeline.files.parquet import write_parquet
+from pipeline.records import Decision, decision_rows
 
 
 class FileRef(BaseModel):
@@ -66,6 +58,17 @@ class Record(BaseModel):
 
 
 DECISIONS = "decisions.parquet"
+"""Suffix of a partition's decisions, in every stage that drops something."""
+
+_RECORDS, _FINISHED = "_records", "_stage.json"
+
+MARK = 16
+"""Hex digits of a fingerprint by which its records' folder is named."""
+
+
+def _file_name(partition: str, attempt: str, suffix: str) -> str:
+    """A committed file's name: each attempt has its own, so that two attempts at one partition cannot mix."""
+    return f"{partition}-{attempt}.{suffix}"
 
 
 _BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=None)
@@ -107,7 +110,7 @@ class Attempt:
 
     def path(self, suffix: str, final: str = "") -> Path:
         """Local path to write one file to, e.g. suffix "tar" or "parquet"."""
-        self._final[suffix] = final or f"{self._partition}-{self.attempt}.{suffix}"
+        self._final[suffix] = final or _file_name(self._partition, self.attempt, suffix)
         return self._scratch / suffix.replace("/", "_")
 
     def hashed(self, suffix: str, sha256: str) -> None:
@@ -161,94 +164,175 @@ class Attempt:
 
 @dataclass(frozen=True)
 class StageDir:
-    """A stage's folder, seen at one fingerprint."""
+    """A stage's folder, seen at one fingerprint. How it is laid out on disk is known here and nowhere else."""
 
     folder: Folder
     name: str
     fingerprint: str
+
+    @property
+    def mark(self) -> str:
+        """The fingerprint as folders of records are named by it: its first 16 hex digits."""
+        return self.fingerprint[:MARK]
+
+    @property
+    def _records(self) -> Folder:
+        return self.folder / _RECORDS / self.mark
+
+    def at(self, fingerprint: str) -> StageDir:
+        """The same folder at another fingerprint (or its mark)."""
+        return replace(self, fingerprint=fingerprint)
 
     def attempt(self, partition: str) -> Attempt:
         return Attempt(self.folder, self.name, partition, self.fingerprint)
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
-        name = f"_records/{self.fingerprint[:16]}/{partition}.json"
-        return self._read_record(name)
-
-    def _read_record(self, name: str) -> Record:
+        name = f"{partition}.json"
         try:
-            return Record.model_validate_json(self.folder.read(name))
+            return Record.model_validate_json(self._records.read(name))
         except ValueError:
-            raise StoreError(self.folder.at(name), "is not a record; delete it to do its partition again") from None
+            raise StoreError(self._records.at(name), "is not a record; delete it to do its partition again") from None
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
-        return [n[:-5] for n in (self.folder / f"_records/{self.fingerprint[:16]}").names() if n.endswith(".json")]
+        return [name.removesuffix(".json") for name in self._records.names() if name.endswith(".json")]
 
     def records(self) -> list[Record]:
         """Records of all committed partitions, in order of their names."""
         return [self.record(partition) for partition in self.partitions()]
 
+    def write_record(self, record: Record) -> None:
+        """The commit itself."""
+        self._records.write(f"{record.partition}.json", record.model_dump_json(indent=1).encode() + b"\n")
+
     def adopt(self, partition: str, **info: Any) -> Record | None:
         """Commit a partition again that another fingerprint committed from the same input, without doing it again.
 
-        `info` tells the input: a record whose own info holds all of it, and whose files are there, is taken.
+        `info` names the input: a record whose own info holds all of it, and whose files are there, is taken.
         """
-        for other in (self.folder / "_records").names():
-            name = f"_records/{other}/{partition}.json"
-            if other == self.fingerprint[:16] or not self.folder.exists(name):
+        for other in self.others():
+            if partition not in other.partitions():
                 continue
-            record = self._read_record(name)
-            if info.items() <= record.info.items() and all(self.folder.exists(f.name) for f in record.files.values()):
-                found = record.model_copy(update={"fingerprint": self.fingerprint})
-                self.write_record(found)
-                return found
+            record = other.record(partition)
+            if info.items() <= record.info.items() and self.has_files(record, record.files):
+                adopted = record.model_copy(update={"fingerprint": self.fingerprint})
+                self.write_record(adopted)
+                return adopted
         return None
 
-    def amend(self, record: Record, files: dict[str, Path], counts: dict[str, int] | None = None) -> Record:
+    def amend(self, record: Record, files: Mapping[str, Path], counts: dict[str, int] | None = None) -> Record:
         """Commit a partition again with some of its files replaced by local ones. What they replace is left: `sweep`.
 
         For a takedown, the one case in which committed bytes change.
         """
         attempt, refs = uuid.uuid4().hex[:8], dict(record.files)
         for suffix, path in files.items():
-            name = f"{record.partition}-{attempt}.{suffix}"
+            name = _file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
             self.folder.take(path, name)
-        found = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
-        self.write_record(found)
-        return found
-
-    def write_record(self, record: Record) -> None:
-        """The commit itself."""
-        name = f"_records/{self.fingerprint[:16]}/{record.partition}.json"
-        self.folder.write(name, record.model_dump_json(indent=1).encode() + b"\n")
+        amended = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
+        self.write_record(amended)
+        return amended
 
     def everyone(self) -> list[StageDir]:
-        """This stage's folder at each fingerprint that has committed something."""
-        return [replace(self, fingerprint=name) for name in (self.folder / "_records").names() if name[0] != "."]
+        """This stage's folder at each fingerprint that has committed something; fingerprints are cut to their mark."""
+        return [self.at(name) for name in (self.folder / _RECORDS).names() if not name.startswith(".")]
 
-    def sweep(self) -> list[str]:
-        """Delete files that no record names: what killed attempts left, and what `amend` replaced. Gives their names.
+    def others(self) -> list[StageDir]:
+        """As `everyone`, without this fingerprint."""
+        return [other for other in self.everyone() if other.mark != self.mark]
 
-        Nothing may be running in the build. Not for stages whose files have fixed names (shard, report).
-        """
-        named = {ref.name for stage in self.everyone() for record in stage.records() for ref in record.files.values()}
-        stray = [name for name in self.folder.names() if not name.startswith("_") and name not in named]
-        for name in stray:
-            self.folder.delete(name)
-        return stray
+    def has_files(self, record: Record, suffixes: Iterable[str]) -> bool:
+        """Whether a record names files of these suffixes, and they are there."""
+        return all(suffix in record.files and self.folder.exists(record.files[suffix].name) for suffix in suffixes)
 
     def finished(self) -> bool:
         """Whether every partition of this fingerprint is committed."""
-        if not self.folder.exists("_stage.json"):
+        if not self.folder.exists(_FINISHED):
             return False
-        return bool(self.folder.read_json("_stage.json")["fingerprint"] == self.fingerprint)
+        return bool(self.folder.read_json(_FINISHED)["fingerprint"] == self.fingerprint)
 
     def finish(self, partitions: Sequence[str], version: int) -> None:
+        """Note that all partitions are committed."""
         self.folder.write_json(
-            "_stage.json", {"fingerprint": self.fingerprint, "partitions": len(partitions), "version": version}
+            _FINISHED, {"fingerprint": self.fingerprint, "partitions": len(partitions), "version": version}
         )
+
+    def unfinish(self) -> None:
+        """Take back what `finish` noted, at whatever fingerprint."""
+        self.folder.delete(_FINISHED)
+
+    def delete_record(self, partition: str) -> None:
+        """Make a partition uncommitted; its files go with the next `sweep`."""
+        self._records.delete(f"{partition}.json")
+
+    def delete_records(self) -> None:
+        """Make everything of this fingerprint uncommitted; its files go with the next `sweep`."""
+        if self.folder.exists(_FINISHED) and self.folder.read_json(_FINISHED)["fingerprint"].startswith(self.mark):
+            self.unfinish()
+        self.folder.delete(self.records_name)
+
+    @property
+    def records_name(self) -> str:
+        """Name of the folder of this fingerprint's records, within the stage's folder, to report or to measure."""
+        return f"{_RECORDS}/{self.mark}"
+
+    def stray(self) -> list[str]:
+        """Names of files that no record names: what killed attempts left, and what `amend` replaced.
+
+        A name that begins with an underscore belongs to the stage's own state and is none of them.
+        """
+        named = {ref.name for stage in self.everyone() for record in stage.records() for ref in record.files.values()}
+        return [name for name in self.folder.names() if not name.startswith("_") and name not in named]
+
+    def sweep(self) -> list[str]:
+        """Delete what is `stray`; returns the names. Nothing may be running in the build.
+
+        Not for stages whose files have fixed names: `retire`.
+        """
+        names = self.stray()
+        for name in names:
+            self.folder.delete(name)
+        return names
+
+    def retire(
+        self, partitions: Set[str], reusable: Callable[[Record], Set[str]], keep: Set[str] = frozenset()
+    ) -> None:
+        """Make room for `partitions` in a folder whose files have fixed names, which two fingerprints share.
+
+        Removes, in this order, so that nothing that is left looks finished if this is killed: the note that a
+        fingerprint is finished; other fingerprints' records; records of ours outside `partitions`; files that no
+        remaining record names. reusable(record) returns the suffixes of another fingerprint's files that this one may
+        take over (`others`); its record stays until its partition is committed here. keep: names at the top of the
+        folder that stay though no record names them.
+        """
+        self.unfinish()
+        done = set(self.partitions())
+        for partition in done - partitions:
+            self.delete_record(partition)
+        named = {ref.name for record in self.records() for ref in record.files.values()}
+        for other in self.others():
+            for record in other.records():
+                suffixes = reusable(record) if record.partition not in done else set()
+                if suffixes:
+                    named |= {record.files[suffix].name for suffix in suffixes if suffix in record.files}
+                else:
+                    other.delete_record(record.partition)
+            if not other.partitions():
+                self.folder.delete(other.records_name)
+        self._delete_unnamed("", named, keep | {_RECORDS})
+
+    def _delete_unnamed(self, place: str, named: Set[str], keep: Set[str]) -> None:
+        """Delete what lies in a place (a prefix "", or ending in a slash), but for `named` and what leads there."""
+        for name in (self.folder / place.rstrip("/") if place else self.folder).names():
+            path = place + name
+            if path in named or path in keep:
+                continue
+            if any(other.startswith(f"{path}/") for other in named):
+                self._delete_unnamed(f"{path}/", named, keep)
+            else:
+                self.folder.delete(path)
 
     @contextlib.contextmanager
     def file(self, record: Record, suffix: str) -> Iterator[Path]:

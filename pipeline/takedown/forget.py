@@ -45,12 +45,11 @@ from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.publish import release
 from pipeline.records import sha256_hex
-from pipeline.stages import report
-from pipeline.stages.shard import packed
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import DECISIONS
+from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Look, Takedowns, domain_hashes
 from pipeline.takedown import erase, restage
@@ -197,7 +196,7 @@ def _array(names: set[str] | frozenset[str]) -> pa.Array:
 
 def _tables(build: Build, name: str, suffix: str, columns: list[str]) -> Iterator[pa.Table]:
     """One file of every partition of a stage, whichever spec of the build made it."""
-    for stage in build.stages(name):
+    for stage in build.history(name):
         for record in stage.records():
             if suffix in record.files:
                 yield stage.table(record, suffix, columns)
@@ -227,7 +226,7 @@ def _find(build: Build, takedowns: Takedowns) -> Found:
     found.candidates, found.images, found.captures = len(ids), len(fetch_ids), len(captures)
     if "shard" in build.fingerprints:
         stage = build.stage("shard")
-        for record in packed(build):
+        for record in build.packed():
             rows = stage.table(record, "parquet", ["candidate_id", "key", "image_url"])
             for row in rows.filter(pc.is_in(rows["candidate_id"], _array(ids))).to_pylist():
                 found.samples.append({"key": row["key"], "shard": record.partition, "image_url": row["image_url"]})
@@ -311,15 +310,15 @@ def _take_out(found: Found, takedowns: Takedowns) -> dict[str, Any]:
         return answer
     marker = build.folder.read_json(MARKER) if begun else _state(build)
     build.folder.write_json(MARKER, {**marker, "hashes": sorted(found.hashes)})
-    gone = erase.Gone(found.hashes, takedowns)
+    removal = Removal(found.hashes, takedowns)
     if "shard" in build.fingerprints:
-        _new_shards(build, gone)
-    erase.erase(build, gone, build.store.fetched(), ["lead"])  # what publishing hands to STORE
+        _new_shards(build, removal)
+    erase.erase(build, removal, ["lead"])  # what publishing hands to STORE
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
-    erase.erase(build, gone, build.store.fetched(), erase.STAGES)
+    erase.erase(build, removal, erase.erasable(build))
     if marker["reported"]:
-        report.run_partition(build, "all")
+        build.stages["report"].run(build, "all")
     _note(build)
     return answer
 
@@ -347,9 +346,9 @@ def _state(build: Build) -> dict[str, Any]:
     return state
 
 
-def _new_shards(build: Build, gone: erase.Gone) -> None:
+def _new_shards(build: Build, removal: Removal) -> None:
     """The manifest is away only while files are moved; `renew` writes the next one."""
-    if restage.restage(build, gone):
+    if restage.restage(build, removal):
         _move_staged(build)
 
 

@@ -26,41 +26,37 @@ from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.build import Build
+from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
-EXPIRED = ("extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup", "screen", "detect")
-"""Stages that an expired build does without."""
 
-COSTLY = ("crawl", "fetch")
-"""Stages of which other specs' results are kept: they cost the network."""
-
-
-def collect(store: Store, keep: int = 0, dry_run: bool = False) -> dict[str, Any]:
+def collect(store: Store, stages: Stages, keep: int = 0, dry_run: bool = False) -> dict[str, Any]:
     """Delete garbage, and expire all but the `keep` newest builds of each dataset (0: none).
 
-    Gives {"deleted": [{"what", "place", "bytes"}], "bytes": their sum}. Raises StoreError.
+    stages: what builds consist of. Returns {"deleted": [{"what", "place", "bytes"}], "bytes": their sum}. Raises
+    StoreError.
     """
     store.version()
-    found = _Found(dry_run)
+    deletions = Deletions(dry_run)
     builds = dict[str, list[Build]]()
     for known in store.registered():
         if Folder(known["out"]).exists("build.json"):
-            builds.setdefault(known["name"], []).append(build_json.reopen(known["out"]))
+            builds.setdefault(known["name"], []).append(build_json.reopen(known["out"], stages))
     for own in builds.values():
         old = own[:-keep] if keep else []
         for build in own:
             with contextlib.suppress(StoreError), _alone(build, dry_run):
                 if build in old:
-                    _expire(store, build, [b for b in own if b not in old], found)
+                    _expire(store, build, [b for b in own if b not in old], deletions)
                 else:
-                    _tidy(build, found)
-    _store(store, found)
-    return {"deleted": found.deleted, "bytes": sum(one["bytes"] for one in found.deleted)}
+                    _tidy(build, deletions)
+    _tidy_store(store, deletions)
+    return {"deleted": deletions.deleted, "bytes": sum(one["bytes"] for one in deletions.deleted)}
 
 
-class _Found:
-    """What goes, and whether it really does."""
+class Deletions:
+    """Collects deletions and performs them unless `dry_run`."""
 
     def __init__(self, dry_run: bool) -> None:
         self.dry_run = dry_run
@@ -89,37 +85,38 @@ def _alone(build: Build, dry_run: bool) -> Iterator[None]:
         yield
 
 
-def _tidy(build: Build, found: _Found) -> None:
-    """Leftovers in a build that stays."""
-    for name, place in STAGE_FOLDERS.items():
-        if name in ("shard", "report"):
+def _tidy(build: Build, deletions: Deletions) -> None:
+    """Delete leftovers in a build that stays."""
+    for stage in build.stages.values():
+        if stage.fixed_names:
             continue
-        folder, fingerprint = build.folder / place, build.fingerprints.get(name, "")
+        folder, ours = build.folder / stage.folder, build.fingerprints.get(stage.name, "")
         named = set[str]()
-        for stage in build.stages(name):
-            if name in COSTLY or fingerprint.startswith(stage.fingerprint):
-                named |= {ref.name for record in stage.records() for ref in record.files.values()}
+        for directory in build.history(stage.name):
+            if stage.network or directory.at(ours).mark == directory.mark:
+                named |= {ref.name for record in directory.records() for ref in record.files.values()}
             else:
-                found.delete("of another spec", folder, f"_records/{stage.fingerprint}")
+                deletions.delete("of another spec", folder, directory.records_name)
         for file in folder.names():
             if not file.startswith("_") and file not in named:
-                found.delete("left over", folder, file)
+                deletions.delete("left over", folder, file)
 
 
-def _expire(store: Store, build: Build, others: list[Build], found: _Found) -> None:
-    """Leave an old build what it is for."""
-    if not found.dry_run:
+def _expire(store: Store, build: Build, others: list[Build], deletions: Deletions) -> None:
+    """Leave an old build only what it is for."""
+    if not deletions.dry_run:
         _find_elsewhere(store, build, others)
-    for name in EXPIRED:
-        found.delete("expired", build.folder, STAGE_FOLDERS[name])
+    for stage in build.stages.values():
+        if stage.expires:
+            deletions.delete("expired", build.folder, stage.folder)
 
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
     """Rows of STORE/fetched that point into a build, pointed to one that stays and holds the same image."""
-    prefix, cache = build.stages("fetch"), store.fetched()
-    if not prefix:
+    directories, cache = build.history("fetch"), store.fetched()
+    if not directories:
         return
-    start = prefix[0].folder.url + "/"
+    start = directories[0].folder.url + "/"
     for other in others:
         if "fetch" not in other.fingerprints:
             continue
@@ -138,29 +135,29 @@ def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
                 cache.put(pa.Table.from_pylist(new, schema=known.schema))
 
 
-def _store(store: Store, found: _Found) -> None:
-    """What STORE itself does not need."""
+def _tidy_store(store: Store, deletions: Deletions) -> None:
+    """Delete what STORE itself does not need."""
     for folder in (store.folder, store.folder / "fetched", store.folder / "identity", store.folder / "forgotten"):
         for name in folder.names():
             if name.startswith(".tmp-"):
-                found.delete("left over", folder, name)
+                deletions.delete("left over", folder, name)
     features = store.folder / "features"
     for name in features.names():
         if name.startswith("features-") and name != feature_id():
-            found.delete("features of another version", features, name)
-    gone: dict[str, bool] = defaultdict(bool)
+            deletions.delete("features of another version", features, name)
+    missing: dict[str, bool] = defaultdict(bool)
 
     def lost(rows: pa.Table) -> pa.Array:
         tars = rows["tar"].to_pylist()
-        for tar in {tar for tar in tars if tar} - set(gone):
+        for tar in {tar for tar in tars if tar} - set(missing):
             folder, _, name = tar.rpartition("/")
-            gone[tar] = not Folder(folder).exists(name)
-        return pa.array([bool(tar) and gone[tar] for tar in tars], pa.bool_())
+            missing[tar] = not Folder(folder).exists(name)
+        return pa.array([bool(tar) and missing[tar] for tar in tars], pa.bool_())
 
-    if found.dry_run:
+    if deletions.dry_run:
         return
     rows = store.fetched().forget(lost)
     if rows:
-        found.deleted.append(
+        deletions.deleted.append(
             {"what": f"{rows:,} fetched images that lie nowhere", "place": store.folder.at("fetched"), "bytes": 0}
         )

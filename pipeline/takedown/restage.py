@@ -20,32 +20,32 @@ import pyarrow.parquet as pq
 from data_specs.shard import decode_sample, encode_sample
 from pipeline.files.folder import file_sha256
 from pipeline.files.tars import BLOCK, TarWriter, padded
-from pipeline.stages.shard import packed
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, FileRef, Record, StageDir
-from pipeline.takedown.erase import Borrowed, Gone, blanked, scratch
+from pipeline.store.rewrite import Removal, scratch
+from pipeline.takedown.erase import borrowed_texts
 
 STAGED = "_forget"
 """Folder in shards/ in which new shards wait."""
 
 
-def restage(build: Build, gone: Gone) -> list[str]:
+def restage(build: Build, removal: Removal) -> list[str]:
     """Write the shards that hold something of what goes anew, beside the dataset; gives their names."""
-    borrowed = Borrowed.of(build, gone)
+    borrowed = borrowed_texts(build, removal)
     stage, names = build.stage("shard"), []
-    for record in packed(build):
+    for record in build.packed():
         index = stage.table(record, "parquet")
-        stays = pc.invert(gone.mask(index)).to_pylist()
+        stays = pc.invert(removal.mask(index)).to_pylist()
         ids, own = (index[name].to_pylist() for name in ("candidate_id", "texts"))
         texts = [borrowed.stay(name, found) for name, found in zip(ids, own, strict=True)]
         if not all(stays) or any(stay is not None for stay in texts):
-            _restage(stage, record, index, gone, stays, texts)
+            _restage(stage, record, index, removal, stays, texts)
             names.append(record.partition)
     return names
 
 
 def _restage(
-    stage: StageDir, record: Record, index: pa.Table, gone: Gone, stays: list[bool], texts: list[list[int] | None]
+    stage: StageDir, record: Record, index: pa.Table, removal: Removal, stays: list[bool], texts: list[list[int] | None]
 ) -> None:
     place = stage.folder / STAGED / record.partition
     files, counts = dict(record.files), dict(record.counts)
@@ -57,7 +57,7 @@ def _restage(
         for suffix in record.files:
             if suffix.startswith("regions/"):
                 _write(path(suffix), stage.table(record, suffix).filter(mask))
-        decisions = blanked(stage.table(record, DECISIONS), gone)
+        decisions = removal.blanked(stage.table(record, DECISIONS))
         if decisions is not None:
             _write(path(DECISIONS), decisions)
         removed = [] if rows else [files.pop(suffix).name for suffix in record.files if suffix != DECISIONS]

@@ -12,7 +12,8 @@ from __future__ import annotations
 import io
 import logging
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SourceError
@@ -120,3 +121,33 @@ def _is_whole(record: Any) -> bool:
     while raw.read(1 << 16):
         pass
     return not getattr(raw, "limit", 0)
+
+
+def copy_without(source: Path, target: Path, removed: Callable[[str], bool]) -> dict[str, int] | None:
+    """Copy a WARC file without the records of the pages that are `removed`, by URL; None, and no file, if it has none.
+
+    Returns where each remaining record now begins: {old offset as a string: new offset}. Bytes are copied as they are.
+    """
+    from warcio.archiveiterator import ArchiveIterator
+
+    places: list[tuple[int, int]] = []
+    any_removed = False
+    with source.open("rb") as f:
+        records = ArchiveIterator(f)
+        for record in records:
+            url = (record.rec_headers.get_header("WARC-Target-URI") or "").strip("<> ")
+            goes = bool(url) and removed(url)
+            length = records.get_record_length()  # reads the record to its end
+            any_removed = any_removed or goes
+            if not goes:
+                places.append((records.get_record_offset(), length))
+    if not any_removed:
+        return None
+    moved = {}
+    with source.open("rb") as f, target.open("wb") as out:
+        for offset, length in places:
+            moved[str(offset)] = out.tell()
+            f.seek(offset)
+            for remaining in range(length, 0, -(1 << 20)):
+                out.write(f.read(min(remaining, 1 << 20)))
+    return moved

@@ -56,7 +56,7 @@ def name(n: int) -> str:
 def crawl_once(port: int, size: int) -> float:
     """Seconds of the crawl stage's partition."""
     from data_specs.build import BuildSpec
-    from pipeline.stages import crawl
+    from pipeline.stages import STAGES, crawl
     from pipeline.store.build import Build
     from pipeline.store.store import Store
 
@@ -66,7 +66,7 @@ def crawl_once(port: int, size: int) -> float:
         egress = {"allow": [f"127.0.0.1:{port}"], "delay_s": 0}
         fields = {"name": "bench", "contact": "https://example.org/bench", "sources": [source], "egress": egress}
         spec = BuildSpec.model_validate(fields)
-        build = Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", {"crawl": "c" * 64})
+        build = Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", {"crawl": "c" * 64}, stages=STAGES)
         began = time.perf_counter()
         crawl.run_partition(build, "site")
         seconds = time.perf_counter() - began

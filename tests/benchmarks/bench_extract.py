@@ -72,7 +72,7 @@ def ours() -> tuple[Found, list[Any]]:
     """What the two stages give, and the captures."""
     from data_specs.build import BuildSpec
     from pipeline.records import candidates_of
-    from pipeline.stages import crawl, extract
+    from pipeline.stages import STAGES, crawl, extract
     from pipeline.store.build import Build
     from pipeline.store.store import Store
     from pipeline.web.warc import read_captures
@@ -84,7 +84,8 @@ def ours() -> tuple[Found, list[Any]]:
         egress = {"allow": [f"127.0.0.1:{port}"], "delay_s": 0}
         fields = {"name": "bench", "contact": "https://example.org/bench", "sources": [source], "egress": egress}
         marks = {"crawl": "c" * 64, "extract": "e" * 64}
-        build = Build(BuildSpec.model_validate(fields), out, Store(f"{out}/store"), "bench", "2026-01-01", marks)
+        spec = BuildSpec.model_validate(fields)
+        build = Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks, stages=STAGES)
         crawl.run_partition(build, "site")
         extract.run_partition(build, "site-00000")
         stage = build.stage("extract")

@@ -74,6 +74,7 @@ def main() -> int:
 
 def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
     from data_specs.build import BuildSpec
+    from pipeline.stages import STAGES
     from pipeline.store.build import Build
     from pipeline.store.store import Store
 
@@ -81,7 +82,7 @@ def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:
     fields = {"name": "bench", "contact": "https://example.org/bench", "sources": sources, "egress": egress}
     spec = BuildSpec.model_validate({**fields, "fetch": {"retries": 0}})
     marks = {name: name[:1] * 64 for name in ("crawl", "admit", "fetch")}
-    return Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks)
+    return Build(spec, out, Store(f"{out}/store"), "bench", "2026-01-01", marks, stages=STAGES)
 
 
 def ours(urls: list[str], allow: list[str]) -> tuple[float, dict[str, str]]:

@@ -27,8 +27,8 @@ from pipeline.matching.sketches import mixed
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import PAIR_SCHEMA, order_key, order_range
-from pipeline.stages import dedup, lead, rank
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.stages import STAGES, dedup, lead, rank
+from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 
@@ -107,13 +107,14 @@ def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -
     spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
     build_id, kept = f"bench-{snapshot}", Store(str(store))
     build = Build(
+        stages=STAGES,
         spec=spec,
         out=str(folder / snapshot),
         store=kept,
         build_id=build_id,
         snapshot=snapshot,
         identities=Identities(kept).before(build_id, "bench", snapshot),
-        fingerprints=dict.fromkeys(STAGE_FOLDERS, "f" * 64),
+        fingerprints=dict.fromkeys(STAGES, "f" * 64),
     )
     rows = pa.concat_tables(tables).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
     parts = max(1, rows.num_rows // PER_PARTITION)

@@ -30,9 +30,10 @@ from pipeline.records import (
     order_range,
     sha256_hex,
 )
+from pipeline.stages import STAGES
 from pipeline.stages.detect import SCHEMA
 from pipeline.stages.lead import split_of
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.store import Store
 
@@ -48,12 +49,13 @@ def begun(folder: Path, **options: Any) -> Build:
     sources = [{**table, "name": f"s{i}"} for i in range(3)]
     raw = {"name": "bench", "contact": "bench@example.org", "sources": sources, **options}
     return Build(
+        stages=STAGES,
         spec=BuildSpec.model_validate(raw),
         out=str(folder / "build"),
         store=Store(str(folder / "store")),
         build_id="bench-1",
         snapshot="2026-01-01",
-        fingerprints={name: hashlib.sha256(name.encode()).hexdigest() for name in STAGE_FOLDERS},
+        fingerprints={name: hashlib.sha256(name.encode()).hexdigest() for name in STAGES},
     )
 
 

@@ -20,8 +20,10 @@ from typing import Any
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
 from pipeline import run
+from pipeline.cluster import Cluster
 from pipeline.records import Candidate, candidate_rows, order_range
-from pipeline.store.build import STAGE_FOLDERS, Build
+from pipeline.stages import STAGES
+from pipeline.store.build import Build
 from pipeline.store.store import Store
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
@@ -40,8 +42,8 @@ def begun(name: str, urls: list[str], job: dict[str, Any]) -> Build:
         }
     )
     out = Path(job["out"]) / name
-    marks = {stage: hashlib.sha256(stage.encode()).hexdigest() for stage in STAGE_FOLDERS}
-    build = Build(spec, str(out), Store(str(out / "store")), "bench", "2026-01-01", marks)
+    marks = {stage: hashlib.sha256(stage.encode()).hexdigest() for stage in STAGES}
+    build = Build(spec, str(out), Store(str(out / "store")), "bench", "2026-01-01", marks, stages=STAGES)
     rows = candidate_rows([Candidate("t", "library", u, "", u, (Text("caption", "一张图片"),)) for u in urls], 0)
     keys = rows["order_key"].to_pylist()
     parts = max(2, -(-len(urls) // job["per_partition"]))
@@ -83,7 +85,7 @@ def main() -> None:
     job = json.loads(sys.argv[1])
     urls = Path(job["urls"]).read_text().split()
     sizes = job.get("sizes") or [len(urls)]
-    cluster, memory = run._Cluster("", 2), Memory()
+    cluster, memory = Cluster("", 2), Memory()
     found: list[dict[str, Any]] = []
     try:
         at = 0

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from data_specs.build import BuildSpec
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 
@@ -95,6 +96,7 @@ def make_build(tmp_path: Path) -> Callable[..., Build]:
     def make(*webs: Web, out: str = "build", sources: list[dict[str, Any]], **spec: Any) -> Build:
         egress = {"allow": [web.host for web in webs], "delay_s": 0, "timeout_s": 5, **spec.pop("egress", {})}
         return Build(
+            stages=STAGES,
             spec=BuildSpec.model_validate(
                 {"name": "t", "contact": "mailto:x@example.org", "sources": sources, "egress": egress, **spec}
             ),

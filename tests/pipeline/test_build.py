@@ -29,7 +29,7 @@ from data_specs.shard import read_manifest
 from pipeline import cli, run
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
-from pipeline.store import build_json
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -168,7 +168,7 @@ def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]
 
 
 def opened(out: Path) -> Build:
-    return build_json.reopen(str(out))
+    return run.reopen(str(out))
 
 
 def decisions(out: Path) -> list[dict[str, object]]:
@@ -232,7 +232,7 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_
     assert verify(out / "shards") == []
     for words, told in (
         (["status", str(out)], "published: yes"),
-        (["verify", str(out)], "is what its manifest says"),
+        (["verify", str(out)], "matches its manifest"),
         (["explain", str(out), f"http://{web.host}/i/cut.jpg"], "dropped at measure: corrupt_image"),
         (["report", str(out)], "report/index.html"),
     ):
@@ -267,7 +267,7 @@ def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):
             "report",
         ):  # no filter of pixels here, so screen has no part
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
-    assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(run.STAGES)
+    assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(STAGES)
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
     for before, after in itertools.pairwise(order):
         assert stages[before]["kept"] == stages[after]["seen"], (before, after)
@@ -466,7 +466,7 @@ def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path):
     assert all(0 < len(one) < 14 for one in seen.values())
     words = ["--store", str(tmp_path / "store"), "--snapshot", "2026-01-01"]
     again = build(specs[0], tmp_path / "2026-01-01", *words)
-    assert [stage["ran"] for stage in again["stages"]] == [0] * len(run.STAGES), "published and unchanged, it stays"
+    assert [stage["ran"] for stage in again["stages"]] == [0] * len(STAGES), "published and unchanged, it stays"
 
 
 def test_an_unknown_option_is_named_with_what_was_meant_and_nothing_runs(web, tmp_path):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,16 +32,6 @@ sources: [{kind: url_table, name: t, source_kind: news, path: t.csv, columns: {t
     return path
 
 
-def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
-    with pytest.raises(StageError, match=f"^{address}: no Ray cluster can be joined .*refused") as e:
-        list(run.run(build, until="extract", address=address))
-    assert "\n" not in str(e.value)
-
-
 def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tmp_path, monkeypatch):
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
@@ -53,7 +41,7 @@ def test_a_build_that_is_stopped_in_its_first_stage_goes_on_with_its_snapshot(tm
     with pytest.raises(KeyboardInterrupt):
         list(run.run(run.open_build(plan, out, snapshot="2020-02-02")))
     assert run.open_build(plan, out).snapshot == "2020-02-02"
-    assert {stage["state"] for stage in build_json.status(out)["stages"].values()} == {"to do"}
+    assert {stage["state"] for stage in build_json.status(run.reopen(out))["stages"].values()} == {"to do"}
 
 
 def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_path):
@@ -62,12 +50,12 @@ def test_stages_of_an_earlier_input_are_not_taken_for_those_of_this_build(tmp_pa
     build = run.open_build(load(path), out, snapshot="s")
     for result in results:
         build_json.note(build, result)
-    assert list(build_json.reopen(out).fingerprints) == ["crawl", "extract"]
+    assert list(run.reopen(out).fingerprints) == ["crawl", "extract"]
     (tmp_path / "t.csv").write_text("image_url,zh\nhttp://127.0.0.1:1/another.jpg,另一张图片\n", encoding="utf-8")
     changed = run.open_build(load(path), out)
     assert changed.build_id == build.build_id
     build_json.note(changed, results[0])
-    assert build_json.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
+    assert run.reopen(out).fingerprints == {"crawl": changed.fingerprints["crawl"]}
 
 
 def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_path):
@@ -78,7 +66,7 @@ def test_a_build_begun_by_another_version_is_one_line_that_names_its_file(tmp_pa
     known["spec"]["colour"] = "red"
     path.write_text(json.dumps(known), encoding="utf-8")
     with pytest.raises(StoreError, match=r"build\.json: holds a spec .*colour: unknown option") as e:
-        build_json.reopen(str(tmp_path / "out"))
+        run.reopen(str(tmp_path / "out"))
     assert "\n" not in str(e.value)
 
 
@@ -111,7 +99,7 @@ def test_a_build_is_deduplicated_against_what_is_published_until_it_is_published
     second.stage("dedup").finish(["x"], 1)
     publish(opened("1"))
     assert opened("2").fingerprints == second.fingerprints, "published and unchanged, it stays as it is"
-    assert build_json.reopen(second.out).identities == ()
+    assert run.reopen(second.out).identities == ()
     changed = plan.model_copy(update={"seed": 1})
     assert len(opened("2", changed).identities) == 1, "changed, it is held to what others have published since"
 
@@ -122,7 +110,7 @@ def test_what_a_build_read_is_kept_with_it(tmp_path):
     build = run.open_build(plan, str(tmp_path / "2"), store=store, snapshot="2")
     publish(run.open_build(plan, str(tmp_path / "3"), store=store, snapshot="3"))
     build_json.note(build)
-    assert build_json.reopen(build.out).identities == build.identities
+    assert run.reopen(build.out).identities == build.identities
     known = json.loads((tmp_path / "2" / "build.json").read_text(encoding="utf-8"))
     assert known["identity_revision"] == build.identity_revision
 
@@ -140,50 +128,3 @@ def test_without_a_crawl_only_stored_captures_are_worked_from(tmp_path):
         attempt.commit({"seen": 1, "kept": 1}, {"input": digest})
     [result] = list(run.run(build, until="crawl", crawls=False))
     assert (result.partitions, result.funnel["kept"]) == (1, 1)
-
-
-def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
-    small = {"CPU": 2.0, "memory": 1e9}
-    assert run._granted({"num_cpus": 4, "num_gpus": 0.5}, small) == {"num_cpus": 2}
-    assert run._granted({"num_cpus": 1, "num_gpus": 0.5}, {"CPU": 8.0, "GPU": 1.0}) == {"num_cpus": 1, "num_gpus": 0.5}
-    assert run._granted({"num_cpus": 0.5}, small) == {"num_cpus": 0.5}
-
-
-def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path, monkeypatch):
-    class Busy:
-        @staticmethod
-        def run_partition(build: Build, partition: str) -> None:
-            until = time.process_time() + 0.3
-            while time.process_time() < until:
-                pass
-            with build.stage("measure").attempt(partition) as attempt:
-                attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
-
-    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"))
-    monkeypatch.setitem(run.STAGES, "measure", Busy)
-    build = replace(build, fingerprints={"measure": "f" * 64})
-    run._partition(build, "measure", "00000", "text")
-    [record] = build.stage("measure").records()
-    assert record.cpu_seconds >= 0.3
-    assert record.seconds >= 0.3
-    with build.stage("measure").attempt("00001") as attempt:
-        assert attempt.commit({}).cpu_seconds < 0.3  # a clock of its own, outside
-
-
-def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_itself(tmp_path, monkeypatch):
-    class Writing:
-        path = "/dev/full"
-
-        @classmethod
-        def run_partition(cls, *_: object) -> None:
-            Path(cls.path).write_bytes(b"x")
-
-    build = run.open_build(load(spec(tmp_path)), str(tmp_path / "out"), str(tmp_path / "store"))
-    Path(build.folder.url).mkdir()
-    monkeypatch.setitem(run.STAGES, "fetch", Writing)
-    with pytest.raises(StageError, match=r"no space is left on its disk \(fetch/00000\); make room") as e:
-        run._partition(build, "fetch", "00000", "text")
-    assert Path(e.value.subject).is_dir()
-    monkeypatch.setattr(Writing, "path", str(tmp_path))
-    with pytest.raises(IsADirectoryError):
-        run._partition(build, "fetch", "00000", "text")

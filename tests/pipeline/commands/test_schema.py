@@ -14,7 +14,8 @@ import yaml
 from data_specs.build import load
 from pipeline import plugins
 from pipeline.commands import schema
-from pipeline.run import STAGES, open_build
+from pipeline.run import open_build
+from pipeline.stages import STAGES
 
 SPECS = sorted((Path(__file__).parents[3] / "data_specs").glob("*.yaml"))
 KINDS = {"site", "warc", "url_table", "folder", "webdataset"}

@@ -19,6 +19,7 @@ from PIL import Image
 
 from data_specs.build import Shards
 from data_specs.shard import StoredImages, parse_manifest, read_manifest
+from pipeline.detectors import detector_ids
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
 from pipeline.publish import release, verify
@@ -45,7 +46,7 @@ def small(synthetic: Any, run_stage: Run, tmp_path_factory: pytest.TempPathFacto
 def samples(build: Build) -> dict[str, tuple[dict[str, Any], dict[str, bytes], list[float]]]:
     """candidate_id -> row of the index, members of the tar, boxes of the first detector."""
     place, found = Path(build.out) / "shards", {}
-    [detector, *_] = shard.detector_ids(build)
+    [detector, *_] = detector_ids(build.spec)
     for path in place.glob("*.tar"):
         with tarfile.open(path) as tar:
             members = {m.name: tar.extractfile(m).read() for m in tar}  # type: ignore[union-attr]

@@ -59,7 +59,7 @@ def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(publishe
     command = ["plan", str(spec), "--store", str(tmp_path / "store"), "--estimate", "2000", "--json"]
     assert cli.main(command) == 0
     said = capsys.readouterr()
-    assert "nothing to estimate by" in said.err
+    assert "has no published build to measure by" in said.err
     assert json.loads(said.out)["estimate"] is None
     published("a", "2026-01-01", cpu=3600.0)
     assert cli.main(command) == 0
@@ -70,4 +70,4 @@ def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(publishe
     ]
     assert json.loads(said.out)["estimate"]["total"]["cpu_seconds"] == 2 * 7200.0
     assert cli.main([*command[:-2], "0"]) == 2
-    assert capsys.readouterr().err.splitlines()[-1] == "wenlan-data: --estimate 0: a number of candidates"
+    assert capsys.readouterr().err.splitlines()[-1] == "wenlan-data: --estimate 0: must be at least 1 candidate"

@@ -13,6 +13,7 @@ from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
 from pipeline.errors import GateError
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, read_funnels
+from pipeline.stages import STAGES
 
 NONE = Funnel({})
 
@@ -42,7 +43,7 @@ def named(found: list[gates.Gate]) -> dict[str, gates.Gate]:
 def test_a_stage_that_drops_nearly_everything_fails_by_default() -> None:
     """50,000 captions that become one row are never a success."""
     funnel = Funnel({("a", "dedup", "near_image"): 49_999, ("a", "shard", ""): 1})
-    gate = named(gates.judge(spec(), funnel, NONE))["max_drop.dedup"]
+    gate = named(gates.judge(spec(), STAGES, funnel, NONE))["max_drop.dedup"]
     assert gate.faults == ("dedup dropped 49,999 of 50,000 candidates of a (100.0%), 80.0% is expected at most",)
     assert gate.found == "a 100.0%"
 
@@ -54,25 +55,25 @@ def test_a_source_is_judged_by_its_own_share_before_the_builds() -> None:
         ("b", "fetch", "timeout"): 70,
         ("b", "shard", ""): 30,
     }
-    found = gates.judge(spec(a={"fetch": 0.75}, b={}), Funnel(counts), NONE)
+    found = gates.judge(spec(a={"fetch": 0.75}, b={}), STAGES, Funnel(counts), NONE)
     gate = named(found)["max_drop.fetch"]
     assert gate.sources == ("b",)
     assert len(gate.faults) == 1
     assert " of b " in gate.faults[0]
-    assert named(gates.judge(spec({"max_drop": {"fetch": 0.7}}, a={}, b={}), Funnel(counts), NONE))[
+    assert named(gates.judge(spec({"max_drop": {"fetch": 0.7}}, a={}, b={}), STAGES, Funnel(counts), NONE))[
         "max_drop.fetch"
     ].holds, "as much as expected is not above it"
 
 
 def test_few_entries_are_not_judged_and_have_no_gate() -> None:
     funnel = Funnel({("a", "filter", "image_blank"): 99})
-    assert "max_drop.filter" not in named(gates.judge(spec(), funnel, NONE))
-    assert not named(gates.judge(spec({"judged_from": 99}), funnel, NONE))["max_drop.filter"].holds
+    assert "max_drop.filter" not in named(gates.judge(spec(), STAGES, funnel, NONE))
+    assert not named(gates.judge(spec({"judged_from": 99}), STAGES, funnel, NONE))["max_drop.filter"].holds
 
 
 def test_pages_are_judged_at_the_crawl() -> None:
     captures = Funnel({("a", "crawl", "http_status"): 950, ("a", "extract", ""): 50})
-    gate = named(gates.judge(spec(), NONE, captures))["max_drop.crawl"]
+    gate = named(gates.judge(spec(), STAGES, NONE, captures))["max_drop.crawl"]
     assert "950 of 1,000 pages of a" in gate.faults[0]
 
 
@@ -92,6 +93,7 @@ def test_a_gate_fails_exactly_where_a_share_is_above_its_limit(
     found = named(
         gates.judge(
             spec({"max_drop": dict.fromkeys(DropShares.model_fields, limit), "judged_from": 1}, a={}, b={}),
+            STAGES,
             Funnel(everything),
             NONE,
         )
@@ -150,4 +152,4 @@ def test_who_opted_out_is_counted_but_not_named(
 
 def test_an_unknown_gate_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--accept max_drop\.dedupe: no such gate; one of .*max_drop\.dedup"):
-        gates.check_acceptance(["max_drop.dedupe"], "why")
+        gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")

@@ -24,7 +24,7 @@ from pipeline.records import DropReason, drop, sha256_hex
 from pipeline.report import pictures as report_pictures
 from pipeline.report.figures import Histogram, han_share, trim
 from pipeline.report.pictures import MEMBERS
-from pipeline.stages import report
+from pipeline.stages import STAGES, report
 from pipeline.stages.detect import rows_of
 from pipeline.store.build import Build
 from pipeline.texts.words import words_of
@@ -119,7 +119,7 @@ def test_what_pages_say_cannot_become_markup(synthetic_build: Build, run_stage: 
         row |= {"text": evil, "evidence": evil, "url": "javascript:alert(1)", "page_url": f"https://x.example/{evil}"}
     made["build"]["name"] = evil
     made["words"] = [{"name": evil, "count": 1}]
-    page = _Page(report.render(made))
+    page = _Page(report.render(made, STAGES))
     assert (page.bad, page.open) == ([], [])
     assert sum(tag == "script" for tag, _ in page.tags) == 1
     assert not any("onerror" in a for _, a in page.tags)
@@ -275,7 +275,7 @@ def test_an_empty_build_still_has_a_report(tmp_path: Path, synthetic: Any, run_s
 
 def test_two_reports_of_one_build_are_the_same_page(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
-    pages = [report.render(report.make(synthetic_build)) for _ in range(2)]
+    pages = [report.render(report.make(synthetic_build), STAGES) for _ in range(2)]
     assert hashlib.sha256(pages[0].encode()).digest() == hashlib.sha256(pages[1].encode()).digest()
 
 

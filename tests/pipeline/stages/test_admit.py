@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind
 from pipeline.records import Candidate, candidate_rows, candidates_of, order_range, sha256_hex
+from pipeline.stages import STAGES
 from pipeline.stages.admit import admit, partitions, run_partition, token
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
@@ -154,7 +155,8 @@ def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(cand
 def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build:
     limited = spec(fetch={"images_per_partition": 20})
     prints = {"extract": "e" * 64, "admit": "a" * 64}
-    build = Build(limited, str(tmp_path / "out"), Store(str(tmp_path / "store")), "t", "2026-01-01", prints)
+    store = Store(str(tmp_path / "store"))
+    build = Build(limited, str(tmp_path / "out"), store, "t", "2026-01-01", prints, stages=STAGES)
     for i in range(files):
         part = candidates[i::files]
         with build.stage("extract").attempt(f"t-{i:05d}") as attempt:

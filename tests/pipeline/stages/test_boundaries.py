@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.publish import release, verify
-from pipeline.stages import _boundaries, shard
+from pipeline.stages import STAGES, _boundaries, shard
 from pipeline.store.build import Build
 
 Run = Callable[[Build, str], None]
@@ -42,7 +42,7 @@ def plainly(sizes: list[int], most: int, limit: int) -> list[list[int]]:
 )
 def test_cuts_are_those_of_the_plain_rule(synthetic: Any, parts: list[list[int]], most: int, limit: int) -> None:
     options = {"samples_per_shard": most, "bytes_per_shard": limit}
-    build = Build(synthetic.spec(shards=options), "/nowhere", None, "b", "1")  # type: ignore[arg-type]
+    build = Build(synthetic.spec(shards=options), "/nowhere", None, "b", "1", stages=STAGES)  # type: ignore[arg-type]
     records = [(_Record(str(i), {"train": len(part)}), np.array(part, np.int64)) for i, part in enumerate(parts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_boundaries, "_sizes", lambda build, split: iter(records))

@@ -326,11 +326,12 @@ def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_b
 KILLED = """
 import sys
 from data_specs.build import BuildSpec
-from pipeline.stages import crawl
+from pipeline.stages import STAGES, crawl
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 spec = BuildSpec.model_validate_json(sys.argv[1])
-crawl.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-01", {"crawl": "c" * 64}), "s")
+marks = {"crawl": "c" * 64}
+crawl.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-01", marks, stages=STAGES), "s")
 """
 
 

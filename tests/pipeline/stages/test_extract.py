@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from pipeline.errors import SourceError
 from pipeline.records import Candidate, Capture, Decision, candidates_of
-from pipeline.stages import extract
+from pipeline.stages import STAGES, extract
 from pipeline.stages.extract import extract_page
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
@@ -60,7 +60,8 @@ def warc(*pages: tuple[str, str], encoding: str = "") -> bytes:
 
 def build_of(tmp_path: Path, *sources: dict[str, Any]) -> Build:
     spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": sources, "base": str(tmp_path)})
-    return Build(spec, str(tmp_path / "out"), Store(str(tmp_path / "store")), "t", "2026-01-01", {"extract": "e" * 64})
+    store, marks = Store(str(tmp_path / "store")), {"extract": "e" * 64}
+    return Build(spec, str(tmp_path / "out"), store, "t", "2026-01-01", marks, stages=STAGES)
 
 
 def test_relative_and_lazy_addresses_become_canonical_candidates():

@@ -425,12 +425,13 @@ def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, m
 KILLED = """
 import sys
 from data_specs.build import BuildSpec
-from pipeline.stages import fetch
+from pipeline.stages import STAGES, fetch
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 spec = BuildSpec.model_validate_json(sys.argv[1])
 marks = {name: name[:1] * 64 for name in ("admit", "fetch")}
-fetch.run_partition(Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-01", marks), "00000-of-00001")
+build = Build(spec, sys.argv[2], Store(sys.argv[3]), "t", "2026-01-01", marks, stages=STAGES)
+fetch.run_partition(build, "00000-of-00001")
 """
 
 

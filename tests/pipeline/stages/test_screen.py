@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from pipeline.detectors import detector_ids
 from pipeline.errors import ModelError
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_nsfw import ImageNsfw
@@ -96,7 +97,7 @@ def test_what_a_model_refuses_goes_with_its_reason_and_the_funnel_adds_up(screen
     assert all("at most 0.7" in d["evidence"] for d in dropped)
     packed = rows(build, "shard", "parquet")
     assert ends(packed, "image_url") == {f"good-{i}" for i in range(8)}
-    assert len(rows(build, "detect", f"{shard.detector_ids(build)[0]}.parquet")) == 8
+    assert len(rows(build, "detect", f"{detector_ids(build.spec)[0]}.parquet")) == 8
     for record in build.stage("screen").records():
         assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
     candidates, _ = read_funnels(build)

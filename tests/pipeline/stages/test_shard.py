@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.detectors import detector_ids
 from pipeline.errors import StageError
 from pipeline.files import tars
 from pipeline.files.folder import Folder
@@ -141,7 +142,7 @@ def test_going_back_to_an_earlier_spec_trusts_no_old_record(
 def test_regions_are_in_the_order_of_the_shard(synthetic_build: Build, run_stage: Run) -> None:
     run_stage(synthetic_build, "shard")
     folder = Path(synthetic_build.out) / "shards"
-    [detector] = shard.detector_ids(synthetic_build)
+    [detector] = detector_ids(synthetic_build.spec)
     for path in folder.glob("*.tar"):
         index = pq.read_table(path.with_suffix(".parquet"), columns=["key", "sha256"])
         regions = pq.read_table(folder / "regions" / detector / f"{path.stem}.parquet")

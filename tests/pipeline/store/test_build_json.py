@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline import cli, observe
+from pipeline import cli, observe, run
 from pipeline.errors import StoreError
 from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import fetch
@@ -39,31 +39,31 @@ def build(make_build) -> Build:
 def test_a_running_stage_shows_its_partitions_and_what_is_left(build, capsys):
     with build_json.sole_owner(build):
         _begin(build, partitions=4, ago_s=30)
-        assert build_json.status(build.out)["running"]["left_seconds"] is None
+        assert build_json.status(run.reopen(build.out))["running"]["left_seconds"] is None
         _commit(build, "0")
-        known = build_json.status(build.out)
+        known = build_json.status(run.reopen(build.out))
         assert (known["alive"], known["stages"]["fetch"]["state"]) == (True, "running")
         assert (known["running"]["committed"], known["running"]["partitions"]) == (1, 4)
         assert 85 < known["running"]["left_seconds"] < 120, "one took 30 s, three are left"
         assert cli.main(["status", build.out]) == 0
         shown = capsys.readouterr().err
         assert " 1/4" in shown
-        assert "fetch runs since" in shown
+        assert "fetch has been running since" in shown
 
 
 def test_a_build_that_was_killed_is_not_shown_as_running(build, capsys):
     with build_json.sole_owner(build):
         _begin(build, partitions=4)
-    known = build_json.status(build.out)
+    known = build_json.status(run.reopen(build.out))
     assert (known["alive"], known["stages"]["fetch"]["state"]) == (False, "stopped")
     assert cli.main(["status", build.out]) == 0
-    assert "nobody builds here; it stopped in fetch" in capsys.readouterr().err
+    assert "no process is building here: it stopped in fetch" in capsys.readouterr().err
 
 
 def test_asking_for_the_status_keeps_nobody_from_building(build):
     with build_json.sole_owner(build):
         build_json.note(build)
-    assert build_json.status(build.out)["alive"] is False
+    assert build_json.status(run.reopen(build.out))["alive"] is False
     second = build_json.sole_owner(build)
     with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
         second.__enter__()
@@ -90,7 +90,7 @@ def test_a_build_json_without_costs_is_still_read(build):
     known = build.folder.read_json("build.json")
     del known["stages"]["crawl"]["cost"], known["cost"], known["running"]
     build.folder.write_json("build.json", known)
-    assert build_json.status(build.out)["running"] is None
+    assert build_json.status(run.reopen(build.out))["running"] is None
     assert cli.main(["status", build.out]) == 0
     build_json.note(build)
     assert build.folder.read_json("build.json")["cost"]["seconds"] == 0.0
@@ -98,7 +98,7 @@ def test_a_build_json_without_costs_is_still_read(build):
 
 def test_a_folder_without_a_build_is_named(tmp_path: Path):
     with pytest.raises(StoreError, match="holds no build"):
-        build_json.status(str(tmp_path))
+        run.reopen(str(tmp_path))
 
 
 def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
@@ -136,7 +136,7 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
             until = time.monotonic() + 20
             seen: dict[str, Any] = {}
             while time.monotonic() < until and sum(seen.get(n, 0) for n in ("kept", "failed")) < 5:
-                seen = build_json.status(build.out)["running"]["hosts"].get(web.host, {})
+                seen = build_json.status(run.reopen(build.out))["running"]["hosts"].get(web.host, {})
                 time.sleep(0.05)
             assert cli.main(["status", build.out]) == 0
         finally:
@@ -146,4 +146,4 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         assert seen["bytes"] >= len(picture) * seen["kept"]
         assert 0 < seen["per_second"] < 25, "one in 0.05 s at most, robots.txt apart"
         assert web.host in capsys.readouterr().err
-        assert build_json.status(build.out)["running"]["hosts"] == {}, "what is done is in the records"
+        assert build_json.status(run.reopen(build.out))["running"]["hosts"] == {}, "what is done is in the records"

@@ -28,8 +28,9 @@ from pipeline.stages.admit import admit
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
-from pipeline.takedown import erase, restage
+from pipeline.takedown import restage
 from pipeline.takedown.forget import Request, forget
+from pipeline.web.warc import copy_without
 
 Run = Callable[[Build, str], None]
 
@@ -57,11 +58,11 @@ def copied(build: Build, folder: Path) -> Build:
     copy = replace(build, out=str(folder / "build"), store=Store(str(folder / "store")))
     store = copy.store
     for name, cache in (("measure", store.features("features-x")), ("detect", store.regions("grid-x"))):
-        for stage in copy.stages(name):
+        for stage in copy.history(name):
             for record in stage.records():
                 suffix = next(s for s in record.files if s.endswith("parquet") and s != "decisions.parquet")
                 cache.put(stage.table(record, suffix))
-    [fetch] = copy.stages("fetch")
+    [fetch] = copy.history("fetch")
     for record in fetch.records():
         rows = fetch.table(record).to_pylist()
         tar = fetch.folder.at(record.files["tar"].name)
@@ -332,7 +333,7 @@ def test_pages_leave_a_warc_and_the_others_stay_byte_for_byte(tmp_path: Path) ->
                     f"https://a.example/{i}", "response", payload=body, length=6, http_headers=headers
                 )
                 writer.write_record(record)
-    moved = erase.without_pages(source, target, lambda url: url.endswith("/1"))
+    moved = copy_without(source, target, lambda url: url.endswith("/1"))
     assert moved is not None
     with target.open("rb") as f:
         records = ArchiveIterator(f)
@@ -343,7 +344,7 @@ def test_pages_leave_a_warc_and_the_others_stay_byte_for_byte(tmp_path: Path) ->
     data = target.read_bytes()
     for old, new in moved.items():
         assert gzip.decompress(data[new:])[:40] == gzip.decompress(source.read_bytes()[int(old) :])[:40]
-    assert erase.without_pages(source, target, lambda url: False) is None
+    assert copy_without(source, target, lambda url: False) is None
 
 
 def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build, synthetic: Any) -> None:

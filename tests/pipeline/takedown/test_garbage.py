@@ -13,6 +13,7 @@ import pytest
 
 from pipeline.publish import release
 from pipeline.publish.verify import verify
+from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.store import Store
@@ -41,9 +42,10 @@ def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_
 
 
 def collect(builds: list[Build], **options: Any) -> dict[str, Any]:
+    known = {build.out: build for build in builds}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build_json, "reopen", {build.out: build for build in builds}.__getitem__)
-        return garbage.collect(builds[0].store, **options)
+        patch.setattr(build_json, "reopen", lambda out, stages: known[out])
+        return garbage.collect(builds[0].store, STAGES, **options)
 
 
 def files(folder: str) -> set[str]:

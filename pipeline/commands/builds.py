@@ -1,0 +1,297 @@
+"""Commands of `wenlan-data` that work on one build: plan, build, status, report, explain."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+
+from data_specs.build import SpecError, load
+from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
+from pipeline.errors import SourceError, WenlanError
+
+if TYPE_CHECKING:
+    from pipeline.store.build import Build
+    from pipeline.store.build_json import StageResult
+
+MOST_HOSTS = 10
+"""Hosts that `status` shows; --json has all."""
+
+SHOWN_CHARACTERS = 80
+"""Length at which `explain` cuts a value."""
+
+
+def add_plan(commands: Commands) -> None:
+    plan = command(commands, "plan", _plan, "show what a build would run and what is already done")
+    _add_spec(plan, needs_out=False)
+    plan.add_argument(
+        "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
+    )
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.stages import STAGES
+
+    try:
+        build = _open(args)
+    except SourceError as e:  # the spec is valid, but its input is not there yet: a build would stop at once
+        say(f"{args.spec}: the spec is valid, but a build cannot start yet: {e}")
+        return {"spec": str(args.spec), "valid": True, "missing": e.subject, "stages": {}}
+    table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
+    stages = {}
+    for name in STAGES:
+        stage = build.stage(name)
+        committed = len(stage.partitions())
+        state = "done" if stage.finished() else "partly done" if committed else "to run"
+        stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
+        table.add_row(name, state, str(committed), stage.fingerprint[:12])
+    show(table)
+    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages}
+    return answer if args.estimate is None else {**answer, "estimate": _estimate(build, args.estimate)}
+
+
+def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
+    """Show the estimated cost of that many candidates; None if no published build exists to measure by."""
+    from pipeline.report.estimate import estimate
+
+    if candidates < 1:
+        raise SpecError([f"--estimate {candidates}: must be at least 1 candidate"])
+    estimated = estimate(build.store, build.spec.name, candidates)
+    if estimated is None:
+        say(f"no estimate: {build.store.url} has no published build to measure by; publish a small one first")
+        return None
+    measured = estimated["by"]
+    title = f"{candidates:,} candidates, as measured in build {measured['build_id']} of {measured['snapshot']}"
+    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written")
+    for name, stage in {**estimated["stages"], "all": estimated["total"]}.items():
+        hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
+        table.add_row(name, f"{stage['seen']:,}" if "seen" in stage else "", *hours, f"{stage['bytes'] / 1e9:,.2f}")
+    show(table)
+    return estimated
+
+
+def add_build(commands: Commands) -> None:
+    build = command(commands, "build", _build, "run a build, or continue one")
+    _add_spec(build, needs_out=True)
+    build.add_argument(
+        "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
+    )
+    build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
+    build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
+
+
+def _build(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+    from pipeline.stages import STAGES
+
+    until = args.until
+    if until not in (*STAGES, "publish"):
+        raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
+    build = _open(args)
+    started = time.monotonic()
+    results: list[StageResult] = []
+    last = "report" if until == "publish" else until
+    with Bars() as bars:
+        options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
+        for result in run.run(build, until=last, progress=bars.update, **options):
+            results.append(result)
+            bars.done(result)
+    answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
+    if until == "publish":
+        answer |= _publish_unless_manual(build)
+    show(_funnel(results))
+    if last == "report":
+        say(f"report: {build.folder.at('report/index.html')}")
+    if answer["published"]:
+        say(f"dataset: {answer['manifest']}")
+    answer["stages"] = [dataclasses.asdict(result) for result in results]
+    answer["seconds"] = round(time.monotonic() - started, 2)
+    return answer
+
+
+def _publish_unless_manual(build: Build) -> dict[str, Any]:
+    """Publish a finished build, unless its spec requires manual approval and it has not been published before."""
+    from pipeline.publish import release
+
+    if build.spec.publish.approve == "manual" and not build.folder.exists("shards/manifest.json"):
+        say("not published: the spec requires manual approval (publish.approve: manual)")
+        say(f"read the report, then run: wenlan-data publish {build.out}")
+        return {}
+    manifest = release.publish(build)
+    return {
+        "published": True,
+        "revision": manifest.revision,
+        "samples": manifest.samples,
+        "content_digest": manifest.content_digest,
+        "manifest": build.folder.at("shards/manifest.json"),
+    }
+
+
+def _funnel(results: list[StageResult]) -> Table:
+    table = table_of("funnel", "stage", "seen", "kept", "dropped", "partitions run", "seconds")
+    for r in results:
+        counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in ("seen", "kept", "dropped")]
+        table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
+    return table
+
+
+def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
+    """The arguments that say which build is meant: `_open` reads them."""
+    parser.add_argument("spec", type=Path, metavar="SPEC")
+    parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
+    parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
+    parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
+
+
+def _open(args: argparse.Namespace) -> Build:
+    """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
+    from pipeline import plugins, run
+
+    spec = load(args.spec)
+    plugins.check(spec, str(args.spec))
+    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot)
+
+
+def add_status(commands: Commands) -> None:
+    status = command(commands, "status", _status, "show how far a build has come")
+    status.add_argument("build", metavar="BUILD")
+
+
+def _status(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+    from pipeline.store import build_json
+
+    status = build_json.status(run.reopen(args.build))
+    table = table_of(status["build_id"], "stage", "state", "partitions", "kept", "dropped", "seconds", "CPU seconds")
+    for name, stage in status["stages"].items():
+        of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
+        funnel, cost = stage.get("funnel", {}), stage.get("cost", {})
+        counts = [f"{funnel[k]:,}" if k in funnel else "" for k in ("kept", "dropped")]
+        took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
+        table.add_row(name, stage["state"], of, *counts, *took)
+    show(table)
+    if status["running"]:
+        say(_activity(status))
+        _show_hosts(status["running"]["hosts"])
+    say(f"published: {'yes' if status['published'] else 'no'}")
+    return status
+
+
+def _activity(status: dict[str, Any]) -> str:
+    """Which stage is running, or where the build stopped."""
+    running, remaining = status["running"], status["running"]["left_seconds"]
+    if status["alive"] is False:
+        return f"no process is building here: it stopped in {running['stage']}; run the same command again to continue"
+    eta = f", about {remaining:.0f} s remaining" if remaining else ""
+    return f"{running['stage']} has been running since {running['since']}{eta}"
+
+
+def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
+    """Show the hosts that requests go to right now, the busiest first."""
+    if not hosts:
+        return
+    table = table_of(f"{len(hosts)} active hosts", "host", "per second", "kept", "failed", "MB")
+    for host, seen in list(hosts.items())[:MOST_HOSTS]:
+        counts = [f"{seen[name]:,.0f}" for name in ("kept", "failed")]
+        table.add_row(host, f"{seen['per_second']:.1f}", *counts, f"{seen['bytes'] / 1e6:.1f}")
+    show(table)
+
+
+def add_report(commands: Commands) -> None:
+    report = command(commands, "report", _report, "show where a build's quality report is, compare it, or index many")
+    report.add_argument("build", nargs="?", default="", metavar="BUILD")
+    report.add_argument(
+        "--baseline", default="", metavar="BUILD", help="write the report again, compared with this build"
+    )
+    report.add_argument("--index", default="", metavar="DIR", help="write DIR/index.html over all builds in DIR")
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+
+    if bool(args.build) == bool(args.index) or (args.index and args.baseline):
+        raise SpecError(["report: name a BUILD (--baseline compares it with another one), or --index DIR"])
+    if args.index:
+        from pipeline.report import index as report_index
+
+        path, builds = report_index.write(args.index)
+        say(f"index of {builds} builds: {path}")
+        return {"index": path, "builds": builds}
+    build = run.reopen(args.build)
+    for name in ("index.html", "report.json"):
+        if not build.folder.exists(f"report/{name}"):
+            raise WenlanError(build.folder.at(f"report/{name}"), "is missing; run wenlan-data build first")
+    answer: dict[str, Any] = {"report": build.folder.at("report/index.html")}
+    answer["figures"] = build.folder.at("report/report.json")
+    if args.baseline:
+        answer["drift"] = _compare(build, args.baseline)
+    say(f"report: {answer['report']}")
+    return answer
+
+
+def _compare(build: Build, baseline: str) -> dict[str, Any]:
+    """Write a build's report again, compared with the report of `baseline`; returns and shows the drift."""
+    from pipeline.report import drift
+    from pipeline.stages import report
+    from pipeline.store import build_json
+
+    before = drift.read(baseline)
+    if before is None:
+        raise WenlanError(baseline, "has no report/report.json to compare with")
+    with build_json.sole_owner(build):
+        compared: dict[str, Any] = report.write(build, before)["drift"]
+    table = table_of(f"drift from {compared['baseline']}", "distribution", "index", "level")
+    for row in compared["distributions"]:
+        table.add_row(row["name"], f"{row['psi']:.3f}", row["level"])
+    show(table)
+    return compared
+
+
+def add_explain(commands: Commands) -> None:
+    explain = command(commands, "explain", _explain, "show what happened to a candidate, an image or a page")
+    explain.add_argument("build", metavar="BUILD")
+    explain.add_argument("subject", metavar="ID|URL")
+
+
+def _explain(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+    from pipeline.report.explain import explain
+
+    decisions = explain(run.reopen(args.build), args.subject)
+    if not decisions:
+        raise WenlanError(args.subject, f"no candidate, image or page in {args.build} has this id or URL")
+    for decision in decisions:
+        _show_decision(decision)
+    return {"decisions": decisions}
+
+
+def _show_decision(decision: dict[str, Any]) -> None:
+    """Print one decision and what each stage saw of its candidate, a value only where it is new."""
+    fate = "kept" if decision["kept"] else f"dropped at {decision['stage']}: {', '.join(decision['reasons'])}"
+    say(f"{decision['subject']} {decision['id'][:32]} {fate}")
+    for name in ("url", "page_url", "text", "evidence"):
+        if decision[name]:
+            say(f"  {name}: {decision[name]}")
+    if decision["duplicate_of"]:
+        leader = decision["leader"] or {"url": "of an earlier build", "text": ""}
+        say(f"  duplicate_of: {decision['duplicate_of'][:32]} {leader['url']} {leader['text']}".rstrip())
+    shown: dict[str, Any] = {}
+    for stage, saw in (decision["saw"] or {}).items():
+        new = {name: value for name, value in saw.items() if shown.get(name) != value}
+        shown |= new
+        say(f"  {stage} saw: {', '.join(f'{name} {_value(value)}' for name, value in new.items()) or 'the same'}")
+
+
+def _value(value: Any) -> str:
+    """A value of a stage's row as text: texts with their kind, hashes in hexadecimal, long values cut."""
+    if isinstance(value, list) and value and isinstance(value[0], dict) and "text" in value[0]:
+        return " | ".join(f"{text['kind']} 「{text['text'][:60]}」" for text in value)
+    shown = value.hex() if isinstance(value, bytes) else f"{value:.3f}" if isinstance(value, float) else str(value)
+    if isinstance(value, list) and value and isinstance(value[0], int):
+        shown = " ".join(f"{part:016x}" for part in value)  # the columns of integer lists are hashes of 64 bits
+    return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[: SHOWN_CHARACTERS - 3]}..."

@@ -1,0 +1,106 @@
+"""Commands of `wenlan-data` that work on published datasets: publish, verify, diff, export."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from pipeline.commands.terminal import Commands, command, console, say
+
+
+def add_publish(commands: Commands) -> None:
+    publish = command(commands, "publish", _publish, "check the gates and publish a build as a dataset")
+    publish.add_argument("build", metavar="BUILD")
+    publish.add_argument(
+        "--accept",
+        action="append",
+        default=[],
+        metavar="GATE",
+        help="publish although this gate fails; may be repeated",
+    )
+    publish.add_argument(
+        "--because", default="", metavar="TEXT", help="the reason for --accept, recorded in the manifest"
+    )
+
+
+def _publish(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import run
+    from pipeline.publish import release
+    from pipeline.report import gates
+    from pipeline.stages import STAGES
+
+    gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
+    build = run.reopen(args.build)
+    manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
+    path = build.folder.at("shards/manifest.json")
+    say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
+    return {"build_id": manifest.build_id, "revision": manifest.revision, "samples": manifest.samples, "manifest": path}
+
+
+def add_verify(commands: Commands) -> None:
+    verify = command(commands, "verify", _verify, "check a dataset against its manifest")
+    verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
+    verify.add_argument("--quick", action="store_true", help="checksums only")
+    verify.add_argument(
+        "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the build's)"
+    )
+
+
+def _verify(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.publish.verify import verify
+
+    faults = verify(args.build, quick=args.quick, store=args.store)
+    for fault in faults:
+        console.print(fault, style="red" if console.is_terminal else None, soft_wrap=True, markup=False)
+    say(f"{args.build}: {f'{len(faults)} faults' if faults else 'matches its manifest'}")
+    return {"ok": not faults, "faults": faults}
+
+
+def add_diff(commands: Commands) -> None:
+    diff = command(commands, "diff", _diff, "show how two published builds differ")
+    diff.add_argument("a", metavar="A")
+    diff.add_argument("b", metavar="B")
+
+
+def _diff(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.report.diff import diff
+
+    answer = diff(args.a, args.b)
+    for side in ("a", "b"):
+        one = answer[side]
+        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
+    keys_of = {"added": answer["added"], "removed": answer["removed"]}
+    keys_of |= {f"other {aspect}": keys for aspect, keys in answer["changed"].items()}
+    for name, keys in keys_of.items():
+        some = " ".join(keys["keys"][:3])
+        say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
+    say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in answer['shards'].items())}")
+    for row in answer["reasons"][:10]:
+        if row["before"] != row["now"]:
+            say(f"  {row['name']}: {row['before']:,} -> {row['now']:,}")
+    for change in answer["spec"]:
+        say(f"  spec {change['path']}: {change['before']!r} -> {change['now']!r}")
+    return answer
+
+
+def add_export(commands: Commands) -> None:
+    export = command(commands, "export", _export, "write a dataset in another format")
+    export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
+    export.add_argument("--to", required=True, choices=["brivl-jsonl"])
+    export.add_argument("--out", default="", metavar="DIR", help="default: BUILD/brivl-jsonl")
+    export.add_argument(
+        "--detector", default="", metavar="ID", help="detector of the boxes (default: the dataset's first)"
+    )
+
+
+def _export(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.files.folder import Folder
+    from pipeline.publish.export import to_brivl_jsonl
+
+    folder = Folder(args.build)
+    shards = folder / "shards" if (folder / "shards").names() else folder
+    out = Path(args.out or folder.at("brivl-jsonl"))
+    rows = to_brivl_jsonl(shards, out, args.detector)
+    say(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}")
+    return {"out": str(out), "rows": rows}

@@ -1,0 +1,164 @@
+"""Commands of `wenlan-data` that look after STORE and the builds it knows: forget, gc, regions."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_specs.build import SpecError
+from pipeline.commands.terminal import Commands, command, say, show, table_of
+
+if TYPE_CHECKING:
+    from pipeline.store.build import Build
+    from pipeline.store.store import Store
+
+MOST_BITS = 16
+"""Largest --distance of `forget`: beyond it, pictures that have nothing in common would count as the same."""
+
+
+def add_forget(commands: Commands) -> None:
+    forget = command(
+        commands, "forget", _forget, "remove content from builds and STORE, and reject it in future builds"
+    )
+    forget.add_argument(
+        "builds", nargs="*", metavar="BUILD", help="in addition to the published builds that STORE knows"
+    )
+    _add_store(forget)
+    for name, meta, help in (
+        ("--url", "U", "URL of an image or a page"),
+        ("--domain", "D", "host name, including its subdomains"),
+        ("--sha256", "H", "of an image's bytes as fetched"),
+        ("--like", "FILE", "a picture; removes images that look like it"),
+    ):
+        forget.add_argument(name, action="append", default=[], metavar=meta, help=f"{help}; may be repeated")
+    forget.add_argument(
+        "--distance", type=int, metavar="BITS", help="of 64 by which a perceptual hash may differ (0 to 16)"
+    )
+    forget.add_argument(
+        "--exact", action="store_true", help="only the URLs and bytes named, not images that look the same"
+    )
+    forget.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+
+
+def _forget(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.takedown import forget
+
+    if args.distance is not None and not 0 <= args.distance <= MOST_BITS:
+        raise SpecError([f"--distance {args.distance}: 0 to {MOST_BITS} bits of 64"])
+    store = _store(args)
+    builds = _builds(store, args.builds)
+    more = {} if args.distance is None else {"distance": args.distance}
+    pictures = [Path(path) for path in args.like]
+    request = forget.Request(args.url, args.domain, args.sha256, pictures, exact=args.exact, **more)
+    answer = forget.forget(store, builds, request, args.dry_run)
+    for affected in answer["builds"]:
+        _show_affected(affected, forget.COUNTED, args.dry_run)
+    if not builds:
+        rejected = "" if args.dry_run else "; matching content will be rejected in future builds"
+        say(f"no builds found{rejected}")
+    return answer
+
+
+def _builds(store: Store, places: list[str]) -> list[Build]:
+    """The builds in the folders named and those that STORE knows, each once. Raises SpecError for another STORE's."""
+    from pipeline import run
+    from pipeline.files.folder import Folder
+
+    folders = [Folder(place).url for place in places]
+    folders += [known["out"] for known in store.registered() if Folder(known["out"]).exists("build.json")]
+    builds = [run.reopen(folder) for folder in dict.fromkeys(folders)]
+    for build in builds:
+        if build.store.url != store.url:
+            raise SpecError([f"{build.out}: its STORE is {build.store.url}, not {store.url}"])
+    return builds
+
+
+def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: bool) -> None:
+    """Print what a takedown removes from one build; a dry run names every sample."""
+    counts = ", ".join(f"{len(affected[n]) if n == 'samples' else affected[n]:,} {n}" for n in counted)
+    revision = "" if affected.get("revision") is None else f"; revision {affected['revision']}"
+    verb = "would remove" if dry_run else "removed"
+    say(f"{affected['out']}: {verb} {counts}; shards {' '.join(affected['shards']) or 'none'}{revision}")
+    for sample in affected["samples"] if dry_run else ():
+        say(f"  {sample['shard']} {sample['key']} {sample['image_url']}")
+
+
+def add_gc(commands: Commands) -> None:
+    gc = command(commands, "gc", _gc, "delete files that are no longer needed")
+    _add_store(gc)
+    gc.add_argument(
+        "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
+    )
+    gc.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
+
+
+def _gc(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.stages import STAGES
+    from pipeline.takedown import garbage
+
+    if args.keep < 0:
+        raise SpecError([f"--keep {args.keep}: a number of builds, 0 for all of them"])
+    answer = garbage.collect(_store(args), STAGES, args.keep, args.dry_run)
+    for deletion in answer["deleted"]:
+        say(f"{'would delete' if args.dry_run else 'deleted'} {deletion['what']}: {deletion['place']}")
+    say(f"{answer['bytes']:,} bytes {'would be freed' if args.dry_run else 'freed'}")
+    return answer
+
+
+def add_regions(commands: Commands) -> None:
+    regions = command(commands, "regions", _regions, "show what the region cache holds, or remove detectors from it")
+    regions.add_argument("action", choices=["stats", "prune"])
+    _add_store(regions)
+    regions.add_argument(
+        "--detector", action="append", default=[], metavar="ID", help="prune this detector; may be repeated"
+    )
+    regions.add_argument(
+        "--before", default="", metavar="DATE", help="prune detectors not written to since, e.g. 2026-01-31"
+    )
+    regions.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+
+
+def _regions(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.stages import detect
+
+    store = _store(args)
+    store.check()
+    if args.action == "stats":
+        title, detectors = "region cache", detect.stats(store)
+    elif args.detector or args.before:
+        title = "would be removed" if args.dry_run else "removed"
+        detectors = detect.prune(store, args.detector, _date(args.before), args.dry_run)
+    else:
+        raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
+    table = table_of(title, "detector", "images", "regions", "per image", "commits", "MB", "written")
+    for e in detectors:
+        each = f"{e['regions'] / max(e['images'], 1):.1f}"
+        counts = (f"{e['images']:,}", f"{e['regions']:,}", each, f"{e['commits']:,}", f"{e['bytes'] / 1e6:,.1f}")
+        table.add_row(e["detector"], *counts, e["written"])
+    show(table)
+    return {"detectors": detectors, "removed": args.action == "prune" and not args.dry_run}
+
+
+def _date(text: str) -> str:
+    """A date or time as the region cache writes it (RFC 3339, UTC); "" for "". Raises SpecError."""
+    if not text:
+        return ""
+    try:
+        when = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise SpecError([f"--before {text}: is no date such as 2026-01-31"]) from None
+    utc = datetime.timezone.utc
+    return (when.replace(tzinfo=utc) if when.tzinfo is None else when.astimezone(utc)).isoformat(timespec="seconds")
+
+
+def _add_store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", required=True, metavar="DIR")
+
+
+def _store(args: argparse.Namespace) -> Store:
+    from pipeline.files.folder import Folder
+    from pipeline.store.store import Store
+
+    return Store(Folder(args.store).url)

@@ -1,0 +1,172 @@
+"""Committed partitions rewritten without what a takedown removes.
+
+What is removed is known beforehand, as hashes (`Removal`). A row is removed by its candidate_id, or by its key,
+fetch_id or sha256 where it has none. Decisions stay, without URL, page and text, so that the funnel still adds up: a
+sample that is removed is one that `shard` dropped as `forgotten`. Texts that a kept sample took over from a removed
+copy are removed too, unless another page had the same (`BorrowedTexts`).
+
+`Rewrite` is one partition on its way; each stage says in its `without` what is done beside removing rows.
+
+Limits: a partition in memory.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.shard import KEY_LENGTH, nfc
+from pipeline.files.digests import DIGEST
+from pipeline.files.parquet import write_parquet
+from pipeline.records import DropReason, sha256_hex
+from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.takedowns import Takedowns
+
+
+class Removal:
+    """What a takedown removes: candidates, images (sha256), image URLs (fetch_id), pages (sha256 of the URL)."""
+
+    COLUMNS = ("candidate_id", "id", "key", "fetch_id", "sha256")
+    """Columns by which a row is recognised; the first that a table has decides."""
+
+    def __init__(self, hashes: set[str], takedowns: Takedowns) -> None:
+        self.hashes, self._takedowns = hashes, takedowns
+        self._text = pa.array(sorted(hashes), pa.string())
+        self._raw = pa.array([bytes.fromhex(name) for name in sorted(hashes)], DIGEST)
+        self._keys = pa.array(sorted({name[:KEY_LENGTH] for name in hashes}), pa.string())
+
+    def mask(self, table: pa.Table) -> pa.Array:
+        """Which rows are removed; none of a table without a column to recognise them by."""
+        name = next((name for name in self.COLUMNS if name in table.column_names), "")
+        if not name:
+            return pa.array(np.zeros(table.num_rows, np.bool_))
+        hashes = self._keys if name == "key" else self._raw if table.schema.field(name).type == DIGEST else self._text
+        mask = pc.is_in(table[name], hashes)
+        return mask.combine_chunks() if isinstance(mask, pa.ChunkedArray) else mask
+
+    def page(self, url: str) -> bool:
+        """Whether a page is removed, by its URL or its domain."""
+        return sha256_hex(url) in self.hashes or self._takedowns.host(url)
+
+    def without(self, table: pa.Table) -> pa.Table | None:
+        """The table without the removed rows; None if it has none of them."""
+        mask = self.mask(table)
+        return table.filter(pc.invert(mask)) if pc.any(mask).as_py() else None
+
+    def blanked(self, decisions: pa.Table) -> pa.Table | None:
+        """Decisions with the removed ones made nameless; None if there is none, or it was done before."""
+        mask = self.mask(decisions)
+        if not pc.any(mask).as_py():
+            return None
+        blank = pa.scalar("", pa.string())
+        columns = {name: decisions[name] for name in decisions.column_names}
+        for name in ("url", "page_url", "text", "evidence"):
+            columns[name] = pc.if_else(mask, blank, decisions[name])
+        kept = pc.and_(mask, decisions["kept"])
+        reason = pa.scalar(DropReason.FORGOTTEN.value, pa.string())
+        columns["reason"] = pc.if_else(kept, reason, decisions["reason"])
+        columns["kept"] = pc.and_(decisions["kept"], pc.invert(mask))
+        reasons = pa.array([[DropReason.FORGOTTEN.value]], decisions.schema.field("reasons").type)[0]
+        columns["reasons"] = pc.if_else(kept, reasons, decisions["reasons"])
+        blanked = pa.table(columns).cast(decisions.schema)
+        return None if blanked.equals(decisions) else blanked
+
+
+class BorrowedTexts:
+    """Texts that kept samples took over from copies that are removed.
+
+    allowed: by candidate_id of such a sample, the texts that may stay. removed: the texts of the removed copies.
+    """
+
+    def __init__(self, allowed: dict[str, set[str]], removed: set[str]) -> None:
+        self.allowed, self.removed = allowed, removed
+
+    def returned(self, remaining: pa.Table | None, table: pa.Table) -> pa.Table | None:
+        """`remaining`, or the whole table if that is None, without borrowed texts; None if nothing changes."""
+        rows = table if remaining is None else remaining
+        if not self.allowed or not {"candidate_id", "texts", "text_leaders"} <= set(rows.column_names):
+            return remaining
+        mine = pc.is_in(rows["candidate_id"], pa.array(sorted(self.allowed), pa.string()))
+        if not pc.any(mine).as_py():
+            return remaining
+        values, changed = rows.to_pylist(), remaining is not None
+        for row in values:
+            stay = self.stay(row["candidate_id"], row["texts"])
+            if stay is not None:
+                row["texts"] = [row["texts"][i] for i in stay]
+                row["text_leaders"] = [row["text_leaders"][i] for i in stay]
+                changed = True
+        return pa.Table.from_pylist(values, schema=rows.schema) if changed else None
+
+    def stay(self, candidate_id: str, texts: list[dict[str, Any]]) -> list[int] | None:
+        """Indices of a sample's texts that stay; None if all do. The primary one is its own, and stays."""
+        allowed = self.allowed.get(candidate_id)
+        if allowed is None:
+            return None
+        stay = [i for i, text in enumerate(texts) if i == 0 or nfc(text["text"]) in allowed]
+        return None if len(stay) == len(texts) else stay
+
+
+class Rewrite:
+    """One committed partition being rewritten: what replaces its files, by suffix, until it is committed again."""
+
+    def __init__(
+        self, stage: StageDir, record: Record, removal: Removal, borrowed: BorrowedTexts, path: Callable[[str], Path]
+    ) -> None:
+        self.stage, self.record, self.removal, self.borrowed = stage, record, removal, borrowed
+        self.path = path
+        """Local path for the file of a suffix."""
+        self.files: dict[str, Path] = {}
+        """Files that replace those of the record."""
+        self.counts = dict(record.counts)
+
+    def replace(self, suffix: str) -> None:
+        """Note that `path(suffix)` was written and replaces the record's file."""
+        self.files[suffix] = self.path(suffix)
+
+    def write_table(self, suffix: str, table: pa.Table) -> None:
+        """Replace one Parquet file; row groups keep the size that they had."""
+        with self.stage.file(self.record, suffix) as before:
+            write_parquet(self.path(suffix), table, row_group_size=_row_group(before))
+        self.replace(suffix)
+        name = suffix.removesuffix(".parquet")
+        if name in self.counts:  # counted by split
+            self.counts[name] = table.num_rows
+
+    def remove_rows(self) -> None:
+        """Remove rows from the partition's tables, except from those that are replaced already."""
+        for suffix in self.record.files:
+            if suffix in self.files or not (suffix == "parquet" or suffix.endswith(".parquet")):
+                continue
+            table = self.stage.table(self.record, suffix)
+            if suffix == DECISIONS:
+                remaining = self.removal.blanked(table)
+            else:
+                remaining = self.borrowed.returned(self.removal.without(table), table)
+            if remaining is not None:
+                self.write_table(suffix, remaining)
+
+    def commit(self) -> Record | None:
+        """Commit the partition again; None, and nothing done, where it held nothing of what is removed."""
+        return self.stage.amend(self.record, self.files, self.counts) if self.files else None
+
+
+@contextmanager
+def scratch(stage: StageDir) -> Iterator[Callable[[str], Path]]:
+    """Local paths by suffix, on the disk of the stage's folder; deleted afterwards."""
+    with tempfile.TemporaryDirectory(dir=stage.folder.scratch(), prefix=".tmp-") as folder:
+        yield lambda suffix: Path(folder) / suffix.replace("/", "_")
+
+
+def _row_group(path: Path) -> int:
+    """Rows of a Parquet file's first row group."""
+    with pq.ParquetFile(path) as file:
+        return max(1_000, file.metadata.row_group(0).num_rows if file.num_row_groups else 0)

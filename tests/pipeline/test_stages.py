@@ -1,0 +1,184 @@
+"""Stages as objects: what every stage says of itself, and that one more is one object and one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from data_specs.build import BuildSpec, DropShares
+from pipeline import run
+from pipeline.publish import release
+from pipeline.report.explain import explain
+from pipeline.report.funnel import faults, read_funnels
+from pipeline.report.gates import names
+from pipeline.stages import STAGES
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
+from pipeline.store.stage import Stage, StageFile, deciding
+from pipeline.takedown import garbage
+from pipeline.takedown.forget import Request, forget
+
+LENGTH_SCHEMA = pa.schema([("candidate_id", pa.string()), ("order_key", pa.string()), ("characters", pa.int32())])
+
+
+def _count_characters(build: Build, partition: str) -> None:
+    """The whole of the toy stage: how many characters the primary text of each pair has."""
+    pairs = build.stage("filter").table(build.stage("filter").record(partition))
+    lengths = [len(texts[0]["text"]) for texts in pairs["texts"].to_pylist()]
+    columns = {name: pairs[name] for name in ("candidate_id", "order_key")}
+    with build.stage("characters").attempt(partition) as attempt:
+        table = pa.table({**columns, "characters": pa.array(lengths, pa.int32())}).cast(LENGTH_SCHEMA)
+        attempt.write_table("parquet", table)
+        attempt.commit({"seen": pairs.num_rows, "kept": pairs.num_rows, "dropped": 0})
+
+
+TOY = Stage(
+    name="characters",
+    zh="字数",
+    folder="lengths",
+    inputs=("filter",),
+    version=1,
+    token=lambda build: len(build.spec.name),
+    partitions=lambda build: build.stage("filter").partitions(),
+    run=_count_characters,
+    files=(StageFile("parquet", LENGTH_SCHEMA, "candidate_id"),),
+    max_drop=0.5,
+)
+
+
+def with_toy() -> dict[str, Stage]:
+    """STAGES with one line more, after `filter`."""
+    stages: dict[str, Stage] = {}
+    for name, stage in STAGES.items():
+        stages[name] = stage
+        if name == "filter":
+            stages[TOY.name] = TOY
+    return stages
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((240, 240), Image.Resampling.NEAREST).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A real build of eight pictures with the toy stage, run on Ray and published."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "photos").mkdir()
+    for i, text in enumerate(
+        [
+            "红烧肉的做法图",
+            "清蒸鲈鱼一盘",
+            "番茄炒蛋一碗",
+            "西湖醋鱼上桌",
+            "宫保鸡丁特写",
+            "麻婆豆腐红亮",
+            "北京烤鸭切片",
+            "小笼包冒热气",
+        ]
+    ):
+        (folder / f"photos/{i}.jpg").write_bytes(picture(i))
+        (folder / f"photos/{i}.txt").write_text(text, encoding="utf-8")
+    source = {"kind": "folder", "name": "photos", "source_kind": "library", "path": str(folder / "photos")}
+    spec = BuildSpec.model_validate({"name": "toy", "contact": "mailto:a@b.c", "sources": [source]})
+    build = run.open_build(spec, str(folder / "out"), str(folder / "store"), stages=with_toy())
+    list(run.run(build, workers=2))
+    release.publish(build)
+    return build
+
+
+@pytest.mark.slow
+def test_one_more_stage_is_one_object_and_one_line(built: Build) -> None:
+    stage = built.stage("characters")
+    assert stage.finished(), "run"
+    rows = [row for record in stage.records() for row in stage.table(record).to_pylist()]
+    assert sorted(row["characters"] for row in rows) == [6] * 7 + [7]
+
+    candidates, _ = read_funnels(built)
+    [row] = [row for row in candidates.stages(deciding(built.stages)) if row.stage == "characters"]
+    assert (row.seen, row.kept, row.dropped) == (8, 8, 0), "funnel"
+    assert faults(built, candidates) == []
+    assert "max_drop.characters" in names(built.stages), "gates"
+
+    report = json.loads((Path(built.out) / "report/report.json").read_text(encoding="utf-8"))
+    assert "characters" in [row["stage"] for row in report["funnel"]], "report.json"
+    assert "characters" in [row["stage"] for row in report["cost"]]
+    assert "字数" in (Path(built.out) / "report/index.html").read_text(encoding="utf-8"), "the report's page"
+
+    [decision] = explain(built, rows[0]["candidate_id"])
+    assert decision["saw"]["characters"]["characters"] == rows[0]["characters"], "explain"
+    assert list(build_json.status(built)["stages"]) == list(built.stages), "status"
+
+    other = stage.at("0" * 64)
+    with other.attempt("00000-of-00001") as attempt:
+        attempt.write_table("parquet", LENGTH_SCHEMA.empty_table())
+        attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
+    (Path(built.out) / "lengths/00000-of-00001-dead.parquet").write_bytes(b"half")
+    garbage.collect(built.store, built.stages)
+    left = sorted(path.name for path in (Path(built.out) / "lengths").glob("*.parquet"))
+    assert left == sorted(ref.name for record in stage.records() for ref in record.files.values()), "gc"
+
+    [victim] = [row["image_url"] for row in _admitted(built) if row["candidate_id"] == rows[0]["candidate_id"]]
+    forget(built.store, [built], Request(urls=[victim]))
+    ids = [row["candidate_id"] for record in stage.records() for row in stage.table(record).to_pylist()]
+    assert ids == [row["candidate_id"] for row in rows[1:]], "forget"
+
+
+def _admitted(build: Build) -> list[dict[str, str]]:
+    stage = build.stage("admit")
+    return [row for record in stage.records() for row in stage.table(record).to_pylist()]
+
+
+@pytest.mark.slow
+def test_what_a_stage_commits_is_what_it_declares(built: Build) -> None:
+    seen = set()
+    for stage in built.stages.values():
+        directory = built.stage(stage.name)
+        for record in directory.records():
+            for suffix in set(record.files) - {DECISIONS}:
+                file = stage.file(suffix)
+                assert file is not None, f"{stage.name} commits {suffix} and does not say so"
+                seen.add((stage.name, file.suffix))
+                if file.schema is not None:
+                    table = directory.table(record, suffix)
+                    assert table.schema.names == file.schema.names, f"{stage.name}: {suffix}"
+                    assert not file.row_key or file.row_key in table.column_names
+    wanted = {(stage.name, file.suffix) for stage in built.stages.values() for file in stage.files}
+    absent = {name for name, _ in wanted - seen}
+    assert absent <= {"crawl", "extract", "fetch", "screen", "dedup"}, (
+        "no site, no boxes, no network, no models, one split"
+    )
+
+
+@pytest.mark.parametrize("stage", STAGES.values(), ids=list(STAGES))
+def test_a_stage_is_whole(stage: Stage) -> None:
+    names_before = list(STAGES)[: list(STAGES).index(stage.name)]
+    assert set(stage.inputs) <= set(names_before), "it reads only what runs before it"
+    assert re.search(r"[\u4e00-\u9fff]", stage.zh)
+    assert stage.run.__module__ == f"pipeline.stages.{stage.name}", "its file has its name"
+    assert stage.version > 0
+    assert stage.resources(BuildSpec.model_validate(MINIMAL)).get("num_cpus", 0) > 0
+    assert stage.prepares or stage.subject in ("candidate", "capture")
+
+
+MINIMAL = {
+    "name": "t",
+    "contact": "mailto:a@b.c",
+    "sources": [{"kind": "folder", "name": "f", "source_kind": "library", "path": "."}],
+}
+
+
+def test_stages_write_into_folders_of_their_own_and_gates_name_stages_that_drop() -> None:
+    assert len({stage.folder for stage in STAGES.values()}) == len(STAGES)
+    assert set(DropShares.model_fields) <= set(deciding(STAGES))
