@@ -1,13 +1,13 @@
-"""Filters: keep, or a reason to drop. One file each; the file's name is `name` in a spec.
+"""Filters: each returns a reason to drop, or None to keep. One file each; the file's name is `name` in a spec.
 
 A TextFilter looks at one text and needs no pixels: `pipeline.stages.admit` runs it before a byte is fetched. Texts that
-fail are taken off the candidate; a candidate with none left is dropped. An ImageFilter looks at the measured features:
-`pipeline.stages.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which is dear:
-`pipeline.stages.screen` runs it on what dedup kept, and caches its scores.
+fail are removed from the candidate; a candidate without any remaining text is dropped. An ImageFilter looks at the
+measured features: `pipeline.stages.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which
+is expensive: `pipeline.stages.screen` runs it on the images that dedup kept, and caches its scores.
 
-A text filter judges a text, rewrites it, or both, in the spec's order: each one sees what those before it have made of
-the text, and what comes out of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
-look for what a later one masks stand before it. Every filter sees every text, those that have failed already too.
+A text filter judges a text, rewrites it, or both, in the spec's order: each one sees the text as the filters before it
+have rewritten it, and the output of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
+search for what a later one masks stand before it. Every filter sees every text, even those that have failed already.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from pipeline.plugins import Plugin, configure
 from pipeline.records import DropReason, Features
 
 RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})
-"""Kinds of running text: longer than what names or describes a picture, and judged by other measures."""
+"""Kinds of running text: longer than texts that name or describe a picture, and judged by other measures."""
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A reason to drop, and what was seen (short, for people)."""
+    """A reason to drop, and its evidence in a few words, for people."""
 
     reason: DropReason
     evidence: str = ""
@@ -41,14 +41,14 @@ class TextFilter(Plugin):
     """Judges one text, or rewrites it, or both; a filter defines `check`, `rewrite` or the two."""
 
     def check(self, text: Text) -> Drop | None:
-        """None to keep."""
+        """The reason to drop the text; None to keep it."""
         return None
 
     def rewrite(self, text: Text) -> Text:
-        """The text that takes its place; itself where there is nothing to change. Twice gives the same as once.
+        """The text that replaces it; itself where there is nothing to change. Idempotent.
 
-        Called for texts that failed, too: what is masked must not be read in a Decision either. A rewrite that is
-        there to hide something hides it in `text.original` as well.
+        Called for texts that failed, too: what is masked must not be readable in a Decision either. A rewrite whose
+        purpose is to hide something hides it in `text.original` as well.
         """
         return text
 
@@ -57,18 +57,18 @@ class ImageFilter(Plugin):
     """Judges an image by its features."""
 
     def check(self, features: Features) -> Drop | None:
-        """None to keep."""
+        """The reason to drop the image; None to keep it."""
         raise TypeError(f"{type(self).__name__} must check features")
 
 
 class PixelFilter(Plugin):
-    """Judges an image by one number that a model gives of its pixels; options say where the number is too high.
+    """Judges an image by one score that a model computes from its pixels; options say which score is too high.
 
     VERSION is raised when the same picture and weights give another score.
     """
 
     NEEDS_SIDE: ClassVar[int] = 0
-    """Shorter side in pixels that a decode has to keep; 0: the whole picture."""
+    """Shorter side, in pixels, that a reduced decode has to keep at least; 0: the picture at its full size."""
 
     def weights(self) -> Path:
         """The model's file. Raises ModelError."""
@@ -81,15 +81,15 @@ class PixelFilter(Plugin):
         return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
 
     def load(self) -> Any:
-        """What a worker keeps. Raises ModelError."""
+        """The state that a worker keeps and passes to `score`: a session. Raises ModelError."""
         return models.session(self.weights())
 
     def score(self, state: Any, pictures: Sequence[Pixels]) -> list[float]:
-        """A score for each picture."""
+        """The score of each picture [H, W, 3]."""
         raise TypeError(f"{type(self).__name__} must score pictures")
 
     def judge(self, score: float) -> Drop | None:
-        """None to keep."""
+        """The reason to drop an image with this score; None to keep it."""
         raise TypeError(f"{type(self).__name__} must judge a score")
 
 

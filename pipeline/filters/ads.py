@@ -1,16 +1,16 @@
 """Drops texts that sell or solicit: telephone numbers, WeChat and QQ contacts, QR codes to scan, web addresses, offers.
 
-Looked at are the even and the bare form of a text (`pipeline.texts.forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and 薇❤
-are what they sound like. Which patterns are tried is told by one Aho-Corasick search for the words that they all need
-(微信, 群, 二维码, com ...), so a caption without any of them costs one search.
+The search runs on the even and the bare form of a text (`pipeline.texts.forms`), so 加.V.信, ＶＸ：ａｂｃ１２３４ and
+薇❤ count as what they sound like. A single Aho-Corasick search for the words that each pattern needs (微信, 群, 二维码,
+com ...) tells which patterns to try, so a caption without any of them costs one search.
 
-A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 stay; 加微信, 长按二维码 and
-特价9.9元包邮 go. Words and phrases that sell are listed in `ads.txt` beside this file. Running text (surrounding,
-abstract, content) is judged by how much of it solicits, since an article with one telephone number at its end is an
-article: mask that with `personal_data`, which stands after this filter.
+A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市里的特价商品 are kept; 加微信, 长按二维码 and
+特价9.9元包邮 are dropped. Words and phrases that sell are listed in `ads.txt` beside this file. Running text
+(surrounding, abstract, content) is judged by how much of it solicits, since an article with one telephone number at its
+end is an article: mask that with `personal_data`, which stands after this filter.
 
 Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
-else (厂家直销). Addresses without a known top-level domain are not seen.
+else (厂家直销). Addresses without a known top-level domain are not recognised.
 """
 
 from __future__ import annotations
@@ -85,44 +85,45 @@ class Ads(TextFilter):
     )
 
     def check(self, text: Text) -> Drop | None:
-        found = self._found(text.text)
-        if not found:
+        solicitations = self._solicitations(text.text)
+        if not solicitations:
             return None
-        if text.kind in RUNNING_KINDS and len(found) * self.running_chars < len(text.text):
+        if text.kind in RUNNING_KINDS and len(solicitations) * self.running_chars < len(text.text):
             return None
-        return Drop(DropReason.ADVERTISEMENT, ", ".join(dict.fromkeys(found)))
+        return Drop(DropReason.ADVERTISEMENT, ", ".join(dict.fromkeys(solicitations)))
 
-    def _found(self, text: str) -> list[str]:
-        """What solicits, one entry for each place; a telephone number is not repeated here."""
+    def _solicitations(self, text: str) -> list[str]:
+        """The words that solicit, one entry per place in the text; a telephone number is counted and not quoted."""
         letters = bare(text)
-        found: list[str] = []
+        places: list[str] = []
         kinds: dict[Kind, int] = {}
         for kind, phrase in _search(letters, self.phrases):
             if phrase and self.offers:
-                found.append(phrase)
+                places.append(phrase)
             elif not phrase:
                 kinds[kind] = kinds.get(kind, 0) + 1
         for kind in kinds:
             if not getattr(self, kind):
                 continue
             if kind == "offers":
-                found += [match.group() for match in _PRICE.finditer(even(text))]
+                places += [match.group() for match in _PRICE.finditer(even(text))]
             else:
-                found += _matches(kind, letters, even(text))
+                places += _matches(kind, letters, even(text))
         if self.phones and may_hold(text):
-            found += ["a telephone number"] * _telephones(text)
-        return found
+            places += ["a telephone number"] * _telephones(text)
+        return places
 
 
 def _matches(kind: Kind, letters: str, plain: str) -> list[str]:
-    """What a kind's patterns find in the bare form, or else in the even one: both would count a place twice."""
+    """Matches of a kind's patterns in the bare form, or else in the even one: both would count a place twice."""
     for forms, form in ((_BARE, letters), (_EVEN, plain)):
-        if kind in forms and (found := [match.group() for match in _compiled(forms[kind]).finditer(form)]):
-            return found
+        if kind in forms and (matches := [match.group() for match in _compiled(forms[kind]).finditer(form)]):
+            return matches
     return []
 
 
 def _telephones(text: str) -> int:
+    """Number of telephone numbers in a text, those that begin with 400 or 800 included."""
     places = {f.start for kind in ("mobile", "landline") for f in find(text, kind)}
     return len(places | {match.start() for match in _CALL.finditer(even(text))})
 
@@ -140,7 +141,7 @@ def _search(letters: str, phrases: tuple[str, ...]) -> list[tuple[Kind, str]]:
 
 @cache
 def _words(phrases: tuple[str, ...]) -> tuple[Any, list[tuple[Kind, str]]]:
-    """Aho-Corasick automaton over all words, and what each means. Once a process."""
+    """Aho-Corasick automaton over all words, and the meaning of each. Built once per process."""
     from ahocorasick_rs import AhoCorasick
 
     listed = resources.files("pipeline.filters").joinpath("ads.txt").read_text(encoding="utf-8")

@@ -1,10 +1,10 @@
 """Drops texts that say nothing about their picture: set phrases of web sites, file names, URLs.
 
-Phrases come from `boilerplate.txt` beside this file, one a line, and from the spec; width, case and Traditional
-characters do not matter. A text is boilerplate if no more
-than one letter is left when the phrases are taken out: 「点击查看大图」 goes, 「点击查看大图：黄山云海」 stays.
+Phrases come from `boilerplate.txt` beside this file, one per line, and from the spec; width, case and Traditional
+characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:
+「点击查看大图」 is dropped, 「点击查看大图：黄山云海」 is kept.
 
-Limits: what only one site says is not known here; `pipeline.stages.extract` takes off texts that many of its pages
+Limits: set phrases of a single site are not known here; `pipeline.stages.extract` removes texts that many of its pages
 share.
 """
 
@@ -43,7 +43,7 @@ class Boilerplate(TextFilter):
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text.strip()
-        dotted = "." in whole  # what file names and URLs are not without
+        dotted = "." in whole  # every file name and nearly every URL has a dot: a test that spares two patterns
         if (dotted and _IMAGE_FILE.fullmatch(whole)) or _CAMERA_NAME.fullmatch(whole):
             return Drop(DropReason.BOILERPLATE, "a file name")
         if _NUMBER.fullmatch(whole):
@@ -51,13 +51,13 @@ class Boilerplate(TextFilter):
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
         plain = even(whole)
-        found = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
-        if not found:
+        matches = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
+        if not matches:
             return None
-        inside = {at for _, start, end in found for at in range(start, end)}
+        inside = {at for _, start, end in matches for at in range(start, end)}
         if _letters("".join(c for at, c in enumerate(whole) if at not in inside)) > 1:
             return None
-        _, start, end = found[0]
+        _, start, end = matches[0]
         return Drop(DropReason.BOILERPLATE, whole[start:end])
 
 
@@ -67,7 +67,7 @@ def _letters(text: str) -> int:
 
 @cache
 def _phrases(phrases: tuple[str, ...], packaged: bool) -> Any:
-    """Aho-Corasick automaton of all phrases; of two that begin at one place the longer one counts."""
+    """Aho-Corasick automaton of all phrases; of two that begin at the same place the longer one counts."""
     from ahocorasick_rs import AhoCorasick, MatchKind
 
     lines = list(phrases)

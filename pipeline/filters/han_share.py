@@ -1,7 +1,7 @@
 """Drops texts that are not Chinese, by script: kana or hangul, or too few Han characters among the letters.
 
-Script rules rather than a language model: on short captions models take 故宫雪景 for Japanese. The katakana
-middle dot (・) is no kana here, since Chinese texts part foreign names with it.
+Rules on scripts rather than a language model: on short captions models take 故宫雪景 for Japanese. The katakana middle
+dot (・) does not count as kana, since Chinese texts separate the parts of foreign names with it.
 
 Limits: a Japanese text without a single kana passes.
 """
@@ -23,7 +23,7 @@ HANGUL = re.compile("[\u1100-\u11ff\u3130-\u318f\uac00-\ud7af]")
 
 
 def _script(character: str) -> str:
-    """h for Han, f for kana and hangul, l for another letter; nothing for what is no letter."""
+    """h for Han, f for kana and hangul, l for another letter; "" for a character that is no letter."""
     if KANA.match(character) or HANGUL.match(character):
         return "f"
     return "h" if HAN.match(character) else "l" if _LETTER.match(character) else ""

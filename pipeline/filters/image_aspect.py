@@ -1,6 +1,6 @@
 """Drops banners and strips: pictures much longer than wide, or wider than long.
 
-The default is Wukong's and DataComp's: at most 3 to 1 either way.
+The default is that of Wukong and DataComp: at most 3 to 1 either way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Drops pictures that show nothing: placeholders, empty scans, one colour all over.
 
 `blankness` is the share of the most frequent of 64 grey levels. A small drawing on white may reach 0.95, so the
-default drops only what is flat all but entirely.
+default drops only pictures that are flat almost everywhere.
 """
 
 from __future__ import annotations

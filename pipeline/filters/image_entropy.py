@@ -1,9 +1,9 @@
-"""Drops pictures of few grey levels: plain text, line drawings, logos, where photographs are wanted.
+"""Drops pictures of few grey levels, such as text, line drawings and logos, from datasets of photographs.
 
-Of 173 photos of dishes the lowest had 5.9 bits; of 235 drawings on white a quarter had less than 3.0, a twentieth less
+The lowest of 173 photos of dishes had 5.9 bits; a quarter of 235 drawings on white had less than 3.0, a twentieth less
 than 1.7.
 
-Not among the default filters: which of them are wanted is the dataset's own affair.
+Not among the default filters: a dataset may want drawings.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Drops animations, of which only the first frame would be kept: often blank, a title or a fade-in.
+"""Drops animations, since only their first frame would be kept: often blank, a title or a fade-in.
 
-Counts frames of GIF, WebP, PNG, AVIF and pages of TIFF. Not among the default filters.
+Counts the frames of GIF, WebP, PNG and AVIF and the pages of TIFF. Not among the default filters.
 """
 
 from __future__ import annotations

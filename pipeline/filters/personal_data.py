@@ -1,11 +1,13 @@
-"""Takes personal data out of texts: telephone numbers, ID cards, bank cards, mail addresses, licence plates.
+"""Masks personal data in texts, or drops the text: telephone numbers, ID cards, bank cards, mail addresses, plates.
 
 Each kind is masked, dropped or kept, by option: masked, `张三 13800138000` becomes `张三 <电话>`, in the text and in
-the original that a rewrite before this one has kept. The masked text is the text everywhere after: KEY.txt, dedup,
-STORE and Decisions. What is looked for, and with which check digits, is said in `pipeline.texts.personal`.
+the original that an earlier rewrite has kept. The masked text is the text everywhere after: KEY.txt, dedup, STORE and
+Decisions. `pipeline.texts.personal` says what is recognised, and by which check digits.
 
-Filters that drop what solicits (`ads`) stand before this one, or they see masks for numbers. Limits: names are not
-masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that name nobody.
+Filters that drop solicitations (`ads`) stand before this one; after it they would see masks in place of numbers.
+
+Limits: names are not masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that
+name nobody.
 """
 
 from __future__ import annotations
@@ -36,11 +38,11 @@ class PersonalData(TextFilter):
     def check(self, text: Text) -> Drop | None:
         if not may_hold(text.text):
             return None
-        found = [kind for kind in self._kinds("drop") if find(text.text, kind)]
-        return Drop(DropReason.PERSONAL_DATA, ", ".join(found)) if found else None
+        kinds = [kind for kind in self._kinds("drop") if find(text.text, kind)]
+        return Drop(DropReason.PERSONAL_DATA, ", ".join(kinds)) if kinds else None
 
     def rewrite(self, text: Text) -> Text:
-        """Masks what is dropped, too: a Decision that tells why a text went shows the text."""
+        """Masks the kinds to drop as well: the Decision that says why a text was dropped shows the text."""
         if not may_hold(text.text) and not (text.original and may_hold(text.original)):
             return text
         kinds = self._kinds("mask", "drop")
@@ -54,7 +56,7 @@ class PersonalData(TextFilter):
 
 
 def _masked(text: str, kinds: list[Kind]) -> str:
-    """Masked until nothing is found: a mask is a boundary that a digit was not."""
+    """The text, masked until nothing more is recognised: a mask is a boundary where a digit was none."""
     before = ""
     while text != before:
         before = text

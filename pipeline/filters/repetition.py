@@ -1,8 +1,8 @@
-"""Drops texts that say one thing over and over: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
+"""Drops texts that repeat one thing over and over: 哈哈哈哈哈哈哈, 美女美女美女美女, 啊啊啊 between other words.
 
 Three measures over the letters of a text (digits, marks and spaces do not count): the longest run of one letter, the
-share of the most frequent letter, and the share of three-letter sequences that stood in the text before. The two shares
-are asked only of texts with enough letters to have one: 妈妈 and 人人 repeat, and say something.
+share of the most frequent letter, and the share of three-letter sequences that occurred in the text before. The shares
+are computed only for texts with enough letters: 妈妈 and 人人 repeat, and say something.
 
 Limits: a text that repeats with small changes passes (新款连衣裙女, 连衣裙新款女).
 """
@@ -30,14 +30,14 @@ class Repetition(TextFilter):
     max_repeated_share: float = Field(
         0.45, gt=0, le=1, description="largest share of three-letter sequences met before"
     )
-    min_letters: int = Field(6, ge=3, description="a text of fewer letters has no shares worth asking for")
+    min_letters: int = Field(6, ge=3, description="fewest letters of a text whose shares are looked at")
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text
-        if len(whole) - len(set(whole)) < 2:  # as most captions: nothing stands there a third time
+        if len(whole) - len(set(whole)) < 2:  # as in most captions: nothing occurs a third time
             return None
         letters = _NO_LETTER.sub("", whole)
-        repeats = len(letters) - len(set(letters))  # no measure can be above it
+        repeats = len(letters) - len(set(letters))  # letters that occurred before: an upper bound of every measure
         if repeats >= self.max_run:
             longest = max((match.group() for match in _RUN.finditer(letters)), key=len, default="")
             if len(longest) > self.max_run:

@@ -1,9 +1,9 @@
 """Drops texts that are too short or too long to say something about a picture.
 
-Characters are counted without white space. The defaults are Chinese-CLIP's (5 to 50 characters) for
-texts that name or describe; running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains
-on it and training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.texts.words`), asked
-only where a spec sets their number, and cut only where the number is not plain without.
+Characters are counted without white space. The defaults are those of Chinese-CLIP (5 to 50 characters) for texts that
+name or describe; running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains on it and
+training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted
+only if a spec limits their number, and a text is segmented only if a bound does not decide already.
 """
 
 from __future__ import annotations

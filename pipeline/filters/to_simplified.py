@@ -1,7 +1,7 @@
 """Rewrites Traditional Chinese as Simplified, by OpenCC, and keeps the original beside it. Off unless a spec names it.
 
-For trainings that want one script: a text in both scripts is then one text, in a sample, in dedup and in a vocabulary.
-The original goes into KEY.json as `original` of its text; training does not read it.
+For models that are to see one script: a text in both scripts is then one text, in a sample, in dedup and in a
+vocabulary. The original goes into KEY.json as `original` of its text; training does not read it.
 
 Limits: what OpenCC knows; `t2s` changes the script, not the words (軟體 becomes 软体, with `tw2sp` 软件).
 """

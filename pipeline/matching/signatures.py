@@ -1,8 +1,8 @@
-"""Signatures of image leaders by number: most of what a leader takes, and seldom read.
+"""Signatures of image leaders, by leader number: in memory, or mapped from the files of earlier builds.
 
-Only candidates of the hash index are verified, a few for each image asked for. So what comes as a memory map of a file,
-as earlier builds' signatures do, stays on disk: it is gone through once for its tones, and then read where it is
-compared; the rest grows in memory.
+Signatures are most of the bytes of a leader and are seldom read: only candidates of the hash index are verified, a few
+per image. So signatures that come as a memory map of a file, as those of earlier builds do, stay on disk. They are read
+through once for their tones, and then where they are compared. The others grow in memory.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ Bytes = npt.NDArray[np.uint8]
 Ints = npt.NDArray[np.int64]
 
 
-class Grids:
-    """Signatures of `grids` grids of `size` bytes."""
+class LeaderSignatures:
+    """Signatures of leaders 0, 1, 2 ..., each of `grids` grids of `size` bytes."""
 
     def __init__(self, grids: int, size: int) -> None:
         self._shape = (grids, size)
-        self._pieces: list[Bytes] = []
+        self._pieces: list[Bytes] = []  # [rows, grids * size] each; the last one in memory has unused rows at its end
         self._starts: list[int] = []  # number of the first leader of each piece
         self.count = 0
         self._open = 0  # rows used of the last piece; 0 if that is a map
 
     def add(self, signature: Bytes) -> None:
-        """Those of the next leaders [N, bytes], in any shape."""
+        """Add the signatures of the next leaders [N, ...], in any shape of grids * size bytes each."""
         if not len(signature):
             return
         rows, width = signature.reshape(len(signature), -1), self._shape[0] * self._shape[1]
@@ -37,17 +37,17 @@ class Grids:
         if not mapped:
             piece, end = self._pieces[-1], self._open + len(rows)
             if end > len(piece):
-                piece.resize((max(end, len(piece) * 9 // 8), width), refcheck=False)  # in place: never held twice
+                piece.resize((max(end, len(piece) * 9 // 8), width), refcheck=False)  # in place: never in memory twice
             piece[self._open : end] = rows
             self._open = end
         self.count += len(rows)
 
     def of(self, leaders: Ints, grids: Ints) -> Bytes:
-        """[N, size]: one grid of each leader."""
-        found = np.empty((len(leaders), self._shape[1]), np.uint8)
-        which = np.searchsorted(self._starts, leaders, side="right") - 1
+        """[N, size]: grid number grids[i] of leader leaders[i]."""
+        wanted = np.empty((len(leaders), self._shape[1]), np.uint8)
+        which = np.searchsorted(self._starts, leaders, side="right") - 1  # the last piece that starts at or before it
         for piece in np.unique(which):
             rows = np.flatnonzero(which == piece)
-            kept = self._pieces[piece].reshape(-1, *self._shape)
-            found[rows] = kept[leaders[rows] - self._starts[piece], grids[rows]]
-        return found
+            stored = self._pieces[piece].reshape(-1, *self._shape)
+            wanted[rows] = stored[leaders[rows] - self._starts[piece], grids[rows]]
+        return wanted

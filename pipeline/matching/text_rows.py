@@ -1,7 +1,7 @@
-"""Texts as the leader pass compares them, in memory and as Parquet columns.
+"""Texts as the leader pass compares them: ids and sketches, in memory and as a Parquet column.
 
-Sketches cost more to make than to compare, so `pipeline.stages.rank` makes them in parallel and everything after it,
-STORE's identities included, reads them as they are: arrays over the buffers of the file, no object a text.
+Sketches cost more to make than to compare, so `pipeline.stages.rank` makes them in parallel, and everything after it,
+STORE's identities included, reads them as they are: arrays over the buffers of the file, no Python object per text.
 """
 
 from __future__ import annotations
@@ -24,29 +24,32 @@ from pipeline.texts.folding import folding, text_id
 FIELDS = pa.struct(
     [
         ("id", DIGEST),
-        ("numerals", pa.uint64()),  # of the digits
+        ("numerals", pa.uint64()),  # digest of the digits
         ("parity", pa.uint64()),
-        ("keys", pa.binary()),  # uint32 each
-        ("shingles", pa.binary()),  # uint32 each
+        ("keys", pa.binary()),  # uint32 each, little-endian
+        ("shingles", pa.binary()),  # uint32 each, little-endian
     ]
 )
+"""A text in a Parquet column: its id and its sketch, field by field as in `Sketches`."""
+
 VERSION = 1
+"""Raised when the same text gets another sketch."""
 
 
 def sketch_id(threshold: float) -> str:
-    """Names all that a sketch depends on: those of another one are not compared. Half a second, once a process."""
+    """Name of all that a sketch depends on; sketches of other names are not compared. Takes 0.5 s, once per process."""
     return canonical_json([VERSION, SHINGLES, *bands(threshold), folding()]).decode()
 
 
 def token(threshold: float) -> list[Any]:
-    """The same for a fingerprint, at no cost: what `folding` follows from instead of itself."""
+    """The same for a fingerprint, at no cost: versions that the folding table follows from instead of its digest."""
     versions = [importlib.metadata.version("opencc"), unicodedata.unidata_version]
     return [VERSION, SHINGLES, *bands(threshold), *versions]
 
 
 @dataclass(frozen=True)
 class TextRows:
-    """Texts [N]: ids [N, 32] and sketches."""
+    """Texts [N]: ids [N, 32], each the sha256 of the normal form, and sketches."""
 
     ids: Digests
     sketches: Sketches
@@ -55,13 +58,14 @@ class TextRows:
         return len(self.ids)
 
     def take(self, rows: Sequence[int] | npt.NDArray[np.int64] | slice) -> TextRows:
+        """Some of the texts, in the order of `rows`."""
         if isinstance(rows, slice):
             return self if rows == slice(None) else self.take(np.arange(len(self))[rows])
         at = np.asarray(rows, np.int64)
         return TextRows(self.ids[at], self.sketches.take(at))
 
     def columns(self) -> pa.StructArray:
-        """A column of FIELDS."""
+        """The texts as a column of FIELDS."""
         own, size = self.sketches, len(self)
         width = own.keys.shape[1]
         values = [
@@ -74,11 +78,11 @@ class TextRows:
         return pa.StructArray.from_arrays(values, fields=list(FIELDS))
 
 
-class Asked:
-    """Which band keys the texts of a build have: earlier leaders with none of them cannot be the same as any.
+class BandFilter:
+    """The band keys that occur in a build: an earlier leader with none of them is the same as none of its texts.
 
-    A table of one byte for each value of a key's first BITS bits: for 10,000 texts it lets a tenth of the others pass,
-    for some millions nearly all, which then are no more than the build itself.
+    One byte for each value of a key's first BITS bits. For a build of 10,000 texts a tenth of the other leaders pass,
+    for one of some millions nearly all, which are then no more than the build itself.
     """
 
     BITS = 24
@@ -87,25 +91,26 @@ class Asked:
         self._table = np.zeros(1 << self.BITS, np.bool_)
 
     def add(self, keys: npt.NDArray[np.uint32]) -> None:
+        """Add keys of the build's texts, in any shape."""
         self._table[keys >> np.uint32(32 - self.BITS)] = True
 
     def rows(self, keys: npt.NDArray[np.uint32]) -> npt.NDArray[np.int64]:
-        """Of texts with keys [N, bands] those that may be asked for."""
+        """Rows of the texts with keys [N, bands] that may share a band with the build."""
         return np.flatnonzero(self._table[keys >> np.uint32(32 - self.BITS)].any(axis=1))
 
 
 def keys_of(column: pa.Array) -> npt.NDArray[np.uint32]:
-    """All band keys in an array of FIELDS' `keys`, one after the other."""
+    """All band keys of an array of FIELDS' `keys`, end to end."""
     return _words(column)[0]
 
 
 def made(normal_texts: Sequence[str], threshold: float) -> TextRows:
-    """Of normalised texts."""
+    """Ids and sketches of normalised texts, to be compared at the threshold."""
     return TextRows(unhex(text_id(text) for text in normal_texts), sketch(normal_texts, threshold))
 
 
 def read(column: Any) -> TextRows:
-    """Of a column of FIELDS, array or chunked array."""
+    """The texts of a column of FIELDS, array or chunked array."""
     rows = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     if isinstance(rows, pa.ChunkedArray):
         rows = pa.array([], FIELDS)
@@ -113,19 +118,20 @@ def read(column: Any) -> TextRows:
     shingles, starts = _words(fields["shingles"])
     keys, ends = _words(fields["keys"])
     numerals, parity = (fields[name].to_numpy(zero_copy_only=False) for name in ("numerals", "parity"))
-    width = int(ends[1] - ends[0]) if len(rows) else 0
+    width = int(ends[1] - ends[0]) if len(rows) else 0  # all texts have as many keys
     return TextRows(
         digests_of(fields["id"]), Sketches(shingles, starts, numerals, parity, keys.reshape(-1, width or 1))
     )
 
 
 def _binary(words: npt.NDArray[np.uint32], starts: npt.NDArray[np.int64]) -> pa.Array:
+    """A binary array [N] over words laid end to end; starts [N + 1] in words, Arrow's offsets in bytes."""
     raw = np.ascontiguousarray(words, "<u4")
     offsets = (starts * 4).astype(np.int32)
     return pa.BinaryArray.from_buffers(pa.binary(), len(starts) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(raw)])
 
 
 def _words(column: pa.Array) -> tuple[npt.NDArray[np.uint32], npt.NDArray[np.int64]]:
-    """(words of all rows, where each row starts [N + 1])."""
+    """(words of all rows end to end, start of each row in them [N + 1]) of a binary array."""
     raw, starts = bytes_of(column)
     return raw.view("<u4"), starts // 4

@@ -1,51 +1,65 @@
-"""What earlier builds kept, from STORE's identities into the holders of a leader pass.
+"""Loads what earlier builds kept from STORE into the leader pass, before the first pair of a new build is decided.
 
-Read in the order of ranks, column by column, and entered LOADED images at a time, so that indexes are built and not
-grown. Signatures, nine tenths of all bytes, are mapped and not read. Of the text leaders only those are entered that
-share a band with some text of this build (`text_rows.Asked`).
+Images and texts are read in the order of their ranks, column by column, and entered LOADED at a time, so that indexes
+are built and not grown. Signatures, nine tenths of all bytes, are mapped and not read. Text leaders are entered only if
+they share a band with some text of the new build (`text_rows.BandFilter`): no other can be the same as one of them.
 
-Limits: images of another feature id are matched by bytes only, and texts sketched otherwise feed no cap; both are said.
+Limits: images that were measured under another feature id are matched by bytes only, and texts that were sketched
+otherwise feed no cap; both are logged.
 """
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from pipeline.features import feature_id
+from data_specs.build import Dedup
 from pipeline.files.digests import digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import EARLIER, PLACEHOLDER, Holders, Known, hashes_of
-from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, Identities, Published
 
 log = logging.getLogger("wenlan")
 
 LOADED = 200_000
+"""Images, or texts, entered together."""
+
+COLUMNS = ("candidate_id", "sha256", "text_leader", "domain", "phash")
+"""Columns of IMAGE_SCHEMA that the pass needs."""
 
 
-def learn(build: Build, held: Holders) -> int:
-    """Hand over what the builds that this one reads have kept; gives the number of images. Raises StoreError."""
-    identities = Identities(build.store)
-    known = [identities.read(name) for name in build.identities]
-    _learn_texts(build, identities, known, held)
-    features, images = feature_id(), 0
-    columns = ["candidate_id", "sha256", "text_leader", "domain", "phash"]
-    for comparable in (True, False):
-        builds = [one for one in known if (one.features == features) == comparable]
-        for table, signatures in _gathered(identities, builds, columns):
+def learn(
+    holders: Holders,
+    identities: Identities,
+    names: Sequence[str],
+    rules: Dedup,
+    features: str,
+    band_keys: Iterable[npt.NDArray[np.uint32]],
+) -> int:
+    """Enter the published builds `names` into the holders; returns the number of images. Raises StoreError.
+
+    features: the feature id of the new build; band_keys: those of all its texts, in any shape and order.
+    """
+    earlier = [identities.read(name) for name in names]
+    bands = text_rows.BandFilter()
+    for keys in band_keys:
+        bands.add(keys)
+    _learn_texts(holders, identities, earlier, rules, bands)
+    images = 0
+    for comparable in (True, False):  # leaders are numbered as they are entered: comparable builds come first
+        builds = [one for one in earlier if (one.features == features) == comparable]
+        for table, signatures in _gathered(identities, builds):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
-            own = Known(candidate, np.full(len(candidate), -1, np.int64), flags)
+            known = Known(candidate, np.full(len(candidate), -1, np.int64), flags)
             looks = (hashes_of(table), signatures) if comparable and table.num_rows else None
-            held.learn_images(rows_of(digests_of(table["sha256"])), own, looks)
-            domains = Counter(table["domain"].to_pylist()) if build.spec.dedup.max_pairs_per_domain else Counter()
-            held.count(Counter(rows_of(digests_of(table["text_leader"]))), domains)
+            holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
+            domains = Counter(table["domain"].to_pylist()) if rules.max_pairs_per_domain else Counter()
+            holders.count(Counter(rows_of(digests_of(table["text_leader"]))), domains)
             images += table.num_rows
             if not comparable:
                 message = "dedup: %d images of earlier builds were measured otherwise: matched by bytes only"
@@ -53,51 +67,47 @@ def learn(build: Build, held: Holders) -> int:
     return images
 
 
-def _learn_texts(build: Build, identities: Identities, known: list[Published], held: Holders) -> None:
-    sketches, asked = text_rows.sketch_id(build.spec.dedup.text_similarity), _asked(build)
-    for other in (k for k in known if k.sketch != sketches):
+def _learn_texts(
+    holders: Holders, identities: Identities, earlier: list[Published], rules: Dedup, bands: text_rows.BandFilter
+) -> None:
+    """Enter the text leaders of earlier builds that share a band with the new one."""
+    sketches = text_rows.sketch_id(rules.text_similarity)
+    for other in (one for one in earlier if one.sketch != sketches):
         log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", other.build)
 
-    found: list[pa.Table] = [pa.schema([("text", text_rows.FIELDS)]).empty_table()]
-    for table in (t for k in known if k.sketch == sketches for t in identities.batches(k, "texts.parquet")):
-        found.append(table.take(pa.array(asked.rows(text_rows.read(table["text"]).sketches.keys))))
-        if sum(t.num_rows for t in found) >= LOADED:
-            held.learn_texts(text_rows.read(pa.concat_tables(found)["text"]))
-            found = found[:1]
-    held.learn_texts(text_rows.read(pa.concat_tables(found)["text"]))
-
-
-def _asked(build: Build) -> text_rows.Asked:
-    """The band keys of all texts of the build."""
-    asked, stage = text_rows.Asked(), build.stage("rank")
-    for record in stage.records():
-        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=50_000, columns=["sketches.list.element.keys"]):
-                asked.add(text_rows.keys_of(batch.column(0).flatten().field("keys")))
-    return asked
+    empty = pa.schema([("text", text_rows.FIELDS)]).empty_table()
+    waiting: list[pa.Table] = [empty]
+    comparable = [one for one in earlier if one.sketch == sketches]
+    for table in (table for one in comparable for table in identities.batches(one, "texts.parquet")):
+        waiting.append(table.take(pa.array(bands.rows(text_rows.read(table["text"]).sketches.keys))))
+        if sum(t.num_rows for t in waiting) >= LOADED:
+            holders.learn_texts(text_rows.read(pa.concat_tables(waiting)["text"]))
+            waiting = [empty]
+    holders.learn_texts(text_rows.read(pa.concat_tables(waiting)["text"]))
 
 
 def _gathered(
-    identities: Identities, known: list[Published], columns: list[str]
+    identities: Identities, earlier: list[Published]
 ) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
-    """Images by rank with their `flags`, and their signatures build by build: whole builds, LOADED rows and more."""
+    """(images by rank with their `flags`, their signatures build by build), whole builds of LOADED rows or more."""
     tables: list[pa.Table] = []
     signatures: list[npt.NDArray[np.uint8]] = []
-    for number, one in enumerate(known, 1):
-        own = _images(identities, one, columns)
-        tables.append(own)
-        signatures.append(identities.signatures(one, own.num_rows))
-        if number == len(known) or sum(t.num_rows for t in tables) >= LOADED:
+    for number, one in enumerate(earlier, 1):
+        images = _images(identities, one)
+        tables.append(images)
+        signatures.append(identities.signatures(one, images.num_rows))
+        if number == len(earlier) or sum(t.num_rows for t in tables) >= LOADED:
             yield pa.concat_tables(tables), signatures
             tables, signatures = [], []
 
 
-def _images(identities: Identities, known: Published, columns: list[str]) -> pa.Table:
-    flagged = [digests_of(t["candidate_id"]) for t in identities.batches(known, "placeholders.parquet")]
+def _images(identities: Identities, one: Published) -> pa.Table:
+    """COLUMNS of a build's images by rank, with the `flags` that a leader has (`holders.EARLIER`, `PLACEHOLDER`)."""
+    flagged = [digests_of(t["candidate_id"]) for t in identities.batches(one, "placeholders.parquet")]
     placeholders = {name for names in flagged for name in rows_of(names)}
-    schema = pa.schema([IMAGE_SCHEMA.field(name) for name in columns])
-    table = pa.concat_tables([schema.empty_table(), *identities.batches(known, "images.parquet", columns)])
+    schema = pa.schema([IMAGE_SCHEMA.field(name) for name in COLUMNS])
+    table = pa.concat_tables([schema.empty_table(), *identities.batches(one, "images.parquet", list(COLUMNS))])
     flags = np.full(table.num_rows, EARLIER, np.uint8)
     if placeholders:
         flags[[name in placeholders for name in rows_of(digests_of(table["candidate_id"]))]] |= PLACEHOLDER
-    return table.select(columns).append_column("flags", pa.array(flags))
+    return table.select(list(COLUMNS)).append_column("flags", pa.array(flags))

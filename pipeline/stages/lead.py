@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -35,11 +36,17 @@ from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.records import TEXTS_TYPE, split_of
-from pipeline.stages import _runs
-from pipeline.stages._earlier_builds import learn
+from pipeline.stages import _earlier_builds, _runs
 from pipeline.store.build import Build
-from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA, write_without
-from pipeline.store.partitions import Attempt, Record
+from pipeline.store.identities import (
+    IMAGE_SCHEMA,
+    PLACEHOLDER_SCHEMA,
+    SIGNATURES,
+    TEXT_SCHEMA,
+    Identities,
+    write_without,
+)
+from pipeline.store.partitions import Attempt, Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.folding import normals
@@ -86,10 +93,24 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
     with Holders(build.spec.dedup, holders) as held, build.stage("lead").attempt(partition) as attempt:
-        images = learn(build, held) if build.identities else 0
+        images = _learn_earlier(build, held) if build.identities else 0
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
         attempt.commit({"pairs": pairs, **counts, "earlier": images, "holders": holders}, info)
+
+
+def _learn_earlier(build: Build, holders: Holders) -> int:
+    """Enter what the builds that this one reads have kept; returns the number of images."""
+    identities, keys = Identities(build.store), _band_keys(build.stage("rank"))
+    return _earlier_builds.learn(holders, identities, build.identities, build.spec.dedup, feature_id(), keys)
+
+
+def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
+    """Band keys of all texts of the runs, a batch of pairs at a time."""
+    for record in stage.records():
+        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=50_000, columns=["sketches.list.element.keys"]):
+                yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
 
 
 def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:

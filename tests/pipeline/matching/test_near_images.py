@@ -15,7 +15,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
 from pipeline.features._rows import measure_image
-from pipeline.matching.near_images import COMBINATIONS, MOST_BITS, HashIndex, ImageLeaders, _plan, grid_of, radius_of
+from pipeline.matching.near_images import (
+    COMBINATIONS,
+    MOST_BITS,
+    HashIndex,
+    ImageLeaders,
+    band_plan,
+    grid_of,
+    radius_of,
+)
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
@@ -54,7 +62,7 @@ def test_the_index_finds_exactly_what_comparing_all_finds(radius: int, size: int
 
 @pytest.mark.parametrize("radius", [4, 6, 10])
 def test_levels_merged_into_one_with_other_bands_find_exactly_what_comparing_all_finds(radius: int) -> None:
-    cuts = {tuple((band.low, band.bits) for band in _plan(1 << size, radius)) for size in range(8, 20)}
+    cuts = {tuple((band.low, band.bits) for band in band_plan(1 << size, radius)) for size in range(8, 20)}
     assert len(cuts) > 2, "sizes that need the same bands show nothing"
     codes, queries = near_codes(radius, 70_000, radius)
     index = HashIndex(radius)
@@ -79,7 +87,7 @@ def test_a_hot_bucket_is_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch, sca
 
 @given(st.integers(0, 10**7), st.integers(0, 16))
 def test_bands_are_apart_and_share_the_radius_by_the_pigeonhole_principle(size: int, radius: int) -> None:
-    plan = _plan(size, radius)
+    plan = band_plan(size, radius)
     bits = [bit for band in plan for bit in range(band.low, band.low + band.bits)]
     assert len(bits) == len(set(bits))
     assert all(0 <= bit < 64 for bit in bits)
