@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -16,8 +17,15 @@ BATCH = 128
 """Pictures that features look at at once: a call costs more than what it does for one."""
 
 
+_OF_HEADER = [field.name for field in dataclasses.fields(Header)]
+"""Columns of FEATURE_SCHEMA that are known before anything is decoded."""
+
+
 class FeatureRows:
-    """Rows of FEATURE_SCHEMA in the making: features look at BATCH pictures at once, pixels go as soon as they come."""
+    """Builds rows of FEATURE_SCHEMA, BATCH pictures at a time.
+
+    Of a picture only its thumbnails (`_squares`) are kept until its batch is full, its pixels are not.
+    """
 
     def __init__(self) -> None:
         self._plugins, self._headers = features(), list[Header]()
@@ -31,17 +39,17 @@ class FeatureRows:
         fill(self._squares[len(self._headers)], picture)
         self._headers.append(picture.header)
         if len(self._headers) == BATCH:
-            self._look()
+            self._measure()
 
     def table(self) -> pa.Table:
         """All rows so far."""
         if self._headers:
-            self._look()
+            self._measure()
         return pa.table(self._columns, schema=FEATURE_SCHEMA)
 
-    def _look(self) -> None:
-        """Measure the pictures that wait, and free their squares."""
-        for name in ("format", "width", "height", "frames", "alpha", "orientation"):
+    def _measure(self) -> None:
+        """Add the columns of the waiting batch."""
+        for name in _OF_HEADER:
             self._columns[name] += [getattr(header, name) for header in self._headers]
         views = Views(self._squares[: len(self._headers)])
         for name, plugin in self._plugins.items():
@@ -50,7 +58,7 @@ class FeatureRows:
 
 
 def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
-    """The columns of FEATURE_SCHEMA but sha256, from the bytes of one image. Raises PictureError."""
+    """The columns of FEATURE_SCHEMA except sha256, from the bytes of one image. Raises PictureError."""
     rows = FeatureRows()
     rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
     (row,) = rows.table().drop_columns(["sha256"]).to_pylist()

@@ -36,7 +36,7 @@ ROW_GROUP = 1_000
 
 
 def token(build: Build) -> Any:
-    return None  # what the leader pass was told is in its own token
+    return None  # the rules and the identities are in the token of `lead`
 
 
 def partitions(build: Build) -> list[str]:

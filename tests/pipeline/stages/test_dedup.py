@@ -123,16 +123,6 @@ def test_a_build_without_pairs_is_no_fault(fetched_build: Any) -> None:
     assert publish(build) == []
 
 
-def test_splits_have_their_shares_and_follow_the_leader() -> None:
-    found = Counter(dedup.split_of(f"{i:064x}", 0, 0.1, 0.2) for i in range(5_000))
-    assert found["dev"] == pytest.approx(500, rel=0.15)
-    assert found["val"] == pytest.approx(1_000, rel=0.15)
-    assert dedup.split_of("a", 0, 0.0, 0.0) == "train"
-    assert [dedup.split_of(f"{i}", 1, 0.3, 0.3) for i in range(50)] != [
-        dedup.split_of(f"{i}", 2, 0.3, 0.3) for i in range(50)
-    ]
-
-
 # --- across builds
 
 
