@@ -43,9 +43,9 @@ from pipeline.sources import sources_of
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
-from pipeline.web import guard
 from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
+from pipeline.web.policy import user_agent
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ()
@@ -98,7 +98,7 @@ def run_partition(build: Build, partition: str) -> None:
         "isPartOf": build.build_id,
         "description": f"crawl of the source {site.name}",
         "robots": "obey" if build.spec.egress.obey_robots else "ignore",
-        "http-header-user-agent": guard.user_agent(build.spec),
+        "http-header-user-agent": user_agent(build.spec),
     }
     with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
         frontier.add(site.start_urls(), depth=0)
