@@ -138,7 +138,7 @@ class Crawler:
             return
         assert visit.capture is not None
         count("wenlan_received_bytes", len(visit.capture.body) if visit.outcome == "kept" else 0, host=page.host)
-        if self._frontier.alike(page.host, visit.likeness) >= MAX_ALIKE:
+        if self._frontier.kept_alike(page.host, visit.likeness) >= MAX_ALIKE:
             evidence = f"differs in its numbers only from {MAX_ALIKE} pages before it; its links are not followed"
             self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
@@ -152,7 +152,7 @@ class Crawler:
         else:
             self._streak.pop(page.host, None)
         if visit.again:
-            self._frontier.again(page)
+            self._frontier.retry_later(page)
         else:
             self._frontier.drop(page, visit.reason, visit.evidence, visit.links)
         streak = self._streak.get(page.host, [])
