@@ -47,6 +47,7 @@ from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url
+from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
 VERSION = 2
@@ -196,7 +197,7 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
     if not 200 <= capture.status < 300:
         yield drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
         return
-    if not _is_html(capture):
+    if not policy.is_html(capture.content_type, capture.body):
         yield drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
         return
     decoded = decode(capture.body, capture.content_type)
@@ -204,9 +205,8 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
         yield drop_capture(capture, source, DropReason.BAD_CHARSET, "neither UTF-8, gb18030, Big5 nor what it declares")
         return
     page = parse(decoded[0], rule_of(capture.url))
-    refusals = _opt_outs(capture, page)
-    if refusals:
-        yield drop_capture(capture, source, DropReason.OPT_OUT, ", ".join(refusals))
+    if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
+        yield drop_capture(capture, source, DropReason.OPT_OUT, str(outs))
         return
     if not page.images:
         return
@@ -215,23 +215,6 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
         yield drop_capture(capture, source, DropReason.NOT_CHINESE, evidence)
         return
     yield from _images(capture, page, source, source_kind)
-
-
-def _opt_outs(capture: Capture, page: Page) -> list[str]:
-    from pipeline.web.guard import opt_outs, reserved
-
-    headers = [value for name, value in capture.headers if name.lower() == "x-robots-tag"]
-    reservations = [value for name, value in capture.headers if name.lower() == "tdm-reservation"]
-    outs = opt_outs(headers, list(page.robots))
-    return [*outs, "tdm-reservation: 1"] if page.reserved or any(map(reserved, reservations)) else outs
-
-
-def _is_html(capture: Capture) -> bool:
-    kind = capture.content_type.partition(";")[0].strip().lower()
-    if kind in ("text/html", "application/xhtml+xml"):
-        return True
-    head = capture.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return not kind and head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
 
 
 def not_chinese(page: Page) -> str:
