@@ -7,8 +7,9 @@ import pickle
 
 import pytest
 
-from training.config import from_dict, resolve, to_dict
+from training.config import from_dict, to_dict
 from training.errors import ConfigError, TrainingError
+from training.resolve import resolve
 
 RECIPES = ("tiny", "demo", "brivl_b5_base", "brivl_b7_large", "brivl2_b7_large")
 

@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.config import resolve
 from training.data.tokenizer import load_tokenizer
 from training.data.transforms import input_boxes
-from training.encoders import cnn_regions
+from training.encoders import build_tower, cnn_regions
 from training.errors import ConfigError
 from training.method.key_queue import KeyQueue, SampleIds
 from training.method.key_towers import key_trunk, update_average
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.records import Batch
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.towers.region_pooling import pool_regions
-from training.towers.tower import build_tower
 from training.use.embed import embed_files
 
 BERT = (

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import resolve
 from training.errors import ConfigError
 from training.method.key_towers import update_average
 from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES, BriVL
 from training.records import Batch
+from training.resolve import resolve
 from training.towers.tower import Tower
 
 FROZEN_CNN = ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0")

@@ -22,14 +22,16 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from data_specs.shard import ContractError
-from training.config import DataConfig, resolve
+from training.config import DataConfig
 from training.data.colour import recolour
 from training.data.index import Row, RowText, open_dataset
-from training.data.loader import Loader, Share, short_id
+from training.data.batch_maker import short_id
+from training.data.loader import Loader, Share
 from training.data.text_choice import choose_text, is_boilerplate
 from training.data.tokenizer import load_tokenizer
 from training.data.transforms import UnreadableImage, decode, input_boxes, picture, square
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, RunError
+from training.resolve import resolve
 
 MakeShards = Callable[..., Path]
 CONFIG = replace(resolve("tiny").data, window_shards=2)
@@ -111,7 +113,7 @@ def test_too_many_corrupt_samples_are_all_named_and_stop_the_run_in_one_short_li
 ) -> None:
     manifest = make_shards(damage=dict.fromkeys((1, 2, 3), b"\xff\xd8 no"))
     keys = [open_dataset([str(manifest)], "train").row(n).key for n in (1, 2, 3)]
-    with pytest.raises(TrainingError, match="3 corrupt samples, more than 2") as e:
+    with pytest.raises(RunError, match="3 corrupt samples, more than 2") as e:
         list(loader(manifest, Share(7), max_corrupt=2).batches(0, 21))
     assert f"3 of {manifest.parent}/train-000000.tar" in str(e.value)
     assert all(sum(key in record.getMessage() for record in caplog.records) == 1 for key in keys)

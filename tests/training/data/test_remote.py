@@ -12,12 +12,12 @@ import fsspec
 import pytest
 
 from data_specs.shard import ContractError
-from training.config import resolve
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.remote import TarCache
 from training.data.tokenizer import load_tokenizer
 from training.errors import ConfigError
+from training.resolve import resolve
 
 MakeShards = Callable[..., Path]
 

@@ -11,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.config import Config, resolve
+from training.config import Config
+from training.encoders import build_tower
 from training.errors import ConfigError
 from training.moco import BriVL
 from training.records import Batch
+from training.resolve import resolve
 from training.towers.backbones import load_backbone
-from training.towers.tower import Tower, build_tower
+from training.towers.tower import Tower
 
 BERT = (
     "text.encoder=bert_text",

@@ -19,11 +19,12 @@ import torch
 
 from data_specs.shard import ContractError
 from training import moco
-from training.config import Config, resolve
-from training.errors import ConfigError, TrainingError
+from training.config import Config
+from training.errors import ConfigError, RunError
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
 from training.records import Batch
+from training.resolve import resolve
 from training.run import footprint
 from training.run.dry_run import dry_run
 from training.run.launch import owned
@@ -150,7 +151,7 @@ def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: P
     fit(config(1, 9), data, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"optim.lr was 0.001, is 0.01\); use the same recipe or another --out"):
         fit(config(1, 9, "optim.lr=0.01"), data, tmp_path / "run")
-    with pytest.raises(TrainingError, match="was trained on other data"):
+    with pytest.raises(RunError, match="was trained on other data"):
         fit(config(1, 9), [str(make_shards(train=(8,), name="other"))], tmp_path / "run")
 
 
@@ -236,7 +237,7 @@ def test_a_run_whose_every_gradient_is_not_finite_stops(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moco, "info_nce", lambda *args: args[0].sum(1) * math.nan)
-    with pytest.raises(TrainingError, match="step 10: 11 steps in a row"):
+    with pytest.raises(RunError, match="step 10: 11 steps in a row"):
         fit(config(40, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
@@ -283,7 +284,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "advance", terminating)
-        with pytest.raises(TrainingError, match=r"^step 4: told to end; saved, and the same command goes on"):
+        with pytest.raises(RunError, match=r"^step 4: told to end; saved, and the same command goes on"):
             fit(config(8, 32), data, tmp_path / "run")
     result = fit(config(8, 32), data, tmp_path / "run")
     assert (result.resumed_from, result.steps) == (4, 8)
@@ -302,7 +303,7 @@ def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards:
 
 
 def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
-    with owned(tmp_path), pytest.raises(TrainingError, match="another run writes into it"), owned(tmp_path, wait=0):
+    with owned(tmp_path), pytest.raises(RunError, match="another run writes into it"), owned(tmp_path, wait=0):
         pass
     with owned(tmp_path, wait=0):
         pass
@@ -312,7 +313,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_built(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(footprint, "machine_memory", lambda: 10**6)
-    with pytest.raises(TrainingError, match=r"recipe tiny: does not fit: it needs \d\.\d GB .* has 0.0 GB"):
+    with pytest.raises(RunError, match=r"recipe tiny: does not fit: it needs \d\.\d GB .* has 0.0 GB"):
         fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 

@@ -18,13 +18,13 @@ from safetensors.torch import load_file
 
 from data_specs.shard import REGION_SCHEMA
 from training import cli
-from training.config import resolve
 from training.data.released_rows import Broken, read_rows
 from training.data.tokenizer import load_tokenizer
-from training.errors import TrainingError
+from training.errors import InputError
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.use.embed import embed_arrays, embed_files, embed_rows
 
 Run = Callable[..., tuple[int, str, str]]
@@ -167,7 +167,7 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
 
 def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("x\n")
-    with pytest.raises(TrainingError, match=r"rows.jsonl: no row of it could be embedded \(1 broken\)"):
+    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(1 broken\)"):
         embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "out.parquet")
     assert [p.name for p in tmp_path.iterdir() if "cache" not in p.name] == ["rows.jsonl"]
 
@@ -213,13 +213,13 @@ def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures
     found, wanted = (load_file(tmp_path / f"{name}.out")["image_features"] for name in ("r.parquet", "r.jsonl"))
     assert torch.equal(found, wanted)
     pq.write_table(pa.Table.from_pylist(rows[:1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
-    with pytest.raises(TrainingError, match=r"r.parquet: has no boxes of .*1.png"):
+    with pytest.raises(InputError, match=r"r.parquet: has no boxes of .*1.png"):
         embed_files(checkpoint, files, tmp_path / "r.parquet", None, tmp_path / "out")
     (tmp_path / "r.jsonl").write_text("[]\n[]\n")
-    with pytest.raises(TrainingError, match=r"r.jsonl: boxes of 2 images, but 3 images are given"):
+    with pytest.raises(InputError, match=r"r.jsonl: boxes of 2 images, but 3 images are given"):
         embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
     (tmp_path / "r.jsonl").write_text("[]\n[1]\n[]\n")
-    with pytest.raises(TrainingError, match=r"r.jsonl:line 2: no list of boxes"):
+    with pytest.raises(InputError, match=r"r.jsonl:line 2: no list of boxes"):
         embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
 
 
@@ -273,7 +273,7 @@ def test_wrong_arrays_are_refused_in_one_sentence(
 ) -> None:
     file = tmp_path / "in.npz"
     np.savez(file, **change(arrays_of(pictures, BOXES[:1], "红")), allow_pickle=True)
-    with pytest.raises(TrainingError, match=sentence) as caught:
+    with pytest.raises(InputError, match=sentence) as caught:
         embed_arrays(checkpoint, file, tmp_path / "out.npz")
     assert str(caught.value).startswith(f"{file}: ")
     assert "\n" not in str(caught.value)
@@ -282,7 +282,7 @@ def test_wrong_arrays_are_refused_in_one_sentence(
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"\x93NUMPY"])
 def test_a_file_that_is_no_npz_is_refused_in_one_sentence(checkpoint: Path, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "in.npz").write_bytes(content)
-    with pytest.raises(TrainingError, match=r"in.npz: not an .npz file of plain arrays"):
+    with pytest.raises(InputError, match=r"in.npz: not an .npz file of plain arrays"):
         embed_arrays(checkpoint, tmp_path / "in.npz", tmp_path / "out.npz")
 
 

@@ -11,13 +11,14 @@ import torch
 from safetensors import safe_open
 
 from training import cli
-from training.config import Config, from_dict, resolve
+from training.config import Config, from_dict
 from training.data.tokenizer import load_tokenizer
 from training.errors import ConfigError
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.records import Batch
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.use.export import export
 
 

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
+from training.device import device_of
 from training.errors import ConfigError
-from training.run.launch import device_of
 
 FAULTS_OF_A_LARGE_BLOCK = """
 import ctypes, resource
-from training.run.launch import keep_memory
+from training.device import keep_memory
 told = keep_memory()
 size = 64 << 20
 libc = ctypes.CDLL(None)
