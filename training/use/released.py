@@ -76,7 +76,7 @@ def import_brivl(
     that is none, that holds code or numbers that are not finite, or that does not fit; keys are then listed before.
     """
     read = _read(file)
-    config, slots = (config, slots_of(config)) if config is not None else _recognise(file, read)
+    config, slots = (config, slots_of(config)) if config is not None else recognise(file, read)
     keys_absent = not any(name.startswith(("imgencoder_mom.", "textencoder_mom.")) for name in read)
     if keys_absent:
         slots = {name: slot for name, slot in slots.items() if "_mom." not in name}
@@ -253,8 +253,11 @@ def _load(file: Path) -> Any:
         raise CheckpointError(str(file), f"not a torch file, or cut short ({type(e).__name__}: {first})") from None
 
 
-def _recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
-    """The recipe whose shapes the file has, or the nearest one."""
+def recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
+    """The config of the recipe whose shapes a file has, or of the nearest one, and what such a file must hold.
+
+    Raises CheckpointError when none of the keys is known.
+    """
     best: tuple[int, Config, Slots] | None = None
     for recipe in RECIPES:
         config = resolve(recipe)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -80,6 +81,6 @@ def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(
 def test_onnx_without_its_packages_says_what_to_install(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.use.export._installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == "onnxscript" else object())
     with pytest.raises(ConfigError, match=r"--to onnx: onnxscript is not installed; pip install 'wenlan\[onnx\]'"):
         export(saved[0], "onnx", tmp_path / "m.onnx")

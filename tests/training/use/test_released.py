@@ -31,7 +31,7 @@ from training.outputs.checkpoint import open_checkpoint
 from training.resolve import resolve
 from training.use.embed import embed_arrays, embed_rows
 from training.use.export import export
-from training.use.released import _recognise, import_brivl, slots_of
+from training.use.released import import_brivl, recognise, slots_of
 
 State = dict[str, Tensor]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -267,7 +267,7 @@ def test_fit_obeys_the_compat_of_what_it_begins_from(
 def test_the_recipe_is_recognised_by_the_shapes(recipe: str, released_model: ModuleType) -> None:
     with torch.device("meta"):
         state = released_model.ReleasedBriVL(resolve(recipe)).learnable.state_dict()
-    config, slots = _recognise(Path("x"), state)
+    config, slots = recognise(Path("x"), state)
     assert config.recipe == recipe
     assert {n: (tuple(t.shape), t.dtype) for n, t in state.items()} == {
         n: (s.shape, s.dtype) for n, s in slots.items() if not s.optional
