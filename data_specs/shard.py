@@ -34,6 +34,9 @@ SCHEMA_VERSION = 1
 KEY_LENGTH = 32
 """`KEY` is the first 32 hex digits of candidate_id: unique across builds, unchanged by a takedown or a repacking."""
 
+MEMBERS = {"jpg": "image", "txt": "text", "json": "json"}
+"""Suffixes of a sample's members in the order of the tar, and the names of their columns: `image_offset` and so on."""
+
 Split = Literal["train", "dev", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
