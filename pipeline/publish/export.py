@@ -62,8 +62,8 @@ def _detector(shards: Folder, manifest: Manifest, name: str) -> str:
     """Id of the one detector with that id (`name-<12 digits>`) or name; of the first one for "". Raises StoreError."""
     matching = [d for d in manifest.detectors if not name or name in (d, d.rpartition("-")[0])]
     if not matching or (name and len(matching) > 1):
-        known = ", ".join(manifest.detectors) or "none"
-        raise StoreError(shards.url, f"has no one detector {name!r}; its detectors: {known}")
+        detectors = ", ".join(manifest.detectors) or "none"
+        raise StoreError(shards.url, f"has no one detector {name!r}; its detectors: {detectors}")
     return matching[0]
 
 

@@ -210,10 +210,10 @@ def _numbered(build: Build, manifest: Manifest) -> Manifest:
 
 def _all_releases(build: Build) -> list[dict[str, Any]]:
     """All entries of releases.json. Raises StoreError if it is damaged."""
-    known = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
-    if not isinstance(known, list) or not all(isinstance(release, dict) and "build_id" in release for release in known):
+    releases = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
+    if not isinstance(releases, list) or not all(isinstance(r, dict) and "build_id" in r for r in releases):
         raise StoreError(build.folder.at("releases.json"), "is not a list of releases")
-    return known
+    return releases
 
 
 def _releases(build: Build) -> list[dict[str, Any]]:

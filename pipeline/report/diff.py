@@ -32,9 +32,9 @@ Uint64s = npt.NDArray[np.uint64]
 def diff(a: str, b: str) -> dict[str, Any]:
     """The difference from dataset A to dataset B. Raises ContractError if one of them is no dataset."""
     old, new = Dataset.open(a), Dataset.open(b)
-    mine, theirs = _read_samples(old), _read_samples(new)
-    added, removed = _without(theirs.keys, mine.keys), _without(mine.keys, theirs.keys)
-    changed = _changed(mine, theirs)
+    before, after = _read_samples(old), _read_samples(new)
+    added, removed = _without(after.keys, before.keys), _without(before.keys, after.keys)
+    changed = _changed(before, after)
     return {
         "a": _identity(old.manifest),
         "b": _identity(new.manifest),
@@ -109,8 +109,8 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
-def _without(these: npt.NDArray[np.void], those: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    return these[~np.isin(these, those)]
+def _without(keys: npt.NDArray[np.void], others: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    return keys[~np.isin(keys, others)]
 
 
 def _changed(a: _Samples, b: _Samples) -> dict[str, npt.NDArray[np.void]]:
