@@ -24,10 +24,11 @@ from pipeline.detectors.onnx import Onnx
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import sha256_hex
-from pipeline.stages import dedup, detect, filter, lead, measure, rank
+from pipeline.stages import detect
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
+from tests.stages import run_stage
 
 KEYS = {sha256_hex(str(i)) for i in range(6)}
 
@@ -86,8 +87,7 @@ def _detected(log: str, pause_s: float) -> None:
 def _build(build: Build, log: str, pause_s: float) -> None:
     _detected(log, pause_s)
     detect.BATCH = 4
-    for partition in detect.partitions(build):
-        detect.run_partition(build, partition)
+    run_stage(build, "detect")
 
 
 @pytest.fixture
@@ -104,9 +104,7 @@ def two_builds(fetched_build: Any, got: Any, tmp_path: Path) -> list[Build]:
     made = []
     for name in ("one", "two"):
         build = fetched_build(images, 3, name=name, filters=[], regions={"detectors": detectors})
-        for stage in (measure, filter, rank, lead, dedup):
-            for partition in stage.partitions(build):
-                stage.run_partition(build, partition)
+        run_stage(build, "measure", "filter", "rank", "lead", "dedup")
         made.append(build)
     return made
 
