@@ -1,11 +1,11 @@
-"""Takes what was forgotten out of one build: the files of every stage up to `detect`, at every fingerprint.
+"""Removes what is taken down from one build: from the files of every stage up to `detect`, at every fingerprint.
 
-Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`); `pipeline.takedown.forget` collects them.
+Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`).
 How a stage's partition is rewritten is the stage's own (`Stage.without`).
 
 Stages are done last to first, so that whatever a later stage's rows are recognised by is still there if this is killed;
-and each partition is committed again as a whole. Shards are `pipeline.takedown.restage`'s. Killed anywhere, the same
-command goes on.
+and each partition is committed again as a whole. Shards are `pipeline.takedown.shards`' business. Killed
+anywhere, the same command goes on.
 
 Limits: one process, a partition in memory. Stages after filter that other specs left in the folder are deleted
 instead of rewritten; they cost no network. WARC files and tables that a spec names are the user's and are not touched.
@@ -21,13 +21,13 @@ from pipeline.store.partitions import DECISIONS
 from pipeline.store.rewrite import BorrowedTexts, Removal, Rewrite, scratch
 
 
-def erasable(build: Build) -> list[str]:
-    """Stages that `erase` can rewrite, in its order: a stage before those that it reads."""
+def rewritable(build: Build) -> list[str]:
+    """Stages that `remove` can rewrite, in its order: a stage before those that it reads."""
     return [stage.name for stage in reversed(list(build.stages.values())) if not stage.fixed_names]
 
 
-def erase(build: Build, removal: Removal, names: Sequence[str]) -> None:
-    """Rewrite the files of stages `names` (of `erasable`)."""
+def remove(build: Build, removal: Removal, names: Sequence[str]) -> None:
+    """Rewrite the files of stages `names` (of `rewritable`)."""
     borrowed = borrowed_texts(build, removal)
     for name in names:
         stage, ours = build.stages[name], build.fingerprints.get(name, "")
@@ -49,7 +49,10 @@ def erase(build: Build, removal: Removal, names: Sequence[str]) -> None:
 
 
 def borrowed_texts(build: Build, removal: Removal) -> BorrowedTexts:
-    """Read from dedup's decisions and the pairs that it saw, which must both still be there."""
+    """Texts that kept samples took over from copies that are removed.
+
+    Read from dedup's decisions and the pairs that it saw, which must both still be there.
+    """
     if "dedup" not in build.fingerprints or not build.spec.dedup.merge_texts:
         return BorrowedTexts({}, set())
     stage, leader_of = build.stage("dedup"), dict[str, str]()

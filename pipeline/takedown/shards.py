@@ -1,8 +1,8 @@
-"""Shards without what was forgotten: written beside the dataset first (`restage`), moved in together (`apply`).
+"""Shards without what is taken down: staged beside the dataset first, then moved into place together.
 
-Samples that stay are copied member by member as they are, so that only what goes changes a tar; a sample that gives
-texts back is encoded anew. Shards keep their names, hence the move, which the caller does while no manifest is there.
-Killed while it moves, `staged` still names what waits, and `apply` goes on.
+Samples that stay are copied member by member as they are, so that only what is removed changes a tar; a sample that
+loses borrowed texts is encoded anew. Shards keep their names, hence the move, which the caller makes while there is no
+manifest. Killed while it moves, `staged` still names the shards that wait, and `move_staged` goes on.
 
 Limits: one process, a shard on the local disk.
 """
@@ -23,28 +23,28 @@ from pipeline.files.tars import BLOCK, TarWriter, padded
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, FileRef, Record, StageDir
 from pipeline.store.rewrite import Removal, scratch
-from pipeline.takedown.erase import borrowed_texts
+from pipeline.takedown.partitions import borrowed_texts
 
 STAGED = "_forget"
 """Folder in shards/ in which new shards wait."""
 
 
-def restage(build: Build, removal: Removal) -> list[str]:
-    """Write the shards that hold something of what goes anew, beside the dataset; gives their names."""
+def stage_shards(build: Build, removal: Removal) -> list[str]:
+    """Write the shards that hold something that is removed anew, beside the dataset; returns their names."""
     borrowed = borrowed_texts(build, removal)
     stage, names = build.stage("shard"), []
     for record in build.packed():
         index = stage.table(record, "parquet")
         stays = pc.invert(removal.mask(index)).to_pylist()
         ids, own = (index[name].to_pylist() for name in ("candidate_id", "texts"))
-        texts = [borrowed.stay(name, found) for name, found in zip(ids, own, strict=True)]
+        texts = [borrowed.stay(name, its_texts) for name, its_texts in zip(ids, own, strict=True)]
         if not all(stays) or any(stay is not None for stay in texts):
-            _restage(stage, record, index, removal, stays, texts)
+            _stage_shard(stage, record, index, removal, stays, texts)
             names.append(record.partition)
     return names
 
 
-def _restage(
+def _stage_shard(
     stage: StageDir, record: Record, index: pa.Table, removal: Removal, stays: list[bool], texts: list[list[int] | None]
 ) -> None:
     place = stage.folder / STAGED / record.partition
@@ -72,19 +72,19 @@ def _restage(
 
 
 def _write(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file as `pipeline.stages.shard` does."""
+    """Write a Parquet file as the stage `shard` does."""
     pq.write_table(table, path, compression="zstd", row_group_size=1_000)
 
 
 def _repack(
     source: Path, target: Path, index: pa.Table, stays: list[bool], texts: list[list[int] | None]
 ) -> list[dict[str, Any]]:
-    """Copy a tar's samples that stay, member by member as they are; gives their rows with the new offsets."""
+    """Copy a tar's samples that stay, member by member as they are; returns their rows with the new offsets."""
     rows = []
     with source.open("rb") as f, target.open("wb") as out:
         writer = TarWriter(out)
-        for row, here, stay in zip(index.to_pylist(), stays, texts, strict=True):
-            if not here:
+        for row, stays_here, stay in zip(index.to_pylist(), stays, texts, strict=True):
+            if not stays_here:
                 continue
             if stay is None:
                 start, end = row["image_offset"] - BLOCK, row["json_offset"] + row["json_size"]
@@ -117,19 +117,19 @@ def staged(build: Build) -> list[str]:
     return [name[:-5] for name in names if name.endswith(".json")]
 
 
-def apply(build: Build) -> None:
+def move_staged(build: Build) -> None:
     """Move new shards into place and commit them. The caller has removed the manifest."""
     if "shard" not in build.fingerprints:
         return
     stage = build.stage("shard")
     place = stage.folder / STAGED
     for partition in staged(build):
-        found = place.read_json(f"{partition}.json")
-        record = Record.model_validate(found["record"])
+        waiting = place.read_json(f"{partition}.json")
+        record = Record.model_validate(waiting["record"])
         for ref in record.files.values():
             if place.exists(f"{partition}/{ref.name}"):
                 stage.folder.move(f"{STAGED}/{partition}/{ref.name}", ref.name)
-        for name in found["removed"]:
+        for name in waiting["removed"]:
             stage.folder.delete(name)
         stage.write_record(record)
         place.delete(f"{partition}.json")

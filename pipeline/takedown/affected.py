@@ -1,0 +1,132 @@
+"""What one build holds of what is taken down: its candidates, images, captures and samples."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.records import sha256_hex
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
+from pipeline.store.takedowns import Takedowns
+from pipeline.takedown.request import fetched_images, tables, text_array
+
+
+@dataclass
+class Affected:
+    """What a build loses. `hashes`: ids, URLs, pages and images that are removed."""
+
+    build: Build
+    hashes: set[str] = field(default_factory=set)
+    candidates: int = 0
+    images: int = 0
+    captures: int = 0
+    samples: list[dict[str, str]] = field(default_factory=list)
+
+    def value(self) -> dict[str, Any]:
+        """For people and for --json."""
+        return {
+            "build_id": self.build.build_id,
+            "out": self.build.out,
+            "candidates": self.candidates,
+            "images": self.images,
+            "captures": self.captures,
+            "samples": self.samples,
+            "shards": sorted({sample["shard"] for sample in self.samples}),
+        }
+
+
+def affected(build: Build, takedowns: Takedowns) -> Affected:
+    """What a build holds of what is taken down."""
+    ids, pages = _candidates(build, takedowns)
+    captures = set[str]()
+    for rows in tables(build, "crawl", "parquet", ["url"]):
+        captures |= {url for url in rows["url"].to_pylist() if sha256_hex(url) in pages or takedowns.host(url)}
+    fetch_ids, removed = _images(build, takedowns, ids)
+    return Affected(
+        build,
+        hashes=ids | pages | {sha256_hex(url) for url in captures} | removed,
+        candidates=len(ids),
+        images=len(fetch_ids),
+        captures=len(captures),
+        samples=_samples(build, ids),
+    )
+
+
+def _samples(build: Build, ids: set[str]) -> list[dict[str, str]]:
+    """Samples of these candidates, with the shard that each lies in."""
+    samples: list[dict[str, str]] = []
+    if "shard" not in build.fingerprints:
+        return samples
+    stage = build.stage("shard")
+    for record in build.packed():
+        rows = stage.table(record, "parquet", ["candidate_id", "key", "image_url"])
+        for row in rows.filter(pc.is_in(rows["candidate_id"], text_array(ids))).to_pylist():
+            samples.append({"key": row["key"], "shard": record.partition, "image_url": row["image_url"]})
+    return samples
+
+
+def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]:
+    """(ids of candidates that are removed; hashes of pages that are removed or showed one of them).
+
+    Captures that are removed are among the pages: one goes with any picture on it that goes.
+    """
+    ids, pages = set[str](), set[str]()
+
+    def judge(name: str, fetch_id: str, image: str, page: str) -> None:
+        if fetch_id in takedowns.hashes or takedowns.why(image, page):
+            ids.add(name)
+            if page:
+                pages.add(sha256_hex(page))
+
+    for rows in tables(build, "extract", "parquet", ["candidate_id", "fetch_id", "image_url", "page_url"]):
+        for row in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+            judge(*row)
+    for name in build.fingerprints:
+        for rows in tables(build, name, DECISIONS, ["id", "fetch_id", "url", "page_url", "subject"]):
+            for own, fetch_id, url, page, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
+                if not url:
+                    continue  # blanked by an earlier takedown
+                if subject == "candidate":
+                    judge(own, fetch_id, url, page)
+                elif own in takedowns.hashes or takedowns.host(url):
+                    pages.add(own)
+    return ids, pages
+
+
+def _images(build: Build, takedowns: Takedowns, ids: set[str]) -> tuple[set[str], set[str]]:
+    """Images that are removed: those named, and those of which no admitted candidate remains.
+
+    Returns (fetch_ids of those that were fetched; fetch_ids and sha256 of all of them). Bytes that another address
+    had too stay: their sha256 is not among the removed.
+    """
+    orphans = _orphans(build, ids)
+    by_url, by_bytes = text_array(orphans | takedowns.hashes), text_array(takedowns.hashes)
+    sha256_of = dict[str, str]()
+    for rows in fetched_images([build]):
+        rows = rows.filter(pc.or_(pc.is_in(rows["fetch_id"], by_url), pc.is_in(rows["sha256"], by_bytes)))
+        sha256_of |= zip(rows["fetch_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True)
+    shared = set[str]()
+    bytes_removed, urls_removed = text_array(set(sha256_of.values())), text_array(set(sha256_of))
+    for rows in fetched_images([build]):
+        elsewhere = pc.and_(
+            pc.is_in(rows["sha256"], bytes_removed), pc.invert(pc.is_in(rows["fetch_id"], urls_removed))
+        )
+        shared |= set(rows.filter(elsewhere)["sha256"].to_pylist())
+    return set(sha256_of), set(sha256_of) | orphans | (set(sha256_of.values()) - shared)
+
+
+def _orphans(build: Build, ids: set[str]) -> set[str]:
+    """fetch_ids of admitted candidates that are removed, where no candidate that stays shows the same URL."""
+    columns, removed = ["candidate_id", "fetch_id"], text_array(ids)
+    orphans = set[str]()
+    for rows in tables(build, "admit", "parquet", columns):
+        orphans |= set(rows.filter(pc.is_in(rows["candidate_id"], removed))["fetch_id"].to_pylist())
+    shown: pa.Array = text_array(orphans)
+    for rows in tables(build, "admit", "parquet", columns):
+        stays = pc.and_(pc.invert(pc.is_in(rows["candidate_id"], removed)), pc.is_in(rows["fetch_id"], shown))
+        orphans -= set(rows.filter(stays)["fetch_id"].to_pylist())
+    return orphans
