@@ -13,6 +13,7 @@ from typing import IO
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.web.policy import LASTING_S
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -40,10 +41,10 @@ def failure(reason: DropReason, evidence: str, retry_after_s: float = LASTING_S)
 
 
 class Spool:
-    """Bytes of images in order of arrival. forgotten: sha256 of pictures that were taken down."""
+    """Bytes of images in order of arrival; pictures that were taken down are refused."""
 
-    def __init__(self, file: IO[bytes], spec: BuildSpec, forgotten: frozenset[str] = frozenset()) -> None:
-        self._file, self._spec, self._forgotten = file, spec, forgotten
+    def __init__(self, file: IO[bytes], spec: BuildSpec, takedowns: Takedowns = NO_TAKEDOWNS) -> None:
+        self._file, self._spec, self._takedowns = file, spec, takedowns
 
     def add(self, data: bytes, fetched_at: str, etag: str = "") -> Outcome:
         """Keep the bytes of an image, or say why they are not let in."""
@@ -52,7 +53,7 @@ class Spool:
             later = rfc3339(LASTING_S)
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         sha256 = hashlib.sha256(data).hexdigest()
-        if sha256 in self._forgotten:
+        if sha256 in self._takedowns.hashes:
             return Outcome(DropReason.FORGOTTEN.value, "this picture was taken down", fetched_at=fetched_at)
         offset = self._file.seek(0, os.SEEK_END)
         self._file.write(data)

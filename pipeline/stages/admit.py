@@ -36,7 +36,7 @@ from pipeline.records import (
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage, StageFile
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.cleaning import clean
 from pipeline.texts.forms import CHUNK
 
@@ -69,7 +69,7 @@ def run_partition(build: Build, partition: str) -> None:
     with build.stage("admit").attempt(partition) as attempt:
         candidates = _candidates(build, *KeyRange.named(partition).bounds)
         rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
-        kept, decisions = admit(candidates, build.spec, build.store.takedowns().hashes, rewritten)
+        kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.decide(decisions)
         attempt.commit(
@@ -96,13 +96,13 @@ def _candidates(build: Build, low: str, high: str) -> list[Candidate]:
 def admit(
     candidates: Sequence[Candidate],
     spec: BuildSpec,
-    forgotten: set[str] | frozenset[str] = frozenset(),
+    takedowns: Takedowns = NO_TAKEDOWNS,
     rewritten: Counter[str] | None = None,
 ) -> tuple[list[Candidate], list[Decision]]:
     """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
 
-    `forgotten` holds hashes of URLs (of images and pages) and of domains. `rewritten` counts the texts that each filter
-    has changed. The result is the same in any order of input.
+    takedowns: image URLs, pages and domains that are refused. rewritten: counts the texts that each filter changed. The
+    result is the same in any order of input.
     """
     filters = text_filters(spec)
     rewritten = Counter() if rewritten is None else rewritten
@@ -110,7 +110,6 @@ def admit(
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
-    takedowns = Takedowns(frozenset(forgotten))
     for candidate in sorted(candidates, key=_tie):
         if evidence := takedowns.why(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, evidence))
@@ -152,14 +151,14 @@ def judge(
     The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
     filters have rewritten them, in a Decision too; two that have become the same are one.
     """
-    found = [_clean(candidate, rank) for candidate in candidates]
-    texts = [text for own in found for text in own]
+    texts_of = [_clean(candidate, rank) for candidate in candidates]
+    texts = [text for own in texts_of for text in own]
     faults: list[list[Drop]] = []
     for at in range(0, len(texts), CHUNK):
         faults += _filter(texts, at, filters, rewritten)
     judged: list[Candidate | Decision] = []
-    at = 0
-    for candidate, own in zip(candidates, found, strict=True):
+    at = 0  # where a candidate's texts begin among all of them
+    for candidate, own in zip(candidates, texts_of, strict=True):
         judged.append(_judged(candidate, texts[at : at + len(own)], faults[at : at + len(own)]))
         at += len(own)
     return judged
@@ -167,12 +166,12 @@ def judge(
 
 def _clean(candidate: Candidate, rank: dict[str, int]) -> list[Text]:
     """Its texts in normal form, each once, in the order of the spec's kinds."""
-    found: dict[str, Text] = {}
+    cleaned_texts: dict[str, Text] = {}
     for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
         cleaned = clean(text.text)
         if cleaned:
-            found.setdefault(cleaned, text if cleaned == text.text else replace(text, text=cleaned))
-    return list(found.values())
+            cleaned_texts.setdefault(cleaned, text if cleaned == text.text else replace(text, text=cleaned))
+    return list(cleaned_texts.values())
 
 
 def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten: Counter[str]) -> list[list[Drop]]:
@@ -205,15 +204,16 @@ def _judged(candidate: Candidate, texts: Sequence[Text], faults: Sequence[list[D
     for text, own in zip(texts, faults, strict=True):
         if not own:
             good.setdefault(text.text, text)
-    left = tuple(good.values()) or tuple(texts)
-    ordered = candidate if left == candidate.texts else replace(candidate, texts=left)
+    remaining = tuple(good.values()) or tuple(texts)
+    ordered = candidate if remaining == candidate.texts else replace(candidate, texts=remaining)
     if good:
         return ordered
-    found = [fault for own in faults for fault in own]
-    if not found:
+    all_faults = [fault for own in faults for fault in own]
+    if not all_faults:
         return drop(ordered, "admit", DropReason.NO_TEXT)
-    reasons = tuple(dict.fromkeys(fault.reason.value for fault in found))
-    return drop(ordered, "admit", found[0].reason, found[0].evidence, reasons=reasons)
+    reasons = tuple(dict.fromkeys(fault.reason.value for fault in all_faults))
+    first = all_faults[0]
+    return drop(ordered, "admit", first.reason, first.evidence, reasons=reasons)
 
 
 def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:

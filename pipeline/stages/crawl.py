@@ -107,7 +107,7 @@ def run_partition(build: Build, partition: str) -> None:
     with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
         frontier.add(site.start_urls(), depth=0)
         _know_earlier(build, site, frontier)
-        asyncio.run(Crawler(build.spec, site, frontier, build.store.takedowns().hashes).run())
+        asyncio.run(Crawler(build.spec, site, frontier, build.store.takedowns()).run())
         failure = _failure(site, frontier)
         if failure is None:
             record = _commit(stage, site, frontier, digest)

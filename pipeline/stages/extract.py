@@ -1,4 +1,4 @@
-"""Stage extract: captures and tables -> candidates.
+"""Stage `extract`: pages and table rows become candidates: image URLs with their texts.
 
 A partition is one part of a source: a WARC file of pages, or a range of a table's rows. Pages are decoded
 (`pipeline.texts.charset`), read in one walk (`pipeline.pages.page`), and each image becomes a candidate or a Decision
@@ -164,8 +164,8 @@ def _extract(
 ) -> Iterator[Candidate | Decision]:
     for capture in captures:
         tally["pages"] += 1
-        found = [capture] if isinstance(capture, Decision) else extract_page(capture, source.name, source.source_kind)
-        for entry in found:
+        entries = [capture] if isinstance(capture, Decision) else extract_page(capture, source.name, source.source_kind)
+        for entry in entries:
             if isinstance(entry, Decision):
                 if entry.subject == "capture":
                     tally["pages_dropped"] += 1
@@ -183,14 +183,14 @@ def _parts(build: Build, source: Source) -> int:
 def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
     """The WARC files that crawl committed for a source."""
     record = build.stage("crawl").record(source.name)
-    found = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
-    if not found:
+    warcs = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
+    if not warcs:
         raise StageError(f"crawl/{source.name}", "its record names no WARC file; delete the captures folder")
-    return found
+    return warcs
 
 
 def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
-    """What one capture gives: candidates, a Decision for each image that is none, or one about the capture.
+    """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
 
     Never raises: whatever is wrong with a page is a Decision.
     """
@@ -218,7 +218,7 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
 
 
 def not_chinese(page: Page) -> str:
-    """What speaks against a page being Chinese, "" if nothing does. By script, since short texts mislead models.
+    """Evidence that a page is not Chinese, "" if there is none. By script, since short texts mislead models.
 
     A page with little Chinese stays if one of its images has a Chinese alt or caption.
     """
@@ -238,7 +238,7 @@ def not_chinese(page: Page) -> str:
 
 @dataclass(slots=True)
 class _Place:
-    """A candidate of a page in the making."""
+    """A candidate while its page is read: images of the same address add their texts."""
 
     candidate: Candidate
     texts: dict[str, Text]
@@ -247,27 +247,27 @@ class _Place:
 def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
     """Candidates of a page in the order of its images, decisions first."""
     base = _base(capture.url, page.base)
-    found: dict[str, _Place] = {}
+    places: dict[str, _Place] = {}  # by canonical URL
     for image in page.images:
         row = image.row if image.row >= 0 else len(page.images)
         fault = _fault(image, base)
-        if isinstance(fault, str) and fault not in found:
+        if isinstance(fault, str) and fault not in places:
             candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row)
-            found[fault] = _Place(candidate, {t.text: t for t in image.texts})
+            places[fault] = _Place(candidate, {t.text: t for t in image.texts})
             continue
-        # An image that is no candidate is told from others of the same address by its place on the page.
+        # An image that is no candidate is identified by its place on the page: others may have the same address.
         origin = f"{capture.url}#image-{row}"
         own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
         if isinstance(fault, tuple):
             yield drop(own, "extract", *fault)
             continue
-        place = found[fault]
+        place = places[fault]
         place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
         if not image.fallback and image.row >= 0:
             again = replace(own, image_url=fault)
             leader = place.candidate.candidate_id
             yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
-    for place in found.values():
+    for place in places.values():
         candidate = replace(place.candidate, texts=tuple(place.texts.values()))
         yield candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT)
 
@@ -280,7 +280,7 @@ def _base(url: str, base: str) -> str:
 
 
 def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
-    """Canonical URL of an image, or why it is none to take."""
+    """Canonical URL of an image, or the reason and evidence for dropping it."""
     if not image.url:
         return DropReason.BAD_URL, "no address"
     if image.url[:5].lower() == "data:":
@@ -306,10 +306,10 @@ def _spacer(image: PageImage, url: str) -> str:
     if image.row < 0:
         return ""
     style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
-    if found := _SPACER_CLASS.search(style.replace("lazy", "")):
-        return f"class {found.group(0).strip()}"
-    if found := _SPACER_NAME.search(parts.path.rpartition("/")[2]):
-        return f"name {found.group(0)}"
+    if match := _SPACER_CLASS.search(style.replace("lazy", "")):
+        return f"class {match.group(0).strip()}"
+    if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]):
+        return f"name {match.group(0)}"
     if image.furniture:
         return "in navigation, footer or sidebar"
     return ""

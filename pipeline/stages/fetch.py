@@ -76,7 +76,7 @@ def run_partition(build: Build, partition: str) -> None:
     candidates = candidates_of(admit.table(admit.record(partition)))
     urls = {c.fetch_id: c.image_url for c in candidates}
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
-        spool = Spool(file, build.spec, build.store.takedowns().hashes)
+        spool = Spool(file, build.spec, build.store.takedowns())
         outcomes = _from_sources(build.spec, candidates, spool)
         reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
         outcomes |= reused

@@ -19,10 +19,10 @@ from data_specs.shard import canonical_json
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.cache import Cache
+from pipeline.store.takedowns import Takedowns, merged
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
-    from pipeline.store.takedowns import Takedowns
 
 
 STORE_VERSION = 2
@@ -50,17 +50,15 @@ class Store:
 
     def takedowns(self) -> Takedowns:
         """What is never let in again."""
-        from pipeline.store import takedowns
-
         folder = self.folder / "forgotten"
         names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
-        return takedowns.merged([folder.read_json(name) for name in names])
+        return merged([folder.read_json(name) for name in names])
 
     def forgotten_revision(self) -> str:
         """Digest of the takedowns that a build reads."""
-        found = self.takedowns()
-        looks = sorted(look.signature.hex() for look in found.looks)
-        value = [sorted(found.hashes), looks] if looks else sorted(found.hashes)
+        takedowns = self.takedowns()
+        looks = sorted(look.signature.hex() for look in takedowns.looks)
+        value = [sorted(takedowns.hashes), looks] if looks else sorted(takedowns.hashes)
         return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
     def register(self, build: Build, revision: int) -> None:
@@ -71,8 +69,8 @@ class Store:
     def registered(self) -> list[dict[str, Any]]:
         """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision."""
         folder = self.folder / "builds"
-        found = [folder.read_json(name) for name in folder.names() if name.endswith(".json") and name[0] != "."]
-        return sorted(found, key=lambda entry: (entry["snapshot"], entry["build_id"]))
+        entries = [folder.read_json(name) for name in folder.names() if name.endswith(".json") and name[0] != "."]
+        return sorted(entries, key=lambda entry: (entry["snapshot"], entry["build_id"]))
 
     def caches(self) -> Iterator[tuple[str, Cache]]:
         """Every cache there is, with its place in STORE."""

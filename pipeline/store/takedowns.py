@@ -137,6 +137,9 @@ def _index(distance: int, threshold: float, looks: Sequence[Look]) -> ImageLeade
     return index
 
 
+NO_TAKEDOWNS = Takedowns()
+
+
 def looks_of(rows: pa.Table) -> tuple[Codes, Signatures]:
     """phash [N, hashes] and signature [N, bytes] of rows that have both columns."""
     count = rows.num_rows

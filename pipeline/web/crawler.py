@@ -22,6 +22,7 @@ from pipeline.errors import SourceError
 from pipeline.observe import count
 from pipeline.records import DropReason
 from pipeline.sources.site import Site
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import canonical_url
 from pipeline.web import sitemaps
 from pipeline.web.frontier import Frontier
@@ -47,13 +48,11 @@ VISITS_AT_ONCE = 1000
 class Crawler:
     """One crawl of one site.
 
-    forgotten: hashes of the pages and domains that were taken down (STORE/forgotten).
+    takedowns: pages and domains that are not asked for.
     """
 
-    def __init__(
-        self, spec: BuildSpec, site: Site, frontier: Frontier, forgotten: frozenset[str] = frozenset()
-    ) -> None:
-        self._spec, self._site, self._frontier, self._forgotten = spec, site, frontier, forgotten
+    def __init__(self, spec: BuildSpec, site: Site, frontier: Frontier, takedowns: Takedowns = NO_TAKEDOWNS) -> None:
+        self._spec, self._site, self._frontier, self._takedowns = spec, site, frontier, takedowns
         self._policy, self._hosts = policy_of(spec), site.all_hosts()
         self._in_flight: dict[asyncio.Task[set[str]], Page] = {}
         self._streak: dict[str, list[Page]] = {}  # by host: pages that got no answer, since one got one
@@ -61,7 +60,7 @@ class Crawler:
 
     async def run(self) -> None:
         """Visit pages until none remains or a limit is reached. Raises SourceError when a host is down."""
-        visitors = _Visitors(self._spec, self._site, self._forgotten, len(self._hosts))
+        visitors = _Visitors(self._spec, self._site, self._takedowns, len(self._hosts))
         try:
             await self._read_sitemaps(visitors)
             hosts = set(self._hosts)  # hosts that may have a page to visit
@@ -187,10 +186,10 @@ class Crawler:
 class _Visitors:
     """The visitors of a site: one, or on a cluster up to MAX_ACTORS. A host is always the same visitor's."""
 
-    def __init__(self, spec: BuildSpec, site: Site, forgotten: frozenset[str], hosts: int) -> None:
+    def __init__(self, spec: BuildSpec, site: Site, takedowns: Takedowns, hosts: int) -> None:
         count = min(hosts, MAX_ACTORS) if actors.on_cluster() else 1
         self._visitors = actors.Actors(
-            Visitor, [(spec, site, forgotten)] * count, restarts=RESTARTS, concurrency=VISITS_AT_ONCE
+            Visitor, [(spec, site, takedowns)] * count, restarts=RESTARTS, concurrency=VISITS_AT_ONCE
         )
 
     def at(self, url: str) -> Visitor:

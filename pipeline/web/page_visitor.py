@@ -27,7 +27,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Capture, DropReason, rfc3339
 from pipeline.sources.site import Site
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import canonical_url, without_session
 from pipeline.web import guard, policy, sitemaps
 from pipeline.web.bodies import BodyTooLarge, unpacked
@@ -108,8 +108,8 @@ class _Response:
 class Visitor:
     """Visits pages of some hosts. Used from one event loop; on a cluster it is an actor."""
 
-    def __init__(self, spec: BuildSpec, site: Site, forgotten: frozenset[str] = frozenset()) -> None:
-        self._egress, self._site, self._takedowns = spec.egress, site, Takedowns(forgotten)
+    def __init__(self, spec: BuildSpec, site: Site, takedowns: Takedowns = NO_TAKEDOWNS) -> None:
+        self._egress, self._site, self._takedowns = spec.egress, site, takedowns
         self._policy, self._guard = policy.policy_of(spec), guard.guard_of(spec)
         self._rules: dict[str, HostRules] = {}  # by address of robots.txt
         self._rules_locks: dict[str, asyncio.Lock] = {}

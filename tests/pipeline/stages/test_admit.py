@@ -20,6 +20,7 @@ from pipeline.stages.admit import admit, partitions, run_partition, token
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
+from pipeline.store.takedowns import Takedowns
 
 
 def spec(**more: Any) -> BuildSpec:
@@ -99,10 +100,11 @@ def test_what_is_masked_is_not_read_in_a_decision_and_every_reason_is_there():
 
 def test_takedowns_by_url_and_by_domain_of_image_or_page():
     one = candidate("http://img.cdn.test/a.jpg", page="http://www.news.test/1")
-    assert reasons([one], forgotten={one.fetch_id}) == ["forgotten"]
+    assert reasons([one], takedowns=Takedowns(frozenset({one.fetch_id}))) == ["forgotten"]
     for domain in ("img.cdn.test", "cdn.test", "www.news.test", "news.test"):
-        assert reasons([one], forgotten={sha256_hex(domain)}) == ["forgotten"], domain
-    assert reasons([one], forgotten={sha256_hex("test"), sha256_hex("dn.test"), sha256_hex("http://cdn.test")}) == []
+        assert reasons([one], takedowns=Takedowns(frozenset({sha256_hex(domain)}))) == ["forgotten"], domain
+    others = {sha256_hex("test"), sha256_hex("dn.test"), sha256_hex("http://cdn.test")}
+    assert reasons([one], takedowns=Takedowns(frozenset(others))) == []
 
 
 def test_the_same_candidate_counts_once():
@@ -140,15 +142,16 @@ CANDIDATES = st.lists(
 @given(CANDIDATES, st.randoms(use_true_random=False), st.sets(st.sampled_from([sha256_hex("i0.test")])))
 def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(candidates, dice, forgotten):
     limited = spec(admit={"max_candidates_per_image": 2})
-    kept, decisions = admit(candidates, limited, forgotten)
+    takedowns = Takedowns(frozenset(forgotten))
+    kept, decisions = admit(candidates, limited, takedowns)
     assert len(kept) + len(decisions) == len(candidates)
     assert not any(d.kept or not d.reason for d in decisions)
     assert len({c.candidate_id for c in kept}) == len(kept)
     assert all(sum(c.image_url == k.image_url for c in kept) <= 2 for k in kept)
     shuffled = list(candidates)
     dice.shuffle(shuffled)
-    assert admit(shuffled, limited, forgotten) == (kept, decisions)
-    again, none = admit(kept, limited, forgotten)
+    assert admit(shuffled, limited, takedowns) == (kept, decisions)
+    again, none = admit(kept, limited, takedowns)
     assert (again, none) == (kept, [])
 
 

@@ -164,8 +164,8 @@ def test_nothing_of_it_is_let_in_again(published: Build, synthetic: Any) -> None
     takedowns = published.store.takedowns()
     elsewhere = replace(item.candidate, origin="https://x.example/", page_url="https://x.example/")
     for candidate in (item.candidate, elsewhere):
-        assert [d.reason for d in admit([candidate], published.spec, takedowns.hashes)[1]] == ["forgotten"]
-    [decision] = admit([elsewhere], published.spec, takedowns.hashes)[1]
+        assert [d.reason for d in admit([candidate], published.spec, takedowns)[1]] == ["forgotten"]
+    [decision] = admit([elsewhere], published.spec, takedowns)[1]
     assert (decision.url, decision.page_url, decision.text) == ("", "", ""), "not even as what was refused"
     assert takedowns.images([item.sha256]) == {item.sha256}, "the same bytes elsewhere"
     [name] = (Path(published.store.url) / "forgotten").iterdir()
