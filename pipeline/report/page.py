@@ -1,4 +1,4 @@
-"""Stage `report`: the quality report of a build, BUILD/report/index.html and report.json.
+"""The quality report of a build: BUILD/report/index.html and report.json, which the stage `report` writes.
 
 index.html is a single file that loads nothing (its content security policy forbids the network), so that it can be
 mailed and archived. report.json holds the same figures for programs. The parts: `funnel` (what happened to every

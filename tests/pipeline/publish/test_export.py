@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data_specs.shard import read_manifest
-from pipeline import cli
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.plugins import configure
@@ -77,13 +76,6 @@ def test_a_detector_that_is_not_there_is_named(shards_of: Path, tmp_path: Path) 
     with pytest.raises(StoreError, match=r"has no one detector 'yolo'; its detectors: grid-"):
         to_brivl_jsonl(Folder(str(shards_of)), tmp_path / "out", "yolo")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_writes_beside_the_build(shards_of: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["export", str(shards_of.parent), "--to", "brivl-jsonl", "--detector", "grid", "--json"]) == 0
-    answer = json.loads(capsys.readouterr().out)
-    assert Path(answer["out"]) == shards_of.parent / "brivl-jsonl"
-    assert answer["rows"] == read_manifest(shards_of).samples
 
 
 def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any, tmp_path: Path) -> None:

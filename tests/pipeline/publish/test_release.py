@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from data_specs.build import SpecError
 from data_specs.shard import read_manifest
 from pipeline.errors import GateError, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
-from pipeline.report.funnel import faults, read_funnels
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities, Published, commit_name
 
@@ -169,89 +165,3 @@ def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> N
         release.publish(synthetic_build, accept=["min_sample"], because="x")
     with pytest.raises(SpecError, match="needs --because"):
         release.publish(synthetic_build, accept=["min_samples"])
-
-
-def test_the_card_says_what_a_hub_and_a_reader_need(synthetic_build: Build, run_stage: Run) -> None:
-    _publish(synthetic_build, run_stage)
-    text = (Path(synthetic_build.out) / "shards/README.md").read_text("utf-8")
-    front = yaml.safe_load(text.split("---")[1])
-    assert front["language"] == ["zh"]
-    assert [f["split"] for f in front["configs"][0]["data_files"]] == ["train", "dev", "val"]
-    assert front["size_categories"] == ["n<1K"]
-    for said in (
-        "| pages | news | site | 36 | 20 |",
-        "Of 54 candidates 30 were kept.",
-        "owner@example.org",
-        "`text_length`",
-    ):
-        assert said in text
-
-
-def test_croissant_names_every_file_with_its_digest(synthetic_build: Build, run_stage: Run) -> None:
-    manifest = _publish(synthetic_build, run_stage)
-    found = json.loads((Path(synthetic_build.out) / "shards/croissant.json").read_bytes())
-    assert found["conformsTo"] == "http://mlcommons.org/croissant/1.0"
-    objects = {o["contentUrl"]: o["sha256"] for o in found["distribution"] if o["@type"] == "cr:FileObject"}
-    assert objects == {f.path: f.sha256 for shard in manifest.shards for f in (shard.tar, shard.parquet)}
-    ids = {node["@id"] for node in found["distribution"]}
-    sources = [field["source"]["fileSet"]["@id"] for field in found["recordSet"][0]["field"]]
-    assert set(sources) <= ids
-
-
-def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, synthetic: Any, run_stage: Run) -> None:
-    run_stage(synthetic_build, "shard")
-    candidates, captures = read_funnels(synthetic_build)
-    expected = synthetic.expected_funnel()
-    assert candidates.total == sum(expected.values())
-    by_stage = {(s.stage, reason): n for s in candidates.stages(list(synthetic.FATES)) for reason, n in s.reasons}
-    assert {**by_stage, ("shard", ""): candidates.kept} == expected
-    stages = candidates.stages(list(synthetic.FATES))
-    for row, following in itertools.pairwise(stages):
-        assert row.seen == row.kept + row.dropped
-        assert row.kept == following.seen
-    parts = [candidates.of_source(name) for name in candidates.sources()]
-    assert sum(part.total for part in parts) == candidates.total
-    assert sum(part.kept for part in parts) == candidates.kept
-    assert (captures.total, captures.reasons()) == (2, [("http_status", 2)])
-    assert faults(synthetic_build, candidates) == []
-
-
-def test_a_lost_decision_is_a_fault_of_the_funnel(synthetic_build: Build, run_stage: Run) -> None:
-    stage = synthetic_build.stage("filter")
-    record = next(record for record in stage.records() if record.counts["dropped"])
-    with stage.attempt(record.partition) as attempt:  # the same counts, but no decisions
-        attempt.commit(record.counts)
-    run_stage(synthetic_build, "shard")
-    candidates, _ = read_funnels(synthetic_build)
-    lost = record.counts["dropped"]
-    assert f"filter: its records count 3 dropped, the decisions say {3 - lost}" in faults(synthetic_build, candidates)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_mlcroissant_finds_no_fault_and_reads_the_records(synthetic_build: Build, run_stage: Run) -> None:
-    mlcroissant = pytest.importorskip("mlcroissant")
-    _publish(synthetic_build, run_stage)
-    path = Path(synthetic_build.out) / "shards/croissant.json"
-    dataset = mlcroissant.Dataset(jsonld=path)
-    assert dataset.metadata.ctx.issues.errors == set()
-    found = list(dataset.records(record_set="samples"))
-    rows = [row for p in sorted(path.parent.glob("*.parquet")) for row in pq.read_table(p).to_pylist()]
-    assert {r["samples/key"].decode() for r in found} == {row["key"] for row in rows}
-    texts = {r["samples/key"].decode(): [t["samples/texts/text"] for t in r["samples/texts"]] for r in found}
-    assert len(texts) == 30
-
-
-def test_an_event_for_a_data_catalogue_is_written_where_the_spec_wants_it(
-    tmp_path: Path, synthetic: Any, run_stage: Run
-) -> None:
-    build, _ = synthetic.make(tmp_path, publish={"lineage": True})
-    manifest = _publish(build, run_stage)
-    event = json.loads((Path(build.out) / "shards/openlineage.json").read_bytes())
-    [output] = event["outputs"]
-    assert output["facets"]["version"]["datasetVersion"] == manifest.content_digest
-    assert output["outputFacets"]["outputStatistics"]["rowCount"] == 30
-    read = {i["name"]: i["inputFacets"]["inputStatistics"]["rowCount"] for i in event["inputs"]}
-    assert read == {"pages": 36, "table": 18}
-    client = pytest.importorskip("openlineage.client.event_v2")
-    client.RunEvent(eventType=client.RunState.COMPLETE, eventTime=event["eventTime"],
-                    run=client.Run(**event["run"]), job=client.Job(**event["job"]))  # fmt: skip

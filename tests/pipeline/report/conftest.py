@@ -1,0 +1,45 @@
+"""Builds with a report: the synthetic one, and two published ones of one dataset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.publish import release
+from pipeline.store.build import Build
+
+Run = Callable[[Build, str], None]
+
+
+@pytest.fixture
+def written(synthetic_build: Build, run_stage: Run) -> tuple[str, dict[str, Any]]:
+    """(index.html, report.json) of the synthetic build."""
+    run_stage(synthetic_build, "shard")
+    run_stage(synthetic_build, "report")
+    folder = Path(synthetic_build.out) / "report"
+    return (folder / "index.html").read_text("utf-8"), json.loads((folder / "report.json").read_bytes())
+
+
+@pytest.fixture
+def two(tmp_path: Path, synthetic: Any, run_stage: Run) -> list[Build]:
+    """Two published builds of one dataset; the second has other shards and loses what the first was asked to forget."""
+    builds = []
+    for at, options in enumerate(({}, {"shards": {"samples_per_shard": 20, "dev_share": 0.1, "val_share": 0.1}})):
+        build, _ = synthetic.make(tmp_path / f"{at}", **options)
+        build = replace(build, snapshot=f"2024-0{at + 1}-01", build_id=f"synthetic-{at}")
+        build = replace(build, store=builds[0].store if builds else build.store)
+        if builds:
+            names = [path.name for path in (Path(build.store.url) / "identity").glob("*.json")]
+            build = replace(build, identities=tuple(names))
+        for stage in ("shard", "report"):
+            run_stage(build, stage)
+        release.publish(build)
+        spec = {"spec": build.spec.model_dump(mode="json"), "stages": {}}
+        (Path(build.out) / "build.json").write_text(json.dumps(spec), encoding="utf-8")
+        builds.append(build)
+    return builds

@@ -1,0 +1,36 @@
+"""Histograms, counters and words of the report."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.report.figures import Histogram, han_share, trim
+from pipeline.texts.words import words_of
+
+
+@given(st.lists(st.floats(-10, 10_000), max_size=50))
+def test_a_histogram_counts_every_value_once_as_numpy_does(values: list[float]) -> None:
+    edges = [0, 1, 5, 10, 100]
+    histogram = Histogram("x", "x", "x", edges, ["a"] * 5)
+    histogram.add(values[:20])
+    histogram.add(values[20:])
+    expected, _ = np.histogram(np.maximum(values, 0) if values else [], [*edges, np.inf])
+    assert histogram.counts.tolist() == expected.tolist()
+
+
+def test_words_and_han_share() -> None:
+    assert words_of("番茄炒蛋的做法，2 种！") == ["番茄", "炒蛋", "的", "做法", "2", "种"]
+    assert han_share("番茄 egg") == pytest.approx(2 / 5)
+    assert han_share(" \n") == 0
+
+
+def test_a_long_counter_keeps_its_larger_half(monkeypatch: pytest.MonkeyPatch) -> None:
+    from collections import Counter
+
+    monkeypatch.setattr("pipeline.report.figures.COUNTER_LIMIT", 4)
+    counter = Counter({"a": 1, "b": 5, "c": 4, "d": 2, "e": 3})
+    trim(counter)
+    assert counter == {"b": 5, "c": 4}
