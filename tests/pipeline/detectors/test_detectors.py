@@ -13,7 +13,7 @@ from pipeline.errors import DetectorError
 
 
 def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, **outputs: str) -> Path:
-    """A detector that gives three fixed boxes in pixels of what it is fed, and as scores the means of the channels."""
+    """A detector that returns three fixed boxes in pixels of its input, and the means of the channels as scores."""
     from onnx import TensorProto, helper
 
     boxes = [[0, 0, 32, 32], [10, 20, 42, 52], [64, 0, 96, 32]]
@@ -61,9 +61,11 @@ def test_a_model_of_a_fixed_size_sees_the_whole_picture_on_grey(tmp_path: Path) 
     assert boxes[0].tolist() == [0, 0, 64, 64]
 
 
-def test_a_model_without_boxes_is_named_with_what_it_gives(tmp_path: Path) -> None:
+def test_a_model_without_boxes_is_named_with_what_it_returns(tmp_path: Path) -> None:
     path = named_model(tmp_path / "blind.onnx", (416, 416), boxes="")
-    with pytest.raises(DetectorError, match=r"blind\.onnx: gives \{'scores'.*any other detector boxes, scores, labels"):
+    with pytest.raises(
+        DetectorError, match=r"blind\.onnx: returns \{'scores'.*any other detector boxes, scores, labels"
+    ):
         Onnx(weights=str(path)).load()
 
 
