@@ -13,12 +13,13 @@ import builtins
 import datetime
 import enum
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from data_specs.shard import SourceKind, Text
+from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text
 
 
 class DropReason(str, enum.Enum):
@@ -104,8 +105,8 @@ class Candidate:
     page_url: str  # "" for a table that names no page
     image_url: str  # canonical
     texts: tuple[Text, ...]
-    row: int = 0  # where it stood in its page or table: a stable tie-break
-    boxes: tuple[float, ...] = ()  # x1 y1 x2 y2 ... that a table had for it; extract writes them down, nobody else
+    row: Annotated[int, pa.int64()] = 0  # where it stood in its page or table: a stable tie-break
+    boxes: Annotated[tuple[float, ...], None] = ()  # x1 y1 x2 y2 ... of a table's row; in SOURCE_BOX_SCHEMA only
 
     @property
     def fetch_id(self) -> str:
@@ -135,12 +136,20 @@ class Decision:
     text: str = ""  # primary text, for people who read the report
 
 
-def drop(candidate: Candidate, stage: str, reason: DropReason, evidence: str = "", **more: object) -> Decision:
-    """The Decision that drops a candidate. `more` may set reasons and duplicate_of.
+def drop(
+    candidate: Candidate,
+    stage: str,
+    reason: DropReason,
+    evidence: str = "",
+    *,
+    reasons: Sequence[str] = (),
+    duplicate_of: str = "",
+) -> Decision:
+    """The Decision that drops a candidate.
 
+    reasons: every failing one, where there are more than `reason`. duplicate_of: candidate_id of the leader.
     What was taken down is counted, and not written down again: no URL, no text.
     """
-    reasons = more.get("reasons") or (reason.value,)
     named = reason is not DropReason.FORGOTTEN
     return Decision(
         subject="candidate",
@@ -152,9 +161,9 @@ def drop(candidate: Candidate, stage: str, reason: DropReason, evidence: str = "
         stage=stage,
         kept=False,
         reason=reason.value,
-        reasons=tuple(reasons),  # type: ignore[arg-type]
+        reasons=tuple(reasons) or (reason.value,),
         evidence=evidence[:300],
-        duplicate_of=str(more.get("duplicate_of", "")),
+        duplicate_of=duplicate_of,
         text=candidate.texts[0].text[:200] if candidate.texts and named else "",
     )
 
@@ -167,80 +176,61 @@ class Features:
     format: str
     width: int
     height: int
-    bytes: int
+    bytes: Annotated[int, pa.int64()]
     frames: int
     alpha: bool
     orientation: int  # EXIF 1 to 8
     blankness: float  # share of the most frequent of 64 grey levels, 0 to 1
-    phash: tuple[int, ...]  # 64-bit perceptual hashes: whole picture, then centre crops
+    phash: Annotated[
+        tuple[int, ...], pa.list_(pa.uint64())
+    ]  # 64-bit perceptual hashes: whole picture, then centre crops
     signature: builtins.bytes  # compact colour and structure signature, for verifying hash matches
     entropy: float = 0.0  # of the grey levels, bits, 0 to 8
     sharpness: float = 0.0  # variance of the Laplacian of the grey thumb
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A fetched and measured candidate."""
-
-    candidate: Candidate
-    features: Features
-    fetched_at: str
-
-
 TEXTS_TYPE = pa.list_(pa.struct([("kind", pa.string()), ("text", pa.string()), ("original", pa.string())]))
+
+_ARROW_TYPES: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    bool: pa.bool_(),
+    int: pa.int32(),
+    float: pa.float32(),
+    bytes: pa.binary(),
+    tuple[str, ...]: pa.list_(pa.string()),
+    tuple[Text, ...]: TEXTS_TYPE,
+}
+"""The column of a field, unless its annotation names another Arrow type: `Annotated[int, pa.int64()]`."""
+
+
+def _columns_of(row: type) -> list[pa.Field]:
+    """A column for each field of a dataclass, in its order; fields annotated with None have none."""
+    columns = []
+    for name, hint in get_type_hints(row, include_extras=True).items():
+        if get_origin(hint) is Annotated:
+            kind = get_args(hint)[1]
+        else:
+            kind = pa.string() if get_origin(hint) is Literal else _ARROW_TYPES[hint]
+        if kind is not None:
+            columns.append(pa.field(name, kind))
+    return columns
+
 
 CANDIDATE_SCHEMA = pa.schema(
     [
         ("order_key", pa.string()),
         ("candidate_id", pa.string()),
         ("fetch_id", pa.string()),
-        ("source", pa.string()),
-        ("source_kind", pa.string()),
-        ("origin", pa.string()),
-        ("page_url", pa.string()),
-        ("image_url", pa.string()),
-        ("texts", TEXTS_TYPE),
-        ("row", pa.int64()),
+        *_columns_of(Candidate),
     ]
 )
 
-FEATURE_SCHEMA = pa.schema(
-    [
-        ("sha256", pa.string()),
-        ("format", pa.string()),
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("bytes", pa.int64()),
-        ("frames", pa.int32()),
-        ("alpha", pa.bool_()),
-        ("orientation", pa.int32()),
-        ("blankness", pa.float32()),
-        ("phash", pa.list_(pa.uint64())),
-        ("signature", pa.binary()),
-        ("entropy", pa.float32()),
-        ("sharpness", pa.float32()),
-    ]
-)
+FEATURE_SCHEMA = pa.schema(_columns_of(Features))
 
 PAIR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, *FEATURE_SCHEMA, ("fetched_at", pa.string())])
+"""A fetched and measured candidate."""
 
-DECISION_SCHEMA = pa.schema(
-    [
-        ("subject", pa.string()),
-        ("id", pa.string()),
-        ("fetch_id", pa.string()),
-        ("source", pa.string()),
-        ("page_url", pa.string()),
-        ("url", pa.string()),
-        ("stage", pa.string()),
-        ("kept", pa.bool_()),
-        ("reason", pa.string()),
-        ("reasons", pa.list_(pa.string())),
-        ("evidence", pa.string()),
-        ("duplicate_of", pa.string()),
-        ("text", pa.string()),
-    ]
-)
+DECISION_SCHEMA = pa.schema(_columns_of(Decision))
 
 FETCH_SCHEMA = pa.schema(
     [
@@ -267,6 +257,20 @@ DEDUP_SCHEMA = pa.schema(
     ]
 )
 
+SCORE_SCHEMA = pa.schema([("sha256", pa.string()), ("score", pa.float32())])
+"""What STORE/features/<score-id> holds of a pixel filter: its model's score of each image."""
+
+BOX_SCHEMA = pa.schema([field for field in REGION_SCHEMA if field.name != "key"])
+"""sha256, boxes (R x 4 flattened), scores, labels: raw in STORE/regions/<detector-id>, cleaned in detect's files."""
+
+SOURCE_BOXES = "boxes.parquet"
+"""Suffix of extract's file of the boxes that a table brought along, where one did: SOURCE_BOX_SCHEMA."""
+
+SOURCE_BOX_SCHEMA = pa.schema(
+    [("order_key", pa.string()), ("fetch_id", pa.string()), ("row", pa.int64()), ("boxes", pa.list_(pa.float32()))]
+)
+"""Sorted by (order_key, fetch_id, row); boxes are x1 y1 x2 y2 ... in one list."""
+
 
 def sha256_hex(*parts: str) -> str:
     """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide."""
@@ -291,20 +295,27 @@ def order_range(partition: int, of: int) -> tuple[str, str]:
     return f"{low:016x}", f"{high:016x}" if high < 1 << 64 else "g"
 
 
+def split_of(image_leader: str, seed: int, dev_share: float, val_share: float) -> Split:
+    """The split of an image cluster: a keyed hash of its leader's sha256, as a number in [0, 1)."""
+    key = f"split {seed}".encode()
+    number = int.from_bytes(hashlib.blake2b(image_leader.encode(), digest_size=8, key=key).digest(), "big") / 2**64
+    if number < dev_share:
+        return "dev"
+    return "val" if number < dev_share + val_share else "train"
+
+
+_CANDIDATE_FIELDS = [column.name for column in _columns_of(Candidate)]
+
+
 def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
     """Table of CANDIDATE_SCHEMA sorted by (order_key, candidate_id)."""
     rows = [
         {
+            **{name: getattr(c, name) for name in _CANDIDATE_FIELDS},
             "order_key": order_key(c.fetch_id, seed),
             "candidate_id": c.candidate_id,
             "fetch_id": c.fetch_id,
-            "source": c.source,
-            "source_kind": c.source_kind,
-            "origin": c.origin,
-            "page_url": c.page_url,
-            "image_url": c.image_url,
             "texts": [{"kind": t.kind, "text": t.text, "original": t.original} for t in c.texts],
-            "row": c.row,
         }
         for c in candidates
     ]
@@ -319,18 +330,9 @@ def text_of(row: dict[str, Any]) -> Text:
 
 def candidates_of(table: pa.Table) -> list[Candidate]:
     """Candidates from a table that has at least CANDIDATE_SCHEMA's columns, in its order."""
-    names = ["source", "source_kind", "origin", "page_url", "image_url", "texts", "row"]
     return [
-        Candidate(
-            source=r["source"],
-            source_kind=r["source_kind"],
-            origin=r["origin"],
-            page_url=r["page_url"],
-            image_url=r["image_url"],
-            texts=tuple(text_of(t) for t in r["texts"]),
-            row=r["row"],
-        )
-        for r in table.select(names).to_pylist()
+        Candidate(**{**row, "texts": tuple(text_of(text) for text in row["texts"])})
+        for row in table.select(_CANDIDATE_FIELDS).to_pylist()
     ]
 
 

@@ -24,6 +24,7 @@ from PIL import Image
 from data_specs.build import BuildSpec
 from data_specs.shard import REGION_SCHEMA, SPLITS, Text
 from pipeline.detectors import detectors_of
+from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
 from pipeline.records import (
     DEDUP_SCHEMA,
@@ -40,7 +41,6 @@ from pipeline.records import (
     sha256_hex,
 )
 from pipeline.stages import STAGES
-from pipeline.stages.measure import measure_image
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.store import Store

@@ -121,15 +121,15 @@ def add_regions(commands: Commands) -> None:
 
 
 def _regions(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.stages import detect
+    from pipeline.store import regions
 
     store = _store(args)
     store.check()
     if args.action == "stats":
-        title, detectors = "region cache", detect.stats(store)
+        title, detectors = "region cache", regions.stats(store)
     elif args.detector or args.before:
         title = "would be removed" if args.dry_run else "removed"
-        detectors = detect.prune(store, args.detector, _date(args.before), args.dry_run)
+        detectors = regions.prune(store, args.detector, _date(args.before), args.dry_run)
     else:
         raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
     table = table_of(title, "detector", "images", "regions", "per image", "commits", "MB", "written")

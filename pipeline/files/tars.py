@@ -27,7 +27,7 @@ BLOCK = 512
 class Writable(Protocol):
     """Destination of a tar: a file, or a HashedFile."""
 
-    def write(self, data: bytes, /) -> Any: ...
+    def write(self, data: bytes | memoryview, /) -> Any: ...
 
 
 @dataclass
@@ -37,7 +37,7 @@ class TarWriter:
     file: Writable
     offset: int = field(default=0)
 
-    def add(self, name: str, data: bytes) -> int:
+    def add(self, name: str, data: bytes | memoryview) -> int:
         """Append one member; returns the offset of its data in the tar."""
         size = len(data)
         self.file.write(ustar_header(name, size))
@@ -105,7 +105,7 @@ class HashedFile:
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._digest = hashlib.sha256()
         self._thread = ThreadPoolExecutor(1)
-        self._pieces: list[bytes] = []
+        self._pieces: list[bytes | memoryview] = []
         self._bytes = 0
         self._pending: deque[Future[None]] = deque()
         self.sha256 = ""
@@ -124,7 +124,7 @@ class HashedFile:
             self._thread.shutdown(wait=True, cancel_futures=True)
             os.close(self._fd)
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         self._pieces.append(data)
         self._bytes += len(data)
         if self._bytes >= BATCH:
@@ -136,7 +136,7 @@ class HashedFile:
         self._pending.append(self._thread.submit(self._put, self._pieces))
         self._pieces, self._bytes = [], 0
 
-    def _put(self, pieces: list[bytes]) -> None:
+    def _put(self, pieces: list[bytes | memoryview]) -> None:
         data = b"".join(pieces)
         remaining = memoryview(data)
         while remaining:  # a write may stop short, on a full disk or a signal; the next one raises the reason

@@ -24,7 +24,7 @@ import numpy as np
 
 from data_specs.build import Dedup
 from pipeline.files.digests import Digests
-from pipeline.matching.holders import NONE, PLACEHOLDER, Found, Holders, ImageRows, Known
+from pipeline.matching.holders import NONE, PLACEHOLDER, Holders, ImageRows, Known, Matches
 from pipeline.matching.near_images import Codes, ImageLeaders, Ints, Signatures
 from pipeline.matching.sketches import possible_among, same
 from pipeline.matching.text_rows import TextRows
@@ -162,7 +162,7 @@ class _ImagesOfBlock:
         same = holders.same([sha256[row] for row in distinct])
         rest = distinct[same.number == NONE]
         alike = holders.alike(block.images.take(rest))
-        self._held: dict[int, tuple[DropReason, Found, int]] = {}
+        self._held: dict[int, tuple[DropReason, Matches, int]] = {}
         for reason, rows, found in ((DropReason.SAME_IMAGE, distinct, same), (DropReason.NEAR_IMAGE, rest, alike)):
             for at in np.flatnonzero(found.number != NONE).tolist():
                 self._held[int(rows[at])] = (reason, found, at)

@@ -226,7 +226,7 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
     return np.ascontiguousarray(pixels)
 
 
-def to_jpeg(data: bytes, quality: int, max_pixels: int = MAX_PIXELS) -> bytes:
+def to_jpeg(data: Bytes, quality: int, max_pixels: int = MAX_PIXELS) -> Bytes:
     """JPEG bytes of the picture as shown, without metadata that would turn it; deterministic. Raises PictureError.
 
     A JPEG that needs no turning is returned byte for byte, whatever its colour space.

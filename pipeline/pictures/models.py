@@ -1,8 +1,8 @@
-"""ONNX models: sessions for filters and detectors, and where to find models that lie in other packages.
+"""ONNX models: sessions for filters and detectors, and paths of models that are files of other packages.
 
-A model is found without importing its package, and is known by the sha256 of its file: what STORE caches of it stays
-valid as long as the file does, whatever the package's version. Sessions run on one thread of the CPU unless told
-otherwise, so that workers on one machine do not fight and a score does not change with their number.
+A model is located without importing its package, and identified by the sha256 of its file: what STORE caches of it
+stays valid as long as the file is the same, whatever the package's version. Sessions run on one thread of the CPU
+unless asked for more, so that workers on one machine do not compete and a score does not change with their number.
 
 Limits: scores may differ in their last digits between kinds of CPU, as with every floating-point model.
 """
@@ -20,14 +20,14 @@ from pipeline.files.folder import file_sha256
 
 @functools.cache
 def find(package: str, pattern: str, distribution: str) -> Path:
-    """The file of a package that fits the pattern; the last by name if several do. Raises ModelError."""
+    """The file of a package that matches the pattern; the last by name if several do. Raises ModelError."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise ModelError(distribution, "is not installed; it comes with `pip install 'wenlan[models]'`")
-    found = sorted(path for place in spec.submodule_search_locations for path in Path(place).glob(pattern))
-    if not found:
+    matching = sorted(path for place in spec.submodule_search_locations for path in Path(place).glob(pattern))
+    if not matching:
         raise ModelError(distribution, f"holds no {pattern}; it comes with `pip install 'wenlan[models]'`")
-    return found[-1]
+    return matching[-1]
 
 
 @functools.cache
@@ -37,9 +37,9 @@ def digest(path: Path) -> str:
 
 
 def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = False) -> Any:
-    """An onnxruntime session over a file or its bytes, on so many threads, or on CUDA if asked for and there.
+    """An onnxruntime session over a file or its bytes, on `threads` of the CPU.
 
-    Raises ModelError that names the file: `name`, or the path.
+    gpu: on CUDA, if onnxruntime has it. Raises ModelError that names the file: `name`, or the path.
     """
     import onnxruntime
 
@@ -54,5 +54,5 @@ def session(data: bytes | Path, name: str = "", threads: int = 1, gpu: bool = Fa
             data if isinstance(data, bytes) else str(data), options, providers=providers
         )
     except Exception as e:  # onnxruntime's own exceptions have no common base
-        said = " ".join(str(e).split())[:200]
-        raise ModelError(name or str(data), f"is not an ONNX model ({said})") from None
+        message = " ".join(str(e).split())[:200]
+        raise ModelError(name or str(data), f"is not an ONNX model ({message})") from None

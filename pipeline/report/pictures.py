@@ -29,12 +29,12 @@ import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
+from pipeline.detectors._boxes import blank, boxes_of, cleaned, look
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
-from pipeline.records import DropReason, order_key
+from pipeline.records import BOX_SCHEMA, DropReason, order_key
 from pipeline.report.figures import trim
-from pipeline.stages import screen
-from pipeline.stages.detect import SCHEMA, blank, boxes_of, cleaned, look
+from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.takedowns import Takedowns
@@ -177,10 +177,10 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
         row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
     spent = 0
     thumbnails = {}
-    unshown = screen.unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
+    unshown = unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
     asked = {row["fetch_id"] for row in rows if row["fetch_id"] and not {row["id"], row["duplicate_of"]} & unshown}
     for image in read_images(build, sorted(asked), sparse=True):
-        if image.sha256 in takedowns.hashes or screen.unshown_images(build, [image.sha256]):
+        if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
         if made := _thumbnail(build, image):
             thumbnails[image.fetch_id] = (image.sha256, *made)
@@ -232,7 +232,7 @@ def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]
     keys = pa.array(sorted(rows_of_key), pa.string())
     for record in build.packed():
         for name in detectors:
-            columns, here = ["key", *SCHEMA.names], pc.field("key").isin(keys)
+            columns, here = ["key", *BOX_SCHEMA.names], pc.field("key").isin(keys)
             table = stage.table(record, f"regions/{name}", columns=columns, filters=here)
             boxes = boxes_of(table)
             for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):

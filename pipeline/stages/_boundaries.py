@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import SPLITS, canonical_json
-from pipeline.stages import screen
+from pipeline.stages._survivors import survivors
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 
@@ -32,7 +32,7 @@ READ_AT_ONCE = 16
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """One shard: its split, and its rows as (partition of `screen.survivors`, first row of the split, end)."""
+    """One shard: its split, and its rows as (partition of `_survivors.survivors`, first row of the split, end)."""
 
     split: str
     runs: tuple[tuple[str, int, int], ...]
@@ -85,7 +85,7 @@ def _cuts(build: Build, split: str) -> Iterator[Cut]:
 
 def _sizes(build: Build, split: str) -> Iterator[tuple[Record, npt.NDArray[np.int64]]]:
     """Records of what is packed, in order, with the fetched bytes of each row of the split where they are asked for."""
-    stage = screen.survivors(build)
+    stage = survivors(build)
     records = stage.records()
     if not build.spec.shards.bytes_per_shard:
         yield from ((record, np.empty(0, np.int64)) for record in records)

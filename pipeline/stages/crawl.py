@@ -1,22 +1,21 @@
-"""crawl: web sites become WARC files, politely.
+"""crawl: web sites become WARC files, politely. One partition per `site` source.
 
-One partition a `site` source. For each host a pause between two requests on the whole cluster (the spec's, or more if
-robots.txt asks for it), one connection at a time unless the spec allows more, robots.txt before the first page,
-Retry-After obeyed, a user agent that says who we are. Pages are taken breadth first and written to the WARC as they
-come; `pipeline.web.frontier` keeps the state on disk, so that a killed crawl goes on where it was. Redirects are
-followed as links are: the target is a page of its own, with its own robots.txt and pause, and only if it belongs to the
-site.
+For each host: a pause between two requests on the whole cluster (the spec's, or more if robots.txt asks for it), one
+connection at a time unless the spec allows more, robots.txt before the first page, Retry-After obeyed, a user agent
+that says who we are. Pages are visited breadth first and written to the WARC as they come; `pipeline.web.frontier`
+keeps the state on disk, so that a killed crawl goes on where it was. Redirects are followed as links are: the target is
+a page of its own, with its own robots.txt and pause, and only if it belongs to the site.
 
-A page or a domain that was taken down (STORE/forgotten) is asked for nothing, not even its robots.txt; it is counted.
-A page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links still count unless
+A page or a domain that was taken down (STORE/forgotten) is never asked for, nor is its robots.txt; it is counted. A
+page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links are followed unless
 they are nofollow. Only HTML is kept. Every page that was asked for and not kept is a Decision.
 
 STORE/crawled remembers where the last crawl of a site lies: the next one asks only for what has changed and writes the
 rest of the new WARC from the old one, so that every WARC is whole.
 
 Limits: cookies, scripts and forms are not used; a site's WARC is one file; on an object store the frontier lies in
-the worker's temporary folder, so that a crawl goes on only on the same machine. A crawl depends on the site's mood:
-what is reproducible starts from its WARC.
+the worker's temporary folder, so that a crawl goes on only on the same machine. What a crawl gets depends on the state
+of the site: what is reproducible starts from its WARC.
 """
 
 from __future__ import annotations
@@ -47,16 +46,16 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.rewrite import Removal, Rewrite
 from pipeline.store.stage import Stage, StageFile
-from pipeline.web import guard
 from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
+from pipeline.web.policy import user_agent
 from pipeline.web.warc import copy_without
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ()
 
 KNOWN_PER_PAGE = 10
-"""Pages that may be known for each that may be kept."""
+"""Pages that may be known per page that may be kept."""
 
 CRAWL_SCHEMA = pa.schema(
     [
@@ -73,11 +72,11 @@ CRAWL_SCHEMA = pa.schema(
         ("warc_length", pa.int64()),
     ]
 )
-"""One row a page in the WARC, in its order."""
+"""One row per page in the WARC, in its order."""
 
 
 def token(build: Build) -> Any:
-    """The sites, what decides which pages are kept, and the snapshot: another one is crawled anew."""
+    """The sites, what decides which pages are kept, and the snapshot: each snapshot is a crawl of its own."""
     return {"snapshot": build.snapshot, "sites": [_identity(build.spec, site) for site in _sites(build.spec)]}
 
 
@@ -87,12 +86,12 @@ def partitions(build: Build) -> list[str]:
 
 
 def resources(spec: BuildSpec) -> dict[str, float]:
-    """A crawl waits most of the time."""
+    """Half a CPU per site: a crawl waits most of the time."""
     return {"num_cpus": 0.5}
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Crawl one site, or go on with it, and commit its WARC. Raises SourceError when no page of it can be had."""
+    """Crawl one site, or go on with it, and commit its WARC. Raises SourceError if no page of it can be kept."""
     if is_stored(build, partition):
         return
     stage, site, digest = build.stage("crawl"), _site(build, partition), _digest(build, partition)
@@ -103,7 +102,7 @@ def run_partition(build: Build, partition: str) -> None:
         "isPartOf": build.build_id,
         "description": f"crawl of the source {site.name}",
         "robots": "obey" if build.spec.egress.obey_robots else "ignore",
-        "http-header-user-agent": guard.user_agent(build.spec),
+        "http-header-user-agent": user_agent(build.spec),
     }
     with Frontier(folder, KNOWN_PER_PAGE * site.max_pages + 1000, about) as frontier:
         frontier.add(site.start_urls(), depth=0)
@@ -119,12 +118,12 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def is_stored(build: Build, partition: str) -> bool:
-    """Whether a site was crawled for this snapshot under another fingerprint; takes its captures then."""
+    """Whether a site was crawled for this snapshot under another fingerprint; its captures are then adopted."""
     return build.stage("crawl").adopt(partition, input=_digest(build, partition)) is not None
 
 
 def _digest(build: Build, partition: str) -> str:
-    """What decides the captures of a site: the snapshot, its options and the limits of the crawl."""
+    """Digest of what decides the captures of a site: the snapshot, its options and the limits of the crawl."""
     value = [build.snapshot, _identity(build.spec, _site(build, partition))]
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
@@ -139,18 +138,20 @@ def _sites(spec: BuildSpec) -> list[Site]:
 
 
 def _identity(spec: BuildSpec, site: Site) -> Any:
+    """What decides the captures of a site, but for the snapshot."""
     limits = spec.egress.model_dump(mode="json", include={"max_page_bytes", "max_redirects", "obey_robots"})
     return [site.identity(), limits]
 
 
 def _frontier_folder(stage: StageDir, name: str) -> Path:
+    """Where a frontier lies: beside the captures, or in the temporary folder where those are on an object store."""
     if stage.folder.is_local:
         return Path(stage.folder.at(f"_frontier/{name}"))
     return Path(tempfile.gettempdir()) / f"wenlan-{sha256_hex(stage.folder.url)[:16]}-{name}"
 
 
 def _failure(site: Site, frontier: Frontier) -> SourceError | None:
-    """The error of a site that gave no page at all, named by its first start page; none for one that was taken down."""
+    """The error of a site of which no page was kept, named by its first start page; none if that was taken down."""
     if frontier.totals().kept:
         return None
     url = site.start_urls()[0]
@@ -165,12 +166,12 @@ def _failure(site: Site, frontier: Frontier) -> SourceError | None:
 
 
 def _last_crawl(site: Site) -> str:
-    """Where STORE keeps the last crawl of a site: by its name and hosts, whatever its limits are."""
+    """The file in STORE about the last crawl of a site: by its name and hosts, whatever its limits are."""
     return f"crawled/{site.name}-{sha256_hex('', *site.all_hosts())[:16]}.json"
 
 
 def _know_earlier(build: Build, site: Site, frontier: Frontier) -> None:
-    """Tell the frontier what the last crawl of the site kept, as far as that is still there."""
+    """Hand the frontier what the last crawl of the site kept, as far as that is still there."""
     store, name = build.store.folder, _last_crawl(site)
     if not store.exists(name):
         return
@@ -189,6 +190,7 @@ def _remember(build: Build, site: Site, record: Record) -> None:
 
 
 def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Record:
+    """Commit the WARC, the table of its pages and the decisions about all others."""
     totals = frontier.totals()
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
@@ -197,8 +199,8 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         except OSError:
             shutil.copyfile(frontier.warc, target)
         attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
-        attempt.decide([_lost(site, *row) for row in frontier.lost()])
-        dropped = totals.dropped + totals.todo
+        attempt.decide([_decision(site, *page) for page in frontier.not_kept()])
+        dropped = totals.dropped + totals.waiting
         return attempt.commit(
             {
                 "seen": totals.kept + dropped,
@@ -215,16 +217,16 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         )
 
 
-def _lost(site: Site, url: str, reason: str, evidence: str) -> Decision:
-    """A page that was not kept. What was taken down is counted, and its address not written down again."""
-    named = url if reason != DropReason.FORGOTTEN.value else ""
+def _decision(site: Site, url: str, reason: str, evidence: str) -> Decision:
+    """The decision about a page that was not kept. What was taken down is counted, its address is not written again."""
+    shown = url if reason != DropReason.FORGOTTEN.value else ""
     return Decision(
         subject="capture",
         id=sha256_hex(url),
         fetch_id="",
         source=site.name,
-        page_url=named,
-        url=named,
+        page_url=shown,
+        url=shown,
         stage="crawl",
         kept=False,
         reason=reason,

@@ -2,7 +2,7 @@
 
 `pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and this stage applies
 what it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for
-each that goes, with its leader and every failing reason. Kept pairs carry the ids by which training masks false
+each dropped one, with its leader and every failing reason. Kept pairs carry the ids by which training masks false
 negatives (image_leader, text_leaders), and their split: a keyed hash of the leader, so that copies of one image never
 straddle two splits. A leader of an earlier build is never kept again, so its split cannot change.
 
@@ -12,9 +12,11 @@ Limits: a run is held in memory (`rank.RUN` pairs).
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -22,12 +24,11 @@ from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
-from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Decision, DropReason, candidates_of, drop
-from pipeline.stages import rank
-from pipeline.stages.lead import PARTITION as LEAD
-from pipeline.stages.lead import split_of
+from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, Decision, DropReason, candidates_of, drop, split_of
+from pipeline.stages import _runs
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
+from pipeline.urls import domain_of
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("rank", "lead")
@@ -35,7 +36,7 @@ ROW_GROUP = 1_000
 
 
 def token(build: Build) -> Any:
-    return None  # what the leader pass was told is in its own token
+    return None  # the rules and the identities are in the token of `lead`
 
 
 def partitions(build: Build) -> list[str]:
@@ -46,12 +47,13 @@ def partitions(build: Build) -> list[str]:
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs of each split, sorted by (order_key, candidate_id), and a Decision for each dropped one."""
     lead = build.stage("lead")
-    record = lead.record(LEAD)
-    pairs = rank.pairs_of(build, partition)
+    record = lead.record(_runs.ALL)
+    pairs = _runs.pairs_of(build, partition)
     verdicts, merged = (lead.table(record, f"{partition}.{what}").combine_chunks() for what in ("verdicts", "merged"))
     reasons = _with_placeholders(pairs, verdicts, lead.table(record, "placeholders.parquet"))
-    kept = _kept_table(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
+    kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
     decisions = _decisions(build, pairs, verdicts, reasons)
+
     first = Counter(decision.reason for decision in decisions)
     with build.stage("dedup").attempt(partition) as attempt:
         counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions)}
@@ -63,9 +65,9 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.commit({**counts, **{reason.value: first[reason.value] for reason in REASONS}})
 
 
-def _with_placeholders(pairs: pa.Table, verdicts: pa.Table, placeholders: pa.Table) -> Any:
-    """Bits of REASONS for each pair; a placeholder found out at the end of the pass takes its copies along."""
-    reasons = verdicts["reasons"].to_numpy().copy()
+def _with_placeholders(pairs: pa.Table, verdicts: pa.Table, placeholders: pa.Table) -> npt.NDArray[np.uint8]:
+    """Bits of REASONS for each pair; a placeholder recognised at the end of the pass takes its copies along."""
+    reasons: npt.NDArray[np.uint8] = verdicts["reasons"].to_numpy().copy()
     known = set(rows_of(digests_of(placeholders["candidate_id"])))
     if known:
         own = [bytes.fromhex(name) in known for name in pairs["candidate_id"].to_pylist()]
@@ -74,49 +76,95 @@ def _with_placeholders(pairs: pa.Table, verdicts: pa.Table, placeholders: pa.Tab
     return reasons
 
 
-def _kept_table(build: Build, pairs: pa.Table, verdicts: pa.Table, merged: pa.Table, kept: Any) -> pa.Table:
-    """DEDUP_SCHEMA rows of the kept pairs: their own texts first, then those of their copies."""
-    shards, rows = build.spec.shards, pairs.take(pa.array(kept, pa.int64()))
-    leaders = verdicts["text_leaders"].combine_chunks().take(pa.array(kept, pa.int64()))
-    counts = (
-        leaders.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64) if len(kept) else np.zeros(0, np.int64)
-    )
-    texts = rows["texts"].combine_chunks() if len(kept) else pa.array([], PAIR_SCHEMA.field("texts").type)
-    texts = pc.list_slice(texts, 0, build.spec.dedup.max_texts)
-    here = np.full(pairs.num_rows, -1, np.int64)
-    here[kept] = np.arange(len(kept))
-    to = here[merged["position"].to_numpy()]
-    added = merged.filter(pa.array(to >= 0))
-    of_row = np.concatenate([np.repeat(np.arange(len(kept)), counts), to[to >= 0]])
-    order = pa.array(np.argsort(of_row, kind="stable"))
-    offsets = pa.array(np.concatenate([[0], np.cumsum(np.bincount(of_row, minlength=len(kept)))]), pa.int32())
-    flat = texts.flatten()
-    fields = {
-        name: pa.concat_arrays([flat.field(name), added[name].combine_chunks().cast(pa.string())])
-        for name in ("kind", "text")
+def _kept(
+    build: Build, pairs: pa.Table, verdicts: pa.Table, merged: pa.Table, positions: npt.NDArray[np.int64]
+) -> pa.Table:
+    """DEDUP_SCHEMA rows of the kept pairs, which stand at `positions` [K] among `pairs`, ascending.
+
+    merged: MERGED_SCHEMA rows, the texts of copies that kept pairs take over.
+    """
+    shards, at = build.spec.shards, pa.array(positions, pa.int64())
+    rows = pairs.take(at)
+    row_of_position = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
+    row_of_position[positions] = np.arange(len(positions))
+    own = _own_texts(rows, verdicts["text_leaders"].take(at), build.spec.dedup.max_texts)
+    texts = own.then(_merged_texts(merged, row_of_position))
+    columns = {
+        **{name: rows[name] for name in PAIR_SCHEMA.names},
+        **texts.columns(rows.num_rows),
+        "image_leader": rows["sha256"],
+        "split": pa.array(
+            [split_of(s, build.spec.seed, shards.dev_share, shards.val_share) for s in rows["sha256"].to_pylist()],
+            pa.string(),
+        ),
     }
-    ids: Digests = np.concatenate([digests_of(leaders.flatten()), digests_of(added["text_leader"])])
-    columns = {name: rows[name] for name in PAIR_SCHEMA.names}
-    values = pa.StructArray.from_arrays(list(fields.values()), list(fields)).take(order)
-    columns["texts"] = pa.ListArray.from_arrays(offsets, values)
-    columns["text_leaders"] = pa.ListArray.from_arrays(offsets, hexed(ids).take(order))
-    columns["image_leader"] = rows["sha256"]
-    splits = [split_of(s, build.spec.seed, shards.dev_share, shards.val_share) for s in rows["sha256"].to_pylist()]
-    columns["split"] = pa.array(splits, pa.string())
     return pa.table({name: columns[name] for name in DEDUP_SCHEMA.names}).cast(DEDUP_SCHEMA)
 
 
-def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: Any) -> list[Decision]:
+@dataclass(frozen=True)
+class _Texts:
+    """Texts [T] of kept pairs [K], each with the row of its pair and the sha256 of its leader."""
+
+    row: npt.NDArray[np.int64]
+    kind: pa.Array
+    text: pa.Array
+    leader: Digests
+
+    def then(self, other: _Texts) -> _Texts:
+        """Both, one after the other."""
+        return _Texts(
+            np.concatenate([self.row, other.row]),
+            pa.concat_arrays([self.kind, other.kind]),
+            pa.concat_arrays([self.text, other.text]),
+            np.concatenate([self.leader, other.leader]),
+        )
+
+    def columns(self, rows: int) -> dict[str, pa.ListArray]:
+        """The list columns `texts` and `text_leaders` [K] of DEDUP_SCHEMA.
+
+        The sort is stable: the texts of a pair stay in the order in which they stand here. List i is then
+        flat[offsets[i] : offsets[i + 1]], where offsets [K + 1] count the texts of all rows before row i.
+        """
+        order = pa.array(np.argsort(self.row, kind="stable"))
+        counts = np.bincount(self.row, minlength=rows)
+        offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+        texts = pa.StructArray.from_arrays([self.kind, self.text], ["kind", "text"]).take(order)
+        return {
+            "texts": pa.ListArray.from_arrays(offsets, texts),
+            "text_leaders": pa.ListArray.from_arrays(offsets, hexed(self.leader).take(order)),
+        }
+
+
+def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Texts:
+    """The kept pairs' own texts, at most `max_texts` of each: as many as it has text leaders (lists of DIGEST)."""
+    if not rows.num_rows:
+        nothing = pa.array([], pa.string())
+        return _Texts(np.zeros(0, np.int64), nothing, nothing, np.zeros((0, 32), np.uint8))
+    lists = leaders.combine_chunks()
+    counts = lists.value_lengths().to_numpy(zero_copy_only=False)
+    flat = pc.list_slice(rows["texts"].combine_chunks(), 0, max_texts).flatten()
+    row = np.repeat(np.arange(rows.num_rows), counts)
+    return _Texts(row, flat.field("kind"), flat.field("text"), digests_of(lists.flatten()))
+
+
+def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _Texts:
+    """Texts that kept pairs take over. `position` is a leader's in the run; one that is dropped itself takes none."""
+    row = row_of_position[merged["position"].to_numpy()]
+    taken = merged.filter(pa.array(row >= 0))
+    kind, text = (taken[name].combine_chunks().cast(pa.string()) for name in ("kind", "text"))
+    return _Texts(row[row >= 0], kind, text, digests_of(taken["text_leader"]))
+
+
+def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.NDArray[np.uint8]) -> list[Decision]:
     rows = np.flatnonzero(reasons)
     at = pa.array(rows, pa.int64())
-    dropped = pairs.take(at)
-    found = verdicts.take(at)
+    dropped, of_dropped = pairs.take(at), verdicts.take(at)
     decisions = []
     for candidate, bits, leader, earlier in zip(
         candidates_of(dropped),
         reasons[rows].tolist(),
-        found["leader"].to_pylist(),
-        found["earlier"].to_pylist(),
+        of_dropped["leader"].to_pylist(),
+        of_dropped["earlier"].to_pylist(),
         strict=True,
     ):
         failing = [reason for i, reason in enumerate(REASONS) if bits & 1 << i]
@@ -129,11 +177,11 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: Any) 
     return decisions
 
 
-def _evidence(rules: Dedup, reason: DropReason, candidate: Any, leader: str, earlier: bool) -> str:
+def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: str, earlier: bool) -> str:
     if reason is DropReason.CAP_PER_TEXT:
         return f"{rules.max_pairs_per_text} pairs with this text, or nearly this text, are kept already"
     if reason is DropReason.CAP_PER_DOMAIN:
-        domain = rank.domain_of(candidate.page_url or candidate.image_url)
+        domain = domain_of(candidate.page_url or candidate.image_url)
         return f"{rules.max_pairs_per_domain} pairs of {domain} are kept already"
     if reason is DropReason.PLACEHOLDER:
         return f"a picture under more than {rules.placeholder_texts} different texts"

@@ -30,6 +30,8 @@ from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    SOURCE_BOX_SCHEMA,
+    SOURCE_BOXES,
     Candidate,
     Capture,
     Decision,
@@ -45,13 +47,11 @@ from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
 from pipeline.urls import canonical_url
+from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("crawl",)
-
-BOXES = "boxes.parquet"
-"""Suffix of the file of boxes that a table brought along, where one did."""
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -119,21 +119,22 @@ def run_partition(build: Build, partition: str) -> None:
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
         if any(candidate.boxes for candidate in candidates):
-            attempt.write_table(BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+            attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
 
 
 def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
-    """order_key, fetch_id and boxes of the candidates that came with boxes; as candidates are sorted."""
+    """Rows of SOURCE_BOX_SCHEMA, of the candidates that came with boxes."""
     found = [c for c in candidates if c.boxes]
     rows = pa.table(
         {
             "order_key": [order_key(c.fetch_id, seed) for c in found],
             "fetch_id": [c.fetch_id for c in found],
             "row": [c.row for c in found],
-            "boxes": pa.array([c.boxes for c in found], pa.list_(pa.float32())),
-        }
+            "boxes": [c.boxes for c in found],
+        },
+        schema=SOURCE_BOX_SCHEMA,
     )
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
@@ -196,7 +197,7 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
     if not 200 <= capture.status < 300:
         yield drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
         return
-    if not _is_html(capture):
+    if not policy.is_html(capture.content_type, capture.body):
         yield drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
         return
     decoded = decode(capture.body, capture.content_type)
@@ -204,9 +205,8 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
         yield drop_capture(capture, source, DropReason.BAD_CHARSET, "neither UTF-8, gb18030, Big5 nor what it declares")
         return
     page = parse(decoded[0], rule_of(capture.url))
-    refusals = _opt_outs(capture, page)
-    if refusals:
-        yield drop_capture(capture, source, DropReason.OPT_OUT, ", ".join(refusals))
+    if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
+        yield drop_capture(capture, source, DropReason.OPT_OUT, str(outs))
         return
     if not page.images:
         return
@@ -215,23 +215,6 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
         yield drop_capture(capture, source, DropReason.NOT_CHINESE, evidence)
         return
     yield from _images(capture, page, source, source_kind)
-
-
-def _opt_outs(capture: Capture, page: Page) -> list[str]:
-    from pipeline.web.guard import opt_outs, reserved
-
-    headers = [value for name, value in capture.headers if name.lower() == "x-robots-tag"]
-    reservations = [value for name, value in capture.headers if name.lower() == "tdm-reservation"]
-    outs = opt_outs(headers, list(page.robots))
-    return [*outs, "tdm-reservation: 1"] if page.reserved or any(map(reserved, reservations)) else outs
-
-
-def _is_html(capture: Capture) -> bool:
-    kind = capture.content_type.partition(";")[0].strip().lower()
-    if kind in ("text/html", "application/xhtml+xml"):
-        return True
-    head = capture.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    return not kind and head.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml"))
 
 
 def not_chinese(page: Page) -> str:
@@ -386,5 +369,5 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(BOXES)),
+    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA)),
 )

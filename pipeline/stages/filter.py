@@ -1,8 +1,8 @@
-"""Filter: the image filters of the spec look at the measured features, and candidates become pairs.
+"""Filter: the image filters of the spec judge the measured features, and candidates become pairs.
 
-Touches Parquet only. Each distinct image is judged once; every filter is asked even when an earlier one has failed,
-so that a Decision lists every failing reason (the first in the spec's order is the one it is counted under) and the
-report can say what loosening one filter would bring back.
+Touches Parquet only. Each distinct image is judged once. Every filter is asked even when an earlier one has failed, so
+that a Decision lists every failing reason (the first in the spec's order is the one it is counted under) and the report
+can say what loosening one filter would bring back.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ def run_partition(build: Build, partition: str) -> None:
     fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
     images: dict[str, dict[str, Any]] = {row["fetch_id"]: row for row in fetched.to_pylist()}
     filters = image_filters(build.spec)
-    faults = {sha256: judge(features_of(row), filters) for sha256, row in features.items()}
+    drops_of = {sha256: judge(features_of(row), filters) for sha256, row in features.items()}
 
     pairs, decisions = list[dict[str, Any]](), list[Decision]()
     candidates = admit.table(admit.record(partition))
     for row, candidate in zip(candidates.to_pylist(), candidates_of(candidates), strict=True):
         image = images.get(row["fetch_id"])
         if image is None or image["sha256"] not in features:
-            continue  # fetch or measure has said why
-        found = faults[image["sha256"]]
-        if found:
-            reasons = tuple(dict.fromkeys(d.reason.value for d in found))
-            evidence = "; ".join(d.evidence for d in found)
-            decisions.append(drop(candidate, "filter", found[0].reason, evidence, reasons=reasons))
+            continue  # fetch or measure has written its Decision
+        drops = drops_of[image["sha256"]]
+        if drops:
+            reasons = tuple(dict.fromkeys(d.reason.value for d in drops))
+            evidence = "; ".join(d.evidence for d in drops)
+            decisions.append(drop(candidate, "filter", drops[0].reason, evidence, reasons=reasons))
         else:
             pairs.append({**row, **features[image["sha256"]], "fetched_at": image["fetched_at"]})
     pairs.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
@@ -62,7 +62,7 @@ def run_partition(build: Build, partition: str) -> None:
 
 def judge(features: Features, filters: list[ImageFilter]) -> list[Drop]:
     """Every reason to drop an image, in the filters' order; empty to keep."""
-    return [found for f in filters if (found := f.check(features)) is not None]
+    return [reason for f in filters if (reason := f.check(features)) is not None]
 
 
 def features_of(row: dict[str, Any]) -> Features:

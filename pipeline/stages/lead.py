@@ -1,14 +1,16 @@
-"""Stage lead: the leader pass over all pairs of the build, after what earlier builds kept.
+"""Stage lead: the leader pass over all pairs of the build, in which the pairs that earlier builds kept come first.
 
-The ONE partition "all" is the one step of a build that must go in order. It is a Ray task that reads the runs of
-`rank` as one sequence, a block at a time, and holds no more than that: what the pass remembers lies in holders
-(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), else in actors. Verdicts are spilled
-by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in parallel.
+Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
+`rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
+(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Verdicts are
+spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in
+parallel.
 
-After the pass, texts of duplicates go over to their leaders, within `max_texts`. They are placed last, in the order of
-their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. And a leader
-under more than `placeholder_texts` different primary texts is a placeholder. It goes with all its copies, and is
-remembered in STORE: later builds drop it at sight. Texts are counted within a build; what one has published stays.
+After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
+order of their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. A
+leader under more than `placeholder_texts` different primary texts is a placeholder. It is dropped with all its copies,
+and remembered in STORE: later builds drop it at sight. Texts are counted within a build; what an earlier build has
+published stays.
 
 Limits: a placeholder has taken its place under the caps before it is known as one, and that place is not given back.
 """
@@ -16,7 +18,6 @@ Limits: a placeholder has taken its place under the caps before it is known as o
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
@@ -30,15 +31,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
-from data_specs.shard import Split
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.files.parquet import dictionary_columns
-from pipeline.matching import earlier_builds, text_rows
+from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
-from pipeline.records import TEXTS_TYPE
-from pipeline.stages import rank
+from pipeline.records import TEXTS_TYPE, split_of
+from pipeline.stages import _earlier_builds, _runs
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     IMAGE_SCHEMA,
@@ -55,14 +55,13 @@ from pipeline.texts.folding import normals
 
 VERSION = 1
 INPUTS: tuple[str, ...] = ("rank",)
-PARTITION = "all"
 
 VERDICT_SCHEMA = pa.schema(
     [
         ("position", pa.int32()),  # of the pair in its run
-        ("reasons", pa.uint8()),  # bits of leaders.REASONS; 0 = kept
+        ("reasons", pa.uint8()),  # bits of leader_pass.REASONS; 0 = kept
         ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
-        ("earlier", pa.bool_()),  # an earlier build holds it
+        ("earlier", pa.bool_()),  # an earlier build kept that leader
         ("text_leaders", pa.list_(DIGEST)),  # of a kept pair
     ]
 )
@@ -71,8 +70,11 @@ MERGED_SCHEMA = pa.schema(
 )
 """Texts that a leader takes over: `position` is the leader's."""
 
-_MERGE_SCHEMA = pa.schema([("position", pa.int32()), ("texts", TEXTS_TYPE), ("text_ids", pa.list_(DIGEST))])
+_COPY_SCHEMA = pa.schema([("position", pa.int32()), ("texts", TEXTS_TYPE), ("text_ids", pa.list_(DIGEST))])
+"""Texts of the copies of a leader: `position` is the leader's."""
+
 SPILL = 100_000
+"""Rows that wait in memory before they are appended to the files of their runs."""
 
 
 def token(build: Build) -> Any:
@@ -87,7 +89,7 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    return [PARTITION]
+    return [_runs.ALL]
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -95,17 +97,17 @@ def run_partition(build: Build, partition: str) -> None:
     runs = build.stage("rank").records()
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
-    with Holders(build.spec.dedup, holders) as held, build.stage("lead").attempt(partition) as attempt:
-        images = _learn_earlier(build, held) if build.identities else 0
-        counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, held)).run()
+    with Holders(build.spec.dedup, holders) as memory, build.stage("lead").attempt(partition) as attempt:
+        earlier = _learn_earlier(build, memory) if build.identities else 0
+        counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, memory)).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
-        attempt.commit({"pairs": pairs, **counts, "earlier": images, "holders": holders}, info)
+        attempt.commit({"pairs": pairs, **counts, "earlier": earlier, "holders": holders}, info)
 
 
 def _learn_earlier(build: Build, holders: Holders) -> int:
     """Enter what the builds that this one reads have kept; returns the number of images."""
     identities, keys = Identities(build.store), _band_keys(build.stage("rank"))
-    return earlier_builds.learn(holders, identities, build.identities, build.spec.dedup, feature_id(), keys)
+    return _earlier_builds.learn(holders, identities, build.identities, build.spec.dedup, feature_id(), keys)
 
 
 def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
@@ -116,86 +118,82 @@ def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
                 yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
 
 
-def split_of(image_leader: str, seed: int, dev_share: float, val_share: float) -> Split:
-    """The split of an image cluster: a keyed hash of its leader's sha256, as a number in [0, 1)."""
-    key = f"split {seed}".encode()
-    number = int.from_bytes(hashlib.blake2b(image_leader.encode(), digest_size=8, key=key).digest(), "big") / 2**64
-    if number < dev_share:
-        return "dev"
-    return "val" if number < dev_share + val_share else "train"
-
-
-def block_of(table: pa.Table, of_row: Any, most_texts: int) -> Block:
-    """A block of RUN_SCHEMA rows; `of_row` is the number of each row's run."""
+def block_of(table: pa.Table, run_of_row: Any, max_texts: int) -> Block:
+    """A block of RUN_SCHEMA rows [N]; `run_of_row` [N] is the number of each row's run."""
     lists = table["sketches"].combine_chunks()
+    # [T] sketches of all rows' texts, and where those of each row begin [N + 1]. A slice of a list array keeps the
+    # offsets of the whole, `flatten` does not: they are moved to begin with 0.
     flat, offsets = lists.flatten(), (lists.offsets.to_numpy() - lists.offsets[0].as_py()).tolist()
+    # The block holds each distinct text once: its number by id, where in `flat` it first is, and each text's number.
     number: dict[bytes, int] = {}
     first: list[int] = []
-    which = []
+    numbers = []
     for at, name in enumerate(rows_of(digests_of(flat.field("id")))):
         if name not in number:
             number[name] = len(first)
             first.append(at)
-        which.append(number[name])
+        numbers.append(number[name])
     return Block(
         digests_of(table["candidate_id"]),
-        of_row.astype(np.int64) << 32 | table["position"].to_numpy(),
+        # where a pair is, as one number: its run in the upper 32 bits, its position in the run in the lower ones
+        run_of_row.astype(np.int64) << 32 | table["position"].to_numpy(),
         images_of(table),
         table["domain"].to_pylist(),
         text_rows.read(flat.take(pa.array(first, pa.int64()))),
-        [which[start : min(end, start + most_texts)] for start, end in itertools.pairwise(offsets)],
+        [numbers[start : min(end, start + max_texts)] for start, end in itertools.pairwise(offsets)],
     )
 
 
 class _Sequence:
-    """The pass over a build's runs, and what it writes."""
+    """The pass over a build's runs in order, and the files that it writes."""
 
     def __init__(self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass) -> None:
         self._build, self._attempt, self._runs, self._pass = build, attempt, runs, leader_pass
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
-        self._gathers = self._rules.merge_texts or self._rules.placeholder_texts > 0
+        self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
 
     def run(self) -> Counter[str]:
         with contextlib.ExitStack() as stack:
             scratch = self._attempt.folder("spill")
-            verdicts, merges = _Spill(scratch, "verdicts"), _Spill(scratch, "merges")
+            verdicts, copies = _Spill(scratch, "verdicts"), _Spill(scratch, "merges")
             images = stack.enter_context(_Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             texts = stack.enter_context(_Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
-            for table, of_row in rank.merged(self._stage, self._runs, BLOCK):
-                block = block_of(table, of_row, self._rules.max_texts)
-                found = self._pass.decide(block)
-                verdicts.add(of_row, _verdict_rows(table, found))
-                if self._gathers:
-                    merges.add(*_merge_rows(table, found))
-                kept = table.take(pa.array(found.kept, pa.int64()))
-                images.add(self._image_rows(kept, found))
+            for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
+                block = block_of(table, run_of_row, self._rules.max_texts)
+                decided = self._pass.decide(block)
+                verdicts.add(run_of_row, _verdict_rows(table, decided))
+                if self._gathers_texts:
+                    copies.add(*_copy_rows(table, decided))
+                kept = table.take(pa.array(decided.kept, pa.int64()))
+                images.add(self._image_rows(kept, decided))
                 signatures.writelines(kept["signature"].to_pylist())
-                texts.add(pa.table({"text": block.texts.take(found.new_texts).columns()}))
-                self._counts["leaders"] += len(found.text_leaders)
-                self._counts["text_clusters"] += len(found.new_texts)
+                texts.add(pa.table({"text": block.texts.take(decided.new_texts).columns()}))
+                self._counts["leaders"] += len(decided.text_leaders)
+                self._counts["text_clusters"] += len(decided.new_texts)
             placeholders = stack.enter_context(_Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
             for number, run in enumerate(self._runs):
-                self._finish(number, run, verdicts, merges, placeholders)
+                self._finish(number, run, verdicts, copies, placeholders)
         return self._counts
 
-    def _image_rows(self, kept: pa.Table, found: Verdicts) -> pa.Table:
+    def _image_rows(self, kept: pa.Table, decided: Verdicts) -> pa.Table:
+        """IMAGE_SCHEMA rows of the kept pairs of a block."""
         seed, shares = self._build.spec.seed, self._build.spec.shards
-        leaders = [own[0] for own in found.text_leaders.values()]
+        leaders = [own[0] for own in decided.text_leaders.values()]
         splits = [
             split_of(sha256.hex(), seed, shares.dev_share, shares.val_share)
             for sha256 in rows_of(digests_of(kept["sha256"]))
         ]
-        more = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
-        return pa.table({name: more[name] if name in more else kept[name] for name in IMAGE_SCHEMA.names})
+        added = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
+        return pa.table({name: added[name] if name in added else kept[name] for name in IMAGE_SCHEMA.names})
 
-    def _finish(self, number: int, run: Record, verdicts: _Spill, merges: _Spill, placeholders: _Rows) -> None:
-        """Write what `dedup` needs of one run."""
+    def _finish(self, number: int, run: Record, verdicts: _Spill, copies: _Spill, placeholders: _Rows) -> None:
+        """Write what `dedup` needs of a run: its verdicts by position, and the texts that its leaders take over."""
         table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *verdicts.read(number)]).sort_by("position")
         self._attempt.write_table(f"{run.partition}.verdicts", table)
-        taken = _Taken(self._rules, self._own_texts(run) if merges.has(number) else {})
-        for part in merges.read(number):
+        taken = _Taken(self._rules, self._own_texts(run) if copies.has(number) else {})
+        for part in copies.read(number):
             taken.add(part)
         ids = self._candidates(run, taken.placeholders)
         placeholders.add(pa.table({"candidate_id": pa.array(ids, DIGEST)}))
@@ -210,6 +208,7 @@ class _Sequence:
         self._counts["placeholders"] += len(ids)
 
     def _leaders_of(self, texts: list[str]) -> list[bytes]:
+        """The text leader of each text, after all texts that were placed before; equal texts are placed once."""
         rows = text_rows.made(normals(texts), self._rules.text_similarity)
         first = {name: at for at, name in reversed(list(enumerate(rows_of(rows.ids))))}
         distinct = rows.take(sorted(first.values()))
@@ -218,32 +217,36 @@ class _Sequence:
 
     def _own_texts(self, run: Record) -> dict[int, list[bytes]]:
         """Text ids of the run's pairs, by position."""
-        with self._stage.file(run, "parquet") as path, pq.ParquetFile(path) as file:  # datasets read whole columns only
+        # ParquetFile reads one field of a nested column; pq.read_table would read the sketches, too
+        with self._stage.file(run, "parquet") as path, pq.ParquetFile(path) as file:
             table = file.read(columns=["position", "sketches.list.element.id"])
         return dict(zip(table["position"].to_pylist(), _text_ids(table).to_pylist(), strict=True))
 
     def _candidates(self, run: Record, positions: set[int]) -> list[bytes]:
+        """candidate_id of the pairs at the given positions of a run, in that order."""
         if not positions:
             return []
         rows = self._stage.table(run, columns=["position", "candidate_id"], filters=[("position", "in", positions)])
-        found: list[bytes] = rows.sort_by("position")["candidate_id"].to_pylist()
-        return found
+        ids: list[bytes] = rows.sort_by("position")["candidate_id"].to_pylist()
+        return ids
 
 
 class _Taken:
-    """Which texts of duplicates the leaders of one run take over, and which of these leaders are placeholders."""
+    """Which texts of duplicates the leaders of one run take over, and which of these leaders are placeholders.
+
+    Everything is by the position of the leader in the run; `own` are the ids of the leaders' own texts.
+    """
 
     def __init__(self, rules: Dedup, own: dict[int, list[bytes]]) -> None:
         self._rules, self._own = rules, own
-        self._known: dict[int, set[bytes]] = {}
-        self._primary: dict[int, set[bytes]] = {}
-        self._taken: dict[int, list[tuple[int, str, str]]] = {}
+        self._known: dict[int, set[bytes]] = {}  # ids of its own texts and of those taken
+        self._primary: dict[int, set[bytes]] = {}  # ids of its primary text and of those of its copies
+        self._taken: dict[int, list[tuple[int, str, str]]] = {}  # (position, kind, text)
         self.placeholders: set[int] = set()
 
     def add(self, rows: pa.Table) -> None:
-        """Duplicates in the order of their ranks; `position` is their leader's."""
-        names = ("position", "texts", "text_ids")
-        for position, texts, ids in zip(*(rows[name].to_pylist() for name in names), strict=True):
+        """Add duplicates, rows of _COPY_SCHEMA in the order of their ranks."""
+        for position, texts, ids in zip(*(rows[name].to_pylist() for name in _COPY_SCHEMA.names), strict=True):
             if position in self.placeholders:
                 continue
             own = self._own[position][: self._rules.max_texts]
@@ -251,8 +254,8 @@ class _Taken:
             primary.add(ids[0])
             if 0 < self._rules.placeholder_texts < len(primary):
                 self.placeholders.add(position)
-                for kept in (self._primary, self._known, self._taken):
-                    kept.pop(position, None)
+                for of_leader in (self._primary, self._known, self._taken):
+                    of_leader.pop(position, None)
             elif self._rules.merge_texts:
                 self._take(position, own, texts, ids)
 
@@ -270,17 +273,17 @@ class _Taken:
 
 
 class _Spill:
-    """Rows by run: kept in memory up to SPILL, then appended to one file a run. No file stays open."""
+    """Rows by run: kept in memory up to SPILL, then appended to one file per run. No file stays open."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self._folder, self._name = folder, name
         self._waiting: list[tuple[Any, pa.Table]] = []
         self._rows = 0
 
-    def add(self, of_row: Any, table: pa.Table) -> None:
+    def add(self, run_of_row: Any, table: pa.Table) -> None:
         if not table.num_rows:
             return
-        self._waiting.append((of_row, table))
+        self._waiting.append((run_of_row, table))
         self._rows += table.num_rows
         if self._rows >= SPILL:
             self._flush()
@@ -295,16 +298,18 @@ class _Spill:
             return
         with self._path(run).open("rb") as f:
             size = self._path(run).stat().st_size
-            while f.tell() < size:
+            while f.tell() < size:  # each flush appended an Arrow stream of its own
                 yield pa.ipc.open_stream(f).read_all()
 
     def _flush(self) -> None:
         if not self._waiting:
             return
-        of_row, table = np.concatenate([o for o, _ in self._waiting]), pa.concat_tables([t for _, t in self._waiting])
-        order = np.argsort(of_row, kind="stable")
-        table = table.take(pa.array(order))
-        runs, starts = np.unique(of_row[order], return_index=True)
+        run_of_row = np.concatenate([runs for runs, _ in self._waiting])
+        # Rows sorted by run, those of a run in the order in which they came; run runs[i] is rows starts[i] to
+        # starts[i + 1].
+        order = np.argsort(run_of_row, kind="stable")
+        table = pa.concat_tables([table for _, table in self._waiting]).take(pa.array(order))
+        runs, starts = np.unique(run_of_row[order], return_index=True)
         for run, start, end in zip(runs, starts, [*starts[1:], len(order)], strict=True):
             with self._path(run).open("ab") as f, pa.ipc.new_stream(f, table.schema) as out:
                 out.write_table(table.slice(start, end - start))
@@ -340,38 +345,39 @@ class _Rows:
         self._waiting = []
 
 
-def _verdict_rows(table: pa.Table, found: Verdicts) -> pa.Table:
-    leaders: list[list[bytes]] = [found.text_leaders.get(row, []) for row in range(table.num_rows)]
-    duplicate = found.leader.any(axis=1)
+def _verdict_rows(table: pa.Table, decided: Verdicts) -> pa.Table:
+    """VERDICT_SCHEMA rows of a block."""
+    leaders: list[list[bytes]] = [decided.text_leaders.get(row, []) for row in range(table.num_rows)]
+    duplicate = decided.leader.any(axis=1)
     columns = {
         "position": table["position"],
-        "reasons": pa.array(found.reasons, pa.uint8()),
-        "leader": column_of(found.leader),
-        "earlier": pa.array(duplicate & (found.place < 0)),
+        "reasons": pa.array(decided.reasons, pa.uint8()),
+        "leader": column_of(decided.leader),
+        "earlier": pa.array(duplicate & (decided.place < 0)),  # only leaders of this build have a place in a run
         "text_leaders": pa.array(leaders, pa.list_(DIGEST)),
     }
     return pa.table(columns, schema=VERDICT_SCHEMA)
 
 
-def _merge_rows(table: pa.Table, found: Verdicts) -> tuple[Any, pa.Table]:
-    """(run of the leader, row) of each copy of a leader of this build."""
-    rows = np.flatnonzero(found.place >= 0)
-    place = found.place[rows]
+def _copy_rows(table: pa.Table, decided: Verdicts) -> tuple[Any, pa.Table]:
+    """(run of the leader, _COPY_SCHEMA row) of each copy of a leader of this build."""
+    rows = np.flatnonzero(decided.place >= 0)
+    place = decided.place[rows]  # of the leader: run << 32 | position
     own = table.select(["texts", "sketches"]).take(pa.array(rows))
     columns = {
         "position": pa.array((place & 0xFFFFFFFF).astype(np.int32)),
         "texts": own["texts"],
         "text_ids": _text_ids(own),
     }
-    return (place >> 32).astype(np.int32), pa.table(columns, schema=_MERGE_SCHEMA)
+    return (place >> 32).astype(np.int32), pa.table(columns, schema=_COPY_SCHEMA)
 
 
 def _text_ids(table: pa.Table) -> pa.Array:
-    """Ids of each row's texts."""
+    """Ids of each row's texts, from its sketches."""
     lists = table["sketches"].combine_chunks()
     if not table.num_rows:
         return pa.array([], pa.list_(DIGEST))
-    offsets = pc.subtract(lists.offsets, lists.offsets[0])
+    offsets = pc.subtract(lists.offsets, lists.offsets[0])  # to begin with 0, as `flatten` does
     return pa.ListArray.from_arrays(offsets, lists.flatten().field("id"))
 
 

@@ -1,41 +1,41 @@
-"""Measure: each image is read and decoded once, and what later stages ask about pixels is kept as features.
+"""Measure: reads and decodes each image once, and keeps what later stages ask about its pixels as features.
 
-From here to `screen` nobody opens an image again. A picture is decoded at the reduced size that the features need
-(`pipeline.features`), one decode for each distinct sha256; rows that STORE/features knows already are taken from
-there, whichever build made them. A file that is damaged or truncated hurts only its own candidates: each gets a
-Decision that names the image's URL. Bytes that are not those that fetch noted are our own disk's fault, not the
-picture's, and stop the build. A picture that was taken down, or looks like one, goes no further.
+From here to `screen` no stage opens an image again. A picture is decoded at the reduced size that the features need
+(`pipeline.features`), one decode for each distinct sha256; rows that STORE/features has already are taken from there,
+whichever build made them. A file that is damaged or truncated hurts only its own candidates: each gets a Decision that
+names the image's URL. Bytes that are not those that fetch noted are our own disk's fault, not the picture's, and stop
+the build. A picture that was taken down, or looks like one, is dropped.
 
 A tar is read front to back; rows stay columns from the first image to the Parquet file, which is written once.
 
-Limits: damage is found anew in each build, since the cache holds features only; it costs one try at decoding.
+Limits: a damaged image is tried again in each build, since the cache holds features only; that costs one try at
+decoding.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StageError
-from pipeline.features import Feature, feature_id, features
-from pipeline.pictures.decode import Header, Picture, PictureError, decode
-from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
+from pipeline.features import feature_id
+from pipeline.features._rows import FeatureRows
+from pipeline.pictures.decode import PictureError, decode
+from pipeline.pictures.thumbs import REDUCE_TO
 from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.store.build import Build
+from pipeline.store.images import partition_images
 from pipeline.store.stage import Stage, StageFile
 
 VERSION = 2
 INPUTS: tuple[str, ...] = ("fetch",)
 
-BATCH = 128
-"""Pictures that features look at at once: a call costs more than what it does for one."""
-
 Fault = tuple[DropReason, str]
-"""Why an image has no features, and what was seen."""
+"""Why an image has no features, and the evidence."""
 
 
 def token(build: Build) -> Any:
@@ -47,7 +47,7 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Features of a fetch partition's images, and a Decision for each candidate whose image gives none."""
+    """Features of a fetch partition's images, and a Decision for each candidate whose image has none."""
     fetch, limit = build.stage("fetch"), build.spec.fetch.max_pixels
     columns = ["fetch_id", "sha256"]
     fetched = fetch.table(fetch.record(partition), columns=columns, filters=[("ok", "==", True)])
@@ -57,15 +57,15 @@ def run_partition(build: Build, partition: str) -> None:
     made, faults = _measure_new(build, partition, set(known["sha256"].to_pylist()))
     takedowns = build.store.takedowns()
     if takedowns:
-        gone = {*takedowns.alike(made), *takedowns.alike(known), *takedowns.images(fetched["sha256"].to_pylist())}
-        faults |= dict.fromkeys(gone, (DropReason.FORGOTTEN, "this picture was taken down"))
-        made = made.filter(pc.invert(pc.is_in(made["sha256"], pa.array(sorted(gone), pa.string()))))
+        measured = pa.concat_tables([made, known])
+        refused = {*takedowns.alike(measured, feature_id()), *takedowns.images(fetched["sha256"].to_pylist())}
+        faults |= dict.fromkeys(refused, (DropReason.FORGOTTEN, "this picture was taken down"))
+        made = _without(made, refused)
     cache.put(made)
     for sha256, width, height in zip(*(known[c].to_pylist() for c in ("sha256", "width", "height")), strict=True):
         if width * height > limit:
             faults[sha256] = (DropReason.TOO_MANY_PIXELS, f"{width} x {height} pixels, {limit:,} are allowed")
-    rows = pa.concat_tables([known, made]).sort_by("sha256")
-    rows = rows.filter(pc.invert(pc.is_in(rows["sha256"], pa.array(list(faults), pa.string()))))
+    rows = _without(pa.concat_tables([known, made]).sort_by("sha256"), faults)
     seen, decisions = _decide(build, partition, fetched, faults)
     with build.stage("measure").attempt(partition) as attempt:
         attempt.write_table("parquet", rows)
@@ -82,11 +82,17 @@ def run_partition(build: Build, partition: str) -> None:
         )
 
 
+def _without(rows: pa.Table, images: Iterable[str]) -> pa.Table:
+    """The rows of all other images."""
+    return rows.filter(pc.invert(pc.is_in(rows["sha256"], pa.array(sorted(images), pa.string()))))
+
+
 def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, Fault]) -> tuple[int, list[Decision]]:
     """How many candidates have an image, and a Decision for each whose image has a fault."""
     admit = build.stage("admit")
     candidates = admit.table(admit.record(partition))
-    candidates = candidates.filter(pc.is_in(candidates["fetch_id"], fetched["fetch_id"]))  # fetch has said why
+    # of the others fetch has written the Decision
+    candidates = candidates.filter(pc.is_in(candidates["fetch_id"], fetched["fetch_id"]))
     faulty = fetched.filter(pc.is_in(fetched["sha256"], pa.array(list(faults), pa.string())))
     fault_of = {i: faults[s] for i, s in zip(faulty["fetch_id"].to_pylist(), faulty["sha256"].to_pylist(), strict=True)}
     dropped = candidates.filter(pc.is_in(candidates["fetch_id"], faulty["fetch_id"]))
@@ -99,61 +105,22 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
 
 
 def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
-    """Feature rows, and faults by sha256, of the partition's images that are not known. Raises StageError."""
-    rows, faults, done = _Rows(features()), dict[str, Fault](), set(known)
-    for fetch_id, sha256, data in build.images(partition):
-        if sha256 in done:
+    """Feature rows, and faults by sha256, of the partition's images that the cache lacks. Raises StageError."""
+    rows, faults, done = FeatureRows(), dict[str, Fault](), set(known)
+    for image in partition_images(build, partition):
+        if image.sha256 in done:
             continue
-        done.add(sha256)
-        if hashlib.sha256(data).hexdigest() != sha256:
-            tar = build.stage("fetch").record(partition).files["tar"].name
-            where = build.stage("fetch").folder.at(tar)
-            raise StageError(where, f"holds other bytes of {fetch_id} than were fetched; delete it to fetch again")
+        done.add(image.sha256)
+        if hashlib.sha256(image.data).hexdigest() != image.sha256:
+            fetch = build.stage("fetch")
+            tar = fetch.folder.at(fetch.record(partition).files["tar"].name)
+            raise StageError(tar, f"holds other bytes of {image.fetch_id} than were fetched; delete it to fetch again")
         try:
-            rows.add(sha256, len(data), decode(data, build.spec.fetch.max_pixels, REDUCE_TO))
+            rows.add(image.sha256, len(image.data), decode(image.data, build.spec.fetch.max_pixels, REDUCE_TO))
         except PictureError as e:
             reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
-            faults[sha256] = (reason, str(e))
+            faults[image.sha256] = (reason, str(e))
     return rows.table(), faults
-
-
-class _Rows:
-    """Rows of FEATURE_SCHEMA in the making: features look at BATCH pictures at once, pixels go as soon as they come."""
-
-    def __init__(self, plugins: dict[str, Feature]) -> None:
-        self._plugins, self._headers = plugins, list[Header]()
-        self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
-        self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
-
-    def add(self, sha256: str, size: int, picture: Picture) -> None:
-        self._columns["sha256"].append(sha256)
-        self._columns["bytes"].append(size)
-        fill(self._squares[len(self._headers)], picture)
-        self._headers.append(picture.header)
-        if len(self._headers) == BATCH:
-            self._look()
-
-    def table(self) -> pa.Table:
-        """All rows so far."""
-        if self._headers:
-            self._look()
-        return pa.table(self._columns, schema=FEATURE_SCHEMA)
-
-    def _look(self) -> None:
-        for name in ("format", "width", "height", "frames", "alpha", "orientation"):
-            self._columns[name] += [getattr(header, name) for header in self._headers]
-        views = Views(self._squares[: len(self._headers)])
-        for name, plugin in self._plugins.items():
-            self._columns[name] += plugin.of(views)
-        self._headers = []
-
-
-def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
-    """The columns of FEATURE_SCHEMA but sha256, from the bytes of one image. Raises PictureError."""
-    rows = _Rows(features())
-    rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
-    (row,) = rows.table().drop_columns(["sha256"]).to_pylist()
-    return dict(row)
 
 
 STAGE = Stage(

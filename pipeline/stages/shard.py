@@ -41,7 +41,8 @@ from pipeline.pictures.decode import PictureError
 from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
 from pipeline.publish import release
 from pipeline.records import DECISION_SCHEMA, text_of
-from pipeline.stages import _boundaries, screen
+from pipeline.stages import _boundaries
+from pipeline.stages._survivors import survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
@@ -138,7 +139,7 @@ def _reusable(build: Build) -> Callable[[Record], Set[str]]:
 
 def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
     """The rows of a shard, in order; only row groups that hold them are read."""
-    stage, tables = screen.survivors(build), []
+    stage, tables = survivors(build), []
     for partition, low, high in cut.runs:
         with stage.file(stage.record(partition), f"{cut.split}.parquet") as path:
             tables.append(_between(path, low, high))
@@ -181,7 +182,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     return places, reencoded
 
 
-def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes]]:
+def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], memoryview]]:
     """Rows with their image as fetched. Rows are in order of their order key, as `read_images` gives images."""
     images = read_images(build, [row["fetch_id"] for row in rows])
     image = None

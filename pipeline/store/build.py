@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -16,9 +15,6 @@ from pipeline.records import DECISION_SCHEMA
 from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
-
-READ_AHEAD, GAP = 1 << 20, 64 << 10
-"""Bytes of a tar that are read at once, and between two images that are read along rather than skipped."""
 
 
 @dataclass(frozen=True)
@@ -57,28 +53,6 @@ class Build:
         """Digest of the identities that the build reads."""
         return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]
 
-    def images(self, partition: str, only: set[str] | None = None) -> Iterator[tuple[str, str, memoryview]]:
-        """(fetch_id, sha256, bytes as fetched) of a fetch partition's images, in the order of its tar.
-
-        only: if given, the sha256 of the images wanted. Neighbours are read together, READ_AHEAD at a time, and the
-        bytes given are views of what was read.
-        """
-        fetch = self.stage("fetch")
-        record = fetch.record(partition)
-        columns = ["fetch_id", "sha256", "offset", "size"]
-        rows = fetch.table(record, columns=columns, filters=[("ok", "==", True)]).sort_by("offset")
-        places = [
-            row for row in zip(*(rows[c].to_pylist() for c in columns), strict=True) if only is None or row[1] in only
-        ]
-        if not places:
-            return
-        with fetch.file(record, "tar") as path, path.open("rb", buffering=0) as f:
-            for run in _runs(places):
-                start = run[0][2]
-                data = memoryview(os.pread(f.fileno(), run[-1][2] + run[-1][3] - start, start))
-                for fetch_id, sha256, offset, size in run:
-                    yield fetch_id, sha256, data[offset - start : offset - start + size]
-
     def decisions(self) -> Iterator[pa.Table]:
         """The union of the stages' decisions, one table a partition: memory stays that of one partition."""
         for name in self.fingerprints:
@@ -86,20 +60,3 @@ class Build:
             for record in stage.records():
                 if DECISIONS in record.files:
                     yield stage.table(record, DECISIONS).cast(DECISION_SCHEMA)
-
-
-Place = tuple[str, str, int, int]
-"""fetch_id, sha256, offset and size of an image in a tar."""
-
-
-def _runs(places: Iterable[Place]) -> Iterator[list[Place]]:
-    """Places cut into runs that one read covers: at most READ_AHEAD long, or a single image, and without large gaps."""
-    run: list[Place] = []
-    for place in places:
-        _, _, offset, size = place
-        if run and (offset + size - run[0][2] > READ_AHEAD or offset - run[-1][2] - run[-1][3] > GAP):
-            yield run
-            run = []
-        run.append(place)
-    if run:
-        yield run

@@ -1,17 +1,18 @@
-"""A cache of rows keyed by a sha256, on disk, shared by all builds: fetch outcomes, features, regions.
+"""A cache of rows keyed by a sha256, on disk, shared by all builds: fetch outcomes, features, scores, regions.
 
-    FOLDER/<time>-<id>.parquet         one commit: rows sorted by key; never changed, but for a takedown
+    FOLDER/<time>-<id>.parquet         one commit: rows sorted by key; never changed, except by a takedown
     FOLDER/_index/<level>-<id>.arrow   which commit holds which key; naming a commit there is what makes it visible
 
-A lookup costs what is asked, not what is there: each index file is a sorted array of the first 64 bits of keys, mapped
-into memory and searched, and of the commits only those are opened in which something was found. A build's partition
-asks for the images of one range of `order_key`, which an earlier build committed together, so these are few. Sixteen
-index files of one level are merged into one of the next, so that there are few of them whatever the number of commits.
+The cost of a lookup follows from the number of keys asked for, not from the size of the cache: each index file is a
+sorted array of the first 64 bits of keys, mapped into memory and searched, and only commits that seem to hold one of
+the keys are opened. A build's partition asks for the images of one range of `order_key`, which an earlier build
+committed together, so these are few. Sixteen index files of one level are merged into one of the next, so that there
+are few of them whatever the number of commits.
 
 An index that is deleted is made again from the commits.
 
 Limits: rows that are spread over many commits (builds of other seeds) cost the opening of each; on an object store a
-process copies an index file once, 12 bytes a row.
+process copies an index file once, 12 bytes per row.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ ROW_GROUP = 1_000
 
 
 class Cache:
-    """Rows by key. A key may be there several times; the latest commit wins.
+    """Rows by key. A key may be in several commits; the latest one wins.
 
-    Safe under several builds at once: commits are never changed, and an index file that a merge takes away is replaced
-    by one that says the same.
+    Safe for concurrent builds: commits are never changed, and an index file that a merge removes has been replaced by
+    one with the same entries.
     """
 
     def __init__(self, folder: Folder, key: str) -> None:
@@ -52,15 +53,15 @@ class Cache:
         self._index = folder / "_index"
 
     def get(self, keys: Iterable[str]) -> pa.Table | None:
-        """Rows of the given keys, at most one a key; None if there is none."""
+        """Rows of the given keys, at most one per key; None if there is none."""
         wanted = sorted(set(keys))
-        found = []
-        for name, here in self._places(wanted).items() if wanted else ():
+        tables = []
+        for name, keys_of_commit in self._places(wanted).items() if wanted else ():
             with self.folder.local(name) as path:
-                if path.exists():  # else somebody has pruned it
-                    rows = pq.read_table(path, filters=pc.field(self.key).isin(pa.array(here, pa.string())))
-                    found += [rows] if rows.num_rows else []
-        return pa.concat_tables(found, promote_options="default") if found else None
+                if path.exists():  # it was pruned otherwise
+                    rows = pq.read_table(path, filters=pc.field(self.key).isin(pa.array(keys_of_commit, pa.string())))
+                    tables += [rows] if rows.num_rows else []
+        return pa.concat_tables(tables, promote_options="default") if tables else None
 
     def put(self, rows: pa.Table) -> None:
         """Add rows in one commit."""
@@ -72,19 +73,19 @@ class Cache:
         self._write(0, _segment(name, rows[self.key].to_pylist()))
         self._merge()
 
-    def forget(self, gone: Callable[[pa.Table], pa.Array]) -> int:
-        """Take rows out of all commits: `gone` gives, for rows, which of them. Returns how many went.
+    def forget(self, removed: Callable[[pa.Table], pa.Array]) -> int:
+        """Remove rows from all commits; returns how many. removed: a mask over the rows of a table.
 
-        The one case in which a commit changes: it is replaced under its name, so that the index stays as it is.
+        The only case in which a commit changes: it is replaced under its name, so that the index stays as it is.
         """
         count = 0
         for name in self.commits():
             with self.folder.local(name) as path:
                 rows = pq.read_table(path)
-            left = rows.filter(pc.invert(gone(rows)))
-            if left.num_rows < rows.num_rows:
-                count += rows.num_rows - left.num_rows
-                self._commit(left, name)
+            remaining = rows.filter(pc.invert(removed(rows)))
+            if remaining.num_rows < rows.num_rows:
+                count += rows.num_rows - remaining.num_rows
+                self._commit(remaining, name)
         return count
 
     def _commit(self, rows: pa.Table, name: str) -> None:
@@ -98,11 +99,11 @@ class Cache:
     def _places(self, keys: Sequence[str]) -> dict[str, list[str]]:
         """Commit -> those of the keys whose latest row it seems to hold (64 bits may also be those of another key)."""
         heads = _heads(keys)
-        order = np.argsort(heads)
-        latest = [""] * len(keys)
+        order = np.argsort(heads)  # searched in ascending order: neighbours are on the same pages of a mapped file
+        latest = [""] * len(keys)  # names of commits begin with their time: the greatest name is the latest
         for segment in self._segments():
             at = np.searchsorted(segment.keys, heads[order])
-            at[at == len(segment.keys)] = 0
+            at[at == len(segment.keys)] = 0  # greater than all of the segment: any place will do, the keys differ there
             hits = np.flatnonzero(segment.keys[at] == heads[order])
             for number, commit in zip(order[hits].tolist(), segment.commit[at[hits]].tolist(), strict=True):
                 latest[number] = max(latest[number], segment.commits[commit])
@@ -123,7 +124,7 @@ class Cache:
         raise TimeoutError(f"{self._index.url} is being merged without end")
 
     def _reindex(self) -> list[str]:
-        """Index the commits of a folder that has none: made by an earlier version, or its index was deleted."""
+        """Index the commits of a folder without an index: of an earlier version, or whose index was deleted."""
         for name in self.commits():
             with self.folder.local(name) as path:
                 keys = pq.read_table(path, columns=[self.key])[self.key].to_pylist()
@@ -144,7 +145,10 @@ class Cache:
             writer.write_table(table)
 
     def _merge(self) -> None:
-        """Merge what has become many. Two processes may do the same: the double is gone with the next merge."""
+        """Merge FAN_IN index files of one level into one of the next, level by level.
+
+        Two processes may do the same merge: its entries are then there twice until the next merge drops the doubles.
+        """
         level = 0
         while True:
             names = [name for name in _arrows(self._index) if name.startswith(f"{level:02d}-")]
@@ -152,7 +156,7 @@ class Cache:
                 return
             try:
                 segments = [self._read(name) for name in names]
-            except FileNotFoundError:  # somebody else has merged them
+            except FileNotFoundError:  # another process has merged them
                 return
             if sum(len(segment.keys) for segment in segments) > MOST_KEYS:
                 return
@@ -167,10 +171,10 @@ _SCHEMA = pa.schema([("key", pa.uint64()), ("commit", pa.uint32())])
 
 @dataclass(frozen=True, slots=True)
 class _Segment:
-    """An index file: heads of keys, ascending, distinct; and of each the number in `commits` of its latest commit."""
+    """An index file [N], sorted by key, each key once."""
 
-    keys: npt.NDArray[np.uint64]
-    commit: npt.NDArray[np.uint32]
+    keys: npt.NDArray[np.uint64]  # the first 64 bits of each
+    commit: npt.NDArray[np.uint32]  # of each key's latest commit the number in `commits`
     commits: list[str]
 
 
@@ -189,11 +193,13 @@ def _segment(commit: str, keys: Sequence[str]) -> _Segment:
 
 
 def _merged(segments: Sequence[_Segment]) -> _Segment:
+    """One segment with the entries of all: of a key that several have, the latest commit."""
     commits = sorted({name for segment in segments for name in segment.commits})
     number = {name: at for at, name in enumerate(commits)}
     keys = np.concatenate([segment.keys for segment in segments])
     renumber = [np.array([number[name] for name in segment.commits], np.uint32) for segment in segments]
     commit = np.concatenate([new[segment.commit] for new, segment in zip(renumber, segments, strict=True)])
+    # By key, then by commit; `commits` is sorted by time, so the last of a run of equal keys has the latest commit.
     order = np.lexsort((commit, keys))
     keys, commit = keys[order], commit[order]
     last = np.append(keys[1:] != keys[:-1], True)

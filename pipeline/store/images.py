@@ -1,17 +1,21 @@
-"""Image bytes as fetched, read back out of the fetch stage's tars by offset.
+"""Image bytes as fetched, read back out of the fetch stage's tars: the only reader of them.
 
-Rows from admit on are sorted by `order_key`, and fetch's partitions are ranges of it. So a reader that asks in that
-order opens each tar once and moves through the partitions in order; nothing but one partition's offsets is held.
+Rows from admit on are sorted by `order_key`, fetch's partitions are ranges of it, and a partition's tar holds its
+images in that order. A reader that asks in that order opens each tar once and moves forward through it. Images that
+are neighbours in a tar are read together, and each is returned as a view of what was read, not as a copy. In memory
+are the offsets of one partition and one read of READ_AHEAD bytes (or of one image, if that is larger).
 
-Limits: on an object store `read_images` copies a tar to the local disk before it reads; `sparse=True` asks for single
-ranges instead, which is better below a few per cent of a tar's images and worse above.
+Limits: on an object store a tar is copied to the local disk before it is read; `read_images(sparse=True)` asks for
+single ranges instead, which is better below a few per cent of a tar's images and worse above.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,14 +25,17 @@ from pipeline.records import order_key, order_range
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
 
+READ_AHEAD, GAP = 1 << 20, 64 << 10
+"""Bytes of a tar that are read at once, and between two images that are read along rather than skipped."""
+
 
 @dataclass(frozen=True, slots=True)
 class FetchedImage:
-    """One fetched image: bytes as they came, and their sha256 in hex as fetch noted it."""
+    """One fetched image: its bytes as they came (a view of what was read), and their sha256 as fetch noted it."""
 
     fetch_id: str
     sha256: str
-    data: bytes
+    data: memoryview
 
 
 def range_of(partition: str) -> tuple[str, str]:
@@ -48,8 +55,26 @@ def records_between(stage: StageDir, first: str, last: str) -> list[Record]:
     ]
 
 
+def partition_images(build: Build, partition: str, only: Collection[str] | None = None) -> Iterator[FetchedImage]:
+    """The images of a fetch partition, in the order of its tar.
+
+    only: the sha256 of the images wanted, where not all are; of URLs that had the same bytes only the first is read.
+    Raises StoreError for a tar that is missing or not whole, and StageError for one that ends before an image.
+    """
+    stage = build.stage("fetch")
+    record = stage.record(partition)
+    places = sorted(_places(stage, record, pc.field("ok")), key=lambda place: place.offset)
+    if only is not None:
+        first: dict[str, _Place] = {}
+        for place in places:
+            if place.sha256 in only:
+                first.setdefault(place.sha256, place)
+        places = list(first.values())
+    yield from _images(stage, record, places)
+
+
 def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) -> Iterator[FetchedImage]:
-    """The images of `fetch_ids` (any order, repeats allowed once), given in order of (order_key, fetch_id).
+    """The images of `fetch_ids` (in any order), each once, in the order of (order_key, fetch_id).
 
     Ids that fetch did not get are left out. Raises StoreError for a tar that is missing or not whole, and StageError
     for one that ends before an image.
@@ -62,26 +87,70 @@ def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) ->
         low, high = range_of(record.partition)
         ids = [fetch_id for key, fetch_id in wanted if low <= key < high]
         if ids:
-            yield from _of_partition(stage, record, ids, sparse)
+            here = pc.field("fetch_id").isin(pa.array(ids, pa.string())) & pc.field("ok")
+            place_of = {place.fetch_id: place for place in _places(stage, record, here)}
+            places = [place_of[fetch_id] for fetch_id in ids if fetch_id in place_of]
+            yield from _images(stage, record, places, sparse and not stage.folder.is_local)
 
 
-def _of_partition(stage: StageDir, record: Record, ids: list[str], sparse: bool) -> Iterator[FetchedImage]:
-    columns = ["fetch_id", "sha256", "offset", "size"]
-    here = pc.field("fetch_id").isin(pa.array(ids, pa.string())) & pc.field("ok")
-    places = {row["fetch_id"]: row for row in stage.table(record, columns=columns, filters=here).to_pylist()}
-    found = [places[fetch_id] for fetch_id in ids if fetch_id in places]
-    name = record.files["tar"].name
-    if sparse and not stage.folder.is_local:
-        yield from _images(stage.folder.at(name), found, lambda at, n: stage.folder.read_range(name, at, n))
+class _Place(NamedTuple):
+    """Where an image lies in a tar."""
+
+    fetch_id: str
+    sha256: str
+    offset: int
+    size: int
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.size
+
+
+def _places(stage: StageDir, record: Record, rows: pc.Expression) -> Iterator[_Place]:
+    """Places of a partition's images, of the rows of FETCH_SCHEMA that the expression selects."""
+    table = stage.table(record, columns=list(_Place._fields), filters=rows)
+    return map(_Place._make, zip(*(table[name].to_pylist() for name in _Place._fields), strict=True))
+
+
+def _images(stage: StageDir, record: Record, places: list[_Place], single: bool = False) -> Iterator[FetchedImage]:
+    """The images at the given places of a partition's tar, in their order; `single`: by ranges of the remote file."""
+    if not places:
         return
-    with stage.file(record, "tar") as path, path.open("rb") as tar:
-        yield from _images(str(path), found, lambda at, n: os.pread(tar.fileno(), n, at))
+    with _reader(stage, record, single) as read:
+        for run in ([place] for place in places) if single else _runs(places):
+            start, end = run[0].offset, run[-1].end
+            data = memoryview(read(start, end - start))
+            for place in run:
+                view = data[place.offset - start : place.end - start]
+                if len(view) != place.size:
+                    tar = stage.folder.at(record.files["tar"].name)
+                    raise StageError(
+                        tar, f"ends before the image {place.fetch_id}; delete the stage's folder to fetch again"
+                    )
+                yield FetchedImage(place.fetch_id, place.sha256, view)
 
 
-def _images(tar: str, found: list[dict[str, object]], read: Callable[[int, int], bytes]) -> Iterator[FetchedImage]:
-    for row in found:
-        offset, size = int(str(row["offset"])), int(str(row["size"]))
-        data = read(offset, size)
-        if len(data) != size:
-            raise StageError(tar, f"ends before the image {row['fetch_id']}; delete the stage's folder to fetch again")
-        yield FetchedImage(str(row["fetch_id"]), str(row["sha256"]), data)
+@contextlib.contextmanager
+def _reader(stage: StageDir, record: Record, single: bool) -> Iterator[Callable[[int, int], bytes]]:
+    """A function that reads `size` bytes of a partition's tar from `offset` on; fewer where the tar ends before."""
+    if single:
+        name = record.files["tar"].name
+        yield lambda offset, size: stage.folder.read_range(name, offset, size)
+        return
+    with stage.file(record, "tar") as path, path.open("rb", buffering=0) as tar:
+        yield lambda offset, size: os.pread(tar.fileno(), size, offset)
+
+
+def _runs(places: Iterable[_Place]) -> Iterator[list[_Place]]:
+    """Places cut into runs that one read covers: at most READ_AHEAD bytes long, or a single image, without large gaps.
+
+    A place that lies before the one ahead of it begins a run of its own, so that a run's first offset is its lowest.
+    """
+    run: list[_Place] = []
+    for place in places:
+        if run and (place.end - run[0].offset > READ_AHEAD or not 0 <= place.offset - run[-1].end <= GAP):
+            yield run
+            run = []
+        run.append(place)
+    if run:
+        yield run

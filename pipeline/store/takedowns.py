@@ -9,14 +9,13 @@ whoever holds the picture or the address can check it.
 Who asks: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
 `publish`, and `forget`, which takes things out of what is there already.
 
-Limits: looks are compared with those of the same feature id only; those of another one are counted by `stale`.
+Limits: looks are compared with those of the same feature id only.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -26,7 +25,6 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.features import feature_id
 from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
 from pipeline.records import sha256_hex
 from pipeline.urls import host_names
@@ -61,6 +59,7 @@ class Takedowns:
     hashes: frozenset[str] = frozenset()
     looks: tuple[Look, ...] = ()
     _hosts: dict[str, bool] = field(default_factory=dict, repr=False, compare=False)
+    _indexes: dict[str, list[ImageLeaders]] = field(default_factory=dict, repr=False, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.hashes or self.looks)
@@ -106,36 +105,36 @@ class Takedowns:
         """Those of the images, by sha256 of their bytes, that are taken down."""
         return set(self.hashes.intersection(sha256))
 
-    @property
-    def stale(self) -> int:
-        """Looks that were taken by other features, and cannot be compared with what is measured today."""
-        return sum(look.features != feature_id() for look in self.looks)
+    def alike(self, rows: pa.Table, features: str) -> list[str]:
+        """sha256 of the rows (sha256, phash, signature) whose picture looks like one that is taken down.
 
-    def alike(self, rows: pa.Table) -> list[str]:
-        """sha256 of the rows (sha256, phash, signature) whose picture looks like one that is taken down."""
+        features: the feature id by which the rows were measured; looks of another one are not compared.
+        """
         if not rows.num_rows:
             return []
         phash, signature = looks_of(rows)
-        found = np.zeros(rows.num_rows, np.bool_)
-        for group in self._groups:
-            found |= group.first(phash, signature) >= 0
-        names: list[str] = rows["sha256"].filter(pa.array(found)).to_pylist()
+        alike = np.zeros(rows.num_rows, np.bool_)
+        for index in self._indexes_of(features):
+            alike |= index.first(phash, signature) >= 0
+        names: list[str] = rows["sha256"].filter(pa.array(alike)).to_pylist()
         return names
 
-    @functools.cached_property
-    def _groups(self) -> list[ImageLeaders]:
-        """One index for each distance that was asked for."""
-        groups: dict[tuple[int, float], list[Look]] = {}
-        for look in self.looks:
-            if look.features == feature_id():
-                groups.setdefault((look.distance, look.threshold), []).append(look)
-        found = []
-        for (distance, threshold), looks in sorted(groups.items()):
-            index = ImageLeaders(distance, threshold)
-            signature = np.stack([np.frombuffer(look.signature, np.uint8) for look in looks])
-            index.add(np.array([look.phash for look in looks], np.uint64), signature)
-            found.append(index)
-        return found
+    def _indexes_of(self, features: str) -> list[ImageLeaders]:
+        """One index per distance and threshold that a takedown asked for."""
+        if features not in self._indexes:
+            groups: dict[tuple[int, float], list[Look]] = {}
+            for look in self.looks:
+                if look.features == features:
+                    groups.setdefault((look.distance, look.threshold), []).append(look)
+            self._indexes[features] = [_index(*key, looks) for key, looks in sorted(groups.items())]
+        return self._indexes[features]
+
+
+def _index(distance: int, threshold: float, looks: Sequence[Look]) -> ImageLeaders:
+    index = ImageLeaders(distance, threshold)
+    signatures = np.stack([np.frombuffer(look.signature, np.uint8) for look in looks])
+    index.add(np.array([look.phash for look in looks], np.uint64), signatures)
+    return index
 
 
 def looks_of(rows: pa.Table) -> tuple[Codes, Signatures]:

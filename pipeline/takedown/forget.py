@@ -152,7 +152,9 @@ def _meant(store: Store, builds: Sequence[Build], request: Request) -> Takedowns
     if not request.exact:
         looks += [_look(row, request) for row in _measured(store, builds, pictures)]
     by_look = Takedowns(looks=(*known.looks, *looks))
-    alike = {name for rows in _features(builds) for name in by_look.alike(rows)} if by_look.looks else set()
+    alike = (
+        {name for rows in _features(builds) for name in by_look.alike(rows, feature_id())} if by_look.looks else set()
+    )
     hashes = known.hashes | named | request.hosts() | pictures | alike
     for rows in _fetched(builds):
         hashes |= set(rows.filter(pc.is_in(rows["sha256"], _array(hashes)))["fetch_id"].to_pylist())
@@ -167,8 +169,8 @@ def _look(row: dict[str, Any], request: Request) -> Look:
 
 def _shown(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """Features of pictures given as files. Raises SourceError."""
+    from pipeline.features._rows import measure_image
     from pipeline.pictures.decode import MAX_PIXELS, PictureError
-    from pipeline.stages.measure import measure_image
 
     for path in pictures:
         try:

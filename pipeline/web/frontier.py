@@ -1,13 +1,13 @@
-"""The state of a crawl on disk: which pages are known, what became of each, and the WARC written so far.
+"""The state of a crawl on disk: the known pages, the outcome for each, and the WARC written so far.
 
 One SQLite file and one growing WARC in a folder. A page is done when its row says so; the row is written after its
 WARC record and names where the record ends. A crawl that was killed at any moment therefore goes on: what the WARC
 holds beyond the last row is cut off, and a row that points beyond the end of the WARC is opened again. No page is in
-the WARC twice, and only the requests that were in the air are repeated.
+the WARC twice, and only the requests that were in flight are repeated.
 
-Limits: one process a folder, which a file lock sees to: a worker may live on for moments after its build was killed,
-and a task may be started again while a lost one still runs. The number of known pages is capped, since a calendar or a
-session id in URLs makes sites endless; what is found beyond the cap is counted, not listed.
+Limits: one process per folder, ensured by a file lock: a worker may live on for moments after its build was killed, and
+a task may be started again while a lost one still runs. The number of known pages is capped, since a calendar or a
+session id in URLs makes sites endless; pages beyond the cap are counted, not listed.
 """
 
 from __future__ import annotations
@@ -45,16 +45,18 @@ CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
 
 LOCK_WAIT_S = 60.0
-"""How long another process may hold the folder."""
+"""How long to wait for another process to release the folder."""
 
-_MOVED_HEADERS = ("content-encoding", "transfer-encoding")
+_RENAMED_HEADERS = ("content-encoding", "transfer-encoding")
+"""Headers that are no longer true of the body as it is written: unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What the frontier holds. `bytes` of kept pages, uncompressed; `beyond`: pages found above the cap."""
+    """Numbers of pages by state. `bytes`: of kept pages, uncompressed; `beyond`: pages above the cap; `unchanged`: of
+    the kept ones those that an earlier crawl kept as they are."""
 
-    todo: int
+    waiting: int
     kept: int
     dropped: int
     moved: int
@@ -65,14 +67,18 @@ class Totals:
 
 @dataclass(slots=True)
 class Kept:
-    """What was kept of one host."""
+    """Pages kept of one host, and their bytes, uncompressed."""
 
     pages: int = 0
     bytes: int = 0
 
 
 class Frontier:
-    """Pages known to one crawl. `cap` is how many may be known; `about` goes into the WARC's first record."""
+    """The pages known to one crawl. Use as a context manager.
+
+    cap: how many pages may be known. about: what the WARC's first record says of the crawl. Raises StoreError when
+    another process does not release the folder.
+    """
 
     def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +107,7 @@ class Frontier:
         self._lock.close()
 
     def _recover(self, about: dict[str, str]) -> None:
-        """Bring rows and WARC together after whatever stopped the last run."""
+        """Bring rows and WARC into agreement after whatever stopped the last run."""
         size = self.warc.stat().st_size
         with self._db:
             self._db.execute(
@@ -118,11 +124,12 @@ class Frontier:
             self._out.flush()
 
     def add(self, urls: Iterable[str], depth: int, hops: int = 0) -> None:
-        """Make pages known; those already known are left as they are."""
+        """Add pages; those already known stay as they are."""
         with self._db:
             self._add(urls, depth, hops)
 
     def _add(self, urls: Iterable[str], depth: int, hops: int) -> None:
+        """Add pages within the transaction of the caller."""
         beyond = 0
         for url in urls:
             if self._known >= self._cap:
@@ -136,23 +143,24 @@ class Frontier:
             self._note("beyond", self._noted("beyond") + beyond)
 
     def kept_of(self, host: str) -> Kept:
+        """What was kept of a host so far."""
         return self._kept.setdefault(host, Kept())
 
-    def next(self, host: str, but: Collection[int] = ()) -> Page | None:
-        """The host's next page: never tried before tried, near before far, in the order in which they were found.
+    def next(self, host: str, in_flight: Collection[int] = ()) -> Page | None:
+        """The host's next page: untried before tried, near before far, then in the order in which they were added.
 
-        `but`: ids of pages that are being asked for.
+        in_flight: ids of pages that are being asked for, which are passed over.
         """
-        marks = ", ".join("?" * len(but))
+        marks = ", ".join("?" * len(in_flight))
         row = self._db.execute(
             "SELECT id, url, host, depth, hops, tries FROM page WHERE state = 'todo' AND host = ? "
             f"AND id NOT IN ({marks}) ORDER BY tries, depth, id LIMIT 1",
-            (host, *but),
+            (host, *in_flight),
         ).fetchone()
         return Page(*row) if row else None
 
     def know_earlier(self, warc: str, rows: Iterable[dict[str, Any]]) -> None:
-        """What an earlier crawl kept, by rows of CRAWL_SCHEMA; only once a crawl."""
+        """Note what an earlier crawl kept, by rows of CRAWL_SCHEMA; once per crawl."""
         if self.counted("earlier_known"):
             return
         names = ("url", "warc_offset", "warc_length", "etag", "last_modified", "sha256")
@@ -165,39 +173,40 @@ class Frontier:
         self.count("earlier_known", 1)
 
     def earlier(self, url: str) -> Earlier | None:
-        """What an earlier crawl kept of a page and can be asked about."""
+        """What an earlier crawl kept of a page, if a conditional request can ask whether it has changed."""
         row = self._db.execute(
             "SELECT warc, warc_offset, warc_length, etag, last_modified, sha256 FROM earlier WHERE url = ?", (url,)
         ).fetchone()
         return Earlier(*row) if row else None
 
-    def alike(self, host: str, digest: str) -> int:
-        """Kept pages of a host with this likeness."""
+    def kept_alike(self, host: str, digest: str) -> int:
+        """How many kept pages of a host have this likeness."""
         row = self._db.execute("SELECT pages FROM alike WHERE host = ? AND digest = ?", (host, digest)).fetchone()
         return int(row[0]) if row else 0
 
     def count(self, name: str, more: int) -> None:
-        """Add to a number that is kept with the frontier."""
+        """Add to a named number that is stored with the frontier."""
         with self._db:
             self._note(name, self._noted(name) + more)
 
     def counted(self, name: str) -> int:
+        """A number as `count` has left it, 0 at first."""
         return int(self._noted(name))
 
     def keep(self, page: Page, capture: Capture, links: Sequence[str], member: bytes = b"", likeness: str = "") -> None:
-        """Write a page into the WARC and make its links known.
+        """Write a page into the WARC and add its links.
 
-        `member`: the record of an earlier crawl, written as it is, where the page has not changed since.
+        member: the record of an earlier crawl, written as it is, where the page has not changed since.
         """
         offset, end = self._append(member or _record(capture))
         headers = {name.lower(): value for name, value in capture.headers}
-        found = (capture.fetched_at, capture.content_type, headers.get("etag", ""), headers.get("last-modified", ""))
+        head = (capture.fetched_at, capture.content_type, headers.get("etag", ""), headers.get("last-modified", ""))
         size = len(capture.body)
         with self._db:
             self._db.execute(
                 "UPDATE page SET state = 'kept', fetched_at = ?, content_type = ?, etag = ?, last_modified = ?, "
                 "sha256 = ?, bytes = ?, same = ?, warc_offset = ?, warc_end = ? WHERE id = ?",
-                (*found, hashlib.sha256(capture.body).hexdigest(), size, bool(member), offset, end, page.id),
+                (*head, hashlib.sha256(capture.body).hexdigest(), size, bool(member), offset, end, page.id),
             )
             self._db.execute(
                 "INSERT INTO alike VALUES (?, ?, 1) ON CONFLICT (host, digest) DO UPDATE SET pages = pages + 1",
@@ -210,7 +219,7 @@ class Frontier:
         self.kept_bytes += size
 
     def drop(self, page: Page, reason: DropReason, evidence: str, links: Sequence[str] = ()) -> None:
-        """A page that is not taken; its links may count all the same."""
+        """Note that a page is not kept; its links may be followed all the same."""
         with self._db:
             self._db.execute(
                 "UPDATE page SET state = 'dropped', reason = ?, evidence = ? WHERE id = ?",
@@ -219,15 +228,15 @@ class Frontier:
             self._add(links, page.depth + 1, 0)
 
     def move(self, page: Page, target: str, status: int) -> None:
-        """A page that redirects to another one of the site."""
+        """Note that a page redirects to another one of the site, which is added."""
         with self._db:
             self._db.execute(
                 "UPDATE page SET state = 'moved', evidence = ? WHERE id = ?", (f"{status} to {target}", page.id)
             )
             self._add([target], page.depth, page.hops + 1)
 
-    def again(self, page: Page) -> None:
-        """Try a page once more, after all that were not tried yet."""
+    def retry_later(self, page: Page) -> None:
+        """Note a failed try; the page is tried once more after all untried ones."""
         with self._db:
             self._db.execute("UPDATE page SET tries = tries + 1 WHERE id = ?", (page.id,))
 
@@ -240,10 +249,11 @@ class Frontier:
             )
 
     def totals(self) -> Totals:
+        """How many pages are in which state."""
         states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
-        todo, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
+        waiting, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
         unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
-        return Totals(todo, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged)
+        return Totals(waiting, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged)
 
     def hours(self) -> float:
         """Hours since the crawl began, pauses between runs included."""
@@ -255,9 +265,9 @@ class Frontier:
         return tuple(row) if row else ("", "", "")
 
     def end_of(self, url: str) -> str:
-        """Where a page's redirects lead as far as they are known; the page itself for one that does not redirect.
+        """Where a page's redirects lead as far as they are known; the page itself if it does not redirect.
 
-        Redirects that go in a circle are never known as such: `move` is not called for the one that would close it.
+        This ends, since redirects never form a circle here: `move` is not called for the one that would close it.
         """
         state, _, evidence = self.fate(url)
         while state == "moved":
@@ -270,11 +280,13 @@ class Frontier:
         measured = ("url", "depth", "fetched_at", "content_type", "etag", "last_modified", "sha256", "bytes")
         names = (*measured, "warc_offset", "warc_end")
         for row in self._db.execute(f"SELECT {', '.join(names)} FROM page WHERE state = 'kept' ORDER BY warc_offset"):
-            found = dict(zip(names, row, strict=True))
-            yield {**found, "status": 200, "warc_length": found.pop("warc_end") - found["warc_offset"]}
+            page = dict(zip(names, row, strict=True))
+            length = page.pop("warc_end") - page["warc_offset"]
+            yield {**page, "status": 200, "warc_length": length}
 
-    def lost(self) -> Iterator[tuple[str, str, str]]:
-        """(URL, reason, evidence) of every page that is not in the WARC and does not redirect, in order of finding."""
+    def not_kept(self) -> Iterator[tuple[str, str, str]]:
+        """(URL, reason, evidence) of every page that is not in the WARC and does not redirect, in the order in which
+        they were added. Pages that were never asked for are over the limits of the source."""
         rows = self._db.execute(
             "SELECT url, state, reason, evidence FROM page WHERE state IN ('dropped', 'todo') ORDER BY id"
         )
@@ -282,7 +294,7 @@ class Frontier:
             yield (url, reason, evidence) if state == "dropped" else (url, DropReason.OVER_BUDGET.value, "")
 
     def _append(self, member: bytes) -> tuple[int, int]:
-        """Append one record to the WARC. Gives where it begins and ends."""
+        """Append one record to the WARC; returns where it begins and ends."""
         self._out.seek(0, io.SEEK_END)
         offset = self._out.tell()
         self._out.write(member)
@@ -290,6 +302,7 @@ class Frontier:
         return offset, offset + len(member)
 
     def _one(self, query: str, *values: Any) -> int:
+        """The number that a query returns."""
         return int(self._db.execute(query, values).fetchone()[0])
 
     def _noted(self, name: str) -> float:
@@ -297,6 +310,7 @@ class Frontier:
         return float(row[0]) if row else 0.0
 
     def _note(self, name: str, value: float, keep: bool = False) -> None:
+        """Store a named number; with `keep` a value that is there stays."""
         word = "IGNORE" if keep else "REPLACE"
         self._db.execute(f"INSERT OR {word} INTO note VALUES (?, ?)", (name, value))
         if keep:
@@ -309,7 +323,7 @@ def _record(capture: Capture) -> bytes:
     from warcio.warcwriter import WARCWriter
 
     headers = [
-        (f"X-Crawl-{name}" if name.lower() in _MOVED_HEADERS else name, value)  # as Common Crawl does
+        (f"X-Crawl-{name}" if name.lower() in _RENAMED_HEADERS else name, value)  # as Common Crawl does
         for name, value in capture.headers
         if name.lower() != "content-length"
     ]
@@ -330,7 +344,7 @@ def _record(capture: Capture) -> bytes:
 
 
 def _locked(folder: Path) -> IO[str]:
-    """The folder's lock, held until it is closed or the process ends. Raises StoreError after LOCK_WAIT_S."""
+    """Lock the folder until the file is closed or the process ends. Raises StoreError after LOCK_WAIT_S."""
     file = (folder / "lock").open("a")
     until = time.monotonic() + LOCK_WAIT_S
     while True:

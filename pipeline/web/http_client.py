@@ -1,11 +1,11 @@
-"""One GET over a socket: connections that are kept, a deadline that always strikes, a body within its cap.
+"""HTTP GET for threads: connections are kept, one deadline covers a whole request, a body stays within its byte cap.
 
 HTTP is read by `http.client`; sockets are connected here, inside the scope of the guard (`pipeline.web.guard`), which
 judges each address. A request has one deadline from name lookup to the last byte: a watchdog shuts the socket when the
-time is up, so that a server that sends one byte a second (in the body or in the headers) holds nobody. Sockets
-have no timeouts of their own once they are connected, since each would be another system call and another fight
-for Python's lock: with 32 threads those are most of what a small picture costs. For the same reason heads are
-not read by `email.parser`.
+time is up, so that a server that sends one byte per second (in the body or in the headers) holds no thread. Sockets
+have no timeouts of their own once they are connected, since each would be another system call and another contention
+for Python's lock: with 32 threads those are most of what a small picture costs. For the same reason headers are not
+read by `email.parser`.
 
 Limits: HTTP/1.1; a name lookup that hangs is as slow as the resolver.
 """
@@ -24,26 +24,26 @@ from dataclasses import dataclass
 from email.message import Message
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
-from pipeline.web import guard
+from pipeline.web.bodies import BodyTooLarge, unpacked
 
 MAX_ADDRESSES = 4
 """Addresses of a name that are tried."""
 
 KEPT_S = 10.0
-"""How long a connection that nobody uses is kept."""
+"""How long an idle connection is kept."""
 
 LARGE, LARGE_AT_ONCE = 2 << 20, 6
-"""Bytes from which a body is large, and how many large ones a process reads or unpacks at the same time: threads that
-all meet a bomb must not hold as many largest bodies as there are threads."""
+"""Bytes from which a body is large, and how many large ones a process reads or unpacks at the same time: if all threads
+meet a decompression bomb, memory must not hold a largest body for each of them."""
 
 MAX_HEADERS, MAX_LINE = 200, 1 << 16
-"""Headers of an answer, and bytes of one."""
+"""Headers of a response, and bytes per header line."""
 
-_BLOCK = 1 << 16
-_SMALL = 1 << 16
-_MOST_HOSTS = 64
+_BLOCK = 1 << 16  # bytes read from a socket at a time
+_SMALL = 1 << 16  # bytes of an unwanted body that are read so that its connection can be used again
+_MOST_HOSTS = 64  # hosts with idle connections, from which on those idle for long are closed
 _UNSENDABLE = re.compile(r"[^\x21-\x7e]")
 
 Place = tuple[str, str, int]
@@ -51,36 +51,36 @@ Place = tuple[str, str, int]
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
-    """One HTTP answer; the body is unpacked and within the cap."""
+class Response:
+    """One HTTP response; the body is unpacked and within the cap."""
 
     status: int
     headers: Message
     body: bytes
 
 
-class Wire:
-    """Asks, on connections that it keeps. Safe for several threads."""
+class HttpClient:
+    """Sends GET requests over connections that it keeps. Safe for several threads."""
 
     def __init__(self) -> None:
         self._connections = _Connections(ssl.create_default_context())
         self._large = threading.Semaphore(LARGE_AT_ONCE)
 
-    def ask(self, url: str, headers: dict[str, str], cap: int, whole: bool, deadline: Deadline) -> Reply:
+    def get(self, url: str, headers: dict[str, str], cap: int, whole: bool, deadline: Deadline) -> Response:
         """GET, on a kept connection; on a new one where there is none, or where the server has closed it meanwhile.
 
-        Raises OSError, http.client.HTTPException and ValueError, BodyTooLarge with `whole` if the body is larger than
-        `cap` bytes; without `whole` it is cut. What fails after the deadline has struck (`deadline.cut`) may look like
+        Raises OSError, http.client.HTTPException and ValueError; BodyTooLarge with `whole` if the body is larger than
+        `cap` bytes, without `whole` it is cut. What fails after the deadline has struck (`deadline.cut`) may look like
         anything.
         """
-        found = urlsplit(url)
-        place = (found.scheme, found.hostname or "", found.port or (443 if found.scheme == "https" else 80))
-        request = _request(found, headers)
+        parts = urlsplit(url)
+        place = (parts.scheme, parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+        request = _request(parts, headers)
         while True:
             sock, kept = self._connections.get(place, deadline)
             keep = False
             try:
-                with _Response(sock) as response:
+                with _ResponseReader(sock) as response:
                     try:
                         sock.sendall(request)
                         response.begin()
@@ -96,56 +96,60 @@ class Wire:
                     sock.close()
             if keep:
                 self._connections.put(place, sock)
-            return Reply(response.status, response.headers, body)
+            return Response(response.status, response.headers, body)
 
     def close(self) -> None:
         """Close the connections that are kept."""
         self._connections.close()
 
 
-def _request(found: Any, headers: dict[str, str]) -> bytes:
+def _request(parts: SplitResult, headers: dict[str, str]) -> bytes:
     """The bytes of a request. Raises ValueError for an address that cannot be sent as it is."""
-    host = found.hostname or ""
+    host = parts.hostname or ""
     if not host.isascii():
         host = host.encode("idna").decode("ascii")
     host = f"[{host}]" if ":" in host else host
-    if found.port is not None and found.port != (443 if found.scheme == "https" else 80):
-        host = f"{host}:{found.port}"
-    target = (found.path or "/") + (f"?{found.query}" if found.query else "")
+    if parts.port is not None and parts.port != (443 if parts.scheme == "https" else 80):
+        host = f"{host}:{parts.port}"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if _UNSENDABLE.search(target + host):
         raise ValueError("the address holds characters that HTTP cannot send")
     lines = "".join(f"{name}: {value}\r\n" for name, value in {"Host": host, **headers}.items())
     return f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode("ascii")
 
 
-class _Response(http.client.HTTPResponse):
-    """http.client's response, but for how its head is read: `email.parser` takes as long as all the rest of it."""
+class _ResponseReader(http.client.HTTPResponse):
+    """http.client's response, but for how its headers are read: `email.parser` takes as long as all else together."""
 
     def __init__(self, sock: socket.socket) -> None:
-        large: Any = SimpleNamespace(makefile=lambda mode: sock.makefile(mode, _BLOCK))
-        super().__init__(large, method="GET")
+        buffered: Any = SimpleNamespace(makefile=lambda mode: sock.makefile(mode, _BLOCK))
+        super().__init__(buffered, method="GET")
 
     def begin(self) -> None:
-        """RFC 9112. Raises HTTPException, ConnectionError where the connection has ended."""
+        """Read status line and headers (RFC 9112). Raises HTTPException, ConnectionError if the connection has ended.
+
+        Does what `HTTPResponse.begin` does, and sets the same attributes, which `read` and `read1` rely on.
+        """
         status = 100
-        while 100 <= status < 200:
+        while 100 <= status < 200:  # 1xx responses come before the final one
             version, status, reason = self._read_status()  # type: ignore[attr-defined]
-            headers = _head(self.fp)
+            headers = _read_headers(self.fp)
         self.code = self.status = status
         self.reason, self.version = reason.strip(), 10 if version == "HTTP/1.0" else 11
         self.headers = self.msg = headers
         coding, length = headers.get("Transfer-Encoding", ""), headers.get("Content-Length", "").strip()
         self.chunked = coding.strip().lower() == "chunked"
         self.chunk_left = None
+        # a length that is not a plain number is as good as none: the body then ends with the connection
         self.length = int(length) if length.isdecimal() and length.isascii() and not self.chunked else None
         if status in (204, 304):
             self.length = 0
         self.will_close = self._check_close() or (self.length is None and not self.chunked)  # type: ignore[attr-defined]
 
 
-def _head(file: Any) -> http.client.HTTPMessage:
-    """Headers up to the empty line; a folded line is one with the line before (RFC 9112, 5.2)."""
-    found = http.client.HTTPMessage()
+def _read_headers(file: Any) -> http.client.HTTPMessage:
+    """Headers up to the empty line. A line that begins with a space goes on with the one before (RFC 9112, 5.2)."""
+    headers = http.client.HTTPMessage()
     name, value = "", ""
     for _ in range(MAX_HEADERS):
         line = file.readline(MAX_LINE + 1)
@@ -156,28 +160,28 @@ def _head(file: Any) -> http.client.HTTPMessage:
             value = f"{value} {text.strip()}"
             continue
         if name:
-            found.set_raw(name, value)
+            headers.set_raw(name, value)
         if not text.strip("\r\n"):
-            return found
+            return headers
         name, _, value = text.partition(":")
         name, value = name.strip(), value.strip()
     raise http.client.HTTPException(f"more than {MAX_HEADERS} headers")
 
 
 class _Connections:
-    """Open connections, those that are free. Each was judged by the guard's hook when it was made."""
+    """Idle connections by place. Each was judged by the guard's hook when it was made."""
 
     def __init__(self, tls: ssl.SSLContext) -> None:
         self._tls = tls
-        self._free: dict[Place, deque[tuple[float, socket.socket]]] = {}
+        self._idle: dict[Place, deque[tuple[float, socket.socket]]] = {}
         self._lock = threading.Lock()
 
     def get(self, place: Place, deadline: Deadline) -> tuple[socket.socket, bool]:
-        """(a connection, whether it was used before), watched. Raises OSError."""
+        """(a connection, whether it was used before), watched by the deadline. Raises OSError."""
         with self._lock:
-            free = self._free.get(place, ())
-            while free:
-                since, sock = free.pop()
+            idle = self._idle.get(place, ())
+            while idle:
+                since, sock = idle.pop()
                 if time.monotonic() - since <= KEPT_S:
                     deadline.watch(sock)
                     return sock, True
@@ -185,23 +189,25 @@ class _Connections:
         return self._open(place, deadline), False
 
     def put(self, place: Place, sock: socket.socket) -> None:
-        """Keep a connection whose answer was read to its end. What has been free for long is closed."""
+        """Keep a connection whose response was read to its end. Those that have been idle for long are closed."""
         now = time.monotonic()
         with self._lock:
-            self._free.setdefault(place, deque()).append((now, sock))
-            if len(self._free) > _MOST_HOSTS:
-                for other in [p for p, free in self._free.items() if not free or now - free[-1][0] > KEPT_S / 4]:
-                    for _, old in self._free.pop(other):
+            self._idle.setdefault(place, deque()).append((now, sock))
+            if len(self._idle) > _MOST_HOSTS:
+                for other in [p for p, idle in self._idle.items() if not idle or now - idle[-1][0] > KEPT_S / 4]:
+                    for _, old in self._idle.pop(other):
                         old.close()
 
     def close(self) -> None:
+        """Close them all."""
         with self._lock:
-            for free in self._free.values():
-                for _, sock in free:
+            for idle in self._idle.values():
+                for _, sock in idle:
                     sock.close()
-            self._free.clear()
+            self._idle.clear()
 
     def _open(self, place: Place, deadline: Deadline) -> socket.socket:
+        """A new connection, watched. Raises OSError."""
         scheme, host, port = place
         sock: socket.socket = _connect(host, port, deadline)
         try:
@@ -216,7 +222,8 @@ class _Connections:
 
 
 class Watchdog:
-    """One thread that cuts what is late. All deadlines are equally long, so they come in the order of their making."""
+    """One thread that cuts connections whose time is up. All deadlines are equally long, so they end in the order in
+    which they began: the first that waits is always the next."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -226,16 +233,16 @@ class Watchdog:
 
     def deadline(self) -> Deadline:
         """A deadline that begins now."""
-        found = Deadline(time.monotonic() + self._seconds)
+        deadline = Deadline(time.monotonic() + self._seconds)
         with self._change:
-            self._waiting.append(found)
+            self._waiting.append(deadline)
             if not self._running:
                 threading.Thread(target=self._watch, name="wenlan-deadlines", daemon=True).start()
                 self._running = True
-        return found
+        return deadline
 
     def _watch(self) -> None:
-        """Ends when there is nothing to watch."""
+        """The thread's loop; it ends when there is nothing to watch."""
         while True:
             with self._change:
                 while self._waiting and self._waiting[0].done:
@@ -244,9 +251,9 @@ class Watchdog:
                     self._running = False
                     return
                 first = self._waiting[0]
-            left = first.end - time.monotonic()
-            if left > 0:
-                time.sleep(min(left, 0.2))
+            remaining = first.end - time.monotonic()
+            if remaining > 0:
+                time.sleep(min(remaining, 0.2))
             else:
                 first.strike()
                 with self._change:
@@ -254,7 +261,7 @@ class Watchdog:
 
 
 class Deadline:
-    """Cuts the watched socket when the time is up, whatever its reader is waiting for, and then says so in `cut`."""
+    """The time of one request. When it is up the watched socket is shut, whatever waits for it, and `cut` is set."""
 
     def __init__(self, end: float) -> None:
         self.cut, self.done, self.end = False, False, end
@@ -268,22 +275,22 @@ class Deadline:
         with self._lock:
             self._sock, self.done = None, True
 
-    def left(self) -> float:
-        """Seconds. Raises TimeoutError if none is left."""
-        left = self.end - time.monotonic()
-        if left <= 0:
+    def remaining(self) -> float:
+        """Seconds that remain. Raises TimeoutError if the time is up."""
+        remaining = self.end - time.monotonic()
+        if remaining <= 0:
             raise TimeoutError
-        return left
+        return remaining
 
     def watch(self, sock: socket.socket) -> None:
-        """Cut this socket. Raises TimeoutError if the time is up already."""
+        """Shut this socket when the time is up. Raises TimeoutError if it is already."""
         with self._lock:
             if self.cut:
                 raise TimeoutError
             self._sock = sock
 
     def strike(self) -> None:
-        """The time is up."""
+        """Shut the socket: the time is up. Nothing happens to a request that is done."""
         with self._lock:
             if self.done:
                 return
@@ -302,7 +309,7 @@ def _connect(host: str, port: int, deadline: Deadline) -> socket.socket:
     for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[:MAX_ADDRESSES]:
         sock = socket.socket(family, kind, protocol)
         try:
-            sock.settimeout(deadline.left())  # a socket that is not connected yet cannot be shut
+            sock.settimeout(deadline.remaining())  # a socket that is not connected yet cannot be shut
             sock.connect(address)
             deadline.watch(sock)
             sock.settimeout(None)
@@ -317,9 +324,10 @@ def _connect(host: str, port: int, deadline: Deadline) -> socket.socket:
 def _read(
     response: http.client.HTTPResponse, cap: int, whole: bool, large: threading.Semaphore, deadline: Deadline
 ) -> bytes:
-    """The body, unpacked. Of an answer that is no image and no robots.txt nothing is kept, and little is read.
+    """The body, unpacked; nothing of a response whose status is not 200.
 
-    A body that turns out large, or is packed, waits for a place in `large`. Raises TimeoutError if none comes in time.
+    A body that turns out large, or is packed, waits until `large` lets it in. Raises TimeoutError if the time is up
+    before.
     """
     if response.status != 200:
         if response.length is not None and response.length <= _SMALL:
@@ -327,44 +335,45 @@ def _read(
         return b""
     announced = response.headers.get("Content-Length", "")
     if whole and announced.isdigit() and int(announced) > cap:
-        raise guard.BodyTooLarge(f"{announced} bytes announced, {cap} are allowed")
+        raise BodyTooLarge(f"{announced} bytes announced, {cap} are allowed")
     packed = str(response.headers.get("Content-Encoding", ""))
-    with ExitStack() as place:
+    with ExitStack() as entered:
         if packed.strip().lower() not in ("", "identity"):
-            _enter(large, deadline, place)
-            return _body(response, cap, whole, packed, bytearray())
+            _enter(large, deadline, entered)
+            return _rest(response, cap, whole, packed, bytearray())
         if response.length is not None and response.length <= min(cap, LARGE):
-            all_of_it = response.read(response.length)
-            if response.length:
+            whole_body = response.read(response.length)
+            if response.length:  # what is still to come, by http.client's account
                 raise ConnectionError(f"the body ended {response.length} bytes early")
-            return all_of_it
+            return whole_body
         body = bytearray()
         while len(body) <= min(cap, LARGE) and (block := response.read1(_BLOCK)):
             body += block
         if len(body) > LARGE:
-            _enter(large, deadline, place)
-        return _body(response, cap, whole, packed, body)
+            _enter(large, deadline, entered)
+        return _rest(response, cap, whole, packed, body)
 
 
-def _enter(large: threading.Semaphore, deadline: Deadline, place: ExitStack) -> None:
-    if not large.acquire(timeout=deadline.left()):
+def _enter(large: threading.Semaphore, deadline: Deadline, entered: ExitStack) -> None:
+    """Wait to be one of the large bodies that are read at a time, until `entered` ends."""
+    if not large.acquire(timeout=deadline.remaining()):
         raise TimeoutError
-    place.callback(large.release)
+    entered.callback(large.release)
 
 
-def _body(response: http.client.HTTPResponse, cap: int, whole: bool, packed: str, body: bytearray) -> bytes:
-    """The rest of a body after what was read of it, unpacked."""
+def _rest(response: http.client.HTTPResponse, cap: int, whole: bool, packed: str, body: bytearray) -> bytes:
+    """The whole body, unpacked: what was read of it so far, in `body`, and the rest."""
     while len(body) <= cap and (block := response.read1(_BLOCK)):
         body += block
     if len(body) > cap:
         if whole:
-            raise guard.BodyTooLarge(f"more than {cap} bytes")
+            raise BodyTooLarge(f"more than {cap} bytes")
         del body[cap:]
     elif response.length:
         raise ConnectionError(f"the body ended {response.length} bytes early")
     try:
-        return guard.unpacked(bytes(body), packed, cap)
-    except guard.BodyTooLarge:
+        return unpacked(bytes(body), packed, cap)
+    except BodyTooLarge:
         if whole:
             raise
         return b""

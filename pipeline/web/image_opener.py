@@ -1,12 +1,13 @@
-"""The opener that img2dataset's downloader fetches through: every rule of fetching images over HTTP, in one place.
+"""The urllib opener through which img2dataset's downloader fetches: every image request keeps to the rules here.
 
 img2dataset calls `urllib.request.urlopen` in threads; an opener set by `install_opener` is the one place where scheme,
-addresses, redirects, user agent, robots.txt, pauses, opt-outs, bytes and total time can be held. Requests themselves,
-with their deadlines and kept connections, are `pipeline.web.http_client`'s, inside the guard's scope.
+addresses, redirects, user agent, robots.txt, pauses, opt-outs, bytes and total time can be limited. The rules are
+`pipeline.web.policy`'s; the requests, with their deadlines and kept connections, are `pipeline.web.http_client`'s,
+inside the guard's scope.
 
 There are at most `connections_per_host` connections to a host at a time, and pauses are those of the whole cluster
-(`pipeline.web.pace`). Failures become reasons here, where they are known, since img2dataset
-keeps only their text; each has a time from which a later build may ask again.
+(`pipeline.web.pace`). Failures become reasons here, where they are known, since img2dataset keeps only their text; each
+has a time from which a later build may ask again.
 
 Limits: connections per host are counted in one process.
 """
@@ -28,21 +29,17 @@ from w3lib.url import safe_url_string
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
-from pipeline.web import guard
-from pipeline.web.http_client import Reply, Watchdog, Wire
-from pipeline.web.pace import Turns
-
-LASTING_S = 30 * 24 * 3600.0
-"""A failure that is no accident (404, not an image, an opt-out) may be tried again after so long."""
-
-RULES_S = 7 * 24 * 3600.0
-"""As above, of what robots.txt forbids."""
+from pipeline.web import guard, policy
+from pipeline.web.bodies import BodyTooLarge
+from pipeline.web.http_client import HttpClient, Response, Watchdog
+from pipeline.web.pace import RateLimiter
+from pipeline.web.policy import LASTING_S, HostRules
 
 
 class FetchFailed(OSError):
-    """An image that was not fetched. `again`: asking once more in this build may help.
+    """An image that was not fetched.
 
-    `retry_after_s`: seconds after which a later build may ask again.
+    again: asking once more in this build may help. retry_after_s: seconds after which a later build may ask again.
     """
 
     def __init__(
@@ -53,44 +50,44 @@ class FetchFailed(OSError):
         self.again, self.retry_after_s = again, retry_after_s
 
     def bare(self) -> FetchFailed:
-        """The same failure without a traceback, whose frames would keep the body that was read alive."""
+        """The same failure without its traceback, whose frames would keep the body that was read alive."""
         return FetchFailed(self.reason, self.evidence, again=self.again, retry_after_s=self.retry_after_s)
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What is known of an image that was fetched, beside its bytes."""
+class Fetched:
+    """What is known of a fetched image beside its bytes."""
 
     etag: str
     fetched_at: str  # RFC 3339, UTC
 
 
 class _Body(io.BytesIO):
-    """What urlopen gives: a body in memory, and its headers."""
+    """What urlopen returns: a body in memory, and its headers."""
 
-    def __init__(self, reply: Reply) -> None:
-        super().__init__(reply.body)
-        self.headers, self.status = reply.headers, reply.status
+    def __init__(self, response: Response) -> None:
+        super().__init__(response.body)
+        self.headers, self.status = response.headers, response.status
 
 
 class GuardedOpener(urllib.request.OpenerDirector):
-    """Fetches by the rules of a spec. `found` and `failed` hold each URL's outcome."""
+    """Fetches by the rules of a spec. `fetched` and `failed` hold each URL's outcome. Safe for several threads."""
 
     def __init__(self, spec: BuildSpec) -> None:
         super().__init__()
-        self._limits = spec.egress
+        self._egress = spec.egress
+        self._policy, self._guard = policy.policy_of(spec), guard.guard_of(spec)
         self._headers = {
-            "User-Agent": guard.user_agent(spec), "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"
+            "User-Agent": self._policy.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"
         }  # fmt: skip
-        self._guard = guard.guard_of(spec)
-        self._rules: dict[str, tuple[float, guard.Robots, guard.Tdm]] = {}  # by address of robots.txt, with its age
+        self._rules: dict[str, HostRules] = {}  # by address of robots.txt
         self._rules_locks: dict[str, threading.Lock] = {}
-        self._turns = Turns()
-        self._hosts: dict[str, threading.Semaphore] = {}
-        self._wire = Wire()
+        self._limiter = RateLimiter()
+        self._connections: dict[str, threading.Semaphore] = {}  # by host: how many more may be open
+        self._client = HttpClient()
         self._watchdog = Watchdog(spec.egress.timeout_s)
         self._lock = threading.Lock()
-        self.found: dict[str, Found] = {}
+        self.fetched: dict[str, Fetched] = {}
         self.failed: dict[str, FetchFailed] = {}
 
     @contextmanager
@@ -106,7 +103,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
     def close(self) -> None:
         """Close the connections that are kept."""
-        self._wire.close()
+        self._client.close()
 
     def open(self, fullurl: Any, data: Any = None, timeout: float | None = None) -> Any:
         """The body of an image. Raises FetchFailed, also kept in `failed`; a lasting failure is not asked for again."""
@@ -115,132 +112,129 @@ class GuardedOpener(urllib.request.OpenerDirector):
         if before is not None and not before.again:
             raise before.bare()
         try:
-            reply = self._fetch(url)
+            response = self._fetch(url)
         except FetchFailed as e:
             self.failed[url] = e.bare()
             raise
         self.failed.pop(url, None)
-        self.found[url] = Found(str(reply.headers.get("ETag") or "")[:200], rfc3339())
-        return _Body(reply)
+        self.fetched[url] = Fetched(str(response.headers.get("ETag") or "")[:200], rfc3339())
+        return _Body(response)
 
-    def _fetch(self, url: str) -> Reply:
-        """Follow redirects to an image, each hop under all rules."""
-        for _ in range(self._limits.max_redirects + 1):
-            robots, tdm = self._rules_of(url)
-            if not robots.allows(url):
-                if robots.unreachable:
-                    raise FetchFailed(DropReason.ROBOTS_UNREACHABLE, robots.refusal(url), retry_after_s=0.0)
-                raise FetchFailed(DropReason.ROBOTS_DISALLOWED, robots.refusal(url), retry_after_s=RULES_S)
-            if tdm.reserves(url):
-                raise FetchFailed(DropReason.OPT_OUT, "tdm-reservation in /.well-known/tdmrep.json")
-            host = urlsplit(url).netloc
-            with self._place(host):
-                self._wait(host, robots.delay_s)
-                reply = self._exchange(url, self._limits.max_image_bytes)
-            if outs := guard.opt_outs(map(str, reply.headers.get_all("X-Robots-Tag", []))):
-                raise FetchFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {', '.join(outs)}")
-            if guard.reserved(reply.headers.get("TDM-Reservation")):
-                raise FetchFailed(DropReason.OPT_OUT, "tdm-reservation: 1")
-            if not (300 <= reply.status < 400 and reply.headers.get("Location")):
-                return self._wanted(reply, host)
-            url = _target(url, reply)
-        raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._limits.max_redirects}, then {url}")
+    def _fetch(self, url: str) -> Response:
+        """Follow redirects to an image, each hop under all rules. Raises FetchFailed."""
+        redirects = 0
+        while not self._policy.too_many_redirects(redirects):
+            response = self._hop(url)
+            location = response.headers.get("Location")
+            if not policy.is_redirect(response.status, location):
+                return self._checked(response, urlsplit(url).netloc)
+            url, redirects = _target(url, str(location)), redirects + 1
+        raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._egress.max_redirects}, then {url}")
 
-    def _place(self, host: str) -> threading.Semaphore:
-        """One of the host's connections at a time."""
+    def _hop(self, url: str) -> Response:
+        """One request on the way to an image. Raises FetchFailed where an owner forbids it."""
+        rules = self._rules_of(url)
+        if refusal := self._policy.refusal(rules, url):
+            raise FetchFailed(refusal.reason, refusal.evidence, retry_after_s=refusal.retry_after_s)
+        host = urlsplit(url).netloc
+        with self._connection(host):
+            if (seconds := self._limiter.next_slot(host, self._policy.delay_s(rules))) > 0:
+                time.sleep(seconds)
+            response = self._exchange(url, self._egress.max_image_bytes)
+        if outs := policy.opt_outs(response.headers.items()):
+            raise FetchFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {outs}" if outs.directives else str(outs))
+        return response
+
+    def _connection(self, host: str) -> threading.Semaphore:
+        """One of the connections that may be open to a host at a time."""
         with self._lock:
-            place = self._hosts.get(host)
-            if place is None:
-                place = self._hosts[host] = threading.Semaphore(self._limits.connections_per_host)
-            return place
+            connections = self._connections.get(host)
+            if connections is None:
+                connections = self._connections[host] = threading.Semaphore(self._egress.connections_per_host)
+            return connections
 
-    def _wait(self, host: str, delay_s: float) -> None:
-        """Take the host's next turn and sleep until it comes."""
-        seconds = self._turns.take(host, max(delay_s, self._limits.delay_s))
-        if seconds > 0:
-            time.sleep(seconds)
-
-    def _wanted(self, reply: Reply, host: str) -> Reply:
-        """The reply if it is a 200. Raises FetchFailed; a host that names a time is left alone by everybody."""
-        if reply.status == 200:
-            return reply
-        evidence = f"status {reply.status}"
-        if reply.status < 500 and reply.status not in (408, 425, 429):
+    def _checked(self, response: Response, host: str) -> Response:
+        """The response if it is a 200. Raises FetchFailed; a host that names a time is left alone by all workers."""
+        if response.status == 200:
+            return response
+        evidence = f"status {response.status}"
+        retry = policy.retry_of(policy.is_transient(response.status), response.headers.get("Retry-After"))
+        if not retry.transient:
             raise FetchFailed(DropReason.HTTP_STATUS, evidence)
-        wait = guard.retry_after_seconds(reply.headers.get("Retry-After"))
-        if wait and wait <= guard.MAX_DELAY_S:
-            self._turns.hold(host, wait)
-        raise FetchFailed(DropReason.HTTP_STATUS, evidence, again=not wait, retry_after_s=wait or 0.0)
+        if retry.pause_s:
+            self._limiter.pause(host, retry.pause_s)
+        # img2dataset repeats a request at once: what is to wait at all waits for a later build
+        raise FetchFailed(DropReason.HTTP_STATUS, evidence, again=not retry.wait_s, retry_after_s=retry.wait_s)
 
-    def _rules_of(self, url: str) -> tuple[guard.Robots, guard.Tdm]:
-        """What rules a URL, asked for once a day. Raises FetchFailed for a URL that may not be reached."""
+    def _rules_of(self, url: str) -> HostRules:
+        """The rules of a URL's host, asked for once a day. Raises FetchFailed for a URL that may not be reached."""
         try:
             self._guard.check_url(url)
         except guard.EgressRefused as e:
             raise FetchFailed(DropReason.EGRESS_REFUSED, str(e)) from None
-        if not self._limits.obey_robots:
-            return guard.Robots(), guard.Tdm()
-        address = guard.robots_url(url)
+        if not self._egress.obey_robots:
+            return HostRules()
+        address = policy.robots_url(url)
         with self._lock:
             lock = self._rules_locks.setdefault(address, threading.Lock())
         with lock:
-            known = self._rules.get(address)
-            if known is None or time.monotonic() - known[0] > guard.ROBOTS_TTL_S:
+            rules = self._rules.get(address)
+            if rules is None or rules.expired(time.monotonic()):
                 robots = self._ask_robots(address)
-                tdm = guard.Tdm() if robots.unreachable else self._ask_tdm(guard.tdm_url(url))
-                known = self._rules[address] = (time.monotonic(), robots, tdm)
-            return known[1], known[2]
+                tdm = policy.Tdm() if robots.unreachable else self._ask_tdm(policy.tdm_url(url))
+                rules = self._rules[address] = HostRules(robots, tdm, time.monotonic())
+            return rules
 
-    def _ask_robots(self, address: str) -> guard.Robots:
-        """Ask, twice if the failure may pass. Raises FetchFailed if the guard refuses the host."""
-        for last in (False, True):
+    def _ask_robots(self, address: str) -> policy.Robots:
+        """Ask for a robots.txt, once more if the failure may pass. Raises FetchFailed if the guard refuses the host."""
+        robots = policy.Robots()
+        for _ in range(policy.TRIES):
             try:
                 status, body = self._read_rules(address)
-                if status >= 500:
-                    raise FetchFailed(DropReason.HTTP_STATUS, f"status {status}", again=True)
-                return guard.robots_of(status, body) if status else guard.Robots(unreachable="too many redirects")
             except FetchFailed as e:
                 if e.reason is DropReason.EGRESS_REFUSED:
                     raise
-                if last or not e.again:
-                    return guard.Robots(unreachable=e.evidence)
-        raise AssertionError("the second try returns")
+                robots, again = policy.Robots(unreachable=e.evidence), e.again
+            else:
+                robots, again = policy.robots_of(status, body), policy.is_transient(status)
+            if not again:
+                break
+        return robots
 
-    def _ask_tdm(self, address: str) -> guard.Tdm:
-        """Most hosts have no such file; one that cannot be read reserves nothing."""
+    def _ask_tdm(self, address: str) -> policy.Tdm:
+        """Ask for a tdmrep.json. Most hosts have none; one that cannot be read reserves nothing."""
         try:
-            return guard.tdm_of(*self._read_rules(address))
+            return policy.tdm_of(*self._read_rules(address))
         except FetchFailed:
-            return guard.Tdm()
+            return policy.Tdm()
 
     def _read_rules(self, url: str) -> tuple[int, bytes]:
-        """(status, body) after redirects; status 0 if there are too many. Raises FetchFailed."""
-        for _ in range(guard.MAX_ROBOTS_REDIRECTS + 1):
-            reply = self._exchange(url, guard.MAX_ROBOTS_BYTES, whole=False)
-            if not (300 <= reply.status < 400 and reply.headers.get("Location")):
-                return reply.status, reply.body
-            url = _target(url, reply)
-        return 0, b""
+        """(status, body) of a small file about the host, after redirects. Raises FetchFailed."""
+        for _ in range(policy.MAX_ROBOTS_REDIRECTS + 1):
+            response = self._exchange(url, policy.MAX_ROBOTS_BYTES, whole=False)
+            location = response.headers.get("Location")
+            if not policy.is_redirect(response.status, location):
+                return response.status, response.body
+            url = _target(url, str(location))
+        raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, "too many redirects")
 
-    def _exchange(self, url: str, cap: int, whole: bool = True) -> Reply:
+    def _exchange(self, url: str, cap: int, whole: bool = True) -> Response:
         """One guarded GET. Raises FetchFailed; with `whole` also if the body is larger than `cap`, else it is cut."""
         with guard.guarded(self._guard) as scope, self._watchdog.deadline() as deadline:
             try:
                 self._guard.check_url(url)
-                reply = self._wire.ask(url, self._headers, cap, whole, deadline)
+                response = self._client.get(url, self._headers, cap, whole, deadline)
                 if deadline.cut:  # to http.client a cut socket may look like the end of headers or body
                     raise TimeoutError
-                return reply
-            except FetchFailed:
-                raise
-            except guard.BodyTooLarge as e:
+                return response
+            except BodyTooLarge as e:
                 raise FetchFailed(DropReason.TOO_LARGE, str(e)) from None
             except Exception as e:
                 if scope.refused or isinstance(e, guard.EgressRefused):
                     refusal = scope.refused[0] if scope.refused else str(e)
                     raise FetchFailed(DropReason.EGRESS_REFUSED, refusal) from None
                 if deadline.cut or isinstance(e, TimeoutError):
-                    evidence = f"not done after {self._limits.timeout_s:g} s"
+                    evidence = f"not done after {self._egress.timeout_s:g} s"
                     raise FetchFailed(DropReason.TIMEOUT, evidence, again=True, retry_after_s=0.0) from None
                 if isinstance(e, OSError | http.client.HTTPException | ValueError):
                     evidence = " ".join(str(e).split()) or type(e).__name__
@@ -248,9 +242,9 @@ class GuardedOpener(urllib.request.OpenerDirector):
                 raise
 
 
-def _target(url: str, reply: Reply) -> str:
-    """Where a redirect leads. Raises FetchFailed."""
-    location = str(reply.headers["Location"]).strip()
+def _target(url: str, location: str) -> str:
+    """The address that a redirect leads to. Raises FetchFailed."""
+    location = location.strip()
     try:
         return str(safe_url_string(urljoin(url, location))).partition("#")[0]
     except ValueError as e:

@@ -1,25 +1,24 @@
-"""One visit to one page: rules, pause, request, and what the answer is worth. This part of a crawl is spread by host.
+"""One visit to one page: rules, pause, request, and what the response is worth. This part of a crawl is spread by host.
 
-A visitor asks the pages of some hosts. It knows their robots.txt and TDM reservations, takes its turns
-(`pipeline.web.pace`), and judges each answer; what becomes of the page is for `pipeline.web.crawler` to decide and
-write. Bodies are read within a byte cap and unpacked by ourselves within the same cap; the time limit of a request
-covers name lookup, connection and body.
+A visitor asks some hosts for pages. It knows their robots.txt and TDM reservations, keeps to the rate limit
+(`pipeline.web.pace`) and judges each response by `pipeline.web.policy`; what becomes of the page is decided and written
+by `pipeline.web.crawler`. Bodies are read within a byte cap and unpacked by ourselves within the same cap; the time
+limit of a request covers name lookup, connection and body.
 
 A page that an earlier crawl holds is asked for only if it has changed (ETag, Last-Modified; RFC 9110 section 13). If it
-has not, the visit gives the record that the earlier WARC holds of it, checked against its sha256.
+has not, the visit returns the record that the earlier WARC holds of it, checked against its sha256.
 
 A page or a domain that STORE/forgotten names is not asked for at all, nor is its robots.txt.
 
-Limits: pages are parsed in the event loop, one process a visitor.
+Limits: pages are parsed in the event loop, one process per visitor.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import urljoin, urlsplit
 
@@ -29,29 +28,21 @@ from pipeline.files.folder import Folder
 from pipeline.records import Capture, DropReason, rfc3339
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import Takedowns
-from pipeline.texts import charset
-from pipeline.urls import canonical_url, is_endless, without_session
-from pipeline.web import guard, sitemaps
-from pipeline.web.pace import Turns
+from pipeline.urls import canonical_url, without_session
+from pipeline.web import guard, policy, sitemaps
+from pipeline.web.bodies import BodyTooLarge, unpacked
+from pipeline.web.links import links_of, read_markup
+from pipeline.web.pace import RateLimiter
+from pipeline.web.policy import HostRules
 from pipeline.web.warc import capture_of
-
-TRIES = 2
-"""Requests for a page whose failure may pass."""
-
-BACKOFF_S, MAX_BACKOFF_S = 0.5, 60.0
-"""Pause of a host after a failure that may pass, doubled with each further one in a row."""
-
-_NO_PAGE = re.compile(
-    r"\.(7z|avi|bmp|bz2|css|csv|docx?|eot|epub|exe|flv|gif|gz|ico|iso|jpe?g|js|json|m4[av]|midi?|mov|mp[34]|mpe?g|og[agv]"
-    r"|otf|pdf|png|pptx?|ps|rar|rss|svg|swf|tar|tgz|tiff?|ttf|txt|wav|web[mp]|wm[av]|woff2?|xlsx?|xml|zip)$",
-    re.IGNORECASE,
-)
-"""Paths of what is no page; links to it are not followed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """A known page. `depth` is links from a start page, `hops` redirects that led to it, `tries` failed requests."""
+    """A known page.
+
+    depth: links from a start page. hops: redirects that led to it. tries: requests for it that failed.
+    """
 
     id: int
     url: str
@@ -63,7 +54,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What an earlier crawl kept of a page, and where: a gzip member of `warc`."""
+    """What an earlier crawl kept of a page, and where: `length` bytes from `offset` of `warc`, a gzip member."""
 
     warc: str
     offset: int
@@ -75,20 +66,20 @@ class Earlier:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """What a visit gave.
+    """The outcome of a visit.
 
-    kept      `capture` is to be written
-    same      not changed since the earlier crawl: `member` is the record to be written again, `capture` what it holds
-    moved     to `target`
-    dropped   for `reason`; `transient`: asking again may help, `alone`: the host did not answer at all
-    gone      the host of a start page cannot be crawled, `evidence` says why
+    kept         `capture` is to be written
+    unchanged    since the earlier crawl: `member` is the record to be written again, `capture` what it holds
+    moved        to `target`
+    dropped      for `reason`; `again`: asking once more may help, `no_answer`: the host did not answer at all
+    unreachable  the host of a start page cannot be crawled: `evidence` says why, `target` is its robots.txt
     """
 
-    outcome: Literal["kept", "same", "moved", "dropped", "gone"]
+    outcome: Literal["kept", "unchanged", "moved", "dropped", "unreachable"]
     reason: DropReason | None = None
     evidence: str = ""
-    transient: bool = False
-    alone: bool = False
+    again: bool = False
+    no_answer: bool = False
     status: int = 0
     target: str = ""
     capture: Capture | None = None
@@ -99,8 +90,8 @@ class Visit:
 
 
 @dataclass(frozen=True, slots=True)
-class _Answer:
-    """One HTTP answer, or why there is none. `transient`: asking again may help."""
+class _Response:
+    """One HTTP response, or why there is none. `transient`: asking again may help."""
 
     status: int = 0
     headers: tuple[tuple[str, str], ...] = ()
@@ -110,31 +101,20 @@ class _Answer:
     transient: bool = False
 
     def header(self, name: str) -> str:
-        return next(iter(self.all(name)), "")
-
-    def all(self, name: str) -> list[str]:
-        return [value for key, value in self.headers if key.lower() == name]
-
-
-@dataclass(slots=True)
-class _Host:
-    """What a visitor knows of a host."""
-
-    robots: guard.Robots
-    tdm: guard.Tdm
-    asked_at: float
+        """The first value of a header, by its name in lower case; "" if there is none."""
+        return next((value for key, value in self.headers if key.lower() == name), "")
 
 
 class Visitor:
     """Visits pages of some hosts. Used from one event loop; on a cluster it is an actor."""
 
     def __init__(self, spec: BuildSpec, site: Site, forgotten: frozenset[str] = frozenset()) -> None:
-        self._spec, self._site, self._takedowns = spec, site, Takedowns(forgotten)
-        self._guard = guard.guard_of(spec)
-        self._hosts: dict[str, _Host] = {}  # by address of robots.txt
-        self._asking: dict[str, asyncio.Lock] = {}
-        self._failures: dict[str, int] = {}
-        self._turns = Turns()
+        self._egress, self._site, self._takedowns = spec.egress, site, Takedowns(forgotten)
+        self._policy, self._guard = policy.policy_of(spec), guard.guard_of(spec)
+        self._rules: dict[str, HostRules] = {}  # by address of robots.txt
+        self._rules_locks: dict[str, asyncio.Lock] = {}
+        self._failures: dict[str, int] = {}  # failures in a row that may pass, by host
+        self._limiter = RateLimiter()
         self._session: Any = None
 
     async def close(self) -> None:
@@ -150,153 +130,161 @@ class Visitor:
         rules = await self._rules_of(page.url)
         robots = rules.robots
         if robots.unreachable and page.host in {urlsplit(u).netloc for u in self._site.start_urls()}:
-            return Visit("gone", evidence=f"robots.txt: {robots.unreachable}", target=guard.robots_url(page.url))
-        if not robots.allows(page.url):
-            reason = DropReason.ROBOTS_UNREACHABLE if robots.unreachable else DropReason.ROBOTS_DISALLOWED
-            return Visit("dropped", reason, robots.refusal(page.url))
-        if rules.tdm.reserves(page.url):
-            return Visit("dropped", DropReason.OPT_OUT, "tdm-reservation in /.well-known/tdmrep.json")
-        answer = await self._get(page.url, page.host, robots.delay_s, self._spec.egress.max_page_bytes, earlier=earlier)
-        if answer.reason is not None:
-            return self._failed(page, answer)
+            evidence = f"robots.txt: {robots.unreachable}"
+            return Visit("unreachable", evidence=evidence, target=policy.robots_url(page.url))
+        if refusal := self._policy.refusal(rules, page.url):
+            return Visit("dropped", refusal.reason, refusal.evidence)
+        response = await self._get(page.url, rules, self._egress.max_page_bytes, earlier=earlier)
+        if response.reason is not None:
+            return self._failed(page, response)
         self._failures.pop(page.host, None)
-        if answer.status == 304 and earlier is not None:
-            return await self._unchanged(page, answer, earlier)
-        if 300 <= answer.status < 400:
-            return self._moved(page, answer)
+        if response.status == 304 and earlier is not None:
+            return await self._unchanged(page, response, earlier)
+        if 300 <= response.status < 400:
+            return self._moved(page, response)
         capture = Capture(
-            page.url, answer.status, rfc3339(), answer.header("content-type"), answer.body, answer.headers
+            page.url, response.status, rfc3339(), response.header("content-type"), response.body, response.headers
         )
-        return self._judged("kept", page, capture, answer)
+        return self._judged("kept", page, capture, response.headers)
 
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be asked for."""
         rules = await self._rules_of(url)
         if not rules.robots.allows(url):
             return [], []
-        cap = sitemaps.MAX_BYTES
-        answer = await self._get(url, urlsplit(url).netloc, rules.robots.delay_s, cap, page=False)
-        return sitemaps.parse(answer.body, cap) if answer.status == 200 else ([], [])
+        response = await self._get(url, rules, sitemaps.MAX_BYTES, page=False)
+        return sitemaps.parse(response.body, sitemaps.MAX_BYTES) if response.status == 200 else ([], [])
 
     async def sitemaps_of(self, url: str) -> list[str]:
         """The sitemaps that the robots.txt of a URL's host names."""
         return list((await self._rules_of(url)).robots.sitemaps)
 
-    async def _unchanged(self, page: Page, answer: _Answer, earlier: Earlier) -> Visit:
+    async def _unchanged(self, page: Page, response: _Response, earlier: Earlier) -> Visit:
         """The earlier record; if that is not there any more, the page as it is now."""
         member = await asyncio.to_thread(_member, earlier)
-        capture = capture_of(member, self._spec.egress.max_page_bytes) if member else None
+        capture = capture_of(member, self._egress.max_page_bytes) if member else None
         if capture is None or hashlib.sha256(capture.body).hexdigest() != earlier.sha256 or capture.url != page.url:
             return await self.visit(page, None)
-        return self._judged("same", page, capture, answer, member)
+        # what the owner says now counts, and what was said when the record was made
+        return self._judged("unchanged", page, capture, (*response.headers, *capture.headers), member)
 
     def _judged(
-        self, outcome: Literal["kept", "same"], page: Page, capture: Capture, answer: _Answer, member: bytes = b""
+        self,
+        outcome: Literal["kept", "unchanged"],
+        page: Page,
+        capture: Capture,
+        headers: tuple[tuple[str, str], ...],
+        member: bytes = b"",
     ) -> Visit:
         """Keep a page unless its owner opted out, and follow its links."""
-        looked = _look(capture.body, capture.content_type, page.url)
-        tags = answer.all("x-robots-tag") + [v for k, v in capture.headers if member and k.lower() == "x-robots-tag"]
+        markup = read_markup(capture.body, capture.content_type, page.url)
         links: list[str] = []
         endless = 0
-        if page.depth < self._site.max_depth and guard.follows_links(tags, looked.robots):
-            links, endless = _links(looked.hrefs, self._site)
-        outs = guard.opt_outs(tags, looked.robots)
-        if looked.reserved or guard.reserved(answer.header("tdm-reservation")):
-            outs.append("tdm-reservation: 1")
-        found = {"links": tuple(links), "endless": endless}
-        if outs:
-            return Visit("dropped", DropReason.OPT_OUT, ", ".join(outs), links=tuple(links), endless=endless)
-        return Visit(outcome, capture=capture, member=member, likeness=looked.likeness, **found)  # type: ignore[arg-type]
+        if page.depth < self._site.max_depth and policy.follows_links(headers, markup.robots):
+            links, endless = links_of(markup.hrefs, self._site)
+        if outs := policy.opt_outs(headers, markup.robots, markup.reserved):
+            return Visit("dropped", DropReason.OPT_OUT, str(outs), links=tuple(links), endless=endless)
+        return Visit(
+            outcome,
+            capture=capture,
+            member=member,
+            links=tuple(links),
+            endless=endless,
+            likeness=markup.likeness,
+        )
 
-    def _failed(self, page: Page, answer: _Answer) -> Visit:
+    def _failed(self, page: Page, response: _Response) -> Visit:
         """A failure, with a pause for the host if it is to be asked again."""
-        wait = guard.retry_after_seconds(answer.header("retry-after"))
-        again = answer.transient and page.tries + 1 < TRIES and (wait is None or wait <= guard.MAX_DELAY_S)
+        retry = policy.retry_of(response.transient, response.header("retry-after"))
+        again = retry.soon and page.tries + 1 < policy.TRIES
         if again:
-            times = self._failures[page.host] = self._failures.get(page.host, 0) + 1
-            self._turns.hold(page.host, max(min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(times - 1, 20)), wait or 0.0))
-        alone = answer.reason in (DropReason.TIMEOUT, DropReason.CONNECTION)
-        return Visit("dropped", answer.reason, answer.evidence, transient=again, alone=alone, status=answer.status)
+            failures = self._failures[page.host] = self._failures.get(page.host, 0) + 1
+            self._limiter.pause(page.host, max(policy.backoff_s(failures), retry.pause_s))
+        no_answer = response.reason in (DropReason.TIMEOUT, DropReason.CONNECTION)
+        return Visit(
+            "dropped", response.reason, response.evidence, again=again, no_answer=no_answer, status=response.status
+        )
 
-    def _moved(self, page: Page, answer: _Answer) -> Visit:
+    def _moved(self, page: Page, response: _Response) -> Visit:
+        """A redirect, if it leads to another page of the site."""
         try:
-            target = without_session(canonical_url(answer.header("location"), page.url))
+            target = without_session(canonical_url(response.header("location"), page.url))
         except ValueError as e:
-            return Visit("dropped", DropReason.HTTP_STATUS, f"{answer.status} to a bad address: {e}")
+            return Visit("dropped", DropReason.HTTP_STATUS, f"{response.status} to a bad address: {e}")
         if not self._site.holds(target):
-            return Visit("dropped", DropReason.HTTP_STATUS, f"{answer.status} to {target}, outside the site")
-        return Visit("moved", target=target, status=answer.status)
+            return Visit("dropped", DropReason.HTTP_STATUS, f"{response.status} to {target}, outside the site")
+        return Visit("moved", target=target, status=response.status)
 
-    async def _rules_of(self, url: str) -> _Host:
-        """What rules a URL, asked for once a day."""
-        address = guard.robots_url(url)
-        if not self._spec.egress.obey_robots:
-            return _Host(guard.Robots(), guard.Tdm(), 0.0)
-        async with self._asking.setdefault(address, asyncio.Lock()):
-            known = self._hosts.get(address)
-            if known is None or time.monotonic() - known.asked_at > guard.ROBOTS_TTL_S:
+    async def _rules_of(self, url: str) -> HostRules:
+        """The rules of a URL's host, asked for once a day."""
+        if not self._egress.obey_robots:
+            return HostRules()
+        address = policy.robots_url(url)
+        async with self._rules_locks.setdefault(address, asyncio.Lock()):
+            rules = self._rules.get(address)
+            if rules is None or rules.expired(time.monotonic()):
                 robots = await self._ask_robots(address)
-                tdm = guard.Tdm()
+                tdm = policy.Tdm()
                 if not robots.unreachable:
-                    answer = await self._ask_rules(guard.tdm_url(url))
-                    tdm = guard.tdm_of(answer.status, answer.body)
-                known = self._hosts[address] = _Host(robots, tdm, time.monotonic())
-            return known
+                    response = await self._ask_rules(policy.tdm_url(url))
+                    tdm = policy.tdm_of(response.status, response.body)
+                rules = self._rules[address] = HostRules(robots, tdm, time.monotonic())
+            return rules
 
-    async def _ask_robots(self, address: str) -> guard.Robots:
-        answer = _Answer()
-        for _ in range(TRIES):
-            answer = await self._ask_rules(address)
-            if answer.status and not answer.transient:
-                return guard.robots_of(answer.status, answer.body)
-            if not answer.transient:
+    async def _ask_robots(self, address: str) -> policy.Robots:
+        """Ask for a robots.txt, once more if the failure may pass."""
+        response = _Response()
+        for _ in range(policy.TRIES):
+            response = await self._ask_rules(address)
+            if not response.transient:
                 break
-        return guard.Robots(unreachable=answer.evidence or f"status {answer.status}")
+        if response.status and not response.transient:
+            return policy.robots_of(response.status, response.body)
+        return policy.Robots(unreachable=response.evidence or f"status {response.status}")
 
-    async def _ask_rules(self, url: str) -> _Answer:
+    async def _ask_rules(self, url: str) -> _Response:
         """A small file about the host, after redirects."""
-        answer = _Answer()
-        for _ in range(guard.MAX_ROBOTS_REDIRECTS + 1):
-            answer = await self._get(url, urlsplit(url).netloc, 0.0, guard.MAX_ROBOTS_BYTES, page=False)
-            if not (300 <= answer.status < 400 and answer.header("location")):
+        response = _Response()
+        for _ in range(policy.MAX_ROBOTS_REDIRECTS + 1):
+            response = await self._get(url, HostRules(), policy.MAX_ROBOTS_BYTES, page=False)
+            if not policy.is_redirect(response.status, response.header("location")):
                 break
-            url = urljoin(url, answer.header("location"))
-        return answer
+            url = urljoin(url, response.header("location"))
+        return response
 
     async def _get(
-        self, url: str, host: str, delay_s: float, cap: int, page: bool = True, earlier: Earlier | None = None
-    ) -> _Answer:
-        """One guarded request. With `page` anything but HTML of status 200, a 304 or a redirect is a failure.
+        self, url: str, rules: HostRules, cap: int, page: bool = True, earlier: Earlier | None = None
+    ) -> _Response:
+        """One guarded request, when the rate limit allows it.
 
-        What was taken down is not asked for, whatever leads there: a sitemap, or a robots.txt that redirects.
+        With `page` anything but HTML of status 200, a 304 or a redirect is a failure. What was taken down is not asked
+        for, whatever leads there: a sitemap, or a robots.txt that redirects.
         """
         import aiohttp
         from yarl import URL
 
         if evidence := self._takedowns.why("", url):
-            return _Answer(reason=DropReason.FORGOTTEN, evidence=evidence)
-        await asyncio.sleep(await asyncio.to_thread(self._turns.take, host, max(delay_s, self._spec.egress.delay_s)))
-        headers = {"Accept": "text/html,application/xhtml+xml" if page else "text/plain", "Accept-Encoding": "gzip"}
-        if earlier is not None:
-            headers |= {"If-None-Match": earlier.etag} if earlier.etag else {}
-            headers |= {"If-Modified-Since": earlier.last_modified} if earlier.last_modified else {}
+            return _Response(reason=DropReason.FORGOTTEN, evidence=evidence)
+        delay_s = self._policy.delay_s(rules)
+        # in a thread, since booking a slot may ask another process
+        await asyncio.sleep(await asyncio.to_thread(self._limiter.next_slot, urlsplit(url).netloc, delay_s))
         with guard.guarded(self._guard) as scope:
             try:
                 self._guard.check_url(url)
                 async with self._opened().get(
-                    URL(url, encoded=True), headers=headers, allow_redirects=False
+                    URL(url, encoded=True), headers=_request_headers(page, earlier), allow_redirects=False
                 ) as response:
                     return await _read(response, cap, page)
             except guard.EgressRefused as e:
-                return _Answer(reason=DropReason.EGRESS_REFUSED, evidence=str(e))
+                return _Response(reason=DropReason.EGRESS_REFUSED, evidence=str(e))
             except asyncio.TimeoutError:
-                evidence = f"not done after {self._spec.egress.timeout_s:g} s"
-                return _Answer(reason=DropReason.TIMEOUT, evidence=evidence, transient=True)
+                evidence = f"not done after {self._egress.timeout_s:g} s"
+                return _Response(reason=DropReason.TIMEOUT, evidence=evidence, transient=True)
             except (aiohttp.ClientError, OSError, ValueError) as e:
                 if scope.refused:
-                    return _Answer(reason=DropReason.EGRESS_REFUSED, evidence=scope.refused[0])
+                    return _Response(reason=DropReason.EGRESS_REFUSED, evidence=scope.refused[0])
                 evidence = " ".join(str(e).split()) or type(e).__name__
-                return _Answer(reason=DropReason.CONNECTION, evidence=evidence, transient=True)
+                return _Response(reason=DropReason.CONNECTION, evidence=evidence, transient=True)
 
     def _opened(self) -> Any:
         """The session, made in the event loop that uses it."""
@@ -305,13 +293,22 @@ class Visitor:
         if self._session is None:
             self._session = aiohttp.ClientSession(
                 auto_decompress=False,  # we unpack ourselves, within the byte cap
-                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._spec.egress.connections_per_host),
+                connector=aiohttp.TCPConnector(limit=0, limit_per_host=self._egress.connections_per_host),
                 cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": guard.user_agent(self._spec)},
-                timeout=aiohttp.ClientTimeout(total=self._spec.egress.timeout_s),
+                headers={"User-Agent": self._policy.user_agent},
+                timeout=aiohttp.ClientTimeout(total=self._egress.timeout_s),
                 trust_env=False,
             )
         return self._session
+
+
+def _request_headers(page: bool, earlier: Earlier | None) -> dict[str, str]:
+    """Headers of a request; it is conditional (RFC 9110 section 13) where an earlier crawl holds the page."""
+    headers = {"Accept": ",".join(policy.HTML_TYPES) if page else "text/plain", "Accept-Encoding": "gzip"}
+    if earlier is not None:
+        headers |= {"If-None-Match": earlier.etag} if earlier.etag else {}
+        headers |= {"If-Modified-Since": earlier.last_modified} if earlier.last_modified else {}
+    return headers
 
 
 def _member(earlier: Earlier) -> bytes:
@@ -323,103 +320,40 @@ def _member(earlier: Earlier) -> bytes:
         return b""
 
 
-async def _read(response: Any, cap: int, page: bool) -> _Answer:
-    """The answer within the byte cap; the body is read only where it is wanted."""
+async def _read(response: Any, cap: int, page: bool) -> _Response:
+    """The response within the byte cap; the body is read only where it is wanted."""
     headers = tuple((_text(name), _text(value)) for name, value in response.raw_headers)
-    status = response.status
-    answer = _Answer(status=status, headers=headers)
-    transient = status >= 500 or status == 429
-    if status == 304 or (300 <= status < 400 and answer.header("location")):
-        return answer
-    if status != 200:
-        reason = DropReason.HTTP_STATUS if page else None
-        return _Answer(status, headers, b"", reason, f"status {status}", transient)
-    if page and not _is_html(answer.header("content-type")):
-        return _Answer(status, headers, b"", DropReason.NOT_HTML, answer.header("content-type") or "no content type")
+    head = _Response(response.status, headers)
+    content_type = head.header("content-type")
+
+    def failed(reason: DropReason | None, evidence: str) -> _Response:
+        return _Response(head.status, headers, b"", reason, evidence, policy.is_transient(head.status))
+
+    if head.status == 304 or policy.is_redirect(head.status, head.header("location")):
+        return head
+    if head.status != 200:
+        return failed(DropReason.HTTP_STATUS if page else None, f"status {head.status}")
+    if page and policy.media_type(content_type) and not policy.is_html(content_type):
+        return failed(DropReason.NOT_HTML, content_type)  # before its body is read
     body = bytearray()
     async for chunk in response.content.iter_any():
         body += chunk
         if len(body) > cap:
             break
     if len(body) > cap and page:
-        return _Answer(status, headers, b"", DropReason.TOO_LARGE, f"more than {cap} bytes")
+        return failed(DropReason.TOO_LARGE, f"more than {cap} bytes")
     try:
-        return _Answer(status, headers, guard.unpacked(bytes(body[:cap]), answer.header("content-encoding"), cap))
-    except guard.BodyTooLarge as e:
-        return _Answer(status, headers, b"", DropReason.TOO_LARGE, str(e))
+        plain = unpacked(bytes(body[:cap]), head.header("content-encoding"), cap)
+    except BodyTooLarge as e:
+        return failed(DropReason.TOO_LARGE, str(e))
+    if page and not policy.is_html(content_type, plain):
+        return failed(DropReason.NOT_HTML, "no content type")
+    return _Response(head.status, headers, plain)
 
 
 def _text(raw: bytes) -> str:
+    """A header's name or value: UTF-8 where it is, else Latin-1, which reads any bytes."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
         return raw.decode("latin-1")
-
-
-def _is_html(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() in ("text/html", "application/xhtml+xml")
-
-
-@dataclass(frozen=True, slots=True)
-class _Looked:
-    """What a page says about itself: robots meta tags, reservation, absolute addresses, likeness (see Visit)."""
-
-    robots: list[str] = field(default_factory=list)
-    reserved: bool = False
-    hrefs: list[str] = field(default_factory=list)
-    likeness: str = ""
-
-
-_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
-
-
-def _look(body: bytes, content_type: str, url: str) -> _Looked:
-    from selectolax.lexbor import LexborHTMLParser
-
-    found = charset.decode(body, content_type)
-    tree = LexborHTMLParser(found[0] if found else body.decode("latin-1"))
-    metas = [
-        ((node.attributes.get("name") or "").strip().lower(), node.attributes.get("content") or "")
-        for node in tree.css("meta[name]")
-    ]
-    base = tree.css_first("base[href]")
-    start = urljoin(url, (base.attributes.get("href") or "").strip()) if base else url
-    hrefs = [
-        (node.attributes.get("href") or node.attributes.get("src") or "").strip()
-        for node in tree.css("a[href], area[href], iframe[src], frame[src]")
-    ]
-    pictures = [str(node.attributes) for node in tree.css("img")]
-    text = tree.body.text() if tree.body is not None else ""
-    likeness = hashlib.sha256("\0".join([_NUMBERS.sub("", text), *pictures]).encode("utf-8", "replace")).hexdigest()[
-        :32
-    ]
-    return _Looked(
-        robots=[content for name, content in metas if name in ("robots", guard.AGENT)],
-        reserved=any(guard.reserved(content) for name, content in metas if name == "tdm-reservation"),
-        hrefs=[joined for href in hrefs if (joined := _join(start, href))],
-        likeness=likeness,
-    )
-
-
-def _join(base: str, href: str) -> str:
-    try:
-        return urljoin(base, href)
-    except ValueError:
-        return ""
-
-
-def _links(hrefs: list[str], site: Site) -> tuple[list[str], int]:
-    """(canonical addresses of what may be a page of the site, each once, in the order of the page; endless ones)."""
-    found: dict[str, None] = {}
-    endless = 0
-    for href in hrefs:
-        try:
-            url = without_session(canonical_url(href))
-        except ValueError:
-            continue
-        if not _NO_PAGE.search(urlsplit(url).path) and site.holds(url) and url not in found:
-            if is_endless(url):
-                endless += 1
-            else:
-                found[url] = None
-    return list(found), endless

@@ -1,7 +1,7 @@
-"""Sitemaps: which pages a site names itself (sitemaps.org protocol 0.9), as an index, plain or gzipped.
+"""Sitemaps: the pages that a site itself lists (sitemaps.org protocol 0.9); indexes too, plain or gzipped.
 
 Read with the XML parser of the standard library, which resolves no outside entity; a file that declares entities of its
-own is refused. A damaged file gives what stands before the damage.
+own is refused. Of a damaged file the entries before the damage are read.
 """
 
 from __future__ import annotations
@@ -9,20 +9,20 @@ from __future__ import annotations
 import io
 from xml.etree import ElementTree
 
-from pipeline.web.guard import BodyTooLarge, unpacked
+from pipeline.web.bodies import BodyTooLarge, unpacked
 
 MAX_BYTES = 50 * 1024 * 1024
-"""Of one file, unpacked: the protocol's own limit."""
+"""Size of one file, unpacked: the protocol's own limit."""
 
 MAX_FILES = 1_000
-"""Sitemaps read of one site."""
+"""Sitemaps that are read per site."""
 
 MAX_URLS = 50_000
-"""Of one file: the protocol's own limit."""
+"""Entries of one file: the protocol's own limit."""
 
 
 def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
-    """(pages, further sitemaps) that a file names, as written. What is no sitemap names nothing."""
+    """(pages, further sitemaps) that a file lists, as written; both empty for what is no sitemap."""
     if body[:2] == b"\x1f\x8b":
         try:
             body = unpacked(body, "gzip", cap)
@@ -36,9 +36,9 @@ def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
         for _, node in ElementTree.iterparse(io.BytesIO(body)):
             tag = str(node.tag).rpartition("}")[2]
             if tag in ("url", "sitemap"):
-                found = next((c.text or "" for c in node if str(c.tag).rpartition("}")[2] == "loc"), "").strip()
-                (pages if tag == "url" else further).append(found)
-                node.clear()
+                url = next((c.text or "" for c in node if str(c.tag).rpartition("}")[2] == "loc"), "").strip()
+                (pages if tag == "url" else further).append(url)
+                node.clear()  # else the tree of all entries stays in memory
             if len(pages) + len(further) >= MAX_URLS:
                 break
     except ElementTree.ParseError:

@@ -1,4 +1,4 @@
-"""WARC files -> captures, bounded in memory (ISO 28500; parser: warcio).
+"""Reads captures from WARC files, bounded in memory (ISO 28500; parser: warcio).
 
 Only `response` records are pages. A body is read up to a limit, after chunked and gzip encodings are undone, so that a
 small record that unpacks to gigabytes costs no more than the limit.
@@ -26,10 +26,10 @@ log = logging.getLogger("wenlan")
 def read_captures(
     url: str, max_body: int, info: dict[str, Any], must_hold: bool = True
 ) -> Iterator[Capture | Decision]:
-    """Captures of one WARC file in its order; a Decision (without a source) for a body above `max_body` bytes.
+    """The captures of one WARC file in its order; for a body above `max_body` bytes a Decision (without a source).
 
-    A file that breaks off keeps what came before: `info["truncated"]` then says where. Raises SourceError for a file
-    that is missing, no WARC at all, or (`must_hold`) without a single record.
+    What comes before the end of a truncated file is read, and `info["truncated"]` then says where it ends. Raises
+    SourceError for a file that is missing, no WARC at all, or (with `must_hold`) without a single record.
     """
     import fsspec
     from warcio.archiveiterator import ArchiveIterator
@@ -66,15 +66,15 @@ def capture_of(member: bytes, max_body: int) -> Capture | None:
     try:
         for record in ArchiveIterator(io.BytesIO(member)):
             if record.rec_type == "response" and record.http_headers is not None:
-                found = _capture(record, max_body)
-                return found if isinstance(found, Capture) else None
+                capture = _capture(record, max_body)
+                return capture if isinstance(capture, Capture) else None
     except (ArchiveLoadFailed, EOFError, zlib.error, ValueError):
         return None
     return None
 
 
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
-    """One response record; None for what is no page of the web (dns:, whois:)."""
+    """The capture of one response record; None for what is no page of the web (dns:, whois:)."""
     url = record.rec_headers.get_header("WARC-Target-URI") or ""
     url = url.strip("<> ")
     if not url.startswith(("http://", "https://")):
@@ -107,16 +107,16 @@ def _capture(record: Any, max_body: int) -> Capture | Decision | None:
 
 
 def _read(stream: Any, size: int) -> bytes:
-    """Up to `size` bytes; warcio's stream gives a block at a time."""
-    parts, left = [], size
-    while left > 0 and (part := stream.read(min(left, 1 << 16))):
+    """Up to `size` bytes of a stream of warcio, which returns a block at a time."""
+    parts, remaining = [], size
+    while remaining > 0 and (part := stream.read(min(remaining, 1 << 16))):
         parts.append(part)
-        left -= len(part)
+        remaining -= len(part)
     return b"".join(parts)
 
 
 def _is_whole(record: Any) -> bool:
-    """Read what is left of a record; False if the file ends before the record does."""
+    """Read a record to its end; False if the file ends before the record does."""
     raw = record.raw_stream
     while raw.read(1 << 16):
         pass

@@ -151,11 +151,12 @@ def decoding(folder: Path, rank: int) -> Iterator[None]:
     import numpy as np
 
     from pipeline.stages import measure
+    from pipeline.store.images import partition_images
 
     cv2.setNumThreads(1)
     build = pickle.loads((folder.parent / "build.pickle").read_bytes())  # noqa: S301 - written by this file
     mine = measure.partitions(build)[rank::PROCESSES]
-    files = [data for partition in mine for _, _, data in build.images(partition)]
+    files = [image.data for partition in mine for image in partition_images(build, partition)]
     while True:
         yield
         for data in files:

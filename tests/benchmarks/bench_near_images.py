@@ -84,8 +84,8 @@ def _measured(task: tuple[int, Path, Path]) -> dict[str, tuple[list[int], bytes]
     from copies import COPIES, MORE
     from PIL import Image
 
+    from pipeline.features._rows import measure_image
     from pipeline.pictures.decode import decode
-    from pipeline.stages.measure import measure_image
 
     number, file, folder = task
     data = file.read_bytes()

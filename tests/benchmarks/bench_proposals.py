@@ -2,8 +2,9 @@
 
 What is to be found: boxes of YOLOX-Nano with a score of at least 0.4, on the HowToCook photos and on scikit-image's
 photos. What is asked: average recall as COCO defines it, the share of all those boxes that one of a picture's first 36
-boxes meets with an IoU of 0.5; each side's boxes go through `pipeline.stages.detect.cleaned`, as in a build. The mean
-over pictures, and both with the whole picture added, which no build stores and a training appends, are told on stderr.
+boxes meets with an IoU of 0.5; each side's boxes go through `pipeline.detectors._boxes.cleaned`, as in a build. The
+mean over pictures, and both with the whole picture added, which no build stores and a training appends, are told on
+stderr.
 
 Sides: `proposals`; the grid of 6 x 6 (36 boxes) and of 3 x 3 (the demo's); selective search of OpenCV (fast mode, in
 its own order); segments of scikit-image's felzenszwalb at five scales, the largest first. The last two run in the
@@ -64,11 +65,11 @@ def main() -> int:
 
 def recalls(files: list[Path]) -> dict[str, float]:
     """Recall of each side over all boxes of the files."""
+    from pipeline.detectors._boxes import cleaned
     from pipeline.detectors.grid import Grid
     from pipeline.detectors.onnx import Onnx
     from pipeline.detectors.proposals import Proposals
     from pipeline.pictures.decode import decode
-    from pipeline.stages.detect import cleaned
 
     yolox, ours = Onnx(weights=str(MODEL), score=0.4), Proposals()
     judge, state = yolox.load(), ours.load()

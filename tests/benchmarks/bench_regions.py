@@ -59,9 +59,11 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
     from fetched import Got, make
     from harness import interleaved
 
+    from pipeline.detectors import detectors_of
     from pipeline.detectors._yolox import letterbox
     from pipeline.pictures.decode import decode
     from pipeline.stages import dedup, detect, filter, lead, measure, rank
+    from pipeline.store.images import partition_images
     from pipeline.store.store import Store
 
     files = [path.read_bytes() for path in sorted((CORPUS / "howtocook-site").rglob("*.jpg"))[:count]]
@@ -73,14 +75,12 @@ def end_to_end(folder: Path, count: int, rounds: int) -> float:
             stage.run_partition(build, partition)
     (partition,) = detect.partitions(build)
     kept = set(detect._kept(build, partition)["sha256"].to_pylist())
-    (detector,) = detect.detectors_of(build.spec)
+    (detector,) = detectors_of(build.spec)
     state = detector.load()
     ready = []
-    for _, sha256, data in build.images(partition, kept):
-        if sha256 in kept:
-            kept.discard(sha256)
-            framed, _ = letterbox(decode(data).pixels, 416, 416)
-            ready.append(np.ascontiguousarray(framed[:, :, ::-1].transpose(2, 0, 1)[None], np.float32))
+    for image in partition_images(build, partition, kept):
+        framed, _ = letterbox(decode(image.data).pixels, 416, 416)
+        ready.append(np.ascontiguousarray(framed[:, :, ::-1].transpose(2, 0, 1)[None], np.float32))
 
     def stage_turn() -> None:
         fresh = uuid.uuid4().hex
@@ -110,6 +110,8 @@ def warm(folder: Path, count: int) -> float:
     """Images a second through the stage when the cache holds all of them."""
     from filtered import Shown, make
 
+    from pipeline.detectors import detectors_of
+    from pipeline.detectors._boxes import rows_of
     from pipeline.stages import dedup, detect, lead, rank
 
     shown = [Shown(f"{i}", i, (f"第{i}张图片的说明{i * 7919}",)) for i in range(count)]
@@ -118,10 +120,10 @@ def warm(folder: Path, count: int) -> float:
         for name in stage.partitions(build):
             stage.run_partition(build, name)
     (partition,) = build.stage("filter").partitions()
-    (detector,) = detect.detectors_of(build.spec)
+    (detector,) = detectors_of(build.spec)
     rng = np.random.default_rng(0)
     kept = detect._kept(build, partition)["sha256"].to_pylist()
-    build.store.regions(detector.detector_id).put(detect.rows_of({s: boxes_of_many(rng, 36) for s in kept}))
+    build.store.regions(detector.detector_id).put(rows_of({s: boxes_of_many(rng, 36) for s in kept}))
     times = []
     for _ in range(3):
         start = time.perf_counter()
@@ -135,9 +137,9 @@ def warm(folder: Path, count: int) -> float:
 
 def lookups(folder: Path, sizes: list[int]) -> list[float]:
     """Median seconds of looking one partition up, in caches of so many keys, taken in turns."""
+    from pipeline.detectors._boxes import rows_of
     from pipeline.files.folder import Folder
     from pipeline.records import sha256_hex
-    from pipeline.stages import detect
     from pipeline.store.cache import Cache
 
     rng = np.random.default_rng(0)
@@ -147,7 +149,7 @@ def lookups(folder: Path, sizes: list[int]) -> list[float]:
         cache = Cache(Folder(str(folder / f"keys-{size}")), "sha256")
         for first in range(0, size, 1_000):
             keys = [sha256_hex(f"{i}") for i in range(first, first + 1_000)]
-            cache.put(detect.rows_of(dict.fromkeys(keys, one)))
+            cache.put(rows_of(dict.fromkeys(keys, one)))
             if first == size // 2:
                 asked.append(keys)
         caches.append(cache)

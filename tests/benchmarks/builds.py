@@ -23,16 +23,16 @@ from data_specs.shard import SPLITS
 from pipeline.detectors import detectors_of
 from pipeline.files.tars import TarWriter
 from pipeline.records import (
+    BOX_SCHEMA,
     DECISION_SCHEMA,
     DEDUP_SCHEMA,
     FETCH_SCHEMA,
     order_key,
     order_range,
     sha256_hex,
+    split_of,
 )
 from pipeline.stages import STAGES
-from pipeline.stages.detect import SCHEMA
-from pipeline.stages.lead import split_of
 from pipeline.store.build import Build
 from pipeline.store.identities import IMAGE_SCHEMA, PLACEHOLDER_SCHEMA, SIGNATURES, TEXT_SCHEMA
 from pipeline.store.store import Store
@@ -166,7 +166,7 @@ def _partition(
             "labels": [[0, 0]] * len(seen),
         }
         for detector in detectors_of(build.spec):
-            attempt.write_table(f"{detector.detector_id}.parquet", pa.table(table, schema=SCHEMA))
+            attempt.write_table(f"{detector.detector_id}.parquet", pa.table(table, schema=BOX_SCHEMA))
         attempt.commit({"seen": len(kept), "kept": len(kept), "dropped": 0, "images": len(seen), "cached": 0})
 
 

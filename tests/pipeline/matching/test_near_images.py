@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageFont
 
 from data_specs.build import Dedup
+from pipeline.features._rows import measure_image
 from pipeline.matching.near_images import (
     COMBINATIONS,
     MOST_BITS,
@@ -26,7 +27,6 @@ from pipeline.matching.near_images import (
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
-from pipeline.stages.measure import measure_image
 
 ROOT = Path(__file__).parents[3]
 PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site" / "images"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from pipeline.detectors._boxes import cleaned
 from pipeline.detectors.proposals import SIDE, WEIGHTS, Proposals
 from pipeline.pictures.decode import decode
 from pipeline.proposals import composites
 from pipeline.proposals.cutouts import Cutouts
-from pipeline.stages.detect import cleaned
 
 BOX = (120, 30, 210, 120)
 

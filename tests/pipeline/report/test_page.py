@@ -20,12 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.detectors import Detector, detectors_of
+from pipeline.detectors._boxes import rows_of
 from pipeline.records import DropReason, drop, sha256_hex
 from pipeline.report import pictures as report_pictures
 from pipeline.report.figures import Histogram, han_share, trim
 from pipeline.report.pictures import MEMBERS
 from pipeline.stages import STAGES, report
-from pipeline.stages.detect import rows_of
 from pipeline.store.build import Build
 from pipeline.texts.words import words_of
 

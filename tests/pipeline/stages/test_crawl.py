@@ -22,7 +22,7 @@ from pipeline.stages import crawl, extract
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
-from pipeline.web import crawler, frontier, page_visitor
+from pipeline.web import crawler, frontier, policy
 
 CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
 
@@ -131,7 +131,9 @@ def test_each_page_that_fails_is_told_with_its_reason(serve, make_build):
     failing = {
         "/gone.html": ((404, {}, b""), "http_status"),
         "/broken.html": ((500, {}, b""), "http_status"),
+        "/early.html": ((425, {}, b""), "http_status"),
         "/picture": ((200, {"Content-Type": "image/png"}, b"x"), "not_html"),
+        "/untyped": ((200, {"Content-Type": ""}, b"%PDF-1.7"), "not_html"),
         "/slow.html": (slow, "timeout"),
         "/endless.html": (endless, "too_large"),
         "/bomb.html": ((200, {"Content-Encoding": "gzip"}, bomb), "too_large"),
@@ -147,8 +149,15 @@ def test_each_page_that_fails_is_told_with_its_reason(serve, make_build):
     assert reasons == {web.url(path): reason for path, (_, reason) in failing.items()}
     assert list(bodies) == [web.url()]
     assert inside.asked == []
-    assert web.asked.count("/broken.html") == page_visitor.TRIES
+    assert web.asked.count("/broken.html") == web.asked.count("/early.html") == policy.TRIES
     assert web.asked.count("/gone.html") == 1
+
+
+def test_a_page_without_a_content_type_is_one_by_how_it_begins(serve, make_build):
+    web = serve({"/": html("/untyped"), "/untyped": (200, {"Content-Type": ""}, html("/"))})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert bodies == {web.url(): web.pages["/"], web.url("/untyped"): html("/")}
+    assert reasons == {}
 
 
 def test_a_page_that_comes_on_the_second_try_is_kept(serve, make_build):

@@ -123,16 +123,6 @@ def test_a_build_without_pairs_is_no_fault(fetched_build: Any) -> None:
     assert publish(build) == []
 
 
-def test_splits_have_their_shares_and_follow_the_leader() -> None:
-    found = Counter(dedup.split_of(f"{i:064x}", 0, 0.1, 0.2) for i in range(5_000))
-    assert found["dev"] == pytest.approx(500, rel=0.15)
-    assert found["val"] == pytest.approx(1_000, rel=0.15)
-    assert dedup.split_of("a", 0, 0.0, 0.0) == "train"
-    assert [dedup.split_of(f"{i}", 1, 0.3, 0.3) for i in range(50)] != [
-        dedup.split_of(f"{i}", 2, 0.3, 0.3) for i in range(50)
-    ]
-
-
 # --- across builds
 
 
@@ -398,20 +388,3 @@ def test_actors_of_a_cluster_hold_leaders_as_one_process_does(tmp_path: Path, fi
         ray.shutdown()
     assert build.stage("lead").record("all").counts["holders"] == 3
     assert 0 < len(alone[0]) < 20
-
-
-def test_a_domain_is_the_registered_one() -> None:
-    """Against the list's own examples (publicsuffix.org, test_psl.txt)."""
-    for url, domain in (
-        ("http://www.example.com/a?b=http://x.cn/", "example.com"),
-        ("https://a.b.example.uk.com:8080", "example.uk.com"),
-        ("http://www.xn--85x722f.com.cn/", "xn--85x722f.com.cn"),
-        ("http://user@shishi.xn--55qx5d.cn?q", "shishi.xn--55qx5d.cn"),
-        ("http://127.0.0.1:80/x", "127.0.0.1"),
-        ("http://[::1]:80/x", "::1"),
-        ("http://localhost/", "localhost"),
-        ("http://[broken/", ""),
-        ("", ""),
-    ):
-        assert rank.domain_of(url) == domain
-        assert (rank.domain_key(url) == 0) == (domain == "")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_specs.shard import REGION_SCHEMA
-from pipeline import cli
 from pipeline.detectors import Detector, detector_of
 from pipeline.detectors._yolox import letterbox, nms
 from pipeline.detectors.grid import Grid
 from pipeline.detectors.onnx import Onnx
 from pipeline.errors import DetectorError
 from pipeline.pictures.decode import decode
-from pipeline.stages import dedup, detect, filter, lead, measure, rank
+from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank
 
 CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
@@ -85,49 +82,8 @@ def test_the_cache_serves_other_builds_and_other_caps(
 
 def test_a_detector_of_the_wrong_shape_is_named(fetched_build: Any, got: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Grid, "detect", lambda self, state, pictures: [(np.zeros((2, 3)), np.ones(2), np.ones(2))])
-    with pytest.raises(DetectorError, match=r"grid-[0-9a-f]{12}: gave boxes, scores, labels of shapes \(2, 3\)"):
+    with pytest.raises(DetectorError, match=r"grid-[0-9a-f]{12}: returned boxes, scores, labels of shapes \(2, 3\)"):
         run(fetched_build([got("a", picture(0, (100, 90)))], filters=[]))
-
-
-floats = st.floats(-50, 150, width=32) | st.just(np.nan) | st.just(np.inf)
-
-
-@settings(deadline=None)
-@given(
-    raw=st.lists(st.tuples(floats, floats, floats, floats, st.sampled_from([0.5, 0.5, 0.9, 0.1, np.nan])), max_size=12),
-    cap=st.integers(1, 8),
-    data=st.data(),
-)
-def test_cleaned_boxes_keep_the_contract(raw: list[tuple[float, ...]], cap: int, data: st.DataObject) -> None:
-    values = np.array(raw, np.float32).reshape(-1, 5)
-    found = detect.cleaned((values[:, :4], values[:, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
-    boxes, scores, labels = found
-    assert boxes.dtype == scores.dtype == np.float32
-    assert labels.dtype == np.int32
-    assert len(boxes) == len(scores) == len(labels) <= cap
-    assert (boxes >= 0).all()
-    assert (boxes[:, 2] <= 100).all()
-    assert (boxes[:, 3] <= 60).all()
-    assert (boxes[:, 2:] - boxes[:, :2] >= 1).all()
-    assert (np.diff(scores) <= 0).all()
-    assert len({tuple(box) for box in boxes.tolist()}) == len(boxes)
-    assert [0, 0, 100, 60] not in boxes.tolist()
-    order = data.draw(st.permutations(range(len(values))))
-    other = detect.cleaned((values[order, :4], values[order, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
-    assert all(np.array_equal(a, b) for a, b in zip(found, other, strict=True))
-
-
-def test_cleaning_keeps_sound_boxes_as_they_are() -> None:
-    raw = np.array([[10, 10, 50, 50], [5, 5, 200, 30], [10, 10, 50, 50], [0, 0, 100, 60], [7, 7, 7.5, 20]], np.float32)
-    boxes, scores, labels = detect.cleaned((raw, np.arange(5) / 10, np.arange(5)), 100, 60, 36)
-    assert boxes.tolist() == [[10, 10, 50, 50], [5, 5, 100, 30]]
-    assert scores == pytest.approx([0.2, 0.1])
-    assert labels.tolist() == [2, 1]
-
-
-def test_the_columns_are_the_contract_without_the_key() -> None:
-    assert detect.SCHEMA.names == [name for name in REGION_SCHEMA.names if name != "key"]
-    assert all(detect.SCHEMA.field(name) == REGION_SCHEMA.field(name) for name in detect.SCHEMA.names)
 
 
 def test_the_grid_tiles_the_picture() -> None:
@@ -231,32 +187,6 @@ def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
         _load(Onnx(weights=str(MODEL), classes=str(few)))
 
 
-def test_the_cache_is_told_and_pruned(fetched_build: Any, got: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    detectors = [{"name": "grid", "n": 3}, {"name": "grid", "n": 2}]
-    images = [got(f"{i}", picture(i, (100, 90)), f"第{i}张") for i in range(3)]
-    build = fetched_build(images, filters=[], regions={"detectors": detectors})
-    run(build)
-    nine, four = (detector_of(build.spec, ref).detector_id for ref in build.spec.regions.detectors)
-    told = {entry["detector"]: entry for entry in detect.stats(build.store)}
-    assert {name: (e["images"], e["regions"], e["commits"]) for name, e in told.items()} == {
-        nine: (3, 27, 1),
-        four: (3, 12, 1),
-    }
-    store = ["--store", build.store.url, "--json"]
-    assert cli.main(["regions", "prune", "--detector", four, "--dry-run", *store]) == 0
-    assert json.loads(capsys.readouterr().out)["detectors"] == [told[four]]
-    assert len(detect.stats(build.store)) == 2
-    assert detect.prune(build.store, before="2020-01-01") == []
-    assert cli.main(["regions", "prune", "--detector", four, *store]) == 0
-    assert [entry["detector"] for entry in detect.stats(build.store)] == [nine]
-    assert cli.main(["regions", "prune", "--detector", four, *store]) == 1
-    assert f"has no detector {four}; it has {nine}" in capsys.readouterr().err
-    assert cli.main(["regions", "prune", *store]) == 2
-    assert cli.main(["regions", "prune", "--before", "yesterday", *store]) == 2
-    assert [e["detector"] for e in detect.prune(build.store, before="2999-01-01")] == [nine]
-    assert detect.stats(build.store) == []
-
-
 @needs_corpus
 def test_the_same_boxes_from_any_batch_and_partition(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,7 +194,7 @@ def test_the_same_boxes_from_any_batch_and_partition(
     images = [got(f"{i}", picture(i, (120 + 8 * i, 90 + i)), f"第{i}张") for i in range(9)]
     found = []
     for name, parts, batch in (("one", 1, 16), ("two", 3, 1)):
-        monkeypatch.setattr(detect, "BATCH", batch)
+        monkeypatch.setattr(_model_runner, "BATCH", batch)
         options = {"detectors": [{"name": "onnx", "weights": str(MODEL), "score": 0.01}]}
         store = str(tmp_path / f"{name}-store")
         rows, counts = run(fetched_build(images, parts, name=name, store=store, filters=[], regions=options))

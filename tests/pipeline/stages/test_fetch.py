@@ -24,7 +24,7 @@ from PIL import Image
 
 from data_specs.shard import Text
 from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidate_rows
-from pipeline.stages import fetch
+from pipeline.stages import _spool, fetch
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 
@@ -399,16 +399,6 @@ def test_a_partition_without_candidates_is_committed_too(make_build):
     assert outcome(build) == {}
 
 
-def test_the_downloader_comes_without_what_its_package_imports():
-    code = (
-        "import sys; from pipeline.stages import fetch; "
-        "found = fetch._downloader(); assert found.__name__ == 'Downloader'; "
-        "print([n for n in ('torch', 'pandas', 'cv2', 'albumentations', 'wandb', 'img2dataset') if n in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=True)
-    assert done.stdout.strip() == "[]"
-
-
 def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, monkeypatch):
     def full(self: object, *_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -416,7 +406,7 @@ def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, m
     web = serve({"/a.png": picture(1)})
     build = make_build(web, sources=SITE)
     admit(build, [candidate(web.url("/a.png"))])
-    monkeypatch.setattr(fetch._Spool, "add", full)
+    monkeypatch.setattr(_spool.Spool, "add", full)
     with pytest.raises(OSError, match="No space left"):
         fetch.run_partition(build, PARTITION)
     assert build.stage("fetch").records() == []
@@ -425,7 +415,7 @@ def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, m
 KILLED = """
 import sys
 from data_specs.build import BuildSpec
-from pipeline.stages import STAGES, fetch
+from pipeline.stages import STAGES, _spool, fetch
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 spec = BuildSpec.model_validate_json(sys.argv[1])

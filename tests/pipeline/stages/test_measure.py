@@ -13,6 +13,7 @@ from PIL import Image, ImageFilter
 
 from pipeline.errors import StageError
 from pipeline.features import features
+from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import PictureError
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
@@ -59,12 +60,12 @@ def test_a_row_tells_what_one_decode_tells(fetched_build: Any, got: Any) -> None
 def test_frames_alpha_and_blankness() -> None:
     flat = io.BytesIO()
     Image.new("RGBA", (90, 90), (200, 0, 0, 128)).save(flat, "PNG")
-    row = measure.measure_image(flat.getvalue(), 10_000)
+    row = measure_image(flat.getvalue(), 10_000)
     assert (row["format"], row["alpha"], row["blankness"]) == ("png", True, 1.0)
     moving = io.BytesIO()
     first = Image.new("RGB", (90, 90), "red")
     first.save(moving, "GIF", save_all=True, append_images=[Image.new("RGB", (90, 90), "blue")])
-    assert measure.measure_image(moving.getvalue(), 10_000)["frames"] == 2
+    assert measure_image(moving.getvalue(), 10_000)["frames"] == 2
 
 
 def test_every_file_of_features_is_a_column() -> None:
@@ -131,7 +132,7 @@ def test_blankness_entropy_and_sharpness_are_what_numpy_says() -> None:
     pixels = np.random.default_rng(7).integers(0, 256, (64, 64), dtype=np.uint8) // 5 * 5
     out = io.BytesIO()
     Image.fromarray(pixels).save(out, "PNG")
-    row = measure.measure_image(out.getvalue(), 10_000)
+    row = measure_image(out.getvalue(), 10_000)
     shares = np.bincount(pixels.ravel(), minlength=256) / pixels.size
     edges = np.pad(pixels.astype(float), 1, mode="reflect")
     laplacian = edges[:-2, 1:-1] + edges[2:, 1:-1] + edges[1:-1, :-2] + edges[1:-1, 2:] - 4 * edges[1:-1, 1:-1]
@@ -144,7 +145,7 @@ def test_flat_and_blurred_pictures_are_told_from_sharp_ones() -> None:
     def saved(image: Image.Image) -> dict[str, Any]:
         out = io.BytesIO()
         image.save(out, "JPEG", quality=90)
-        return measure.measure_image(out.getvalue(), 10**7)
+        return measure_image(out.getvalue(), 10**7)
 
     flat = saved(Image.new("RGB", (640, 480), "teal"))
     assert (flat["entropy"], flat["sharpness"], flat["blankness"]) == (0.0, 0.0, 1.0)
@@ -157,9 +158,9 @@ def test_flat_and_blurred_pictures_are_told_from_sharp_ones() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2), (5000, 70), (63, 65)])
 def test_any_shape_has_features(size: tuple[int, int]) -> None:
-    row = measure.measure_image(picture(8, size, "PNG"), 10**6)
+    row = measure_image(picture(8, size, "PNG"), 10**6)
     assert (row["width"], row["height"]) == size
-    assert len(row["signature"]) == len(measure.measure_image(picture(8), 10**6)["signature"])
+    assert len(row["signature"]) == len(measure_image(picture(8), 10**6)["signature"])
     assert np.isfinite([row["blankness"], row["entropy"], row["sharpness"]]).all()
 
 
@@ -221,7 +222,7 @@ def test_odd_but_sound_files_have_features(kind: str) -> None:
         base.save(out, kind[-4:].strip("."), save_all=True, append_images=[base.rotate(90), base.rotate(180)])
     else:
         base.convert("L").save(out, "JPEG")
-    row, plain = measure.measure_image(out.getvalue(), 10**6), measure.measure_image(picture(11, (120, 90)), 10**6)
+    row, plain = measure_image(out.getvalue(), 10**6), measure_image(picture(11, (120, 90)), 10**6)
     assert row["alpha"] == (kind == "palette-clear.png")
     assert row["frames"] == (3 if kind.startswith("moving") else 1)
     if kind != "palette-clear.png":

@@ -19,8 +19,9 @@ from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.filters.image_text import text_share
 from pipeline.pictures import models
 from pipeline.plugins import configure
+from pipeline.records import SCORE_SCHEMA
 from pipeline.report.funnel import faults, read_funnels
-from pipeline.stages import dedup, detect, filter, lead, measure, rank, screen, shard
+from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen, shard
 from pipeline.store.build import Build
 
 
@@ -152,8 +153,8 @@ def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Bui
 def test_scores_survive_a_model_that_dies(
     fetched_build: Callable[..., Build], got: Any, looks: Looks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(screen, "BATCH", 2)
-    monkeypatch.setattr(screen, "SAVE", 2)
+    monkeypatch.setattr(_model_runner, "BATCH", 2)
+    monkeypatch.setattr(_model_runner, "SAVE", 2)
     build = fetched_build([got(f"{i}", picture(i), f"图{i}") for i in range(6)], filters=NSFW)
     run(build, measure, filter, rank, lead, dedup)
     scored = looks.score
@@ -245,7 +246,7 @@ def test_scores_are_cached_as_they_are_judged(fetched_build: Callable[..., Build
     (sha256,) = [row["sha256"] for row in rows(build, "measure", "parquet")]
     table = cached.get([sha256])
     assert table is not None
-    assert table.schema.equals(screen.SCHEMA)
+    assert table.schema.equals(SCORE_SCHEMA)
     cached.put(pa.table({"sha256": [sha256], "score": pa.array([0.99], pa.float32())}))
     run(build, screen)
     assert len(rows(build, "screen", "decisions.parquet")) == 1

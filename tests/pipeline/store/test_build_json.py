@@ -103,7 +103,7 @@ def test_a_folder_without_a_build_is_named(tmp_path: Path):
 
 def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
     monkeypatch.setattr(observe, "PULSE_S", 0.1)
-    monkeypatch.setattr(fetch, "TOLD_S", 0.0)
+    monkeypatch.setattr(fetch, "FLUSH_S", 0.0)
     asked = threading.Event()
 
     def last(handler) -> None:

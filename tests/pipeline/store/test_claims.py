@@ -9,7 +9,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from pipeline.detectors import Boxes, Picture
 from pipeline.detectors.onnx import Onnx
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.records import sha256_hex
-from pipeline.stages import dedup, detect, filter, lead, measure, rank
+from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
@@ -83,16 +84,33 @@ def _detected(log: str, pause_s: float) -> None:
     Onnx.detect = detect  # type: ignore[method-assign]
 
 
-def _build(build: Build, log: str, pause_s: float) -> None:
-    _detected(log, pause_s)
-    detect.BATCH = 4
-    for partition in detect.partitions(build):
-        detect.run_partition(build, partition)
+def _scored(log: str, pause_s: float) -> None:
+    """The same for the model of image_nsfw: the score is the mean of red."""
+
+    def score(self: ImageNsfw, state: Any, pictures: Sequence[Picture]) -> list[float]:
+        with Path(log).open("a") as f:
+            for shown in pictures:
+                time.sleep(pause_s)
+                print(int(shown.astype(int).sum()), file=f, flush=True)
+        return [float(shown[..., 0].mean()) / 255 for shown in pictures]
+
+    ImageNsfw.load = lambda self: None  # type: ignore[method-assign]
+    ImageNsfw.score = score  # type: ignore[method-assign]
+    ImageNsfw.score_id = "image_nsfw-of-the-test"  # type: ignore[method-assign, assignment]
+
+
+def _build(build: Build, name: str, log: str, pause_s: float) -> None:
+    """Run the stage `detect` or `screen` of a build, four pictures at a time."""
+    {"detect": _detected, "screen": _scored}[name](log, pause_s)
+    _model_runner.BATCH = 4
+    stage = {"detect": detect, "screen": screen}[name]
+    for partition in stage.partitions(build):
+        stage.run_partition(build, partition)
 
 
 @pytest.fixture
-def two_builds(fetched_build: Any, got: Any, tmp_path: Path) -> list[Build]:
-    """Two builds of other names over the same images and one STORE, done up to detect."""
+def builds(fetched_build: Any, got: Any, tmp_path: Path) -> Callable[..., list[Build]]:
+    """builds(filters=...): two builds of other names over the same images and one STORE, done up to dedup."""
     images = []
     for i in range(IMAGES):
         out = io.BytesIO()
@@ -101,14 +119,23 @@ def two_builds(fetched_build: Any, got: Any, tmp_path: Path) -> list[Build]:
         images.append(got(f"{i}", out.getvalue(), f"第{i}张图片"))
     (tmp_path / "w.onnx").write_bytes(b"weights that nobody reads")
     detectors = [{"name": "onnx", "weights": str(tmp_path / "w.onnx")}]
-    made = []
-    for name in ("one", "two"):
-        build = fetched_build(images, 3, name=name, filters=[], regions={"detectors": detectors})
-        for stage in (measure, filter, rank, lead, dedup):
-            for partition in stage.partitions(build):
-                stage.run_partition(build, partition)
-        made.append(build)
-    return made
+
+    def make(filters: Sequence[dict[str, Any]] = ()) -> list[Build]:
+        made = []
+        for name in ("one", "two"):
+            build = fetched_build(images, 3, name=name, filters=list(filters), regions={"detectors": detectors})
+            for stage in (measure, filter, rank, lead, dedup):
+                for partition in stage.partitions(build):
+                    stage.run_partition(build, partition)
+            made.append(build)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def two_builds(builds: Callable[..., list[Build]]) -> list[Build]:
+    return builds()
 
 
 def _boxes(build: Build) -> dict[str, list[float]]:
@@ -119,10 +146,10 @@ def _boxes(build: Build) -> dict[str, list[float]]:
     return found
 
 
-def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp_path: Path) -> None:
+def _at_once(builds: list[Build], stage: str, log: Path) -> None:
+    """Run a stage of all builds at the same time, each in a process of its own; no image may be seen twice."""
     context = multiprocessing.get_context("spawn")
-    log = tmp_path / "log"
-    processes = [context.Process(target=_build, args=(build, str(log), 0.01)) for build in two_builds]
+    processes = [context.Process(target=_build, args=(build, stage, str(log), 0.01)) for build in builds]
     for process in processes:
         process.start()
     for process in processes:
@@ -130,15 +157,38 @@ def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp
     assert [process.exitcode for process in processes] == [0, 0]
     seen = log.read_text().split()
     assert len(seen) == len(set(seen)) == IMAGES
+
+
+def test_two_builds_at_once_detect_every_image_once(two_builds: list[Build], tmp_path: Path) -> None:
+    _at_once(two_builds, "detect", tmp_path / "log")
     assert _boxes(two_builds[0]) == _boxes(two_builds[1])
     counted = [sum(r.counts["detected"] for r in build.stage("detect").records()) for build in two_builds]
     assert sum(counted) == IMAGES
 
 
+def test_two_builds_at_once_screen_every_image_once(builds: Callable[..., list[Build]], tmp_path: Path) -> None:
+    both = builds([{"name": "image_nsfw", "max_score": 0.5}])
+    _at_once(both, "screen", tmp_path / "log")
+    records = [build.stage("screen").records() for build in both]
+    assert sum(record.counts["scored"] for of_build in records for record in of_build) == IMAGES
+    dropped = [sum(record.counts["dropped"] for record in of_build) for of_build in records]
+    assert dropped[0] == dropped[1]
+    assert 0 < dropped[0] < IMAGES
+    cache = both[0].store.features("image_nsfw-of-the-test")
+    rows = cache.get({sha256 for build in both for sha256 in _measured(build)})
+    assert rows is not None
+    assert rows.num_rows == IMAGES
+
+
+def _measured(build: Build) -> set[str]:
+    stage = build.stage("measure")
+    return {sha256 for record in stage.records() for sha256 in stage.table(record)["sha256"].to_pylist()}
+
+
 def test_a_build_goes_on_where_another_was_killed(two_builds: list[Build], tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     log = tmp_path / "log"
-    first, second = (context.Process(target=_build, args=(build, str(log), 0.02)) for build in two_builds)
+    first, second = (context.Process(target=_build, args=(build, "detect", str(log), 0.02)) for build in two_builds)
     first.start()
     in_flight = IMAGES // 2
     while not log.exists() or len(log.read_text().split()) < in_flight:

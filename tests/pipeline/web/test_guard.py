@@ -1,13 +1,11 @@
-"""The guard: what may be connected to, and what owners forbid."""
+"""The address guard: what may be connected to."""
 
 from __future__ import annotations
 
-import gzip
 import ipaddress
 import socket
 import threading
 import urllib.request
-import zlib
 
 import pytest
 from hypothesis import given
@@ -15,7 +13,7 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec, SpecError
 from pipeline.web import guard
-from pipeline.web.guard import EgressRefused, Guard, guarded, opt_outs
+from pipeline.web.guard import EgressRefused, Guard, guarded
 
 OPEN = Guard()
 
@@ -121,118 +119,3 @@ def test_another_thread_is_not_held_by_the_scope(serve):
         thread.start()
         thread.join()
     assert done == [True]
-
-
-@pytest.mark.parametrize(
-    ("headers", "metas", "found"),
-    [
-        (["noai"], [], ["noai"]),
-        (["noai, max-image-preview:large"], [], ["noai"]),
-        (["max-image-preview:large, NoImageAI"], [], ["noimageai"]),
-        (["max-snippet:-1", "noindex"], [], ["noindex"]),
-        (["wenlan: noindex"], [], ["noindex"]),
-        (["*: noml"], [], ["noml"]),
-        (["otherbot: noindex, noai"], [], []),
-        (["otherbot: noindex, wenlan: noai"], [], ["noai"]),
-        (["wenlan: nofollow, otherbot: noai"], [], []),
-        (["unavailable_after: Wednesday, 25-Jun-10 15:00:00 PST, noimageindex"], [], ["noimageindex"]),
-        (["index, follow"], ["all"], []),
-        (["none"], [], ["none"]),
-        ([], ["noai, noimageai"], ["noai", "noimageai"]),
-        ([], ["nofollow noindex"], ["noindex"]),
-        ([], ["noindex;noai"], ["noai", "noindex"]),
-        (["", ",,:,"], [""], []),
-        (["https://noai.example/"], [], []),
-    ],
-)
-def test_opt_outs(headers, metas, found):
-    assert opt_outs(headers, metas) == found
-
-
-@given(st.lists(st.text(max_size=60), max_size=3), st.lists(st.text(max_size=60), max_size=3))
-def test_opt_outs_take_any_text_and_name_known_directives_only(headers, metas):
-    assert set(opt_outs(headers, metas)) <= guard.OPT_OUTS
-
-
-def test_links_of_a_nofollow_page_are_not_followed():
-    assert guard.follows_links(["noindex"], ["all"])
-    assert not guard.follows_links([], ["noindex, nofollow"])
-    assert guard.follows_links(["otherbot: nofollow"])
-
-
-def test_robots_by_status():
-    rules = b"User-agent: *\nDisallow: /private/\nCrawl-delay: 3\n"
-    found = guard.robots_of(200, rules)
-    assert (found.allows("http://a.cn/x"), found.allows("http://a.cn/private/x"), found.delay_s) == (True, False, 3.0)
-    assert guard.robots_of(404, b"Disallow: /").allows("http://a.cn/x")
-    assert guard.robots_of(403, b"").allows("http://a.cn/x")
-    assert not guard.robots_of(500, b"").allows("http://a.cn/x")
-    assert not guard.robots_of(302, b"").allows("http://a.cn/x")
-
-
-def test_robots_for_our_name_go_before_those_for_all():
-    found = guard.robots_of(200, b"User-agent: *\nDisallow: /\n\nUser-agent: WenLan\nDisallow: /a\n")
-    assert found.allows("http://a.cn/b")
-    assert not found.allows("http://a.cn/a")
-
-
-def test_a_host_that_asks_for_very_long_pauses_is_left_alone():
-    assert not guard.robots_of(200, b"User-agent: *\nCrawl-delay: 86400\n").allows("http://a.cn/x")
-
-
-def test_robots_survive_bytes_that_are_no_text():
-    assert guard.robots_of(200, bytes(range(256)) * 8).allows("http://a.cn/x")
-
-
-@given(st.binary(max_size=2000), st.sampled_from(["", "identity", "gzip", "deflate", "raw"]))
-def test_unpacking_gives_back_what_was_packed(data, encoding):
-    raw = zlib.compressobj(wbits=-15)
-    packed = {
-        "gzip": gzip.compress(data), "deflate": zlib.compress(data), "raw": raw.compress(data) + raw.flush()
-    }.get(encoding, data)  # fmt: skip
-    assert guard.unpacked(packed, "deflate" if encoding == "raw" else encoding, 2000) == data
-
-
-def test_a_bomb_is_not_unpacked_and_damage_is_told():
-    bomb = gzip.compress(b"\0" * 50_000_000)
-    with pytest.raises(guard.BodyTooLarge):
-        guard.unpacked(bomb, "gzip", 1_000_000)
-    with pytest.raises(ValueError, match="too early"):
-        guard.unpacked(gzip.compress(b"x" * 1000)[:-12], "gzip", 10_000)
-    with pytest.raises(ValueError, match="damaged"):
-        guard.unpacked(b"\xff" * 100, "gzip", 10_000)
-    with pytest.raises(ValueError, match="not asked for"):
-        guard.unpacked(b"x", "br", 10)
-
-
-def test_the_user_agent_is_one_line_of_ascii():
-    source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
-    made = BuildSpec.model_validate({"name": "t", "contact": "http://a.cn/\r\nX: 中(文)", "sources": [source]})
-    agent = guard.user_agent(made)
-    assert agent.startswith("wenlan/")
-    assert agent.isascii()
-    assert "\n" not in agent
-
-
-def test_retry_after():
-    assert guard.retry_after_seconds("120") == 120
-    assert guard.retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
-    assert guard.retry_after_seconds(None) is None
-    assert guard.retry_after_seconds("soon") is None
-
-
-@pytest.mark.parametrize(
-    ("url", "reserves"),
-    [("/a/1.html", True), ("/a/open/1.html", False), ("/b/x.jpg", True), ("/b/x.jpg?y", False), ("/c", False)],
-)
-def test_reservations_of_text_and_data_mining_are_read_as_the_protocol_says(url, reserves):
-    rules = """[{"location": "/a/open/", "tdm-reservation": 0}, {"location": "/a/", "tdm-reservation": 1},
-        {"location": "/b/*.jpg$", "tdm-reservation": "1"}, {"tdm-reservation": 1}, "odd"]"""
-    assert guard.tdm_of(200, rules.encode()).reserves(f"http://a.cn{url}") is reserves
-    assert guard.tdm_url("http://a.cn/b/c?d") == "http://a.cn/.well-known/tdmrep.json"
-
-
-@given(st.sampled_from([200, 404, 500]), st.binary(max_size=200))
-def test_what_is_no_reservation_reserves_nothing(status, body):
-    assert not guard.tdm_of(status, body).reserves("http://a.cn/x")
-    assert not guard.tdm_of(404, b'[{"location": "/", "tdm-reservation": 1}]').reserves("http://a.cn/x")

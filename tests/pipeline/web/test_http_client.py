@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.web.http_client import MAX_HEADERS, Reply, Watchdog, Wire
+from pipeline.web.http_client import MAX_HEADERS, HttpClient, Response, Watchdog
 
 OK = b"HTTP/1.1 200 OK\r\n"
 ANSWERS = {
@@ -56,14 +56,14 @@ def port() -> Iterator[int]:
         server.shutdown()
 
 
-def ask(port: int, name: str) -> Reply:
-    wire = Wire()
+def ask(port: int, name: str) -> Response:
+    client = HttpClient()
     url = f"http://127.0.0.1:{port}/{list({**ANSWERS, **FAULTS}).index(name)}"
     try:
         with Watchdog(5).deadline() as deadline:
-            return wire.ask(url, {}, 1000, True, deadline)
+            return client.get(url, {}, 1000, True, deadline)
     finally:
-        wire.close()
+        client.close()
 
 
 @pytest.mark.parametrize("name", ANSWERS)
@@ -73,11 +73,11 @@ def test_an_answer_is_read_as_the_standard_library_reads_it(port: int, name: str
     expected = theirs.getresponse()
     body = expected.read()
     theirs.close()
-    reply = ask(port, name)
-    assert reply.status == expected.status
-    assert reply.body == (body if reply.status == 200 else b"")
+    response = ask(port, name)
+    assert response.status == expected.status
+    assert response.body == (body if response.status == 200 else b"")
     seen = [(n, " ".join(v.split())) for n, v in expected.headers.items()]
-    assert reply.headers.items() == seen
+    assert response.headers.items() == seen
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -88,4 +88,4 @@ def test_what_is_no_answer_is_an_error(port: int, name: str) -> None:
 
 def test_an_address_cannot_smuggle_a_second_request() -> None:
     with Watchdog(5).deadline() as deadline, pytest.raises(ValueError, match="cannot send"):
-        Wire().ask("http://127.0.0.1:9/a b", {}, 1000, True, deadline)
+        HttpClient().get("http://127.0.0.1:9/a b", {}, 1000, True, deadline)

@@ -1,4 +1,4 @@
-"""Turns at a host: however many workers ask, the host sees its pace."""
+"""The rate limit of a host: however many workers ask, the host sees its pace."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.web import pace
-from pipeline.web.pace import LEASE_S, Desk, Turns
+from pipeline.web.pace import LEASE_S, HostSchedule, RateLimiter
 
 
 class Clock:
@@ -23,14 +23,14 @@ class Clock:
 def requests(workers: int, delay_s: float, gaps: list[float], until: float) -> list[float]:
     """Times at which a host is asked by workers that do their own work for `gaps` seconds between two requests."""
     clock = Clock()
-    desk = Desk(clock)
-    sides = [Turns(desk, clock) for _ in range(workers)]
+    schedule = HostSchedule(clock)
+    sides = [RateLimiter(schedule, clock) for _ in range(workers)]
     ready = [(clock.now, number) for number in range(workers)]
     rng, found = random.Random(0), []
     while (at := min(ready))[0] < 1000 + until:
         ready.remove(at)
         clock.now, number = at
-        start = clock.now + sides[number].take("a.cn", delay_s)
+        start = clock.now + sides[number].next_slot("a.cn", delay_s)
         found.append(start)
         ready.append((start + rng.choice(gaps), number))
     return sorted(found)
@@ -58,19 +58,19 @@ def test_workers_in_a_hurry_use_the_whole_pace(delay_s):
 
 def test_a_pause_that_the_host_asks_for_holds_for_every_worker():
     clock = Clock()
-    desk = Desk(clock)
-    one, two = Turns(desk, clock), Turns(desk, clock)
-    assert one.take("a.cn", 0.0) == 0.0
-    one.hold("a.cn", 30.0)
-    assert two.take("a.cn", 0.0) == pytest.approx(30.0)
-    assert two.take("b.cn", 1.0) == 0.0
+    schedule = HostSchedule(clock)
+    one, two = RateLimiter(schedule, clock), RateLimiter(schedule, clock)
+    assert one.next_slot("a.cn", 0.0) == 0.0
+    one.pause("a.cn", 30.0)
+    assert two.next_slot("a.cn", 0.0) == pytest.approx(30.0)
+    assert two.next_slot("b.cn", 1.0) == 0.0
 
 
-def test_a_desk_forgets_hosts_that_are_free(monkeypatch):
+def test_a_schedule_forgets_hosts_that_are_free(monkeypatch):
     monkeypatch.setattr(pace, "_FORGET_AT", 10)
     clock = Clock()
-    desk = Desk(clock)
+    schedule = HostSchedule(clock)
     for number in range(100):
-        desk.book(f"{number}.cn", 0.5, 1)
+        schedule.book(f"{number}.cn", 0.5, 1)
         clock.now += 0.2
-    assert len(desk._free) <= 10
+    assert len(schedule._free_at) <= 10

@@ -1,0 +1,163 @@
+"""Actors: objects that live in processes of their own on a Ray cluster, or plainly in this process without one.
+
+Three parts of the pipeline need this: the visitors of a crawl and the holders of a leader pass (a group of one kind,
+`Actors`), and the rate limit of hosts (one object for all workers of the cluster, `shared`). Each is written as a plain
+class that knows nothing of Ray; its users call it through this module and read the same with a cluster as without.
+
+This is a module below `pipeline.web` and `pipeline.matching`, which use it, and not part of the executor
+(`pipeline.cluster`), which is above them.
+
+Limits: actors ask Ray for no CPU, since they idle between questions and a machine of two cores must not wait for a
+third. What an actor has learned is lost when its process dies, whether it is started again or not.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Generic, TypeVar, cast
+
+LARGE = 64 * 1024
+"""Bytes of a pickled argument from which on it is passed by reference. Ray itself does so from 100 KB on."""
+
+_NAMESPACE = "wenlan"
+
+T = TypeVar("T")
+
+
+def on_cluster() -> bool:
+    """Whether this process belongs to a Ray cluster."""
+    return _ray() is not None
+
+
+class Actors(Generic[T]):
+    """One object of `kind` for each entry of `arguments`, which are those of its constructor.
+
+    On a cluster each is an actor, spread over the nodes; a single one, or any number without a cluster, are objects of
+    this process. Use as a context manager, or call `close`: actors end with the group.
+
+    restarts: how often an actor whose process dies is constructed anew, and calls to it that were lost are repeated.
+    concurrency: calls that one actor runs at a time, for a class with async methods.
+    """
+
+    def __init__(
+        self, kind: type[T], arguments: Sequence[tuple[Any, ...]], *, restarts: int = 0, concurrency: int = 1
+    ) -> None:
+        self._ray: Any = _ray() if len(arguments) > 1 else None
+        # Ray constructs an actor anew from the arguments that it was first given. Small ones lie in the actor's own
+        # description. Large ones lie in the object store, where nothing keeps them alive for that: without references
+        # the restart fails with a ReferenceCountingAssertionError (https://github.com/ray-project/ray/issues/53727).
+        # So we put them there ourselves, once for all actors, and keep the references as long as the group lives.
+        self._passed: dict[int, tuple[Any, Any]] = {}  # by id: the argument, which keeps its id, and what is passed
+        if self._ray is None:
+            self._members: list[Any] = [kind(*own) for own in arguments]
+            return
+        actor = self._ray.remote(kind).options(
+            num_cpus=0,
+            scheduling_strategy="SPREAD",
+            max_restarts=restarts,
+            max_task_retries=restarts,
+            max_concurrency=concurrency,
+        )
+        self._members = [actor.remote(*map(self._pass, own)) for own in arguments]
+
+    def _pass(self, argument: Any) -> Any:
+        """What is passed to an actor for an argument: a reference for a large one, the same for all actors."""
+        if id(argument) not in self._passed:
+            large = len(self._ray.cloudpickle.dumps(argument)) > LARGE
+            self._passed[id(argument)] = (argument, self._ray.put(argument) if large else argument)
+        return self._passed[id(argument)][1]
+
+    def __enter__(self) -> Actors[T]:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def remote(self) -> bool:
+        """Whether the members live in other processes."""
+        return self._ray is not None
+
+    def ask(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """The results of one method of every member, called at the same time, each with its own arguments."""
+        pairs = zip(self._members, arguments, strict=True)
+        if self._ray is None:
+            return [getattr(member, method)(*own) for member, own in pairs]
+        results: list[Any] = self._ray.get([getattr(member, method).remote(*own) for member, own in pairs])
+        return results
+
+    def awaited(self, number: int) -> T:
+        """One member, for a class with async methods: they are awaited here wherever the member lives."""
+        member = self._members[number]
+        return cast(T, member if self._ray is None else _Awaited(member))
+
+    def close(self) -> None:
+        """End the actors. Members that are objects of this process are left to their user."""
+        if self._ray is not None:
+            for member in self._members:
+                self._ray.kill(member)
+        self._passed.clear()
+
+
+class _Awaited:
+    """An actor whose methods are called like those of the object itself; Ray's references can be awaited."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    def __getattr__(self, method: str) -> Any:
+        return getattr(self._actor, method).remote
+
+
+def shared(kind: type[T], name: str) -> T:
+    """The one object of `kind` that all workers of the cluster share; without a cluster the one of this process.
+
+    On a cluster it is an actor of that name, made by whoever asks first and kept until the cluster ends; if its process
+    dies it is constructed anew. `kind` takes no arguments. Calls wait for their result.
+    """
+    ray = _ray()
+    if ray is not None:
+        return cast(T, _Shared(ray, kind, name))
+    if kind not in _of_this_process:
+        _of_this_process[kind] = kind()
+    return cast(T, _of_this_process[kind])
+
+
+_of_this_process: dict[type[Any], Any] = {}
+
+
+class _Shared:
+    """A named actor whose methods are called like those of the object itself."""
+
+    def __init__(self, ray: Any, kind: type[Any], name: str) -> None:
+        self._ray, self._kind, self._name = ray, kind, name
+        self._actor = self._get_or_make()
+
+    def _get_or_make(self) -> Any:
+        named = {"name": self._name, "namespace": _NAMESPACE, "get_if_exists": True, "lifetime": "detached"}
+        return self._ray.remote(self._kind).options(num_cpus=0, max_restarts=-1, max_task_retries=-1, **named).remote()
+
+    def __getattr__(self, method: str) -> Any:
+        return functools.partial(self._ask, method)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        try:
+            return self._ray.get(getattr(self._actor, method).remote(*arguments))
+        except self._ray.exceptions.RayActorError:  # killed for good by somebody (`ray.kill`): Ray restarts it no more
+            self._actor = self._get_or_make()
+            return self._ray.get(getattr(self._actor, method).remote(*arguments))
+
+
+def _ray() -> Any:
+    """Ray, if this process belongs to a cluster; else None. Nothing is imported for a process that has no Ray yet."""
+    if "ray" not in sys.modules:
+        return None
+    import ray
+
+    return ray if ray.is_initialized() else None

@@ -1,0 +1,89 @@
+"""Boxes of a picture between a detector, STORE's cache and the contract: checked, cleaned, and as rows.
+
+Raw boxes, as a detector returns them, are what STORE caches. `cleaned` makes of them what the contract asks
+(data_specs/shard.py), on the way out of the cache, so that another cap does not run a detector again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.detectors import Boxes, Detector, Picture
+from pipeline.errors import DetectorError
+from pipeline.records import BOX_SCHEMA
+
+
+def blank(width: int, height: int) -> Picture:
+    """One byte, seen as a picture of any size: a detector that needs no pixels costs no decoding."""
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
+
+
+def look(detector: Detector, state: Any, pictures: Sequence[Picture]) -> Sequence[Boxes]:
+    """Raw boxes of each picture, of the right shapes. Raises DetectorError that names the detector."""
+    name, boxes_of_pictures = detector.detector_id, detector.detect(state, pictures)
+    if len(boxes_of_pictures) != len(pictures):
+        raise DetectorError(name, f"returned boxes of {len(boxes_of_pictures)} pictures for {len(pictures)}")
+    for boxes, scores, labels in boxes_of_pictures:
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not len(boxes) == len(scores) == len(labels):
+            shapes = f"{boxes.shape}, {scores.shape}, {labels.shape}"
+            raise DetectorError(name, f"returned boxes, scores, labels of shapes {shapes}; expected [R, 4], [R], [R]")
+    return boxes_of_pictures
+
+
+def cleaned(raw: Boxes, width: int, height: int, max_boxes: int) -> Boxes:
+    """What the contract asks of the boxes of a picture [R, 4]: finite, inside it, at least a pixel wide and high,
+    none twice (the best score stays), not the whole picture, scores descending, at most max_boxes.
+
+    Equal scores are ordered by place from the top left, so that the result does not depend on the raw order.
+    """
+    boxes, scores, labels = raw
+    boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+    finite = np.isfinite(boxes).all(axis=1) & np.isfinite(scores)
+    boxes, scores, labels = boxes[finite], scores[finite].astype(np.float32), labels[finite].astype(np.int32)
+    boxes = boxes.clip(0, np.array([width, height, width, height], np.float32))
+    sound = (boxes[:, 2] - boxes[:, 0] >= 1) & (boxes[:, 3] - boxes[:, 1] >= 1)
+    sound &= (boxes != np.array([0, 0, width, height], np.float32)).any(axis=1)
+    boxes, scores, labels = boxes[sound], scores[sound], labels[sound]
+    # lexsort's last key is the first to count: score descending, then top, left, bottom, right, label
+    order = np.lexsort((labels, boxes[:, 2], boxes[:, 3], boxes[:, 0], boxes[:, 1], -scores))
+    boxes, scores, labels = boxes[order], scores[order], labels[order]
+    _, first = np.unique(boxes, axis=0, return_index=True)  # of equal boxes the first, which has the best score
+    stay = np.sort(first)[:max_boxes]
+    return boxes[stay], scores[stay], labels[stay]
+
+
+def rows_of(boxes_of_image: Mapping[str, Boxes]) -> pa.Table:
+    """BOX_SCHEMA rows from boxes by sha256, in the mapping's order."""
+    return pa.table(
+        {
+            "sha256": pa.array(list(boxes_of_image), pa.string()),
+            "boxes": pa.array(
+                [boxes.ravel() for boxes, _, _ in boxes_of_image.values()], BOX_SCHEMA.field("boxes").type
+            ),
+            "scores": pa.array([scores for _, scores, _ in boxes_of_image.values()], BOX_SCHEMA.field("scores").type),
+            "labels": pa.array([labels for _, _, labels in boxes_of_image.values()], BOX_SCHEMA.field("labels").type),
+        },
+        schema=BOX_SCHEMA,
+    )
+
+
+def boxes_of(rows: pa.Table) -> dict[str, Boxes]:
+    """Boxes by sha256, of a table with at least BOX_SCHEMA's columns."""
+    boxes_of_image: dict[str, Boxes] = {}
+    for sha256, boxes, scores, labels in zip(*(rows[name] for name in BOX_SCHEMA.names), strict=True):
+        boxes_of_image[sha256.as_py()] = (
+            _array(boxes, np.float32).reshape(-1, 4),
+            _array(scores, np.float32),
+            _array(labels, np.int32),
+        )
+    return boxes_of_image
+
+
+def _array(values: Any, kind: type[Any]) -> Any:
+    """The values of one list scalar, as a NumPy array."""
+    return pc.cast(values.values, pa.from_numpy_dtype(kind)).to_numpy(zero_copy_only=False)

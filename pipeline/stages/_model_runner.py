@@ -1,0 +1,188 @@
+"""Runs models over the images of a partition: each image is decoded once, and no model sees an image twice.
+
+What a model says of an image depends on the image's bytes and the model's id alone, so its values are cached in STORE
+under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, claims what is
+missing (`pipeline.store.claims`), decodes each claimed image once for all models that lack it, hands the pictures over
+in batches, and puts the values into the caches. What a worker of another build is computing is waited for.
+
+Limits: an image that cannot be decoded has no values and is tried again by each build. Between two flushes of a cache
+up to SAVE values of a model are in memory; a kill loses them.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from pipeline.pictures.decode import PictureError, Pixels, decode
+from pipeline.store.build import Build
+from pipeline.store.cache import Cache
+from pipeline.store.claims import claim
+from pipeline.store.images import partition_images
+from pipeline.store.store import Store
+
+BATCH, BATCH_PIXELS = 16, 32_000_000
+"""A batch is handed to the models when it holds so many pictures, or so many pixels."""
+
+SAVE = 1_000
+"""New values of a model after which they go into its cache, so that a killed worker repeats no more."""
+
+WAIT_S = 0.5
+"""Between two looks at whether another build's worker is done with what is needed here too."""
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Model(abc.ABC, Generic[Value]):
+    """A model as it is run here. Models that are equal share what `load` returned, within a worker process."""
+
+    id: str
+    """Names all that a value depends on beside the image."""
+
+    @property
+    def reduce_to(self) -> int:
+        """Shorter side in pixels that a decode has to keep; 0: the whole picture."""
+        return 0
+
+    @abc.abstractmethod
+    def cache(self, store: Store) -> Cache:
+        """Where its values are, by sha256."""
+
+    @abc.abstractmethod
+    def load(self) -> Any:
+        """What `run` needs and a worker process keeps, e.g. a session. Raises ModelError or DetectorError."""
+
+    @abc.abstractmethod
+    def run(self, state: Any, pictures: Sequence[Pixels]) -> Sequence[Value]:
+        """One value per picture. `state` is what `load` returned."""
+
+    @abc.abstractmethod
+    def rows(self, values: Mapping[str, Value]) -> pa.Table:
+        """Rows of the cache, from values by sha256."""
+
+    @abc.abstractmethod
+    def values_of(self, rows: pa.Table) -> dict[str, Value]:
+        """Values by sha256, from rows of the cache."""
+
+
+@dataclass
+class ModelValues(Generic[Value]):
+    """What the models say of the images, and how it was come by."""
+
+    values: dict[str, dict[str, Value]]
+    """Model id -> sha256 -> value; an image that could not be decoded has none."""
+    cached: int
+    """Values that were in the caches at the start."""
+    computed: int = 0
+    """Values that this call computed."""
+    images: set[str] = field(default_factory=set)
+    """Images that this call handed to a model, or failed to decode."""
+    undecodable: dict[str, str] = field(default_factory=dict)
+    """sha256 -> why it could not be decoded."""
+
+
+def model_values(
+    build: Build, partition: str, images: Collection[str], models: Sequence[Model[Value]]
+) -> ModelValues[Value]:
+    """The value of each model for each of the images (sha256) of a fetch partition: cached, or computed now."""
+    runner = _Runner(build, partition, models, images)
+    runner.complete()
+    return runner.result
+
+
+class _Runner(Generic[Value]):
+    """One call of `model_values`."""
+
+    def __init__(self, build: Build, partition: str, models: Sequence[Model[Value]], images: Collection[str]) -> None:
+        self._build, self._partition = build, partition
+        self._models = {model.id: model for model in models}
+        self._caches = {model.id: model.cache(build.store) for model in models}
+        cached = {name: self._cached(name, images) for name in self._models}
+        self._missing = {name: set(images) - values.keys() for name, values in cached.items()}
+        self.result = ModelValues(cached, cached=sum(map(len, cached.values())))
+
+    def complete(self) -> None:
+        """Compute what no other worker is computing, then see what those have put into the caches, until all is there.
+
+        An image whose worker died, or could not decode it, is free to be claimed in the next round.
+        """
+        while any(self._missing.values()):
+            with contextlib.ExitStack() as claims:
+                self._compute({name: claims.enter_context(self._claimed(name)) for name in self._models})
+            if any(self._missing.values()):
+                time.sleep(WAIT_S)
+
+    @contextlib.contextmanager
+    def _claimed(self, name: str) -> Iterator[set[str]]:
+        """Images that are a model's to compute here, from now on; what others have added to its cache is taken over."""
+        wanted = self._missing[name]
+        with claim(self._caches[name].folder, wanted) as free:
+            added = self._cached(name, wanted)  # after the claim: a worker caches its values before it gives them free
+            self.result.values[name] |= added
+            self._missing[name] = wanted - free - added.keys()
+            yield free - added.keys()
+
+    def _compute(self, claimed: Mapping[str, set[str]]) -> None:
+        """Run each model over the images claimed for it."""
+        lacking = {name: images for name, images in claimed.items() if images}
+        states = {name: _loaded(self._models[name]) for name in lacking}
+        new: dict[str, dict[str, Value]] = {name: {} for name in lacking}
+        for batch in self._pictures(lacking):
+            for name, state in states.items():
+                shown = [sha256 for sha256 in batch if sha256 in lacking[name]]
+                if shown:
+                    values = self._models[name].run(state, [batch[sha256] for sha256 in shown])
+                    new[name].update(zip(shown, values, strict=True))
+                if len(new[name]) >= SAVE:
+                    self._save(name, new[name])
+        for name, values_of_images in new.items():
+            self._save(name, values_of_images)
+
+    def _pictures(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Pixels]]:
+        """Batches of the images that some model lacks, by sha256, each read and decoded once."""
+        images = set[str]().union(*lacking.values())
+        if not images:
+            return
+        sides = [self._models[name].reduce_to for name in lacking]
+        reduce_to = max(sides) if all(sides) else 0
+        self.result.images |= images
+        batch, pixels = dict[str, Pixels](), 0
+        for image in partition_images(self._build, self._partition, images):
+            try:
+                picture = decode(image.data, self._build.spec.fetch.max_pixels, reduce_to).pixels
+            except PictureError as e:
+                self.result.undecodable[image.sha256] = str(e)
+                continue
+            batch[image.sha256] = picture
+            pixels += picture.size // 3
+            if len(batch) >= BATCH or pixels >= BATCH_PIXELS:
+                yield batch
+                batch, pixels = {}, 0
+        if batch:
+            yield batch
+
+    def _cached(self, name: str, images: Collection[str]) -> dict[str, Value]:
+        rows = self._caches[name].get(images)
+        return {} if rows is None else self._models[name].values_of(rows)
+
+    def _save(self, name: str, new: dict[str, Value]) -> None:
+        """Move new values into the cache and the result."""
+        if new:
+            self._caches[name].put(self._models[name].rows(new))
+            self.result.values[name].update(new)
+            self.result.computed += len(new)
+            new.clear()
+
+
+@functools.lru_cache(4)
+def _loaded(model: Model[Any]) -> Any:
+    """What a model has loaded: once in a worker process, which does many partitions. The id tells other weights."""
+    return model.load()

@@ -1,0 +1,146 @@
+"""Runs: the pairs of a build as the stages `rank`, `lead` and `dedup` cut them, and all runs merged by rank.
+
+A run is some neighbouring partitions of filter, in one file of `rank`, sorted by rank: (larger image, candidate_id).
+`merged` reads all of them as one sequence.
+
+Sorted runs and a merge, and not one sort, because no step may hold all pairs: a run is in memory while it is written
+(about 3 KB per pair), and the merge holds BUFFER rows, however many runs there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipeline.files.digests import DIGEST, digests_of
+from pipeline.matching import text_rows
+from pipeline.records import TEXTS_TYPE
+from pipeline.store.build import Build
+from pipeline.store.partitions import Record, StageDir
+
+BUFFER = 20_000
+"""Rows that a merge holds beside the block that it returns."""
+
+RUN_SCHEMA = pa.schema(
+    [
+        ("position", pa.int32()),  # among the run's pairs by (order_key, candidate_id)
+        ("candidate_id", DIGEST),
+        ("fetch_id", DIGEST),
+        ("sha256", DIGEST),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("phash", pa.list_(pa.uint64())),
+        ("signature", pa.binary()),
+        ("domain", pa.uint64()),  # of the page; 0 = none
+        ("texts", TEXTS_TYPE),
+        ("sketches", pa.list_(text_rows.FIELDS)),  # one for each of texts
+    ]
+)
+
+ALL = "all"
+"""The one partition of stage `lead`, which goes over all runs in order."""
+
+
+def run_name(partitions: Sequence[str]) -> str:
+    """`iiiii-jjjjj-of-PPPPP`: the run of partitions i to j of filter, both inclusive."""
+    return f"{partitions[0][:5]}-{partitions[-1]}"
+
+
+def partitions_of(run: str) -> list[str]:
+    """The partitions of filter that a run is made of."""
+    first, last, _, of = run.split("-")
+    return [f"{i:05d}-of-{of}" for i in range(int(first), int(last) + 1)]
+
+
+def pairs_of(build: Build, run: str, columns: list[str] | None = None) -> pa.Table:
+    """The run's pairs (PAIR_SCHEMA) by (order_key, candidate_id)."""
+    stage = build.stage("filter")
+    tables = [stage.table(stage.record(partition), columns=columns) for partition in partitions_of(run)]
+    return pa.concat_tables(tables).combine_chunks()
+
+
+def sorted_by_rank(rows: pa.Table) -> pa.Table:
+    """Rows of RUN_SCHEMA, largest image first, equal sizes by candidate_id."""
+    keys = pa.table({"pixels": _pixels(rows), "id": rows["candidate_id"]})
+    return rows.take(pc.sort_indices(keys, sort_keys=[("pixels", "descending"), ("id", "ascending")]))
+
+
+def merged(stage: StageDir, records: Sequence[Record], block: int) -> Iterator[tuple[pa.Table, Any]]:
+    """All runs as one sequence by rank: (RUN_SCHEMA rows, run of each row as a number in `records`), `block` at a time.
+
+    Holds BUFFER rows beside a block.
+    """
+    with contextlib.ExitStack() as files:
+        paths = [files.enter_context(stage.file(record, "parquet")) for record in records]
+        size = max(256, BUFFER // max(1, len(paths)))
+        cursors = [_Cursor(str(path), size, number) for number, path in enumerate(paths)]
+        if len(cursors) == 1:  # most builds: nothing to merge
+            for table in cursors[0].tables(block):
+                yield table, np.zeros(table.num_rows, np.int32)
+            return
+        keys = heapq.merge(*(cursor.keys() for cursor in cursors))
+        while runs := [run for _, run in _first(keys, block)]:
+            run_of_row = np.array(runs, np.int32)
+            yield _rows_of_block(cursors, run_of_row), run_of_row
+
+
+def _rows_of_block(cursors: Sequence[_Cursor], run_of_row: Any) -> pa.Table:
+    """The next rows of the runs, interleaved as `run_of_row` [N] says."""
+    present, counts = np.unique(run_of_row, return_counts=True)
+    by_run = pa.concat_tables([cursors[run].take(count) for run, count in zip(present, counts, strict=True)])
+    # `by_run` has the block's rows run after run, each run in order: a stable sort of run_of_row lists the block's rows
+    # in just that order, so its inverse says for each row of the block where in `by_run` it is.
+    where = np.empty(len(run_of_row), np.int64)
+    where[np.argsort(run_of_row, kind="stable")] = np.arange(len(run_of_row))
+    return by_run.take(pa.array(where)).combine_chunks()
+
+
+class _Cursor:
+    """Reads one run in order: keys are read ahead, and the rows whose keys were read are taken afterwards."""
+
+    def __init__(self, path: str, size: int, number: int) -> None:
+        self._path, self._size, self._number = path, size, number
+        self._ahead: deque[pa.Table] = deque()
+
+    def tables(self, size: int) -> Iterator[pa.Table]:
+        with pq.ParquetFile(self._path) as file:
+            for batch in file.iter_batches(batch_size=size):
+                yield pa.Table.from_batches([batch])
+
+    def keys(self) -> Iterator[tuple[bytes, int]]:
+        """(key, number of this run) of each row; keys compare as bytes in the order of ranks."""
+        for table in self.tables(self._size):
+            self._ahead.append(table)
+            # 40 bytes: the larger image first (big-endian, counted down from the maximum), then candidate_id
+            smaller = (np.iinfo(np.int64).max - _pixels(table).to_numpy()).astype(">u8")
+            joined = np.concatenate([smaller.view(np.uint8).reshape(-1, 8), digests_of(table["candidate_id"])], axis=1)
+            for key in np.ascontiguousarray(joined).view("V40").ravel().tolist():
+                yield key, self._number
+
+    def take(self, count: int) -> pa.Table:
+        """The next `count` rows, of those whose keys were read."""
+        parts = []
+        while count:
+            first = self._ahead.popleft()
+            parts.append(first.slice(0, count))
+            if first.num_rows > count:
+                self._ahead.appendleft(first.slice(count))
+            count -= parts[-1].num_rows
+        return pa.concat_tables(parts)
+
+
+def _first(keys: Iterator[tuple[bytes, int]], count: int) -> Iterator[tuple[bytes, int]]:
+    for _, key in zip(range(count), keys, strict=False):  # the range first: otherwise one key more is read, and lost
+        yield key
+
+
+def _pixels(rows: pa.Table) -> Any:
+    return pc.multiply(rows["width"].cast(pa.int64()), rows["height"].cast(pa.int64()))

@@ -1,0 +1,92 @@
+"""Where fetched images wait until their tar is written: a file of their bytes, each judged as it arrives.
+
+Bytes arrive in any order and the tar has the order of the candidates. A type is told by the first bytes, never by name
+or header, and the pixel count is read from the picture's own header before anything decodes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import IO
+
+from data_specs.build import BuildSpec
+from pipeline.records import DropReason, rfc3339
+from pipeline.web.policy import LASTING_S
+
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The outcome for one image: the place of its bytes in the spool, or the reason why there are none.
+
+    place: (offset, size), (-1, 0) for none. retry_after: the time from which a later build may ask again.
+    """
+
+    reason: str = ""
+    evidence: str = ""
+    sha256: str = ""
+    place: tuple[int, int] = (-1, 0)
+    fetched_at: str = ""
+    etag: str = ""
+    retry_after: str = ""
+
+
+def failure(reason: DropReason, evidence: str, retry_after_s: float = LASTING_S) -> Outcome:
+    """The outcome of an image that could not be had just now."""
+    return Outcome(reason.value, evidence[:300], fetched_at=rfc3339(), retry_after=rfc3339(retry_after_s))
+
+
+class Spool:
+    """Bytes of images in order of arrival. forgotten: sha256 of pictures that were taken down."""
+
+    def __init__(self, file: IO[bytes], spec: BuildSpec, forgotten: frozenset[str] = frozenset()) -> None:
+        self._file, self._spec, self._forgotten = file, spec, forgotten
+
+    def add(self, data: bytes, fetched_at: str, etag: str = "") -> Outcome:
+        """Keep the bytes of an image, or say why they are not let in."""
+        refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
+        if refusal is not None:
+            later = rfc3339(LASTING_S)
+            return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
+        sha256 = hashlib.sha256(data).hexdigest()
+        if sha256 in self._forgotten:
+            return Outcome(DropReason.FORGOTTEN.value, "this picture was taken down", fetched_at=fetched_at)
+        offset = self._file.seek(0, os.SEEK_END)
+        self._file.write(data)
+        return Outcome("", "", sha256, (offset, len(data)), fetched_at, etag)
+
+    def read(self, place: tuple[int, int]) -> bytes:
+        """The bytes at the place of an outcome."""
+        self._file.seek(place[0])
+        return self._file.read(place[1])
+
+
+def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, str] | None:
+    """Why bytes are not let in as an image, None if they are. Nothing is decoded."""
+    from pipeline.pictures import decode as pictures
+
+    if not data:
+        return DropReason.EMPTY_BODY, "0 bytes"
+    if len(data) > max_bytes:
+        return DropReason.TOO_LARGE, f"{len(data)} bytes, {max_bytes} are allowed"
+    try:
+        header = pictures.header(data)
+    except pictures.PictureError as e:
+        if e.too_many_pixels:
+            return DropReason.TOO_MANY_PIXELS, e.message
+        if not _looks_like_an_image(data):
+            start = " ".join(data[:60].decode("utf-8", "replace").split())
+            return DropReason.NOT_AN_IMAGE, f"begins with {start!r}"
+        return None  # a damaged picture: `measure` says so
+    if header.pixels > max_pixels:
+        return DropReason.TOO_MANY_PIXELS, f"{header.width} x {header.height} pixels, {max_pixels} are allowed"
+    return None
+
+
+def _looks_like_an_image(data: bytes) -> bool:
+    """Whether bytes begin like a format of pictures: bytes 4 to 12 of AVIF and 8 to 12 of WebP hold its name."""
+    riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    return data.startswith(_MAGIC) or riff or data[4:12] in (b"ftypavif", b"ftypavis")

@@ -1,0 +1,40 @@
+"""Survivors: the pairs that dedup and screen kept, which go on to detect and shard.
+
+Without pixel filters in the spec the stage `screen` has no partitions, and the survivors are what dedup kept. Both
+stages write them as DEDUP_SCHEMA, one file `{split}.parquet` per split.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from pipeline.filters import pixel_filters
+from pipeline.stages._runs import partitions_of
+from pipeline.store.build import Build
+from pipeline.store.images import range_of
+from pipeline.store.partitions import StageDir
+
+
+def survivors(build: Build) -> StageDir:
+    """The stage whose files `{split}.parquet` (DEDUP_SCHEMA) hold what goes on to detect and shard."""
+    return build.stage("screen" if pixel_filters(build.spec) else "dedup")
+
+
+def survivors_in(build: Build, partition: str, split: str, columns: list[str] | None = None) -> pa.Table:
+    """The survivors of one split, in a fetch partition's range of order keys."""
+    stage = survivors(build)
+    if stage.name == "screen":
+        return stage.table(stage.record(partition), f"{split}.parquet", columns)
+    return deduplicated_in(build, partition, split, columns)
+
+
+def deduplicated_in(build: Build, partition: str, split: str, columns: list[str] | None = None) -> pa.Table:
+    """What dedup kept of one split, in a fetch partition's range of order keys.
+
+    The partitions of dedup are runs, each over several fetch partitions: only the rows of this one are read.
+    """
+    low, high = range_of(partition)
+    stage = build.stage("dedup")
+    record = next(stage.record(run) for run in stage.partitions() if partition in partitions_of(run))
+    within = [("order_key", ">=", low), ("order_key", "<", high)]
+    return stage.table(record, f"{split}.parquet", columns, within)

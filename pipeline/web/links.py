@@ -1,0 +1,94 @@
+"""What a crawl reads in a page: its links, what its meta tags allow, and a digest that tells traps.
+
+Parsing is lexbor's; nothing here asks the network. Texts and images of a page are read by `pipeline.pages`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from urllib.parse import urljoin, urlsplit
+
+from pipeline.sources.site import Site
+from pipeline.texts import charset
+from pipeline.urls import canonical_url, is_endless, without_session
+from pipeline.web import policy
+
+_NO_PAGE = re.compile(
+    r"\.(7z|avi|bmp|bz2|css|csv|docx?|eot|epub|exe|flv|gif|gz|ico|iso|jpe?g|js|json|m4[av]|midi?|mov|mp[34]|mpe?g|og[agv]"
+    r"|otf|pdf|png|pptx?|ps|rar|rss|svg|swf|tar|tgz|tiff?|ttf|txt|wav|web[mp]|wm[av]|woff2?|xlsx?|xml|zip)$",
+    re.IGNORECASE,
+)
+"""Paths of what is no page; links to it are not followed."""
+
+_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
+
+LIKENESS_DIGITS = 32
+"""Hex digits of a likeness."""
+
+
+@dataclass(frozen=True, slots=True)
+class Markup:
+    """What one page says: contents of its robots meta tags, whether a meta tag reserves text and data mining, the
+    addresses it links to (absolute, as written), and its likeness: a digest of all but its numbers."""
+
+    robots: list[str] = field(default_factory=list)
+    reserved: bool = False
+    hrefs: list[str] = field(default_factory=list)
+    likeness: str = ""
+
+
+def read_markup(body: bytes, content_type: str, url: str) -> Markup:
+    """Parse a page. Bytes in no known charset are read as Latin-1: links are ASCII."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    decoded = charset.decode(body, content_type)
+    tree = LexborHTMLParser(decoded[0] if decoded else body.decode("latin-1"))
+    metas = [
+        ((node.attributes.get("name") or "").strip().lower(), node.attributes.get("content") or "")
+        for node in tree.css("meta[name]")
+    ]
+    base = tree.css_first("base[href]")
+    start = _joined(url, (base.attributes.get("href") or "").strip()) or url if base else url
+    hrefs = [
+        (node.attributes.get("href") or node.attributes.get("src") or "").strip()
+        for node in tree.css("a[href], area[href], iframe[src], frame[src]")
+    ]
+    pictures = [str(node.attributes) for node in tree.css("img")]
+    text = tree.body.text() if tree.body is not None else ""
+    wording = "\0".join([_NUMBERS.sub("", text), *pictures]).encode("utf-8", "replace")
+    return Markup(
+        robots=[content for name, content in metas if name in ("robots", policy.AGENT)],
+        reserved=any(policy.reserves(content) for name, content in metas if name == "tdm-reservation"),
+        hrefs=[joined for href in hrefs if (joined := _joined(start, href))],
+        likeness=hashlib.sha256(wording).hexdigest()[:LIKENESS_DIGITS],
+    )
+
+
+def links_of(hrefs: list[str], site: Site) -> tuple[list[str], int]:
+    """(addresses of what may be a page of the site, how many more lead into an endless path).
+
+    Addresses are canonical, each once, in the order of the page.
+    """
+    links: dict[str, None] = {}
+    endless = 0
+    for href in hrefs:
+        try:
+            url = without_session(canonical_url(href))
+        except ValueError:
+            continue
+        if not _NO_PAGE.search(urlsplit(url).path) and site.holds(url) and url not in links:
+            if is_endless(url):
+                endless += 1
+            else:
+                links[url] = None
+    return list(links), endless
+
+
+def _joined(base: str, href: str) -> str:
+    """An absolute address; "" for one that cannot be read."""
+    try:
+        return urljoin(base, href)
+    except ValueError:
+        return ""

@@ -1,0 +1,360 @@
+"""What a polite client may do: every rule of asking a host for a page or an image, as pure functions without I/O.
+
+`page_visitor` and `image_opener` ask hosts in different ways (asyncio and threads) and hold themselves to the same
+`Policy`: who we say we are, how long to wait, which redirects and retries are allowed, what robots.txt and tdmrep.json
+forbid. Rules that do not depend on a spec are functions of this module, for `extract` too, which reads captures that
+others have made: opt-outs, nofollow, what counts as HTML. Which addresses may be connected to is `guard`'s.
+
+Sources: robots.txt is RFC 9309; X-Robots-Tag and `<meta name=robots>` are Google's "Robots meta tag, data-nosnippet,
+and X-Robots-Tag specifications", with noai and its like beside them; tdm-reservation is the TDM Reservation Protocol
+(W3C Community Group report).
+"""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import importlib.metadata
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urljoin, urlsplit
+
+from data_specs.build import BuildSpec, Egress
+from pipeline.records import DropReason
+
+AGENT = "wenlan"
+"""Our name in robots.txt and X-Robots-Tag."""
+
+MAX_ROBOTS_BYTES = 500 * 1024
+"""RFC 9309 section 2.5: at least so much of a robots.txt is read; we read no more."""
+
+MAX_ROBOTS_REDIRECTS = 5
+"""RFC 9309 section 2.3.1.2."""
+
+MAX_DELAY_S = 120.0
+"""A host whose robots.txt asks for longer pauses is taken to want no crawler; nobody waits for a longer Retry-After."""
+
+ROBOTS_TTL_S = 24 * 3600.0
+"""RFC 9309 section 2.4: a robots.txt is not used for longer than a day."""
+
+TRIES = 2
+"""Requests for a page, or for a host's robots.txt, whose failure may pass. Images: `fetch.retries` of the spec."""
+
+BACKOFF_S, MAX_BACKOFF_S = 0.5, 60.0
+"""Pause of a host after a failure that may pass, doubled with each further one in a row."""
+
+LASTING_S = 30 * 24 * 3600.0
+"""Seconds after which a later build may ask again for what failed for good (404, not an image, an opt-out)."""
+
+DISALLOWED_S = 7 * 24 * 3600.0
+"""Seconds after which a later build may ask again for what robots.txt disallows."""
+
+MAX_TDM_RULES = 10_000
+"""Rules read of one tdmrep.json."""
+
+HTML_TYPES = ("text/html", "application/xhtml+xml")
+"""Media types of a page."""
+
+OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "none"})
+"""Robots directives that forbid us a page or an image."""
+
+_TRANSIENT = frozenset({408, 425, 429})  # and every 5xx
+_SNIFFED = 1024
+_HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
+
+
+# A client's policy
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a URL may not be asked for. `retry_after_s`: seconds after which a later build may look again."""
+
+    reason: DropReason
+    evidence: str
+    retry_after_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Whether a failed request may be repeated. `wait_s` is what its host asked for by Retry-After, 0 for nothing."""
+
+    transient: bool
+    wait_s: float = 0.0
+
+    @property
+    def soon(self) -> bool:
+        """Whether repeating it may help within this build."""
+        return self.transient and self.wait_s <= MAX_DELAY_S
+
+    @property
+    def pause_s(self) -> float:
+        """How long all workers leave the host alone: what it asked for, unless it named no time or too long a one."""
+        return self.wait_s if self.wait_s <= MAX_DELAY_S else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What a client of one spec may do."""
+
+    egress: Egress
+    user_agent: str
+
+    def refusal(self, rules: HostRules, url: str) -> Refusal | None:
+        """Why the rules of a URL's host forbid it; None if it may be asked for."""
+        robots = rules.robots
+        if robots.unreachable:
+            return Refusal(DropReason.ROBOTS_UNREACHABLE, robots.refusal(url), 0.0)
+        if not robots.allows(url):
+            return Refusal(DropReason.ROBOTS_DISALLOWED, robots.refusal(url), DISALLOWED_S)
+        if rules.tdm.reserves(url):
+            return Refusal(DropReason.OPT_OUT, "tdm-reservation in /.well-known/tdmrep.json", LASTING_S)
+        return None
+
+    def delay_s(self, rules: HostRules) -> float:
+        """Seconds between two requests to a host: the spec's, or more if its robots.txt asks for it."""
+        return max(rules.robots.delay_s, self.egress.delay_s)
+
+    def too_many_redirects(self, redirects: int) -> bool:
+        """Whether so many redirects in a row are more than are followed."""
+        return redirects > self.egress.max_redirects
+
+
+def policy_of(spec: BuildSpec) -> Policy:
+    """The policy of a spec."""
+    return Policy(spec.egress, user_agent(spec))
+
+
+def user_agent(spec: BuildSpec) -> str:
+    """`wenlan/<version> (+contact)`: who we are and where to complain, on one line of ASCII."""
+    contact = "".join(c for c in spec.contact.strip() if " " <= c <= "~" and c not in "()")
+    return f"{AGENT}/{importlib.metadata.version('wenlan')} (+{contact})"
+
+
+# Responses
+
+
+def is_redirect(status: int, location: str | None) -> bool:
+    """Whether a response leads elsewhere; a 304 or a 3xx without a Location does not."""
+    return 300 <= status < 400 and status != 304 and bool(location)
+
+
+def is_transient(status: int) -> bool:
+    """Whether a status may be another one on the next try: 408, 425, 429 and every 5xx."""
+    return status >= 500 or status in _TRANSIENT
+
+
+def retry_of(transient: bool, retry_after: str | None) -> Retry:
+    """Whether and when a failed request may be repeated. retry_after: the header of that name in the response."""
+    return Retry(transient, retry_after_seconds(retry_after) or 0.0)
+
+
+def backoff_s(failures: int) -> float:
+    """Pause of a host after so many failures in a row (at least 1) that may pass."""
+    return float(min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(failures - 1, 20)))
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """Seconds that a Retry-After header asks for (a number or an HTTP date), None if absent or senseless."""
+    if not value:
+        return None
+    if re.fullmatch(r"\d{1,9}", value.strip()):
+        return float(value.strip())
+    try:
+        when = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=datetime.timezone.utc)
+    return max(0.0, (when - datetime.datetime.now(datetime.timezone.utc)).total_seconds())
+
+
+def media_type(content_type: str) -> str:
+    """A Content-Type without its parameters, in lower case."""
+    return content_type.partition(";")[0].strip().lower()
+
+
+def is_html(content_type: str, body: bytes = b"") -> bool:
+    """Whether a response is a page: by its Content-Type; by how its body begins where it has none (RFC 9110, 8.3)."""
+    declared = media_type(content_type)
+    if declared:
+        return declared in HTML_TYPES
+    return body[:_SNIFFED].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_HTML_STARTS)
+
+
+# Opt-outs: headers and meta tags
+
+_VALUED = frozenset({"max-snippet", "max-image-preview", "max-video-preview", "unavailable_after"})
+_NAME = re.compile(r"\*|[a-z][\w.*/+-]*")
+
+Headers = Iterable[tuple[str, str]]
+"""Names (in any case) and values of a response's headers."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptOuts:
+    """How the owner of a page or an image forbids it to us; false if it may be taken.
+
+    directives: those of OPT_OUTS that were found, sorted. reserved: text and data mining is reserved.
+    """
+
+    directives: tuple[str, ...] = ()
+    reserved: bool = False
+
+    def __bool__(self) -> bool:
+        return bool(self.directives) or self.reserved
+
+    def __str__(self) -> str:
+        return ", ".join((*self.directives, *(["tdm-reservation: 1"] if self.reserved else [])))
+
+
+def opt_outs(headers: Headers, metas: Iterable[str] = (), reserved_by_meta: bool = False) -> OptOuts:
+    """The opt-outs of a response.
+
+    Of the headers `X-Robots-Tag` counts, e.g. `noai, max-image-preview:large` or `wenlan: noindex` (a directive behind
+    another agent's name is not for us), and `tdm-reservation`. metas: `content` of each `<meta name=robots>` and
+    `<meta name=wenlan>`. reserved_by_meta: whether a `<meta name=tdm-reservation>` reserves.
+    """
+    headers = list(headers)
+    directives = {name for value in (*_values(headers, "x-robots-tag"), *metas) for name in _directives(value)}
+    by_header = any(map(reserves, _values(headers, "tdm-reservation")))
+    return OptOuts(tuple(sorted(directives & OPT_OUTS)), reserved_by_meta or by_header)
+
+
+def follows_links(headers: Headers, metas: Iterable[str] = ()) -> bool:
+    """Whether the links of a page may be followed: no nofollow and no none among its directives."""
+    values = (*_values(headers, "x-robots-tag"), *metas)
+    return not any(_directives(value) & {"nofollow", "none"} for value in values)
+
+
+def reserves(value: str | None) -> bool:
+    """Whether the value of a `tdm-reservation` header or meta tag reserves text and data mining."""
+    return (value or "").strip() == "1"
+
+
+def _values(headers: Headers, name: str) -> list[str]:
+    """The values of one header, which may stand several times."""
+    return [str(value) for key, value in headers if key.lower() == name]
+
+
+def _directives(value: str) -> set[str]:
+    """Directives of one X-Robots-Tag or robots meta tag that are meant for us, lower case, without values."""
+    directives: set[str] = set()
+    ours = True
+    for part in re.split(r"[,;]", value.lower()):
+        name, colon, rest = (p.strip() for p in part.partition(":"))
+        if colon and name not in _VALUED and _NAME.fullmatch(name):
+            ours = name in ("*", AGENT)  # an agent's name rules until the next one
+            name = rest
+        elif colon:
+            continue
+        if ours:
+            directives.update(name.split())
+    return directives
+
+
+# Rules of a host: robots.txt and tdmrep.json
+
+
+@dataclass(frozen=True, slots=True)
+class Robots:
+    """What a host's robots.txt says to us. `unreachable` is why it could not be read, "" if it could."""
+
+    rules: Any = None  # protego.Protego, or None: everything is allowed
+    unreachable: str = ""
+    delay_s: float = 0.0
+    sitemaps: tuple[str, ...] = ()
+
+    def allows(self, url: str) -> bool:
+        """Whether a URL may be taken; False for all if robots.txt is unreachable."""
+        if self.unreachable or self.delay_s > MAX_DELAY_S:
+            return False
+        return self.rules is None or bool(self.rules.can_fetch(url, AGENT))
+
+    def refusal(self, url: str) -> str:
+        """Why it is not allowed, for people."""
+        if self.unreachable:
+            return f"robots.txt: {self.unreachable}"
+        if self.delay_s > MAX_DELAY_S:
+            return f"robots.txt asks for {self.delay_s:.0f} s between two requests"
+        return "robots.txt disallows it"
+
+
+def robots_of(status: int, body: bytes) -> Robots:
+    """Robots from a response for /robots.txt: 2xx is read, 4xx allows everything, all else is unreachable.
+
+    A 4xx that only says "not now" (408, 425, 429) is unreachable too: the host has rules, and we do not know them.
+    Source: RFC 9309 section 2.3.1.
+    """
+    if 400 <= status < 500 and not is_transient(status):
+        return Robots()
+    if not 200 <= status < 300:
+        return Robots(unreachable=f"status {status}")
+    from protego import Protego
+
+    rules = Protego.parse(body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace"))
+    rate = rules.request_rate(AGENT)
+    delays = [rules.crawl_delay(AGENT) or 0.0, rate.seconds / rate.requests if rate and rate.requests else 0.0]
+    return Robots(rules=rules, delay_s=max(delays), sitemaps=tuple(rules.sitemaps))
+
+
+def robots_url(url: str) -> str:
+    """Address of the robots.txt that rules a URL."""
+    return urljoin(url, "/robots.txt")
+
+
+def tdm_url(url: str) -> str:
+    """Address of the file in which the owner of a URL may reserve text and data mining."""
+    return urljoin(url, "/.well-known/tdmrep.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Tdm:
+    """A host's tdmrep.json: (pattern of the path, whether it is reserved); the first that fits decides."""
+
+    rules: tuple[tuple[re.Pattern[str], bool], ...] = ()
+
+    def reserves(self, url: str) -> bool:
+        """Whether the file reserves a URL."""
+        if not self.rules:
+            return False
+        parts = urlsplit(url)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        return next((value for pattern, value in self.rules if pattern.match(path)), False)
+
+
+def tdm_of(status: int, body: bytes) -> Tdm:
+    """Rules from a response for tdmrep.json; what is no such file reserves nothing.
+
+    Patterns are those of robots.txt: `*` stands for anything, `$` ends the path, and a rule holds for what begins with
+    it. Source: TDM Reservation Protocol (W3C Community Group report), section 6.
+    """
+    try:
+        entries = json.loads(body) if status == 200 else []
+    except (ValueError, RecursionError):
+        return Tdm()
+    rules = []
+    for entry in entries[:MAX_TDM_RULES] if isinstance(entries, list) else ():
+        location = entry.get("location") if isinstance(entry, dict) else None
+        if isinstance(location, str) and location:
+            pattern = re.sub(r"\*+", "*", location[:2000])  # runs of stars would make matching slow
+            parts = [re.escape(part) for part in pattern.removesuffix("$").split("*")[:10]]
+            end = "$" if location.endswith("$") else ""
+            rules.append((re.compile(".*?".join(parts) + end), str(entry.get("tdm-reservation")) == "1"))
+    return Tdm(tuple(rules))
+
+
+@dataclass(frozen=True, slots=True)
+class HostRules:
+    """The rules of one host as they were at `asked_at` (seconds of a monotonic clock)."""
+
+    robots: Robots = Robots()
+    tdm: Tdm = Tdm()
+    asked_at: float = 0.0
+
+    def expired(self, now: float) -> bool:
+        """Whether they must be asked for again."""
+        return now - self.asked_at > ROBOTS_TTL_S

@@ -1,0 +1,51 @@
+"""STORE/regions: what each detector's cache holds, and how detectors are removed, here and by the command."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import cli
+from pipeline.detectors import detector_of
+from pipeline.store import regions
+
+
+def picture(seed: int) -> bytes:
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(small).resize((100, 90), Image.Resampling.BICUBIC).save(out, "JPEG")
+    return out.getvalue()
+
+
+def test_detectors_are_counted_and_removed(
+    fetched_build: Any, got: Any, run_stage: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detectors = [{"name": "grid", "n": 3}, {"name": "grid", "n": 2}]
+    images = [got(f"{i}", picture(i), f"第{i}张") for i in range(3)]
+    build = fetched_build(images, filters=[], regions={"detectors": detectors})
+    for stage in ("measure", "filter", "rank", "lead", "dedup", "detect"):
+        run_stage(build, stage)
+    nine, four = (detector_of(build.spec, ref).detector_id for ref in build.spec.regions.detectors)
+    entries = {entry["detector"]: entry for entry in regions.stats(build.store)}
+    assert {name: (e["images"], e["regions"], e["commits"]) for name, e in entries.items()} == {
+        nine: (3, 27, 1),
+        four: (3, 12, 1),
+    }
+    store = ["--store", build.store.url, "--json"]
+    assert cli.main(["regions", "prune", "--detector", four, "--dry-run", *store]) == 0
+    assert json.loads(capsys.readouterr().out)["detectors"] == [entries[four]]
+    assert len(regions.stats(build.store)) == 2
+    assert regions.prune(build.store, before="2020-01-01") == []
+    assert cli.main(["regions", "prune", "--detector", four, *store]) == 0
+    assert [entry["detector"] for entry in regions.stats(build.store)] == [nine]
+    assert cli.main(["regions", "prune", "--detector", four, *store]) == 1
+    assert f"has no detector {four}; it has {nine}" in capsys.readouterr().err
+    assert cli.main(["regions", "prune", *store]) == 2
+    assert cli.main(["regions", "prune", "--before", "yesterday", *store]) == 2
+    assert [e["detector"] for e in regions.prune(build.store, before="2999-01-01")] == [nine]
+    assert regions.stats(build.store) == []

@@ -1,0 +1,106 @@
+"""Rows and their schemas: columns follow from the fields, and rows come back as what they were made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+import pyarrow as pa
+import pytest
+
+from data_specs.shard import Text
+from pipeline.records import (
+    CANDIDATE_SCHEMA,
+    DECISION_SCHEMA,
+    FEATURE_SCHEMA,
+    Candidate,
+    Decision,
+    DropReason,
+    Features,
+    candidate_rows,
+    candidates_of,
+    decision_rows,
+    drop,
+    split_of,
+)
+
+CANDIDATES = [
+    Candidate(
+        source="news",
+        source_kind="news",
+        origin=f"http://a.cn/{number}.html",
+        page_url=f"http://a.cn/{number}.html",
+        image_url=f"http://a.cn/{number}.jpg",
+        texts=(Text("alt", f"图{number}"), Text("title", "标题", "標題")),
+        row=number,
+    )
+    for number in range(5)
+]
+
+
+def test_columns_are_the_fields_in_their_order() -> None:
+    assert DECISION_SCHEMA.names == [field.name for field in dataclasses.fields(Decision)]
+    assert FEATURE_SCHEMA.names == [field.name for field in dataclasses.fields(Features)]
+    fields = [field.name for field in dataclasses.fields(Candidate) if field.name != "boxes"]
+    assert CANDIDATE_SCHEMA.names == ["order_key", "candidate_id", "fetch_id", *fields]
+
+
+def test_columns_have_the_types_of_files_that_are_out_there() -> None:
+    """Spelled out: a changed annotation would change every file, and old builds could not be read with new ones."""
+    kinds = {name: FEATURE_SCHEMA.field(name).type for name in FEATURE_SCHEMA.names}
+    assert kinds == {
+        "sha256": pa.string(),
+        "format": pa.string(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "bytes": pa.int64(),
+        "frames": pa.int32(),
+        "alpha": pa.bool_(),
+        "orientation": pa.int32(),
+        "blankness": pa.float32(),
+        "phash": pa.list_(pa.uint64()),
+        "signature": pa.binary(),
+        "entropy": pa.float32(),
+        "sharpness": pa.float32(),
+    }
+    strings = {"subject", "id", "fetch_id", "source", "page_url", "url", "stage", "reason", "evidence", "duplicate_of"}
+    assert {name for name in DECISION_SCHEMA.names if DECISION_SCHEMA.field(name).type == pa.string()} == {
+        *strings,
+        "text",
+    }
+    assert DECISION_SCHEMA.field("kept").type == pa.bool_()
+    assert DECISION_SCHEMA.field("reasons").type == pa.list_(pa.string())
+    text = pa.struct([("kind", pa.string()), ("text", pa.string()), ("original", pa.string())])
+    assert CANDIDATE_SCHEMA.field("texts").type == pa.list_(text)
+    assert CANDIDATE_SCHEMA.field("row").type == pa.int64()
+
+
+def test_candidates_come_back_from_their_rows_by_order_key() -> None:
+    rows = candidate_rows(CANDIDATES, seed=3)
+    assert rows.schema == CANDIDATE_SCHEMA
+    keys = rows["order_key"].to_pylist()
+    assert keys == sorted(keys)
+    again = candidates_of(rows)
+    assert sorted(again, key=lambda candidate: candidate.row) == CANDIDATES
+    assert [candidate.candidate_id for candidate in again] == rows["candidate_id"].to_pylist()
+
+
+def test_a_drop_names_its_reasons_and_a_takedown_names_nothing() -> None:
+    one = drop(CANDIDATES[0], "filter", DropReason.IMAGE_BLANK, "0.99")
+    assert (one.reason, one.reasons, one.evidence, one.duplicate_of) == ("image_blank", ("image_blank",), "0.99", "")
+    both = ("near_image", "cap_per_text")
+    two = drop(CANDIDATES[0], "dedup", DropReason.NEAR_IMAGE, reasons=both, duplicate_of="f" * 64)
+    assert (two.reason, two.reasons, two.duplicate_of) == ("near_image", both, "f" * 64)
+    removed = drop(CANDIDATES[0], "admit", DropReason.FORGOTTEN, "a host that was taken down")
+    assert (removed.url, removed.page_url, removed.text, removed.id) == ("", "", "", CANDIDATES[0].candidate_id)
+    assert decision_rows([one, two, removed]).schema == DECISION_SCHEMA
+    with pytest.raises(TypeError):
+        drop(CANDIDATES[0], "filter", DropReason.IMAGE_BLANK, duplicates="x")  # type: ignore[call-arg]
+
+
+def test_splits_have_their_shares_and_follow_the_leader() -> None:
+    splits = Counter(split_of(f"{i:064x}", 0, 0.1, 0.2) for i in range(5_000))
+    assert splits["dev"] == pytest.approx(500, rel=0.15)
+    assert splits["val"] == pytest.approx(1_000, rel=0.15)
+    assert split_of("a", 0, 0.0, 0.0) == "train"
+    assert [split_of(f"{i}", 1, 0.3, 0.3) for i in range(50)] != [split_of(f"{i}", 2, 0.3, 0.3) for i in range(50)]

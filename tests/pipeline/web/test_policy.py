@@ -1,0 +1,203 @@
+"""The policy of a polite client: opt-outs, robots.txt, tdmrep.json, retries, redirects, and what is a page."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs.build import BuildSpec
+from pipeline.records import DropReason
+from pipeline.web import policy
+from pipeline.web.policy import HostRules, Robots
+
+
+def policy_of(**egress: object) -> policy.Policy:
+    source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
+    spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [source], "egress": egress})
+    return policy.policy_of(spec)
+
+
+@pytest.mark.parametrize(
+    ("headers", "metas", "found"),
+    [
+        (["noai"], [], ["noai"]),
+        (["noai, max-image-preview:large"], [], ["noai"]),
+        (["max-image-preview:large, NoImageAI"], [], ["noimageai"]),
+        (["max-snippet:-1", "noindex"], [], ["noindex"]),
+        (["wenlan: noindex"], [], ["noindex"]),
+        (["*: noml"], [], ["noml"]),
+        (["otherbot: noindex, noai"], [], []),
+        (["otherbot: noindex, wenlan: noai"], [], ["noai"]),
+        (["wenlan: nofollow, otherbot: noai"], [], []),
+        (["unavailable_after: Wednesday, 25-Jun-10 15:00:00 PST, noimageindex"], [], ["noimageindex"]),
+        (["index, follow"], ["all"], []),
+        (["none"], [], ["none"]),
+        ([], ["noai, noimageai"], ["noai", "noimageai"]),
+        ([], ["nofollow noindex"], ["noindex"]),
+        ([], ["noindex;noai"], ["noai", "noindex"]),
+        (["", ",,:,"], [""], []),
+        (["https://noai.example/"], [], []),
+    ],
+)
+def test_opt_outs(headers, metas, found):
+    outs = policy.opt_outs([("X-Robots-Tag", value) for value in headers], metas)
+    assert (list(outs.directives), outs.reserved) == (found, False)
+    assert bool(outs) == bool(found)
+
+
+@given(st.lists(st.text(max_size=60), max_size=3), st.lists(st.text(max_size=60), max_size=3))
+def test_opt_outs_take_any_text_and_name_known_directives_only(headers, metas):
+    outs = policy.opt_outs([("x-robots-tag", value) for value in headers], metas)
+    assert set(outs.directives) <= policy.OPT_OUTS
+
+
+def test_links_of_a_nofollow_page_are_not_followed():
+    assert policy.follows_links([("X-Robots-Tag", "noindex"), ("X-Other", "nofollow")], ["all"])
+    assert not policy.follows_links([], ["noindex, nofollow"])
+    assert not policy.follows_links([("x-robots-tag", "all"), ("X-Robots-Tag", "none")])
+    assert policy.follows_links([("X-Robots-Tag", "otherbot: nofollow")])
+
+
+def test_robots_by_status():
+    rules = b"User-agent: *\nDisallow: /private/\nCrawl-delay: 3\n"
+    found = policy.robots_of(200, rules)
+    assert (found.allows("http://a.cn/x"), found.allows("http://a.cn/private/x"), found.delay_s) == (True, False, 3.0)
+    assert policy.robots_of(404, b"Disallow: /").allows("http://a.cn/x")
+    assert policy.robots_of(403, b"").allows("http://a.cn/x")
+    assert not policy.robots_of(500, b"").allows("http://a.cn/x")
+    assert not policy.robots_of(302, b"").allows("http://a.cn/x")
+    assert not policy.robots_of(429, b"").allows("http://a.cn/x"), "not now is not never"
+
+
+def test_robots_for_our_name_go_before_those_for_all():
+    found = policy.robots_of(200, b"User-agent: *\nDisallow: /\n\nUser-agent: WenLan\nDisallow: /a\n")
+    assert found.allows("http://a.cn/b")
+    assert not found.allows("http://a.cn/a")
+
+
+def test_a_host_that_asks_for_very_long_pauses_is_left_alone():
+    assert not policy.robots_of(200, b"User-agent: *\nCrawl-delay: 86400\n").allows("http://a.cn/x")
+
+
+def test_robots_survive_bytes_that_are_no_text():
+    assert policy.robots_of(200, bytes(range(256)) * 8).allows("http://a.cn/x")
+
+
+def test_the_user_agent_is_one_line_of_ascii():
+    source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
+    made = BuildSpec.model_validate({"name": "t", "contact": "http://a.cn/\r\nX: 中(文)", "sources": [source]})
+    agent = policy.user_agent(made)
+    assert agent.startswith("wenlan/")
+    assert agent.isascii()
+    assert "\n" not in agent
+
+
+def test_retry_after():
+    assert policy.retry_after_seconds("120") == 120
+    assert policy.retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    assert policy.retry_after_seconds(None) is None
+    assert policy.retry_after_seconds("soon") is None
+
+
+@pytest.mark.parametrize(
+    ("url", "reserves"),
+    [("/a/1.html", True), ("/a/open/1.html", False), ("/b/x.jpg", True), ("/b/x.jpg?y", False), ("/c", False)],
+)
+def test_reservations_of_text_and_data_mining_are_read_as_the_protocol_says(url, reserves):
+    rules = """[{"location": "/a/open/", "tdm-reservation": 0}, {"location": "/a/", "tdm-reservation": 1},
+        {"location": "/b/*.jpg$", "tdm-reservation": "1"}, {"tdm-reservation": 1}, "odd"]"""
+    assert policy.tdm_of(200, rules.encode()).reserves(f"http://a.cn{url}") is reserves
+    assert policy.tdm_url("http://a.cn/b/c?d") == "http://a.cn/.well-known/tdmrep.json"
+
+
+@given(st.sampled_from([200, 404, 500]), st.binary(max_size=200))
+def test_what_is_no_reservation_reserves_nothing(status, body):
+    assert not policy.tdm_of(status, body).reserves("http://a.cn/x")
+    assert not policy.tdm_of(404, b'[{"location": "/", "tdm-reservation": 1}]').reserves("http://a.cn/x")
+
+
+def test_a_reservation_counts_wherever_it_stands_and_is_named_last():
+    header = [("TDM-Reservation", "0"), ("tdm-reservation", " 1 "), ("x-robots-tag", "noai")]
+    assert str(policy.opt_outs(header)) == "noai, tdm-reservation: 1"
+    assert str(policy.opt_outs([], reserved_by_meta=True)) == "tdm-reservation: 1"
+    assert not policy.opt_outs([("tdm-reservation", "0")])
+
+
+def test_every_rule_of_a_host_has_its_reason_and_its_time():
+    ours = policy_of()
+    robots = policy.robots_of(200, b"User-agent: *\nDisallow: /private/\n")
+    rules = HostRules(robots, policy.tdm_of(200, b'[{"location": "/tdm/", "tdm-reservation": 1}]'))
+    assert ours.refusal(rules, "http://a.cn/") is None
+    assert ours.refusal(HostRules(), "http://a.cn/private/x") is None
+    refused = {path: ours.refusal(rules, f"http://a.cn{path}") for path in ("/private/x", "/tdm/x")} | {
+        "down": ours.refusal(HostRules(Robots(unreachable="status 503")), "http://a.cn/")
+    }
+    assert {path: (r.reason, r.retry_after_s) for path, r in refused.items()} == {
+        "/private/x": (DropReason.ROBOTS_DISALLOWED, policy.DISALLOWED_S),
+        "/tdm/x": (DropReason.OPT_OUT, policy.LASTING_S),
+        "down": (DropReason.ROBOTS_UNREACHABLE, 0.0),
+    }
+    assert "status 503" in refused["down"].evidence
+
+
+def test_the_longer_pause_of_spec_and_robots_txt_holds():
+    asks = HostRules(policy.robots_of(200, b"User-agent: *\nCrawl-delay: 3\n"))
+    assert policy_of(delay_s=1).delay_s(asks) == 3
+    assert policy_of(delay_s=5).delay_s(asks) == 5
+    assert policy_of(delay_s=5).delay_s(HostRules()) == 5
+
+
+def test_rules_of_a_host_hold_for_a_day():
+    assert not HostRules(asked_at=100.0).expired(100.0 + policy.ROBOTS_TTL_S)
+    assert HostRules(asked_at=100.0).expired(101.0 + policy.ROBOTS_TTL_S)
+
+
+def test_pages_and_images_are_asked_for_again_after_the_same_statuses():
+    transient = {status for status in range(100, 600) if policy.is_transient(status)}
+    assert transient == {408, 425, 429, *range(500, 600)}
+
+
+@pytest.mark.parametrize(
+    ("transient", "retry_after", "soon", "pause_s"),
+    [
+        (True, None, True, 0.0),
+        (True, "30", True, 30.0),
+        (True, "3600", False, 0.0),
+        (True, "soon", True, 0.0),
+        (False, None, False, 0.0),
+    ],
+)
+def test_a_host_that_names_a_time_is_left_alone_until_then(transient, retry_after, soon, pause_s):
+    retry = policy.retry_of(transient, retry_after)
+    assert (retry.soon, retry.pause_s) == (soon, pause_s)
+
+
+def test_the_pause_after_failures_doubles_up_to_a_limit():
+    assert [policy.backoff_s(n) for n in (1, 2, 3)] == [0.5, 1.0, 2.0]
+    assert policy.backoff_s(10**6) == policy.MAX_BACKOFF_S
+
+
+def test_what_is_a_redirect_and_how_many_are_followed():
+    assert policy.is_redirect(301, "/x")
+    assert not policy.is_redirect(304, "/x")
+    assert not policy.is_redirect(302, "")
+    assert not policy.is_redirect(302, None)
+    assert not policy.is_redirect(200, "/x")
+    assert [policy_of(max_redirects=2).too_many_redirects(n) for n in (0, 2, 3)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "html"),
+    [
+        ("text/html; charset=gbk", b"", True),
+        ("Application/XHTML+XML", b"", True),
+        ("image/png", b"<html>", False),
+        ("text/plain", b"<!doctype html>", False),
+        ("", b"\xef\xbb\xbf\n<!DOCTYPE html><p>", True),
+        ("", b"%PDF-1.7", False),
+        ("", b"", False),
+    ],
+)
+def test_what_is_a_page(content_type, body, html):
+    assert policy.is_html(content_type, body) is html
