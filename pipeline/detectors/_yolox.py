@@ -1,7 +1,7 @@
 """Input and output of the YOLOX family: a picture becomes the net's input, raw rows become boxes.
 
 After Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and the demo of its repository; for every ONNX file of that
-family, whoever trained it.
+family.
 
 A picture is scaled to fit a square and laid top left on grey 114. A raw row holds x, y, log w, log h in cells of a grid
 of stride 8, 16 or 32, an objectness and a score per class; score = objectness x best class. Suppression is within a

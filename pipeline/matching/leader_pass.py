@@ -10,8 +10,8 @@ The result depends on the ranks alone: not on how the pairs were divided into pa
 how many holders share the memory. Increments over earlier builds have the result of one pass over everything, as long
 as the ranks put the earlier builds first.
 
-Limits: pairs of a block are compared with each other, so blocks are small, and smaller where copies of one new image
-come by the hundred.
+Limits: pairs of a block are compared with each other, so blocks are small, and smaller if hundreds of copies of one new
+image follow each other.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Scene:
         return len(self._area)
 
     def paste(self, thing: Pixels, x: int, y: int, shadow: float) -> None:
-        """Lay a thing [h, w, 4] with its top left corner at x, y, which may lie outside."""
+        """Lay a thing [h, w, 4] with its top left corner at x, y, which may be outside the picture."""
         height, width = self.pixels.shape[:2]
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + thing.shape[1], width), min(y + thing.shape[0], height)
         if x1 - x0 < 3 or y1 - y0 < 3 or self.count >= 250:

@@ -52,7 +52,7 @@ _CELL_LIMIT = 1 << 20
 
 
 class Columns(BaseModel):
-    """Which column holds what."""
+    """Names of the columns with URLs, ids, boxes and texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     image_url: str = Field("image_url", description="column of the image's URL")
@@ -148,6 +148,7 @@ class UrlTable(FileSource):
             raise SourceError(file, f"source {self.name}: is not {self.encoding} ({e}); set encoding") from None
 
     def _csv_rows(self, file: str, f: Any, kind: Format) -> Iterator[Row]:
+        """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
         csv.field_size_limit(_CELL_LIMIT)
         reader = csv.reader(f, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
         header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
@@ -170,6 +171,7 @@ class UrlTable(FileSource):
                 yield number, dict(zip(header, cells, strict=True))
 
     def _json_rows(self, f: Any) -> Iterator[Row]:
+        """Rows of JSON lines; blank lines do not count."""
         number = 0
         for line in f:
             if not line.strip():
@@ -183,6 +185,7 @@ class UrlTable(FileSource):
             yield number, cells if isinstance(cells, dict) else "is no JSON object"
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
+        """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -192,7 +195,7 @@ class UrlTable(FileSource):
                 self._check_columns(file, table.schema_arrow.names)
                 number = 0
                 for group in range(table.num_row_groups):
-                    rows = table.metadata.row_group(group).num_rows
+                    rows = table.metadata.row_group(group).num_rows  # this group holds rows number to number + rows - 1
                     if number + rows > start and number < stop:
                         cells = table.read_row_group(group, columns=self._wanted()).to_pylist()
                         for at in range(max(start - number, 0), min(stop - number, rows)):
@@ -202,12 +205,12 @@ class UrlTable(FileSource):
             raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
-        """Names of the columns that the spec names."""
-        found = [self.columns.image_url]
-        found += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
+        """The columns that the spec names, each once."""
+        wanted = [self.columns.image_url]
+        wanted += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
         for names in self.columns.texts.values():
-            found += [names] if isinstance(names, str) else names
-        return list(dict.fromkeys(found))
+            wanted += [names] if isinstance(names, str) else names
+        return list(dict.fromkeys(wanted))
 
     def _check_columns(self, file: str, header: Sequence[str]) -> None:
         missing = [name for name in self._wanted() if name not in header]

@@ -1,4 +1,4 @@
-"""Canonical addresses of images."""
+"""urls: canonical addresses of images, and what an address tells."""
 
 from __future__ import annotations
 
