@@ -1,19 +1,19 @@
-"""Build a dataset on schedule, publish it if its gates hold, and tell those who wait for it by an asset event.
+"""Builds a dataset on schedule, publishes it if its gates pass, and announces it by an asset event.
 
-Two Ray jobs: `build` runs every stage up to the quality report (its log shows how far it is), `publish` is the same
-command without a stop, which finds all of that done and asks the gates. So a red `publish` is a gate, with the report
-behind the task's button, and nothing is published; a red `build` is a fault.
+It submits two Ray jobs. `build` runs every stage up to the quality report; its log shows the progress. `publish` is the
+same command without a stop: it finds the stages done and checks the gates. So a failed `publish` is a gate: nothing is
+published, and the task's button opens the report. A failed `build` is a fault.
 
-A crawl cannot visit the past. A missed interval is not made up for (catchup=False) but said: the run after it logs it
-and the asset event carries it as `missed`. A backfill works from stored captures only and fails where there are none.
-Two scheduled builds never write at once (max_active_runs=1). The snapshot is the day on which the data interval ends,
-of a run by hand its logical date; hence at most one build a day: a second run on that day goes on with the same build,
-and does nothing where it is done.
+A crawl cannot visit the past, so a missed interval is not made up for (catchup=False) but reported: the next run logs
+it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails if there are none.
+Two scheduled builds never write at the same time (max_active_runs=1). The snapshot is the day on which the data
+interval ends, or for a manual run its logical date. So there is at most one build per day: a second run on the same day
+continues that build, and does nothing if it is done.
 
-Settings of the environment (defaults of the run's parameters, which a scheduled run takes): WENLAN_SPEC, WENLAN_STORE,
-WENLAN_OUT_ROOT, all as the cluster's nodes see them; WENLAN_REPORT_URL, under which a browser finds WENLAN_OUT_ROOT;
-WENLAN_RUNTIME_ENV, Ray's runtime environment as a JSON object; and WENLAN_SCHEDULE, a cron expression (UTC). The
-cluster: `ray_jobs.py`.
+Environment variables (defaults of the run's parameters, which a scheduled run uses): WENLAN_SPEC, WENLAN_STORE and
+WENLAN_OUT_ROOT, all as the cluster's nodes see them; WENLAN_REPORT_URL, the URL of WENLAN_OUT_ROOT for a browser;
+WENLAN_RUNTIME_ENV, Ray's runtime environment as a JSON object; and WENLAN_SCHEDULE, a cron expression (UTC). For the
+variables of the cluster see `ray_jobs.py`.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from typing import Any
 
 from airflow.sdk import CronDataIntervalTimetable, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
-from ray_tasks import DATASET, RUNTIME_ENV, given, param, ray_job
+from ray_tasks import DATASET, RUNTIME_ENV, param, ray_job, run_params
 
 log = logging.getLogger("airflow.task")
 
 PARAMS = {
     "spec": param("spec", "spec file, on the cluster"),
-    "store": param("store", "what outlives builds"),
-    "out_root": param("out_root", "where builds are made"),
-    "report_url": param("report_url", "where a browser finds out_root; empty: the report's path is shown"),
+    "store": param("store", "STORE: what all builds share"),
+    "out_root": param("out_root", "folder of the builds"),
+    "report_url": param("report_url", "URL of out_root for a browser; if empty, the report's path is shown"),
     "runtime_env": RUNTIME_ENV,
 }
 
@@ -57,12 +57,12 @@ def dataset_build() -> None:
 
 @task
 def plan() -> dict[str, Any]:
-    """The commands, from the run's parameters and its data interval."""
+    """The commands of the jobs, from the run's parameters and its data interval."""
     context: Any = get_current_context()
-    params = given("spec", "store", "out_root")
+    params = run_params("spec", "store", "out_root")
     dag_run = context["dag_run"]
-    by_hand = dag_run.run_type == "manual"  # then it is the day for which the person asked, today if no other was said
-    moment = (dag_run.logical_date if by_hand else dag_run.data_interval_end) or dag_run.run_after
+    manual = dag_run.run_type == "manual"  # its logical date is the day asked for, which is today by default
+    moment = (dag_run.logical_date if manual else dag_run.data_interval_end) or dag_run.run_after
     snapshot = moment.strftime("%Y-%m-%d")
     name = f"{PurePosixPath(params['spec']).stem}-{snapshot}"
     out = f"{params['out_root'].rstrip('/')}/{name}"
@@ -81,7 +81,7 @@ def plan() -> dict[str, Any]:
 
 
 def missed(context: Any) -> dict[str, str] | None:
-    """The time between the data interval of the run before and that of this one: no run saw it, and none will."""
+    """The time between the data interval of the previous run and that of this one, which no run covered; or None."""
     dag_run = context["dag_run"]
     if dag_run.run_type != "scheduled":
         return None
@@ -89,22 +89,22 @@ def missed(context: Any) -> dict[str, str] | None:
     if before is None or before.data_interval_end is None or before.data_interval_end >= dag_run.data_interval_start:
         return None
     span = {"from": before.data_interval_end.isoformat(), "to": dag_run.data_interval_start.isoformat()}
-    log.warning("missed: no build was scheduled from %s to %s; it stays missed", span["from"], span["to"])
+    log.warning("missed: no build ran for %s to %s, and none can be made up for", span["from"], span["to"])
     return span
 
 
 @task(outlets=[DATASET])
 def announce(planned: dict[str, Any], result: dict[str, Any]) -> None:
-    """Emit the asset event that starts `pretrain`; skipped if the spec wants a person to publish."""
+    """Emit the asset event that starts `pretrain`; skipped if the spec requires manual approval."""
     if "published" not in result:
         raise AirflowFailException("the job succeeded, but printed no result of wenlan-data build; see publish.wait")
     if not result["published"]:
         raise AirflowSkipException(
-            f"a person publishes this one: wenlan-data publish {planned['out']}; then clear publish.wait"
+            f"the spec requires manual approval: run wenlan-data publish {planned['out']}, then clear publish.wait"
         )
-    told = {name: result[name] for name in ("manifest", "build_id", "revision", "content_digest")}
-    told |= {"snapshot": planned["snapshot"], "missed": planned["missed"]}
-    get_current_context()["outlet_events"][DATASET].extra = told
+    extra = {name: result[name] for name in ("manifest", "build_id", "revision", "content_digest")}
+    extra |= {"snapshot": planned["snapshot"], "missed": planned["missed"]}
+    get_current_context()["outlet_events"][DATASET].extra = extra
 
 
 dataset_build()

@@ -1,16 +1,16 @@
-"""Apply takedowns, expire old builds and prune caches, on schedule. Each is a Ray job of its own.
+"""Applies takedowns, expires old builds and prunes caches, on schedule. Each is a Ray job of its own.
 
-Takedowns first: `wenlan-data forget` for the lines of the list, over every build that STORE knows. Forgetting what is
-forgotten changes nothing, so lines may stay in the list; it is a text file that Airflow's workers see, one takedown a
-line:
+Takedowns come first: `wenlan-data forget` for every line of the list, over all builds that STORE knows. Repeating a
+takedown changes nothing, so lines may stay in the list. It is a text file that Airflow's workers can read, with one
+takedown per line:
 
     url https://example.org/a.jpg        domain example.org        sha256 9f86d0...        like /path/of/a/picture.jpg
 
-Then `wenlan-data gc --keep N` for builds and what hangs on them, and `wenlan-data regions prune --before DATE` for the
-boxes of detectors that no build has run for `keep_region_days`. A takedown that fails is red and keeps the rest from
-running: what should be gone must not be forgotten about.
+Then follow `wenlan-data gc --keep N`, for builds and their files, and `wenlan-data regions prune --before DATE`, for
+the boxes of detectors that no build has used for `keep_region_days`. If a takedown fails, the other jobs do not run, so
+that the failure is noticed.
 
-Settings of the environment (defaults of the run's parameters): WENLAN_STORE, WENLAN_TAKEDOWNS (the list),
+Environment variables (defaults of the run's parameters): WENLAN_STORE, WENLAN_TAKEDOWNS (the list),
 WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_KEEP_REGION_DAYS (180), WENLAN_RUNTIME_ENV; and
 WENLAN_HOUSEKEEPING_SCHEDULE, a cron expression (UTC).
 """
@@ -26,15 +26,16 @@ from typing import Any
 
 from airflow.sdk import CronTriggerTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException
-from ray_tasks import RUNTIME_ENV, given, param, ray_job
+from ray_tasks import RUNTIME_ENV, param, ray_job, run_params
 
 KINDS = ("url", "domain", "sha256", "like")
+"""Kinds of takedowns, which are options of `wenlan-data forget`."""
 AT_ONCE = 200
-"""Takedowns in one command: a command line has an end."""
+"""Takedowns per command, since the length of a command line is limited."""
 
 PARAMS = {
-    "store": param("store", "what outlives builds"),
-    "takedowns": param("takedowns", "file of takedowns, as Airflow's workers see it; empty: there are none"),
+    "store": param("store", "STORE: what all builds share"),
+    "takedowns": param("takedowns", "list of takedowns, as Airflow's workers see it; empty: no takedowns"),
     "keep_builds": Param(
         int(os.environ.get("WENLAN_KEEP_BUILDS", "8")),
         type="integer",
@@ -45,7 +46,7 @@ PARAMS = {
         int(os.environ.get("WENLAN_KEEP_REGION_DAYS", "180")),
         type="integer",
         minimum=1,
-        description="days for which the boxes of a detector are kept that no build runs any more",
+        description="days to keep the boxes of a detector that no build uses any more",
     ),
     "runtime_env": RUNTIME_ENV,
 }
@@ -69,11 +70,11 @@ def housekeeping() -> None:
 @task
 def plan() -> dict[str, Any]:
     """The three commands, from the run's parameters and the list of takedowns as it is now."""
-    params = given("store")
+    params = run_params("store")
     store = shlex.quote(params["store"])
     before = get_current_context()["dag_run"].run_after - timedelta(days=params["keep_region_days"])
-    asked = [f"--{kind} {shlex.quote(what)}" for kind, what in takedowns(params["takedowns"])]
-    parts = [" ".join(asked[i : i + AT_ONCE]) for i in range(0, len(asked), AT_ONCE)]
+    options = [f"--{kind} {shlex.quote(value)}" for kind, value in takedowns(params["takedowns"])]
+    parts = [" ".join(options[i : i + AT_ONCE]) for i in range(0, len(options), AT_ONCE)]
     return {
         "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --json" for part in parts)
         or "echo the list of takedowns is empty",
@@ -83,22 +84,24 @@ def plan() -> dict[str, Any]:
 
 
 def takedowns(path: str) -> list[tuple[str, str]]:
-    """(kind, value) of each line of the list; blank lines and those that begin with # are skipped. Fails on others."""
+    """(kind, value) of each line of the list. Skips blank lines and comments (#); fails the task for any other line."""
     if not path:
         return []
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, ValueError) as e:
         raise AirflowFailException(f"takedowns: {path} cannot be read: {e}") from None
-    found = []
+    listed = []
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
-        kind, _, what = line.strip().partition(" ")
-        if kind not in KINDS or not what.strip():
-            raise AirflowFailException(f"takedowns: {path}:{number}: not one of {', '.join(KINDS)}, a space and what")
-        found.append((kind, what.strip()))
-    return found
+        kind, _, value = line.strip().partition(" ")
+        if kind not in KINDS or not value.strip():
+            raise AirflowFailException(
+                f"takedowns: {path}:{number}: not one of {', '.join(KINDS)}, followed by a space and a value"
+            )
+        listed.append((kind, value.strip()))
+    return listed
 
 
 housekeeping()

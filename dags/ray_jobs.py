@@ -1,13 +1,13 @@
 """A client of the Ray Jobs REST API, for machines that have neither Ray nor wenlan. Standard library only.
 
-Why not Ray's own client: Airflow's environment would need Ray in the cluster's very version, and Airflow's provider
-packages for Ray are discontinued. The API is five plain HTTP calls.
+Why not Ray's own client: Airflow's environment would need exactly the Ray version of the cluster, and Airflow's
+provider packages for Ray are discontinued. The API consists of five plain HTTP calls.
 
-Submitting is idempotent. The caller makes a job's submission id of what the job is for (`submission_id`), and the
-cluster itself refuses an id that it has, so two callers at the same moment still start one job.
+Submitting is idempotent. The caller derives a job's submission id from the purpose of the job (`submission_id`), and
+the cluster refuses an id that exists, so two concurrent callers start one job.
 
-Limits: a job's log comes whole with every call (the API has no range; its tail is a web socket). A cluster whose head
-was restarted without a persistent store has forgotten its jobs: `status` then raises JobUnknown.
+Limits: every call returns the whole log of a job (the API has no range; following it needs a web socket). A cluster
+whose head was restarted without a persistent store has lost its jobs: `status` then raises JobUnknown.
 
 Source: ray/dashboard/modules/job (JobSubmitRequest, JobDetails), and Ray's "Token authentication" page.
 """
@@ -32,20 +32,20 @@ DEFAULT_ADDRESS = "http://127.0.0.1:8265"
 
 
 class RayJobsError(Exception):
-    """The cluster cannot be reached, or answered with a fault of its own: another try may do. Names the address."""
+    """The cluster cannot be reached, or has a fault of its own: a retry may succeed. The message names the address."""
 
 
 class RayJobsRefused(RayJobsError):
-    """The cluster understood and said no (no token, a bad request): the same call will fail again."""
+    """The cluster refused the request (no token, a bad request): the same call will fail again."""
 
 
 class JobUnknown(RayJobsError):
-    """The cluster has no job of that id."""
+    """The cluster has no job with that id."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the cluster sees it. `state` is PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
+    """A job as the cluster reports it. `state` is PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
 
     submission_id: str
     state: str
@@ -59,7 +59,7 @@ class Job:
 
 
 class RayJobs:
-    """The jobs of one cluster. `address` is its dashboard's URL, `token` what `ray get-auth-token` prints there."""
+    """The jobs of one cluster. address: URL of its dashboard. token: what `ray get-auth-token` prints there."""
 
     def __init__(self, address: str = DEFAULT_ADDRESS, token: str = "", timeout_s: float = 30.0) -> None:
         if urllib.parse.urlsplit(address).scheme not in {"http", "https"}:
@@ -71,9 +71,9 @@ class RayJobs:
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> RayJobs:
-        """The cluster that RAY_API_SERVER_ADDRESS names, with the token that Ray's own variables name.
+        """The cluster at RAY_API_SERVER_ADDRESS, with the token that Ray's own variables name.
 
-        Raises RayJobsRefused if the address is no URL, or if a token is asked for and cannot be read.
+        Raises RayJobsRefused if the address is no URL, or if a token is required and cannot be read.
         """
         environment = os.environ if environment is None else environment
         return cls(environment.get("RAY_API_SERVER_ADDRESS") or DEFAULT_ADDRESS, find_token(environment))
@@ -85,10 +85,10 @@ class RayJobs:
         runtime_env: Mapping[str, Any] | None = None,
         num_gpus: float = 0,
     ) -> None:
-        """Start a job. `num_gpus` is what the command itself needs; what it starts on the cluster asks for its own.
+        """Start a job. num_gpus: GPUs of the command itself; tasks that it starts on the cluster request their own.
 
-        Without it the command runs on the head node. Raises RayJobsError, also if the id is taken; then `status` tells
-        what has it.
+        Without GPUs the command runs on the head node. Raises RayJobsError, also if the id exists: `status` returns the
+        job that has it.
         """
         request: dict[str, Any] = {"entrypoint": entrypoint, "submission_id": submission_id}
         request["runtime_env"] = dict(runtime_env or {})
@@ -97,29 +97,29 @@ class RayJobs:
         self._call("POST", "", request)
 
     def status(self, submission_id: str) -> Job:
-        """What became of a job. Raises JobUnknown and RayJobsError."""
-        found = self._call("GET", submission_id)
+        """The state of a job. Raises JobUnknown and RayJobsError."""
+        details = self._call("GET", submission_id)
         try:
-            code = found.get("driver_exit_code")
-            return Job(submission_id, found["status"], found["entrypoint"], found.get("message") or "", code)
+            code = details.get("driver_exit_code")
+            return Job(submission_id, details["status"], details["entrypoint"], details.get("message") or "", code)
         except KeyError as e:
             raise RayJobsError(f"{self.address}: its answer on job {submission_id} has no {e}") from None
 
     def logs(self, submission_id: str) -> str:
-        """All that a job has printed so far, stdout and stderr as they came. Raises JobUnknown and RayJobsError."""
+        """The output of a job so far, stdout and stderr in order of arrival. Raises JobUnknown and RayJobsError."""
         return str(self._call("GET", f"{submission_id}/logs").get("logs") or "")
 
     def stop(self, submission_id: str) -> bool:
-        """Ask a job to end: SIGTERM, and SIGKILL after Ray's grace time. False if it did not run (any more).
+        """Ask a job to end: SIGTERM, and SIGKILL after Ray's grace period. False if it was not running.
 
         Raises JobUnknown and RayJobsError.
         """
         return bool(self._call("POST", f"{submission_id}/stop").get("stopped"))
 
     def end(self, submission_id: str, patience_s: float = 120.0) -> bool:
-        """Stop a job and wait until it has ended. False if it did not run, or there is none.
+        """Stop a job and wait until it has ended. False if it was not running, or does not exist.
 
-        Raises RayJobsError, also if it still runs after `patience_s`.
+        Raises RayJobsError, also if it still runs after `patience_s` seconds.
         """
         try:
             stopped = not self.status(submission_id).ended and self.stop(submission_id)
@@ -141,9 +141,9 @@ class RayJobs:
         runtime_env: Mapping[str, Any] | None = None,
         num_gpus: float = 0,
     ) -> tuple[Job, bool]:
-        """The job of that id, in whatever state, and whether this call started it. Raises RayJobsError.
+        """The job with that id, in any state, and whether this call started it. Raises RayJobsError.
 
-        Where submitting fails though the job is there (a lost answer, another caller was faster), that one is taken.
+        If submitting fails but the job exists (the answer was lost, or another caller was faster), it is that job.
         """
         try:
             return self.status(submission_id), False
@@ -182,7 +182,7 @@ class RayJobs:
         return answer
 
     def _fault(self, code: int, text: str, path: str) -> RayJobsError:
-        """The exception for an HTTP error. Ray answers with nested tracebacks: the last error in them is the reason."""
+        """The exception for an HTTP error. Ray answers with nested tracebacks; the last error in them is the reason."""
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         lines = [line for line in lines if re.match(r"[\w.]*(Error|Exception): ", line)] or lines
         reason = (lines[-1] if lines else "no reason given")[:500]
@@ -195,7 +195,7 @@ class RayJobs:
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the token to another host: it becomes an error instead."""
+    """Makes a redirect an error, because it would carry the token to another host."""
 
     def redirect_request(self, *_: Any) -> None:
         return None
@@ -204,8 +204,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def find_token(environment: Mapping[str, str]) -> str:
     """The cluster's token by Ray's own rules: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, ~/.ray/auth_token.
 
-    Empty if RAY_AUTH_MODE is `disabled`, or if there is none and no mode is set. Raises RayJobsRefused if the named
-    file cannot be read, or if RAY_AUTH_MODE is `token` and there is none.
+    Empty if RAY_AUTH_MODE is `disabled`, or if there is no token and no mode is set. Raises RayJobsRefused if the named
+    file cannot be read, or if RAY_AUTH_MODE is `token` and there is no token.
     """
     mode = environment.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
@@ -226,26 +226,26 @@ def find_token(environment: Mapping[str, str]) -> str:
 
 
 def submission_id(*parts: str) -> str:
-    """An id for `attach_or_submit`: readable, fit for a file name and a URL, and equal only for equal parts."""
+    """An id for `attach_or_submit`: readable, valid in file names and URLs, and equal only for equal parts."""
     readable = re.sub(r"[^A-Za-z0-9_-]+", "-", "-".join(parts))[:80].strip("-")
     return f"{readable}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:10]}"
 
 
 def last_object(logs: str) -> dict[str, Any] | None:
-    """The last line of a log that is a JSON object: what a command prints under --json. None if there is none."""
+    """The last line of a log that is a JSON object, as commands print it with --json; None if there is none."""
     for line in reversed(logs.splitlines()):
         if line.startswith("{"):
             try:
-                found = json.loads(line)
+                value = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(found, dict):
-                return found
+            if isinstance(value, dict):
+                return value
     return None
 
 
 def why_it_failed(job: Job, logs: str) -> str:
-    """One short text on a job that failed: what our commands wrote about it, or else the last line of the log."""
+    """A short text about a job that failed: the errors that our commands printed, or else the last line of the log."""
     faults = [line for line in logs.splitlines() if re.match(r"wenlan-(data|train): ", line)]
     lines = faults[:12] or [line for line in logs.splitlines() if line.strip()][-1:] or job.message.splitlines()[:1]
     code = "" if job.exit_code is None else f" (exit {job.exit_code})"

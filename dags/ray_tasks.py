@@ -1,17 +1,17 @@
 """The Airflow tasks around one Ray job: submit (setup), wait (a rescheduling sensor), stop (teardown). Defines no DAG.
 
 Why a sensor and not a deferrable operator: Airflow's triggerer cannot import from a DAG bundle (apache/airflow#65455),
-so a trigger would have to be installed apart from the DAG files. The sensor holds a worker for seconds a poll.
+so a trigger would have to be installed apart from the DAG files. The sensor occupies a worker for seconds per poll.
 
-Why setup and teardown: clearing `wait` clears `submit` too, and `stop` runs also where the wait timed out or a person
-marked the run failed, so that no job goes on that nobody waits for.
+Why setup and teardown: clearing `wait` also clears `submit`, and `stop` also runs if the wait timed out or a person
+marked the run failed. So no job keeps running that nobody waits for.
 
-A job's id is made of DAG, run, task and how often the task was cleared. So a try after a crash (of a worker, the
-scheduler, the whole of Airflow) attaches to the job that is there, and a try after a clear ends that job and starts
-the next one.
+A job's id is made of the DAG, the run, the task and the number of tries before its last clear. So a try after a crash
+(of a worker, the scheduler or all of Airflow) attaches to the existing job, and a try after a clear stops that job and
+starts a new one.
 
-Limits: Airflow clears a task's XComs at each poll, so the place in the log is kept in the task state store (Airflow
-3.3); under an older 3.x each poll shows the last lines only, and the last one the whole log.
+Limits: Airflow clears a task's XComs at each poll, so the position in the log is kept in the task state store (Airflow
+3.3). Under an older 3.x each poll shows only the last lines, and the last poll the whole log.
 """
 
 from __future__ import annotations
@@ -29,38 +29,43 @@ from ray_jobs import Job, JobUnknown, RayJobs, RayJobsRefused, last_object, subm
 log = logging.getLogger("airflow.task")
 
 DATASET = Asset("wenlan_dataset")
-"""A published dataset. Its event's extra holds: manifest, build_id, snapshot, revision, content_digest, missed."""
+"""A published dataset. The extra of its event: manifest, build_id, snapshot, revision, content_digest, missed."""
 
 CHECKPOINT = Asset("wenlan_checkpoint")
-"""A published checkpoint. Its event's extra holds: checkpoint, manifest, recall (mean of six, on the val split)."""
+"""A published checkpoint. The extra of its event: checkpoint, manifest, recall (mean of six, on the val split)."""
 
 RUNTIME_ENV = Param(
     json.loads(os.environ.get("WENLAN_RUNTIME_ENV") or "{}"), type="object", description="Ray's runtime environment"
 )
-"""Parameter of every DAG here. A scheduled run takes the JSON object in WENLAN_RUNTIME_ENV."""
+"""Parameter of every DAG. A scheduled run uses the JSON object in WENLAN_RUNTIME_ENV."""
 POLL_S = float(os.environ.get("WENLAN_POLL_S", "30"))
+"""Seconds between two polls of a job."""
 LONGEST = timedelta(days=float(os.environ.get("WENLAN_LONGEST_DAYS", "7")))
+"""Time after which a job is stopped."""
 RETRIES: dict[str, Any] = {"retries": 5, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": True}
-"""For a cluster that does not answer. A job that failed is not repeated by itself."""
+"""For a cluster that does not answer. A job that failed is not repeated automatically."""
 TAIL = 20
+"""Lines of the log that each poll shows without a task state store."""
 
 
 def param(name: str, description: str, **schema: Any) -> Param:
-    """A parameter of text, which a scheduled run takes from WENLAN_<NAME>."""
+    """A text parameter; a scheduled run takes its value from WENLAN_<NAME>."""
     return Param(os.environ.get(f"WENLAN_{name.upper()}", ""), type="string", description=description, **schema)
 
 
-def given(*names: str) -> dict[str, Any]:
-    """The run's parameters. Fails the task if one of `names` is empty."""
+def run_params(*required: str) -> dict[str, Any]:
+    """The parameters of the run. Fails the task if a required one is empty."""
     params: dict[str, Any] = get_current_context()["params"]
-    for name in names:
+    for name in required:
         if not params[name]:
-            raise AirflowFailException(f"parameter {name} is empty: set WENLAN_{name.upper()} or give it to the run")
+            raise AirflowFailException(
+                f"parameter {name} is empty: set WENLAN_{name.upper()}, or the parameter of the run"
+            )
     return params
 
 
 class _Report(BaseOperatorLink):
-    """A button on the task's page, which opens what the job is about."""
+    """A button on the task's page that opens the quality report."""
 
     name = "Quality report"
     xcom_key = "quality_report"
@@ -72,10 +77,10 @@ class _Report(BaseOperatorLink):
 
 @task_group
 def ray_job(command: Any, link: Any = "", num_gpus: float = 0) -> Any:
-    """One shell command as one Ray job. Gives the JSON object that the command printed last.
+    """Run one shell command as one Ray job; returns the JSON object that the command printed last.
 
-    command: the command, or the XComArg of one. link: what the failing task says besides the fault, and where its
-    button leads. num_gpus: what the command itself needs.
+    command: the command, or the XComArg of one. link: shown with the fault if the job fails, and the target of the
+    task's button. num_gpus: GPUs of the command itself.
     """
     job = submit(command, num_gpus)
     result = wait(job=job, link=link)
@@ -87,11 +92,11 @@ def ray_job(command: Any, link: Any = "", num_gpus: float = 0) -> Any:
 
 @task(**RETRIES)
 def submit(command: str, num_gpus: float) -> str:
-    """Start the job, or attach to the one that an earlier try of this task started. Gives its submission id."""
+    """Start the job, or attach to the one that an earlier try of this task started; returns its submission id."""
     context = get_current_context()
     ti: Any = context["ti"]
     name = (context["dag"].dag_id, context["run_id"], ti.task_id)
-    cleared_at = ti.max_tries - (ti.task.retries or 0)  # tries there had been when the task was last cleared
+    cleared_at = ti.max_tries - (ti.task.retries or 0)  # a clear sets max_tries to the tries so far plus the retries
     try:
         jobs = RayJobs.from_environment()
         for earlier in range(cleared_at):
@@ -111,29 +116,30 @@ def _id_of(name: tuple[str, ...], cleared_at: int) -> str:
 
 @task.sensor(mode="reschedule", poke_interval=POLL_S, timeout=LONGEST.total_seconds(), **RETRIES)
 def wait(job: str, link: str) -> PokeReturnValue:
-    """Bring the job's log into the task's log until the job ends; fail if it fails."""
+    """Copy the job's log to the task's log until the job ends; fails if the job fails."""
     try:
         jobs = RayJobs.from_environment()
-        found = jobs.status(job)  # before the log, so that the log of a job that ended is whole
+        state = jobs.status(job)  # before the log, so that the log of a job that has ended is complete
         logs = jobs.logs(job)
     except JobUnknown as e:
         raise AirflowFailException(f"{e}: was the cluster restarted? Clear this task to submit it again") from None
     except RayJobsRefused as e:
         raise AirflowFailException(str(e)) from None
-    _show_new(found, logs)
-    if not found.ended:
+    _show_new(state, logs)
+    if not state.ended:
         return PokeReturnValue(is_done=False)
-    if found.state != "SUCCEEDED":
-        what, *why = why_it_failed(found, logs).splitlines()
+    if state.state != "SUCCEEDED":
+        what, *why = why_it_failed(state, logs).splitlines()
         raise AirflowFailException("\n".join([what, *filter(None, [link]), *why]))
     return PokeReturnValue(is_done=True, xcom_value=last_object(logs) or {})
 
 
 @task(**RETRIES)
 def stop(job: str) -> None:
-    """End the job if it still runs: the wait timed out, or a person marked the run failed.
+    """Stop the job if it is still running, because the wait timed out or a person marked the run failed.
 
-    Fails then, and with it the run: Airflow sets what comes after the wait to skipped, and would call that a success.
+    In that case the task fails, and with it the run: Airflow skips the tasks after the wait, and would call the run a
+    success.
     """
     try:
         jobs = RayJobs.from_environment()
@@ -141,12 +147,12 @@ def stop(job: str) -> None:
     except RayJobsRefused as e:
         raise AirflowFailException(str(e)) from None
     if stopped:
-        raise AirflowFailException(f"Ray job {job} still ran and was stopped")
+        raise AirflowFailException(f"Ray job {job} was still running and was stopped")
     log.info("Ray job %s has ended", job)
 
 
 def _show_new(job: Job, logs: str) -> None:
-    """Log the whole lines that were not logged by an earlier poll."""
+    """Log the complete lines that no earlier poll has logged."""
     store: Any = get_current_context().get("task_state_store")
     key = f"logged-{job.submission_id}"
     lines = logs.splitlines() if job.ended else logs[: logs.rfind("\n") + 1].splitlines()

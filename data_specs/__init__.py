@@ -1,4 +1,4 @@
-"""What a dataset is: the build specification and the shard contract.
+"""Defines a dataset: the build specification and the shard contract.
 
-The leaf of the project. Imports neither `pipeline` nor `training`; both import this.
+The leaf of the project: `pipeline` and `training` both import it, and it imports neither.
 """

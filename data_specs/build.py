@@ -1,8 +1,8 @@
-"""The specification of a dataset build: `load(path) -> BuildSpec`, or one SpecError that lists every fault.
+"""The specification of a dataset build: `load(path)` returns a BuildSpec, or raises one SpecError with every fault.
 
-A spec is YAML. What is here is what every build has; sources, filters and detectors are plug-ins of `pipeline`, whose
-options this leaf cannot know: a `PluginRef` carries them as given, and the pipeline checks them against the plug-in's
-own model before anything runs (`pipeline.plugins.check`).
+A spec is a YAML file. This module defines the options that every build has. Sources, filters and detectors are plug-ins
+of `pipeline`, whose options this leaf cannot know: a `PluginRef` carries them as written, and the pipeline checks them
+against the plug-in's own model before anything runs (`pipeline.plugins.check`).
 
 Relative paths in a spec are relative to the spec file, so that a build does not depend on the folder it is started in.
 """
@@ -21,10 +21,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from data_specs.shard import SourceKind, canonical_json
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
+"""Names of datasets and sources: they become parts of paths and ids."""
 
 
 class SpecError(ValueError):
-    """A spec cannot be used. `problems` holds one line each: `demo.yaml: filters[0].min_char: unknown option ...`."""
+    """A spec cannot be used. `problems`: one line per fault, `demo.yaml: filters[0].min_char: unknown option ...`."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         super().__init__("\n".join(problems))
@@ -35,13 +36,13 @@ class SpecError(ValueError):
 
 
 class Spec(BaseModel):
-    """Base of every part of a spec: frozen, and an unknown key is an error."""
+    """Base of all parts of a spec: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class PluginRef(Spec):
-    """A plug-in by name with its options: `{name: text_length, min_chars: 2}`."""
+    """A plug-in's name and options: `{name: text_length, min_chars: 2}`."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     name: str
@@ -56,15 +57,15 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class DropShares(Spec):
-    """The share of what enters a stage that it is expected to drop at most, 0 to 1; above it a build fails.
+    """Largest share of its input that each stage may drop, 0 to 1; a build that exceeds it fails its gate.
 
-    The defaults let pass what ordinary web sources were seen to do, and stop at a stage that drops nearly everything.
+    The defaults admit what was observed on ordinary web sources, and stop a build whose stage drops nearly everything.
     """
 
-    crawl: Share = Field(0.9, description="of pages that could not be had or are no HTML")
+    crawl: Share = Field(0.9, description="pages that could not be fetched or are not HTML")
     extract: Share = Field(0.95, description="icons, spacers, images without text")
     admit: Share = 0.9
-    fetch: Share = Field(0.6, description="old URL lists lose a third and more")
+    fetch: Share = Field(0.6, description="old URL lists lose a third or more")
     measure: Share = 0.2
     filter: Share = 0.9
     dedup: Share = 0.8
@@ -74,19 +75,19 @@ class DropShares(Spec):
 if TYPE_CHECKING:
 
     class SourceDropShares(DropShares):
-        """See below."""
+        """For the type checker; the model is made below."""
 
-else:  # the fields of DropShares, each optional: made from them, so that there is one list
+else:  # the fields of DropShares, each optional: created from them, so that there is one list
     SourceDropShares = create_model(
         "SourceDropShares",
         __base__=Spec,
-        __doc__="As DropShares, of one source; what is not given is that of the build.",
+        __doc__="DropShares for one source; a stage that is not named has the share of the build.",
         **dict.fromkeys(DropShares.model_fields, (Share | None, None)),
     )
 
 
 class SourceRef(Spec):
-    """A source: its kind (a plug-in), its name in this dataset, what sort of pages it holds, and its options."""
+    """A source: its kind (a plug-in), its name in this dataset, the kind of its pages, and the plug-in's options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
     kind: str
@@ -101,18 +102,22 @@ class SourceRef(Spec):
 
 
 class Egress(Spec):
-    """What crawl and fetch may reach, and how much of it they take."""
+    """Limits of the requests that crawl and fetch send."""
 
-    allow: tuple[str, ...] = Field((), description="host:port on a loopback address that may be reached all the same")
+    allow: tuple[str, ...] = Field(
+        (), description="host:port of a loopback address that may be requested; all others are refused"
+    )
     max_page_bytes: int = Field(5_000_000, gt=0)
     max_image_bytes: int = Field(20_000_000, gt=0)
     max_redirects: int = Field(5, ge=0)
-    timeout_s: float = Field(20.0, gt=0, description="for one request from start to end")
+    timeout_s: float = Field(20.0, gt=0, description="per request, from start to end")
     delay_s: float = Field(
-        1.0, ge=0, description="between two requests to one host on the whole cluster, unless robots.txt asks for more"
+        1.0,
+        ge=0,
+        description="seconds between two requests of the whole cluster to one host, unless robots.txt asks for more",
     )
-    connections_per_host: int = Field(1, gt=0, description="of one worker at the same time")
-    obey_robots: bool = Field(True, description="robots.txt, and the reservations of tdmrep.json")
+    connections_per_host: int = Field(1, gt=0, description="at the same time, per worker")
+    obey_robots: bool = Field(True, description="robots.txt, and the rights reserved by tdmrep.json")
 
 
 class Fetch(Spec):
@@ -121,41 +126,51 @@ class Fetch(Spec):
     images_per_partition: int = Field(10_000, gt=0)
     threads: int = Field(16, gt=0)
     retries: int = Field(1, ge=0)
-    max_pixels: int = Field(100_000_000, gt=0, description="read from the header, before anything decodes")
+    max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before the image is decoded")
 
 
 class Admit(Spec):
-    """What is decided before a byte is fetched, beside the text filters."""
+    """Limits applied before any image is fetched, in addition to the text filters."""
 
-    max_candidates_per_image: int = Field(8, gt=0, description="texts from different pages for one image URL")
+    max_candidates_per_image: int = Field(
+        8, gt=0, description="candidates kept per image URL: texts from different pages"
+    )
 
 
 class Dedup(Spec):
-    """When two images, or two texts, count as the same, and how many pairs may share a text, an image or a domain."""
+    """When two images or two texts count as the same, and how many pairs may share a text, an image or a domain."""
 
-    image_distance: int = Field(4, ge=0, le=16, description="bits of 64 between two perceptual hashes")
-    image_signature: float = Field(0.07, ge=0, le=1, description="difference of brightness and colour, 0 to 1")
+    image_distance: int = Field(4, ge=0, le=16, description="bits of 64 that may differ between two perceptual hashes")
+    image_signature: float = Field(
+        0.07, ge=0, le=1, description="difference of brightness and colour that is allowed, 0 to 1"
+    )
     text_similarity: float = Field(
         0.7, gt=0, le=1, description="Jaccard similarity of character shingles; at 0.7 about one in ten may differ"
     )
-    max_pairs_per_text: int = Field(10, gt=0, description="Wukong drops a text seen more often")
-    max_pairs_per_domain: int = Field(0, ge=0, description="registered domain of the page; 0 = no cap")
-    placeholder_texts: int = Field(
-        100, ge=0, description="an image under more different primary texts is a placeholder; 0 = never"
+    max_pairs_per_text: int = Field(
+        10, gt=0, description="pairs that may share one text; Wukong drops a text that occurs more often"
     )
-    max_texts: int = Field(32, gt=0, description="of a sample, those of its duplicates included")
-    merge_texts: bool = Field(True, description="a leader takes over the texts of its duplicates")
+    max_pairs_per_domain: int = Field(0, ge=0, description="pairs per registered domain of the page; 0 = no limit")
+    placeholder_texts: int = Field(
+        100, ge=0, description="an image with more different primary texts than this is a placeholder; 0 = never"
+    )
+    max_texts: int = Field(32, gt=0, description="texts of a sample, including those of its duplicates")
+    merge_texts: bool = Field(True, description="add the texts of its duplicates to each leader")
     pairs_per_holder: int = Field(
-        2_000_000, gt=0, description="above it leaders are spread over several processes of the cluster; same result"
+        2_000_000,
+        gt=0,
+        description="above it, leaders are spread over several processes of the cluster, with the same result",
     )
 
 
 class Regions(Spec):
-    """Which detectors look at the images. The first one is the default of a training."""
+    """The detectors that run on the images. Training uses the first one by default."""
 
     detectors: tuple[PluginRef, ...] = (PluginRef(name="grid"),)
     max_boxes: int = Field(36, gt=0)
-    num_gpus: float = Field(0, ge=0, description="of one worker, may be a part of one; where there is none, CPUs do it")
+    num_gpus: float = Field(
+        0, ge=0, description="GPUs per worker, or a fraction of one; on a machine without GPUs the CPUs do the work"
+    )
 
 
 class Shards(Spec):
@@ -163,41 +178,46 @@ class Shards(Spec):
 
     samples_per_shard: int = Field(10_000, gt=0)
     bytes_per_shard: int = Field(
-        0, ge=0, description="of its images as fetched; a shard ends at whichever limit comes first. 0 = no such limit"
+        0,
+        ge=0,
+        description="bytes of its images as fetched; a shard ends at the limit that is reached first. 0 = no limit",
     )
     dev_share: float = Field(0.01, ge=0, lt=0.5)
     val_share: float = Field(0.01, ge=0, lt=0.5)
-    jpeg_quality: int = Field(92, ge=50, le=100, description="for images that are not stored as fetched")
+    jpeg_quality: int = Field(92, ge=50, le=100, description="of images that are re-encoded")
     max_side: int = Field(
-        0, ge=0, description="pixels; a larger picture is stored smaller, boxes and sides with it. 0 = as it is"
+        0, ge=0, description="longest side in pixels; larger images are scaled down, with their boxes. 0 = no limit"
     )
     reencode: Literal["never", "all"] = Field(
-        "never", description="never: only what is no plain JPEG, or too large; all: every image, at jpeg_quality"
+        "never",
+        description="never: only images that are not plain JPEG, or too large; all: every image, at jpeg_quality",
     )
-    energon: bool = Field(False, description="publish writes Megatron Energon's index, .nv-meta, beside the shards")
+    energon: bool = Field(False, description="write Megatron Energon's index, .nv-meta, beside the shards on publish")
 
 
 class Report(Spec):
     """What the quality report shows."""
 
-    pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together")
+    pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together; 0 = none")
     picture_side: int = Field(192, gt=0)
 
 
 class Publish(Spec):
-    """When a build becomes a dataset."""
+    """What must hold before a build is published as a dataset."""
 
     approve: Literal["auto", "manual"] = "auto"
     min_samples: int = Field(1, ge=0)
-    max_drop_share: float = Field(1.0, gt=0, le=1, description="of all candidates")
-    max_drop: DropShares = Field(DropShares(), description="by stage, of each source")
+    max_drop_share: float = Field(1.0, gt=0, le=1, description="share of all candidates that may be dropped")
+    max_drop: DropShares = Field(DropShares(), description="per stage, for each source")
     max_drift: float = Field(
-        0.0, ge=0, description="population stability index against the last published build of the dataset; 0 = any"
+        0.0,
+        ge=0,
+        description="population stability index against the last published build of the dataset; 0 = no limit",
     )
-    max_domain_share: float = Field(1.0, gt=0, le=1, description="of the samples, from one host of images")
-    min_regions: float = Field(0.0, ge=0, description="of the first detector on an image, on average")
-    lineage: bool = Field(False, description="write openlineage.json: an OpenLineage event about the publish")
-    judged_from: int = Field(100, gt=0, description="entries of a source at a stage from which its share is judged")
+    max_domain_share: float = Field(1.0, gt=0, le=1, description="share of the samples whose images come from one host")
+    min_regions: float = Field(0.0, ge=0, description="mean number of regions per image, of the first detector")
+    lineage: bool = Field(False, description="write openlineage.json, an OpenLineage event about the publish")
+    judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to be judged")
 
 
 _TEXT_FILTERS = ("text_length", "han_share", "boilerplate", "repetition", "ads", "personal_data")
@@ -206,16 +226,16 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 
 
 class BuildSpec(Spec):
-    """One dataset build. See data_specs/*.yaml for ready ones."""
+    """One dataset build. Ready specs: data_specs/*.yaml."""
 
     name: str = Field(pattern=NAME)
     description: str = ""
-    licence: str = Field("", description="under what terms the dataset may be used; shown on its card")
-    contact: str = Field(min_length=3, description="URL or mail address for site owners: sent in the user agent")
+    licence: str = Field("", description="terms of use of the dataset; shown on its card")
+    contact: str = Field(min_length=3, description="URL or e-mail address for site owners; sent in the user agent")
     seed: int = 0
     text_kinds: tuple[str, ...] = Field(
         ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
-        description="which text is the primary one: the first of these kinds that a sample has",
+        description="the primary text of a sample is that of the first kind in this list that it has",
     )
     sources: tuple[SourceRef, ...] = Field(min_length=1)
     egress: Egress = Egress()
@@ -227,7 +247,7 @@ class BuildSpec(Spec):
     shards: Shards = Shards()
     report: Report = Report()
     publish: Publish = Publish()
-    base: str = Field("", description="folder that relative paths start from; the spec file's own, if not given")
+    base: str = Field("", description="folder of relative paths; by default that of the spec file")
 
     @field_validator("sources")
     @classmethod
@@ -245,19 +265,19 @@ class BuildSpec(Spec):
         return self
 
     def max_drop(self, source: SourceRef, stage: str, default: float | None = None) -> float | None:
-        """The share that a stage may drop of a source; `default` for a stage that DropShares does not name."""
+        """The share of a source's input that a stage may drop; `default` for a stage that DropShares does not name."""
         own: float | None = getattr(source.max_drop, stage, None)
         expected: float | None = getattr(self.publish.max_drop, stage, default)
         return expected if own is None else own
 
     @property
     def digest(self) -> str:
-        """sha256 of the spec as resolved, without `base`: the same spec in another folder is the same spec."""
+        """sha256 of the resolved spec without `base`: a spec that is moved to another folder stays the same."""
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"base"}))).hexdigest()
 
 
 def load(path: str | Path) -> BuildSpec:
-    """Read and check a spec. Raises SpecError that names the file and every faulty field."""
+    """Read and check a spec. Raises a SpecError that names the file and every faulty field."""
     path = Path(path)
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -279,16 +299,16 @@ def load(path: str | Path) -> BuildSpec:
 
 
 def describe(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:
-    """One line a fault, with the field's path and, for an unknown option, the nearest known one.
+    """One line per fault of a validation error: the field's path, and for an unknown option the nearest known one.
 
-    `where` goes before the paths, e.g. `filters[0]`.
+    where: prefix of the paths, e.g. `filters[0]`.
     """
     lines = []
     faults = error.errors()
     for fault in faults:
         depth = len(fault["loc"])
         if fault["type"] == "too_short" and any(f["loc"][:depth] == fault["loc"] != f["loc"] for f in faults):
-            continue  # pydantic counts only the good items of a list; the bad ones have their own lines
+            continue  # pydantic counts only the valid items of a list; the invalid ones have their own lines
         path = where
         for part in fault["loc"]:
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
@@ -306,7 +326,7 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
 
 
 def _fields(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Field names of the part of `model` that `loc` leads to."""
+    """Field names of the model at `loc` within `model`."""
     for part in loc:
         if isinstance(part, str) and part in model.model_fields:
             annotation = model.model_fields[part].annotation

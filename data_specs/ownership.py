@@ -1,9 +1,9 @@
-"""Which distribution owns the import names `pipeline`, `training` and `data_specs` on this machine.
+"""Checks that no other installed distribution provides the import names `pipeline`, `training` and `data_specs`.
 
-The names are common words, so another package may install folders of the same name and one of the two would be
-imported by chance. Both command lines call `check_ownership` before anything else and stop with its sentence.
+The names are common words. If another package installs folders of the same names, chance decides which one is imported.
+Both command lines call `check_ownership` before anything else, and stop with its message.
 
-Limits: reads the metadata of installed distributions only; a stray folder on PYTHONPATH is not seen.
+Limits: it reads the metadata of installed distributions only; a stray folder on PYTHONPATH is not seen.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import re
 from collections.abc import Mapping, Sequence
 
 DISTRIBUTION = "wenlan"
+"""The distribution that should provide PACKAGES."""
 PACKAGES = ("data_specs", "pipeline", "training")
 
 
 def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | None:
-    """One sentence if another distribution provides one of our package names, else None.
+    """A message if another distribution provides one of PACKAGES, otherwise None.
 
-    `owners` maps import names to distribution names; by default what is installed
+    owners: distribution names by import name; by default those of the installed distributions
     (`importlib.metadata.packages_distributions`).
     """
     installed = importlib.metadata.packages_distributions() if owners is None else owners
@@ -34,5 +35,5 @@ def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | 
 
 
 def _normal(name: str) -> str:
-    """Distribution name as PEP 503 compares it."""
+    """A distribution name normalised as in PEP 503."""
     return re.sub(r"[-_.]+", "-", name).lower()

@@ -1,18 +1,18 @@
 """THE CONTRACT between `pipeline` (writes shards) and `training` (reads them).
 
-What is here: the typed records of a shard folder, how the members of one sample are encoded, the columns of the
-Parquet beside each tar, and the manifest. Nothing else in the project may define any of these.
+It defines the typed records of a shard folder, the encoding of the members of a sample, the columns of the Parquet
+beside each tar, and the manifest. Nothing else in the project may define any of these.
 
     shards/train-000000.tar                      KEY.jpg, KEY.txt, KEY.json of each sample, in a keyed-hash order
-    shards/train-000000.parquet                  one row a sample, same order: SHARD_SCHEMA
+    shards/train-000000.parquet                  one row per sample, same order: SHARD_SCHEMA
     shards/regions/<detector-id>/train-000000.parquet   boxes of the same samples, same order: REGION_SCHEMA
     shards/manifest.json                         Manifest, written last: a folder without it is not a dataset
 
-Why so: plain `webdataset`, Ray Data, Hugging Face `datasets` and open_clip read the tars as they are; boxes live
-beside the images, so that another detector rewrites no image; KEY.json holds only what follows from captures, image
-bytes and spec, so that tars are byte-reproducible. A text's `original` is there only where it has one, and only there.
+Why: plain `webdataset`, Ray Data, Hugging Face `datasets` and open_clip read the tars as they are. Boxes are stored
+beside the images, so that a new detector rewrites no image. KEY.json holds only what follows from captures, image bytes
+and spec, so that tars are byte-reproducible. A text's `original` is in KEY.json only, and only if the text has one.
 
-Limits: one image type (JPEG) in a dataset, because several readers lose or refuse mixed ones.
+Limits: one image type (JPEG) per dataset, because several readers lose or refuse mixed ones.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
 SCHEMA_VERSION = 1
-"""Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher one."""
+"""Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher version."""
 
 KEY_LENGTH = 32
 """`KEY` is the first 32 hex digits of candidate_id: unique across builds, unchanged by a takedown or a repacking."""
+
+MEMBERS = {"jpg": "image", "txt": "text", "json": "json"}
+"""Suffixes of a sample's members in the order of the tar, and the names of their columns: `image_offset` and so on."""
 
 Split = Literal["train", "dev", "val"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -45,15 +48,15 @@ SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
 
 
 class ContractError(ValueError):
-    """A shard folder, manifest or member breaks the contract. The message names the file or key."""
+    """A shard folder, manifest or member violates the contract. The message names the file or the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text of a sample and where on the page it stood.
+    """One text of a sample; `kind` is its place on the page.
 
-    `original` is the text before a build rewrote it, where the build keeps it (Traditional script, say); "" otherwise.
-    It is for people and for other uses of the dataset: training reads `text` only.
+    original: the text before the build rewrote it (from Traditional script, for example), if the build keeps it,
+    otherwise "". It is for people and for other uses of the dataset: training reads `text` only.
     """
 
     kind: TextKind
@@ -65,9 +68,8 @@ class Text:
 class Sample:
     """One image with its texts: exactly the content of KEY.json.
 
-    `sha256` is of the bytes as fetched, also where they were encoded anew or made smaller for storing; `width` and
-    `height` are of the stored JPEG, in pixels.
-    `texts[0]` is the primary text, the one that KEY.txt holds.
+    sha256: of the bytes as fetched, even if the stored image was re-encoded or scaled down. width, height: of the
+    stored JPEG, in pixels. texts[0]: the primary text, which is also the content of KEY.txt.
     """
 
     candidate_id: str
@@ -82,12 +84,13 @@ class Sample:
 
     @property
     def key(self) -> str:
+        """KEY, the name of the sample's members in its tar."""
         return self.candidate_id[:KEY_LENGTH]
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One box of interest: x1 y1 x2 y2 in pixels of the stored image, 0 <= x1 < x2 <= width, and so for y."""
+    """One box of interest: x1 y1 x2 y2 in pixels of the stored image, 0 <= x1 < x2 <= width, and likewise for y."""
 
     box: tuple[float, float, float, float]
     score: float
@@ -155,8 +158,11 @@ class ShardFiles(_Model):
 
 
 class StoredImages(_Model):
-    """How images came to be stored as they are. `reencode`: "never" (bytes as fetched wherever readers can take them)
-    or "all"; `max_side`: the longest side in pixels, 0 for any. Regions are scaled with their image."""
+    """How images were encoded for storage.
+
+    reencode: "never" (bytes as fetched, if readers can decode them) or "all". max_side: longest side in pixels, 0 for
+    no limit; regions are scaled with their image.
+    """
 
     reencode: Literal["never", "all"] = "never"
     max_side: int = 0
@@ -164,7 +170,7 @@ class StoredImages(_Model):
 
 
 class Manifest(_Model):
-    """`manifest.json`: what a released dataset consists of. Written last."""
+    """`manifest.json`: the files of a published dataset. Written last."""
 
     schema_version: int
     build_id: str
@@ -177,9 +183,9 @@ class Manifest(_Model):
     detectors: tuple[str, ...]
     shards: tuple[ShardFiles, ...]
     accepted: dict[str, str] = Field(default_factory=dict)
-    """Gates that did not hold and were accepted all the same, each with the reason that was given."""
+    """Gates that failed and were accepted, each with the reason given."""
     images: StoredImages | None = None
-    """None in manifests that were written before there was a choice: images as fetched, of any side."""
+    """None in manifests older than these options: images as fetched, of any size."""
 
     def of_split(self, split: Split) -> tuple[ShardFiles, ...]:
         """Shards of one split, in order."""
@@ -187,7 +193,7 @@ class Manifest(_Model):
 
 
 def content_digest(shards: Sequence[ShardFiles]) -> str:
-    """Digest of the tars only, in order of their paths: equal for two datasets with the same samples and images."""
+    """Digest over the tars only, ordered by path: two datasets with the same samples and images have the same one."""
     digest = hashlib.sha256()
     for shard in sorted(shards, key=lambda s: s.tar.path):
         digest.update(f"{shard.tar.path} {shard.tar.sha256}\n".encode())
@@ -195,9 +201,9 @@ def content_digest(shards: Sequence[ShardFiles]) -> str:
 
 
 def parse_manifest(data: bytes | str, name: str) -> Manifest:
-    """Read a manifest; `name` is the path or URL that an error names.
+    """Read a manifest. `name` is its path or URL, for error messages.
 
-    Raises ContractError on bad JSON, on missing fields and on a schema version above ours.
+    Raises ContractError for invalid JSON, missing fields, and a schema version above SCHEMA_VERSION.
     """
     try:
         raw = json.loads(data)
@@ -220,7 +226,7 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read `manifest.json` (or a folder that holds it) from the local disk. Raises ContractError."""
+    """Read `manifest.json`, given its path or that of its folder, from the local disk. Raises ContractError."""
     path = path / "manifest.json" if path.is_dir() else path
     try:
         return parse_manifest(path.read_bytes(), str(path))
@@ -231,7 +237,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def canonical_json(value: Any) -> bytes:
-    """UTF-8 JSON with sorted keys and no spaces: the same value gives the same bytes everywhere."""
+    """UTF-8 JSON with sorted keys and no spaces: equal values have equal bytes everywhere."""
     return _CANONICAL.encode(value).encode()
 
 
@@ -239,7 +245,7 @@ _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_asci
 
 
 def nfc(text: str) -> str:
-    """Unicode NFC: how every text of a shard is stored."""
+    """A text in Unicode NFC, the form in which every text of a shard is stored."""
     return unicodedata.normalize("NFC", text)
 
 
@@ -269,7 +275,7 @@ def encode_sample(sample: Sample, image: bytes | memoryview) -> list[tuple[str, 
 
 
 def decode_sample(data: bytes | Mapping[str, Any], name: str) -> Sample:
-    """Sample from the bytes (or the parsed object) of KEY.json; `name` is what an error names.
+    """A sample from the bytes (or the parsed object) of KEY.json. `name` is its name in error messages.
 
     Raises ContractError. Unknown fields are ignored: additive fields keep the version.
     """

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,36 +14,23 @@ import pytest
 from hypothesis import settings
 
 from pipeline.store.build import Build
+from tests import stages
 
 # A deadline for one example measures how busy the machine is, not what the code does.
 settings.register_profile("wenlan", deadline=None)
 settings.load_profile("wenlan")
 
 
-def _load(name: str) -> ModuleType:
-    """A module beside this one; tests are no package, so it cannot be imported by name."""
-    known = sys.modules.get(f"tests_{name}")
-    if known is not None:
-        return known
-    spec = importlib.util.spec_from_file_location(f"tests_{name}", Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="session")
 def synthetic() -> ModuleType:
     """The module tests/synthetic.py: a build with everything up to detect, and the truth about it."""
-    return _load("synthetic")
+    return importlib.import_module("tests.synthetic")
 
 
 @pytest.fixture(scope="session")
 def browser() -> ModuleType:
     """The module tests/browser.py: a headless Chromium."""
-    return _load("browser")
+    return importlib.import_module("tests.browser")
 
 
 @pytest.fixture
@@ -56,23 +41,13 @@ def synthetic_build(tmp_path: Path, synthetic: ModuleType) -> Build:
 
 
 @pytest.fixture(scope="session")
-def run_stage() -> Callable[[Build, str], None]:
-    """run_stage(build, "shard"): all partitions of a stage that are missing, here and without Ray."""
-
-    def run(build: Build, name: str) -> None:
-        module = importlib.import_module(f"pipeline.stages.{name}")
-        directory = build.stage(name)
-        partitions = module.partitions(build)
-        for partition in partitions:
-            if partition not in directory.partitions():
-                module.run_partition(build, partition)
-        directory.finish(partitions, module.VERSION)
-
-    return run
+def run_stage() -> Callable[..., list[str]]:
+    """tests/stages.py's run_stage(build, "shard", ...): the partitions that are missing, here and without Ray."""
+    return stages.run_stage
 
 
 @pytest.fixture
-def shards_of(synthetic_build: Build, run_stage: Callable[[Build, str], None]) -> Path:
+def shards_of(synthetic_build: Build, run_stage: Callable[..., list[str]]) -> Path:
     """The shard folder of the synthetic build, published."""
     from pipeline.publish import release
 
@@ -84,19 +59,19 @@ def shards_of(synthetic_build: Build, run_stage: Callable[[Build, str], None]) -
 @pytest.fixture
 def fetched_build(tmp_path: Path) -> Callable[..., Build]:
     """tests/fetched.py's make(images, parts=1, name=..., snapshot=..., store=..., **spec) below the test's folder."""
-    return functools.partial(_load("fetched").make, tmp_path)
+    return functools.partial(importlib.import_module("tests.fetched").make, tmp_path)
 
 
 @pytest.fixture(scope="session")
 def filtered() -> ModuleType:
     """The module tests/filtered.py: make(folder, pictures, parts=1, ...), a build that dedup can begin with."""
-    return _load("filtered")
+    return importlib.import_module("tests.filtered")
 
 
 @pytest.fixture
 def got() -> Callable[..., Any]:
     """got(name, data, *texts, page=...): an image as the web gave it, for `fetched_build`."""
-    kind = _load("fetched").Got
+    kind = importlib.import_module("tests.fetched").Got
 
     def make(name: str, data: bytes, *texts: str, page: str = "http://site.test/a.html") -> Any:
         return kind(f"http://img.test/{name}", data, texts or ("一张图片",), page)

@@ -187,7 +187,7 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.config import resolve
+    from training.resolve import resolve
 
     config = resolve(arguments.recipe, arguments.set)
     if arguments.dry_run:
@@ -221,7 +221,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.embed import evaluate_retrieval
+    from training.use.evaluate import evaluate_retrieval
 
     result = evaluate_retrieval(
         arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache

@@ -1,35 +1,41 @@
-"""Errors of `training`. Each carries its subject, and its message is one line that begins with it.
+"""Errors of the trainer: one tree. Each carries its subject, and its message is one line that begins with it.
 
-    ValueError
-      ConfigError      bad usage: an unknown recipe, key or value, weights that are not there      exit 2
-    RuntimeError
-      TrainingError    the work failed: corrupt data, a foreign checkpoint, a run that collapsed   exit 1
+    TrainingError                 the work failed; the command line prints one line and exits with 1
+    ├── ConfigError               bad usage: a recipe, key or value, weights that are not there; exit 2
+    ├── InputError                what a command was given cannot be used: vocabulary, rows, boxes, arrays, texts
+    │   └── CheckpointError       a checkpoint is damaged, foreign, of a newer version, or of another model
+    └── RunError                  a run cannot begin or go on: memory, its folder, its gradients, its data's quality
 
-Why two trees: a command line maps the first to exit 2 and the second to exit 1, and nothing else to either.
+What breaks the shard contract is a ContractError of data_specs.shard. A sample that cannot be decoded, and a released
+row that cannot be read, are no exceptions: they are counted, named in the log, and left out.
 """
 
 from __future__ import annotations
 
 
-class ConfigError(ValueError):
-    """The configuration is wrong. `subject` is the key, recipe or file that is."""
+class TrainingError(Exception):
+    """The work failed. `subject` is the key, file, recipe or step that it failed on; `problem` says how."""
 
     def __init__(self, subject: str, problem: str) -> None:
-        super().__init__(f"{subject}: {problem}")
+        super().__init__(subject, problem)  # both in args: errors cross processes by pickle (loader workers, Ray)
         self.subject = subject
         self.problem = problem
 
-    def __reduce__(self) -> tuple[type[ConfigError], tuple[str, str]]:
-        return type(self), (self.subject, self.problem)  # errors cross process borders (loader workers, Ray)
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.problem}"
 
 
-class TrainingError(RuntimeError):
-    """The work failed. `subject` is the file, key or step at which it did."""
+class ConfigError(TrainingError):
+    """The command or the configuration is wrong. `subject` is the key, recipe, option or file that is."""
 
-    def __init__(self, subject: str, problem: str) -> None:
-        super().__init__(f"{subject}: {problem}")
-        self.subject = subject
-        self.problem = problem
 
-    def __reduce__(self) -> tuple[type[TrainingError], tuple[str, str]]:
-        return type(self), (self.subject, self.problem)
+class InputError(TrainingError):
+    """What a command was given cannot be used."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint, ours or a released one, cannot be used."""
+
+
+class RunError(TrainingError):
+    """A run cannot begin or go on."""

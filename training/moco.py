@@ -7,7 +7,7 @@
 
 One optimiser step of the caller:
 
-    outputs = backward(model, micro_batches, samples, autocast); optimizer.step()     # training/method/accumulate.py
+    outputs = backward(model, micro_batches, samples, autocast); optimizer.step()     # training/run/accumulate.py
     model.after_step(outputs, step)          # the average moves, then keys enter; left out if the step is not finite
 
 For parameters this equals the released order (average, keys, loss), and it makes accumulation exact: all micro-batches
@@ -39,12 +39,13 @@ import torch
 from torch import Tensor, nn
 
 from training.config import Config
+from training.encoders import build_tower
 from training.method import distributed
 from training.method.key_queue import KeyQueue, SampleIds
 from training.method.key_towers import key_trunk, shuffled, statistics, update_average, use_batch_statistics
 from training.method.losses import Candidates, Logits, describe, even_targets, info_nce, sigmoid_loss, soft_targets
 from training.records import Batch
-from training.towers.tower import Modality, build_tower
+from training.towers.tower import Modality
 
 QUERY_PREFIXES = ("image_query.", "text_query.")
 KEY_PREFIXES = ("image_key.", "text_key.")

@@ -97,10 +97,9 @@ def add_export(commands: Commands) -> None:
 def _export(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.files.folder import Folder
     from pipeline.publish.export import to_brivl_jsonl
+    from pipeline.store.dataset import Dataset
 
-    folder = Folder(args.build)
-    shards = folder / "shards" if (folder / "shards").names() else folder
-    out = Path(args.out or folder.at("brivl-jsonl"))
-    rows = to_brivl_jsonl(shards, out, args.detector)
+    out = Path(args.out or Folder(args.build).at("brivl-jsonl"))
+    rows = to_brivl_jsonl(Dataset.open(args.build).shards, out, args.detector)
     say(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}")
     return {"out": str(out), "rows": rows}

@@ -1,1 +1,1 @@
-"""A build becomes a dataset: release, card, Croissant, Energon, verification, export."""
+"""Publishing a build as a dataset: release, card, Croissant, lineage, Energon, verification, export."""

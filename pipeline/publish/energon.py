@@ -1,18 +1,20 @@
-"""Megatron Energon's index of a dataset, so that it opens the shard folder without `energon prepare` reading every tar.
+"""Megatron Energon's index of a dataset: with it Energon opens the shard folder without `energon prepare`, which reads
+every tar.
 
-    train-000000.tar.idx       where each sample begins, and where the last one ends: unsigned 64-bit, little endian
+    train-000000.tar.idx       offset of each sample, and the end of the last one: unsigned 64-bit, little endian
     .nv-meta/index.sqlite      samples and their parts with offsets and sizes, by which Energon finds single samples
-    .nv-meta/index.uuid        names this index; made from content_digest, so that the same tars give the same one
+    .nv-meta/index.uuid        identifies this index; derived from content_digest, so the same tars have the same one
     .nv-meta/split.yaml        tars of each split: train, dev and val under their own names
     .nv-meta/dataset.yaml      a sample is an image (KEY.jpg) and its caption (KEY.txt)
-    .nv-meta/.info.json        samples of each tar; with it Energon takes the folder for a dataset, so it comes last
+    .nv-meta/.info.json        samples of each tar; Energon takes a folder with it for a dataset, so it is written last
     .nv-meta/.info.yaml        the same for versions before 7
 
-All of it follows from the index that packing left, Parquet by Parquet; the same dataset gives the same bytes. The
-format is that of megatron-energon 7.4 (https://nvidia.github.io/Megatron-Energon/).
+All of it is made from the Parquet beside each tar; the same dataset gives the same bytes. The format is that of
+megatron-energon 7.4 (https://nvidia.github.io/Megatron-Energon/).
 
-Limits: regions and the other texts of a sample stay in Parquet and KEY.json. index.sqlite has four rows a sample, about
-600 bytes, and is written by one process: some minutes for ten million samples. Another SQLite may write other bytes.
+Limits: regions and the other texts of a sample stay in Parquet and KEY.json. index.sqlite has four rows per sample,
+about 600 bytes, and is written by one process: some minutes for ten million samples. Another version of SQLite may
+write other bytes.
 """
 
 from __future__ import annotations
@@ -30,17 +32,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from data_specs.shard import SPLITS, Manifest, ShardFiles
+from data_specs.shard import MEMBERS, SPLITS, Manifest, ShardFiles
 from pipeline.files.folder import Folder
 from pipeline.files.tars import BLOCK, padded
 
 META = ".nv-meta"
 INFOS = (".info.json", ".info.yaml")
+"""Files of META that make a folder a dataset for Energon."""
 INDEX = ".idx"
 """Suffix of a tar's index, after its own name."""
-
-PARTS = {"jpg": "image", "txt": "text", "json": "json"}
-"""Suffixes of a sample's members in the order of the tar, with their names in the Parquet."""
 
 _NAMESPACE = uuid.UUID("b6a7f8a2-8b0e-5d0a-9d2f-6a3f5f1d7c11")
 
@@ -59,7 +59,7 @@ CREATE INDEX idx_sample_parts_full ON sample_parts (tar_file_id, sample_index, p
 
 
 def withdraw(folder: Folder) -> None:
-    """Take the index of what is there away, whole or half; what tells Energon of the dataset goes first."""
+    """Remove the index, complete or not. INFOS go first, so that Energon never sees a dataset with half an index."""
     names = folder.names()
     if META in names:
         for name in (*(f"{META}/{info}" for info in INFOS), META):
@@ -70,24 +70,8 @@ def withdraw(folder: Folder) -> None:
 
 
 def write(folder: Folder, manifest: Manifest) -> None:
-    """Write the index of the shards that a manifest names, in its order, but for what `complete` writes."""
-    with tempfile.TemporaryDirectory(dir=folder.scratch(), prefix=".tmp-") as scratch:
-        path = Path(scratch) / "index.sqlite"
-        with closing(sqlite3.connect(path, isolation_level=None)) as db:
-            db.execute("PRAGMA journal_mode = OFF")  # half a file is thrown away as a whole
-            db.execute("PRAGMA synchronous = OFF")
-            db.execute("BEGIN")
-            for statement in _TABLES.strip().split(";\n"):
-                db.execute(statement)
-            for number, shard in enumerate(manifest.shards):
-                places = _Places.of(folder, shard)
-                folder.write(shard.tar.path + INDEX, places.starts())
-                db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", places.samples(number))
-                db.executemany("INSERT INTO sample_parts VALUES (?, ?, ?, ?, ?)", places.parts(number))
-            for statement in _INDEXES.strip().split(";\n"):
-                db.execute(statement)
-            db.execute("COMMIT")
-        folder.take(path, f"{META}/index.sqlite")
+    """Write the index of the shards that a manifest names, in its order, except what `complete` writes."""
+    _write_database(folder, manifest)
     splits = {split: [shard.tar.path for shard in manifest.of_split(split)] for split in SPLITS}
     sample = {"__module__": "megatron.energon", "__class__": "CaptioningSample"}
     texts = {
@@ -99,8 +83,29 @@ def write(folder: Folder, manifest: Manifest) -> None:
         folder.write(f"{META}/{name}", data)
 
 
+def _write_database(folder: Folder, manifest: Manifest) -> None:
+    """Write index.sqlite, and the index of each tar, which is read along the way."""
+    with tempfile.TemporaryDirectory(dir=folder.scratch(), prefix=".tmp-") as scratch:
+        path = Path(scratch) / "index.sqlite"
+        with closing(sqlite3.connect(path, isolation_level=None)) as db:
+            db.execute("PRAGMA journal_mode = OFF")  # a partial file is discarded, never repaired
+            db.execute("PRAGMA synchronous = OFF")
+            db.execute("BEGIN")
+            for statement in _TABLES.strip().split(";\n"):
+                db.execute(statement)
+            for number, shard in enumerate(manifest.shards):
+                offsets = _Offsets.of(folder, shard)
+                folder.write(shard.tar.path + INDEX, offsets.index())
+                db.executemany("INSERT INTO samples VALUES (?, ?, ?, ?, ?)", offsets.samples(number))
+                db.executemany("INSERT INTO sample_parts VALUES (?, ?, ?, ?, ?)", offsets.parts(number))
+            for statement in _INDEXES.strip().split(";\n"):
+                db.execute(statement)
+            db.execute("COMMIT")
+        folder.take(path, f"{META}/index.sqlite")
+
+
 def complete(folder: Folder, manifest: Manifest) -> None:
-    """Write what makes the folder a dataset for Energon."""
+    """Write INFOS, which make the folder a dataset for Energon."""
     counts = {"shard_counts": {shard.tar.path: shard.samples for shard in manifest.shards}}
     for name, data in zip(INFOS, (json.dumps(counts, indent=2).encode() + b"\n", _yaml(counts)), strict=True):
         folder.write(f"{META}/{name}", data)
@@ -110,26 +115,31 @@ def _yaml(value: Any) -> bytes:
     return yaml.safe_dump(value, sort_keys=False).encode()
 
 
-class _Places:
-    """Where the samples of one shard lie."""
+class _Offsets:
+    """Offsets of the samples of one shard and of their members, in bytes of its tar.
+
+    members: (offsets, sizes) of the data of all members of one suffix, in the order of the tar.
+    """
 
     def __init__(self, keys: list[str], members: dict[str, tuple[list[int], list[int]]]) -> None:
         self._keys, self._members = keys, members
-        self._begins = [at - BLOCK for at in members["jpg"][0]]  # of the first member's header
+        # a sample begins with the header of its first member, one block before the data, and ends with the padding of
+        # its last one
+        self._begins = [at - BLOCK for at in members["jpg"][0]]
         self._ends = [padded(at + size) for at, size in zip(*members["json"], strict=True)]
 
     @staticmethod
-    def of(folder: Folder, shard: ShardFiles) -> _Places:
-        """Read from the shard's index."""
-        columns = [f"{name}_{what}" for name in PARTS.values() for what in ("offset", "size")]
+    def of(folder: Folder, shard: ShardFiles) -> _Offsets:
+        """Read the offsets from the Parquet of a shard."""
+        columns = [f"{name}_{what}" for name in MEMBERS.values() for what in ("offset", "size")]
         with folder.local(shard.parquet.path) as path:
             table = pq.read_table(path, columns=["key", *columns])
-        found = {column: table[column].to_pylist() for column in columns}
-        members = {suffix: (found[f"{name}_offset"], found[f"{name}_size"]) for suffix, name in PARTS.items()}
-        return _Places(table["key"].to_pylist(), members)
+        values = {column: table[column].to_pylist() for column in columns}
+        members = {suffix: (values[f"{name}_offset"], values[f"{name}_size"]) for suffix, name in MEMBERS.items()}
+        return _Offsets(table["key"].to_pylist(), members)
 
-    def starts(self) -> bytes:
-        """The content of the tar's .idx."""
+    def index(self) -> bytes:
+        """Content of the tar's .idx: the offset of each sample, and the end of the last one."""
         return np.array([*self._begins, *self._ends[-1:]], "<u8").tobytes()
 
     def samples(self, number: int) -> Iterable[tuple[int, str, int, int, int]]:

@@ -1,17 +1,17 @@
-"""A build becomes a dataset: gates, card, manifest last, identities to STORE.
+"""Publishes a build as a dataset: checks its gates, commits its identities to STORE and writes the manifest last.
 
-`publish` writes into BUILD/shards/: the shard lists as wids reads them, the dataset card, croissant.json, and Energon's
-index if the spec wants it; then, under
-STORE's lock, it commits the build's identities and writes the manifest, which makes it a dataset. In this order: killed
-between the two, the next publish finds its identities committed and writes the manifest, and whoever publishes in
-between is held to what this build keeps. The other way round there would be a dataset that no later build knows of.
-Publishing what is published already, and unchanged, changes nothing: same revision, same bytes.
+`publish` writes into BUILD/shards/: the dataset card, the shard lists of wids, croissant.json, and Energon's index if
+the spec asks for it. Then, under STORE's lock, it commits the build's identities and writes the manifest, which makes
+it a dataset. The order matters. If it is killed between the two, the next publish finds the identities committed and
+writes the manifest, and a build that is published in between is deduplicated against this one. The other way round,
+there would be a dataset that no later build knows of. Publishing an unchanged build again changes nothing: same
+revision, same bytes.
 
-BUILD/releases.json keeps the revisions of a build, since the manifest of an earlier one is removed when shards are
-written anew.
+BUILD/releases.json keeps the revisions of a build, because the manifest of an earlier one is removed when shards are
+written again.
 
-Limits: sizes of all shard files are checked here, their sha256 were taken while they were written; `verify` reads
-everything again. One publisher at a time, held by STORE's lock while identities and manifest are written.
+Limits: this checks the sizes of all shard files; their sha256 was computed while they were written, and `verify` reads
+everything again. STORE's lock allows one publisher at a time while identities and manifest are written.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ __all__ = ["publish", "renew", "withdraw"]
 def publish(build: Build, accept: Sequence[str] = (), because: str = "", approved: bool = False) -> Manifest:
     """Make a finished build a dataset and return its manifest.
 
-    accept: gates that may fail this once; `because` says why and goes into the manifest. approved: a person asked for
-    this publish, which is what `approve: manual` waits for.
+    accept: gates that may fail this once; `because` is the reason, recorded in the manifest. approved: a person asked
+    for this publish, which is the approval that `approve: manual` requires.
 
     Raises GateError (the numbers, top reasons and ten examples; one line each), StageError if shards are not finished,
-    StoreError if one is missing or not whole, and SpecError for an unknown gate or an acceptance without a reason.
+    StoreError if one is missing or incomplete, and SpecError for an unknown gate or an acceptance without a reason.
     """
     gates.check_acceptance(build.stages, accept, because)
     records = _finished(build)
     identities = Identities(build.store)
-    identities.check(build)  # before anything is taken away; and once more under the lock
+    identities.check(build)  # before anything is removed; and once more under the lock
     manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
@@ -73,10 +73,10 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
 
 
 def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
-    """The next revision of a published build out of which something was taken; `accepted` as its manifest had it.
+    """Publish the next revision of a build after a takedown; `accepted` is that of its last manifest.
 
-    No gate holds it back: what is taken down must not stay in a dataset because too little is left. Those that do not
-    hold are named in the manifest. Raises as `publish` does.
+    No gate stops it: content that is taken down must not stay in a dataset because too little would remain. The gates
+    that fail are named in the manifest. Raises as `publish` does.
     """
     candidates, captures = read_funnels(build)
     failing = {
@@ -85,14 +85,17 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
     before = _published(build)
     if before is not None and _same(before, manifest, accepting=False):
-        return before  # nothing of it was in a shard
+        return before  # the takedown was in no shard
     return _write(build, manifest, candidates, captures, Identities(build.store).replace)
 
 
 def _write(
     build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel, identify: Callable[[Build], None]
 ) -> Manifest:
-    """Write what lies beside the shards, the manifest last. Raises StoreError for what was taken down since."""
+    """Write the files beside the shards, the manifest last; `identify` commits the build's identities.
+
+    Raises StoreError if a shard holds something that was taken down since the build began.
+    """
     manifest = _numbered(build, manifest)
     folder = build.folder / "shards"
     withdraw(folder)
@@ -101,7 +104,7 @@ def _write(
     for name, data in card.files(build, manifest, candidates, captures).items():
         folder.write(name, data)
     with build.store.lock():
-        _hold_takedowns(build)
+        _check_takedowns(build)
         identify(build)
         if build.spec.shards.energon:
             energon.complete(folder, manifest)
@@ -112,13 +115,13 @@ def _write(
 
 
 def withdraw(folder: Folder) -> None:
-    """Make a shard folder no dataset, before anything of it changes: the manifest goes first, then Energon's index."""
+    """Turn a dataset back into a plain folder of shards, before any of them changes: the manifest is deleted first."""
     folder.delete("manifest.json")
     energon.withdraw(folder)
 
 
-def _hold_takedowns(build: Build) -> None:
-    """Raise StoreError if a shard holds something that was taken down after the build had read the list."""
+def _check_takedowns(build: Build) -> None:
+    """Raise StoreError if a shard holds something that was taken down after the build read the list."""
     takedowns = build.store.takedowns()
     if not takedowns:
         return
@@ -134,7 +137,7 @@ def _hold_takedowns(build: Build) -> None:
 
 
 def _finished(build: Build) -> list[Record]:
-    """Records of all shards, in order of split and number, with the sizes of their files checked."""
+    """Records of all shards, ordered by split and number. Raises StageError, and StoreError for a damaged file."""
     if "shard" not in build.fingerprints or not build.stage("shard").finished():
         raise StageError("shard", f"is not finished in {build.out}; run wenlan-data build first")
     stage = build.stage("shard")
@@ -147,7 +150,7 @@ def _finished(build: Build) -> list[Record]:
 
 
 def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> Manifest:
-    """The manifest as it follows from the build, before it has a revision."""
+    """The manifest of a build, before it has a revision."""
     detectors = detector_ids(build.spec)
     shards = [
         ShardFiles(
@@ -179,6 +182,7 @@ def _digest(record: Record, suffix: str) -> FileDigest:
 
 
 def _published(build: Build) -> Manifest | None:
+    """The manifest of a build that is published; None if it is not."""
     folder = build.folder / "shards"
     if not folder.exists("manifest.json"):
         return None
@@ -186,17 +190,17 @@ def _published(build: Build) -> Manifest | None:
 
 
 def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:
-    """Whether two manifests say the same, whenever they were written and whatever revision they are.
+    """Whether two manifests are equal, apart from revision and time.
 
-    What was accepted counts only if something is accepted now: the gates are part of the spec's digest, so a build that
-    was let through once, and is unchanged, needs no second word.
+    The accepted gates are compared only if some are accepted now: the gates are part of the spec's digest, so a build
+    that was accepted once, and is unchanged, needs no second approval.
     """
-    leave = {"revision", "parent", "created_at"} | (set() if accepting else {"accepted"})
-    return a.model_dump(exclude=leave) == b.model_dump(exclude=leave)
+    ignored = {"revision", "parent", "created_at"} | (set() if accepting else {"accepted"})
+    return a.model_dump(exclude=ignored) == b.model_dump(exclude=ignored)
 
 
 def _numbered(build: Build, manifest: Manifest) -> Manifest:
-    """The manifest with its revision: 0 for a build's first, one more than the last otherwise, which is its parent."""
+    """The manifest with its revision: 0 for a build's first, otherwise one more than the last, which is its parent."""
     releases = _releases(build)
     if not releases:
         return manifest
@@ -205,18 +209,20 @@ def _numbered(build: Build, manifest: Manifest) -> Manifest:
 
 
 def _all_releases(build: Build) -> list[dict[str, Any]]:
-    known = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
-    if not isinstance(known, list) or not all(isinstance(release, dict) and "build_id" in release for release in known):
+    """All entries of releases.json. Raises StoreError if it is damaged."""
+    releases = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
+    if not isinstance(releases, list) or not all(isinstance(r, dict) and "build_id" in r for r in releases):
         raise StoreError(build.folder.at("releases.json"), "is not a list of releases")
-    return known
+    return releases
 
 
 def _releases(build: Build) -> list[dict[str, Any]]:
-    """Releases of this build, oldest first; a folder may hold those of an earlier spec too, which do not count."""
+    """Releases of this build, oldest first. The folder may also hold those of earlier specs, with other build ids."""
     return [release for release in _all_releases(build) if release["build_id"] == build.build_id]
 
 
 def _remember(build: Build, manifest: Manifest) -> None:
+    """Add a revision to releases.json, unless it is there already."""
     if any(release["revision"] == manifest.revision for release in _releases(build)):
         return
     release = {
@@ -231,7 +237,7 @@ def _remember(build: Build, manifest: Manifest) -> None:
 
 
 def _pretty(manifest: Manifest) -> bytes:
-    """The manifest's bytes: canonical values, one shard a line, so that two releases can be compared by eye."""
+    """The bytes of manifest.json: one shard per line, so that two releases can be compared line by line."""
     raw = manifest.model_dump(mode="json")
     shards = ",\n  ".join(canonical_json(shard).decode() for shard in raw.pop("shards"))
     head = json.dumps(raw, indent=1, ensure_ascii=False, sort_keys=True)

@@ -18,8 +18,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_specs.shard import ContractError, Manifest, canonical_json, parse_manifest
-from pipeline.files.folder import Folder
+from data_specs.shard import Manifest, canonical_json
+from pipeline.store.dataset import Dataset
 
 NAMED = 1_000
 """Keys that a list names."""
@@ -31,13 +31,13 @@ Uint64s = npt.NDArray[np.uint64]
 
 def diff(a: str, b: str) -> dict[str, Any]:
     """The difference from dataset A to dataset B. Raises ContractError if one of them is no dataset."""
-    old, new = _Dataset.open(a), _Dataset.open(b)
-    mine, theirs = old.samples(), new.samples()
-    added, removed = _without(theirs.keys, mine.keys), _without(mine.keys, theirs.keys)
-    changed = _changed(mine, theirs)
+    old, new = Dataset.open(a), Dataset.open(b)
+    before, after = _read_samples(old), _read_samples(new)
+    added, removed = _without(after.keys, before.keys), _without(before.keys, after.keys)
+    changed = _changed(before, after)
     return {
-        "a": old.about(),
-        "b": new.about(),
+        "a": _identity(old.manifest),
+        "b": _identity(new.manifest),
         "same": bool(
             old.manifest.content_digest == new.manifest.content_digest and not any(map(len, changed.values()))
         ),
@@ -45,8 +45,8 @@ def diff(a: str, b: str) -> dict[str, Any]:
         "removed": _named(removed),
         "changed": {aspect: _named(keys) for aspect, keys in changed.items()},
         "shards": _shards(old.manifest, new.manifest),
-        "reasons": moved(old.reasons(), new.reasons()),
-        "spec": changes(old.spec(), new.spec()),
+        "reasons": moved(_reasons(old), _reasons(new)),
+        "spec": changes(_spec(old), _spec(new)),
     }
 
 
@@ -58,56 +58,42 @@ class _Samples:
     aspects: Uint64s
 
 
-@dataclass(frozen=True)
-class _Dataset:
-    """A published dataset; `build` is None if only its shard folder was given."""
+def _identity(manifest: Manifest) -> dict[str, Any]:
+    """What identifies a dataset."""
+    return {
+        "build_id": manifest.build_id,
+        "revision": manifest.revision,
+        "content_digest": manifest.content_digest,
+        "samples": sum(manifest.samples.values()),
+    }
 
-    shards: Folder
-    build: Folder | None
-    manifest: Manifest
 
-    @staticmethod
-    def open(place: str) -> _Dataset:
-        folder = Folder(place)
-        inside = folder.exists("shards/manifest.json")
-        shards = folder / "shards" if inside else folder
-        if not shards.exists("manifest.json"):
-            raise ContractError(f"{shards.at('manifest.json')}: is not there; only what is published can be compared")
-        manifest = parse_manifest(shards.read("manifest.json"), shards.at("manifest.json"))
-        return _Dataset(shards, folder if inside else None, manifest)
+def _read_samples(dataset: Dataset) -> _Samples:
+    """All samples of a dataset, from the Parquet of every shard."""
+    keys, aspects = [np.zeros(0, "V16")], [np.zeros((0, len(ASPECTS)), np.uint64)]
+    for shard in dataset.manifest.shards:
+        with dataset.shards.local(shard.parquet.path) as path, pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(20_000, columns=_COLUMNS):
+                # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
+                keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
+                aspects.append(_aspects(batch))
+    all_keys = np.concatenate(keys)
+    order = np.argsort(all_keys)
+    return _Samples(all_keys[order], np.concatenate(aspects)[order])
 
-    def about(self) -> dict[str, Any]:
-        """What identifies it."""
-        return {
-            "build_id": self.manifest.build_id,
-            "revision": self.manifest.revision,
-            "content_digest": self.manifest.content_digest,
-            "samples": sum(self.manifest.samples.values()),
-        }
 
-    def samples(self) -> _Samples:
-        """All samples, from the Parquet of every shard."""
-        keys, aspects = [np.zeros(0, "V16")], [np.zeros((0, len(ASPECTS)), np.uint64)]
-        for shard in self.manifest.shards:
-            with self.shards.local(shard.parquet.path) as path, pq.ParquetFile(path) as file:
-                for batch in file.iter_batches(20_000, columns=_COLUMNS):
-                    # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
-                    keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
-                    aspects.append(_aspects(batch))
-        all_keys = np.concatenate(keys)
-        order = np.argsort(all_keys)
-        return _Samples(all_keys[order], np.concatenate(aspects)[order])
+def _reasons(dataset: Dataset) -> dict[str, int]:
+    """Number of candidates by reason to drop; "" for kept ones. Empty without a report."""
+    if dataset.build is None or not dataset.build.exists("report/report.json"):
+        return {}
+    report = dataset.build.read_json("report/report.json")
+    return {"": report["totals"]["kept"], **{r["name"]: r["count"] for r in report["reasons"]}}
 
-    def reasons(self) -> dict[str, int]:
-        """Number of candidates by reason to drop; "" for kept ones. Empty without a report."""
-        if self.build is None or not self.build.exists("report/report.json"):
-            return {}
-        report = self.build.read_json("report/report.json")
-        return {"": report["totals"]["kept"], **{r["name"]: r["count"] for r in report["reasons"]}}
 
-    def spec(self) -> Any:
-        """The build's spec as JSON; empty without its folder."""
-        return self.build.read_json("build.json")["spec"] if self.build and self.build.exists("build.json") else {}
+def _spec(dataset: Dataset) -> Any:
+    """The spec of a dataset's build as JSON; empty without the build's folder."""
+    build = dataset.build
+    return build.read_json("build.json")["spec"] if build and build.exists("build.json") else {}
 
 
 def _aspects(batch: pa.RecordBatch) -> Uint64s:
@@ -123,8 +109,8 @@ def _hash(value: Any) -> str:
     return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
 
-def _without(these: npt.NDArray[np.void], those: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
-    return these[~np.isin(these, those)]
+def _without(keys: npt.NDArray[np.void], others: npt.NDArray[np.void]) -> npt.NDArray[np.void]:
+    return keys[~np.isin(keys, others)]
 
 
 def _changed(a: _Samples, b: _Samples) -> dict[str, npt.NDArray[np.void]]:

@@ -66,9 +66,9 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         ("formats", "Formats as fetched", "原始格式", "count"),
         ("sources", "Sources of samples", "样本来源", "kept"),
     ):
-        mine, theirs = ({row["name"]: row[count] for row in report[name]} for report in (now, before))
-        names = sorted(mine.keys() | theirs.keys())
-        rows.append(_row(name, title, title_zh, [theirs.get(n, 0) for n in names], [mine.get(n, 0) for n in names]))
+        new, old = ({row["name"]: row[count] for row in report[name]} for report in (now, before))
+        names = sorted(new.keys() | old.keys())
+        rows.append(_row(name, title, title_zh, [old.get(n, 0) for n in names], [new.get(n, 0) for n in names]))
     reasons = [{"": r["totals"]["kept"], **{x["name"]: x["count"] for x in r["reasons"]}} for r in (before, now)]
     if not before["totals"]["kept"] or not now["totals"]["kept"]:
         rows = []  # nothing to compare
@@ -89,18 +89,18 @@ def _row(name: str, title: str, title_zh: str, before: list[int], now: list[int]
     return {"name": name, "title": title, "title_zh": title_zh, "psi": index, "level": level(index)}
 
 
-def _domains(these: dict[str, Any], those: dict[str, Any]) -> list[dict[str, Any]]:
-    """Image domains that one report lists and the other does not, with at least DOMAIN_SHARE of the samples."""
-    known, total = {row["name"] for row in those["image_domains"]}, max(1, these["totals"]["kept"])
-    rows = [row for row in these["image_domains"] if row["name"] not in known and row["count"] / total >= DOMAIN_SHARE]
-    return rows[:LISTED]
+def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, Any]]:
+    """Image domains that a report lists and the other does not, with at least DOMAIN_SHARE of the samples."""
+    names, total = {row["name"] for row in other["image_domains"]}, max(1, report["totals"]["kept"])
+    large = (row for row in report["image_domains"] if row["count"] / total >= DOMAIN_SHARE)
+    return [row for row in large if row["name"] not in names][:LISTED]
 
 
 def baseline_of(build: Build) -> dict[str, Any] | None:
     """The report to compare a build with by default; None if there is none."""
-    for known in reversed(build.store.registered()):
-        if known["name"] == build.spec.name and known["snapshot"] < build.snapshot:
-            report = read(known["out"])
+    for published in reversed(build.store.registered()):
+        if published["name"] == build.spec.name and published["snapshot"] < build.snapshot:
+            report = read(published["out"])
             if report is not None:
                 return report
     return None

@@ -39,10 +39,10 @@ def _reference(store: Store, name: str) -> dict[str, Any] | None:
     builds = sorted(store.registered(), key=lambda entry: entry["name"] == name)  # stable: the newest of a name is last
     for entry in reversed(builds):
         folder = Folder(entry["out"])
-        known: dict[str, Any] = folder.read_json("build.json") if folder.exists("build.json") else {}
-        stages = known.get("stages", {})
+        build: dict[str, Any] = folder.read_json("build.json") if folder.exists("build.json") else {}
+        stages = build.get("stages", {})
         if all("cost" in s for s in stages.values()) and stages.get(UNIT, {}).get("funnel", {}).get("seen"):
-            return known
+            return build
     return None
 
 

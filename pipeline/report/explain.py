@@ -22,6 +22,7 @@ from pipeline.records import order_key, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.images import records_between
 from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage
 
 TRACED = 20
@@ -106,7 +107,7 @@ def _look(
 def _records(stage: StageDir, key: str) -> Iterator[Record]:
     """Records of a stage: only the one whose range holds the order key, where partitions are such ranges."""
     names = stage.partitions()
-    if all("-of-" in name for name in names):
+    if all(KeyRange.parse(name) for name in names):
         yield from records_between(stage, key, key)
     else:
         yield from (stage.record(name) for name in names)

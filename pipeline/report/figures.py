@@ -218,13 +218,13 @@ def stage_costs(build: Build) -> list[dict[str, Any]]:
 
     How many GPUs a partition held, and how long the stage took, is known only to the run, which noted it in build.json.
     """
-    known = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
+    of_run = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
     rows = []
     for name in build.stages:
         records = build.stage(name).records() if name in build.fingerprints else []
         if not records:
             continue
-        noted = known.get(name, {})
+        noted = of_run.get(name, {})
         if noted.get("fingerprint") != build.fingerprints[name]:
             noted = {}  # of another run, whose results are not these
         total = {key: round(value, 2) for key, value in dataclasses.asdict(Cost.of(records, gpus=0)).items()}

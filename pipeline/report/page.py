@@ -75,8 +75,9 @@ def make(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]
 def _cached_regions(build: Build) -> dict[str, int]:
     """Images whose regions came from STORE's cache, and all that needed some; both summed over the detectors."""
     records = build.stage("detect").records() if "detect" in build.fingerprints else []
-    asked = sum(record.counts.get("images", 0) for record in records) * len(detector_ids(build.spec))
-    return {"cached": sum(record.counts.get("cached", 0) for record in records), "asked": asked}
+    images = sum(record.counts.get("images", 0) for record in records)
+    cached = sum(record.counts.get("cached", 0) for record in records)
+    return {"cached": cached, "asked": images * len(detector_ids(build.spec))}
 
 
 def _before(report: dict[str, Any], baseline: dict[str, Any] | None) -> dict[str, list[float]]:
@@ -101,21 +102,21 @@ def environment(stages: Stages) -> Any:
     """
     import jinja2
 
-    found = jinja2.Environment(
+    templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.tests["starts"] = str.startswith
-    found.filters |= {
+    templates.tests["starts"] = str.startswith
+    templates.filters |= {
         "n": lambda value: f"{value:,}",
         "share": _share,
         "size": _size,
         "zh": functools.partial(zh, stages=stages),
     }
-    return found
+    return templates
 
 
 def _share(part: int, whole: int) -> str:

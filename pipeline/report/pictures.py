@@ -156,12 +156,12 @@ def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_o
             if takedowns.names(row) or row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
                 continue
             for leader in {row["id"], row["duplicate_of"]} & set(members):
-                known = members[leader]
-                if row["id"] == leader and not row["kept"] and leader in known:
+                cluster = members[leader]
+                if row["id"] == leader and not row["kept"] and leader in cluster:
                     continue  # the same candidate came a second time and was dropped; its first row says it was kept
-                known[row["id"]] = row
-                if len(known) > MEMBERS:  # the leader stays, and of the duplicates those with the smallest ids
-                    del known[max(set(known) - {leader})]
+                cluster[row["id"]] = row
+                if len(cluster) > MEMBERS:  # the leader stays, and of the duplicates those with the smallest ids
+                    del cluster[max(set(cluster) - {leader})]
     clusters: list[dict[str, Any]] = []
     for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         rows = sorted(members[leader].values(), key=lambda row: (row["id"] != leader, row["id"]))
@@ -232,8 +232,8 @@ def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]
     keys = pa.array(sorted(rows_of_key), pa.string())
     for record in build.packed():
         for name in detectors:
-            columns, here = ["key", *BOX_SCHEMA.names], pc.field("key").isin(keys)
-            table = stage.table(record, f"regions/{name}", columns=columns, filters=here)
+            columns, of_rows = ["key", *BOX_SCHEMA.names], pc.field("key").isin(keys)
+            table = stage.table(record, f"regions/{name}", columns=columns, filters=of_rows)
             boxes = boxes_of(table)
             for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
                 for row in rows_of_key[key]:

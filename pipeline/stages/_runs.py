@@ -25,6 +25,7 @@ from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
+from pipeline.store.ranges import KeyRange
 
 BUFFER = 20_000
 """Rows that a merge holds beside the block that it returns."""
@@ -50,14 +51,14 @@ ALL = "all"
 
 
 def run_name(partitions: Sequence[str]) -> str:
-    """`iiiii-jjjjj-of-PPPPP`: the run of partitions i to j of filter, both inclusive."""
-    return f"{partitions[0][:5]}-{partitions[-1]}"
+    """The name of the run of neighbouring partitions of filter."""
+    first, last = KeyRange.named(partitions[0]), KeyRange.named(partitions[-1])
+    return str(KeyRange(first.first, last.last, first.of, run=True))
 
 
 def partitions_of(run: str) -> list[str]:
     """The partitions of filter that a run is made of."""
-    first, last, _, of = run.split("-")
-    return [f"{i:05d}-of-{of}" for i in range(int(first), int(last) + 1)]
+    return [str(part) for part in KeyRange.named(run).parts()]
 
 
 def pairs_of(build: Build, run: str, columns: list[str] | None = None) -> pa.Table:

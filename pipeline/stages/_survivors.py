@@ -11,8 +11,8 @@ import pyarrow as pa
 from pipeline.filters import pixel_filters
 from pipeline.stages._runs import partitions_of
 from pipeline.store.build import Build
-from pipeline.store.images import range_of
 from pipeline.store.partitions import StageDir
+from pipeline.store.ranges import KeyRange
 
 
 def survivors(build: Build) -> StageDir:
@@ -33,7 +33,7 @@ def deduplicated_in(build: Build, partition: str, split: str, columns: list[str]
 
     The partitions of dedup are runs, each over several fetch partitions: only the rows of this one are read.
     """
-    low, high = range_of(partition)
+    low, high = KeyRange.named(partition).bounds
     stage = build.stage("dedup")
     record = next(stage.record(run) for run in stage.partitions() if partition in partitions_of(run))
     within = [("order_key", ">=", low), ("order_key", "<", high)]

@@ -32,9 +32,9 @@ from pipeline.records import (
     candidate_rows,
     candidates_of,
     drop,
-    order_range,
 )
 from pipeline.store.build import Build
+from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage, StageFile
 from pipeline.store.takedowns import Takedowns
 from pipeline.texts.cleaning import clean
@@ -58,17 +58,16 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """Names `iiiii-of-PPPPP` of the ranges of order_key; P from the number of extracted candidates."""
+    """Ranges of order_key (`KeyRange`), as many as the number of extracted candidates asks for."""
     total = sum(record.counts["kept"] for record in build.stage("extract").records())
     of = max(1, -(-total // build.spec.fetch.images_per_partition))
-    return [f"{i:05d}-of-{of:05d}" for i in range(of)]
+    return [str(key_range) for key_range in KeyRange.cut(of)]
 
 
 def run_partition(build: Build, partition: str) -> None:
     """Admit one range and commit it."""
-    number, of = (int(part) for part in partition.split("-of-"))
     with build.stage("admit").attempt(partition) as attempt:
-        candidates = _candidates(build, *order_range(number, of))
+        candidates = _candidates(build, *KeyRange.named(partition).bounds)
         rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
         kept, decisions = admit(candidates, build.spec, build.store.takedowns().hashes, rewritten)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))

@@ -31,7 +31,7 @@ from pipeline.stages._model_runner import Model, model_values
 from pipeline.stages._survivors import survivors_in
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
-from pipeline.store.images import range_of
+from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage, StageFile
 from pipeline.store.store import Store
 
@@ -107,7 +107,7 @@ def _kept(build: Build, partition: str) -> pa.Table:
 
 def _from_sources(build: Build, partition: str, kept: pa.Table) -> dict[str, Boxes]:
     """Boxes that came with the rows of the kept images."""
-    low, high = range_of(partition)
+    low, high = KeyRange.named(partition).bounds
     within = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
     stage, by_url = build.stage("extract"), dict[str, Boxes]()
     for record in stage.records():

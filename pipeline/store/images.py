@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.errors import StageError
-from pipeline.records import order_key, order_range
+from pipeline.records import order_key
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
+from pipeline.store.ranges import KeyRange
 
 READ_AHEAD, GAP = 1 << 20, 64 << 10
 """Bytes of a tar that are read at once, and between two images that are read along rather than skipped."""
@@ -38,21 +39,12 @@ class FetchedImage:
     data: memoryview
 
 
-def range_of(partition: str) -> tuple[str, str]:
-    """Half-open range of order keys that a partition called `00003-of-00010`, or `00003-00005-of-00010`, covers."""
-    numbers, _, of = partition.partition("-of-")
-    first, _, last = numbers.partition("-")
-    return order_range(int(first), int(of))[0], order_range(int(last or first), int(of))[1]
-
-
 def records_between(stage: StageDir, first: str, last: str) -> list[Record]:
     """Records of the partitions whose range meets the order keys `first` .. `last` (both inclusive), in order.
 
-    The stage's partitions must be named as `range_of` reads them.
+    The stage's partitions must be ranges of order keys.
     """
-    return [
-        stage.record(name) for name in stage.partitions() if range_of(name)[0] <= last and first < range_of(name)[1]
-    ]
+    return [stage.record(name) for name in stage.partitions() if KeyRange.named(name).meets(first, last)]
 
 
 def partition_images(build: Build, partition: str, only: Collection[str] | None = None) -> Iterator[FetchedImage]:
@@ -84,7 +76,7 @@ def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) ->
     if not wanted:
         return
     for record in records_between(stage, wanted[0][0], wanted[-1][0]):
-        low, high = range_of(record.partition)
+        low, high = KeyRange.named(record.partition).bounds
         ids = [fetch_id for key, fetch_id in wanted if low <= key < high]
         if ids:
             here = pc.field("fetch_id").isin(pa.array(ids, pa.string())) & pc.field("ok")

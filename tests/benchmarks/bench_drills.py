@@ -277,7 +277,7 @@ import json, os, subprocess, sys, threading, time
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
-from training.config import resolve
+from training.resolve import resolve
 from training.outputs.journal import read_metrics
 from training.run.ray_job import fit_on_ray
 

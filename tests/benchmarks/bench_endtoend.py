@@ -39,14 +39,14 @@ def main() -> int:
 def compare(folder: Path, recipe: str, settings: list[str], rounds: int) -> Figure:
     import torch
 
-    from training.config import resolve
     from training.data.index import open_dataset
     from training.data.loader import Loader, Share
     from training.data.tokenizer import load_tokenizer
-    from training.method.accumulate import backward
+    from training.device import keep_memory
     from training.moco import BriVL
     from training.records import Batch
-    from training.run.launch import keep_memory
+    from training.resolve import resolve
+    from training.run.accumulate import backward
     from training.run.optimizer import build_optimizer
 
     keep_memory()

@@ -207,7 +207,7 @@ MEMORY = """
 import json, multiprocessing, sys
 from dataclasses import replace
 from pathlib import Path
-from training.config import resolve
+from training.resolve import resolve
 from training.data.loader import Loader, Share
 from training.data.index import open_dataset
 from training.data.tokenizer import load_tokenizer

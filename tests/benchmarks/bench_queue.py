@@ -19,14 +19,14 @@ import torch
 import torch.distributed as dist
 from harness import Figure, quick, report
 
-from training.config import resolve
+from training.device import keep_memory
 from training.method import distributed
 from training.method.key_queue import SampleIds
 from training.method.key_towers import update_average
 from training.moco import BriVL, Features
 from training.records import Batch
-from training.run.launch import keep_memory
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 
 BATCH, SIDE, REGIONS, TOKENS = 4, 380, 37, 80
 BAR = 0.05

@@ -28,7 +28,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 import torchvision.io, torchvision.transforms.v2.functional, simplejpeg  # a start of python, not of a run
-from training.config import resolve
+from training.resolve import resolve
 from training.data.loader import Loader, Share
 from training.data.index import open_dataset
 from training.data.tokenizer import load_tokenizer

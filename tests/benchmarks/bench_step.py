@@ -120,8 +120,8 @@ def on_gpu() -> dict[str, Figure]:
     import torch
     from step_sides import OurStep, config_of, ladder
 
+    from training.device import exact_float32
     from training.run.flops import Meter
-    from training.run.launch import exact_float32
 
     if not torch.cuda.is_available():
         raise SystemExit("--gpu: torch sees no GPU here")

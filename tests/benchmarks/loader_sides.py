@@ -22,10 +22,10 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def ours(folder: Path, size: int, workers: int) -> Callable[[], int]:
     from dataclasses import replace
 
-    from training.config import resolve
     from training.data.index import open_dataset
     from training.data.loader import Loader, Share
     from training.data.tokenizer import load_tokenizer
+    from training.resolve import resolve
 
     config = replace(resolve("tiny").data, image_size=size, num_workers=workers, color_jitter_p=0.0, grayscale_p=0.0)
     dataset = open_dataset([str(folder / "manifest.json")], "train", cache=folder / "cache")

@@ -28,13 +28,14 @@ from released import ReleasedBriVL
 from torch import Tensor, nn
 
 from training import moco
-from training.config import Config, resolve
+from training.config import Config
+from training.device import keep_memory
 from training.encoders.cnn_regions import Trunk
-from training.method.accumulate import backward
 from training.method.key_towers import update_average
 from training.moco import BriVL
 from training.records import Batch
-from training.run.launch import keep_memory
+from training.resolve import resolve
+from training.run.accumulate import backward
 from training.run.optimizer import build_optimizer
 from training.towers.region_pooling import pool_regions
 

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 PYTHON = ROOT / ".venv-dags" / "bin" / "python"
 FILES = sorted((ROOT / "dags").glob("*.py"))
 GRAPHS = Path(__file__).with_name("graphs.json")

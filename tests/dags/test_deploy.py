@@ -16,9 +16,9 @@ import yaml
 
 from pipeline import cli as data_cli
 from pipeline import observe
+from tests.places import ROOT
 from training import cli as train_cli
 
-ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "dags" / "deploy"
 MANIFESTS = sorted(DEPLOY.glob("rayjob-*.yaml"))
 OF_RAY = {"ray_node_cpu_utilization", "ray_node_mem_used", "ray_node_mem_total", "ray_object_store_memory"}

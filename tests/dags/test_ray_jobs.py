@@ -39,8 +39,8 @@ from dags.ray_jobs import (
     why_it_failed,
 )
 from pipeline import observe
+from tests.places import ROOT
 
-ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-of-this-test-alone-0123456789"
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from pipeline import cli
-
-SPECS = sorted((Path(__file__).parents[2] / "data_specs").glob("*.yaml"))
+from tests.places import SPECS
 
 
 def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:

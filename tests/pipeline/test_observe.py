@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from pipeline import observe
-
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
 
 SAY = """
 import logging
 from pipeline import observe
+from tests.places import ROOT
 observe.log_as(observe.form())
 log = logging.getLogger("wenlan")
 with observe.about(build_id="b-1"):

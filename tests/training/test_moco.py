@@ -10,15 +10,14 @@ import pytest
 import torch
 from torch import nn
 
-from training.config import resolve
-from training.errors import ConfigError
-from training.method.key_towers import update_average
 from training.moco import KEY_PREFIXES, QUERY_PREFIXES, QUEUE_PREFIXES, BriVL
 from training.records import Batch
+from training.resolve import resolve
 from training.towers.tower import Tower
 
 FROZEN_CNN = ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0")
 """No batch norm and no dropout in what is trained: sums over samples are then exact."""
+
 
 BERT = (
     "text.encoder=bert_text",
@@ -28,9 +27,14 @@ BERT = (
     "text.backbone_ffn=48",
     "text.vocab_size=60",
 )
+
+
 MOBILENET = ("image.backbone=torchvision/mobilenet_v2", "image.frozen_stages=10")
 
+
 MakeBatch = Callable[..., Batch]
+
+
 MakeModel = Callable[..., BriVL]
 
 
@@ -47,23 +51,6 @@ def test_invalid_samples_count_neither_in_the_loss_nor_in_the_queue(
     nothing.loss.backward()
     assert nothing.loss.item() == 0
     assert all(p.grad is None or not p.grad.abs().any() for p in model.parameters())
-
-
-def test_the_average_is_that_of_a_loop_and_takes_batch_norm_along() -> None:
-    torch.manual_seed(0)
-    query = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(5, 5))
-    key = copy.deepcopy(query).requires_grad_(False)
-    query.train()(torch.randn(2, 3, 7, 7))
-    with torch.no_grad():
-        for p in query.parameters():
-            p.add_(torch.randn_like(p))
-    before = {name: value.clone() for name, value in key.state_dict().items()}
-    update_average(key, query, 0.9)
-    for name, value in key.state_dict().items():
-        now = query.state_dict()[name]
-        expected = 0.9 * before[name] + 0.1 * now if now.is_floating_point() else now
-        assert torch.allclose(value, expected, atol=1e-6), name
-    assert not torch.equal(key.state_dict()["1.running_mean"], before["1.running_mean"])
 
 
 def test_frozen_layers_stand_still_and_key_towers_run_in_eval(make_model: MakeModel, make_batch: MakeBatch) -> None:
@@ -188,12 +175,6 @@ def test_bf16_keeps_the_loss_close_and_queue_and_average_in_float32(make_batch: 
     assert output.loss.item() == pytest.approx(exact, rel=0.05)
 
 
-def test_half_precision_weights_get_no_average() -> None:
-    query = nn.Linear(2, 2).bfloat16()
-    with pytest.raises(AssertionError):
-        update_average(copy.deepcopy(query), query, 0.99)
-
-
 def test_embeddings_of_box_and_place_are_off_by_default_and_begin_at_nothing(make_batch: MakeBatch) -> None:
     """With them switched on a fresh model gives the features of one without, and they are trained."""
     on = ("image.box_embedding=true", "image.position_embedding=true", "text.position_embedding=true")
@@ -219,8 +200,3 @@ def test_embeddings_of_box_and_place_are_off_by_default_and_begin_at_nothing(mak
     moved = replace(batch, boxes_BR4=batch.boxes_BR4.flip(1))
     assert not torch.allclose(model.encode_image(batch), model.encode_image(moved), atol=1e-3)
     assert torch.allclose(plain.encode_image(batch), plain.encode_image(moved), atol=1e-5)
-
-
-def test_char_text_has_positions_of_its_own() -> None:
-    with pytest.raises(ConfigError, match=r"^text\.position_embedding: char_text has positions of its own$"):
-        BriVL(resolve("tiny", ["text.position_embedding=true"]))

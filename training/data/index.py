@@ -1,11 +1,9 @@
 """What there is to train on: manifests and plain tars, opened as one numbered list of rows.
 
-A dataset is a tuple of shards. Of each shard this module keeps an index in uncompressed Arrow IPC in a cache folder,
-made once from the shard's Parquet (or by one pass over a plain tar) and then memory-mapped, so that the memory of a
-process grows neither with the pixels nor with the number of samples. Images are read by offset (`pread`), which makes
-row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars are read from copies (training/data/remote.py).
-Regions of one detector are joined by row when the cache is made, after their `key` and `sha256` were compared with the
-shard's.
+A dataset is a tuple of shards, each with an index that is memory-mapped (training/data/index_cache.py), so that the
+memory of a process grows neither with the pixels nor with the number of samples. Images are read by offset (`pread`),
+which makes row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars are read from copies
+(training/data/remote.py).
 
 Limits: sizes of all tars are checked at the start, their sha256 is not (`wenlan-data verify` does that). A plain tar
 has no split: it is all train, or all of what is evaluated.
@@ -19,7 +17,6 @@ import itertools
 import os
 import posixpath
 import re
-import uuid
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,30 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.ipc
-import pyarrow.parquet as pq
 
 from data_specs.shard import (
     ContractError,
-    FileDigest,
     Manifest,
-    ShardFiles,
     Split,
     parse_manifest,
 )
 from training.config import DataConfig
-from training.data.plain_tars import expand, index_tar
+from training.data.index_cache import COLUMNS, GRID, Shard, index_plain_tar, index_shard, read_index
+from training.data.plain_tars import expand
 from training.data.remote import TarCache
 from training.errors import ConfigError
 
-GRID = "grid"
-"""The detector that needs no file: boxes follow from the image's size alone."""
-
-_CACHE_VERSION = 1
-_COLUMNS = ["key", "candidate_id", "source_kind", "sha256", "width", "height", "texts", "image_leader"]
-_COLUMNS += ["image_offset", "image_size"]
 _OPEN_FILES = 64
 _OPEN_TABLES = 256
 
@@ -86,19 +72,10 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shard:
-    tar: str
-    rows: int
-    index: Path
-    regions: Path | None
-    size: int
-
-
-@dataclass(frozen=True, slots=True)
 class _Opened:
     """What one manifest, or one argument's plain tars, add to a dataset."""
 
-    shards: list[_Shard]
+    shards: list[Shard]
     digest: str
     regions: str
     weight: float | None = None
@@ -205,7 +182,7 @@ class Dataset:
         if table is None:
             if len(self._tables) >= _OPEN_TABLES:
                 self._tables.popitem(last=False)
-            table = self._tables[path] = _read_arrow(path)
+            table = self._tables[path] = read_index(path)
         self._tables.move_to_end(path)
         return table
 
@@ -215,7 +192,7 @@ class Dataset:
             os.close(self._files.popitem()[1])
 
 
-_ROW_COLUMNS = [name for name in _COLUMNS if name not in ("texts", "sha256")]
+_ROW_COLUMNS = [name for name in COLUMNS if name not in ("texts", "sha256")]
 
 
 def default_cache() -> Path:
@@ -299,7 +276,7 @@ def _open_manifest(name: str, manifest: Manifest, split: Split, detector: str, c
         known = ", ".join(manifest.detectors) or "none"
         raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}")
     base = posixpath.dirname(path)
-    shards = [_open_shard(base, path, files, detector, cache) for files in manifest.of_split(split)]
+    shards = [index_shard(base, path, files, detector, cache) for files in manifest.of_split(split)]
     joined = [
         f"{f.regions[detector].path} {f.regions[detector].sha256}" for f in manifest.shards if detector in f.regions
     ]
@@ -307,121 +284,8 @@ def _open_manifest(name: str, manifest: Manifest, split: Split, detector: str, c
     return _Opened(shards, manifest.content_digest, regions)
 
 
-def _open_shard(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> _Shard:
-    tar = _locate(base, manifest, files.tar)
-    _check_size(tar, files.tar.bytes)
-    index = cache / f"{files.parquet.sha256}.v{_CACHE_VERSION}.arrow"
-    if not index.exists():
-        _write_arrow(_read_index(_locate(base, manifest, files.parquet), files, tar), index)
-    if detector == GRID and GRID not in files.regions:
-        return _Shard(tar, files.samples, index, None, files.tar.bytes)
-    if detector not in files.regions:
-        raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
-    digest = files.regions[detector]
-    regions = cache / f"{files.parquet.sha256[:32]}-{digest.sha256[:32]}.v{_CACHE_VERSION}.arrow"
-    if not regions.exists():
-        name = _locate(base, manifest, digest)
-        _write_arrow(_read_regions(name, digest, index), regions)
-    return _Shard(tar, files.samples, index, regions, files.tar.bytes)
-
-
-def _locate(base: str, manifest: str, file: FileDigest) -> str:
-    parts = file.path.split("/")
-    if ".." in parts or file.path.startswith("/") or "://" in file.path:
-        raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
-    return posixpath.join(base, file.path)
-
-
-def _check_size(name: str, expected: int) -> None:
-    fs, path = fsspec.core.url_to_fs(name)
-    try:
-        size = fs.size(path)
-    except OSError:
-        raise ContractError(f"{name}: missing, but the manifest names it") from None
-    if size != expected:
-        raise ContractError(f"{name}: {size} bytes, the manifest says {expected}; the tar is truncated or was replaced")
-
-
-def _read_parquet(name: str, digest: str, columns: list[str]) -> Any:
-    """Table from a Parquet file whose sha256 is `digest`."""
-    try:
-        with fsspec.open(name, "rb") as file:
-            data = file.read()
-    except OSError:
-        raise ContractError(f"{name}: missing, but the manifest names it") from None
-    if hashlib.sha256(data).hexdigest() != digest:
-        raise ContractError(f"{name}: its sha256 is not the one in the manifest; the file is damaged or was replaced")
-    try:
-        return pq.read_table(pa.BufferReader(data), columns=columns)
-    except (pa.ArrowException, ValueError, KeyError) as e:
-        raise ContractError(f"{name}: not a Parquet file of this contract ({str(e).splitlines()[0]})") from None
-
-
-def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
-    table = _read_parquet(name, files.parquet.sha256, _COLUMNS)
-    if table.num_rows != files.samples:
-        raise ContractError(f"{name}: {table.num_rows} rows, the manifest says {files.samples}")
-    if table.num_rows:
-        end = pc.max(pc.add(table["image_offset"], table["image_size"])).as_py()
-        if end > files.tar.bytes:
-            raise ContractError(f"{tar}: {files.tar.bytes} bytes, but its index names an image that ends at {end}")
-    return table
-
-
-def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
-    """Boxes of one shard, after every row's key and sha256 were compared with the shard's index."""
-    table = _read_parquet(name, digest.sha256, ["key", "sha256", "boxes"])
-    shard = _read_arrow(index)
-    if table.num_rows != shard.num_rows:
-        raise ContractError(f"{name}: {table.num_rows} rows for a shard of {shard.num_rows} samples")
-    for column in ("key", "sha256"):
-        differs = pc.not_equal(table[column], shard[column]).to_numpy(zero_copy_only=False)
-        if differs.any():
-            row = int(differs.argmax())
-            found, expected = table[column][row].as_py(), shard[column][row].as_py()
-            raise ContractError(
-                f"{name}: row {row} has {column} {found}, the shard has {expected}; regions of another build?"
-            )
-    lengths = pc.list_value_length(table["boxes"]).to_numpy(zero_copy_only=False)
-    if (lengths % 4).any():
-        raise ContractError(f"{name}: row {int((lengths % 4).argmax())} has boxes that are not groups of four numbers")
-    return table.select(["boxes"])
-
-
-def _write_arrow(table: Any, path: Path) -> None:
-    """Write one record batch, uncompressed, under a temporary name, then rename: ranks may race, all write the same."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a pid is not enough: hosts may share the cache
-    table = table.combine_chunks()
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table)
-    temporary.replace(path)
-
-
-def _read_arrow(path: Path) -> Any:
-    """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
-    try:
-        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except (pa.ArrowException, OSError) as e:
-        reason = (str(e).splitlines() or [""])[0]
-        raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None
-
-
 def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
-    """Index plain tars; each is read once, then its index is found by path, size and time of change."""
-    shards = []
-    names = []
-    for tar in tars:
-        fs, path = fsspec.core.url_to_fs(tar)
-        try:
-            info = fs.info(path)
-        except OSError:
-            raise ContractError(f"{tar}: no such file") from None
-        changed = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
-        identity = f"{_CACHE_VERSION}\n{path}\n{info['size']}\n{changed}"
-        index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
-        if not index.exists():
-            _write_arrow(index_tar(tar, _COLUMNS), index)
-        table = _read_arrow(index)
-        shards.append(_Shard(tar, table.num_rows, index, None, int(info["size"])))
-        names.extend(table["candidate_id"].to_pylist())
-    return _Opened(shards, hashlib.sha256("\n".join(names).encode()).hexdigest(), GRID)
+    """Plain tars; their digest is that of their samples' ids in order."""
+    shards = [index_plain_tar(tar, cache) for tar in tars]
+    ids = [sample_id for shard in shards for sample_id in read_index(shard.index)["candidate_id"].to_pylist()]
+    return _Opened(shards, hashlib.sha256("\n".join(ids).encode()).hexdigest(), GRID)

@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.errors import TrainingError
+from training.errors import InputError
 
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
 """Ids of the character vocabularies; those of a BERT vocabulary are its own."""
@@ -53,7 +53,7 @@ class CharTokenizer:
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         if tuple(vocabulary[:4]) != SPECIAL:
-            raise TrainingError("vocabulary", f"a character vocabulary begins with {' '.join(SPECIAL)}")
+            raise InputError("vocabulary", f"a character vocabulary begins with {' '.join(SPECIAL)}")
         self.vocabulary: Sequence[str] = tuple(vocabulary)
         self._ids = {token: number for number, token in enumerate(self.vocabulary)}
 
@@ -72,7 +72,7 @@ class BertTokenizer:
 
         missing = [token for token in SPECIAL if token not in vocabulary]
         if missing:
-            raise TrainingError(subject, f"not a BERT vocabulary: it lacks {' '.join(missing)}")
+            raise InputError(subject, f"not a BERT vocabulary: it lacks {' '.join(missing)}")
         self.vocabulary: Sequence[str] = tuple(vocabulary)
         self._wordpiece: Any = Wordpiece(vocab={token: i for i, token in enumerate(vocabulary)}, do_lower_case=True)
 
@@ -99,7 +99,7 @@ def _decode(high: int, low: int) -> str:
 def load_tokenizer(name: str) -> Tokenizer:
     """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a folder with `vocab.txt`, or a BERT's hub name.
 
-    Raises TrainingError when there is no such vocabulary.
+    Raises InputError when there is no such vocabulary.
     """
     if name == "gb2312":
         return CharTokenizer(gb2312_vocabulary())
@@ -110,7 +110,7 @@ def load_tokenizer(name: str) -> Tokenizer:
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
-        raise TrainingError(
+        raise InputError(
             str(path), "no readable vocabulary; tokenizer is gb2312, bert_chinese, a vocab.txt, or a folder with one"
         ) from None
     return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
@@ -123,12 +123,12 @@ def _hub_vocabulary(name: str) -> list[str]:
         ids: dict[str, int] = AutoTokenizer.from_pretrained(name).get_vocab()
     except (OSError, ValueError) as e:
         first = (str(e).splitlines() or [type(e).__name__])[0]
-        raise TrainingError(name, f"neither a local vocabulary nor one that the hub gives ({first})") from None
+        raise InputError(name, f"neither a local vocabulary nor one that the hub gives ({first})") from None
     return sorted(ids, key=lambda token: ids[token])
 
 
 def from_vocabulary(tokens: Sequence[str], subject: str) -> Tokenizer:
-    """Tokenizer of a saved vocabulary: of characters if it begins as ours do, else WordPiece. Raises TrainingError."""
+    """Tokenizer of a saved vocabulary: of characters if it begins as ours do, else WordPiece. Raises InputError."""
     if tuple(tokens[:4]) == SPECIAL and all(len(token) == 1 for token in tokens[4:]):
         return CharTokenizer(tokens)
     return BertTokenizer([token.rstrip("\r") for token in tokens], subject)

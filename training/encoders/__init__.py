@@ -1,1 +1,29 @@
-"""Encoders, one file each: file name = `image.encoder` or `text.encoder` in the config (`training.towers.tower`)."""
+"""Encoders, one file each: file name = `image.encoder` or `text.encoder` in the config.
+
+`image.encoder="cnn_regions"` is training/encoders/cnn_regions.py, which defines `build(config, load_weights) -> Tower`.
+There is no registry: a new encoder is a new file. A file `_*.py` is a helper and no encoder.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+
+from training.config import Config
+from training.errors import ConfigError
+from training.towers.tower import Modality, Tower
+
+
+def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> Tower:
+    """The tower that the config names. `load_weights=False` leaves it random, because a checkpoint follows.
+
+    Raises ConfigError on an encoder that does not exist or is of the other modality, and on weights that do not fit.
+    """
+    name = config.image.encoder if modality == "image" else config.text.encoder
+    known = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    if name not in known:
+        raise ConfigError(f"{modality}.encoder", f"no encoder {name!r}; there are {', '.join(known)}")
+    tower: Tower = importlib.import_module(f"{__name__}.{name}").build(config, load_weights)
+    if tower.modality != modality:
+        raise ConfigError(f"{modality}.encoder", f"{name} encodes {tower.modality}")
+    return tower

@@ -13,28 +13,26 @@ The folder is filled under a temporary name, flushed, and renamed: a killed run 
 one removes, never half a checkpoint. Tensors that query and key towers share (frozen layers) are stored once. No file
 is a pickle, so reading a stranger's checkpoint runs no code of theirs.
 
-Limits: local disks (training/outputs/saver.py copies to others). Every file that the caller needs is read whole once to
-compare its sha256.
+Limits: those of training/outputs/whole.py, which knows how a folder is written whole and proved before it is read;
+training/outputs/saver.py copies to other machines.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.config import Config, from_dict, to_dict
 from training.data.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
-from training.errors import ConfigError, TrainingError
+from training.errors import CheckpointError, ConfigError
+from training.outputs.whole import INDEX, Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -44,18 +42,14 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-CHECKPOINT_VERSION = 1
-"""Raised when a file changes its meaning; a reader refuses a higher one."""
-
 RELEASED_FILE = "released.safetensors"
 """Tensors of a released checkpoint that no module of ours uses, by their names there."""
 
 BEST = "best"
 """Beside the checkpoints of a run: a link to the one with the highest recall on the dev split."""
 
-INDEX = "checkpoint.json"
-"""Names the files of a checkpoint; written last, so a folder that has it is whole."""
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
+CONFIG_FILE = "config.json"
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -84,18 +78,26 @@ class RunState:
 class Checkpoint:
     """An opened checkpoint: index checked, config and tokenizer read; tensors are read when they are asked for."""
 
-    folder: Path
-    files: Mapping[str, str]
+    sealed: Sealed
     config: Config
     tokenizer: Tokenizer
     detector: str
 
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self.sealed.folder
+
+    def has(self, file: str) -> bool:
+        """Whether it has a file: an imported one has no queues and no optimiser."""
+        return file in self.sealed.files
+
     def load_towers(self, model: BriVL) -> None:
-        """Fill the query towers, and let the key towers begin as their copies. Raises TrainingError."""
+        """Fill the query towers, and let the key towers begin as their copies. Raises CheckpointError."""
         from training.method.key_towers import update_average
         from training.moco import QUERY_PREFIXES
 
-        self._fill(model, _tensors(self, "towers.safetensors"), QUERY_PREFIXES, set())
+        self._fill(model, self.tensors("towers.safetensors"), QUERY_PREFIXES, set())
         if model.has_keys:
             update_average(model.image_key, model.image_query.trunk, 0.0)
             update_average(model.text_key, model.text_query.trunk, 0.0)
@@ -105,40 +107,42 @@ class Checkpoint:
         from training.moco import KEY_PREFIXES
 
         self.load_towers(model)
-        keys = self.tensors("key_towers.safetensors") if "key_towers.safetensors" in self.files else {}
+        keys = self.tensors("key_towers.safetensors") if self.has("key_towers.safetensors") else {}
         if keys and any(name.startswith(KEY_PREFIXES) for name in model.state_dict()):
             self._fill(model, keys, KEY_PREFIXES, set(model.shared_tensors()))
 
     def tensors(self, file: str) -> dict[str, Tensor]:
-        """All tensors of one of its files, checked. Raises TrainingError."""
-        return _tensors(self, file)
+        """All tensors of one of its files, checked. Raises CheckpointError."""
+        return self.sealed.tensors(file)
 
     def load_training(self, model: BriVL, optimizer: torch.optim.Optimizer) -> RunState:
-        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises TrainingError.
+        """Fill towers, key towers, queues and optimiser, and return where the run stood. Raises CheckpointError.
 
         Queues of another size than the model's are laid out anew: their newest keys are kept. That is logged.
         """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
 
         self.load_towers(model)
-        self._fill(model, _tensors(self, "key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
+        self._fill(model, self.tensors("key_towers.safetensors"), KEY_PREFIXES, set(model.shared_tensors()))
         self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
         self._fill_optimizer(model, optimizer)
         return self.state()
 
     def state(self) -> RunState:
-        """Where the run stood. Raises TrainingError."""
-        raw = _object(self.folder, self.files, "state.json")
+        """Where the run stood. Raises CheckpointError."""
+        raw = self.sealed.object("state.json")
         known = {f.name for f in fields(RunState)}
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
         try:
             return RunState(**given)
         except TypeError as e:
-            raise TrainingError(str(self.folder / "state.json"), f"lacks {str(e).rpartition(':')[2].strip()}") from None
+            raise CheckpointError(
+                str(self.folder / "state.json"), f"lacks {str(e).rpartition(':')[2].strip()}"
+            ) from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         """The saved queues in the model's size."""
-        tensors = _tensors(self, "queues.safetensors")
+        tensors = self.tensors("queues.safetensors")
         for name in ("image_queue", "text_queue") if model.has_keys else ():
             saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
             queue = getattr(model, name)
@@ -159,17 +163,17 @@ class Checkpoint:
         wrong = sorted(set(wanted) ^ set(tensors))
         wrong += [k for k, v in wanted.items() if k in tensors and tensors[k].shape != v.shape]
         if wrong:
-            raise TrainingError(
+            raise CheckpointError(
                 str(self.folder), f"does not fit this model: {len(wrong)} tensors differ, first {wrong[0]}"
             )
         model.load_state_dict(tensors, strict=False)
 
     def _fill_optimizer(self, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
-        tensors = _tensors(self, "optimizer.safetensors")
+        tensors = self.tensors("optimizer.safetensors")
         for name, parameter in model.named_parameters():
             state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
             if state and state["exp_avg"].shape != parameter.shape:
-                raise TrainingError(str(self.folder / "optimizer.safetensors"), f"{name} has another shape")
+                raise CheckpointError(str(self.folder / "optimizer.safetensors"), f"{name} has another shape")
             if state:
                 optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}
 
@@ -219,11 +223,11 @@ def write(
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
     described = {name: getattr(state, name) for name in ("content_digests", "region_digests", "detector")}
-    with _written_whole(folder) as temporary:
+    with whole_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
         for name, part in parts.items():
-            _write_part(temporary / f"{name}.safetensors", part)
+            write_tensors(temporary / f"{name}.safetensors", part)
     link = folder.with_name(BEST)
     if best:
         fresh = folder.with_name(f".{BEST}.{os.getpid()}")
@@ -261,17 +265,17 @@ def save_imported(
 ) -> None:
     """Write foreign weights as a checkpoint without queues and optimiser: `folder` itself, atomically.
 
-    An earlier checkpoint there is replaced. Raises TrainingError when the folder holds anything else.
+    An earlier checkpoint there is replaced. Raises CheckpointError when the folder holds anything else.
     """
     if folder.exists() and not (folder / INDEX).is_file() and (folder.is_file() or any(folder.iterdir())):
-        raise TrainingError(str(folder), "there already, and no imported checkpoint; choose another --out")
+        raise CheckpointError(str(folder), "there already, and no imported checkpoint; choose another --out")
     described = {"content_digests": [], "region_digests": [], "detector": config.data.detector, **about}
-    with _written_whole(folder) as temporary:
+    with whole_folder(folder) as temporary:
         _write_description(temporary, config, tokenizer, described)
         parts = {"towers.safetensors": towers, "key_towers.safetensors": key_towers, RELEASED_FILE: kept}
         for name, part in parts.items():
             if part or part is towers:
-                _write_part(temporary / name, part)
+                write_tensors(temporary / name, part)
 
 
 def latest(run: Path) -> Path | None:
@@ -286,132 +290,34 @@ def clean(run: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-@contextmanager
-def _written_whole(folder: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder`, with its index, when the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-        index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
-        (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        _flush(temporary / INDEX)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    _flush(folder.parent)
-
-
 def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about: Mapping[str, Any]) -> None:
     described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **about}
-    (folder / "config.json").write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint folder, or the newest one of a run's folder.
 
-    Raises TrainingError with one sentence on a file (a pickle above all), a folder that is none of ours, one of a newer
-    version, and files that are missing, cut or changed.
+    Raises CheckpointError with one sentence on a file (a pickle above all), a folder that is none of ours, one of a
+    newer version, and files that are missing, cut or changed.
     """
     if path.is_file():
-        raise TrainingError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
+        raise CheckpointError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
     folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
-        raise TrainingError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
-    files = _read_index(folder)
-    described = _object(folder, files, "config.json")
+        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
+    sealed = Sealed.open(folder)
+    described = sealed.object(CONFIG_FILE)
     try:
-        config = from_dict(described["config"], str(folder / "config.json"))
+        config = from_dict(described["config"], str(folder / CONFIG_FILE))
         detector = str(described["detector"])
     except KeyError as e:
-        raise TrainingError(str(folder / "config.json"), f"lacks {e}") from None
+        raise CheckpointError(str(folder / CONFIG_FILE), f"lacks {e}") from None
     except ConfigError as e:
-        raise TrainingError(e.subject, e.problem) from None
-    try:
-        lines = _verify(folder, files, VOCAB_FILE).decode().split("\n")
-    except UnicodeDecodeError as e:
-        raise TrainingError(str(folder / VOCAB_FILE), f"not UTF-8 at byte {e.start}") from None
-    return Checkpoint(folder, files, config, from_vocabulary(lines[:-1], str(folder / VOCAB_FILE)), detector)
-
-
-def _object(folder: Path, files: Mapping[str, str], file: str) -> dict[str, Any]:
-    """A JSON object of the checkpoint. Raises TrainingError."""
-    try:
-        found = json.loads(_verify(folder, files, file))
-    except ValueError as e:
-        raise TrainingError(str(folder / file), f"not JSON ({e})") from None
-    if not isinstance(found, dict):
-        raise TrainingError(str(folder / file), "not a JSON object")
-    return found
-
-
-def _read_index(folder: Path) -> dict[str, str]:
-    """sha256 by file name, of the files that are there in full size."""
-    name = str(folder / INDEX)
-    try:
-        index = json.loads((folder / INDEX).read_bytes())
-        written = index["checkpoint_version"]
-        files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise TrainingError(name, "not the index of a wenlan checkpoint") from None
-    if not isinstance(written, int) or written > CHECKPOINT_VERSION:
-        raise TrainingError(
-            name,
-            f"checkpoint version {written} is newer than this wenlan reads ({CHECKPOINT_VERSION}); "
-            "upgrade with: pip install -U wenlan",
-        )
-    for file, (size, _) in files.items():
-        path = folder / file
-        if path.parent != folder or not path.is_file():
-            raise TrainingError(str(path), "missing from the checkpoint")
-        if path.stat().st_size != size:
-            raise TrainingError(
-                str(path), f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
-            )
-    return {file: digest for file, (_, digest) in files.items()}
-
-
-def _verify(folder: Path, files: Mapping[str, str], file: str) -> bytes:
-    """Content of a small file whose sha256 is the one in the index."""
-    _check_sha256(folder, files, file)
-    return (folder / file).read_bytes()
-
-
-def _check_sha256(folder: Path, files: Mapping[str, str], file: str) -> None:
-    if file not in files:
-        raise TrainingError(str(folder / INDEX), f"names no {file}; not a checkpoint to go on from")
-    if _sha256(folder / file) != files[file]:
-        raise TrainingError(str(folder / file), "its sha256 is not the one in checkpoint.json: damaged or replaced")
-
-
-def _tensors(checkpoint: Checkpoint, file: str) -> dict[str, Tensor]:
-    """All tensors of a file. Raises TrainingError if it is damaged or holds a number that is not finite."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    path = checkpoint.folder / file
-    _check_sha256(checkpoint.folder, checkpoint.files, file)
-    try:
-        tensors = load_file(path)
-    except SafetensorError as e:
-        raise TrainingError(str(path), f"not a safetensors file ({e})") from None
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise TrainingError(str(path), f"{name} holds NaN or infinity; the run had gone wrong before it was saved")
-    return tensors
-
-
-def _write_part(path: Path, part: Mapping[str, Tensor]) -> None:
-    from safetensors.torch import save_file
-
-    save_file({k: v.detach().cpu().contiguous() for k, v in part.items()}, path)
-    _flush(path)
+        raise CheckpointError(e.subject, e.problem) from None
+    vocabulary = sealed.text(VOCAB_FILE).split("\n")[:-1]
+    return Checkpoint(sealed, config, from_vocabulary(vocabulary, str(folder / VOCAB_FILE)), detector)
 
 
 def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
@@ -427,31 +333,3 @@ def folders(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     found = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name) and (p / INDEX).exists()]
     return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
-
-
-def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    """Make sure that a file's content, or a folder's names, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _version() -> str:
-    try:
-        return version("wenlan")
-    except PackageNotFoundError:
-        return "unknown"

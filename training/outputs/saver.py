@@ -25,9 +25,10 @@ import fsspec
 
 from training.config import Config
 from training.data.tokenizer import Tokenizer
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, RunError
 from training.outputs import checkpoint
 from training.outputs.checkpoint import Parts, RunState
+from training.outputs.whole import INDEX
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +76,9 @@ class Saver:
 
 
 def fetch(run: Path, mirror: str) -> None:
-    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there. Raises TrainingError."""
+    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there. Raises RunError."""
     fs, root = _filesystem(mirror)
-    whole = [name for name in _names(fs, root) if fs.exists(posixpath.join(root, name, checkpoint.INDEX))]
+    whole = [name for name in _names(fs, root) if fs.exists(posixpath.join(root, name, INDEX))]
     ours = checkpoint.latest(run)
     if not whole or (ours is not None and ours.name >= max(whole)):
         return
@@ -94,7 +95,7 @@ def fetch(run: Path, mirror: str) -> None:
         temporary.rename(folder)
     except OSError as e:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise TrainingError(mirror, f"{folder.name} cannot be fetched ({e})") from None
+        raise RunError(mirror, f"{folder.name} cannot be fetched ({e})") from None
 
 
 def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
@@ -103,13 +104,13 @@ def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
     target = posixpath.join(root, folder.name)
     try:
         fs.makedirs(target, exist_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda p: p.name == checkpoint.INDEX):
+        for path in sorted(folder.iterdir(), key=lambda p: p.name == INDEX):
             fs.put_file(str(path), posixpath.join(target, path.name))
         for name in _names(fs, root):
             if name not in kept:
                 fs.rm(posixpath.join(root, name), recursive=True)
     except OSError as e:
-        raise TrainingError(mirror, f"{folder.name} cannot be copied there ({e})") from None
+        raise RunError(mirror, f"{folder.name} cannot be copied there ({e})") from None
 
 
 def _names(fs: Any, root: str) -> list[str]:

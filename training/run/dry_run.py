@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from training.config import Config
+from training.device import device_of
 from training.outputs.journal import read_metrics
 from training.run.flops import Meter
 from training.run.footprint import footprint, machine_memory, used_memory
-from training.run.launch import device_of
 
 STEPS, _COUNTED = 5, 3
 
@@ -29,7 +29,8 @@ def dry_run(
 ) -> dict[str, Any]:
     """Parameters, operations, memory and time of a run, and `lines` that say them. Raises what `fit` raises."""
     from training.data.index import open_dataset
-    from training.run.train import fit, steps_of
+    from training.run.setup import steps_of
+    from training.run.train import fit
 
     device = device_of(config.run.device)
     samples = len(open_dataset(data, "train", detector=config.data.detector, cache=cache))
@@ -82,6 +83,6 @@ def dry_run(
 def _duration(seconds: float) -> str:
     days, rest = divmod(round(seconds), 86_400)
     hours, rest = divmod(rest, 3_600)
-    minutes, left = divmod(rest, 60)
+    minutes, seconds_over = divmod(rest, 60)
     parts = [f"{days} d"] * (days > 0) + [f"{hours} h"] * (hours > 0) + [f"{minutes} min"] * (minutes > 0 and not days)
-    return " ".join(parts) or f"{left} s"
+    return " ".join(parts) or f"{seconds_over} s"

@@ -25,8 +25,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from training.config import Config
+from training.encoders import build_tower
 from training.records import Batch
-from training.towers.tower import Modality, Tower, build_tower
+from training.towers.tower import Modality, Tower
 
 PEAKS: tuple[tuple[str, float, float], ...] = (
     ("B200", 2250e12, 75e12),

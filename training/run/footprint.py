@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from training.config import Config
-from training.errors import TrainingError
+from training.errors import RunError
 from training.moco import BriVL
 
 _CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -72,7 +72,7 @@ def footprint(config: Config) -> Footprint:
 
 
 def check_fits(config: Config, device: torch.device, ranks_here: int) -> Footprint:
-    """The footprint of a run whose `ranks_here` processes share this machine. Raises TrainingError if it cannot fit."""
+    """The footprint of a run whose `ranks_here` processes share this machine. Raises RunError if it cannot fit."""
     found = footprint(config)
     gpu = device.type == "cuda"
     there = torch.cuda.get_device_properties(device).total_memory if gpu else machine_memory() // ranks_here
@@ -81,7 +81,7 @@ def check_fits(config: Config, device: torch.device, ranks_here: int) -> Footpri
             *(n / 1e9 for n in (found.weights_bytes, found.gradients_bytes, found.optimizer_bytes, found.queues_bytes))
         )
         where = str(device) if gpu else f"this machine's share for each of {ranks_here} process(es)"
-        raise TrainingError(
+        raise RunError(
             f"recipe {config.recipe}",
             f"does not fit: it needs {found.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "
             f"and {where} has {there / 1e9:.1f} GB; take fewer processes, a smaller queue or a smaller recipe",

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from data_specs.shard import SOURCE_KINDS
 from training.config import Config
-from training.errors import TrainingError
+from training.errors import RunError
 from training.method import distributed
 from training.moco import BriVL, StepOutput
 from training.records import Batch
@@ -78,7 +78,7 @@ class Health:
     def metrics(
         self, step: int, position: int, outputs: Sequence[StepOutput], spreads: Mapping[str, float]
     ) -> dict[str, float]:
-        """Queue health and losses by source. Raises TrainingError on a collapse, if the config asks for that."""
+        """Queue health and losses by source. Raises RunError on a collapse, if the config asks for that."""
         found = self._model.queue_health(step) | self._stale | self._losses_of_sources()
         if self._model.has_keys:
             found["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids)
@@ -121,7 +121,7 @@ class Health:
                 f"({config.optim.warmup_samples}), or raise moco.momentum ({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
-                raise TrainingError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless")
+                raise RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless")
             LOG.warning("step %d: %s", step, advice)
             self._alike[name] = 0
 

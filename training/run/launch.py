@@ -1,4 +1,4 @@
-"""Where a run computes: its device, the process group it belongs to, its folder, and who may tell it to leave.
+"""Where a run takes place: the process group it belongs to, its folder, and who may ask it to leave.
 
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
@@ -8,7 +8,6 @@ Limits: one device a process; NCCL on CUDA, Gloo otherwise.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import logging
 import os
@@ -23,55 +22,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from training.errors import ConfigError, TrainingError
+from training.errors import RunError
 from training.method import distributed
 
 LOG = logging.getLogger(__name__)
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
-
-
-def keep_memory() -> bool:
-    """Tell glibc to keep freed memory in this process instead of giving it back; whether it was told.
-
-    torch frees and asks for the same large blocks at every layer of a CPU step. By default each of them is mapped anew,
-    and zeroing its pages takes more time than computing on them: a MobileNetV2 forward (B=32, 192 px, 2 cores) took
-    0.60 s, and 0.26 s without. The numbers do not change; the process stays as large as it was at its largest.
-    Settings in the environment (MALLOC_...) are left as they are; nothing is done where the C library is another one.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or any(name.startswith("MALLOC_") for name in os.environ):
-        return False
-    return bool(mallopt(_M_MMAP_MAX, 0)) and bool(mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def device_of(name: str) -> torch.device:
-    """Device by the name in `run.device`; `cuda` is this process's GPU, `auto` the same if there is one, else the CPU.
-
-    Raises ConfigError on a name that torch does not know and on a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as e:
-        raise ConfigError("run.device", f"{name!r}: {str(e).splitlines()[0]}") from None
-    return device
-
-
-def exact_float32(device: torch.device) -> None:
-    """Let float32 on a GPU be float32: no TF32 in matrix products and convolutions.
-
-    `run.precision=fp32` means it, and under bf16 what is left in float32 (region pooling, similarities with the queue,
-    whose differences are divided by the temperature) is left there for its digits. torch's default for convolutions is
-    TF32.
-    """
-    if device.type == "cuda":
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 @contextmanager
@@ -98,20 +52,20 @@ def average_gradients(parameters: list[torch.nn.Parameter], chunk_bytes: int = 6
     if distributed.world_size() == 1:
         return
     chunk: list[torch.Tensor] = []
-    held = 0
+    size = 0
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         chunk.append(parameter.grad)
-        held += parameter.grad.numel() * parameter.grad.element_size()
-        if held >= chunk_bytes:
+        size += parameter.grad.numel() * parameter.grad.element_size()
+        if size >= chunk_bytes:
             distributed.average_(chunk)
-            chunk, held = [], 0
+            chunk, size = [], 0
     distributed.average_(chunk)
 
 
 class Leave(IntEnum):
-    """What a run is told between two steps; of several ranks the largest counts for all."""
+    """What a run is asked to do between two steps; of several ranks the largest counts for all."""
 
     NO = 0
     SAVE = 1
@@ -120,12 +74,12 @@ class Leave(IntEnum):
     """Save, and end."""
 
 
-Told = Callable[[], Leave]
-"""Asked by every rank after every step."""
+LeaveSignal = Callable[[], Leave]
+"""Called by every rank after every step."""
 
 
 @contextmanager
-def terminated() -> Iterator[Told]:
+def terminated() -> Iterator[LeaveSignal]:
     """STOP once this process was sent SIGTERM, as schedulers do before they take a machine away."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -138,19 +92,19 @@ def terminated() -> Iterator[Told]:
         signal.signal(signal.SIGTERM, before)
 
 
-def together(valid: int, leave: Leave, device: torch.device) -> tuple[int, Leave]:
-    """The sum of `valid` over the ranks, and the most pressing of what they were told."""
+def agree(valid: int, leave: Leave, device: torch.device) -> tuple[int, Leave]:
+    """The sum of `valid` over the ranks, and the most pressing of what they are asked to do, in one exchange."""
     if distributed.world_size() == 1:
         return valid, leave
-    found = distributed.gather(torch.tensor([[valid, leave]], device=device))
-    return int(found[:, 0].sum()), Leave(int(found[:, 1].max()))
+    of_ranks_N2 = distributed.gather(torch.tensor([[valid, leave]], device=device))
+    return int(of_ranks_N2[:, 0].sum()), Leave(int(of_ranks_N2[:, 1].max()))
 
 
 @contextmanager
 def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
-    """Be the only run that writes into `out`. A killed one lets go at once; one that is just ending is waited for.
+    """Be the only run that writes into `out`. A killed run loses its lock at once; one that is ending is waited for.
 
-    Raises TrainingError after `wait` seconds. Where the file system knows no locks there is none, and that is said.
+    Raises RunError after `wait` seconds. Where the file system has no locks there is none, and that is logged.
     """
     out.mkdir(parents=True, exist_ok=True)
     handle = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -162,7 +116,7 @@ def owned(out: Path, wait: float = 120.0) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise TrainingError(str(out), "another run writes into it; choose another --out") from None
+                    raise RunError(str(out), "another run writes into it; choose another --out") from None
                 time.sleep(0.2)
             except OSError as e:
                 LOG.warning("%s: cannot be locked (%s); let no other run write into it", out, e.strerror)

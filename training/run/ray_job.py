@@ -3,10 +3,10 @@
 The only module of `training` that imports ray. Ray starts the processes and the process group, starts them again when
 one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data, queue, checkpoint and resume are the
 loop's own, so every start goes on from the last checkpoint of OUT, whatever the number of workers now and then, and a
-run may go on without Ray. When a node is about to be taken away the loop is told, and saves.
+run may go on without Ray. When a node is about to be taken away the loop is asked to save.
 
 Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it, and what Ray
-then starts again ends at once.
+then starts again ends at once (training/run/ray_errors.py).
 
 Limits: OUT and the data are on a path that the driver and all workers see. What was done since the last checkpoint is
 done again after a loss and after a resize.
@@ -16,33 +16,34 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
+from training.device import device_of
 from training.errors import ConfigError, TrainingError
-from training.run.launch import Leave, device_of
+from training.run.launch import Leave
+from training.run.ray_errors import NOTE, cause, note, noted
 
-_RESULT, _FINAL = "fit.json", "failed.json"
+_RESULT = "fit.json"
 _ROOM_S = 25
 """Seconds that workers of a varying number wait for their places. Ray's list of nodes is up to 20 seconds old, so after
 the loss of a node it asks for as many as before; its default keeps a run still for a minute then."""
-
-_OURS = (ConfigError, ContractError, TrainingError)
 
 
 def parse_workers(text: str) -> tuple[int, int]:
     """`4`, or `2:8` for as many between as there is room for. Raises ConfigError."""
     low, colon, high = text.partition(":")
     try:
-        found = int(low), int(high if colon else low)
+        fewest, most = int(low), int(high if colon else low)
     except ValueError:
         raise ConfigError("--workers", f"{text!r} is neither a number nor LO:HI") from None
-    if not 1 <= found[0] <= found[1]:
+    if not 1 <= fewest <= most:
         raise ConfigError("--workers", f"{text} is below 1, or its second number below its first")
-    return found
+    return fewest, most
 
 
 def fit_on_ray(
@@ -62,22 +63,67 @@ def fit_on_ray(
     takes back are not counted. `resize_every`: seconds between looks at whether there is room for more.
     """
     try:
-        import ray
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train import FailureConfig, RunConfig
         from ray.train.torch import TorchTrainer
     except ImportError:
         raise ConfigError("--workers", "needs Ray Train: pip install 'wenlan[ray]'") from None
+    _check_shares(config, workers)
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (_RESULT, NOTE):
+        (out / name).unlink(missing_ok=True)
+    with _cluster(cpus=workers[1] + 1):
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=_task(config, data, out, init, cache),
+            scaling_config=_scaling(config, workers, resize_every),
+            run_config=RunConfig(
+                storage_path=config.run.mirror or str(out / "ray"),
+                name="ray" if config.run.mirror else "fit",
+                failure_config=FailureConfig(max_failures=max_failures),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as e:  # Ray wraps whatever a worker raised; only one of ours is turned back
+            raise noted(out) or cause(e) from e
+    final = noted(out)
+    if final is not None:
+        raise final
+    result: dict[str, Any] = json.loads((out / _RESULT).read_text(encoding="utf-8"))
+    return result
+
+
+def _check_shares(config: Config, workers: tuple[int, int]) -> None:
+    """Every number of workers that may come about must divide the batch. Raises ConfigError."""
     low, high = workers
     for count in range(low, high + 1):
         if config.run.batch_size % (count * config.run.accumulate):
-            raise ConfigError(
-                "run.batch_size", f"{config.run.batch_size} cannot be shared by {count} of {low}:{high} workers"
-            )
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (_RESULT, _FINAL):
-        (out / name).unlink(missing_ok=True)
-    task = {
+            problem = f"{config.run.batch_size} cannot be shared by {count} of {low}:{high} workers"
+            raise ConfigError("run.batch_size", problem)
+
+
+@contextmanager
+def _cluster(cpus: int) -> Iterator[None]:
+    """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here."""
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours and "RAY_ADDRESS" not in os.environ:
+        # "local": a cluster that someone else runs on this machine is not ours to join.
+        ray.init("local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False)
+    elif ours:
+        ray.init()  # of RAY_ADDRESS
+    try:
+        yield
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _task(config: Config, data: Sequence[str], out: Path, init: Path | None, cache: Path | None) -> dict[str, Any]:
+    """What a worker is told, as JSON values."""
+    return {
         "config": to_dict(config),
         "data": list(data),
         "out": str(out),
@@ -85,47 +131,22 @@ def fit_on_ray(
         "cache": None if cache is None else str(cache.resolve()),
         "folder": str(Path.cwd()),
     }
-    ours = not ray.is_initialized()
-    if ours and "RAY_ADDRESS" not in os.environ:
-        # "local": a cluster that someone else runs on this machine is not ours to join.
-        ray.init("local", num_cpus=max(high + 1, os.cpu_count() or 1), include_dashboard=False)
-    scaling: dict[str, Any] = {"num_workers": low}
-    if high > low:
-        scaling = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every}
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
-    trainer = TorchTrainer(
-        _work,
-        train_loop_config=task,
-        scaling_config=ScalingConfig(use_gpu=_gpu(config), **scaling),
-        run_config=RunConfig(
-            storage_path=config.run.mirror or str(out / "ray"),
-            name="ray" if config.run.mirror else "fit",
-            failure_config=FailureConfig(max_failures=max_failures),
-        ),
-    )
-    try:
-        trainer.fit()
-    except Exception as e:  # Ray wraps whatever a worker raised; only one of ours is turned back
-        raise _noted(out) or _cause(e) from e
-    finally:
-        if ours:
-            ray.shutdown()
-    final = _noted(out)
-    if final is not None:
-        raise final
-    result: dict[str, Any] = json.loads((out / _RESULT).read_text(encoding="utf-8"))
-    return result
 
 
-def _gpu(config: Config) -> bool:
-    """Whether workers take a GPU each: where there are any, in the cluster and not only in this process."""
+def _scaling(config: Config, workers: tuple[int, int], resize_every: float) -> Any:
+    """How many workers, and whether each takes a GPU: where there are any, in the cluster and not only here."""
     import ray
     import torch
+    from ray.train import ScalingConfig
 
-    if not ray.is_initialized():
-        ray.init()  # of RAY_ADDRESS
-    there = torch.cuda.is_available() or ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
-    return there and config.run.device in ("auto", "cuda")
+    some = torch.cuda.is_available() or ray.cluster_resources().get("GPU", 0) > 0  # type: ignore[no-untyped-call]
+    use_gpu = some and config.run.device in ("auto", "cuda")
+    low, high = workers
+    if low == high:
+        return ScalingConfig(num_workers=low, use_gpu=use_gpu)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_ROOM_S))
+    elastic: dict[str, Any] = {"num_workers": workers, "elastic_resize_monitor_interval_s": resize_every}
+    return ScalingConfig(use_gpu=use_gpu, **elastic)
 
 
 def _work(task: dict[str, Any]) -> None:
@@ -140,7 +161,7 @@ def _work(task: dict[str, Any]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     out = Path(task["out"])
     config = from_dict(task["config"])
-    if _anyone(_noted(out) is not None, config.run.device):
+    if _anyone(noted(out) is not None, config.run.device):
         return
     try:
         result = fit(
@@ -149,17 +170,20 @@ def _work(task: dict[str, Any]) -> None:
             out,
             init=None if task["init"] is None else Path(task["init"]),
             cache=None if task["cache"] is None else Path(task["cache"]),
-            told=_Preemption(config.run.log_every),
+            leave_signal=Preemption(config.run.log_every),
         )
-    except _OURS as e:
-        _note(out, e)
+    except (TrainingError, ContractError) as e:
+        note(out, e)
         raise
     if distributed.rank() == 0:
         (out / _RESULT).write_text(json.dumps(result.to_json()), encoding="utf-8")
 
 
-class _Preemption:
-    """SAVE once for every announcement that a node will be taken away. Asking it of Ray is a barrier: now and then."""
+class Preemption:
+    """Returns SAVE once for every announcement that a node will be taken away, NO otherwise.
+
+    Asking it of Ray is a barrier, so only every `every`-th call asks.
+    """
 
     def __init__(self, every: int) -> None:
         import ray.train
@@ -185,46 +209,3 @@ def _anyone(yes: bool, device: str) -> bool:
     from training.method import distributed
 
     return bool(distributed.gather(torch.tensor([yes], device=device_of(device))).any())
-
-
-def _note(out: Path, error: ConfigError | ContractError | TrainingError) -> None:
-    """Leave the error for the driver, the first one only."""
-    plain = _plain(error)
-    subject = [plain.subject, plain.problem] if isinstance(plain, (ConfigError, TrainingError)) else [str(plain)]
-    try:
-        with (out / _FINAL).open("x", encoding="utf-8") as file:
-            json.dump({"kind": type(plain).__name__, "said": subject}, file)
-    except FileExistsError:
-        return
-
-
-def _noted(out: Path) -> Exception | None:
-    """The error that a worker left."""
-    try:
-        found = json.loads((out / _FINAL).read_text(encoding="utf-8"))
-        return {kind.__name__: kind for kind in _OURS}[found["kind"]](*found["said"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _cause(error: Exception) -> Exception:
-    """The error of ours that a worker raised, or one line of Ray's."""
-    failures = getattr(error, "worker_failures", {})
-    for failure in [*failures.values(), error]:
-        found: BaseException | None = failure
-        while found is not None:
-            inner = getattr(found, "cause", None)
-            if isinstance(inner, (ConfigError, ContractError, TrainingError)):
-                found = inner
-            if isinstance(found, (ConfigError, ContractError, TrainingError)):
-                return _plain(found)
-            found = found.__cause__ or found.__context__
-    return TrainingError("ray", (str(error).strip().splitlines() or [type(error).__name__])[-1])
-
-
-def _plain(error: ConfigError | ContractError | TrainingError) -> Exception:
-    """The error without Ray's traceback: Ray makes a class that inherits ours and prints more than one line."""
-    if isinstance(error, ContractError):
-        return ContractError(str(error.args[0] if error.args else error).splitlines()[-1])
-    kind = ConfigError if isinstance(error, ConfigError) else TrainingError
-    return kind(error.subject, error.problem)

@@ -100,8 +100,6 @@ def _model(text: TextTowerConfig, load_weights: bool) -> Any:
             _set_dropout(found, text)
             return _of_class(found, lambda model_class, **more: _read(model_class, text.weights, found, **more))
         except (OSError, RuntimeError, ValueError) as e:
-            if isinstance(e, ConfigError):
-                raise
             first = (str(e).splitlines() or [""])[0]
             raise ConfigError("text.weights", f"{text.weights}: no model could be loaded from there ({first})") from e
 
@@ -122,7 +120,7 @@ def _of_class(config: Any, make: Any) -> Any:
     try:
         return make(model_class, attn_implementation="sdpa", **more)
     except ValueError as e:
-        if isinstance(e, ConfigError) or "scaled_dot_product_attention" not in str(e):
+        if "scaled_dot_product_attention" not in str(e):
             raise
         return make(model_class, attn_implementation="eager", **more)
 

@@ -4,21 +4,17 @@
 it never trains, runs without gradient, and stays in eval mode. `trunk(prefix_out, batch)` is the rest: the query
 tower's is trained, the key tower's is its moving average.
 
-Encoders are found by file name: `image.encoder="cnn_regions"` is training/encoders/cnn_regions.py, which defines
-`build(config, load_weights) -> Tower`. There is no registry.
+Limits: what an encoder freezes behind its first trained layer is no part of the prefix; the key tower shares those
+parameters, and computes them again.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor, nn
 
-from training.config import Config
-from training.errors import ConfigError
 from training.records import Batch
 
 Modality = Literal["image", "text"]
@@ -47,20 +43,3 @@ class Tower(nn.Module):
         """Unit features [B, D] of the batch."""
         features_BD: Tensor = self.trunk(self.prefix(batch), batch)
         return features_BD
-
-
-def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> Tower:
-    """The tower that the config names. `load_weights=False` leaves it random, because a checkpoint follows.
-
-    Raises ConfigError on an encoder that does not exist or is of the other modality, and on weights that do not fit.
-    """
-    import training.encoders
-
-    name = config.image.encoder if modality == "image" else config.text.encoder
-    known = sorted(module.name for module in pkgutil.iter_modules(training.encoders.__path__))
-    if name not in known:
-        raise ConfigError(f"{modality}.encoder", f"no encoder {name!r}; there are {', '.join(known)}")
-    tower: Tower = importlib.import_module(f"training.encoders.{name}").build(config, load_weights)
-    if tower.modality != modality:
-        raise ConfigError(f"{modality}.encoder", f"{name} encodes {tower.modality}")
-    return tower

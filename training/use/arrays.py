@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import TextTowerConfig
-from training.errors import TrainingError
+from training.errors import InputError
 from training.records import Batch
 
 _IMAGES = ("images", "boxes", "n_boxes")
@@ -38,13 +38,13 @@ class Arrays:
     tokens: tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None
 
     def check_tokens(self, text: TextTowerConfig) -> None:
-        """Raises TrainingError when the ids are none of this text tower's, or more than it has positions for."""
+        """Raises InputError when the ids are none of this text tower's, or more than it has positions for."""
         assert self.tokens is not None
         ids_BL = self.tokens[0]
         if ids_BL.size and int(ids_BL.max()) >= text.vocab_size:
-            raise TrainingError(str(self.file), f"input_ids: {ids_BL.max()} is beyond the {text.vocab_size} tokens")
+            raise InputError(str(self.file), f"input_ids: {ids_BL.max()} is beyond the {text.vocab_size} tokens")
         if ids_BL.shape[1] > text.max_positions:
-            raise TrainingError(
+            raise InputError(
                 str(self.file), f"input_ids: {ids_BL.shape[1]} tokens, the tower has {text.max_positions} positions"
             )
 
@@ -68,10 +68,10 @@ class Arrays:
 
 
 def read_arrays(file: Path) -> Arrays:
-    """Read and check an .npz file. Raises TrainingError naming the array that is missing or of a wrong shape."""
+    """Read and check an .npz file. Raises InputError naming the array that is missing or of a wrong shape."""
     found = _read(file)
     if not found.keys() & {*_IMAGES, *_TEXTS}:
-        raise TrainingError(str(file), f"none of the arrays {', '.join((*_IMAGES, *_TEXTS))} is in it")
+        raise InputError(str(file), f"none of the arrays {', '.join((*_IMAGES, *_TEXTS))} is in it")
     images = _images(file, found) if found.keys() & set(_IMAGES) else None
     tokens = _tokens(file, found) if found.keys() & set(_TEXTS) else None
     return Arrays(file, images, tokens)
@@ -85,15 +85,15 @@ def _read(file: Path) -> dict[str, npt.NDArray[Any]]:
             return {name: archive[name] for name in archive.files if name in (*_IMAGES, *_TEXTS)}
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
         reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise TrainingError(str(file), f"not an .npz file of plain arrays ({reason})") from None
+        raise InputError(str(file), f"not an .npz file of plain arrays ({reason})") from None
 
 
 def _images(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any, Any]:
     images, boxes, counts = (_array(file, found, name, kind) for name, kind in zip(_IMAGES, "ffi", strict=True))
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not images.size:
-        raise TrainingError(str(file), f"images: {list(images.shape)} is not [B, 3, S, S]")
+        raise InputError(str(file), f"images: {list(images.shape)} is not [B, 3, S, S]")
     if boxes.ndim != 3 or boxes.shape[0] != len(images) or boxes.shape[2] != 4:
-        raise TrainingError(str(file), f"boxes: {list(boxes.shape)} is not [{len(images)}, R, 4]")
+        raise InputError(str(file), f"boxes: {list(boxes.shape)} is not [{len(images)}, R, 4]")
     _check_counts(file, "n_boxes", counts, len(images), boxes.shape[1])
     return images, boxes, counts
 
@@ -101,9 +101,9 @@ def _images(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any, A
 def _tokens(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any]:
     ids, counts = (_array(file, found, name, "i") for name in _TEXTS)
     if ids.ndim != 2 or not ids.size:
-        raise TrainingError(str(file), f"input_ids: {list(ids.shape)} is not [B, L]")
+        raise InputError(str(file), f"input_ids: {list(ids.shape)} is not [B, L]")
     if int(ids.min()) < 0:
-        raise TrainingError(str(file), "input_ids: a number below 0")
+        raise InputError(str(file), "input_ids: a number below 0")
     _check_counts(file, "n_tokens", counts, *ids.shape)
     return ids, counts
 
@@ -111,20 +111,20 @@ def _tokens(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any]:
 def _array(file: Path, found: dict[str, npt.NDArray[Any]], name: str, kind: str) -> npt.NDArray[Any]:
     """An array as float32 (`f`) or int64 (`i`), finite."""
     if name not in found:
-        raise TrainingError(str(file), f"lacks the array {name}")
+        raise InputError(str(file), f"lacks the array {name}")
     array = found[name]
     wanted = "iu" if kind == "i" else "fiu"
     if array.dtype.kind not in wanted or (name == "images" and array.dtype.kind != "f"):
         words = "whole numbers" if kind == "i" else "normalised floats" if name == "images" else "numbers"
-        raise TrainingError(str(file), f"{name}: {array.dtype} are not {words}")
+        raise InputError(str(file), f"{name}: {array.dtype} are not {words}")
     cast = array.astype(np.float32 if kind == "f" else np.int64)
     if not np.isfinite(cast).all():
-        raise TrainingError(str(file), f"{name}: NaN or infinity in it")
+        raise InputError(str(file), f"{name}: NaN or infinity in it")
     return np.ascontiguousarray(cast)
 
 
 def _check_counts(file: Path, name: str, counts: npt.NDArray[Any], rows: int, most: int) -> None:
     if counts.shape != (rows,):
-        raise TrainingError(str(file), f"{name}: {list(counts.shape)} is not [{rows}]")
+        raise InputError(str(file), f"{name}: {list(counts.shape)} is not [{rows}]")
     if int(counts.min()) < 1 or int(counts.max()) > most:
-        raise TrainingError(str(file), f"{name}: {counts.min()} to {counts.max()} is not within 1 to {most}")
+        raise InputError(str(file), f"{name}: {counts.min()} to {counts.max()} is not within 1 to {most}")

@@ -1,22 +1,17 @@
-"""A finished checkpoint at work: recall on a split, and features of data, files, released rows or ready arrays.
+"""Features of a split, of files, of released rows or of ready arrays, by a finished checkpoint.
 
-Reads only the query towers. Features are float32 unit rows; `embed` computes them in float32 whatever the run's
-precision was, so that the same image gives the same feature by every way in. Results of whole files are written
-atomically, released rows as they come, batch by batch.
-
-A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its
-BERT sees the padding and its grid reads zero outside the image.
+Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image gives the
+same feature by every way in. Results of whole files are written atomically, released rows as they come, batch by batch.
 
 Limits: image files without regions get the grid; a tower trained on a detector's boxes sees other boxes there than it
-was trained on, and that is said.
+was trained on, and that is logged.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,44 +19,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.shard import ContractError, Split
-from training.data.index import GRID, open_dataset
-from training.data.loader import Loader, Share
+from data_specs.shard import Split
+from training.data.index_cache import GRID
 from training.data.released_rows import Broken, ReleasedRow, read_rows
-from training.data.transforms import UnreadableImage, input_boxes, picture
-from training.errors import TrainingError
-from training.outputs.checkpoint import Checkpoint, open_checkpoint
+from training.data.transforms import UnreadableImage
+from training.errors import InputError
+from training.outputs.whole import whole_file
 from training.records import Batch
+from training.use.arrays import read_arrays
+from training.use.evaluate import embed
 from training.use.file_regions import read_regions
+from training.use.load import BATCH, Boxes, Loaded, load
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
-    from training.moco import BriVL
     from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
-
-_BATCH = 16
-
-Boxes = Sequence[Sequence[float]]
-
-
-def evaluate_retrieval(
-    path: Path, data: Sequence[str], split: Split, *, device: str = "auto", cache: Path | None = None
-) -> dict[str, Any]:
-    """Recall of a checkpoint on a split: `Retrieval.to_json` with task, split, corrupt samples and checkpoint.
-
-    Raises TrainingError (checkpoint, empty split), ContractError (data), ConfigError (device).
-    """
-    from training.use.evaluate import embed, retrieval
-
-    opened, model, where = load(path, device)
-    loader = _loader(opened, data, split, cache)
-    found = retrieval(embed(model, loader.once(), where, opened.config.run.precision))
-    about = {"task": "retrieval", "split": split, "checkpoint": str(opened.folder), "corrupt": loader.corrupt}
-    return {**about, **found.to_json()}
 
 
 def embed_data(
@@ -70,15 +45,13 @@ def embed_data(
     """Write image_features [N, D], text_features [N, D], image_ids [N], text_ids [N] of a split's readable samples."""
     import torch
 
-    from training.use.evaluate import embed
-
-    opened, model, where = load(path, device)
-    found = embed(model, _loader(opened, data, split, cache).once(), where, "fp32")
+    loaded = load(path, device)
+    features = embed(loaded.model, loaded.split_loader(data, split, cache).once(), loaded.device, "fp32")
     tensors = {
-        "image_features": torch.from_numpy(found.image_ND),
-        "text_features": torch.from_numpy(found.text_ND),
-        "image_ids": torch.from_numpy(found.image_ids_N),
-        "text_ids": torch.from_numpy(found.text_ids_N),
+        "image_features": torch.from_numpy(features.image_ND),
+        "text_features": torch.from_numpy(features.text_ND),
+        "image_ids": torch.from_numpy(features.image_ids_N),
+        "text_ids": torch.from_numpy(features.text_ids_N),
     }
     return _write(out, tensors)
 
@@ -95,21 +68,21 @@ def embed_files(
     """Write image_features [N, D] of image files and text_features [M, D] of a file's lines, in their order.
 
     `regions`: the images' boxes (see `file_regions`); the grid without it.
-    `texts`: UTF-8, one text a line. Raises TrainingError naming the file that is unreadable.
+    `texts`: UTF-8, one text a line. Raises InputError naming the file that is unreadable.
     """
     lines = [] if texts is None else _lines(texts)
     boxes = [None] * len(images) if regions is None else read_regions(regions, images)
-    opened, model, where = load(path, device)
-    if images and regions is None and opened.detector != GRID:
+    loaded = load(path, device)
+    if images and regions is None and loaded.checkpoint.detector != GRID:
         LOG.info("no --regions: the images' boxes are the grid, not a detector's as in training")
     tensors = {}
     if images:
-        numbers = range(0, len(images), _BATCH)
-        parts = (_files_batch(images[i : i + _BATCH], boxes[i : i + _BATCH], opened) for i in numbers)
-        tensors["image_features"] = _features(parts, model, where, "image")
+        starts = range(0, len(images), BATCH)
+        batches = (_files_batch(images[i : i + BATCH], boxes[i : i + BATCH], loaded) for i in starts)
+        tensors["image_features"] = _features(batches, loaded, "image")
     if lines:
-        parts = (text_batch(lines[i : i + _BATCH], opened) for i in range(0, len(lines), _BATCH))
-        tensors["text_features"] = _features(parts, model, where, "text")
+        batches = (loaded.text_batch(lines[i : i + BATCH]) for i in range(0, len(lines), BATCH))
+        tensors["text_features"] = _features(batches, loaded, "text")
     return _write(out, tensors)
 
 
@@ -117,111 +90,58 @@ def embed_rows(path: Path, file: Path, text_kind: str, out: Path, *, device: str
     """Write a Parquet file with `id`, `image_features`, `text_features` of released rows, in their order.
 
     Of a box list longer than `max_boxes` (36) the first are taken. A row whose image, boxes or text cannot be read is
-    named, counted and left out; the others are not touched by it. Raises TrainingError when none is left.
+    named, counted and left out; the others are not touched by it. Raises InputError when none is left.
     """
-    opened, model, where = load(path, device)
+    loaded = load(path, device)
     counts = {"rows": 0, "broken": 0}
-
-    def parts() -> Iterator[dict[str, Any]]:
-        source = read_rows(file)
-        while chunk := list(islice(source, _BATCH)):
-            good: list[_Read] = []
-            for row in chunk:
-                read = _read(row, text_kind, opened)
-                if isinstance(read, Broken):
-                    counts["broken"] += 1
-                    LOG.warning("row left out: %s: %s", read.where, read.problem)
-                else:
-                    good.append(read)
-            if good:
-                counts["rows"] += len(good)
-                images = image_batch([g.image for g in good], [g.boxes for g in good], opened)
-                texts = text_batch([g.text for g in good], opened)
-                yield {
-                    "id": [g.id for g in good],
-                    "image_features": list(_features([images], model, where, "image").numpy()),
-                    "text_features": list(_features([texts], model, where, "text").numpy()),
-                }
-
     with whole_file(out) as temporary:
-        _write_parquet(temporary, parts())
+        _write_parquet(temporary, _features_of_rows(read_rows(file), text_kind, loaded, counts))
         if not counts["rows"]:
-            raise TrainingError(str(file), f"no row of it could be embedded ({counts['broken']} broken)")
+            raise InputError(str(file), f"no row of it could be embedded ({counts['broken']} broken)")
     if counts["broken"]:
         LOG.warning("%s: %d of %d rows left out", file, counts["broken"], sum(counts.values()))
-    return {"out": str(out), "width": opened.config.moco.feature_dim, **counts}
+    return {"out": str(out), "width": loaded.config.moco.feature_dim, **counts}
+
+
+def _features_of_rows(
+    rows: Iterator[ReleasedRow | Broken], text_kind: str, loaded: Loaded, counts: dict[str, int]
+) -> Iterator[dict[str, Any]]:
+    """Columns of the Parquet file, one batch of rows at a time; adds to `counts`."""
+    while chunk := list(islice(rows, BATCH)):
+        readable: list[_Read] = []
+        for row in chunk:
+            read = _read(row, text_kind, loaded)
+            if isinstance(read, Broken):
+                counts["broken"] += 1
+                LOG.warning("row left out: %s: %s", read.where, read.problem)
+            else:
+                readable.append(read)
+        if not readable:
+            continue
+        counts["rows"] += len(readable)
+        images = loaded.image_batch([read.image for read in readable], [read.boxes_R4 for read in readable])
+        texts = loaded.text_batch([read.text for read in readable])
+        yield {
+            "id": [read.id for read in readable],
+            "image_features": list(_features([images], loaded, "image").numpy()),
+            "text_features": list(_features([texts], loaded, "text").numpy()),
+        }
 
 
 def embed_arrays(path: Path, file: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
     """Write image_features and text_features [B, D] of an .npz file's ready arrays (see `arrays`) into another."""
-    from training.use.arrays import read_arrays
-
     arrays = read_arrays(file)
-    opened, model, where = load(path, device)
-    found: dict[str, npt.NDArray[np.float32]] = {}
+    loaded = load(path, device)
+    features: dict[str, npt.NDArray[np.float32]] = {}
     if arrays.images is not None:
-        found["image_features"] = _features(arrays.image_batches(_BATCH), model, where, "image").numpy()
+        features["image_features"] = _features(arrays.image_batches(BATCH), loaded, "image").numpy()
     if arrays.tokens is not None:
-        arrays.check_tokens(opened.config.text)
-        found["text_features"] = _features(arrays.text_batches(_BATCH), model, where, "text").numpy()
+        arrays.check_tokens(loaded.config.text)
+        features["text_features"] = _features(arrays.text_batches(BATCH), loaded, "text").numpy()
     with whole_file(out) as temporary, temporary.open("wb") as sink:
-        np.savez(sink, allow_pickle=False, **found)
-    rows, width = next(iter(found.values())).shape
-    return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(found)}
-
-
-def load(path: Path, device: str) -> tuple[Checkpoint, BriVL, torch.device]:
-    """A checkpoint and its query towers on a device, in eval mode, without key towers and queues."""
-    from training.moco import BriVL
-    from training.run.launch import device_of, keep_memory
-
-    opened = open_checkpoint(path)
-    where = device_of(device)
-    if where.type == "cpu":
-        keep_memory()
-    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
-    config = opened.config
-    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
-    model = BriVL(alone, load_weights=False)
-    opened.load_towers(model)
-    return opened, model.to(where).eval(), where
-
-
-def image_batch(images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]], opened: Checkpoint) -> Batch:
-    """Batch of uint8 [3, S, S] images, each with its boxes [R, 4] (the whole image last), and of empty texts."""
-    import torch
-
-    padded = np.zeros((len(boxes), max(map(len, boxes)), 4), dtype=np.float32)
-    for row, of_image in enumerate(boxes):
-        padded[row, : len(of_image)] = of_image
-    blank = text_batch([""] * len(images), opened)
-    counts = torch.tensor([len(of_image) for of_image in boxes])
-    return replace(blank, images_B3HW=torch.stack(list(images)), boxes_BR4=torch.from_numpy(padded), n_boxes_B=counts)
-
-
-def text_batch(texts: Sequence[str], opened: Checkpoint) -> Batch:
-    """Batch of texts, whose images are black: encode_text does not look at them."""
-    import torch
-
-    config = opened.config
-    tokens = [opened.tokenizer.encode(text, config.data.max_tokens) for text in texts]
-    length = config.data.max_tokens if config.compat else max(map(len, tokens))
-    ids = torch.zeros(len(texts), length, dtype=torch.int64)
-    for row, numbers in enumerate(tokens):
-        ids[row, : len(numbers)] = torch.tensor(numbers)
-    return Batch.of(token_ids_BL=ids, n_tokens_B=torch.tensor([len(numbers) for numbers in tokens]))
-
-
-@contextmanager
-def whole_file(out: Path) -> Iterator[Path]:
-    """A temporary name that becomes `out` when the block ends without an error, and is gone when it does not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+        np.savez(sink, allow_pickle=False, **features)
+    rows, width = next(iter(features.values())).shape
+    return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(features)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,73 +150,53 @@ class _Read:
 
     id: str
     image: Tensor
-    boxes: npt.NDArray[np.float32]
+    boxes_R4: npt.NDArray[np.float32]
     text: str
 
 
-def _read(row: ReleasedRow | Broken, text_kind: str, opened: Checkpoint) -> _Read | Broken:
+def _read(row: ReleasedRow | Broken, text_kind: str, loaded: Loaded) -> _Read | Broken:
     if isinstance(row, Broken):
         return row
     text = row.text(text_kind)
     if text is None:
         return Broken(row.where, f"{row.id}: no text of kind {text_kind}")
     try:
-        image, boxes = _open_image(row.image, row.boxes, opened)
+        image, boxes_R4 = loaded.open_image(row.image, row.boxes)
     except UnreadableImage as e:
         return Broken(row.where, f"{row.image}: {e}")
-    return _Read(row.id, image, boxes, text)
+    return _Read(row.id, image, boxes_R4, text)
 
 
-def _open_image(file: Path, stored: Boxes | None, opened: Checkpoint) -> tuple[Tensor, npt.NDArray[np.float32]]:
-    """An image file as the towers take it, with its boxes; None for the grid. Raises UnreadableImage."""
-    data, as_released = opened.config.data, bool(opened.config.compat)
-    try:
-        image, width, height = picture(file.read_bytes(), data.image_size, full=as_released)
-    except (OSError, ValueError) as e:
-        raise e if isinstance(e, UnreadableImage) else UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
-    flat = None if stored is None else [number for box in stored[: data.max_boxes] for number in box]
-    boxes = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
-    return image, boxes
-
-
-def _files_batch(files: Sequence[str], boxes: Sequence[Boxes | None], opened: Checkpoint) -> Batch:
-    read = []
-    for file, stored in zip(files, boxes, strict=True):
+def _files_batch(files: Sequence[str], boxes: Sequence[Boxes | None], loaded: Loaded) -> Batch:
+    """Batch of image files. Raises InputError naming one that cannot be read."""
+    opened = []
+    for file, of_image in zip(files, boxes, strict=True):
         try:
-            read.append(_open_image(Path(file), stored, opened))
+            opened.append(loaded.open_image(Path(file), of_image))
         except UnreadableImage as e:
-            raise TrainingError(file, str(e)) from None
-    return image_batch([image for image, _ in read], [of_image for _, of_image in read], opened)
+            raise InputError(file, str(e)) from None
+    return loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
 
 
 def _lines(file: Path) -> list[str]:
+    """Lines of a UTF-8 file, one text each. Raises InputError."""
     try:
         # Not splitlines, which also cuts at U+2028 and its like: row i must be line i of every other tool.
         lines = file.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as e:
-        raise TrainingError(str(file), f"not UTF-8 at byte {e.start}") from None
+        raise InputError(str(file), f"not UTF-8 at byte {e.start}") from None
     if lines == [""]:
-        raise TrainingError(str(file), "no line in it")
+        raise InputError(str(file), "no line in it")
     return lines
 
 
-def _features(batches: Iterable[Batch], model: BriVL, where: torch.device, modality: Modality) -> Tensor:
+def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> Tensor:
     """Features [N, D] of one modality of all batches, float32 on the CPU."""
     import torch
 
-    encode = model.encode_image if modality == "image" else model.encode_text
+    encode = loaded.model.encode_image if modality == "image" else loaded.model.encode_text
     with torch.inference_mode():
-        return torch.cat([encode(batch.to(where)).float().cpu() for batch in batches])
-
-
-def _loader(opened: Checkpoint, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
-    dataset = open_dataset(data, split, detector=opened.detector, cache=cache)
-    if not len(dataset):
-        raise ContractError(f"{data[0]}: no samples in the {split} split")
-    config = opened.config
-    return Loader(
-        dataset, config.data, opened.tokenizer, Share(_BATCH), seed=0, train=False, as_released=bool(config.compat)
-    )
+        return torch.cat([encode(batch.to(loaded.device)).float().cpu() for batch in batches])
 
 
 def _write(out: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from training.errors import TrainingError
+from data_specs.shard import Split
+from training.errors import InputError
+from training.use.load import load
 
 if TYPE_CHECKING:
     import torch
@@ -82,12 +85,31 @@ class Retrieval:
         }
 
 
+def evaluate_retrieval(
+    path: Path, data: Sequence[str], split: Split, *, device: str = "auto", cache: Path | None = None
+) -> dict[str, Any]:
+    """Recall of a checkpoint on a split: `Retrieval.to_json` with task, split, corrupt samples and checkpoint.
+
+    Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device).
+    """
+    loaded = load(path, device)
+    loader = loaded.split_loader(data, split, cache)
+    recall = retrieval(embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision))
+    about = {
+        "task": "retrieval",
+        "split": split,
+        "checkpoint": str(loaded.checkpoint.folder),
+        "corrupt": loader.corrupt,
+    }
+    return {**about, **recall.to_json()}
+
+
 def retrieval(found: Embeddings) -> Retrieval:
-    """Recall, median rank and chance both ways. Raises TrainingError on no sample and on features not finite."""
+    """Recall, median rank and chance both ways. Raises InputError on no sample and on features not finite."""
     if not len(found.image_ids_N):
-        raise TrainingError("retrieval", "no readable sample in the split")
+        raise InputError("retrieval", "no readable sample in the split")
     if not (np.isfinite(found.image_ND).all() and np.isfinite(found.text_ND).all()):
-        raise TrainingError("retrieval", "the model gives features that are not finite")
+        raise InputError("retrieval", "the model gives features that are not finite")
     return Retrieval(
         samples=len(found.image_ids_N),
         image_to_text=_direction(found.image_ND, found.text_ND, found),
@@ -145,7 +167,7 @@ def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precisio
     model.train(training)
     parts = _of_all_ranks(parts)
     if not parts:
-        raise TrainingError("retrieval", "no sample in the split")
+        raise InputError("retrieval", "no sample in the split")
     image_ND, text_ND, image_ids_N, text_ids_N = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Embeddings(image_ND, text_ND, image_ids_N, text_ids_N)
 

@@ -25,8 +25,9 @@ from training.config import Config, to_dict
 from training.data.tokenizer import vocabulary_text
 from training.errors import ConfigError
 from training.outputs.checkpoint import open_checkpoint
+from training.outputs.whole import whole_file
 from training.records import Batch
-from training.use.embed import load, whole_file
+from training.use.load import load
 
 if TYPE_CHECKING:
     import torch
@@ -81,11 +82,11 @@ def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
             raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
-    opened, model, _ = load(path, "cpu")
+    loaded = load(path, "cpu")
     stem = out.with_suffix("") if out.suffix == ".onnx" else out
     files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
-    _write_onnx(_image_tower(model), _image_example(opened.config), "image_features", files["image"])
-    _write_onnx(_text_tower(model), _text_example(), "text_features", files["text"])
+    _write_onnx(_image_tower(loaded.model), _image_example(loaded.config), "image_features", files["image"])
+    _write_onnx(_text_tower(loaded.model), _text_example(), "text_features", files["text"])
     return {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
 
 

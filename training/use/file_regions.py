@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.data.released_rows import Box, boxes_of
-from training.errors import TrainingError
+from training.errors import InputError
 
 
 def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    """Boxes of each image. Raises TrainingError naming the line or image that has none, OSError."""
+    """Boxes of each image. Raises InputError naming the line or image that has none, OSError."""
     return _by_sha256(file, images) if file.suffix == ".parquet" else _by_line(file, images)
 
 
@@ -32,11 +32,9 @@ def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
             found.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))
         except (ValueError, KeyError, RecursionError) as e:
             reason = (str(e).splitlines() or [""])[0]
-            raise TrainingError(
-                f"{file}:line {number}", f"no list of boxes [[x1, y1, x2, y2], ...] ({reason})"
-            ) from None
+            raise InputError(f"{file}:line {number}", f"no list of boxes [[x1, y1, x2, y2], ...] ({reason})") from None
     if len(found) != len(images):
-        raise TrainingError(str(file), f"boxes of {len(found)} images, but {len(images)} images are given")
+        raise InputError(str(file), f"boxes of {len(found)} images, but {len(images)} images are given")
     return found
 
 
@@ -49,12 +47,12 @@ def _by_sha256(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
         boxes = {sha: _grouped(flat) for sha, flat in zip(columns["sha256"], columns["boxes"], strict=True)}
     except (pa.ArrowException, ValueError, KeyError, TypeError) as e:
         reason = (str(e).splitlines() or [""])[0]
-        raise TrainingError(str(file), f"not a regions file of the contract ({reason})") from None
+        raise InputError(str(file), f"not a regions file of the contract ({reason})") from None
     found = []
     for image in images:
         digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
         if digest not in boxes:
-            raise TrainingError(str(file), f"has no boxes of {image} (sha256 {digest})")
+            raise InputError(str(file), f"has no boxes of {image} (sha256 {digest})")
         found.append(boxes[digest])
     return found
 

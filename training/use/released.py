@@ -28,10 +28,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.config import Config, resolve
+from training.config import Config
 from training.data.tokenizer import load_tokenizer
-from training.errors import TrainingError
+from training.errors import CheckpointError
 from training.outputs.checkpoint import RELEASED_FILE, Checkpoint, save_imported
+from training.resolve import resolve
 
 if TYPE_CHECKING:
     import torch
@@ -71,11 +72,11 @@ def import_brivl(
 ) -> dict[str, Any]:
     """Convert a BriVL-1.0 checkpoint into the folder `out`; what was read, as JSON values.
 
-    `config`: whose towers the file holds, when they are no recipe's. Raises TrainingError with one sentence on a file
+    `config`: whose towers the file holds, when they are no recipe's. Raises CheckpointError with one sentence on a file
     that is none, that holds code or numbers that are not finite, or that does not fit; keys are then listed before.
     """
     read = _read(file)
-    config, slots = (config, slots_of(config)) if config is not None else _recognise(file, read)
+    config, slots = (config, slots_of(config)) if config is not None else recognise(file, read)
     keys_absent = not any(name.startswith(("imgencoder_mom.", "textencoder_mom.")) for name in read)
     if keys_absent:
         slots = {name: slot for name, slot in slots.items() if "_mom." not in name}
@@ -99,15 +100,15 @@ def import_brivl(
 def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The state dict that belongs under `learnable`, of an imported checkpoint or of one trained by us.
 
-    Raises TrainingError when its towers have no place in the released format.
+    Raises CheckpointError when its towers have no place in the released format.
     """
     import torch
 
     slots = slots_of(checkpoint.config, str(checkpoint.folder))
     ours = dict(checkpoint.tensors("towers.safetensors"))
-    if "key_towers.safetensors" in checkpoint.files:
+    if checkpoint.has("key_towers.safetensors"):
         ours |= checkpoint.tensors("key_towers.safetensors")
-    kept = checkpoint.tensors(RELEASED_FILE) if RELEASED_FILE in checkpoint.files else None
+    kept = checkpoint.tensors(RELEASED_FILE) if checkpoint.has(RELEASED_FILE) else None
     if not any(slot.ours in ours for name, slot in slots.items() if "_mom." in name):
         slots = {name: slot for name, slot in slots.items() if "_mom." not in name}
     found, blank = {}, []
@@ -130,7 +131,7 @@ def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
 def slots_of(config: Config, subject: str = "config") -> Slots:
     """Every tensor of a released file with these towers, by its name there.
 
-    Raises TrainingError naming `subject` when the towers have tensors without a place in that format.
+    Raises CheckpointError naming `subject` when the towers have tensors without a place in that format.
     """
     import torch
 
@@ -138,7 +139,7 @@ def slots_of(config: Config, subject: str = "config") -> Slots:
 
     if config.text.encoder != "bert_text" or not config.image.backbone.startswith("timm/"):
         text, image = config.text.encoder, config.image.backbone
-        raise TrainingError(subject, f"brivl-1.0 holds an EfficientNet of timm and a BERT, not {image} and {text}")
+        raise CheckpointError(subject, f"brivl-1.0 holds an EfficientNet of timm and a BERT, not {image} and {text}")
     objective = replace(config.moco, objective="moco", queue_size=1)
     with torch.device("meta"):
         model = BriVL(replace(config, moco=objective), load_weights=False)
@@ -150,7 +151,7 @@ def slots_of(config: Config, subject: str = "config") -> Slots:
             shape = (*tensor.shape, 1, 1) if there.endswith("max_pool.0.weight") else tuple(tensor.shape)
             slots[there] = Slot(shape, tensor.dtype, ours=name)
     if "imgencoder.backbone.bn2.weight" not in slots:
-        raise TrainingError(subject, f"brivl-1.0 holds an EfficientNet of timm, not {config.image.backbone}")
+        raise CheckpointError(subject, f"brivl-1.0 holds an EfficientNet of timm, not {config.image.backbone}")
     slots |= _unused(config, slots)
     for name, slot in list(slots.items()):
         # What is frozen is one tensor here and two there: the query tower's stands for both, unless they differ.
@@ -165,7 +166,7 @@ _IMAGE_PARTS = {"stem.0": "conv_stem", "stem.1": "bn1", "head.0": "conv_head", "
 
 
 def _released_name(name: str, config: Config, subject: str) -> str:
-    """Name in a released file of a tensor of our query towers. Raises TrainingError when it has none."""
+    """Name in a released file of a tensor of our query towers. Raises CheckpointError when it has none."""
     tower, part, kind, rest = name.split(".", 3)
     theirs = "img" if tower == "image_query" else "text"
     head = f"{theirs}encoder.learnable."
@@ -183,7 +184,7 @@ def _released_name(name: str, config: Config, subject: str) -> str:
         _, number, inner = rest.split(".", 2)
         first = config.text.frozen_layers if part == "trunk" else 0
         return f"textencoder.backbone.bert.encoder.layer.{int(number) + first}.{inner}"
-    raise TrainingError(subject, f"{name} has no place in the format of BriVL-1.0")
+    raise CheckpointError(subject, f"{name} has no place in the format of BriVL-1.0")
 
 
 def _unused(config: Config, slots: Slots) -> Slots:
@@ -203,14 +204,14 @@ def _unused(config: Config, slots: Slots) -> Slots:
 
 
 def _read(file: Path) -> dict[str, Tensor]:
-    """The tensors under `learnable`, read without running anything. Raises TrainingError."""
+    """The tensors under `learnable`, read without running anything. Raises CheckpointError."""
     loaded = _load(file)
     state = loaded.get("learnable") if isinstance(loaded, dict) else None
     if not isinstance(state, dict) or not state:
-        raise TrainingError(str(file), 'not a BriVL-1.0 checkpoint: no tensors under "learnable" in it')
+        raise CheckpointError(str(file), 'not a BriVL-1.0 checkpoint: no tensors under "learnable" in it')
     for name, tensor in state.items():
         if not isinstance(name, str) or not _plain(tensor):
-            raise TrainingError(str(file), f"{name!r} under learnable is no plain tensor")
+            raise CheckpointError(str(file), f"{name!r} under learnable is no plain tensor")
     if all(name.startswith("module.") for name in state):  # saved from DataParallel
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     return state
@@ -231,29 +232,32 @@ def _load(file: Path) -> Any:
     import torch
 
     if file.is_dir():
-        raise TrainingError(str(file), "a folder, but a BriVL-1.0 checkpoint is one file")
+        raise CheckpointError(str(file), "a folder, but a BriVL-1.0 checkpoint is one file")
     try:
         zipped = zipfile.is_zipfile(file)
         if zipped:
             with zipfile.ZipFile(file) as archive:
                 if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                    raise TrainingError(str(file), "a compressed archive; torch stores tensors as they are")
+                    raise CheckpointError(str(file), "a compressed archive; torch stores tensors as they are")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about its own old formats
             return torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
-    except (TrainingError, OSError):
+    except (CheckpointError, OSError):
         raise
     except pickle.UnpicklingError as e:
         wanted = re.search(r"GLOBAL ([\w.]+)", str(e))
         code = f"its pickle asks for {wanted[1]}, which is no tensor" if wanted else "it is no set of tensors"
-        raise TrainingError(str(file), f"refused: {code}; nothing of it was run") from None
+        raise CheckpointError(str(file), f"refused: {code}; nothing of it was run") from None
     except Exception as e:  # torch raises many types on a damaged or foreign file
         first = (str(e).splitlines() or [""])[0][:120]
-        raise TrainingError(str(file), f"not a torch file, or cut short ({type(e).__name__}: {first})") from None
+        raise CheckpointError(str(file), f"not a torch file, or cut short ({type(e).__name__}: {first})") from None
 
 
-def _recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
-    """The recipe whose shapes the file has, or the nearest one."""
+def recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
+    """The config of the recipe whose shapes a file has, or of the nearest one, and what such a file must hold.
+
+    Raises CheckpointError when none of the keys is known.
+    """
     best: tuple[int, Config, Slots] | None = None
     for recipe in RECIPES:
         config = resolve(recipe)
@@ -264,12 +268,12 @@ def _recognise(file: Path, read: Mapping[str, Tensor]) -> tuple[Config, Slots]:
         if fitting == len(read):
             break
     if best is None or not best[0]:
-        raise TrainingError(str(file), f"not a BriVL-1.0 checkpoint: none of its {len(read)} keys is known")
+        raise CheckpointError(str(file), f"not a BriVL-1.0 checkpoint: none of its {len(read)} keys is known")
     return best[1], best[2]
 
 
 def _compare(file: Path, read: Mapping[str, Tensor], slots: Slots, recipe: str) -> None:
-    """List by name what is missing, extra or of another shape, then raise TrainingError that counts them."""
+    """List by name what is missing, extra or of another shape, then raise CheckpointError that counts them."""
     kinds = {
         "missing": [f"{n} {_size(s.shape)}" for n, s in slots.items() if n not in read and not s.optional],
         "extra": [f"{n} {_size(t.shape)}" for n, t in read.items() if n not in slots],
@@ -293,11 +297,11 @@ def _compare(file: Path, read: Mapping[str, Tensor], slots: Slots, recipe: str) 
     if wrong:
         counts = ", ".join(f"{len(lines)} {kind}" for kind, lines in wrong.items())
         first = next(iter(wrong.values()))[0]
-        raise TrainingError(str(file), f"does not fit {recipe}: keys {counts}; the first: {first}")
+        raise CheckpointError(str(file), f"does not fit {recipe}: keys {counts}; the first: {first}")
 
 
 def _sort(file: Path, read: Mapping[str, Tensor], slots: Slots) -> tuple[dict[str, Tensor], ...]:
-    """Query towers, key towers (our names) and kept tensors (theirs). Raises TrainingError on NaN and infinity."""
+    """Query towers, key towers (our names) and kept tensors (theirs). Raises CheckpointError on NaN and infinity."""
     from training.moco import QUERY_PREFIXES
 
     theirs = {slot.ours: name for name, slot in slots.items() if slot.ours}
@@ -309,7 +313,7 @@ def _sort(file: Path, read: Mapping[str, Tensor], slots: Slots) -> tuple[dict[st
             continue  # optional
         tensor = read[name]
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise TrainingError(str(file), f"{name} holds NaN or infinity; these weights are damaged")
+            raise CheckpointError(str(file), f"{name} holds NaN or infinity; these weights are damaged")
         if slot.ours:
             ours = towers if slot.ours.startswith(QUERY_PREFIXES) else keys
             ours[slot.ours] = tensor.flatten(1) if name.endswith("max_pool.0.weight") else tensor

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -16,8 +15,8 @@ from pipeline import plugins
 from pipeline.commands import schema
 from pipeline.run import open_build
 from pipeline.stages import STAGES
+from tests.places import SPECS
 
-SPECS = sorted((Path(__file__).parents[3] / "data_specs").glob("*.yaml"))
 KINDS = {"site", "warc", "url_table", "folder", "webdataset"}
 
 

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from pipeline.demo import corpus as demo_corpus
 from pipeline.demo.corpus import Caption, Emoji, chinese_captions, write_pages, write_table
 from pipeline.demo.packages import DemoError
-
-ROOT = Path(__file__).parents[3]
+from tests.places import ROOT
 
 
 def test_captions_are_the_two_chinese_lines() -> None:

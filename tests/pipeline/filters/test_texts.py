@@ -24,6 +24,7 @@ from pipeline.filters.text_length import TextLength
 from pipeline.filters.to_simplified import ToSimplified
 from pipeline.plugins import check, find, names
 from pipeline.texts.forms import bare
+from tests.places import CORPUS, needs_corpus
 
 
 def reason(f: TextFilter, text: str, kind: TextKind = "alt") -> str:
@@ -245,10 +246,10 @@ def test_a_list_counts_by_what_it_holds_not_by_where_it_lies(tmp_path):
         b.check(Text("alt", "故宫"))
 
 
-LISTS = Path(__file__).parents[4] / "shared" / "corpus" / "lexicon"
+LISTS = CORPUS / "lexicon"
 
 
-@pytest.mark.skipif(not LISTS.is_dir(), reason=f"no word lists in {LISTS}")
+@needs_corpus("lexicon")
 def test_published_lists_find_their_own_words_and_spare_captions():
     paths = {path.stem: str(path) for path in sorted(LISTS.glob("*.txt"))}
     lexicon = Lexicon(lists=paths)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,9 +26,9 @@ from pipeline.matching.near_images import (
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
+from tests.places import CORPUS, ROOT
 
-ROOT = Path(__file__).parents[3]
-PHOTOS = ROOT.parent / "shared" / "corpus" / "howtocook-site" / "images"
+PHOTOS = CORPUS / "howtocook-site" / "images"
 STAMPS = ROOT / "demo" / "corpus" / "stamps"
 RULES = Dedup()
 

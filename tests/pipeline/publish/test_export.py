@@ -21,7 +21,7 @@ from pipeline.plugins import configure
 from pipeline.publish.export import sentences, to_brivl_jsonl, whole_pixels
 from pipeline.records import Candidate, Decision
 from pipeline.sources import TableSource
-from pipeline.stages import detect, extract
+from tests.stages import run_stage
 
 
 def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_path: Path) -> None:
@@ -101,13 +101,7 @@ def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any,
     build = fetched_build(pictures, parts=2, filters=[], regions={"detectors": [{"name": "given"}]})
     spec = build.spec.model_validate({**build.spec.model_dump(), "sources": [{**table, "columns": columns}]})
     build = type(build)(**{**{f: getattr(build, f) for f in build.__dataclass_fields__}, "spec": spec})
-    for partition in extract.partitions(build):
-        extract.run_partition(build, partition)
-    from pipeline.stages import dedup, filter, lead, measure, rank
-
-    for stage in (measure, filter, rank, lead, dedup, detect):
-        for partition in stage.partitions(build):
-            stage.run_partition(build, partition)
+    run_stage(build, "extract", "measure", "filter", "rank", "lead", "dedup", "detect")
     found = {}
     for record in build.stage("detect").records():
         (suffix,) = (name for name in record.files if name.startswith("given"))

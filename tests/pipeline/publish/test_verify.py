@@ -68,7 +68,7 @@ def test_damaged_missing_and_short_files_are_named(shards_of: Path, name: str) -
 
 def test_a_stray_shard_is_named(shards_of: Path) -> None:
     (shards_of / "train-000009.tar").write_bytes(b"")
-    assert verify(shards_of, quick=True) == ["train-000009.tar: lies in the folder, but the manifest does not name it"]
+    assert verify(shards_of, quick=True) == ["train-000009.tar: is in the folder, but the manifest does not name it"]
 
 
 def test_counts_that_differ_are_named(shards_of: Path) -> None:
@@ -77,8 +77,8 @@ def test_counts_that_differ_are_named(shards_of: Path) -> None:
     raw["content_digest"] = "0" * 64
     (shards_of / "manifest.json").write_text(json.dumps(raw), encoding="utf-8")
     assert verify(shards_of, quick=True) == [
-        "manifest.json: its train shards hold 17 samples, it says 18",
-        "manifest.json: content_digest does not follow from the tars it names",
+        "manifest.json: its train shards hold 17 samples, its total is 18",
+        "manifest.json: content_digest does not match the tars it names",
         "train-000000.parquet: has 8 rows, the manifest says 7",
     ]
 
@@ -143,7 +143,7 @@ def test_an_image_cluster_in_two_splits_and_a_key_twice_are_found(shards_of: Pat
     own = {"key": key["key"], "candidate_id": key["candidate_id"]}
     _edit(shards_of / "train-000000.parquet", lambda rows: rows[2].update(own))
     _reseal(shards_of)
-    assert f"{own['key']}: this key is there more than once" in verify(shards_of, quick=True)
+    assert f"{own['key']}: this key occurs more than once" in verify(shards_of, quick=True)
 
 
 def test_a_tar_whose_content_is_wrong_though_its_digest_holds(shards_of: Path) -> None:

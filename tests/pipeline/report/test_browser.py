@@ -19,6 +19,7 @@ from pipeline.report import drift
 from pipeline.report import index as report_index
 from pipeline.stages import report
 from pipeline.store.build import Build
+from tests.stages import run_stage
 
 CHROMIUM = any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
 AXE = importlib.util.find_spec("axe_core_python")
@@ -51,11 +52,8 @@ def browse(browser: ModuleType) -> Browse:
 @pytest.fixture(scope="module")
 def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The synthetic build with a report that is compared with another one."""
-    from pipeline.stages import shard
-
     build: Build = synthetic.make(tmp_path_factory.mktemp("built"))[0]
-    for name in shard.partitions(build):
-        shard.run_partition(build, name)
+    run_stage(build, "shard")
     report.write(build)
     before = drift.read(build.out)
     assert before is not None

@@ -135,7 +135,7 @@ def test_diff_of_a_build_with_itself_is_empty_and_of_another_packing_says_so(two
     assert {aspect: keys["count"] for aspect, keys in other["changed"].items()} == {"image": 0, "texts": 0, "split": 0}
     assert other["spec"] == [{"path": "shards.samples_per_shard", "before": 8, "now": 20}]
     assert other["shards"]["removed"] == ["train-000001.tar", "train-000002.tar"]
-    with pytest.raises(ContractError, match="only what is published can be compared"):
+    with pytest.raises(ContractError, match="a build without a manifest is not a dataset"):
         diff(two[0].out, two[0].store.url)
 
 

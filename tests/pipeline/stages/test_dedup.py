@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from pipeline.records import DEDUP_SCHEMA
-from pipeline.stages import dedup, filter, lead, measure, rank
+from pipeline.stages import lead
 from pipeline.store.identities import IMAGE_SCHEMA, Identities
 from pipeline.texts.folding import normal
+from tests.places import CORPUS, needs_corpus
+from tests.stages import run_stage
 
-CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus" / "howtocook-site" / "images"
+PHOTOS = CORPUS / "howtocook-site" / "images"
 SPLITS = ("train", "dev", "val")
 
 
@@ -31,9 +33,7 @@ def image(seed: int, size: tuple[int, int] = (160, 120), quality: int = 85) -> b
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, int]]:
     """(kept rows, decisions, counts) of the dedup stage; rows by page and name of the image."""
-    for stage in (measure, filter, rank, lead, dedup):
-        for partition in stage.partitions(build):
-            stage.run_partition(build, partition)
+    run_stage(build, "measure", "filter", "rank", "lead", "dedup")
     stage = build.stage("dedup")
     kept: dict[str, dict[str, Any]] = {}
     decided: list[dict[str, Any]] = []
@@ -223,9 +223,9 @@ def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got
     assert 3 < len(apart) < 12
 
 
-@pytest.mark.skipif(not CORPUS.exists(), reason="needs shared/corpus beside the repository")
+@needs_corpus("howtocook-site", "images")
 def test_the_site_holds_one_picture_twice_and_no_other(fetched_build: Any, got: Any) -> None:
-    files = sorted(CORPUS.glob("*.jpg"))
+    files = sorted(PHOTOS.glob("*.jpg"))
     images = [got(file.name, file.read_bytes(), f"第{i}张") for i, file in enumerate(files)]
     kept, decided, _ = run(fetched_build(images, parts=2, filters=[]))
     assert len(files) == 346
@@ -239,9 +239,7 @@ def test_the_site_holds_one_picture_twice_and_no_other(fetched_build: Any, got: 
 
 def after(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
     """(kept rows, decisions) by name of the picture, of a build made by tests/filtered.py."""
-    for stage in (rank, lead, dedup):
-        for partition in stage.partitions(build):
-            stage.run_partition(build, partition)
+    run_stage(build, "rank", "lead", "dedup")
     stage = build.stage("dedup")
     records = stage.records()
     kept = [row for r in records for split in SPLITS for row in stage.table(r, f"{split}.parquet").to_pylist()]

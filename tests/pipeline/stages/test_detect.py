@@ -18,11 +18,11 @@ from pipeline.detectors.grid import Grid
 from pipeline.detectors.onnx import Onnx
 from pipeline.errors import DetectorError
 from pipeline.pictures.decode import decode
-from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank
+from pipeline.stages import _model_runner, detect
+from tests.places import CORPUS, needs_corpus
+from tests.stages import run_stage
 
-CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
 MODEL = CORPUS / "models" / "yolox_nano.onnx"
-needs_corpus = pytest.mark.skipif(not MODEL.exists(), reason="needs shared/corpus beside the repository")
 
 
 def picture(seed: int, size: tuple[int, int], orientation: int = 1) -> bytes:
@@ -36,13 +36,9 @@ def picture(seed: int, size: tuple[int, int], orientation: int = 1) -> bytes:
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
     """(rows of the first detector by sha256, counts) after all stages up to detect."""
-    for stage in (measure, filter, rank, lead, dedup):
-        for partition in stage.partitions(build):
-            stage.run_partition(build, partition)
+    run_stage(build, "measure", "filter", "rank", "lead", "dedup", "detect")
     rows, counts, stage = {}, dict[str, int](), build.stage("detect")
-    for partition in detect.partitions(build):
-        detect.run_partition(build, partition)
-        record = stage.record(partition)
+    for record in stage.records():
         (suffix, *_) = [name for name in record.files if name.endswith(".parquet")]
         for row in stage.table(record, suffix).to_pylist():
             assert row["sha256"] not in rows
@@ -120,7 +116,7 @@ def test_the_letterbox_is_top_left_on_grey() -> None:
     assert square[40, 10].tolist() == [114, 114, 114]
 
 
-@needs_corpus
+@needs_corpus("models", "yolox_nano.onnx")
 def test_yolox_finds_what_the_model_is_known_to_find() -> None:
     detector = Onnx(weights=str(MODEL), classes=str(MODEL.with_name("coco80.txt")))
     names = MODEL.with_name("coco80.txt").read_text().split("\n")
@@ -133,7 +129,7 @@ def test_yolox_finds_what_the_model_is_known_to_find() -> None:
     assert (table[2] - table[0]) * (table[3] - table[1]) > 0.5 * height * width
 
 
-@needs_corpus
+@needs_corpus("models", "yolox_nano.onnx")
 def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
     data = (CORPUS / "howtocook-site/images/7a10d81a0c750a44.jpg").read_bytes()
     detectors = [{"name": "onnx", "weights": str(MODEL)}, {"name": "grid"}]
@@ -147,7 +143,7 @@ def test_a_yolox_build_fills_the_cache(fetched_build: Any, got: Any) -> None:
     assert counts["cached"] == 2
 
 
-@needs_corpus
+@needs_corpus("models", "yolox_nano.onnx")
 def test_weights_are_in_the_id_and_paths_and_threads_are_not(tmp_path: Path) -> None:
     copy = tmp_path / "copy.onnx"
     copy.write_bytes(MODEL.read_bytes())
@@ -177,7 +173,7 @@ def test_unusable_weights_are_named(fetched_build: Any, tmp_path: Path) -> None:
     assert isinstance(detector_of(build.spec, build.spec.regions.detectors[0]), Onnx)
 
 
-@needs_corpus
+@needs_corpus("models", "yolox_nano.onnx")
 def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
     with pytest.raises(DetectorError, match=r"yolox_nano\.onnx: takes .*416"):
         _load(Onnx(weights=str(MODEL), side=640))
@@ -187,7 +183,7 @@ def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
         _load(Onnx(weights=str(MODEL), classes=str(few)))
 
 
-@needs_corpus
+@needs_corpus("models", "yolox_nano.onnx")
 def test_the_same_boxes_from_any_batch_and_partition(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,8 +25,8 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web.warc import read_captures
+from tests.places import CORPUS, needs_corpus
 
-CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
 URL = "http://a.test/x/page.html"
 
 
@@ -254,7 +254,7 @@ def test_encoded_bodies_are_unpacked_but_not_beyond_the_limit(tmp_path):
     assert (two.reason, two.url) == ("too_large", "http://a.test/2")
 
 
-@pytest.mark.skipif(not CORPUS.is_dir(), reason="shared/corpus is not beside the checkout")
+@needs_corpus()
 @pytest.mark.parametrize("form", ["plain", "lazy", "gb18030", "figure"])
 def test_the_howtocook_site_gives_the_pairs_of_its_truth_file(form):
     site, root = CORPUS / "howtocook-site", "http://site.test/"

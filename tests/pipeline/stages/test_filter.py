@@ -11,7 +11,8 @@ from PIL import Image
 
 from data_specs.build import SpecError
 from pipeline.records import PAIR_SCHEMA
-from pipeline.stages import filter, measure
+from pipeline.stages import filter
+from tests.stages import run_stage
 
 
 def flat(colour: str, size: tuple[int, int]) -> bytes:
@@ -29,12 +30,9 @@ def busy(size: tuple[int, int]) -> bytes:
 def run(build: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], dict[str, int]]:
     """(pairs, decisions by image URL's end, counts)."""
     pairs, decided, counts = [], {}, {}
-    for partition in measure.partitions(build):
-        measure.run_partition(build, partition)
+    run_stage(build, "measure", "filter")
     stage = build.stage("filter")
-    for partition in filter.partitions(build):
-        filter.run_partition(build, partition)
-        record = stage.record(partition)
+    for record in stage.records():
         table = stage.table(record)
         assert table.schema.names == PAIR_SCHEMA.names
         pairs += table.to_pylist()

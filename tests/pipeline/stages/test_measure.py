@@ -19,6 +19,7 @@ from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.stages import measure
+from tests.stages import run_stage
 
 
 def picture(seed: int, size: tuple[int, int] = (160, 120), kind: str = "JPEG", **more: Any) -> bytes:
@@ -32,9 +33,8 @@ def picture(seed: int, size: tuple[int, int] = (160, 120), kind: str = "JPEG", *
 def run(build: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
     """(feature rows, decisions, counts) of all partitions of a build."""
     stage, rows, decided, counts = build.stage("measure"), [], [], {}
-    for partition in measure.partitions(build):
-        measure.run_partition(build, partition)
-        record = stage.record(partition)
+    run_stage(build, "measure")
+    for record in stage.records():
         rows += stage.table(record).to_pylist()
         decided += stage.table(record, "decisions.parquet").to_pylist()
         counts = {k: counts.get(k, 0) + v for k, v in record.counts.items()}

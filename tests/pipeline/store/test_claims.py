@@ -25,10 +25,11 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.records import sha256_hex
-from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen
+from pipeline.stages import _model_runner
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
+from tests.stages import run_stage
 
 KEYS = {sha256_hex(str(i)) for i in range(6)}
 
@@ -103,9 +104,7 @@ def _build(build: Build, name: str, log: str, pause_s: float) -> None:
     """Run the stage `detect` or `screen` of a build, four pictures at a time."""
     {"detect": _detected, "screen": _scored}[name](log, pause_s)
     _model_runner.BATCH = 4
-    stage = {"detect": detect, "screen": screen}[name]
-    for partition in stage.partitions(build):
-        stage.run_partition(build, partition)
+    run_stage(build, name)
 
 
 @pytest.fixture
@@ -124,9 +123,7 @@ def builds(fetched_build: Any, got: Any, tmp_path: Path) -> Callable[..., list[B
         made = []
         for name in ("one", "two"):
             build = fetched_build(images, 3, name=name, filters=list(filters), regions={"detectors": detectors})
-            for stage in (measure, filter, rank, lead, dedup):
-                for partition in stage.partitions(build):
-                    stage.run_partition(build, partition)
+            run_stage(build, "measure", "filter", "rank", "lead", "dedup")
             made.append(build)
         return made
 

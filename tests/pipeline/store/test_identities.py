@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import multiprocessing
 from dataclasses import replace
 from pathlib import Path
@@ -15,16 +14,14 @@ from pipeline.files.folder import Folder
 from pipeline.store.build import Build
 from pipeline.store.identities import PARTS, Identities, commit_name
 from pipeline.store.store import Store
+from tests.stages import run_stage
 
 STAGES = ("rank", "lead")
 
 
 def led(build: Build) -> Build:
     """The build with its leader pass done."""
-    for name in STAGES:
-        stage = importlib.import_module(f"pipeline.stages.{name}")
-        for partition in stage.partitions(build):
-            stage.run_partition(build, partition)
+    run_stage(build, "rank", "lead")
     return build
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import DataConfig, resolve
+from training.config import DataConfig
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.slots import Slots, room
 from training.data.tokenizer import load_tokenizer
+from training.resolve import resolve
 
 MakeShards = Callable[..., Path]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from training.data.tokenizer import CLS, SEP, UNK, from_vocabulary, load_tokenizer, vocabulary_text
-from training.errors import TrainingError
+from training.errors import InputError
 
 
 def test_the_built_in_vocabulary_holds_all_hanzi_of_gb2312_and_ascii() -> None:
@@ -46,10 +46,10 @@ def test_a_bert_vocabulary_is_read_from_file_or_folder(tmp_path: Path) -> None:
 
 
 def test_what_is_no_vocabulary_is_named(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"nothing.txt: no readable vocabulary"):
+    with pytest.raises(InputError, match=r"nothing.txt: no readable vocabulary"):
         load_tokenizer(str(tmp_path / "nothing.txt"))
     (tmp_path / "words.txt").write_text("a\nb\n", encoding="utf-8")
-    with pytest.raises(TrainingError, match=r"words.txt: not a BERT vocabulary"):
+    with pytest.raises(InputError, match=r"words.txt: not a BERT vocabulary"):
         load_tokenizer(str(tmp_path / "words.txt"))
 
 

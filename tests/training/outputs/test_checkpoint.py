@@ -11,13 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from training.config import Config, resolve
+from training.config import Config
 from training.data.tokenizer import load_tokenizer
-from training.errors import TrainingError
+from training.errors import CheckpointError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, clean, latest, open_checkpoint, save
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 
 STATE = RunState(4, 32, 1, ("c" * 64,), ("grid",), "grid")
 Saved = tuple[Path, BriVL, torch.optim.AdamW, Config]
@@ -84,7 +85,7 @@ def test_queues_come_back_in_another_size_with_their_newest_keys(
 def test_a_queue_of_another_width_does_not_fit(saved: Saved) -> None:
     folder, _, _, config = saved
     other = BriVL(replace(config, moco=replace(config.moco, queue_size=4, feature_dim=16)))
-    with pytest.raises(TrainingError, match="does not fit this model"):
+    with pytest.raises(CheckpointError, match="does not fit this model"):
         open_checkpoint(folder).load_training(other, build_optimizer(other, config.optim))
 
 
@@ -236,14 +237,14 @@ def test_a_checkpoint_that_is_not_whole_is_refused_in_one_sentence(
     folder = saved[0]
     damage(folder)
     model, _ = build(1)
-    with pytest.raises(TrainingError, match=sentence) as e:
+    with pytest.raises(CheckpointError, match=sentence) as e:
         open_checkpoint(folder).load_towers(model)
     assert "\n" not in str(e.value)
 
 
 def test_a_pickle_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "model.pth")
-    with pytest.raises(TrainingError, match=r"model.pth: a file, but a checkpoint is a folder; pickle files"):
+    with pytest.raises(CheckpointError, match=r"model.pth: a file, but a checkpoint is a folder; pickle files"):
         open_checkpoint(tmp_path / "model.pth")
-    with pytest.raises(TrainingError, match="not a wenlan checkpoint"):
+    with pytest.raises(CheckpointError, match="not a wenlan checkpoint"):
         open_checkpoint(tmp_path)

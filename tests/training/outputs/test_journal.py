@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from training.config import resolve, to_dict
+from training.config import to_dict
 from training.errors import ConfigError
 from training.outputs.curves import write_curves
 from training.outputs.journal import Journal, read_metrics
 from training.outputs.trackers import open_tracker
+from training.resolve import resolve
 
 METRICS = {"loss": 2.0, "samples_per_second": 100.0, "waiting_for_data": 0.1, "memory_gib": 1.0, "nan": float("nan")}
 

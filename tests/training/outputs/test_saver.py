@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.config import resolve
 from training.data.tokenizer import load_tokenizer
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, RunError
 from training.moco import BriVL
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState, latest, open_checkpoint
 from training.outputs.saver import Saver, fetch
+from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
 
@@ -117,6 +117,6 @@ def test_a_mirror_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     writing, model, optimizer = saver(tmp_path / "run", f"run.mirror={tmp_path / 'file'}")
     with writing:
         writing.save(model, optimizer, state(2))
-        with pytest.raises(TrainingError, match=r"file: step-00000002 cannot be copied there"):
+        with pytest.raises(RunError, match=r"file: step-00000002 cannot be copied there"):
             writing.wait()
     assert latest(tmp_path / "run") is not None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.config import Config, resolve
+from training.config import Config
 from training.moco import BriVL
 from training.records import Batch
+from training.resolve import resolve
 from training.run.flops import Meter, forward_flops, peak_flops
 
 

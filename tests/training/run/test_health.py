@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from data_specs.shard import SOURCE_KINDS
-from training.config import resolve
-from training.errors import TrainingError
+from training.errors import RunError
 from training.method.key_queue import KeyQueue, SampleIds
 from training.moco import BriVL
 from training.records import Batch
+from training.resolve import resolve
 from training.run.health import Health
 
 MakeBatch = Callable[..., Batch]
@@ -82,7 +82,7 @@ def test_a_lasting_collapse_stops_the_run_and_says_what_to_change(make_model: Ca
     run(1, 299, 0.001)  # not in the warm-up, whatever the spread
     run(300, 304, 0.001)  # nor for a moment
     run(300, 400, 0.03)
-    with pytest.raises(TrainingError, match=r"step 304: image_spread is 0.0010, below 0.02, .*Lower optim.lr"):
+    with pytest.raises(RunError, match=r"step 304: image_spread is 0.0010, below 0.02, .*Lower optim.lr"):
         run(300, 305, 0.001)
     run(300, 320, 0.001, "false")
 

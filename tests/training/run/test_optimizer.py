@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.config import resolve
 from training.moco import BriVL
+from training.resolve import resolve
 from training.run.optimizer import batch_factor, build_optimizer, schedule
 
 

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.shard import ContractError
-from training.config import resolve
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError
+from training.resolve import resolve
 from training.run.launch import Leave
 
 pytest.importorskip("ray.train")
 
-from training.run.ray_job import _note, _noted, _Preemption, fit_on_ray, parse_workers
+from training.run.ray_job import Preemption, fit_on_ray, parse_workers
 
 
 @pytest.mark.parametrize(("text", "found"), [("4", (4, 4)), ("2:8", (2, 8)), ("1:1", (1, 1))])
@@ -32,22 +31,11 @@ def test_a_batch_that_some_number_of_workers_cannot_share_is_refused_before_any_
         fit_on_ray(resolve("tiny"), ["x"], tmp_path, (1, 4))
 
 
-@pytest.mark.parametrize(
-    "error", [ConfigError("a.b", "no"), ContractError("x.tar: cut"), TrainingError("step 3", "gone")]
-)
-def test_an_error_of_a_worker_reaches_the_driver_and_the_first_one_counts(tmp_path: Path, error: Exception) -> None:
-    assert _noted(tmp_path) is None
-    _note(tmp_path, error)  # type: ignore[arg-type]
-    _note(tmp_path, TrainingError("later", "a consequence"))
-    found = _noted(tmp_path)
-    assert (type(found), str(found)) == (type(error), str(error))
-
-
 def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray.train
 
-    told: list[str | None] = [None, "node 1", "node 1", "node 2"]
-    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: told.pop(0), raising=False)
-    asked = _Preemption(every=2)
-    answers = [asked() for _ in range(8)]
+    announced: list[str | None] = [None, "node 1", "node 1", "node 2"]
+    monkeypatch.setattr(ray.train, "get_preemption_info", lambda: announced.pop(0), raising=False)
+    leave_signal = Preemption(every=2)
+    answers = [leave_signal() for _ in range(8)]
     assert answers == [Leave.NO, Leave.NO, Leave.NO, Leave.SAVE, Leave.NO, Leave.NO, Leave.NO, Leave.SAVE]

@@ -9,38 +9,27 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-import torch
 
 from data_specs.shard import ContractError
 from training import moco
-from training.config import Config, resolve
-from training.errors import ConfigError, TrainingError
+from training.config import Config
+from training.errors import RunError
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
-from training.records import Batch
-from training.run import footprint
-from training.run.dry_run import dry_run
-from training.run.launch import owned
-from training.run.optimizer import build_optimizer
+from training.resolve import resolve
 from training.run.train import fit
 
 MakeShards = Callable[..., Path]
+StoppedAfter = Callable[[int], AbstractContextManager[None]]
+
+
 STEADY = ("image.dropout=0", "text.dropout=0", "image.frozen_stages=7")
 """Without dropout and batch statistics a step is the same on one rank and on two."""
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def config(steps: int, samples: int, *more: str) -> Config:
@@ -51,24 +40,8 @@ def losses(out: Path) -> list[float]:
     return [line["loss"] for line in read_metrics(out) if "loss" in line]
 
 
-@contextmanager
-def stopped_after(last: int) -> Iterator[None]:
-    """What runs within is interrupted at that step, as by a person."""
-    advance = Journal.advance
-
-    def stopping(self: Journal, step: int) -> None:
-        advance(self, step)
-        if step == last:
-            raise KeyboardInterrupt
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Journal, "advance", stopping)
-        with pytest.raises(KeyboardInterrupt):
-            yield
-
-
 def test_a_run_stopped_in_the_middle_gives_the_losses_of_one_that_was_not(
-    make_shards: MakeShards, tmp_path: Path
+    make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
     data = [str(make_shards(train=(20, 12)))]
     asked = config(20, 32, "run.checkpoint_every=5")
@@ -110,7 +83,7 @@ def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards:
 
 @pytest.mark.parametrize("objective", ["moco", "clip", "siglip", "albef"])
 def test_every_objective_trains_and_micro_steps_do_not_change_it(
-    objective: str, make_shards: MakeShards, tmp_path: Path
+    objective: str, make_shards: MakeShards, tmp_path: Path, stopped_after: StoppedAfter
 ) -> None:
     """Also through a stop and another start with other micro-steps; what an objective learns is in its metrics."""
     data = [str(make_shards(train=(20, 12), damage={3: b"\xff\xd8"}))]
@@ -145,32 +118,6 @@ def test_two_ranks_give_the_losses_of_one(make_shards: MakeShards, tmp_path: Pat
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=2e-4)
 
 
-def test_a_resumed_run_must_be_the_same_run(make_shards: MakeShards, tmp_path: Path) -> None:
-    data = [str(make_shards(train=(9,)))]
-    fit(config(1, 9), data, tmp_path / "run")
-    with pytest.raises(ConfigError, match=r"optim.lr was 0.001, is 0.01\); use the same recipe or another --out"):
-        fit(config(1, 9, "optim.lr=0.01"), data, tmp_path / "run")
-    with pytest.raises(TrainingError, match="was trained on other data"):
-        fit(config(1, 9), [str(make_shards(train=(8,), name="other"))], tmp_path / "run")
-
-
-@pytest.mark.parametrize("size", [20, 60])
-def test_a_resumed_run_may_have_another_queue_and_says_so(
-    size: int, make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = [str(make_shards(train=(16,)))]
-    with stopped_after(5):
-        fit(config(8, 16, "run.checkpoint_every=4"), data, tmp_path / "run")
-    result = fit(config(8, 16, "run.checkpoint_every=4", f"moco.queue_size={size}"), data, tmp_path / "run")
-    assert (result.resumed_from, result.steps) == (4, 8)
-    said = [r.getMessage() for r in caplog.records if "slots" in r.getMessage()]
-    assert len(said) == 2
-    assert f"image_queue had 48 slots and has {size} now; its newest keys are kept" in said[0]
-    last = read_metrics(tmp_path / "run")[-1]
-    assert last["text_queue_fill"] == 1  # 48 old keys, or the newest 20 of them, and 32 new ones
-    assert last["text_queue_oldest"] == (3 if size == 20 else 8)
-
-
 def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(4, 16), data, tmp_path / "first")
@@ -180,63 +127,11 @@ def test_init_takes_the_towers_and_begins_at_step_0(make_shards: MakeShards, tmp
     assert losses(tmp_path / "second")[0] != pytest.approx(losses(tmp_path / "third")[0], abs=1e-3)
 
 
-def test_a_step_that_is_not_finite_moves_nothing(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[int] = []
-    seen: list[torch.Tensor] = []
-    forward, after_step = moco.BriVL.forward, moco.BriVL.after_step
-
-    def forward_with_a_nan(self: moco.BriVL, batch: object, samples: float | None = None) -> moco.StepOutput:
-        calls.append(1)
-        seen.append(self.text_query.trunk.tokens.weight.detach().clone())
-        output = forward(self, batch, samples)  # type: ignore[arg-type]
-        return replace(output, loss=output.loss * math.nan) if len(calls) == 2 else output
-
-    entered: list[int] = []
-
-    def recorded(self: moco.BriVL, outputs: list[moco.StepOutput], step: int) -> None:
-        entered.append(step)
-        after_step(self, outputs, step)
-
-    monkeypatch.setattr(moco.BriVL, "forward", forward_with_a_nan)
-    monkeypatch.setattr(moco.BriVL, "after_step", recorded)
-    result = fit(config(4, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
-    assert entered == [0, 2, 3]
-    assert torch.equal(seen[1], seen[2])
-    assert not torch.equal(seen[0], seen[1])
-    assert result.skipped == 1
-    assert math.isfinite(result.loss or math.nan)
-
-
-def test_what_is_not_finite_does_not_stay_in_the_batch_norms(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A forward moves their statistics before anyone knows; the average would carry a NaN into the key tower."""
-    calls: list[int] = []
-    features = moco.BriVL.features
-
-    def with_a_nan(self: moco.BriVL, batch: Batch, **options: bool) -> moco.Features:
-        calls.append(1)
-        if len(calls) == 2:
-            batch = replace(batch, images_B3HW=torch.full(batch.images_B3HW.shape, math.nan))
-        return features(self, batch, **options)
-
-    monkeypatch.setattr(moco.BriVL, "features", with_a_nan)
-    result = fit(config(4, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
-    assert result.skipped == 1
-    assert math.isfinite(result.loss or math.nan)
-    opened = checkpoint.open_checkpoint(tmp_path / "run")
-    model = moco.BriVL(opened.config)
-    opened.load_training(model, build_optimizer(model, opened.config.optim))  # refuses a NaN
-    assert not torch.equal(model.image_query.trunk.backbone.blocks_4[0].bn1.running_mean, torch.zeros(1))
-
-
 def test_a_run_whose_every_gradient_is_not_finite_stops(
     make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moco, "info_nce", lambda *args: args[0].sum(1) * math.nan)
-    with pytest.raises(TrainingError, match="step 10: 11 steps in a row"):
+    with pytest.raises(RunError, match="step 10: 11 steps in a row"):
         fit(config(40, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
 
 
@@ -255,23 +150,6 @@ def test_a_dataset_without_training_samples_is_an_error(make_shards: MakeShards,
         fit(config(1, 1), [str(make_shards(train=(), val=(3,)))], tmp_path / "run")
 
 
-def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
-    make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = [str(make_shards(train=(20, 12)))]
-    with stopped_after(5):
-        fit(config(8, 32, "run.checkpoint_every=4"), data, tmp_path / "run")
-    result = fit(config(8, 32, "run.checkpoint_every=4", "run.batch_size=16"), data, tmp_path / "run")
-    assert (result.resumed_from, result.steps, result.position) == (4, 6, 64)
-    assert "step 4: batch: was 8, is 16 now" in caplog.text
-    lines = read_metrics(tmp_path / "run")
-    assert [(line["step"], line["position"]) for line in lines] == [
-        *((n, 8 * n) for n in range(1, 5)),
-        (5, 48),
-        (6, 64),
-    ]
-
-
 def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(20, 12)))]
     advance = Journal.advance
@@ -283,7 +161,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "advance", terminating)
-        with pytest.raises(TrainingError, match=r"^step 4: told to end; saved, and the same command goes on"):
+        with pytest.raises(RunError, match=r"^step 4: told to end; saved, and the same command goes on"):
             fit(config(8, 32), data, tmp_path / "run")
     result = fit(config(8, 32), data, tmp_path / "run")
     assert (result.resumed_from, result.steps) == (4, 8)
@@ -299,44 +177,6 @@ def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards:
     assert checkpoint.open_checkpoint(tmp_path / "run" / "checkpoints" / "best").state().step == 2
     again = fit(asked, data, tmp_path / "run")
     assert (again.resumed_from, again.steps) == (8, 8)
-
-
-def test_only_one_run_writes_into_a_folder(tmp_path: Path) -> None:
-    with owned(tmp_path), pytest.raises(TrainingError, match="another run writes into it"), owned(tmp_path, wait=0):
-        pass
-    with owned(tmp_path, wait=0):
-        pass
-
-
-def test_a_model_that_cannot_fit_is_refused_before_it_is_built(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(footprint, "machine_memory", lambda: 10**6)
-    with pytest.raises(TrainingError, match=r"recipe tiny: does not fit: it needs \d\.\d GB .* has 0.0 GB"):
-        fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
-
-
-def test_the_footprint_is_that_of_the_real_model() -> None:
-    asked = resolve("tiny")
-    model, found = moco.BriVL(asked), footprint.footprint(asked)
-    optimizer = build_optimizer(model, asked.optim)
-    assert found.trained == sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    assert found.trained + found.frozen + found.averaged == sum(p.numel() for p in model.parameters())
-    held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-    assert held == found.weights_bytes + found.queues_bytes
-
-
-def test_a_dry_run_measures_and_leaves_nothing(
-    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    manifest = make_shards(train=(16,))
-    monkeypatch.chdir(tmp_path)
-    before = sorted(tmp_path.iterdir())
-    found = dry_run(config(100, 16), [str(manifest)], cache=tmp_path / "shards")
-    assert sorted(tmp_path.iterdir()) == before
-    assert (found["samples"], found["steps"]) == (16, 100)
-    assert found["seconds"] == pytest.approx(800 / found["samples_per_second"])
-    assert found["memory"]["peak_bytes"] > found["memory"]["floor_bytes"] > 4 * found["parameters"]["trained"]
 
 
 def test_the_profiler_writes_a_trace(make_shards: MakeShards, tmp_path: Path) -> None:

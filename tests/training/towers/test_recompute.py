@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from training.config import resolve
 from training.moco import BriVL
 from training.records import Batch
+from training.resolve import resolve
 from training.towers.recompute import run_block, run_stage
 
 BERT = ("text.encoder=bert_text", "text.backbone_layers=2", "text.frozen_layers=1", "text.backbone_heads=4")

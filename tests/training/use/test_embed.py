@@ -16,19 +16,21 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from data_specs.shard import REGION_SCHEMA
 from training import cli
-from training.config import resolve
-from training.data.released_rows import Broken, read_rows
 from training.data.tokenizer import load_tokenizer
-from training.errors import TrainingError
+from training.errors import InputError
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.use.embed import embed_arrays, embed_files, embed_rows
 
 Run = Callable[..., tuple[int, str, str]]
+
+
 BOXES = [[4, 2, 30, 40], [0, 0, 20, 20], [30, 10, 60, 50], [8, 8, 16, 16], [1, 2, 3, 4], [9, 9, 50, 60]]
+
+
 SENTENCES = [["alt_text", "红船"], ["sur_text", "山水相连。白云飞"]]
 
 
@@ -167,60 +169,9 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
 
 def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("x\n")
-    with pytest.raises(TrainingError, match=r"rows.jsonl: no row of it could be embedded \(1 broken\)"):
+    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(1 broken\)"):
         embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "out.parquet")
     assert [p.name for p in tmp_path.iterdir() if "cache" not in p.name] == ["rows.jsonl"]
-
-
-def test_text_kinds_go_by_both_names_and_derived_ones_are_made(tmp_path: Path) -> None:
-    long = "长" * 130 + "。后"
-    rows = [
-        [["alt_text", "甲"], ["surText", long]],
-        [["sur_text", "丙。丁"], ["easy", "戊"], ["first", "己"]],
-        [["content", "微博"]],
-    ]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(row("x.png", sentences=s) for s in rows), encoding="utf-8")
-    first, second, third = read_rows(file)
-    assert not isinstance(first, Broken)
-    assert not isinstance(second, Broken)
-    assert not isinstance(third, Broken)
-    kinds = ("primary", "alt_text", "alt", "sur_text", "surText", "surrounding", "easy", "first", "content")
-    assert [first.text(k) for k in kinds] == ["甲", "甲", "甲", long, long, long, "长" * 128, "长" * 130, None]
-    assert [second.text(k) for k in ("primary", "easy", "first")] == ["丙。丁", "戊", "己"]
-    assert [third.text(k) for k in ("content", "first", "alt")] == ["微博", None, None]
-    assert first.image == tmp_path / "x.png"
-
-
-def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
-    import hashlib
-
-    rows = [
-        {
-            "key": "k",
-            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
-            "boxes": [float(n) for box in BOXES[i : i + 2] for n in box],
-            "scores": [0.9, 0.5],
-            "labels": [1, 2],
-        }
-        for i, p in enumerate(pictures)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows[::-1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
-    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(BOXES[i : i + 2]) for i in range(3)))
-    files = [str(p) for p in pictures]
-    for name in ("r.parquet", "r.jsonl"):
-        embed_files(checkpoint, files, tmp_path / name, None, tmp_path / f"{name}.out")
-    found, wanted = (load_file(tmp_path / f"{name}.out")["image_features"] for name in ("r.parquet", "r.jsonl"))
-    assert torch.equal(found, wanted)
-    pq.write_table(pa.Table.from_pylist(rows[:1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
-    with pytest.raises(TrainingError, match=r"r.parquet: has no boxes of .*1.png"):
-        embed_files(checkpoint, files, tmp_path / "r.parquet", None, tmp_path / "out")
-    (tmp_path / "r.jsonl").write_text("[]\n[]\n")
-    with pytest.raises(TrainingError, match=r"r.jsonl: boxes of 2 images, but 3 images are given"):
-        embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
-    (tmp_path / "r.jsonl").write_text("[]\n[1]\n[]\n")
-    with pytest.raises(TrainingError, match=r"r.jsonl:line 2: no list of boxes"):
-        embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
 
 
 def test_images_without_regions_are_embedded_without_a_warning(
@@ -239,51 +190,6 @@ def test_images_or_texts_alone(checkpoint: Path, pictures: list[Path], tmp_path:
     found = np.load(tmp_path / "out.npz")
     assert found.files == [f"{only.removesuffix('s')}_features"]
     assert found[found.files[0]].shape == (3, 32)
-
-
-def _with(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda arrays: {**arrays, **changes}
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        (lambda a: {"pictures": a["images"]}, "none of the arrays images, boxes"),
-        (lambda a: {k: v for k, v in a.items() if k != "boxes"}, "lacks the array boxes"),
-        (lambda a: {k: v for k, v in a.items() if k != "n_tokens"}, "lacks the array n_tokens"),
-        (lambda a: {**a, "images": a["images"][:, :, :5]}, r"images: \[3, 3, 5, 64\] is not \[B, 3, S, S\]"),
-        (lambda a: {**a, "images": a["images"] * np.nan}, "images: NaN or infinity in it"),
-        (lambda a: {**a, "boxes": a["boxes"][:2]}, r"boxes: .* is not \[3, R, 4\]"),
-        (_with(images=np.zeros((3, 3, 64, 64), np.uint8)), "images: uint8 are not normalised floats"),
-        (_with(n_boxes=np.array([0, 1, 1])), "n_boxes: 0 to 1 is not within 1 to 4"),
-        (_with(n_tokens=np.array([1, 2, 9])), "n_tokens: 1 to 9 is not within 1 to 5"),
-        (_with(n_tokens=np.array([1.0, 2, 3])), "n_tokens: float64 are not whole numbers"),
-        (_with(input_ids=np.full((3, 5), 9999)), "input_ids: 9999 is beyond the 8192 tokens"),
-        (_with(input_ids=np.full((3, 65), 1)), "input_ids: 65 tokens, the tower has 64 positions"),
-        (_with(input_ids=np.full((3, 5), -1)), "input_ids: a number below 0"),
-        (_with(images=np.array([object()])), r"not an .npz file of plain arrays \(Object arrays"),
-    ],
-)
-def test_wrong_arrays_are_refused_in_one_sentence(
-    checkpoint: Path,
-    pictures: list[Path],
-    tmp_path: Path,
-    change: Callable[[dict[str, Any]], dict[str, Any]],
-    sentence: str,
-) -> None:
-    file = tmp_path / "in.npz"
-    np.savez(file, **change(arrays_of(pictures, BOXES[:1], "红")), allow_pickle=True)
-    with pytest.raises(TrainingError, match=sentence) as caught:
-        embed_arrays(checkpoint, file, tmp_path / "out.npz")
-    assert str(caught.value).startswith(f"{file}: ")
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04junk", b"\x93NUMPY"])
-def test_a_file_that_is_no_npz_is_refused_in_one_sentence(checkpoint: Path, tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "in.npz").write_bytes(content)
-    with pytest.raises(TrainingError, match=r"in.npz: not an .npz file of plain arrays"):
-        embed_arrays(checkpoint, tmp_path / "in.npz", tmp_path / "out.npz")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training.errors import TrainingError
+from training.errors import InputError
 from training.use.evaluate import KS, Embeddings, chance_recall, retrieval
 
 
@@ -86,5 +86,5 @@ def test_a_perfect_model_gets_all_of_it() -> None:
 
 def test_features_that_are_not_finite_are_an_error() -> None:
     bad = np.full((3, 2), np.nan, dtype=np.float32)
-    with pytest.raises(TrainingError, match="not finite"):
+    with pytest.raises(InputError, match="not finite"):
         retrieval(Embeddings(bad, bad, np.arange(3), np.arange(3)))

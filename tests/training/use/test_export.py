@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -11,13 +12,14 @@ import torch
 from safetensors import safe_open
 
 from training import cli
-from training.config import Config, from_dict, resolve
+from training.config import Config, from_dict
 from training.data.tokenizer import load_tokenizer
 from training.errors import ConfigError
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
 from training.records import Batch
-from training.run.train import build_optimizer
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
 from training.use.export import export
 
 
@@ -79,6 +81,6 @@ def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(
 def test_onnx_without_its_packages_says_what_to_install(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("training.use.export._installed", lambda package: package != "onnxscript")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda package: None if package == "onnxscript" else object())
     with pytest.raises(ConfigError, match=r"--to onnx: onnxscript is not installed; pip install 'wenlan\[onnx\]'"):
         export(saved[0], "onnx", tmp_path / "m.onnx")

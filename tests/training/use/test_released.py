@@ -24,13 +24,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from training import cli
-from training.config import Config, resolve
-from training.errors import TrainingError
+from training.config import Config
+from training.errors import CheckpointError
 from training.moco import BriVL
 from training.outputs.checkpoint import open_checkpoint
+from training.resolve import resolve
 from training.use.embed import embed_arrays, embed_rows
 from training.use.export import export
-from training.use.released import _recognise, import_brivl, slots_of
+from training.use.released import import_brivl, recognise, slots_of
 
 State = dict[str, Tensor]
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -266,7 +267,7 @@ def test_fit_obeys_the_compat_of_what_it_begins_from(
 def test_the_recipe_is_recognised_by_the_shapes(recipe: str, released_model: ModuleType) -> None:
     with torch.device("meta"):
         state = released_model.ReleasedBriVL(resolve(recipe)).learnable.state_dict()
-    config, slots = _recognise(Path("x"), state)
+    config, slots = recognise(Path("x"), state)
     assert config.recipe == recipe
     assert {n: (tuple(t.shape), t.dtype) for n, t in state.items()} == {
         n: (s.shape, s.dtype) for n, s in slots.items() if not s.optional
@@ -376,7 +377,7 @@ def test_a_hostile_file_is_refused_in_one_sentence_and_leaves_nothing(
 ) -> None:
     file = tmp_path / "a.pth"
     make(state, file)
-    with pytest.raises(TrainingError, match=rf"^{re.escape(str(file))}: {sentence}") as caught:
+    with pytest.raises(CheckpointError, match=rf"^{re.escape(str(file))}: {sentence}") as caught:
         import_brivl(file, tmp_path / "ck", config=small(), tokenizer=vocabulary)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "ran").exists()
@@ -392,7 +393,7 @@ def test_what_does_not_fit_is_listed_by_name(
     state["imgencoder.learnable.imgFC.fc1.bias"] = state["imgencoder.learnable.imgFC.fc1.bias"].half()
     file = saved(state, tmp_path / "a.pth")
     counts = "keys 1 missing, 1 extra, 1 of another shape, 1 of another type"
-    with pytest.raises(TrainingError, match=rf"does not fit tiny: {counts}; the first: textencoder_mom.learnable"):
+    with pytest.raises(CheckpointError, match=rf"does not fit tiny: {counts}; the first: textencoder_mom.learnable"):
         import_brivl(file, tmp_path / "ck", config=small(), tokenizer=vocabulary)
     assert [record.getMessage() for record in caplog.records] == [
         f"{file}: missing: textencoder_mom.learnable.textFC.fc2.bias 32",
@@ -404,7 +405,7 @@ def test_what_does_not_fit_is_listed_by_name(
 
 def test_a_foreign_state_dict_is_not_listed_key_by_key(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = saved({f"layer{i}.weight": torch.zeros(2) for i in range(300)}, tmp_path / "a.pth")
-    with pytest.raises(TrainingError, match=r"not a BriVL-1.0 checkpoint: none of its 300 keys is known"):
+    with pytest.raises(CheckpointError, match=r"not a BriVL-1.0 checkpoint: none of its 300 keys is known"):
         import_brivl(file, tmp_path / "ck")
     assert not caplog.records
 
@@ -414,7 +415,7 @@ def test_long_lists_are_cut_with_a_count(
 ) -> None:
     file = saved({n: t for n, t in state.items() if not n.startswith("imgencoder_mom.")}, tmp_path / "a.pth")
     missing = sum(n.startswith("imgencoder_mom.") for n in state)
-    with pytest.raises(TrainingError, match=f"keys {missing} missing; the first: imgencoder_mom"):
+    with pytest.raises(CheckpointError, match=f"keys {missing} missing; the first: imgencoder_mom"):
         import_brivl(file, tmp_path / "ck", config=small(), tokenizer=vocabulary)
     assert len(caplog.records) == 51
     assert caplog.records[-1].getMessage() == f"{file}: missing: and {missing - 50} more"
@@ -427,7 +428,7 @@ def test_nothing_but_an_earlier_checkpoint_is_overwritten(state: State, tmp_path
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.txt").write_text("x")
-    with pytest.raises(TrainingError, match=r"mine: there already, and no imported checkpoint; choose another --out"):
+    with pytest.raises(CheckpointError, match=r"mine: there already, and no imported checkpoint; choose another --out"):
         import_brivl(file, mine, config=small(), tokenizer=vocabulary)
     assert [p.name for p in mine.iterdir()] == ["thesis.txt"]
 
@@ -437,7 +438,7 @@ def test_a_model_trained_here_goes_into_the_released_format(
 ) -> None:
     from training.data.tokenizer import load_tokenizer
     from training.outputs.checkpoint import RunState, save
-    from training.run.train import build_optimizer
+    from training.run.optimizer import build_optimizer
 
     torch.manual_seed(3)
     config = small()
@@ -453,7 +454,7 @@ def test_a_model_trained_here_goes_into_the_released_format(
 
 def test_towers_without_a_place_in_the_released_format_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
-        TrainingError, match=r"brivl-1.0 holds an EfficientNet of timm and a BERT, not .* and char_text"
+        CheckpointError, match=r"brivl-1.0 holds an EfficientNet of timm and a BERT, not .* and char_text"
     ):
         slots_of(resolve("tiny"), "x")
 

@@ -17,11 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.config import MocoConfig, resolve
+from training.config import MocoConfig
 from training.method.key_towers import key_trunk
 from training.method.losses import even_targets, info_nce, sigmoid_loss, soft_targets
 from training.moco import BriVL, StepOutput
 from training.records import Batch
+from training.resolve import resolve
 from training.towers.layers import unit
 from training.towers.tower import Tower
 

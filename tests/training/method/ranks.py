@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from training.config import resolve
 from training.method import distributed
-from training.method.accumulate import backward
 from training.moco import BriVL
 from training.records import Batch
+from training.resolve import resolve
+from training.run.accumulate import backward
 
 GLOBAL_BATCH = 8
 STEPS = 3

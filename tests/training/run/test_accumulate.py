@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
-from training.method.accumulate import backward
 from training.method.key_queue import SampleIds
 from training.moco import BriVL, Features
 from training.records import Batch
+from training.run.accumulate import backward
 
 FROZEN_CNN = ("image.frozen_stages=7", "image.dropout=0", "text.dropout=0")
 OBJECTIVES = {

@@ -1,0 +1,40 @@
+"""What a run will need, and that one which cannot fit is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from training import moco
+from training.config import Config
+from training.errors import RunError
+from training.resolve import resolve
+from training.run import footprint
+from training.run.optimizer import build_optimizer
+from training.run.train import fit
+
+MakeShards = Callable[..., Path]
+
+
+def config(steps: int, samples: int, *more: str) -> Config:
+    return resolve("tiny", [f"run.epochs={steps * 8 / samples}", *more])
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_built(
+    make_shards: MakeShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(footprint, "machine_memory", lambda: 10**6)
+    with pytest.raises(RunError, match=r"recipe tiny: does not fit: it needs \d\.\d GB .* has 0.0 GB"):
+        fit(config(1, 16), [str(make_shards(train=(16,)))], tmp_path / "run")
+
+
+def test_the_footprint_is_that_of_the_real_model() -> None:
+    asked = resolve("tiny")
+    model, found = moco.BriVL(asked), footprint.footprint(asked)
+    optimizer = build_optimizer(model, asked.optim)
+    assert found.trained == sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert found.trained + found.frozen + found.averaged == sum(p.numel() for p in model.parameters())
+    held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert held == found.weights_bytes + found.queues_bytes

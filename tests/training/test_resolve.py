@@ -1,0 +1,89 @@
+"""Recipes by name and overrides: typed by their field, and a wrong key or value is one line that names it."""
+
+from __future__ import annotations
+
+import pytest
+
+from training.errors import ConfigError
+from training.resolve import resolve
+
+
+def test_overrides_are_typed_by_their_field() -> None:
+    config = resolve(
+        "tiny",
+        [
+            "moco.queue_size=7",
+            "moco.temperature=0.2",
+            "moco.prefill=false",
+            "moco.objective=clip",
+            "data.tokenizer=123",
+            "data.color_jitter=0.1,0.2,0.3,0",
+            'data.text_kinds={"news": {"alt": 1}}',
+            'text.backbone_options={"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}',
+            "optim.betas=[0.8, 0.9]",
+            "seed=5",
+        ],
+    )
+    assert (config.moco.queue_size, config.moco.temperature, config.moco.prefill) == (7, 0.2, False)
+    assert (config.moco.objective, config.data.tokenizer, config.seed) == ("clip", "123", 5)
+    assert (config.data.color_jitter, config.optim.betas) == ((0.1, 0.2, 0.3, 0.0), (0.8, 0.9))
+    assert config.data.text_kinds == {"news": {"alt": 1.0}}
+    assert config.text.backbone_options == {"hidden_act": "relu", "type_vocab_size": 1, "layer_norm_eps": 1e-5}
+    assert resolve("tiny", ["data.text_kinds=primary"]).data.text_kinds == "primary"
+
+
+def test_keys_that_must_fit_each_other_come_in_any_order() -> None:
+    overrides = ["run.accumulate=3", "run.batch_size=6"]
+    assert resolve("tiny", overrides) == resolve("tiny", overrides[::-1])
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("moco.queue_sise=7", "--set moco.queue_sise: unknown key queue_sise; did you mean queue_size?"),
+        ("moko.queue_size=7", "--set moko.queue_size: unknown key moko; did you mean moco?"),
+        ("moco.queue_size=many", "--set moco.queue_size: 'many' is not a whole number"),
+        ("moco.queue_size=1.5", "--set moco.queue_size: 1.5 is not a whole number"),
+        ("moco.queue_size=true", "--set moco.queue_size: True is not a whole number"),
+        ("moco.temperature=NaN", "--set moco.temperature: nan is not a finite number"),
+        ("moco.objective=mocow", "--set moco.objective: 'mocow' is none of 'moco', 'clip', 'siglip', 'albef'"),
+        ("moco=1", "--set moco: name one of its keys, moco.NAME"),
+        (
+            'text.backbone_options={"a": [1]}',
+            "--set text.backbone_options.a: [1] is not a number, text, true or false",
+        ),
+        ("run.recompute=some", "--set run.recompute: 'some' is none of 'nothing', 'pointwise', 'blocks'"),
+        ("optim.layer_decay=0", "optim.layer_decay: 0.0 is out of range; it lies between 1e-06 and 1"),
+        ("seed.x=1", "--set seed.x: seed has no keys in it"),
+        ("seed", "--set seed: write it as key=value, for example moco.queue_size=512"),
+        ("optim.betas=1", "--set optim.betas: [1] is not 2 numbers"),
+        ("data.text_kinds=main", "--set data.text_kinds: 'main' is none of 'primary'"),
+        ("moco.queue_size=0", "moco.queue_size: 0 is out of range; it lies between 1 and inf"),
+        ("image.heads=5", "image.heads: the width 32 is not a multiple of 5 heads"),
+        ("run.accumulate=3", "run.accumulate: 3 does not divide the batch 8"),
+        ("optim.betas=0.9,1", "optim.betas: 1.0 is out of range; it lies between 0 and 0.999999"),
+        ("data.color_jitter=0,0,0,1", "data.color_jitter: the hue's 1.0 is above 0.5, half the circle"),
+        ("text.hidden=0", "text.hidden: 0 is out of range; it lies between 1 and inf"),
+        ("data.max_tokens=65", "data.max_tokens: 65 exceeds text.max_positions"),
+    ],
+)
+def test_a_wrong_override_is_one_line(override: str, line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        resolve("tiny", [override])
+    assert str(caught.value) == line
+
+
+def test_a_gpu_does_not_decode_in_forked_workers() -> None:
+    with pytest.raises(ConfigError, match=r"^data.decoder: 'device' wants data.num_workers=0"):
+        resolve("demo", ["data.decoder=device", "data.num_workers=2"])
+    assert resolve("demo", ["data.decoder=device", "data.num_workers=0"]).data.decoder == "device"
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"^recipe tini: unknown; did you mean tiny\? there are brivl2_b7_large, "):
+        resolve("tini")
+
+
+def test_only_recipes_are_recipes() -> None:
+    with pytest.raises(ConfigError, match="unknown"):
+        resolve("replace")  # a function that recipes.py imports

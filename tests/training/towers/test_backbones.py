@@ -1,0 +1,101 @@
+"""Image backbones as stages, against timm and torchvision."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.errors import ConfigError
+from training.towers.backbones import load_backbone
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("test_efficientnet", "stem blocks_0 blocks_1 blocks_2 blocks_3 blocks_4 head"),
+        ("mobilenetv3_small_050", "stem blocks_0 blocks_1 blocks_2 blocks_3 blocks_4 blocks_5"),
+        ("test_resnet", "stem layer1 layer2 layer3 layer4"),
+        ("regnetx_002", "stem s1 s2 s3 s4 final_conv"),
+        ("test_convnext", "stem stages_0 stages_1 stages_2 stages_3"),
+        ("test_vit", "stem block_0 block_1 block_2 block_3 block_4 block_5 norm"),
+        (
+            "test_vit4",
+            "stem block_0 block_1 block_2 block_3 block_4 block_5 block_6 block_7 block_8 norm",
+        ),  # with register tokens
+        ("test_mambaout", "whole"),  # channels last
+        ("test_vit_relpos", "whole"),  # tokens, none of them for a class
+        ("test_nfnet", "whole"),
+    ],
+)
+def test_stages_in_order_are_timms_forward_features(name: str, stages: str) -> None:
+    import timm
+
+    size = {"img_size": 96} if "vit" in name else {}
+    torch.manual_seed(0)
+    backbone = load_backbone(f"timm/{name}", "", 96)
+    torch.manual_seed(0)
+    whole = timm.create_model(name, num_classes=0, **size).eval()
+    x = torch.randn(2, 3, 96, 96)
+    expected = whole.forward_features(x)
+    if name == "test_mambaout":
+        expected = expected.permute(0, 3, 1, 2)
+    if "vit" in name:
+        expected = expected[:, whole.num_prefix_tokens :].transpose(1, 2).unflatten(2, (6, 6))
+    for _, stage in backbone.stages:
+        x = stage.eval()(x)
+    assert " ".join(stage for stage, _ in backbone.stages) == stages
+    assert x.shape[1] == backbone.channels
+    assert torch.allclose(x, expected, atol=1e-5)
+    assert (backbone.mean, backbone.std) == (whole.pretrained_cfg["mean"], whole.pretrained_cfg["std"])
+
+
+def test_local_cnn_weights_are_loaded_and_a_misfit_is_one_line(tmp_path: Path) -> None:
+    from torchvision.models import mobilenet_v2
+
+    theirs = mobilenet_v2(weights=None).eval()
+    old = {k: v for k, v in theirs.state_dict().items() if not k.endswith("num_batches_tracked")}
+    good = tmp_path / "mobilenet.pth"
+    torch.save(old, good)
+    backbone = load_backbone("torchvision/mobilenet_v2", str(good), 64)
+    x = torch.randn(1, 3, 64, 64)
+    ours = nn.Sequential(*(stage for _, stage in backbone.stages)).eval()
+    assert backbone.channels == 1280
+    assert torch.allclose(ours(x), theirs.features(x), atol=1e-6)
+
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(good))}: does not fit the backbone: \d+ keys differ"):
+        load_backbone("timm/test_efficientnet", str(good), 64)
+    cut = tmp_path / "cut.pth"
+    cut.write_bytes(good.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(cut))}: not a file of weights") as caught:
+        load_backbone("torchvision/mobilenet_v2", str(cut), 64)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["test_efficientnet", "test_convnext", "test_vit"])
+def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image(tmp_path: Path, name: str) -> None:
+    import timm
+    from safetensors.torch import save_file
+
+    theirs = timm.create_model(name).eval()  # with its classifier, as published
+    save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    own_size = theirs.pretrained_cfg["input_size"][-1]
+    x = torch.randn(1, 3, own_size, own_size)
+    expected = theirs.forward_features(x)
+    if expected.ndim == 3:
+        side = round((expected.shape[1] - 1) ** 0.5)
+        expected = expected[:, 1:].transpose(1, 2).unflatten(2, (side, side))
+    for weights in (tmp_path, tmp_path / "model.safetensors"):
+        backbone = load_backbone(f"timm/{name}", str(weights), own_size)
+        ours = nn.Sequential(*(stage for _, stage in backbone.stages)).eval()
+        assert torch.allclose(ours(x), expected, atol=1e-5)
+    smaller = load_backbone(f"timm/{name}", str(tmp_path), own_size // 2)  # a ViT's positions are resampled
+    assert nn.Sequential(*(stage for _, stage in smaller.stages)).eval()(x[..., ::2, ::2]).isfinite().all()
+
+
+def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r": a folder without model.safetensors or pytorch_model.bin"):
+        load_backbone("timm/test_vit", str(tmp_path), 64)

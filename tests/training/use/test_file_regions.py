@@ -1,0 +1,78 @@
+"""Boxes of image files: by line, or joined by the sha256 of the image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from data_specs.shard import REGION_SCHEMA
+from training.data.tokenizer import load_tokenizer
+from training.errors import InputError
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
+from training.use.embed import embed_files
+
+BOXES = [[4, 2, 30, 40], [0, 0, 20, 20], [30, 10, 60, 50], [8, 8, 16, 16], [1, 2, 3, 4], [9, 9, 50, 60]]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, 4 boxes at most, 64 x 64 pixels, that was trained on a detector's boxes."""
+    torch.manual_seed(0)
+    config = resolve("tiny")
+    model = BriVL(config)
+    state = RunState(1, 8, 0, (), (), "onnx-x")
+    folder = tmp_path_factory.mktemp("run")
+    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """64 x 64 PNG files: no resize, no loss."""
+    generator = np.random.default_rng(0)
+    paths = [tmp_path / "images" / f"{i}.png" for i in range(3)]
+    paths[0].parent.mkdir()
+    for path in paths:
+        Image.fromarray(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    return paths
+
+
+def test_regions_of_a_dataset_are_joined_by_the_image(checkpoint: Path, pictures: list[Path], tmp_path: Path) -> None:
+    import hashlib
+
+    rows = [
+        {
+            "key": "k",
+            "sha256": hashlib.sha256(p.read_bytes()).hexdigest(),
+            "boxes": [float(n) for box in BOXES[i : i + 2] for n in box],
+            "scores": [0.9, 0.5],
+            "labels": [1, 2],
+        }
+        for i, p in enumerate(pictures)
+    ]
+    pq.write_table(pa.Table.from_pylist(rows[::-1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
+    (tmp_path / "r.jsonl").write_text("\n".join(json.dumps(BOXES[i : i + 2]) for i in range(3)))
+    files = [str(p) for p in pictures]
+    for name in ("r.parquet", "r.jsonl"):
+        embed_files(checkpoint, files, tmp_path / name, None, tmp_path / f"{name}.out")
+    found, wanted = (load_file(tmp_path / f"{name}.out")["image_features"] for name in ("r.parquet", "r.jsonl"))
+    assert torch.equal(found, wanted)
+    pq.write_table(pa.Table.from_pylist(rows[:1], schema=REGION_SCHEMA), tmp_path / "r.parquet")
+    with pytest.raises(InputError, match=r"r.parquet: has no boxes of .*1.png"):
+        embed_files(checkpoint, files, tmp_path / "r.parquet", None, tmp_path / "out")
+    (tmp_path / "r.jsonl").write_text("[]\n[]\n")
+    with pytest.raises(InputError, match=r"r.jsonl: boxes of 2 images, but 3 images are given"):
+        embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")
+    (tmp_path / "r.jsonl").write_text("[]\n[1]\n[]\n")
+    with pytest.raises(InputError, match=r"r.jsonl:line 2: no list of boxes"):
+        embed_files(checkpoint, files, tmp_path / "r.jsonl", None, tmp_path / "out")

@@ -1,0 +1,215 @@
+"""From rows of a dataset to a `Batch`: what happens inside a worker process of the loader.
+
+    row -> text of this epoch -> bytes -> square pixels -> colour -> boxes -> token ids -> padded batch
+
+Text and colour follow from (seed, epoch, sample), so a batch is a function of (dataset, config, span of the stream).
+
+A sample that cannot be decoded keeps its slot with `valid_B` False: nothing after it shifts. A tar that ends early,
+regions or an index that do not match end the run. Both travel as values of a `Made`, because torch's DataLoader would
+wrap a raised error in a traceback.
+
+Limits: errors of other kinds (a bug) are raised, and torch reports them its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING
+
+from data_specs.shard import SOURCE_KINDS, ContractError
+from training.config import DataConfig
+from training.data.colour import recolour
+from training.data.index import Dataset, Row, RowText
+from training.data.order import Mixture, Order, seed_of
+from training.data.slots import Piece, Slots, room
+from training.data.text_choice import choose_text
+from training.data.tokenizer import Tokenizer
+from training.data.transforms import UnreadableImage, input_boxes, picture
+from training.records import Batch
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A batch that is asked for: entries start..stop-1 of the stream, and the slot in which it is handed over."""
+
+    start: int
+    stop: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """A sample whose image cannot be decoded."""
+
+    tar: str
+    key: str
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class InSlot:
+    """A batch that lies in a slot of shared memory (training/data/slots.py)."""
+
+    slots: Slots
+    slot: int
+    pieces: tuple[Piece, ...]
+
+    def fetch(self, *, pin_memory: bool = False) -> Batch:
+        """The batch in memory of the reader's own."""
+        return Batch(*self.slots.read(self.slot, self.pieces, pin_memory=pin_memory))
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """What a worker hands over: a batch with its corrupt samples, or the error that ends the run."""
+
+    batch: Batch | InSlot | None
+    corrupt: tuple[Corrupt, ...] = ()
+    fatal: str = ""
+
+    def pin_memory(self) -> Made:
+        """The same with its batch in page-locked memory; called by torch's DataLoader in a thread of the reader."""
+        batch = self.batch
+        if isinstance(batch, InSlot):
+            return replace(self, batch=batch.fetch(pin_memory=True))
+        return self if batch is None else replace(self, batch=batch.pin_memory())
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """One sample ready to be collated; `valid` is False for a corrupt one, whose image is black."""
+
+    row: Row
+    image_3HW: Tensor
+    boxes_R4: npt.NDArray[np.float32]
+    tokens: list[int]
+    text: RowText
+    valid: bool
+
+
+class BatchMaker:
+    """Spans of the stream to batches: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
+
+    slots: Slots | None = None
+    """Shared memory in which batches are handed over; None where there is no worker process."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        order: Order | Mixture,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+        train: bool,
+        as_released: bool,
+        decode_on: torch.device | None,
+    ) -> None:
+        self._dataset = dataset
+        self._order = order
+        self._config = config
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._train = train
+        self._as_released = as_released
+        self._decode_on = decode_on
+        self._length = config.max_tokens if as_released else 0
+
+    def __getitem__(self, turn: Turn) -> Made:
+        corrupt: list[Corrupt] = []
+        self._dataset.ahead(*self._order.windows(turn.start))
+        try:
+            samples = [self._sample(*self._order.entry(at), corrupt) for at in range(turn.start, turn.stop)]
+        except ContractError as e:
+            return Made(None, fatal=str(e))
+        except OSError as e:
+            return Made(None, fatal=f"{e.filename or 'a shard'}: cannot be read ({e.strerror or e})")
+        batch = _collate(samples, self._length)
+        if self.slots is None:
+            return Made(batch, tuple(corrupt))
+        tensors = [getattr(batch, field.name) for field in fields(batch)]
+        in_slot = InSlot(self.slots, turn.slot, self.slots.write(turn.slot, tensors))
+        return Made(in_slot, tuple(corrupt))
+
+    def room(self, samples: int) -> int:
+        """Bytes that a batch of so many samples takes at most in a slot."""
+        config = self._config
+        # (elements a sample, bytes an element) of images_B3HW, boxes_BR4 with the whole-image box, token_ids_BL; every
+        # other field of a Batch is one number a sample, of 8 bytes at most.
+        each = [(3 * config.image_size**2, 1), (4 * (config.max_boxes + 1), 4), (config.max_tokens, 8)]
+        each += [(1, 8)] * (len(fields(Batch)) - len(each))
+        return room((samples * elements, size) for elements, size in each)
+
+    def _sample(self, epoch: int, number: int, corrupt: list[Corrupt]) -> _Sample:
+        """Row `number` in an epoch; one that cannot be decoded is added to `corrupt`, and a blank takes its place."""
+        row = self._dataset.row(number)
+        config = self._config
+        text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
+        try:
+            data = self._dataset.image(row)
+            image, width, height = picture(data, config.image_size, full=self._as_released, device=self._decode_on)
+            if row.width and (width, height) != (row.width, row.height):
+                raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
+        except UnreadableImage as e:
+            corrupt.append(Corrupt(row.tar, row.key, str(e)))
+            return self._blank(row, text)
+        if self._train and (config.color_jitter_p or config.grayscale_p):
+            image = self._recolour(image, row, epoch)
+        boxes_R4 = input_boxes(row.boxes, width, height, config.image_size, config.max_boxes)
+        return _Sample(row, image, boxes_R4, self._tokenizer.encode(text.text, config.max_tokens), text, True)
+
+    def _recolour(self, image: Tensor, row: Row, epoch: int) -> Tensor:
+        import torch
+
+        generator = torch.Generator().manual_seed(seed_of("colour", self._seed, epoch, row.candidate_id))
+        config = self._config
+        return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
+
+    def _blank(self, row: Row, text: RowText) -> _Sample:
+        """What fills the slot of a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
+        import torch
+
+        size = self._config.image_size
+        image = torch.zeros(3, size, size, dtype=torch.uint8)
+        return _Sample(row, image, input_boxes([], 1, 1, size, 0), self._tokenizer.encode("", 3), text, False)
+
+
+def _collate(samples: Sequence[_Sample], length: int = 0) -> Batch:
+    """Batch of samples, padded to the most boxes and tokens among them, and to `length` tokens at least."""
+    import numpy as np
+    import torch
+
+    size = len(samples)
+    boxes_BR4 = np.zeros((size, max(len(s.boxes_R4) for s in samples), 4), dtype=np.float32)
+    tokens_BL = np.zeros((size, max(length, *(len(s.tokens) for s in samples))), dtype=np.int64)
+    for i, sample in enumerate(samples):
+        boxes_BR4[i, : len(sample.boxes_R4)] = sample.boxes_R4
+        tokens_BL[i, : len(sample.tokens)] = sample.tokens
+    height, width = samples[0].image_3HW.shape[1:]
+    # Channel last: so they lie in memory after decoding, and so a GPU wants them; the batch is a view of another order.
+    images_BHW3 = torch.empty(size, height, width, 3, dtype=torch.uint8)
+    for i, sample in enumerate(samples):
+        images_BHW3[i] = sample.image_3HW.permute(1, 2, 0)
+    return Batch(
+        images_B3HW=images_BHW3.permute(0, 3, 1, 2),
+        boxes_BR4=torch.from_numpy(boxes_BR4),
+        n_boxes_B=torch.tensor([len(s.boxes_R4) for s in samples]),
+        token_ids_BL=torch.from_numpy(tokens_BL),
+        n_tokens_B=torch.tensor([len(s.tokens) for s in samples]),
+        sample_ids_B=torch.tensor([short_id(s.row.candidate_id) for s in samples]),
+        image_ids_B=torch.tensor([short_id(s.row.image_leader) for s in samples]),
+        text_ids_B=torch.tensor([short_id(s.text.leader) for s in samples]),
+        valid_B=torch.tensor([s.valid for s in samples]),
+        sources_B=torch.tensor([SOURCE_KINDS.index(s.row.source_kind) for s in samples]),
+    )
+
+
+def short_id(digest: str) -> int:
+    """The first 64 bits of a sha256 in hex, as a signed integer (what a Batch and the queues carry)."""
+    return int.from_bytes(bytes.fromhex(digest[:16]), "big", signed=True)

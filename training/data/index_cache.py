@@ -1,0 +1,171 @@
+"""The index of a shard: its rows and its boxes in uncompressed Arrow IPC, kept in a cache folder and memory-mapped.
+
+Made once from the shard's Parquet, or by one pass over a plain tar. Mapped, it takes no memory of a process that grows
+with the number of samples, and processes of a machine share its pages. Regions of one detector are joined by row when
+their file is made, after `key` and `sha256` of every row were compared with the shard's.
+
+    CACHE/<sha256 of the Parquet>.v1.arrow                        rows of a shard of the contract
+    CACHE/<sha256 of the Parquet>-<sha256 of regions>.v1.arrow    boxes of one detector, row by row (32 digits of each)
+    CACHE/tar-<sha256 of path, size, time of change>.arrow        rows of a plain tar
+
+Limits: a tar's size is compared with the manifest's, its sha256 is not (`wenlan-data verify` does that).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import posixpath
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.ipc
+import pyarrow.parquet as pq
+
+from data_specs.shard import ContractError, FileDigest, ShardFiles
+from training.data.plain_tars import index_tar
+
+GRID = "grid"
+"""The detector that needs no file: boxes follow from the image's size alone."""
+
+COLUMNS = ["key", "candidate_id", "source_kind", "sha256", "width", "height", "texts", "image_leader"]
+COLUMNS += ["image_offset", "image_size"]
+"""Columns of the contract's Parquet that an index holds."""
+
+_CACHE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One tar of `size` bytes, with its index and the boxes of one detector (None for the grid)."""
+
+    tar: str
+    rows: int
+    index: Path
+    regions: Path | None
+    size: int
+
+
+def index_shard(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:
+    """Index of a shard that `manifest` names below the folder `base`, made if it is not in the cache.
+
+    Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
+    """
+    tar = _locate(base, manifest, files.tar)
+    _check_size(tar, files.tar.bytes)
+    index = cache / f"{files.parquet.sha256}.v{_CACHE_VERSION}.arrow"
+    if not index.exists():
+        _write_arrow(_read_index(_locate(base, manifest, files.parquet), files, tar), index)
+    if detector == GRID and GRID not in files.regions:
+        return Shard(tar, files.samples, index, None, files.tar.bytes)
+    if detector not in files.regions:
+        raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
+    digest = files.regions[detector]
+    regions = cache / f"{files.parquet.sha256[:32]}-{digest.sha256[:32]}.v{_CACHE_VERSION}.arrow"
+    if not regions.exists():
+        name = _locate(base, manifest, digest)
+        _write_arrow(_read_regions(name, digest, index), regions)
+    return Shard(tar, files.samples, index, regions, files.tar.bytes)
+
+
+def index_plain_tar(tar: str, cache: Path) -> Shard:
+    """Index of a plain tar: made by one pass over it, found again by path, size and time of change.
+
+    Raises ContractError when there is no such tar, or no pair in it.
+    """
+    fs, path = fsspec.core.url_to_fs(tar)
+    try:
+        info = fs.info(path)
+    except OSError:
+        raise ContractError(f"{tar}: no such file") from None
+    changed = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
+    identity = f"{_CACHE_VERSION}\n{path}\n{info['size']}\n{changed}"
+    index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
+    if not index.exists():
+        _write_arrow(index_tar(tar, COLUMNS), index)
+    return Shard(tar, read_index(index).num_rows, index, None, int(info["size"]))
+
+
+def _locate(base: str, manifest: str, file: FileDigest) -> str:
+    parts = file.path.split("/")
+    if ".." in parts or file.path.startswith("/") or "://" in file.path:
+        raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
+    return posixpath.join(base, file.path)
+
+
+def _check_size(name: str, expected: int) -> None:
+    fs, path = fsspec.core.url_to_fs(name)
+    try:
+        size = fs.size(path)
+    except OSError:
+        raise ContractError(f"{name}: missing, but the manifest names it") from None
+    if size != expected:
+        raise ContractError(f"{name}: {size} bytes, the manifest says {expected}; the tar is truncated or was replaced")
+
+
+def _read_parquet(name: str, digest: str, columns: list[str]) -> Any:
+    """Table from a Parquet file whose sha256 is `digest`."""
+    try:
+        with fsspec.open(name, "rb") as file:
+            data = file.read()
+    except OSError:
+        raise ContractError(f"{name}: missing, but the manifest names it") from None
+    if hashlib.sha256(data).hexdigest() != digest:
+        raise ContractError(f"{name}: its sha256 is not the one in the manifest; the file is damaged or was replaced")
+    try:
+        return pq.read_table(pa.BufferReader(data), columns=columns)
+    except (pa.ArrowException, ValueError, KeyError) as e:
+        raise ContractError(f"{name}: not a Parquet file of this contract ({str(e).splitlines()[0]})") from None
+
+
+def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
+    table = _read_parquet(name, files.parquet.sha256, COLUMNS)
+    if table.num_rows != files.samples:
+        raise ContractError(f"{name}: {table.num_rows} rows, the manifest says {files.samples}")
+    if table.num_rows:
+        end = pc.max(pc.add(table["image_offset"], table["image_size"])).as_py()
+        if end > files.tar.bytes:
+            raise ContractError(f"{tar}: {files.tar.bytes} bytes, but its index names an image that ends at {end}")
+    return table
+
+
+def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
+    """Boxes of one shard, after every row's key and sha256 were compared with the shard's index."""
+    table = _read_parquet(name, digest.sha256, ["key", "sha256", "boxes"])
+    shard = read_index(index)
+    if table.num_rows != shard.num_rows:
+        raise ContractError(f"{name}: {table.num_rows} rows for a shard of {shard.num_rows} samples")
+    for column in ("key", "sha256"):
+        differs = pc.not_equal(table[column], shard[column]).to_numpy(zero_copy_only=False)
+        if differs.any():
+            row = int(differs.argmax())
+            found, expected = table[column][row].as_py(), shard[column][row].as_py()
+            raise ContractError(
+                f"{name}: row {row} has {column} {found}, the shard has {expected}; regions of another build?"
+            )
+    lengths = pc.list_value_length(table["boxes"]).to_numpy(zero_copy_only=False)
+    if (lengths % 4).any():
+        raise ContractError(f"{name}: row {int((lengths % 4).argmax())} has boxes that are not groups of four numbers")
+    return table.select(["boxes"])
+
+
+def _write_arrow(table: Any, path: Path) -> None:
+    """Write one record batch, uncompressed, under a temporary name, then rename: ranks may race, all write the same."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")  # a pid is not enough: hosts may share the cache
+    table = table.combine_chunks()
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    temporary.replace(path)
+
+
+def read_index(path: Path) -> Any:
+    """Table of a file of the cache, mapped. Raises ContractError when it is damaged."""
+    try:
+        return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    except (pa.ArrowException, OSError) as e:
+        reason = (str(e).splitlines() or [""])[0]
+        raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None

@@ -1,0 +1,184 @@
+"""Files and folders that are either whole or not there, and folders whose files are proved before they are read.
+
+    whole_file(out)         a temporary name beside `out` that is renamed at the end
+    whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
+    Sealed                  a folder with such an index: sizes are compared at once, a file's sha256 when it is read
+
+A killed process leaves a temporary file or folder, never half of what readers look for.
+
+Limits: local disks. A file is read whole once to compare its sha256.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from training.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CHECKPOINT_VERSION = 1
+"""Raised when a file of a checkpoint changes its meaning; a reader refuses a higher one."""
+
+INDEX = "checkpoint.json"
+"""Names the files of a folder with their bytes and sha256; written last, so a folder that has it is whole."""
+
+
+@contextmanager
+def whole_file(out: Path) -> Iterator[Path]:
+    """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        yield temporary
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder`, with an index of its files, when the block ends without an error.
+
+    An earlier folder of that name is replaced.
+    """
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
+        (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        flush(temporary / INDEX)
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    flush(folder.parent)
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """A folder with an index: all its files are there in full size. `files`: sha256 by file name."""
+
+    folder: Path
+    files: Mapping[str, str]
+
+    @staticmethod
+    def open(folder: Path) -> Sealed:
+        """Read the index and compare the files' sizes.
+
+        Raises CheckpointError: no index of ours, a newer version, a file that is missing or of another size.
+        """
+        name = str(folder / INDEX)
+        try:
+            index = json.loads((folder / INDEX).read_bytes())
+            written = index["checkpoint_version"]
+            files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            raise CheckpointError(name, "not the index of a wenlan checkpoint") from None
+        if not isinstance(written, int) or written > CHECKPOINT_VERSION:
+            raise CheckpointError(
+                name,
+                f"checkpoint version {written} is newer than this wenlan reads ({CHECKPOINT_VERSION}); "
+                "upgrade with: pip install -U wenlan",
+            )
+        for file, (size, _) in files.items():
+            path = folder / file
+            if path.parent != folder or not path.is_file():
+                raise CheckpointError(str(path), "missing from the checkpoint")
+            if path.stat().st_size != size:
+                problem = f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
+                raise CheckpointError(str(path), problem)
+        return Sealed(folder, {file: digest for file, (_, digest) in files.items()})
+
+    def proved(self, file: str) -> Path:
+        """Path of a file whose sha256 is the one in the index. Raises CheckpointError."""
+        if file not in self.files:
+            raise CheckpointError(str(self.folder / INDEX), f"names no {file}; not a checkpoint to go on from")
+        path = self.folder / file
+        if _sha256(path) != self.files[file]:
+            raise CheckpointError(str(path), "its sha256 is not the one in checkpoint.json: damaged or replaced")
+        return path
+
+    def text(self, file: str) -> str:
+        """Content of a UTF-8 file. Raises CheckpointError."""
+        try:
+            return self.proved(file).read_bytes().decode()
+        except UnicodeDecodeError as e:
+            raise CheckpointError(str(self.folder / file), f"not UTF-8 at byte {e.start}") from None
+
+    def object(self, file: str) -> dict[str, Any]:
+        """JSON object of a file. Raises CheckpointError."""
+        try:
+            value = json.loads(self.proved(file).read_bytes())
+        except ValueError as e:
+            raise CheckpointError(str(self.folder / file), f"not JSON ({e})") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(str(self.folder / file), "not a JSON object")
+        return value
+
+    def tensors(self, file: str) -> dict[str, Tensor]:
+        """All tensors of a safetensors file. Raises CheckpointError if it is damaged or a number is not finite."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        path = self.proved(file)
+        try:
+            tensors = load_file(path)
+        except SafetensorError as e:
+            raise CheckpointError(str(path), f"not a safetensors file ({e})") from None
+        for name, tensor in tensors.items():
+            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+                problem = f"{name} holds NaN or infinity; the run had gone wrong before it was saved"
+                raise CheckpointError(str(path), problem)
+        return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file and flush it to the disk."""
+    from safetensors.torch import save_file
+
+    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    flush(path)
+
+
+def flush(path: Path) -> None:
+    """Make sure that a file's content, or a folder's names, are on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return version("wenlan")
+    except PackageNotFoundError:
+        return "unknown"

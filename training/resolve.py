@@ -1,0 +1,85 @@
+"""From the name of a recipe and `--set` overrides to a config.
+
+    resolve("tiny", ["moco.queue_size=512", "run.batch_size=64"])
+
+A recipe is a public function of training/recipes.py. An override is read by the type of its field: JSON, or bare words
+where the field is text; values are checked only when all of them are set, so keys that must fit each other may come in
+any order.
+
+Limits: an override replaces a whole value; one key of a mapping cannot be set by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, get_origin
+
+from training import recipes
+from training.config import Config, fields_of, from_dict, suggestion, to_dict
+from training.errors import ConfigError
+
+_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def known_recipes() -> dict[str, Callable[[], Config]]:
+    """Every recipe by its name: the public functions that training/recipes.py defines."""
+    return {
+        name: value
+        for name, value in vars(recipes).items()
+        if isinstance(value, types.FunctionType) and value.__module__ == recipes.__name__ and not name.startswith("_")
+    }
+
+
+def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
+    """The config of a recipe with overrides such as `moco.queue_size=512`; of two on one key the later one counts.
+
+    Raises ConfigError on an unknown recipe or key and on a value of the wrong type or range.
+    """
+    known = known_recipes()
+    if recipe not in known:
+        hint = suggestion(recipe, known)
+        there = f"there are {', '.join(sorted(known))}"
+        raise ConfigError(f"recipe {recipe}", f"unknown; {hint + ' ' if hint else ''}{there}")
+    values = to_dict(known[recipe]())
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}", "write it as key=value, for example moco.queue_size=512")
+        _set(values, key.strip(), value)
+    return from_dict(values, "--set", separator=" ")
+
+
+def _set(values: dict[str, Any], key: str, text: str) -> None:
+    """Put the value that `text` means into the nested dict `values`. Raises ConfigError on a key that is none."""
+    *sections, name = key.split(".")
+    for number, part in enumerate((*sections, name)):
+        fields = fields_of(sections[:number])
+        if part not in fields:
+            hint = suggestion(part, fields)
+            raise ConfigError(f"--set {key}", f"unknown key {part}{'; ' + hint if hint else ''}")
+        is_section, is_last = dataclasses.is_dataclass(fields[part]), number == len(sections)
+        if is_section and is_last:
+            raise ConfigError(f"--set {key}", f"name one of its keys, {key}.NAME")
+        if not is_section and not is_last:
+            raise ConfigError(f"--set {key}", f"{part} has no keys in it")
+        if is_last:
+            values[part] = _parse(fields[part], text)
+        else:
+            values = values[part]
+
+
+def _parse(hint: Any, text: str) -> Any:
+    """JSON where the field is no text; a bare word stays a string, and the config's check judges it."""
+    if hint is str:
+        return text
+    if get_origin(hint) is tuple and not text.lstrip().startswith("["):
+        text = f"[{text}]"
+    if hint is bool and text.lower() in _WORDS:
+        return _WORDS[text.lower()]
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

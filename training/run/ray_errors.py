@@ -1,0 +1,63 @@
+"""Errors of ours on their way through Ray, which wraps whatever a worker raises and may start that worker again.
+
+A worker notes an error of ours in the run's folder before it raises it (`note`); whoever is started again, and the
+driver, find it there (`noted`). An error that was not noted is dug out of Ray's (`cause`).
+
+Limits: the first note of a run counts; the driver removes it before a run begins.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from data_specs.shard import ContractError
+from training.errors import CheckpointError, ConfigError, InputError, RunError, TrainingError
+
+NOTE = "failed.json"
+
+_KINDS = {kind.__name__: kind for kind in (ConfigError, CheckpointError, InputError, RunError, ContractError)}
+"""Kinds that are known by name, a kind before the one that it is derived from."""
+
+
+def note(out: Path, error: TrainingError | ContractError) -> None:
+    """Leave an error of ours in the folder `out` for the driver; the first one only."""
+    kind, words = _plain(error)
+    try:
+        with (out / NOTE).open("x", encoding="utf-8") as file:
+            json.dump({"kind": kind, "said": words}, file)
+    except FileExistsError:
+        return
+
+
+def noted(out: Path) -> Exception | None:
+    """The error that a worker left in the folder `out`, or None."""
+    try:
+        written = json.loads((out / NOTE).read_text(encoding="utf-8"))
+        return _KINDS[written["kind"]](*written["said"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def cause(error: Exception) -> Exception:
+    """The error of ours that a worker raised, or a RunError with the last line of Ray's."""
+    failures = getattr(error, "worker_failures", {})
+    for failure in [*failures.values(), error]:
+        link: BaseException | None = failure
+        while link is not None:
+            inner = getattr(link, "cause", None)
+            if isinstance(inner, (TrainingError, ContractError)):
+                link = inner
+            if isinstance(link, (TrainingError, ContractError)):
+                kind, words = _plain(link)
+                return _KINDS[kind](*words)
+            link = link.__cause__ or link.__context__
+    return RunError("ray", (str(error).strip().splitlines() or [type(error).__name__])[-1])
+
+
+def _plain(error: TrainingError | ContractError) -> tuple[str, list[str]]:
+    """Kind and arguments of an error. Ray makes a class that inherits ours and whose text has a traceback in it."""
+    kind = next(name for name, of_kind in _KINDS.items() if isinstance(error, of_kind))
+    if isinstance(error, ContractError):
+        return kind, [str(error.args[0] if error.args else error).splitlines()[-1]]
+    return kind, [error.subject, error.problem]

@@ -1,0 +1,166 @@
+"""What a run works on: data, model and optimiser, and where it stands. Everything that may be refused is refused here.
+
+A run goes on from the newest checkpoint of its own folder, or begins from the towers of another checkpoint, or from the
+recipe's weights. Before the data is opened its memory is added up; before a checkpoint is taken over its config and its
+data are compared with what was asked for.
+
+Limits: one process; each rank sets itself up alike.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from data_specs.shard import ContractError
+from training.config import Config
+from training.data.index import Dataset, open_dataset
+from training.data.loader import Loader, Share
+from training.data.tokenizer import Tokenizer, load_tokenizer
+from training.errors import ConfigError, RunError
+from training.method import distributed
+from training.moco import BriVL
+from training.outputs import checkpoint
+from training.outputs.checkpoint import RunState
+from training.run.footprint import check_fits
+from training.run.optimizer import build_optimizer
+from training.run.resume import check_same, say_changes
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """A run that is ready for its first step, or for the next one.
+
+    `dev`: the dev split, None where no recall is asked for or there is no such split. `total_steps` counts from the
+    run's beginning, `state.step` of them are done.
+    """
+
+    config: Config
+    device: torch.device
+    tokenizer: Tokenizer
+    dataset: Dataset
+    loader: Loader
+    dev: Loader | None
+    model: BriVL
+    optimizer: torch.optim.AdamW
+    state: RunState
+    total_steps: int
+
+    @property
+    def samples(self) -> int:
+        """Samples of the whole run, all epochs together."""
+        return math.ceil(self.config.run.epochs * len(self.dataset))
+
+    @property
+    def end(self) -> int:
+        """Position after the last step."""
+        return self.state.position + (self.total_steps - self.state.step) * self.config.run.batch_size
+
+
+def set_up(
+    config: Config, data: Sequence[str], out: Path, device: torch.device, *, init: Path | None, cache: Path | None
+) -> Setup:
+    """Open the data and build the model of the run in `out`.
+
+    Raises ConfigError (bad usage, or a run that began otherwise), ContractError (bad data), RunError (no room, or a run
+    on other data).
+    """
+    rank, world = distributed.rank(), distributed.world_size()
+    share = Share(config.run.batch_size, rank, world, config.run.accumulate)
+    check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    tokenizer = _tokenizer(config)
+    cache_gb = config.data.cache_gb
+    dataset = open_dataset(data, "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb)
+    if not len(dataset):
+        raise ContractError(f"{data[0]}: no samples in the train split")
+    loader = _loader(config, dataset, tokenizer, share, device, train=True)
+    dev = None
+    if config.run.eval_every:
+        # The train split's detector; a plain tar has no dev split and must not serve as one.
+        held_out = open_dataset(
+            data, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb, plain_tars=False
+        )
+        if len(held_out):
+            dev = _loader(config, held_out, tokenizer, share, device, train=False)
+        else:
+            LOG.info("the data has no dev split: no recall while training")
+    model, optimizer, state = _build(config, out, device, init, _beginning(dataset))
+    total_steps = state.step + steps_of(config, len(dataset), state.position)
+    return Setup(config, device, tokenizer, dataset, loader, dev, model, optimizer, state, total_steps)
+
+
+def steps_of(config: Config, samples: int, position: int = 0) -> int:
+    """Steps from `position` to the end of a run over a dataset of so many samples; a run has at least one."""
+    remaining = math.ceil(config.run.epochs * samples) - position
+    return max(0 if position else 1, math.ceil(remaining / config.run.batch_size))
+
+
+def _tokenizer(config: Config) -> Tokenizer:
+    tokenizer = load_tokenizer(config.data.tokenizer)
+    tokens = len(tokenizer.vocabulary)
+    if tokens > config.text.vocab_size:
+        raise ConfigError("text.vocab_size", f"{config.text.vocab_size} is below the {tokens} tokens")
+    return tokenizer
+
+
+def _loader(
+    config: Config, dataset: Dataset, tokenizer: Tokenizer, share: Share, device: torch.device, *, train: bool
+) -> Loader:
+    on_gpu, by_device = device.type == "cuda", config.data.decoder == "device"
+    if by_device and not on_gpu:
+        raise ConfigError("data.decoder", f"'device' decodes on a GPU, and this run's device is {device}")
+    return Loader(
+        dataset,
+        config.data,
+        tokenizer,
+        share,
+        seed=config.seed,
+        train=train,
+        as_released=bool(config.compat),
+        decode_on=device if by_device else None,
+        pin_memory=on_gpu,
+    )
+
+
+def _beginning(dataset: Dataset) -> RunState:
+    digests = dataset.content_digests, dataset.region_digests
+    return RunState(0, 0, 0, *digests, dataset.detector, dataset.weights)
+
+
+def _build(
+    config: Config, out: Path, device: torch.device, init: Path | None, beginning: RunState
+) -> tuple[BriVL, torch.optim.AdamW, RunState]:
+    """Model and optimiser: from the run's own checkpoint, from `init`, or from the recipe; and where the run stands."""
+    newest = checkpoint.latest(out)
+    torch.manual_seed(config.seed)
+    model = BriVL(config, load_weights=newest is None and init is None).to(device)
+    optimizer = build_optimizer(model, config.optim)
+    state = beginning
+    if newest is not None:
+        state = _resume(newest, config, model, optimizer, beginning)
+    elif init is not None:
+        checkpoint.open_checkpoint(init).load_start(model)
+    if config.run.compile:
+        model.compile_towers()
+    return model, optimizer, state
+
+
+def _resume(folder: Path, config: Config, model: BriVL, optimizer: torch.optim.AdamW, beginning: RunState) -> RunState:
+    """Fill model and optimiser from a checkpoint of this run. Raises ConfigError, RunError if it is one of another."""
+    opened = checkpoint.open_checkpoint(folder)
+    check_same(opened.config, config, folder)
+    state = opened.load_training(model, optimizer)
+    for what in ("content_digests", "region_digests", "weights"):
+        if getattr(state, what) != getattr(beginning, what):
+            raise RunError(str(folder), "was trained on other data, regions or weights of data; choose another --out")
+    if distributed.rank() == 0:
+        say_changes(state, config.run.batch_size, distributed.world_size())
+    return state

@@ -1,0 +1,131 @@
+"""A finished checkpoint made ready: its query towers on a device, and what they are fed with.
+
+Every way in (a dataset's split, image files, texts, released rows) makes batches here, so that the same image gives the
+same feature by each of them.
+
+A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its
+BERT sees the padding and its grid reads zero outside the image.
+
+Limits: key towers and queues are not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.shard import ContractError, Split
+from training.config import Config
+from training.data.index import open_dataset
+from training.data.loader import Loader, Share
+from training.data.transforms import UnreadableImage, input_boxes, picture
+from training.outputs.checkpoint import Checkpoint, open_checkpoint
+from training.records import Batch
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from training.moco import BriVL
+
+BATCH = 16
+"""Samples of a batch when nothing is trained."""
+
+Boxes = Sequence[Sequence[float]]
+"""Boxes of one image, x1 y1 x2 y2 in its pixels, best first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """An opened checkpoint with its query towers on a device, in eval mode."""
+
+    checkpoint: Checkpoint
+    model: BriVL
+    device: torch.device
+
+    @property
+    def config(self) -> Config:
+        """The checkpoint's config."""
+        return self.checkpoint.config
+
+    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
+        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty."""
+        dataset = open_dataset(data, split, detector=self.checkpoint.detector, cache=cache)
+        if not len(dataset):
+            raise ContractError(f"{data[0]}: no samples in the {split} split")
+        return Loader(
+            dataset,
+            self.config.data,
+            self.checkpoint.tokenizer,
+            Share(BATCH),
+            seed=0,
+            train=False,
+            as_released=bool(self.config.compat),
+        )
+
+    def open_image(self, file: Path, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
+        """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
+
+        `boxes`: None for the grid; of more than `max_boxes` the first are taken. Raises UnreadableImage.
+        """
+        data, as_released = self.config.data, bool(self.config.compat)
+        try:
+            image, width, height = picture(file.read_bytes(), data.image_size, full=as_released)
+        except UnreadableImage:
+            raise
+        except (OSError, ValueError) as e:
+            raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
+        flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
+        boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
+        return image, boxes_R4
+
+    def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
+        """Batch of images as `open_image` returns them, with empty texts: encode_image does not look at them."""
+        import torch
+
+        boxes_BR4 = np.zeros((len(boxes), max(map(len, boxes)), 4), dtype=np.float32)
+        for row, boxes_R4 in enumerate(boxes):
+            boxes_BR4[row, : len(boxes_R4)] = boxes_R4
+        return replace(
+            self.text_batch([""] * len(images)),
+            images_B3HW=torch.stack(list(images)),
+            boxes_BR4=torch.from_numpy(boxes_BR4),
+            n_boxes_B=torch.tensor([len(boxes_R4) for boxes_R4 in boxes]),
+        )
+
+    def text_batch(self, texts: Sequence[str]) -> Batch:
+        """Batch of texts with black images: encode_text does not look at them."""
+        import torch
+
+        most = self.config.data.max_tokens
+        tokens = [self.checkpoint.tokenizer.encode(text, most) for text in texts]
+        length = most if self.config.compat else max(map(len, tokens))
+        ids_BL = torch.zeros(len(texts), length, dtype=torch.int64)
+        for row, ids in enumerate(tokens):
+            ids_BL[row, : len(ids)] = torch.tensor(ids)
+        return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
+
+
+def load(path: Path, device: str) -> Loaded:
+    """The checkpoint in a folder, or a run's newest, with its query towers on a device.
+
+    Raises CheckpointError, and ConfigError on a device that is not there.
+    """
+    from training.device import device_of, keep_memory
+    from training.moco import BriVL
+
+    checkpoint = open_checkpoint(path)
+    where = device_of(device)
+    if where.type == "cpu":
+        keep_memory()
+    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
+    config = checkpoint.config
+    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
+    model = BriVL(alone, load_weights=False)
+    checkpoint.load_towers(model)
+    return Loaded(checkpoint, model.to(where).eval(), where)
