@@ -24,7 +24,7 @@ T = TypeVar("T", bound="Plugin")
 
 
 class Plugin(BaseModel):
-    """Base of all plug-ins. Raise VERSION when the same options give other results."""
+    """Base of all plug-ins. Raise VERSION when results change under the same options."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     VERSION: ClassVar[int] = 1
@@ -35,7 +35,7 @@ class Plugin(BaseModel):
         return cls.__module__.rpartition(".")[2]
 
     def identity(self) -> dict[str, Any]:
-        """What goes into a fingerprint: name, version, options."""
+        """The plug-in's part of a fingerprint: name, version, options."""
         return {"name": self.plugin_name(), "version": self.VERSION, "options": self.model_dump(mode="json")}
 
 

@@ -87,7 +87,7 @@ def _canonical(parts: SplitResult) -> str:
         return str(canonicalize_url(urlunsplit(parts)))
     bare = str(canonicalize_url(urlunsplit(parts._replace(query="", fragment=""))))
     query = urlsplit(safe_url_string(urlunsplit(parts._replace(fragment="")))).query  # escaped, but not sorted
-    return f"{bare}?{query}"
+    return f"{bare}?{query}" if query else bare  # nothing remains of a query of control characters
 
 
 _SESSION = re.compile(

@@ -1,1 +1,1 @@
-"""The demo: its corpus from a package manager, two web sites on loopback, and the main job on them."""
+"""The demo: a corpus from a package manager, two web sites on loopback that serve it, and the main job on them."""

@@ -1,16 +1,16 @@
 """The demo's corpus: real pages and captioned pictures out of packages, laid out as two web sites and a URL table.
 
-    demo/corpus/packages/      the packages as downloaded: kept, so that nothing is fetched twice
+    demo/corpus/packages/      the packages as downloaded: kept, so that nothing is downloaded twice
     demo/corpus/handbook/      a Chinese web site with figures, to be crawled; starts at zh-CN/index.html
     demo/corpus/stamps/        captioned pictures, to be fetched by URL
-    demo/corpus/stamps.csv     image_url, zh_cn, zh_tw, category: one row a picture, UTF-8
-    demo/corpus/licences/      what each package says about its terms, and LICENCES.md in plain words beside them
+    demo/corpus/stamps.csv     image_url, zh_cn, zh_tw, category: one row per picture, UTF-8
+    demo/corpus/licences/      the terms of each package, and LICENCES.md, which states them in plain words
     demo/corpus/corpus.json    written last: a folder without it is no corpus and is laid out anew
 
-On Debian these are the Debian Administrator's Handbook and the Tux Paint stamps. Elsewhere npm's OpenMoji with the
-names of emojibase takes the same places under the same names, so that one spec serves both.
+On Debian these are the Debian Administrator's Handbook and the Tux Paint stamps. Elsewhere npm's OpenMoji, with the
+names of emojibase, is laid out under the same names, so that one spec serves both.
 
-Limits: OpenMoji's package holds drawings only as SVG; they are rasterised by resvg, a wheel that is then installed.
+Limits: OpenMoji's package holds its drawings as SVG only; they are rasterised by resvg, a wheel that is then installed.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ LAYOUT_VERSION = 1
 
 COLUMNS = ("image_url", "zh_cn", "zh_tw", "category")
 SITE_SHARE = 8
-"""Of OpenMoji's drawings one in so many stands on a page of the site; the others are rows of the table."""
+"""One in so many of OpenMoji's drawings is on a page of the site; the others are rows of the table."""
 
 PICTURE_SIDE = 256
 """Pixels of a rasterised drawing."""
@@ -77,9 +77,9 @@ class Emoji:
 
 
 def prepare(corpus: Path, say: Callable[[str], None]) -> bool:
-    """Lay the corpus out unless it is there. True if it had to be made; `say` gets a line a step.
+    """Lay out the corpus, unless it is there already; returns whether it had to be made. `say` gets a line per step.
 
-    Raises DemoError in one sentence: no package manager, no network, a damaged package.
+    Raises DemoError with one sentence: no package manager, no network, a damaged package.
     """
     marker = corpus / "corpus.json"
     if _is_current(marker):
@@ -105,7 +105,7 @@ def prepare(corpus: Path, say: Callable[[str], None]) -> bool:
 
 
 def _is_current(marker: Path) -> bool:
-    """Whether the marker is there and of this layout."""
+    """Whether the corpus is complete and of this layout."""
     try:
         return bool(json.loads(marker.read_text())["layout"] == LAYOUT_VERSION)
     except (OSError, ValueError, KeyError, TypeError):
@@ -113,7 +113,7 @@ def _is_current(marker: Path) -> bool:
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Put a file or folder in the place of another one."""
+    """Replace a file or folder by a new one."""
     if old.is_dir():
         shutil.rmtree(old)
     new.replace(old)
@@ -123,7 +123,7 @@ def _replace(new: Path, old: Path) -> None:
 
 
 def _from_debian(packages: Path, new: Path, say: Callable[[str], None]) -> list[str]:
-    """Lay out both Debian packages below `new`; their file names."""
+    """Lay out both Debian packages below `new`; returns their file names."""
     debs = []
     for package in ("debian-handbook", "tuxpaint-stamps-default"):
         say(f"downloading the Debian package {package}")
@@ -179,19 +179,19 @@ def chinese_captions(text: bytes) -> tuple[str, str]:
 
     The first line is English; the others read `zh_CN.utf8=...`. A line that is not UTF-8 counts as missing.
     """
-    found = {b"zh_CN.utf8": "", b"zh_TW.utf8": ""}
+    captions = {b"zh_CN.utf8": "", b"zh_TW.utf8": ""}
     for line in text.splitlines():
         key, equals, value = line.partition(b"=")
-        if equals and key in found and not found[key]:
+        if equals and key in captions and not captions[key]:
             try:
-                found[key] = value.decode("utf-8").strip()
+                captions[key] = value.decode("utf-8").strip()
             except UnicodeDecodeError:
                 continue
-    return found[b"zh_CN.utf8"], found[b"zh_TW.utf8"]
+    return captions[b"zh_CN.utf8"], captions[b"zh_TW.utf8"]
 
 
 def write_table(path: Path, rows: Iterable[Caption]) -> None:
-    """Write the URL table: CSV, UTF-8, header line."""
+    """Write the URL table: CSV in UTF-8 with a header line."""
     with path.open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, lineterminator="\n")
         table.writerow(COLUMNS)
@@ -202,7 +202,7 @@ def write_table(path: Path, rows: Iterable[Caption]) -> None:
 
 
 def _from_npm(packages: Path, new: Path, say: Callable[[str], None]) -> list[str]:
-    """Lay out both npm packages below `new`; their file names."""
+    """Lay out both npm packages below `new`; returns their file names."""
     say("no apt-get here: downloading the npm packages openmoji and emojibase-data")
     tarballs = [download_npm(package, packages) for package in ("openmoji", "emojibase-data")]
     unpack_npm(tarballs[0], new / "openmoji", ["color/svg/", "LICENSE"])
@@ -231,7 +231,7 @@ def _from_npm(packages: Path, new: Path, say: Callable[[str], None]) -> list[str
 
 
 def read_emojis(emojibase: Path, drawings: Path) -> list[Emoji]:
-    """Emoji that have a Chinese name, a group and a drawing, in the order of Unicode. Raises DemoError."""
+    """Emoji with a Chinese name, a group and a drawing, in Unicode's order. Raises DemoError."""
     try:
         simplified = json.loads((emojibase / "zh" / "data.json").read_bytes())
         traditional = {e["hexcode"]: e["label"] for e in json.loads((emojibase / "zh-hant" / "data.json").read_bytes())}
@@ -254,7 +254,7 @@ def read_emojis(emojibase: Path, drawings: Path) -> list[Emoji]:
 
 
 def write_pages(emojis: list[Emoji], site: Path) -> None:
-    """A small web site: an index and a page of figures for each group, pictures in `images/`."""
+    """Write a small web site: an index, and a page of figures for each group; pictures are in `images/`."""
     page = (
         '<!DOCTYPE html>\n<html lang="zh-CN"><head><meta charset="utf-8"><title>{title}</title></head>\n'
         "<body><h1>{title}</h1>\n{body}\n</body></html>\n"
@@ -276,7 +276,7 @@ def write_pages(emojis: list[Emoji], site: Path) -> None:
 
 
 def _rasterise(emojis: list[Emoji], drawings: Path, target: Path) -> None:
-    """Draw SVG files as PNGs of PICTURE_SIDE pixels. Installs the wheel of resvg where it is missing."""
+    """Rasterise SVG files as PNGs of PICTURE_SIDE pixels. Installs the wheel of resvg if it is missing."""
     try:
         resvg = importlib.import_module("resvg_py")
     except ImportError:

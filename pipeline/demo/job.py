@@ -2,16 +2,17 @@
 
     corpus        lay out demo/corpus (pipeline.demo.corpus says what is in it)
     serve         serve it as web sites until interrupted
-    run           serve, build the dataset, train, evaluate, and say what came out and where it lies
+    run           serve, build the dataset, train, evaluate, and print the results and where they are
     seeds --n N   train and evaluate N seeds on the built dataset and print the mean recall
-    unpack PKG D  unpack a Debian package into a folder: `.ci/setup` gets pip that way where Python has none
+    unpack PKG D  unpack a Debian package into a folder: how `.ci/setup` gets pip where Python has none
 
-Why subprocesses: they are the very commands that a user types, so the demo cannot do what the command lines cannot.
-What is done is skipped: the corpus by its marker, the build by its fingerprints, training and evaluation while the
-dataset's content_digest and the command are those that `demo.json` in the run's folder names.
+The steps are subprocesses with the very commands that a user types, so the demo can do nothing that the command lines
+cannot. Finished work is skipped: the corpus by its marker, the build by its fingerprints, training and evaluation as
+long as the dataset's content_digest and the command are those in `demo.json` in the run's folder.
 
-Standard library only at import, since `unpack` runs before anything is installed. Limits: works in the folder it is
-started in, which must be a checkout's root; memory is measured on Linux only.
+Only the standard library is imported at start, since `unpack` runs before anything is installed.
+
+Limits: works in the current folder, which must be the root of a checkout; memory is measured on Linux only.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Step:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand; the exit status. A DemoError is one line on stderr and status 1."""
+    """Run one subcommand; returns the exit status. A DemoError is one line on stderr and status 1."""
     parser = argparse.ArgumentParser(prog="python -m pipeline.demo", description="wenlan's demo on real input")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("corpus", help="lay out demo/corpus")
@@ -101,7 +102,7 @@ def _serve_until_interrupted() -> None:
 
 
 def _run() -> None:
-    """Corpus -> dataset -> model -> recall, then what came out. Raises DemoError."""
+    """Corpus -> dataset -> model -> recall, then a summary. Raises DemoError."""
     if not SPEC.is_file():
         raise DemoError(f"{SPEC}: is missing; start this in the root of a checkout")
     with serve(CORPUS):
@@ -119,7 +120,7 @@ def _seeds(n: int) -> None:
 
 
 def _train(out: Path, extra: list[str]) -> tuple[Step, Step]:
-    """Fit and evaluate into `out`, or what `out/demo.json` remembers of the same commands on the same dataset."""
+    """Train and evaluate into `out`, or read from `out/demo.json` what the same commands on this dataset did before."""
     fit = ["wenlan-train", "fit", "--recipe", "demo", "--data", str(MANIFEST), "--out", str(out), *extra]
     evaluate = ["wenlan-train", "eval", str(out), "--data", str(MANIFEST), "--task", "retrieval"]
     done_file = out / "demo.json"
@@ -145,7 +146,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _step(name: str, command: list[str]) -> Step:
-    """Run one of our commands with --json; its output passes through, its last line is the result.
+    """Run one of our commands with --json: its output is passed on, its last line is the result.
 
     Raises DemoError if the command fails or is not installed.
     """
@@ -177,7 +178,7 @@ def _step(name: str, command: list[str]) -> Step:
 
 
 def _pass_through(lines: Any) -> str:
-    """Print lines as they come, but for the last one, which is returned."""
+    """Print lines as they come, except the last one, which is returned."""
     last = ""
     for line in lines:
         if last.strip():
@@ -190,9 +191,9 @@ def _pass_through(lines: Any) -> str:
 class _Memory:
     """Peak memory of a process and all its descendants, sampled by a thread.
 
-    Measured is the sum of their private memory (RssAnon in /proc/PID/status) plus the largest shared-memory mapping
-    of one of them: Ray's object store, which each of its processes maps, counts once. getrusage(RUSAGE_CHILDREN)
-    would give the largest single process instead.
+    It is the sum of their private memory (RssAnon in /proc/PID/status) plus the largest shared-memory mapping of one of
+    them: Ray's object store, which each of its processes maps, counts once. getrusage(RUSAGE_CHILDREN) would return
+    the largest single process instead.
     """
 
     pid: int
@@ -208,7 +209,7 @@ class _Memory:
             self.peak = max(self.peak, tree_bytes(self.pid))
 
     def stop(self) -> int:
-        """End sampling; the peak in bytes."""
+        """End sampling; returns the peak in bytes."""
         self._over.set()
         self._thread.join()
         return self.peak
@@ -237,11 +238,11 @@ def tree_bytes(root: int) -> int:
     return sum(private.get(pid, 0) for pid in family) + max(shared.get(pid, 0) for pid in family | {0})
 
 
-# --- what came out
+# --- the summary
 
 
 def _report(steps: list[Step]) -> None:
-    """Print funnel, recall, time and memory by step, and where things lie."""
+    """Print the funnel, recall, time and memory of each step, and the paths of the results."""
     from rich.table import Table
 
     console = _console()
@@ -266,7 +267,7 @@ def _report(steps: list[Step]) -> None:
 
 
 def _print_recall(results: list[dict[str, Any]]) -> None:
-    """Print recall against chance, both ways; of several results (seeds) each R@k and the mean."""
+    """Print recall against chance in both directions; for several results (seeds) each R@k and their mean."""
     from rich.table import Table
 
     title = "Recall on the val split" + (f", {len(results)} seeds" if len(results) > 1 else "")
@@ -286,7 +287,7 @@ def _print_recall(results: list[dict[str, Any]]) -> None:
 
 
 def _console() -> Any:
-    """stdout; wide enough for a table where it is no terminal."""
+    """A console on stdout, 100 columns wide if that is no terminal."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else 100, highlight=False)

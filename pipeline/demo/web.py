@@ -1,8 +1,10 @@
-"""The demo corpus as the web sites it is: one HTTP/1.1 server on loopback for each site, on a fixed port.
+"""Web server of the demo: serves the corpus as two web sites on loopback, each on a fixed port.
 
-Why fixed ports: the URL of an image is part of a sample's identity, so another port would be another dataset.
-Answers carry what a crawler reads on the real web: content type with charset, Last-Modified, ETag, 304 for a
-conditional request, 404, and robots.txt. Folders are not listed. Limits: GET and HEAD of files; no ranges, no TLS.
+The ports are fixed, because the URL of an image is part of a sample's identity: another port would be another dataset.
+Responses have what a crawler reads on the real web: content type with charset, Last-Modified, ETag, 304 for a
+conditional request, 404, and robots.txt. Folders are not listed.
+
+Limits: HTTP/1.1, GET and HEAD of files; no ranges, no TLS.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class _Handler(SimpleHTTPRequestHandler):
     extensions_map = _CONTENT_TYPES
 
     def send_head(self) -> Any:
-        """Answer 304 where the caller's ETag is still right, else as the base class does."""
+        """Answer 304 if the client's ETag is current, else as the base class does."""
         path = self._file()
         if path.is_file() and (tag := _etag(path)) in self.headers.get("If-None-Match", ""):
             self.send_response(HTTPStatus.NOT_MODIFIED)
@@ -82,14 +84,14 @@ class _Handler(SimpleHTTPRequestHandler):
         return path / "index.html" if path.is_dir() else path
 
     def end_headers(self) -> None:
-        """Add the ETag to every answer that is a file."""
+        """Add the ETag to every response that is a file."""
         path = self._file()
         if self._answered == HTTPStatus.OK and path.is_file():
             self.send_header("ETag", _etag(path))
         super().end_headers()
 
     def send_response(self, code: int, message: str | None = None) -> None:
-        """Remember the status for end_headers."""
+        """Keep the status for end_headers."""
         self._answered = code
         super().send_response(code, message)
 
@@ -99,7 +101,7 @@ class _Handler(SimpleHTTPRequestHandler):
         return None
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Quiet: the build reports what it fetched."""
+        """No log: the build reports what it fetched."""
 
 
 def _etag(path: Path) -> str:
@@ -113,7 +115,7 @@ class _Server(ThreadingHTTPServer):
     request_queue_size = 128
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away in the middle of an answer is no news."""
+        """No traceback for a client that disconnects in the middle of a response."""
 
 
 @contextmanager

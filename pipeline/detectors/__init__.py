@@ -1,8 +1,8 @@
 """Detectors: boxes of interest in a picture. One file each; the file's name is `name` in a spec.
 
-A detector gives raw boxes for a batch of pictures; `pipeline.stages.detect` clips, sorts and caps them, and caches them
-by image sha256 under the detector's id. The id is name + digest of everything that may change a box: version, options,
-weights.
+A detector returns raw boxes for a batch of pictures; `pipeline.stages.detect` clips them to the picture, sorts them by
+score, keeps the best ones, and caches them by the image's sha256 under the detector's id. The id is its name and a
+digest of everything that may change a box: version, options, weights.
 """
 
 from __future__ import annotations
@@ -24,40 +24,40 @@ Picture = npt.NDArray[np.uint8]
 Boxes = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]
 """boxes [R, 4] x1 y1 x2 y2 in pixels of the picture, scores [R], labels [R]."""
 
-
 NONE: Boxes = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int32))
+"""The boxes of a picture without any: R = 0."""
 
 
 class Detector(Plugin):
-    """A detector. Options that are paths are relative to the spec file: `base` is set by `detector_of`."""
+    """Base of all detectors. Paths among the options are relative to the spec file, whose folder is `base`."""
 
     base: str = ""
     NEEDS_PIXELS: ClassVar[bool] = True
-    """False for one that looks at a picture's shape only: it is given blank ones, and nothing is decoded for it."""
+    """False for a detector that looks at a picture's shape only: it gets blank pictures, and nothing is decoded."""
     OF_SOURCES: ClassVar[bool] = False
-    """True for boxes that a source brought along: they are read out of extract's files."""
+    """True for boxes that came with the source: they are read from extract's files."""
 
     def weights_digest(self) -> str:
-        """sha256 of the weights, "" for a detector without. Raises DetectorError that names the file."""
+        """sha256 of the weights, "" for a detector without weights. Raises DetectorError that names the file."""
         return ""
 
     @property
     def detector_id(self) -> str:
         """`name-<12 hex digits>` over version, options without paths, and weights."""
-        found: dict[str, Any] = self.identity()
-        found["options"] = {k: v for k, v in found["options"].items() if k not in ("base", "weights", "classes")}
-        found["weights"] = self.weights_digest()
-        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(found)).hexdigest()[:12]}"
+        value: dict[str, Any] = self.identity()
+        value["options"] = {k: v for k, v in value["options"].items() if k not in ("base", "weights", "classes")}
+        value["weights"] = self.weights_digest()
+        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
 
     def load(self, gpu: bool = False) -> Any:
-        """What `detect` needs and a worker process keeps: a session, a model. Raises DetectorError.
+        """The state that a worker process keeps and passes to `detect`: a session, a model. Raises DetectorError.
 
-        gpu: the spec gives each worker a GPU, or a part of one; used if the machine has it.
+        gpu: the spec assigns each worker a GPU, or a part of one; used if the machine has it.
         """
         return None
 
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
-        """Boxes of each picture, in any order of score. `state` is what `load` gave."""
+        """Boxes of each picture, in any order. `state` is what `load` returned."""
         raise TypeError(f"{type(self).__name__} must detect")
 
 

@@ -1,9 +1,9 @@
-"""Boxes that came with the source: `url_table` read them, in its column `bbox` or in a row of BriVL's release.
+"""Boxes that came with the source: read by `url_table` from its column `bbox` or from a row of BriVL's release.
 
-What came with several rows of one image is taken from the first. Such boxes are the build's own: they are not kept in
-STORE, and an image whose row had none gets none. Boxes keep their order, as falling scores; every label is 0.
+If an image has several rows, the boxes of the first count. Such boxes belong to the build: they are not kept in STORE,
+and an image whose row had none gets none. Boxes keep their order, as falling scores; every label is 0.
 
-Limits: boxes are taken to be pixels of the picture as shown, that is, with its EXIF orientation applied.
+Limits: boxes are taken to be in pixels of the picture as shown, that is, with its EXIF orientation applied.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Given(Detector):
     OF_SOURCES: ClassVar[bool] = True
 
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
-        """Nothing: who has only a picture does not know its source."""
+        """No boxes: a picture alone does not tell its source."""
         return [NONE for _ in pictures]
 
     @staticmethod
     def ranked(boxes: Any) -> Boxes:
         """Boxes from a flat list x1 y1 x2 y2 ..., the best first."""
-        found = np.asarray(boxes, np.float32).reshape(-1, 4)
-        scores = np.linspace(1, 0, len(found), endpoint=False, dtype=np.float32)
-        return found, scores, np.zeros(len(found), np.int32)
+        boxes_R4 = np.asarray(boxes, np.float32).reshape(-1, 4)
+        scores = np.linspace(1, 0, len(boxes_R4), endpoint=False, dtype=np.float32)
+        return boxes_R4, scores, np.zeros(len(boxes_R4), np.int32)

@@ -1,15 +1,15 @@
 """Any detector that is an ONNX file: the YOLOX family, and models whose outputs are named boxes, scores and labels.
 
-Which of the two a file is follows from its outputs. A YOLOX gives raw rows, decoded as its own demo does
+The outputs of a file tell which of the two it is. A YOLOX returns raw rows, which are decoded as in its own demo
 (`pipeline.detectors._yolox`). A model with outputs `boxes` [R, 4], `scores` [R] and `labels` [R] has decoded and
-suppressed for itself, as torchvision's export does, and as a bottom-up-attention detector is exported; its boxes are in
-pixels of what it was fed.
+suppressed its boxes itself, as torchvision's export does and as a bottom-up-attention detector is exported; its boxes
+are in pixels of its input.
 
-What it is fed is told by the options: a square for a YOLOX, else the size that the file states, or, where that is
-free, the picture with its shorter side scaled to `side` and its longer one to at most `longest`. Pictures go into a
-YOLOX together where the file lets them, one by one where its batch is fixed.
+The size of the input is a square of `side` for a YOLOX, else the size that the file states, or, where that is free, the
+picture with its shorter side scaled to `side` and its longer one to at most `longest`. A YOLOX gets its pictures
+together if the file allows it, else in batches of the size that the file fixes.
 
-Limits: threads are pinned, so that workers on one machine do not fight and results do not change with their number.
+Limits: threads are pinned, so that workers on one machine do not compete and results do not change with their number.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ NAMED = ("boxes", "scores", "labels")
 
 @dataclass(frozen=True)
 class Model:
-    """A session and what it is fed. `shape` has 0 where a size is free."""
+    """A session and the input that it takes. `shape` has 0 where a size is free."""
 
     session: Any
     input_name: str
     shape: tuple[int, ...]  # [3, H, W] or [B, 3, H, W]
     bytes_in: bool  # takes uint8
-    grid: Floats | None  # of a YOLOX: [N, 3]
+    grid: Floats | None  # [N, 3] cells of a YOLOX; None for a model with named outputs
 
 
 class Onnx(Detector):
-    """A model file, how a picture is put into it, and how much of its output is taken."""
+    """A model file, how pictures are prepared for it, and which of its boxes are kept."""
 
     weights: str = Field(description="path of the .onnx file, relative to the spec file")
-    classes: str = Field("", description="path of a text file with one class name a line, checked against the model")
+    classes: str = Field("", description="path of a text file with one class name per line, checked against the model")
     side: int = Field(
         416,
         ge=32,
@@ -55,10 +55,10 @@ class Onnx(Detector):
         description="square of a YOLOX; shorter side where the size is free",
     )
     longest: int = Field(1024, ge=32, le=4096, description="longer side at most, where the size is free")
-    colours: Literal["bgr", "rgb"] = Field("bgr", description="order in which the model wants them")
-    unit: Literal[255, 1] = Field(255, description="white as the model wants it, before mean and std")
-    mean: tuple[float, float, float] = Field((0, 0, 0), description="taken off each colour, in the model's order")
-    std: tuple[float, float, float] = Field((1, 1, 1), description="by which each colour is then divided")
+    colours: Literal["bgr", "rgb"] = Field("bgr", description="order of the colours in the model's input")
+    unit: Literal[255, 1] = Field(255, description="the value of white, before mean and std")
+    mean: tuple[float, float, float] = Field((0, 0, 0), description="subtracted from the colours, in the model's order")
+    std: tuple[float, float, float] = Field((1, 1, 1), description="the colours are then divided by it")
     score: float = Field(0.35, ge=0, le=1, description="lowest score of a box")
     nms: float = Field(0.45, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
     threads: int = Field(1, ge=1, description="threads of one session")
@@ -67,12 +67,12 @@ class Onnx(Detector):
         return hashlib.sha256(self._read(self.weights)).hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        found = super().identity()
-        found["options"].pop("threads")  # does not change a box
-        return found
+        identity = super().identity()
+        identity["options"].pop("threads")  # does not change a box
+        return identity
 
     def load(self, gpu: bool = False) -> Model:
-        """Raises DetectorError that names the file."""
+        """The model, ready to run. Raises DetectorError that names the file."""
         try:
             session = models.session(self._read(self.weights), self._name, self.threads, gpu)
         except ModelError as e:
@@ -94,10 +94,10 @@ class Onnx(Detector):
             raise DetectorError(self._name, f"takes {list(shape)}, with side {self.side} it gets {self.side} pixels")
         rows, count = outputs[0].shape, len(_yolox.cells(self.side))
         if len(outputs) != 1 or len(rows) != 3 or (isinstance(rows[1], int) and rows[1] != count):
-            given = {output.name: list(output.shape) for output in outputs}
+            actual = {output.name: list(output.shape) for output in outputs}
             raise DetectorError(
                 self._name,
-                f"gives {given}; a YOLOX of side {self.side} gives [B, {count}, 5 + classes], "
+                f"returns {actual}; a YOLOX of side {self.side} returns [B, {count}, 5 + classes], "
                 f"any other detector {', '.join(NAMED)}",
             )
         if self.classes and isinstance(rows[2], int):
@@ -119,21 +119,22 @@ class Onnx(Detector):
         ]
 
     def _rows(self, state: Model, squares: Sequence[Any]) -> Iterator[Floats]:
-        """Raw rows [N, 5 + classes] of each square. Raises DetectorError: a model may not tell its shapes before."""
+        """Raw rows [N, 5 + classes] of each square. Raises DetectorError, since a file may not state its shapes."""
         assert state.grid is not None
         at_once = state.shape[0] or len(squares)
         for first in range(0, len(squares), at_once):
             batch = squares[first : first + at_once]
-            fed = np.stack([*batch, *[batch[-1]] * (at_once - len(batch))])  # a fixed batch is filled up
-            raw = self._run(state, fed)[0]
+            tensors = np.stack([*batch, *[batch[-1]] * (at_once - len(batch))])  # a fixed batch is filled up
+            raw = self._run(state, tensors)[0]
             if raw.ndim != 3 or raw.shape[:2] != (at_once, len(state.grid)) or raw.shape[2] < 6:
-                wanted = f"[{at_once}, {len(state.grid)}, 5 + classes]"
-                raise DetectorError(self._name, f"gives {list(raw.shape)}, a YOLOX of side {self.side} gives {wanted}")
+                expected = f"[{at_once}, {len(state.grid)}, 5 + classes]"
+                message = f"returns {list(raw.shape)}, a YOLOX of side {self.side} returns {expected}"
+                raise DetectorError(self._name, message)
             yield from raw[: len(batch)]
 
     def _named(self, state: Model, picture: Picture) -> Boxes:
-        """Boxes of a model that decodes for itself."""
-        height, width = self._fed_size(state, picture)
+        """Boxes of a model that decodes and suppresses its boxes itself."""
+        height, width = self._input_size(state, picture)
         framed, scale = _yolox.letterbox(picture, height, width)
         tensor = self._tensor(framed, state.bytes_in)
         raw = dict(zip(NAMED, self._run(state, tensor if len(state.shape) == 3 else tensor[None], NAMED), strict=True))
@@ -141,21 +142,21 @@ class Onnx(Detector):
         scores, labels = np.asarray(raw["scores"], np.float32).ravel(), np.asarray(raw["labels"]).ravel()
         if not len(boxes) == len(scores) == len(labels):
             shapes = {name: list(value.shape) for name, value in raw.items()}
-            raise DetectorError(self._name, f"gives {shapes}; boxes, scores and labels are [R, 4], [R], [R]")
+            raise DetectorError(self._name, f"returns {shapes}; boxes, scores and labels are [R, 4], [R], [R]")
         good = np.flatnonzero(scores >= self.score)
         boxes, scores, labels = boxes[good], scores[good], labels[good].astype(np.int32)
         stay = _yolox.nms(boxes, scores, labels, self.nms)
         return boxes[stay], scores[stay], labels[stay]
 
-    def _fed_size(self, state: Model, picture: Picture) -> tuple[int, int]:
-        """Height and width of what is fed."""
+    def _input_size(self, state: Model, picture: Picture) -> tuple[int, int]:
+        """(height, width) of the model's input for a picture."""
         height, width = picture.shape[:2]
         scale = min(self.side / min(height, width), self.longest / max(height, width))
         free = max(1, round(height * scale)), max(1, round(width * scale))
         return state.shape[-2] or free[0], state.shape[-1] or free[1]
 
     def _tensor(self, framed: Picture, bytes_in: bool) -> Any:
-        """[3, H, W] of an RGB picture [H, W, 3], as the options say."""
+        """[3, H, W] of an RGB picture [H, W, 3]: colours, unit, mean and std as the options say."""
         ordered = framed if self.colours == "rgb" else framed[:, :, ::-1]
         if bytes_in:
             return np.ascontiguousarray(ordered.transpose(2, 0, 1))
@@ -167,12 +168,12 @@ class Onnx(Detector):
             values /= np.array(self.std, np.float32)[:, None, None]
         return values
 
-    def _run(self, state: Model, fed: Any, outputs: Sequence[str] | None = None) -> list[Any]:
+    def _run(self, state: Model, tensors: Any, outputs: Sequence[str] | None = None) -> list[Any]:
         try:
-            found: list[Any] = state.session.run(outputs, {state.input_name: fed})
+            results: list[Any] = state.session.run(outputs, {state.input_name: tensors})
         except Exception as e:  # onnxruntime's own exceptions have no common base
             raise DetectorError(self._name, f"fails on a picture ({' '.join(str(e).split())[:200]})") from None
-        return found
+        return results
 
     @property
     def _name(self) -> str:

@@ -1,9 +1,9 @@
-"""Boxes around things of any kind, by a small net that comes with the package: works on a machine without a download.
+"""Boxes around things of any kind, by a small net that comes with the package, so that nothing has to be downloaded.
 
-It says where something stands out and how well a box outlines it, not what it is: every label is 0. How it was trained
-is in `pipeline.proposals`; its weights have a licence of their own (README, Licences).
+The net says where something stands out and how well a box outlines it, not what it is: every label is 0.
+`pipeline.proposals` trains it; its weights have a licence of their own (README, Licences).
 
-Limits: trained on pasted pictures, not on photos with boxes drawn by people; a detector of your own domain is better.
+Limits: trained on composites, not on photos with boxes drawn by people; a detector for your own domain is better.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SIDE = 320
 
 
 class Proposals(Detector):
-    """How many of the net's boxes are taken."""
+    """Which of the net's boxes are kept."""
 
     score: float = Field(0.02, ge=0, le=1, description="lowest score of a box: the overlap that it is expected to have")
     nms: float = Field(0.6, gt=0, le=1, description="overlap (IoU) above which the weaker of two boxes is left out")
@@ -32,9 +32,9 @@ class Proposals(Detector):
         return self._onnx.weights_digest()
 
     def identity(self) -> dict[str, Any]:
-        found = super().identity()
-        found["options"].pop("threads")  # does not change a box
-        return found
+        identity = super().identity()
+        identity["options"].pop("threads")  # does not change a box
+        return identity
 
     def load(self, gpu: bool = False) -> Model:
         return self._onnx.load(gpu)

@@ -1,10 +1,10 @@
-"""Faster R-CNN (ResNet-50 FPN v2) of torchvision: 91 labels of COCO, good boxes, dear.
+"""torchvision's Faster R-CNN (ResNet-50 FPN v2): 91 labels of COCO, good boxes, slow.
 
 Weights come from a local file (a state_dict in .pth or .safetensors) or, with `weights: hub`, by torchvision's own
-download, which is checked against the digest in its name. Pictures go through one by one: torchvision pads a batch to
-its largest picture, and a picture's boxes must not depend on its neighbours.
+download, which is checked against the digest in its name. Pictures are processed one by one: torchvision pads a batch
+to its largest picture, and a picture's boxes must not depend on its neighbours.
 
-Limits: needs torch (`pip install 'wenlan[training]'`); on a CPU it takes seconds a picture.
+Limits: needs torch (`pip install 'wenlan[training]'`); on a CPU it takes seconds per picture.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HUB = "https://download.pytorch.org/models/fasterrcnn_resnet50_fpn_v2_coco-dd693
 
 
 class TorchVision(Detector):
-    """torchvision's Faster R-CNN and how much of its output is taken."""
+    """torchvision's Faster R-CNN, and which of its boxes are kept."""
 
     weights: str = Field("hub", description="path of a state_dict relative to the spec file, or hub")
     labels: int = Field(91, ge=2, description="labels of the weights, background included")
@@ -49,12 +49,12 @@ class TorchVision(Detector):
         return digest.hexdigest()
 
     def identity(self) -> dict[str, Any]:
-        found = super().identity()
-        found["options"].pop("threads")  # does not change a box
-        return found
+        identity = super().identity()
+        identity["options"].pop("threads")  # does not change a box
+        return identity
 
     def load(self, gpu: bool = False) -> Any:
-        """The model, in eval. Raises DetectorError that names the file, or what is not installed."""
+        """The model, in evaluation mode. Raises DetectorError that names the file, or the package that is missing."""
         try:
             import torch
             from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
@@ -93,14 +93,14 @@ class TorchVision(Detector):
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
         import torch
 
-        found = []
+        boxes = []
         device = next(state.parameters()).device
         with torch.inference_mode(), _on_threads(self.threads):
             for picture in pictures:
                 tensor = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).to(device).float() / 255
                 raw = {name: value.cpu().numpy() for name, value in state([tensor])[0].items()}
-                found.append((raw["boxes"], raw["scores"], raw["labels"].astype(np.int32)))
-        return found
+                boxes.append((raw["boxes"], raw["scores"], raw["labels"].astype(np.int32)))
+        return boxes
 
     @property
     def _path(self) -> Path:
@@ -109,7 +109,7 @@ class TorchVision(Detector):
 
 @contextlib.contextmanager
 def _on_threads(count: int) -> Iterator[None]:
-    """torch's number of threads is the whole process's: set, and put back."""
+    """Sets torch's number of threads, which is the whole process's, and restores it afterwards."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,6 +1,6 @@
-"""Entropy of the grey levels, in bits: 0 for one level all over, 8 where all 256 are equally frequent.
+"""Entropy of the grey levels, in bits: 0 for a single level, 8 if all 256 are equally frequent.
 
-Shannon's (1948), over the histogram of the thumbnail. Drawings lie at 1 to 5, photographs mostly above 6.
+Shannon's entropy (1948) of the thumbnail's histogram. Drawings have 1 to 5 bits, photographs mostly more than 6.
 
 Limits: blind to where the levels are, so noise and a fine photograph score alike.
 """

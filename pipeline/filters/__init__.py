@@ -64,7 +64,7 @@ class ImageFilter(Plugin):
 class PixelFilter(Plugin):
     """Judges an image by one score that a model computes from its pixels; options say which score is too high.
 
-    VERSION is raised when the same picture and weights give another score.
+    VERSION is raised when the score of the same picture and weights changes.
     """
 
     NEEDS_SIDE: ClassVar[int] = 0

@@ -9,8 +9,10 @@ these rectangles.
 The detector sees a plate of food as one huge letter, so a thick shape that is not long is no line: without that rule 12
 of 25 photos of dishes were over a third text, with it the highest of 70 had 16%, a page of nine lines 75%.
 
-Not among the default filters. Limits: letters below about 8 pixels at a longer side of 640 are not found, and a word
-of few letters that fills the picture is not either; a watermark counts as text, though its share is small.
+Not among the default filters.
+
+Limits: letters below about 8 pixels at a longer side of 640 are not detected, nor is a word of few letters that fills
+the picture; a watermark counts as text, though its share is small.
 """
 
 from __future__ import annotations

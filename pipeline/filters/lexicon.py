@@ -2,7 +2,7 @@
 hold.
 
     - name: lexicon
-      lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word a line, # begins a comment
+      lists: {politics: lists/politics.txt, adult: lists/adult.txt}     # UTF-8, one word per line, # begins a comment
       allow: [北京大学]                                                  # innocent words that contain a listed one
 
 All words are searched for at once (Aho-Corasick) in the bare form of a text (`pipeline.texts.forms`): width, case,
@@ -45,9 +45,9 @@ _Files = tuple[tuple[str, str, str], ...]
 class Lexicon(TextFilter):
     """Lists of words that a text must not hold."""
 
-    lists: dict[str, str] = Field(min_length=1, description="name of a list -> its file: UTF-8, one word a line")
+    lists: dict[str, str] = Field(min_length=1, description="name of a list -> its file: UTF-8, one word per line")
     allow: tuple[str, ...] = Field((), description="words in which a listed word does not count")
-    min_letters: int = Field(2, ge=1, description="words with fewer letters and digits are left out")
+    min_letters: int = Field(2, ge=1, description="words with fewer letters and digits are ignored")
     base: str = ""
     _files: _Files = PrivateAttr(())
 

@@ -22,7 +22,7 @@ class ToSimplified(TextFilter):
     """Traditional to Simplified."""
 
     config: Literal["t2s", "tw2s", "tw2sp", "hk2s"] = Field("t2s", description="OpenCC's configuration")
-    keep_original: bool = Field(True, description="keep the text as it was found beside the rewritten one")
+    keep_original: bool = Field(True, description="keep the original text beside the rewritten one")
 
     def rewrite(self, text: Text) -> Text:
         simplified = str(_opencc(self.config).convert(text.text))

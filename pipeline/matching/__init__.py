@@ -1,1 +1,1 @@
-"""Which images and which texts are the same. Knows no build."""
+"""Matching: which images and which texts are the same, and which pairs are kept. Knows no build."""

@@ -67,7 +67,7 @@ class Block:
     length: int = 0
     furniture: bool = False
     caption: bool = False
-    titles: bool = False  # its class says title: a caption, if it lies in a figure
+    titles: bool = False  # its class says title: it is a caption if it is in a figure
     figures: tuple[int, ...] = ()
     _clean: str | None = None
 
@@ -117,7 +117,7 @@ class _Kind(NamedTuple):
     caption: bool
     titles: bool
     block: bool
-    counted: str  # its tag, where it matters that something lies in it
+    counted: str  # its tag, if it matters for the elements inside it
     plain: bool  # none of the above but `block`
 
 

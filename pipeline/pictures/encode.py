@@ -8,7 +8,7 @@ The sides of a stored picture follow from those of the fetched one (`stored_side
 can state them without decoding anything. Regions were detected on the fetched picture: `scaled_boxes` converts them to
 the stored one. `sha256` is that of the fetched bytes everywhere.
 
-Limits: colour profiles are not applied. Encoded bytes are those of one libjpeg-turbo; another version may give others.
+Limits: colour profiles are not applied. Encoded bytes depend on the version of libjpeg-turbo.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How the weights of the detector `proposals` are made: pictures with known boxes, a small net, and its training.
+"""Training of the detector `proposals`: composite pictures with known boxes, a small net, and the loop that trains it.
 
     python -m pipeline.proposals train --out FILE.onnx     corpus, training and export; about half an hour of one CPU
-    python -m pipeline.proposals draw --out FOLDER         some of the pictures it learns from, with their boxes
+    python -m pipeline.proposals draw --out FOLDER         some of the pictures that it learns from, with their boxes
 
-Nothing of the pipeline imports this package: the detector reads the .onnx file, and only who makes new weights needs
-torch. It lies here and not in `training`, since it belongs to a stage of the pipeline.
+No other package of the pipeline imports this one: the detector reads the .onnx file, and torch is needed only to make
+new weights. It is here and not in `training`, since it belongs to a stage of the pipeline.
 """

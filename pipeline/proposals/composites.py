@@ -1,10 +1,11 @@
-"""Pictures with exact boxes: cut-out things pasted over grounds, and then treated as a camera treats a scene.
+"""Composites: pictures with exact boxes, made of cut-out things on backgrounds and then degraded as a camera would.
 
 A composite is a function of its number. Things lie on one another as on a table: first perhaps a surface (a plate, a
 board: a plain shape with a texture), then large things, then small ones, some of them many times; some are cut by the
-edge. A map of who is seen at each pixel gives the boxes: of what is still seen of a thing, if that is enough of it.
+edge. A map holds which thing is visible at each pixel; the box of a thing encloses its visible part, if that is large
+enough.
 
-Then: light, colour, blur, noise and JPEG. The range of sizes, from 5% of a side to all of it, is that of photos in
+Light, colour, blur, noise and JPEG follow. The range of sizes, from 5% of a side to all of it, is that of photos in
 general; nothing here was fitted to the pictures on which the detector is judged.
 """
 
@@ -23,8 +24,8 @@ from pipeline.proposals.cutouts import Cutouts, Pixels
 
 SIDE = 320
 GREY = 114
-SEEN = 0.35
-"""Share of a thing that must be seen for its box to count."""
+VISIBLE = 0.35
+"""Share of a thing that must be visible for its box to count."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,11 @@ class Composite:
 
 
 class Scene:
-    """A picture that is being made, and who is seen at each pixel of it (0: nobody)."""
+    """A picture in the making, and the number of the thing that is visible at each of its pixels (0: none)."""
 
     def __init__(self, ground: Pixels) -> None:
         self.pixels = ground
-        self._seen = np.zeros(ground.shape[:2], np.uint8)
+        self._visible = np.zeros(ground.shape[:2], np.uint8)  # so at most 255 things
         self._area: list[int] = []
 
     @property
@@ -48,7 +49,7 @@ class Scene:
         return len(self._area)
 
     def paste(self, thing: Pixels, x: int, y: int, shadow: float) -> None:
-        """Lay a thing [h, w, 4] with its top left corner at x, y, which may lie outside."""
+        """Lay a thing [h, w, 4] with its top left corner at x, y, which may be outside the picture."""
         height, width = self.pixels.shape[:2]
         x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + thing.shape[1], width), min(y + thing.shape[0], height)
         if x1 - x0 < 3 or y1 - y0 < 3 or self.count >= 250:
@@ -64,9 +65,10 @@ class Scene:
         here = self.pixels[y0:y1, x0:x1]
         here[:] = ((part[:, :, :3] * alpha + here * (255 - alpha)) // 255).astype(np.uint8)
         self._area.append(area)
-        self._seen[y0:y1, x0:x1][mask] = self.count
+        self._visible[y0:y1, x0:x1][mask] = self.count
 
     def _shade(self, alpha: Pixels, x: int, y: int, strength: float) -> None:
+        """Darken the ground under a thing with mask `alpha` [h, w] at x, y: its shape, moved down right and blurred."""
         reach = max(2, min(alpha.shape) // 12)
         height, width = self.pixels.shape[:2]
         right, bottom = min(x + alpha.shape[1] + reach, width), min(y + alpha.shape[0] + reach, height)
@@ -78,21 +80,21 @@ class Scene:
         here[:] = (here * (1 - dark[:, :, None] * (strength / 255))).astype(np.uint8)
 
     def boxes(self) -> npt.NDArray[np.float32]:
-        """[R, 4] of what is seen of each thing."""
-        found = []
+        """[R, 4] boxes around the visible part of each thing."""
+        boxes = []
         for number, area in enumerate(self._area, 1):
-            mask = (self._seen == number).view(np.uint8)
-            seen = cv2.countNonZero(mask)
-            if seen < SEEN * area or seen < 30:
+            mask = (self._visible == number).view(np.uint8)
+            visible = cv2.countNonZero(mask)
+            if visible < VISIBLE * area or visible < 30:
                 continue
             x, y, width, height = cv2.boundingRect(mask)
             if min(width, height) >= 6:
-                found.append((x, y, x + width, y + height))
-        return np.array(found, np.float32).reshape(-1, 4)
+                boxes.append((x, y, x + width, y + height))
+        return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def composite(number: int, cutouts: Cutouts) -> Composite:
-    """Composite `number`."""
+    """The composite of a number: the same number and cut-outs make the same picture."""
     chance = random.Random(number)
     rng = np.random.default_rng(number)
     shorter = int(SIDE * chance.uniform(0.55, 1))
@@ -114,6 +116,7 @@ def composite(number: int, cutouts: Cutouts) -> Composite:
 
 
 def _paste(scene: Scene, thing: Pixels, chance: random.Random, centred: float) -> None:
+    """Paste a thing somewhere, with probability `centred` near the middle, perhaps with a shadow."""
     height, width = scene.pixels.shape[:2]
     if chance.random() < centred:
         x, y = width * chance.gauss(0.5, 0.12), height * chance.gauss(0.5, 0.12)
@@ -136,7 +139,7 @@ def _turned(thing: Pixels, side: float, chance: random.Random) -> Pixels:
     corners = matrix[:, :2] @ np.array([[0, thing.shape[1]] * 2, [0, 0, *[thing.shape[0]] * 2]])
     matrix[:, 2] = -corners.min(axis=1)
     size = np.ceil(corners.max(axis=1) - corners.min(axis=1)).astype(int).clip(3, 3 * SIDE)
-    if scale < 0.5:  # warping alone would skip pixels
+    if scale < 0.5:  # reduced first by means over areas: warping alone would skip pixels
         small = max(1, round(thing.shape[1] * scale * 1.3)), max(1, round(thing.shape[0] * scale * 1.3))
         matrix[:, 0] *= thing.shape[1] / small[0]
         matrix[:, 1] *= thing.shape[0] / small[1]
@@ -147,7 +150,7 @@ def _turned(thing: Pixels, side: float, chance: random.Random) -> Pixels:
 
 
 def _tinted(pixels: Pixels, chance: random.Random, strength: float) -> Pixels:
-    """Gain, offset and gamma of each channel."""
+    """Pixels with random gain, offset and gamma in each channel."""
     gain = math.exp(chance.gauss(0, 0.18 * strength))
     levels = np.arange(256) / 255
     table = np.empty((1, 256, 3), np.uint8)
@@ -159,7 +162,7 @@ def _tinted(pixels: Pixels, chance: random.Random, strength: float) -> Pixels:
 
 
 def _ground(width: int, height: int, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
-    """What lies behind everything: a photo's part, a texture, or a thing's inside, much enlarged."""
+    """A background [height, width, 3]: a part of a photo, a texture, or the inside of a thing, much enlarged."""
     kind = chance.random()
     if kind < 0.45:
         ground = chance.choice(cutouts.grounds)
@@ -182,7 +185,7 @@ def _ground(width: int, height: int, cutouts: Cutouts, chance: random.Random, rn
 
 
 def _texture(width: int, height: int, chance: random.Random, rng: np.random.Generator) -> Pixels:
-    """Coloured noise of several octaves around one colour: cloth, stone, wood, a wall, a sheet of steel."""
+    """[height, width, 3] coloured noise of several octaves around one colour: cloth, stone, wood, a wall, steel."""
     total = np.zeros((height, width, 3), np.float32) + rng.normal(rng.uniform(20, 235), 30, 3).astype(np.float32)
     cells, strength = chance.randint(1, 3), chance.uniform(5, 70)
     grain = math.exp(chance.gauss(0, 0.8))  # stretched to one side: boards, brushed steel
@@ -196,7 +199,7 @@ def _texture(width: int, height: int, chance: random.Random, rng: np.random.Gene
 
 
 def _surface(side: float, chance: random.Random, rng: np.random.Generator) -> Pixels:
-    """A plate, bowl, pot, board or table top: a rounded shape with a texture, perhaps with rims inside."""
+    """A plate, bowl, pot, board or table top [h, w, 4]: a rounded shape with a texture, perhaps with rims inside."""
     squash = chance.uniform(0.45, 1)
     width, height = round(side), max(12, round(side * squash))
     if chance.random() < 0.3:
@@ -218,7 +221,7 @@ def _surface(side: float, chance: random.Random, rng: np.random.Generator) -> Pi
 
 
 def _developed(pixels: Pixels, chance: random.Random, rng: np.random.Generator) -> Pixels:
-    """What a camera and a web site do to a scene."""
+    """A scene after the camera and the web site: light, grey, blur, noise and JPEG, each by chance."""
     pixels = _tinted(np.ascontiguousarray(pixels), chance, 1.0)
     if chance.random() < 0.05:
         pixels = cv2.cvtColor(cv2.cvtColor(pixels, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
@@ -236,7 +239,7 @@ def _developed(pixels: Pixels, chance: random.Random, rng: np.random.Generator) 
 
 
 def draw(cutouts: Cutouts, folder: Path, count: int = 48) -> None:
-    """Write the first composites with their boxes as JPEGs."""
+    """Write the first `count` composites, with their boxes drawn, as JPEGs."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         made = composite(number, cutouts)

@@ -1,8 +1,8 @@
-"""What the composites are made of: cut-out things with alpha masks, and photos without a thing that stands out.
+"""Material of the composites: cut-out things with alpha masks, and background photos on which nothing stands out.
 
 Things are Tux Paint's stamps (Debian `tuxpaint-stamps-default`) and OpenMoji's drawings (npm `openmoji`, rasterised by
-resvg); grounds are Tux Paint's photo templates (Debian `tuxpaint-data`). Their licences (GPL-2.0-or-later and
-CC-BY-SA-4.0) are stated in README. What is downloaded and rasterised is kept in the folder for the next time.
+resvg); backgrounds are Tux Paint's photo templates (Debian `tuxpaint-data`). Their licences (GPL-2.0-or-later and
+CC-BY-SA-4.0) are stated in README. Downloads and rasterised drawings are kept in the folder for the next time.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ import numpy.typing as npt
 from pipeline.demo.packages import DemoError, download_deb, download_npm, unpack_deb, unpack_npm
 
 Pixels = npt.NDArray[Any]
-"""uint8; cv2 does not say so of what it gives."""
+"""uint8; cv2's annotations do not say so."""
 
 SIDE = 256
-"""Pixels of a thing's longer side at most."""
+"""Pixels of the longer side of a thing, at most."""
 
 LETTERS = ("symbols/alphabets", "symbols/math", "symbols/money/00_symbols", "symbols/punctuation")
 """Stamps that are signs rather than things."""
 
 FULL_OF_THINGS = {"jellyfish", "lighthouse", "rainbow_gradient", "sheep", "wool_mill_machine"}
-"""Photo templates with things of their own, for which nobody has drawn boxes."""
+"""Photo templates that show things themselves, for which there are no boxes."""
 
 
 @dataclass(frozen=True)
 class Cutouts:
-    """Things [H, W, 4] BGR and alpha, cut to what is not transparent; grounds [H, W, 3] BGR."""
+    """Things [H, W, 4] BGR and alpha, cropped to their masks; grounds (backgrounds) [H, W, 3] BGR."""
 
     photos: list[Pixels]
     drawings: list[Pixels]
@@ -57,18 +57,18 @@ def load(folder: Path) -> Cutouts:
     drawings = [_cut(cv2.imread(str(p), cv2.IMREAD_UNCHANGED)) for p in _drawings(folder / "openmoji")]
     templates = sorted((folder / "tuxpaint-data/usr/share/tuxpaint/templates").glob("*.jpg"))
     grounds = [cv2.imread(str(path)) for path in templates if path.stem not in FULL_OF_THINGS]
-    found = Cutouts(
+    cutouts = Cutouts(
         [thing for path, thing in things if thing is not None and "cartoon" not in path.parts],
         [t for t in [t for path, t in things if "cartoon" in path.parts] + drawings if t is not None],
         [ground for ground in grounds if ground is not None],
     )
-    if min(len(found.photos), len(found.drawings), len(found.grounds)) < 10:
+    if min(len(cutouts.photos), len(cutouts.drawings), len(cutouts.grounds)) < 10:
         raise DemoError("the packages of the cut-outs no longer hold what they did")
-    return found
+    return cutouts
 
 
 def _cut(picture: Pixels | None) -> Pixels | None:
-    """A thing cut to its mask and made small; None where there is no mask or nothing behind it."""
+    """A thing cropped to its mask and reduced to SIDE; None if it has no alpha channel or is too small."""
     import cv2
 
     if picture is None or picture.ndim != 3 or picture.shape[2] != 4:
@@ -85,7 +85,7 @@ def _cut(picture: Pixels | None) -> Pixels | None:
 
 
 def _drawings(folder: Path) -> list[Path]:
-    """OpenMoji as PNGs. Installs the wheel of resvg where it is missing."""
+    """OpenMoji's drawings as PNG files. Installs the wheel of resvg if it is missing."""
     made = folder / "png"
     if not made.is_dir():
         try:

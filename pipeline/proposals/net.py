@@ -1,4 +1,5 @@
-"""The net of `proposals`: MobileNetV2's first layers, a light pyramid, and one head for "how well does a box fit here".
+"""The net of the detector `proposals`: MobileNetV2's first layers, a light feature pyramid, and heads for box and
+score.
 
 Its output is that of a YOLOX with one class (`pipeline.detectors.onnx` decodes it): for each cell of grids of strides
 8, 16 and 32 a box and a score. The score is the IoU that the box is expected to have with some thing, so that things
@@ -20,7 +21,7 @@ FROZEN, TAPS = 7, (13, 14)
 makes the coarser maps."""
 
 MEAN, STD = (0.406, 0.456, 0.485), (0.225, 0.224, 0.229)
-"""Of ImageNet's pictures, 0 to 1, BGR."""
+"""Mean and standard deviation of ImageNet's pictures, 0 to 1, BGR."""
 
 
 class Proposer(nn.Module):
@@ -35,7 +36,7 @@ class Proposer(nn.Module):
             whole.load_state_dict(imagenet)
         first = next(whole.parameters())
         with torch.no_grad():
-            first.copy_(first.flip(1))  # it was trained on RGB
+            first.copy_(first.flip(1))  # it was trained on RGB, pictures here are BGR
         self.features = nn.ModuleList([*whole.features.children()][:15])
         self.mean, self.std = (nn.Buffer(torch.tensor(v).view(1, 3, 1, 1) * 255) for v in (MEAN, STD))
         self.laterals = nn.ModuleList(_plain(width, WIDTH, 1) for width in (32, 96, 160))
@@ -50,7 +51,7 @@ class Proposer(nn.Module):
         self.scales = nn.Parameter(torch.ones(len(STRIDES)))
 
     def train(self, mode: bool = True) -> Proposer:
-        """The backbone keeps ImageNet's averages: batches are too small for better ones."""
+        """Training mode, except that the backbone keeps ImageNet's averages: batches are too small for better ones."""
         super().train(mode)
         self.features.eval()
         return self
@@ -59,14 +60,14 @@ class Proposer(nn.Module):
         return self.rows(self.stem(pictures))
 
     def stem(self, pictures: Tensor) -> Tensor:
-        """What the frozen blocks see [B, 32, S / 8, S / 8]."""
+        """Output of the frozen blocks [B, 32, S / 8, S / 8]."""
         x: Tensor = (pictures - self.mean) / self.std
         for block in self.features[:FROZEN]:
             x = block(x)
         return x
 
     def rows(self, x: Tensor) -> Tensor:
-        """Rows [B, N, 6] from what the stem gives."""
+        """Rows [B, N, 6] from the output of the stem."""
         maps = [x]
         for number, block in enumerate(self.features[FROZEN:], FROZEN):
             x = block(x)
@@ -94,7 +95,7 @@ def _separable() -> nn.Sequential:
 
 
 def cells(side: int) -> Tensor:
-    """[N, 3]: x, y and stride of each row."""
+    """[N, 3]: x and y of each row's cell, and its stride; finest stride first."""
     parts = []
     for stride in STRIDES:
         y, x = torch.meshgrid(torch.arange(side // stride), torch.arange(side // stride), indexing="ij")
@@ -110,7 +111,7 @@ def decoded(rows: Tensor, grid: Tensor) -> Tensor:
 
 
 def overlap(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
-    """IoU of boxes [..., 4] with broadcasting, or the generalised one (Rezatofighi et al., 2019)."""
+    """IoU of boxes [..., 4], with broadcasting, or generalised IoU (Rezatofighi et al., 2019)."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     shared = (high - low).clamp(min=0).prod(-1)
     union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - shared
@@ -124,20 +125,20 @@ def overlap(a: Tensor, b: Tensor, generalised: bool = False) -> Tensor:
 def loss_of(rows: Tensor, things: Tensor, grid: Tensor) -> Tensor:
     """Loss of rows [B, N, 6] against things [B, T, 4] (all zero: no thing).
 
-    Each thing is given to the 9 cells inside it whose score and box fit it best (Feng et al., "TOOD", 2021); their
-    scores are to become the IoU of their boxes, all others zero; boxes learn by generalised IoU.
+    Each thing is assigned to the 9 cells inside it whose score and box fit it best (Feng et al., "TOOD", 2021). The
+    target of their scores is the IoU of their boxes, that of all other scores is zero; boxes learn by generalised IoU.
     """
     boxes, score = decoded(rows, grid), rows[..., 4]
-    there = things[..., 2] > things[..., 0]
+    is_thing = things[..., 2] > things[..., 0]  # [B, T]
     with torch.no_grad():
         centre = (grid[:, :2] + 0.5) * grid[:, 2:]
         inside = (centre > things[:, :, None, :2]).all(-1) & (centre < things[:, :, None, 2:]).all(-1)
         iou = overlap(things[:, :, None], boxes[:, None])  # [B, T, N]
-        fit = score[:, None].clamp(min=1e-4).sqrt() * iou**4 * (inside & there[..., None])
+        fit = score[:, None].clamp(min=1e-4).sqrt() * iou**4 * (inside & is_thing[..., None])
         best = fit.topk(9, dim=-1)
-        given = torch.zeros_like(fit).scatter_(-1, best.indices, best.values)
-        held, owner = given.max(dim=1)  # a cell serves the thing that it fits best
-        positive = held > 0
+        assigned = torch.zeros_like(fit).scatter_(-1, best.indices, best.values)
+        fit_of_owner, owner = assigned.max(dim=1)  # [B, N]: a cell serves the thing that it fits best
+        positive = fit_of_owner > 0
         target = torch.where(positive, iou.gather(1, owner[:, None])[:, 0], 0.0)
         goal = things.gather(1, owner[..., None].expand(-1, -1, 4))
     weight = torch.where(positive, target, 0.75 * score.detach() ** 2)

@@ -1,8 +1,8 @@
-"""Trains the net of `proposals` on composites and writes it as ONNX. One thread, about half an hour.
-The same seed gives the same pictures in the same order.
+"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about half an hour.
 
-Starts from ImageNet weights of a MobileNetV2 (the demo's, `demo/weights`). Nothing of what the detector is judged on
-comes in: no photo of the benchmark, and no box of another detector.
+The same seed means the same pictures in the same order. Training starts from ImageNet weights of a MobileNetV2 (the
+demo's, `demo/weights`). It uses nothing on which the detector is judged: no photo of the benchmark, and no box of
+another detector.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ from pipeline.proposals.net import FROZEN, Proposer, cells, decoded, loss_of, ov
 log = logging.getLogger("wenlan")
 
 MOST = 40
-"""Things of a picture that are learnt from."""
+"""Things per picture that training uses at most."""
+
 HELD_OUT = 10_000_000
-"""Composites from this number on are for looking at the progress only."""
+"""Composites from this number on are for measuring progress only."""
 
 
 def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 0) -> Proposer:
@@ -53,8 +54,8 @@ def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * pace
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            seen = net.stem(pictures)
-        loss = loss_of(net.rows(seen.float()), things, grid)
+            stem = net.stem(pictures)
+        loss = loss_of(net.rows(stem.float()), things, grid)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([*tuned, *others], 10.0)
@@ -71,6 +72,7 @@ def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 
 
 
 def _follow(average: Proposer, net: Proposer, keep: float) -> None:
+    """Move the moving average of the weights towards the net's."""
     with torch.no_grad():
         for mine, theirs in zip(average.state_dict().values(), net.state_dict().values(), strict=True):
             if mine.is_floating_point():
@@ -80,6 +82,7 @@ def _follow(average: Proposer, net: Proposer, keep: float) -> None:
 
 
 def _batches(cutouts: Cutouts, seed: int, steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a run; another seed has composites of other numbers."""
     for step in range(steps):
         yield _batch(cutouts, seed * steps * batch + step * batch, batch)
 
@@ -98,19 +101,19 @@ def _batch(cutouts: Cutouts, first: int, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def recall(net: Proposer, cutouts: Cutouts, pictures: int = 128) -> float:
-    """Share of things of held-out composites that one of a picture's 36 best boxes meets with an IoU of 0.5."""
+    """Share of the things of held-out composites that one of a picture's 36 best boxes covers with an IoU of 0.5."""
     from torchvision.ops import nms
 
-    grid, found, there = cells(SIDE), 0, 0
+    grid, covered, total = cells(SIDE), 0, 0
     for first in range(HELD_OUT, HELD_OUT + pictures, 32):
         squares, things = _batch(cutouts, first, 32)
         rows = net(squares)
         for boxes, scores, wanted in zip(decoded(rows, grid), rows[..., 4], things, strict=True):
             wanted = wanted[wanted[:, 2] > wanted[:, 0]]
             best = boxes[nms(boxes, scores, 0.6)[:36]]
-            there += len(wanted)
-            found += int((overlap(wanted[:, None], best[None]).amax(1) >= 0.5).sum()) if len(wanted) else 0
-    return found / max(there, 1)
+            total += len(wanted)
+            covered += int((overlap(wanted[:, None], best[None]).amax(1) >= 0.5).sum()) if len(wanted) else 0
+    return covered / max(total, 1)
 
 
 def onnx_of(net: Proposer) -> bytes:

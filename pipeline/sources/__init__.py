@@ -1,7 +1,8 @@
-"""Sources: where captures and candidates come from. One file a kind; the file's name is `kind` in a spec.
+"""Sources: where captures and candidates come from. One file per kind; the file's name is `kind` in a spec.
 
-Two faces. A PageSource gives WARC files of web pages, which `pipeline.stages.extract` turns into candidates. A
-TableSource gives candidates as they are. Both are cut into parts, and one part is one partition of the extract stage.
+There are two interfaces. A PageSource has WARC files of web pages, which `pipeline.stages.extract` turns into
+candidates. A TableSource has rows that are candidates already. Both are divided into parts, and each part is one
+partition of the extract stage.
 """
 
 from __future__ import annotations
@@ -23,16 +24,17 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isi
 
 
 class Source(Plugin):
-    """What every source has. `base` is the folder that relative paths start from, and no part of its identity."""
+    """Base of all sources. `base` is the folder that relative paths start from; it is no part of the identity."""
 
     name: str
     source_kind: SourceKind
     base: str = ""
 
     def identity(self) -> dict[str, Any]:
-        found = super().identity()
-        found["options"].pop("base")
-        return found
+        """As of any plug-in, without `base`: a moved folder is the same source."""
+        identity = super().identity()
+        identity["options"].pop("base")
+        return identity
 
     def resolve(self, path: str) -> str:
         """A path or URL of the spec, made absolute against `base`."""
@@ -41,9 +43,9 @@ class Source(Plugin):
         return str(Path(self.base) / path)
 
     def token(self) -> Any:
-        """JSON value that changes when what the source reads changes (sizes and times of files, ETags).
+        """A JSON value that changes with the source's content (sizes and times of files, ETags), for the fingerprint.
 
-        Raises SourceError when it cannot be read at all.
+        Raises SourceError if the source cannot be read at all.
         """
         raise TypeError(f"{type(self).__name__} must say what it reads")
 
@@ -52,7 +54,7 @@ class PageSource(Source):
     """A source of web pages in WARC files."""
 
     def warcs(self) -> list[str]:
-        """Paths or URLs of given WARC files; empty for one that `pipeline.stages.crawl` fills."""
+        """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
         return []
 
 
@@ -60,33 +62,33 @@ class TableSource(Source):
     """A source whose rows are candidates."""
 
     def parts(self) -> int:
-        """Into how many parts it is cut; depends only on what `token` tells."""
+        """Number of parts; follows from the content that `token` stands for."""
         raise TypeError(f"{type(self).__name__} must say its parts")
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one part in a stable order; a Decision for a row that is none. Raises SourceError."""
+        """Candidates of one part in a stable order; a Decision for each row that is none. Raises SourceError."""
         raise TypeError(f"{type(self).__name__} must read its parts")
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of an image that lies in the source itself; None if it must be fetched from the web."""
+        """Bytes of an image that is stored in the source itself; None if it must be fetched from the web."""
         return None
 
 
 class FileSource(TableSource):
-    """A table source that is files. One file is one part, unless a kind says otherwise."""
+    """A table source in files. One file is one part, unless a kind divides files."""
 
     path: Paths = Field(description="paths, URLs or globs of its files; one or a list", min_length=1)
 
     def files(self) -> list[str]:
-        """What `path` names, each once. Raises SourceError for a path that is missing or matches nothing."""
+        """The files that `path` names, each once. Raises SourceError for a path that is missing or matches nothing."""
         return expand(tuple(self.resolve(path) for path in self.path), self.name)
 
     def token(self) -> Any:
-        """Name, size and time (or the store's own version mark) of each file. Raises SourceError."""
+        """Name, size and time (or ETag) of each file. Raises SourceError."""
         return [version(file) for file in self.files()]
 
     def parts(self) -> int:
-        """One a file. Raises SourceError."""
+        """One part per file. Raises SourceError."""
         return len(self.files())
 
 

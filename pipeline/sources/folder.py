@@ -1,14 +1,14 @@
-"""folder: pictures below a folder, with their texts beside them.
+"""folder: a folder of pictures, at any depth, with their texts in files beside them or in one table.
 
     X.jpg  X.txt       the whole text file is one text of kind `text_kind`
     X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}
     captions: FILE     one table for all: CSV, TSV or JSON lines with the columns `file` and one for each kind of text
 
-The pictures are read from the folder itself, never over the network: their address is `folder:///NAME/PATH`, which is
-the same wherever the folder lies. Any path that fsspec opens will do.
+The pictures are read from the folder itself and not fetched: their address is `folder:///NAME/PATH`, which is the same
+wherever the folder lies. Any path that fsspec opens will do.
 
-Limits: the folder is listed whole, by each process, and the list is kept until `token` is asked for again. Links that
-lead out of it are followed, as the file system does.
+Limits: each process lists the whole folder, and keeps the list until `token` is called again. Links that lead out of
+the folder are followed, as the file system does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from pipeline.texts.cleaning import clean
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
 
 Listing = dict[str, tuple[int, str]]
-"""Path relative to the folder -> size, and time or version mark."""
+"""Path relative to the folder -> (size, time or ETag)."""
 
 
 class FolderOfImages(TableSource):
@@ -47,7 +47,7 @@ class FolderOfImages(TableSource):
 
     def token(self) -> Any:
         """Digest of the paths, sizes and times of all pictures and text files. Raises SourceError."""
-        _list.cache_clear()  # whoever asks wants to know what is there now
+        _list.cache_clear()  # a token is about the folder as it is now
         return hashlib.sha256(canonical_json(sorted(self._listing().items()))).hexdigest()
 
     def parts(self) -> int:
@@ -56,28 +56,30 @@ class FolderOfImages(TableSource):
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """Candidates of one part by path; a Decision for a picture without text or with a broken text file.
 
-        The first part also tells which rows of the captions file name no picture of the folder.
+        The first part also reports the rows of the captions file that name no picture of the folder.
         """
-        everything = self._images()
-        images = everything[part * self.images_per_part : (part + 1) * self.images_per_part]
+        all_images = self._images()
+        images = all_images[part * self.images_per_part : (part + 1) * self.images_per_part]
         table = self._captions() if self.captions else {}
         if part == 0:
-            yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(everything)))
+            yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(all_images)))
         for row, image in enumerate(images, part * self.images_per_part):
             fault = ""
             try:
                 texts = table.get(image, []) + self._beside(image)
             except ValueError as e:
                 texts, fault = table.get(image, []), str(e)
-            found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
-            candidate = self._candidate(image, found, row)
-            if found:
+            distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
+                ::-1
+            ]  # of equal texts the first stays
+            candidate = self._candidate(image, distinct, row)
+            if distinct:
                 yield candidate
             else:
                 yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of a picture of this folder; None for any other address, and for one that is gone."""
+        """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists."""
         prefix = f"folder:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
@@ -102,10 +104,11 @@ class FolderOfImages(TableSource):
         return f"{self.resolve(self.path).rstrip('/')}/{name}"
 
     def _listing(self) -> Listing:
-        found = _list(self.resolve(self.path))
-        if not any(PurePosixPath(name).suffix.lower() in SUFFIXES for name in found):
+        """All files of the folder. Raises SourceError if none of them is a picture."""
+        listing = _list(self.resolve(self.path))
+        if not any(PurePosixPath(name).suffix.lower() in SUFFIXES for name in listing):
             raise SourceError(self.resolve(self.path), f"source {self.name}: holds no pictures ({', '.join(SUFFIXES)})")
-        return found
+        return listing
 
     def _images(self) -> list[str]:
         return sorted(name for name in self._listing() if PurePosixPath(name).suffix.lower() in SUFFIXES)
@@ -126,30 +129,30 @@ class FolderOfImages(TableSource):
         return texts
 
     def _captions(self) -> dict[str, list[Text]]:
-        """Texts of the captions file by picture. Raises SourceError naming the file."""
+        """Texts of the captions file by picture. Raises SourceError that names the file."""
         file = self._at(self.captions)
-        found: dict[str, list[Text]] = {}
+        texts: dict[str, list[Text]] = {}
         try:
             with fsspec.open(file, "rt", encoding="utf-8-sig", newline="") as f:
                 for row in _rows(f, self.captions):
                     if not isinstance(row, dict) or not isinstance(row.get("file"), str):
                         raise ValueError("each row needs the column `file`")
                     name = str(PurePosixPath(row["file"]))
-                    found.setdefault(name, []).extend(texts_of({k: v for k, v in row.items() if k in TEXT_KINDS}))
+                    texts.setdefault(name, []).extend(texts_of({k: v for k, v in row.items() if k in TEXT_KINDS}))
         except (OSError, ValueError, csv.Error) as e:
             raise SourceError(file, f"source {self.name}: no captions file that can be read ({e})"[:400]) from None
-        return found
+        return texts
 
 
 def texts_of(value: Any) -> list[Text]:
     """Texts of a JSON object: `{"texts": [{"kind", "text"}]}` or `{KIND: TEXT or [TEXT, ...]}`.
 
-    Raises ValueError for what is neither; keys that are no kind of text are passed over.
+    Raises ValueError if it is no JSON object; keys that are no kind of text are ignored.
     """
     if not isinstance(value, dict):
         raise ValueError("is no JSON object")
     pairs: list[tuple[Any, Any]] = []
-    originals: dict[Any, Any] = {}  # what our own shards keep of a text that was rewritten
+    originals: dict[Any, Any] = {}  # text -> what it was before a build rewrote it; our own shards have it
     if isinstance(value.get("texts"), list):
         entries = [t for t in value["texts"] if isinstance(t, dict)]
         pairs = [(t.get("kind"), t.get("text")) for t in entries]
@@ -159,14 +162,14 @@ def texts_of(value: Any) -> list[Text]:
             texts = value.get(kind)
             pairs += [(kind, text) for text in (texts if isinstance(texts, list) else [texts])]
     return [
-        Text(k, folded, original if isinstance(original := originals.get(t, ""), str) else "")
+        Text(k, cleaned, original if isinstance(original := originals.get(t, ""), str) else "")
         for k, t in pairs
-        if k in TEXT_KINDS and isinstance(t, str) and (folded := clean(t))
+        if k in TEXT_KINDS and isinstance(t, str) and (cleaned := clean(t))
     ]
 
 
 def _rows(f: Any, name: str) -> Iterator[Any]:
-    """Rows of a captions file, by its suffix."""
+    """Rows of a captions file as its suffix says: JSON lines, TSV or CSV."""
     if name.lower().endswith((".jsonl", ".ndjson", ".json")):
         for line in f:
             if line.strip():
@@ -177,12 +180,12 @@ def _rows(f: Any, name: str) -> Iterator[Any]:
 
 @lru_cache(maxsize=8)
 def _list(folder: str) -> Listing:
-    """All files below a folder. Raises SourceError if there is none."""
+    """All files below a folder. Raises SourceError if there is no such folder."""
     try:
         fs, root = fsspec.url_to_fs(folder)
         if not fs.isdir(root):
             raise SourceError(folder, "there is no such folder")
-        found = fs.find(root, detail=True)
+        files = fs.find(root, detail=True)
     except (OSError, ValueError, ImportError) as e:
         raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
     root = root.rstrip("/")
@@ -191,5 +194,5 @@ def _list(folder: str) -> Listing:
             int(info.get("size") or 0),
             str(next((info[k] for k in ("ETag", "etag", "mtime", "LastModified") if info.get(k)), "")),
         )
-        for name, info in found.items()
+        for name, info in files.items()
     }

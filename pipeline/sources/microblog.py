@@ -1,10 +1,10 @@
-"""microblog: posts as JSON lines, each with its pictures. A post's text is the text of all its pictures.
+"""microblog: posts as JSON lines, each with its pictures. The text of a post belongs to all its pictures.
 
-Where things stand in a post is said by paths, not by code: `pics[].large.url` is the `url` of `large` of each entry of
-`pics`. Of several paths the first that gives something counts; the defaults fit posts as Weibo's interfaces give them.
-Of the text, markup, links, "view all" marks and reposted parts (`//@name: ...`) are taken off; `#topics#` become tags.
+Options name the parts of a post by paths: `pics[].large.url` is the `url` of `large` of each entry of `pics`. If there
+are several paths, the first that leads to a value counts; the defaults fit posts as Weibo's interfaces return them.
+Markup, links, "view all" marks and reposted parts (`//@name: ...`) are removed from the text; `#topics#` become tags.
 
-Limits: one part of the extract stage a file; a repost is its own words only.
+Limits: one file is one part of the extract stage; a repost counts with its own words only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Fields(BaseModel):
         ("pics[].large.url", "pic_infos.*.largest.url", "pics[].url", "images[]", "pics[]"), description="their URLs"
     )
     page_url: tuple[str, ...] = Field(("url", "page_url", "scheme"), description="its own page")
-    tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="beside the #topics# of its text")
+    tags: tuple[str, ...] = Field(("tags[]", "topics[]"), description="in addition to the #topics# of its text")
 
 
 class Microblog(FileSource):
@@ -50,7 +50,7 @@ class Microblog(FileSource):
     fields: Fields = Field(Fields(), description="paths to the parts of a post")
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """A candidate for each picture of each post; a Decision for a post that is none. Raises SourceError."""
+        """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
         file = self.files()[part]
         try:
             with fsspec.open(file, "rt", encoding="utf-8-sig", errors="strict", compression="infer") as f:
@@ -63,6 +63,7 @@ class Microblog(FileSource):
             raise SourceError(file, f"source {self.name}: is not UTF-8 ({e})") from None
 
     def _post(self, line: str, row: str, number: int) -> Iterator[Candidate | Decision]:
+        """The candidates of a line, or Decisions that say what is wrong with it."""
         try:
             post = json.loads(line)
         except (ValueError, RecursionError) as e:
@@ -97,6 +98,7 @@ class Microblog(FileSource):
 
 
 def _web(url: str) -> str:
+    """The canonical form of a web address; "" if it is none."""
     try:
         return canonical_url(url) if url else ""
     except ValueError:
@@ -108,7 +110,7 @@ def _first(post: dict[str, Any], paths: tuple[str, ...]) -> str:
 
 
 def _all(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
-    """Strings (and numbers, as strings) at the first of some paths that leads to any."""
+    """Strings (and numbers, as strings) at the first of several paths that leads to any."""
     for path in paths:
         values: list[Any] = [post]
         for step in path.split("."):
@@ -119,7 +121,7 @@ def _all(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
                 values = [value[name] for value in values if isinstance(value, dict) and name in value]
             if many:
                 values = [v for value in values if isinstance(value, list) for v in value]
-        found = [str(v) for v in values if isinstance(v, (str, int)) and not isinstance(v, bool) and str(v).strip()]
-        if found:
-            return found
+        strings = [str(v) for v in values if isinstance(v, (str, int)) and not isinstance(v, bool) and str(v).strip()]
+        if strings:
+            return strings
     return []

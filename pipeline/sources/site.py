@@ -1,8 +1,8 @@
-"""site: a web site that `pipeline.stages.crawl` takes page by page into a WARC.
+"""site: a web site that `pipeline.stages.crawl` downloads page by page into a WARC.
 
-The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name with its
-port if that is not the scheme's own: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
-Pages are found by links and by the sitemaps that robots.txt names.
+The site is the hosts of its start pages (and `hosts`), below the path prefixes of `within`. A host is a name, with its
+port unless that is the scheme's default: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
+Pages are discovered by links and by the sitemaps that robots.txt names.
 
 Limits: `www.a.cn` and `a.cn` are two hosts; name both.
 """
@@ -26,14 +26,16 @@ class Site(PageSource):
     start: tuple[str, ...] = Field(min_length=1, description="URLs that the crawl starts from")
     hosts: tuple[str, ...] = Field((), description="further hosts of the site, as name or name:port")
     within: tuple[str, ...] = Field((), description="path prefixes to stay below, e.g. /zh-CN/; none: the whole host")
-    exclude: tuple[str, ...] = Field((), description="regular expressions; a page whose URL holds one is not taken")
+    exclude: tuple[str, ...] = Field(
+        (), description="regular expressions; a page whose URL contains a match is not taken"
+    )
     max_pages: int = Field(10_000, gt=0, description="pages kept")
     max_depth: int = Field(20, ge=0, description="links away from a start page")
     max_bytes: int = Field(20_000_000_000, gt=0, description="bytes of pages kept, uncompressed")
-    max_hours: float = Field(72.0, gt=0, description="after which the pages not yet taken are left out")
-    max_pages_per_host: int = Field(0, ge=0, description="as max_pages, of each host; 0: no limit of its own")
-    max_bytes_per_host: int = Field(0, ge=0, description="as max_bytes, of each host; 0: no limit of its own")
-    max_hours_per_host: float = Field(0.0, ge=0, description="of one run, of each host; 0: no limit of its own")
+    max_hours: float = Field(72.0, gt=0, description="hours after which the remaining pages are left out")
+    max_pages_per_host: int = Field(0, ge=0, description="as max_pages, per host; 0: no limit per host")
+    max_bytes_per_host: int = Field(0, ge=0, description="as max_bytes, per host; 0: no limit per host")
+    max_hours_per_host: float = Field(0.0, ge=0, description="hours of one run, per host; 0: no limit per host")
     sitemaps: bool = Field(True, description="take the pages that the sitemaps named in robots.txt list")
 
     @field_validator("start")
@@ -73,20 +75,20 @@ class Site(PageSource):
         return sorted(self._scope[1])
 
     def pages_of(self, urls: list[str]) -> list[str]:
-        """Those of a sitemap's addresses that are pages of the site, canonical, each once."""
-        found: dict[str, None] = {}
+        """The addresses of a sitemap that are pages of the site: canonical, each once."""
+        pages: dict[str, None] = {}
         for url in urls:
             try:
                 clean = without_session(canonical_url(url))
             except ValueError:
                 continue
             if self.holds(clean) and not is_endless(clean):
-                found[clean] = None
-        return list(found)
+                pages[clean] = None
+        return list(pages)
 
     @cached_property
     def _scope(self) -> tuple[frozenset[str], frozenset[str]]:
-        """(start pages, hosts): asked for every link of every page."""
+        """(start pages, hosts), cached: every link of every page is compared with them."""
         starts = frozenset(self.start_urls())
         return starts, frozenset(urlsplit(start).netloc for start in starts) | {host.lower() for host in self.hosts}
 
@@ -95,13 +97,13 @@ class Site(PageSource):
         starts, hosts = self._scope
         if url in starts:
             return True
-        found = urlsplit(url)
-        if found.netloc not in hosts:
+        parts = urlsplit(url)
+        if parts.netloc not in hosts:
             return False
-        if self.within and not any((found.path or "/").startswith(prefix) for prefix in self.within):
+        if self.within and not any((parts.path or "/").startswith(prefix) for prefix in self.within):
             return False
         return not any(re.search(pattern, url) for pattern in self.exclude)
 
     def token(self) -> Any:
-        """Nothing: what a crawl finds is known by the crawl stage alone, which is an input of extract."""
+        """Nothing: the pages of a crawl are known to the crawl stage alone, which is an input of extract."""
         return []

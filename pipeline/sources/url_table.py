@@ -1,17 +1,17 @@
 """url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
 
-Formats by suffix (`.csv .tsv .jsonl .parquet`, and `.gz` or `.zst` of the first three), or by `format`. `brivl_jsonl`
-is the row of BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox": ...}`; its PATHs start from
-`images`, a URL or a folder.
+The format follows from the suffix (`.csv .tsv .jsonl .parquet`, the first three also with `.gz` or `.zst`), or from
+`format`. `brivl_jsonl` is the row of BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox":
+...}`; its PATHs start from `images`, a URL or a folder.
 
 Boxes of a row (`bbox`, or the column that `columns.bbox` names: a list of [x1, y1, x2, y2] in pixels, in CSV as JSON)
-are taken along; the detector `given` makes them the regions of a build.
+are read as well; the detector `given` makes them the regions of a build.
 
 A row's identity is its `id` column, else its page, else a digest of its texts: never its line number, so that a row
 added at the top changes no other row's key. CSV is read by the csv module rather than by pandas, row by row: a broken
-row becomes one Decision that names its file and row, and memory stays that of one row.
+row becomes one Decision that names its file and row, and only one row is in memory.
 
-Limits: to read a later part of a file, its earlier rows are read over; give big tables as many files.
+Limits: reading a later part of a file reads through its earlier rows; big tables should be many files.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from pipeline.urls import canonical_url
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
 Row = tuple[int, dict[str, Any] | str]
-"""Number of the row, from 1, and its cells by column, or what is wrong with it."""
+"""(number of the row, from 1; its cells by column, or a message that says what is wrong with it)."""
 
 BRIVL_KINDS: dict[str, TextKind] = {
     "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
     "title": "title", "abstract": "abstract", "tag": "tag",
 }  # fmt: skip
-"""Text names of the release. `easy` and `first` are cuts of surrounding: taken only where that is gone."""
+"""Kinds of text by BriVL's names. Its `easy` and `first` are parts of surrounding, used only where that is missing."""
 
 _BETWEEN_HAN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])")
 _CELL_LIMIT = 1 << 20
 
 
 class Columns(BaseModel):
-    """Which column holds what."""
+    """Names of the columns with URLs, ids, boxes and texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     image_url: str = Field("image_url", description="column of the image's URL")
-    page_url: str | None = Field(None, description="column of the URL of the page it stands on")
+    page_url: str | None = Field(None, description="column of the URL of the image's page")
     id: str | None = Field(None, description="column of a row id that stays with the row")
     bbox: str | None = Field(None, description="column of boxes, a list of [x1, y1, x2, y2] in pixels, the best first")
     texts: dict[TextKind, str | tuple[str, ...]] = Field({}, description="kind of text -> its column or columns")
@@ -80,11 +80,11 @@ class UrlTable(FileSource):
         return self
 
     def parts(self) -> int:
-        """Each file is cut into ranges of rows; at least one part a file."""
+        """Number of parts: each file is divided into ranges of rows, at least one per file."""
         return len(self._cuts())
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one part in the order of its rows. Raises SourceError naming file and column or row."""
+        """Candidates of one part in the order of its rows. Raises SourceError that names file and column or row."""
         file, start, stop = self._cuts()[part]
         for number, cells in self._rows(file, start, stop):
             row = f"{file.rpartition('/')[2]}, row {number}"
@@ -96,7 +96,7 @@ class UrlTable(FileSource):
                 yield self._candidate(cells, row, number)
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of an image below the folder `images`; None for one on the web, or one that is not there."""
+        """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""
         prefix = f"url-table:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
@@ -109,7 +109,7 @@ class UrlTable(FileSource):
             return None
 
     def _cuts(self) -> list[tuple[str, int, int]]:
-        """(file, first row, row after the last) of each part."""
+        """(file, start, stop) of each part: rows start to stop - 1, counted from 0."""
         cuts = []
         for file in self.files():
             rows = _count(file, self._format(file), json.dumps(version(file)))
@@ -118,7 +118,7 @@ class UrlTable(FileSource):
         return cuts
 
     def _format(self, file: str) -> Format:
-        """Raises SourceError for a suffix that tells nothing."""
+        """The format of a file. Raises SourceError for a suffix that names none."""
         if self.format != "auto":
             return self.format
         suffix = PurePosixPath(re.sub(r"\.(gz|zst|bz2|xz)$", "", file)).suffix.lower()
@@ -129,7 +129,7 @@ class UrlTable(FileSource):
         return named[suffix]
 
     def _rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
-        """Rows [start, stop) of a file."""
+        """Rows [start, stop) of a file, numbered from start + 1."""
         kind = self._format(file)
         try:
             if kind == "parquet":
@@ -148,6 +148,7 @@ class UrlTable(FileSource):
             raise SourceError(file, f"source {self.name}: is not {self.encoding} ({e}); set encoding") from None
 
     def _csv_rows(self, file: str, f: Any, kind: Format) -> Iterator[Row]:
+        """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
         csv.field_size_limit(_CELL_LIMIT)
         reader = csv.reader(f, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
         header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
@@ -170,6 +171,7 @@ class UrlTable(FileSource):
                 yield number, dict(zip(header, cells, strict=True))
 
     def _json_rows(self, f: Any) -> Iterator[Row]:
+        """Rows of JSON lines; blank lines do not count."""
         number = 0
         for line in f:
             if not line.strip():
@@ -183,6 +185,7 @@ class UrlTable(FileSource):
             yield number, cells if isinstance(cells, dict) else "is no JSON object"
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
+        """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -192,7 +195,7 @@ class UrlTable(FileSource):
                 self._check_columns(file, table.schema_arrow.names)
                 number = 0
                 for group in range(table.num_row_groups):
-                    rows = table.metadata.row_group(group).num_rows
+                    rows = table.metadata.row_group(group).num_rows  # this group holds rows number to number + rows - 1
                     if number + rows > start and number < stop:
                         cells = table.read_row_group(group, columns=self._wanted()).to_pylist()
                         for at in range(max(start - number, 0), min(stop - number, rows)):
@@ -202,12 +205,12 @@ class UrlTable(FileSource):
             raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None
 
     def _wanted(self) -> list[str]:
-        """Names of the columns that the spec names."""
-        found = [self.columns.image_url]
-        found += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
+        """The columns that the spec names, each once."""
+        wanted = [self.columns.image_url]
+        wanted += [name for name in (self.columns.page_url, self.columns.id, self.columns.bbox) if name]
         for names in self.columns.texts.values():
-            found += [names] if isinstance(names, str) else names
-        return list(dict.fromkeys(found))
+            wanted += [names] if isinstance(names, str) else names
+        return list(dict.fromkeys(wanted))
 
     def _check_columns(self, file: str, header: Sequence[str]) -> None:
         missing = [name for name in self._wanted() if name not in header]
@@ -259,26 +262,28 @@ class UrlTable(FileSource):
     def _made(
         self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any
     ) -> Candidate | Decision:
-        """The candidate, unless it has no text or boxes that are none."""
+        """The candidate of a row, or the Decision that it has no text or that its boxes cannot be read."""
         try:
             boxes = _boxes(bbox)
         except ValueError as e:
             return self._broken(url, row, number, DropReason.BAD_ROW, f"{row}: {e}", texts)
-        found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
-        origin = own or page or "row:" + sha256_hex("", *(part for t in found for part in (t.kind, t.text)))[:32]
-        candidate = Candidate(self.name, self.source_kind, origin, page, url, found, number, boxes)
-        return candidate if found else drop(candidate, "extract", DropReason.NO_TEXT, row)
+        distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
+            ::-1
+        ]  # of equal texts the first stays
+        origin = own or page or "row:" + sha256_hex("", *(part for t in distinct for part in (t.kind, t.text)))[:32]
+        candidate = Candidate(self.name, self.source_kind, origin, page, url, distinct, number, boxes)
+        return candidate if distinct else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(
         self, url: str, row: str, number: int, reason: DropReason, evidence: str, texts: Sequence[Text] = ()
     ) -> Decision:
-        """The Decision about a row that is no candidate; told from others by its file and row."""
-        found = tuple(t for t in texts if t.text)
-        return drop(Candidate(self.name, self.source_kind, row, "", url, found, number), "extract", reason, evidence)
+        """The Decision about a row that is no candidate; its file and row are its identity."""
+        known = tuple(t for t in texts if t.text)
+        return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
 
 
 def _cell(cells: dict[str, Any], name: str | None) -> str:
-    """A cell as text; "" for none."""
+    """A cell as text; "" if the column or the cell is missing."""
     value = cells.get(name) if name else None
     if isinstance(value, (list, tuple)):
         value = " ".join(str(part) for part in value)
@@ -286,7 +291,7 @@ def _cell(cells: dict[str, Any], name: str | None) -> str:
 
 
 def _boxes(value: Any) -> tuple[float, ...]:
-    """x1 y1 x2 y2 ... of a list of boxes, or of its JSON; () for none. Raises ValueError."""
+    """Flat numbers x1 y1 x2 y2 ... of a list of boxes, or of its JSON; () without any. Raises ValueError."""
     if isinstance(value, str):
         try:
             value = json.loads(value) if value.strip() else None
@@ -303,22 +308,22 @@ def _boxes(value: Any) -> tuple[float, ...]:
 
 
 def _sentences(sentences: list[Any]) -> list[Text]:
-    """Texts of a BriVL row: [kind, text] pairs, or plain captions (AIC-ICC). Spaces between words are taken out."""
-    found: list[tuple[str, str]] = []
+    """Texts of a BriVL row: [kind, text] pairs, or plain captions (AIC-ICC), without spaces between Chinese words."""
+    named: list[tuple[str, str]] = []
     for entry in sentences:
         kind, text = entry if isinstance(entry, list) and len(entry) == 2 else ("caption", entry)
         if isinstance(kind, str) and isinstance(text, str):
-            found.append((kind, _BETWEEN_HAN.sub("", clean(text))))
-    texts = [Text(BRIVL_KINDS[kind], text) for kind, text in found if kind in BRIVL_KINDS]
+            named.append((kind, _BETWEEN_HAN.sub("", clean(text))))
+    texts = [Text(BRIVL_KINDS[kind], text) for kind, text in named if kind in BRIVL_KINDS]
     if not any(t.kind == "surrounding" for t in texts):
-        cut = next((text for name in ("easy", "first") for kind, text in found if kind == name), "")
+        cut = next((text for name in ("easy", "first") for kind, text in named if kind == name), "")
         texts += [Text("surrounding", cut)] if cut else []
     return texts
 
 
 @lru_cache(maxsize=10_000)
 def _count(file: str, kind: Format, _version: str) -> int:
-    """Rows of a file, or an upper bound (lines): later parts may then be short or empty. Raises SourceError.
+    """Number of rows of a file, or an upper bound (lines), by which last parts may be short. Raises SourceError.
 
     `_version` makes a changed file another entry of the cache.
     """

@@ -1,10 +1,11 @@
-"""warc: pages that somebody else has crawled, in WARC files on a disk, in an object store or behind URLs.
+"""warc: web pages from existing WARC files, on a disk, in an object store or behind URLs, such as Common Crawl's.
 
-Two ways to name them, which may be mixed: `path` (paths, URLs and globs) and `path_list`, a file with one path a line,
-plain or gzipped, as Common Crawl publishes for each of its crawls (`warc.paths.gz`); `prefix` goes before its lines.
+There are two ways to name the files, which may be mixed: `path` (paths, URLs and globs) and `path_list`, a file with
+one path per line, plain or gzipped, as Common Crawl publishes for each of its crawls (`warc.paths.gz`); `prefix` is put
+before each of its lines.
 
-Limits: the files that `path_list` names are taken to be immutable, as Common Crawl's are, and are not looked at one by
-one to see whether they changed; a plain http URL cannot be listed, so globs need a disk, s3, gs or the like.
+Limits: files that `path_list` names are taken to be immutable, as Common Crawl's are, and are not checked for changes
+one by one; a plain http URL cannot be listed, so globs need a disk, s3, gs or the like.
 """
 
 from __future__ import annotations
@@ -21,12 +22,12 @@ from pipeline.sources import PageSource, Paths
 
 
 class Warc(PageSource):
-    """Given WARC files. One file is one part of the extract stage."""
+    """Existing WARC files. One file is one part of the extract stage."""
 
     path: Paths = Field((), description="paths, URLs or globs of WARC files; one or a list")
-    path_list: str = Field("", description="path or URL of a file that names WARC files, one a line, plain or .gz")
+    path_list: str = Field("", description="path or URL of a file that names WARC files, one per line, plain or .gz")
     prefix: str = Field("https://data.commoncrawl.org/", description="goes before each line of path_list")
-    limit: int = Field(0, ge=0, description="take only so many files, in order; 0: all")
+    limit: int = Field(0, ge=0, description="read only the first so many files; 0: all")
 
     @model_validator(mode="after")
     def _names_something(self) -> Warc:
@@ -39,14 +40,14 @@ class Warc(PageSource):
 
         Raises SourceError that names the path which is missing, matches nothing or cannot be read.
         """
-        found = self._given()
+        files = self._given()
         if self.path_list:
-            found += [self.prefix + line for line in self._listed()]
-        found = list(dict.fromkeys(found))
-        return found[: self.limit] if self.limit else found
+            files += [self.prefix + line for line in self._listed()]
+        files = list(dict.fromkeys(files))
+        return files[: self.limit] if self.limit else files
 
     def token(self) -> Any:
-        """Path, size and time (or the store's own version mark) of each file; of `path_list` the digest of its lines.
+        """Path, size and time (or ETag) of each file of `path`, and a digest of the lines of `path_list`.
 
         Raises SourceError as `warcs` does.
         """
@@ -60,7 +61,7 @@ class Warc(PageSource):
         return expand(tuple(self.resolve(path) for path in self.path), self.name)
 
     def _listed(self) -> list[str]:
-        """Lines of path_list."""
+        """The lines of path_list. Raises SourceError."""
         path = self.resolve(self.path_list)
         try:
             with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:

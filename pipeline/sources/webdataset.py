@@ -1,11 +1,11 @@
-"""webdataset: tar shards that already exist: `KEY.jpg` with `KEY.txt` and `KEY.json`, read by the webdataset package.
+"""webdataset: existing tar shards of `KEY.jpg` with `KEY.txt` and `KEY.json`, read by the webdataset package.
 
 This is how another project's dataset, or a released one of ours, becomes a source. Texts are those of KEY.json
-(`pipeline.sources.folder.texts_of` says in what forms; our own shards fit), else KEY.txt as one text of `text_kind`.
+(`pipeline.sources.folder.texts_of` says in which forms; our own shards fit), else KEY.txt as one text of `text_kind`.
 Pictures stay in their tars: their address is `webdataset:///NAME/SHARD/MEMBER`.
 
-Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed once for each process that reads
-pictures out of it. Members above 64 MiB are left out.
+Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed once in each process that reads
+pictures from it. Members above 64 MiB are left out.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WebDataset(FileSource):
             raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
 
     def read_image(self, image_url: str) -> bytes | None:
-        """Bytes of a picture of one of the tars; None for any other address, and for one that is gone."""
+        """Bytes of a picture in one of the tars; None for any other address, and for one that no longer exists."""
         prefix = f"webdataset:///{self.name}/"
         if not image_url.startswith(prefix):
             return None
@@ -74,7 +74,7 @@ class WebDataset(FileSource):
             return bytes(f.read(place[1]))
 
     def files(self) -> list[str]:
-        """As every file source, and no name twice: a picture's address has its tar's name. Raises SourceError."""
+        """The tars that `path` names. Raises SourceError, also for two of one name: addresses hold the tar's name."""
         files = super().files()
         names = [file.rpartition("/")[2] for file in files]
         twice = next((name for name in names if names.count(name) > 1), None) if len(set(names)) < len(names) else None
@@ -95,18 +95,20 @@ class WebDataset(FileSource):
                 texts = [Text(self.text_kind, clean(sample["txt"].decode("utf-8-sig")))]
         except (ValueError, RecursionError) as e:
             fault = f"{shard}, {key}: {e}"
-        found = tuple({t.text: t for t in reversed(texts) if t.text}.values())[::-1]
-        candidate = Candidate(self.name, self.source_kind, f"{shard}/{key}", "", url, found, row)
+        distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
+            ::-1
+        ]  # of equal texts the first stays
+        candidate = Candidate(self.name, self.source_kind, f"{shard}/{key}", "", url, distinct, row)
         if not member:
             return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")
         if fault:
             return drop(candidate, "extract", DropReason.BAD_ROW, fault)
-        return candidate if found else drop(candidate, "extract", DropReason.NO_TEXT, f"{shard}, {key}")
+        return candidate if distinct else drop(candidate, "extract", DropReason.NO_TEXT, f"{shard}, {key}")
 
 
-def _members(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Members as webdataset groups them; in place of a picture's bytes, not needed here, its name as it stands."""
-    for member in found:
+def _members(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Members for webdataset to group, with a picture's name in place of its bytes, which are not needed here."""
+    for member in members:
         name = str(member["fname"]).removeprefix("./")
         picture = name.lower().endswith(SUFFIXES)
         yield {"fname": name, "data": name.encode() if picture else member["data"], "__url__": ""}
@@ -114,7 +116,7 @@ def _members(found: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
 
 @lru_cache(maxsize=64)
 def _index(file: str, _version: str) -> dict[str, tuple[int, int]]:
-    """Offset and size of each picture of a tar. `_version` makes a changed tar another entry of the cache."""
+    """Name of each file of a tar -> (offset, size). `_version` makes a changed tar another entry of the cache."""
     with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
         return {
             member.name.removeprefix("./"): (member.offset_data, member.size)

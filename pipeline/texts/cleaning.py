@@ -1,7 +1,8 @@
 """Cleaning of a text as it enters the pipeline: one Unicode form, single spaces, nothing invisible.
 
-Every text passes here once, whatever brought it: a page, a table, a file beside a picture. What is compared, counted or
-masked later may then rely on it. Meaning stays: case, width and punctuation are `folding`'s and `forms`' business.
+Every text is cleaned once, whether it comes from a page, a table or a file beside a picture, so that later steps, which
+compare, count or mask it, can rely on its form. Its meaning stays: case, width and punctuation are not changed here but
+in `folding` and `forms`.
 """
 
 from __future__ import annotations

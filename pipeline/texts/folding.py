@@ -88,7 +88,7 @@ def numerals_of(normal_texts: Sequence[str]) -> npt.NDArray[np.uint64]:
     points, tables = code_points(_SEPARATOR.join(normal_texts)), _tables()
     letter = tables.letter[points]
     kept = tables.numeric[points] | (points == ord(_SEPARATOR)) | letter
-    # A letter beside another one is part of a word, not a mark such as the A of 维生素A: both are taken off.
+    # A letter beside another one is part of a word, not a mark such as the A of 维生素A: both are left out.
     kept[1:] &= ~(letter[1:] & letter[:-1])
     kept[:-1] &= ~(letter[1:] & letter[:-1])
     numerals = _text(points[kept]).split(_SEPARATOR)

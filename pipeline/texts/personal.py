@@ -10,7 +10,7 @@ not matter. Digits may stand in their usual groups (138-0013-8000), or with a ma
 (1 3 8 0 0 ...), and a mobile number may be written in Chinese numerals (一三八〇〇一三八〇〇〇).
 
 Limits: a landline number needs its area code set off, or a word such as 电话 before it. ID cards of 15 digits (invalid
-since 2013) have no check digit and are not found. A mail address with (at) for @ is not found.
+since 2013) have no check digit and are not recognised, nor is a mail address with (at) for @.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Log lines with build and stage. That the counters reach Prometheus: tests/dags/test_ray_jobs.py, on a real head."""
+"""observe: log lines with their context. tests/dags/test_ray_jobs.py shows that counters reach Prometheus."""
 
 from __future__ import annotations
 

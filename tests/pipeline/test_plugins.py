@@ -1,4 +1,4 @@
-"""Every plug-in of every family keeps the promises that `pipeline.plugins` makes."""
+"""plugins: every plug-in of every family keeps the promises of `pipeline.plugins`."""
 
 from __future__ import annotations
 

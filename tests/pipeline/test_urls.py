@@ -1,11 +1,11 @@
-"""Canonical addresses of images."""
+"""urls: canonical addresses of images, and what an address tells."""
 
 from __future__ import annotations
 
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline import urls
@@ -55,6 +55,7 @@ def test_what_is_no_address_is_refused_with_a_reason(url, why):
 
 
 @given(st.text(max_size=60), st.sampled_from(["http://a.com/x/", "https://例子.cn/a?b"]))
+@example("?\x1b", "http://a.com/x/")
 def test_canonical_is_idempotent_and_raises_nothing_but_value_errors(url, base):
     try:
         once = canonical_url(url, base)

@@ -1,4 +1,4 @@
-"""The demo corpus: captions, URL table, layout out of Debian packages, emoji pages."""
+"""corpus: captions, URL table, layout from Debian packages, emoji pages."""
 
 from __future__ import annotations
 

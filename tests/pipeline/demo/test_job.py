@@ -1,4 +1,4 @@
-"""The steps of the demo, with stand-ins for the command lines."""
+"""job: the steps of the demo, with stand-ins for the command lines."""
 
 from __future__ import annotations
 

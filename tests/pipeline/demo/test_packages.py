@@ -1,4 +1,4 @@
-"""Packages without root: the real apt-get with lists of its own, and stand-ins for what goes wrong."""
+"""packages: the real apt-get with private lists, and stand-ins for its failures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The corpus as web sites on loopback."""
+"""web: the corpus as web sites on loopback."""
 
 from __future__ import annotations
 

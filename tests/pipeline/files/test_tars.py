@@ -1,4 +1,4 @@
-"""Files that are hashed while they are written: what was written, whole and in order, and its sha256."""
+"""tars: a file that is hashed while it is written holds everything in order, and has the right sha256."""
 
 from __future__ import annotations
 

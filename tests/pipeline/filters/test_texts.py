@@ -1,4 +1,4 @@
-"""The text filters: what they keep, and why they drop."""
+"""Text filters: which texts each of them keeps, and the reasons for those it drops."""
 
 from __future__ import annotations
 

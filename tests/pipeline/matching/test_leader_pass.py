@@ -1,4 +1,4 @@
-"""The leader pass: agrees with its definition whatever the blocks and the shares; leaders, not chains; hot clusters."""
+"""leader_pass: agrees with its definition for any blocks and shares; leaders, not chains; hot clusters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""near_texts: short Chinese captions are told apart, near copies are found, digits keep texts apart."""
+"""near_texts: different short Chinese captions stay apart, near copies match, other digits keep texts apart."""
 
 from __future__ import annotations
 

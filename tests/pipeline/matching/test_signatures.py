@@ -1,4 +1,4 @@
-"""Signatures of leaders: whatever pieces they came in, mapped or not, one array of all is the oracle."""
+"""signatures: in any pieces, mapped or not, they read like one array of all, which is the oracle."""
 
 from __future__ import annotations
 

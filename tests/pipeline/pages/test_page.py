@@ -1,4 +1,4 @@
-"""One page -> images with their texts: the forms that real sites use."""
+"""page: images of a page with their texts, in the forms that real sites use."""
 
 from __future__ import annotations
 

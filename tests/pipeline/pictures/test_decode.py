@@ -1,4 +1,4 @@
-"""pictures: bytes become the picture as shown, and nothing a file holds gets past as another kind of error."""
+"""decode: bytes become the picture as shown, and every fault of a file is a PictureError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""As what images are stored: sides and boxes follow the stored picture, sha256 stays that of the fetched bytes."""
+"""encode: sides and boxes follow the stored picture, sha256 stays that of the fetched bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The detector that comes with the package: boxes follow the picture as shown, and how its weights are made."""
+"""The detector `proposals`: boxes follow the picture as shown; composites, net and training of its weights."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Posts of a microblog as JSON lines."""
+"""microblog: posts as JSON lines, by paths that the spec names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What belongs to a site."""
+"""site: which pages and hosts belong to a site."""
 
 from __future__ import annotations
 

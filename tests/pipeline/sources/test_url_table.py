@@ -1,4 +1,4 @@
-"""Tables of image URLs: every format, every kind of broken row."""
+"""url_table: every format, and every kind of broken row."""
 
 from __future__ import annotations
 

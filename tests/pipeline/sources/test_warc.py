@@ -1,4 +1,4 @@
-"""Naming WARC files that others have made."""
+"""warc: the ways to name existing WARC files, and messages for names that fail."""
 
 from __future__ import annotations
 

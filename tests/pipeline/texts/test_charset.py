@@ -1,4 +1,4 @@
-"""Bytes of Chinese pages -> text, whatever the page says about itself."""
+"""charset: bytes of Chinese pages become text, whatever charset the page declares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The forms of a text in which disguises are taken off."""
+"""forms: disguises disappear, and positions in a form lead back to the text."""
 
 from __future__ import annotations
 

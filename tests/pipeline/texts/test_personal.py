@@ -1,4 +1,4 @@
-"""Numbers that identify a person are found, however they are written, and nothing else is taken for one."""
+"""personal: numbers that identify a person are recognised however they are written, and no other numbers are."""
 
 from __future__ import annotations
 

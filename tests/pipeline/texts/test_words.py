@@ -1,4 +1,4 @@
-"""Counting words: the short cut says what cutting says."""
+"""words: the bound on the number of words agrees with segmentation."""
 
 from __future__ import annotations
 

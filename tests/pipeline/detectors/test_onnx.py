@@ -1,4 +1,4 @@
-"""Detectors that are files: named outputs, preprocessing, batches, and boxes that follow the picture as shown."""
+"""onnx: models with named outputs, preprocessing by options, and a message for a file that is no detector."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 
 from pipeline.detectors.onnx import Onnx
-from pipeline.detectors.torchvision import TorchVision, _on_threads
 from pipeline.errors import DetectorError
 
 
 def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, **outputs: str) -> Path:
-    """A detector that gives three fixed boxes in pixels of what it is fed, and as scores the means of the channels."""
+    """A detector that returns three fixed boxes in pixels of its input, and the means of the channels as scores."""
     from onnx import TensorProto, helper
 
     boxes = [[0, 0, 32, 32], [10, 20, 42, 52], [64, 0, 96, 32]]
@@ -61,37 +60,9 @@ def test_a_model_of_a_fixed_size_sees_the_whole_picture_on_grey(tmp_path: Path) 
     assert boxes[0].tolist() == [0, 0, 64, 64]
 
 
-def test_a_model_without_boxes_is_named_with_what_it_gives(tmp_path: Path) -> None:
+def test_a_model_without_boxes_is_named_with_what_it_returns(tmp_path: Path) -> None:
     path = named_model(tmp_path / "blind.onnx", (416, 416), boxes="")
-    with pytest.raises(DetectorError, match=r"blind\.onnx: gives \{'scores'.*any other detector boxes, scores, labels"):
+    with pytest.raises(
+        DetectorError, match=r"blind\.onnx: returns \{'scores'.*any other detector boxes, scores, labels"
+    ):
         Onnx(weights=str(path)).load()
-
-
-@pytest.mark.slow
-def test_torchvision_takes_a_local_file_and_names_a_wrong_one(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file
-    from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2
-
-    wrong = tmp_path / "wrong.safetensors"
-    save_file({"other.weight": torch.zeros(2)}, wrong)
-    with pytest.raises(DetectorError, match=r"wrong\.safetensors: holds no weights of this model .*Missing key"):
-        TorchVision(weights=str(wrong)).load()
-    (tmp_path / "code.pth").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(DetectorError, match=r"code\.pth: holds no weights of this model"):
-        TorchVision(weights=str(tmp_path / "code.pth")).load()
-    torch.manual_seed(0)
-    model = fasterrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None, num_classes=2, min_size=64, max_size=96)
-    save_file(model.state_dict(), tmp_path / "w.safetensors")
-    detector = TorchVision(weights=str(tmp_path / "w.safetensors"), labels=2, side=64, longest=96)
-    state = detector.load()
-    rng = np.random.default_rng(0)
-    shown = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((60, 90), (90, 60))]
-    together = detector.detect(state, shown)
-    model.eval()
-    with torch.inference_mode(), _on_threads(1):
-        theirs = model([torch.from_numpy(shown[1]).permute(2, 0, 1).float() / 255])[0]
-    assert len(together[1][0]) > 0
-    assert together[1][0] == pytest.approx(theirs["boxes"].numpy(), abs=1e-3)
-    assert detector.detect(state, shown[1:])[0][0] == pytest.approx(together[1][0], abs=1e-3)
-    assert detector.detector_id != TorchVision().detector_id
