@@ -227,9 +227,9 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
     )
     for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
-        found = result[direction]
-        recalls = ", ".join(f"R@{k} {found[f'r{k}']:.1%} (chance {found[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
-        LOG.info("%s: %s, median rank %.0f", words, recalls, found["median_rank"])
+        recall = result[direction]
+        recalls = ", ".join(f"R@{k} {recall[f'r{k}']:.1%} (chance {recall[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
+        LOG.info("%s: %s, median rank %.0f", words, recalls, recall["median_rank"])
     LOG.info("%d samples of %s, mean recall %.1f%%", result["samples"], arguments.split, 100 * result["mean_recall"])
     return result
 
@@ -287,7 +287,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _OneLine(logging.Formatter):
-    """One line a record; an error says which command it comes from."""
+    """One line per record; an error names the command that it comes from."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = " ".join(record.getMessage().splitlines())
@@ -303,5 +303,5 @@ def _log_to_stderr() -> None:
 
 
 def _first_rank() -> bool:
-    """Whether this is the process that speaks: the only one, or torchrun's first."""
+    """Whether this process prints and logs: the only one, or torchrun's first."""
     return os.environ.get("RANK", "0") == "0"

@@ -68,7 +68,7 @@ class InSlot:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a worker hands over: a batch with its corrupt samples, or the error that ends the run."""
+    """Result of a worker: a batch with its corrupt samples, or the error that ends the run."""
 
     batch: Batch | InSlot | None
     corrupt: tuple[Corrupt, ...] = ()
@@ -95,7 +95,7 @@ class _Sample:
 
 
 class BatchMaker:
-    """Spans of the stream to batches: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
+    """Makes batches from spans of the stream: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
 
     slots: Slots | None = None
     """Shared memory in which batches are handed over; None where there is no worker process."""
@@ -172,7 +172,7 @@ class BatchMaker:
         return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
 
     def _blank(self, row: Row, text: RowText) -> _Sample:
-        """What fills the slot of a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
+        """Substitute for a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
         import torch
 
         size = self._config.image_size

@@ -36,7 +36,7 @@ _SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
 
 
 class Tokenizer(Protocol):
-    """What the loader needs of a tokenizer."""
+    """Interface of a tokenizer, as the loader needs it."""
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
 
 
 class CharTokenizer:
-    """One token a character."""
+    """Tokenizer with one token per character."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         if tuple(vocabulary[:4]) != SPECIAL:

@@ -1,4 +1,4 @@
-"""`fit --dry-run`: what a run would take, from a count of its model and five real steps on its data.
+"""`fit --dry-run`: the cost of a run, from a count of its model and five real steps on its data.
 
 The steps are those of the loop, on the first batches, without prefilled queues and without a checkpoint; nothing stays.
 Time is that of the last three, so that a first step that compiles or allocates does not count.

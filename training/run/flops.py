@@ -53,7 +53,7 @@ PEAKS: tuple[tuple[str, float, float], ...] = (
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak operations a second of a device by the name that CUDA gives it, or None where we do not know it."""
+    """Peak operations a second of a device by its name in CUDA, or None for one that is not in the table."""
     words = device_name.replace("-", " ").split()
     for name, bf16, fp32 in PEAKS:
         if all(part in words for part in name.split()):
@@ -62,7 +62,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def forward_flops(config: Config, modality: Modality, parts: int) -> dict[str, int]:
-    """Of one sample through the query tower, for `parts` tokens or boxes: of its `backbone`, and of the `tower`."""
+    """Operations of one sample through the query tower of `parts` tokens or boxes: of `backbone`, and of `tower`."""
     tower, batch = _tower(config, modality, parts)
     with torch.no_grad(), _counter() as counter:
         tower(batch)
@@ -81,21 +81,21 @@ class Meter:
         self._peak = peak_flops(name, config.run.precision)
 
     def step_flops(self, pairs: int, boxes: int, tokens: int) -> float:
-        """Of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
+        """Operations of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
         if not self._image.any():  # seconds of work: only when it is first asked for
             self._image = _curve(self._config, "image", self._config.data.max_boxes + 1)
             self._text = _curve(self._config, "text", self._config.data.max_tokens)
         return float(pairs * (np.polyval(self._image, boxes) + np.polyval(self._text, tokens)))
 
     def sample_flops(self) -> float:
-        """Of one sample in one step, with as many boxes and tokens as the config allows."""
+        """Operations of one sample in one step, with as many boxes and tokens as the config allows."""
         return self.step_flops(1, self._config.data.max_boxes + 1, self._config.data.max_tokens)
 
     def metrics(self, micros: Sequence[Batch], seconds: float) -> dict[str, float]:
         """`tflops`: 10^12 operations a second of this rank; `mfu`: their share of the peak, where that is known."""
         done = sum(self.step_flops(len(b), b.boxes_BR4.shape[1], b.token_ids_BL.shape[1]) for b in micros)
-        found = {"tflops": done / seconds / 1e12}
-        return found if self._peak is None else found | {"mfu": done / seconds / self._peak}
+        metrics = {"tflops": done / seconds / 1e12}
+        return metrics if self._peak is None else metrics | {"mfu": done / seconds / self._peak}
 
 
 def _curve(config: Config, modality: Modality, most: int) -> Any:
@@ -105,7 +105,7 @@ def _curve(config: Config, modality: Modality, most: int) -> Any:
 
 
 def _step_flops(config: Config, modality: Modality, parts: int) -> int:
-    """Of one sample in one step through query and key tower."""
+    """Operations of one sample in one step through query and key tower."""
     tower, batch = _tower(config, modality, parts)
     with _counter() as counter:
         with torch.no_grad():
@@ -137,7 +137,7 @@ def _counter() -> Any:
 def _convolution_backward(
     grad_shape: Sequence[int], _x_shape: Sequence[int], weight_shape: Sequence[int], *more: Any, **_: Any
 ) -> int:
-    """As much as the forward for each of the two gradients that are asked for: of the input, of the weight."""
+    """Operations of a convolution's backward: those of its forward for each gradient asked for, of input and weight."""
     wanted = more[7]  # bias, stride, padding, dilation, transposed, output padding, groups, then which gradients
     forward = 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
     return forward * (bool(wanted[0]) + bool(wanted[1]))

@@ -48,7 +48,7 @@ MAX_NON_FINITE = 10
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did. `seconds` and `samples_per_second` are of this process only; recall is of the dev split.
+    """Outcome of a run. `seconds` and `samples_per_second` are of this process only; recall is of the dev split.
 
     `stopped_early`: run.patience was at its end. `best_step`: the step with the highest recall on the dev split, or -1.
     """
@@ -105,7 +105,7 @@ def fit(
 
 
 def _fetch(out: Path, mirror: str) -> None:
-    """On the first rank, then on those that see another disk."""
+    """Fetch the mirror's newest checkpoint: on the first rank, then on those that see another disk."""
     if distributed.rank() == 0:
         fetch(out, mirror)
     if distributed.world_size() > 1:

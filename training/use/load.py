@@ -1,4 +1,4 @@
-"""A finished checkpoint made ready: its query towers on a device, and what they are fed with.
+"""Loading of a finished checkpoint: its query towers on a device, and batches of what they are to encode.
 
 Every way in (a dataset's split, image files, texts, released rows) makes batches here, so that the same image gives the
 same feature by each of them.
