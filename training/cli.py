@@ -104,7 +104,7 @@ def _add_embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
         help="features of images, texts, released rows or ready arrays",
-        description="Features (float32 unit rows) of one kind of input. --data and files give a .safetensors file, "
+        description="Features (float32 unit rows) of one kind of input. --data and files make a .safetensors file, "
         "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file.",
     )
     embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
@@ -114,9 +114,9 @@ def _add_embed(commands: Any) -> None:
         "--regions",
         type=Path,
         metavar="FILE",
-        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] an image, or a dataset's regions .parquet",
+        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] per image, or a dataset's regions .parquet",
     )
-    embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text a line")
+    embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text per line")
     embed.add_argument(
         "--jsonl", type=Path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
     )

@@ -99,7 +99,7 @@ class ImageTowerConfig:
     """Do not train the backbone's last 1x1 convolution and its batch norm, if it has them; gradient still flows
     through them."""
     grid: Positive = 4
-    """Samples a side with which a box is averaged."""
+    """Samples per side with which a box is averaged."""
     width: Positive = 2048
     layers: Count = 4
     heads: Positive = 4

@@ -141,7 +141,7 @@ class BatchMaker:
         """Bytes that a batch of so many samples takes at most in a slot."""
         config = self._config
         # (elements a sample, bytes an element) of images_B3HW, boxes_BR4 with the whole-image box, token_ids_BL; every
-        # other field of a Batch is one number a sample, of 8 bytes at most.
+        # other field of a Batch is one number per sample, of 8 bytes at most.
         each = [(3 * config.image_size**2, 1), (4 * (config.max_boxes + 1), 4), (config.max_tokens, 8)]
         each += [(1, 8)] * (len(fields(Batch)) - len(each))
         return room((samples * elements, size) for elements, size in each)

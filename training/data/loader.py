@@ -145,7 +145,7 @@ class Loader:
     def batches(self, position: int, stop: int | None = None) -> Iterator[Batch]:
         """This rank's micro-batches of the global batches that begin at `position`, at + B, ... and before `stop`.
 
-        Any position, negative ones included; without `stop` there is no end. Yields share.accumulate batches a step.
+        Any position, negative ones included; without `stop` there is no end. Yields share.accumulate batches per step.
         Raises RunError past the limit of corrupt samples, ContractError on a broken shard.
         """
 
@@ -168,7 +168,7 @@ class Loader:
 
         prepare()
         maker = copy(self._maker)
-        # Asked for and not read are at most _AHEAD batches a worker, and the one that is being read.
+        # Asked for and not read are at most _AHEAD batches per worker, and the one that is being read.
         count = _AHEAD * self._workers + 1
         if self._workers:
             maker.slots = Slots(count, maker.room(self.share.micro))

@@ -10,7 +10,7 @@ Negative entries are earlier epochs: the queues are prefilled with entries -K ..
 `Mixture` interleaves the orders of several parts by weights: every block of the stream holds a fixed number of entries
 of each part, in an order that follows from (seed, block). So where a part stands is again a number.
 
-Limits: shares of a mixture are rounded to 1/1024. One window's permutation is in memory at a time (8 bytes a sample).
+Limits: shares of a mixture are rounded to 1/1024. One window's permutation is in memory at a time (8 bytes per sample).
 """
 
 from __future__ import annotations

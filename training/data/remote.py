@@ -1,12 +1,12 @@
 """Cache of remote tars on a local disk: fetched whole, ahead of their use, within a bound.
 
-Samples of a window of shards are read in random order, so one request a sample would be one request a sample of the
-dataset; a tar is one. A tar is fetched by the first process that needs it while the others on the machine wait (a file
-lock), and a thread fetches those of the next window meanwhile. What was used longest ago goes when the bound is passed;
-a tar that a process holds open stays readable to it all the same.
+Samples of a window of shards are read in random order, so reading from the remote tar would take a request for every
+sample of the dataset; fetching a tar takes one. A tar is fetched by the first process that needs it while the others on
+the machine wait (a file lock), and a thread fetches those of the next window meanwhile. Copies that were used longest
+ago are removed when the bound is passed; a process that has one open can still read it.
 
-Limits: the bound is looked at after a fetch, so it may be passed by what is on its way. Names are
-digests of URL and size: a tar replaced by one of the same size is not noticed (`wenlan-data verify` does that).
+Limits: the bound is checked after a fetch, so fetches under way may pass it. Names are digests of URL and size: a tar
+replaced by one of the same size is not noticed (`wenlan-data verify` does that).
 """
 
 from __future__ import annotations

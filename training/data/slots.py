@@ -6,7 +6,7 @@ a batch into one slot, sends where they lie, and the reader copies the slot out 
 of it counts against /dev/shm, which containers keep small.
 
 Limits: worker processes must be forked after the ring was made. Nothing here guards a slot: whoever hands out the
-numbers must not give one again before it was read.
+numbers must not reuse one before it was read.
 """
 
 from __future__ import annotations

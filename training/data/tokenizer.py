@@ -6,7 +6,7 @@ serves small text towers that start from nothing; a released text tower needs th
 `bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which the
 RoBERTa-wwm models and BriVL-1.0 share. It lies beside this file, so that released weights need no download.
 
-A vocabulary is written into every checkpoint as `vocab.txt`, one token a line, the line number is the id: ids can
+A vocabulary is written into every checkpoint as `vocab.txt`, one token per line, the line number is the id: ids can
 never drift between training and use.
 
 Limits: characters outside the vocabulary are [UNK] (id 1), many traditional ones too. Padding (0) is the caller's.

@@ -1,6 +1,6 @@
 """Decoding and resizing: from an image file's bytes to the tower's square uint8 input, and its boxes with it.
 
-The square resize (no crop, no flip) is the released model's: aspect is given up, but every box moves by two factors
+The square resize (no crop, no flip) is the released model's: the aspect is lost, but every box moves by two factors
 and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
 loader's largest cost. Colour changes come after the resize, on few pixels, and touch no box.
 

@@ -2,7 +2,7 @@
 
     OUT/checkpoints/step-00000200/
       config.json            the resolved recipe, tokenizer, detector, digests of data and regions
-      vocab.txt              the tokenizer's vocabulary, one token a line
+      vocab.txt              the tokenizer's vocabulary, one token per line
       towers.safetensors     the query towers: all that eval, embed and export read
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
       released.safetensors   instead of the last three in an imported one: what only an export needs

@@ -1,6 +1,6 @@
 """Curves of a run: metrics.jsonl as one static HTML page, without server, script or anything fetched.
 
-Limits: at most 400 points a curve, each the mean of what lies between; values that are not finite leave a gap.
+Limits: at most 400 points per curve, each the mean of what lies between; values that are not finite leave a gap.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     OUT/config.json         the resolved config
     OUT/environment.json    versions, device and machine of the latest start
     OUT/log.txt             log lines with times, over all starts
-    OUT/metrics.jsonl       the record: one object a logged step
+    OUT/metrics.jsonl       the record: one object per logged step
     OUT/curves.html         the same as curves, made anew with every checkpoint and at the end
     OUT/tensorboard         the same again (run.tracker)
 

@@ -1,7 +1,7 @@
 """Trackers: TensorBoard, Weights & Biases or MLflow receive a run's metrics beside metrics.jsonl, one class each.
 
 W&B and MLflow are not dependencies: who names one has it installed, and sets it up by its own environment variables
-(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A run that goes on writes into the tracker's run that it began.
+(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A resumed run writes into the run of the tracker that it began.
 
 Limits: metrics only; no files, no weights, no code leave the machine through here.
 """

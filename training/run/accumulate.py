@@ -60,7 +60,7 @@ def _cached(model: BriVL, micros: Sequence[Batch], samples: float, autocast: Aut
     outputs, start = [], 0
     for batch, seed in zip(micros, seeds, strict=True):
         torch.manual_seed(seed)
-        # An autocast of its own: one that has seen the weights without a graph would hand them out without one.
+        # A second autocast context: one that has cached the weights without a graph would return them without one.
         with autocast():
             again = model.features(batch, keys=False)
         stop = start + len(batch)

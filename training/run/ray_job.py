@@ -59,7 +59,7 @@ def fit_on_ray(
 ) -> dict[str, Any]:
     """`training.run.train.fit` on Ray workers: `FitResult.to_json` of rank 0. Raises what `fit` raises.
 
-    `workers`: the fewest and the most. `max_failures`: lost workers after which it is given up; nodes that a cloud
+    `workers`: the fewest and the most. `max_failures`: lost workers after which the run ends; nodes that a cloud
     takes back are not counted. `resize_every`: seconds between looks at whether there is room for more.
     """
     try:
@@ -150,7 +150,7 @@ def _scaling(config: Config, workers: tuple[int, int], resize_every: float) -> A
 
 
 def _work(task: dict[str, Any]) -> None:
-    """Body of a worker. Relative paths of the config are those of the folder in which the command was given."""
+    """Body of a worker. Relative paths of the config are those of the folder in which the command was started."""
     import logging
 
     from training.method import distributed

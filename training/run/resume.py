@@ -1,6 +1,6 @@
 """Resume: which keys of its config a continued run must keep, and which it may change.
 
-Limits: a key that is in neither list must be the same; a new key of the config belongs into one of them if it may not.
+Limits: a key that is in neither list must stay the same; a new key of the config that may change belongs into one.
 """
 
 from __future__ import annotations

@@ -85,11 +85,11 @@ def set_up(
     dev = None
     if config.run.eval_every:
         # The train split's detector; a plain tar has no dev split and must not serve as one.
-        held_out = open_dataset(
+        dev_split = open_dataset(
             data, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb, plain_tars=False
         )
-        if len(held_out):
-            dev = _loader(config, held_out, tokenizer, share, device, train=False)
+        if len(dev_split):
+            dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
             LOG.info("the data has no dev split: no recall while training")
     model, optimizer, state = _build(config, out, device, init, _beginning(dataset))

@@ -3,7 +3,7 @@
 One step: take this rank's micro-batches of the global batch at `position` -> forward against the queues as they were,
 backward -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues move
 (training/run/step.py). Random numbers of a step follow from (seed, step, rank), the data from (seed, position): a run
-that was killed and started again by the same command gives the losses it would have given.
+that was killed and started again by the same command has the losses that it would have had.
 
 Between two steps the ranks agree on whether any of them was asked to leave: to save because a machine may go, or to
 save and end (SIGTERM). A run is the only one that writes into its folder.

@@ -122,6 +122,6 @@ def masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 def present(counts_B: Tensor, length: int) -> Tensor:
     """[B, length] bool, True at the first `counts_B` positions.
 
-    The first position always counts: an invalid sample (count 0) must give finite numbers, which are then masked.
+    The first position always counts: an invalid sample (count 0) must have finite outputs, which are then masked.
     """
     return torch.arange(length, device=counts_B.device) < counts_B.clamp(min=1)[:, None]

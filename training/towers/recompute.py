@@ -6,7 +6,7 @@
     blocks      kept is what enters a block; the block is computed again, one at a time
 
 Why not `torch.utils.checkpoint` as it is: a batch norm in a block would see its batch twice and move its running
-statistics twice a step. Here they stand still the second time, so all three give the same numbers.
+statistics twice a step. Here they stand still the second time, so all three compute the same numbers.
 
 Limits: under `torch.compile` `pointwise` is left to the compiler, which does the same by itself.
 """

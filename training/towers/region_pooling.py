@@ -25,7 +25,7 @@ def pool_regions(
     """Mean feature of every box: [B, R, C] in the map's type.
 
     `boxes_BR4`: x1 y1 x2 y2 in pixels of an image of `image_size` (height, width) that the map covers.
-    `grid`: samples a side of a box. Boxes of zero size read one point.
+    `grid`: samples per side of a box. Boxes of zero size read one point.
     """
     height, width = map_BCHW.shape[-2:]
     boxes_BR4 = boxes_BR4.to(map_BCHW.dtype)

@@ -4,7 +4,7 @@ Every image asks for its texts among all texts of the split, every text for its 
 same text leader or the same image leader: near-copies are not mistakes. Because hits may be many, chance is not k / N;
 it is computed for each query from its own number of hits, in the same averages as the recall itself.
 
-Ties count against us: a model that gives every sample one feature scores as badly as it is.
+Ties count against us: a model that maps every sample to one feature ranks last, not first.
 
 Limits: exhaustive comparison, N x N in blocks; all features of the split in memory on every rank.
 """

@@ -1,6 +1,6 @@
 """Boxes of image files that lie in no dataset.
 
-    boxes.jsonl      one JSON line an image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
+    boxes.jsonl      one JSON line per image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
     boxes.parquet    a regions file of the shard contract: joined by the sha256 of the image's bytes
 
 Boxes are pixels of the image, best first.
