@@ -104,7 +104,7 @@ def _add_embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
         help="features of images, texts, released rows or ready arrays",
-        description="Features (float32 unit rows) of one kind of input. --data and files give a .safetensors file, "
+        description="Features (float32 unit rows) of one kind of input. --data and files make a .safetensors file, "
         "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file.",
     )
     embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
@@ -114,9 +114,9 @@ def _add_embed(commands: Any) -> None:
         "--regions",
         type=Path,
         metavar="FILE",
-        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] an image, or a dataset's regions .parquet",
+        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] per image, or a dataset's regions .parquet",
     )
-    embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text a line")
+    embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text per line")
     embed.add_argument(
         "--jsonl", type=Path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
     )
@@ -227,9 +227,9 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
     )
     for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
-        found = result[direction]
-        recalls = ", ".join(f"R@{k} {found[f'r{k}']:.1%} (chance {found[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
-        LOG.info("%s: %s, median rank %.0f", words, recalls, found["median_rank"])
+        recall = result[direction]
+        recalls = ", ".join(f"R@{k} {recall[f'r{k}']:.1%} (chance {recall[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
+        LOG.info("%s: %s, median rank %.0f", words, recalls, recall["median_rank"])
     LOG.info("%d samples of %s, mean recall %.1f%%", result["samples"], arguments.split, 100 * result["mean_recall"])
     return result
 
@@ -287,7 +287,7 @@ class _Stderr(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 class _OneLine(logging.Formatter):
-    """One line a record; an error says which command it comes from."""
+    """One line per record; an error names the command that it comes from."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = " ".join(record.getMessage().splitlines())
@@ -303,5 +303,5 @@ def _log_to_stderr() -> None:
 
 
 def _first_rank() -> bool:
-    """Whether this is the process that speaks: the only one, or torchrun's first."""
+    """Whether this process prints and logs: the only one, or torchrun's first."""
     return os.environ.get("RANK", "0") == "0"

@@ -91,15 +91,15 @@ class ImageTowerConfig:
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
     """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`."""
     weights: str = ""
-    """Of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or a
-    folder with model.safetensors or pytorch_model.bin."""
+    """Weights of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or
+    a folder with model.safetensors or pytorch_model.bin."""
     frozen_stages: Count = 4
     """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
     freeze_head: bool = True
     """Do not train the backbone's last 1x1 convolution and its batch norm, if it has them; gradient still flows
     through them."""
     grid: Positive = 4
-    """Samples a side with which a box is averaged."""
+    """Samples per side with which a box is averaged."""
     width: Positive = 2048
     layers: Count = 4
     heads: Positive = 4
@@ -125,9 +125,9 @@ class TextTowerConfig:
     backbone: str = "bert"
     """Model type of transformers: `bert` (which Chinese RoBERTa-wwm and MacBERT are too), `roberta`, `ernie` ..."""
     backbone_options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
-    """What of the architecture differs from the model type's defaults beside the sizes below."""
+    """Settings of the architecture that differ from the model type's defaults, beside the sizes below."""
     weights: str = ""
-    """Of the backbone: empty for random, a local folder of transformers, or a name on the hub."""
+    """Weights of the backbone: empty for random, a local folder of transformers, or a name on the hub."""
     vocab_size: Positive = 21128
     max_positions: Positive = 512
     backbone_width: Positive = 768
@@ -163,7 +163,7 @@ class MocoConfig:
     learn_temperature: bool = False
     """Train log(1/T), without weight decay. siglip always does, and a bias beside it."""
     temperature_range: tuple[Temperature, Temperature] = (0.01, 1.0)
-    """Between these a learned temperature is held after every step."""
+    """A learned temperature is clipped to this range after every step."""
     bias: Annotated[float, Range(-1000, 1000)] = -10.0
     """siglip: where the learned bias of its logits begins."""
     in_batch_keys: bool = False
@@ -189,7 +189,7 @@ class MocoConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class DataConfig:
-    """What of the dataset is read, and how it is turned into tensors."""
+    """The part of the dataset that is read, and how it is turned into tensors."""
 
     image_size: Annotated[int, Range(32)] = 380
     max_boxes: Count = 36
@@ -204,12 +204,12 @@ class DataConfig:
     color_jitter_p: Fraction = 0.8
     grayscale_p: Fraction = 0.2
     detector: str = ""
-    """Which detector's regions; empty for the first that the manifest names."""
+    """Detector whose regions are used; empty for the first that the manifest names."""
     window_shards: Positive = 8
     """Shards within whose samples the order is shuffled."""
     num_workers: Count = 2
     worker_nice: Annotated[int, Range(0, 19)] = 19
-    """How much nicer than the step, where that is on the CPU, a worker is. 0 where others fill the machine's cores."""
+    """Niceness added to a worker where the step runs on the CPU too. 0 where others fill the machine's cores."""
     decoder: Literal["cpu", "device"] = "cpu"
     """Where JPEGs are decoded and resized: by the CPU, or by the GPU that trains (nvJPEG), with num_workers=0."""
     cache_gb: Amount = 100.0
@@ -258,7 +258,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class RunConfig:
-    """How long, how large, how often."""
+    """Length of a run, size of its steps, and how often it saves, evaluates and logs."""
 
     batch_size: Positive = 256
     """Samples of one optimiser step over all ranks and micro-steps."""
@@ -268,7 +268,7 @@ class RunConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     """`bf16`: the towers under autocast; parameters, similarities, softmax, queues and averages stay in float32."""
     recompute: Literal["nothing", "pointwise", "blocks"] = "pointwise"
-    """What of a forward is computed again in the backward instead of kept: nothing; in the image backbone all but
+    """Part of a forward that is computed again in the backward instead of kept: nothing; in the image backbone all but
     convolutions and matrix products; every block of both towers (gradient checkpointing), which keeps the least."""
     compile: bool = False
     """torch.compile each tower. The first steps take minutes; pays on a GPU."""
@@ -280,13 +280,13 @@ class RunConfig:
     save_in_background: bool = True
     """Write checkpoints while training goes on, from a copy of the state in memory."""
     mirror: str = ""
-    """A folder or URL to which every checkpoint is copied as well; a run whose folder is gone goes on from there."""
+    """Folder or URL to which every checkpoint is copied as well; a run that has lost its folder goes on from there."""
     eval_every: Count = 0
     """Steps between recalls on the dev split; 0 for never."""
     patience: Count = 0
-    """Stop after so many of them in a row without a higher mean recall; 0 for never."""
+    """Stop after so many recalls in a row without a higher mean; 0 for never."""
     stop_on_collapse: bool = True
-    """Stop when all features of a modality have become alike; a warning if not."""
+    """Stop when all features of a modality have become alike; otherwise only warn."""
     log_every: Positive = 10
     tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
     """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
@@ -383,7 +383,7 @@ def _of_tuple(fault: ErrorDetails) -> bool:
 
 
 def _order(fault: ErrorDetails) -> int:
-    """Which of several faults is named: the length of a tuple before its numbers, types before ranges."""
+    """Precedence of faults: the length of a tuple before its numbers, types before ranges."""
     return 0 if _of_tuple(fault) else 2 if fault["type"] == "out_of_range" else 1
 
 

@@ -1,4 +1,4 @@
-"""Where a process computes: its device, how exact that is, and how its memory is kept.
+"""Device, float32 precision and memory allocator of a process that computes.
 
 For the loop, for the worker processes that make batches, and for a finished checkpoint alike.
 
@@ -18,7 +18,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
 def keep_memory() -> bool:
-    """Tell glibc to keep freed memory in this process instead of giving it back; whether it was told.
+    """Make glibc keep freed memory in this process instead of returning it to the system; returns whether it does now.
 
     torch frees and asks for the same large blocks at every layer of a CPU step. By default each of them is mapped anew,
     and zeroing its pages takes more time than computing on them: a MobileNetV2 forward (B=32, 192 px, 2 cores) took
@@ -49,10 +49,10 @@ def device_of(name: str) -> torch.device:
 
 
 def exact_float32(device: torch.device) -> None:
-    """Let float32 on a GPU be float32: no TF32 in matrix products and convolutions.
+    """Compute float32 on a GPU in full: no TF32 in matrix products and convolutions.
 
-    `run.precision=fp32` means it, and under bf16 what is left in float32 (region pooling, similarities with the queue,
-    whose differences are divided by the temperature) is left there for its digits. torch's default for convolutions is
+    `run.precision=fp32` means it, and under bf16 what stays in float32 (region pooling, similarities with the queue,
+    whose differences are divided by the temperature) stays there for its digits. torch's default for convolutions is
     TF32.
     """
     if device.type == "cuda":

@@ -58,7 +58,7 @@ ParameterGroup = Literal["image_backbone", "text_backbone", "new"]
 
 @dataclass(frozen=True)
 class Features:
-    """What the towers say of a batch: unit features and keys [B, D]; the same tensors where there are no key towers."""
+    """Outputs of the towers: unit features and keys [B, D], the same tensors where there are no key towers."""
 
     image_BD: Tensor
     text_BD: Tensor
@@ -69,7 +69,7 @@ class Features:
 
 @dataclass(frozen=True)
 class StepOutput:
-    """One forward: a scalar loss, detached scalar metrics and losses of each sample, this batch's keys [B, D], ids."""
+    """Outcome of a forward: a scalar loss, detached metrics and losses per sample, the batch's keys [B, D] and ids."""
 
     loss: Tensor
     metrics: Mapping[str, Tensor]
@@ -100,7 +100,7 @@ class BriVL(nn.Module):
         self.logits = Logits(self.moco)
 
     def train(self, mode: bool = True) -> BriVL:
-        """As in torch, but key towers stay in eval mode: no dropout, averaged batch-norm statistics."""
+        """Set the mode as torch does, but keep key towers in eval mode: no dropout, averaged batch-norm statistics."""
         super().train(mode)
         if self.has_keys:
             self.image_key.eval()
@@ -114,7 +114,7 @@ class BriVL(nn.Module):
         return self.loss(self.features(batch), samples)
 
     def features(self, batch: Batch, *, keys: bool = True) -> Features:
-        """What the towers say of one micro-batch. `keys=False` leaves the key towers out."""
+        """Features and keys of one micro-batch. `keys=False` skips the key towers."""
         with torch.no_grad():
             image_prefix = self.image_query.prefix(batch)
             text_prefix = self.text_query.prefix(batch)
@@ -147,8 +147,8 @@ class BriVL(nn.Module):
                 candidates = self._candidates(keys_BD, other, ids, everyone)
                 losses_B, similar_BM = self._contrast(queries_BD, their_keys_BD, candidates)
                 each_B = each_B + torch.where(ids.valid_B, losses_B, 0.0)
-                found = describe(losses_B, similar_BM, candidates, ids.valid_B)
-                metrics |= {f"{direction}_{name}": value for name, value in found.items()}
+                described = describe(losses_B, similar_BM, candidates, ids.valid_B)
+                metrics |= {f"{direction}_{name}": value for name, value in described.items()}
             metrics |= self._health(features.image_BD, features.image_keys_BD, "image", ids)
             metrics |= self._health(features.text_BD, features.text_keys_BD, "text", ids) | self.logits.metrics()
         loss = each_B.sum() / (ids.valid_B.sum().clamp(min=1) if samples is None else samples)
@@ -179,7 +179,7 @@ class BriVL(nn.Module):
             self._enqueue(*keys, SampleIds.of(batch), step)
 
     def compile_towers(self, backend: str = "inductor") -> None:
-        """Let torch.compile make a program of each part of each tower the first time that it is called."""
+        """Compile each part of each tower by torch.compile, the first time that it is called."""
         for tower in (self.image_query, self.text_query):
             tower.prefix.compile(backend=backend)
             tower.trunk.compile(backend=backend)
@@ -216,7 +216,7 @@ class BriVL(nn.Module):
 
     @staticmethod
     def group_of(name: str) -> ParameterGroup:
-        """Which learning rate a parameter of `named_parameters()` takes."""
+        """Learning-rate group of a parameter of `named_parameters()`."""
         for modality in ("image", "text"):
             if name.startswith(f"{modality}_query.trunk.backbone."):
                 return "image_backbone" if modality == "image" else "text_backbone"
@@ -233,7 +233,7 @@ class BriVL(nn.Module):
         return image_keys_BD, text_keys_BD
 
     def _candidates(self, keys_BD: Tensor, other: Modality, ids: SampleIds, everyone: SampleIds | None) -> Candidates:
-        """What this rank's queries are compared with: their keys of the `other` modality, the batch's, the queue's."""
+        """Candidates of this rank's queries: their keys of the `other` modality, the batch's, the queue's."""
         size, first = len(keys_BD), distributed.rank() * len(keys_BD)
         keys, whose = [], []
         if everyone is not None:
@@ -243,6 +243,7 @@ class BriVL(nn.Module):
             queue = self.text_queue if other == "text" else self.image_queue
             keys.append(queue.keys_KD)
             whose.append(queue.ids())
+        # N candidates beside the own key: the batch of all ranks first, in rank order, then the K slots of the queue.
         others = SampleIds.joined(whose)
         counted_BN = others.valid_B.expand(size, -1).clone()
         if everyone is not None:
@@ -251,7 +252,7 @@ class BriVL(nn.Module):
         if self.moco.false_negatives == "masked":
             counted_BN &= ~same_BN
         positive_BN = counted_BN & same_BN if self.moco.false_negatives == "positives" else torch.zeros_like(same_BN)
-        own_B1 = torch.ones_like(counted_BN[:, :1])
+        own_B1 = torch.ones_like(counted_BN[:, :1])  # column 0, the own key, always counts and is always positive
         return Candidates(
             own_BD=keys_BD,
             others_ND=keys[0] if len(keys) == 1 else torch.cat(keys),
@@ -260,7 +261,7 @@ class BriVL(nn.Module):
         )
 
     def _contrast(self, queries_BD: Tensor, their_keys_BD: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor]:
-        """Loss of each query [B] and its cosines [B, M]. `their_keys_BD`: what the key tower says of the queries."""
+        """Loss of each query [B] and its cosines [B, M]. `their_keys_BD`: the key tower's outputs for the queries."""
         counted_BM, positive_BM = candidates.counted_BM, candidates.positive_BM
         similar_BM = candidates.similar(queries_BD)
         logits_BM = self.logits(similar_BM)

@@ -4,7 +4,7 @@ Why functions: one recipe may start from another (`dataclasses.replace`), and a 
 functions of this file are recipes and nothing else is, so a new one needs no registry.
 
 Sources: BriVL-1.0 as released (arXiv 2103.06561 and its inference code); BriVL 2 (arXiv 2110.14378). Values that the
-sources do not give are marked "ours"; "unverified" ones are said to be BriVL 2's and were not seen in a source by us.
+sources do not state are marked "ours"; "unverified" ones are said to be BriVL 2's and were not seen in a source by us.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _TEXT_OF_SOURCE = {
     "wechat": {"surrounding": 1.0},
     "encyclopedia": {"surrounding": 1.0},
 }
-"""The text that the paper trains on, by the kind of the source; sources it does not know give their primary text."""
+"""The text that the paper trains on, by the kind of the source; of other sources the primary text is taken."""
 
 _GB2312_ROOM = 8192
-"""Rows of a character embedding: more than any vocabulary that the GB 2312 codec gives (7,445 characters)."""
+"""Rows of a character embedding: more than the vocabulary of the GB 2312 codec (7,445 characters)."""
 
 
 def tiny() -> Config:

@@ -1,4 +1,4 @@
-"""The record that travels from the loader to the model.
+"""Batch: the record that travels from the loader to the model.
 
 Why one flat frozen record: the loader fills it in a worker process, the loop moves it to the device, and each tower
 takes what it needs; there is no dict whose keys must be guessed.
@@ -48,7 +48,7 @@ class Batch:
 
     @classmethod
     def of(cls, **given: Tensor) -> Batch:
-        """Batch of the given fields, all of B rows; the others are blank: for one tower that looks at its own only."""
+        """Batch of the given fields, all of B rows, and blanks: for a tower that reads only its own fields."""
         import torch
 
         zeros = torch.zeros(next(iter(given.values())).shape[0], dtype=torch.int64)

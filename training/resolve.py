@@ -1,4 +1,4 @@
-"""From the name of a recipe and `--set` overrides to a config.
+"""Resolution of a config: from the name of a recipe and `--set` overrides.
 
     resolve("tiny", ["moco.queue_size=512", "run.batch_size=64"])
 

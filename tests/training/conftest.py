@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import io
@@ -140,30 +141,38 @@ def write_manifest(root: Path, shards: Sequence[ShardFiles], detectors: Sequence
 MakeShards = Callable[..., Path]
 
 
+def write_shards(
+    folder: Path,
+    train: Sequence[int] = (7, 5, 9),
+    dev: Sequence[int] = (),
+    val: Sequence[int] = (),
+    detector: str | None = None,
+    damage: dict[int, bytes] | None = None,
+    name: str = "shards",
+) -> Path:
+    """Shards of these sizes below a folder; `damage`: bytes instead of a number's picture. Returns the manifest."""
+    root = folder / name
+    root.mkdir()
+    shards, number = [], 0
+    for split, sizes in (("train", train), ("dev", dev), ("val", val)):
+        for index, size in enumerate(sizes):
+            numbers = range(number, number + size)
+            number += size
+            images = [(damage or {}).get(n, picture(n)) for n in numbers]
+            shards.append(write_shard(root, split, index, [sample(n, split) for n in numbers], images, detector))
+    return write_manifest(root, shards, [detector] if detector else [])
+
+
 @pytest.fixture
 def make_shards(tmp_path: Path) -> MakeShards:
-    """make_shards(train=(7, 5), dev=(), val=(), detector=None, damage={number: bytes}) -> manifest path."""
+    """`write_shards` below the test's folder."""
+    return functools.partial(write_shards, tmp_path)
 
-    def make(
-        train: Sequence[int] = (7, 5, 9),
-        dev: Sequence[int] = (),
-        val: Sequence[int] = (),
-        detector: str | None = None,
-        damage: dict[int, bytes] | None = None,
-        name: str = "shards",
-    ) -> Path:
-        root = tmp_path / name
-        root.mkdir()
-        shards, number = [], 0
-        for split, sizes in (("train", train), ("dev", dev), ("val", val)):
-            for index, size in enumerate(sizes):
-                numbers = range(number, number + size)
-                number += size
-                images = [(damage or {}).get(n, picture(n)) for n in numbers]
-                shards.append(write_shard(root, split, index, [sample(n, split) for n in numbers], images, detector))
-        return write_manifest(root, shards, [detector] if detector else [])
 
-    return make
+@pytest.fixture(scope="module")
+def shards_of_module(tmp_path_factory: pytest.TempPathFactory) -> MakeShards:
+    """`write_shards` below a folder of the test module, for what its tests only read."""
+    return functools.partial(write_shards, tmp_path_factory.mktemp("module"))
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -22,20 +24,24 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, out, err
 
 
-@pytest.fixture
-def trained(make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path]:
-    manifest = make_shards(train=(16,), val=(14,))
-    out = tmp_path / "run"
-    fit = ("fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(out), "--set", "run.epochs=0.5", "--json")
-    code, stdout, stderr = run(capsys, *fit)
-    assert code == 0, stderr
-    assert json.loads(stdout.splitlines()[-1])["steps"] == 1
-    assert len(stdout.splitlines()) == 1
-    return out, manifest
+@pytest.fixture(scope="module")
+def trained(shards_of_module: MakeShards, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """A run of one step, the manifest of its data, and what the command printed. Read it only."""
+    manifest = shards_of_module(train=(16,), val=(14,))
+    folder = tmp_path_factory.mktemp("trained")
+    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(folder / "run"), "--json"]
+    stdout = io.StringIO()
+    with contextlib.redirect_stdout(stdout):
+        assert cli.main([*fit, "--set", "run.epochs=0.5", "--cache", str(folder / "cache")]) == 0
+    return folder / "run", manifest, stdout.getvalue()
 
 
-def test_fit_eval_and_embed(trained: tuple[Path, Path], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    out, manifest = trained
+def test_fit_eval_and_embed(
+    trained: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, manifest, printed = trained
+    assert json.loads(printed)["steps"] == 1
+    assert len(printed.splitlines()) == 1
     code, stdout, stderr = run(
         capsys, "eval", str(out), "--data", str(manifest.parent), "--task", "retrieval", "--json"
     )
@@ -108,7 +114,7 @@ def test_a_cut_tar_ends_with_exit_1_and_its_name(
 
 
 def test_an_image_that_is_none_is_named(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"")
     out = str(tmp_path / "f.safetensors")

@@ -84,7 +84,5 @@ def test_a_copy_with_changes_is_checked_too() -> None:
 
 
 def test_probabilities_of_texts_are_not_below_0() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^data.text_kinds.news.alt: -1.0 is out of range; it lies between 0 and inf"
-    ):
+    with pytest.raises(ConfigError, match=r"^data.text_kinds.news.alt: -1.0 is out of range; it lies between 0 "):
         resolve("tiny", ['data.text_kinds={"news": {"alt": -1}}'])

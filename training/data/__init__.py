@@ -1,1 +1,1 @@
-"""From shards to batches."""
+"""Data: from shards to batches."""

@@ -68,7 +68,7 @@ class InSlot:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a worker hands over: a batch with its corrupt samples, or the error that ends the run."""
+    """Result of a worker: a batch with its corrupt samples, or the error that ends the run."""
 
     batch: Batch | InSlot | None
     corrupt: tuple[Corrupt, ...] = ()
@@ -95,7 +95,7 @@ class _Sample:
 
 
 class BatchMaker:
-    """Spans of the stream to batches: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
+    """Makes batches from spans of the stream: a map-style dataset for torch's DataLoader, whose index is a `Turn`."""
 
     slots: Slots | None = None
     """Shared memory in which batches are handed over; None where there is no worker process."""
@@ -141,7 +141,7 @@ class BatchMaker:
         """Bytes that a batch of so many samples takes at most in a slot."""
         config = self._config
         # (elements a sample, bytes an element) of images_B3HW, boxes_BR4 with the whole-image box, token_ids_BL; every
-        # other field of a Batch is one number a sample, of 8 bytes at most.
+        # other field of a Batch is one number per sample, of 8 bytes at most.
         each = [(3 * config.image_size**2, 1), (4 * (config.max_boxes + 1), 4), (config.max_tokens, 8)]
         each += [(1, 8)] * (len(fields(Batch)) - len(each))
         return room((samples * elements, size) for elements, size in each)
@@ -172,7 +172,7 @@ class BatchMaker:
         return recolour(image, config.color_jitter, config.color_jitter_p, config.grayscale_p, generator)
 
     def _blank(self, row: Row, text: RowText) -> _Sample:
-        """What fills the slot of a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
+        """Substitute for a corrupt sample: a black image, one box, an empty text; no tower may fail on it."""
         import torch
 
         size = self._config.image_size

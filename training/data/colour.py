@@ -1,4 +1,4 @@
-"""Colour changes of training pictures: ColorJitter and RandomGrayscale, of which nothing depends on the process.
+"""Colour changes of training pictures: ColorJitter and RandomGrayscale, repeatable in any process.
 
 Brightness, contrast, saturation and hue as torchvision has them, but in one go on float planes: torchvision goes back
 to uint8 after each change, which costs a rounding each, and its hue alone took two thirds of what a small picture takes

@@ -1,4 +1,4 @@
-"""What there is to train on: manifests and plain tars, opened as one numbered list of rows.
+"""Datasets: manifests and plain tars, opened as one numbered list of rows.
 
 A dataset is a tuple of shards, each with an index that is memory-mapped (training/data/index_cache.py), so that the
 memory of a process grows neither with the pixels nor with the number of samples. Images are read by offset (`pread`),
@@ -73,7 +73,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """What one manifest, or one argument's plain tars, add to a dataset."""
+    """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names."""
 
     shards: list[Shard]
     digest: str
@@ -92,7 +92,7 @@ class Dataset:
         self.parts = tuple(tuple(shard.rows for shard in o.shards) for o in opened if o.shards)
         """Samples of each shard of each argument."""
         self.weights = tuple(o.weight or 1.0 for o in opened if o.shards) if any(o.weight for o in opened) else ()
-        """By which the parts are to be mixed; empty where they are one after the other."""
+        """Weights by which the parts are mixed; empty where they follow one after the other."""
         self._copies = copies
         self._shards = [shard for o in opened for shard in o.shards]
         self._ends = list(itertools.accumulate(shard.rows for shard in self._shards))
@@ -138,7 +138,7 @@ class Dataset:
         return data
 
     def ahead(self, here: Sequence[int], later: Sequence[int]) -> None:
-        """Let remote tars of these shards be fetched before they are asked for, those of `here` first."""
+        """Begin to fetch the remote tars of these shards in the background, those of `here` first."""
         shards = [self._shards[number] for number in (*here, *later)]
         if self._copies is not None:
             self._copies.ahead((shard.tar, shard.size) for shard in shards if "://" in shard.tar)
@@ -196,7 +196,7 @@ _ROW_COLUMNS = [name for name in COLUMNS if name not in ("texts", "sha256")]
 
 
 def default_cache() -> Path:
-    """Where indexes are kept: $XDG_CACHE_HOME/wenlan/index, or ~/.cache/wenlan/index."""
+    """Folder of the indexes: $XDG_CACHE_HOME/wenlan/index, or ~/.cache/wenlan/index."""
     root = os.environ.get("XDG_CACHE_HOME")
     return (Path(root) if root else Path.home() / ".cache") / "wenlan" / "index"
 
@@ -213,7 +213,7 @@ def open_dataset(
     """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`) as one dataset.
 
     `NAME@WEIGHT` mixes: where any argument has a weight, samples come from the arguments in the proportion of their
-    weights (1 where there is none), each gone through in epochs of its own.
+    weights (1 where there is none), each in epochs of its own.
 
     `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
     `plain_tars=False` leaves plain tars out: they have no split, so they must not serve as a dev split.

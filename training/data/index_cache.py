@@ -73,7 +73,7 @@ def index_shard(base: str, manifest: str, files: ShardFiles, detector: str, cach
 
 
 def index_plain_tar(tar: str, cache: Path) -> Shard:
-    """Index of a plain tar: made by one pass over it, found again by path, size and time of change.
+    """Index of a plain tar: made by one pass over it, cached by path, size and time of change.
 
     Raises ContractError when there is no such tar, or no pair in it.
     """
@@ -143,9 +143,9 @@ def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
         differs = pc.not_equal(table[column], shard[column]).to_numpy(zero_copy_only=False)
         if differs.any():
             row = int(differs.argmax())
-            found, expected = table[column][row].as_py(), shard[column][row].as_py()
+            joined, expected = table[column][row].as_py(), shard[column][row].as_py()
             raise ContractError(
-                f"{name}: row {row} has {column} {found}, the shard has {expected}; regions of another build?"
+                f"{name}: row {row} has {column} {joined}, the shard has {expected}; regions of another build?"
             )
     lengths = pc.list_value_length(table["boxes"]).to_numpy(zero_copy_only=False)
     if (lengths % 4).any():

@@ -48,7 +48,7 @@ _NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Which part of every global batch this process works on, and in how many micro-batches."""
+    """This process's part of every global batch, and the number of its micro-batches."""
 
     batch_size: int
     rank: int = 0
@@ -69,13 +69,15 @@ class Share:
 
     def spans(self, position: int) -> list[tuple[int, int]]:
         """[start, stop) of this rank's micro-batches of the global batch at `position`."""
+        # The batch is `accumulate` slices of micro * world_size entries; of each slice rank r takes the r-th part, so
+        # that micro-step m of all ranks, in rank order, is the m-th slice whatever the number of ranks.
         slices = range(position, position + self.batch_size, self.micro * self.world_size)
         starts = [start + self.rank * self.micro for start in slices]
         return [(start, start + self.micro) for start in starts]
 
 
 def _begin(worker: int, *, nice: int) -> None:
-    """In a new worker process: keep memory, as a step on the CPU does, and let that step go first.
+    """First call in a new worker process: keep memory, as a step on the CPU does, and lower the worker's priority.
 
     A step of several threads stands still while one of them waits for a core: a worker that takes one costs all.
     """
@@ -129,7 +131,7 @@ class Loader:
             LOG.info("no detector's regions: boxes are a grid of the image and the whole image")
 
     def epochs(self, position: int) -> dict[str, float]:
-        """How often the dataset, or each part of a mixture, has been gone through at a position."""
+        """Epochs done at a position: of the dataset, and of each part of a mixture."""
         if isinstance(self._order, Order):
             return {"epoch": position / len(self._order)}
         of_parts = self._order.epochs(position)
@@ -143,7 +145,7 @@ class Loader:
     def batches(self, position: int, stop: int | None = None) -> Iterator[Batch]:
         """This rank's micro-batches of the global batches that begin at `position`, at + B, ... and before `stop`.
 
-        Any position, negative ones included; without `stop` there is no end. Yields share.accumulate batches a step.
+        Any position, negative ones included; without `stop` there is no end. Yields share.accumulate batches per step.
         Raises RunError past the limit of corrupt samples, ContractError on a broken shard.
         """
 
@@ -156,7 +158,7 @@ class Loader:
         return self._load(spans())
 
     def once(self) -> Iterator[Batch]:
-        """Every sample once, in order, in batches of share.micro, every world_size-th of them for this rank."""
+        """Yields every sample once, in order, in batches of share.micro, every world_size-th of them for this rank."""
         size, total = self.share.micro, len(self._order)
         starts = range(self.share.rank * size, total, self.share.world_size * size)
         return self._load((start, min(start + size, total)) for start in starts)
@@ -166,7 +168,7 @@ class Loader:
 
         prepare()
         maker = copy(self._maker)
-        # Asked for and not read are at most _AHEAD batches a worker, and the one that is being read.
+        # Asked for and not read are at most _AHEAD batches per worker, and the one that is being read.
         count = _AHEAD * self._workers + 1
         if self._workers:
             maker.slots = Slots(count, maker.room(self.share.micro))

@@ -1,16 +1,16 @@
-"""The order of samples: a permutation that is computed, never stored, and the same on every machine.
+"""The order of samples in training: a permutation that is computed, never stored, and the same on every machine.
 
 The stream of a training run is endless: entry g is entry g mod N of epoch g div N. Inside an epoch the shards are
 permuted, then the samples inside each window of `window_shards` shards of that order; both permutations follow from
-(seed, epoch) alone. So entry g is found in O(1) shards whatever the number of ranks, workers or steps before it: resume
-is a number (`position`, samples consumed), and a global batch may straddle two epochs without a short batch.
+(seed, epoch) alone. So entry g is computed from O(1) shards whatever the number of ranks, workers or steps before it:
+resume is a number (`position`, samples consumed), and a global batch may straddle two epochs without a short batch.
 
 Negative entries are earlier epochs: the queues are prefilled with entries -K .. -1, as if the run had begun before.
 
 `Mixture` interleaves the orders of several parts by weights: every block of the stream holds a fixed number of entries
 of each part, in an order that follows from (seed, block). So where a part stands is again a number.
 
-Limits: shares of a mixture are rounded to 1/1024. One window's permutation is held at a time (8 bytes a sample of it).
+Limits: shares of a mixture are rounded to 1/1024. One window's permutation is in memory at a time (8 bytes per sample).
 """
 
 from __future__ import annotations
@@ -50,6 +50,8 @@ class Order:
         epoch, inside = divmod(position, self._total)
         if not self._shuffle:
             return epoch, inside
+        # ends[w] is the number of entries before window w + 1 of this epoch, so the window is the first whose end lies
+        # beyond `inside`.
         _, ends = self._layout(epoch)
         window = int(np.searchsorted(ends, inside, side="right"))
         start = 0 if window == 0 else int(ends[window - 1])
@@ -74,6 +76,7 @@ class Order:
     def _make_layout(self, epoch: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Permuted shards of an epoch, and where each window of them ends in the epoch."""
         shards = _generator("shards", self._seed, epoch).permutation(len(self._sizes))
+        # Place of each window's last shard in `shards`: window - 1, 2 * window - 1, ..., and the very last one.
         last = np.append(np.arange(self._window, len(shards), self._window), len(shards)) - 1
         return shards, np.cumsum(self._sizes[shards])[last]
 
@@ -94,6 +97,8 @@ class Mixture:
         self._first_row = np.cumsum([0, *(len(order) for order in self._orders)])
         self._first_shard = np.cumsum([0, *(len(sizes) for sizes in parts)])
         total = sum(weights)
+        # Entries of each part in a block: its exact share rounded down, at least 1; what is missing to a full block
+        # goes one by one to the parts that lost most by the rounding.
         exact = np.asarray([_BLOCK * weight / total for weight in weights])
         counts = np.maximum(np.floor(exact), 1).astype(np.int64)
         for at in np.argsort(counts - exact, kind="stable")[: max(0, _BLOCK - int(counts.sum()))]:
@@ -120,7 +125,7 @@ class Mixture:
         return part, block * int(self._counts[part]) + int(ranks[inside])
 
     def epochs(self, position: int) -> list[float]:
-        """How often each part has been gone through before an entry."""
+        """Epochs of each part before an entry."""
         block, inside = divmod(position, int(self._counts.sum()))
         parts, _ = self._block(block)
         seen = np.bincount(parts[:inside], minlength=len(self._orders)) + block * self._counts

@@ -1,4 +1,4 @@
-"""Plain webdataset tars as training input: the index of a tar that no wenlan build made.
+"""Plain webdataset tars as training input: indexes of tars that no wenlan build made.
 
 One pass finds every sample that has an image and a text, and where its image lies; the table has the columns of the
 contract's Parquet, so that the rest of `training` need not know the difference.
@@ -27,7 +27,7 @@ _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 
 
 def expand(pattern: str) -> list[str]:
-    """Names of a brace pattern as webdataset writes it: `x-{000..002}.tar` gives three."""
+    """Names of a brace pattern as webdataset writes it: `x-{000..002}.tar` returns three."""
     from braceexpand import braceexpand
 
     try:

@@ -1,4 +1,4 @@
-"""Rows as the release wrote them: one JSON object a line with an image path, texts by kind, and boxes.
+"""Rows in BriVL's released format: one JSON object per line with an image path, texts by kind, and boxes.
 
     {"image_id": PATH, "sentences": [["alt_text", "..."], ["sur_text", "..."], ...], "bbox": [[x1, y1, x2, y2], ...]}
 

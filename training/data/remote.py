@@ -1,12 +1,12 @@
-"""Remote tars on a local disk: fetched whole, ahead of their use, within a bound.
+"""Cache of remote tars on a local disk: fetched whole, ahead of their use, within a bound.
 
-Samples of a window of shards are read in random order, so one request a sample would be one request a sample of the
-dataset; a tar is one. A tar is fetched by the first process that needs it while the others on the machine wait (a file
-lock), and a thread fetches those of the next window meanwhile. What was used longest ago goes when the bound is passed;
-a tar that a process holds open stays readable to it all the same.
+Samples of a window of shards are read in random order, so reading from the remote tar would take a request for every
+sample of the dataset; fetching a tar takes one. A tar is fetched by the first process that needs it while the others on
+the machine wait (a file lock), and a thread fetches those of the next window meanwhile. Copies that were used longest
+ago are removed when the bound is passed; a process that has one open can still read it.
 
-Limits: the bound is looked at after a fetch, so it may be passed by what is on its way. Names are
-digests of URL and size: a tar replaced by one of the same size is not noticed (`wenlan-data verify` does that).
+Limits: the bound is checked after a fetch, so fetches under way may pass it. Names are digests of URL and size: a tar
+replaced by one of the same size is not noticed (`wenlan-data verify` does that).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class TarCache:
             return handle
 
     def ahead(self, tars: Iterable[tuple[str, int]]) -> None:
-        """Let these (url, size) be fetched in the background. A failure shows when the tar is opened."""
+        """Begin to fetch these (url, size) in the background. A failure shows when the tar is opened."""
         if self._pool is None:  # not in __init__: a thread does not survive the fork of a worker
             self._pool = ThreadPoolExecutor(_AHEAD, thread_name_prefix="tars")
         wanted = list(tars)
@@ -85,17 +85,17 @@ class TarCache:
         self._shrink()
 
     def _shrink(self) -> None:
-        found = []
+        copies = []
         for path in self._folder.glob("*.tar"):
             with suppress(FileNotFoundError):  # another process was quicker
                 about = path.stat()
-                found.append((about.st_mtime, about.st_size, path))
-        held = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found)[:-1]:
-            if held <= self.limit:
+                copies.append((about.st_mtime, about.st_size, path))
+        total = sum(size for _, size, _ in copies)
+        for _, size, path in sorted(copies)[:-1]:
+            if total <= self.limit:
                 break
             path.unlink(missing_ok=True)  # its lock stays: without it two processes could fetch into one file
-            held -= size
+            total -= size
 
 
 def _copy(url: str, target: Path) -> int:

@@ -1,4 +1,4 @@
-"""How a worker process hands a batch over: through a ring of memory that it shares with the reader.
+"""Shared memory between worker processes and the reader of batches: a ring of slots, one batch each.
 
 torch's DataLoader shares every tensor of a batch through a file descriptor of its own, and maps fresh pages for each:
 for ten tensors that was 2 to 9 ms a batch, more than decoding eight pictures takes. Here the worker lays all tensors of
@@ -6,7 +6,7 @@ a batch into one slot, sends where they lie, and the reader copies the slot out 
 of it counts against /dev/shm, which containers keep small.
 
 Limits: worker processes must be forked after the ring was made. Nothing here guards a slot: whoever hands out the
-numbers must not give one again before it was read.
+numbers must not reuse one before it was read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ALIGN = 64
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Where a tensor lies in a slot; `start` in bytes."""
+    """Place of a tensor in a slot; `start` in bytes."""
 
     start: int
     dtype: torch.dtype
@@ -40,7 +40,7 @@ class Piece:
 
     @property
     def bytes(self) -> int:
-        """What it takes; tensors have no gaps, whatever the order of their axes."""
+        """Bytes of the tensor; it has no gaps, whatever the order of its axes."""
         return int(torch.Size(self.shape).numel()) * self.dtype.itemsize
 
 
@@ -67,7 +67,7 @@ class Slots:
                 raise ValueError(f"{at + piece.bytes} bytes for a slot of {len(memory)}")
             piece.of(memory).copy_(tensor)
             pieces.append(piece)
-            at += -(-piece.bytes // _ALIGN) * _ALIGN
+            at += -(-piece.bytes // _ALIGN) * _ALIGN  # rounded up: torch wants aligned memory for every dtype
         return tuple(pieces)
 
     def read(self, slot: int, pieces: Iterable[Piece], *, pin_memory: bool = False) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""Which text of a sample is trained on in an epoch: by its source kind's probabilities, boilerplate left out.
+"""Choice of the text that a sample is trained on in an epoch: by its source kind's probabilities, without boilerplate.
 
 Beside the kinds that are stored there are two that BriVL trained on and that are made of the surrounding text: `easy`,
 its first 128 characters, and `first`, its first sentence without the closing mark (training/data/released_rows.py).
@@ -37,7 +37,7 @@ def choose_text(row: Row, config: DataConfig, seed: int, epoch: int) -> RowText:
     Probabilities are rescaled to the kinds the row has; several texts of one kind share its probability. The first text
     is taken for "primary", for a source kind without probabilities and where none of the kinds is there.
     """
-    texts = _telling(row, config.boilerplate_dropout, seed, epoch)
+    texts = _informative(row, config.boilerplate_dropout, seed, epoch)
     kinds = config.text_kinds
     weights: Mapping[str, float] = {} if isinstance(kinds, str) else kinds.get(row.source_kind, {})
     offered = [*texts, *_derived(texts, weights)]
@@ -56,16 +56,16 @@ def is_boilerplate(text: str) -> bool:
     return _BOILERPLATE.fullmatch(text) is not None
 
 
-def _telling(row: Row, dropout: float, seed: int, epoch: int) -> Sequence[RowText]:
-    """The row's texts without those that say nothing; all of them where none is left."""
+def _informative(row: Row, dropout: float, seed: int, epoch: int) -> Sequence[RowText]:
+    """The row's texts without boilerplate; all of them where no other remains."""
     if not dropout or len(row.texts) == 1:
         return row.texts
-    left = [
+    informative = [
         text
         for number, text in enumerate(row.texts)
         if not is_boilerplate(text.text) or fraction("boilerplate", seed, epoch, row.key, number) >= dropout
     ]
-    return left or row.texts
+    return informative or row.texts
 
 
 def _derived(texts: Sequence[RowText], weights: Mapping[str, float]) -> list[RowText]:

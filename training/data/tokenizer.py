@@ -6,7 +6,7 @@ serves small text towers that start from nothing; a released text tower needs th
 `bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which the
 RoBERTa-wwm models and BriVL-1.0 share. It lies beside this file, so that released weights need no download.
 
-A vocabulary is written into every checkpoint as `vocab.txt`, one token a line, the line number is the id: ids can
+A vocabulary is written into every checkpoint as `vocab.txt`, one token per line, the line number is the id: ids can
 never drift between training and use.
 
 Limits: characters outside the vocabulary are [UNK] (id 1), many traditional ones too. Padding (0) is the caller's.
@@ -36,7 +36,7 @@ _SPACE_BY_HAN = re.compile(rf"(?<=[{_HAN}])\s+|\s+(?=[{_HAN}])")
 
 
 class Tokenizer(Protocol):
-    """What the loader needs of a tokenizer."""
+    """Interface of a tokenizer, as the loader needs it."""
 
     @property
     def vocabulary(self) -> Sequence[str]:
@@ -49,7 +49,7 @@ class Tokenizer(Protocol):
 
 
 class CharTokenizer:
-    """One token a character."""
+    """Tokenizer with one token per character."""
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         if tuple(vocabulary[:4]) != SPECIAL:

@@ -1,11 +1,11 @@
-"""Bytes of an image to the tower's square uint8 input, and its boxes with it.
+"""Decoding and resizing: from an image file's bytes to the tower's square uint8 input, and its boxes with it.
 
-The square resize (no crop, no flip) is the released model's: aspect is given up, but every box moves by two factors
+The square resize (no crop, no flip) is the released model's: the aspect is lost, but every box moves by two factors
 and nothing of an image is lost. Pixels stay uint8 until the device: handing float tensors between processes was the
 loader's largest cost. Colour changes come after the resize, on few pixels, and touch no box.
 
-Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it balks at
-(another colour model, damage) torchvision decides on. Pixels lie in memory as a decoder writes them, channel last.
+Sound JPEG is decoded by simplejpeg (libjpeg-turbo) with the pixels of torchvision, a third faster; what it refuses
+(another colour model, damage) is left to torchvision. Pixels lie in memory as a decoder writes them, channel last.
 What is much larger than the input is decoded at a half or a quarter of its size, which libjpeg does in the frequency
 domain: less than one grey level off on average, for half the time. A GPU may do both instead (`data.decoder=device`),
 in the training's own process; its decoder rounds otherwise than libjpeg.
@@ -87,11 +87,11 @@ def picture(
     """uint8 [3, size, size] of an image file, and its width and height as stored. Raises UnreadableImage.
 
     `full`: decode at full size whatever the size, as the released model has it. `device`: the GPU that decodes and
-    resizes JPEGs, at full size; what it balks at is the CPU's. The result lies in the CPU's memory either way.
+    resizes JPEGs, at full size; what it refuses is decoded by the CPU. The result lies in the CPU's memory either way.
     """
-    found = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
-    if found is not None:
-        return found
+    quick = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
+    if quick is not None:
+        return quick
     image = decode(data)
     height, width = image.shape[1:]
     return square(image, size), width, height

@@ -51,7 +51,7 @@ class _Layers(nn.Module):
         mask = self._mask(x, batch) if self.masked else None
         for layer in self.layer:
             out: Any = run_block(layer, x, mask, recompute=self.recompute)
-            x = out[0] if isinstance(out, tuple) else out  # transformers 4 gives a tuple, 5 a tensor
+            x = out[0] if isinstance(out, tuple) else out  # transformers 4 returns a tuple, 5 a tensor
         return x
 
     def _mask(self, x_BLD: Tensor, batch: Batch) -> Tensor:

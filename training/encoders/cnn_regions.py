@@ -38,7 +38,7 @@ class Prefix(nn.Module):
         self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
         self.backbone = nn.ModuleDict(dict(backbone.stages[:frozen]))
         self.layout = torch.channels_last
-        """Of pixels and so of all maps: what convolutions are fastest on, on CPUs and tensor cores alike."""
+        """Memory format of pixels and so of all maps: the fastest for convolutions, on CPUs and tensor cores alike."""
 
     def forward(self, batch: Batch) -> Tensor:
         x = batch.images_B3HW

@@ -1,1 +1,1 @@
-"""The method: losses, key queue, key towers, accumulation, exchange between ranks."""
+"""The method: losses, key queue, key towers, exchange between ranks."""

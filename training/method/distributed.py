@@ -1,4 +1,4 @@
-"""Ranks, and what they exchange. Every function also works in a process that belongs to no group.
+"""Exchange between ranks. Every function also works in a process that belongs to no group.
 
 Why gather in rank order: a queue must hold the same keys in the same order on every rank, and the same as on one rank
 with the whole batch, or a resumed run at another world size would go another way.
@@ -42,7 +42,7 @@ def gather(x: Tensor) -> Tensor:
 
 
 def gather_with_grad(x: Tensor) -> Tensor:
-    """As `gather`, but each rank receives the gradient of every rank's use of its part, summed."""
+    """Same as `gather`, with gradient: each rank receives the sum of the gradients of every rank's use of its part."""
     if world_size() == 1:
         return x
     gathered: Tensor = _GatherWithGrad.apply(x)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A ring of the newest K keys of one modality, with what is needed to know which of them are true negatives.
+"""Key queue: a ring of the newest K keys of one modality, with the ids that tell true negatives from false ones.
 
 Why buffers of a module: they move with the model, and a checkpoint stores them like any tensor. Why any K and any
 batch: a ring index is taken modulo K, so neither the last short batch nor a K that no batch divides is a special case,
@@ -31,7 +31,7 @@ class SampleIds:
 
     @staticmethod
     def of(batch: Batch) -> SampleIds:
-        """Those of a batch of this rank."""
+        """Ids of a batch of this rank."""
         return SampleIds(batch.sample_ids_B, batch.image_ids_B, batch.text_ids_B, batch.valid_B)
 
     @staticmethod
@@ -47,7 +47,7 @@ class SampleIds:
         return SampleIds(*(x[start:stop] for x in (self.sample_B, self.image_B, self.text_B, self.valid_B)))
 
     def of_all_ranks(self) -> SampleIds:
-        """Those of every rank, in rank order, in one exchange."""
+        """Ids of every rank, in rank order, in one exchange."""
         mine_B4 = torch.stack([self.sample_B, self.image_B, self.text_B, self.valid_B.to(torch.int64)], dim=1)
         sample_N, image_N, text_N, valid_N = distributed.gather(mine_B4).unbind(1)
         return SampleIds(sample_N, image_N, text_N, valid_N.bool())
@@ -81,6 +81,7 @@ class KeyQueue(nn.Module):
         """Write keys over the oldest slots, in order. A row that is not valid takes a slot and leaves it empty."""
         total = keys_BD.shape[0]
         start = max(0, total - self.size)
+        # Row i of the batch goes to slot (cursor + i) mod K; of more than K rows the first would be overwritten.
         slots = (self.cursor + torch.arange(start, total, device=keys_BD.device)) % self.size
         self.keys_KD[slots] = keys_BD[start:].to(self.keys_KD.dtype)
         self.sample_ids_K[slots] = ids.sample_B[start:]
@@ -98,6 +99,7 @@ class KeyQueue(nn.Module):
         """
         size = saved["keys_KD"].shape[0]
         kept = min(size, self.size)
+        # The saved cursor is the oldest slot, so size - kept .. size - 1 slots after it are the newest, oldest first.
         newest = (saved["cursor"] + torch.arange(size - kept, size, device=saved["cursor"].device)) % size
         for name in _ROWS:
             rows: Tensor = getattr(self, name)

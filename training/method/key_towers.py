@@ -1,9 +1,9 @@
-"""Key towers: how one is made from a query trunk, how it follows it, and how its batch norms are kept from cheating.
+"""Key towers: a key tower is made from a query trunk and follows it by a moving average, batch norms included.
 
 A key tower is a copy of the query tower's trunk that no gradient trains: after every step it moves a little towards it
 (MoCo, arXiv 1911.05722). If its batch norms used the statistics of the very batch that the queries came in, the pair
-could be told by them. Two ways out: statistics averaged like the weights, in eval mode (EMAN, arXiv 2101.08482; the
-default), or those of a batch shuffled over the ranks (`shuffled`, MoCo's own).
+could be recognised by them. Two remedies: statistics averaged like the weights, in eval mode (EMAN, arXiv 2101.08482;
+the default), or those of a batch shuffled over the ranks (`shuffled`, MoCo's own).
 
 Limits: `shuffled` is for image towers; text towers have no batch norms. With one rank it changes nothing that counts.
 """
@@ -53,7 +53,7 @@ def statistics(trunk: nn.Module) -> list[Tensor]:
 
 
 def use_batch_statistics(trunk: nn.Module, mode: bool) -> None:
-    """Let the trained batch norms of a key trunk take their batch's statistics, and all else stay in eval mode.
+    """Make the trained batch norms of a key trunk use their batch's statistics; all else stays in eval mode.
 
     They leave their averaged statistics alone: those follow the query tower's like any buffer.
     """
@@ -69,7 +69,7 @@ def use_batch_statistics(trunk: nn.Module, mode: bool) -> None:
 def shuffled(trunk: nn.Module, prefix: Tensor, batch: Batch) -> Tensor:
     """Image keys [B, D] of this rank's samples, computed in a batch of other samples of all ranks.
 
-    All of an image goes along, the number of its boxes too: the released code left the region mask behind. Sample ids
+    All of an image goes along, the number of its boxes too: the released code forgets the region mask. Sample ids
     are bits of a sha256, so their order is a shuffle on which the ranks agree.
     """
     size, world, rank = len(batch), distributed.world_size(), distributed.rank()
@@ -85,6 +85,7 @@ def shuffled(trunk: nn.Module, prefix: Tensor, batch: Batch) -> Tensor:
         valid_B=distributed.gather(batch.valid_B)[mine_B],
     )
     keys_ND = distributed.gather(trunk(distributed.gather(prefix)[mine_B], others))
+    # order_N[p] is the sample at place p of the shuffle; place_N, its inverse, brings keys back to their samples.
     place_N = torch.empty_like(order_N)
     place_N[order_N] = torch.arange(size * world, device=order_N.device)
     return keys_ND[place_N[rank * size : (rank + 1) * size]]

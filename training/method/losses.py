@@ -1,4 +1,4 @@
-"""What a query loses against its candidates: InfoNCE, soft targets, the sigmoid loss, each with formula and source.
+"""Losses of queries against their candidates: InfoNCE, soft targets, the sigmoid loss, each with formula and source.
 
 Shapes: B queries of one rank, N candidates that all of them share, M = 1 + N: column 0 is a query's own key, the other
 half of its pair. Not every candidate counts for every query (`counted_BM`): some slots are empty, some candidates are
@@ -21,7 +21,7 @@ from training.config import MocoConfig
 
 @dataclass(frozen=True)
 class Candidates:
-    """What B queries are compared with. `positive_BM` is within `counted_BM`; column 0 is in both."""
+    """Candidates of B queries. `positive_BM` is within `counted_BM`; column 0 is in both."""
 
     own_BD: Tensor
     others_ND: Tensor
@@ -54,15 +54,15 @@ class Logits(nn.Module):
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Bring a learned temperature back into its range: outside of it training was seen to become unstable."""
+        """Clip a learned temperature to its range: outside of it training was seen to become unstable."""
         if self.log_scale is not None:
             self.log_scale.clamp_(*self.limits)
 
     @torch.no_grad()
     def metrics(self) -> dict[str, Tensor]:
         """temperature and bias, where they are learned."""
-        found = {} if self.log_scale is None else {"temperature": (-self.log_scale).exp()}
-        return found if self.bias is None else {**found, "bias": self.bias.detach().clone()}
+        learned_values = {} if self.log_scale is None else {"temperature": (-self.log_scale).exp()}
+        return learned_values if self.bias is None else {**learned_values, "bias": self.bias.detach().clone()}
 
 
 def info_nce(logits_BM: Tensor, counted_BM: Tensor, targets_BM: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ def info_nce(logits_BM: Tensor, counted_BM: Tensor, targets_BM: Tensor) -> Tenso
 
 
 def even_targets(positive_BM: Tensor, like: Tensor) -> Tensor:
-    """The same share for every positive: [B, M] in the type of `like`."""
+    """Targets with the same share for every positive: [B, M] in the type of `like`."""
     shares_BM = positive_BM.to(like.dtype)
     return shares_BM / shares_BM.sum(1, keepdim=True)
 

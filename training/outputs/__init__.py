@@ -1,1 +1,1 @@
-"""What a training leaves: checkpoints, journal, curves, trackers."""
+"""Outputs of a training run: checkpoints, journal, curves, trackers."""

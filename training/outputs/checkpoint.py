@@ -2,7 +2,7 @@
 
     OUT/checkpoints/step-00000200/
       config.json            the resolved recipe, tokenizer, detector, digests of data and regions
-      vocab.txt              the tokenizer's vocabulary, one token a line
+      vocab.txt              the tokenizer's vocabulary, one token per line
       towers.safetensors     the query towers: all that eval, embed and export read
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
       released.safetensors   instead of the last three in an imported one: what only an export needs
@@ -46,7 +46,7 @@ RELEASED_FILE = "released.safetensors"
 """Tensors of a released checkpoint that no module of ours uses, by their names there."""
 
 BEST = "best"
-"""Beside the checkpoints of a run: a link to the one with the highest recall on the dev split."""
+"""Name of a link beside the checkpoints of a run, to the one with the highest recall on the dev split."""
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 CONFIG_FILE = "config.json"
@@ -55,7 +55,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass(frozen=True, slots=True)
 class RunState:
-    """Where a run stands: optimiser steps done, samples consumed, non-finite steps skipped; and on which data.
+    """Progress of a run: optimiser steps done, samples consumed, non-finite steps skipped; and on which data.
 
     `weights`: of a mixture's parts, empty without one. `best`: the highest mean recall on the dev split so far, and the
     step that had it, -1 before the first. `batch_size` and `world_size` are those of the last step, 0 if unknown.
@@ -85,7 +85,7 @@ class Checkpoint:
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Folder of the checkpoint."""
         return self.sealed.folder
 
     def has(self, file: str) -> bool:
@@ -129,7 +129,7 @@ class Checkpoint:
         return self.state()
 
     def state(self) -> RunState:
-        """Where the run stood. Raises CheckpointError."""
+        """Progress of the run when it was saved. Raises CheckpointError."""
         raw = self.sealed.object("state.json")
         known = {f.name for f in fields(RunState)}
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
@@ -219,7 +219,7 @@ def write(
 ) -> Path:
     """Write `run/checkpoints/step-N` atomically and return its path; `best`: let `run/checkpoints/best` name it.
 
-    The `keep_last` newest are kept, and the best; the others go.
+    The `keep_last` newest are kept, and the best; the others are removed.
     """
     folder = run / "checkpoints" / f"step-{state.step:08d}"
     described = {name: getattr(state, name) for name in ("content_digests", "region_digests", "detector")}
@@ -250,7 +250,7 @@ def save(
     state: RunState,
     keep_last: int,
 ) -> Path:
-    """`write` of a model as it is."""
+    """Write a checkpoint of a model and its optimiser as they are; see `write`."""
     return write(run, parts_of(model, optimizer), config, tokenizer, state, keep_last)
 
 
@@ -280,12 +280,12 @@ def save_imported(
 
 def latest(run: Path) -> Path | None:
     """The newest checkpoint of a run's folder, or None."""
-    found = folders(run)
-    return found[-1] if found else None
+    every = folders(run)
+    return every[-1] if every else None
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed run left half-written."""
+    """Remove the temporary folders of killed runs."""
     for path in (run / "checkpoints").glob(".step-*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -331,5 +331,5 @@ def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
 
 def folders(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
-    found = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name) and (p / INDEX).exists()]
-    return sorted(found, key=lambda p: int(p.name.partition("-")[2]))
+    whole = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name) and (p / INDEX).exists()]
+    return sorted(whole, key=lambda p: int(p.name.partition("-")[2]))

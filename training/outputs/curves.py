@@ -1,6 +1,6 @@
-"""metrics.jsonl as one static HTML page of curves: no server, no script, nothing fetched; it can be mailed.
+"""Curves of a run: metrics.jsonl as one static HTML page, without server, script or anything fetched.
 
-Limits: at most 400 points a curve, each the mean of what lies between; values that are not finite leave a gap.
+Limits: at most 400 points per curve, each the mean of what lies between; values that are not finite leave a gap.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def write_curves(out: Path, lines: Sequence[Mapping[str, Any]]) -> Path:
     names = {name for line in lines for name in line}
     figures = []
     for title, wanted in _GROUPS:
-        found = [n for w in wanted for n in sorted(names) if n == w or (w.endswith("*") and n.startswith(w[:-1]))]
-        curves = {name: _series(lines, name) for name in found}
+        matching = [n for w in wanted for n in sorted(names) if n == w or (w.endswith("*") and n.startswith(w[:-1]))]
+        curves = {name: _series(lines, name) for name in matching}
         curves = {name: points for name, points in curves.items() if points}
         if curves:
             figures.append(_figure(title, curves))

@@ -1,9 +1,9 @@
-"""What a run tells: its folder, and a bar or plain lines for the person who watches.
+"""Journal of a run: the records in its folder, and a progress bar or plain lines on the terminal.
 
     OUT/config.json         the resolved config
     OUT/environment.json    versions, device and machine of the latest start
-    OUT/log.txt             what was said, with times, over all starts
-    OUT/metrics.jsonl       the record: one object a logged step
+    OUT/log.txt             log lines with times, over all starts
+    OUT/metrics.jsonl       the record: one object per logged step
     OUT/curves.html         the same as curves, made anew with every checkpoint and at the end
     OUT/tensorboard         the same again (run.tracker)
 
@@ -45,7 +45,7 @@ class Journal:
     def __init__(
         self, out: Path, step: int, total: int, config: Config, *, about: Mapping[str, Any], silent: bool = False
     ) -> None:
-        """`about`: what of the machine the caller knows (device, processes); goes into environment.json."""
+        """`about`: facts of the machine (device, processes) that go into environment.json."""
         self._silent = silent
         self._total = total
         self._out = out
@@ -107,13 +107,13 @@ class Journal:
             write_curves(self._out, read_metrics(self._out))
 
     def say(self, text: str) -> None:
-        """One line for the person who watches."""
+        """Log one line, on the first rank only."""
         if not self._silent:
             LOG.info("%s", text)
 
 
 def _summary(metrics: Mapping[str, float]) -> str:
-    """The few numbers that are looked at while a run runs; empty for metrics of another kind."""
+    """The few numbers that are shown while a run goes on; empty for metrics of another kind."""
     if "loss" not in metrics:
         return ""
     shown = [f"loss {metrics['loss']:.4f}", f"{metrics['samples_per_second']:.3g} samples/s"]

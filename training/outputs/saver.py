@@ -1,4 +1,4 @@
-"""Checkpoints written while the run goes on, and copied to where a lost machine does not take them along.
+"""Saving in the background: checkpoints are written while the run goes on, and copied to a mirror on other storage.
 
 `Saver.save` takes a copy of the tensors on the CPU and returns; a thread writes, flushes and renames, then copies the
 folder to `run.mirror`, a folder or URL that fsspec opens, its checkpoint.json last. One write is under way at a time:
@@ -54,7 +54,7 @@ class Saver:
         self._thread.shutdown(wait=True)
 
     def save(self, model: BriVL, optimizer: torch.optim.Optimizer, state: RunState, *, best: bool = False) -> None:
-        """Begin to write the model as it is now. Raises what an earlier write failed with."""
+        """Begin to write the model as it is now. Raises the error of an earlier write, if it failed."""
         self.wait()
         parts = checkpoint.parts_of(model, optimizer, copied=self._config.run.save_in_background)
         self._underway = self._thread.submit(self._write, parts, state, best)
@@ -62,7 +62,7 @@ class Saver:
             self.wait()
 
     def wait(self) -> None:
-        """Until all that was begun is on the disk (and on the mirror). Raises what it failed with."""
+        """Wait until all that was begun is on the disk (and on the mirror). Raises what it failed with."""
         underway, self._underway = self._underway, None
         if underway is not None:
             underway.result()
@@ -116,10 +116,10 @@ def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
 def _names(fs: Any, root: str) -> list[str]:
     """Checkpoint folders of a mirror, whole or not."""
     try:
-        found = fs.ls(root, detail=False)
+        listed = fs.ls(root, detail=False)
     except FileNotFoundError:
         return []
-    names = (posixpath.basename(path.rstrip("/")) for path in found)
+    names = (posixpath.basename(path.rstrip("/")) for path in listed)
     return sorted(name for name in names if checkpoint.STEP_FOLDER.fullmatch(name))
 
 

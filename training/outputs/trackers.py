@@ -1,7 +1,7 @@
-"""Where a run's metrics go beside metrics.jsonl: TensorBoard, Weights & Biases or MLflow, one class each.
+"""Trackers: TensorBoard, Weights & Biases or MLflow receive a run's metrics beside metrics.jsonl, one class each.
 
 W&B and MLflow are not dependencies: who names one has it installed, and sets it up by its own environment variables
-(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A run that goes on writes into the tracker's run that it began.
+(WANDB_MODE, WANDB_PROJECT, MLFLOW_TRACKING_URI, ...). A resumed run writes into the run of the tracker that it began.
 
 Limits: metrics only; no files, no weights, no code leave the machine through here.
 """
@@ -18,14 +18,14 @@ from training.errors import ConfigError
 
 
 class Tracker(Protocol):
-    """What the journal needs of one."""
+    """Interface of a tracker, as the journal needs it."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of a step."""
+        """Record the metrics of a step."""
         ...
 
     def close(self) -> None:
-        """Nothing more will come."""
+        """End the record: nothing more will come."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, and folders whose files are proved before they are read.
+"""Atomic writes of files and folders, and folders whose files are verified before they are read.
 
     whole_file(out)         a temporary name beside `out` that is renamed at the end
     whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
@@ -105,7 +105,7 @@ class Sealed:
                 raise CheckpointError(str(path), problem)
         return Sealed(folder, {file: digest for file, (_, digest) in files.items()})
 
-    def proved(self, file: str) -> Path:
+    def verified(self, file: str) -> Path:
         """Path of a file whose sha256 is the one in the index. Raises CheckpointError."""
         if file not in self.files:
             raise CheckpointError(str(self.folder / INDEX), f"names no {file}; not a checkpoint to go on from")
@@ -117,14 +117,14 @@ class Sealed:
     def text(self, file: str) -> str:
         """Content of a UTF-8 file. Raises CheckpointError."""
         try:
-            return self.proved(file).read_bytes().decode()
+            return self.verified(file).read_bytes().decode()
         except UnicodeDecodeError as e:
             raise CheckpointError(str(self.folder / file), f"not UTF-8 at byte {e.start}") from None
 
     def object(self, file: str) -> dict[str, Any]:
         """JSON object of a file. Raises CheckpointError."""
         try:
-            value = json.loads(self.proved(file).read_bytes())
+            value = json.loads(self.verified(file).read_bytes())
         except ValueError as e:
             raise CheckpointError(str(self.folder / file), f"not JSON ({e})") from None
         if not isinstance(value, dict):
@@ -136,7 +136,7 @@ class Sealed:
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        path = self.proved(file)
+        path = self.verified(file)
         try:
             tensors = load_file(path)
         except SafetensorError as e:
@@ -157,7 +157,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def flush(path: Path) -> None:
-    """Make sure that a file's content, or a folder's names, are on the disk."""
+    """Write a file's content, or a folder's names, through to the disk (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -30,7 +30,7 @@ Autocast = Callable[[], AbstractContextManager[Any]]
 def backward(
     model: BriVL, micros: Sequence[Batch], samples: float, autocast: Autocast = nullcontext
 ) -> list[StepOutput]:
-    """Add the step's gradients to the parameters; the outputs of the micro-steps, whose losses add up to the step's.
+    """Add the step's gradients to the parameters; returns the micro-steps' outputs, whose losses add up to the step's.
 
     `samples`: valid samples of the step over all ranks, divided by the ranks (see `BriVL.loss`).
     """
@@ -56,10 +56,11 @@ def _cached(model: BriVL, micros: Sequence[Batch], samples: float, autocast: Aut
     output = model.loss(whole, samples)
     output.loss.backward()  # type: ignore[no-untyped-call]
 
+    # Second pass: rows start..stop-1 of the joined features are this micro-batch's, and so are their gradients.
     outputs, start = [], 0
     for batch, seed in zip(micros, seeds, strict=True):
         torch.manual_seed(seed)
-        # An autocast of its own: one that has seen the weights without a graph would hand them out without one.
+        # A second autocast context: one that has cached the weights without a graph would return them without one.
         with autocast():
             again = model.features(batch, keys=False)
         stop = start + len(batch)
@@ -72,7 +73,7 @@ def _cached(model: BriVL, micros: Sequence[Batch], samples: float, autocast: Aut
 
 
 def _leaves(parts: Sequence[Features], has_keys: bool) -> Features:
-    """The features of all micro-batches in one, as tensors of which the loss can give the gradient."""
+    """The features of all micro-batches joined, as leaves that receive the gradient of the loss."""
     image_BD = torch.cat([p.image_BD for p in parts]).requires_grad_()
     text_BD = torch.cat([p.text_BD for p in parts]).requires_grad_()
     ids = SampleIds.joined([p.ids for p in parts])

@@ -1,4 +1,4 @@
-"""`fit --dry-run`: what a run would take, from a count of its model and five real steps on its data.
+"""`fit --dry-run`: the cost of a run, from a count of its model and five real steps on its data.
 
 The steps are those of the loop, on the first batches, without prefilled queues and without a checkpoint; nothing stays.
 Time is that of the last three, so that a first step that compiles or allocates does not count.
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,49 +35,58 @@ def dry_run(
     device = device_of(config.run.device)
     samples = len(open_dataset(data, "train", detector=config.data.detector, cache=cache))
     steps = steps_of(config, samples)
-    short = replace(
-        config,
-        run=replace(
-            config.run,
-            epochs=STEPS * config.run.batch_size / max(samples, 1),
-            log_every=1,
-            eval_every=0,
-            patience=0,
-            checkpoint_every=0,
-            profile_steps=0,
-            mirror="",
-            tracker="none",
-        ),
-        moco=replace(config.moco, prefill=False),
-    )
     with tempfile.TemporaryDirectory(prefix="wenlan-dry-run-") as folder:
-        fit(short, data, Path(folder), init=init, cache=cache, save=False)
+        fit(_shortened(config, samples), data, Path(folder), init=init, cache=cache, save=False)
         measured = [line for line in read_metrics(Path(folder)) if "samples_per_second" in line][-_COUNTED:]
+    peak = used_memory(device)
     needs = footprint(config)
     rate = statistics.median(line["samples_per_second"] for line in measured)
-    waiting = statistics.median(line["waiting_for_data"] for line in measured)
-    peak = used_memory(device)
-    flops = Meter(config, device).sample_flops()
-    seconds = steps * config.run.batch_size / rate
-    return {
+    result = {
         "parameters": {"trained": needs.trained, "frozen": needs.frozen, "averaged": needs.averaged},
-        "flops_per_sample": flops,
-        "memory": {"floor_bytes": needs.floor_bytes, "peak_bytes": peak, "machine_bytes": machine_memory()},
+        "flops_per_sample": Meter(config, device).sample_flops(),
+        "memory": {
+            "floor_bytes": needs.floor_bytes,
+            "peak_bytes": peak,
+            "machine_bytes": machine_memory(),
+        },
         "samples": samples,
         "steps": steps,
         "samples_per_second": rate,
-        "waiting_for_data": waiting,
-        "seconds": seconds,
+        "waiting_for_data": statistics.median(line["waiting_for_data"] for line in measured),
+        "seconds": steps * config.run.batch_size / rate,
         "device": str(device),
-        "lines": [
-            f"parameters: {needs.trained:,} trained, {needs.frozen:,} frozen, {needs.averaged:,} in key towers",
-            f"work: {flops / 1e9:.2f} GFLOP a sample, {flops * config.run.batch_size / 1e12:.3f} TFLOP a step",
-            f"memory: {needs.floor_bytes / 2**30:.2f} GiB of weights, gradients, moments and queues; "
-            f"{peak / 2**30:.2f} GiB at the peak of {STEPS} steps on {device}",
-            f"data: {samples:,} samples, {config.run.epochs:g} epochs, {steps:,} steps of {config.run.batch_size}",
-            f"time: {_duration(seconds)} at {rate:.3g} samples/s, {waiting:.0%} of it waiting for data",
-        ],
     }
+    return {**result, "lines": _lines(config, result)}
+
+
+def _shortened(config: Config, samples: int) -> Config:
+    """The run's first STEPS steps, every one logged, without anything that is kept or that is not a step."""
+    run = replace(
+        config.run,
+        epochs=STEPS * config.run.batch_size / max(samples, 1),
+        log_every=1,
+        eval_every=0,
+        patience=0,
+        checkpoint_every=0,
+        profile_steps=0,
+        mirror="",
+        tracker="none",
+    )
+    return replace(config, run=run, moco=replace(config.moco, prefill=False))
+
+
+def _lines(config: Config, result: Mapping[str, Any]) -> list[str]:
+    """The result in words."""
+    parameters, memory, flops = result["parameters"], result["memory"], result["flops_per_sample"]
+    batch, rate, waiting = config.run.batch_size, result["samples_per_second"], result["waiting_for_data"]
+    return [
+        "parameters: {trained:,} trained, {frozen:,} frozen, {averaged:,} in key towers".format(**parameters),
+        f"work: {flops / 1e9:.2f} GFLOP a sample, {flops * batch / 1e12:.3f} TFLOP a step",
+        f"memory: {memory['floor_bytes'] / 2**30:.2f} GiB of weights, gradients, moments and queues; "
+        f"{memory['peak_bytes'] / 2**30:.2f} GiB at the peak of {STEPS} steps on {result['device']}",
+        f"data: {result['samples']:,} samples, {config.run.epochs:g} epochs, {result['steps']:,} steps of {batch}",
+        f"time: {_duration(result['seconds'])} at {rate:.3g} samples/s, {waiting:.0%} of it waiting for data",
+    ]
 
 
 def _duration(seconds: float) -> str:

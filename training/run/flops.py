@@ -6,25 +6,27 @@ memory does not count (model FLOPs utilisation: PaLM, arXiv 2204.02311, appendix
 are two operations.
 
 The count is torch's own (`FlopCounterMode`) over the real towers on the meta device, so it follows any backbone. Work
-grows as a polynomial of degree two with the number of tokens or boxes (attention), so three counts give all.
+grows as a polynomial of degree two with the number of tokens or boxes (attention), so three counts determine all.
 
 Limits: only products (matrix products, convolutions, attention) are counted; similarities with the queue, under 1% of
 a step, are not. Peaks are those of data sheets, without sparsity; for a device that is not in the table, a CPU above
-all, there is no MFU, only the operations a second that were reached.
+all, there is no MFU, only the operations per second that were reached.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from training.config import Config
+from training.config import Config, DataConfig, MocoConfig, OptimConfig, RunConfig, from_dict, to_dict
 from training.encoders import build_tower
 from training.records import Batch
 from training.towers.tower import Modality, Tower
@@ -49,11 +51,11 @@ PEAKS: tuple[tuple[str, float, float], ...] = (
     ("RTX 4090", 165e12, 82.6e12),
     ("RTX 3090", 71e12, 35.6e12),
 )
-"""Part of a device's name, and its peak operations a second in bf16 (dense, float32 sums) and in plain float32."""
+"""Part of a device's name, and its peak operations per second in bf16 (dense, float32 sums) and in plain float32."""
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak operations a second of a device by the name that CUDA gives it, or None where we do not know it."""
+    """Peak operations per second of a device by its name in CUDA, or None for one that is not in the table."""
     words = device_name.replace("-", " ").split()
     for name, bf16, fp32 in PEAKS:
         if all(part in words for part in name.split()):
@@ -62,7 +64,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 def forward_flops(config: Config, modality: Modality, parts: int) -> dict[str, int]:
-    """Of one sample through the query tower, for `parts` tokens or boxes: of its `backbone`, and of the `tower`."""
+    """Operations of one sample through the query tower of `parts` tokens or boxes: of `backbone`, and of `tower`."""
     tower, batch = _tower(config, modality, parts)
     with torch.no_grad(), _counter() as counter:
         tower(batch)
@@ -75,37 +77,49 @@ class Meter:
     """Operations of the steps of one run on one device."""
 
     def __init__(self, config: Config, device: torch.device) -> None:
-        self._config = config
-        self._image = self._text = np.zeros(3)
+        self._data = config.data
+        self._model = _model_of(config)
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         self._peak = peak_flops(name, config.run.precision)
 
     def step_flops(self, pairs: int, boxes: int, tokens: int) -> float:
-        """Of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
-        if not self._image.any():  # seconds of work: only when it is first asked for
-            self._image = _curve(self._config, "image", self._config.data.max_boxes + 1)
-            self._text = _curve(self._config, "text", self._config.data.max_tokens)
-        return float(pairs * (np.polyval(self._image, boxes) + np.polyval(self._text, tokens)))
+        """Operations of one rank's part of a step: `pairs` samples padded to `boxes` and `tokens`."""
+        # Seconds of work: only when it is first asked for, and once in a process.
+        image = _curve(self._model, "image", self._data.max_boxes + 1)
+        text = _curve(self._model, "text", self._data.max_tokens)
+        return float(pairs * (np.polyval(image, boxes) + np.polyval(text, tokens)))
 
     def sample_flops(self) -> float:
-        """Of one sample in one step, with as many boxes and tokens as the config allows."""
-        return self.step_flops(1, self._config.data.max_boxes + 1, self._config.data.max_tokens)
+        """Operations of one sample in one step, with as many boxes and tokens as the config allows."""
+        return self.step_flops(1, self._data.max_boxes + 1, self._data.max_tokens)
 
     def metrics(self, micros: Sequence[Batch], seconds: float) -> dict[str, float]:
-        """`tflops`: 10^12 operations a second of this rank; `mfu`: their share of the peak, where that is known."""
+        """`tflops`: 10^12 operations per second of this rank; `mfu`: their share of the peak, where that is known."""
         done = sum(self.step_flops(len(b), b.boxes_BR4.shape[1], b.token_ids_BL.shape[1]) for b in micros)
-        found = {"tflops": done / seconds / 1e12}
-        return found if self._peak is None else found | {"mfu": done / seconds / self._peak}
+        metrics = {"tflops": done / seconds / 1e12}
+        return metrics if self._peak is None else metrics | {"mfu": done / seconds / self._peak}
 
 
-def _curve(config: Config, modality: Modality, most: int) -> Any:
+def _model_of(config: Config) -> str:
+    """The part of a config that operations depend on, as the JSON of a config: the key by which counts are cached."""
+    moco = MocoConfig(objective=config.moco.objective, feature_dim=config.moco.feature_dim)
+    sizes = config.data
+    data = DataConfig(image_size=sizes.image_size, max_boxes=sizes.max_boxes, max_tokens=sizes.max_tokens)
+    run = RunConfig(recompute=config.run.recompute)
+    alike = replace(config, recipe="", seed=0, moco=moco, data=data, optim=OptimConfig(), run=run)
+    return json.dumps(to_dict(alike))
+
+
+@lru_cache(maxsize=16)
+def _curve(model: str, modality: Modality, most: int) -> Any:
     """Coefficients, highest first, of a sample's operations by its number of parts."""
+    config = from_dict(json.loads(model))
     at = sorted({1, most // 2 + 1, most + 2})
     return np.polyfit(at, [_step_flops(config, modality, parts) for parts in at], 2)
 
 
 def _step_flops(config: Config, modality: Modality, parts: int) -> int:
-    """Of one sample in one step through query and key tower."""
+    """Operations of one sample in one step through query and key tower."""
     tower, batch = _tower(config, modality, parts)
     with _counter() as counter:
         with torch.no_grad():
@@ -137,7 +151,7 @@ def _counter() -> Any:
 def _convolution_backward(
     grad_shape: Sequence[int], _x_shape: Sequence[int], weight_shape: Sequence[int], *more: Any, **_: Any
 ) -> int:
-    """As much as the forward for each of the two gradients that are asked for: of the input, of the weight."""
+    """Operations of a convolution's backward: those of its forward for each gradient asked for, of input and weight."""
     wanted = more[7]  # bias, stride, padding, dilation, transposed, output padding, groups, then which gradients
     forward = 2 * math.prod(grad_shape) * math.prod(weight_shape[1:])
     return forward * (bool(wanted[0]) + bool(wanted[1]))

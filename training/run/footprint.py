@@ -1,4 +1,4 @@
-"""What a run will need, before it takes it: parameters, memory, and the sentence when it cannot fit.
+"""Parameters and memory of a run, counted before it begins; one that cannot fit is refused in one sentence.
 
 Counted is what must be there whatever the batch: weights, key weights, gradients, Adam's two moments, both queues, and
 one more copy of what a checkpoint holds where it is written in the background (host memory). Activations come on top;
@@ -41,7 +41,7 @@ class Footprint:
 
     @property
     def floor_bytes(self) -> int:
-        """What the device must hold before the first activation."""
+        """Bytes that the device must hold before the first activation."""
         return self.weights_bytes + self.gradients_bytes + self.optimizer_bytes + self.queues_bytes
 
     def to_json(self) -> dict[str, Any]:
@@ -50,7 +50,7 @@ class Footprint:
 
 
 def footprint(config: Config) -> Footprint:
-    """Of a config's model, counted on tensors without memory."""
+    """Footprint of a config's model, counted on tensors without memory."""
     with torch.device("meta"):
         model = BriVL(config, load_weights=False)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -73,20 +73,20 @@ def footprint(config: Config) -> Footprint:
 
 def check_fits(config: Config, device: torch.device, ranks_here: int) -> Footprint:
     """The footprint of a run whose `ranks_here` processes share this machine. Raises RunError if it cannot fit."""
-    found = footprint(config)
+    needs = footprint(config)
     gpu = device.type == "cuda"
     there = torch.cuda.get_device_properties(device).total_memory if gpu else machine_memory() // ranks_here
-    if found.floor_bytes > there:
+    if needs.floor_bytes > there:
         what = "weights with key towers {:.1f}, gradients {:.1f}, optimiser {:.1f}, queues {:.1f}".format(
-            *(n / 1e9 for n in (found.weights_bytes, found.gradients_bytes, found.optimizer_bytes, found.queues_bytes))
+            *(n / 1e9 for n in (needs.weights_bytes, needs.gradients_bytes, needs.optimizer_bytes, needs.queues_bytes))
         )
         where = str(device) if gpu else f"this machine's share for each of {ranks_here} process(es)"
         raise RunError(
             f"recipe {config.recipe}",
-            f"does not fit: it needs {found.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "
+            f"does not fit: it needs {needs.floor_bytes / 1e9:.1f} GB before the first activation ({what}), "
             f"and {where} has {there / 1e9:.1f} GB; take fewer processes, a smaller queue or a smaller recipe",
         )
-    return found
+    return needs
 
 
 def machine_memory() -> int:
@@ -103,7 +103,7 @@ def machine_memory() -> int:
 
 
 def used_memory(device: torch.device) -> int:
-    """Peak bytes that this process has held: of its GPU, or of its own."""
+    """Peak memory of this process in bytes: of its GPU, or of the process itself."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import resource

@@ -1,9 +1,9 @@
-"""What of a run is watched while it trains: queues, features, and where the loss comes from.
+"""The health of a run while it trains: its queues, the spread of its features, and the loss by source kind.
 
     fill, age, oldest       of each queue, in steps since a key entered
     false_negatives         share of (sample, key) that have the image or the text in common, by cluster ids
-    image_stale, text_stale 1 - similarity of what the query tower says now and of what is stored, for samples whose
-                            keys are about to leave the queue: how far training has moved away from its negatives
+    image_stale, text_stale 1 - similarity of the query tower's feature now and the stored key, for samples whose keys
+                            are about to leave the queue: how far training has moved away from its negatives
     *_spread                1 - |mean feature|^2: 0 when all features are one
     loss.KIND               mean loss of the samples of a source kind since the last line
 
@@ -39,10 +39,10 @@ _LASTING = 5
 """Logged steps in a row of a collapse before it counts."""
 
 _FRESH = 200
-"""Steps in which a model is given time to tell its samples apart."""
+"""First steps in which no collapse is looked for: a fresh model has not learned yet to separate its samples."""
 
 _PROBED = 8
-"""Samples whose keys are looked at again."""
+"""Samples of a probe: their keys are compared with the query tower again when they are about to leave the queue."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class _Probe:
 
 
 class Health:
-    """Collects what the steps show; `metrics` on a logged step takes it out. Every rank holds one and calls alike."""
+    """Collects figures of every step (`saw`) and returns them on a logged one (`metrics`). Every rank calls alike."""
 
     def __init__(self, model: BriVL, config: Config) -> None:
         self._model, self._config = model, config
@@ -79,12 +79,12 @@ class Health:
         self, step: int, position: int, outputs: Sequence[StepOutput], spreads: Mapping[str, float]
     ) -> dict[str, float]:
         """Queue health and losses by source. Raises RunError on a collapse, if the config asks for that."""
-        found = self._model.queue_health(step) | self._stale | self._losses_of_sources()
+        metrics = self._model.queue_health(step) | self._stale | self._losses_of_sources()
         if self._model.has_keys:
-            found["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids)
-        self._look_for_collapse(step, position, found | dict(spreads))
+            metrics["false_negatives"] = self._model.text_queue.false_negatives(outputs[0].ids)
+        self._look_for_collapse(step, position, metrics | dict(spreads))
         self._stale = {}
-        return found
+        return metrics
 
     def _by_source(self, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
         if micros[0].sources_B is None:
@@ -129,11 +129,11 @@ class Health:
 @torch.no_grad()
 def _staleness(model: BriVL, probe: _Probe) -> dict[str, float]:
     valid_B = probe.batch.valid_B
-    found = {}
+    stale = {}
     for name, now_BD, then_BD in (
         ("image_stale", model.encode_image(probe.batch), probe.image_keys_BD),
         ("text_stale", model.encode_text(probe.batch), probe.text_keys_BD),
     ):
         similar_B = (now_BD.float() * then_BD.float()).sum(1)
-        found[name] = float(1 - torch.where(valid_B, similar_B, 0.0).sum() / valid_B.sum().clamp(min=1))
-    return found
+        stale[name] = float(1 - torch.where(valid_B, similar_B, 0.0).sum() / valid_B.sum().clamp(min=1))
+    return stale

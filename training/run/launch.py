@@ -1,4 +1,4 @@
-"""Where a run takes place: the process group it belongs to, its folder, and who may ask it to leave.
+"""Surroundings of a run: its process group, the lock on its folder, and requests to save or to end.
 
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
@@ -65,7 +65,7 @@ def average_gradients(parameters: list[torch.nn.Parameter], chunk_bytes: int = 6
 
 
 class Leave(IntEnum):
-    """What a run is asked to do between two steps; of several ranks the largest counts for all."""
+    """Request to a run between two steps; of several ranks the largest counts for all."""
 
     NO = 0
     SAVE = 1

@@ -1,4 +1,4 @@
-"""Errors of ours on their way through Ray, which wraps whatever a worker raises and may start that worker again.
+"""Errors of workers on their way through Ray, which wraps whatever a worker raises and may start that worker again.
 
 A worker notes an error of ours in the run's folder before it raises it (`note`); whoever is started again, and the
 driver, find it there (`noted`). An error that was not noted is dug out of Ray's (`cause`).
@@ -21,7 +21,7 @@ _KINDS = {kind.__name__: kind for kind in (ConfigError, CheckpointError, InputEr
 
 
 def note(out: Path, error: TrainingError | ContractError) -> None:
-    """Leave an error of ours in the folder `out` for the driver; the first one only."""
+    """Note an error of ours in the folder `out` for the driver; the first one only."""
     kind, words = _plain(error)
     try:
         with (out / NOTE).open("x", encoding="utf-8") as file:
@@ -31,7 +31,7 @@ def note(out: Path, error: TrainingError | ContractError) -> None:
 
 
 def noted(out: Path) -> Exception | None:
-    """The error that a worker left in the folder `out`, or None."""
+    """The error that a worker noted in the folder `out`, or None."""
     try:
         written = json.loads((out / NOTE).read_text(encoding="utf-8"))
         return _KINDS[written["kind"]](*written["said"])

@@ -1,4 +1,4 @@
-"""The same loop on workers of Ray Train: on this machine, or on the cluster that RAY_ADDRESS names.
+"""Training on workers of Ray Train: on this machine, or on the cluster that RAY_ADDRESS names.
 
 The only module of `training` that imports ray. Ray starts the processes and the process group, starts them again when
 one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data, queue, checkpoint and resume are the
@@ -59,7 +59,7 @@ def fit_on_ray(
 ) -> dict[str, Any]:
     """`training.run.train.fit` on Ray workers: `FitResult.to_json` of rank 0. Raises what `fit` raises.
 
-    `workers`: the fewest and the most. `max_failures`: lost workers after which it is given up; nodes that a cloud
+    `workers`: the fewest and the most. `max_failures`: lost workers after which the run ends; nodes that a cloud
     takes back are not counted. `resize_every`: seconds between looks at whether there is room for more.
     """
     try:
@@ -95,7 +95,7 @@ def fit_on_ray(
 
 
 def _check_shares(config: Config, workers: tuple[int, int]) -> None:
-    """Every number of workers that may come about must divide the batch. Raises ConfigError."""
+    """Raise ConfigError unless every possible number of workers divides the batch."""
     low, high = workers
     for count in range(low, high + 1):
         if config.run.batch_size % (count * config.run.accumulate):
@@ -122,7 +122,7 @@ def _cluster(cpus: int) -> Iterator[None]:
 
 
 def _task(config: Config, data: Sequence[str], out: Path, init: Path | None, cache: Path | None) -> dict[str, Any]:
-    """What a worker is told, as JSON values."""
+    """Arguments of a worker, as JSON values."""
     return {
         "config": to_dict(config),
         "data": list(data),
@@ -150,7 +150,7 @@ def _scaling(config: Config, workers: tuple[int, int], resize_every: float) -> A
 
 
 def _work(task: dict[str, Any]) -> None:
-    """One worker. Relative paths of the config are those of the folder in which the command was given."""
+    """Body of a worker. Relative paths of the config are those of the folder in which the command was started."""
     import logging
 
     from training.method import distributed

@@ -1,6 +1,6 @@
-"""What a run that goes on must have in common with what it began as, and what it may do otherwise.
+"""Resume: which keys of its config a continued run must keep, and which it may change.
 
-Limits: a key that is in neither list must be the same; a new key of the config belongs into one of them if it may not.
+Limits: a key that is in neither list must stay the same; a new key of the config that may change belongs into one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def obeying(config: Config, start: Path | None) -> Config:
 
 
 def check_same(saved: Config, asked: Config, folder: Path) -> None:
-    """A run goes on only as what it began as. Raises ConfigError naming the keys that differ."""
+    """Raise ConfigError naming the keys in which a continued run differs from the saved one and must not."""
     before, now = flat("", to_dict(saved)), flat("", to_dict(asked))
     may = _FREE_TO_CHANGE | _CHANGED_ALOUD
     keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may)
@@ -63,8 +63,8 @@ def check_same(saved: Config, asked: Config, folder: Path) -> None:
         raise ConfigError(str(folder), f"the run began otherwise ({changes}); use the same recipe or another --out")
 
 
-def say_changes(state: RunState, batch_size: int, world_size: int) -> None:
-    """One line for each of what a run does otherwise from here on."""
+def log_changes(state: RunState, batch_size: int, world_size: int) -> None:
+    """Log one line for each change from here on: of the batch, of the number of processes."""
     for name, was, now in (("batch", state.batch_size, batch_size), ("processes", state.world_size, world_size)):
         if was and was != now:
             LOG.warning("step %d: %s: was %d, is %d now", state.step, name, was, now)

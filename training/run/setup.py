@@ -1,4 +1,4 @@
-"""What a run works on: data, model and optimiser, and where it stands. Everything that may be refused is refused here.
+"""Set-up of a run: data, model and optimiser, and where it stands. Whatever may be refused is refused here.
 
 A run goes on from the newest checkpoint of its own folder, or begins from the towers of another checkpoint, or from the
 recipe's weights. Before the data is opened its memory is added up; before a checkpoint is taken over its config and its
@@ -30,7 +30,7 @@ from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
-from training.run.resume import check_same, say_changes
+from training.run.resume import check_same, log_changes
 
 LOG = logging.getLogger(__name__)
 
@@ -85,11 +85,11 @@ def set_up(
     dev = None
     if config.run.eval_every:
         # The train split's detector; a plain tar has no dev split and must not serve as one.
-        held_out = open_dataset(
+        dev_split = open_dataset(
             data, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb, plain_tars=False
         )
-        if len(held_out):
-            dev = _loader(config, held_out, tokenizer, share, device, train=False)
+        if len(dev_split):
+            dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
             LOG.info("the data has no dev split: no recall while training")
     model, optimizer, state = _build(config, out, device, init, _beginning(dataset))
@@ -162,5 +162,5 @@ def _resume(folder: Path, config: Config, model: BriVL, optimizer: torch.optim.A
         if getattr(state, what) != getattr(beginning, what):
             raise RunError(str(folder), "was trained on other data, regions or weights of data; choose another --out")
     if distributed.rank() == 0:
-        say_changes(state, config.run.batch_size, distributed.world_size())
+        log_changes(state, config.run.batch_size, distributed.world_size())
     return state

@@ -27,7 +27,7 @@ from training.run.setup import Setup
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What a step was made of and what came of it.
+    """A step that was taken: its micro-batches and their outputs.
 
     `norm`: of the gradient before clipping, or None when it was not finite and nothing was moved.
     """
@@ -64,7 +64,7 @@ class Stepper:
 
     @property
     def prefill_steps(self) -> int:
-        """Steps whose keys fill the queues: the last one may push out keys of the first."""
+        """Steps whose keys fill the queues; where no batch divides K the last ones push out some of the first."""
         return math.ceil(self._config.moco.queue_size / self._config.run.batch_size)
 
     def step(self, batches: Sequence[Batch], state: RunState, valid: int) -> Step:

@@ -3,7 +3,7 @@
 One step: take this rank's micro-batches of the global batch at `position` -> forward against the queues as they were,
 backward -> mean of the gradients over the ranks -> clip -> optimiser -> key towers and queues move
 (training/run/step.py). Random numbers of a step follow from (seed, step, rank), the data from (seed, position): a run
-that was killed and started again by the same command gives the losses it would have given.
+that was killed and started again by the same command has the losses that it would have had.
 
 Between two steps the ranks agree on whether any of them was asked to leave: to save because a machine may go, or to
 save and end (SIGTERM). A run is the only one that writes into its folder.
@@ -48,7 +48,7 @@ MAX_NON_FINITE = 10
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a run did. `seconds` and `samples_per_second` are of this process only; recall is of the dev split.
+    """Outcome of a run. `seconds` and `samples_per_second` are of this process only; recall is of the dev split.
 
     `stopped_early`: run.patience was at its end. `best_step`: the step with the highest recall on the dev split, or -1.
     """
@@ -105,7 +105,7 @@ def fit(
 
 
 def _fetch(out: Path, mirror: str) -> None:
-    """On the first rank, then on those that see another disk."""
+    """Fetch the mirror's newest checkpoint: on the first rank, then on those that see another disk."""
     if distributed.rank() == 0:
         fetch(out, mirror)
     if distributed.world_size() > 1:

@@ -38,7 +38,7 @@ Stages = list[tuple[str, nn.Module]]
 _IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _FILES = ("model.safetensors", "pytorch_model.bin")
 _CLASSIFIERS = ("classifier.", "fc.", "head.")
-"""Where classifiers lie in a file; no backbone here has one."""
+"""Prefixes of a classifier's tensors in a file; no backbone here has one."""
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,18 @@ def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[in
     model.eval()  # a batch norm that trains refuses a map of one pixel
     try:
         with fake, torch.no_grad():
-            found: Any = model.forward_features(torch.zeros(1, 3, image_size, image_size, device=device))  # type: ignore[operator]
+            features: Any = model.forward_features(torch.zeros(1, 3, image_size, image_size, device=device))  # type: ignore[operator]
     except (AssertionError, RuntimeError, ValueError) as e:
         raise ConfigError("data.image_size", f"{name} does not take {image_size} x {image_size} ({_line(e)})") from e
     finally:
         model.train(training)
-    if not isinstance(found, Tensor) or found.ndim not in (3, 4):
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
         raise ConfigError("image.backbone", f"timm's {name} gives no feature map")
-    return tuple(found.shape)
+    return tuple(features.shape)
 
 
 class _Map(nn.Module):
-    """Features of a model's part as a map [B, C, h, w]: channels moved to the front, class tokens left out."""
+    """Features of a model's part as a map [B, C, h, w]: channels moved to the front, class tokens dropped."""
 
     def __init__(self, inner: nn.Module, shape: tuple[int, ...], model: Any) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class _Map(nn.Module):
 
 
 class _Patches(nn.Module):
-    """What a ViT does before its blocks: patches, positions, class tokens."""
+    """The part of a ViT before its blocks: patches, positions, class tokens."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -223,10 +223,10 @@ def _load(model: nn.Module, weights: str) -> None:
 def _file_of(weights: str) -> Path:
     path = Path(weights)
     if path.is_dir():
-        found = [path / name for name in _FILES if (path / name).is_file()]
-        if not found:
+        present = [path / name for name in _FILES if (path / name).is_file()]
+        if not present:
             raise ConfigError(weights, f"a folder without {' or '.join(_FILES)} (image.weights)")
-        return found[0]
+        return present[0]
     if not path.is_file():
         raise ConfigError(weights, "no such file (image.weights; empty it to start from random weights)")
     return path

@@ -1,4 +1,4 @@
-"""What both towers are closed with: encoder layers, a masked mean, and a two-layer head.
+"""Layers that close both towers: encoder layers, a masked mean, and a two-layer head.
 
 Why our own encoder layer and not `nn.TransformerEncoderLayer`: that one takes another path in eval mode, which is ten
 times as slow under bf16 on a CPU and rounds differently, while key towers always run in eval. Names and shapes of the
@@ -81,7 +81,7 @@ class Head(nn.Module):
         positions: int = 0,
         recompute: Recompute = "nothing",
     ) -> None:
-        """`positions`: the most parts whose place is told apart by a learned vector, 0 for none."""
+        """`positions`: number of places that have a learned vector, 0 for none."""
         super().__init__()
         # Zeros: with the option a model begins where the one without it does.
         self.positions = nn.Parameter(torch.zeros(positions, width)) if positions else None
@@ -122,6 +122,6 @@ def masked_mean(x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
 def present(counts_B: Tensor, length: int) -> Tensor:
     """[B, length] bool, True at the first `counts_B` positions.
 
-    The first position always counts: an invalid sample (count 0) must give finite numbers, which are then masked.
+    The first position always counts: an invalid sample (count 0) must have finite outputs, which are then masked.
     """
     return torch.arange(length, device=counts_B.device) < counts_B.clamp(min=1)[:, None]

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: what of a forward is kept for the backward, and what is computed a second time.
+"""Gradient checkpointing: three choices of what a forward keeps for the backward and what is computed again.
 
     nothing     everything is kept
     pointwise   kept are the results of convolutions, matrix products and attention: all that costs. Norms, activations
@@ -6,7 +6,7 @@
     blocks      kept is what enters a block; the block is computed again, one at a time
 
 Why not `torch.utils.checkpoint` as it is: a batch norm in a block would see its batch twice and move its running
-statistics twice a step. Here they stand still the second time, so all three give the same numbers.
+statistics twice a step. Here they stand still the second time, so all three compute the same numbers.
 
 Limits: under `torch.compile` `pointwise` is left to the compiler, which does the same by itself.
 """
@@ -40,7 +40,7 @@ _COSTLY = {
 
 
 def run_block(block: nn.Module, x: Tensor, *more: Any, recompute: Recompute) -> Tensor:
-    """`block(x, *more)`, of whose inside only what `recompute` says is kept for the backward."""
+    """Run `block(x, *more)`, keeping for the backward only what `recompute` says."""
     if recompute == "nothing" or not torch.is_grad_enabled() or (recompute == "pointwise" and _compiling()):
         out: Tensor = block(x, *more)
         return out

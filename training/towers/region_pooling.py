@@ -1,4 +1,4 @@
-"""Average a feature map over boxes: one batched matrix product instead of `roi_align` and a mean.
+"""Region pooling: a feature map averaged over boxes by one batched matrix product instead of `roi_align` and a mean.
 
 The mean over a G x G grid of bilinear samples is separable: the sample at (y, x) weighs row i by hat(y - i) and column
 j by hat(x - j), with hat(t) = max(0, 1 - |t|), so the mean over the grid weighs pixel (i, j) by the mean of the first
@@ -25,7 +25,7 @@ def pool_regions(
     """Mean feature of every box: [B, R, C] in the map's type.
 
     `boxes_BR4`: x1 y1 x2 y2 in pixels of an image of `image_size` (height, width) that the map covers.
-    `grid`: samples a side of a box. Boxes of zero size read one point.
+    `grid`: samples per side of a box. Boxes of zero size read one point.
     """
     height, width = map_BCHW.shape[-2:]
     boxes_BR4 = boxes_BR4.to(map_BCHW.dtype)
@@ -33,6 +33,7 @@ def pool_regions(
     rows_BRH = _mean_hats(y1, y2, height, height / image_size[0], grid, shifted)
     columns_BRW = _mean_hats(x1, x2, width, width / image_size[1], grid, shifted)
     weights_BRHW = rows_BRH[..., :, None] * columns_BRW[..., None, :]
+    # [B, R, H*W] @ [B, H*W, C]
     return weights_BRHW.flatten(2) @ map_BCHW.flatten(2).transpose(1, 2)
 
 
@@ -43,4 +44,5 @@ def _mean_hats(low_BR: Tensor, high_BR: Tensor, cells: int, scale: float, grid: 
     # Cell centres lie at halves; between the outer ones and the map's edge the border counts.
     at_BRG = u_BRG * (cells / max(cells - 1, 1)) - 0.5 if shifted else (u_BRG - 0.5).clamp(0, cells - 1)
     centres = torch.arange(cells, device=low_BR.device, dtype=low_BR.dtype)
+    # hat(at - centre) of each of the G samples for each cell [B, R, G, cells], then the mean over the samples.
     return (1 - (at_BRG[..., None] - centres).abs()).clamp_(min=0).mean(-2)

@@ -95,10 +95,10 @@ def _model(text: TextTowerConfig, load_weights: bool) -> Any:
         try:
             from transformers import AutoConfig
 
-            found = AutoConfig.from_pretrained(text.weights, trust_remote_code=False)
-            _compare(text, described, found)
-            _set_dropout(found, text)
-            return _of_class(found, lambda model_class, **more: _read(model_class, text.weights, found, **more))
+            published = AutoConfig.from_pretrained(text.weights, trust_remote_code=False)
+            _compare(text, described, published)
+            _set_dropout(published, text)
+            return _of_class(published, lambda model_class, **more: _read(model_class, text.weights, published, **more))
         except (OSError, RuntimeError, ValueError) as e:
             first = (str(e).splitlines() or [""])[0]
             raise ConfigError("text.weights", f"{text.weights}: no model could be loaded from there ({first})") from e
@@ -168,18 +168,18 @@ def _set_dropout(config: Any, text: TextTowerConfig) -> None:
             setattr(config, name, text.backbone_dropout)
 
 
-def _compare(text: TextTowerConfig, described: Any, found: Any) -> None:
-    """Raises ConfigError with the overrides that are missing when weights are of another architecture than asked."""
+def _compare(text: TextTowerConfig, described: Any, published: Any) -> None:
+    """Raise ConfigError with the missing overrides when weights are of another architecture than the config's."""
     changes: dict[str, Any] = {}
     options = dict(text.backbone_options)
-    if found.model_type != text.backbone:
-        changes["text.backbone"], options = found.model_type, {}
-        described = _architecture(text, found.model_type, {})
+    if published.model_type != text.backbone:
+        changes["text.backbone"], options = published.model_type, {}
+        described = _architecture(text, published.model_type, {})
     for ours, theirs in _SIZES.items():
-        if hasattr(found, theirs) and getattr(found, theirs) != getattr(text, ours):
-            changes[f"text.{ours}"] = getattr(found, theirs)
-    sizes = set(_SIZES.values()) | {getattr(found, "attribute_map", {}).get(name) for name in _SIZES.values()}
-    asked, given = described.to_dict(), found.to_dict()
+        if hasattr(published, theirs) and getattr(published, theirs) != getattr(text, ours):
+            changes[f"text.{ours}"] = getattr(published, theirs)
+    sizes = set(_SIZES.values()) | {getattr(published, "attribute_map", {}).get(name) for name in _SIZES.values()}
+    asked, given = described.to_dict(), published.to_dict()
     differ = [k for k in given if k in asked and given[k] != asked[k] and k not in _NO_ARCHITECTURE | sizes]
     for key in sorted(differ):
         if not isinstance(given[key], (bool, int, float, str)):
@@ -194,7 +194,7 @@ def _compare(text: TextTowerConfig, described: Any, found: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No page about the pooler and the masked-word head, which we do not want, nor a progress bar."""
+    """Silence transformers: no page about the unused pooler and masked-word head, and no progress bar."""
     from transformers.utils import logging
 
     verbosity: Any = logging

@@ -1,4 +1,4 @@
-"""What an encoder is to the rest: a tower, cut where its frozen prefix ends.
+"""Tower: the interface of every encoder, cut where its frozen prefix ends.
 
 `prefix(batch)` is what is frozen and comes first; query and key tower share it, so it is computed once a step, exactly:
 it never trains, runs without gradient, and stays in eval mode. `trunk(prefix_out, batch)` is the rest: the query
@@ -34,7 +34,7 @@ class Tower(nn.Module):
         self.trunk = trunk
 
     def train(self, mode: bool = True) -> Tower:
-        """As in torch, but the prefix stays in eval mode: its dropout is off and its batch norms stand still."""
+        """Set the mode as torch does, but keep the prefix in eval mode: no dropout, and its batch norms stand still."""
         super().train(mode)
         self.prefix.eval()
         return self

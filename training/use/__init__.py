@@ -1,1 +1,1 @@
-"""What a checkpoint is for: evaluation, embedding, export, released weights."""
+"""Uses of a checkpoint: evaluation, embedding, export, released weights."""

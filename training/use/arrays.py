@@ -1,4 +1,4 @@
-"""Ready arrays in an .npz file, as other tools hand them over: no file is opened, resized or tokenised.
+"""Ready arrays in an .npz file, prepared by other tools: nothing is decoded, resized or tokenised.
 
     images [B, 3, S, S] float, normalised     boxes [B, R, 4] in pixels of S      n_boxes [B]
     input_ids [B, L], padded with 0           n_tokens [B]
@@ -6,7 +6,7 @@
 `n_boxes` counts the whole-image box, which sits at index n_boxes - 1; rows after it are zero. `n_tokens` counts [CLS]
 and [SEP]. Images alone or texts alone are fine. L is taken as it is: a BERT without a mask sees the padding.
 
-Limits: read with `allow_pickle=False`; the arrays are held in memory.
+Limits: read with `allow_pickle=False`; the arrays are in memory as a whole.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Arrays:
 
 def read_arrays(file: Path) -> Arrays:
     """Read and check an .npz file. Raises InputError naming the array that is missing or of a wrong shape."""
-    found = _read(file)
-    if not found.keys() & {*_IMAGES, *_TEXTS}:
+    arrays = _read(file)
+    if not arrays.keys() & {*_IMAGES, *_TEXTS}:
         raise InputError(str(file), f"none of the arrays {', '.join((*_IMAGES, *_TEXTS))} is in it")
-    images = _images(file, found) if found.keys() & set(_IMAGES) else None
-    tokens = _tokens(file, found) if found.keys() & set(_TEXTS) else None
+    images = _images(file, arrays) if arrays.keys() & set(_IMAGES) else None
+    tokens = _tokens(file, arrays) if arrays.keys() & set(_TEXTS) else None
     return Arrays(file, images, tokens)
 
 
@@ -88,8 +88,8 @@ def _read(file: Path) -> dict[str, npt.NDArray[Any]]:
         raise InputError(str(file), f"not an .npz file of plain arrays ({reason})") from None
 
 
-def _images(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any, Any]:
-    images, boxes, counts = (_array(file, found, name, kind) for name, kind in zip(_IMAGES, "ffi", strict=True))
+def _images(file: Path, arrays: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any, Any]:
+    images, boxes, counts = (_array(file, arrays, name, kind) for name, kind in zip(_IMAGES, "ffi", strict=True))
     if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3] or not images.size:
         raise InputError(str(file), f"images: {list(images.shape)} is not [B, 3, S, S]")
     if boxes.ndim != 3 or boxes.shape[0] != len(images) or boxes.shape[2] != 4:
@@ -98,8 +98,8 @@ def _images(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any, A
     return images, boxes, counts
 
 
-def _tokens(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any]:
-    ids, counts = (_array(file, found, name, "i") for name in _TEXTS)
+def _tokens(file: Path, arrays: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any]:
+    ids, counts = (_array(file, arrays, name, "i") for name in _TEXTS)
     if ids.ndim != 2 or not ids.size:
         raise InputError(str(file), f"input_ids: {list(ids.shape)} is not [B, L]")
     if int(ids.min()) < 0:
@@ -108,11 +108,11 @@ def _tokens(file: Path, found: dict[str, npt.NDArray[Any]]) -> tuple[Any, Any]:
     return ids, counts
 
 
-def _array(file: Path, found: dict[str, npt.NDArray[Any]], name: str, kind: str) -> npt.NDArray[Any]:
+def _array(file: Path, arrays: dict[str, npt.NDArray[Any]], name: str, kind: str) -> npt.NDArray[Any]:
     """An array as float32 (`f`) or int64 (`i`), finite."""
-    if name not in found:
+    if name not in arrays:
         raise InputError(str(file), f"lacks the array {name}")
-    array = found[name]
+    array = arrays[name]
     wanted = "iu" if kind == "i" else "fiu"
     if array.dtype.kind not in wanted or (name == "images" and array.dtype.kind != "f"):
         words = "whole numbers" if kind == "i" else "normalised floats" if name == "images" else "numbers"

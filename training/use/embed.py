@@ -1,6 +1,6 @@
-"""Features of a split, of files, of released rows or of ready arrays, by a finished checkpoint.
+"""Embedding: features of a split, of files, of released rows or of ready arrays, by a finished checkpoint.
 
-Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image gives the
+Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
 same feature by every way in. Results of whole files are written atomically, released rows as they come, batch by batch.
 
 Limits: image files without regions get the grid; a tower trained on a detector's boxes sees other boxes there than it
@@ -68,7 +68,7 @@ def embed_files(
     """Write image_features [N, D] of image files and text_features [M, D] of a file's lines, in their order.
 
     `regions`: the images' boxes (see `file_regions`); the grid without it.
-    `texts`: UTF-8, one text a line. Raises InputError naming the file that is unreadable.
+    `texts`: UTF-8, one text per line. Raises InputError naming the file that is unreadable.
     """
     lines = [] if texts is None else _lines(texts)
     boxes = [None] * len(images) if regions is None else read_regions(regions, images)
@@ -90,7 +90,7 @@ def embed_rows(path: Path, file: Path, text_kind: str, out: Path, *, device: str
     """Write a Parquet file with `id`, `image_features`, `text_features` of released rows, in their order.
 
     Of a box list longer than `max_boxes` (36) the first are taken. A row whose image, boxes or text cannot be read is
-    named, counted and left out; the others are not touched by it. Raises InputError when none is left.
+    named, counted and left out; the others are not touched by it. Raises InputError when no row can be read.
     """
     loaded = load(path, device)
     counts = {"rows": 0, "broken": 0}

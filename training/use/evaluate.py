@@ -1,10 +1,10 @@
-"""Cross-modal retrieval over a split, and what chance would give on the same split.
+"""Cross-modal retrieval over a split, beside the recall of a random ranking on the same split.
 
 Every image asks for its texts among all texts of the split, every text for its images. A hit is any sample with the
 same text leader or the same image leader: near-copies are not mistakes. Because hits may be many, chance is not k / N;
 it is computed for each query from its own number of hits, in the same averages as the recall itself.
 
-Ties count against us: a model that gives every sample one feature scores as badly as it is.
+Ties count against us: a model that maps every sample to one feature ranks last, not first.
 
 Limits: exhaustive comparison, N x N in blocks; all features of the split in memory on every rank.
 """
@@ -104,16 +104,16 @@ def evaluate_retrieval(
     return {**about, **recall.to_json()}
 
 
-def retrieval(found: Embeddings) -> Retrieval:
+def retrieval(embeddings: Embeddings) -> Retrieval:
     """Recall, median rank and chance both ways. Raises InputError on no sample and on features not finite."""
-    if not len(found.image_ids_N):
+    if not len(embeddings.image_ids_N):
         raise InputError("retrieval", "no readable sample in the split")
-    if not (np.isfinite(found.image_ND).all() and np.isfinite(found.text_ND).all()):
+    if not (np.isfinite(embeddings.image_ND).all() and np.isfinite(embeddings.text_ND).all()):
         raise InputError("retrieval", "the model gives features that are not finite")
     return Retrieval(
-        samples=len(found.image_ids_N),
-        image_to_text=_direction(found.image_ND, found.text_ND, found),
-        text_to_image=_direction(found.text_ND, found.image_ND, found),
+        samples=len(embeddings.image_ids_N),
+        image_to_text=_direction(embeddings.image_ND, embeddings.text_ND, embeddings),
+        text_to_image=_direction(embeddings.text_ND, embeddings.image_ND, embeddings),
     )
 
 
@@ -150,7 +150,7 @@ def _direction(queries_ND: Features, gallery_ND: Features, ids: Embeddings) -> D
 def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
     """Features of all valid samples of the batches, those of every rank included, in rank order.
 
-    The model is left in the mode in which it was found.
+    The model returns to the mode that it was in.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""A checkpoint's query towers in other programs' formats.
+"""Export of a checkpoint's query towers into other programs' formats.
 
     safetensors   one file: the query towers' tensors; config and vocabulary as metadata
     onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length

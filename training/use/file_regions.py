@@ -1,11 +1,11 @@
-"""Boxes of image files, for images that lie in no dataset.
+"""Boxes of image files that lie in no dataset.
 
-    boxes.jsonl      one JSON line an image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
+    boxes.jsonl      one JSON line per image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
     boxes.parquet    a regions file of the shard contract: joined by the sha256 of the image's bytes
 
 Boxes are pixels of the image, best first.
 
-Limits: the file is held in memory; it belongs to the images of one command.
+Limits: the file is read into memory; it belongs to the images of one command.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
 
 
 def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    found = []
+    boxes: list[tuple[Box, ...]] = []
     for number, line in enumerate(file.read_bytes().splitlines(), 1):
         try:
             value = json.loads(line)
-            found.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))
+            boxes.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))
         except (ValueError, KeyError, RecursionError) as e:
             reason = (str(e).splitlines() or [""])[0]
             raise InputError(f"{file}:line {number}", f"no list of boxes [[x1, y1, x2, y2], ...] ({reason})") from None
-    if len(found) != len(images):
-        raise InputError(str(file), f"boxes of {len(found)} images, but {len(images)} images are given")
-    return found
+    if len(boxes) != len(images):
+        raise InputError(str(file), f"boxes of {len(boxes)} images, but {len(images)} images are given")
+    return boxes
 
 
 def _by_sha256(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
@@ -44,17 +44,17 @@ def _by_sha256(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
 
     try:
         columns = pq.read_table(file, columns=["sha256", "boxes"]).to_pydict()
-        boxes = {sha: _grouped(flat) for sha, flat in zip(columns["sha256"], columns["boxes"], strict=True)}
+        of_sha256 = {sha: _grouped(flat) for sha, flat in zip(columns["sha256"], columns["boxes"], strict=True)}
     except (pa.ArrowException, ValueError, KeyError, TypeError) as e:
         reason = (str(e).splitlines() or [""])[0]
         raise InputError(str(file), f"not a regions file of the contract ({reason})") from None
-    found = []
+    of_images = []
     for image in images:
         digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
-        if digest not in boxes:
+        if digest not in of_sha256:
             raise InputError(str(file), f"has no boxes of {image} (sha256 {digest})")
-        found.append(boxes[digest])
-    return found
+        of_images.append(of_sha256[digest])
+    return of_images
 
 
 def _grouped(flat: list[float]) -> tuple[Box, ...]:

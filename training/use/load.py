@@ -1,6 +1,6 @@
-"""A finished checkpoint made ready: its query towers on a device, and what they are fed with.
+"""Loading of a finished checkpoint: its query towers on a device, and batches of what they are to encode.
 
-Every way in (a dataset's split, image files, texts, released rows) makes batches here, so that the same image gives the
+Every way in (a dataset's split, image files, texts, released rows) makes batches here, so that the same image has the
 same feature by each of them.
 
 A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its

@@ -1,13 +1,13 @@
-"""The checkpoint of the released BriVL-1.0, read into our format and written back.
+"""Conversion of the released BriVL-1.0 checkpoint into our format and back.
 
 A released file is `torch.save({"learnable": state_dict})`: query towers under `imgencoder.` and `textencoder.`, key
 towers under `imgencoder_mom.` and `textencoder_mom.`. Every tensor has one place: in our query towers, in our key
 towers, or among those that no module of ours uses (the CNN's classifier, BERT's pooler, `position_ids`, and what of the
 key towers' frozen layers differs from the query towers', because the release let their batch norms move). The last kind
-is kept in `released.safetensors`, so that an export gives back the same keys and bits.
+is kept in `released.safetensors`, so that an export returns the same keys and bits.
 
 What a file must hold follows from a recipe: our towers, built without memory on torch's meta device, renamed. So the
-recipe is recognised by the shapes, and a file that does not fit is told key by key.
+recipe is recognised by the shapes, and of a file that does not fit every wrong key is listed.
 
 A stranger's file is read with `weights_only=True`: tensors only, no code of theirs is run, old and zip format. The
 vocabulary is the one that all BERT-base-Chinese models share; nothing is downloaded.
@@ -111,13 +111,13 @@ def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
     kept = checkpoint.tensors(RELEASED_FILE) if checkpoint.has(RELEASED_FILE) else None
     if not any(slot.ours in ours for name, slot in slots.items() if "_mom." in name):
         slots = {name: slot for name, slot in slots.items() if "_mom." not in name}
-    found, blank = {}, []
+    tensors, blank = {}, []
     for name, slot in slots.items():
         tensor = ours.get(slot.ours, (kept or {}).get(name, ours.get(slot.query)))
         if tensor is not None:
-            found[name] = tensor.reshape(slot.shape)
+            tensors[name] = tensor.reshape(slot.shape)
         elif not slot.optional:
-            found[name] = torch.zeros(slot.shape, dtype=slot.dtype)
+            tensors[name] = torch.zeros(slot.shape, dtype=slot.dtype)
             blank.append(name)
     if blank:
         LOG.warning("%d tensors that no feature depends on are zeros, as this model has none: %s", len(blank), blank[0])
@@ -125,7 +125,7 @@ def to_released(checkpoint: Checkpoint) -> dict[str, Tensor]:
         LOG.warning(
             "trained without compat: the released code reads boxes and padding otherwise, so its features will differ"
         )
-    return found
+    return tensors
 
 
 def slots_of(config: Config, subject: str = "config") -> Slots:
@@ -188,7 +188,7 @@ def _released_name(name: str, config: Config, subject: str) -> str:
 
 
 def _unused(config: Config, slots: Slots) -> Slots:
-    """What the release carries along and no feature depends on."""
+    """Tensors that the release carries along and no feature depends on."""
     import torch
 
     channels = slots["imgencoder.backbone.bn2.weight"].shape[0]
@@ -323,7 +323,7 @@ def _sort(file: Path, read: Mapping[str, Tensor], slots: Slots) -> tuple[dict[st
 
 
 def _same_bits(a: Tensor, b: Tensor) -> bool:
-    """Equality that tells 0 from -0; neither holds a NaN."""
+    """Equality that distinguishes 0 from -0; neither has a NaN."""
     import torch
 
     return torch.equal(a, b) and (not a.is_floating_point() or torch.equal(a.signbit(), b.signbit()))

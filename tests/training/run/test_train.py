@@ -64,7 +64,7 @@ def _command(manifest: Path, out: Path, steps: int) -> list[str]:
 
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards: MakeShards, tmp_path: Path) -> None:
-    manifest, steps = make_shards(train=(20, 12)), 60
+    manifest, steps = make_shards(train=(20, 12)), 40
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = _command(manifest, tmp_path / "killed", steps)
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
