@@ -154,14 +154,14 @@ def test_what_an_earlier_build_kept_is_not_kept_again(fetched_build: Any, got: A
         got("d", image(4), "没有见过的文字"),
     ]
     second = fetched_build(later, snapshot="2026-02-02", filters=[], dedup=cap)
-    found, decided, counts = run(second)
+    again, decided, counts = run(second)
     assert {name: d["reason"] for name, d in decided.items()} == {
         "a-again": "same_image",
         "a-near": "near_image",
         "c": "cap_per_text",
     }
     assert decided["a-near"]["duplicate_of"] == kept["a"]["candidate_id"]
-    assert set(found) == {"d"}
+    assert set(again) == {"d"}
     assert counts["earlier"] == 2
 
 
@@ -170,8 +170,8 @@ def test_a_text_of_an_earlier_build_stays_the_leader(fetched_build: Any, got: An
     first = fetched_build([got("a", image(1), caption)], filters=[])
     kept, _, _ = run(first)
     publish(first)
-    found, _, _ = run(fetched_build([got("b", image(2), caption + "哦")], snapshot="2026-02-02", filters=[]))
-    assert found["b"]["text_leaders"] == kept["a"]["text_leaders"]
+    again, _, _ = run(fetched_build([got("b", image(2), caption + "哦")], snapshot="2026-02-02", filters=[]))
+    assert again["b"]["text_leaders"] == kept["a"]["text_leaders"]
 
 
 def test_a_build_never_matches_itself_nor_what_it_replaces(fetched_build: Any, got: Any) -> None:

@@ -188,14 +188,14 @@ def test_the_same_boxes_from_any_batch_and_partition(
     fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = [got(f"{i}", picture(i, (120 + 8 * i, 90 + i)), f"第{i}张") for i in range(9)]
-    found = []
+    rows_of_build = []
     for name, parts, batch in (("one", 1, 16), ("two", 3, 1)):
         monkeypatch.setattr(_model_runner, "BATCH", batch)
         options = {"detectors": [{"name": "onnx", "weights": str(MODEL), "score": 0.01}]}
         store = str(tmp_path / f"{name}-store")
         rows, counts = run(fetched_build(images, parts, name=name, store=store, filters=[], regions=options))
         assert counts["detected"] == 9
-        found.append(rows)
-    assert sum(len(row["scores"]) for row in found[0].values()) > 20
-    for sha256, row in found[0].items():
-        assert row["boxes"] == pytest.approx(found[1][sha256]["boxes"], abs=1e-3)
+        rows_of_build.append(rows)
+    assert sum(len(row["scores"]) for row in rows_of_build[0].values()) > 20
+    for sha256, row in rows_of_build[0].items():
+        assert row["boxes"] == pytest.approx(rows_of_build[1][sha256]["boxes"], abs=1e-3)

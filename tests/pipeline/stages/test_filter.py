@@ -98,9 +98,9 @@ def test_thresholds(
     options = dict(options)
     judge = configure("filters", options.pop("name"), options, ImageFilter)
     features = Features("0" * 64, "png", width, height, size, 1, False, 1, blankness, (1, 2, 3), b"")
-    found = judge.check(features)
-    assert (found and found.reason.value) == reason
-    assert found is None or any(c.isdigit() for c in found.evidence)
+    dropped = judge.check(features)
+    assert (dropped and dropped.reason.value) == reason
+    assert dropped is None or any(c.isdigit() for c in dropped.evidence)
 
 
 @pytest.mark.parametrize(
@@ -122,9 +122,9 @@ def test_thresholds_of_what_pixels_tell(options: dict[str, Any], seen: dict[str,
 
     options = dict(options)
     judge = configure("filters", options.pop("name"), options, ImageFilter)
-    found = judge.check(replace(Features("0" * 64, "gif", 100, 100, 9_000, 1, False, 1, 0.1, (1, 2, 3), b""), **seen))
-    assert (found and found.reason.value) == reason
-    assert found is None or any(c.isdigit() for c in found.evidence)
+    dropped = judge.check(replace(Features("0" * 64, "gif", 100, 100, 9_000, 1, False, 1, 0.1, (1, 2, 3), b""), **seen))
+    assert (dropped and dropped.reason.value) == reason
+    assert dropped is None or any(c.isdigit() for c in dropped.evidence)
 
 
 def test_a_wrong_option_is_named() -> None:

@@ -26,7 +26,7 @@ from pipeline.store.build import Build
 
 
 def picture(seed: int, redness: int = 0, size: tuple[int, int] = (320, 240)) -> bytes:
-    """A picture of its own; the red channel is as told where it is told."""
+    """A picture that only this seed has; with a redness, its red channel is all that value."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     if redness:
         small[..., 0], small[..., 1:] = redness, small[..., 1:] // 4
@@ -69,8 +69,8 @@ def rows(build: Build, stage: str, suffix: str) -> list[dict[str, Any]]:
     return [row for record in directory.records() for row in directory.table(record, suffix).to_pylist()]
 
 
-def ends(found: list[dict[str, Any]], column: str) -> set[str]:
-    return {row[column].rpartition("/")[2] for row in found}
+def ends(rows: list[dict[str, Any]], column: str) -> set[str]:
+    return {row[column].rpartition("/")[2] for row in rows}
 
 
 NSFW = [{"name": "image_nsfw", "max_score": 0.7}]
@@ -140,12 +140,12 @@ def test_a_picture_not_safe_for_work_is_in_no_report(screened: Callable[..., Bui
     build = screened()
     takedowns = report_pictures.Takedowns(set())
     choice = report_pictures.choose(build, takedowns)
-    found = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
-    assert {"red", "red-elsewhere", "red-too"} <= set(found)  # listed, by text and reason
-    report_pictures.add_pictures(build, found.values(), takedowns)
-    assert {name for name, row in found.items() if not row["picture"]} == {"red", "red-elsewhere", "red-too"}
+    listed = {row["url"].rpartition("/")[2]: row for row in choice.rows()}
+    assert {"red", "red-elsewhere", "red-too"} <= set(listed)  # listed, by text and reason
+    report_pictures.add_pictures(build, listed.values(), takedowns)
+    assert {name for name, row in listed.items() if not row["picture"]} == {"red", "red-elsewhere", "red-too"}
     # the same bytes, of a candidate that another stage dropped
-    stray = {**found["good-0"], "fetch_id": found["red"]["fetch_id"]}
+    stray = {**listed["good-0"], "fetch_id": listed["red"]["fetch_id"]}
     report_pictures.add_pictures(build, [stray], takedowns)
     assert stray["picture"] == ""
 

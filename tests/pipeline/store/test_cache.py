@@ -32,12 +32,12 @@ def rows(*names: str, value: int = 0) -> pa.Table:
     return pa.table({"sha256": [sha256_hex(n) for n in names], "name": list(names), "value": [value] * len(names)})
 
 
-def values(found: pa.Table | None) -> dict[str, int]:
+def values(rows: pa.Table | None) -> dict[str, int]:
     """By name."""
-    if found is None:
+    if rows is None:
         return {}
-    got = dict(zip(found["name"].to_pylist(), found["value"].to_pylist(), strict=True))
-    assert found.num_rows == len(got)
+    got = dict(zip(rows["name"].to_pylist(), rows["value"].to_pylist(), strict=True))
+    assert rows.num_rows == len(got)
     return got
 
 

@@ -136,11 +136,11 @@ def two_builds(builds: Callable[..., list[Build]]) -> list[Build]:
 
 
 def _boxes(build: Build) -> dict[str, list[float]]:
-    stage, found = build.stage("detect"), dict[str, list[float]]()
+    stage, boxes = build.stage("detect"), dict[str, list[float]]()
     for record in stage.records():
         (suffix,) = (name for name in record.files if name.startswith("onnx"))
-        found |= {row["sha256"]: row["boxes"] for row in stage.table(record, suffix).to_pylist()}
-    return found
+        boxes |= {row["sha256"]: row["boxes"] for row in stage.table(record, suffix).to_pylist()}
+    return boxes
 
 
 def _at_once(builds: list[Build], stage: str, log: Path) -> None:

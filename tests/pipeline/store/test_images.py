@@ -24,14 +24,14 @@ SIZES = [10, 70_000, 300, 1_100_000, 20, 90_000, 5, 400_000, 1, 600_000]
 def build(fetched_build: Any, got: Any) -> Build:
     """Images of SIZES bytes, and one more URL with the bytes of number 5; one that was not fetched."""
     data = [bytes([number]) * size for number, size in enumerate(SIZES)]
-    found = [got(f"{number}", content) for number, content in enumerate([*data, data[5], b""])]
-    made: Build = fetched_build(found, parts=2)
+    fetched = [got(f"{number}", content) for number, content in enumerate([*data, data[5], b""])]
+    made: Build = fetched_build(fetched, parts=2)
     return made
 
 
-def numbers(found: Any) -> list[tuple[int, int]]:
+def numbers(images: Any) -> list[tuple[int, int]]:
     """(number, bytes) of each image."""
-    return [(image.data[0], len(image.data)) for image in found]
+    return [(image.data[0], len(image.data)) for image in images]
 
 
 def test_a_partition_comes_in_the_order_of_its_tar(build: Build) -> None:
@@ -59,9 +59,9 @@ def test_of_equal_bytes_that_are_wanted_one_is_read(build: Build) -> None:
 
 def test_single_images_come_in_the_order_of_shards(build: Build) -> None:
     ids = [sha256_hex(f"http://img.test/{number}") for number in (7, 1, 4, 11, 3, 1)]
-    found = list(read_images(build, [*ids, sha256_hex("never seen")]))
-    assert sorted(numbers(found)) == [(number, SIZES[number]) for number in (1, 3, 4, 7)]
-    keys = [order_key(image.fetch_id, build.spec.seed) for image in found]
+    read = list(read_images(build, [*ids, sha256_hex("never seen")]))
+    assert sorted(numbers(read)) == [(number, SIZES[number]) for number in (1, 3, 4, 7)]
+    keys = [order_key(image.fetch_id, build.spec.seed) for image in read]
     assert keys == sorted(keys)
     assert list(read_images(build, [])) == []
 
