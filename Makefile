@@ -30,7 +30,7 @@ help: ## list what can be made
 
 setup: $(STAMP) ## make .venv with every dependency
 
-demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluate (about 10 minutes; a second time seconds)
+demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluate (README says how long it takes)
 	@$(BIN)/python -m pipeline.demo corpus
 	@$(BIN)/python -m pipeline.demo run
 

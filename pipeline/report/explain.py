@@ -51,16 +51,17 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     candidate}, in the stages' order, None beyond the first TRACED rows; and `leader`: the decision about what it is a
     duplicate of, None if it is none or an earlier build's. Raises SpecError for a subject that is too short.
     """
-    found = list(_decisions(build, subject))
-    leaders = {row["id"]: row for row in found if not row["duplicate_of"]}
-    missing = {row["duplicate_of"] for row in found if row["duplicate_of"]} - set(leaders)
+    decisions = list(_decisions(build, subject))
+    leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
+    missing = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders)
     if missing:
         leaders |= {row["id"]: row for row in _by_id(build, missing)}
-    told = []
-    for number, row in enumerate(found):
+    explained = []
+    for number, row in enumerate(decisions):
         saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
-        told.append({**row, "saw": saw, "leader": leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None})
-    return told
+        leader = leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None
+        explained.append({**row, "saw": saw, "leader": leader})
+    return explained
 
 
 def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -108,7 +108,7 @@ def faults(build: Build, candidates: Funnel) -> list[str]:
     Holds every stage from admit to shard against its records' seen, kept and dropped.
     """
     stages = deciding(build.stages, "extract", "shard")
-    found = []
+    differences = []
     for row in candidates.stages([name for name in stages if name in build.fingerprints]):
         records = build.stage(row.stage).records()
         for what in ("seen", "kept", "dropped"):
@@ -116,8 +116,8 @@ def faults(build: Build, candidates: Funnel) -> list[str]:
                 continue
             counted, decided = sum(record.counts.get(what, 0) for record in records), int(getattr(row, what))
             if counted != decided:
-                found.append(f"{row.stage}: its records count {counted:,} {what}, the decisions say {decided:,}")
-    return found
+                differences.append(f"{row.stage}: its records count {counted:,} {what}, the decisions say {decided:,}")
+    return differences
 
 
 def examples(

@@ -4,7 +4,7 @@
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
-    approve                          a person's word (`approve: manual`)
+    approve                          manual approval (`approve: manual`)
 
 A tool that silently drops nearly everything is worse than one that stops: a filter set for English, a site that
 changed its layout, a CDN that refuses us all look like a successful build with few rows. So each stage has an expected
@@ -37,7 +37,7 @@ SHOWN_EXAMPLES = 10
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One gate: what was found and wanted, for people, and one line for each thing that does not hold."""
+    """One gate: the figure and the limit, as text, and one line per fault. `found`: the figure. `wanted`: the limit."""
 
     name: str
     found: str
@@ -91,14 +91,17 @@ def hold(
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
         lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
     if build.spec.publish.approve == "manual" and not approved and "approve" not in accept:
-        lines.append(f"gate approve: the spec wants a person's word; next: wenlan-data publish {build.out}")
+        lines.append(
+        hint = f"wenlan-data publish {build.out}"
+        lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
+        )
     if not lines:
         return
     for gate in failed:
         lines += _dropped(build, gate, captures if gate.subject == "capture" else candidates)
     if failed:
         names = " ".join(f"--accept {gate.name}" for gate in failed)
-        lines.append(f"let it through with: wenlan-data publish {build.out} {names} --because TEXT")
+        lines.append(f"to publish all the same: wenlan-data publish {build.out} {names} --because TEXT")
     raise GateError(build.build_id, "\n".join(lines))
 
 
@@ -114,7 +117,7 @@ def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> Non
 def _whole(spec: BuildSpec, candidates: Funnel) -> Iterator[Gate]:
     options = spec.publish
     kept, share = candidates.kept, candidates.drop_share
-    few = f"{kept:,} samples are left, the spec wants {options.min_samples:,}"
+    few = f"{kept:,} samples were kept, the spec requires {options.min_samples:,}"
     yield Gate("min_samples", f"{kept:,}", f"≥ {options.min_samples:,}", () if kept >= options.min_samples else (few,))
     many = (
         f"{candidates.dropped:,} of {candidates.total:,} candidates were dropped ({share:.1%}), "
@@ -160,8 +163,8 @@ def _is_set(spec: BuildSpec, name: str) -> bool:
 
 def _report(build: Build) -> dict[str, Any] | None:
     """The figures of the build's own report."""
-    found = drift.read(build.out)
-    return found if found is not None and found["build"]["id"] == build.build_id else None
+    report = drift.read(build.out)
+    return report if report is not None and report["build"]["id"] == build.build_id else None
 
 
 def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
@@ -188,7 +191,8 @@ def _figures(spec: BuildSpec, report: dict[str, Any]) -> Iterator[Gate]:
     if options.min_regions and report["regions"]:
         first = report["regions"][0]
         fault = (
-            f"{first['detector']} found {first['mean']:.1f} regions on an image, the spec wants {options.min_regions:g}"
+            f"{first['detector']} detected {first['mean']:.1f} regions per image, "
+            f"the spec requires {options.min_regions:g}"
         )
         few = first["mean"] < options.min_regions
         yield Gate("min_regions", f"{first['mean']:.1f}", f"≥ {options.min_regions:g}", (fault,) if few else ())

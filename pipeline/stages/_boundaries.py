@@ -1,12 +1,12 @@
-"""Where the rows of a split are cut into shards: after `samples_per_shard` samples, or before the sample with which the
-images as fetched would be more than `bytes_per_shard`, whichever comes first; a shard holds one sample at the least.
+"""Shard boundaries: a shard ends after `samples_per_shard` samples or before it would exceed `bytes_per_shard`.
 
-Cuts follow from the rows in their order, never from how many workers pack them. The limit is of fetched bytes, since
-these are known before a byte is moved: texts and headers come on top, and what is encoded anew has another size.
+A shard holds one sample at the least. Boundaries follow from the rows in their order, never from how many workers pack
+them. The limit counts fetched bytes, since these are known before a byte is moved: texts and headers come on top, and
+what is encoded anew has another size.
 
 The driver makes the plan once (`make`) and leaves it beside the shards for the tasks (`read`).
 
-Limits: the driver holds a cut for each shard; with `bytes_per_shard` it reads one column of numbers of all that is
+Limits: the driver holds one entry per shard; with `bytes_per_shard` it reads one column of numbers of all that is
 packed, and holds that of READ_AT_ONCE partitions.
 """
 

@@ -40,9 +40,6 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.cleaning import clean
 from pipeline.texts.forms import CHUNK
 
-VERSION = 2
-INPUTS: tuple[str, ...] = ("extract",)
-
 
 def token(build: Build) -> Any:
     """Caps, text filters, order of kinds, partition size, and the takedowns that the build reads."""
@@ -233,8 +230,8 @@ STAGE = Stage(
     name="admit",
     zh="准入",
     folder="admitted",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("extract",),
+    version=2,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -51,9 +51,6 @@ from pipeline.web.frontier import Frontier
 from pipeline.web.policy import user_agent
 from pipeline.web.warc import copy_without
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ()
-
 KNOWN_PER_PAGE = 10
 """Pages that may be known per page that may be kept."""
 
@@ -290,8 +287,8 @@ STAGE = Stage(
     name="crawl",
     zh="爬取",
     folder="captures",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=(),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -30,8 +30,6 @@ from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
 from pipeline.urls import domain_of
 
-VERSION = 2
-INPUTS: tuple[str, ...] = ("rank", "lead")
 ROW_GROUP = 1_000
 
 
@@ -193,8 +191,8 @@ STAGE = Stage(
     name="dedup",
     zh="去重",
     folder="unique",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("rank", "lead"),
+    version=2,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -37,8 +37,6 @@ from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("screen",)
 
 Sides = Mapping[str, tuple[int, int]]
 """Width and height of each image, by sha256."""
@@ -164,8 +162,8 @@ STAGE = Stage(
     name="detect",
     zh="检测",
     folder="regions",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("screen",),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -50,9 +50,6 @@ from pipeline.urls import canonical_url
 from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
-VERSION = 2
-INPUTS: tuple[str, ...] = ("crawl",)
-
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
 
@@ -107,11 +104,11 @@ def run_partition(build: Build, partition: str) -> None:
     candidates: list[Candidate] = []
     decisions: list[Decision] = []
     with build.stage("extract").attempt(partition) as attempt:
-        for found in _read(build, source, int(number), tally, info):
-            if isinstance(found, Candidate):
-                candidates.append(found)
+        for entry in _read(build, source, int(number), tally, info):
+            if isinstance(entry, Candidate):
+                candidates.append(entry)
             else:
-                decisions.append(found)
+                decisions.append(entry)
         if isinstance(source, PageSource):
             candidates, bare = without_furniture(candidates)
             decisions += bare
@@ -126,13 +123,13 @@ def run_partition(build: Build, partition: str) -> None:
 
 def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
     """Rows of SOURCE_BOX_SCHEMA, of the candidates that came with boxes."""
-    found = [c for c in candidates if c.boxes]
+    with_boxes = [c for c in candidates if c.boxes]
     rows = pa.table(
         {
-            "order_key": [order_key(c.fetch_id, seed) for c in found],
-            "fetch_id": [c.fetch_id for c in found],
-            "row": [c.row for c in found],
-            "boxes": [c.boxes for c in found],
+            "order_key": [order_key(c.fetch_id, seed) for c in with_boxes],
+            "fetch_id": [c.fetch_id for c in with_boxes],
+            "row": [c.row for c in with_boxes],
+            "boxes": [c.boxes for c in with_boxes],
         },
         schema=SOURCE_BOX_SCHEMA,
     )
@@ -364,8 +361,8 @@ STAGE = Stage(
     name="extract",
     zh="抽取",
     folder="candidates",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("crawl",),
+    version=2,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -49,9 +49,6 @@ from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
 from pipeline.web.policy import LASTING_S
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("admit",)
-
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
 
@@ -324,8 +321,8 @@ STAGE = Stage(
     name="fetch",
     zh="下载",
     folder="images",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("admit",),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -16,9 +16,6 @@ from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, Features, ca
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("measure",)
-
 
 def token(build: Build) -> Any:
     return [f.identity() for f in image_filters(build.spec)]
@@ -75,8 +72,8 @@ STAGE = Stage(
     name="filter",
     zh="过滤",
     folder="pairs",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("measure",),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -53,9 +53,6 @@ from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.folding import normals
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("rank",)
-
 VERDICT_SCHEMA = pa.schema(
     [
         ("position", pa.int32()),  # of the pair in its run
@@ -408,8 +405,8 @@ STAGE = Stage(
     name="lead",
     zh="选首",
     folder="leaders",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("rank",),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

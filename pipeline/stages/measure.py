@@ -31,9 +31,6 @@ from pipeline.store.build import Build
 from pipeline.store.images import partition_images
 from pipeline.store.stage import Stage, StageFile
 
-VERSION = 2
-INPUTS: tuple[str, ...] = ("fetch",)
-
 Fault = tuple[DropReason, str]
 """Why an image has no features, and the evidence."""
 
@@ -127,8 +124,8 @@ STAGE = Stage(
     name="measure",
     zh="测量",
     folder="features",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("fetch",),
+    version=2,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -23,9 +23,6 @@ from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.folding import normals
 from pipeline.urls import domain_key
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("filter",)
-
 RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""
 
@@ -94,8 +91,8 @@ STAGE = Stage(
     name="rank",
     zh="排序",
     folder="ranked",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("filter",),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -10,9 +10,6 @@ from pipeline.report.page import make, render
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
 
-VERSION = 4
-INPUTS: tuple[str, ...] = ("shard",)
-
 
 def token(build: Build) -> Any:
     """Options of the report, the gates it shows, and the takedowns it must honour."""
@@ -52,8 +49,8 @@ STAGE = Stage(
     name="report",
     zh="报告",
     folder="report",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("shard",),
+    version=4,
     token=token,
     partitions=partitions,
     run=run_partition,

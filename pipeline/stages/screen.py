@@ -37,8 +37,6 @@ from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("dedup",)
 ROW_GROUP = 1_000
 
 
@@ -119,8 +117,8 @@ STAGE = Stage(
     name="screen",
     zh="复审",
     folder="screened",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("dedup",),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -1,7 +1,7 @@
-"""Stage `shard`: rows that were kept become tars, their Parquet index and their regions, under final names.
+"""Stage `shard`: the kept pairs become tars, with their Parquet index and their regions, under final names.
 
 What a shard contains follows from the dataset and not from how many workers packed it: `pipeline.stages._boundaries`
-says which rows it holds, `pipeline.pictures.encode` as what an image is stored, and at what size; tars are
+says which rows it holds, `pipeline.pictures.encode` how and at what size an image is stored; tars are
 byte-reproducible (`pipeline.files.tars`). Offsets are noted and sha256 taken while packing, so no tar is ever read
 again.
 
@@ -48,9 +48,6 @@ from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
 from pipeline.store.stage import Stage, StageFile
 
-VERSION = 1
-INPUTS: tuple[str, ...] = ("screen", "detect")
-
 PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
 
@@ -85,12 +82,12 @@ def run_partition(build: Build, partition: str) -> None:
     stage = build.stage("shard")
     rows = _rows(build, cut)
     before = _packed_before(build, partition)
-    with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as aside:
+    with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as thread:
         paths = {
             detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
             for detector_id in detector_ids(build.spec)
         }
-        regions = [aside.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
+        regions = [thread.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
         counts = before.counts if before else _write(build, partition, rows, attempt)
         for done in regions:
             done.result()
@@ -101,7 +98,7 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> dict[str, int]:
-    """Write the tar, its index and the decisions of one shard, PACKED; gives what was counted."""
+    """Write the tar, its index and the decisions of one shard, PACKED; returns the counts."""
     tar = attempt.path("tar", final=f"{partition}.tar")
     with HashedFile(tar) as file:
         places, reencoded = _pack(build, rows, file)
@@ -116,7 +113,7 @@ def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> di
 
 def _packing(build: Build) -> str:
     """Digest of all that a shard's tar, index and decisions follow from: everything but the regions."""
-    value = [VERSION, build.fingerprints["screen"], token(build)]
+    value = [STAGE.version, build.fingerprints["screen"], token(build)]
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
@@ -241,15 +238,15 @@ def _regions(build: Build, detector_id: str, rows: pa.Table) -> pa.Table:
     stage, wanted = build.stage("detect"), rows["sha256"].combine_chunks()
     keys, names = rows["order_key"], ["sha256", "boxes", "scores", "labels"]
     here = pc.field("sha256").isin(wanted)
-    found = pa.concat_tables(
+    detected = pa.concat_tables(
         stage.table(record, f"{detector_id}.parquet", names, here).select(names)
         for record in records_between(stage, keys[0].as_py(), keys[-1].as_py())
     ).combine_chunks()
-    places = pc.index_in(wanted, found["sha256"].combine_chunks())
+    places = pc.index_in(wanted, detected["sha256"].combine_chunks())
     if places.null_count:
         row = rows.slice(pc.index(pc.is_null(places), True).as_py(), 1).to_pylist()[0]
         raise StageError(row["image_url"], f"detector {detector_id} has no entry for {row['sha256']}")
-    table = found.take(places)
+    table = detected.take(places)
     columns = {name: table[name].combine_chunks() for name in names}
     if build.spec.shards.max_side:
         columns["boxes"] = _on_stored(columns["boxes"], rows, build.spec.shards.max_side)
@@ -286,8 +283,8 @@ STAGE = Stage(
     name="shard",
     zh="打包",
     folder="shards",
-    inputs=INPUTS,
-    version=VERSION,
+    inputs=("screen", "detect"),
+    version=1,
     token=token,
     partitions=partitions,
     run=run_partition,

@@ -1,4 +1,4 @@
-"""BUILD/build.json: what a build is and how far it came, kept by whoever runs it, read by whoever asks.
+"""build.json: a build's identity and progress. Written by the running build, read by everyone else.
 
 It holds the spec, what was read of STORE, the versions of the tools, each stage's counts, time and cost, and the stage
 that runs. What a dataset is made of lies in the stages' records; nothing here decides what is done again.
@@ -34,11 +34,11 @@ from pipeline.store.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What partitions took together, whenever they ran. seconds: of the workers that held them, each its own."""
+    """What partitions cost together, whenever they ran. seconds: summed over the workers that ran them."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
-    gpu_seconds: float = 0.0  # seconds times the GPUs that were held
+    gpu_seconds: float = 0.0  # seconds times the GPUs in use
     bytes: int = 0  # of the files that were written
 
     def __add__(self, other: Cost) -> Cost:
@@ -47,7 +47,7 @@ class Cost:
 
     @staticmethod
     def of(records: list[Record], gpus: float) -> Cost:
-        """The cost of committed partitions, each of which held that many GPUs."""
+        """The cost of committed partitions, each of which used that many GPUs."""
         each = (
             Cost(r.seconds, r.cpu_seconds, gpus * r.seconds, sum(f.bytes for f in r.files.values())) for r in records
         )
@@ -136,7 +136,7 @@ def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
     A stage is "done", "running", "stopped" (partly done, and nobody goes on) or "to do". `alive`: whether a process
-    builds there; None where that cannot be told.
+    builds there; None where that cannot be known.
     """
     known = build.folder.read_json("build.json")
     running, alive = known.get("running"), _is_owned(build)

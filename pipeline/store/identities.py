@@ -112,12 +112,12 @@ class Identities:
 
     def before(self, build_id: str, dataset: str, snapshot: str) -> tuple[str, ...]:
         """Commits that a build is deduplicated against, by (snapshot, build): all but its own and those it replaces."""
-        found = []
+        commits = []
         for name in self.names():
             known = self.read(name)
             if known.build != build_id and (known.dataset, known.snapshot) != (dataset, snapshot):
-                found.append((known.snapshot, known.build, name))
-        return tuple(name for _, _, name in sorted(found))
+                commits.append((known.snapshot, known.build, name))
+        return tuple(name for _, _, name in sorted(commits))
 
     def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Rows of one of PARTS, in order. Raises StoreError if the file is not there or not whole."""

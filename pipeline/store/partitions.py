@@ -341,8 +341,8 @@ class StageDir:
         with self.folder.local(ref.name) as path:
             size = path.stat().st_size if path.exists() else -1
             if size != ref.bytes:
-                found = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
-                raise StoreError(self.folder.at(ref.name), f"{found}; delete the stage's folder to make it again")
+                fault = "is missing" if size < 0 else f"has {size} bytes, its record says {ref.bytes}"
+                raise StoreError(self.folder.at(ref.name), f"{fault}; delete the stage's folder to make it again")
             yield path
 
     def table(

@@ -222,7 +222,7 @@ def packed(build: Build) -> None:
     names = shard.partitions(build)
     for name in names:
         shard.run_partition(build, name)
-    build.stage("shard").finish(names, shard.VERSION)
+    build.stage("shard").finish(names, shard.STAGE.version)
 
 
 def samples(build: Build) -> Iterator[tuple[str, bytes, bytes, bytes]]:

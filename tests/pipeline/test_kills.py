@@ -77,7 +77,7 @@ if what == "pack":
     for name in names:
         if name not in build.stage("shard").partitions():
             shards.run_partition(build, name)
-    build.stage("shard").finish(names, shards.VERSION)
+    build.stage("shard").finish(names, shards.STAGE.version)
 elif what == "publish":
     from pipeline.publish import release
     release.publish(build)
@@ -193,7 +193,7 @@ def pack(build: Build) -> None:
     names = shard.partitions(build)
     for name in names:
         shard.run_partition(build, name)
-    build.stage("shard").finish(names, shard.VERSION)
+    build.stage("shard").finish(names, shard.STAGE.version)
 
 
 @pytest.fixture

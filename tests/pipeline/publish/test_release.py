@@ -126,7 +126,7 @@ def test_unfinished_shards_are_not_published(synthetic_build: Build) -> None:
 @pytest.mark.parametrize(
     ("gates", "line"),
     [
-        ({"min_samples": 31}, "gate min_samples: 30 samples are left, the spec wants 31"),
+        ({"min_samples": 31}, "gate min_samples: 30 samples were kept, the spec requires 31"),
         ({"max_drop_share": 0.4}, r"24 of 54 candidates were dropped \(44.4%\), the spec allows 40.0%"),
     ],
 )

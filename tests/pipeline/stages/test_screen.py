@@ -61,7 +61,7 @@ def run(build: Build, *stages: Any) -> None:
         wanted = stage.partitions(build)
         for partition in wanted:
             stage.run_partition(build, partition)
-        build.stage(name).finish(wanted, stage.VERSION)
+        build.stage(name).finish(wanted, stage.STAGE.version)
 
 
 def rows(build: Build, stage: str, suffix: str) -> list[dict[str, Any]]:
