@@ -2,7 +2,8 @@
 
 Things are Tux Paint's stamps (Debian `tuxpaint-stamps-default`) and OpenMoji's drawings (npm `openmoji`, rasterised by
 resvg); backgrounds are Tux Paint's photo templates (Debian `tuxpaint-data`). Their licences (GPL-2.0-or-later and
-CC-BY-SA-4.0) are stated in README. Downloads and rasterised drawings are kept in the folder for the next time.
+CC-BY-SA-4.0) are stated in pipeline/detectors/README.md. Downloads and rasterised drawings are kept in the folder for
+the next time.
 """
 
 from __future__ import annotations
