@@ -91,10 +91,8 @@ def hold(
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
         lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
     if build.spec.publish.approve == "manual" and not approved and "approve" not in accept:
-        lines.append(
         hint = f"wenlan-data publish {build.out}"
         lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
-        )
     if not lines:
         return
     for gate in failed:
