@@ -34,6 +34,7 @@ from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -374,18 +375,7 @@ def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, 
 
 def fetching(driver: int) -> int:
     """A worker below a driver that is fetching: its process id, 0 if there is none yet."""
-    processes = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            name = (folder / "cmdline").read_bytes().partition(b"\0")[0]
-            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-            processes[int(folder.name)] = (name, parent)
-    for pid, (name, parent) in processes.items():
-        while parent not in (driver, 0, 1):
-            parent = processes.get(parent, (b"", 0))[1]
-        if name == b"ray::wenlan:fetch" and parent == driver:
-            return pid
-    return 0
+    return next((pid for pid, title in descendants(driver).items() if title == b"ray::wenlan:fetch"), 0)
 
 
 @pytest.mark.parametrize("kills", [1, 3])
