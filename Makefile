@@ -16,6 +16,10 @@ BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
            lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy scikit-image
 
+# Tests run in as many processes as there are cores, at most 4: each may hold a Ray and two models, about 5 GB. A file of
+# tests stays in one process, so that what its tests share is started once; tests/conftest.py puts the long files first.
+PYTEST  = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 # Airflow, for dags/: an environment of its own, with neither Ray nor wenlan in it.
 DAGS    := .venv-dags
 
@@ -35,7 +39,7 @@ demo: $(STAMP) $(WEIGHTS) ## fetch the corpus, build the dataset, train, evaluat
 	@$(BIN)/python -m pipeline.demo run
 
 test: $(STAMP) ## the whole test suite
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: lint fast ## what a change must pass before review: ruff, mypy, the fast tests
 
@@ -45,7 +49,7 @@ lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
 	$(BIN)/mypy
 
 fast: $(STAMP) ## the tests that take seconds
-	@$(BIN)/python -m pytest -m "not slow"
+	@$(PYTEST) -m "not slow"
 
 bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
 	@failed=; for bench in tests/benchmarks/bench_*.py; do \

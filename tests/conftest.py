@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,9 +17,20 @@ from hypothesis import settings
 from pipeline.store.build import Build
 from tests import stages
 
+# Several processes run tests at once (`make test`), and models here are tiny: threads that wait for each other cost
+# three times the work itself. Set before torch is imported, and inherited by the commands that tests start.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A deadline for one example measures how busy the machine is, not what the code does.
 settings.register_profile("wenlan", deadline=None)
 settings.load_profile("wenlan")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where pytest-xdist spreads files over processes, those with the most slow tests begin: none then ends alone."""
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

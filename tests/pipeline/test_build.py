@@ -1,4 +1,7 @@
-"""The whole road of the pipeline as its users run it: real processes, a real web server, real kills.
+"""The whole road of the pipeline as its users run it: the command line, a real web server, real kills.
+
+Builds that are killed, that fill a disk or that are compared by their workers are processes with a Ray of their own, as
+a user has it (`build`). The others are commands in this process, on one Ray that is started once (`build_here`).
 
 One small web site and one table, with every fault that issue reports bring: 404, 500, silence, an empty body, a
 truncated JPEG, a page in a wrong charset, a page that robots.txt keeps.
@@ -31,6 +34,7 @@ from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from tests.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -167,6 +171,29 @@ def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]
     return dict(json.loads(done.stdout.splitlines()[-1])) if code == 0 else {"stderr": done.stderr}
 
 
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray of two workers in this process, which commands find running and leave so."""
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def build_here(ray: None) -> Callable[..., dict[str, object]]:
+    """As `build`, in this process."""
+
+    def run(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]:
+        with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:
+            returned = cli.main([*command(spec, out, *more)[3:]])
+        assert returned == code, stderr.getvalue()[-4000:]
+        return dict(json.loads(stdout.getvalue().splitlines()[-1])) if code == 0 else {"stderr": stderr.getvalue()}
+
+    return run
+
+
 def opened(out: Path) -> Build:
     return run.reopen(str(out))
 
@@ -240,24 +267,24 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_
         assert told in capsys.readouterr().err
 
 
-def test_manual_approval_waits_for_a_person(web, tmp_path, capsys):
+def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):
     spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
     spec.write_text(
         spec.read_text(encoding="utf-8") + "publish: {approve: manual, min_samples: 1000}\n", encoding="utf-8"
     )
-    assert not build(spec, out)["published"]
+    assert not build_here(spec, out)["published"]
     assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out)]) == 1
     assert "min_samples" in capsys.readouterr().err
     assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
     assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
-    assert build(spec, out)["published"], "what a person let through stays published while nothing changes"
+    assert build_here(spec, out)["published"], "what a person let through stays published while nothing changes"
 
 
-def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path):
+def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
     out = tmp_path / "out"
-    stages = {stage["name"]: stage["funnel"] for stage in build(fill(web, tmp_path), out)["stages"]}
+    stages = {stage["name"]: stage["funnel"] for stage in build_here(fill(web, tmp_path), out)["stages"]}
     for name, funnel in stages.items():
         if name not in (
             "rank",
@@ -300,15 +327,14 @@ def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp
     assert boxes(tmp_path / "one") == boxes(tmp_path / "two")
 
 
-def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(web, tmp_path):
+def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_again(web, tmp_path, build_here):
     spec, out = fill(web, tmp_path), tmp_path / "out"
-    build(spec, tmp_path / "whole")
+    build_here(spec, tmp_path / "whole")
     web.delay = 0.1
     kill_when(spec, out, lambda: len(committed(out, "images")) >= 2)
     done = committed(out, "images")
     partitions = committed(out, "admitted")
     assert 2 <= len(done) < len(partitions)
-    time.sleep(1)
     tables = [path for partition in done for path in out.glob(f"images/{partition}-*.parquet")]
     fetched = {fetch_id for path in tables for fetch_id in pq.read_table(path)["fetch_id"].to_pylist()}
     web.requests.clear()
@@ -333,7 +359,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", folder], check=True)
 
 
-def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, small_disk):
+def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, small_disk, build_here):
     spec, out = fill(web, tmp_path, form="BMP", side=500), small_disk / "out"
     failed = build(spec, out, code=1)["stderr"].splitlines()
     assert failed[-1].startswith(f"wenlan-data: {small_disk}/")
@@ -342,25 +368,14 @@ def test_a_full_disk_is_one_line_and_with_room_the_build_goes_on(web, tmp_path, 
     assert committed(out, "admitted")
     assert not (out / "shards").exists()
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk], check=True)
-    build(spec, out)
-    build(spec, tmp_path / "whole")
+    build_here(spec, out)
+    build_here(spec, tmp_path / "whole")
     assert tars(out) == tars(tmp_path / "whole")
 
 
 def fetching(driver: int) -> int:
     """A worker below a driver that is fetching: its process id, 0 if there is none yet."""
-    processes = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            name = (folder / "cmdline").read_bytes().partition(b"\0")[0]
-            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-            processes[int(folder.name)] = (name, parent)
-    for pid, (name, parent) in processes.items():
-        while parent not in (driver, 0, 1):
-            parent = processes.get(parent, (b"", 0))[1]
-        if name == b"ray::wenlan:fetch" and parent == driver:
-            return pid
-    return 0
+    return next((pid for pid, title in descendants(driver).items() if title == b"ray::wenlan:fetch"), 0)
 
 
 @pytest.mark.parametrize("kills", [1, 3])
@@ -392,9 +407,9 @@ def test_a_killed_worker_is_replaced_and_one_that_dies_each_time_stops_the_build
         assert "its worker died again and again" in line
 
 
-def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path):
+def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web, tmp_path, build_here):
     spec, out = fill(web, tmp_path, form="PNG", side=900), tmp_path / "out"
-    build(spec, tmp_path / "whole")
+    build_here(spec, tmp_path / "whole")
     kill_when(spec, out, lambda: len(committed(out, "shards")) >= 1)
     done = committed(out, "shards")
     before = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
@@ -405,11 +420,11 @@ def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web,
     assert tars(out) == tars(tmp_path / "whole")
 
 
-def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path):
+def test_a_site_that_does_not_answer_stops_the_build_and_is_named(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     for status, said in ((404, "404"), (500, "500"), (0, "")):
         web.pages["/index.html"] = (status, "text/html", b"")
-        stderr = str(build(spec, tmp_path / f"out{status}", code=1)["stderr"])
+        stderr = str(build_here(spec, tmp_path / f"out{status}", code=1)["stderr"])
         [line] = [line for line in stderr.splitlines() if line.startswith("wenlan-data:")]
         assert f"http://{web.host}/index.html" in line
         assert said in line
@@ -449,14 +464,14 @@ shards: {{dev_share: 0.2, val_share: 0.2}}
     return specs[:3], specs[3]
 
 
-def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path):
+def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path, build_here):
     """Row ids of a table are its lines, so a sample is known by its image here, not by its key."""
     specs, whole = increments(web, tmp_path)
     seen: dict[str, list[str]] = {}
     for out, spec in [*((f"2026-01-0{i + 1}", spec) for i, spec in enumerate(specs)), ("whole", whole)]:
         store = "other" if out == "whole" else "store"
         words = ["--store", str(tmp_path / store), "--snapshot", out, "--workers", "2"]
-        assert build(spec, tmp_path / out, *words)["published"]
+        assert build_here(spec, tmp_path / out, *words)["published"]
         assert verify(tmp_path / out / "shards") == []
         tables = [pq.read_table(path) for path in sorted((tmp_path / out / "shards").glob("*-*.parquet"))]
         seen[out] = [f"{r['split']} {r['image_url']}" for table in tables for r in table.to_pylist()]
@@ -465,7 +480,7 @@ def test_three_builds_in_one_store_hold_what_one_build_would(web, tmp_path):
     assert 10 < len(rows) < 30
     assert all(0 < len(one) < 14 for one in seen.values())
     words = ["--store", str(tmp_path / "store"), "--snapshot", "2026-01-01"]
-    again = build(specs[0], tmp_path / "2026-01-01", *words)
+    again = build_here(specs[0], tmp_path / "2026-01-01", *words)
     assert [stage["ran"] for stage in again["stages"]] == [0] * len(STAGES), "published and unchanged, it stays"
 
 
@@ -485,9 +500,9 @@ def test_a_store_of_a_newer_version_is_refused_before_anything_runs(web, tmp_pat
     assert web.requests == []
 
 
-def test_a_missing_table_is_named(web, tmp_path):
+def test_a_missing_table_is_named(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     (tmp_path / "table.csv").unlink()
-    stderr = str(build(spec, tmp_path / "out", code=1)["stderr"])
+    stderr = str(build_here(spec, tmp_path / "out", code=1)["stderr"])
     assert f"{tmp_path}/table.csv" in stderr
     assert len(stderr.splitlines()) == 1

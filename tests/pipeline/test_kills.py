@@ -10,6 +10,7 @@ A whole build that is killed while it packs, Ray and all, is in test_build.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import pickle
 import shutil
@@ -29,11 +30,12 @@ import pytest
 from data_specs.shard import parse_manifest
 from pipeline.publish import release
 from pipeline.publish.verify import verify
-from pipeline.stages import shard
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 from pipeline.takedown.forget import Request
+from tests.places import ROOT
+from tests.stages import run_stage
 
 pytestmark = [
     pytest.mark.slow,
@@ -42,64 +44,101 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-COMMAND = """
-import os, pickle, signal, sys
+RUNNER = """
+import json, os, pickle, signal, sys
+import s3fs
+from pipeline.files.folder import Folder
+from pipeline.publish import release
+from pipeline.takedown.forget import forget
+from tests.stages import run_stage
 
-path, what, at = sys.argv[1], sys.argv[2], int(sys.argv[3])
-changes = 0
+def count_changes(is_local, at):
+    changes = [0]
 
-def change():
-    global changes
-    changes += 1
-    if changes == at:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def change():
+        changes[0] += 1
+        if changes[0] == at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-with open(path, "rb") as f:
-    build, request = pickle.load(f)
-if build.folder.is_local:
-    from pipeline.files.folder import Folder
-    for name in ("take", "move", "delete"):
-        def counted(self, *args, real=getattr(Folder, name)):
-            change()
-            return real(self, *args)
-        setattr(Folder, name, counted)
-else:
-    from s3fs.core import S3FileSystem
-    real = S3FileSystem._call_s3
-    async def counted(self, method, *args, **kwargs):
-        if not method.startswith(("get", "head", "list")):
-            change()
-        return await real(self, method, *args, **kwargs)
-    S3FileSystem._call_s3 = counted
-if what == "pack":
-    from pipeline.stages import shard as shards
-    names = shards.partitions(build)
-    for name in names:
-        if name not in build.stage("shard").partitions():
-            shards.run_partition(build, name)
-    build.stage("shard").finish(names, shards.STAGE.version)
-elif what == "publish":
-    from pipeline.publish import release
-    release.publish(build)
-else:
-    from pipeline.takedown.forget import forget
-    forget(build.store, [build], request)
-print(changes)
+    if is_local:
+        for name in ("take", "move", "delete"):
+            def counted(self, *args, real=getattr(Folder, name)):
+                change()
+                return real(self, *args)
+            setattr(Folder, name, counted)
+    else:
+        real = s3fs.core.S3FileSystem._call_s3
+        async def counted(self, method, *args, **kwargs):
+            if not method.startswith(("get", "head", "list")):
+                change()
+            return await real(self, method, *args, **kwargs)
+        s3fs.core.S3FileSystem._call_s3 = counted
+    return changes
+
+def run(path, what, at, environment):
+    os.environ.clear()
+    os.environ.update(environment)
+    with open(path, "rb") as f:
+        build, request = pickle.load(f)
+    changes = count_changes(build.folder.is_local, at)
+    if what == "pack":
+        run_stage(build, "shard")
+    elif what == "publish":
+        release.publish(build)
+    else:
+        forget(build.store, [build], request)
+    return changes[0]
+
+for line in sys.stdin:
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.write(writing, b"%d" % run(*json.loads(line)))
+        os._exit(0)
+    os.close(writing)
+    with open(reading, "rb") as pipe:
+        said = int(pipe.read() or 0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said, flush=True)
 """
-"""Does one thing and tells how many changes it made to the build and STORE; killed right before change `at`."""
+"""Runs commands, each in a process of its own: a line of JSON is one command, an answer its exit status and how many
+changes it made to the build and STORE; it is killed right before change `at`. The process that starts them has all
+modules loaded and does nothing itself, so that thirty commands do not cost thirty imports of everything."""
 
 OPTIONS = {"samples_per_shard": 8, "energon": True}
 
+Command = Callable[..., tuple[int, int]]
 
-def command(folder: Path, build: Build, request: Request | None, what: str, at: int = 0) -> tuple[int, int]:
-    """Run it; (exit status, changes made)."""
-    path = folder / "command.pickle"
-    path.write_bytes(pickle.dumps((build, request)))
-    done = subprocess.run(
-        [sys.executable, "-c", COMMAND, str(path), what, str(at)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
-    return done.returncode, int(done.stdout or 0)
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """The process of RUNNER, and the file of its stderr."""
+    log = tmp_path_factory.mktemp("runner") / "stderr"
+    words, pipe = [sys.executable, "-c", RUNNER], subprocess.PIPE
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=stderr, env=environment, text=True)
+    with process:
+        yield process, log
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+@pytest.fixture
+def command(runner: tuple[subprocess.Popen[str], Path], tmp_path: Path) -> Command:
+    """command(build, request, "publish", at=3): run it; (exit status, changes made)."""
+    process, log = runner
+    assert process.stdin is not None
+    assert process.stdout is not None
+
+    def run(build: Build, request: Request | None, what: str, at: int = 0) -> tuple[int, int]:
+        path = tmp_path / "command.pickle"
+        path.write_bytes(pickle.dumps((build, request)))
+        print(json.dumps([str(path), what, at, dict(os.environ)]), file=process.stdin, flush=True)
+        status, changes = process.stdout.readline().split() or (None, None)
+        assert status in ("0", str(-signal.SIGKILL)), log.read_text(errors="replace")[-3000:]
+        return int(status), int(changes)
+
+    return run
 
 
 class Reader(threading.Thread):
@@ -185,15 +224,8 @@ def known(build: Build) -> set[bytes]:
 def packed(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
     """The synthetic build with finished shards, not published."""
     build: Build = synthetic.make(tmp_path_factory.mktemp("packed"), shards=OPTIONS)[0]
-    pack(build)
+    run_stage(build, "shard")
     return build
-
-
-def pack(build: Build) -> None:
-    names = shard.partitions(build)
-    for name in names:
-        shard.run_partition(build, name)
-    build.stage("shard").finish(names, shard.STAGE.version)
 
 
 @pytest.fixture
@@ -225,16 +257,16 @@ def spread(changes: int, kills: int) -> Sequence[int]:
 
 @pytest.mark.parametrize(("where", "kills"), [("disk", 7), ("s3", 4)])
 def test_a_publish_that_is_killed_leaves_no_half_dataset(
-    packed: Build, place: Callable[[Build, str], Build], tmp_path: Path, where: str, kills: int
+    packed: Build, place: Callable[[Build, str], Build], command: Command, where: str, kills: int
 ) -> None:
     calm, build = place(packed, where), place(packed, where)
-    _, changes = command(tmp_path, calm, None, "publish")
+    _, changes = command(calm, None, "publish")
     ends = []
     with watched(build) as reader:
         for at in spread(changes, kills):
-            ends.append(command(tmp_path, build, None, "publish", at)[0])
+            ends.append(command(build, None, "publish", at)[0])
         assert reader.whole == 0 or ends[-1] == -signal.SIGKILL
-        assert command(tmp_path, build, None, "publish")[0] == 0
+        assert command(build, None, "publish")[0] == 0
     assert ends.count(-signal.SIGKILL) >= kills - 1
     assert reader.none > 0
     assert reader.whole > 0
@@ -245,19 +277,19 @@ def test_a_publish_that_is_killed_leaves_no_half_dataset(
 
 @pytest.mark.parametrize(("where", "kills"), [("disk", 9), ("s3", 5)])
 def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the_next(
-    packed: Build, place: Callable[[Build, str], Build], synthetic: Any, tmp_path: Path, where: str, kills: int
+    packed: Build, place: Callable[[Build, str], Build], synthetic: Any, command: Command, where: str, kills: int
 ) -> None:
     local = place(packed, "disk")
     release.publish(local)
     calm, build = place(local, where), place(local, where)
     kept = [item for item in synthetic.items() if item.stage == "shard"]
     request = Request(urls=[kept[3].candidate.image_url, kept[14].candidate.image_url])
-    _, changes = command(tmp_path, calm, request, "forget")
+    _, changes = command(calm, request, "forget")
     ends = []
     with watched(build) as reader:
         for at in spread(changes, kills):
-            ends.append(command(tmp_path, build, request, "forget", at)[0])
-        assert command(tmp_path, build, request, "forget")[0] == 0
+            ends.append(command(build, request, "forget", at)[0])
+        assert command(build, request, "forget")[0] == 0
     assert ends.count(-signal.SIGKILL) >= 3, "a takedown goes on where it was, so that later kills find less to do"
     assert reader.whole > 0
     assert dataset(build) == dataset(calm)
@@ -268,20 +300,20 @@ def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the
 
 
 def test_packing_that_is_killed_leaves_no_half_dataset_of_either_spec(
-    packed: Build, place: Callable[[Build, str], Build], synthetic: Any, tmp_path: Path
+    packed: Build, place: Callable[[Build, str], Build], synthetic: Any, command: Command
 ) -> None:
     old = place(packed, "disk")
     release.publish(old)
     more = synthetic.spec(shards={**OPTIONS, "samples_per_shard": 3, "max_side": 100})
     fingerprints = {**packed.fingerprints, "shard": "5" * 64, "report": "e" * 64}
     build, calm = (replace(one, spec=more, fingerprints=fingerprints) for one in (old, place(packed, "disk")))
-    _, changes = command(tmp_path, calm, None, "pack")
+    _, changes = command(calm, None, "pack")
     release.publish(calm)
     with watched(build) as reader:
         assert reader.fresh.wait(60)
         for at in spread(changes, 6):
-            command(tmp_path, build, None, "pack", at)
-        assert command(tmp_path, build, None, "pack")[0] == 0
+            command(build, None, "pack", at)
+        assert command(build, None, "pack")[0] == 0
         assert reader.whole > 0, "the old dataset was there to be seen"
         assert not (Path(build.out) / "shards/manifest.json").exists()
         release.publish(build)

@@ -6,9 +6,9 @@ import ast
 import inspect
 import json
 import pickle
-import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -51,11 +51,10 @@ def test_a_plug_in_is_what_its_file_says(family, name):
 
 @pytest.mark.parametrize(("family", "name"), PLUGINS)
 def test_every_option_is_documented(family, name):
-    plugin = find(family, name)
-    taken = {"name", "source_kind", "base"}
-    for option, info in plugin.model_fields.items():
-        words = re.findall(r"\w+", f"{plugin.__doc__} {inspect.getmodule(plugin).__doc__}")
-        assert option in taken or info.description or option in words, f"{family}/{name}: {option} is not documented"
+    """By its field's description, from which the JSON Schemas and `wenlan-data plugins` tell of it."""
+    for option, info in find(family, name).model_fields.items():
+        if option not in ("name", "source_kind", "base"):
+            assert info.description, f"{family}/{name}: {option} is not documented"
 
 
 @pytest.mark.parametrize(("family", "name"), PLUGINS)
@@ -76,15 +75,49 @@ def test_an_unknown_option_is_named_with_the_nearest_known_one(family, name):
         configure(family, name, {**SHARED[family], **NEEDED.get(name, {}), f"{option}x": 1}, Plugin, "at")
 
 
-@pytest.mark.parametrize(("family", "name"), PLUGINS)
+def nodes(plugin: type[Plugin]) -> list[ast.AST]:
+    """What the file of a plug-in says, and the `_*.py` beside it, whose code is the plug-ins' too."""
+    file = Path(inspect.getfile(plugin))
+    return [n for path in (file, *file.parent.glob("_[!_]*.py")) for n in ast.walk(ast.parse(path.read_text("utf-8")))]
+
+
+def reasons(plugin: type[Plugin]) -> list[str]:
+    """The members of DropReason that a plug-in's own file names."""
+    tree = ast.walk(ast.parse(inspect.getsource(inspect.getmodule(plugin))))
+    attributes = [node for node in tree if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
+    return [node.attr for node in attributes if node.value.id == "DropReason"]
+
+
+DROPPING = [(f, n) for f, n in PLUGINS if f != "detectors" and {"check", "judge", "read"} & set(vars(find(f, n)))]
+
+
+@pytest.mark.parametrize(("family", "name"), DROPPING)
 def test_reasons_to_drop_are_members_of_the_enum(family, name):
-    """Read from the source: each `DropReason.X` exists, and no Drop or drop() is given a bare string."""
-    tree = ast.parse(inspect.getsource(inspect.getmodule(find(family, name))))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "DropReason":
-            assert node.attr in DropReason.__members__
+    """Read from the source: some `DropReason.X` is named, each exists, and no Drop or drop() is given anything else."""
+    plugin = find(family, name)
+    assert reasons(plugin)
+    assert set(reasons(plugin)) <= set(DropReason.__members__)
+    for node in nodes(plugin):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("Drop", "drop"):
-            assert not any(isinstance(a, ast.Constant) for a in node.args[: 1 if node.func.id == "Drop" else 3][-1:])
+            reason = node.args[0 if node.func.id == "Drop" else 2]
+            assert not any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(reason))
+
+
+@pytest.mark.parametrize("name", names("detectors"))
+def test_a_detector_drops_nothing_and_its_faults_are_detector_errors(name):
+    plugin = find("detectors", name)
+    assert reasons(plugin) == []
+    raised = [node.exc for node in nodes(plugin) if isinstance(node, ast.Raise)]
+    assert raised, "the helpers of all detectors are read too"
+    assert {node.func.id for node in raised} == {"DetectorError"}
+
+
+def test_plug_ins_that_drop_are_all_but_those_that_only_rewrite_or_only_name_pages():
+    assert {name for family, name in PLUGINS if family != "detectors"} - {name for _, name in DROPPING} == {
+        "to_simplified",
+        "site",
+        "warc",
+    }
 
 
 def test_every_family_is_covered():

@@ -1,0 +1,33 @@
+"""Processes as a test may see them: those below one of its own, never those of other tests on the same machine."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def descendants(root: int) -> dict[int, bytes]:
+    """The title of every process that was started below a process, by its id. (Ray gives its workers titles.)"""
+    titles, parents = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError, ValueError):  # it may end while it is read
+            titles[int(folder.name)] = (folder / "cmdline").read_bytes().partition(b"\0")[0]
+            stat = (folder / "stat").read_text(encoding="utf-8")
+            parents[int(folder.name)] = int(stat.rpartition(")")[2].split()[1])  # its name may hold brackets
+
+    def is_below(pid: int) -> bool:
+        while pid not in (root, 0, 1):
+            pid = parents.get(pid, 0)
+        return pid == root
+
+    return {pid: titles[pid] for pid in parents if pid != root and is_below(pid)}
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    """Wait until a condition holds, with time for a busy machine. Raises AssertionError that says what was waited for."""
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
+        time.sleep(0.02)
