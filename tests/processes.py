@@ -26,7 +26,7 @@ def descendants(root: int) -> dict[int, bytes]:
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
-    """Wait until a condition holds, with time for a busy machine. Raises AssertionError that says what was waited for."""
+    """Wait until a condition holds, with time for a busy machine. Raises AssertionError that names the condition."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
