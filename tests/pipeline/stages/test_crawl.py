@@ -348,12 +348,12 @@ def test_a_killed_crawl_goes_on_and_takes_no_page_twice(serve, make_build):
     texts = [chr(0x4E10 + i) for i in range(60)]
     pages = {f"/{i}.html": html(f"/{2 * i + 1}.html", f"/{2 * i + 2}.html", text=texts[i]) for i in range(60)}
     web = serve({"/": html("/0.html"), **pages})
-    build = make_build(web, sources=site(web.url()), egress={"delay_s": 0.02})
+    build = make_build(web, sources=site(web.url()), egress={"delay_s": 0.05})
     kills = 0
     for target in (8, 25):
         argv = [sys.executable, "-c", KILLED, build.spec.model_dump_json(), build.out, build.store.url]
         child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while len(web.asked) < target and child.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         kills += child.poll() is None

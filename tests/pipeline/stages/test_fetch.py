@@ -432,12 +432,12 @@ fetch.run_partition(build, "00000-of-00001")
 
 def test_a_killed_fetch_leaves_nothing_visible_and_runs_again(serve, make_build):
     web = serve({f"/{i}.png": picture(i) for i in range(40)})
-    build = make_build(web, sources=SITE, egress={"delay_s": 0.03})
+    build = make_build(web, sources=SITE, egress={"delay_s": 0.06})
     urls = [web.url(path) for path in web.pages]
     admit(build, [candidate(url) for url in urls])
     argv = [sys.executable, "-c", KILLED, build.spec.model_dump_json(), build.out, build.store.url]
     child = subprocess.Popen(argv, env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])})
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 120
     while len(web.asked) < 10 and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     assert child.poll() is None

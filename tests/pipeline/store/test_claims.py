@@ -50,7 +50,7 @@ def test_a_key_is_claimed_once_and_free_again_afterwards(tmp_path: Path) -> None
 def _hold(folder: str, ready: Any) -> None:
     with claim(Folder(folder), KEYS):
         ready.set()
-        time.sleep(60)
+        time.sleep(600)
 
 
 def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
@@ -58,7 +58,7 @@ def test_a_killed_worker_holds_nothing(tmp_path: Path) -> None:
     ready = context.Event()
     holder = context.Process(target=_hold, args=(str(tmp_path), ready))
     holder.start()
-    assert ready.wait(30)
+    assert ready.wait(120)
     with claim(Folder(str(tmp_path)), KEYS) as mine:
         assert mine == set()
     os.kill(holder.pid or 0, signal.SIGKILL)
