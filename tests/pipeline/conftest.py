@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -87,6 +88,16 @@ def serve() -> Iterator[Callable[..., Web]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[ModuleType]:
+    """A Ray of two CPUs in this process. It ends with the module: code that finds a Ray running uses it."""
+    import ray
+
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    yield ray
+    ray.shutdown()
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,15 +28,6 @@ class Counter:
 
     async def total(self) -> int:
         return self._total
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    import ray
-
-    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
-    yield ray
-    ray.shutdown()
 
 
 def sums(expected_processes: int) -> None:

@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow.parquet as pq
 import pytest
@@ -171,19 +172,9 @@ def build(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]
     return dict(json.loads(done.stdout.splitlines()[-1])) if code == 0 else {"stderr": done.stderr}
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    """A Ray of two workers in this process, which commands find running and leave so."""
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
-    yield
-    ray.shutdown()
-
-
 @pytest.fixture
-def build_here(ray: None) -> Callable[..., dict[str, object]]:
-    """As `build`, in this process."""
+def build_here(ray: ModuleType) -> Callable[..., dict[str, object]]:
+    """As `build`, in this process: the command finds a Ray running and leaves it so."""
 
     def run(spec: Path, out: Path, *more: str, code: int = 0) -> dict[str, object]:
         with contextlib.redirect_stdout(io.StringIO()) as stdout, contextlib.redirect_stderr(io.StringIO()) as stderr:

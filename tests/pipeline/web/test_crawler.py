@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -16,15 +15,6 @@ from pipeline.web.pace import RateLimiter
 from tests.processes import descendants, wait_until
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    import ray
-
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
-    yield ray
-    ray.shutdown()
 
 
 def sites(serve: Any, hosts: int, pages: int) -> list[Any]:
