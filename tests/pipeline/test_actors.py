@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from pipeline import actors
+from tests.processes import wait_until
 
 
 class Counter:
@@ -95,4 +96,13 @@ def test_a_shared_object_is_one_for_the_cluster_and_made_anew_when_it_was_killed
 
     assert ray.get(elsewhere.remote()) == 4
     ray.kill(ray.get_actor("test-counter", namespace="wenlan"))
+    wait_until(lambda: not _is_alive(ray, "test-counter"), "Ray has ended the actor: `kill` does not wait for it")
     assert counter.add(1) == 1, "it has forgotten what it knew"
+
+
+def _is_alive(ray: Any, name: str) -> bool:
+    try:
+        ray.get_actor(name, namespace="wenlan")
+    except ValueError:
+        return False
+    return True
