@@ -118,7 +118,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     """Publish a finished build, unless its spec requires manual approval and it has not been published before."""
     from pipeline.publish import release
 
-    if build.spec.publish.approve == "manual" and not build.folder.exists("shards/manifest.json"):
+    if build.spec.publish.approve == "manual" and not build.shards.exists("manifest.json"):
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {build.out}")
         return {}
@@ -128,7 +128,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
         "revision": manifest.revision,
         "samples": manifest.samples,
         "content_digest": manifest.content_digest,
-        "manifest": build.folder.at("shards/manifest.json"),
+        "manifest": build.shards.at("manifest.json"),
     }
 
 

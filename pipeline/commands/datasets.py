@@ -33,7 +33,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
     build = run.reopen(args.build)
     manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
-    path = build.folder.at("shards/manifest.json")
+    path = build.shards.at("manifest.json")
     say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
     return {"build_id": manifest.build_id, "revision": manifest.revision, "samples": manifest.samples, "manifest": path}
 

@@ -97,7 +97,7 @@ def _write(
     Raises StoreError if a shard holds something that was taken down since the build began.
     """
     manifest = _numbered(build, manifest)
-    folder = build.folder / "shards"
+    folder = build.shards
     withdraw(folder)
     if build.spec.shards.energon:
         energon.write(folder, manifest)
@@ -183,7 +183,7 @@ def _digest(record: Record, suffix: str) -> FileDigest:
 
 def _published(build: Build) -> Manifest | None:
     """The manifest of a build that is published; None if it is not."""
-    folder = build.folder / "shards"
+    folder = build.shards
     if not folder.exists("manifest.json"):
         return None
     return parse_manifest(folder.read("manifest.json"), folder.at("manifest.json"))

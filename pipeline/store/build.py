@@ -44,6 +44,11 @@ class Build:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
         return StageDir(self.folder / self.stages[name].folder, name, "").everyone()
 
+    @property
+    def shards(self) -> Folder:
+        """The folder of the shards: a dataset, once there is a manifest in it."""
+        return self.folder / self.stages["shard"].folder
+
     def packed(self) -> list[Record]:
         """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
         return [record for record in self.stage("shard").records() if "tar" in record.files]

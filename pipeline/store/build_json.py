@@ -159,7 +159,7 @@ def status(build: Build) -> dict[str, Any]:
         "running": running,
         "stages": stages,
         "cost": known.get("cost"),
-        "published": build.folder.exists("shards/manifest.json"),
+        "published": build.shards.exists("manifest.json"),
     }
 
 

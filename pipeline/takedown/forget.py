@@ -137,7 +137,7 @@ def _count_anew(build: Build) -> None:
 def _state(build: Build) -> dict[str, Any]:
     """What a build was before anything was taken out of it."""
     state = {"published": False, "accepted": {}, "reported": False}
-    folder = build.folder / "shards"
+    folder = build.shards
     if folder.exists("manifest.json"):
         manifest = parse_manifest(folder.read("manifest.json"), folder.at("manifest.json"))
         state |= {"published": True, "accepted": manifest.accepted}
@@ -153,7 +153,7 @@ def _move_staged(build: Build) -> None:
     files are not what the old records say.
     """
     if shards.staged(build):
-        release.withdraw(build.folder / "shards")
+        release.withdraw(build.shards)
         shards.move_staged(build)
 
 
