@@ -1,7 +1,7 @@
-"""Figures of the quality report: histograms, domains, words, duplicate clusters and cost, as plain JSON values.
+"""Figures of the kept samples for the quality report: histograms, domains, words and regions, as plain JSON values.
 
-The shards' Parquet, the regions beside them and the decisions are read file by file into counters and histograms with
-fixed bins, so memory does not grow with the dataset, and two reports can be compared bin by bin.
+The shards' Parquet and the regions beside them are read file by file into counters and histograms with fixed bins, so
+memory does not grow with the dataset, and two reports can be compared bin by bin.
 
 Limits: a counter of domains, words or clusters that grows beyond 200,000 entries is cut to its 100,000 largest, so
 counts near the end of a very long list may be low. Words come from jieba, which segments about 1 MB of text per second,
@@ -10,10 +10,9 @@ so they are counted in at most 50,000 samples, the first of each shard in keyed-
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 
 from pipeline.detectors import detector_ids
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost
 from pipeline.texts.words import stop_words, words_of
 
 WORD_SAMPLES = 50_000
@@ -76,7 +74,7 @@ class Histogram:
         return {**names, "total": self.total, "bins": bins}
 
 
-def _ranges(edges: Sequence[int], unit: str = "") -> list[str]:
+def ranges(edges: Sequence[int], unit: str = "") -> list[str]:
     """Labels `1`, `2–3`, ..., `500+` for whole numbers."""
     labels = []
     for low, high in zip(edges, [*edges[1:], None], strict=True):
@@ -90,44 +88,36 @@ _CHARS = (0, 2, 4, 6, 8, 10, 15, 20, 30, 50, 100, 200, 500)
 _WORDS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 30, 50, 100)
 _SIDES = (0, 64, 128, 200, 256, 384, 512, 768, 1024, 1536, 2048, 4096)
 _KILOBYTES = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
-CLUSTER_SIZES = (2, 3, 4, 5, 6, 8, 11, 21, 51, 101)
 _REGIONS = (0, 1, 2, 5, 9, 17, 25, 36, 37)
 _ASPECT = (0.0, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.1, 1.5, 2.0, 3.0)
 _ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+")
-
-
-def cluster_sizes(sizes: Iterable[int]) -> dict[str, Any]:
-    """Histogram of the sizes of groups of duplicates, leaders included."""
-    histogram = Histogram("cluster_size", "Images per group", "每组图像数", CLUSTER_SIZES, _ranges(CLUSTER_SIZES))
-    histogram.add(list(sizes))
-    return histogram.value()
 
 
 class Figures:
     """Collects the figures of kept samples, shard by shard."""
 
     def __init__(self, detectors: Sequence[str]) -> None:
-        self.characters = Histogram("characters", "Characters per primary text", "主文本字数", _CHARS, _ranges(_CHARS))
+        self.characters = Histogram("characters", "Characters per primary text", "主文本字数", _CHARS, ranges(_CHARS))
         self.words = Histogram(
-            "words", "Words per primary text (jieba)", "主文本词数（结巴分词）", _WORDS, _ranges(_WORDS)
+            "words", "Words per primary text (jieba)", "主文本词数（结巴分词）", _WORDS, ranges(_WORDS)
         )
         tenths = [i / 10 for i in range(10)]
         labels = [f"{10 * i}–{10 * i + 10}%" for i in range(10)]
         self.han = Histogram(
             "han_share", "Share of Han characters in the primary text", "主文本汉字比例", tenths, labels
         )
-        self.texts = Histogram("texts", "Texts per sample", "每个样本的文本数", range(1, 9), _ranges(range(1, 9)))
-        self.short = Histogram("short_side", "Shorter side, pixels", "短边（像素）", _SIDES, _ranges(_SIDES))
-        self.long = Histogram("long_side", "Longer side, pixels", "长边（像素）", _SIDES, _ranges(_SIDES))
+        self.texts = Histogram("texts", "Texts per sample", "每个样本的文本数", range(1, 9), ranges(range(1, 9)))
+        self.short = Histogram("short_side", "Shorter side, pixels", "短边（像素）", _SIDES, ranges(_SIDES))
+        self.long = Histogram("long_side", "Longer side, pixels", "长边（像素）", _SIDES, ranges(_SIDES))
         self.aspect = Histogram(
             "aspect", "Aspect ratio (width / height), from", "宽高比（下限）", _ASPECT, _ASPECT_LABELS
         )
         self.bytes = Histogram(
-            "bytes", "Size of the stored JPEG, kB", "JPEG 大小（kB）", _KILOBYTES, _ranges(_KILOBYTES)
+            "bytes", "Size of the stored JPEG, kB", "JPEG 大小（kB）", _KILOBYTES, ranges(_KILOBYTES)
         )
         self.regions = {
             d: Histogram(
-                f"regions/{d}", f"Regions per image, {d}", f"每幅图像的区域数，{d}", _REGIONS, _ranges(_REGIONS)
+                f"regions/{d}", f"Regions per image, {d}", f"每幅图像的区域数，{d}", _REGIONS, ranges(_REGIONS)
             )
             for d in detectors
         }
@@ -211,28 +201,6 @@ def collect(build: Build) -> dict[str, Any]:
             figures.regions[detector].add(counts)
             figures.boxes[detector] += int(counts.sum())
     return figures.value()
-
-
-def stage_costs(build: Build) -> list[dict[str, Any]]:
-    """The `Cost` of each stage from its records, with partitions, cached items, and wall and GPU seconds where known.
-
-    How many GPUs a partition held, and how long the stage took, is known only to the run, which noted it in build.json.
-    """
-    of_run = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
-    rows = []
-    for name in build.stages:
-        records = build.stage(name).records() if name in build.fingerprints else []
-        if not records:
-            continue
-        noted = of_run.get(name, {})
-        if noted.get("fingerprint") != build.fingerprints[name]:
-            noted = {}  # of another run, whose results are not these
-        total = {key: round(value, 2) for key, value in dataclasses.asdict(Cost.of(records, gpus=0)).items()}
-        total["gpu_seconds"] = noted.get("cost", {}).get("gpu_seconds")
-        cached = sum(record.counts.get("cached", 0) for record in records)
-        wall = noted.get("seconds")
-        rows.append({"stage": name, "partitions": len(records), **total, "wall_seconds": wall, "cached": cached})
-    return rows
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:

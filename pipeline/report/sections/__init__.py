@@ -1,0 +1,35 @@
+"""The sections of the quality report, one file each, in the order of the page.
+
+To add one: write `pipeline/report/sections/<name>.py`, which ends with `SECTION = Section(...)`, and add its line to
+SECTIONS.
+"""
+
+from __future__ import annotations
+
+from pipeline.report.section import Section
+from pipeline.report.sections import (
+    cost,
+    drift,
+    duplicates,
+    faults,
+    funnel,
+    gates,
+    samples,
+    shapes,
+    sources,
+    totals,
+)
+
+SECTIONS: tuple[Section, ...] = (
+    faults.SECTION,
+    totals.SECTION,
+    gates.SECTION,
+    funnel.SECTION,
+    sources.SECTION,
+    samples.SECTION,
+    shapes.SECTION,
+    drift.SECTION,
+    duplicates.SECTION,
+    cost.SECTION,
+)
+"""Every section. This is the order of the page."""

@@ -1,0 +1,44 @@
+"""Section `duplicates`: the largest groups of duplicates, with some of their pictures, and the sizes of all groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pipeline.report.figures import Histogram, ranges
+from pipeline.report.section import Material, Section, Values
+
+CLUSTER_SIZES = (2, 3, 4, 5, 6, 8, 11, 21, 51, 101)
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    """Groups with the rows of their members, each with its `picture` as in `pipeline.report.sections.samples`."""
+    return {"cluster_sizes": cluster_sizes(material.shown.sizes), "clusters": material.shown.clusters}
+
+
+def cluster_sizes(sizes: Iterable[int]) -> Values:
+    """Histogram of the sizes of groups of duplicates, leaders included."""
+    histogram = Histogram("cluster_size", "Images per group", "每组图像数", CLUSTER_SIZES, ranges(CLUSTER_SIZES))
+    histogram.add(list(sizes))
+    return histogram.value()
+
+
+HTML = """
+<section id="duplicates">
+  <h2>{{ t("Largest groups of duplicates", "最大的重复组") }}</h2>
+  {% if cluster_sizes.total %}<div class="grid">{{ histogram(cluster_sizes) }}</div>{% endif %}
+  {% if not clusters %}<p>{{ t("None.", "无。") }}</p>{% endif %}
+  {% for c in clusters %}
+  <div class="cluster"><h3>{{ c.size | n }} {{ t("images that are the same, leader", "幅相同图像，首项") }} <code>{{
+    c.leader[:12] }}</code></h3>
+    <ul class="sheet">{% for row in c.members %}
+      <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}">{{ picture(row) }}<p class="fate">
+      {%- if row.id == c.leader %}<span class="ok">{{ t("leader", "首项") }}</span>
+      {%- else %}<span class="no">{{ word(row.reason) }}</span>{% endif -%}
+      </p><p class="text" lang="zh">{{ row.text or "–" }}</p><p class="muted small">{{ row.source }}
+      {%- if row.evidence %} · {{ row.evidence }}{% endif %}</p></li>
+    {% endfor %}</ul></div>
+  {% endfor %}
+</section>
+"""
+
+SECTION = Section("duplicates", HTML, figures, title="Duplicates", title_zh="重复")

@@ -1,0 +1,51 @@
+"""Section `funnel`: what happened to every candidate, by stage and reason (`pipeline.report.funnel`)."""
+
+from __future__ import annotations
+
+from pipeline.report.funnel import StageFunnel
+from pipeline.report.section import Material, Section, Values
+from pipeline.store.stage import deciding
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    candidates = material.candidates
+    return {
+        "funnel": [row_of(stage) for stage in candidates.stages(deciding(material.build.stages, "extract", "shard"))],
+        "reasons": [{"name": name, "count": count} for name, count in candidates.reasons()],
+    }
+
+
+def row_of(stage: StageFunnel) -> Values:
+    reasons = [{"name": name, "count": count} for name, count in stage.reasons]
+    counts = {"seen": stage.seen, "kept": stage.kept, "dropped": stage.dropped}
+    return {"stage": stage.stage, **counts, "reasons": reasons}
+
+
+HTML = """
+<section id="funnel">
+  <h2>{{ t("What happened to every candidate", "每个候选的去向") }}</h2>
+  <p class="muted">{{
+    t("Each candidate is counted once: either dropped by one stage, for the first reason that applied, or kept.",
+    "每个候选只计一次：在某一阶段因首个原因被丢弃，或被保留。") }}</p>
+  <ol class="funnel">
+  {% for row in funnel %}
+    <li>
+      <span class="stage">{{ word(row.stage) }}</span>
+      <span class="flow" role="img" aria-label="{{ row.stage }}: {{ row.seen }} entered, {{ row.kept }} kept, {{
+        row.dropped }} dropped">
+        <i class="kept" style="width:{{ (100 * row.kept / (totals.candidates or 1)) | round(2) }}%"></i>
+        {%- for r in row.reasons %}<i class="dropped d{{ loop.index0 % 4 }}" style="width:{{
+          (100 * r.count / (totals.candidates or 1)) | round(2) }}%" title="{{ r.name }}: {{ r.count | n }}"></i>
+        {%- endfor %}
+      </span>
+      <span class="count"><b>{{ row.kept | n }}</b>
+      {%- if row.dropped %} <span class="minus">−{{ row.dropped | n }}</span>{% endif %}</span>
+      {% if row.reasons %}<span class="why">
+      {%- for r in row.reasons %}<span>{{ word(r.name) }} {{ r.count | n }}</span>{% endfor %}</span>{% endif %}
+    </li>
+  {% endfor %}
+  </ol>
+</section>
+"""
+
+SECTION = Section("funnel", HTML, figures, title="Funnel", title_zh="漏斗")

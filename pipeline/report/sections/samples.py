@@ -1,0 +1,54 @@
+"""Section `samples`: a sheet of kept and dropped samples with filters (`pipeline.report.pictures` chooses them)."""
+
+from __future__ import annotations
+
+from pipeline.report.section import Material, Section, Values
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    """The rows of the sheet, each with its `picture`, a data: URI that index.html shows and report.json leaves out."""
+    return {"sheet": material.shown.sheet, "not_shown": material.shown.hidden}
+
+
+HTML = """
+<section id="samples">
+  <h2>{{ t("Samples, kept and dropped", "保留与丢弃的样本") }}</h2>
+  <p class="muted">{{ t("A random sample, the same every time.", "随机抽取，每次相同。") }}
+  {%- if not_shown %} {{ not_shown | n }} {{ t("items are never shown, because they were opted out, refused by "
+    "robots.txt or the address guard, or taken down.",
+    "项从不展示：已声明退出、被 robots.txt 或地址检查拒绝，或已下架。") }}{% endif %}</p>
+  <form class="filters" aria-label="Filter the samples">
+    <label>{{ t("Source", "来源") }} <select id="by-source"><option value="">*</option>
+    {%- for s in sources %}<option>{{ s.name }}</option>{% endfor %}</select></label>
+    <label>{{ t("Outcome", "去向") }} <select id="by-reason"><option value="">*</option>
+    {#--#}<option value="kept" data-zh="保留">kept</option><option value="dropped" data-zh="丢弃">dropped</option>
+    {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name }}</option>{% endfor -%}
+    </select></label>
+    <label>{{ t("Text", "文本") }} <input id="by-text" type="search" autocomplete="off"></label>
+    <label class="check"><input id="show-boxes" type="checkbox"> {{ t("Regions", "区域框") }}</label>
+    {% set detectors = histograms | map(attribute="name") | select("starts", "regions/") | list %}
+    {% if detectors | length > 1 %}<label>{{ t("Detector", "检测器") }} <select id="by-detector">
+    {%- for d in detectors %}<option>{{ d[8:] }}</option>{% endfor %}</select></label>{% endif %}
+    <output id="shown" aria-live="polite"></output>
+  </form>
+  <ul class="sheet" id="sheet">
+  {% for row in sheet %}
+    <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}" data-source="{{ row.source }}" data-reason="{{
+      row.reason or "kept" }}">
+      {{ picture(row) }}
+      <p class="fate">{% if row.kept %}<span class="ok">✓ {{ t("kept", "保留") }}</span>
+      {%- else %}<span class="no">✗ {{ word(row.reason) }}</span> <span class="muted">{{ word(row.stage) }}</span>
+      {%- endif %}</p>
+      <p class="text" lang="zh">{{ row.text or "–" }}</p>
+      <p class="muted small" title="{{ row.evidence }}">{{ row.source }}
+      {%- if row.evidence %} · {{ row.evidence }}{% elif row.width %} · {{ row.width }}×{{ row.height }}{% endif %}</p>
+      <p class="small links">{{ link(row.page_url, "page") }} {{ link(row.url, "image") }} <code title="{{ row.id }}">{{
+        row.id[:8] }}</code></p>
+    </li>
+  {% endfor %}
+  </ul>
+  {% if not sheet %}<p>{{ t("Nothing to show.", "没有可展示的内容。") }}</p>{% endif %}
+</section>
+"""
+
+SECTION = Section("samples", HTML, figures, title="Samples", title_zh="样本")

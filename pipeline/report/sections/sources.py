@@ -1,0 +1,65 @@
+"""Section `sources`: how many candidates of each source remained after each stage, and the pages that were crawled."""
+
+from __future__ import annotations
+
+from pipeline.report.funnel import Funnel
+from pipeline.report.section import Material, Section, Values
+from pipeline.store.build import Build
+from pipeline.store.stage import deciding
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    return {
+        "sources": by_source(material.build, material.candidates),
+        "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
+        "pages": pages(material.build),
+    }
+
+
+def by_source(build: Build, candidates: Funnel) -> list[Values]:
+    """One row per source, in the order of the spec, with how many candidates remained after each stage."""
+    rows = []
+    for ref in build.spec.sources:
+        funnel = candidates.of_source(ref.name)
+        stages = [
+            {"stage": s.stage, "kept": s.kept, "dropped": s.dropped}
+            for s in funnel.stages(deciding(build.stages, "extract", "shard"))
+        ]
+        reasons = [{"name": name, "count": count} for name, count in funnel.reasons()]
+        row = {"name": ref.name, "kind": ref.kind, "source_kind": ref.source_kind, "candidates": funnel.total}
+        rows.append({**row, "kept": funnel.kept, "dropped": funnel.dropped, "stages": stages, "reasons": reasons})
+    return rows
+
+
+def pages(build: Build) -> dict[str, int]:
+    """Pages that the crawl has seen, kept and dropped."""
+    records = build.stage("crawl").records() if "crawl" in build.fingerprints else []
+    return {what: sum(record.counts.get(what, 0) for record in records) for what in ("seen", "kept", "dropped")}
+
+
+HTML = """
+<section id="sources">
+  <h2>{{ t("Sources", "来源") }}</h2>
+  <div class="scroll" tabindex="0"><table>
+    <caption class="hide">Candidates remaining per source after each stage</caption>
+    <thead><tr>{{ th("source", "来源") }}{{ th("kind", "类型") }}{{ th("candidates", "候选", "num") }}
+    {%- for row in funnel[:-1] %}<th scope="col" class="num">{{ word(row.stage) }}</th>{% endfor %}
+    {{- th("kept", "保留", "num") }}<th scope="col" class="num">%</th></tr></thead>
+    <tbody>
+    {% for s in sources %}
+      <tr><th scope="row">{{ s.name }}</th><td>{{ s.source_kind }} · {{ s.kind }}</td>{{ td(s.candidates | n) }}
+      {%- for row in s.stages[:-1] %}{{ td(row.kept | n) }}{% endfor -%}
+      <td class="num"><b>{{ s.kept | n }}</b></td>{{ td(s.kept | share(s.candidates)) }}</tr>
+    {% endfor %}
+    </tbody>
+    <tfoot><tr><th scope="row">{{ t("all", "合计") }}</th><td></td>{{ td(totals.candidates | n) }}
+    {%- for row in funnel[:-1] %}{{ td(row.kept | n) }}{% endfor -%}
+    <td class="num"><b>{{ totals.kept | n }}</b></td>{{ td(totals.kept | share(totals.candidates)) }}</tr></tfoot>
+  </table></div>
+  {% if pages.seen or captures %}<p>{{ t("Pages crawled", "已爬取页面") }}: {{ pages.kept | n }}
+  {%- if captures %} · {{ t("pages without candidates", "未产生候选的页面") }}: {% for c in captures -%}
+  {{ word(c.name) }} {{ c.count | n }}{{ ", " if not loop.last }}{% endfor %}{% endif %}</p>{% endif %}
+</section>
+"""
+
+SECTION = Section("sources", HTML, figures, title="Sources", title_zh="来源")
