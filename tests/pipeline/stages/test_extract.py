@@ -231,7 +231,7 @@ def test_a_warc_that_breaks_off_keeps_what_came_before(tmp_path):
         assert info["truncated"].startswith("after 2 records")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>no warc</html>", b"\x1f\x8bgarbage", gzip.compress(b"text")])
+@pytest.mark.parametrize("content", [b"", b"<html>no warc</html>", b"\x1f\x8bgarbage", gzip.compress(b"text", mtime=0)])
 def test_a_file_that_is_no_warc_is_one_clear_error(tmp_path, content):
     path = tmp_path / "no.warc.gz"
     path.write_bytes(content)
