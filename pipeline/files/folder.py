@@ -85,7 +85,7 @@ class Folder:
     def read_json(self, name: str) -> Any:
         try:
             return json.loads(self.read(name))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise StoreError(self.at(name), f"is not JSON ({e})") from None
 
     def write(self, name: str, data: bytes) -> None:
