@@ -279,8 +279,25 @@ class BuildSpec(Spec):
 def load(path: str | Path) -> BuildSpec:
     """Read and check a spec. Raises a SpecError that names the file and every faulty field."""
     path = Path(path)
+    raw = _read(path)
+    if not isinstance(raw, dict):
+        raise SpecError([f"{path}: a spec is a mapping with name, contact and sources"])
+    raw.setdefault("base", str(path.resolve().parent))
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        spec = BuildSpec.model_validate(raw)
+    except ValidationError as e:
+        raise SpecError([f"{path}: {line}" for line in describe(e, BuildSpec)]) from None
+    try:
+        _ = spec.digest  # every build needs it: what JSON cannot hold is a fault of the spec
+    except (ArithmeticError, TypeError, ValueError, RecursionError) as e:
+        raise SpecError([f"{path}: a value cannot be written as JSON: {_one_line(e)}"]) from None
+    return spec
+
+
+def _read(path: Path) -> Any:
+    """The value that a YAML file holds. Raises SpecError."""
+    try:
+        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # derives from SafeLoader
     except OSError as e:
         raise SpecError([f"{path}: cannot be read: {e.strerror}"]) from None
     except UnicodeDecodeError:
@@ -288,14 +305,30 @@ def load(path: str | Path) -> BuildSpec:
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
-        raise SpecError([f"{path}{line}: is not YAML: {getattr(e, 'problem', e)}"]) from None
-    if not isinstance(raw, dict):
-        raise SpecError([f"{path}: a spec is a mapping with name, contact and sources"])
-    raw.setdefault("base", str(path.resolve().parent))
-    try:
-        return BuildSpec.model_validate(raw)
-    except ValidationError as e:
-        raise SpecError([f"{path}: {line}" for line in describe(e, BuildSpec)]) from None
+        raise SpecError([f"{path}{line}: is not YAML: {_one_line(getattr(e, 'problem', None) or e)}"]) from None
+    except RecursionError:
+        raise SpecError([f"{path}: is nested too deeply"]) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, in which a scalar that its type refuses is a YAMLError with its line.
+
+    PyYAML raises whatever the type's constructor does: ValueError for the date 2024-13-45 and for an integer of more
+    than 4,300 digits, AttributeError for `!!timestamp x`, KeyError for `!!bool x`.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+            kind = str(node.tag).rpartition(":")[2]
+            problem = f"this is no {kind} ({_one_line(e)})"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _one_line(e: object) -> str:
+    """The message of an exception as one short line."""
+    return " ".join(str(e).split())[:200]
 
 
 def describe(error: ValidationError, model: type[BaseModel], where: str = "") -> list[str]:

@@ -207,7 +207,7 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
     """
     try:
         raw = json.loads(data)
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of more than 4,300 digits
         raise ContractError(f"{name}: not a JSON manifest ({e})") from None
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if not isinstance(version, int):
@@ -294,5 +294,7 @@ def decode_sample(data: bytes | Mapping[str, Any], name: str) -> Sample:
             height=raw["height"],
             texts=tuple(Text(t["kind"], t["text"], t.get("original", "")) for t in raw["texts"]),
         )
-    except (KeyError, TypeError, json.JSONDecodeError, UnicodeDecodeError) as e:
+    except ContractError:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as e:  # ValueError: see parse_manifest
         raise ContractError(f"{name}: not a wenlan sample ({type(e).__name__}: {e})") from None

@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 2)
     except (WenlanError, ContractError) as e:
         return _fail(str(e), 1)
+    except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
+        return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1)
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to continue", 130)
     if args.json:

@@ -103,10 +103,14 @@ def granted(asked: Resources, available: Resources) -> Resources:
     return cpus | ({"num_gpus": gpus} if 0 < gpus <= available.get("GPU", 0.0) else {})
 
 
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+"""Errors of a file or folder that this user may not write (or read)."""
+
+
 def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_form: str) -> None:
     """The body of a Ray task: one partition, timed, with its log lines and counters labelled.
 
-    Raises WenlanError; a full disk becomes a StageError that names the folder.
+    Raises WenlanError; a full disk becomes a StageError that names the folder, a read-only one that names the file.
     """
     observe.log_as(log_form)
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
@@ -114,6 +118,8 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
         try:
             run(build, partition)
         except OSError as e:
+            if e.errno in _NOT_WRITABLE and e.filename:
+                raise StageError(str(e.filename), f"{e.strerror} ({stage}/{partition})") from None
             if e.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             hint = "make room and run the same command again: what is committed stays"

@@ -14,7 +14,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
@@ -85,7 +85,7 @@ class Folder:
     def read_json(self, name: str) -> Any:
         try:
             return json.loads(self.read(name))
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:
             raise StoreError(self.at(name), f"is not JSON ({e})") from None
 
     def write(self, name: str, data: bytes) -> None:
@@ -158,6 +158,17 @@ class Folder:
             copy = Path(scratch) / Path(name).name
             fs.get_file(path, str(copy))
             yield copy
+
+    def lock_file(self) -> IO[str]:
+        """The file `_lock` of a local folder, open, for flock; both are made where they are missing.
+
+        Raises StoreError that names the folder where it is not writable.
+        """
+        try:
+            Path(self.url).mkdir(parents=True, exist_ok=True)
+            return Path(self.at("_lock")).open("a")
+        except OSError as e:
+            raise StoreError(self.url, f"cannot be written ({e.strerror or e})") from e
 
     def scratch(self) -> str:
         """A local folder for unfinished files, on the same disk as this folder if that is local: a rename suffices."""

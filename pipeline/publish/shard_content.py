@@ -16,7 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_specs.shard import MEMBERS, REGION_SCHEMA, ContractError, ShardFiles, decode_sample
+from data_specs.shard import (
+    MEMBERS,
+    REGION_SCHEMA,
+    SOURCE_KINDS,
+    TEXT_KINDS,
+    ContractError,
+    ShardFiles,
+    decode_sample,
+)
 
 PER_FILE = 20
 """Faults listed per file; beyond that they are counted."""
@@ -47,6 +55,7 @@ def read_table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[
         if faults:
             return empty, faults
         table = pq.read_table(path, columns=schema.names)
+        table.validate(full=True)  # lists that point outside their values, text that is not UTF-8
     except (OSError, pa.ArrowException) as e:
         return empty, [f"{name}: cannot be read as Parquet ({str(e).splitlines()[0]})"]
     if table.num_rows != samples:
@@ -66,6 +75,10 @@ def _row_fault(split: str, row: Row, max_side: int) -> str:
     key, sides = row["key"], f"{row['width']} x {row['height']}"
     if not re.fullmatch(r"[0-9a-f]{32}", key) or not row["candidate_id"].startswith(key):
         return f"key {key!r} is not the beginning of its candidate_id"
+    if not re.fullmatch(r"[0-9a-f]{64}", row["candidate_id"]):
+        return f"{key}: candidate_id is {row['candidate_id']!r}"
+    if row["source_kind"] not in SOURCE_KINDS:
+        return f"{key}: source_kind is {row['source_kind']!r}"
     for name in ("sha256", "image_leader"):
         if not re.fullmatch(r"[0-9a-f]{64}", row[name]):
             return f"{key}: {name} is {row[name]!r}"
@@ -73,11 +86,25 @@ def _row_fault(split: str, row: Row, max_side: int) -> str:
         return f"{key}: split is {row['split']!r} in a shard of {split}"
     if not row["texts"]:
         return f"{key}: has no text"
+    for text in row["texts"]:
+        if text is None or text["kind"] not in TEXT_KINDS or not text["text"]:
+            return f"{key}: a text is {text!r}"
     if row["width"] < 1 or row["height"] < 1:
         return f"{key}: sides are {sides}"
     if max_side and max(row["width"], row["height"]) > max_side:
         return f"{key}: sides are {sides}, the manifest says {max_side} at most"
     return ""
+
+
+def place_faults(shard: ShardFiles, rows: list[Row]) -> Iterator[str]:
+    """Rows whose members would lie outside their tar: for a check that does not walk the tar."""
+    for row in rows:
+        for member in MEMBERS.values():
+            offset, size = row[f"{member}_offset"], row[f"{member}_size"]
+            if offset < 0 or size < 0 or offset + size > shard.tar.bytes:
+                place = f"{member} is at {offset} + {size}, outside its tar of {shard.tar.bytes:,} bytes"
+                yield f"{shard.parquet.path}: {row['key']}: {place}"
+                break
 
 
 def region_faults(path: Path, name: str, rows: list[Row]) -> list[str]:
@@ -99,6 +126,8 @@ def _regions_are_sound(table: pa.Table, rows: list[Row]) -> bool:
         if table[name].to_pylist() != [row[name] for row in rows]:
             return False
     boxes, scores, labels = (table[name].combine_chunks() for name in ("boxes", "scores", "labels"))
+    if any(column.flatten().null_count for column in (boxes, scores, labels)):
+        return False
     counts = scores.value_lengths().to_numpy(zero_copy_only=False)  # boxes of each sample [samples]
     if not (boxes.value_lengths().to_numpy(zero_copy_only=False) == 4 * counts).all():
         return False
@@ -117,6 +146,8 @@ def _regions_are_sound(table: pa.Table, rows: list[Row]) -> bool:
 def _region_fault(row: Row, entry: dict[str, Any]) -> str:
     """The first fault of one sample's boxes; "" if there is none."""
     key = row["key"]
+    if any(None in entry[name] for name in ("boxes", "scores", "labels")):
+        return f"{key}: a number of its regions is missing"
     if entry["key"] != key or entry["sha256"] != row["sha256"]:
         return f"{key}: its regions are those of {entry['key']}; the files are not in the same order"
     scores, labels = np.array(entry["scores"], np.float32), np.array(entry["labels"], np.int32)
@@ -156,12 +187,14 @@ def tar_faults(path: Path, name: str, rows: list[Row]) -> Iterator[str]:
                 count += 1
             if count < len(expected):
                 yield f"{name}: ends after {count} members, the index has {len(expected)}"
-    except tarfile.TarError as e:
-        yield f"{name}: is not a tar ({e})"
+    except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as e:
+        yield f"{name}: is not a tar ({e})"  # tarfile raises the others on headers that contradict themselves
 
 
 def _place_fault(member: tarfile.TarInfo, number: int, row: Row, suffix: str) -> str:
     """Whether a member has the name, offset and size that the index states; "" if it has."""
+    if not member.isreg() or member.issparse():  # a sparse one of 2 kB may unpack to gigabytes
+        return f"{member.name} is not a plain file"
     if member.name != f"{row['key']}.{suffix}":
         return f"member {number} is {member.name}, the index says {row['key']}.{suffix}"
     column = MEMBERS[suffix]

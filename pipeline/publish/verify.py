@@ -22,8 +22,17 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest
+from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
-from pipeline.publish.shard_content import PER_FILE, capped, read_table, region_faults, row_faults, tar_faults
+from pipeline.publish.shard_content import (
+    PER_FILE,
+    capped,
+    place_faults,
+    read_table,
+    region_faults,
+    row_faults,
+    tar_faults,
+)
 from pipeline.store.dataset import Dataset
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
@@ -39,12 +48,20 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
     """
     dataset = Dataset.open(folder)
     if not store and dataset.build is not None and dataset.build.exists("build.json"):
-        store = str(dataset.build.read_json("build.json").get("store", ""))
+        store = _store_of(dataset.build)
     across = _AcrossShards(Store(store).takedowns() if store else Takedowns())
     faults = [*_manifest_faults(dataset.manifest), *_unnamed_shards(dataset.shards, dataset.manifest)]
     for shard in dataset.manifest.shards:
         faults += _shard_faults(dataset, shard, quick, across)
     return faults + across.faults()
+
+
+def _store_of(build: Folder) -> str:
+    """The STORE that a build's build.json names, "" for none. Raises StoreError."""
+    known = build.read_json("build.json")
+    if not isinstance(known, dict):
+        raise StoreError(build.at("build.json"), "is not the record of a build")
+    return str(known.get("store", ""))
 
 
 @dataclass
@@ -142,7 +159,9 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
         if file.path not in damaged:
             with folder.local(file.path) as path:
                 faults += capped(file.path, region_faults(path, file.path, rows))
-    if not quick and shard.tar.path not in damaged:
+    if quick:
+        faults += capped(name, list(place_faults(shard, rows)))
+    elif shard.tar.path not in damaged:
         with folder.local(shard.tar.path) as path:
             faults += capped(shard.tar.path, list(tar_faults(path, shard.tar.path, rows)))
     return faults
@@ -161,9 +180,14 @@ def _digest_fault(folder: Folder, file: FileDigest) -> str:
     """Whether a file is the one that the manifest names; "" if it is."""
     if not folder.exists(file.path):
         return f"{file.path}: is missing"
-    with folder.local(file.path) as path:
-        size = path.stat().st_size
-        if size != file.bytes:
-            return f"{file.path}: has {size:,} bytes, the manifest says {file.bytes:,}"
-        digest = file_sha256(path)
+    try:
+        with folder.local(file.path) as path:
+            if not path.is_file():
+                return f"{file.path}: is not a plain file"  # to read a FIFO would wait for ever
+            size = path.stat().st_size
+            if size != file.bytes:
+                return f"{file.path}: has {size:,} bytes, the manifest says {file.bytes:,}"
+            digest = file_sha256(path)
+    except OSError as e:
+        return f"{file.path}: cannot be read ({e.strerror or e})"
     return "" if digest == file.sha256 else f"{file.path}: sha256 is {digest}, the manifest says {file.sha256}"

@@ -180,12 +180,11 @@ def _left_seconds(running: Running, committed: int) -> float | None:
 
 @contextlib.contextmanager
 def sole_owner(build: Build) -> Iterator[None]:
-    """Only one build at a time writes a folder. Raises StoreError at once if another does."""
+    """Only one build at a time writes a folder. Raises StoreError at once if another does, or nobody can."""
     if not build.folder.is_local:
         yield
         return
-    Path(build.out).mkdir(parents=True, exist_ok=True)
-    with Path(build.folder.at("_lock")).open("a") as f:
+    with build.folder.lock_file() as f:
         for _ in range(5):
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)

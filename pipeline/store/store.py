@@ -12,7 +12,6 @@ import hashlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs.shard import canonical_json
@@ -87,8 +86,8 @@ class Store:
         if not self.folder.is_local:
             yield
             return
-        path = Path(self.folder.at("_lock"))
-        with path.open("a") as f:
+        path = self.folder.at("_lock")
+        with self.folder.lock_file() as f:
             for _ in range(600):
                 try:
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -96,7 +95,7 @@ class Store:
                 except BlockingIOError:
                     time.sleep(0.1)
             else:
-                raise StoreError(str(path), "is held by another publish for more than 60 s; try again when it is done")
+                raise StoreError(path, "is held by another publish for more than 60 s; try again when it is done")
             yield
 
     def check(self) -> None:

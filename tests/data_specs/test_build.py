@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec, SpecError, load
 
@@ -125,3 +127,87 @@ def test_a_spec_error_comes_whole_out_of_another_process():
 
     error = pickle.loads(pickle.dumps(SpecError(["a.yaml: one", "a.yaml: two"])))  # noqa: S301 (our own bytes)
     assert (error.problems, str(error)) == (("a.yaml: one", "a.yaml: two"), "a.yaml: one\na.yaml: two")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("name: 2024-13-45\n", "s.yaml:1: is not YAML: this is no timestamp (month must be in 1..12)"),
+        ("name: a\nseed: !!timestamp x\n", "s.yaml:2: is not YAML: this is no timestamp ("),
+        ("seed: !!bool x\n", "s.yaml:1: is not YAML: this is no bool ('x')"),
+        ("seed: " + "9" * 5000, "s.yaml:1: is not YAML: this is no int (Exceeds the limit (4300 digits)"),
+        ("[" * 5000, "s.yaml: is nested too deeply"),
+        ("{a: " * 5000, "s.yaml: is nested too deeply"),
+        ("a: \x00\n", "s.yaml: is not YAML: unacceptable character #x0000"),
+        (yaml.safe_dump(GOOD) + 'description: "\\ud800"\n', "s.yaml: a value cannot be written as JSON: "),
+        (yaml.safe_dump(GOOD) + "seed: 0x" + "f" * 6000, "s.yaml: a value cannot be written as JSON: "),
+        (yaml.safe_dump(GOOD) + "filters: [&f {name: x, self: *f}]", "s.yaml: a value cannot be written as JSON: "),
+    ],
+    ids=lambda value: value[:24] if isinstance(value, str) else None,
+)
+def test_a_value_that_yaml_or_json_cannot_hold_is_one_line(tmp_path: Path, text: str, line: str) -> None:
+    [problem] = _problems(_write(tmp_path, text))
+    assert problem.startswith(line)
+    assert "\n" not in problem
+
+
+_FRAGMENTS = [
+    *(
+        "[",
+        "]",
+        "{",
+        "}",
+        "\n",
+        ": ",
+        "- ",
+        "? ",
+        "&a ",
+        "*a",
+        "!!",
+        "'",
+        '"',
+        "\\ud800",
+        "\\",
+        "#",
+        "| ",
+        "<<: ",
+        "  ",
+    ),
+    *(
+        "name",
+        "sources",
+        "filters",
+        "seed",
+        "dedup",
+        "base",
+        "!!timestamp x",
+        "!!set ",
+        "!!omap ",
+        "!!binary ",
+        "!!int ",
+    ),
+    *("2024-13-45", "0x" + "f" * 4000, "9" * 4400, ".nan", "1:99:99", "~", "null", "\x00", "\ufeff", "\ud83d\ude00"),
+    *("name: a", "contact: a@b.cn", "sources: [{kind: k, name: n, source_kind: news}]", "filters: [{name: x, y: "),
+]
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.binary(max_size=200)
+    | st.lists(st.sampled_from(_FRAGMENTS), max_size=30).map(lambda parts: "".join(parts).encode("utf-8", "replace"))
+    | st.lists(st.sampled_from(_FRAGMENTS), max_size=12).map(
+        lambda parts: (yaml.safe_dump(GOOD) + "".join(parts)).encode("utf-8", "replace")
+    )
+)
+@example(b"[" * 5000)
+@example(b"&a [*a]: 3")
+@example(b"? 0x" + b"f" * 6000 + b"\n: 1")
+def test_any_bytes_are_a_spec_with_a_digest_or_a_spec_error(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_bytes(data)
+    problems: tuple[str, ...] = ()
+    try:
+        assert len(load(path).digest) == 64
+    except SpecError as e:
+        problems = e.problems
+    assert all(problem.startswith(str(path)) and "\n" not in problem for problem in problems)

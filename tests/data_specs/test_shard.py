@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import unicodedata
 from pathlib import Path
@@ -207,3 +208,35 @@ def test_the_original_of_a_rewritten_text_is_in_the_json_only_where_there_is_one
         {"kind": "title", "text": "做法"},
     ]
     assert members[f"{sample.key}.txt"].decode() == "台湾"
+
+
+_HOSTILE_JSON = [b"[" * 100_000, b'{"schema": ' * 100_000, b'{"schema": ' + b"9" * 5000 + b"}"]
+_HOSTILE_JSON += [b'{"schema_version": ' + b"9" * 5000 + b"}", b"\xff\xfe\x00", b'{"schema_version": 1e999}']
+
+
+@pytest.mark.parametrize("data", _HOSTILE_JSON, ids=lambda data: data[:24].decode("latin-1"))
+def test_json_that_python_refuses_to_read_is_a_contract_error(data: bytes) -> None:
+    """Deep nesting is a RecursionError of `json`, a number of more than 4,300 digits a plain ValueError."""
+    with pytest.raises(ContractError, match=r"^m\.json: "):
+        parse_manifest(data, "m.json")
+    with pytest.raises(ContractError, match=r"^k\.json: "):
+        decode_sample(data, "k.json")
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["schema", "schema_version", "texts", "kind", "text", "candidate_id", "shards"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(st.binary(max_size=60) | _JSON.map(lambda value: json.dumps(value).encode()))
+def test_any_bytes_are_read_or_a_contract_error(data: bytes) -> None:
+    for read in (parse_manifest, decode_sample):
+        with contextlib.suppress(ContractError):
+            read(data, "m.json")

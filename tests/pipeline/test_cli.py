@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from pipeline import cli
 from tests.places import SPECS
@@ -70,3 +76,47 @@ def test_accepting_a_gate_needs_a_reason(capsys, tmp_path):
 def test_verify_of_what_is_no_dataset_names_the_manifest(capsys, tmp_path):
     assert cli.main(["verify", str(tmp_path)]) == 1
     assert "manifest.json" in capsys.readouterr().err
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """An empty folder that this process may not write, though the tests run as root."""
+    with tempfile.TemporaryDirectory(prefix="wenlan-") as name:
+        folder = Path(name)
+        (folder / "it").mkdir()
+        folder.chmod(0o755)
+        (folder / "it").chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder / "it"
+        finally:
+            if root:
+                os.seteuid(0)
+            (folder / "it").chmod(0o755)
+
+
+_SPEC: dict[str, Any] = {"name": "trial", "contact": "owner@example.org"}
+_TABLE = {"path": "t.tsv", "columns": {"texts": {"caption": "text"}}}
+_SPEC |= {"sources": [{"kind": "url_table", "name": "t", "source_kind": "library", **_TABLE}]}
+
+
+@pytest.mark.parametrize("place", ["out", "store", "new"])
+def test_a_folder_that_may_not_be_written_is_one_line(read_only, place, capsys):
+    with tempfile.TemporaryDirectory(prefix="wenlan-") as name:
+        (Path(name) / "s.yaml").write_text(yaml.safe_dump(_SPEC))
+        (Path(name) / "t.tsv").write_text("image_url\ttext\nhttp://example.org/a.jpg\t雪后的黄山\n")
+        out = {"out": read_only, "new": read_only / "a" / "b"}.get(place, Path(name) / "out")
+        store = read_only if place == "store" else Path(name) / "store"
+        code = cli.main(["build", f"{name}/s.yaml", "--out", str(out), "--store", str(store), "--until", "extract"])
+    assert code == 1
+    [line] = lines(capsys)
+    assert line.startswith(f"wenlan-data: {read_only}")
+    assert line.endswith("cannot be written (Permission denied)")
+
+
+def test_an_index_that_may_not_be_written_is_one_line(read_only, capsys):
+    assert cli.main(["report", "--index", str(read_only)]) == 1
+    [line] = lines(capsys)
+    assert line.startswith(f"wenlan-data: {read_only}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,3 +109,102 @@ def test_more_columns_are_allowed(shards_of: Path, reseal: Any) -> None:
     reseal(shards_of)
     assert verify(shards_of) == []
     assert read_manifest(shards_of).samples["dev"] == table.num_rows
+
+
+def _setting(**values: Any) -> Callable[[list[dict[str, Any]]], None]:
+    return lambda rows: rows[0].update(values)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda rows: rows[0].update(candidate_id=rows[0]["key"]), "candidate_id is '"),
+        (_setting(candidate_id="zz"), "is not the beginning of its candidate_id"),
+        (_setting(source_kind="blog"), "source_kind is 'blog'"),
+        (_setting(texts=[]), "has no text"),
+        (_setting(texts=[None]), "a text is None"),
+        (_setting(texts=[{"kind": None, "text": "字", "text_leader": ""}]), "a text is {'kind': None"),
+        (_setting(texts=[{"kind": "alt", "text": None, "text_leader": ""}]), "a text is {'kind': 'alt', 'text': None"),
+        (_setting(texts=[{"kind": "poem", "text": "字", "text_leader": ""}]), "a text is {'kind': 'poem'"),
+    ],
+)
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_row_that_breaks_the_contract_is_one_line(
+    shards_of: Path, edit: Any, reseal: Any, change: Callable[[list[dict[str, Any]]], None], said: str, quick: bool
+) -> None:
+    edit(shards_of / "train-000000.parquet", change)
+    reseal(shards_of)
+    [fault] = verify(shards_of, quick=quick)
+    assert fault.startswith("train-000000.parquet: ")
+    assert said in fault
+
+
+@pytest.mark.parametrize("column", ["boxes", "scores", "labels"])
+def test_a_missing_number_among_the_regions_is_one_line(shards_of: Path, edit: Any, reseal: Any, column: str) -> None:
+    path = _regions(shards_of)
+    edit(path, lambda rows: rows[0].update({column: [None, *rows[0][column][1:]]}))
+    reseal(shards_of)
+    [fault] = verify(shards_of, quick=True)
+    assert fault.endswith(": a number of its regions is missing")
+
+
+@pytest.mark.parametrize("place", [{"image_offset": -1}, {"text_size": 1 << 60}, {"json_offset": (1 << 63) - 1}])
+def test_a_member_outside_its_tar_is_one_line(shards_of: Path, edit: Any, reseal: Any, place: dict[str, int]) -> None:
+    edit(shards_of / "train-000000.parquet", _setting(**place))
+    reseal(shards_of)
+    [fault] = verify(shards_of, quick=True)
+    assert fault.startswith("train-000000.parquet: ")
+    assert "outside its tar of" in fault
+    [fault] = verify(shards_of)
+    assert fault.startswith("train-000000.tar: ")
+    assert fault.endswith("not where the index says")
+
+
+def test_text_that_is_not_utf8_is_named(shards_of: Path, reseal: Any) -> None:
+    path = shards_of / "train-000000.parquet"
+    table = pq.read_table(path)
+    column = table.schema.get_field_index("page_url")
+    broken = pa.array([b"\xff\xfe"] * table.num_rows, pa.binary()).view(pa.string())
+    pq.write_table(table.set_column(column, "page_url", broken), path)
+    reseal(shards_of)
+    [fault] = verify(shards_of, quick=True)
+    assert fault.startswith("train-000000.parquet: cannot be read as Parquet (")
+
+
+def _sparse(member: tarfile.TarInfo) -> None:
+    """A member of 2 kB that unpacks to the size its PAX headers state (GNU sparse 1.0)."""
+    member.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(6 << 30)}
+
+
+def _link(member: tarfile.TarInfo) -> None:
+    member.type, member.linkname, member.size = tarfile.SYMTYPE, "/etc/hostname", 0
+
+
+@pytest.mark.parametrize("change", [_sparse, _link])
+def test_a_member_that_is_no_plain_file_is_one_line(
+    shards_of: Path, reseal: Any, change: Callable[[tarfile.TarInfo], None]
+) -> None:
+    path = shards_of / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    change(members[0][0])
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for member, data in members:
+            content = b"1\n0\n0\n".ljust(512, b"\0") if member.pax_headers else data
+            member.size = 0 if member.issym() else len(content)
+            tar.addfile(member, io.BytesIO(content))
+    reseal(shards_of)
+    [fault] = verify(shards_of)
+    assert fault == f"train-000000.tar: {members[0][0].name} is not a plain file"
+
+
+def test_a_tar_of_long_names_only_is_one_line(shards_of: Path, reseal: Any) -> None:
+    """Each long-name header makes `tarfile` read the next one: 2,000 of them are a RecursionError."""
+    path = shards_of / "train-000000.tar"
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 4
+    block = header.tobuf(tarfile.GNU_FORMAT) + b"abc\0".ljust(512, b"\0")
+    path.write_bytes(block * 2000 + path.read_bytes())
+    reseal(shards_of)
+    [fault] = verify(shards_of)
+    assert fault.startswith("train-000000.tar: is not a tar (")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_specs.shard import ContractError
+from pipeline.errors import StoreError
 from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build
@@ -86,3 +90,42 @@ def test_what_was_taken_down_since_is_named(synthetic_build: Build, shards_of: P
     assert verify(shards_of, store=store) == [f"train-000000.parquet: {row['key']}: was taken down"]
     (shards_of.parent / "build.json").write_text(json.dumps({"store": store}), encoding="utf-8")
     assert len(verify(shards_of.parent)) == 1
+
+
+@pytest.mark.parametrize("data", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}"], ids=["deep", "digits"])
+def test_a_hostile_manifest_or_build_json_is_one_line(shards_of: Path, data: str) -> None:
+    (shards_of.parent / "build.json").write_text(data, encoding="utf-8")
+    with pytest.raises(StoreError, match=r"build\.json: is not JSON"):
+        verify(shards_of.parent)
+    (shards_of.parent / "build.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(StoreError, match=r"build\.json: is not the record of a build"):
+        verify(shards_of.parent)
+    (shards_of / "manifest.json").write_text(data, encoding="utf-8")
+    with pytest.raises(ContractError, match=r"manifest\.json: not a JSON manifest"):
+        verify(shards_of)
+
+
+@pytest.mark.parametrize("data", [b"[" * 100_000, b'{"schema": ' + b"9" * 5000 + b"}"], ids=["deep", "digits"])
+def test_a_hostile_key_json_is_one_line(shards_of: Path, edit: Any, reseal: Any, data: bytes) -> None:
+    path = shards_of / "train-000000.tar"
+    with tarfile.open(path) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for member, content in members:
+            content = data if member is members[-1][0] else content
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    edit(shards_of / "train-000000.parquet", lambda rows: rows[-1].update(json_size=len(data)))
+    reseal(shards_of)
+    [fault] = verify(shards_of)
+    assert fault.startswith(f"train-000000.tar: {members[-1][0].name}: the member: not a wenlan sample (")
+
+
+def test_what_is_no_plain_file_is_named_and_not_read(shards_of: Path) -> None:
+    path = shards_of / "train-000000.tar"
+    path.unlink()
+    os.mkfifo(path)
+    assert verify(shards_of, quick=True) == ["train-000000.tar: is not a plain file"]
+    path.unlink()
+    path.mkdir()
+    assert verify(shards_of, quick=True) == ["train-000000.tar: is not a plain file"]
