@@ -194,6 +194,9 @@ class DataConfig:
     image_size: Annotated[int, Range(32)] = 380
     max_boxes: Count = 36
     """Boxes of the detector; the whole image is one more."""
+    max_pixels: Positive = 100_000_000
+    """Pixels of a picture, by its header, above which it is left out as a corrupt one: few bytes may claim gigabytes.
+    The default is that of a build's fetch.max_pixels."""
     max_tokens: Annotated[int, Range(3)] = 80
     """Tokens of a text with its marks: [CLS], one token at least, [SEP]."""
     text_kinds: _PrimaryOrKinds = "primary"

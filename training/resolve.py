@@ -81,5 +81,5 @@ def _parse(hint: Any, text: str) -> Any:
         return _WORDS[text.lower()]
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # ValueError also of a number of more than 4,300 digits
         return text

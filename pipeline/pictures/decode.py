@@ -16,6 +16,7 @@ module is not for threads.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import warnings
 from collections.abc import Iterator
@@ -82,11 +83,12 @@ Bytes = bytes | memoryview
 
 def header(data: Bytes) -> Header:
     """Format, sides, orientation, frames and alpha, without decoding. Raises PictureError."""
-    sound = _sound_jpeg_header(data)
-    if sound is not None:
-        return sound
-    with _guarded(), _open(data) as image:
-        return _header(image)
+    with _refusing():
+        sound = _sound_jpeg_header(data)
+        if sound is not None:
+            return sound
+        with _quiet(), _open(data) as image:
+            return _header(image)
 
 
 def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Picture:
@@ -95,21 +97,24 @@ def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Pic
     reduce_to: if above 0, the picture is reduced by a whole factor, such that its shorter side keeps at least so many
     pixels. Most of a reduced JPEG is never computed.
     """
-    picture = _sound_jpeg(data, max_pixels, reduce_to)
-    if picture is None:
-        with _guarded(), _open(data) as image:
-            header = _header(image)
-            _check(header, max_pixels)
-            if reduce_to and header.format == "jpeg":
-                scale = _dct_scale(header, reduce_to)
-                image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
-            image.load()
-            picture = Picture(header, _as_shown(image, header))
-    header, pixels = picture.header, picture.pixels
-    if not reduce_to and pixels.shape[:2] != (header.height, header.width):
-        raise PictureError(f"its header says {header.width} x {header.height}, it decodes to {pixels.shape[1::-1]}")
-    factor = min(pixels.shape[:2]) // reduce_to if reduce_to else 1
-    return picture if factor < 2 else Picture(header, _shrunk(pixels, factor))
+    with _refusing():
+        picture = _sound_jpeg(data, max_pixels, reduce_to) or _by_pillow(data, max_pixels, reduce_to)
+        header, pixels = picture.header, picture.pixels
+        if not reduce_to and pixels.shape[:2] != (header.height, header.width):
+            raise PictureError(f"its header says {header.width} x {header.height}, it decodes to {pixels.shape[1::-1]}")
+        factor = min(pixels.shape[:2]) // reduce_to if reduce_to else 1
+        return picture if factor < 2 else Picture(header, _shrunk(pixels, factor))
+
+
+def _by_pillow(data: Bytes, max_pixels: int, reduce_to: int) -> Picture:
+    with _quiet(), _open(data) as image:
+        header = _header(image)
+        _check(header, max_pixels)
+        if reduce_to and header.format == "jpeg":
+            scale = _dct_scale(header, reduce_to)
+            image.draft(None, (max(1, image.width // scale), max(1, image.height // scale)))
+        image.load()
+        return Picture(header, _as_shown(image, header))
 
 
 def _check(header: Header, max_pixels: int) -> None:
@@ -231,7 +236,9 @@ def to_jpeg(data: Bytes, quality: int, max_pixels: int = MAX_PIXELS) -> Bytes:
 
     A JPEG that needs no turning is returned byte for byte, whatever its colour space.
     """
-    with _guarded(), _open(data) as image:
+    # Pillow may refuse what libjpeg decodes (a segment of no sense before the picture): then it is encoded anew too, or
+    # a picture that was measured would end the build when it is stored.
+    with contextlib.suppress(PictureError), _refusing(), _quiet(), _open(data) as image:
         # Some readers also follow an orientation that only XMP states; such a file is stored without it.
         if _header(image).format == "jpeg" and _exif_orientation(image) == 1 and image.getexif().get(274, 1) in (0, 1):
             return data
@@ -239,10 +246,14 @@ def to_jpeg(data: Bytes, quality: int, max_pixels: int = MAX_PIXELS) -> Bytes:
 
 
 def resized(pixels: Pixels, width: int, height: int) -> Pixels:
-    """RGB pixels [height, width, 3], resized by Lanczos; Pillow computes it in whole numbers, so everywhere alike."""
+    """RGB pixels [height, width, 3], resized by Lanczos; Pillow computes it in whole numbers, so everywhere alike.
+
+    Raises PictureError.
+    """
     from PIL import Image
 
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
+    with _refusing():
+        return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.LANCZOS))
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
@@ -252,22 +263,29 @@ def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
     if max(pixels.shape[:2]) > JPEG_MAX_SIDE:
         raise PictureError(f"{pixels.shape[1]} x {pixels.shape[0]} pixels do not fit into a JPEG")
     out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=2)
+    with _refusing():
+        Image.fromarray(pixels).save(out, "JPEG", quality=quality, subsampling=2)
     return out.getvalue()
 
 
 @contextmanager
-def _guarded() -> Iterator[None]:
-    """Turns whatever a decoder raises on hostile bytes into PictureError, and silences its warnings about them."""
+def _refusing() -> Iterator[None]:
+    """Turns whatever a decoder raises on hostile bytes into PictureError: the one place where the pipeline does so."""
+    try:
+        yield
+    except PictureError:
+        raise
+    except Exception as e:  # OSError, SyntaxError, struct.error, TypeError, MemoryError, SystemError and more
+        text = " ".join(str(e).split())
+        raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silences Pillow's warnings about hostile bytes."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        except PictureError:
-            raise
-        except Exception as e:  # Pillow's decoders raise OSError, SyntaxError, struct.error, TypeError and more
-            text = " ".join(str(e).split())
-            raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
+        yield
 
 
 def _open(data: Bytes) -> Any:

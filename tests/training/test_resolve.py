@@ -87,3 +87,11 @@ def test_an_unknown_recipe_names_the_known_ones() -> None:
 def test_only_recipes_are_recipes() -> None:
     with pytest.raises(ConfigError, match="unknown"):
         resolve("replace")  # a function that recipes.py imports
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "[" * 100_000])
+def test_a_number_without_end_and_nesting_without_end_are_one_line(value: str) -> None:
+    for key in ("moco.queue_size", "optim.betas", "data.text_kinds"):
+        with pytest.raises(ConfigError) as e:
+            resolve("tiny", [f"{key}={value}"])
+        assert "\n" not in str(e.value)

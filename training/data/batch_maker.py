@@ -153,7 +153,13 @@ class BatchMaker:
         text = choose_text(row, config, self._seed, epoch) if self._train else row.texts[0]
         try:
             data = self._dataset.image(row)
-            image, width, height = picture(data, config.image_size, full=self._as_released, device=self._decode_on)
+            image, width, height = picture(
+                data,
+                config.image_size,
+                full=self._as_released,
+                device=self._decode_on,
+                max_pixels=config.max_pixels,
+            )
             if row.width and (width, height) != (row.width, row.height):
                 raise UnreadableImage(f"is {width}x{height}, the index says {row.width}x{row.height}")
         except UnreadableImage as e:

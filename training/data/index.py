@@ -32,7 +32,7 @@ from data_specs.shard import (
     parse_manifest,
 )
 from training.config import DataConfig
-from training.data.index_cache import COLUMNS, GRID, Shard, index_plain_tar, index_shard, read_index
+from training.data.index_cache import COLUMNS, GRID, Shard, check_regular, index_plain_tar, index_shard, read_index
 from training.data.plain_tars import expand
 from training.data.remote import TarCache
 from training.errors import ConfigError
@@ -173,7 +173,7 @@ class Dataset:
             assert self._copies is not None
             return self._copies.open(tar, next(shard.size for shard in self._shards if shard.tar == tar))
         try:
-            return os.open(tar, os.O_RDONLY)
+            return os.open(tar, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place would be waited for
         except OSError as e:
             raise ContractError(f"{tar}: cannot be read ({e.strerror})") from None
 
@@ -256,12 +256,15 @@ def _weighted(argument: str) -> tuple[str, float | None]:
 def _manifest(name: str) -> Manifest:
     path = _manifest_path(name)
     try:
+        check_regular(path)
         with fsspec.open(path, "rb") as file:
             return parse_manifest(file.read(), path)
     except OSError:
         raise ContractError(f"{path}: cannot be read; a build without a manifest is not a dataset") from None
     except ContractError:
         raise
+    except RecursionError:
+        raise ContractError(f"{path}: not a JSON manifest (nested too deeply)") from None
     except (ValueError, ImportError) as e:  # fsspec: an unknown protocol, or one whose package is not installed
         raise ContractError(f"{path}: cannot be opened ({e})") from None
 

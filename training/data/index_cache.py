@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
+import stat
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +28,8 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from data_specs.shard import ContractError, FileDigest, ShardFiles
+from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, ContractError, FileDigest, ShardFiles
+from training.data.index_checks import check_boxes, check_places, check_rows, typed
 from training.data.plain_tars import index_tar
 
 GRID = "grid"
@@ -37,6 +40,8 @@ COLUMNS += ["image_offset", "image_size"]
 """Columns of the contract's Parquet that an index holds."""
 
 _CACHE_VERSION = 1
+_ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS])
+_BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "boxes")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +60,22 @@ def index_shard(base: str, manifest: str, files: ShardFiles, detector: str, cach
 
     Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
     """
-    tar = _locate(base, manifest, files.tar)
+    tar, parquet = _locate(base, manifest, files.tar), _locate(base, manifest, files.parquet)
     _check_size(tar, files.tar.bytes)
-    index = cache / f"{files.parquet.sha256}.v{_CACHE_VERSION}.arrow"
+    index = cache / f"{_sha256(manifest, files.parquet)}.v{_CACHE_VERSION}.arrow"
     if not index.exists():
-        _write_arrow(_read_index(_locate(base, manifest, files.parquet), files, tar), index)
+        _write_arrow(_read_index(parquet, files, tar), index)
+    _check_count(parquet, read_index(index), files.samples)  # the manifest may have changed since the index was made
     if detector == GRID and GRID not in files.regions:
         return Shard(tar, files.samples, index, None, files.tar.bytes)
     if detector not in files.regions:
         raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
     digest = files.regions[detector]
-    regions = cache / f"{files.parquet.sha256[:32]}-{digest.sha256[:32]}.v{_CACHE_VERSION}.arrow"
+    regions = cache / f"{files.parquet.sha256[:32]}-{_sha256(manifest, digest)[:32]}.v{_CACHE_VERSION}.arrow"
+    name = _locate(base, manifest, digest)
     if not regions.exists():
-        name = _locate(base, manifest, digest)
         _write_arrow(_read_regions(name, digest, index), regions)
+    _check_count(name, read_index(regions), files.samples)
     return Shard(tar, files.samples, index, regions, files.tar.bytes)
 
 
@@ -77,6 +84,7 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
 
     Raises ContractError when there is no such tar, or no pair in it.
     """
+    check_regular(tar)
     fs, path = fsspec.core.url_to_fs(tar)
     try:
         info = fs.info(path)
@@ -92,12 +100,36 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
 
 def _locate(base: str, manifest: str, file: FileDigest) -> str:
     parts = file.path.split("/")
-    if ".." in parts or file.path.startswith("/") or "://" in file.path:
+    # "::" chains file systems for fsspec
+    if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:
         raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
+    if not file.path or "\0" in file.path:
+        raise ContractError(f"{manifest}: path {file.path!r} is none of a file")
     return posixpath.join(base, file.path)
 
 
+def _sha256(manifest: str, file: FileDigest) -> str:
+    """The sha256 that a manifest names for a file: it becomes the name of one in the cache, so it must be one."""
+    if not re.fullmatch("[0-9a-f]{64}", file.sha256):
+        raise ContractError(f"{manifest}: the sha256 of {file.path} is none: {file.sha256[:80]!r}")
+    return file.sha256
+
+
+def check_regular(name: str) -> None:
+    """Raise ContractError for a local pipe, device or folder in the place of a file: a pipe is waited for for ever."""
+    fs, path = fsspec.core.url_to_fs(name)
+    if "file" not in fs.protocol:
+        return
+    try:
+        mode = Path(path).stat().st_mode
+    except (OSError, ValueError):
+        return  # whoever reads it says what is wrong
+    if not stat.S_ISREG(mode):
+        raise ContractError(f"{name}: no regular file")
+
+
 def _check_size(name: str, expected: int) -> None:
+    check_regular(name)
     fs, path = fsspec.core.url_to_fs(name)
     try:
         size = fs.size(path)
@@ -107,8 +139,14 @@ def _check_size(name: str, expected: int) -> None:
         raise ContractError(f"{name}: {size} bytes, the manifest says {expected}; the tar is truncated or was replaced")
 
 
-def _read_parquet(name: str, digest: str, columns: list[str]) -> Any:
-    """Table from a Parquet file whose sha256 is `digest`."""
+def _check_count(name: str, table: Any, samples: int) -> None:
+    if table.num_rows != samples:
+        raise ContractError(f"{name}: {table.num_rows} rows, the manifest says {samples}")
+
+
+def _read_parquet(name: str, digest: str, schema: Any) -> Any:
+    """Table with the columns of `schema` from a Parquet file whose sha256 is `digest`."""
+    check_regular(name)
     try:
         with fsspec.open(name, "rb") as file:
             data = file.read()
@@ -117,28 +155,28 @@ def _read_parquet(name: str, digest: str, columns: list[str]) -> Any:
     if hashlib.sha256(data).hexdigest() != digest:
         raise ContractError(f"{name}: its sha256 is not the one in the manifest; the file is damaged or was replaced")
     try:
-        return pq.read_table(pa.BufferReader(data), columns=columns)
-    except (pa.ArrowException, ValueError, KeyError) as e:
-        raise ContractError(f"{name}: not a Parquet file of this contract ({str(e).splitlines()[0]})") from None
+        table = pq.read_table(pa.BufferReader(data), columns=schema.names)
+    except Exception as e:  # Arrow raises many types on a damaged file, OSError and MemoryError among them
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ContractError(f"{name}: not a Parquet file of this contract ({reason})") from None
+    return typed(table, name, schema)
 
 
 def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
-    table = _read_parquet(name, files.parquet.sha256, COLUMNS)
-    if table.num_rows != files.samples:
-        raise ContractError(f"{name}: {table.num_rows} rows, the manifest says {files.samples}")
-    if table.num_rows:
-        end = pc.max(pc.add(table["image_offset"], table["image_size"])).as_py()
-        if end > files.tar.bytes:
-            raise ContractError(f"{tar}: {files.tar.bytes} bytes, but its index names an image that ends at {end}")
+    table = _read_parquet(name, files.parquet.sha256, _ROWS)
+    _check_count(name, table, files.samples)
+    check_rows(table, name)
+    check_places(table, tar, files.tar.bytes)
     return table
 
 
 def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
     """Boxes of one shard, after every row's key and sha256 were compared with the shard's index."""
-    table = _read_parquet(name, digest.sha256, ["key", "sha256", "boxes"])
+    table = _read_parquet(name, digest.sha256, _BOXES)
     shard = read_index(index)
     if table.num_rows != shard.num_rows:
         raise ContractError(f"{name}: {table.num_rows} rows for a shard of {shard.num_rows} samples")
+    check_boxes(table, name)
     for column in ("key", "sha256"):
         differs = pc.not_equal(table[column], shard[column]).to_numpy(zero_copy_only=False)
         if differs.any():
@@ -147,9 +185,6 @@ def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
             raise ContractError(
                 f"{name}: row {row} has {column} {joined}, the shard has {expected}; regions of another build?"
             )
-    lengths = pc.list_value_length(table["boxes"]).to_numpy(zero_copy_only=False)
-    if (lengths % 4).any():
-        raise ContractError(f"{name}: row {int((lengths % 4).argmax())} has boxes that are not groups of four numbers")
     return table.select(["boxes"])
 
 

@@ -3,27 +3,50 @@
 One pass finds every sample that has an image and a text, and where its image lies; the table has the columns of the
 contract's Parquet, so that the rest of `training` need not know the difference.
 
+A stranger's tar may hold anything. Of a member only the suffixes that are used are read: texts up to TEXT_BYTES, images
+in blocks, for their digest alone.
+
 Limits: texts come from KEY.txt or KEY.json ("caption", or a wenlan sample); width and height are left 0 (unknown);
 image and text ids are sha256 of the bytes, so that only exact copies are known as such. A sample without an image or
-without a text is passed over.
+without a text is passed over, and so are members in a sparse format (2 kB that read as gigabytes of zeros, and that do
+not lie in one piece) and texts that are no text: too long, not UTF-8, JSON that is damaged or nested too deeply.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import fsspec
 import pyarrow as pa
 
-from data_specs.shard import SHARD_SCHEMA, ContractError, decode_sample, nfc
+from data_specs.shard import SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
+
+TEXT_BYTES = 16 << 20
+"""Size above which a member is no text of a sample."""
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
+_TEXT_SUFFIXES = ("txt", "json")
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    """A member that may be of use: of an image the place and sha256 of its bytes, of a text the bytes."""
+
+    key: str
+    suffix: str
+    offset: int
+    size: int
+    sha256: str = ""
+    text: bytes = b""
 
 
 def expand(pattern: str) -> list[str]:
@@ -42,13 +65,20 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
     Raises ContractError when the tar is cut or holds no pair."""
     records = []
     try:
-        with fsspec.open(tar, "rb") as file, tarfile.open(fileobj=file, mode="r:") as archive:
-            for key, members in itertools.groupby(_members(archive), key=lambda m: m[0]):
-                record = _plain_record(tar, key, {suffix: (at, data) for _, suffix, at, data in members})
+        # A name that is not UTF-8 has its bytes as \\xff: no column of Arrow, and no digest, takes it otherwise.
+        opened = functools.partial(tarfile.open, mode="r:", encoding="utf-8", errors="backslashreplace")
+        with fsspec.open(tar, "rb") as file, opened(fileobj=file) as archive:
+            for key, members in itertools.groupby(_members(archive), key=lambda m: m.key):
+                record = _plain_record(tar, key, {member.suffix: member for member in members})
                 if record is not None:
                     records.append(record)
-    except (tarfile.TarError, EOFError, OSError) as e:
-        raise ContractError(f"{tar}: not a readable tar ({e})") from None
+    except ContractError:
+        raise
+    except (
+        Exception
+    ) as e:  # tarfile's own, EOFError, OSError; of hostile headers OverflowError, RecursionError and more
+        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        raise ContractError(f"{tar}: not a readable tar ({reason})") from None
     if not records:
         raise ContractError(
             f"{tar}: no sample with both an image ({', '.join(_IMAGE_SUFFIXES)}) and a text (txt, json)"
@@ -57,18 +87,24 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
     return pa.Table.from_pylist(records, schema=pa.schema(fields))
 
 
-def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, int, bytes]]:
-    """(key, suffix, offset of the data, data) of each file; webdataset's rule: the key ends at the first dot."""
+def _members(archive: tarfile.TarFile) -> Iterator[_Member]:
+    """Members of use in their order; webdataset's rule: the key ends at the first dot. Raises tarfile.ReadError."""
     for member in archive:
-        if not member.isfile():
+        if member.size < 0:  # the next header would lie before this one, and the tar have no end
+            raise tarfile.ReadError(f"{member.name} has a size below 0")
+        if not member.isreg() or member.issparse():
             continue
         folder, _, name = member.name.rpartition("/")
         stem, _, suffix = name.partition(".")
-        file = archive.extractfile(member)
-        data = file.read() if file is not None else b""
-        if len(data) != member.size:
-            raise tarfile.ReadError(f"ends inside {member.name}")
-        yield (f"{folder}/{stem}" if folder else stem), suffix.lower(), member.offset_data, data
+        key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
+        if suffix in _IMAGE_SUFFIXES:
+            digest = hashlib.sha256()
+            for block in _blocks(archive, member):
+                digest.update(block)
+            yield _Member(key, suffix, member.offset_data, member.size, sha256=digest.hexdigest())
+        elif suffix in _TEXT_SUFFIXES and member.size <= TEXT_BYTES:
+            text = b"".join(_blocks(archive, member))
+            yield _Member(key, suffix, member.offset_data, member.size, text=text)
     # tarfile takes a header that is cut for the end of the archive; every whole tar ends with a block of zeros.
     if archive.fileobj is not None:
         archive.fileobj.seek(archive.offset)
@@ -76,41 +112,73 @@ def _members(archive: tarfile.TarFile) -> Iterator[tuple[str, str, int, bytes]]:
             raise tarfile.ReadError("has no end mark: truncated")
 
 
-def _plain_record(tar: str, key: str, members: dict[str, tuple[int, bytes]]) -> dict[str, Any] | None:
+def _blocks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    """The data of a member. Raises tarfile.ReadError when the tar ends before it does."""
+    source, remaining = archive.fileobj, member.size
+    assert source is not None
+    source.seek(member.offset_data)
+    while remaining:
+        block = source.read(min(_BLOCK, remaining))
+        if not block:
+            raise tarfile.ReadError(f"ends inside {member.name}")
+        remaining -= len(block)
+        yield block
+
+
+def _plain_record(tar: str, key: str, members: dict[str, _Member]) -> dict[str, Any] | None:
     suffix = next((s for s in _IMAGE_SUFFIXES if s in members), None)
     texts = _plain_texts(f"{tar}: {key}.json", members)
     if suffix is None or not texts:
         return None
-    offset, image = members[suffix]
-    digest = hashlib.sha256(image).hexdigest()
+    image = members[suffix]
     return {
         "key": key,
         "candidate_id": hashlib.sha256(f"{posixpath.basename(tar)}\n{key}".encode()).hexdigest(),
         "source_kind": "library",
-        "sha256": digest,
+        "sha256": image.sha256,
         "width": 0,
         "height": 0,
         "texts": [
             {"kind": kind, "text": text, "text_leader": hashlib.sha256(text.encode()).hexdigest()}
             for kind, text in texts
         ],
-        "image_leader": digest,
-        "image_offset": offset,
-        "image_size": len(image),
+        "image_leader": image.sha256,
+        "image_offset": image.offset,
+        "image_size": image.size,
     }
 
 
-def _plain_texts(name: str, members: dict[str, tuple[int, bytes]]) -> list[tuple[str, str]]:
-    """(kind, text) of a plain sample: a wenlan KEY.json, else KEY.txt, else "caption" of KEY.json."""
+def _plain_texts(name: str, members: dict[str, _Member]) -> list[tuple[str, str]]:
+    """(kind, text) of a plain sample: a wenlan KEY.json, else KEY.txt, else "caption" of KEY.json; none of nonsense.
+
+    Raises ContractError on a sample of a newer wenlan.
+    """
     try:
-        record = json.loads(members["json"][1]) if "json" in members else None
+        record = json.loads(members["json"].text) if "json" in members else None
         if isinstance(record, dict) and "schema" in record and "texts" in record:
-            return [(t.kind, t.text) for t in decode_sample(record, name).texts]
+            return _wenlan_texts(record, name)
         if "txt" in members:
-            text = members["txt"][1].decode()
+            text = members["txt"].text.decode()
         else:
             text = str((record or {}).get("caption") or "") if isinstance(record, dict) else ""
-    except (UnicodeDecodeError, json.JSONDecodeError):
-        return []  # a text that is not UTF-8 is no text
+        text.encode()  # JSON may hold half a surrogate pair
+    except (ValueError, RecursionError):
+        return []  # a text that is not UTF-8 is no text, nor is JSON nested too deeply or with a number of 4,300 digits
     text = nfc(text).strip()
     return [("caption", text)] if text else []
+
+
+def _wenlan_texts(record: dict[str, Any], name: str) -> list[tuple[str, str]]:
+    """(kind, text) of a KEY.json of ours; none where it is damaged. Raises ContractError and UnicodeEncodeError."""
+    schema = record["schema"]
+    try:
+        texts: list[tuple[str, str]] = [(text.kind, text.text) for text in decode_sample(record, name).texts]
+    except ContractError:
+        if isinstance(schema, int) and schema > SCHEMA_VERSION:
+            raise
+        return []
+    if not all(isinstance(part, str) for pair in texts for part in pair):
+        return []
+    for kind, text in texts:
+        f"{kind}{text}".encode()
+    return texts

@@ -82,9 +82,16 @@ def boxes_of(value: Any) -> tuple[Box, ...]:
     if not isinstance(value, list) or not all(isinstance(box, list) and len(box) == 4 for box in value):
         raise ValueError("its boxes are not lists of four numbers")
     numbers = [n for box in value for n in box]
-    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and math.isfinite(n) for n in numbers):
+    if not all(isinstance(n, (int, float)) and not isinstance(n, bool) and _is_finite(n) for n in numbers):
         raise ValueError("its boxes are not finite numbers")
     return tuple((float(b[0]), float(b[1]), float(b[2]), float(b[3])) for b in value)
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
 
 
 def _row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:

@@ -10,19 +10,26 @@ What is much larger than the input is decoded at a half or a quarter of its size
 domain: less than one grey level off on average, for half the time. A GPU may do both instead (`data.decoder=device`),
 in the training's own process; its decoder rounds otherwise than libjpeg.
 
+Whatever a decoder raises on hostile bytes is an UnreadableImage, and the sides that a header claims are checked before
+anything is decoded: 20 kB may claim 65,000 x 65,000 pixels, 12 GB.
+
 Limits: EXIF orientation is ignored, as by the contract's width and height; types other than JPEG, met in plain tars
-only, are decoded by Pillow with alpha laid on white.
+only, are decoded by Pillow with alpha laid on white: those of `FORMATS`, since for PostScript it would run a program.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from training.config import DataConfig
 
 if TYPE_CHECKING:
     import torch
@@ -33,8 +40,52 @@ _SPARE = 2
 """How many times the input's side a reduced picture has to have, so that the resize hides that it is reduced."""
 
 
+FORMATS = ("PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF")
+"""What Pillow reads here, by its names; JPEG has decoders of its own."""
+
+_STRIP = 4_000_000
+"""Pixels that are laid on white at once: the whole picture, several times over, is what a bomb wants."""
+
+
 class UnreadableImage(ValueError):
     """The bytes are no complete image. The message says why, the caller says whose they are."""
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Turns whatever a decoder raises into UnreadableImage: MemoryError, struct.error, SystemError and more."""
+    try:
+        yield
+    except UnreadableImage:
+        raise
+    except Exception as e:
+        raise UnreadableImage((str(e).splitlines() or [type(e).__name__])[0] or type(e).__name__) from None
+
+
+def _check_sides(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed (data.max_pixels)")
+
+
+def _jpeg_sides(data: bytes) -> tuple[int, int]:
+    """(width, height) that a JPEG's first frame header claims; 0, 0 where libjpeg finds none either.
+
+    Walks the segments as libjpeg does (ITU-T T.81, B.1): bytes before a marker's FF and further FF are passed over;
+    01 and D0 to D8 have no length; any other marker is followed by two bytes of length, which count themselves. A
+    frame header (C0 to CF but for DHT C4, JPG C8, DAC CC) is length 2, precision 1, height 2, width 2.
+    """
+    at = 2
+    while (at := data.find(b"\xff", at)) >= 0:
+        while data[at : at + 1] == b"\xff":
+            at += 1
+        marker, at = data[at] if at < len(data) else 0xDA, at + 1
+        if marker in (0xDA, 0xD9):  # the scan begins, or the picture ends
+            return 0, 0
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 3 : at + 5], "big")
+        if marker not in (0x00, 0x01, *range(0xD0, 0xD9)):
+            at += max(2, int.from_bytes(data[at : at + 2], "big"))
+    return 0, 0
 
 
 def prepare() -> None:
@@ -44,7 +95,7 @@ def prepare() -> None:
     import torchvision.transforms.v2.functional  # noqa: F401
 
 
-def decode(data: bytes) -> Tensor:
+def decode(data: bytes, max_pixels: int = DataConfig.max_pixels) -> Tensor:
     """RGB uint8 tensor [3, H, W] of an image file. Raises UnreadableImage."""
     import simplejpeg
     import torch
@@ -52,47 +103,73 @@ def decode(data: bytes) -> Tensor:
 
     if not data:
         raise UnreadableImage("empty file")
-    if data[:2] != b"\xff\xd8":
-        return _decode_by_pillow(data)
-    try:
-        return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
-    except ValueError:
-        pass  # damaged, or neither grey nor of three components
-    try:
-        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError as e:
-        raise UnreadableImage(str(e).splitlines()[0].rpartition(", ")[2]) from None
-    return image
+    with _readable():
+        if data[:2] != b"\xff\xd8":
+            return _decode_by_pillow(data, max_pixels)
+        _check_sides(*_jpeg_sides(data), max_pixels)
+        try:
+            return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+        except ValueError:
+            pass  # damaged, or neither grey nor of three components
+        try:
+            image: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        except RuntimeError as e:
+            raise UnreadableImage(str(e).splitlines()[0].rpartition(", ")[2]) from None
+        return image
 
 
-def _decode_by_pillow(data: bytes) -> Tensor:
+def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
     import torch
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            rgba = file.convert("RGBA")
-    except UnidentifiedImageError:  # its own words are the address of our buffer
-        raise UnreadableImage(f"no image: it begins with the bytes {data[:4].hex()}") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise UnreadableImage(str(e).splitlines()[0]) from None
-    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-    pixels = np.array(Image.alpha_composite(white, rgba).convert("RGB"))
+    Image.MAX_IMAGE_PIXELS = None  # the limit here is checked from the header, in words of its own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Pillow about damage
+        try:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+                _check_sides(file.width, file.height, max_pixels)
+                file.load()
+                pixels = _on_white(file)
+        except UnidentifiedImageError:  # its own words are the address of our buffer
+            raise UnreadableImage(f"no image: it begins with the bytes {data[:4].hex()}") from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def _on_white(image: Any) -> npt.NDArray[np.uint8]:
+    """[H, W, 3] in RGB of a loaded image, its alpha on white; some rows at once, which bounds what it takes."""
+    from PIL import Image
+
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP // max(1, width))
+    for top in range(0, height, rows):
+        strip = image.crop((0, top, width, min(top + rows, height))).convert("RGBA")
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        pixels[top : top + rows] = np.asarray(Image.alpha_composite(white, strip).convert("RGB"))
+    return pixels
+
+
 def picture(
-    data: bytes, size: int, *, full: bool = False, device: torch.device | None = None
+    data: bytes,
+    size: int,
+    *,
+    full: bool = False,
+    device: torch.device | None = None,
+    max_pixels: int = DataConfig.max_pixels,
 ) -> tuple[Tensor, int, int]:
     """uint8 [3, size, size] of an image file, and its width and height as stored. Raises UnreadableImage.
 
     `full`: decode at full size whatever the size, as the released model has it. `device`: the GPU that decodes and
     resizes JPEGs, at full size; what it refuses is decoded by the CPU. The result lies in the CPU's memory either way.
+    `max_pixels`: above so many, by the header, an image is unreadable.
     """
-    quick = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
+    with _readable():
+        if data[:2] == b"\xff\xd8":
+            _check_sides(*_jpeg_sides(data), max_pixels)
+        quick = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
     if quick is not None:
         return quick
-    image = decode(data)
+    image = decode(data, max_pixels)
     height, width = image.shape[1:]
     return square(image, size), width, height
 

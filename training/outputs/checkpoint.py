@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from training.config import Config, from_dict, to_dict
 from training.data.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
 from training.errors import CheckpointError, ConfigError
@@ -133,12 +135,16 @@ class Checkpoint:
         raw = self.sealed.object("state.json")
         known = {f.name for f in fields(RunState)}
         given: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in raw.items() if k in known}
+        name = str(self.folder / "state.json")
         try:
-            return RunState(**given)
+            state = RunState(**given)
         except TypeError as e:
-            raise CheckpointError(
-                str(self.folder / "state.json"), f"lacks {str(e).rpartition(':')[2].strip()}"
-            ) from None
+            raise CheckpointError(name, f"lacks {str(e).rpartition(':')[2].strip()}") from None
+        try:
+            return TypeAdapter(RunState).validate_python(given)
+        except ValidationError as e:
+            wrong = ".".join(str(part) for part in e.errors()[0]["loc"][:1])
+            raise CheckpointError(name, f"{wrong}: {str(getattr(state, wrong))[:80]!r} is no value of it") from None
 
     def _queues(self, model: BriVL) -> dict[str, Tensor]:
         """The saved queues in the model's size."""
@@ -146,7 +152,7 @@ class Checkpoint:
         for name in ("image_queue", "text_queue") if model.has_keys else ():
             saved = {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
             queue = getattr(model, name)
-            sizes = {len(v) for k, v in saved.items() if k != "cursor"}
+            sizes = {v.shape[0] if v.ndim else 0 for k, v in saved.items() if k != "cursor"}
             if saved.keys() != queue.state_dict().keys() or len(sizes) > 1 or sizes == {queue.size}:
                 continue  # as it should be, or no queue: `_fill` says so
             if saved["keys_KD"].shape[1:] != queue.keys_KD.shape[1:]:
@@ -169,10 +175,13 @@ class Checkpoint:
         model.load_state_dict(tensors, strict=False)
 
     def _fill_optimizer(self, model: BriVL, optimizer: torch.optim.Optimizer) -> None:
+        import torch
+
         tensors = self.tensors("optimizer.safetensors")
         for name, parameter in model.named_parameters():
             state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
-            if state and state["exp_avg"].shape != parameter.shape:
+            shapes = dict.fromkeys(_MOMENTS[:2], parameter.shape) | {"step": torch.Size()}
+            if state and {m: t.shape for m, t in state.items()} != shapes:
                 raise CheckpointError(str(self.folder / "optimizer.safetensors"), f"{name} has another shape")
             if state:
                 optimizer.state[parameter] = {m: _laid_out_as(parameter, t) for m, t in state.items()}

@@ -88,7 +88,7 @@ class Sealed:
             index = json.loads((folder / INDEX).read_bytes())
             written = index["checkpoint_version"]
             files = {str(k): (int(v["bytes"]), str(v["sha256"])) for k, v in index["files"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise CheckpointError(name, "not the index of a wenlan checkpoint") from None
         if not isinstance(written, int) or written > CHECKPOINT_VERSION:
             raise CheckpointError(
@@ -125,7 +125,7 @@ class Sealed:
         """JSON object of a file. Raises CheckpointError."""
         try:
             value = json.loads(self.verified(file).read_bytes())
-        except ValueError as e:
+        except (ValueError, RecursionError) as e:  # ValueError also of a number of more than 4,300 digits
             raise CheckpointError(str(self.folder / file), f"not JSON ({e})") from None
         if not isinstance(value, dict):
             raise CheckpointError(str(self.folder / file), "not a JSON object")
@@ -139,12 +139,13 @@ class Sealed:
         path = self.verified(file)
         try:
             tensors = load_file(path)
-        except SafetensorError as e:
-            raise CheckpointError(str(path), f"not a safetensors file ({e})") from None
-        for name, tensor in tensors.items():
-            if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-                problem = f"{name} holds NaN or infinity; the run had gone wrong before it was saved"
-                raise CheckpointError(str(path), problem)
+            damaged = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
+        except (SafetensorError, KeyError, ValueError, RuntimeError) as e:  # a type that torch lacks, or cannot judge
+            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            raise CheckpointError(str(path), f"not a safetensors file ({reason})") from None
+        if damaged:
+            problem = f"{damaged[0]} holds NaN or infinity; the run had gone wrong before it was saved"
+            raise CheckpointError(str(path), problem)
         return tensors
 
 

@@ -10,6 +10,7 @@ was trained on, and that is logged.
 from __future__ import annotations
 
 import logging
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -161,10 +162,20 @@ def _read(row: ReleasedRow | Broken, text_kind: str, loaded: Loaded) -> _Read | 
     if text is None:
         return Broken(row.where, f"{row.id}: no text of kind {text_kind}")
     try:
+        if _is_pipe_or_device(row.image):  # a stranger's row may name one, and reading it would have no end
+            return Broken(row.where, f"{row.image}: no regular file")
         image, boxes_R4 = loaded.open_image(row.image, row.boxes)
     except UnreadableImage as e:
         return Broken(row.where, f"{row.image}: {e}")
     return _Read(row.id, image, boxes_R4, text)
+
+
+def _is_pipe_or_device(file: Path) -> bool:
+    try:
+        mode = file.stat().st_mode
+    except (OSError, ValueError):
+        return False  # whoever opens it says what is wrong
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def _files_batch(files: Sequence[str], boxes: Sequence[Boxes | None], loaded: Loaded) -> Batch:

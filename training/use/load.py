@@ -75,7 +75,9 @@ class Loaded:
         """
         data, as_released = self.config.data, bool(self.config.compat)
         try:
-            image, width, height = picture(file.read_bytes(), data.image_size, full=as_released)
+            image, width, height = picture(
+                file.read_bytes(), data.image_size, full=as_released, max_pixels=data.max_pixels
+            )
         except UnreadableImage:
             raise
         except (OSError, ValueError) as e:

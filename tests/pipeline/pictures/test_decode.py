@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
+import struct
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from pipeline.pictures import decode as pictures
-from pipeline.pictures.decode import PictureError
+from pipeline.pictures.decode import PictureError, decode, encode_jpeg, header, resized, to_jpeg
 
 RNG = np.random.default_rng(0)
 BLOCKS = RNG.integers(0, 256, (5, 8, 3), dtype=np.uint8)
@@ -243,3 +244,50 @@ def test_damaged_bytes_give_a_picture_or_a_picture_error(kind: str, data: st.Dat
     assert (shown is None) == bool(message)
     assert "\n" not in message
     assert shown is None or shown.pixels.shape == (shown.header.height, shown.header.width, 3)
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemError, struct.error, RecursionError, ZeroDivisionError])
+@pytest.mark.parametrize(
+    "place", ["simplejpeg.decode_jpeg", "simplejpeg.decode_jpeg_header", "PIL.ImageFile.ImageFile.load"]
+)
+def test_whatever_a_decoder_raises_is_a_picture_error(
+    place: str, error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr(place, fail)
+    kind = "PNG" if place.startswith("PIL") else "JPEG"
+    out = io.BytesIO()
+    Image.new("RGB", (200, 200)).save(out, kind)
+    for reduce_to in (0, 64):
+        with pytest.raises(PictureError, match=error.__name__):
+            decode(out.getvalue(), reduce_to=reduce_to)
+    if place.endswith("header"):
+        with pytest.raises(PictureError, match=error.__name__):
+            header(out.getvalue())
+
+
+def test_no_memory_to_shrink_resize_or_encode_is_a_picture_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise MemoryError
+
+    pixels = np.zeros((300, 300, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    data = out.getvalue()
+    monkeypatch.setattr("PIL.Image.fromarray", fail)
+    for call in (lambda: decode(data, reduce_to=100), lambda: resized(pixels, 9, 9), lambda: encode_jpeg(pixels, 90)):
+        with pytest.raises(PictureError, match="MemoryError"):
+            call()
+
+
+@pytest.mark.parametrize("segment", [b"\xff\xee\0\x08Adobe\0", b"\xff\xe0\0\x06JFIF", b"\xff\xe2\0\x0eICC_PROFILE\0"])
+def test_a_jpeg_that_pillow_refuses_and_libjpeg_decodes_is_encoded_anew(segment: bytes) -> None:
+    """It was measured by libjpeg alone: an error when it is stored would end the build."""
+    sound = encode_jpeg(np.full((40, 60, 3), 99, np.uint8), 90)
+    odd = sound[:2] + segment + sound[2:]
+    with pytest.raises(UnidentifiedImageError):
+        Image.open(io.BytesIO(odd))
+    stored = to_jpeg(odd, 95)
+    assert np.abs(np.asarray(Image.open(io.BytesIO(stored))).astype(int) - decode(odd).pixels).max() <= 2

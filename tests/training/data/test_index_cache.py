@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,6 +16,7 @@ import pytest
 
 from data_specs.shard import ContractError
 from training.data.index import open_dataset
+from training.data.index_cache import COLUMNS
 
 MakeShards = Callable[..., Path]
 
@@ -50,13 +54,19 @@ def test_a_manifest_cannot_point_outside(make_shards: MakeShards) -> None:
 
 def _replace_regions(manifest: Path, table: pa.Table) -> None:
     """Put other regions into the folder, with a manifest that vouches for them."""
-    import hashlib
-
     path = manifest.parent / "regions/yolo/train-000000.parquet"
     pq.write_table(table, path)
+    _edit(manifest, lambda shard: shard["regions"]["yolo"].update(_digest(path)))
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def _edit(manifest: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the manifest's first shard."""
     content = json.loads(manifest.read_text())
-    digest = {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    content["shards"][0]["regions"]["yolo"] |= digest
+    change(content["shards"][0])
     manifest.write_text(json.dumps(content))
 
 
@@ -96,3 +106,141 @@ def test_a_damaged_index_in_the_cache_is_one_line(make_shards: MakeShards, tmp_p
         for path in broken:
             path.unlink()
         open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index").row(0)
+
+
+SHA = "a" * 64
+
+
+def _texts(value: Any) -> Any:
+    return [{"kind": "alt", "text": "图", "text_leader": SHA} | value]
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "problem"),
+    [
+        ("candidate_id", "xyz", "row 2: candidate_id is no sha256 in hex"),
+        ("candidate_id", None, "row 2: candidate_id is missing"),
+        ("image_leader", "0" * 63 + "\n", "row 2: image_leader is no sha256 in hex"),
+        ("source_kind", "blog", "row 2: source_kind is none of news, "),
+        ("texts", [], "row 2: texts is empty"),
+        ("texts", None, "row 2: texts is missing"),
+        ("texts", [None], "texts hold one that is missing"),
+        ("texts", _texts({"text": None}), "texts hold one whose text is missing"),
+        ("texts", _texts({"text_leader": "1"}), "texts hold one whose text_leader is no sha256 in hex"),
+        ("width", -1, "row 2: width is -1"),
+        ("height", -40, "row 2: height is -40"),
+        ("image_offset", -512, "row 2: image_offset is -512"),
+        ("image_size", -1, "row 2: image_size is -1"),
+        ("image_size", 2**63 - 1, "its index names an image that ends at"),
+        ("image_offset", 2**63 - 1, "its index names an image that ends at"),
+    ],
+)
+def test_a_parquet_of_the_right_sha256_with_a_wrong_row_is_one_line(
+    make_shards: MakeShards, column: str, value: Any, problem: str
+) -> None:
+    manifest = make_shards()
+    path = manifest.parent / "train-000000.parquet"
+    table = pq.read_table(path)
+    values = table[column].to_pylist()
+    values[2] = value
+    at = table.schema.get_field_index(column)
+    pq.write_table(
+        table.set_column(at, table.schema.field(column), pa.array(values, table.schema.field(column).type)), path
+    )
+    _edit(manifest, lambda shard: shard["parquet"].update(_digest(path)))
+    with pytest.raises(ContractError, match=problem) as caught:
+        open_dataset([str(manifest)], "train")
+    assert "train-000000" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("column", COLUMNS)
+def test_a_parquet_with_a_column_of_another_type_is_one_line(make_shards: MakeShards, column: str) -> None:
+    manifest = make_shards()
+    path = manifest.parent / "train-000000.parquet"
+    table = pq.read_table(path)
+    odd = pa.array([{"a": 1}] * table.num_rows)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, odd), path)
+    _edit(manifest, lambda shard: shard["parquet"].update(_digest(path)))
+    with pytest.raises(ContractError, match=f"train-000000.parquet: not a Parquet file of this contract .*{column}"):
+        open_dataset([str(manifest)], "train")
+
+
+def test_texts_of_a_parquet_that_are_not_utf_8_are_one_line(make_shards: MakeShards) -> None:
+    manifest = make_shards()
+    path = manifest.parent / "train-000000.parquet"
+    table = pq.read_table(path)
+    odd = pa.array([b"\xff\xfe"] * table.num_rows).view(pa.string())
+    pq.write_table(table.set_column(table.schema.get_field_index("key"), "key", odd), path)
+    _edit(manifest, lambda shard: shard["parquet"].update(_digest(path)))
+    with pytest.raises(ContractError, match=r"train-000000.parquet: not a Parquet file of this contract .*UTF8"):
+        open_dataset([str(manifest)], "train")
+
+
+def test_regions_of_a_row_that_are_missing_are_one_line(make_shards: MakeShards) -> None:
+    manifest = make_shards(detector="yolo")
+    table = pq.read_table(manifest.parent / "regions/yolo/train-000000.parquet")
+    at = table.schema.get_field_index("boxes")
+    values = table["boxes"].to_pylist()
+    for wrong in (None, [1.0, None, 2.0, 3.0]):
+        values[2] = wrong
+        changed = pa.array(values, pa.list_(pa.float32()))
+        _replace_regions(manifest, table.set_column(at, "boxes", changed))
+        with pytest.raises(ContractError, match=r"train-000000.parquet: .*boxes"):
+            open_dataset([str(manifest)], "train")
+
+
+def test_a_manifest_of_more_samples_is_not_opened_from_an_earlier_index(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    manifest = make_shards(train=[30], detector="yolo")
+    for detector in ("yolo", "grid"):
+        assert len(open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index")) == 30
+    _edit(manifest, lambda shard: shard.update(samples=40))
+    for detector in ("yolo", "grid"):
+        with pytest.raises(ContractError, match=r"train-000000.parquet: 30 rows, the manifest says 40"):
+            open_dataset([str(manifest)], "train", detector=detector, cache=tmp_path / "index")
+
+
+@pytest.mark.parametrize(
+    "digest", ["../../../escaped", "/tmp/escaped", "", "A" * 64, "0" * 63 + "\n", "\0", "x" * 5000]
+)
+def test_a_sha256_that_is_none_is_no_file_name(make_shards: MakeShards, tmp_path: Path, digest: str) -> None:
+    manifest = make_shards(detector="yolo")
+    whole = manifest.read_text()
+    for where in ("parquet", "regions"):
+        manifest.write_text(whole)
+        _edit(manifest, lambda shard, w=where: (shard[w] if w == "parquet" else shard[w]["yolo"]).update(sha256=digest))
+        with pytest.raises(ContractError, match=r"manifest.json: the sha256 of .*train-000000.parquet is none"):
+            open_dataset([str(manifest)], "train", cache=tmp_path / "index")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "zip::x", "", "x" * 5000])
+def test_a_path_that_no_file_can_have_is_one_line(make_shards: MakeShards, path: str) -> None:
+    manifest = make_shards()
+    for which in ("tar", "parquet"):
+        _edit(manifest, lambda shard, w=which: shard[w].update(path=path))
+        with pytest.raises(ContractError):
+            open_dataset([str(manifest)], "train")
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "train-000000.parquet", "manifest.json"])
+@pytest.mark.timeout(20)
+def test_a_pipe_in_the_place_of_a_file_is_named_and_not_waited_for(make_shards: MakeShards, name: str) -> None:
+    manifest = make_shards()
+    if name.endswith("tar"):
+        _edit(manifest, lambda shard: shard["tar"].update(bytes=0))
+    (manifest.parent / name).unlink()
+    os.mkfifo(manifest.parent / name)
+    with pytest.raises(ContractError, match=f"{name}: no regular file"):
+        open_dataset([str(manifest)], "train")
+
+
+@pytest.mark.parametrize("samples", ["[" * 100_000, "9" * 5000, "-" * 9, '{"a":' * 100_000])
+def test_a_manifest_of_deep_nesting_or_endless_numbers_is_one_line(make_shards: MakeShards, samples: str) -> None:
+    manifest = make_shards()
+    manifest.write_text(manifest.read_text().replace('"schema_version": 1', f'"schema_version": {samples}'))
+    with pytest.raises(ContractError, match=r"manifest.json: .*") as caught:
+        open_dataset([str(manifest)], "train")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,3 +64,116 @@ def test_a_cut_plain_tar_is_named(tmp_path: Path, make_shards: MakeShards) -> No
         open_dataset([str(tmp_path / "cut.tar")], "train")
     with pytest.raises(ContractError, match=r"none.tar: no such file"):
         open_dataset([str(tmp_path / "none.tar")], "train")
+
+
+def _png() -> bytes:
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(png, "PNG")
+    return png.getvalue()
+
+
+def _sparse(name: str, size: int) -> bytes:
+    """A member in GNU's old sparse format: 1 byte of data, and `size` bytes when it is read."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = tarfile.GNUTYPE_SPARSE, 512
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (size - 512, 512)  # one entry: offset and length
+    header[483:495] = b"\x80" + size.to_bytes(11, "big")
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"x" * 512
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "json", "txt", "other"])
+def test_a_sparse_member_is_passed_over_and_takes_no_memory(tmp_path: Path, suffix: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        _add(tar, "a.png", _png())
+        _add(tar, "a.txt", "山水".encode())
+    whole = (tmp_path / "x.tar").read_bytes()
+    (tmp_path / "x.tar").write_bytes(_sparse(f"b.{suffix}", 6 << 30) + whole)
+    tracemalloc.start()
+    data = open_dataset([str(tmp_path / "x.tar")], "train")
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+    assert [data.row(i).key for i in range(len(data))] == ["a"]
+    (tmp_path / "only.tar").write_bytes(_sparse(f"b.{suffix}", 6 << 30) + bytes(1024))
+    with pytest.raises(ContractError, match=r"only.tar: no sample with both"):
+        open_dataset([str(tmp_path / "only.tar")], "train")
+
+
+def _header(name: bytes, size: bytes, kind: bytes = b"0") -> bytes:
+    header = bytearray(512)
+    header[: len(name)], header[124 : 124 + len(size)], header[156:157] = name, size, kind
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+HUGE = b"\x80" + (2**62).to_bytes(11, "big")
+BELOW = b"\xff" + (2**88 - 512).to_bytes(11, "big")  # -512: the next header would be this one
+BROKEN = {
+    "pax header of 4 EB": _header(b"p", HUGE, b"x"),
+    "long name of 4 EB": _header(b"l", HUGE, b"L"),
+    "member of 4 EB": _header(b"a.png", HUGE),
+    "member of negative size": _header(b"a.png", BELOW),
+    "folder of negative size": _header(b"a", BELOW, b"9"),
+    "long names within each other": _header(b"l", b"00000000001\0", b"L").ljust(1024, b"\0") * 5000,
+    "pax header of no sense": _header(b"p", b"00000000014\0", b"x") + b"12 size=9e9\n".ljust(512, b"\0"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+@pytest.mark.timeout(20)
+def test_a_tar_of_hostile_headers_is_one_line(tmp_path: Path, kind: str) -> None:
+    (tmp_path / "x.tar").write_bytes(BROKEN[kind] + bytes(1024))
+    with pytest.raises(ContractError, match=r"x.tar: (not a readable tar|no sample)") as caught:
+        open_dataset([str(tmp_path / "x.tar")], "train")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.timeout(20)
+def test_a_pipe_is_no_tar(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(ContractError, match=r"x.tar: no regular file"):
+        open_dataset([str(tmp_path / "x.tar")], "train")
+    (tmp_path / "y.tar").mkdir()
+    with pytest.raises(ContractError, match=r"y.tar: no regular file"):
+        open_dataset([str(tmp_path / "y.tar")], "train")
+
+
+SOUND = {"schema": 1, "candidate_id": "a" * 64, "source": "s", "source_kind": "news", "page_url": "", "image_url": ""}
+SOUND |= {"sha256": "b" * 64, "width": 8, "height": 8}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "[" * 100_000,
+        '{"a":' * 100_000,
+        '{"caption": ' + "9" * 5000 + "}",
+        '{"caption": "\\ud83d"}',
+        json.dumps(SOUND | {"texts": [{"kind": "alt", "text": 5}]}),
+        json.dumps(SOUND | {"texts": [{"kind": None, "text": "图"}]}),
+        json.dumps(SOUND | {"texts": [{"kind": "alt", "text": "\ud83d"}]}),
+        json.dumps(SOUND | {"texts": []}),
+        json.dumps(SOUND | {"texts": "no list"}),
+        json.dumps(SOUND | {"texts": 5}),
+        json.dumps(SOUND | {"texts": [], "schema": "x"}),
+    ],
+)
+def test_a_json_of_no_sense_costs_its_own_sample_only(tmp_path: Path, record: str) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        for key, text in (("a", record), ("b", '{"caption": "山水"}')):
+            _add(tar, f"{key}.png", _png())
+            _add(tar, f"{key}.json", text.encode())
+    data = open_dataset([str(tmp_path / "x.tar")], "train")
+    assert [data.row(i).key for i in range(len(data))] == ["b"]
+
+
+def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.USTAR_FORMAT, encoding="latin-1") as tar:
+        _add(tar, "\xff.png", _png())
+        _add(tar, "\xff.txt", "山水".encode())
+    data = open_dataset([str(tmp_path / "x.tar")], "train")
+    assert [data.row(i).key for i in range(len(data))] == ["\\xff"]

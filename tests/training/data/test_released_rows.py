@@ -36,3 +36,12 @@ def test_text_kinds_go_by_both_names_and_derived_ones_are_made(tmp_path: Path) -
     assert [second.text(k) for k in ("primary", "easy", "first")] == ["丙。丁", "戊", "己"]
     assert [third.text(k) for k in ("content", "first", "alt")] == ["微博", None, None]
     assert first.image == tmp_path / "x.png"
+
+
+def test_a_box_of_a_number_without_end_is_a_broken_row(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text(f"{row('x.png', boxes=[[1, 2, 3, 10**400]])}\n{row('y.png')}\n", encoding="utf-8")
+    broken, sound = read_rows(file)
+    assert isinstance(broken, Broken)
+    assert broken.problem == "x.png: its boxes are not finite numbers"
+    assert not isinstance(sound, Broken)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import struct
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
@@ -87,3 +90,87 @@ def test_a_large_picture_is_decoded_reduced_with_nearly_the_same_pixels(size: tu
 def test_a_large_picture_that_ends_early_is_unreadable_as_a_small_one() -> None:
     with pytest.raises(UnreadableImage):
         picture(jpeg(1200, 900)[:-2000], 64)
+
+
+def claiming(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG or PNG whose header claims other sides; the rest is as it was."""
+    if data[:2] == b"\xff\xd8":
+        at = data.index(b"\xff\xc0")  # the frame header: marker 2, length 2, precision 1, height 2, width 2
+        return data[: at + 5] + struct.pack(">HH", height, width) + data[at + 9 :]
+    head = b"IHDR" + struct.pack(">II", width, height) + data[24:29]
+    return data[:12] + head + struct.pack(">I", zlib.crc32(head)) + data[33:]
+
+
+def png(mode: str = "RGB") -> bytes:
+    data = io.BytesIO()
+    Image.new(mode, (8, 8)).save(data, "PNG")
+    return data.getvalue()
+
+
+BOMBS = [claiming(data, side, side) for data in (jpeg(64, 64), png()) for side in (20_000, 65_000)]
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("number", range(len(BOMBS)))
+def test_a_bomb_is_unreadable_by_its_header_alone(number: int, full: bool, device: torch.device | None) -> None:
+    tracemalloc.start()
+    with pytest.raises(UnreadableImage, match=r"^\d{5} x \d{5} pixels, 100,000,000 are allowed \(data.max_pixels\)$"):
+        picture(BOMBS[number], 64, full=full, device=device)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"\xff\xff", b"\xff\xe1\x00\x04\xff\xc0", b"noise", b"\xff\x01", b"\xff\xe0\0\0"]
+)
+def test_the_frame_header_is_where_libjpeg_finds_it(garbage: bytes) -> None:
+    """Between segments libjpeg passes over fill bytes, noise, and markers that have no length."""
+    data = claiming(jpeg(64, 64), 20_000, 20_000)
+    with pytest.raises(UnreadableImage, match="pixels"):
+        picture(data[:2] + garbage + data[2:], 64)
+    sound = jpeg(64, 64)
+    image, *sides = picture(sound[:2] + garbage + sound[2:], 64)
+    assert sides == [64, 64]
+    assert torch.equal(image, picture(sound, 64)[0])
+
+
+def test_the_bound_is_the_config_s() -> None:
+    picture(jpeg(64, 64), 64, max_pixels=64 * 64)
+    for data in (jpeg(64, 64), claiming(png(), 64, 64)):
+        with pytest.raises(UnreadableImage, match="64 x 64 pixels, 4,095 are allowed"):
+            picture(data, 64, max_pixels=64 * 64 - 1)
+
+
+@pytest.mark.parametrize("error", [MemoryError, SystemError, struct.error, TypeError, zlib.error])
+def test_whatever_a_decoder_raises_is_an_unreadable_image(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise error
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    monkeypatch.setattr("simplejpeg.decode_jpeg", fail)
+    monkeypatch.setattr("torchvision.io.decode_jpeg", fail)
+    for data in (png(), jpeg(64, 64), jpeg(640, 640)):
+        with pytest.raises(UnreadableImage, match=error.__name__):
+            picture(data, 64)
+
+
+def test_a_program_is_no_picture() -> None:
+    """PostScript, for which Pillow would start Ghostscript, and other formats that no dataset holds."""
+    with pytest.raises(UnreadableImage, match="no image: it begins with the bytes 25215053"):
+        decode(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
+def test_other_formats_have_the_pixels_of_pillow_on_white(mode: str) -> None:
+    rng = np.random.default_rng(0)
+    source = Image.fromarray(rng.integers(0, 256, (37, 21, 4), dtype=np.uint8), "RGBA")
+    source = source.convert("L").convert("I").convert("I;16") if mode == "I;16" else source.convert(mode)
+    data = io.BytesIO()
+    source.save(data, "PNG")
+    rgba = Image.open(data).convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    expected = np.asarray(Image.alpha_composite(white, rgba).convert("RGB"))
+    assert np.array_equal(decode(data.getvalue()).permute(1, 2, 0).numpy(), expected)

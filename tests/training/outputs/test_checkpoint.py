@@ -211,9 +211,40 @@ def _no_text(folder: Path) -> None:
     _vouch(folder, "vocab.txt")
 
 
+def _replace(name: str, data: bytes) -> Callable[[Path], None]:
+    """Other bytes in a file, with an index that vouches for them."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes(data)
+        if name != "checkpoint.json":
+            _vouch(folder, name)
+
+    return damage
+
+
+DEEP, ENDLESS = b"[" * 100_000, b'{"step": ' + b"9" * 5000 + b"}"
+
+
+def _foreign_type(folder: Path) -> None:
+    path = folder / "towers.safetensors"
+    name = b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}'
+    path.write_bytes(len(name).to_bytes(8, "little") + name + bytes(4))
+    _vouch(folder, path.name)
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
+        (_replace("checkpoint.json", DEEP), r"checkpoint.json: not the index of a wenlan checkpoint"),
+        (_replace("checkpoint.json", ENDLESS), r"checkpoint.json: not the index of a wenlan checkpoint"),
+        (
+            _replace("checkpoint.json", b'{"checkpoint_version": 1, "files": {"a": {"bytes": 1e999, "sha256": ""}}}'),
+            r"checkpoint.json: not the index of a wenlan checkpoint",
+        ),
+        (_replace("config.json", DEEP), r"config.json: not JSON \(.*recursion"),
+        (_replace("config.json", ENDLESS), r"config.json: not JSON \(.*digits"),
+        (_replace("config.json", b'{"config": 5, "detector": ""}'), r"config.json: it must be an object"),
+        (_foreign_type, r"towers.safetensors: (not a safetensors file|does not fit)|does not fit"),
         (_newer, r"checkpoint.json: checkpoint version 2 is newer .* pip install -U wenlan"),
         (_cut, r"towers.safetensors: \d+ bytes, the checkpoint says \d+: truncated"),
         (_flip, r"towers.safetensors: its sha256 is not the one"),
@@ -248,3 +279,38 @@ def test_a_pickle_and_a_foreign_folder_are_refused(tmp_path: Path) -> None:
         open_checkpoint(tmp_path / "model.pth")
     with pytest.raises(CheckpointError, match="not a wenlan checkpoint"):
         open_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("state", "sentence"),
+    [
+        (DEEP.decode(), r"state.json: not JSON"),
+        (ENDLESS.decode(), r"state.json: not JSON"),
+        ('{"step": 1}', r"state.json: lacks "),
+        ({"step": "x"}, r"state.json: step: 'x' is no value of it"),
+        ({"position": None}, r"state.json: position: 'None' is no value of it"),
+        ({"content_digests": 5}, r"state.json: content_digests: '5' is no value of it"),
+        ({"weights": ["a"]}, r"state.json: weights: "),
+    ],
+)
+def test_a_state_that_is_none_is_refused_in_one_sentence(
+    saved: Saved, state: str | dict[str, object], sentence: str
+) -> None:
+    path = saved[0] / "state.json"
+    text = state if isinstance(state, str) else json.dumps(json.loads(path.read_text()) | state)
+    _replace("state.json", text.encode())(saved[0])
+    with pytest.raises(CheckpointError, match=sentence) as e:
+        open_checkpoint(saved[0]).state()
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("moment", ["exp_avg", "exp_avg_sq", "step"])
+def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, moment: str) -> None:
+    path = saved[0] / "optimizer.safetensors"
+    whole = load_file(path)
+    name = next(name for name in whole if name.startswith(f"{moment}/"))
+    for wrong in ({}, {name: torch.zeros(1, 2, 3, 4, 5)}):
+        save_file({k: v for k, v in whole.items() if k != name} | wrong, path)
+        _vouch(saved[0], path.name)
+        with pytest.raises(CheckpointError, match=r"optimizer.safetensors: .* has another shape"):
+            open_checkpoint(saved[0]).load_training(*build(1))

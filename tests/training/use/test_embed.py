@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,15 @@ def test_broken_rows_are_named_and_counted_and_the_others_are_as_without_them(
     assert found["id"].to_pylist() == wanted["id"].to_pylist()
     for name in ("image_features", "text_features"):
         np.testing.assert_allclose(np.array(found[name].to_pylist()), np.array(wanted[name].to_pylist()), atol=1e-6)
+
+
+@pytest.mark.timeout(60)
+def test_a_row_that_names_a_pipe_or_a_device_is_broken(checkpoint: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    rows = [json.dumps({"image_id": name, "sentences": [["alt_text", "图"]]}) for name in ("pipe", "/dev/zero")]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(InputError, match=r"rows.jsonl: no row of it could be embedded \(2 broken\)"):
+        embed_rows(checkpoint, tmp_path / "rows.jsonl", "primary", tmp_path / "out.parquet")
 
 
 def test_no_good_row_at_all_is_an_error_and_leaves_no_file(checkpoint: Path, tmp_path: Path) -> None:
