@@ -16,7 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from data_specs.shard import SourceKind, canonical_json
 
@@ -208,6 +218,9 @@ class Publish(Spec):
     approve: Literal["auto", "manual"] = "auto"
     min_samples: int = Field(1, ge=0)
     max_drop_share: float = Field(1.0, gt=0, le=1, description="share of all candidates that may be dropped")
+    max_unreadable: Share = Field(
+        0.01, description="share of a source's pages or candidates on which a parser may fail: more is a fault of ours"
+    )
     max_drop: DropShares = Field(DropShares(), description="per stage, for each source")
     max_drift: float = Field(
         0.0,
@@ -218,6 +231,14 @@ class Publish(Spec):
     min_regions: float = Field(0.0, ge=0, description="mean number of regions per image, of the first detector")
     lineage: bool = Field(False, description="write openlineage.json, an OpenLineage event about the publish")
     judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to be judged")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As a dictionary, without options that came later and are not set: digests of older specs stay as they are."""
+        fields: dict[str, Any] = dump(self)
+        if self.max_unreadable == type(self).model_fields["max_unreadable"].default:
+            fields.pop("max_unreadable", None)
+        return fields
 
 
 _TEXT_FILTERS = ("text_length", "han_share", "boilerplate", "repetition", "ads", "personal_data")

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Generic, TypeVar, cast
 
+from pipeline.errors import StageError
+
 LARGE = 64 * 1024
 """Bytes of a pickled argument from which on it is passed by reference. Ray itself does so from 100 KB on."""
 
@@ -95,7 +97,7 @@ class Actors(Generic[T]):
     def awaited(self, number: int) -> T:
         """One member, for a class with async methods: they are awaited here wherever the member lives."""
         member = self._members[number]
-        return cast(T, member if self._ray is None else _Awaited(member))
+        return cast(T, member if self._ray is None else _Awaited(self._ray, member))
 
     def close(self) -> None:
         """End the actors. Members that are objects of this process are left to their user."""
@@ -108,11 +110,19 @@ class Actors(Generic[T]):
 class _Awaited:
     """An actor whose methods are called like those of the object itself; Ray's references can be awaited."""
 
-    def __init__(self, actor: Any) -> None:
-        self._actor = actor
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self._ray, self._actor = ray, actor
 
     def __getattr__(self, method: str) -> Any:
-        return getattr(self._actor, method).remote
+        return functools.partial(self._await, method)
+
+    async def _await(self, method: str, *arguments: Any) -> Any:
+        try:
+            return await getattr(self._actor, method).remote(*arguments)
+        except self._ray.exceptions.RayTaskError as e:  # what the method raised, as without a cluster
+            raise e.cause from None
+        except self._ray.exceptions.RayError as e:  # the actor's own end: no fault of what it was asked about
+            raise StageError(method, f"the process of an actor has ended ({type(e).__name__})") from None
 
 
 def shared(kind: type[T], name: str) -> T:

@@ -13,6 +13,7 @@ import builtins
 import datetime
 import enum
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -38,6 +39,7 @@ class DropReason(str, enum.Enum):
     NOT_HTML = "not_html"
     OVER_BUDGET = "over_budget"
     TRAP = "trap"  # a page that differs from earlier ones in its numbers only
+    UNREADABLE = "unreadable"  # a parser failed on it, or took too long; at any stage that reads what others wrote
     # extract
     BAD_CHARSET = "bad_charset"
     BAD_URL = "bad_url"
@@ -136,6 +138,14 @@ class Decision:
     text: str = ""  # primary text, for people who read the report
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate: JSON may hold them (`"\\ud83d"`), UTF-8 and Parquet cannot."""
+    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+
+
 def drop(
     candidate: Candidate,
     stage: str,
@@ -156,15 +166,15 @@ def drop(
         id=candidate.candidate_id,
         fetch_id=candidate.fetch_id,
         source=candidate.source,
-        page_url=candidate.page_url if named else "",
-        url=candidate.image_url[:2000] if named else "",
+        page_url=encodable(candidate.page_url) if named else "",
+        url=encodable(candidate.image_url[:2000]) if named else "",
         stage=stage,
         kept=False,
         reason=reason.value,
         reasons=tuple(reasons) or (reason.value,),
-        evidence=evidence[:300],
+        evidence=encodable(evidence[:300]),
         duplicate_of=duplicate_of,
-        text=candidate.texts[0].text[:200] if candidate.texts and named else "",
+        text=encodable(candidate.texts[0].text[:200]) if candidate.texts and named else "",
     )
 
 
@@ -273,8 +283,12 @@ SOURCE_BOX_SCHEMA = pa.schema(
 
 
 def sha256_hex(*parts: str) -> str:
-    """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide."""
-    data = parts[0].encode() if len(parts) == 1 else b"".join(part.encode() + b"\0" for part in parts)
+    """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide.
+
+    A lone surrogate, which UTF-8 lacks, is hashed as it is: what cannot be written can still be named.
+    """
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    data = encoded[0] if len(encoded) == 1 else b"".join(part + b"\0" for part in encoded)
     return hashlib.sha256(data).hexdigest()
 
 

@@ -43,6 +43,9 @@ _PLAINLY_RELATIVE = re.compile(r"((?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+
 """Relative addresses without anything to decide: steps up (group 1), then a path (group 2)."""
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def canonical_url(url: str, base: str = "") -> str:
     """The canonical address; `base` resolves a relative one. Raises ValueError with a short reason.
 
@@ -62,6 +65,8 @@ def canonical_url(url: str, base: str = "") -> str:
         url = urljoin(base, url)
     if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
+    if not url.isascii() and _SURROGATE.search(url):
+        raise ValueError("address with half a character (a lone surrogate)")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _DEFAULT_PORTS:
         raise ValueError(f"scheme {parts.scheme[:20]!r} is not http or https" if parts.scheme else "relative address")

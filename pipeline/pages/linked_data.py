@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipeline.records import encodable
+
 MAX_SCRIPTS, MAX_BYTES, MAX_NODES, MAX_DEPTH = 20, 500_000, 2_000, 12
 
 
@@ -62,5 +64,6 @@ def _walk(value: Any, data: LinkedData, budget: list[int], depth: int) -> None:
 
 
 def _strings(value: Any) -> list[str]:
-    """The strings that are not blank in a value: itself, or the entries of a list."""
-    return [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str) and v.strip()]
+    """The strings that are not blank in a value: itself, or the entries of a list. Fit for UTF-8."""
+    strings = (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
+    return [encodable(v) for v in strings if v.strip()]

@@ -185,7 +185,7 @@ class Walk:
             elif tag == "source":
                 attributes = node.attributes
                 self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
-            elif tag not in _SILENT and tag[0] != "-":
+            elif tag is not None and tag not in _SILENT and tag[0] != "-":  # None: `<?php ... ?>` and its like
                 entered.append(self._enter(node, tag))
                 inner = node.first_child
                 if inner is None:

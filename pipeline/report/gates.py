@@ -1,6 +1,7 @@
 """Gates: what must hold before a build becomes a dataset.
 
     min_samples, max_drop_share      of the whole build
+    max_unreadable                   of each source: pages and rows on which a parser failed; many are a fault of ours
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
@@ -23,6 +24,7 @@ from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
 from pipeline.errors import GateError
+from pipeline.records import DropReason
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, examples
 from pipeline.store.build import Build
@@ -56,7 +58,7 @@ def names(stages: Stages) -> list[str]:
     """Every gate there is, in the order in which they are judged."""
     named = DropShares.model_fields
     of_stages = [f"max_drop.{s.name}" for s in stages.values() if s.name in named or s.max_drop is not None]
-    return ["min_samples", "max_drop_share", *of_stages, *FIGURE_GATES, "approve"]
+    return ["min_samples", "max_drop_share", "max_unreadable", *of_stages, *FIGURE_GATES, "approve"]
 
 
 def judge(
@@ -72,7 +74,8 @@ def judge(
     so are those of them that the spec does not set.
     """
     figures = [] if report is None else list(_figures(spec, report))
-    return [*_whole(spec, candidates), *_of_stages(spec, stages, candidates, captures), *figures]
+    whole = [*_whole(spec, candidates), *_unreadable(spec, candidates, captures)]
+    return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
 
 def hold(
@@ -123,6 +126,29 @@ def _whole(spec: BuildSpec, candidates: Funnel) -> Iterator[Gate]:
     )
     holds = share <= options.max_drop_share
     yield Gate("max_drop_share", f"{share:.1%}", f"≤ {options.max_drop_share:.1%}", () if holds else (many,))
+
+
+def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
+    """One gate if anything was unreadable, about pages or candidates, whichever source and subject stand worst."""
+    limit = spec.publish.max_unreadable
+    judged: list[tuple[float, int, int, str, str]] = []  # (share, unreadable, seen, source, subject)
+    for source in spec.sources:
+        for subject, funnel in (("capture", captures), ("candidate", candidates)):
+            own = funnel.of_source(source.name)
+            count = dict(own.reasons()).get(DropReason.UNREADABLE.value, 0)
+            if count and own.total >= spec.publish.judged_from:
+                judged.append((count / own.total, count, own.total, source.name, subject))
+    if not judged:
+        return
+    worst = max(judged)
+    over = [entry for entry in judged if entry[0] > limit]
+    faults = tuple(
+        f"{count:,} of {seen:,} {'pages' if subject == 'capture' else 'candidates'} of {name} are unreadable "
+        f"({share:.1%}), the spec allows {limit:.1%}; the log has a traceback of each kind"
+        for share, count, seen, name, subject in over
+    )
+    sources = tuple(dict.fromkeys(name for *_, name, _ in over))
+    yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", faults, "", sources, worst[4])
 
 
 def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:

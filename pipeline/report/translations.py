@@ -17,6 +17,7 @@ REASONS = {
     "not_html": "不是网页",
     "over_budget": "超出预算",
     "trap": "无尽页面",
+    "unreadable": "无法解析",
     "bad_charset": "编码无法识别",
     "bad_url": "地址无效",
     "bad_row": "行无法读取",

@@ -7,7 +7,7 @@ partition of the extract stage.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +17,8 @@ from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import SourceKind
 from pipeline.files.inputs import expand, version
 from pipeline.plugins import Plugin, configure
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.unreadable import OURS, evidence
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isinstance(paths, str) else paths)]
 """One path or a list of them, as a spec has it."""
@@ -72,6 +73,21 @@ class TableSource(Source):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image that is stored in the source itself; None if it must be fetched from the web."""
         return None
+
+    def entries(
+        self, row: str, number: int, parse: Callable[[], Iterable[Candidate | Decision]]
+    ) -> list[Candidate | Decision]:
+        """What `parse` returns for one row; one Decision if it raises.
+
+        Every table source reads its rows through this, so that no row ends a part. row: file and row, for people.
+        """
+        try:
+            return list(parse())
+        except OURS:
+            raise
+        except Exception as e:
+            broken = Candidate(self.name, self.source_kind, row, "", "", (), number)
+            return [drop(broken, "extract", DropReason.UNREADABLE, f"{row}: {evidence(e, row)}")]
 
 
 class FileSource(TableSource):

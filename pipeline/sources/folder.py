@@ -17,7 +17,7 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import quote, unquote
@@ -27,7 +27,7 @@ from pydantic import Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import TableSource
 from pipeline.texts.cleaning import clean
 
@@ -64,19 +64,7 @@ class FolderOfImages(TableSource):
         if part == 0:
             yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(all_images)))
         for row, image in enumerate(images, part * self.images_per_part):
-            fault = ""
-            try:
-                texts = table.get(image, []) + self._beside(image)
-            except ValueError as e:
-                texts, fault = table.get(image, []), str(e)
-            distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
-                ::-1
-            ]  # of equal texts the first stays
-            candidate = self._candidate(image, distinct, row)
-            if distinct:
-                yield candidate
-            else:
-                yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
+            yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])))
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists."""
@@ -91,6 +79,22 @@ class FolderOfImages(TableSource):
                 return bytes(f.read())
         except OSError:
             return None
+
+    def _picture(self, image: str, row: int, texts: list[Text]) -> Iterator[Candidate | Decision]:
+        """The candidate of one picture, or a Decision. texts: those of the captions file."""
+        fault = ""
+        try:
+            texts = texts + self._beside(image)
+        except ValueError as e:
+            fault = str(e)
+        distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
+            ::-1
+        ]  # of equal texts the first stays
+        candidate = self._candidate(image, distinct, row)
+        if distinct:
+            yield candidate
+        else:
+            yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
 
     def _candidate(self, image: str, texts: tuple[Text, ...], row: int) -> Candidate:
         return Candidate(self.name, self.source_kind, image, "", f"folder:///{self.name}/{quote(image)}", texts, row)
@@ -162,7 +166,7 @@ def texts_of(value: Any) -> list[Text]:
             texts = value.get(kind)
             pairs += [(kind, text) for text in (texts if isinstance(texts, list) else [texts])]
     return [
-        Text(k, cleaned, original if isinstance(original := originals.get(t, ""), str) else "")
+        Text(k, cleaned, encodable(original) if isinstance(original := originals.get(t, ""), str) else "")
         for k, t in pairs
         if k in TEXT_KINDS and isinstance(t, str) and (cleaned := clean(t))
     ]

@@ -13,6 +13,7 @@ import html
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import fsspec
@@ -21,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.shard import Text
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason
-from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url
@@ -56,7 +57,8 @@ class Microblog(FileSource):
             with fsspec.open(file, "rt", encoding="utf-8-sig", errors="strict", compression="infer") as f:
                 for number, line in enumerate(f, 1):
                     if line.strip():
-                        yield from self._post(line, f"{file.rpartition('/')[2]}, row {number}", number)
+                        row = f"{file.rpartition('/')[2]}, row {number}"
+                        yield from self.entries(row, number, partial(self._post, line, row, number))
         except FAULTS as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
@@ -121,7 +123,11 @@ def _all(post: dict[str, Any], paths: tuple[str, ...]) -> list[str]:
                 values = [value[name] for value in values if isinstance(value, dict) and name in value]
             if many:
                 values = [v for value in values if isinstance(value, list) for v in value]
-        strings = [str(v) for v in values if isinstance(v, (str, int)) and not isinstance(v, bool) and str(v).strip()]
+        strings = [
+            encodable(str(v))
+            for v in values
+            if isinstance(v, (str, int)) and not isinstance(v, bool) and str(v).strip()
+        ]
         if strings:
             return strings
     return []

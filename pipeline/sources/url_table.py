@@ -21,7 +21,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason, version
-from pipeline.records import Candidate, Decision, DropReason, drop, sha256_hex
+from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import FileSource
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url
@@ -88,12 +88,16 @@ class UrlTable(FileSource):
         file, start, stop = self._cuts()[part]
         for number, cells in self._rows(file, start, stop):
             row = f"{file.rpartition('/')[2]}, row {number}"
-            if isinstance(cells, str):
-                yield self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {cells}")
-            elif self.format == "brivl_jsonl":
-                yield self._brivl(cells, row, number)
-            else:
-                yield self._candidate(cells, row, number)
+            yield from self.entries(row, number, partial(self._of_row, cells, row, number))
+
+    def _of_row(self, cells: dict[str, Any] | str, row: str, number: int) -> Iterator[Candidate | Decision]:
+        """The candidate of a row, or a Decision. cells: as in Row."""
+        if isinstance(cells, str):
+            yield self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {cells}")
+        elif self.format == "brivl_jsonl":
+            yield self._brivl(cells, row, number)
+        else:
+            yield self._candidate(cells, row, number)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""
@@ -238,7 +242,8 @@ class UrlTable(FileSource):
 
     def _brivl(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         image, sentences = cells.get("image_id"), cells.get("sentences")
-        if not isinstance(image, str) or not isinstance(sentences, list):
+        image = encodable(image) if isinstance(image, str) else None
+        if image is None or not isinstance(sentences, list):
             return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: needs image_id and sentences")
         texts = _sentences(sentences)
         try:
@@ -287,7 +292,7 @@ def _cell(cells: dict[str, Any], name: str | None) -> str:
     value = cells.get(name) if name else None
     if isinstance(value, (list, tuple)):
         value = " ".join(str(part) for part in value)
-    return "" if value is None else str(value).strip()
+    return "" if value is None else encodable(str(value)).strip()
 
 
 def _boxes(value: Any) -> tuple[float, ...]:

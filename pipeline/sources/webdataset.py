@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason, version
-from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.sources.folder import SUFFIXES, texts_of
 from pipeline.texts.cleaning import clean
@@ -53,7 +53,8 @@ class WebDataset(FileSource):
         try:
             with fsspec.open(file, "rb") as f:
                 for row, sample in enumerate(group_by_keys(_members(tar_file_iterator(f)))):
-                    yield self._candidate(sample, shard, row)
+                    where = f"{shard}, {encodable(str(sample['__key__']))}"
+                    yield from self.entries(where, row, partial(self._candidates, sample, shard, row))
         except (*FAULTS, tarfile.TarError, ValueError) as e:
             raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
 
@@ -81,6 +82,10 @@ class WebDataset(FileSource):
         if twice:
             raise SourceError(twice, f"source {self.name}: two tars have this name; make them two sources")
         return files
+
+    def _candidates(self, sample: dict[str, Any], shard: str, row: int) -> Iterator[Candidate | Decision]:
+        """The candidate of one sample, or a Decision."""
+        yield self._candidate(sample, shard, row)
 
     def _candidate(self, sample: dict[str, Any], shard: str, row: int) -> Candidate | Decision:
         key = str(sample["__key__"])

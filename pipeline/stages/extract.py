@@ -46,6 +46,7 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
+from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import policy
 from pipeline.web.warc import read_captures
@@ -161,13 +162,22 @@ def _extract(
 ) -> Iterator[Candidate | Decision]:
     for capture in captures:
         tally["pages"] += 1
-        entries = [capture] if isinstance(capture, Decision) else extract_page(capture, source.name, source.source_kind)
-        for entry in entries:
+        for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source):
             if isinstance(entry, Decision):
                 if entry.subject == "capture":
                     tally["pages_dropped"] += 1
                 entry = replace(entry, source=source.name)
             yield entry
+
+
+def _entries(capture: Capture, source: Source) -> list[Candidate | Decision]:
+    """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
+    try:
+        return list(extract_page(capture, source.name, source.source_kind))
+    except OURS:
+        raise
+    except Exception as e:
+        return [drop_capture(capture, source.name, DropReason.UNREADABLE, evidence(e, capture.url))]
 
 
 def _parts(build: Build, source: Source) -> int:
@@ -189,7 +199,7 @@ def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
 def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
     """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
 
-    Never raises: whatever is wrong with a page is a Decision.
+    Meant never to raise: whatever is wrong with a page is a Decision. Where it raises all the same, see `_entries`.
     """
     if not 200 <= capture.status < 300:
         yield drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
@@ -207,9 +217,8 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
         return
     if not page.images:
         return
-    evidence = not_chinese(page)
-    if evidence:
-        yield drop_capture(capture, source, DropReason.NOT_CHINESE, evidence)
+    if script := not_chinese(page):
+        yield drop_capture(capture, source, DropReason.NOT_CHINESE, script)
         return
     yield from _images(capture, page, source, source_kind)
 
@@ -286,8 +295,8 @@ def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
         url = canonical_url(image.url, base)
     except ValueError as e:
         return DropReason.BAD_URL, str(e)
-    evidence = _spacer(image, url)
-    return (DropReason.SPACER, evidence) if evidence else url
+    why = _spacer(image, url)
+    return (DropReason.SPACER, why) if why else url
 
 
 def _spacer(image: PageImage, url: str) -> str:

@@ -31,6 +31,13 @@ _SUPERSETS = {"gb2312": "gb18030", "gbk": "gb18030", "cp936": "gb18030", "hz": "
 _KNOWN = re.compile(
     r"utf-?(8|16|32)([-_][lb]e)?|gb18030|big5hkscs|euc_(jp|kr)|shift_jis|cp\d{3,5}|iso8859-\d{1,2}|koi8-[ru]|tis-620"
 )
+_KOREAN = ("euc_kr", "cp949")
+MAX_HANJA = 0.3
+"""Share of hanja among hanja and hangul up to which a text is taken for Korean."""
+
+MAX_JUDGED = 100_000
+"""Characters of a page that are counted to tell Korean from Chinese."""
+
 _COMPETITORS = ("utf-8", "gb18030", "big5hkscs")
 
 
@@ -51,7 +58,7 @@ def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
             return text, declared
     elif declared is not None and declared not in ("utf-8", "cp1252"):
         text = _readable(body, declared)
-        if text is not None:
+        if text is not None and not _is_mojibake(text, body, declared):
             return text, declared
     return _best(body, declared)
 
@@ -61,13 +68,13 @@ def declared_charset(body: bytes, content_type: str) -> str | None:
     meta = _META.search(body[:_SNIFFED])
     header = _HEADER.search(content_type)
     for label in (header.group(1) if header else None, meta.group(1).decode("ascii", "replace") if meta else None):
-        name = _codec(label) if label else None
+        name = codec_of(label) if label else None
         if name is not None:
             return name
     return None
 
 
-def _codec(label: str) -> str | None:
+def codec_of(label: str) -> str | None:
     """Python's codec for a label such as `GB2312`; None for an unknown one, or one that is no charset of texts."""
     name = (resolve_encoding(label) or label).lower().replace("_hkscs", "hkscs")
     try:
@@ -108,6 +115,23 @@ def _readable(body: bytes, name: str) -> str | None:
     broken = text.count("\ufffd")
     beyond = sum(1 for ch in text if ch > "\x7f")
     return text if broken <= max(1, MAX_BROKEN * beyond) else None
+
+
+def _is_mojibake(text: str, body: bytes, declared: str) -> bool:
+    """Whether a page that declares a Korean charset is a gb18030 one: its reading in gb18030 is everyday Chinese, and
+    its reading in Korean is no Korean.
+
+    All bytes of common Chinese text are characters in EUC-KR: rows 0xB0 to 0xC8 hangul, 0xCA to 0xFD hanja. Korean is
+    written in hangul, with hanja in brackets here and there; Chinese read as Korean is hanja by more than half.
+    """
+    if declared not in _KOREAN:
+        return False
+    hanja = sum(1 for ch in text[:MAX_JUDGED] if "\u3400" <= ch <= "\u9fff" or "\uf900" <= ch <= "\ufaff")
+    hangul = sum(1 for ch in text[:MAX_JUDGED] if "\uac00" <= ch <= "\ud7a3")
+    if hanja <= MAX_HANJA * (hanja + hangul):
+        return False
+    chinese = _readable(body, "gb18030")
+    return chinese is not None and _everyday(chinese, "gb18030") > 0.9
 
 
 def _has_han(text: str) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from unicodedata import normalize
 
-_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f]")
-"""Zero-width characters, marks of writing direction, the byte order mark, and controls that are no white space."""
+_INVISIBLE = re.compile(r"[\u200b-\u200f\u2028-\u202e\u2060\ufeff\x00-\x08\x0e-\x1f\x7f\ud800-\udfff]")
+"""Zero-width characters, marks of writing direction, the byte order mark, controls that are no white space, and lone
+surrogates, which JSON may hold and UTF-8 cannot."""
 
 
 def clean(text: str) -> str:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
@@ -23,6 +25,7 @@ from pipeline.observe import count
 from pipeline.records import DropReason
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import sitemaps
 from pipeline.web.frontier import Frontier
@@ -112,11 +115,25 @@ class Crawler:
         if self._policy.too_many_redirects(page.hops):
             self._frontier.drop(page, DropReason.TOO_MANY_REDIRECTS, f"{page.hops} redirects")
             return set()
-        visit = await visitors.visit(page, self._frontier.earlier(page.url))
-        self._apply(page, visit)
+        visit: Visit | None = None
+        with self._surviving(page.url):
+            visit = await visitors.visit(page, self._frontier.earlier(page.url))
+            self._apply(page, visit)
+        if visit is None:
+            return set()
         if visit.endless:
             self._frontier.count("traps", visit.endless)
         return {urlsplit(link).netloc for link in (*visit.links, *([visit.target] if visit.target else []))}
+
+    @contextmanager
+    def _surviving(self, url: str) -> Iterator[None]:
+        """Where a page or a sitemap is taken: what its content makes any parser raise is its Decision, not our end."""
+        try:
+            yield
+        except OURS:
+            raise
+        except Exception as e:
+            self._frontier.refuse(url, DropReason.UNREADABLE, evidence(e, url))
 
     def _apply(self, page: Page, visit: Visit) -> None:
         """Write the outcome of a visit into the frontier. Raises SourceError where the site cannot be crawled."""
@@ -175,11 +192,11 @@ class Crawler:
             if url in seen or urlsplit(url).netloc not in self._hosts:
                 continue
             seen.add(url)
-            named, further = await visitors.at(url).sitemap(url)
-            pages = self._site.pages_of(named)
-            self._frontier.add(pages, depth=1)
-            self._frontier.count("in_sitemaps", len(pages))
-            waiting += further[: sitemaps.MAX_FILES]
+            with self._surviving(url):
+                pages, further = await visitors.at(url).sitemap(url)
+                self._frontier.add(pages, depth=1)
+                self._frontier.count("in_sitemaps", len(pages))
+                waiting += further[: sitemaps.MAX_FILES]
         self._frontier.count("sitemaps_read", 1)
 
 

@@ -227,6 +227,15 @@ class Frontier:
             )
             self._add(links, page.depth + 1, 0)
 
+    def refuse(self, url: str, reason: DropReason, evidence: str) -> None:
+        """Note that a page, known or not, or a sitemap is not kept."""
+        with self._db:
+            self._add([url], 0, 0)
+            self._db.execute(
+                "UPDATE page SET state = 'dropped', reason = ?, evidence = ? WHERE url = ?",
+                (reason.value, evidence[:300], url),
+            )
+
     def move(self, page: Page, target: str, status: int) -> None:
         """Note that a page redirects to another one of the site, which is added."""
         with self._db:

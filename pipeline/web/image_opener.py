@@ -48,6 +48,7 @@ class FetchFailed(OSError):
         super().__init__(f"{reason.value}: {evidence}")
         self.reason, self.evidence = reason, evidence
         self.again, self.retry_after_s = again, retry_after_s
+        self.redirected = False  # whether a redirect led to what failed, of a file about the host
 
     def bare(self) -> FetchFailed:
         """The same failure without its traceback, whose frames would keep the body that was read alive."""
@@ -82,6 +83,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         }  # fmt: skip
         self._rules: dict[str, HostRules] = {}  # by address of robots.txt
         self._rules_locks: dict[str, threading.Lock] = {}
+        self._refused: dict[str, str] = {}  # by address of robots.txt: why the guard refuses the host itself
         self._limiter = RateLimiter()
         self._connections: dict[str, threading.Semaphore] = {}  # by host: how many more may be open
         self._client = HttpClient()
@@ -178,6 +180,8 @@ class GuardedOpener(urllib.request.OpenerDirector):
         with self._lock:
             lock = self._rules_locks.setdefault(address, threading.Lock())
         with lock:
+            if address in self._refused:
+                raise FetchFailed(DropReason.EGRESS_REFUSED, self._refused[address])
             rules = self._rules.get(address)
             if rules is None or rules.expired(time.monotonic()):
                 robots = self._ask_robots(address)
@@ -186,13 +190,17 @@ class GuardedOpener(urllib.request.OpenerDirector):
             return rules
 
     def _ask_robots(self, address: str) -> policy.Robots:
-        """Ask for a robots.txt, once more if the failure may pass. Raises FetchFailed if the guard refuses the host."""
+        """Ask for a robots.txt, once more if the failure may pass. Raises FetchFailed if the guard refuses the host.
+
+        One that redirects to where the guard lets nobody go is unreachable, which is kept like any other answer.
+        """
         robots = policy.Robots()
         for _ in range(policy.TRIES):
             try:
                 status, body = self._read_rules(address)
             except FetchFailed as e:
-                if e.reason is DropReason.EGRESS_REFUSED:
+                if e.reason is DropReason.EGRESS_REFUSED and not e.redirected:
+                    self._refused[address] = e.evidence
                     raise
                 robots, again = policy.Robots(unreachable=e.evidence), e.again
             else:
@@ -209,9 +217,15 @@ class GuardedOpener(urllib.request.OpenerDirector):
             return policy.Tdm()
 
     def _read_rules(self, url: str) -> tuple[int, bytes]:
-        """(status, body) of a small file about the host, after redirects. Raises FetchFailed."""
-        for _ in range(policy.MAX_ROBOTS_REDIRECTS + 1):
-            response = self._exchange(url, policy.MAX_ROBOTS_BYTES, whole=False)
+        """(status, body) of a small file about the host, after redirects, at the host's pace. Raises FetchFailed."""
+        for redirects in range(policy.MAX_ROBOTS_REDIRECTS + 1):
+            if (seconds := self._limiter.next_slot(urlsplit(url).netloc, self._egress.delay_s)) > 0:
+                time.sleep(seconds)
+            try:
+                response = self._exchange(url, policy.MAX_ROBOTS_BYTES, whole=False)
+            except FetchFailed as e:
+                e.redirected = redirects > 0
+                raise
             location = response.headers.get("Location")
             if not policy.is_redirect(response.status, location):
                 return response.status, response.body

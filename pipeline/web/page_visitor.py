@@ -148,12 +148,16 @@ class Visitor:
         return self._judged("kept", page, capture, response.headers)
 
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
-        """(pages, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be asked for."""
+        """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
+        asked for."""
         rules = await self._rules_of(url)
         if not rules.robots.allows(url):
             return [], []
         response = await self._get(url, rules, sitemaps.MAX_BYTES, page=False)
-        return sitemaps.parse(response.body, sitemaps.MAX_BYTES) if response.status == 200 else ([], [])
+        if response.status != 200:
+            return [], []
+        named, further = sitemaps.parse(response.body, sitemaps.MAX_BYTES)
+        return self._site.pages_of(named), further
 
     async def sitemaps_of(self, url: str) -> list[str]:
         """The sitemaps that the robots.txt of a URL's host names."""
@@ -249,7 +253,10 @@ class Visitor:
             response = await self._get(url, HostRules(), policy.MAX_ROBOTS_BYTES, page=False)
             if not policy.is_redirect(response.status, response.header("location")):
                 break
-            url = urljoin(url, response.header("location"))
+            try:
+                url = urljoin(url, response.header("location"))
+            except ValueError as e:
+                return _Response(reason=DropReason.BAD_URL, evidence=f"redirect to a bad address: {e}")
         return response
 
     async def _get(

@@ -24,6 +24,7 @@ from urllib.parse import urljoin, urlsplit
 
 from data_specs.build import BuildSpec, Egress
 from pipeline.records import DropReason
+from pipeline.unreadable import evidence
 
 AGENT = "wenlan"
 """Our name in robots.txt and X-Robots-Tag."""
@@ -52,8 +53,8 @@ LASTING_S = 30 * 24 * 3600.0
 DISALLOWED_S = 7 * 24 * 3600.0
 """Seconds after which a later build may ask again for what robots.txt disallows."""
 
-MAX_TDM_RULES = 10_000
-"""Rules read of one tdmrep.json."""
+MAX_TDM_RULES, MAX_TDM_PATTERN = 10_000, 2_000
+"""Rules read of one tdmrep.json, and characters of a pattern: paths are no longer (`urls.MAX_URL`)."""
 
 HTML_TYPES = ("text/html", "application/xhtml+xml")
 """Media types of a page."""
@@ -108,6 +109,8 @@ class Policy:
         robots = rules.robots
         if robots.unreachable:
             return Refusal(DropReason.ROBOTS_UNREACHABLE, robots.refusal(url), 0.0)
+        if unreadable := robots.unreadable or rules.tdm.unreadable:
+            return Refusal(DropReason.UNREADABLE, unreadable, 0.0)
         if not robots.allows(url):
             return Refusal(DropReason.ROBOTS_DISALLOWED, robots.refusal(url), DISALLOWED_S)
         if rules.tdm.reserves(url):
@@ -261,16 +264,18 @@ def _directives(value: str) -> set[str]:
 
 @dataclass(frozen=True, slots=True)
 class Robots:
-    """What a host's robots.txt says to us. `unreachable` is why it could not be read, "" if it could."""
+    """What a host's robots.txt says to us. `unreachable` is why it could not be had, "" if it could; `unreadable` what
+    the parser raised on it: the host has rules, and we do not know them, so that nothing of it is asked for."""
 
     rules: Any = None  # protego.Protego, or None: everything is allowed
     unreachable: str = ""
+    unreadable: str = ""
     delay_s: float = 0.0
     sitemaps: tuple[str, ...] = ()
 
     def allows(self, url: str) -> bool:
-        """Whether a URL may be taken; False for all if robots.txt is unreachable."""
-        if self.unreachable or self.delay_s > MAX_DELAY_S:
+        """Whether a URL may be taken; False for all if robots.txt is unreachable or unreadable."""
+        if self.unreachable or self.unreadable or self.delay_s > MAX_DELAY_S:
             return False
         return self.rules is None or bool(self.rules.can_fetch(url, AGENT))
 
@@ -278,6 +283,8 @@ class Robots:
         """Why it is not allowed, for people."""
         if self.unreachable:
             return f"robots.txt: {self.unreachable}"
+        if self.unreadable:
+            return self.unreadable
         if self.delay_s > MAX_DELAY_S:
             return f"robots.txt asks for {self.delay_s:.0f} s between two requests"
         return "robots.txt disallows it"
@@ -287,8 +294,16 @@ def robots_of(status: int, body: bytes) -> Robots:
     """Robots from a response for /robots.txt: 2xx is read, 4xx allows everything, all else is unreachable.
 
     A 4xx that only says "not now" (408, 425, 429) is unreachable too: the host has rules, and we do not know them.
-    Source: RFC 9309 section 2.3.1.
+    Never raises: see `Robots.unreadable`. Source: RFC 9309 section 2.3.1.
     """
+    try:
+        return _robots_of(status, body)
+    except Exception as e:
+        return Robots(unreadable=f"robots.txt: {evidence(e, 'a robots.txt')}")
+
+
+def _robots_of(status: int, body: bytes) -> Robots:
+    """As `robots_of`, but raises whatever the parser raises."""
     if 400 <= status < 500 and not is_transient(status):
         return Robots()
     if not 200 <= status < 300:
@@ -312,10 +327,50 @@ def tdm_url(url: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Tdm:
-    """A host's tdmrep.json: (pattern of the path, whether it is reserved); the first that fits decides."""
+class PathPattern:
+    """A pattern of a path as robots.txt has it: `*` stands for anything, `$` ends the path; it fits what begins so.
 
-    rules: tuple[tuple[re.Pattern[str], bool], ...] = ()
+    Patterns come from strangers, so no regular expression is made of them: backtracking would be exponential in the
+    number of stars. Each part is looked for behind the one before, leftmost: that the leftmost place is always as good
+    as any later one makes matching linear. (Protego matches the rules of a robots.txt in the same way.)
+    """
+
+    parts: tuple[str, ...]  # what stands between the stars, at least one
+    whole: bool = False  # whether the path must end where the last part does
+
+    @classmethod
+    def of(cls, pattern: str) -> PathPattern:
+        """The pattern that a line of text means."""
+        return cls(tuple(re.sub(r"\*+", "*", pattern.removesuffix("$")).split("*")), pattern.endswith("$"))
+
+    def matches(self, path: str) -> bool:
+        """Whether a path begins like this; with `whole`, whether all of it is like this."""
+        first, *inner = self.parts
+        if not inner:
+            return path == first if self.whole else path.startswith(first)
+        if not path.startswith(first):
+            return False
+        position = len(first)  # where the rest of the path begins, behind the parts that have their place
+        last = inner.pop()
+        for part in inner:
+            start = path.find(part, position)
+            if start < 0:
+                return False
+            position = start + len(part)
+        if self.whole:
+            return len(path) - len(last) >= position and path.endswith(last)
+        return path.find(last, position) >= 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tdm:
+    """A host's tdmrep.json: (pattern of the path, whether it is reserved); the first that fits decides.
+
+    unreadable: what the parser raised on it; the host may reserve anything, so that nothing of it is asked for.
+    """
+
+    rules: tuple[tuple[PathPattern, bool], ...] = ()
+    unreadable: str = ""
 
     def reserves(self, url: str) -> bool:
         """Whether the file reserves a URL."""
@@ -323,15 +378,23 @@ class Tdm:
             return False
         parts = urlsplit(url)
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        return next((value for pattern, value in self.rules if pattern.match(path)), False)
+        return next((value for pattern, value in self.rules if pattern.matches(path)), False)
 
 
 def tdm_of(status: int, body: bytes) -> Tdm:
     """Rules from a response for tdmrep.json; what is no such file reserves nothing.
 
-    Patterns are those of robots.txt: `*` stands for anything, `$` ends the path, and a rule holds for what begins with
-    it. Source: TDM Reservation Protocol (W3C Community Group report), section 6.
+    Patterns are those of robots.txt (`PathPattern`). Never raises: see `Tdm.unreadable`. Source: TDM Reservation
+    Protocol (W3C Community Group report), section 6.
     """
+    try:
+        return _tdm_of(status, body)
+    except Exception as e:
+        return Tdm(unreadable=f"tdmrep.json: {evidence(e, 'a tdmrep.json')}")
+
+
+def _tdm_of(status: int, body: bytes) -> Tdm:
+    """As `tdm_of`, but raises whatever the parser raises."""
     try:
         entries = json.loads(body) if status == 200 else []
     except (ValueError, RecursionError):
@@ -340,10 +403,7 @@ def tdm_of(status: int, body: bytes) -> Tdm:
     for entry in entries[:MAX_TDM_RULES] if isinstance(entries, list) else ():
         location = entry.get("location") if isinstance(entry, dict) else None
         if isinstance(location, str) and location:
-            pattern = re.sub(r"\*+", "*", location[:2000])  # runs of stars would make matching slow
-            parts = [re.escape(part) for part in pattern.removesuffix("$").split("*")[:10]]
-            end = "$" if location.endswith("$") else ""
-            rules.append((re.compile(".*?".join(parts) + end), str(entry.get("tdm-reservation")) == "1"))
+            rules.append((PathPattern.of(location[:MAX_TDM_PATTERN]), str(entry.get("tdm-reservation")) == "1"))
     return Tdm(tuple(rules))
 
 

@@ -7,8 +7,11 @@ own is refused. Of a damaged file the entries before the damage are read.
 from __future__ import annotations
 
 import io
+import re
+from collections.abc import Iterator
 from xml.etree import ElementTree
 
+from pipeline.texts.charset import codec_of
 from pipeline.web.bodies import BodyTooLarge, unpacked
 
 MAX_BYTES = 50 * 1024 * 1024
@@ -20,6 +23,16 @@ MAX_FILES = 1_000
 MAX_URLS = 50_000
 """Entries of one file: the protocol's own limit."""
 
+MAX_DEPTH, MAX_NODES = 32, 1_000_000
+"""Nested elements, and elements, that are read of one file: a sitemap with images and videos nests 4 deep and has some
+20 elements per entry. Each open element costs memory (50 kB of gzip made 4.5 GB), each one read about a microsecond."""
+
+_LONG_TAG = re.compile(rb"<[^<>]{65536}")
+"""A tag whose attributes alone would fill the memory; sitemaps have few and short ones."""
+
+_DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([\w.:-]{1,40})["'][^>]{0,200}>""")
+_OF_EXPAT = ("utf-8", "utf-16", "us-ascii", "ascii", "iso-8859-1")
+
 
 def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
     """(pages, further sitemaps) that a file lists, as written; both empty for what is no sitemap."""
@@ -28,19 +41,50 @@ def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
             body = unpacked(body, "gzip", cap)
         except (BodyTooLarge, ValueError):
             return [], []
-    if b"<!ENTITY" in body:
+    body = _utf8(body)
+    if b"<!ENTITY" in body or _LONG_TAG.search(body):
         return [], []
     pages: list[str] = []
     further: list[str] = []
     try:
-        for _, node in ElementTree.iterparse(io.BytesIO(body)):
-            tag = str(node.tag).rpartition("}")[2]
-            if tag in ("url", "sitemap"):
-                url = next((c.text or "" for c in node if str(c.tag).rpartition("}")[2] == "loc"), "").strip()
-                (pages if tag == "url" else further).append(url)
-                node.clear()  # else the tree of all entries stays in memory
+        for tag, url in _entries(body):
+            (pages if tag == "url" else further).append(url)
             if len(pages) + len(further) >= MAX_URLS:
                 break
     except ElementTree.ParseError:
         pass
     return [url for url in pages if url], [url for url in further if url]
+
+
+def _entries(body: bytes) -> Iterator[tuple[str, str]]:
+    """("url" or "sitemap", its address, "" for none) of each entry. Raises ParseError where the file is damaged."""
+    open_elements: list[ElementTree.Element] = []
+    nodes = 0
+    for event, node in ElementTree.iterparse(io.BytesIO(body), ("start", "end")):
+        if event == "start":
+            nodes += 1
+            open_elements.append(node)
+            if nodes > MAX_NODES or len(open_elements) > MAX_DEPTH:
+                return
+            continue
+        open_elements.pop()
+        tag = _name(node)
+        if tag in ("url", "sitemap"):
+            yield tag, next((child.text or "" for child in node if _name(child) == "loc"), "").strip()
+        if len(open_elements) == 1:  # a child of the root has ended
+            open_elements[0].clear()  # else the tree of all entries stays in memory
+
+
+def _name(node: ElementTree.Element) -> str:
+    """An element's name without its namespace."""
+    return str(node.tag).rpartition("}")[2]
+
+
+def _utf8(body: bytes) -> bytes:
+    """The file as UTF-8 where it declares a charset that expat cannot read: gb2312, gb18030, Big5 and all others with
+    characters of several bytes. What it declares is believed; an unknown charset is read as UTF-8."""
+    declared = _DECLARED.match(body[:1024])
+    label = declared.group(1).decode("ascii", "replace").lower() if declared else "utf-8"
+    if declared is None or label in _OF_EXPAT:
+        return body
+    return body[declared.end() :].decode(codec_of(label) or "utf-8", "replace").encode()

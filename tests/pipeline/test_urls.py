@@ -124,3 +124,9 @@ def test_a_domain_is_the_registered_one() -> None:
     ):
         assert urls.domain_of(url) == domain
         assert (urls.domain_key(url) == 0) == (domain == "")
+
+
+def test_an_address_with_half_a_character_is_none():
+    for url in ("http://a.test/\ud83d.jpg", "http://\udc00.test/", "\ud83d"):
+        with pytest.raises(ValueError, match=r"surrogate|half"):
+            canonical_url(url, "http://a.test/")

@@ -220,3 +220,20 @@ def test_a_site_rule_says_where_article_title_and_captions_are():
     assert rule_of("https://notsina.com.cn/x") is None
     for known in set(rules().values()):
         parse("<body><p>字</p>", known)  # every selector is one
+
+
+@pytest.mark.parametrize("odd", ["<?php echo 1 ?>", "6<?I>", "<?xml version='1.0'?>", "<!-- <?php -->", "<?"])
+def test_unrendered_php_and_its_like_are_no_elements(odd):
+    [image] = parse(f"<body><p>北京今天下雪{odd}了</p><img src=a.jpg>{odd}").images
+    text = image.texts[0].text
+    assert text.startswith("北京今天下雪")
+    assert text.replace("6", "") == "北京今天下雪了" or odd == "<?", "which hides what comes up to the next >"
+
+
+def test_half_characters_in_linked_data_are_replaced():
+    """JSON may hold a lone surrogate; UTF-8, and so every file of ours, cannot."""
+    data = r'{"@type":"ImageObject","url":"http://a.test/\ud83d.jpg","caption":"雪\ud83d","headline":"题\udc00"}'
+    page = parse(f'<body><p>文</p><script type="application/ld+json">{data}</script>')
+    assert page.images[0].url == "http://a.test/\ufffd.jpg"
+    texts = {t.kind: t.text for t in page.images[0].texts}
+    assert (texts["caption"], texts["title"]) == ("雪\ufffd", "题\ufffd")

@@ -634,3 +634,52 @@ def test_a_site_whose_domain_was_taken_down_leaves_an_empty_crawl_and_stops_no_b
     for name in names:
         extract.run_partition(build, name)
     assert sum(record.counts["kept"] for record in build.stage("extract").records()) == 0
+
+
+@pytest.mark.parametrize("base", ["http://[::1", "http://[x]/", "//[", "http://a:b/", "http://%/", "http://\u2488/"])
+def test_a_base_that_is_no_address_ends_no_crawl(serve, make_build, base):
+    web = serve()
+    web.pages = {
+        "/": html("/odd.html", "/b.html"),
+        "/odd.html": html("c.html", "//[::1", head=f"<base href='{base}'>"),
+        "/b.html": html(),
+    }
+    _, bodies, _ = run(make_build(web, sources=site(web.url())))
+    assert {web.url("/"), web.url("/b.html"), web.url("/odd.html")} <= set(bodies)
+
+
+@pytest.mark.parametrize("charset", ["gb2312", "gb18030", "big5"])
+def test_a_sitemap_in_a_chinese_charset_is_read(serve, make_build, charset):
+    web = serve()
+    entry = f"<?xml version='1.0' encoding='{charset}'?><urlset><url><loc>{web.url('/中.html')}</loc></url></urlset>"
+    web.pages = {
+        "/robots.txt": (200, {"Content-Type": "text/plain"}, f"Sitemap: {web.url('/s.xml')}\n".encode()),
+        "/s.xml": entry.encode(charset),
+        "/": html(),
+        "/%E4%B8%AD.html": html(),
+    }
+    _, bodies, _ = run(make_build(web, sources=site(web.url())))
+    assert web.url("/%E4%B8%AD.html") in bodies
+
+
+@pytest.mark.parametrize("target", ["http://10.0.0.1/robots.txt", "ftp://a.test/", "http://[::1", "http://a:b/"])
+def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve, make_build, monkeypatch, target):
+    """85 requests in 9.7 s were seen, at a pause of 1 s."""
+    web, odd = serve(), serve()
+    asked: list[float] = []
+
+    def robots(handler):
+        asked.append(time.monotonic())
+        handler.send_response(301)
+        handler.send_header("Location", target)
+        handler.send_header("Content-Length", "0")
+        handler.end_headers()
+
+    web.pages = {"/": html(*(odd.url(f"/{i}.html") for i in range(30)))}
+    odd.pages = {"/robots.txt": robots, **{f"/{i}.html": html() for i in range(30)}}
+    sources = site(web.url(), hosts=[web.host, odd.host])
+    _, bodies, reasons = run(make_build(web, odd, sources=sources, egress={"delay_s": 0.2}))
+    assert set(bodies) == {web.url()}
+    assert set(reasons.values()) == {"robots_unreachable"}
+    assert len(asked) <= policy.TRIES
+    assert [path for path in odd.asked if path != "/robots.txt"] == []

@@ -84,3 +84,21 @@ def test_every_declared_gb_text_comes_back(text):
 def test_any_bytes_give_text_of_a_charset_or_none(body, header):
     found = decode(body, header)
     assert found is None or (isinstance(found[0], str) and codecs.lookup(found[1]))
+
+
+NEWS = "国务院总理今天在北京会见外国客人，双方就两国关系和共同关心的问题交换意见。" * 5
+
+
+@pytest.mark.parametrize("says", ["euc-kr", "ks_c_5601-1987", "cp949"])
+def test_gb18030_that_calls_itself_korean_is_no_mojibake(says):
+    text = "".join(ch for ch in NEWS if ch.encode("gb18030")[0] != 0xC9)  # row 0xC9 alone would give it away
+    for real in (text, NEWS):
+        decoded = decode(page(real, "gb18030", says), "")
+        assert decoded is not None
+        assert decoded[1] == "gb18030"
+        assert real in decoded[0]
+
+
+def test_korean_stays_korean():
+    korean = "오늘은 날씨가 매우 좋습니다. 대한민국(大韓民國)의 수도는 서울이며 많은 사람들이 살고 있습니다."
+    assert korean in decode(page(korean, "euc-kr", "euc-kr"), "")[0]

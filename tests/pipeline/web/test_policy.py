@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -201,3 +205,27 @@ def test_what_is_a_redirect_and_how_many_are_followed():
 )
 def test_what_is_a_page(content_type, body, html):
     assert policy.is_html(content_type, body) is html
+
+
+SLOW = "/*a*a*a*a*a*a*a*a*a*a*a*a*zz"
+
+
+def test_no_pattern_that_a_host_writes_takes_long():
+    """Backtracking took 177 s for a path of 60 `a`; the process is ended if this is not linear."""
+    program = f"""
+import json
+from pipeline.web import policy
+path = "http://a.test/" + "a" * 2000
+rules = [{{"location": {SLOW!r}, "tdm-reservation": 1}}, {{"location": "/" + "*a" * 900 + "*b$", "tdm-reservation": 1}}]
+assert not policy.tdm_of(200, json.dumps(rules * 1000).encode()).reserves(path)
+robots = "User-agent: *\\n" + "Disallow: {SLOW}\\nDisallow: /" + "*a" * 900 + "*b$\\n" * 100
+assert policy.robots_of(200, robots.encode()).allows(path)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+@given(st.lists(st.sampled_from(["a", "b", "/", "*", "$"]), max_size=9), st.text("ab/", max_size=9))
+def test_patterns_mean_what_their_regular_expression_means(parts, rest):
+    pattern, path = "/" + "".join(parts), "/" + rest
+    expression = ".*".join(map(re.escape, pattern.removesuffix("$").split("*"))) + ("$" if pattern[-1] == "$" else "")
+    assert policy.PathPattern.of(pattern).matches(path) == (re.match(expression, path) is not None)

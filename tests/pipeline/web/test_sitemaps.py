@@ -1,0 +1,60 @@
+"""Sitemaps as sites have them: in Chinese charsets, damaged, and hostile."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+
+import pytest
+
+from pipeline.web import sitemaps
+
+
+def sitemap(*urls: str, charset: str = "utf-8") -> bytes:
+    entries = "".join(f"<url><loc>{url}</loc></url>" for url in urls)
+    return f"<?xml version='1.0' encoding='{charset}'?>\n<urlset>{entries}</urlset>".encode(charset)
+
+
+@pytest.mark.parametrize("charset", ["gb2312", "GBK", "gb18030", "big5", "euc-jp", "shift_jis", "utf-16", "iso-8859-1"])
+def test_a_sitemap_is_read_in_the_charset_that_it_declares(charset):
+    urls = ["http://a.test/", "http://a.test/caf" if charset == "iso-8859-1" else "http://a.test/中文"]
+    assert sitemaps.parse(sitemap(*urls, charset=charset)) == (urls, [])
+
+
+def test_an_unknown_charset_is_read_as_utf8():
+    body = "<?xml version='1.0' encoding='x-none'?><urlset><url><loc>http://a.test/中</loc></url></urlset>".encode()
+    assert sitemaps.parse(body) == (["http://a.test/中"], [])
+
+
+def test_of_a_damaged_file_the_entries_before_the_damage_are_read():
+    assert sitemaps.parse(sitemap("http://a.test/", "http://a.test/b")[:-20]) == (["http://a.test/"], [])
+
+
+def nested(depth: int) -> bytes:
+    return b"<urlset><url><loc>http://a.test/</loc></url>" + b"<a>" * depth
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        nested(5_000_000),
+        b"<urlset><url><loc>http://a.test/</loc></url>" + b"<a/>" * 1_000_000,
+        b"<urlset><url><loc>http://a.test/</loc></url>"
+        + b"<a "
+        + b" ".join(b"a%d=''" % i for i in range(500_000))
+        + b">",
+    ],
+    ids=["deep", "wide", "attributes"],
+)
+def test_a_hostile_sitemap_costs_little_memory(body, monkeypatch):
+    """What a file of some kilobytes of gzip unpacks to must not become a tree of gigabytes."""
+    monkeypatch.setattr(sitemaps, "MAX_NODES", 100_000)  # memory is counted here, which is slow
+    packed = gzip.compress(body, 1)
+    tracemalloc.start()
+    try:
+        pages, further = sitemaps.parse(packed)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(pages) <= 1, further) == (True, [])
+    assert peak < 4 * len(body) + 50_000_000
