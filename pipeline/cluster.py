@@ -1,7 +1,8 @@
 """The Ray executor: runs the partitions of a stage as tasks on a cluster, or on a Ray of our own on this machine.
 
 Ray starts when the first partition is to run, so that a build in which everything is done never waits for it. Without
-an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build.
+an address (or RAY_ADDRESS) an embedded Ray starts on this machine, bound to loopback, and ends with the build, also
+where the build is killed (`pipeline.watchdog`).
 
 This module knows a stage by its name, its function and what its tasks ask of the cluster, never by import: the page
 (`pipeline.run`) hands these in. Objects that live on a cluster beside the tasks are `pipeline.actors`.
@@ -27,6 +28,7 @@ from pipeline import observe
 from pipeline.errors import StageError, WenlanError
 from pipeline.store.build import Build
 from pipeline.store.partitions import timed
+from pipeline.watchdog import Watchdog
 
 log = logging.getLogger("wenlan")
 
@@ -48,6 +50,7 @@ class Cluster:
 
     def __init__(self, address: str = "", workers: int = 0) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
+        self._watchdog: Watchdog | None = None
 
     def each(
         self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
@@ -79,6 +82,8 @@ class Cluster:
             import ray
 
             ray.shutdown()
+        if self._watchdog is not None:
+            self._watchdog.close()
 
     def _start(self) -> Any:
         import ray
@@ -91,7 +96,9 @@ class Cluster:
                 _join(ray, self._address, quiet)
             else:
                 # "local": never join a cluster that happens to run here; loopback: its ports are for nobody else
-                ray.init("local", num_cpus=self._workers or None, include_dashboard=False, **loopback, **quiet)
+                self._watchdog = Watchdog()
+                with self._watchdog.marking():
+                    ray.init("local", num_cpus=self._workers or None, include_dashboard=False, **loopback, **quiet)
             self._ours = True
         return ray
 

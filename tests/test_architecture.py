@@ -84,7 +84,7 @@ def module_names_in_strings(path: Path) -> Iterator[str]:
 FLOORS = (
     ("errors",),
     ("files", "records", "urls"),
-    ("actors", "observe", "plugins", "pictures", "texts", "unreadable"),
+    ("actors", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),
     ("cluster", "report", "web"),

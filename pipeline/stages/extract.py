@@ -10,11 +10,14 @@ host in the same partition (slogans, notices under every article) are no texts o
 that stands on very many is a logo.
 
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
-says so in its record (`info["truncated"]`); bodies above the spec's page size are not read.
+says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
+file of several that is no WARC at all is named there (`info["no_warc"]`). Bodies above the spec's page size are not
+read.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -25,7 +28,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from data_specs.shard import SourceKind, Text
-from pipeline.errors import StageError
+from pipeline.errors import SourceError, StageError
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
@@ -50,6 +53,8 @@ from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import policy
 from pipeline.web.warc import read_captures
+
+log = logging.getLogger("wenlan")
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -149,7 +154,13 @@ def _read(
     given = source.warcs()
     if given:
         captures = read_captures(given[part], limit, info)
-        yield from _extract(captures, source, tally)
+        try:
+            yield from _extract(captures, source, tally)
+        except SourceError as e:
+            if len(given) == 1 or e.subject != given[part] or not e.message.startswith("is not a WARC file"):
+                raise
+            info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
+            log.warning("%s; going on with the other files of source %s", e, source.name)
         return
     record, suffix, _ = _crawled(build, source)[part]
     crawl = build.stage("crawl")

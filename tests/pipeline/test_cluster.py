@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +14,11 @@ from pathlib import Path
 import pytest
 
 from data_specs.build import load
-from pipeline import cluster, run
+from pipeline import cluster, run, watchdog
 from pipeline.errors import StageError
 from pipeline.store.build import Build
+from pipeline.watchdog import MARK
+from tests.processes import descendants, wait_until
 
 
 @pytest.fixture
@@ -82,3 +88,90 @@ def test_a_full_disk_is_told_by_its_folder_and_any_other_fault_of_the_system_by_
     path = str(tmp_path)
     with pytest.raises(IsADirectoryError):
         cluster.run_task(build, "fetch", writing, "00000", "text")
+
+
+_DRIVER = """
+import os, sys, time
+from pipeline.cluster import Cluster
+from pipeline.watchdog import MARK
+cluster = Cluster(workers=1)
+ray = cluster._start()
+ray.remote(lambda: time.sleep(100)).remote()
+time.sleep(1)
+print("up", MARK in os.environ, flush=True)
+sys.stdin.readline()
+cluster.close()
+print("closed", flush=True)
+sys.stdin.readline()
+"""
+
+
+def _watchdogs(driver: int) -> list[str]:
+    """The watchdogs of a driver, which are no children of its."""
+    lines = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            lines.append(path.read_bytes().decode("utf-8", "replace").split("\0"))
+    return [line[-4] for line in lines if line[-3:-2] == [str(driver)] and line[-4].endswith("watchdog.py")]
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def _driver() -> subprocess.Popen[str]:
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, "-c", _DRIVER], stdin=pipe, stdout=pipe, text=True, env=env)
+
+
+def _up(driver: subprocess.Popen[str]) -> dict[int, bytes]:
+    """What a driver has started, once its Ray is up."""
+    assert driver.stdout is not None
+    assert driver.stdout.readline() == "up False\n", "only what Ray starts bears the mark"
+    return descendants(driver.pid)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are known by /proc")
+def test_nothing_outlives_a_killed_driver_by_ten_seconds() -> None:
+    with _driver() as driver:
+        started = _up(driver)
+        assert any(b"ray::" in title for title in started.values())
+        driver.kill()
+        driver.wait()
+        until = time.monotonic() + 10
+        while (remaining := [pid for pid in started if _is_running(pid)]) and time.monotonic() < until:
+            time.sleep(0.1)
+    assert [started[pid] for pid in remaining] == []
+    wait_until(lambda: not _watchdogs(driver.pid), "the end of the watchdog", 10)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are known by /proc")
+def test_the_watchdog_goes_with_the_cluster_it_watched() -> None:
+    with _driver() as driver:
+        _up(driver)
+        assert len(_watchdogs(driver.pid)) == 1
+        assert driver.stdin is not None
+        assert driver.stdout is not None
+        driver.stdin.write("\n")
+        driver.stdin.flush()
+        assert driver.stdout.readline() == "closed\n"
+        wait_until(lambda: not _watchdogs(driver.pid), "the end of the watchdog", 10)
+        driver.kill()
+
+
+def test_marks_are_of_the_processes_that_bear_them_only() -> None:
+    command = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARK: "a1b2"}) as one:
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, env={**os.environ, MARK: "a1b23"})
+        try:
+            assert watchdog.marked("a1b2") == [one.pid]
+        finally:
+            one.kill()
+            other.kill()
+            other.communicate()

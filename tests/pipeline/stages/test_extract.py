@@ -315,3 +315,17 @@ def test_warcs_behind_urls_give_what_they_give_on_a_disk(tmp_path):
         with pytest.raises(SourceError, match=r"nowhere/crawl-data/0\.warc\.gz.*404|cannot be read"):
             extract.run_partition(build, "w-00000")
         server.shutdown()
+
+
+def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
+    (tmp_path / "a.warc.gz").write_bytes(warc(("http://a.test/1", "<h1>雪后的黄山</h1><img src=a.jpg alt=雪后的黄山>")))
+    (tmp_path / "b.warc.gz").write_bytes(b"")
+    build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "*.warc.gz"})
+    for partition in extract.partitions(build):
+        extract.run_partition(build, partition)
+    good, empty = build.stage("extract").records()
+    assert (good.counts["kept"], good.info) == (1, {})
+    assert (empty.counts["kept"], empty.info) == (0, {"no_warc": "is not a WARC file (it holds no record)"})
+    (tmp_path / "a.warc.gz").unlink()
+    with pytest.raises(SourceError, match=r"b\.warc\.gz: is not a WARC file"):
+        extract.run_partition(build, "w-00000")

@@ -1,0 +1,191 @@
+"""WARC files that are odd, damaged or hostile: what can be read is read, what cannot is counted, no build ends."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import random
+import tracemalloc
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import SourceError
+from pipeline.records import Capture, Decision
+from pipeline.web.warc import MAX_HEADERS, capture_of, read_captures
+
+PAGE = "<p>雪后的黄山</p>".encode()
+
+
+def record(
+    url: str = "http://a.test/1", body: bytes = PAGE, status: str = "200 OK", http: str = "", **warc: str
+) -> bytes:
+    """One response record, not gzipped. `warc`: headers of the record that replace the right ones; "" for none."""
+    block = f"HTTP/1.1 {status}\r\nContent-Type: text/html\r\n{http}\r\n".encode() + body
+    headers = {"WARC-Type": "response", "WARC-Target-URI": url, "Content-Length": str(len(block))}
+    headers |= {name.replace("_", "-"): value for name, value in warc.items()}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items() if value)
+    return b"WARC/1.0\r\n" + lines.encode() + b"\r\n" + block + b"\r\n\r\n"
+
+
+def read(path: Path, data: bytes, max_body: int = 100_000) -> tuple[list[Capture | Decision], dict[str, Any]]:
+    path.write_bytes(data)
+    info: dict[str, Any] = {}
+    return list(read_captures(str(path), max_body, info)), info
+
+
+def pages(count: int) -> list[bytes]:
+    """Gzip members, each with a page that no other has."""
+    dice = random.Random(7)
+    bodies = (bytes(dice.choices(b"abcdefghijklmnop", k=2_000)) for _ in range(count))
+    return [gzip.compress(record(f"http://a.test/{i}", body)) for i, body in enumerate(bodies)]
+
+
+def test_a_brotli_body_is_unpacked_but_not_beyond_the_limit(tmp_path: Path) -> None:
+    brotli = pytest.importorskip("brotli", minversion="1.2")
+    packed, bomb = brotli.compress(PAGE), brotli.compress(b"\0" * (200 << 20))
+    data = record(body=packed, http="Content-Encoding: br\r\n")
+    chunks = f"{len(packed):x}\r\n".encode() + packed + b"\r\n0\r\n\r\n"
+    data += record(body=chunks, http="Content-Encoding: br\r\nTransfer-Encoding: chunked\r\n")
+    data += record("http://a.test/bomb", body=bomb, http="Content-Encoding: br\r\n")
+    data += record("http://a.test/cut", body=packed[:-3], http="Content-Encoding: br\r\n")
+    data += record("http://a.test/bad", body=b"\xff" * 90, http="Content-Encoding: br\r\n")
+    tracemalloc.start()
+    (one, two, large, cut, bad), info = read(tmp_path / "x.warc", data)
+    assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    tracemalloc.stop()
+    assert isinstance(one, Capture)
+    assert isinstance(two, Capture)
+    assert (one.body, two.body) == (PAGE, PAGE)
+    assert dict(one.headers)["Content-Encoding"] == "br"
+    assert isinstance(large, Decision)
+    assert (large.reason, large.url) == ("too_large", "http://a.test/bomb")
+    assert all(isinstance(damaged, Capture) for damaged in (cut, bad))
+    assert info == {}
+
+
+@pytest.mark.parametrize("status", ["²00", "٢٠٠", "-1", "9" * 5000, "", "OK"])
+def test_a_status_that_is_no_number_is_none(tmp_path: Path, status: str) -> None:
+    (capture, after), info = read(tmp_path / "x.warc", record(status=status) + record("http://a.test/2"))
+    assert isinstance(capture, Capture)
+    assert isinstance(after, Capture)
+    assert (capture.status, after.status, info) == (0, 200, {})
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        b"WARC/1.0\nWARC-Type:response",
+        record(Content_Length="9" * 30),
+        record(Content_Length="9" * 5000),
+        record(Content_Length=""),
+        record(Content_Length="²"),
+        record(Content_Length="-4"),
+        record(WARC_Target_URI=""),
+        record(http="X: " + "a" * (30 << 20) + "\r\n"),
+        record(http="X: a\r\n" * 400_000),
+        b"WARC/1.0\r\nX: " + b"a" * (30 << 20),
+        b"\xff" * 300,
+        b"",
+    ],
+    ids=lambda data: data[:60].decode("latin-1"),
+)
+def test_a_record_that_cannot_be_read_costs_itself_only(tmp_path: Path, bad: bytes) -> None:
+    first, last = pages(2)
+    tracemalloc.start()
+    captures, info = read(tmp_path / "x.warc.gz", first + gzip.compress(bad, 1) + last)
+    assert tracemalloc.get_traced_memory()[1] < len(gzip.compress(bad, 1)) + (20 << 20)
+    tracemalloc.stop()
+    urls = [capture.url for capture in captures]
+    assert [urls[0], urls[-1]] == ["http://a.test/0", "http://a.test/1"]
+    assert "truncated" not in info
+    assert info.get("damaged", {"places": 0})["places"] == (1 if len(urls) == 2 and bad else 0)
+
+
+@pytest.mark.parametrize(
+    "bad", [b"WARC/1.0\nWARC-Type:response", b"WARC/1.0\r\nX: " + b"a" * (3 << 20), b"\n" * 50, b""]
+)
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_file_of_nothing_else_is_no_warc_in_one_line(tmp_path: Path, bad: bytes, pack: Any) -> None:
+    with pytest.raises(SourceError, match=r"x\.warc: is not a WARC file \([^\n]+\)$"):
+        read(tmp_path / "x.warc", pack(bad))
+
+
+def test_an_empty_crawl_is_no_fault(tmp_path: Path) -> None:
+    for data in (b"", gzip.compress(b"")):
+        (tmp_path / "x.warc.gz").write_bytes(data)
+        assert list(read_captures(str(tmp_path / "x.warc.gz"), 1000, {}, must_hold=False)) == []
+
+
+def test_a_warc_gzipped_as_a_whole_is_read(tmp_path: Path) -> None:
+    whole = b"".join(record(f"http://a.test/{i}") for i in range(300))
+    plain, info = read(tmp_path / "x.warc", whole)
+    assert (len(plain), info) == (300, {})
+    packed, info = read(tmp_path / "x.warc.gz", gzip.compress(whole))
+    assert (packed, info) == (plain, {})
+
+
+def test_fifty_flipped_bytes_cost_at_most_the_records_they_hit(tmp_path: Path) -> None:
+    """Read by warcio alone, a file of 1,421 pages with 50 flipped bytes lost 844 of them."""
+    members, dice = pages(1_421), random.Random(3)
+    data = bytearray(b"".join(members))
+    for at in dice.sample(range(len(data)), 50):
+        data[at] ^= 0xFF
+    captures, info = read(tmp_path / "x.warc.gz", bytes(data))
+    urls = [capture.url for capture in captures]
+    assert len(urls) >= 1_421 - 50
+    assert len(set(urls)) == len(urls)
+    assert 0 < info["damaged"]["places"] <= 50
+    assert info["damaged"]["bytes"] <= 50 * 2 * max(map(len, members))
+
+
+def test_what_was_passed_over_is_counted_and_a_cut_end_is_told(tmp_path: Path) -> None:
+    a, b, c, d = pages(4)
+    captures, info = read(tmp_path / "x.warc.gz", a + b[:300] + c + d[:-20])
+    assert [capture.url for capture in captures] == ["http://a.test/0", "http://a.test/2"]
+    assert (info["damaged"]["places"], info["damaged"]["bytes"]) == (1, 300)
+    assert info["truncated"].startswith("after 2 records: ")
+
+
+def test_zeros_between_members_are_passed_over(tmp_path: Path) -> None:
+    a, b = pages(2)
+    captures, info = read(tmp_path / "x.warc.gz", a + b"\0" * (3 << 20) + b)
+    assert len(captures) == 2
+    assert info["damaged"]["bytes"] == 3 << 20
+
+
+_PARTS = st.sampled_from(
+    [
+        *pages(2),
+        record(),
+        b"WARC/1.0\r\n",
+        b"\r\n",
+        b"\x1f\x8b\x08",
+        b"Content-Length: 9\r\n",
+        b"filedesc://x 1 1 1 1\n",
+    ]
+)
+_FILES = st.binary(max_size=300) | st.lists(_PARTS | st.binary(max_size=20), max_size=8).map(b"".join)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(_FILES | _FILES.map(gzip.compress) | _FILES.map(lambda data: zlib.compress(data, wbits=31)[:-9]))
+@example(b"WARC/1.0\nWARC-Type:response")
+@example(record(http="Transfer-Encoding: chunked\r\n", body=b"ffffffff\r\nx"))
+def test_any_bytes_are_captures_or_a_source_error(tmp_path: Path, data: bytes) -> None:
+    with contextlib.suppress(SourceError):
+        read(tmp_path / "x.warc.gz", data)
+    assert capture_of(data, 1000) is None or isinstance(capture_of(data, 1000), Capture)
+
+
+def test_headers_are_bounded_but_lines_of_a_chunked_body_are_not(tmp_path: Path) -> None:
+    body = b"".join(b"1\r\na\r\n" for _ in range(MAX_HEADERS // 3)) + b"0\r\n\r\n"
+    [capture], info = read(tmp_path / "x.warc", record(body=body, http="Transfer-Encoding: chunked\r\n"), 1 << 20)
+    assert isinstance(capture, Capture)
+    assert (len(capture.body), info) == (MAX_HEADERS // 3, {})
+    assert capture_of(io.BytesIO(gzip.compress(record())).read(), 1000) is not None
