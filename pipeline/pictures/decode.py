@@ -327,7 +327,7 @@ def _frames(image: Any, name: str) -> int:
     return min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
 
 
-def _has_many_frames(data: memoryview) -> bool:
+def _has_many_frames(data: Bytes) -> bool:
     """Whether a GIF has more than MAX_FRAMES pictures.
 
     After a header of 13 bytes and a palette come blocks (GIF89a, appendix B): `,` begins a picture of 9 bytes, palette,
@@ -356,12 +356,12 @@ def _has_many_frames(data: memoryview) -> bool:
     return frames > MAX_FRAMES
 
 
-def _has_many_directories(data: memoryview) -> bool:
+def _has_many_directories(data: Bytes) -> bool:
     """Whether a TIFF has more than MAX_FRAMES directories: each ends with the offset of the next one, 0 after the last.
 
     In a plain TIFF (version 42) offsets have 4 bytes, counts 2, entries 12; in a BigTIFF (43) they have 8, 8 and 20.
     """
-    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    order: Literal["little", "big"] = "little" if bytes(data[:2]) == b"II" else "big"
     big = int.from_bytes(data[2:4], order) == 43
     offset, count, entry = (8, 8, 20) if big else (4, 2, 12)
     at, directories = int.from_bytes(data[8:16] if big else data[4:8], order), 0
