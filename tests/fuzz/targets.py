@@ -121,7 +121,7 @@ def spec(data: bytes) -> None:
     path = _scratch("spec.yaml")
     path.write_bytes(data)
     try:
-        load(path).digest()
+        str(load(path).digest).encode()
     except SpecError as e:
         str(e).encode()
 

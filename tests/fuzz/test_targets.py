@@ -1,7 +1,7 @@
 """Fuzzing: no bytes crash a parser, hold it for 2 s, or take 500 MB.
 
 `make test` runs each target for 3 s, the same examples each time; `make fuzz` for longer (FUZZ_MINUTES over all of
-them), from another beginning each time. A failure names the file that holds the example: it goes into tests/fuzz/corpus.py.
+them), from another beginning each time. A failure names the file of the example: it goes into tests/fuzz/corpus.py.
 """
 
 from __future__ import annotations
