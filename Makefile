@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHON
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fast lint bench bench-venv dags-venv drill clean
+.PHONY: help setup demo test check fast lint fuzz bench bench-venv dags-venv drill clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -50,6 +50,9 @@ lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
 
 fast: $(STAMP) ## the tests that take seconds
 	@$(PYTEST) -m "not slow"
+
+fuzz: $(STAMP) ## fuzz every parser for ten minutes in all; MINUTES=n for another time
+	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
 
 bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
 	@failed=; for bench in tests/benchmarks/bench_*.py; do \

@@ -33,7 +33,14 @@ FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
 MAX_PIXELS = 100_000_000
 """Default limit of `decode`, the same as fetch.max_pixels of a spec."""
 
-JPEG_MAX_SIDE = 65_535
+JPEG_MAX_SIDE = 65_500
+"""What libjpeg reads and writes (JPEG_MAX_DIMENSION), although the format has room for 65,535."""
+
+MAX_FRAMES = 20_000
+"""Frames of a picture are counted up to so many."""
+
+STRIP = 4_000_000
+"""Pixels with alpha that are laid on white at once."""
 
 DECODE_VERSION = 2
 """Raised when this module shows another picture for the same bytes: cached features are then computed anew."""
@@ -257,7 +264,7 @@ def resized(pixels: Pixels, width: int, height: int) -> Pixels:
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
-    """Baseline JPEG, 4:2:0, of RGB pixels [H, W, 3]. Raises PictureError if a side is above 65,535."""
+    """Baseline JPEG, 4:2:0, of RGB pixels [H, W, 3]. Raises PictureError if a side is above JPEG_MAX_SIDE."""
     from PIL import Image
 
     if max(pixels.shape[:2]) > JPEG_MAX_SIDE:
@@ -307,9 +314,62 @@ def _header(image: Any) -> Header:
     width, height = (image.height, image.width) if turned else image.size
     if width < 1 or height < 1:
         raise PictureError(f"{width} x {height} pixels")
-    frames = 1 if name == "jpeg" else int(getattr(image, "n_frames", 1))
+    frames = 1 if name == "jpeg" else _frames(image, name)
     alpha = image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info
     return Header(name, width, height, orientation, frames, alpha)
+
+
+def _frames(image: Any, name: str) -> int:
+    """Pictures in a file, MAX_FRAMES at most: Pillow walks through all of a GIF or TIFF, minutes for a few MB."""
+    data = image.fp.getbuffer() if name in ("gif", "tiff") else b""
+    if (name == "gif" and _has_many_frames(data)) or (name == "tiff" and _has_many_directories(data)):
+        return MAX_FRAMES
+    return min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
+
+
+def _has_many_frames(data: Bytes) -> bool:
+    """Whether a GIF has more than MAX_FRAMES pictures.
+
+    After a header of 13 bytes and a palette come blocks (GIF89a, appendix B): `,` begins a picture of 9 bytes, palette,
+    code size, `!` an extension of a label; both end in sub-blocks of a length and so many bytes, the last of length 0.
+    A flag byte's top bit says that there is a palette, its low three bits n that it has 3 * 2 ** (n + 1) bytes.
+    """
+
+    def palette(flags: int) -> int:
+        return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+    at, end, frames = 13 + palette(data[10]), len(data), 0
+    while at < end and frames <= MAX_FRAMES:
+        kind, at = data[at], at + 1
+        if kind == 0x2C and at + 9 < end:
+            frames += 1
+            at += 10 + palette(data[at + 8])
+        elif kind == 0x21:
+            at += 1
+        elif kind == 0x3B:
+            break
+        else:
+            continue  # Pillow passes over it too
+        while at < end and data[at]:
+            at += 1 + data[at]
+        at += 1
+    return frames > MAX_FRAMES
+
+
+def _has_many_directories(data: Bytes) -> bool:
+    """Whether a TIFF has more than MAX_FRAMES directories: each ends with the offset of the next one, 0 after the last.
+
+    In a plain TIFF (version 42) offsets have 4 bytes, counts 2, entries 12; in a BigTIFF (43) they have 8, 8 and 20.
+    """
+    order: Literal["little", "big"] = "little" if bytes(data[:2]) == b"II" else "big"
+    big = int.from_bytes(data[2:4], order) == 43
+    offset, count, entry = (8, 8, 20) if big else (4, 2, 12)
+    at, directories = int.from_bytes(data[8:16] if big else data[4:8], order), 0
+    while 0 < at < len(data) and directories <= MAX_FRAMES:
+        directories += 1
+        after = at + count + entry * int.from_bytes(data[at : at + count], order)
+        at = int.from_bytes(data[after : after + offset], order)
+    return directories > MAX_FRAMES
 
 
 def _exif_orientation(image: Any) -> int:
@@ -329,17 +389,27 @@ def _exif_orientation(image: Any) -> int:
 
 def _as_shown(image: Any, header: Header) -> Pixels:
     """[H, W, 3] of a loaded image: in RGB, alpha on white, turned by its orientation."""
-    from PIL import Image
 
     if header.alpha:
-        image = image.convert("RGBA")
-        ground = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(ground, image).convert("RGB")
+        image = _on_white(image)
     elif image.mode.startswith(("I", "F")):
         image = _from_deep(image)
     elif image.mode != "RGB":
         image = image.convert("RGB")
     return _turned(np.asarray(image), 1 if header.format == "tiff" else header.orientation)
+
+
+def _on_white(image: Any) -> Any:
+    """RGB of a picture with alpha, laid on white, STRIP pixels at once: whole, it would take four times its memory."""
+    from PIL import Image
+
+    whole = Image.new("RGB", image.size)
+    rows = max(1, STRIP // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        ground = Image.new("RGBA", strip.size, "white")
+        whole.paste(Image.alpha_composite(ground, strip).convert("RGB"), (0, top))
+    return whole
 
 
 def _from_deep(image: Any) -> Any:

@@ -103,9 +103,18 @@ def _locate(base: str, manifest: str, file: FileDigest) -> str:
     # "::" chains file systems for fsspec
     if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:
         raise ContractError(f"{manifest}: path {file.path!r} leaves the shard folder")
-    if not file.path or "\0" in file.path:
+    if not file.path or "\0" in file.path or not _is_utf8(file.path):
         raise ContractError(f"{manifest}: path {file.path!r} is none of a file")
     return posixpath.join(base, file.path)
+
+
+def _is_utf8(text: str) -> bool:
+    """Whether a text of JSON has no half of a surrogate pair in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _sha256(manifest: str, file: FileDigest) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.decode import PictureError, decode, encode_jpeg, header, resized, to_jpeg
 
@@ -119,7 +122,7 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("reduce_to", [0, 8])
 def test_a_picture_that_no_jpeg_can_hold_is_refused_from_its_header(reduce_to: int) -> None:
     data = saved(Image.new("RGB", (pictures.JPEG_MAX_SIDE + 1, 1)), "PNG")
-    with pytest.raises(PictureError, match="65536 x 1 pixels do not fit into a JPEG"):
+    with pytest.raises(PictureError, match="65501 x 1 pixels do not fit into a JPEG"):
         pictures.decode(data, reduce_to=reduce_to)
 
 
@@ -291,3 +294,42 @@ def test_a_jpeg_that_pillow_refuses_and_libjpeg_decodes_is_encoded_anew(segment:
         Image.open(io.BytesIO(odd))
     stored = to_jpeg(odd, 95)
     assert np.abs(np.asarray(Image.open(io.BytesIO(stored))).astype(int) - decode(odd).pixels).max() <= 2
+
+
+def _gif(frames: int) -> bytes:
+    head = b"GIF89a\x01\0\x01\0\x80\0\0\0\0\0\xff\xff\xff"
+    return head + b"!\xf9\x04\0\0\0\0\0,\0\0\0\0\x01\0\x01\0\0\x02\x02D\x01\0" * frames + b";"
+
+
+def _tiff(directories: int) -> bytes:
+    first = bytearray(saved(Image.new("L", (1, 1)), "TIFF"))
+    end = 10 + 12 * int.from_bytes(first[8:10], "little")  # the count has 2 bytes, an entry 12
+    directory, size, start = bytes(first[8:end]), end - 4, len(first)
+    first[end : end + 4] = struct.pack("<I", start if directories > 1 else 0)
+    links = (start + size * n if n < directories - 1 else 0 for n in range(1, directories))
+    return bytes(first) + b"".join(directory + struct.pack("<I", link) for link in links)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("make", [_gif, _tiff])
+def test_frames_are_counted_to_a_bound(make: Callable[[int], bytes]) -> None:
+    """A GIF of 7 MB may have 400,000, and Pillow takes seconds to count them; a TIFF of 20 MB three million."""
+    assert header(make(3)).frames == 3
+    assert header(make(pictures.MAX_FRAMES + 1)).frames == pictures.MAX_FRAMES
+    assert header(make(200_000)).frames == pictures.MAX_FRAMES
+
+
+def test_a_png_that_claims_two_billion_frames_fits_into_the_features() -> None:
+    data = saved(Image.new("RGB", (9, 9)), "PNG")
+    control = b"acTL" + struct.pack(">II", 2**31, 0)
+    data = data[:33] + struct.pack(">I", 8) + control + struct.pack(">I", zlib.crc32(control)) + data[33:]
+    assert measure_image(data, 1000)["frames"] == pictures.MAX_FRAMES
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_alpha_is_laid_on_white_strip_by_strip_as_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 21, 4), np.uint8), "RGBA")
+    data = saved(image.quantize(64) if mode == "P" else image.convert(mode), "PNG")
+    whole = decode(data).pixels
+    monkeypatch.setattr(pictures, "STRIP", 21 * 4)
+    assert np.array_equal(decode(data).pixels, whole)

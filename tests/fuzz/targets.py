@@ -1,0 +1,246 @@
+"""What fuzzing calls: one function per parser, which takes bytes and returns, or raises what is no fault of ours.
+
+    page, charset, linked_data, url     pages as extract reads them
+    links, sitemap, robots, tdmrep      what a site says to the crawler
+    warc, spec, manifest, shards        files that a user names
+    checkpoint, image                   what the trainer and both decoders open
+
+An expected refusal (SpecError, ContractError ...) is caught here; anything else is a find. Run in a process of its own
+(tests/fuzz/watchdog.py), which imports each target's modules when it is first called.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+TYPES = ("", "text/html; charset=gb2312", "text/html; charset=big5", "text/html; charset=euc-kr", "text/html")
+PIXELS = 10_000_000
+"""Limit of a picture here: each is decoded four times and stored once, within the time and memory of one example."""
+
+URL = "http://site.test/a/b.html"
+
+
+def page(data: bytes) -> None:
+    from pipeline.pages.page import parse
+
+    parse(data.decode("utf-8", "replace"))
+
+
+def charset(data: bytes) -> None:
+    from pipeline.texts.charset import decode
+
+    for content_type in TYPES:
+        decode(data, content_type)
+    decode(data[40:], data[:40].decode("latin-1"))
+
+
+def linked_data(data: bytes) -> None:
+    """The data is JSON-LD; what was read must be able to go into a Parquet file and a digest."""
+    from pipeline.pages.page import parse
+
+    script = data.decode("utf-8", "replace")
+    read = parse(f'<script type="application/ld+json">{script}</script><p>一段话<img src="a.jpg"></p>')
+    for image in read.images:
+        for text in image.texts:
+            text.text.encode()
+
+
+def url(data: bytes) -> None:
+    from pipeline.urls import canonical_url, domain_of, host_names, is_endless, without_session
+    from pipeline.web.guard import EgressRefused, Guard
+
+    text = data.decode("utf-8", "replace")
+    for base in ("", URL, text[: len(text) // 2]):
+        try:
+            canonical = canonical_url(text, base)
+        except ValueError:
+            continue
+        assert canonical_url(canonical) == canonical
+        is_endless(without_session(canonical))
+        domain_of(canonical)
+        with suppress(EgressRefused):
+            Guard().check_url(canonical)
+    host_names(text)
+
+
+def links(data: bytes) -> None:
+    from pipeline.web.links import read_markup
+
+    read_markup(data, "text/html", URL)
+
+
+def sitemap(data: bytes) -> None:
+    from pipeline.web.sitemaps import parse
+
+    parse(data)
+
+
+def robots(data: bytes) -> None:
+    """The first line is the path that is asked for."""
+    from pipeline.web.policy import robots_of
+
+    path, _, body = data.partition(b"\n")
+    rules = robots_of(200, body)
+    rules.allows("http://site.test/" + path.decode("utf-8", "replace"))
+    rules.refusal(URL)
+
+
+def tdmrep(data: bytes) -> None:
+    """The first line is the path that is asked for."""
+    from pipeline.web.policy import tdm_of
+
+    path, _, body = data.partition(b"\n")
+    tdm_of(200, body).reserves("http://site.test/" + path.decode("utf-8", "replace"))
+
+
+def warc(data: bytes) -> None:
+    from pipeline.errors import SourceError
+    from pipeline.web.warc import capture_of, read_captures
+
+    capture_of(data, 10_000_000)
+    path = _scratch("x.warc.gz" if data[:2] == b"\x1f\x8b" else "x.warc")
+    path.write_bytes(data)
+    try:
+        for _ in read_captures(str(path), 10_000_000, {}):
+            pass
+    except SourceError:
+        pass
+
+
+def spec(data: bytes) -> None:
+    from data_specs.build import SpecError, load
+
+    path = _scratch("spec.yaml")
+    path.write_bytes(data)
+    try:
+        str(load(path).digest).encode()
+    except SpecError as e:
+        str(e).encode()
+
+
+def manifest(data: bytes) -> None:
+    from data_specs.shard import ContractError
+    from training.data.index import open_dataset
+
+    root = _scratch("manifest")
+    _emptied(root)
+    (root / "manifest.json").write_bytes(data)
+    with suppress(ContractError):
+        open_dataset([str(root)], "train", cache=root / "cache")
+
+
+def shards(data: bytes) -> None:
+    """The data is a plain tar, and a Parquet for which a manifest vouches."""
+    from data_specs.shard import ContractError
+    from training.data.index import open_dataset
+
+    root = _scratch("shards")
+    _emptied(root)
+    (root / "x.tar").write_bytes(data)
+    (root / "train-0.parquet").write_bytes(data)
+    digest = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    files = {"split": "train", "samples": 2, "tar": {"path": "x.tar"} | digest}
+    described = {"schema_version": 1, "build_id": "b", "spec_digest": "", "content_digest": "", "created_at": ""}
+    described |= {"samples": {"train": 2}, "detectors": []}
+    described |= {"shards": [files | {"parquet": {"path": "train-0.parquet"} | digest}]}
+    (root / "manifest.json").write_text(json.dumps(described))
+    for name in ("x.tar", "manifest.json"):
+        try:
+            dataset = open_dataset([str(root / name)], "train", cache=root / "cache")
+            for number in range(min(8, len(dataset))):
+                row = dataset.row(number)
+                dataset.image(row)
+        except ContractError:
+            continue
+
+
+def checkpoint(data: bytes) -> None:
+    """The data takes the place of each file of a sound checkpoint in turn, and the index vouches for it."""
+    from training.errors import TrainingError
+    from training.outputs.checkpoint import open_checkpoint
+
+    sound, root = _sound_checkpoint(), _scratch("checkpoint")
+    for name in ("checkpoint.json", "config.json", "state.json", "vocab.txt", "towers.safetensors"):
+        _emptied(root)
+        for file, content in sound.items():
+            (root / file).write_bytes(data if file == name else content)
+        if name != "checkpoint.json":
+            index = json.loads(sound["checkpoint.json"])
+            index["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+            (root / "checkpoint.json").write_text(json.dumps(index))
+        try:
+            opened = open_checkpoint(root)
+            opened.state()
+            opened.tensors("towers.safetensors")
+        except TrainingError:
+            continue
+
+
+def image(data: bytes) -> None:
+    """Both decoders; what was measured must be storable, or it would end the build."""
+    from data_specs.build import Shards
+    from pipeline.features._rows import measure_image
+    from pipeline.pictures.decode import PictureError, header
+    from pipeline.pictures.encode import as_stored
+    from training.data.transforms import UnreadableImage, picture
+
+    try:
+        header(data)
+        row = measure_image(data, PIXELS)
+    except PictureError:
+        pass
+    else:
+        as_stored(data, Shards(), (row["width"], row["height"]), PIXELS)
+    for full in (False, True):
+        with suppress(UnreadableImage):
+            picture(data, 64, full=full, max_pixels=PIXELS)
+
+
+_PAGES = (page, charset, linked_data, url, links)
+_SITES = (sitemap, robots, tdmrep, warc)
+_FILES = (spec, manifest, shards, checkpoint, image)
+
+TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (*_PAGES, *_SITES, *_FILES)}
+
+
+@functools.cache
+def _root() -> Path:
+    return Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+def _scratch(name: str) -> Path:
+    return _root() / name
+
+
+def _emptied(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+
+
+@functools.cache
+def _sound_checkpoint() -> dict[str, bytes]:
+    """Files of a checkpoint with one tensor: opened, it is read as any other."""
+    import torch
+
+    from training.data.tokenizer import load_tokenizer
+    from training.outputs.checkpoint import save_imported
+    from training.resolve import resolve
+
+    folder = _scratch("sound")
+    save_imported(folder, resolve("tiny"), load_tokenizer("gb2312"), {"a": torch.zeros(2)}, {}, {}, {})
+    files: dict[str, Any] = {path.name: path.read_bytes() for path in folder.iterdir()}
+    state = {"step": 1, "position": 8, "skipped": 0, "content_digests": [], "region_digests": [], "detector": "grid"}
+    files["state.json"] = json.dumps(state).encode()
+    index = json.loads(files["checkpoint.json"])
+    digest = hashlib.sha256(files["state.json"]).hexdigest()
+    index["files"]["state.json"] = {"bytes": len(files["state.json"]), "sha256": digest}
+    files["checkpoint.json"] = json.dumps(index).encode()
+    return files

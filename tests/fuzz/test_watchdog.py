@@ -1,0 +1,49 @@
+"""The watchdog sees what it is there for: an exception, a hang, memory, and the death of the process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz import targets, watchdog
+from tests.fuzz.watchdog import Watchdog
+
+EVIL = """
+import os, sys
+from tests.fuzz import targets, watchdog
+watchdog.SECONDS = 2.0
+def evil(data):
+    if data == b"raise":
+        raise KeyError("of the target")
+    if data == b"exit":
+        sys.exit()
+    if data == b"hang":
+        while True:
+            pass
+    if data == b"memory":
+        bytes(bytearray(b"x") * 300_000_000)
+    if data == b"die":
+        os.abort()
+targets.TARGETS["evil"] = evil
+"""
+
+
+@pytest.mark.slow
+def test_every_kind_of_fault_is_seen_and_the_next_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sitecustomize.py").write_text(EVIL, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{Path(targets.__file__).parents[2]}")
+    with Watchdog("evil", tmp_path) as watched:
+        assert watched.fault(b"sound") == ""
+        assert "KeyError: 'of the target'" in watched.fault(b"raise")
+        assert "SystemExit" in watched.fault(b"exit")
+        assert watched.fault(b"memory").endswith(" MB of memory")
+        assert watched.fault(b"sound") == ""
+        began = time.monotonic()
+        assert watched.fault(b"hang") == "a hang: more than 2 s of the processor"
+        assert time.monotonic() - began < watchdog.WALL * watchdog.SECONDS + 5
+        assert watched.fault(b"die") == f"the process died: {-signal.SIGABRT}"
+        assert watched.fault(b"sound") == ""
