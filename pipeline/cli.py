@@ -19,6 +19,7 @@ from data_specs.shard import ContractError
 from pipeline import observe
 from pipeline.commands import builds, datasets, store
 from pipeline.errors import WenlanError
+from pipeline.urls import shown
 
 COMMANDS = (
     builds.add_plan,
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to continue", 130)
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print(shown(json.dumps(result, ensure_ascii=False)))
     return 0 if result.get("ok", True) else 1
 
 
@@ -67,6 +68,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _fail(message: str, code: int) -> int:
-    for line in message.splitlines():
+    for line in shown(message).splitlines():
         print(f"wenlan-data: {line}", file=sys.stderr)
     return code

@@ -19,11 +19,14 @@ A fault of a single candidate raises nothing: it is a Decision with a DropReason
 
 from __future__ import annotations
 
+from pipeline.urls import shown
+
 
 class WenlanError(Exception):
-    """The work failed. `subject` names what it failed on; `str(e)` is "subject: message"."""
+    """The work failed. `subject` names what it failed on, without passwords; `str(e)` is "subject: message"."""
 
     def __init__(self, subject: str, message: str) -> None:
+        subject, message = shown(subject), shown(message)
         super().__init__(subject, message)  # both, since pickle, by which errors leave a worker, calls cls(*args)
         self.subject = subject
         self.message = message

@@ -32,6 +32,7 @@ from typing import Any
 
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.urls import shown
 
 FORM = "WENLAN_LOG"
 """Environment variable: `json`, or `text` (default)."""
@@ -180,6 +181,9 @@ def log_as(form: str) -> None:
 
 def _add_context(record: logging.LogRecord) -> bool:
     record.about = _about.get()
+    line = record.getMessage()
+    if (clean := shown(line)) != line:
+        record.msg, record.args = clean, None
     return True
 
 
@@ -199,5 +203,5 @@ class _Json(logging.Formatter):
             **{name: value for name, value in vars(record).items() if name not in _STANDARD},
         }
         if record.exc_info:
-            line["error"] = self.formatException(record.exc_info)
+            line["error"] = shown(self.formatException(record.exc_info))
         return json.dumps(line, ensure_ascii=False, default=str)

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 
 from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text
+from pipeline.urls import without_userinfo
 
 
 class DropReason(str, enum.Enum):
@@ -136,6 +137,12 @@ class Decision:
     evidence: str = ""
     duplicate_of: str = ""  # candidate_id of the leader
     text: str = ""  # primary text, for people who read the report
+
+    def __post_init__(self) -> None:
+        for name in ("page_url", "url", "evidence"):  # a password of a URL is written nowhere
+            value = getattr(self, name)
+            if "@" in value:
+                object.__setattr__(self, name, without_userinfo(value))
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")

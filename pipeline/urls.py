@@ -8,6 +8,9 @@ query that is no list of `key=value` keeps its spelling, because image servers o
 Beside it: what an address tells without asking anybody (hosts and their parent domains, session ids, paths without end,
 loopback `host:port` pairs of a spec).
 
+User names and passwords are cut from a URL wherever it is written (`without_userinfo`, `shown`); what is asked for
+keeps them, as fsspec needs them in a source's path.
+
 Limits: names of hosts are compared as they are; `www.` and mirrors count as other hosts.
 """
 
@@ -16,6 +19,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import ipaddress
+import os
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -99,6 +103,31 @@ _SESSION = re.compile(
     r"(?:^|(?<=&))(?:jsessionid|phpsessid|aspsessionid\w*|sessionid|session_id|sid|utm_\w+)=[^&]*(?:&|$)", re.I
 )
 _SESSION_IN_PATH = re.compile(r";jsessionid=[^/?#]*", re.I)
+
+
+_USER_INFO = re.compile(r"((?:\b[a-z][a-z0-9+.-]*:|(?<![^\s\"'(=<]))//)[^\s/?#\"'<>\\]*@", re.I)
+_TOKEN = re.compile(
+    r"([?&;](?:[\w.~-]*(?:token|secret|signature|credential|passw(?:or)?d|session|apikey|api[_-]key|access[_-]?key)"
+    r"[\w.~-]*|auth|key|pwd|sig|sign|sid)=)[^&#;\s\"'<>\\]+",
+    re.I,
+)
+HIDE_TOKENS = "WENLAN_HIDE_TOKENS"
+"""Environment variable: 1 to hide the values of query parameters that look like tokens wherever a URL is shown."""
+
+
+def without_userinfo(text: str) -> str:
+    """A URL, or a text with URLs in it, without their user names and passwords: `http://a:b@c/` is `http://c/`."""
+    return _USER_INFO.sub(r"\1", text) if "@" in text else text
+
+
+def shown(text: str) -> str:
+    """A text as people may see it: URLs in it without user info and, if HIDE_TOKENS says so, without tokens.
+
+    For what is read by people (messages, log lines, the report). What is asked for, and what rows are found by, keeps
+    its query.
+    """
+    text = without_userinfo(text)
+    return _TOKEN.sub(r"\1...", text) if os.environ.get(HIDE_TOKENS, "") not in ("", "0") else text
 
 
 def without_session(url: str) -> str:

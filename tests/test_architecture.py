@@ -82,8 +82,9 @@ def module_names_in_strings(path: Path) -> Iterator[str]:
 
 
 FLOORS = (
+    ("urls",),
     ("errors",),
-    ("files", "records", "urls"),
+    ("files", "records"),
     ("actors", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),

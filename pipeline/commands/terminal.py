@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from pipeline.urls import shown
+
 if TYPE_CHECKING:
     from pipeline.store.build_json import StageResult
 
@@ -33,7 +35,7 @@ def command(
 
 def say(line: str) -> None:
     """Print one line as it is: unwrapped, and with square brackets taken for text, as paths and pages hold them."""
-    console.print(line, soft_wrap=True, markup=False)
+    console.print(shown(line), soft_wrap=True, markup=False)
 
 
 class Bars:

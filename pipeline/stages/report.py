@@ -9,6 +9,7 @@ from pipeline.report import drift
 from pipeline.report.page import make, render
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
+from pipeline.urls import shown
 
 
 def token(build: Build) -> Any:
@@ -36,11 +37,11 @@ def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any
     with build.stage("report").attempt(partition) as attempt:
         report = make(build, baseline)
         page = render(report, build.stages)
-        attempt.path("html", final="index.html").write_text(page, encoding="utf-8")
+        attempt.path("html", final="index.html").write_text(shown(page), encoding="utf-8")
         for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
             del row["picture"]  # figures for machines, not pictures
         text = json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)
-        attempt.path("json", final="report.json").write_text(text + "\n", encoding="utf-8")
+        attempt.path("json", final="report.json").write_text(shown(text) + "\n", encoding="utf-8")
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
     return report
 

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason
 from pipeline.records import Capture, Decision, DropReason, sha256_hex
+from pipeline.urls import without_userinfo
 
 log = logging.getLogger("wenlan")
 
@@ -255,7 +256,7 @@ def _read_to_end(record: Any) -> None:
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
     """The capture of one response record; None for what is no page of the web (dns:, whois:)."""
     url = record.rec_headers.get_header("WARC-Target-URI") or ""
-    url = url.strip("<> ")
+    url = without_userinfo(url.strip("<> "))
     if not url.startswith(("http://", "https://")):
         return None
     body = _body(record, max_body + 1)

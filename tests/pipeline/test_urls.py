@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import pickle
 import re
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from pipeline import urls
-from pipeline.urls import canonical_url, host_names
+from pipeline import observe, urls
+from pipeline.commands.terminal import say
+from pipeline.errors import SourceError
+from pipeline.records import Candidate, DropReason, drop
+from pipeline.urls import HIDE_TOKENS, canonical_url, host_names, shown, without_userinfo
 
 
 @pytest.mark.parametrize(
@@ -130,3 +135,45 @@ def test_an_address_with_half_a_character_is_none():
     for url in ("http://a.test/\ud83d.jpg", "http://\udc00.test/", "\ud83d"):
         with pytest.raises(ValueError, match=r"surrogate|half"):
             canonical_url(url, "http://a.test/")
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("http://user:pass@host/a.jpg", "http://host/a.jpg"),
+        ("s3://key:se@cret@bucket/x.tsv: cannot be read", "s3://bucket/x.tsv: cannot be read"),
+        ("//u:p@cdn.test/a.jpg", "//cdn.test/a.jpg"),
+        ("HTTPS://u@h/ and ftp://v:w@h:21/x", "HTTPS://h/ and ftp://h:21/x"),
+        ('"url": "http://u:p@h/a"', '"url": "http://h/a"'),
+        ("<a href='http://u:p%40@h/a'>", "<a href='http://h/a'>"),
+        ("https://h.test/@user/a@b?x=c@d", "https://h.test/@user/a@b?x=c@d"),
+        ("mailto:owner@example.org", "mailto:owner@example.org"),
+    ],
+)
+def test_user_info_is_cut_from_urls_wherever_they_stand(text: str, clean: str) -> None:
+    assert (without_userinfo(text), shown(text), without_userinfo(clean)) == (clean, clean, clean)
+
+
+def test_tokens_are_hidden_by_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "https://h.test/a.jpg?w=3&X-Amz-Signature=abc123&token=t0k&key=k1&monkey=no#x"
+    assert shown(url) == url
+    monkeypatch.setenv(HIDE_TOKENS, "1")
+    assert shown(url) == "https://h.test/a.jpg?w=3&X-Amz-Signature=...&token=...&key=...&monkey=no#x"
+
+
+def test_no_password_is_in_an_error_a_log_line_or_a_decision(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "http://user:pa55word@h.test/a.warc"
+    error = SourceError(url, f"cannot be read ({url})")
+    assert str(error) == "http://h.test/a.warc: cannot be read (http://h.test/a.warc)"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)  # noqa: S301 (our own)
+    line = logging.LogRecord("wenlan", logging.WARNING, "", 1, "%s: breaks off", (url,), None)
+    observe._add_context(line)
+    assert line.getMessage() == "http://h.test/a.warc: breaks off"
+    candidate = Candidate("s", "news", url, url, url, (), 0)
+    decision = drop(candidate, "extract", DropReason.BAD_URL, f"row: {url}")
+    assert "pa55word" not in repr(decision)
+    assert (decision.fetch_id, decision.id) == (candidate.fetch_id, candidate.candidate_id), "ids do not change"
+    say(f"dataset: {url}")
+    assert "pa55word" not in capsys.readouterr().err

@@ -189,3 +189,9 @@ def test_headers_are_bounded_but_lines_of_a_chunked_body_are_not(tmp_path: Path)
     assert isinstance(capture, Capture)
     assert (len(capture.body), info) == (MAX_HEADERS // 3, {})
     assert capture_of(io.BytesIO(gzip.compress(record())).read(), 1000) is not None
+
+
+def test_the_password_of_a_page_is_not_kept(tmp_path: Path) -> None:
+    [capture], _ = read(tmp_path / "x.warc", record("http://user:pa55@a.test/1"))
+    assert isinstance(capture, Capture)
+    assert capture.url == "http://a.test/1"
