@@ -24,6 +24,7 @@ from pipeline.store.images import records_between
 from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage
+from pipeline.urls import without_userinfo
 
 TRACED = 20
 PREFIX = 8
@@ -51,7 +52,7 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     candidate}, in the stages' order, None beyond the first TRACED rows; and `leader`: the decision about what it is a
     duplicate of, None if it is none or an earlier build's. Raises SpecError for a subject that is too short.
     """
-    decisions = list(_decisions(build, subject))
+    decisions = list(_decisions(build, without_userinfo(subject)))  # as decisions are written
     leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
     missing = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders)
     if missing:

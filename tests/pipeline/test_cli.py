@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +123,34 @@ def test_an_index_that_may_not_be_written_is_one_line(read_only, capsys):
     assert cli.main(["report", "--index", str(read_only)]) == 1
     [line] = lines(capsys)
     assert line.startswith(f"wenlan-data: {read_only}")
+
+
+def test_a_source_behind_a_password_is_read_and_its_password_is_never_shown(tmp_path, capsys):
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_known = self.headers.get("Authorization") == f"Basic {base64.b64encode(b'user:pa55').decode()}"
+            self.send_response(200 if is_known and self.path == "/t.tsv" else 401)
+            self.send_header("Content-Length", str(len(content) if self.command == "GET" else 0))
+            self.end_headers()
+            self.wfile.write(content if self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    content = b"image_url\ttext\nhttp://example.org/a.jpg\t\xe5\xb1\xb1\n"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        codes = []
+        for password in ("pa55", "wr0ng"):
+            path = f"http://user:{password}@127.0.0.1:{server.server_port}/t.tsv"
+            (tmp_path / "s.yaml").write_text(
+                yaml.safe_dump({**_SPEC, "sources": [{**_SPEC["sources"][0], "path": path}]})
+            )
+            codes.append(cli.main(["plan", str(tmp_path / "s.yaml"), "--out", str(tmp_path / password), "--json"]))
+            printed = capsys.readouterr()
+            assert ("missing" in printed.out) == (password == "wr0ng"), printed
+            assert password not in printed.out + printed.err
+        server.shutdown()
+    assert codes == [0, 0]
