@@ -79,6 +79,8 @@ def canonical_url(url: str, base: str = "") -> str:
     if parts.username is not None or parts.password is not None:
         raise ValueError("address with credentials")
     canonical = _canonical(parts)
+    if not urlsplit(canonical).hostname:  # nothing remains of a host of control characters
+        raise ValueError("no host")
     if len(canonical) > MAX_URL:
         raise ValueError(f"address of {len(canonical)} characters")
     return canonical

@@ -23,7 +23,17 @@ from PIL import Image
 from data_specs.shard import SHARD_SCHEMA
 from tests.places import SPECS
 
-PENDING: dict[str, str] = {}
+_TIME = "issue 16: bounds on nodes, depth, attributes, marks and time of a page are not there yet"
+_WARC = "issue 16: WARC records of no sense are not Decisions yet"
+
+PENDING: dict[str, str] = {
+    **{f"page/{name}": _TIME for name in ("lists", "bold", "divs", "attributes", "marks", "sources")},
+    **{f"warc/{name}": _WARC for name in ("brotli", "28 bytes", "length of 30 digits")},
+    "links/divs": _TIME,
+    "page": _TIME,
+    "links": _TIME,
+    "warc": _WARC,
+}
 """`target` or `target/find` -> why it is not run yet."""
 
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>标题</title><base href="/a/">
@@ -171,6 +181,8 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
     },
     "url": {
         "bracket": lambda: b"http://[::1",
+        "host of control characters": lambda: b"//" + bytes(7),
+        "port of no host": lambda: b"// :256",
         "port": lambda: b"http://a:99999999999/",
         "long": lambda: b"a" * 500_000,
     },

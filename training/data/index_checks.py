@@ -62,7 +62,9 @@ def _check_texts(name: str, texts: Any) -> None:
     for field in ("kind", "text", "text_leader"):
         if pc.struct_field(texts, field).null_count:
             raise ContractError(f"{name}: texts hold one whose {field} is missing")
-    if not pc.all(pc.match_substring_regex(pc.struct_field(texts, "text_leader"), _SHA256)).as_py():
+    if pc.any(
+        pc.invert(pc.match_substring_regex(pc.struct_field(texts, "text_leader"), _SHA256))
+    ).as_py():  # None: no row
         raise ContractError(f"{name}: texts hold one whose text_leader is no sha256 in hex")
 
 

@@ -244,3 +244,7 @@ def test_a_manifest_of_deep_nesting_or_endless_numbers_is_one_line(make_shards: 
         open_dataset([str(manifest)], "train")
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
+
+
+def test_a_shard_without_a_row_is_opened(make_shards: MakeShards) -> None:
+    assert len(open_dataset([str(make_shards(train=(0, 2), detector="yolo"))], "train")) == 2
