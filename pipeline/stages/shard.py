@@ -179,7 +179,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     return places, reencoded
 
 
-def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], memoryview]]:
+def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | memoryview]]:
     """Rows with their image as fetched. Rows are in order of their order key, as `read_images` gives images."""
     images = read_images(build, [row["fetch_id"] for row in rows])
     image = None
