@@ -39,5 +39,12 @@ def evidence(error: Exception, subject: str) -> str:
     kind = (name, f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "")
     if kind not in _logged:
         _logged.add(kind)
-        log.warning("%s is unreadable (%s); further ones of this kind are not logged", subject, shown, exc_info=error)
-    return shown.encode("utf-8", "replace").decode()
+        # as text, not as `exc_info`: what strangers wrote may hold half characters, which no log file or pipe takes
+        trace = _writable("".join(traceback.format_exception(error)))
+        log.warning("%s is unreadable; further ones of this kind are not logged\n%s", _writable(subject), trace)
+    return _writable(shown)
+
+
+def _writable(text: str) -> str:
+    """The text with half characters (lone surrogates) replaced, so that it can be encoded."""
+    return text.encode("utf-8", "replace").decode()

@@ -254,8 +254,11 @@ def test_the_log_has_a_traceback_per_kind_and_the_evidence_is_one_line(caplog, m
             "TypeError: z",
             "MemoryError",
         ]
-    assert [record.exc_info[0] for record in caplog.records] == [TypeError, MemoryError]
+    logged = [record.getMessage() for record in caplog.records]
+    assert [text.count("Traceback (most recent call last)") for text in logged] == [1, 1]
+    assert ["TypeError: x" in logged[0], "MemoryError" in logged[1]] == [True, True]
     assert of(ValueError("\ud83d" + "x" * 999)).encode()[:13] == b"ValueError: ?"
+    assert caplog.text.encode(), "nothing that cannot be written is logged"
     assert not issubclass(StoreError, ValueError)
     assert issubclass(StoreError, unreadable.OURS)
 
