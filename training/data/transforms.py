@@ -47,6 +47,10 @@ _STRIP = 4_000_000
 """Pixels that are laid on white at once: the whole picture, several times over, is what a bomb wants."""
 
 
+_WITHOUT_LENGTH = frozenset((0x00, 0x01, *range(0xD0, 0xD9)))
+"""Markers of a JPEG that no length follows."""
+
+
 class UnreadableImage(ValueError):
     """The bytes are no complete image. The message says why, the caller says whose they are."""
 
@@ -83,7 +87,7 @@ def _jpeg_sides(data: bytes) -> tuple[int, int]:
             return 0, 0
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             return int.from_bytes(data[at + 5 : at + 7], "big"), int.from_bytes(data[at + 3 : at + 5], "big")
-        if marker not in (0x00, 0x01, *range(0xD0, 0xD9)):
+        if marker not in _WITHOUT_LENGTH:
             at += max(2, int.from_bytes(data[at : at + 2], "big"))
     return 0, 0
 
