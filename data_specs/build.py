@@ -152,7 +152,7 @@ class Dedup(Spec):
 
     across: Literal["all"] | tuple[str, ...] = Field(
         (),
-        description="other datasets of STORE whose pairs are duplicates too, by name, or all; those of its own are known",
+        description="other datasets of STORE whose pairs are duplicates too, by name, or all",
     )
 
     image_distance: int = Field(4, ge=0, le=16, description="bits of 64 that may differ between two perceptual hashes")

@@ -1,9 +1,9 @@
 """`wenlan-data`: the command line of the pipeline. Assembles the parser and runs one command.
 
 The commands are in `pipeline.commands`: `builds` (work on one build), `datasets` (what a build publishes), `releases`
-(of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json the
-last line of stdout is one JSON object. Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or spec;
-130: interrupted.
+(of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json
+the last line of stdout is one JSON object. Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or
+spec; 130: interrupted.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ NONE = np.iinfo(np.int64).max
 """The leader number that stands for "no leader": larger than any, so that the smallest of several answers is right."""
 
 ELSEWHERE, HELD = -1, -2
-"""Places of leaders that earlier builds kept, of another dataset and of the same one; a place in a run is not below 0."""
+"""Places of leaders that earlier builds kept: of another dataset, of the same one. A place in a run is not below 0."""
 
 EARLIER, PLACEHOLDER = 1, 2
 """Flags of an image leader, or-ed: an earlier build kept it; it is a placeholder."""

@@ -2,8 +2,8 @@
 
 A release lists the shards of the builds of one generation, oldest snapshot first. Publishing a build makes the next
 release: that of before, with the build appended, or in the place of an earlier build of the same snapshot. A takedown
-rewrites shards where they lie; the next release lists them as they are then, and manifests of earlier releases no longer
-match. Hence nothing that was taken down comes back: `rollback` takes the builds of an earlier release, not its files.
+rewrites shards where they lie; the next release lists them as they are then, and earlier manifests no longer match.
+Hence nothing that was taken down comes back: `rollback` takes the builds of an earlier release, not its files.
 
 Limits: a release is one file, about 700 bytes per shard, which is read and written as a whole.
 """
@@ -100,8 +100,7 @@ def rollback(store: Store, dataset: str, number: int) -> Manifest:
     releases = store.releases(dataset)
     with store.lock():
         earlier = releases.read(number)
-        release = _next(releases, releases.read(), _as_they_are(earlier.builds), earlier.generation)
-    return release
+        return _next(releases, releases.read(), _as_they_are(earlier.builds), earlier.generation)
 
 
 def _next(releases: Releases, before: Manifest, parts: Sequence[_Part], generation: int = 0) -> Manifest:

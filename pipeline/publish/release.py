@@ -2,10 +2,10 @@
 
 `publish` writes into BUILD/shards/: the dataset card, the shard lists of wids, croissant.json, and Energon's index if
 the spec asks for it. Then, under STORE's lock, it commits the build's identities and writes the manifest, which makes
-it a dataset, and part of the next release of its dataset (`pipeline.publish.dataset`) in the same step. The order matters. If it is killed between the two, the next publish finds the identities committed and
-writes the manifest, and a build that is published in between is deduplicated against this one. The other way round,
-there would be a dataset that no later build knows of. Publishing an unchanged build again changes nothing: same
-revision, same bytes.
+it a dataset, and part of the next release of its dataset (`pipeline.publish.dataset`) in the same step. The order
+matters. If it is killed between the two, the next publish finds the identities committed and writes the manifest, and a
+build that is published in between is deduplicated against this one. The other way round, there would be a dataset that
+no later build knows of. Publishing an unchanged build again changes nothing: same revision, same bytes.
 
 BUILD/releases.json keeps the revisions of a build, because the manifest of an earlier one is removed when shards are
 written again.

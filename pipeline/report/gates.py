@@ -13,7 +13,7 @@ changed its layout, a CDN that refuses us all look like a successful build with 
 share for each source, with defaults, and a stage above it fails the build with the numbers, the reasons and ten of what
 was dropped, before anything is published.
 
-What the dataset holds already (`known`) counts as dropped nowhere, and a stage that recognised it is judged by the rest.
+What the dataset holds already (`known`) counts as dropped nowhere; the stage that recognised it is judged by the rest.
 
 The report shows the same gates that `publish` asks. Limits: a source of fewer than `publish.judged_from` entries at a
 stage is not judged there, since a share of ten says little; `min_samples` is for that.

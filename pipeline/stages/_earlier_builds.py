@@ -44,7 +44,8 @@ def learn(
 ) -> int:
     """Enter the published builds `names` into the holders; returns the number of images. Raises StoreError.
 
-    dataset: that of the new build, which holds what its own earlier builds kept. features: the feature id of the new build; band_keys: those of all its texts, in any shape and order.
+    dataset: that of the new build, which holds what its own earlier builds kept. features: the feature id of the new
+    build; band_keys: those of all its texts, in any shape and order.
     """
     earlier = [identities.read(name) for name in names]
     bands = text_rows.BandFilter()
@@ -90,7 +91,7 @@ def _learn_texts(
 def _gathered(
     identities: Identities, earlier: list[Published], dataset: str
 ) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
-    """(images by rank with `flags` and `place`, their signatures build by build), whole builds of LOADED rows or more."""
+    """(images by rank with `flags` and `place`, their signatures by build), whole builds of LOADED rows or more."""
     tables: list[pa.Table] = []
     signatures: list[npt.NDArray[np.uint8]] = []
     for number, one in enumerate(earlier, 1):

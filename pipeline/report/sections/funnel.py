@@ -36,7 +36,8 @@ HTML = """
         row.dropped }} dropped, {{ row.known }} known">
         <i class="kept" style="width:{{ (100 * row.kept / (totals.candidates or 1)) | round(2) }}%"></i>
         {%- if row.known %}<i class="known" style="width:{{
-          (100 * row.known / (totals.candidates or 1)) | round(2) }}%" title="known: {{ row.known | n }}"></i>{% endif %}
+          (100 * row.known / (totals.candidates or 1)) | round(2) }}%" title="known: {{
+          row.known | n }}"></i>{% endif %}
         {%- for r in row.reasons %}<i class="dropped d{{ loop.index0 % 4 }}" style="width:{{
           (100 * r.count / (totals.candidates or 1)) | round(2) }}%" title="{{ r.name }}: {{ r.count | n }}"></i>
         {%- endfor %}

@@ -15,9 +15,9 @@ from PIL import Image
 
 from data_specs.shard import read_manifest
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
 from pipeline.plugins import configure
 from pipeline.publish.export import sentences, to_brivl_jsonl, whole_pixels
+from pipeline.store.dataset import Dataset
 from pipeline.records import Candidate, Decision
 from pipeline.sources import TableSource
 from tests.stages import run_stage
