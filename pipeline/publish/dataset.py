@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_specs.build import BuildSpec
@@ -70,13 +70,14 @@ def include(build: Build, manifest: Manifest) -> Manifest:
 
 def withdraw(store: Store, dataset: str) -> None:
     """Let nobody read the newest release by the dataset's name while a takedown rewrites its shards."""
-    store.releases(dataset).withdraw(f"a takedown is at work; if none runs, run wenlan-data forget --store {store.url}")
+    finish = f"wenlan-data forget --store {store.url}"
+    store.releases(dataset).withdraw(f"a takedown is rewriting its shards; if none is running, run {finish}")
 
 
-def renew(store: Store, dataset: str) -> Manifest | None:
+def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
     """The next release, of the same builds as they are now; the newest one if they are as it lists them.
 
-    None for a dataset without a release. Raises StoreError for a build that is no longer there.
+    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build that is no longer there.
     """
     releases = store.releases(dataset)
     before = releases.newest()
@@ -89,7 +90,7 @@ def renew(store: Store, dataset: str) -> Manifest | None:
             if withdrawn.withdrawn and withdrawn.current is not None:
                 releases.make_newest(withdrawn.current)
             return before
-        return _next(releases, before, parts)
+        return _next(releases, before, parts, specs=specs)
 
 
 def rollback(store: Store, dataset: str, number: int) -> Manifest:
@@ -100,13 +101,21 @@ def rollback(store: Store, dataset: str, number: int) -> Manifest:
     releases = store.releases(dataset)
     with store.lock():
         earlier = releases.read(number)
-        return _next(releases, releases.read(), _as_they_are(earlier.builds), earlier.generation)
+        return _next(releases, releases.read(), _as_they_are(earlier.builds), generation=earlier.generation)
 
 
-def _next(releases: Releases, before: Manifest, parts: Sequence[_Part], generation: int = 0) -> Manifest:
+def _next(
+    releases: Releases,
+    before: Manifest,
+    parts: Sequence[_Part],
+    generation: int = 0,
+    specs: Mapping[str, BuildSpec] | None = None,
+) -> Manifest:
     """Make the release after `before`, of these builds, the newest."""
     release = _composed(before.dataset, generation or before.generation, before, parts, before)
-    files = card.release_files(_spec_of(parts[-1][0].out), release)
+    newest = release.builds[-1]
+    spec = (specs or {}).get(newest.build_id) or _spec_of(newest.out)
+    files = card.release_files(spec, release)
     releases.make_newest(releases.prepare(release, files))
     return release
 

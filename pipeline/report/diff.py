@@ -1,8 +1,8 @@
 """Difference between two datasets: samples added, removed and changed, reasons to drop, and the options of the specs.
 
 A dataset is a build or a release. Samples are matched by key, which a candidate keeps across builds. A sample has
-changed if its image, its texts or its split differ. Both datasets must be published. Reasons and specs are read from the
-builds' folders; where those are not given, these parts are empty.
+changed if its image, its texts or its split differ. Both datasets must be published. Reasons and specs are read from
+the builds' folders; where those are not given, these parts are empty.
 
 Limits: memory is 32 bytes per sample of both datasets. Each list names at most NAMED keys; its count covers all.
 """

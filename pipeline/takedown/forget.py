@@ -78,7 +78,8 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
         _clean_store(store, takedowns, {h for loss in losses for h in loss.hashes}, builds)
         for build in builds:
             build.folder.delete(MARKER)
-        renewed = [dataset.renew(store, releases.dataset) for releases in store.datasets()]
+        specs = {build.build_id: build.spec for build in builds}
+        renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
         numbers = {release.dataset: release.release for release in renewed if release is not None}
         return {"dry_run": False, "builds": answers, "tombstone": name, "releases": numbers}
 

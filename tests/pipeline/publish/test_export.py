@@ -17,9 +17,9 @@ from data_specs.shard import read_manifest
 from pipeline.errors import StoreError
 from pipeline.plugins import configure
 from pipeline.publish.export import sentences, to_brivl_jsonl, whole_pixels
-from pipeline.store.dataset import Dataset
 from pipeline.records import Candidate, Decision
 from pipeline.sources import TableSource
+from pipeline.store.dataset import Dataset
 from tests.stages import run_stage
 
 
