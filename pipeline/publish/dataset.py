@@ -77,7 +77,8 @@ def withdraw(store: Store, dataset: str) -> None:
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
     """The next release, of the same builds as they are now; the newest one if they are as it lists them.
 
-    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build that is no longer there.
+    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build that
+    is no longer there.
     """
     releases = store.releases(dataset)
     before = releases.newest()
