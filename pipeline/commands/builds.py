@@ -297,12 +297,16 @@ def _explain(args: argparse.Namespace) -> dict[str, Any]:
 
 def _show_decision(decision: dict[str, Any]) -> None:
     """Print one decision and what each stage saw of its candidate, a value only where it is new."""
-    fate = "kept" if decision["kept"] else f"dropped at {decision['stage']}: {', '.join(decision['reasons'])}"
+    verb = "known" if decision["reason"] == "known" else "dropped"
+    fate = "kept" if decision["kept"] else f"{verb} at {decision['stage']}: {', '.join(decision['reasons'])}"
     say(f"{decision['subject']} {decision['id'][:32]} {fate}")
     for name in ("url", "page_url", "text", "evidence"):
         if decision[name]:
             say(f"  {name}: {decision[name]}")
-    if decision["duplicate_of"]:
+    if held := decision["held_by"]:
+        release = f", in release {held['release']}" if held["release"] else ", not in the newest release"
+        say(f"  held: {held['key']} by build {held['build_id']} of dataset {held['dataset']}{release}")
+    elif decision["duplicate_of"]:
         leader = decision["leader"] or {"url": "of an earlier build", "text": ""}
         say(f"  duplicate_of: {decision['duplicate_of'][:32]} {leader['url']} {leader['text']}".rstrip())
     shown: dict[str, Any] = {}

@@ -34,10 +34,10 @@ from data_specs.shard import (
     pretty_manifest,
 )
 from pipeline.detectors import detector_ids
-from pipeline.errors import NothingNew, StageError, StoreError
+from pipeline.errors import GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset, energon
-from pipeline.report import gates
+from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
@@ -57,6 +57,16 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     incomplete, and SpecError for an unknown gate or an acceptance without a reason.
     """
     gates.check_acceptance(build.stages, accept, because)
+    try:
+        manifest = _publish(build, accept, because, approved)
+    except (GateError, NothingNew):
+        page.tell(build)
+        raise
+    page.tell(build)  # the report was written before: it says now what came of it
+    return manifest
+
+
+def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:
     records = _finished(build)
     identities = Identities(build.store)
     identities.check(build)  # before anything is removed; and once more under the lock

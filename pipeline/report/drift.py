@@ -5,7 +5,9 @@ and q are the shares of a bin now and before. A bin that is empty on one side co
 usual rule of thumb a PSI below STEADY is no change, and one above MOVED should be looked at. A sample of n has an
 expected PSI of about (bins - 1) / n, so with fewer than FEW samples it is noise, and no gate judges it.
 
-The baseline is the newest published build of the same dataset with an earlier snapshot, unless another one is named.
+Two things are compared. `compare` sets what a build adds against its baseline: the newest build of an earlier snapshot
+in the release that the build is compared with (`pipeline.report.dataset`), unless another one is named. The gate
+`max_drift` judges this. `of_release` sets the whole dataset with the build against the release without it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,6 @@ from typing import Any
 
 from pipeline.files.folder import Folder
 from pipeline.report.diff import moved, reasons_of
-from pipeline.store.build import Build
 
 STEADY, MOVED = 0.1, 0.25
 """PSI below which a distribution is steady, and from which it has moved; between them it has shifted."""
@@ -55,6 +56,18 @@ def level(index: float) -> str:
 
 def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
     """Drift between two reports (report.json): the part `drift` of the newer one."""
+    reasons = [reasons_of(report) for report in (before, now)]
+    return {
+        **of_release(now, before),
+        "baseline": before["build"]["id"],
+        "snapshot": before["build"]["snapshot"],
+        "domains": {"new": _domains(now, before), "lost": _domains(before, now)},
+        "reasons": moved(*reasons)[:LISTED],
+    }
+
+
+def of_release(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """Drift of the samples alone, between the figures of two builds or of two releases (`dataset.summed`)."""
     rows = [
         _row(h["name"], h["title"], h["title_zh"], [b["count"] for b in old["bins"]], [b["count"] for b in h["bins"]])
         for h in now["histograms"]
@@ -69,18 +82,14 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         new, old = ({row["name"]: row[count] for row in report[name]} for report in (now, before))
         names = sorted(new.keys() | old.keys())
         rows.append(_row(name, title, title_zh, [old.get(n, 0) for n in names], [new.get(n, 0) for n in names]))
-    reasons = [reasons_of(report) for report in (before, now)]
     if not before["totals"]["kept"] or not now["totals"]["kept"]:
         rows = []  # nothing to compare
     return {
-        "baseline": before["build"]["id"],
-        "snapshot": before["build"]["snapshot"],
         "samples": [before["totals"]["kept"], now["totals"]["kept"]],
         "steady": STEADY,
         "moved": MOVED,
+        "few": FEW,
         "distributions": sorted(rows, key=lambda row: (-row["psi"], row["name"])),
-        "domains": {"new": _domains(now, before), "lost": _domains(before, now)},
-        "reasons": moved(*reasons)[:LISTED],
     }
 
 
@@ -94,16 +103,6 @@ def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, An
     names, total = {row["name"] for row in other["image_domains"]}, max(1, report["totals"]["kept"])
     large = (row for row in report["image_domains"] if row["count"] / total >= DOMAIN_SHARE)
     return [row for row in large if row["name"] not in names][:LISTED]
-
-
-def baseline_of(build: Build) -> dict[str, Any] | None:
-    """The report to compare a build with by default; None if there is none."""
-    for published in reversed(build.store.registered()):
-        if published["name"] == build.spec.name and published["snapshot"] < build.snapshot:
-            report = read(published["out"])
-            if report is not None:
-                return report
-    return None
 
 
 def read(out: str) -> dict[str, Any] | None:

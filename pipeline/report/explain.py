@@ -10,6 +10,7 @@ first TRACED rows are traced; a page may hold hundreds of images.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ import pyarrow.compute as pc
 from data_specs.build import SpecError
 from data_specs.shard import KEY_LENGTH
 from pipeline.records import order_key, sha256_hex
+from pipeline.report import elsewhere
 from pipeline.store.build import Build
 from pipeline.store.images import records_between
 from pipeline.store.partitions import DECISIONS, Record, StageDir
@@ -49,19 +51,25 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     """Every decision about a candidate id or key (or its beginning, 8 hex digits or more), an image, or a URL.
 
     A URL may be an image's or a page's. Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the
-    candidate}, in the stages' order, None beyond the first TRACED rows; and `leader`: the decision about what it is a
-    duplicate of, None if it is none or an earlier build's. Raises SpecError for a subject that is too short.
+    candidate}, in the stages' order, None beyond the first TRACED rows; `leader`: the decision about what it is a
+    duplicate of, None if it is none or an earlier build's; and `held_by`: the earlier build that holds that one, with
+    its dataset, the sample's key and the newest release if that has the build (`elsewhere.Holder`), None for no such
+    build. Raises SpecError for a subject that is too short.
     """
     decisions = list(_decisions(build, without_userinfo(subject)))  # as decisions are written
     leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
     missing = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders)
     if missing:
         leaders |= {row["id"]: row for row in _by_id(build, missing)}
+    kept = {row["id"] for row in leaders.values() if row["kept"]}
+    held = elsewhere.holders(build, {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept)
     explained = []
     for number, row in enumerate(decisions):
         saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
         leader = leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None
-        explained.append({**row, "saw": saw, "leader": leader})
+        holder = held.get(row["duplicate_of"])
+        held_by = None if holder is None else dataclasses.asdict(holder)
+        explained.append({**row, "saw": saw, "leader": leader, "held_by": held_by})
     return explained
 
 

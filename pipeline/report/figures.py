@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +23,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.detectors import detector_ids
+from pipeline.records import DropReason
 from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
 from pipeline.texts.words import stop_words, words_of
 
 WORD_SAMPLES = 50_000
@@ -32,6 +34,9 @@ COUNTER_LIMIT = 200_000
 """Most entries of a counter before it is cut."""
 DOMAINS = 200
 """Hosts that report.json lists; the page shows the first of them."""
+
+VOCABULARY = 1_000
+"""Words that report.json lists, with the samples in which each occurs."""
 
 HAN = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 
@@ -151,11 +156,11 @@ class Figures:
             trim(counter)
 
     def _count_words(self, texts: Sequence[str]) -> None:
-        """Count the words of texts; the list of frequent words takes a word once per text, and no single characters."""
+        """Count the words of texts; the list of frequent words takes a word once per text."""
         segmented = [words_of(text) for text in texts]
         self.words.add([len(words) for words in segmented])
         for words in segmented:
-            self.top_words.update({w for w in words if len(w) > 1 and w not in stop_words() and HAN.search(w)})
+            self.top_words.update(telling(words))
         self.word_samples += len(texts)
 
     def value(self) -> dict[str, Any]:
@@ -179,6 +184,7 @@ class Figures:
                 for name, histogram in self.regions.items()
             ],
             "words": [{"name": name, "count": n} for name, n in ranked(self.top_words, 40)],
+            "vocabulary": dict(ranked(self.top_words, VOCABULARY)),
             "word_samples": self.word_samples,
         }
 
@@ -201,6 +207,33 @@ def collect(build: Build) -> dict[str, Any]:
             figures.regions[detector].add(counts)
             figures.boxes[detector] += int(counts.sum())
     return figures.value()
+
+
+def telling(words: Iterable[str]) -> set[str]:
+    """Those of a text's words that say what it is about: Chinese, and longer than a character."""
+    return {w for w in words if len(w) > 1 and w not in stop_words() and HAN.search(w)}
+
+
+def collect_known(build: Build) -> tuple[Counter[str], Counter[str]]:
+    """(image hosts, words) of the candidates whose image the dataset holds already, from their decisions.
+
+    Words of at most WORD_SAMPLES candidates.
+    """
+    hosts: Counter[str] = Counter()
+    words: Counter[str] = Counter()
+    stage, remaining = build.stage("dedup"), WORD_SAMPLES
+    for record in stage.records() if "dedup" in build.fingerprints else ():
+        if DECISIONS not in record.files:
+            continue
+        known = pc.field("reason") == DropReason.KNOWN.value
+        rows = stage.table(record, DECISIONS, ["url", "text"], known)
+        hosts.update(domain(url) for url in rows["url"].to_pylist())
+        for text in rows["text"].slice(0, remaining).to_pylist():
+            words.update(telling(words_of(text)))
+        remaining = max(0, remaining - rows.num_rows)
+        trim(hosts)
+        trim(words)
+    return hosts, words
 
 
 def ranked(counter: Counter[str], count: int) -> list[tuple[str, int]]:

@@ -15,15 +15,21 @@ Limits: the page shows a sample of pictures, at most `report.pictures` of the sp
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.metadata
+import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.report import drift, state
 from pipeline.report.section import Material, Values, compute, merged
 from pipeline.report.sections import SECTIONS
+from pipeline.report.sections import state as state_section
 from pipeline.report.translations import zh
 from pipeline.store.build import Build
+from pipeline.store.partitions import FileRef
 from pipeline.store.stage import Stages
+from pipeline.urls import shown
 
 REPORT_VERSION = 1
 """Version of the layout of report.json."""
@@ -32,8 +38,8 @@ REPORT_VERSION = 1
 def make(build: Build, baseline: Values | None = None) -> Values:
     """The whole report as JSON values: the figures of every section, and which build they are of.
 
-    baseline: report.json of the build to compare with. The `picture` of a row is a data: URI, which index.html shows
-    and report.json leaves out.
+    baseline: report.json of a build to compare with, by default the last one of the dataset. The `picture` of a row is
+    a data: URI, which index.html shows and report.json leaves out.
     """
     head = {"report_version": REPORT_VERSION, "build": _build(build)}
     return merged([head, compute(SECTIONS, Material(build, baseline))])
@@ -48,12 +54,53 @@ def render(report: Values, stages: Stages) -> str:
     return str(templates.get_template("report.html").render(**report, parts=parts))
 
 
+def tell(build: Build) -> None:
+    """Let a report that was written say what became of its build since, if it says something else.
+
+    Replaces the part of the page between two marks and the key `state` of report.json, the page first: if this is
+    killed in between, the next call finds the old key and does both again. Does nothing for a build without a report.
+    """
+    report = drift.read(build.out)
+    if report is None or report["build"]["id"] != build.build_id or "report" not in build.fingerprints:
+        return
+    stage, now = build.stage("report"), state.of(build, report).model_dump(mode="json")
+    if report.get("state") == now or not stage.partitions():
+        return
+    report["state"] = now
+    html = stage.folder.read("index.html").decode()
+    texts = {"html": shown(_restated(html, report, build.stages)), "json": as_json(report)}
+    [partition] = stage.partitions()
+    record = stage.record(partition)
+    files = dict(record.files)
+    for suffix, text in texts.items():
+        name, data = record.files[suffix].name, text.encode()
+        stage.folder.write(name, data)
+        files[suffix] = FileRef(name=name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    stage.write_record(record.model_copy(update={"files": files}))
+
+
+def _restated(html: str, report: Values, stages: Stages) -> str:
+    """A page with what it says of the state written anew; as it is if an older wenlan made it, which said nothing."""
+    before, start, rest = html.partition(state_section.START)
+    _, end, after = rest.partition(state_section.END)
+    if not start or not end:
+        return html
+    part: str = environment(stages).from_string(state_section.HTML.rstrip()).render(**report)
+    return before + part + after
+
+
+def as_json(report: Values) -> str:
+    """The text of report.json."""
+    return shown(json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)) + "\n"
+
+
 def environment(stages: Stages) -> Any:
     """The templates beside this file, and the macros of macros.html as globals of every template and fragment.
 
     Everything that came from the web is escaped by the engine. stages: for their Chinese names.
     """
     import jinja2
+    from markupsafe import Markup
 
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
@@ -67,6 +114,8 @@ def environment(stages: Stages) -> Any:
         "n": lambda value: f"{value:,}",
         "share": _share,
         "size": _size,
+        "moment": _moment,
+        "code": lambda name: Markup("<code>{}</code>").format(name),
         "zh": functools.partial(zh, stages=stages),
     }
     macros = vars(templates.get_template("macros.html").module)
@@ -91,6 +140,11 @@ def _size(count: int) -> str:
             break
         value, unit = value / 1_000, larger
     return f"{value:.0f}\N{NO-BREAK SPACE}{unit}" if unit == "B" else f"{value:.1f}\N{NO-BREAK SPACE}{unit}"
+
+
+def _moment(time: str) -> str:
+    """A moment in RFC 3339 as people read it: to the minute, UTC."""
+    return f"{time[:10]} {time[11:16]} UTC" if time else "–"
 
 
 def _build(build: Build) -> Values:

@@ -1,8 +1,8 @@
 """Pictures of the quality report: a sheet of kept and dropped samples, and the largest duplicate clusters.
 
-The sheet is a random but reproducible sample: for each fate (kept, or a reason to drop) it takes the candidates with
-the smallest keyed hash of their id. Half of the sheet shows kept candidates, the other half the reasons in turn.
-Candidates that were dropped before their image was fetched are shown by their text.
+The sheet is a random but reproducible sample, new ones first: for each fate (kept, or a reason to drop) it takes the
+candidates with the smallest keyed hash of their id. Half of the sheet shows kept candidates, the other half the reasons
+in turn. Candidates that were dropped before their image was fetched are shown by their text.
 
 Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`: its boxes come
 from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so does every
@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import base64
 import heapq
+import types
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +34,11 @@ from pipeline.detectors._boxes import blank, boxes_of, cleaned, look
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import BOX_SCHEMA, DropReason, order_key
+from pipeline.report import elsewhere
 from pipeline.report.figures import trim
 from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
-from pipeline.store.images import FetchedImage, read_images
+from pipeline.store.images import read_images
 from pipeline.store.takedowns import Takedowns
 
 HIDDEN = frozenset(
@@ -52,6 +54,8 @@ HIDDEN = frozenset(
 """Reasons whose candidates are never shown."""
 CLUSTERS, MEMBERS = 6, 8
 """Groups of duplicates on the page, and rows shown of each."""
+KNOWN = 14
+"""Rows of the sheet that show what the dataset holds already."""
 PICTURE_BUDGET = 3_000_000
 """Total bytes of the thumbnails: as base64 they keep the page below 5 MB."""
 
@@ -61,7 +65,8 @@ class Choice:
     """The rows of the decisions that the page shows.
 
     sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
-    candidates may not be shown. duplicates: how many candidates duplicate another one.
+    candidates may not be shown. duplicates: how many candidates duplicate another one; known ones are none.
+    elsewhere: stored JPEGs of leaders that an earlier build kept, by candidate_id.
     """
 
     sheet: list[dict[str, Any]] = field(default_factory=list)
@@ -70,6 +75,7 @@ class Choice:
     duplicates: int = 0
     sizes: list[int] = field(default_factory=list)
     """Of all groups of duplicates, leaders included."""
+    elsewhere: dict[str, bytes] = field(default_factory=dict)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order of the page."""
@@ -86,10 +92,10 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     for table in build.decisions():
         table = table.filter(pc.equal(table["subject"], "candidate"))
         opted_out.update(table.filter(pc.is_in(table["reason"], pa.array(sorted(HIDDEN))))["fetch_id"].to_pylist())
-        for leader in table["duplicate_of"].to_pylist():
-            if leader:
-                sizes[leader] += 1
-                choice.duplicates += 1
+        copies = table.filter(pc.not_equal(table["duplicate_of"], ""))
+        choice.duplicates += pc.sum(pc.not_equal(copies["reason"], DropReason.KNOWN.value)).as_py() or 0
+        # a known candidate that is itself the sample held, found again, is no copy
+        sizes.update(copies.filter(pc.not_equal(copies["duplicate_of"], copies["id"]))["duplicate_of"].to_pylist())
         trim(sizes)
         for row in table.to_pylist():
             if row["reason"] in HIDDEN or takedowns.names(row):
@@ -100,6 +106,7 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     choice.sizes = [duplicates + 1 for duplicates in sizes.values()]
     top = sorted(sizes.items(), key=lambda item: (-item[1], item[0]))[: 2 * CLUSTERS]
     choice.clusters = _clusters(build, dict(top), takedowns, opted_out)
+    _add_leaders_elsewhere(build, choice, takedowns, opted_out)
     return choice
 
 
@@ -132,9 +139,13 @@ class _Smallest:
 
 
 def _balanced(fates: dict[str, _Smallest], size: int) -> list[dict[str, Any]]:
-    """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room."""
+    """Half kept, half dropped, the reasons in turn. If one half has too few rows, the other takes its room.
+
+    Few of those that are known: the report of the build that holds them shows them.
+    """
+    known = DropReason.KNOWN.value
     kept = fates[""].rows() if "" in fates else []
-    piles = [fates[reason].rows() for reason in sorted(fates) if reason]
+    piles = [fates[reason].rows()[: KNOWN if reason == known else size] for reason in sorted(fates) if reason]
     dropped: list[dict[str, Any]] = []
     for depth in range(max(map(len, piles), default=0)):
         dropped += [pile[depth] for pile in piles if depth < len(pile)]
@@ -166,26 +177,60 @@ def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_o
     for leader, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
         rows = sorted(members[leader].values(), key=lambda row: (row["id"] != leader, row["id"]))
         if rows and len(clusters) < CLUSTERS:
-            clusters.append({"leader": leader, "size": size + 1, "members": rows})
+            clusters.append({"leader": leader, "size": size + 1, "members": rows, "held_by": ""})
     return clusters
 
 
-def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedowns) -> None:
-    """Set each row's `picture` (JPEG thumbnail as a data: URI, or "") and its image's `sha256`, `width`, `height`."""
+def _add_leaders_elsewhere(build: Build, choice: Choice, takedowns: Takedowns, opted_out: set[str]) -> None:
+    """Name the build that holds the leader of a cluster, if it is an earlier one, and show what it holds."""
+    own = {row["id"] for cluster in choice.clusters for row in cluster["members"] if row["kept"]}
+    held = elsewhere.holders(build, {cluster["leader"] for cluster in choice.clusters} - own)
+    for cluster in choice.clusters:
+        if cluster["leader"] in held:
+            cluster["held_by"] = held[cluster["leader"]].build_id
+    found = {row["id"]: (row, data) for row, data in elsewhere.samples(held)}
+    for cluster in choice.clusters:
+        here = any(row["id"] == cluster["leader"] for row in cluster["members"])
+        row, data = found.get(cluster["leader"], ({}, b""))
+        if here or not row or row["fetch_id"] in opted_out:
+            continue
+        if takedowns.names(row) or row["sha256"] in takedowns.hashes:
+            continue
+        cluster["members"] = [row, *cluster["members"]][:MEMBERS]
+        choice.elsewhere[row["id"]] = data
+
+
+def add_pictures(
+    build: Build,
+    rows: Iterable[dict[str, Any]],
+    takedowns: Takedowns,
+    foreign: Mapping[str, bytes] = types.MappingProxyType({}),
+) -> None:
+    """Set each row's `picture` (JPEG thumbnail as a data: URI, or "") and its image's `sha256`, `width`, `height`.
+
+    foreign: images of rows that are samples of other builds, by candidate_id.
+    """
     rows = list(rows)
+    sha256_of = {row["id"]: row["sha256"] for row in rows if row["id"] in foreign}
     for row in rows:
         row["picture"], row["sha256"], row["width"], row["height"], row["boxes"] = "", "", 0, 0, {}
     spent = 0
     thumbnails = {}
     unshown = unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
-    asked = {row["fetch_id"] for row in rows if row["fetch_id"] and not {row["id"], row["duplicate_of"]} & unshown}
+    own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
+    asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
     for image in read_images(build, sorted(asked), sparse=True):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
-        if made := _thumbnail(build, image):
+        if made := _thumbnail(build, image.data):
             thumbnails[image.fetch_id] = (image.sha256, *made)
+    for candidate_id, data in foreign.items():
+        if unshown_images(build, [sha256_of[candidate_id]]):
+            continue
+        if made := _thumbnail(build, data):
+            thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
-        thumbnail = thumbnails.get(row["fetch_id"])
+        thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
         if thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
             continue
         row["sha256"], data, row["width"], row["height"] = thumbnail
@@ -194,14 +239,14 @@ def add_pictures(build: Build, rows: Iterable[dict[str, Any]], takedowns: Takedo
             spent += len(data)
 
 
-def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | None:
+def _thumbnail(build: Build, data: bytes | memoryview) -> tuple[bytes, int, int] | None:
     """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode."""
     import numpy as np
     from PIL import Image
 
     side = build.spec.report.picture_side
     try:
-        picture = pictures.decode(image.data, build.spec.fetch.max_pixels, reduce_to=side)
+        picture = pictures.decode(data, build.spec.fetch.max_pixels, reduce_to=side)
     except pictures.PictureError:
         return None
     width, height = picture.header.width, picture.header.height

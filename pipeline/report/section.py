@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from pipeline.report import pictures
+from pipeline.report import dataset, pictures
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store.build import Build
 
@@ -25,11 +25,23 @@ Values = dict[str, Any]
 class Material:
     """What the sections of one report are made from. What several of them need is read once, when first asked for.
 
-    baseline: report.json of the build to compare with.
+    named: report.json of a build to compare with, if a person names one.
     """
 
     build: Build
-    baseline: Values | None = None
+    named: Values | None = None
+
+    @functools.cached_property
+    def before(self) -> dataset.Before | None:
+        """The release that the build is compared with; None for the first build of a dataset."""
+        return dataset.before(self.build)
+
+    @functools.cached_property
+    def baseline(self) -> Values | None:
+        """report.json of the build to compare with; None if there is none."""
+        if self.named is not None or self.before is None:
+            return self.named
+        return self.before.last(self.build.snapshot)
 
     @functools.cached_property
     def funnels(self) -> tuple[Funnel, Funnel]:
@@ -52,7 +64,7 @@ class Material:
         """
         takedowns = self.build.store.takedowns()
         choice = pictures.choose(self.build, takedowns)
-        pictures.add_pictures(self.build, choice.rows(), takedowns)
+        pictures.add_pictures(self.build, choice.rows(), takedowns, choice.elsewhere)
         pictures.add_boxes(self.build, choice.rows())
         return choice
 

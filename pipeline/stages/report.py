@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from pipeline.report import drift
-from pipeline.report.page import make, render
+from pipeline.report import dataset
+from pipeline.report.page import as_json, make, render
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
 from pipeline.urls import shown
 
 
 def token(build: Build) -> Any:
-    """Options of the report, the gates it shows, and the takedowns it must honour."""
+    """Options of the report, the gates it shows, the takedowns it must honour, and the release it compares with."""
     spec = build.spec
     expected = [spec.publish.model_dump(), [source.max_drop.model_dump() for source in spec.sources]]
-    before = drift.baseline_of(build)
-    against = None if before is None else before["build"]["id"]
-    return [spec.report.model_dump(), *expected, build.store.forgotten_revision(), against]
+    return [spec.report.model_dump(), *expected, build.store.forgotten_revision(), dataset.number_before(build)]
 
 
 def partitions(build: Build) -> list[str]:
@@ -28,11 +25,12 @@ def partitions(build: Build) -> list[str]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Write the report."""
-    write(build, drift.baseline_of(build))
+    write(build)
 
 
 def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Make and commit the report, compared with another build's report.json if one is given; returns its values."""
+    """Make and commit the report; returns its values. baseline: report.json of a build to compare with, by default the
+    last one of the dataset."""
     [partition] = partitions(build)
     with build.stage("report").attempt(partition) as attempt:
         report = make(build, baseline)
@@ -40,8 +38,7 @@ def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any
         attempt.path("html", final="index.html").write_text(shown(page), encoding="utf-8")
         for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
             del row["picture"]  # figures for machines, not pictures
-        text = json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)
-        attempt.path("json", final="report.json").write_text(shown(text) + "\n", encoding="utf-8")
+        attempt.path("json", final="report.json").write_text(as_json(report), encoding="utf-8")
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
     return report
 
@@ -51,7 +48,7 @@ STAGE = Stage(
     zh="报告",
     folder="report",
     inputs=("shard",),
-    version=4,
+    version=5,
     token=token,
     partitions=partitions,
     run=run_partition,

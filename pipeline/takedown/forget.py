@@ -10,7 +10,7 @@ In this order, so that a kill at any moment leaves a state that the same command
     5  captures, candidates, images, features, pairs, decisions and regions of the build
        (`pipeline.takedown.partitions`), and its report
     6  STORE's identities and caches
-    7  the next release of each dataset, which lists the shards as they are now
+    7  the next release of each dataset, which lists the shards as they are now; reports say so
 
 Builds that STORE knows (those that were published) are done whether they are named or not. Without anything named, all
 that is in STORE/forgotten is removed from the builds given. A page or a domain takes what was found there along; a
@@ -36,6 +36,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import canonical_json, parse_manifest
 from pipeline.publish import dataset, release
+from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
@@ -75,12 +76,18 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
             return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": ""}
         name = _note_in_store(store, takedowns)
         answers = [_take_out(loss, takedowns) for loss in losses]
-        _clean_store(store, takedowns, {h for loss in losses for h in loss.hashes}, builds)
+        hashes = {h for loss in losses for h in loss.hashes}
+        _clean_store(store, takedowns, hashes, builds)
+        for build in builds:
+            if _shows(build, hashes, store.takedowns()):
+                build.stages["report"].run(build, "all")
         for build in builds:
             build.folder.delete(MARKER)
         specs = {build.build_id: build.spec for build in builds}
         renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
         numbers = {release.dataset: release.release for release in renewed if release is not None}
+        for build in builds:
+            page.tell(build)
         return {"dry_run": False, "builds": answers, "tombstone": name, "releases": numbers}
 
 
@@ -126,6 +133,21 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
         build.stages["report"].run(build, "all")
     _count_anew(build)
     return answer
+
+
+def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
+    """Whether a build's report shows what another build lost: the leader of a cluster, or a host of the dataset."""
+    report = drift.read(build.out)
+    if report is None or "report" not in build.fingerprints or not build.stage("report").finished():
+        return False
+    rows = [row for cluster in report["clusters"] for row in cluster["members"]]
+    hosts = [row["name"] for part in (report.get("dataset") or {}).get("hosts", {}).values() for row in part]
+    return any(
+        takedowns.names(row)
+        or hashes & {row["id"], row["fetch_id"], row["sha256"]}
+        or row["sha256"] in takedowns.hashes
+        for row in rows
+    ) or any(takedowns.host(f"http://{name}/") for name in hosts)
 
 
 def _count_anew(build: Build) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.report.section import Section
 from pipeline.report.sections import (
     cost,
+    dataset,
     drift,
     duplicates,
     faults,
@@ -17,16 +18,19 @@ from pipeline.report.sections import (
     samples,
     shapes,
     sources,
+    state,
     totals,
 )
 
 SECTIONS: tuple[Section, ...] = (
     faults.SECTION,
+    state.SECTION,
     totals.SECTION,
     gates.SECTION,
+    dataset.SECTION,
+    samples.SECTION,
     funnel.SECTION,
     sources.SECTION,
-    samples.SECTION,
     shapes.SECTION,
     drift.SECTION,
     duplicates.SECTION,

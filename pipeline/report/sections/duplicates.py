@@ -29,13 +29,16 @@ HTML = """
   {% if not clusters %}<p>{{ t("None.", "无。") }}</p>{% endif %}
   {% for c in clusters %}
   <div class="cluster"><h3>{{ c.size | n }} {{ t("images that are the same, leader", "幅相同图像，首项") }} <code>{{
-    c.leader[:12] }}</code></h3>
+    c.leader[:12] }}</code>{% if c.held_by %} <span class="known">{{ t("kept by build", "由此构建保留：") }} <code>{{
+    c.held_by }}</code>{% if c.leader not in c.members | map(attribute="id") | list %}{{
+    t(", which is not at hand", "（该构建不在此处）") }}{% endif %}</span>{% endif %}</h3>
     <ul class="sheet">{% for row in c.members %}
-      <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}">{{ picture(row) }}<p class="fate">
+      <li class="sample {{ fate_class(row) }}">{{ picture(row) }}<p class="fate">
       {%- if row.id == c.leader %}<span class="ok">{{ t("leader", "首项") }}</span>
+      {%- elif row.reason == "known" %}<span class="known">= {{ word("known") }}</span>
       {%- else %}<span class="no">{{ word(row.reason) }}</span>{% endif -%}
       </p><p class="text" lang="zh">{{ row.text or "–" }}</p><p class="muted small">{{ row.source }}
-      {%- if row.evidence %} · {{ row.evidence }}{% endif %}</p></li>
+      {%- if row.evidence and row.reason != "known" %} · {{ row.evidence }}{% endif %}</p></li>
     {% endfor %}</ul></div>
   {% endfor %}
 </section>

@@ -28,6 +28,11 @@ HTML = """
     t("Each candidate is counted once: dropped by one stage, for the first reason that applied, or known because the "
     "dataset holds its image already, or kept.",
     "每个候选只计一次：在某一阶段因首个原因被丢弃，或其图片已在数据集中，或被保留。") }}</p>
+  <p class="legend small" aria-hidden="true"><span><i class="kept"></i> {{ t("passed on", "通过") }}</span>
+  {%- if totals.known %} <span><i class="known"></i> {{
+    t("known: in the dataset already", "已在数据集中") }}</span>{% endif %}
+  {#--#} <span><i class="d0"></i><i class="d1"></i><i class="d2"></i> {{
+    t("dropped, by reason", "丢弃，按原因") }}</span></p>
   <ol class="funnel">
   {% for row in funnel %}
     <li>
@@ -43,9 +48,10 @@ HTML = """
         {%- endfor %}
       </span>
       <span class="count"><b>{{ row.kept | n }}</b>
+      {%- if row.known %} <span class="equal">={{ row.known | n }}</span>{% endif %}
       {%- if row.dropped %} <span class="minus">−{{ row.dropped | n }}</span>{% endif %}</span>
       {% if row.reasons or row.known %}<span class="why">
-      {%- if row.known %}<span>{{ word("known") }} {{ row.known | n }}</span>{% endif %}
+      {%- if row.known %}<span><b>{{ word("known") }} {{ row.known | n }}</b></span>{% endif %}
       {%- for r in row.reasons %}<span>{{ word(r.name) }} {{ r.count | n }}</span>{% endfor %}</span>{% endif %}
     </li>
   {% endfor %}

@@ -9,8 +9,12 @@ from pipeline.report.section import Material, Section, Values
 def figures(material: Material, inputs: Values) -> Values:
     build = material.build
     judged = gates.judge(build.spec, build.stages, material.candidates, material.captures, inputs, build.held)
-    rows = [{"name": gate.name, "found": gate.found, "wanted": gate.wanted, "holds": gate.holds} for gate in judged]
-    return {"gates": rows}
+    return {"gates": [row_of(gate) for gate in judged]}
+
+
+def row_of(gate: gates.Gate) -> Values:
+    figure = {"name": gate.name, "found": gate.found, "wanted": gate.wanted}
+    return {**figure, "holds": gate.holds, "faults": list(gate.faults)}
 
 
 HTML = """\

@@ -12,7 +12,8 @@ def figures(material: Material, inputs: Values) -> Values:
 
 HTML = """
 <section id="samples">
-  <h2>{{ t("Samples, kept and dropped", "保留与丢弃的样本") }}</h2>
+  <h2>{% if dataset %}{{ t("New samples, and what was left out", "新增样本与未收入的候选") }}{% else %}{{
+    t("Samples, kept and dropped", "保留与丢弃的样本") }}{% endif %}</h2>
   <p class="muted">{{ t("A random sample, the same every time.", "随机抽取，每次相同。") }}
   {%- if not_shown %} {{ not_shown | n }} {{ t("items are never shown, because they were opted out, refused by "
     "robots.txt or the address guard, or taken down.",
@@ -22,6 +23,7 @@ HTML = """
     {%- for s in sources %}<option>{{ s.name }}</option>{% endfor %}</select></label>
     <label>{{ t("Outcome", "去向") }} <select id="by-reason"><option value="">*</option>
     {#--#}<option value="kept" data-zh="保留">kept</option><option value="dropped" data-zh="丢弃">dropped</option>
+    {%- if totals.known %}<option value="known" data-zh="{{ "known" | zh }}">known</option>{% endif %}
     {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name }}</option>{% endfor -%}
     </select></label>
     <label>{{ t("Text", "文本") }} <input id="by-text" type="search" autocomplete="off"></label>
@@ -31,22 +33,35 @@ HTML = """
     {%- for d in detectors %}<option>{{ d[8:] }}</option>{% endfor %}</select></label>{% endif %}
     <output id="shown" aria-live="polite"></output>
   </form>
-  <ul class="sheet" id="sheet">
-  {% for row in sheet %}
-    <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}" data-source="{{ row.source }}" data-reason="{{
-      row.reason or "kept" }}">
+  <div id="sheet">
+  {% set kept = sheet | selectattr("kept") | list %}
+  {% set gone = sheet | rejectattr("kept") | list %}
+  {% for rows in (kept, gone) if rows %}
+  <h3>{% if rows[0].kept %}{% if dataset %}{{ t("New in this build", "本次新增") }}{% else %}{{
+    t("Kept", "保留") }}{% endif %} <span class="muted small">{{ rows | length | n }} / {{ totals.kept | n }}</span>
+  {%- else %}{% if totals.known %}{{ t("Dropped, or known", "丢弃或已有") }}{% else %}{{
+    t("Dropped", "丢弃") }}{% endif %} <span class="muted small">{{ rows | length | n }} / {{
+    (totals.dropped + totals.known) | n }}</span>{% endif %}</h3>
+  <ul class="sheet">
+  {% for row in rows %}
+    <li class="sample {{ fate_class(row) }}" data-source="{{ row.source }}" data-reason="{{ row.reason or "kept" }}">
       {{ picture(row) }}
-      <p class="fate">{% if row.kept %}<span class="ok">✓ {{ t("kept", "保留") }}</span>
+      <p class="fate">{% if row.kept %}<span class="ok">✓ {{
+        t("new", "新增") if dataset else t("kept", "保留") }}</span>
+      {%- elif row.reason == "known" %}<span class="known">= {{ word("known") }}</span>
       {%- else %}<span class="no">✗ {{ word(row.reason) }}</span> <span class="muted">{{ word(row.stage) }}</span>
       {%- endif %}</p>
       <p class="text" lang="zh">{{ row.text or "–" }}</p>
       <p class="muted small" title="{{ row.evidence }}">{{ row.source }}
-      {%- if row.evidence %} · {{ row.evidence }}{% elif row.width %} · {{ row.width }}×{{ row.height }}{% endif %}</p>
+      {%- if row.evidence and row.reason != "known" %} · {{ row.evidence }}{% elif row.width %} · {{ row.width }}×{{
+        row.height }}{% endif %}</p>
       <p class="small links">{{ link(row.page_url, "page") }} {{ link(row.url, "image") }} <code title="{{ row.id }}">{{
         row.id[:8] }}</code></p>
     </li>
   {% endfor %}
   </ul>
+  {% endfor %}
+  </div>
   {% if not sheet %}<p>{{ t("Nothing to show.", "没有可展示的内容。") }}</p>{% endif %}
 </section>
 """

@@ -50,9 +50,7 @@ HTML = """
   <div class="grid two">
     <div class="card"><h3>{{ t("Words", "高频词") }} <span class="muted small">{{
       t("samples segmented", "分词样本") }}: {{ word_samples | n }}</span></h3>
-      <ul class="words">{% for w in words %}<li lang="zh" style="--weight:{{
-        (w.count / words[0].count) | round(3) }}">{{ w.name }} <small>{{ w.count | n }}</small></li>
-      {%- endfor %}</ul></div>
+      {{ word_list(words) }}</div>
     <div class="card"><h3>{{ t("Texts by kind", "按种类的文本") }}</h3>
       <table><thead><tr>{{ th("kind", "种类") }}{{ th("texts", "文本", "num") -}}
       {{ th("as primary", "作为主文本", "num") }}</tr></thead><tbody>

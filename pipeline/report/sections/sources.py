@@ -53,16 +53,19 @@ HTML = """
     <caption class="hide">Candidates remaining per source after each stage</caption>
     <thead><tr>{{ th("source", "来源") }}{{ th("kind", "类型") }}{{ th("candidates", "候选", "num") }}
     {%- for row in funnel[:-1] %}<th scope="col" class="num">{{ word(row.stage) }}</th>{% endfor %}
-    {{- th("kept", "保留", "num") }}<th scope="col" class="num">%</th></tr></thead>
+    {{- th("known", "已有", "num") if totals.known }}{{ th("kept", "保留", "num") -}}
+    <th scope="col" class="num">%</th></tr></thead>
     <tbody>
     {% for s in sources %}
       <tr><th scope="row">{{ s.name }}</th><td>{{ s.source_kind }} · {{ s.kind }}</td>{{ td(s.candidates | n) }}
       {%- for row in s.stages[:-1] %}{{ td(row.kept | n) }}{% endfor -%}
+      {{- td(s.known | n) if totals.known -}}
       <td class="num"><b>{{ s.kept | n }}</b></td>{{ td(s.kept | share(s.candidates)) }}</tr>
     {% endfor %}
     </tbody>
     <tfoot><tr><th scope="row">{{ t("all", "合计") }}</th><td></td>{{ td(totals.candidates | n) }}
     {%- for row in funnel[:-1] %}{{ td(row.kept | n) }}{% endfor -%}
+    {{- td(totals.known | n) if totals.known -}}
     <td class="num"><b>{{ totals.kept | n }}</b></td>{{ td(totals.kept | share(totals.candidates)) }}</tr></tfoot>
   </table></div>
   {% if pages.seen or captures %}<p>{{ t("Pages crawled", "已爬取页面") }}: {{ pages.kept | n }}

@@ -26,10 +26,14 @@ def splits(build: Build) -> list[Values]:
 HTML = """
 <section class="tiles" aria-label="Key figures">
   <div class="tile"><b>{{ totals.candidates | n }}</b>{{ t("candidates", "候选") }}</div>
-  <div class="tile strong"><b>{{ totals.kept | n }}</b>{{ t("samples kept", "保留样本") }} · {{
+  <div class="tile strong"><b>{{ totals.kept | n }}</b>{% if dataset %}{{ t("new samples", "新增样本") }}{% else %}{{
+    t("samples kept", "保留样本") }}{% endif %} · {{
     totals.kept | share(totals.candidates) }}</div>
-  {% if totals.known %}<div class="tile"><b>{{ totals.known | n }}</b>{{ t("known already", "已在数据集中") }} · {{
+  {% if totals.known %}<div class="tile known"><b>{{ totals.known | n }}</b>{{
+    t("known already", "已在数据集中") }} · {{
     totals.known | share(totals.candidates) }}</div>{% endif %}
+  <div class="tile"><b>{{ totals.dropped | n }}</b>{{ t("dropped", "丢弃") }} · {{
+    totals.dropped | share(totals.candidates) }}</div>
   {% for s in splits %}<div class="tile"><b>{{ s.samples | n }}</b>{{ s.name }} · {% if s.shards == 1 -%}
     {{ t("1 shard", "1 个分片") }}{% else %}{{ s.shards | n }} {{ t("shards", "个分片") }}{% endif %} · {{
     s.bytes | size }}</div>{% endfor %}

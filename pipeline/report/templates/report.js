@@ -5,7 +5,7 @@
   const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a file: page may have none */ } };
   const recall = (key) => { try { return localStorage.getItem(key); } catch { return null; } };
 
-  const samples = [...($("sheet")?.children ?? [])];
+  const samples = [...document.querySelectorAll("#sheet .sample")];
   const words = { en: "shown", zh: "项已显示" };
   let language = "en";
 
@@ -16,10 +16,13 @@
     for (const sample of samples) {
       const fate = sample.dataset.reason;
       const fits = (!source || sample.dataset.source === source)
-        && (!reason || fate === reason || (reason === "dropped" && fate !== "kept"))
+        && (!reason || fate === reason || (reason === "dropped" && fate !== "kept" && fate !== "known"))
         && (!text || sample.textContent.toLowerCase().includes(text));
       sample.hidden = !fits;
       shown += fits;
+    }
+    for (const list of document.querySelectorAll("#sheet > ul")) {
+      list.previousElementSibling.hidden = ![...list.children].some((sample) => !sample.hidden); // its heading
     }
     $("shown").textContent = `${shown} / ${samples.length} ${words[language]}`;
   }

@@ -1,0 +1,188 @@
+"""The dataset that a build is added to: the release that it is compared with, its builds, and their figures as one.
+
+A build is compared with the newest release that lacks it. That is the newest of all until the build is published, and
+stays the same afterwards, whatever is released later. Its number is part of the report's fingerprint.
+
+Bins of histograms are fixed, so the figures of a release are the sums of those of its builds, taken from each
+report.json. A build whose report is gone is named (`Before.missing`) and left out.
+
+Limits: report.json lists the DOMAINS largest hosts and the VOCABULARY most frequent words of each build
+(`pipeline.report.figures`), so a rare host or word may seem new although an earlier build had it.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from data_specs.shard import SPLITS, Manifest, ShardFiles, parse_manifest
+from pipeline.files.folder import Folder
+from pipeline.report import drift, state
+from pipeline.report.figures import DOMAINS, VOCABULARY, ranked
+from pipeline.store.build import Build
+
+Values = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A build of the release before: where it lies, and its samples, shards and bytes."""
+
+    build_id: str
+    snapshot: str
+    out: str
+    totals: Values
+
+    @functools.cached_property
+    def report(self) -> Values | None:
+        """Its report.json; None if that is gone or is of another build."""
+        report = drift.read(self.out) if self.out else None
+        return report if report is not None and report["build"]["id"] == self.build_id else None
+
+
+@dataclass(frozen=True)
+class Before:
+    """The release that a build is compared with.
+
+    release: its number, 0 for builds that were published before there were releases. created_at: RFC 3339.
+    parts: its builds, oldest first; none if its manifest is no longer kept.
+    """
+
+    release: int
+    created_at: str
+    generation: int
+    parts: tuple[Part, ...]
+
+    def staying(self, build: Build) -> list[Part]:
+        """Those that are in the release with the new build too: not those whose place it takes."""
+        return [part for part in self.parts if self.generation == build.generation and part.snapshot != build.snapshot]
+
+    @property
+    def missing(self) -> list[str]:
+        """Builds whose figures are not at hand."""
+        return [part.build_id for part in self.parts if part.report is None]
+
+    def last(self, snapshot: str) -> Values | None:
+        """The report of the newest build of an earlier snapshot; None if there is none."""
+        earlier = (part.report for part in reversed(self.parts) if part.snapshot < snapshot)
+        return next((report for report in earlier if report is not None), None)
+
+
+def number_before(build: Build) -> int:
+    """Number of the newest release that lacks a build; 0 if there is none."""
+    releases = build.store.releases(build.spec.name)
+    current = releases.latest().current
+    if current is None:
+        return 0
+    if state.manifest_of(build) is None:
+        return current.release
+    told = state.remembered(build)
+    if told is not None and told.release:
+        return told.release - 1
+    number, kept = current.release, set(releases.numbers())  # its report is gone, and with it what it remembered
+    while number in kept and any(own.build_id == build.build_id for own in releases.read(number).builds):
+        number -= 1
+    return number
+
+
+def before(build: Build) -> Before | None:
+    """The release that a build is compared with; None for the first build of a dataset."""
+    number = number_before(build)
+    if not number:
+        return _before_releases(build)
+    releases = build.store.releases(build.spec.name)
+    if number not in releases.numbers():
+        return Before(number, "", build.generation, ())
+    manifest = releases.read(number)
+    shards: dict[str, list[ShardFiles]] = {}
+    for shard in manifest.shards:
+        shards.setdefault(shard.build, []).append(shard)
+    parts = [Part(own.build_id, own.snapshot, own.out, totals(shards.get(own.build_id, ()))) for own in manifest.builds]
+    return Before(number, manifest.created_at, manifest.generation, tuple(parts))
+
+
+def _before_releases(build: Build) -> Before | None:
+    """Builds of the dataset that were published before there were releases."""
+    parts = []
+    for known in build.store.registered():
+        earlier = known["name"] == build.spec.name and known["snapshot"] < build.snapshot
+        manifest = _manifest(known["out"]) if earlier else None
+        if manifest is not None and manifest.build_id == known["build_id"]:
+            parts.append(Part(known["build_id"], known["snapshot"], known["out"], totals(manifest.shards)))
+    return Before(0, "", 1, tuple(parts)) if parts else None
+
+
+def _manifest(out: str) -> Manifest | None:
+    shards = Folder(out) / "shards"
+    if not shards.exists("manifest.json"):
+        return None
+    return parse_manifest(shards.read("manifest.json"), shards.at("manifest.json"))
+
+
+def totals(shards: Iterable[ShardFiles]) -> Values:
+    """Samples by split, shards and the bytes of their tars."""
+    samples, count, size = dict.fromkeys(SPLITS, 0), 0, 0
+    for shard in shards:
+        samples[shard.split] += shard.samples
+        count, size = count + 1, size + shard.tar.bytes
+    return {"samples": samples, "all": sum(samples.values()), "shards": count, "bytes": size}
+
+
+def total_of(parts: Iterable[Values]) -> Values:
+    """The sum of what `totals` returned."""
+    whole: Values = {"samples": dict.fromkeys(SPLITS, 0), "all": 0, "shards": 0, "bytes": 0}
+    for part in parts:
+        for split, count in part["samples"].items():
+            whole["samples"][split] += count
+        for name in ("all", "shards", "bytes"):
+            whole[name] += part[name]
+    return whole
+
+
+def summed(reports: Sequence[Values], name: str) -> Values:
+    """The figures of several builds as those of one: what `drift.compare` and the section `dataset` ask of a report.
+
+    reports: figures as report.json has them. A histogram that not all of them have with the same bins is left out.
+    """
+    histograms = []
+    for first in reports[0]["histograms"] if reports else ():
+        same = [h for report in reports for h in report["histograms"] if _bins(h) == _bins(first)]
+        if len(same) == len(reports):
+            counts = [sum(b["count"] for b in bins) for bins in zip(*(h["bins"] for h in same), strict=True)]
+            labels = [b["label"] for b in first["bins"]]
+            bins = [{"label": label, "count": n} for label, n in zip(labels, counts, strict=True)]
+            histograms.append({**first, "total": sum(counts), "bins": bins})
+    kept = sum(report["totals"]["kept"] for report in reports)
+    return {
+        "build": {"id": name, "snapshot": ""},
+        "totals": {"kept": kept},
+        "histograms": histograms,
+        "kinds": _rows(reports, "kinds", "primary"),
+        "formats": _rows(reports, "formats", "count"),
+        "sources": _rows(reports, "sources", "kept"),
+        "image_domains": _rows(reports, "image_domains", "count")[:DOMAINS],
+        "vocabulary": dict(ranked(words(reports), VOCABULARY)),
+        "reasons": [],
+    }
+
+
+def _bins(histogram: Values) -> tuple[str, list[str]]:
+    return histogram["name"], [b["label"] for b in histogram["bins"]]
+
+
+def _rows(reports: Iterable[Values], part: str, count: str) -> list[Values]:
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update({row["name"]: row[count] for row in report[part]})
+    return [{"name": name, count: n} for name, n in ranked(total, len(total))]
+
+
+def words(reports: Iterable[Values]) -> Counter[str]:
+    """Samples by word; a report of an older wenlan has its most frequent ones only."""
+    total: Counter[str] = Counter()
+    for report in reports:
+        total.update(report.get("vocabulary") or {row["name"]: row["count"] for row in report["words"]})
+    return total

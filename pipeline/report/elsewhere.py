@@ -1,0 +1,105 @@
+"""Samples that earlier builds hold: what a known candidate, or a duplicate across builds, is a copy of.
+
+Which build it is, the identities that the new build was compared with say. The sample itself is read from that build's
+shards, as long as they are at hand.
+
+Limits: a look-up reads one column of the identities of every build of the dataset, and of the shards of the builds
+found, piece by piece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.shard import KEY_LENGTH, ContractError
+from pipeline.errors import StoreError
+from pipeline.files.digests import DIGEST
+from pipeline.records import sha256_hex
+from pipeline.store.build import Build
+from pipeline.store.dataset import Dataset
+from pipeline.store.identities import Identities
+
+_COLUMNS = ["candidate_id", "source", "page_url", "image_url", "sha256", "texts", "image_offset", "image_size"]
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The build that holds a sample: its dataset, the sample's key, BUILD ("" if STORE does not know it), and the
+    newest release, if that has the build; 0 otherwise."""
+
+    build_id: str
+    dataset: str
+    snapshot: str
+    key: str
+    out: str
+    release: int
+
+
+def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
+    """Which earlier builds hold these candidates, by candidate_id; without those that none holds."""
+    found = dict[str, Holder]()
+    wanted = pa.array([bytes.fromhex(name) for name in sorted(candidate_ids)], DIGEST)
+    if not candidate_ids:
+        return found
+    identities, places = (
+        Identities(build.store),
+        {known["build_id"]: known["out"] for known in build.store.registered()},
+    )
+    there = set(identities.names())
+    for name in build.identities:
+        build_id = name.rpartition(".json")[0].rpartition(".")[0]
+        name = name if name in there else identities.of(build_id)  # a takedown renames what it takes something out of
+        if not name:
+            continue
+        one = identities.read(name)
+        current = build.store.releases(one.dataset).latest().current
+        listed = current is not None and any(own.build_id == one.build for own in current.builds)
+        release = current.release if current is not None and listed else 0
+        for table in identities.batches(one, "images.parquet", ["candidate_id"]):
+            for row in table.filter(pc.is_in(table["candidate_id"], wanted))["candidate_id"].to_pylist():
+                candidate_id = row.hex()
+                own = (one.build, one.dataset, one.snapshot, candidate_id[:KEY_LENGTH])
+                found[candidate_id] = Holder(*own, places.get(one.build, ""), release)
+    return found
+
+
+def samples(held: Mapping[str, Holder]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """(row, stored JPEG) of the held samples whose build is at hand. Rows are as those of kept candidates in the
+    decisions, with `sha256`."""
+    by_build: dict[tuple[str, str], list[str]] = {}
+    for candidate_id, holder in held.items():
+        by_build.setdefault((holder.out, holder.build_id), []).append(candidate_id)
+    for (out, build_id), candidate_ids in sorted(by_build.items()):
+        try:
+            dataset = Dataset.open(out) if out else None
+        except ContractError:
+            dataset = None  # its folder is gone, or is being rewritten
+        if dataset is not None and dataset.manifest.build_id == build_id:
+            yield from _of(dataset, sorted(candidate_ids))
+
+
+def _of(dataset: Dataset, candidate_ids: Iterable[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    wanted = pc.field("candidate_id").isin(pa.array(candidate_ids, pa.string()))
+    for shard in dataset.manifest.shards:
+        try:
+            with dataset.local(shard, shard.parquet) as path:
+                rows = pq.read_table(path, columns=_COLUMNS, filters=wanted).to_pylist()
+            for row in rows:
+                place = row["image_offset"], row["image_size"]
+                yield _as_decided(row), dataset.folder_of(shard).read_range(shard.tar.path, *place)
+        except (OSError, StoreError):
+            continue  # a shard that is gone: `verify` says so, a report only shows less
+
+
+def _as_decided(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of a shard's table as the decision that kept it."""
+    same = {name: row[name] for name in ("source", "page_url", "sha256")}
+    fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}
+    ids = {"subject": "candidate", "id": row["candidate_id"], "fetch_id": sha256_hex(row["image_url"])}
+    return {**ids, **same, **fate, "url": row["image_url"], "text": row["texts"][0]["text"], "duplicate_of": ""}

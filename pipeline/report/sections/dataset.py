@@ -1,0 +1,158 @@
+"""Section `dataset`: the dataset before and after this build: totals, hosts and words that are new or that it lacked.
+
+Nothing is ever missing from the dataset because a crawl did not find it again. So `vanished` is what the release has
+and this build came across nowhere, neither in what it kept nor in what was known.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from pipeline.report import dataset, drift
+from pipeline.report.dataset import Before
+from pipeline.report.figures import collect_known, ranked
+from pipeline.report.section import Material, Section, Values
+from pipeline.store.takedowns import Takedowns
+
+LISTED = 20
+"""Most hosts, and words, of each list."""
+SEVERAL = 2
+"""Samples in which a word must occur to be listed."""
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    """`dataset`: None for the first build of a dataset."""
+    before = material.before
+    return {"dataset": None if before is None else compared(material, before, inputs)}
+
+
+def compared(material: Material, before: Before, inputs: Values) -> Values:
+    """The dataset before and after. inputs: figures of the sections totals, shapes and sources."""
+    build = material.build
+    staying = before.staying(build)
+    own = totals_of(inputs["splits"])
+    now = {**inputs, "build": {"id": build.build_id, "snapshot": build.snapshot}}
+    was = [part.report for part in before.parts if part.report is not None]
+    base = [part.report for part in staying if part.report is not None]
+    old, new = dataset.summed(was, f"{build.spec.name}@{before.release}"), dataset.summed([*base, now], "")
+    hosts, words = collect_known(build)
+    hosts.update({row["name"]: row["count"] for row in inputs["image_domains"]})
+    words.update(inputs["vocabulary"])
+    takedowns = build.store.takedowns()
+    return {
+        "name": build.spec.name,
+        "generation": build.generation,
+        "release": before.release,
+        "released_at": before.created_at,
+        "builds": [part.build_id for part in before.parts],
+        "leaves_out": [part.build_id for part in before.parts if part not in staying],
+        "missing": before.missing,
+        "before": dataset.total_of(part.totals for part in before.parts),
+        "own": own,
+        "after": dataset.total_of([*(part.totals for part in staying), own]),
+        "drift": drift.of_release(new, old),
+        "hosts": {
+            "new": new_of(_counts(inputs["image_domains"]), _counts(old["image_domains"]), takedowns),
+            "vanished": new_of(_counts(old["image_domains"]), hosts, takedowns, old["totals"]["kept"]),
+        },
+        "words": {
+            "new": _several(Counter(inputs["vocabulary"]), dataset.words(was)),
+            "vanished": _several(dataset.words(was), words),
+        },
+    }
+
+
+def totals_of(splits: list[Values]) -> Values:
+    """The totals of a build, from the figures of the section totals."""
+    samples = {split["name"]: split["samples"] for split in splits}
+    sums = {name: sum(split[name] for split in splits) for name in ("shards", "bytes")}
+    return {"samples": samples, "all": sum(samples.values()), **sums}
+
+
+def _counts(rows: list[Values]) -> Counter[str]:
+    return Counter({row["name"]: row["count"] for row in rows})
+
+
+def new_of(counted: Counter[str], others: Counter[str], takedowns: Takedowns, total: int = 0) -> list[Values]:
+    """Hosts of `counted` that `others` lacks, the largest first, with at least DOMAIN_SHARE of `total` samples."""
+    lacking = Counter({name: n for name, n in counted.items() if name and n and not others[name]})
+    rows = [{"name": name, "count": n} for name, n in ranked(lacking, LISTED) if n >= drift.DOMAIN_SHARE * total]
+    return [row for row in rows if not takedowns.host(f"http://{row['name']}/")]
+
+
+def _several(counted: Counter[str], others: Counter[str]) -> list[Values]:
+    lacking = Counter({name: n for name, n in counted.items() if n >= SEVERAL and not others[name]})
+    return [{"name": name, "count": n} for name, n in ranked(lacking, LISTED)]
+
+
+HTML = """
+{% if dataset %}
+<section id="dataset">
+  <h2>{{ t("The dataset before and after", "数据集：之前与之后") }}</h2>
+  <p class="muted">{% if dataset.release %}{{ t("Compared with release", "对比版本") }} {{ dataset.release }} {{
+    t("of", "，数据集") }} <b>{{ dataset.name }}</b>
+  {%- if dataset.released_at %} ({{ dataset.released_at[:10] }}){% endif %}
+  {%- else %}{{ t("Compared with what was published before there were releases", "对比版本机制之前的已发布构建") -}}
+  {% endif %}, {{ dataset.builds | length | n }} {{ t("builds", "次构建") if dataset.builds | length != 1 else
+    t("build", "次构建") }}. {% if dataset.leaves_out %}{{
+    t("This build takes the place of", "本次构建取代") }} {% for name in dataset.leaves_out[:3] -%}
+  <code>{{ name }}</code>
+  {%- endfor %}{% if dataset.leaves_out | length > 3 %} …{% endif %}.{% endif %}</p>
+  {% if not dataset.builds %}<p class="note">{{ t("The manifest of that release is no longer kept, so nothing is "
+    "compared.", "该版本的清单已不再保留，无法对比。") }}</p>
+  {% else %}
+  {% if dataset.missing %}<p class="note">{{
+    t("Without their reports, which are gone, hosts, words and drift leave out:",
+      "以下构建的报告已缺失，未计入域名、词语与漂移：") }} {% for name in dataset.missing -%}
+    <code>{{ name }}</code> {% endfor %}</p>{% endif %}
+  <div class="scroll" tabindex="0"><table class="growth">
+    <caption class="hide">Samples by split, shards and size of the dataset before and after this build</caption>
+    <thead><tr><td></td>{{ th("samples", "样本", "num") }}{% for split in dataset.after.samples -%}
+      <th scope="col" class="num">{{ split }}</th>{% endfor %}{{ th("shards", "分片", "num") -}}
+      {{ th("size", "大小", "num") }}</tr></thead>
+    <tbody>
+    {% for name, sign in (("before", ""), ("own", "+"), ("after", "")) %}
+    {% set row = dataset[name] %}
+      <tr class="{{ name }}"><th scope="row">{% if name == "before" %}{{ t("before", "之前") -}}
+        {% if dataset.release %} · {{ t("release", "版本") }} {{ dataset.release }}{% endif %}{% elif name == "own" %}{{
+        t("new in this build", "本次新增") }}{% else %}{{ t("with this build", "含本次构建") }}{% endif %}</th>
+      {%- set mark = sign if row.all else "" -%}
+      <td class="num"><b>{{ mark }}{{ row.all | n }}</b></td>{% for split, count in row.samples.items() -%}
+      {{ td((sign if count else "") ~ (count | n)) }}{% endfor %}{{ td(mark ~ (row.shards | n)) -}}
+      {{ td(mark ~ (row.bytes | size)) }}</tr>
+    {% endfor %}
+    </tbody></table></div>
+  <div class="grid two">
+    {% for part, title, title_zh in (("hosts", "image hosts", "图像域名"), ("words", "words", "词语")) %}
+    {% set of = dataset[part] %}
+    <div class="card"><h3>{{ t("New " ~ title, "新出现的" ~ title_zh) }}</h3>
+    {%- if of.new %}{% if part == "hosts" %}{{ bars(of.new, "New " ~ title) }}{% else %}{{
+      word_list(of.new) }}{% endif %}
+    {%- else %}<p class="muted">{{ t("None.", "无。") }}</p>{% endif %}
+      <h3>{{ t("Not seen this time: " ~ title ~ " of the release", "本次未见的" ~ title_zh) }}</h3>
+    {%- if of.vanished %}{% if part == "hosts" %}{{ bars(of.vanished, "Not seen: " ~ title) }}{% else %}{{
+      word_list(of.vanished) }}{% endif %}
+    {%- else %}<p class="muted">{{ t("None.", "无。") }}</p>{% endif %}</div>
+    {% endfor %}
+    <div class="card"><h3>{{ t("Drift", "漂移") }}</h3>
+    {% set whole = dataset.drift.distributions %}
+    <p>{{ t("The whole dataset against the release before", "整个数据集与之前版本相比") }}: {% if whole -%}
+      <b class="level {{ whole[0].level }}">{{ level(whole[0].level) }}</b> ({{
+      t(whole[0].title, whole[0].title_zh) }} {{ "%.3f" | format(whole[0].psi) }}){% else %}–{% endif %}</p>
+    {% set fresh = drift.distributions if drift else [] %}
+    <p>{{ t("What is new, on its own", "仅新增部分") }}: {% if fresh -%}
+      <b class="level {{ fresh[0].level }}">{{ level(fresh[0].level) }}</b> ({{
+      t(fresh[0].title, fresh[0].title_zh) }} {{ "%.3f" | format(fresh[0].psi) }}){% else %}–{% endif %}</p>
+    {% if fresh and drift.samples | min < drift.few %}<p class="muted small">{{ drift.samples | min | n }} {{
+      t("samples are few: an index of so few is mostly chance, and no gate judges it.",
+        "个样本太少：此时指数多为偶然，门槛不予判断。") }}</p>{% endif %}
+    <p class="small"><a href="#drift">{{ t("All distributions", "全部分布") }}</a></p></div>
+  </div>
+  {% endif %}
+</section>
+{% endif %}
+"""
+
+SECTION = Section(
+    "dataset", HTML, figures, inputs=("totals", "funnel", "sources", "shapes"), title="Dataset", title_zh="数据集"
+)

@@ -1,0 +1,64 @@
+"""Section `state`: what became of the build, in words, before everything else (`pipeline.report.state`)."""
+
+from __future__ import annotations
+
+from pipeline.report import state
+from pipeline.report.section import Material, Section, Values
+
+START, END = "<!--state-->", "<!--/state-->"
+"""Between these the page is written anew when the state changes. Nothing that came from the web can hold them: it is
+escaped."""
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    return {"state": state.of(material.build, inputs).model_dump(mode="json")}
+
+
+HTML = (
+    START
+    + """
+<section class="state {{ state.verdict }}" role="status">
+{% set failing = state.failing | map("code") | join(", ") | safe %}
+{% if state.verdict == "published" %}
+  <h2><span aria-hidden="true">✓</span> {{ t("Published", "已发布") }}
+  {%- if state.release %} {{ t("as release", "：版本") }} {{ state.release }} {{ t("of dataset", "，数据集") -}}
+  {% endif %} <b>{{ state.dataset }}</b></h2>
+  <p>{{ state.since | moment }} · <b>{{ state.new | n }}</b> {{ t("samples in this build", "个样本在本次构建中") }}
+  {%- if state.held %}, {{ (state.new + state.held) | n }} {{
+    t("in the dataset with it", "个样本在含本次的数据集中") }}{% endif %}</p>
+  {% for gate, why in state.accepted.items() %}<p><b>{{ t("Accepted", "已人工接受") }}</b> {{
+    t("although this gate did not hold:", "，尽管此门槛未通过：") }} <code>{{ gate }}</code> {{
+    t("because", "原因：") }} <q>{{ why }}</q></p>{% endfor %}
+  {% if state.removed %}<p>{{ t("Samples were taken out since; this is revision", "此后有样本被移除；当前为修订") }} {{
+    state.revision }}{% if state.renewed %}, {{ t("which release", "，见版本") }} {{ state.renewed }} {{
+    t("has", "") }}{% endif %}.</p>{% endif %}
+{% elif state.verdict == "refused" %}
+  <h2><span aria-hidden="true">✗</span> {{ t("Refused by", "未通过门槛：") }} {{ failing }}</h2>
+  <ul>{% for g in gates if not g.holds %}{% for fault in g.faults or [g.found ~ " (" ~ g.wanted ~ ")"] -%}
+  <li><code>{{ g.name }}</code> {{ fault }}</li>{% endfor %}{% endfor %}</ul>
+  <p>{{ t("Not part of any release. To publish it all the same:", "不在任何版本中。若仍要发布：") }}
+  <code class="command">wenlan-data publish {{ state.place }}{% for g in state.failing %} --accept {{
+    g }}{% endfor %} --because "…"</code></p>
+{% elif state.verdict == "waiting" %}
+  <h2><span aria-hidden="true">◔</span> {{ t("Waiting for approval since", "等待批准，自") }} {{
+    state.since | moment }}</h2>
+  <p>{{ t("All gates hold; the spec wants a person to approve", "所有门槛均通过；规格要求人工批准") }} (<code
+    >publish.approve: manual</code>). {{ t("If the report is as it should be:", "若报告无误：") }}
+  <code class="command">wenlan-data publish {{ state.place }}</code></p>
+{% elif state.verdict == "nothing_new" %}
+  <h2><span aria-hidden="true">=</span> {{ t("Nothing new", "没有新内容") }}</h2>
+  <p>{{ t("All images that passed are in the dataset already", "通过的图像均已在数据集中") }}: <b>{{
+    state.dataset }}</b>, {{
+    state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
+{% else %}
+  <h2><span aria-hidden="true">○</span> {{
+    t("Ready to be published: all gates hold", "可以发布：所有门槛均通过") }}</h2>
+  <p><code class="command">wenlan-data publish {{ state.place }}</code></p>
+{% endif %}
+</section>
+"""
+    + END
+    + "\n"
+)
+
+SECTION = Section("state", HTML, figures, inputs=("totals", "gates"))
