@@ -81,6 +81,12 @@ def filtered() -> ModuleType:
 
 
 @pytest.fixture
+def weeks(tmp_path: Path, synthetic: ModuleType) -> Any:
+    """tests/weeks.py's Weeks below the test's folder: builds of a dataset that grows."""
+    return importlib.import_module("tests.weeks").Weeks(tmp_path, synthetic.encode)
+
+
+@pytest.fixture
 def got() -> Callable[..., Any]:
     """got(name, data, *texts, page=...): an image as the web gave it, for `fetched_build`."""
     kind = importlib.import_module("tests.fetched").Got

@@ -143,9 +143,10 @@ HTML = """
     <p>{{ t("What is new, on its own", "仅新增部分") }}: {% if fresh -%}
       <b class="level {{ fresh[0].level }}">{{ level(fresh[0].level) }}</b> ({{
       t(fresh[0].title, fresh[0].title_zh) }} {{ "%.3f" | format(fresh[0].psi) }}){% else %}–{% endif %}</p>
-    {% if fresh and drift.samples | min < drift.few %}<p class="muted small">{{ drift.samples | min | n }} {{
-      t("samples are few: an index of so few is mostly chance, and no gate judges it.",
-        "个样本太少：此时指数多为偶然，门槛不予判断。") }}</p>{% endif %}
+    {% if fresh and drift.samples | min < drift.few %}<p class="muted small">{{ drift.samples[1] | n }} {{
+      t("samples against", "个样本，对比") }} {{ drift.samples[0] | n }} {{
+      t("of the build before: an index of so few is mostly chance, and no gate judges it.",
+        "个上次构建的样本：数量太少，指数多为偶然，门槛不予判断。") }}</p>{% endif %}
     <p class="small"><a href="#drift">{{ t("All distributions", "全部分布") }}</a></p></div>
   </div>
   {% endif %}

@@ -1,0 +1,123 @@
+"""What a report says became of its build: before publish, after it, and after a publish or a takedown was killed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.errors import GateError, NothingNew
+from pipeline.files.folder import Folder, file_sha256
+from pipeline.publish import release
+from pipeline.report import page
+from pipeline.store.build import Build
+
+
+def told(build: Build) -> dict[str, Any]:
+    """`state` of report.json."""
+    state: dict[str, Any] = json.loads((Path(build.out) / "report/report.json").read_bytes())["state"]
+    return state
+
+
+def shown(build: Build) -> str:
+    """The part of the page that says what became of the build."""
+    html = (Path(build.out) / "report/index.html").read_text("utf-8")
+    assert html.count("<!--state-->") == html.count("<!--/state-->") == 1
+    return html.partition("<!--state-->")[2].partition("<!--/state-->")[0]
+
+
+def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
+    build = weeks.build("2026-01-01", range(12))
+    assert (told(build)["verdict"], told(build)["release"]) == ("ready", 0)
+    assert f"wenlan-data publish {build.out}" in shown(build)
+    manifest = release.publish(build)
+    state = told(build)
+    assert (state["verdict"], state["release"], state["new"], state["held"]) == ("published", 1, 12, 0)
+    assert state["since"] == manifest.created_at
+    assert "Published as release" in shown(build)
+    tree = {p: p.read_bytes() for p in Path(build.out).rglob("*") if p.is_file()}
+    release.publish(build)
+    assert {p: p.read_bytes() for p in Path(build.out).rglob("*") if p.is_file()} == tree, "nothing more to say"
+    record = build.stage("report").record("all")
+    for suffix, name in (("html", "index.html"), ("json", "report.json")):
+        assert record.files[suffix].sha256 == file_sha256(Path(build.out) / "report" / name)
+
+
+def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(weeks: Any) -> None:
+    build = weeks.build("2026-01-01", range(12), publish={"min_samples": 50})
+    assert (told(build)["verdict"], told(build)["failing"]) == ("refused", ["min_samples"])
+    assert "12 samples were kept, the spec requires 50" in shown(build)
+    assert f"wenlan-data publish {build.out} --accept min_samples --because" in shown(build)
+    since = told(build)["since"]
+    with pytest.raises(GateError):
+        release.publish(build)
+    assert told(build)["since"] == since, "it has been refused since then"
+    why = "a trial <b>only</b> <!--/state-->"
+    release.publish(build, accept=["min_samples"], because=why)
+    state = told(build)
+    assert (state["verdict"], state["accepted"]) == ("published", {"min_samples": why})
+    assert "a trial &lt;b&gt;only&lt;/b&gt; &lt;!--/state--&gt;" in shown(build)
+    assert "Accepted" in shown(build)
+
+
+def test_manual_approval_waits_since_the_report_said_so(weeks: Any) -> None:
+    build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
+    state = told(build)
+    assert state["verdict"] == "waiting"
+    assert f"Waiting for approval since</span> {state['since'][:10]} {state['since'][11:16]} UTC" in shown(build)
+    with pytest.raises(GateError):
+        release.publish(build)
+    assert told(build) == state
+    release.publish(build, approved=True)
+    assert told(build)["verdict"] == "published"
+
+
+def test_a_week_with_nothing_new_says_so(weeks: Any) -> None:
+    release.publish(weeks.build("2026-01-01", range(12)))
+    again = weeks.build("2026-01-08", range(12))
+    assert (told(again)["verdict"], told(again)["held"]) == ("nothing_new", 12)
+    with pytest.raises(NothingNew):
+        release.publish(again)
+    assert told(again)["verdict"] == "nothing_new"
+    assert "Nothing new" in shown(again)
+    assert "No release was made" in shown(again)
+
+
+@pytest.mark.parametrize("at", ["index.html", "report.json"])
+def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
+    weeks: Any, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    build = weeks.build("2026-01-01", range(12))
+    write = Folder.write
+
+    def killed(self: Folder, name: str, data: bytes) -> None:
+        if name == at:
+            raise KeyboardInterrupt
+        write(self, name, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            release.publish(build)
+    assert told(build)["verdict"] == "ready"
+    release.publish(build)
+    assert told(build)["verdict"] == "published"
+    assert "Published" in shown(build)
+
+
+def test_a_page_of_an_older_wenlan_is_left_as_it_is(weeks: Any) -> None:
+    build = weeks.build("2026-01-01", range(12))
+    path = Path(build.out) / "report/index.html"
+    old = path.read_text("utf-8").replace("<!--state-->", "").replace("<!--/state-->", "")
+    path.write_text(old, "utf-8")
+    release.publish(build)
+    assert path.read_text("utf-8") == old
+    assert told(build)["verdict"] == "published"
+
+
+def test_a_build_without_a_report_is_published_without_one(synthetic_build: Build, run_stage: Any) -> None:
+    run_stage(synthetic_build, "shard")
+    page.tell(synthetic_build)
+    assert not (Path(synthetic_build.out) / "report").exists()
