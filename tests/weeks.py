@@ -1,4 +1,4 @@
-"""A dataset that grows from week to week: builds of a folder of pictures, by the real stages, without Ray or a network."""
+"""A dataset that grows by the week: builds of a folder of pictures, by the real stages, without Ray or a network."""
 
 from __future__ import annotations
 

@@ -65,6 +65,10 @@ class Before:
         """Builds whose figures are not at hand."""
         return [part.build_id for part in self.parts if part.report is None]
 
+    def held(self, build: Build) -> int:
+        """Samples of those that stay."""
+        return sum(part.totals["all"] for part in self.staying(build))
+
     def last(self, snapshot: str) -> Values | None:
         """The report of the newest build of an earlier snapshot; None if there is none."""
         earlier = (part.report for part in reversed(self.parts) if part.snapshot < snapshot)
@@ -73,19 +77,14 @@ class Before:
 
 def number_before(build: Build) -> int:
     """Number of the newest release that lacks a build; 0 if there is none."""
-    releases = build.store.releases(build.spec.name)
-    current = releases.latest().current
+    current = build.store.releases(build.spec.name).latest().current
     if current is None:
         return 0
     if state.manifest_of(build) is None:
         return current.release
     told = state.remembered(build)
-    if told is not None and told.release:
-        return told.release - 1
-    number, kept = current.release, set(releases.numbers())  # its report is gone, and with it what it remembered
-    while number in kept and any(own.build_id == build.build_id for own in releases.read(number).builds):
-        number -= 1
-    return number
+    first = told.release if told is not None and told.release else state.first_release(build)
+    return first - 1 if first else current.release
 
 
 def before(build: Build) -> Before | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from data_specs.release import ReleaseName
 from data_specs.shard import Manifest, parse_manifest
 from pipeline.report import drift
 from pipeline.store import build_json
@@ -67,7 +68,7 @@ def remembered(build: Build) -> State | None:
 
 
 def of(build: Build, figures: Mapping[str, Any]) -> State:
-    """What became of a build by now. figures: `totals` and `gates` of its report."""
+    """What became of a build by now. figures: `totals`, `gates` and `dataset` of its report."""
     manifest, before = manifest_of(build), remembered(build)
     failing = tuple(gate["name"] for gate in figures["gates"] if not gate["holds"])
     now = State(
@@ -78,30 +79,57 @@ def of(build: Build, figures: Mapping[str, Any]) -> State:
         failing=failing,
         approval=build.spec.publish.approve == "manual",
         new=figures["totals"]["kept"],
-        held=build.held,
+        held=held(figures),
     )
     if manifest is not None:
         return _published(build, now, manifest, before)
-    verdict = _unpublished(now)
+    verdict = _unpublished(now, build.held)
     same = before is not None and (before.verdict, before.failing) == (verdict, failing)
     since = "" if verdict == "ready" else before.since if before is not None and same else build_json.now()
     return now.model_copy(update={"verdict": verdict, "since": since})
 
 
-def _unpublished(now: State) -> Verdict:
+def held(figures: Mapping[str, Any]) -> int:
+    """Samples that the dataset has beside those of a build, by its report."""
+    dataset = figures.get("dataset")
+    return int(dataset["after"]["all"] - dataset["own"]["all"]) if dataset else 0
+
+
+def lists(release: ReleaseName | Manifest, build: Build) -> bool:
+    """Whether a build is in a release."""
+    return any(own.build_id == build.build_id for own in release.builds)
+
+
+def first_release(build: Build) -> int:
+    """The first release of the unbroken line up to the newest that has a build; 0 if the newest lacks it.
+
+    Reads manifests: for a build whose report does not remember it.
+    """
+    releases = build.store.releases(build.spec.name)
+    current = releases.latest().current
+    if current is None or not lists(current, build):
+        return 0
+    number, kept = current.release, set(releases.numbers())
+    while number - 1 in kept and lists(releases.read(number - 1), build):
+        number -= 1
+    return number
+
+
+def _unpublished(now: State, held: int) -> Verdict:
     if now.failing:
         return "refused"
-    if not now.new and now.held:
+    if not now.new and held:
         return "nothing_new"
     return "waiting" if now.approval else "ready"
 
 
 def _published(build: Build, now: State, manifest: Manifest, before: State | None) -> State:
     latest = build.store.releases(build.spec.name).latest()
-    listed = latest.current is not None and any(own.build_id == build.build_id for own in latest.current.builds)
-    newest = latest.current.release if latest.current is not None and listed else 0
+    newest = latest.current.release if latest.current is not None and lists(latest.current, build) else 0
     was = before if before is not None and before.verdict == "published" else None
     first = was.release if was is not None and was.release else newest
+    if before is None:
+        first = first_release(build)
     # a build that was published all along changes only where a takedown, or a page that is gone, took samples out
     same = was is not None and was.content_digest == manifest.content_digest
     removed = was is not None and (was.removed or not same)
@@ -118,6 +146,5 @@ def _published(build: Build, now: State, manifest: Manifest, before: State | Non
             "removed": removed,
             "renewed": renewed,
             "accepted": manifest.accepted,
-            "held": now.held if was is None else was.held,
         }
     )

@@ -7,8 +7,9 @@ from pipeline.report.section import Material, Section, Values
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    build = material.build
-    judged = gates.judge(build.spec, build.stages, material.candidates, material.captures, inputs, build.held)
+    build, before = material.build, material.before
+    held = before.held(build) if before is not None and before.parts else build.held
+    judged = gates.judge(build.spec, build.stages, material.candidates, material.captures, inputs, held)
     return {"gates": [row_of(gate) for gate in judged]}
 
 

@@ -21,13 +21,14 @@ HTML = (
 {% set failing = state.failing | map("code") | join(", ") | safe %}
 {% if state.verdict == "published" %}
   <h2><span aria-hidden="true">✓</span> {% if state.release %}{{ t("Published as release", "已发布：版本") }} {{
-    state.release }} {{ t("of dataset", "· 数据集") }}{% else %}{{ t("Published in dataset", "已发布：数据集") }}{% endif %} <b>{{
-    state.dataset }}</b></h2>
+    state.release }} {{ t("of dataset", "· 数据集") }}{% else %}{{ t("Published in dataset", "已发布：数据集") -}}
+    {% endif %} <b>{{ state.dataset }}</b></h2>
   <p>{{ state.since | moment }} · <b>{{ state.new | n }}</b> {% if state.held %}{{ t("new samples,", "个新样本，") }} {{
     (state.new + state.held) | n }} {{ t("in the dataset with them", "个在含本次的数据集中") }}{% else %}{{
     t("samples: the first of the dataset", "个样本：数据集的第一次构建") }}{% endif %}</p>
   {% for gate, why in state.accepted.items() %}<p><b>{{ t("Accepted", "已人工接受") }}</b> {{
-    t("although this gate did not hold:", "：此门槛未通过") }} <code>{{ gate }}</code>, {{ t("because", "原因：") }} <q>{{ why }}</q></p>{% endfor %}
+    t("although this gate did not hold:", "：此门槛未通过") }} <code>{{ gate }}</code>, {{
+    t("because", "原因：") }} <q>{{ why }}</q></p>{% endfor %}
   {% if state.removed %}<p>{{ t("Samples were taken out since; this is revision", "此后有样本被移除；当前为修订") }} {{
     state.revision }}{% if state.renewed %}, {{ t("which release", "，见版本") }} {{ state.renewed }} {{
     t("has", "") }}{% endif %}.</p>{% endif %}
@@ -35,7 +36,8 @@ HTML = (
   <h2><span aria-hidden="true">✗</span> {{ t("Refused by", "未通过门槛：") }} {{ failing }}</h2>
   <ul>{% for g in gates if not g.holds %}{% for fault in g.faults or [g.found ~ " (" ~ g.wanted ~ ")"] -%}
   <li><code>{{ g.name }}</code> {{ fault }}</li>{% endfor %}{% endfor %}</ul>
-  <p>{{ state.since | moment }} · {{ t("Not part of any release. To publish it all the same:", "不在任何版本中。若仍要发布：") }}
+  <p>{{ state.since | moment }} · {{
+    t("Not part of any release. To publish it all the same:", "不在任何版本中。若仍要发布：") }}
   <code class="command">wenlan-data publish {{ state.place }}{% for g in state.failing %} --accept {{
     g }}{% endfor %} --because "…"</code></p>
 {% elif state.verdict == "waiting" %}
@@ -47,8 +49,8 @@ HTML = (
 {% elif state.verdict == "nothing_new" %}
   <h2><span aria-hidden="true">=</span> {{ t("Nothing new", "没有新内容") }}</h2>
   <p>{{ t("All images that passed are in the dataset already", "通过的图像均已在数据集中") }}: <b>{{
-    state.dataset }}</b>, {% if dataset and dataset.release %}{{ t("release", "版本") }} {{ dataset.release }}, {% endif %}{{
-    state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
+    state.dataset }}</b>, {% if dataset and dataset.release %}{{
+    t("release", "版本") }} {{ dataset.release }}, {% endif %}{{ state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
 {% else %}
   <h2><span aria-hidden="true">○</span> {{
     t("Ready to be published: all gates hold", "可以发布：所有门槛均通过") }}</h2>
@@ -60,4 +62,4 @@ HTML = (
     + "\n"
 )
 
-SECTION = Section("state", HTML, figures, inputs=("totals", "gates"))
+SECTION = Section("state", HTML, figures, inputs=("totals", "gates", "dataset"))

@@ -34,7 +34,8 @@ HTML = """
     totals.known | share(totals.candidates) }}</div>{% endif %}
   <div class="tile"><b>{{ totals.dropped | n }}</b>{{ t("dropped", "丢弃") }} · {{
     totals.dropped | share(totals.candidates) }}</div>
-  {% for s in (() if dataset else splits) %}<div class="tile"><b>{{ s.samples | n }}</b>{{ s.name }} · {% if s.shards == 1 -%}
+  {% for s in (() if dataset else splits) %}<div class="tile"><b>{{ s.samples | n }}</b>{{
+    s.name }} · {% if s.shards == 1 -%}
     {{ t("1 shard", "1 个分片") }}{% else %}{{ s.shards | n }} {{ t("shards", "个分片") }}{% endif %} · {{
     s.bytes | size }}</div>{% endfor %}
   <div class="tile"><b>{{ duplicates | n }}</b>{{ t("duplicates", "重复项") }} · {{
