@@ -116,11 +116,13 @@ def _shares(rows: list[dict[str, Any]], part: str, whole: str) -> list[float]:
 
 
 def _common_trends(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of every dataset: drift, and cost over the builds that kept something."""
     drifts = [row["worst"]["psi"] if row["worst"] else 0.0 for row in rows]
-    costs = [1000 * row["cpu_seconds"] / max(1, row["kept"]) for row in rows]
+    some = [row for row in rows if row["kept"]]
+    costs = [1000 * row["cpu_seconds"] / row["kept"] for row in some]
     return [
         _trend(rows, "largest drift", "最大漂移", drifts, "{:.3f}"),
-        _trend(rows, "CPU seconds per 1,000 new samples", "每千个新增样本的 CPU 秒", costs, "{:.1f}"),
+        _trend(some, "CPU seconds per 1,000 kept", "每千个保留样本的 CPU 秒", costs, "{:.1f}"),
     ]
 
 

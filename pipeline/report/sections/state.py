@@ -50,7 +50,8 @@ HTML = (
   <h2><span aria-hidden="true">=</span> {{ t("Nothing new", "没有新内容") }}</h2>
   <p>{{ t("All images that passed are in the dataset already", "通过的图像均已在数据集中") }}: <b>{{
     state.dataset }}</b>, {% if dataset and dataset.release %}{{
-    t("release", "版本") }} {{ dataset.release }}, {% endif %}{{ state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
+    t("release", "版本") }} {{ dataset.release }}, {% endif %}{{
+    state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
 {% else %}
   <h2><span aria-hidden="true">○</span> {{
     t("Ready to be published: all gates hold", "可以发布：所有门槛均通过") }}</h2>

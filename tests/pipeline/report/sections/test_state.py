@@ -1,0 +1,19 @@
+"""Section `state`: it is the first thing that the page says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pipeline.report.sections.state import END, START
+
+Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
+
+
+def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
+    for (html, report), number in zip(grown, (1, 2), strict=True):
+        main = html.partition("<main")[2]
+        assert main.index(START) < main.index(END) < main.index('class="tiles"')
+        assert f"Published as release</span> {number} " in main
+        assert report["state"]["release"] == number
+    assert "the first of the dataset" in grown[0][0]
+    assert '<b>3</b> <span data-zh="个新样本，">new samples,</span> 15' in grown[1][0]

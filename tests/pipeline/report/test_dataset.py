@@ -1,0 +1,128 @@
+"""The release that a build is compared with, and the figures of several builds as one."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_specs.release import parse_latest
+from pipeline.publish import dataset as releases
+from pipeline.publish import release
+from pipeline.report import dataset, drift
+from pipeline.store.build import Build
+
+
+def report_of(build: Build) -> dict[str, Any]:
+    report = drift.read(build.out)
+    assert report is not None
+    return report
+
+
+@pytest.fixture
+def second(weeks: Any) -> tuple[Build, Build]:
+    """Two published weeks: twelve pictures, and then three more."""
+    first = weeks.build("2026-01-01", range(12))
+    release.publish(first)
+    second = weeks.build("2026-01-08", range(15))
+    release.publish(second)
+    return first, second
+
+
+def test_the_dataset_before_and_after_is_what_the_releases_hold(weeks: Any, second: tuple[Build, Build]) -> None:
+    first, build = second
+    assert report_of(first)["dataset"] is None
+    found = report_of(build)["dataset"]
+    one, two = (build.store.releases("weekly").read(number) for number in (1, 2))
+    assert (found["release"], found["builds"], found["missing"]) == (1, [first.build_id], [])
+    for part, manifest in (("before", one), ("after", two)):
+        assert found[part] == dataset.totals(manifest.shards), part
+        assert found[part]["samples"] == manifest.samples
+    assert found["own"]["all"] == 3
+    assert found["after"]["all"] == 15
+    assert found["drift"]["samples"] == [12, 15]
+
+
+def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, second: tuple[Build, Build]) -> None:
+    release.publish(weeks.build("2026-01-15", range(18)))
+    for snapshot, count, number in (("2026-01-01", 12, 0), ("2026-01-08", 15, 1), ("2026-01-15", 18, 2)):
+        again = weeks.open(snapshot, range(count))
+        assert dataset.number_before(again) == number
+        assert again.stage("report").finished(), snapshot
+
+
+def test_what_a_lost_report_remembered_is_found_in_the_releases(weeks: Any, second: tuple[Build, Build]) -> None:
+    first, build = second
+    for one in second:
+        (Path(one.out) / "report/report.json").unlink()
+    assert [dataset.number_before(one) for one in (first, build)] == [0, 1]
+
+
+def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, second: tuple[Build, Build]) -> None:
+    weeks.build("2026-01-15", range(18))
+    assert weeks.open("2026-01-15", range(18)).stage("report").finished(), "nothing has changed"
+    releases.rollback(second[0].store, "weekly", 1)
+    build = weeks.open("2026-01-15", range(18))
+    assert not build.stage("report").finished()
+    found = report_of(weeks.finish(build))["dataset"]
+    assert (found["release"], found["before"]["all"], found["after"]["all"]) == (3, 12, 18)
+
+
+def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: tuple[Build, Build]) -> None:
+    (Path(second[0].out) / "report/report.json").unlink()
+    build = weeks.build("2026-01-15", range(18))
+    found = report_of(build)["dataset"]
+    assert found["missing"] == [second[0].build_id]
+    assert found["before"]["all"] == 15, "the release lists its samples all the same"
+    assert found["drift"]["samples"] == [3, 6]
+    assert second[0].build_id in (Path(build.out) / "report/index.html").read_text("utf-8")
+
+
+def test_a_release_that_is_no_longer_kept_is_said(weeks: Any, second: tuple[Build, Build]) -> None:
+    build = weeks.open("2026-01-15", range(18))
+    folder = Path(build.store.url) / "datasets/weekly"
+    assert parse_latest((folder / "latest.json").read_bytes(), "").current is not None
+    before = dataset.before(build)
+    assert before is not None
+    (folder / "000001.json").unlink()
+    older = dataset.before(second[1])
+    assert older is not None
+    assert (older.release, older.parts) == (1, ())
+
+
+def test_a_build_takes_the_place_of_one_of_its_snapshot(weeks: Any, second: tuple[Build, Build]) -> None:
+    other = weeks.open("2026-01-08", range(20), shards={"samples_per_shard": 5})
+    before = dataset.before(other)
+    assert before is not None
+    assert [part.build_id for part in before.parts] == [build.build_id for build in second]
+    assert [part.build_id for part in before.staying(other)] == [second[0].build_id]
+    assert before.held(other) == other.held == 12
+
+
+def test_the_figures_of_builds_add_up(second: tuple[Build, Build]) -> None:
+    reports = [report_of(build) for build in second]
+    whole = dataset.summed(reports, "weekly@2")
+    assert whole["totals"]["kept"] == 15
+    assert {h["name"] for h in whole["histograms"]} == {h["name"] for h in reports[0]["histograms"]}
+    for histogram in whole["histograms"]:
+        assert histogram["total"] == sum(b["count"] for b in histogram["bins"]) == 15
+    twice = dataset.summed([*reports, *reports], "")
+    assert [h["total"] for h in twice["histograms"]] == [30] * len(whole["histograms"])
+    assert {row["psi"] for row in drift.of_release(whole, whole)["distributions"]} == {0}
+    other = copy.deepcopy(reports[1])
+    other["histograms"][0]["bins"][0]["label"] = "other"
+    first = other["histograms"][0]["name"]
+    assert first not in {h["name"] for h in dataset.summed([reports[0], other], "")["histograms"]}
+    del other["vocabulary"]
+    assert dataset.words([other]) == {row["name"]: row["count"] for row in other["words"]}, "an older wenlan's report"
+
+
+def test_nothing_of_this_changes_the_figures_of_an_older_wenlan(second: tuple[Build, Build]) -> None:
+    """Fields are added: what was in report.json is there."""
+    path = Path(second[1].out) / "report/report.json"
+    report = json.loads(path.read_bytes())
+    assert {"totals", "gates", "funnel", "drift", "sheet", "clusters", "words"} <= report.keys()
+    assert report["drift"]["baseline"] == second[0].build_id
