@@ -70,7 +70,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
 def test_samples_are_read_as_they_are_stored(copied: tuple[Build, Build]) -> None:
     first, build = copied
     ids = {row["duplicate_of"] for number in range(4) for row in explain(build, f"folder:///album/copy{number}.jpg")}
-    found = dict((row["id"], data) for row, data in elsewhere.samples(elsewhere.holders(build, ids)))
+    found = {row["id"]: data for row, data in elsewhere.samples(elsewhere.holders(build, ids))}
     assert set(found) == ids
     assert all(data.startswith(b"\xff\xd8") for data in found.values())
     assert elsewhere.holders(first, ids) == {}, "it was compared with no build"

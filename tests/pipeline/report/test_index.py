@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pipeline.errors import SourceError
+from pipeline.errors import GateError, NothingNew, SourceError
+from pipeline.publish import release
 from pipeline.report import index as report_index
 from pipeline.store.build import Build
 
@@ -28,3 +30,35 @@ def test_an_index_over_many_builds_links_to_each_and_shows_trends(two: list[Buil
     assert "default-src 'none'" in page
     with pytest.raises(SourceError, match="contains no build with a report"):
         report_index.write(str(tmp_path / "nothing"))
+
+
+def test_an_index_draws_releases_and_says_what_became_of_each_build(weeks: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "all"
+    release.publish(weeks.build("2026-01-01", range(12)))
+    release.publish(weeks.build("2026-01-08", range(15)))
+    with pytest.raises(NothingNew):
+        release.publish(weeks.build("2026-01-15", range(15)))
+    refused = weeks.build("2026-01-22", range(16), publish={"min_samples": 99})
+    with pytest.raises(GateError):
+        release.publish(refused)
+    weeks.build("2026-01-29", range(17), publish={"approve": "manual"})
+    for number in (1, 8, 15, 22, 29):
+        shutil.copytree(tmp_path / f"2026-01-{number:02d}", folder / f"{number:02d}")
+    page = Path(report_index.write(str(folder))[0]).read_text("utf-8")
+    rows = page.partition("<tbody>")[2].partition("</tbody>")[0].split("</tr>")[:5]
+    said = ("waiting for approval", "refused", "nothing new", "release</span> 2<", "release</span> 1<")
+    totals = ("–", "–", "–", "<b>15</b>", "<b>12</b>")
+    for row, words, total in zip(rows, said, totals, strict=True):
+        assert words in row
+        assert f'<td class="num">{total}</td>' in row
+    assert "min_samples" in rows[1]
+    assert "Newest release:</span> <b>2</b> · 15" in page
+    lines = page.split("<figure")[1:]
+    assert [line.count("<circle") for line in lines] == [2, 5, 5, 5, 4], "releases; builds; and those that kept some"
+    assert "samples in the release: 12, 15" in page
+    release.publish(refused, accept=["min_samples"], because="a trial")
+    shutil.rmtree(folder / "22")
+    shutil.copytree(tmp_path / "2026-01-22", folder / "22")
+    page = Path(report_index.write(str(folder))[0]).read_text("utf-8")
+    assert "samples in the release: 12, 15, 16" in page
+    assert "accepted:</span> min_samples" in page
