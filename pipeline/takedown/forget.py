@@ -158,7 +158,8 @@ def _move_staged(build: Build) -> None:
     files are not what the old records say.
     """
     if shards.staged(build):
-        dataset.withdraw(build.store, build.spec.name)
+        finish = f"wenlan-data forget --store {build.store.url}"
+        dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
         release.withdraw(build.shards)
         shards.move_staged(build)
 
