@@ -82,8 +82,8 @@ def withdraw(build: Build, why: str) -> None:
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
     """The next release, of the same builds as they are now; the newest one if they are as it lists them.
 
-    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build that
-    is no longer there.
+    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build
+    that is no longer there.
     """
     releases = store.releases(dataset)
     before = releases.newest()
@@ -231,7 +231,7 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
         for file in (shard.tar, shard.parquet, *shard.regions.values()):
             _copy_file(source, place, file)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
-    copied = release.model_copy(update={"builds": builds})
+    copied = Manifest(**{**dict(release), "builds": builds})  # model_copy would take over where the shards lie
     for name, data in card.release_files(_spec_of(release.builds[-1].out), copied).items():
         out.write(name, data)
     out.write(MANIFEST, pretty_manifest(copied))
