@@ -55,13 +55,16 @@ COUNTED = ("samples", "candidates", "images", "captures")
 """Of what a build held, in the answer of `forget`."""
 
 
-def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False) -> dict[str, Any]:
+def forget(
+    store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False, remember: bool = True
+) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
     "releases": number of the newest release by dataset}.
-    dry_run: says what would be removed and changes nothing. Raises SpecError for a request that cannot be meant,
-    SourceError for a picture that cannot be read, and StoreError for a build in which another command is at work.
+    dry_run: says what would be removed and changes nothing. remember: STORE/forgotten gets it, so that it never comes
+    in again. Raises SpecError for a request that cannot be meant, SourceError for a picture that cannot be read, and
+    StoreError for a build in which another command is at work.
     """
     request.check()
     with contextlib.ExitStack() as locks:
@@ -73,10 +76,14 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
         losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
         if dry_run:
             return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": ""}
-        name = _note_in_store(store, takedowns)
+        name = _note_in_store(store, takedowns) if remember else ""
         answers = [_take_out(loss, takedowns) for loss in losses]
-        _clean_store(store, takedowns, {h for loss in losses for h in loss.hashes}, builds)
+        removed = {h for loss in losses for h in loss.hashes}
+        if remember:
+            _clean_identities(store, takedowns, removed)
+        _clean_caches(store, takedowns, removed)
         for build in builds:
+            _rename(build)
             build.folder.delete(MARKER)
         specs = {build.build_id: build.spec for build in builds}
         renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
@@ -164,9 +171,8 @@ def _move_staged(build: Build) -> None:
         shards.move_staged(build)
 
 
-def _clean_store(store: Store, takedowns: Takedowns, hashes: set[str], builds: Sequence[Build]) -> None:
-    """Step 6. Identities of builds that were done are those of their own files already."""
-    ids = text_array(hashes | takedowns.hashes)
+def _clean_identities(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
+    """Step 6, for builds whose folders are not at hand: those that were done have identities of their own files."""
     named = pa.array([bytes.fromhex(name) for name in sorted(takedowns.hashes)], pa.binary(32))
     candidates = pa.array([bytes.fromhex(name) for name in sorted(hashes)], pa.binary(32))
 
@@ -178,10 +184,13 @@ def _clean_store(store: Store, takedowns: Takedowns, hashes: set[str], builds: S
 
     with store.lock():
         Identities(store).forget(published)
+
+
+def _clean_caches(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
+    """Step 6, for what all builds share."""
+    ids = text_array(hashes | takedowns.hashes)
     for name, cache in store.caches():
         cache.forget(functools.partial(_in_cache, name, cache.key, ids, takedowns))
-    for build in builds:
-        _rename(build)
 
 
 def _in_cache(name: str, key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> pa.Array:

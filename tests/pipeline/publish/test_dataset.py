@@ -25,7 +25,7 @@ from pipeline.store.build import Build
 from pipeline.store.releases import Releases
 from pipeline.takedown.forget import Request, forget
 from tests.drawn import blobs
-from tests.stages import run_stage
+from tests.stages import run_noted
 
 Week = Callable[..., Build]
 
@@ -45,8 +45,7 @@ def week(tmp_path: Path) -> Week:
         spec["shards"] = {"dev_share": 0.2, "val_share": 0.2, "samples_per_shard": 5}
         out = tmp_path / f"{snapshot}{len(more) or ''}"
         made = run.open_build(BuildSpec.model_validate(spec), str(out), str(tmp_path / "store"), snapshot)
-        run.build_json.note(made)
-        run_stage(made, *(name for name in STAGES if name != "report"))
+        run_noted(made, *(name for name in STAGES if name != "report"))
         return made
 
     return build
