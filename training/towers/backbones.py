@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.errors import ConfigError
+from training.errors import ConfigError, first_line
 
 Stages = list[tuple[str, nn.Module]]
 
@@ -252,4 +252,4 @@ def _near(name: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+    return f"{type(error).__name__}: {first_line(error)[:160]}"
