@@ -42,7 +42,7 @@ from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
 from pipeline.publish import release
 from pipeline.records import DECISION_SCHEMA, text_of
 from pipeline.stages import _boundaries
-from pipeline.stages._survivors import survivors
+from pipeline.stages._survivors import split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
@@ -138,7 +138,7 @@ def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
     """The rows of a shard, in order; only row groups that hold them are read."""
     stage, tables = survivors(build), []
     for partition, low, high in cut.runs:
-        with stage.file(stage.record(partition), f"{cut.split}.parquet") as path:
+        with stage.file(stage.record(partition), split_file(cut.split)) as path:
             tables.append(_between(path, low, high))
     return pa.concat_tables(tables).combine_chunks()
 
