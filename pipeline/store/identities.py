@@ -36,7 +36,7 @@ from pipeline.files.folder import file_sha256
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef
+from pipeline.store.partitions import FileRef, Record
 from pipeline.store.store import Store
 
 IMAGE_SCHEMA = pa.schema(
@@ -63,6 +63,10 @@ SIGNATURES = "signatures.bin"
 """Signatures of the images, one after the other and nothing else: a file to be mapped, of which few are ever read."""
 
 PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
+"""The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
+
+IDENTITY_STAGE = "lead"
+"""The stage whose only partition holds what a build publishes here."""
 
 
 class Published(BaseModel):
@@ -108,7 +112,7 @@ class Identities:
 
     def of(self, build_id: str) -> str:
         """The name of a build's commit; "" if it has not been published."""
-        return next((name for name in self.names() if name.rpartition(".json")[0].rpartition(".")[0] == build_id), "")
+        return next((name for name in self.names() if build_of(name) == build_id), "")
 
     def before(self, build_id: str, dataset: str, snapshot: str) -> tuple[str, ...]:
         """Commits that a build is deduplicated against, by (snapshot, build): all but its own and those it replaces."""
@@ -147,7 +151,7 @@ class Identities:
         """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
         unseen = set(self.before(build.build_id, build.spec.name, build.snapshot)) - set(build.identities)
         if unseen and self.of(build.build_id) != commit_name(build):
-            names = ", ".join(sorted(name.rpartition(".json")[0].rpartition(".")[0] for name in unseen))
+            names = ", ".join(sorted(map(build_of, unseen)))
             raise StoreError(
                 build.build_id,
                 f"{names} was published since this build began, and is not deduplicated against; "
@@ -164,8 +168,7 @@ class Identities:
         name, before = commit_name(build), self.of(build.build_id)
         if name == before:
             return
-        stage = build.stage("lead")
-        record = stage.record(build.stage("lead").partitions()[0])
+        stage, record = build.stage(IDENTITY_STAGE), _record(build)
         files = {}
         for part in PARTS:
             with stage.file(record, part) as path:
@@ -233,8 +236,19 @@ class Identities:
 
 def commit_name(build: Build) -> str:
     """`<build>.<digest of the files' sha256>.json`."""
-    record = build.stage("lead").record(build.stage("lead").partitions()[0])
+    record = _record(build)
     return f"{build.build_id}.{_digest({part: record.files[part].sha256 for part in PARTS})}.json"
+
+
+def build_of(name: str) -> str:
+    """The build id in the name of a commit."""
+    return name.removesuffix(".json").rpartition(".")[0]
+
+
+def _record(build: Build) -> Record:
+    """The record that names a build's files."""
+    stage = build.stage(IDENTITY_STAGE)
+    return stage.record(stage.partitions()[0])
 
 
 def _digest(of_parts: Mapping[str, str]) -> str:

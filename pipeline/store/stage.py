@@ -82,6 +82,8 @@ class Stage:
     rewrites_others: a takedown rewrites what other specs left of it; for the others that is deleted, since it costs no
     network and follows from all rows together.
     without(rewrite): removes from one committed partition what a takedown names.
+    stored(build, partition): for a stage that reads what changes outside: whether it has a result of the partition
+    under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
     moved(build, before, after): tells STORE where files of a rewritten partition lie now.
     forget_state(build, removal): removes it from what the stage keeps beside its committed files.
     """
@@ -102,6 +104,7 @@ class Stage:
     fixed_names: bool = False
     expires: bool = True
     rewrites_others: bool = True
+    stored: Callable[[Build, str], bool] | None = None
     without: Callable[[Rewrite], None] = remove_rows
     moved: Callable[[Build, Record, Record], None] = nothing_moved
     forget_state: Callable[[Build, Removal], None] = no_state

@@ -25,7 +25,6 @@ import contextlib
 import datetime
 import functools
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +36,7 @@ from data_specs.shard import canonical_json, parse_manifest
 from pipeline.publish import release
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.identities import Identities
+from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
@@ -113,25 +112,16 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and shards.stage_shards(build, removal):
         _move_staged(build)
-    partitions.remove(build, removal, ["lead"])  # what publishing hands to STORE
+    partitions.remove(build, removal, [IDENTITY_STAGE])  # what publishing hands to STORE
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
     partitions.remove(build, removal, partitions.rewritable(build))
     if marker["reported"]:
-        build.stages["report"].run(build, "all")
-    _count_anew(build)
+        report = build.stages["report"]
+        for partition in report.partitions(build):
+            report.run(build, partition)
+    build_json.note_counts(build, "shard")
     return answer
-
-
-def _count_anew(build: Build) -> None:
-    """Note in build.json what shard counts now."""
-    known = build.folder.read_json("build.json") if build.folder.exists("build.json") else {"stages": {}}
-    if "shard" in known["stages"]:
-        funnel = Counter[str]()
-        for record in build.stage("shard").records():
-            funnel.update(record.counts)
-        known["stages"]["shard"]["funnel"] = dict(funnel)
-        build.folder.write_json("build.json", known)
 
 
 def _state(build: Build) -> dict[str, Any]:
@@ -187,10 +177,8 @@ def _in_cache(name: str, key: str, ids: pa.Array, takedowns: Takedowns, rows: pa
 
 def _rename(build: Build) -> None:
     """Identities that a build reads may have another name now."""
-    if not build.folder.exists("build.json"):
-        return
-    known, identities = build.folder.read_json("build.json"), Identities(build.store)
-    there, read = set(identities.names()), list(known.get("identities", ()))
-    names = [name if name in there else identities.of(name.rsplit(".", 2)[0]) for name in read]
-    if names != read:
-        build.folder.write_json("build.json", {**known, "identities": [name for name in names if name]})
+    identities, before = Identities(build.store), list(build_json.read(build.folder).get("identities", ()))
+    present = set(identities.names())
+    names = [name if name in present else identities.of(build_of(name)) for name in before]
+    if names != before:
+        build_json.note_identities(build, [name for name in names if name])

@@ -41,7 +41,7 @@ def collect(store: Store, stages: Stages, keep: int = 0, dry_run: bool = False) 
     deletions = Deletions(dry_run)
     builds = dict[str, list[Build]]()
     for known in store.registered():
-        if Folder(known["out"]).exists("build.json"):
+        if Folder(known["out"]).exists(build_json.NAME):
             builds.setdefault(known["name"], []).append(build_json.reopen(known["out"], stages))
     for own in builds.values():
         old = own[:-keep] if keep else []
