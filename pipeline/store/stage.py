@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
+from pipeline.store.partitions import DECISIONS, Record
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
-    from pipeline.store.partitions import Record
     from pipeline.store.rewrite import Removal, Rewrite
 
 
@@ -62,13 +62,14 @@ def no_state(build: Build, removal: Removal) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. All of its functions are pure but `run`, which commits one partition, and `moved`.
+    """One stage. `token` and `resources` are pure functions.
 
     name, zh: as specs, records and reports call it. folder: where it writes, within BUILD. inputs: stages it reads.
 
     version: raised when the same input gives another output. Never raised for crawl and fetch by a mere code change.
     token(build): JSON value of its part of the spec, the versions of its plug-ins, and what it reads outside the build.
-    partitions(build): names of its partitions; called by the driver when the inputs are finished, and nowhere else.
+    partitions(build): names of its partitions, once its inputs are finished. That of `shard` also clears its folder for
+    a new fingerprint, so only the driver calls it.
     run(build, partition): does one partition and commits it.
     resources(spec): what a partition asks of the cluster, as options of a Ray task.
     files: what it commits for a partition, beside its decisions.
@@ -116,6 +117,8 @@ class Stage:
 
     def file(self, suffix: str) -> StageFile | None:
         """What a committed file is, by its suffix; None for decisions and whatever else is not declared."""
+        if suffix == DECISIONS:
+            return None
         return next((file for file in self.files if fnmatch.fnmatchcase(suffix, file.suffix)), None)
 
 
