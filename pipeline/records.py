@@ -183,7 +183,7 @@ def drop(
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What one decode tells of an image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
+    """Measurements of one image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
 
     sha256: str
     format: str

@@ -51,7 +51,7 @@ def write(build: Build, plan: dict[str, Cut]) -> None:
 
 
 def read(build: Build, name: str) -> Cut:
-    """One shard as it was planned; where the plan is another build's or gone, it is made again."""
+    """One shard as it was planned; made again if there is no plan, or one of another fingerprint."""
     stage = build.stage("shard")
     plan = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
     if plan.get("fingerprint") != stage.fingerprint:

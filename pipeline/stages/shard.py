@@ -55,7 +55,7 @@ SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha25
 MORE = ("image_leader", "split", "format", "fetched_at")
 """Columns that go from kept rows to the index as they are; SAME also into KEY.json."""
 ASKED = [*SAME, "width", "height", "fetch_id", "texts"]
-"""What packing asks of a row."""
+"""Columns of a row that packing needs."""
 COLUMNS = [*SAME, *MORE, "width", "height", "order_key", "fetch_id", "texts", "text_leaders"]
 
 
@@ -67,7 +67,7 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """`train-000000`, ...; clears away what another fingerprint left, the manifest first."""
+    """`train-000000`, ...; deletes what another fingerprint wrote, the manifest first."""
     plan = _boundaries.make(build)
     stage = build.stage("shard")
     release.withdraw(stage.folder)
@@ -180,7 +180,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
 
 
 def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | memoryview]]:
-    """Rows with their image as fetched. Rows are in order of their order key, as `read_images` gives images."""
+    """Rows with their image as fetched. Rows are in order of their order key, as `read_images` returns images."""
     images = read_images(build, [row["fetch_id"] for row in rows])
     image = None
     for row in rows:

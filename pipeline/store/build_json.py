@@ -3,8 +3,8 @@
 It holds the spec, what was read of STORE, the versions of the tools, each stage's counts, time and cost, and the stage
 that runs. What a dataset is made of lies in the stages' records; nothing here decides what is done again.
 
-Limits: one process writes it, which on a local disk holds BUILD/_lock. On an object store nobody can tell whether it
-still lives, so that a stage which was killed there is shown as running.
+Limits: one process writes it, and on a local disk holds the lock BUILD/_lock. An object store has no locks, so a stage
+whose build was killed there is still shown as running.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def counts_of(records: list[Record]) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The stage that runs: when it began (RFC 3339, UTC), how many partitions were committed then, and all it has."""
+    """The running stage. since: when it began (RFC 3339, UTC). committed_before: partitions committed by then."""
 
     stage: str
     fingerprint: str
@@ -113,9 +113,9 @@ def reopen(out: str, stages: Stages) -> Build:
 
 
 def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:
-    """Keep build.json current: what a stage did, or which one runs now.
+    """Write build.json: the result of a stage, or which stage runs now.
 
-    Stages of other fingerprints are left out: who reopens the build must never mix old results with new ones.
+    Stages of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
     """
     folder = build.folder
     known = read(folder)
@@ -220,7 +220,7 @@ def sole_owner(build: Build) -> Iterator[None]:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            time.sleep(0.1)  # who asks for the status holds it for a moment
+            time.sleep(0.1)  # `status` holds it for a moment
         else:
             raise StoreError(build.out, "another wenlan-data is building here")
         yield

@@ -130,7 +130,7 @@ class Identities:
                 yield pa.Table.from_batches([batch])
 
     def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
-        """Signatures [images, bytes] of a build's images, mapped (behind a URL from a copy that is gone when unused).
+        """Signatures [images, bytes] of a build's images, mapped (from a URL: from a copy that is deleted when unused).
 
         Raises StoreError as `batches` does.
         """
@@ -164,7 +164,7 @@ class Identities:
         self.replace(build)
 
     def replace(self, build: Build) -> None:
-        """As `publish`, whatever others have published since: after a takedown a build knows less, not more."""
+        """Commit without the check of `publish`: a takedown only removes from what the build had published."""
         name, before = commit_name(build), self.of(build.build_id)
         if name == before:
             return
@@ -184,28 +184,28 @@ class Identities:
         )
         self._commit(name, known, before)
 
-    def forget(self, gone: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
-        """Take images out of every commit: `gone` says of rows (candidate_id, fetch_id, sha256) which of them.
+    def forget(self, removed: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
+        """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256).
 
-        Gives the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
+        Returns the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
         """
         renamed = {}
         for name in self.names():
             known = self.read(name)
             images = pa.concat_tables([IMAGE_SCHEMA.empty_table(), *self.batches(known, "images.parquet")])
-            mask = gone(images)
+            mask = removed(images)
             if mask.any():
                 renamed[name] = self._without(name, known, images, mask)
         return renamed
 
-    def _without(self, name: str, known: Published, images: pa.Table, gone: npt.NDArray[np.bool_]) -> str:
+    def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
             paths = {part: Path(scratch) / part for part in PARTS}
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
             with self._file(known, "texts.parquet") as path:
                 shutil.copyfile(path, paths["texts.parquet"])
             signatures = self.signatures(known, images.num_rows)
-            write_without(paths, images, signatures, flagged, gone)
+            write_without(paths, images, signatures, flagged, removed)
             digests = {part: file_sha256(path) for part, path in paths.items()}
             new = f"{known.build}.{_digest(digests)}.json"
             files = {}
@@ -260,15 +260,15 @@ def write_without(
     images: pa.Table,
     signatures: npt.NDArray[np.uint8],
     placeholders: pa.Table,
-    gone: npt.NDArray[np.bool_],
+    removed: npt.NDArray[np.bool_],
 ) -> None:
-    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the images that are `gone`."""
-    left = np.flatnonzero(~gone)
-    write_parquet(paths["images.parquet"], images.take(pa.array(left)))
+    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the `removed` images."""
+    remaining = np.flatnonzero(~removed)
+    write_parquet(paths["images.parquet"], images.take(pa.array(remaining)))
     with paths[SIGNATURES].open("wb") as f:
-        for start in range(0, len(left), 10_000):
-            f.write(signatures[left[start : start + 10_000]].tobytes() if len(signatures) else b"")
-    ids = images["candidate_id"].filter(pa.array(gone))
+        for start in range(0, len(remaining), 10_000):
+            f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
+    ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))
     )

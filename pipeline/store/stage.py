@@ -43,21 +43,21 @@ class StageFile:
 
 
 def one_cpu(spec: BuildSpec) -> dict[str, float]:
-    """What a partition asks of the cluster unless its stage says more, as options of a Ray task."""
+    """Default resources of a partition, as options of a Ray task."""
     return {"num_cpus": 1.0}
 
 
 def remove_rows(rewrite: Rewrite) -> None:
-    """The takedown of a stage whose files are tables of rows: the rows go."""
+    """Default takedown: removes rows from the tables of a partition."""
     rewrite.remove_rows()
 
 
 def nothing_moved(build: Build, before: Record, after: Record) -> None:
-    """For a stage whose files nothing in STORE points into."""
+    """Default: nothing in STORE points into the stage's files."""
 
 
 def no_state(build: Build, removal: Removal) -> None:
-    """For a stage that keeps nothing beside its committed files."""
+    """Default: the stage keeps nothing beside its committed files."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Stage:
     subject: what it decides on: "candidate", "capture", or "" for a stage that drops nothing itself.
     max_drop: the share that it may drop of a source, 0 to 1, where the spec's table of gates does not name it.
 
-    network: its results cost requests to others, so those under other specs are kept by `gc`.
+    network: its results cost requests to other servers, so `gc` keeps those of other specs.
     fixed_names: its files have names that two fingerprints share, so they are neither swept nor rewritten in place.
-    expires: an expired build does without its folder.
-    rewrites_others: a takedown rewrites what other specs left of it; for the others that is deleted, since it costs no
-    network and follows from all rows together.
+    expires: `gc --keep` deletes its folder from expired builds.
+    rewrites_others: whether a takedown rewrites the partitions that other specs committed. If not, they are deleted:
+    they cost no network, and follow from all rows together.
     without(rewrite): removes from one committed partition what a takedown names.
     stored(build, partition): for a stage that reads what changes outside: whether it has a result of the partition
     under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.

@@ -1,4 +1,4 @@
-"""Takedown: what an owner wants removed is removed from every build and from STORE, and never comes in again.
+"""Takedown: removes content from every build and from STORE, and rejects it in future builds.
 
 In this order, so that a kill at any moment leaves a state that the same command finishes:
 
@@ -12,8 +12,8 @@ In this order, so that a kill at any moment leaves a state that the same command
     6  STORE's identities and caches
 
 Builds that STORE knows (those that were published) are done whether they are named or not. Without anything named, all
-that is in STORE/forgotten is removed from the builds given. A page or a domain takes what was found there along; a
-picture that another page shows too stays.
+that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
+from it; a picture that another page shows too stays.
 
 Limits: one process. A capture goes with any picture on it that goes. Copies of a dataset elsewhere are out of reach:
 the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.
@@ -47,17 +47,17 @@ from pipeline.takedown.request import Request, resolve, text_array
 __all__ = ["COUNTED", "Request", "forget"]
 
 MARKER = "_forget.json"
-"""In a build's folder while a takedown is at work there: what it loses, and what it was before."""
+"""File in a build's folder while a takedown is running there: what it removes, and the state before."""
 
 COUNTED = ("samples", "candidates", "images", "captures")
-"""Of what a build held, in the answer of `forget`."""
+"""Counts per build in the answer of `forget`."""
 
 
 def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or ""}.
-    dry_run: says what would be removed and changes nothing. Raises SpecError for a request that cannot be meant,
+    dry_run: says what would be removed and changes nothing. Raises SpecError for an invalid request,
     SourceError for a picture that cannot be read, and StoreError for a build in which another command is at work.
     """
     request.check()

@@ -105,7 +105,7 @@ def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[in
     finally:
         model.train(training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise ConfigError("image.backbone", f"timm's {name} gives no feature map")
+        raise ConfigError("image.backbone", f"timm's {name} returns no feature map")
     return tuple(features.shape)
 
 
