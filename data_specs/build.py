@@ -150,6 +150,11 @@ class Admit(Spec):
 class Dedup(Spec):
     """When two images or two texts count as the same, and how many pairs may share a text, an image or a domain."""
 
+    across: Literal["all"] | tuple[str, ...] = Field(
+        (),
+        description="other datasets of STORE whose pairs are duplicates too, by name, or all",
+    )
+
     image_distance: int = Field(4, ge=0, le=16, description="bits of 64 that may differ between two perceptual hashes")
     image_signature: float = Field(
         0.07, ge=0, le=1, description="difference of brightness and colour that is allowed, 0 to 1"
@@ -171,6 +176,14 @@ class Dedup(Spec):
         gt=0,
         description="above it, leaders are spread over several processes of the cluster, with the same result",
     )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As a dictionary, without options that came later and are not set: digests of older specs stay as they are."""
+        fields: dict[str, Any] = dump(self)
+        if not self.across:
+            fields.pop("across", None)
+        return fields
 
 
 class Regions(Spec):
@@ -216,7 +229,8 @@ class Publish(Spec):
     """What must hold before a build is published as a dataset."""
 
     approve: Literal["auto", "manual"] = "auto"
-    min_samples: int = Field(1, ge=0)
+    min_samples: int = Field(1, ge=0, description="samples of the dataset, those of its earlier builds included")
+    min_new: int = Field(0, ge=0, description="samples that a build must add; at 0 a build that adds none is done")
     max_drop_share: float = Field(1.0, gt=0, le=1, description="share of all candidates that may be dropped")
     max_unreadable: Share = Field(
         0.01, description="share of a source's pages or candidates on which a parser may fail: more is a fault of ours"
@@ -236,8 +250,9 @@ class Publish(Spec):
     def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As a dictionary, without options that came later and are not set: digests of older specs stay as they are."""
         fields: dict[str, Any] = dump(self)
-        if self.max_unreadable == type(self).model_fields["max_unreadable"].default:
-            fields.pop("max_unreadable", None)
+        for name in ("max_unreadable", "min_new"):
+            if getattr(self, name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
         return fields
 
 

@@ -75,6 +75,7 @@ class DropReason(str, enum.Enum):
     IMAGE_ENTROPY = "image_entropy"  # of few grey levels
     IMAGE_ANIMATED = "image_animated"
     # dedup
+    KNOWN = "known"  # the dataset holds its image already: no drop, a fate of its own
     SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
     NEAR_IMAGE = "near_image"
     PLACEHOLDER = "placeholder"  # one picture under many different texts
@@ -121,7 +122,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason."""
+    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
+
+    A candidate with the reason `known` is not dropped: the dataset holds its image already (`duplicate_of`).
+    """
 
     subject: Literal["capture", "candidate"]
     id: str  # candidate_id, or sha256 of the capture's URL

@@ -71,7 +71,7 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", s
         as_it_is = _fingerprinted(replace(build, identities=read))
         if as_it_is.stage("dedup").finished():
             return as_it_is
-    return _fingerprinted(replace(build, identities=identities.before(build.build_id, spec.name, snapshot)))
+    return _fingerprinted(replace(build, identities=identities.before(build)))
 
 
 def reopen(out: str) -> Build:
@@ -148,7 +148,7 @@ def _tell(record: Record) -> None:
     """Log and count a partition that was just committed."""
     with observe.about(partition=record.partition):
         log.info("partition done", extra={"seconds": record.seconds, "counts": record.counts})
-        for fate in ("kept", "dropped"):
+        for fate in ("kept", "dropped", "known"):
             observe.count("wenlan_rows", record.counts.get(fate, 0), fate=fate)
         observe.count("wenlan_partitions")
         observe.count("wenlan_partition_seconds", record.seconds)

@@ -39,7 +39,7 @@ from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.decode import PictureError
 from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
-from pipeline.publish import release
+from pipeline.publish import dataset, release
 from pipeline.records import DECISION_SCHEMA, text_of
 from pipeline.stages import _boundaries
 from pipeline.stages._survivors import split_file, survivors
@@ -70,6 +70,9 @@ def partitions(build: Build) -> list[str]:
     """`train-000000`, ...; deletes what another fingerprint wrote, the manifest first."""
     plan = _boundaries.make(build)
     stage = build.stage("shard")
+    if stage.folder.exists("manifest.json"):
+        todo = "publish that, or roll back to a release without it"
+        dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built anew; {todo}")
     release.withdraw(stage.folder)
     stage.retire(set(plan), _reusable(build), keep={_boundaries.FILE})
     _boundaries.write(build, plan)

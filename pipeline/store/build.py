@@ -29,6 +29,8 @@ class Build:
     fingerprints: dict[str, str] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
+    generation: int = 1
+    """Of the dataset that it belongs to: which releases it continues."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
@@ -43,6 +45,11 @@ class Build:
     def history(self, name: str) -> list[StageDir]:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
         return StageDir(self.folder / self.stages[name].folder, name, "").everyone()
+
+    @property
+    def held(self) -> int:
+        """Samples that its dataset holds already, in the newest release of the same generation."""
+        return self.store.releases(self.spec.name).held(self.generation, self.snapshot)
 
     @property
     def shards(self) -> Folder:

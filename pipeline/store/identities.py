@@ -11,7 +11,8 @@ hold digests, so what it reads cannot change under it. `publish` refuses a build
 published since, as two builds that run at once would else both keep an image. A build that is published and unchanged
 stays as it is, whatever was published after it.
 
-Earlier builds of the same dataset and snapshot are not read: the new build is in their place.
+Earlier builds of the same dataset and snapshot are not read: the new build is in their place. Nor are builds that the
+newest release leaves out, after a rollback or in a new generation.
 """
 
 from __future__ import annotations
@@ -114,12 +115,26 @@ class Identities:
         """The name of a build's commit; "" if it has not been published."""
         return next((name for name in self.names() if build_of(name) == build_id), "")
 
-    def before(self, build_id: str, dataset: str, snapshot: str) -> tuple[str, ...]:
-        """Commits that a build is deduplicated against, by (snapshot, build): all but its own and those it replaces."""
+    def before(self, build: Build) -> tuple[str, ...]:
+        """Commits that a build is deduplicated against, by (snapshot, build).
+
+        Of its own dataset those of the builds in the newest release, if it continues that generation, but for those
+        that it replaces (of the same snapshot); of other datasets those that the spec names in dedup.across.
+        """
+        dataset, across = build.spec.name, build.spec.dedup.across
+        current = self._store.releases(dataset).latest().current
+        released = {known.build_id for known in current.builds} if current is not None else set()
         commits = []
         for name in self.names():
             known = self.read(name)
-            if known.build != build_id and (known.dataset, known.snapshot) != (dataset, snapshot):
+            if known.dataset != dataset:
+                reads = across == "all" or known.dataset in across
+            elif current is None:  # published before there were releases
+                reads = build.generation == 1
+            else:
+                reads = current.generation == build.generation and known.build in released
+            own = known.build == build.build_id or (known.dataset, known.snapshot) == (dataset, build.snapshot)
+            if reads and not own:
                 commits.append((known.snapshot, known.build, name))
         return tuple(name for _, _, name in sorted(commits))
 
@@ -149,7 +164,7 @@ class Identities:
 
     def check(self, build: Build) -> None:
         """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
-        unseen = set(self.before(build.build_id, build.spec.name, build.snapshot)) - set(build.identities)
+        unseen = set(self.before(build)) - set(build.identities)
         if unseen and self.of(build.build_id) != commit_name(build):
             names = ", ".join(sorted(map(build_of, unseen)))
             raise StoreError(

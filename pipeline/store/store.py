@@ -18,6 +18,7 @@ from data_specs.shard import canonical_json
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.cache import Cache
+from pipeline.store.releases import Releases, datasets
 from pipeline.store.takedowns import Takedowns, merged
 
 if TYPE_CHECKING:
@@ -46,6 +47,14 @@ class Store:
 
     def regions(self, detector_id: str) -> Cache:
         return Cache(self.folder / f"regions/{detector_id}", "sha256")
+
+    def releases(self, dataset: str) -> Releases:
+        """The releases of a dataset, by its name."""
+        return Releases(self.folder / f"datasets/{dataset}")
+
+    def datasets(self) -> list[Releases]:
+        """The releases of every dataset that has one."""
+        return datasets(self.folder / "datasets")
 
     def takedowns(self) -> Takedowns:
         """All takedowns: content that no build may hold."""

@@ -10,6 +10,7 @@ In this order, so that a kill at any moment leaves a state that the same command
     5  captures, candidates, images, features, pairs, decisions and regions of the build
        (`pipeline.takedown.partitions`), and its report
     6  STORE's identities and caches
+    7  the next release of each dataset, which lists the shards as they are now
 
 Builds that STORE knows (those that were published) are done whether they are named or not. Without anything named, all
 that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
@@ -33,7 +34,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import canonical_json, parse_manifest
-from pipeline.publish import release
+from pipeline.publish import dataset, release
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
@@ -56,7 +57,8 @@ COUNTED = ("samples", "candidates", "images", "captures")
 def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
-    Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or ""}.
+    Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
+    "releases": number of the newest release by dataset}.
     dry_run: says what would be removed and changes nothing. Raises SpecError for an invalid request,
     SourceError for a picture that cannot be read, and StoreError for a build in which another command is at work.
     """
@@ -75,7 +77,10 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
         _clean_store(store, takedowns, {h for loss in losses for h in loss.hashes}, builds)
         for build in builds:
             build.folder.delete(MARKER)
-        return {"dry_run": False, "builds": answers, "tombstone": name}
+        specs = {build.build_id: build.spec for build in builds}
+        renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
+        numbers = {release.dataset: release.release for release in renewed if release is not None}
+        return {"dry_run": False, "builds": answers, "tombstone": name, "releases": numbers}
 
 
 def _with_unfinished(loss: Affected) -> Affected:
@@ -143,6 +148,8 @@ def _move_staged(build: Build) -> None:
     files are not what the old records say.
     """
     if shards.staged(build):
+        finish = f"wenlan-data forget --store {build.store.url}"
+        dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
         release.withdraw(build.shards)
         shards.move_staged(build)
 
