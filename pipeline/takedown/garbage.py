@@ -7,7 +7,7 @@ STORE/fetched whose bytes are gone; features of an older wenlan, which nobody as
 again or is what they are for: captures, shards, report, build.json, releases.json. Their other stages go. Before images
 go, STORE/fetched learns of newer builds that hold the same, so that they are not fetched again.
 
-Nothing that is not published is touched, nor a build in which a command is at work.
+Unpublished builds, and builds in which a command is running, are not touched.
 
 Limits: builds are those that STORE knows (published by this version or a later one).
 """
@@ -41,7 +41,7 @@ def collect(store: Store, stages: Stages, keep: int = 0, dry_run: bool = False) 
     deletions = Deletions(dry_run)
     builds = dict[str, list[Build]]()
     for known in store.registered():
-        if Folder(known["out"]).exists("build.json"):
+        if Folder(known["out"]).exists(build_json.NAME):
             builds.setdefault(known["name"], []).append(build_json.reopen(known["out"], stages))
     for own in builds.values():
         old = own[:-keep] if keep else []
@@ -103,7 +103,7 @@ def _tidy(build: Build, deletions: Deletions) -> None:
 
 
 def _expire(store: Store, build: Build, others: list[Build], deletions: Deletions) -> None:
-    """Leave an old build only what it is for."""
+    """Delete from an old build the folders of all stages that expire."""
     if not deletions.dry_run:
         _find_elsewhere(store, build, others)
     for stage in build.stages.values():
@@ -112,7 +112,7 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
 
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
-    """Rows of STORE/fetched that point into a build, pointed to one that stays and holds the same image."""
+    """Point rows of STORE/fetched that lie in a build to a newer build that holds the same image."""
     directories, cache = build.history("fetch"), store.fetched()
     if not directories:
         return
@@ -159,5 +159,9 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
     rows = store.fetched().forget(lost)
     if rows:
         deletions.deleted.append(
-            {"what": f"{rows:,} fetched images that lie nowhere", "place": store.folder.at("fetched"), "bytes": 0}
+            {
+                "what": f"{rows:,} fetched images whose tar no longer exists",
+                "place": store.folder.at("fetched"),
+                "bytes": 0,
+            }
         )
