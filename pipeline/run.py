@@ -17,11 +17,12 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from data_specs.build import BuildSpec
+from data_specs.build import BuildSpec, SpecError
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
 from pipeline.cluster import Cluster
@@ -56,6 +57,8 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", s
     known = build_json.read(folder)
     if not snapshot:
         snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
+        raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     build = Build(
         spec=spec,
         out=folder.url,

@@ -96,6 +96,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     until = args.until
     if until not in (*STAGES, "publish"):
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
+    if args.workers < 0:
+        raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
     build = _open(args)
     started = time.monotonic()
     results: list[StageResult] = []

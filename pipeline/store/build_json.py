@@ -89,10 +89,14 @@ class Running:
 
 NAME = "build.json"
 
+NO_RECORD = "is not the record of a build"
+
 
 def read(folder: Folder) -> dict[str, Any]:
-    """The content of build.json in a build's folder; empty if there is none. Raises StoreError if it is not JSON."""
-    known: dict[str, Any] = folder.read_json(NAME) if folder.exists(NAME) else {}
+    """The content of build.json in a build's folder; empty if there is none. Raises StoreError if it is no object."""
+    known: Any = folder.read_json(NAME) if folder.exists(NAME) else {}
+    if not isinstance(known, dict):
+        raise StoreError(folder.at(NAME), NO_RECORD)
     return known
 
 
@@ -107,9 +111,14 @@ def reopen(out: str, stages: Stages) -> Build:
     except ValidationError as e:
         fault = describe(e, BuildSpec)[0]
         raise StoreError(folder.at(NAME), f"holds a spec that this wenlan cannot read ({fault})") from None
-    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
-    fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
-    return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
+    except KeyError:
+        raise StoreError(folder.at(NAME), NO_RECORD) from None
+    try:
+        build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
+        fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
+        return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
+    except (AttributeError, KeyError, TypeError):
+        raise StoreError(folder.at(NAME), NO_RECORD) from None
 
 
 def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:

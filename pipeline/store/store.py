@@ -116,7 +116,10 @@ class Store:
         """The version of what is there, 0 if nothing is. Raises StoreError for a newer one."""
         if not self.folder.exists("store.json"):
             return 0
-        version = int(self.folder.read_json("store.json")["version"])
+        try:
+            version = int(self.folder.read_json("store.json")["version"])
+        except (KeyError, TypeError, ValueError):
+            raise StoreError(self.folder.at("store.json"), "is not the record of a STORE") from None
         if version > STORE_VERSION:
             raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
         return version

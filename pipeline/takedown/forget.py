@@ -179,13 +179,13 @@ def _clean_identities(store: Store, takedowns: Takedowns, hashes: set[str]) -> N
 def _clean_caches(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
     """Step 6, for what all builds share."""
     ids = text_array(hashes | takedowns.hashes)
-    for name, cache in store.caches():
-        cache.forget(functools.partial(_in_cache, name, cache.key, ids, takedowns))
+    for _, cache in store.caches():
+        cache.forget(functools.partial(_in_cache, cache.key, ids, takedowns))
 
 
-def _in_cache(name: str, key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> pa.Array:
+def _in_cache(key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> pa.Array:
     mask = pc.is_in(rows[key], ids)
-    if name == "fetched":
+    if "image_url" in rows.column_names:
         hosts = pa.array([takedowns.host(url) for url in rows["image_url"].to_pylist()], pa.bool_())
         mask = pc.or_(mask, hosts)
     return mask
