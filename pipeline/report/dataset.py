@@ -82,8 +82,10 @@ def number_before(build: Build) -> int:
         return 0
     if state.manifest_of(build) is None:
         return current.release
-    told = state.remembered(build)
-    first = told.release if told is not None and told.release else state.first_release(build)
+    report = drift.read(build.out)
+    if report is not None and (report.get("state") or {}).get("build_id") == build.build_id:
+        return int((report["dataset"] or {}).get("release", 0))
+    first = state.first_release(build)  # its report is gone, and with it what it remembered
     return first - 1 if first else current.release
 
 

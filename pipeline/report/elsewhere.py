@@ -23,7 +23,7 @@ from pipeline.files.digests import DIGEST
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
-from pipeline.store.identities import Identities
+from pipeline.store.identities import Identities, build_of
 
 _COLUMNS = ["candidate_id", "source", "page_url", "image_url", "sha256", "texts", "image_offset", "image_size"]
 
@@ -53,8 +53,7 @@ def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
     )
     there = set(identities.names())
     for name in build.identities:
-        build_id = name.rpartition(".json")[0].rpartition(".")[0]
-        name = name if name in there else identities.of(build_id)  # a takedown renames what it takes something out of
+        name = name if name in there else identities.of(build_of(name))  # a takedown renames what it changes
         if not name:
             continue
         one = identities.read(name)

@@ -23,7 +23,7 @@ from pipeline.records import order_key, sha256_hex
 from pipeline.report import elsewhere
 from pipeline.store.build import Build
 from pipeline.store.images import records_between
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage
 from pipeline.urls import without_userinfo
@@ -101,7 +101,7 @@ def _look(
         return
     for record in _records(directory, key):
         for suffix in record.files:
-            file = stage.file(suffix) if suffix != DECISIONS else None
+            file = stage.file(suffix)
             if file is None or not file.row_key:
                 continue
             rows = directory.table(record, suffix, filters=wanted[file.row_key]).slice(0, 1).to_pylist()

@@ -64,7 +64,7 @@ def _dataset(name: str, reports: list[dict[str, Any]]) -> dict[str, Any]:
                 "kept": report["totals"]["kept"],
                 "known": report["totals"].get("known", 0),
                 "dropped": report["totals"]["dropped"],
-                "total": _total(report, state),
+                "total": _total(state),
                 "duplicates": report["duplicates"],
                 "bytes": sum(split["bytes"] for split in report["splits"]),
                 "cpu_seconds": sum(stage["cpu_seconds"] for stage in report["cost"]),
@@ -89,12 +89,11 @@ def _drift(report: dict[str, Any], previous: dict[str, Any] | None) -> list[dict
     return distributions
 
 
-def _total(report: dict[str, Any], state: dict[str, Any]) -> int | None:
+def _total(state: dict[str, Any]) -> int | None:
     """Samples of the release that a build made; None for a build that is in no release."""
     if not state.get("release"):
         return None
-    dataset = report.get("dataset")
-    return int(dataset["after"]["all"] if dataset else report["totals"]["kept"])
+    return int(state["total"])
 
 
 def _newest(name: str, reports: list[dict[str, Any]]) -> dict[str, Any] | None:

@@ -33,7 +33,7 @@ from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
 from pipeline.detectors._boxes import blank, boxes_of, cleaned, look
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
-from pipeline.records import BOX_SCHEMA, DropReason, order_key
+from pipeline.records import BOX_SCHEMA, DropReason, order_key, sha256_hex
 from pipeline.report import elsewhere
 from pipeline.report.figures import trim
 from pipeline.report.unshown import unshown_candidates, unshown_images
@@ -88,8 +88,10 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     sizes: Counter[str] = Counter()
     choice = Choice()
     size = build.spec.report.pictures
-    opted_out: set[str] = set()
+    opted_out: set[str] = set()  # fetch_ids of images, and ids of pages
     for table in build.decisions():
+        pages = table.filter(pc.equal(table["subject"], "capture"))
+        opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
         table = table.filter(pc.equal(table["subject"], "candidate"))
         opted_out.update(table.filter(pc.is_in(table["reason"], pa.array(sorted(HIDDEN))))["fetch_id"].to_pylist())
         copies = table.filter(pc.not_equal(table["duplicate_of"], ""))
@@ -192,7 +194,7 @@ def _add_leaders_elsewhere(build: Build, choice: Choice, takedowns: Takedowns, o
     for cluster in choice.clusters:
         here = any(row["id"] == cluster["leader"] for row in cluster["members"])
         row, data = found.get(cluster["leader"], ({}, b""))
-        if here or not row or row["fetch_id"] in opted_out:
+        if here or not row or {row["fetch_id"], sha256_hex(row["page_url"])} & opted_out:
             continue
         if takedowns.names(row) or row["sha256"] in takedowns.hashes:
             continue

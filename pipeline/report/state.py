@@ -30,7 +30,8 @@ class State(BaseModel):
     release: the first release with the build. revision, content_digest: those of its manifest. removed: samples were
     taken out of it since. renewed: the release in which they are gone; 0 while they are being taken out. accepted:
     gates that did not hold when it was published, each with the reason given. failing: gates that do not hold now.
-    approval: the spec requires that of a person. new: samples that it adds. held: those of the dataset without it.
+    approval: the spec requires that of a person. new: samples that it adds. held: those of the dataset without it, as
+    far as the report knew. total: samples of `release`, from which more may have been taken out.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
@@ -49,6 +50,7 @@ class State(BaseModel):
     approval: bool = False
     new: int = 0
     held: int = 0
+    total: int = 0
 
 
 def manifest_of(build: Build) -> Manifest | None:
@@ -128,8 +130,10 @@ def _published(build: Build, now: State, manifest: Manifest, before: State | Non
     newest = latest.current.release if latest.current is not None and lists(latest.current, build) else 0
     was = before if before is not None and before.verdict == "published" else None
     first = was.release if was is not None and was.release else newest
+    total = was.total if was is not None else sum(latest.current.samples.values()) if latest.current is not None else 0
     if before is None:
         first = first_release(build)
+        total = sum(build.store.releases(build.spec.name).read(first).samples.values()) if first else 0
     # a build that was published all along changes only where a takedown, or a page that is gone, took samples out
     same = was is not None and was.content_digest == manifest.content_digest
     removed = was is not None and (was.removed or not same)
@@ -143,6 +147,7 @@ def _published(build: Build, now: State, manifest: Manifest, before: State | Non
             "release": first,
             "revision": manifest.revision,
             "content_digest": manifest.content_digest,
+            "total": total,
             "removed": removed,
             "renewed": renewed,
             "accepted": manifest.accepted,

@@ -24,11 +24,14 @@ HTML = (
     state.release }} {{ t("of dataset", "· 数据集") }}{% else %}{{ t("Published in dataset", "已发布：数据集") -}}
     {% endif %} <b>{{ state.dataset }}</b></h2>
   <p>{{ state.since | moment }} · <b>{{ state.new | n }}</b> {% if state.held %}{{ t("new samples,", "个新样本，") }} {{
-    (state.new + state.held) | n }} {{ t("in the dataset with them", "个在含本次的数据集中") }}{% else %}{{
+    state.total | n }} {{ t("in the dataset with them", "个在含本次的数据集中") }}{% else %}{{
     t("samples: the first of the dataset", "个样本：数据集的第一次构建") }}{% endif %}</p>
   {% for gate, why in state.accepted.items() %}<p><b>{{ t("Accepted", "已人工接受") }}</b> {{
     t("although this gate did not hold:", "：此门槛未通过") }} <code>{{ gate }}</code>, {{
     t("because", "原因：") }} <q>{{ why }}</q></p>{% endfor %}
+  {% if dataset and state.total < dataset.after.all %}<p>{{ (dataset.after.all - state.total) | n }} {{
+    t("samples of earlier builds were left out with it: gone at their source, or opted out since.",
+      "个早先构建的样本同时被移除：来源已消失，或已声明退出。") }}</p>{% endif %}
   {% if state.removed %}<p>{{ t("Samples were taken out since; this is revision", "此后有样本被移除；当前为修订") }} {{
     state.revision }}{% if state.renewed %}, {{ t("which release", "，见版本") }} {{ state.renewed }} {{
     t("has", "") }}{% endif %}.</p>{% endif %}
