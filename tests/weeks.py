@@ -9,9 +9,8 @@ from typing import Any
 
 from data_specs.build import BuildSpec
 from pipeline import run
-from pipeline.store import build_json
 from pipeline.store.build import Build
-from tests.stages import run_stage
+from tests.stages import run_noted
 
 WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒蛋的做法", "北京故宫的角楼", "山上的雪和云", "老式蒸汽火车")
 
@@ -62,8 +61,5 @@ class Weeks:
     @staticmethod
     def finish(build: Build, **changes: Any) -> Build:
         build = replace(build, **changes)
-        build_json.note(build)
-        for name in build.stages:
-            run_stage(build, name)
-            build_json.note(build, run._result(build, name, 1, False, 0.0))
+        run_noted(build, *build.stages)
         return build

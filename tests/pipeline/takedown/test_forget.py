@@ -359,3 +359,32 @@ def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build,
     data = (folder / "new.tar").read_bytes()
     sample = decode_sample(data[row["json_offset"] :][: row["json_size"]], "it")
     assert [t.text for t in sample.texts] == [t["text"] for t in row["texts"]] == [item.candidate.texts[0].text]
+
+
+def test_the_reports_of_a_dataset_show_nothing_of_it_and_say_what_became_of_theirs(weeks: Any) -> None:
+    """The second build knows the picture under another address: it shows the first one's as a leader."""
+    first = weeks.build("2026-01-01", range(6))
+    release.publish(first)
+    spec = weeks.spec(range(1, 8))
+    place = Path(spec.sources[0].options["path"])
+    for suffix in ("jpg", "txt"):
+        shutil.copy(place / f"001.{suffix}", place / f"copy.{suffix}")
+    second = weeks.build_again("2026-01-08", spec)
+    release.publish(second)
+    folder = Path(second.out) / "report"
+    before = json.loads((folder / "report.json").read_bytes())
+    [cluster] = before["clusters"]
+    assert cluster["held_by"] == first.build_id
+
+    answer = forget(first.store, [first, second], Request(["folder:///album/001.jpg"], [], [], [], exact=True))
+    assert answer["releases"] == {"weekly": 3}
+    report = json.loads((folder / "report.json").read_bytes())
+    shown = [member["url"] for group in report["clusters"] for member in group["members"]]
+    assert "folder:///album/001.jpg" not in shown
+    assert "folder:///album/001.jpg" not in (folder / "index.html").read_text("utf-8")
+    assert (report["state"]["verdict"], report["state"]["release"]) == ("published", 2)
+    own = json.loads((Path(first.out) / "report/report.json").read_bytes())["state"]
+    assert (own["verdict"], own["release"], own["removed"], own["renewed"]) == ("published", 1, True, 3)
+    page = (Path(first.out) / "report/index.html").read_text("utf-8")
+    assert "Samples were taken out since" in page
+    assert report["dataset"]["release"] == 1, "compared with the release that it was compared with"
