@@ -254,6 +254,7 @@ def add_report(commands: Commands) -> None:
 
 def _report(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
+    from pipeline.report import page
 
     if bool(args.build) == bool(args.index) or (args.index and args.baseline):
         raise SpecError(["report: name a BUILD (--baseline compares it with another one), or --index DIR"])
@@ -267,6 +268,7 @@ def _report(args: argparse.Namespace) -> dict[str, Any]:
     for name in ("index.html", "report.json"):
         if not build.folder.exists(f"report/{name}"):
             raise WenlanError(build.folder.at(f"report/{name}"), "is missing; run wenlan-data build first")
+    page.tell(build)  # a publish that was killed may not have
     answer: dict[str, Any] = {"report": build.folder.at("report/index.html")}
     answer["figures"] = build.folder.at("report/report.json")
     if args.baseline:
