@@ -102,6 +102,15 @@ def lists(release: ReleaseName | Manifest, build: Build) -> bool:
     return any(own.build_id == build.build_id for own in release.builds)
 
 
+def _samples(build: Build, number: int) -> int:
+    """Samples of a release; 0 if it is no longer kept."""
+    releases = build.store.releases(build.spec.name)
+    current = releases.latest().current
+    if current is not None and current.release == number:
+        return sum(current.samples.values())
+    return sum(releases.read(number).samples.values()) if number in releases.numbers() else 0
+
+
 def first_release(build: Build) -> int:
     """The first release of the unbroken line up to the newest that has a build; 0 if the newest lacks it.
 
@@ -130,10 +139,9 @@ def _published(build: Build, now: State, manifest: Manifest, before: State | Non
     newest = latest.current.release if latest.current is not None and lists(latest.current, build) else 0
     was = before if before is not None and before.verdict == "published" else None
     first = was.release if was is not None and was.release else newest
-    total = was.total if was is not None else sum(latest.current.samples.values()) if latest.current is not None else 0
     if before is None:
         first = first_release(build)
-        total = sum(build.store.releases(build.spec.name).read(first).samples.values()) if first else 0
+    total = was.total if was is not None and was.total else _samples(build, first)
     # a build that was published all along changes only where a takedown, or a page that is gone, took samples out
     same = was is not None and was.content_digest == manifest.content_digest
     removed = was is not None and (was.removed or not same)
