@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.publish import release
 from pipeline.report import drift
 from pipeline.report import index as report_index
 from pipeline.stages import report
@@ -112,6 +113,32 @@ def test_axe_finds_nothing_serious(built: Build, browse: Browse, tmp_path: Path,
         assert await serious(page) == []
 
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
+
+
+def test_the_report_of_a_dataset_that_grows_is_sound_in_both_themes_and_on_a_phone(
+    weeks: Any, browse: Browse, tmp_path: Path
+) -> None:
+    release.publish(weeks.build("2026-01-01", range(12)))
+    second = weeks.build("2026-01-08", range(15))
+    release.publish(second)
+
+    async def visit(page: Any) -> None:
+        for theme in ("light", "dark"):
+            await page.run(f"document.documentElement.dataset.theme = '{theme}'")
+            assert await serious(page) == [], theme
+        first = "document.querySelector('main > section').innerText"
+        assert (await page.run(first)).startswith("✓ Published as release 2 of dataset weekly")
+        await page.run("document.getElementById('language').click()")
+        assert "已发布：版本 2" in await page.run(first)
+        change = "n.value = 'known'; n.dispatchEvent(new Event('input', {bubbles: true}));"
+        await page.run(f"(() => {{ const n = document.getElementById('by-reason'); {change} }})()")
+        headings = "[...document.querySelectorAll('#sheet h3')].filter(n => !n.hidden).length"
+        assert await page.run(headings) == 1, "no heading over nothing"
+        wide = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+        await page.say("Emulation.setDeviceMetricsOverride", width=390, height=844, deviceScaleFactor=2, mobile=True)
+        assert await page.run(wide) <= 0, "nothing sticks out on a phone"
+
+    browse(Path(second.out) / "report/index.html", tmp_path / "profile", visit)
 
 
 def test_the_index_over_builds_works_too(built: Build, browse: Browse, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pipeline.report.sections.state import END, START
+from pipeline.report.page import environment
+from pipeline.report.sections.state import END, HTML, START
+from pipeline.stages import STAGES
 
 Weeks = tuple[tuple[str, dict[str, Any]], tuple[str, dict[str, Any]]]
 
@@ -17,3 +19,12 @@ def test_the_page_begins_with_what_became_of_the_build(grown: Weeks) -> None:
         assert report["state"]["release"] == number
     assert "the first of the dataset" in grown[0][0]
     assert '<b>3</b> <span data-zh="个新样本，">new samples,</span> 15' in grown[1][0]
+
+
+def test_samples_of_earlier_builds_that_were_left_out_are_counted(grown: Weeks) -> None:
+    _, (html, report) = grown
+    assert "were left out with it" not in html
+    fewer = {**report, "state": {**report["state"], "total": 13}}
+    said = environment(STAGES).from_string(HTML).render(**fewer)
+    assert "<p>2 <span" in said
+    assert "samples of earlier builds were left out with it" in said
