@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -289,6 +290,31 @@ def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
     for before, after in itertools.pairwise(order):
         assert stages[before]["kept"] == stages[after]["seen"], (before, after)
+
+
+def test_what_pandas_reads_in_a_stages_folder_are_its_rows(web, tmp_path, build_here):
+    """Where archives lie beside the rows, a reader of folders names the tables: FOLDER/*.parquet."""
+    out = tmp_path / "out"
+    build_here(fill(web, tmp_path), out)
+    done, read = opened(out), {}
+    for stage in done.stages.values():
+        files = [path for path in (out / stage.folder).iterdir() if path.is_file() and path.name[0] not in "_."]
+        tables = sorted(path for path in files if path.suffix in (".parquet", ".verdicts"))
+        reader = pq.read_table if stage.prepares else pd.read_parquet  # lists of digests, which pandas has no type for
+        frames = [reader(path) for path in (tables if len(tables) < len(files) else [out / stage.folder])]
+        if tables:
+            assert len({tuple(pq.read_schema(path).names) for path in tables}) == 1, stage.name
+            read[stage.name] = sum(len(frame) for frame in frames)
+    named = {"fetch": "seen", "rank": "pairs", "lead": "pairs", "detect": "images"}
+    assert read == {
+        name: sum(record.counts[named.get(name, "kept")] for record in done.stage(name).records()) for name in read
+    }
+    assert list(read) == [name for name in done.stages if name not in ("screen", "report")], "no filter looks at pixels"
+
+    dropped = sum(not row["kept"] for row in decisions(out))
+    folders = [out / done.stages[name].folder / "_decisions" for name in done.stages]
+    union = pd.concat([pd.read_parquet(folder) for folder in folders if folder.exists()])
+    assert (~union["kept"]).sum() == dropped > 0
 
 
 def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path):
