@@ -105,6 +105,9 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     if until == "publish":
         answer |= _publish_unless_manual(build)
     show(_funnel(results))
+    too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
+    if too_deep:
+        say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
     if answer["published"]:
