@@ -56,7 +56,8 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", s
     folder = Folder(out)
     known = folder.read_json("build.json") if folder.exists("build.json") else {}
     if not snapshot:
-        snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+        own = known.get("snapshot") if known.get("name") == spec.name else ""  # another dataset's says nothing of ours
+        snapshot = own or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     build = Build(
         spec=spec,
         out=folder.url,

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from data_specs.build import SpecError, load
 from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
-from pipeline.errors import SourceError, WenlanError
+from pipeline.errors import ApprovalError, SourceError, WenlanError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -34,6 +34,7 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.publish import replacing
     from pipeline.stages import STAGES
 
     try:
@@ -50,7 +51,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
         table.add_row(name, state, str(committed), stage.fingerprint[:12])
     show(table)
-    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages}
+    blocking = replacing.in_the_way(build) if args.out else []
+    for line in blocking:
+        say(f"a build would refuse: {line}")
+    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages, "in_the_way": blocking}
     return answer if args.estimate is None else {**answer, "estimate": _estimate(build, args.estimate)}
 
 
@@ -82,6 +86,9 @@ def add_build(commands: Commands) -> None:
     )
     build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
     build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    build.add_argument(
+        "--replace", action="store_true", help="replace the other dataset, snapshot or published spec that DIR holds"
+    )
     build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 
 
@@ -92,7 +99,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     until = args.until
     if until not in (*STAGES, "publish"):
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
-    build = _open(args)
+    build = _opened_to_write(args)
     started = time.monotonic()
     results: list[StageResult] = []
     last = "report" if until == "publish" else until
@@ -101,15 +108,15 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         for result in run.run(build, until=last, progress=bars.update, **options):
             results.append(result)
             bars.done(result)
-    answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
-    if until == "publish":
-        answer |= _publish_unless_manual(build)
     show(_funnel(results))
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
         say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
+    answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
+    if until == "publish":
+        answer |= _publish_unless_manual(build)
     if answer["published"]:
         say(f"dataset: {answer['manifest']}")
     answer["stages"] = [dataclasses.asdict(result) for result in results]
@@ -118,14 +125,18 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _publish_unless_manual(build: Build) -> dict[str, Any]:
-    """Publish a finished build, unless its spec requires manual approval and it has not been published before."""
+    """Publish a finished build, unless its spec requires manual approval; one that is published stays so.
+
+    Raises GateError for a gate that does not hold, whether a person is asked or not.
+    """
     from pipeline.publish import release
 
-    if build.spec.publish.approve == "manual" and not build.shards.exists("manifest.json"):
+    try:
+        manifest = release.publish(build)
+    except ApprovalError:
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {build.out}")
         return {}
-    manifest = release.publish(build)
     return {
         "published": True,
         "revision": manifest.revision,
@@ -158,6 +169,21 @@ def _open(args: argparse.Namespace) -> Build:
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot)
+
+
+def _opened_to_write(args: argparse.Namespace) -> Build:
+    """As `_open`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
+    from pipeline.publish import replacing
+
+    build = _open(args)
+    blocking = replacing.in_the_way(build)
+    if not blocking:
+        return build
+    if not args.replace:
+        raise SpecError(blocking)
+    say(f"--replace: {blocking[0]}; it is withdrawn")
+    replacing.withdraw(build)
+    return _open(args)  # again, since what it is deduplicated against has changed
 
 
 def add_status(commands: Commands) -> None:

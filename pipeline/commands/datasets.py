@@ -32,6 +32,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
 
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
     build = run.reopen(args.build)
+    build.store.must_exist()
     manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     path = build.shards.at("manifest.json")
     say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")

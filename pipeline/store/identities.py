@@ -181,6 +181,15 @@ class Identities:
         )
         self._commit(name, known, before)
 
+    def withdraw(self, build_id: str) -> None:
+        """Take away a build's identities: its dataset is replaced. The caller holds STORE's lock."""
+        name = self.of(build_id)
+        if name:
+            known = self.read(name)
+            self._folder.delete(name)
+            for ref in known.files.values():
+                self._folder.delete(ref.name)
+
     def forget(self, gone: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
         """Take images out of every commit: `gone` says of rows (candidate_id, fetch_id, sha256) which of them.
 

@@ -57,7 +57,9 @@ COUNTED = ("samples", "candidates", "images", "captures")
 def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
-    Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or ""}.
+    Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
+    "matched": how many candidates, images and captures of them it names, "known": whether all of it was taken down
+    before}.
     dry_run: says what would be removed and changes nothing. Raises SpecError for a request that cannot be meant,
     SourceError for a picture that cannot be read, and StoreError for a build in which another command is at work.
     """
@@ -67,16 +69,18 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
             for build in builds:
                 locks.enter_context(build_json.sole_owner(build))
                 _move_staged(build)
-        takedowns = resolve(request, store, builds)
+        before, takedowns = store.takedowns(), resolve(request, store, builds)
         losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
+        matched = sum(loss.candidates + loss.images + loss.captures for loss in losses)
+        found = {"matched": matched, "known": takedowns.hashes <= before.hashes and takedowns.looks == before.looks}
         if dry_run:
-            return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": ""}
+            return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": "", **found}
         name = _note_in_store(store, takedowns)
         answers = [_take_out(loss, takedowns) for loss in losses]
         _clean_store(store, takedowns, {h for loss in losses for h in loss.hashes}, builds)
         for build in builds:
             build.folder.delete(MARKER)
-        return {"dry_run": False, "builds": answers, "tombstone": name}
+        return {"dry_run": False, "builds": answers, "tombstone": name, **found}
 
 
 def _with_unfinished(loss: Affected) -> Affected:

@@ -264,14 +264,57 @@ def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):
     spec.write_text(
         spec.read_text(encoding="utf-8") + "publish: {approve: manual, min_samples: 1000}\n", encoding="utf-8"
     )
-    assert not build_here(spec, out)["published"]
-    assert not (out / "shards" / "manifest.json").exists()
+    for _ in range(2):
+        said = build_here(spec, out, code=1)["stderr"]
+        order = ["funnel", "report/index.html", "gate min_samples: ", "gate approve: the spec requires manual approval"]
+        assert [part for part in sorted(order, key=said.index) if part in said] == order
+        assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out)]) == 1
     assert "min_samples" in capsys.readouterr().err
     assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
     assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
     assert build_here(spec, out)["published"], "what a person let through stays published while nothing changes"
+
+    spec.write_text(spec.read_text(encoding="utf-8").replace(", min_samples: 1000", ""), encoding="utf-8")
+    waiting = build_here(spec, out, "--replace")
+    assert (waiting["ok"], waiting["published"]) == (True, False), "all gates hold: it only waits"
+    assert not (out / "shards" / "manifest.json").exists()
+    assert build_here(spec, out)["published"] is False
+
+
+def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_when_asked(
+    web, tmp_path, capsys, build_here
+):
+    """229 samples were replaced by 49 without a word: those that the first dataset did not hold."""
+    spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
+    first = build_here(spec, out, "--snapshot", "2026-01-05")
+    other = tmp_path / "other.yaml"
+    other.write_text(spec.read_text(encoding="utf-8").replace("name: small", "name: other"), encoding="utf-8")
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(spec.read_text(encoding="utf-8").replace("min_chars: 2", "min_chars: 3"), encoding="utf-8")
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    before, asked = files(), len(web.requests)
+    total = sum(first["samples"].values())
+    for words in ((other,), (changed,), (spec, "--snapshot", "2026-01-12")):
+        said = str(build_here(words[0], out, *words[1:], code=2)["stderr"])
+        assert f"{out}: holds dataset small, snapshot 2026-01-05" in said
+        assert f"published as revision 0: {total} samples" in said
+        assert "--replace" in said
+        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", *words[1:]]) == 0
+        printed = capsys.readouterr()
+        assert f"a build would refuse: {out}: holds dataset small" in printed.err
+        assert len(json.loads(printed.out)["in_the_way"]) == 3
+    assert build_here(spec, out)["published"], "the same again goes on"
+    assert (files(), len(web.requests)) == (before, asked)
+
+    second = build_here(other, out, "--snapshot", "2026-01-05", "--replace")
+    assert second["samples"] == first["samples"], "none is known from the dataset that is gone"
+    assert read_manifest(out / "shards").build_id.startswith("other-2026-01-05-")
+    assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
