@@ -66,7 +66,7 @@ DECISIONS = "decisions.parquet"
 
 _RECORDS, _FINISHED = "_records", "_stage.json"
 
-APART = ("decisions", "boxes", "images", "texts", "placeholders", "signatures", "merged")
+APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "signatures", "merged")
 """Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
 
 MARK = 16
