@@ -14,7 +14,7 @@ from typing import Any
 from data_specs.shard import ContractError, Manifest, parse_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import release
+from pipeline.publish import dataset, release
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
@@ -49,8 +49,9 @@ def in_the_way(build: Build) -> list[str]:
 def withdraw(build: Build) -> None:
     """Take back what is published in the build's folder, so that the build can take its place.
 
-    Its identities go first, since a later build must not drop pictures for one that no dataset holds; its manifest goes
-    last, so that after a kill --replace is asked for again. Raises StoreError if another command is at work.
+    Its identities go first, since a later build must not drop pictures for one that no dataset holds, then its place in
+    releases, of which the next leaves it out; its manifest goes last, so that after a kill --replace is asked for
+    again. Raises StoreError if another command is at work.
     """
     known, place = _begun(build.folder), _published_in(build)
     with build_json.sole_owner(build):
@@ -62,6 +63,7 @@ def withdraw(build: Build) -> None:
                 for name in sorted(names):
                     Identities(store).withdraw(name)
                     store.unregister(name)
+                    dataset.leave_out(store, name)
         if place is not None:
             release.withdraw(place)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_specs.shard import read_manifest
-from pipeline.publish import release, replacing
+from pipeline.publish import dataset, release, replacing
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
@@ -102,18 +103,40 @@ def test_what_is_replaced_is_taken_back_in_store_and_the_manifest_goes_last(
     published: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other, identities = of(published, name="other"), Identities(published.store)
-    assert len(identities.before(other.build_id, "other", other.snapshot)) == 1
+    assert identities.of(published.build_id) != ""
     with monkeypatch.context() as patch:
         patch.setattr(release, "withdraw", _killed)
         with pytest.raises(InterruptedError):
             replacing.withdraw(other)
     assert replacing.in_the_way(other) != []
     replacing.withdraw(other)
-    assert identities.before(other.build_id, "other", other.snapshot) == ()
+    assert identities.of(published.build_id) == ""
     assert published.store.registered() == []
     assert list((Path(published.store.url) / "identity").iterdir()) == []
     assert not published.shards.exists("manifest.json")
     assert replacing.in_the_way(of(published, seed=7)) == [], "a build that is not published"
+
+
+def test_the_next_release_leaves_out_what_is_replaced(published: Build, tmp_path: Path, run_stage: Run) -> None:
+    later = replace(of(published, snapshot="2024-01-08"), out=str(tmp_path / "later"))
+    shutil.copytree(published.out, later.out)
+    release.withdraw(later.shards)
+    later.folder.delete("releases.json")
+    build_json.note(later)
+    later = replace(later, identities=Identities(later.store).before(later))
+    release.publish(later)
+    releases = published.store.releases("synthetic")
+    assert [own.snapshot for own in releases.read().builds] == ["2024-01-01", "2024-01-08"]
+    replacing.withdraw(of(published, seed=7))
+    assert [own.snapshot for own in releases.read().builds] == ["2024-01-08"]
+    assert releases.latest().withdrawn == ""
+
+    replacing.withdraw(of(later, name="other"))
+    assert f"its only build, {later.build_id}, was replaced" in releases.latest().withdrawn
+    assert dataset.renew(published.store, "synthetic", {}) == releases.read(), "a takedown finds nothing to renew"
+    release.publish(published)
+    assert [own.snapshot for own in releases.read().builds] == ["2024-01-01"]
+    assert releases.latest().withdrawn == ""
 
 
 def _killed(folder: Any) -> None:
