@@ -99,6 +99,19 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a table source knows of a picture that lies in the source itself.
+
+    stored_at: the address by which the source reads it, "" if that is its image_url. sha256: of its bytes as they were
+    at its URL. licence: as stated there.
+    """
+
+    stored_at: str = ""
+    sha256: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """An image URL with its texts, not fetched. `origin` is the page's URL, or the row id of a table."""
 
@@ -110,6 +123,7 @@ class Candidate:
     texts: tuple[Text, ...]
     row: Annotated[int, pa.int64()] = 0  # where it stood in its page or table: a stable tie-break
     boxes: Annotated[tuple[float, ...], None] = ()  # x1 y1 x2 y2 ... of a table's row; in SOURCE_BOX_SCHEMA only
+    provenance: Annotated[Provenance | None, None] = None  # in PROVENANCE_SCHEMA only
 
     @property
     def fetch_id(self) -> str:
@@ -288,6 +302,16 @@ SOURCE_BOX_SCHEMA = pa.schema(
 )
 """Sorted by (order_key, fetch_id, row); boxes are x1 y1 x2 y2 ... in one list."""
 
+PROVENANCE = "provenance.parquet"
+"""Suffix of extract's file of what a source knows of pictures that lie in it, where it does: PROVENANCE_SCHEMA."""
+
+_PROVENANCE_FIELDS = [column.name for column in _columns_of(Provenance)]
+
+PROVENANCE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("order_key", "candidate_id", "fetch_id", "source", *_PROVENANCE_FIELDS)]
+)
+"""Sorted by (order_key, candidate_id)."""
+
 
 def sha256_hex(*parts: str) -> str:
     """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide.
@@ -342,6 +366,23 @@ def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
     ]
     rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
     return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+
+
+def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
+    """Rows of PROVENANCE_SCHEMA, of the candidates that have a provenance."""
+    rows = [
+        {
+            "order_key": order_key(c.fetch_id, seed),
+            "candidate_id": c.candidate_id,
+            "fetch_id": c.fetch_id,
+            "source": c.source,
+            **{name: getattr(c.provenance, name) for name in _PROVENANCE_FIELDS},
+        }
+        for c in candidates
+        if c.provenance is not None
+    ]
+    rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
+    return pa.Table.from_pylist(rows, schema=PROVENANCE_SCHEMA)
 
 
 def text_of(row: dict[str, Any]) -> Text:

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
-from pipeline.errors import GateError
+from pipeline.errors import ApprovalError, GateError
 from pipeline.records import DropReason
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, examples
@@ -88,7 +88,7 @@ def hold(
 ) -> None:
     """Raise GateError if a gate that is not in `accept` does not hold; one line each, and what was dropped.
 
-    approved: a person asked, which is what `approve: manual` waits for.
+    approved: a person asked, which is what `approve: manual` waits for: ApprovalError if it is only that.
     """
     report = _report(build)
     failed = [
@@ -100,7 +100,8 @@ def hold(
     if report is None:
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
         lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
-    if build.spec.publish.approve == "manual" and not approved and "approve" not in accept:
+    waits = build.spec.publish.approve == "manual" and not approved and "approve" not in accept
+    if waits:
         hint = f"wenlan-data publish {build.out}"
         lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
     if not lines:
@@ -110,7 +111,7 @@ def hold(
     if failed:
         names = " ".join(f"--accept {gate.name}" for gate in failed)
         lines.append(f"to publish all the same: wenlan-data publish {build.out} {names} --because TEXT")
-    raise GateError(build.build_id, "\n".join(lines))
+    raise (ApprovalError if waits and len(lines) == 1 else GateError)(build.build_id, "\n".join(lines))
 
 
 def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:

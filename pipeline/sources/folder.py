@@ -4,8 +4,9 @@
     X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}
     captions: FILE     one table for all: CSV, TSV or JSON lines with the columns `file` and one for each kind of text
 
-The pictures are read from the folder itself and not fetched: their address is `folder:///NAME/PATH`, which is the same
-wherever the folder lies. Any path that fsspec opens will do.
+The pictures are read from the folder itself and not fetched. Their image_url is the one that X.json states
+(`pipeline.sources._provenance`; img2dataset's files have it), else `folder:///NAME/PATH`, by which they are read and
+which is the same wherever the folder lies. Any path that fsspec opens will do.
 
 Limits: each process lists the whole folder, and keeps the list until `token` is called again. Links that lead out of
 the folder are followed, as the file system does.
@@ -17,9 +18,10 @@ import csv
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -29,6 +31,7 @@ from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import TableSource
+from pipeline.sources._provenance import Fields
 from pipeline.texts.cleaning import clean
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
@@ -40,9 +43,12 @@ Listing = dict[str, tuple[int, str]]
 class FolderOfImages(TableSource):
     """Pictures with texts from files beside them or from one captions file."""
 
+    VERSION: ClassVar[int] = 2
+
     path: str = Field(description="folder or URL of a folder; pictures are looked for at any depth")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")
     text_kind: TextKind = Field("caption", description="kind of the text in an X.txt")
+    fields: Fields = Field(Fields(), description="names of fields of X.json that say where a picture came from")
     images_per_part: int = Field(10_000, gt=0, description="pictures of one partition of the extract stage")
 
     def token(self) -> Any:
@@ -82,15 +88,18 @@ class FolderOfImages(TableSource):
 
     def _picture(self, image: str, row: int, texts: list[Text]) -> Iterator[Candidate | Decision]:
         """The candidate of one picture, or a Decision. texts: those of the captions file."""
-        fault = ""
+        fault, value = "", None
         try:
-            texts = texts + self._beside(image)
+            beside, value = self._beside(image)
+            texts = texts + beside
         except ValueError as e:
             fault = str(e)
         distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
             ::-1
         ]  # of equal texts the first stays
         candidate = self._candidate(image, distinct, row)
+        url, page_url, provenance = self.fields.read(value, candidate.image_url)
+        candidate = replace(candidate, image_url=url, page_url=page_url, provenance=provenance)
         if distinct:
             yield candidate
         else:
@@ -117,9 +126,10 @@ class FolderOfImages(TableSource):
     def _images(self) -> list[str]:
         return sorted(name for name in self._listing() if PurePosixPath(name).suffix.lower() in SUFFIXES)
 
-    def _beside(self, image: str) -> list[Text]:
-        """Texts of X.txt and X.json. Raises ValueError that names the file."""
+    def _beside(self, image: str) -> tuple[list[Text], Any]:
+        """(texts of X.txt and X.json, what X.json holds; None without one). Raises ValueError that names the file."""
         texts: list[Text] = []
+        value = None
         for suffix in (".txt", ".json"):
             name = str(PurePosixPath(image).with_suffix(suffix))
             if name not in self._listing():
@@ -127,10 +137,14 @@ class FolderOfImages(TableSource):
             try:
                 with fsspec.open(self._at(name), "rb") as f:
                     content = f.read().decode("utf-8-sig")
-                texts += [Text(self.text_kind, clean(content))] if suffix == ".txt" else texts_of(json.loads(content))
+                if suffix == ".txt":
+                    texts.append(Text(self.text_kind, clean(content)))
+                else:
+                    value = json.loads(content)
+                    texts += texts_of(value)
             except (OSError, ValueError, RecursionError) as e:
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
-        return texts
+        return texts, value
 
     def _captions(self) -> dict[str, list[Text]]:
         """Texts of the captions file by picture. Raises SourceError that names the file."""

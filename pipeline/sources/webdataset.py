@@ -2,7 +2,8 @@
 
 This is how another project's dataset, or a released one of ours, becomes a source. Texts are those of KEY.json
 (`pipeline.sources.folder.texts_of` says in which forms; our own shards fit), else KEY.txt as one text of `text_kind`.
-Pictures stay in their tars: their address is `webdataset:///NAME/SHARD/MEMBER`.
+Pictures are read from their tars. Their image_url is the one that KEY.json states (`pipeline.sources._provenance`),
+else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
 
 Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed once in each process that reads
 pictures from it. Members above 64 MiB are left out.
@@ -14,7 +15,7 @@ import json
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
@@ -25,6 +26,7 @@ from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
+from pipeline.sources._provenance import Fields
 from pipeline.sources.folder import SUFFIXES, texts_of
 from pipeline.texts.cleaning import clean
 
@@ -34,7 +36,10 @@ MAX_MEMBER = 64 << 20
 class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
 
+    VERSION: ClassVar[int] = 2
+
     text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
+    fields: Fields = Field(Fields(), description="names of fields of KEY.json that say where a picture came from")
 
     @field_validator("path")
     @classmethod
@@ -91,11 +96,14 @@ class WebDataset(FileSource):
         key = str(sample["__key__"])
         member = next((sample[s].decode() for s in sample if f".{s}".endswith(SUFFIXES)), "")
         url = f"webdataset:///{self.name}/{quote(shard)}/{quote(member or key)}"
+        page_url, provenance = "", None
         texts: list[Text] = []
         fault = ""
         try:
             if "json" in sample:
-                texts = texts_of(json.loads(sample["json"]))
+                value = json.loads(sample["json"])
+                url, page_url, provenance = self.fields.read(value, url)
+                texts = texts_of(value)
             if "txt" in sample and not texts:
                 texts = [Text(self.text_kind, clean(sample["txt"].decode("utf-8-sig")))]
         except (ValueError, RecursionError) as e:
@@ -103,7 +111,9 @@ class WebDataset(FileSource):
         distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
             ::-1
         ]  # of equal texts the first stays
-        candidate = Candidate(self.name, self.source_kind, f"{shard}/{key}", "", url, distinct, row)
+        candidate = Candidate(
+            self.name, self.source_kind, f"{shard}/{key}", page_url, url, distinct, row, provenance=provenance
+        )
         if not member:
             return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")
         if fault:

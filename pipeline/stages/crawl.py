@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sqlite3
@@ -50,6 +51,8 @@ from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
 from pipeline.web.policy import user_agent
 from pipeline.web.warc import copy_without
+
+log = logging.getLogger("wenlan")
 
 KNOWN_PER_PAGE = 10
 """Pages that may be known per page that may be kept."""
@@ -189,6 +192,8 @@ def _remember(build: Build, site: Site, record: Record) -> None:
 def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Record:
     """Commit the WARC, the table of its pages and the decisions about all others."""
     totals = frontier.totals()
+    if totals.too_deep:
+        log.warning("%s", beyond_depth(site.name, totals.too_deep, site.max_depth))
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
         try:
@@ -208,10 +213,16 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
                 "traps": frontier.counted("traps"),
                 "redirects": totals.moved,
                 "beyond": totals.beyond,
+                "too_deep": totals.too_deep,
                 "bytes": totals.bytes,
             },
             {"input": digest},
         )
+
+
+def beyond_depth(source: str, count: int, max_depth: int) -> str:
+    """What people read about pages that `max_depth` cut off."""
+    return f"source {source}: {count:,} linked pages lie beyond max_depth {max_depth} and were not visited"
 
 
 def _decision(site: Site, url: str, reason: str, evidence: str) -> Decision:

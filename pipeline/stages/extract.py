@@ -33,6 +33,8 @@ from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    PROVENANCE,
+    PROVENANCE_SCHEMA,
     SOURCE_BOX_SCHEMA,
     SOURCE_BOXES,
     Candidate,
@@ -42,6 +44,7 @@ from pipeline.records import (
     candidate_rows,
     drop,
     order_key,
+    provenance_rows,
     sha256_hex,
 )
 from pipeline.sources import PageSource, Source, TableSource, sources_of
@@ -123,6 +126,8 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
         if any(candidate.boxes for candidate in candidates):
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+        if any(candidate.provenance for candidate in candidates):
+            attempt.write_table(PROVENANCE, provenance_rows(candidates, build.spec.seed), row_group_size=1_000)
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
 
@@ -386,5 +391,9 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA)),
+    files=(
+        StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),
+        StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
+        StageFile(PROVENANCE, PROVENANCE_SCHEMA),
+    ),
 )

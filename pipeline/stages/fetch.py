@@ -31,6 +31,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
@@ -38,11 +39,12 @@ from pipeline.errors import StageError
 from pipeline.files.folder import Folder
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
-from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidates_of, drop, rfc3339
+from pipeline.records import FETCH_SCHEMA, PROVENANCE, Candidate, DropReason, candidates_of, drop, rfc3339
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
+from pipeline.store.ranges import KeyRange
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.web.downloader import download
@@ -74,7 +76,7 @@ def run_partition(build: Build, partition: str) -> None:
     urls = {c.fetch_id: c.image_url for c in candidates}
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
-        outcomes = _from_sources(build.spec, candidates, spool)
+        outcomes = _from_sources(build.spec, candidates, _places(build, partition, candidates), spool)
         reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
         outcomes |= reused
         network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool)
@@ -121,15 +123,43 @@ def _limits_digest(spec: BuildSpec) -> str:
     return hashlib.sha256(canonical_json(_limits(spec))).hexdigest()[:16]
 
 
-def _from_sources(spec: BuildSpec, candidates: Iterable[Candidate], spool: Spool) -> dict[str, Outcome]:
-    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address."""
+def _places(build: Build, partition: str, candidates: Iterable[Candidate]) -> dict[str, tuple[str, str]]:
+    """(source, address in it) by fetch_id of images that lie in a source under another address than their URL."""
+    low, high = KeyRange.named(partition).bounds
+    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high) & (pc.field("stored_at") != "")
+    tables = {source.name for source in sources_of(build.spec) if isinstance(source, TableSource)}
+    admitted = {(c.fetch_id, c.source) for c in candidates if c.source in tables}
+    places = dict[str, tuple[str, str]]()
+    if not admitted:  # pages only: nothing lies in a source, and their parts may be many
+        return places
+    stage = build.stage("extract")
+    for part in stage.partitions():
+        if part.rpartition("-")[0] not in tables:
+            continue
+        record = stage.record(part)
+        if PROVENANCE in record.files:
+            rows = stage.table(record, PROVENANCE, ["fetch_id", "source", "stored_at"], within)
+            for row in rows.to_pylist():
+                if (row["fetch_id"], row["source"]) in admitted:
+                    places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
+    return places
+
+
+def _from_sources(
+    spec: BuildSpec, candidates: Iterable[Candidate], places: dict[str, tuple[str, str]], spool: Spool
+) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address.
+
+    places: as `_places` returns them; such an image is never asked for on the web.
+    """
     tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
     outcomes: dict[str, Outcome] = {}
     for fetch_id, (source, url) in {c.fetch_id: (c.source, c.image_url) for c in candidates}.items():
-        data = tables[source].read_image(url) if source in tables else None
+        source, place = places.get(fetch_id, (source, url))
+        data = tables[source].read_image(place) if source in tables else None
         if data is not None:
             outcomes[fetch_id] = spool.add(data, rfc3339())
-        elif not url.startswith(("http://", "https://")):
+        elif not place.startswith(("http://", "https://")):
             outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source holds no such picture any more")
     return outcomes
 

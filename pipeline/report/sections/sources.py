@@ -12,7 +12,7 @@ def figures(material: Material, inputs: Values) -> Values:
     return {
         "sources": by_source(material.build, material.candidates),
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
-        "pages": pages(material.build),
+        "pages": pages(material.build, material.captures),
     }
 
 
@@ -40,10 +40,15 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
     return rows
 
 
-def pages(build: Build) -> dict[str, int]:
-    """Pages that the crawl has seen, kept and dropped."""
+def pages(build: Build, captures: Funnel) -> dict[str, int]:
+    """Pages that the crawl has seen, kept and dropped, as its gate counts them, and those that it never looked at.
+
+    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows.
+    """
+    [row] = captures.stages(["crawl"])
     records = build.stage("crawl").records() if "crawl" in build.fingerprints else []
-    return {what: sum(record.counts.get(what, 0) for record in records) for what in ("seen", "kept", "dropped")}
+    unseen = {what: sum(record.counts.get(what, 0) for record in records) for what in ("too_deep", "beyond")}
+    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen}
 
 
 HTML = """
@@ -67,7 +72,11 @@ HTML = """
   </table></div>
   {% if pages.seen or captures %}<p>{{ t("Pages crawled", "已爬取页面") }}: {{ pages.kept | n }}
   {%- if captures %} · {{ t("pages without candidates", "未产生候选的页面") }}: {% for c in captures -%}
-  {{ word(c.name) }} {{ c.count | n }}{{ ", " if not loop.last }}{% endfor %}{% endif %}</p>{% endif %}
+  {{ word(c.name) }} {{ c.count | n }}{{ ", " if not loop.last }}{% endfor %}{% endif %}
+  {%- if pages.too_deep %} · {{ t("pages beyond max_depth, not visited", "超出 max_depth 未访问的页面") }}: {{
+    pages.too_deep | n }}{% endif %}
+  {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
+    pages.beyond | n }}{% endif %}</p>{% endif %}
 </section>
 """
 

@@ -246,8 +246,21 @@ def test_the_limits_of_a_site_hold(serve, make_build):
     assert len(bodies) == 4
     assert set(reasons.values()) == {"over_budget"}
     narrow = site(web.url(), within=["/in/"], exclude=["skip"], max_depth=2)
-    _, bodies, _ = run(make_build(web, out="narrow", sources=narrow))
+    counts, bodies, _ = run(make_build(web, out="narrow", sources=narrow))
     assert set(bodies) == {web.url(p) for p in ("/", "/in/1.html", "/in/2.html")}
+    assert counts["too_deep"] == 1, "/in/3.html"
+
+
+def test_pages_beyond_the_largest_depth_are_counted_once_and_said(serve, make_build, caplog):
+    web = serve({"/": html("/a.html", "/b.html")})
+    web.pages["/a.html"] = html("/", "/b.html", "/deep/1.html", "/deep/2.html")
+    web.pages["/b.html"] = html("/deep/2.html", "/deep/3.html", "http://elsewhere.example/", "/x.pdf")
+    with caplog.at_level("WARNING", "wenlan"):
+        counts, bodies, _ = run(make_build(web, sources=site(web.url(), max_depth=1)))
+    assert len(bodies) == 3
+    assert (counts["too_deep"], counts["dropped"]) == (3, 0)
+    assert "source s: 3 linked pages lie beyond max_depth 1 and were not visited" in caplog.text
+    assert run(make_build(web, out="whole", sources=site(web.url())))[0]["too_deep"] == 0
 
 
 def test_an_endless_site_does_not_fill_the_disk(serve, make_build):
