@@ -14,9 +14,10 @@ import logging
 import sqlite3
 import traceback
 
+from data_specs.build import SpecError
 from pipeline.errors import WenlanError
 
-OURS = (WenlanError, OSError, sqlite3.Error)
+OURS = (WenlanError, SpecError, OSError, sqlite3.Error)
 """Errors that are no page's and no row's: the work's own, a disk that is full, a state on disk that is damaged."""
 
 MAX_EVIDENCE = 300

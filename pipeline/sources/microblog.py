@@ -23,7 +23,7 @@ from data_specs.shard import Text
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
-from pipeline.sources import FileSource
+from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url
 
@@ -54,11 +54,16 @@ class Microblog(FileSource):
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
         file = self.files()[part]
         try:
-            with fsspec.open(file, "rt", encoding="utf-8-sig", errors="strict", compression="infer") as f:
+            decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+            with fsspec.open(file, "rt", compression="infer", **options) as f:
                 for number, line in enumerate(f, 1):
                     if line.strip():
                         row = f"{file.rpartition('/')[2]}, row {number}"
+                        if fault := decoding.fault(line):
+                            yield self.unreadable(row, number, fault)
+                            continue
                         yield from self.entries(row, number, partial(self._post, line, row, number))
+            decoding.end()
         except FAULTS as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:

@@ -14,6 +14,7 @@ from typing import IO
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.unreadable import OURS, evidence
 from pipeline.web.policy import LASTING_S
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -48,7 +49,12 @@ class Spool:
 
     def add(self, data: bytes, fetched_at: str, etag: str = "") -> Outcome:
         """Keep the bytes of an image, or say why they are not let in."""
-        refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
+        try:
+            refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
+        except OURS:
+            raise
+        except Exception as e:
+            refusal = DropReason.UNREADABLE, evidence(e, "an image")
         if refusal is not None:
             later = rfc3339(LASTING_S)
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)

@@ -45,6 +45,7 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
+from pipeline.unreadable import OURS, evidence
 from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
 from pipeline.web.policy import LASTING_S
@@ -126,7 +127,13 @@ def _from_sources(spec: BuildSpec, candidates: Iterable[Candidate], spool: Spool
     tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
     outcomes: dict[str, Outcome] = {}
     for fetch_id, (source, url) in {c.fetch_id: (c.source, c.image_url) for c in candidates}.items():
-        data = tables[source].read_image(url) if source in tables else None
+        try:
+            data = tables[source].read_image(url) if source in tables else None
+        except OURS:
+            raise
+        except Exception as e:
+            outcomes[fetch_id] = failure(DropReason.UNREADABLE, evidence(e, url))
+            continue
         if data is not None:
             outcomes[fetch_id] = spool.add(data, rfc3339())
         elif not url.startswith(("http://", "https://")):

@@ -29,6 +29,7 @@ from w3lib.url import safe_url_string
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
+from pipeline.unreadable import evidence
 from pipeline.web import guard, policy
 from pipeline.web.bodies import BodyTooLarge
 from pipeline.web.http_client import HttpClient, Response, Watchdog
@@ -118,6 +119,9 @@ class GuardedOpener(urllib.request.OpenerDirector):
         except FetchFailed as e:
             self.failed[url] = e.bare()
             raise
+        except Exception as e:  # a header, a redirect or a file about the host, and what it did to a parser
+            self.failed[url] = FetchFailed(DropReason.UNREADABLE, evidence(e, url))
+            raise self.failed[url].bare() from None
         self.failed.pop(url, None)
         self.fetched[url] = Fetched(str(response.headers.get("ETag") or "")[:200], rfc3339())
         return _Body(response)
