@@ -15,7 +15,7 @@ import enum
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -110,6 +110,7 @@ class Candidate:
     texts: tuple[Text, ...]
     row: Annotated[int, pa.int64()] = 0  # where it stood in its page or table: a stable tie-break
     boxes: Annotated[tuple[float, ...], None] = ()  # x1 y1 x2 y2 ... of a table's row; in SOURCE_BOX_SCHEMA only
+    userinfo: Annotated[str, None] = field(default="", repr=False)  # `user:password` of its URL; in USERINFO only
 
     @property
     def fetch_id(self) -> str:
@@ -287,6 +288,15 @@ SOURCE_BOX_SCHEMA = pa.schema(
     [("order_key", pa.string()), ("fetch_id", pa.string()), ("row", pa.int64()), ("boxes", pa.list_(pa.float32()))]
 )
 """Sorted by (order_key, fetch_id, row); boxes are x1 y1 x2 y2 ... in one list."""
+
+
+USERINFO = "userinfo.parquet"
+"""Suffix of extract's file of the user names and passwords of image URLs, where there are any: USERINFO_SCHEMA.
+
+Only fetch reads it, to send them. It is the one file of a build that holds them, and readable by its owner only."""
+
+USERINFO_SCHEMA = pa.schema([("fetch_id", pa.string()), ("userinfo", pa.string())])
+"""Sorted; one image may have several."""
 
 
 def sha256_hex(*parts: str) -> str:

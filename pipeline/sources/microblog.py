@@ -25,7 +25,7 @@ from pipeline.files.inputs import FAULTS, reason
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo
 
 _TOPIC = re.compile(r"#([^#\n]{1,40})#")
 _NOISE = re.compile(r"<br ?/?>|<[^>]{1,2000}>|https?://t\.cn/\w+|网页链接|(?:\.\.\.|…)?\s*(?:展开)?全文c?\s*$|\u200b")
@@ -90,11 +90,14 @@ class Microblog(FileSource):
         origin = _first(post, self.fields.id) or page or row
         for image in dict.fromkeys(images):
             try:
-                url = canonical_url(f"https:{image}" if image.startswith("//") else image)
+                bare, userinfo = split_userinfo(f"https:{image}" if image.startswith("//") else image)
+                url = canonical_url(bare)
             except ValueError as e:
                 yield self._broken(f"{row}, {image[:200]}", number, DropReason.BAD_URL, f"{row}: {e}", image)
                 continue
-            candidate = Candidate(self.name, self.source_kind, origin, page, url, tuple(texts), number)
+            candidate = Candidate(
+                self.name, self.source_kind, origin, page, url, tuple(texts), number, userinfo=userinfo
+            )
             yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(self, row: str, number: int, reason: DropReason, evidence: str, url: str = "") -> Decision:

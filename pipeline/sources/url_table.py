@@ -21,6 +21,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -35,7 +36,7 @@ from pipeline.files.inputs import FAULTS, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
 Row = tuple[int, dict[str, Any] | str | Exception]
@@ -248,10 +249,12 @@ class UrlTable(FileSource):
             page = ""
         own = _cell(cells, self.columns.id)
         try:
-            url = canonical_url(raw)
+            bare, userinfo = split_userinfo(raw)
+            url = canonical_url(bare)
         except ValueError as e:
             return self._broken(raw, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        return self._made(url, page, own, texts, row, number, cells.get(self.columns.bbox or ""))
+        made = self._made(url, page, own, texts, row, number, cells.get(self.columns.bbox or ""))
+        return replace(made, userinfo=userinfo) if userinfo and isinstance(made, Candidate) else made
 
     def _brivl(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         image, sentences = cells.get("image_id"), cells.get("sentences")
@@ -260,22 +263,26 @@ class UrlTable(FileSource):
             return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: needs image_id and sentences")
         texts = _sentences(sentences)
         try:
-            url = self._image_address(image)
+            url, userinfo = self._image_address(image)
         except ValueError as e:
             return self._broken(image, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        return self._made(url, "", image, texts, row, number, cells.get("bbox"))
+        origin = without_userinfo(image)
+        made = self._made(url, "", origin, texts, row, number, cells.get("bbox"))
+        return replace(made, userinfo=userinfo) if userinfo and isinstance(made, Candidate) else made
 
-    def _image_address(self, image: str) -> str:
-        """Address of a path of a BriVL row. Raises ValueError."""
+    def _image_address(self, image: str) -> tuple[str, str]:
+        """(address, user info) of a path of a BriVL row. Raises ValueError."""
         if image.startswith(("http://", "https://")):
-            return canonical_url(image)
+            bare, userinfo = split_userinfo(image)
+            return canonical_url(bare), userinfo
         relative = PurePosixPath(image)
         if ".." in relative.parts or not relative.name:
             raise ValueError(f"image path {image[:100]!r} leads out of the folder")
         path = quote(str(relative).lstrip("/"))
         if "://" in self.images:
-            return canonical_url(f"{self.images.rstrip('/')}/{path}")
-        return f"url-table:///{self.name}/{path}"
+            bare, userinfo = split_userinfo(self.images)
+            return canonical_url(f"{bare.rstrip('/')}/{path}"), userinfo
+        return f"url-table:///{self.name}/{path}", ""
 
     def _made(
         self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any

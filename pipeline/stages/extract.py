@@ -35,6 +35,8 @@ from pipeline.records import (
     CANDIDATE_SCHEMA,
     SOURCE_BOX_SCHEMA,
     SOURCE_BOXES,
+    USERINFO,
+    USERINFO_SCHEMA,
     Candidate,
     Capture,
     Decision,
@@ -50,7 +52,7 @@ from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
 from pipeline.unreadable import OURS, evidence
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo
 from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
@@ -123,6 +125,8 @@ def run_partition(build: Build, partition: str) -> None:
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
         if any(candidate.boxes for candidate in candidates):
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+        if any(candidate.userinfo for candidate in candidates):
+            attempt.write_table(USERINFO, _userinfos(candidates))
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
 
@@ -140,6 +144,12 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
         schema=SOURCE_BOX_SCHEMA,
     )
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
+
+
+def _userinfos(candidates: list[Candidate]) -> pa.Table:
+    """Rows of USERINFO_SCHEMA, of the candidates whose URL has a user name or a password."""
+    rows = sorted({(c.fetch_id, c.userinfo) for c in candidates if c.userinfo})
+    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=USERINFO_SCHEMA)
 
 
 def _read(
@@ -266,10 +276,12 @@ def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) 
     base = _base(capture.url, page.base)
     places: dict[str, _Place] = {}  # by canonical URL
     for image in page.images:
+        bare, userinfo = split_userinfo(image.url)
+        image = replace(image, url=bare) if userinfo else image
         row = image.row if image.row >= 0 else len(page.images)
         fault = _fault(image, base)
         if isinstance(fault, str) and fault not in places:
-            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row)
+            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row, userinfo=userinfo)
             places[fault] = _Place(candidate, {t.text: t for t in image.texts})
             continue
         # An image that is no candidate is identified by its place on the page: others may have the same address.
@@ -291,7 +303,7 @@ def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) 
 
 def _base(url: str, base: str) -> str:
     try:
-        return canonical_url(base, url) if base else url
+        return canonical_url(split_userinfo(base)[0], url) if base else url
     except ValueError:
         return url
 
@@ -386,5 +398,9 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA)),
+    files=(
+        StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),
+        StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
+        StageFile(USERINFO, USERINFO_SCHEMA),
+    ),
 )
