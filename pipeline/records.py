@@ -49,6 +49,8 @@ class DropReason(str, enum.Enum):
     SPACER = "spacer"  # icon, spacer, tracking pixel
     NO_TEXT = "no_text"
     REPEATED_ON_PAGE = "repeated_on_page"
+    CAP_PER_PAGE = "cap_per_page"  # of images
+    CAP_PER_HOST = "cap_per_host"  # of images on the pages of a host
     # admit
     FORGOTTEN = "forgotten"
     SAME_CANDIDATE = "same_candidate"

@@ -52,8 +52,25 @@ class Source(Plugin):
         raise TypeError(f"{type(self).__name__} must say what it reads")
 
 
+IMAGE_CAPS = ("max_images_per_page", "max_images_per_host")
+"""Options of a PageSource that decide what becomes of its pages, and not which pages there are."""
+
+
 class PageSource(Source):
     """A source of web pages in WARC files."""
+
+    max_images_per_page: int = Field(2_000, gt=0, description="images of a page that become candidates")
+    max_images_per_host: int = Field(
+        1_000_000, gt=0, description="images on the pages of a host, within one WARC file, that become candidates"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """As of any source, without options that came later and are not set: earlier results stay valid."""
+        identity = super().identity()
+        for name in IMAGE_CAPS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                identity["options"].pop(name)
+        return identity
 
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""

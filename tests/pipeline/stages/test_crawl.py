@@ -23,6 +23,7 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import crawler, frontier, policy
+from tests.stages import run_stage
 
 CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
 
@@ -462,6 +463,33 @@ def test_a_calendar_is_left_when_its_pages_differ_in_numbers_only(serve, make_bu
     assert len(bodies) == crawler.MAX_ALIKE + 2
     assert web.url("/real.html") in bodies
     assert counts["seen"] < 4 * crawler.MAX_ALIKE
+
+
+def test_a_calendar_that_shows_a_sites_pictures_costs_it_none_of_them(serve, make_build):
+    """Twenty of its pages are kept; to `extract` each picture would else stand on so many pages that it is a logo."""
+    words = [chr(0x4E00 + 97 * number) * 3 for number in range(22)]
+    pictures = "".join(f"<img src=/i/{number}.jpg alt={word}的雪景>" for number, word in enumerate(words))
+
+    class Calendar(dict):
+        def get(self, path, default=None):
+            if not path.startswith("/cal/"):
+                return super().get(path, default)
+            day = int(path.rsplit("/")[-1])
+            return html(*(f"/cal/{day + k}" for k in (1, 2, 30)), text=f"今天是日历上的第{day}日{pictures}")
+
+    web = serve()
+    articles = {
+        f"/{number}.html": html(text=f"<p>{word}今天下了第一场雪<img src=/i/{number}.jpg alt={word}的雪景>")
+        for number, word in enumerate(words)
+    }
+    web.pages = Calendar({"/": html("/cal/1", *articles, text="我们网站的首页"), **articles})
+    build = make_build(web, sources=site(web.url(), max_pages=1000))
+    build.fingerprints["extract"] = "e" * 64
+    _, bodies, _ = run(build)
+    assert len(bodies) == 23 + crawler.MAX_ALIKE
+    run_stage(build, "extract")
+    [record] = build.stage("extract").records()
+    assert (record.counts["kept"], record.counts["pages_dropped"]) == (22, crawler.MAX_ALIKE)
 
 
 def test_session_ids_make_no_new_pages_and_endless_paths_are_not_followed(serve, make_build):
