@@ -110,7 +110,7 @@ _SESSION_IN_PATH = re.compile(r";jsessionid=[^/?#]*", re.I)
 
 
 _USER_INFO = re.compile(r"((?:\b[a-z][a-z0-9+.-]*:|(?<![^\s\"'(=<]))//)[^\s/?#\"'<>\\]*@", re.I)
-_LEADING_USER_INFO = re.compile(r"((?:https?:)?//)([^/?#\\]*)@", re.I)
+_LEADING_USER_INFO = re.compile(r"((?:https?:)?//)([^/?#\\]*)@(?=[^/?#\\])", re.I)
 _TOKEN = re.compile(
     r"([?&;](?:[\w.~-]*(?:token|secret|signature|credential|passw(?:or)?d|session|apikey|api[_-]key|access[_-]?key)"
     r"[\w.~-]*|auth|key|pwd|sig|sign|sid)=)[^&#;\s\"'<>\\]+",

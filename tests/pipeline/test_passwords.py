@@ -84,6 +84,7 @@ def open_to_all(body: bytes, asked: list[tuple[str, str]]) -> Any:
         ("http://c.test?a@b", "http://c.test?a@b", ""),
         ("http://c.test\\@d/", "http://c.test\\@d/", ""),
         ("x@2x.jpg", "x@2x.jpg", ""),
+        ("http://a:b@/x.jpg", "http://a:b@/x.jpg", ""),  # no host: joined without it, it would be the page's own
     ],
 )
 def test_user_info_is_split_from_a_url(url: str, bare: str, userinfo: str) -> None:
