@@ -105,6 +105,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     if until == "publish":
         answer |= _publish_unless_manual(build)
     show(_funnel(results))
+    for result in results:
+        _say_lost(result.name, result.funnel)
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
     if answer["published"]:
@@ -138,6 +140,15 @@ def _funnel(results: list[StageResult]) -> Table:
         counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in ("seen", "kept", "dropped")]
         table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
     return table
+
+
+def _say_lost(stage: str, counts: dict[str, int]) -> None:
+    """Say what damage cost the stage's input, if it cost any."""
+    nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
+    nouns["no_warc"] = "files that are no WARC"
+    found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
+    if found:
+        say(f"{stage}: {', '.join(found)}; the report names the files")
 
 
 def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
@@ -175,6 +186,8 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
         took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
         table.add_row(name, stage["state"], of, *counts, *took)
     show(table)
+    for name, stage in status["stages"].items():
+        _say_lost(name, stage.get("funnel", {}))
     if status["running"]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"])

@@ -11,7 +11,8 @@ that stands on very many is a logo. Pages of an endless calendar or counter coun
 
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
-file of several that is no WARC at all is named there (`info["no_warc"]`). Bodies above the spec's page size are not
+file of several that is no WARC at all is named there (`info["no_warc"]`); `info["file"]` is the file, and the report
+and `status` show it. Bodies above the spec's page size are not
 read.
 """
 
@@ -53,7 +54,7 @@ from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
 from pipeline.unreadable import OURS, evidence
-from pipeline.urls import canonical_url, split_userinfo
+from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
@@ -128,6 +129,9 @@ def run_partition(build: Build, partition: str) -> None:
             tally["pages_dropped"] += len(traps)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
+        tally.update(_lost(info))
+        if info:
+            info["file"] = _file_name(build, source, int(number))
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
         if any(candidate.boxes for candidate in candidates):
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
@@ -150,6 +154,18 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
         schema=SOURCE_BOX_SCHEMA,
     )
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
+
+
+def _lost(info: dict[str, Any]) -> dict[str, int]:
+    """What damage cost a WARC file, as counts; empty for a sound one.
+
+    lost_records: damaged ones, each of which may hide more. lost_bytes: what was passed over, as it lies in the file.
+    truncated, no_warc: 1 for a file that breaks off, or that is none.
+    """
+    damaged = info.get("damaged", {"places": 0, "bytes": 0})
+    counts = {"lost_records": damaged["places"], "lost_bytes": damaged["bytes"]}
+    counts |= {name: int(name in info) for name in ("truncated", "no_warc")}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _userinfos(candidates: list[Candidate]) -> pa.Table:
@@ -182,6 +198,13 @@ def _read(
     crawl = build.stage("crawl")
     with crawl.file(record, suffix) as path:
         yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally, wordings)
+
+
+def _file_name(build: Build, source: Source, part: int) -> str:
+    """The WARC file of a part, as people may see it."""
+    assert isinstance(source, PageSource)
+    given = source.warcs()
+    return without_userinfo(given[part]) if given else _crawled(build, source)[part][2].name
 
 
 def _extract(

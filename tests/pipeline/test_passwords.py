@@ -219,12 +219,15 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(serve: Any, tmp_path:
     web.pages["/t.csv"] = asks_for_it("\n".join(["image_url,zh", *rows]).encode(), asked, "text/csv")
     page = f"<p>北京今天下了第一场雪，故宫里很安静<img src='{private}/i/8.jpg' alt='清晨的第一缕阳光'>"
     web.pages["/"] = page.encode()
-    (tmp_path / "w.warc.gz").write_bytes(warc((f"http://anna:{PASSWORD}@old.test/", page.replace("8.jpg", "7.jpg"))))
+    old = warc((f"http://anna:{PASSWORD}@old.test/", page.replace("8.jpg", "7.jpg")))
+    (tmp_path / "w.warc.gz").write_bytes(old + b"\0" * 333 + old)
+    (tmp_path / "w-cut.warc.gz").write_bytes(old[:-9])
+    (tmp_path / "w-no.warc.gz").write_bytes(b"no WARC")
     spec = tmp_path / "spec.json"
     table = {"kind": "url_table", "name": "t", "source_kind": "news", "path": f"{private}/t.csv"}
     table |= {"columns": {"texts": {"caption": "zh"}}}  # type: ignore[dict-item]
     site = {"kind": "site", "name": "s", "source_kind": "news", "start": [web.url()]}
-    given = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w.warc.gz"}
+    given = {"kind": "warc", "name": "w", "source_kind": "news", "path": "w*.warc.gz"}
     egress = {"allow": [web.host], "delay_s": 0, "timeout_s": 5}
     fields = {"name": "secret", "contact": "mailto:x@example.org", "sources": [table, site, given], "egress": egress}
     spec.write_text(json.dumps({**fields, "publish": {"lineage": True}}), encoding="utf-8")
@@ -250,6 +253,20 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(serve: Any, tmp_path:
     said += command("report", str(out), "--baseline", str(out)) + command("verify", str(out))
     said += command("publish", str(out)) + command("plan", str(spec), "--out", str(out), "--store", str(store))
     assert PASSWORD not in said
+    lost = "extract: 1 damaged records, 333 bytes lost, 1 truncated files, 1 files that are no WARC; the report names"
+    assert said.count(lost) == 2, "build and status say so"
+    report = json.loads((out / "report/report.json").read_text(encoding="utf-8"))["lost"]
+    assert {name: value for name, value in report.items() if name != "files"} == {
+        "lost_records": 1,
+        "lost_bytes": 333,
+        "truncated": 1,
+        "no_warc": 1,
+    }
+    named = {Path(row["file"]).name: row["said"] for row in report["files"]}
+    assert sorted(named) == ["w-cut.warc.gz", "w-no.warc.gz", "w.warc.gz"]
+    assert named["w-cut.warc.gz"] == "after 2 records: the last record is cut off"
+    page = (out / "report/index.html").read_text(encoding="utf-8")
+    assert all(f"{name}</code> (w)" in page for name in named)
     secrets = (PASSWORD.encode(), HEADER.removeprefix("Basic ").encode())
     holding = {path for path, data in texts_of(out) for secret in secrets if secret in data}
     holding |= {path for path, data in texts_of(store) for secret in secrets if secret in data}

@@ -7,12 +7,18 @@ from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.stage import deciding
 
+LOSSES = ("lost_records", "lost_bytes", "truncated", "no_warc")
+"""Counts of extract: what damage cost a WARC file (`pipeline.stages.extract`)."""
+
+SHOWN_FILES = 50
+
 
 def figures(material: Material, inputs: Values) -> Values:
     return {
         "sources": by_source(material.build, material.candidates),
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
         "pages": pages(material.build),
+        "lost": lost(material.build),
     }
 
 
@@ -37,6 +43,22 @@ def pages(build: Build) -> dict[str, int]:
     return {what: sum(record.counts.get(what, 0) for record in records) for what in ("seen", "kept", "dropped")}
 
 
+def lost(build: Build) -> Values:
+    """What damage cost the WARC files: totals, and the files, SHOWN_FILES at most."""
+    records = build.stage("extract").records() if "extract" in build.fingerprints else []
+    hit = [record for record in records if any(record.counts.get(name) for name in LOSSES)]
+    files = [
+        {
+            "source": record.partition.rpartition("-")[0],
+            "file": record.info.get("file", record.partition),
+            **{name: record.counts.get(name, 0) for name in LOSSES},
+            "said": record.info.get("no_warc") or record.info.get("truncated") or record.info["damaged"]["first"],
+        }
+        for record in hit[:SHOWN_FILES]
+    ]
+    return {**{name: sum(record.counts.get(name, 0) for record in hit) for name in LOSSES}, "files": files}
+
+
 HTML = """
 <section id="sources">
   <h2>{{ t("Sources", "来源") }}</h2>
@@ -59,6 +81,16 @@ HTML = """
   {% if pages.seen or captures %}<p>{{ t("Pages crawled", "已爬取页面") }}: {{ pages.kept | n }}
   {%- if captures %} · {{ t("pages without candidates", "未产生候选的页面") }}: {% for c in captures -%}
   {{ word(c.name) }} {{ c.count | n }}{{ ", " if not loop.last }}{% endfor %}{% endif %}</p>{% endif %}
+  {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{
+    t("damaged records", "条损坏记录") }}, {{ lost.lost_bytes | size }} · {{ lost.truncated | n }} {{
+    t("truncated files", "个截断文件") }} · {{ lost.no_warc | n }} {{
+    t("files that are no WARC", "个非 WARC 文件") }}</p>
+  <ul class="small">
+    {% for f in lost.files %}<li><code>{{ f.file }}</code> ({{ f.source }}): {{ f.lost_records | n }} {{
+      t("damaged records", "条损坏记录") }}, {{ f.lost_bytes | size }}{% if f.truncated %}, {{ t("truncated", "截断") }}
+      {%- endif %}{% if f.no_warc %}, {{ t("no WARC", "非 WARC") }}{% endif %}: {{ f.said }}</li>
+    {% endfor %}
+  </ul>{% endif %}
 </section>
 """
 

@@ -325,7 +325,9 @@ def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
         extract.run_partition(build, partition)
     good, empty = build.stage("extract").records()
     assert (good.counts["kept"], good.info) == (1, {})
-    assert (empty.counts["kept"], empty.info) == (0, {"no_warc": "is not a WARC file (it holds no record)"})
+    assert (empty.counts["kept"], empty.counts["no_warc"]) == (0, 1)
+    assert empty.info["no_warc"] == "is not a WARC file (it holds no record)"
+    assert empty.info["file"].endswith(".warc.gz")
     (tmp_path / "a.warc.gz").unlink()
     with pytest.raises(SourceError, match=r"b\.warc\.gz: is not a WARC file"):
         extract.run_partition(build, "w-00000")
