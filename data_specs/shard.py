@@ -8,6 +8,8 @@ beside each tar, and the manifest. Nothing else in the project may define any of
     shards/regions/<detector-id>/train-000000.parquet   boxes of the same samples, same order: REGION_SCHEMA
     shards/manifest.json                         Manifest, written last: a folder without it is not a dataset
 
+A release (`data_specs.release`) is a Manifest too, over the shards of several builds, each in a folder of its own.
+
 Why: plain `webdataset`, Ray Data, Hugging Face `datasets` and open_clip read the tars as they are. Boxes are stored
 beside the images, so that a new detector rewrites no image. KEY.json holds only what follows from captures, image bytes
 and spec, so that tars are byte-reproducible. A text's `original` is in KEY.json only, and only if the text has one.
@@ -17,8 +19,10 @@ Limits: one image type (JPEG) per dataset, because several readers lose or refus
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import posixpath
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -148,13 +152,39 @@ class FileDigest(_Model):
 
 
 class ShardFiles(_Model):
-    """One shard: its tar, its Parquet, and its regions by detector id."""
+    """One shard: its tar, its Parquet, and its regions by detector id.
+
+    build: in a release, the build_id of the build that packed it, in whose folder the files lie; "" in a build.
+    """
 
     split: Split
     samples: int
     tar: FileDigest
     parquet: FileDigest
     regions: dict[str, FileDigest] = Field(default_factory=dict)
+    build: str = ""
+
+    @property
+    def name(self) -> str:
+        """The tar's name within the dataset: keys are unique across builds, names of tars are not."""
+        return f"{self.build}/{self.tar.path}" if self.build else self.tar.path
+
+
+class ReleasedBuild(_Model):
+    """A build of a release.
+
+    folder: where its shards lie: an absolute path or a URL, or in a copy relative to the manifest. out: BUILD, where
+    its decisions and its report lie; "" in a copy. revision, content_digest: those of its own manifest.
+    """
+
+    build_id: str
+    revision: int
+    snapshot: str
+    folder: str
+    out: str = ""
+    spec_digest: str
+    content_digest: str
+    samples: dict[Split, int]
 
 
 class StoredImages(_Model):
@@ -170,7 +200,11 @@ class StoredImages(_Model):
 
 
 class Manifest(_Model):
-    """`manifest.json`: the files of a published dataset. Written last."""
+    """The files of a dataset: `manifest.json` of a build, written last, or a release of a named dataset.
+
+    dataset, release, generation, builds: of a release only. Releases of a dataset are numbered from 1. A generation
+    begins with a build that makes the whole dataset anew.
+    """
 
     schema_version: int
     build_id: str
@@ -186,6 +220,19 @@ class Manifest(_Model):
     """Gates that failed and were accepted, each with the reason given."""
     images: StoredImages | None = None
     """None in manifests older than these options: images as fetched, of any size."""
+    dataset: str = ""
+    release: int = 0
+    generation: int = 0
+    builds: tuple[ReleasedBuild, ...] = ()
+
+    def folder_of(self, shard: ShardFiles, base: str) -> str:
+        """The folder, path or URL, to which the paths of a shard's files are relative; `base` is the manifest's own."""
+        folder = self._folders.get(shard.build, "")
+        return posixpath.join(base, folder) if folder and "://" not in folder else folder or base
+
+    @functools.cached_property
+    def _folders(self) -> dict[str, str]:
+        return {build.build_id: build.folder for build in self.builds}
 
     def of_split(self, split: Split) -> tuple[ShardFiles, ...]:
         """Shards of one split, in order."""
@@ -193,11 +240,29 @@ class Manifest(_Model):
 
 
 def content_digest(shards: Sequence[ShardFiles]) -> str:
-    """Digest over the tars only, ordered by path: two datasets with the same samples and images have the same one."""
+    """Digest over the tars only, ordered by name: two datasets with the same samples and images have the same one."""
     digest = hashlib.sha256()
-    for shard in sorted(shards, key=lambda s: s.tar.path):
-        digest.update(f"{shard.tar.path} {shard.tar.sha256}\n".encode())
+    for shard in sorted(shards, key=lambda s: s.name):
+        digest.update(f"{shard.name} {shard.tar.sha256}\n".encode())
     return digest.hexdigest()
+
+
+def pretty_manifest(manifest: Manifest) -> bytes:
+    """The bytes of a manifest's file: one shard per line, so that two releases can be compared line by line.
+
+    What only a release has is left out of a build's.
+    """
+    raw = manifest.model_dump(mode="json")
+    shards = [shard if shard["build"] else _without(shard, "build") for shard in raw.pop("shards")]
+    if not manifest.dataset:
+        raw = _without(raw, "dataset", "release", "generation", "builds")
+    lines = ",\n  ".join(canonical_json(shard).decode() for shard in shards)
+    head = json.dumps(raw, indent=1, ensure_ascii=False, sort_keys=True)
+    return f'{head.removesuffix("}").rstrip()},\n "shards": [\n  {lines}\n ]\n}}\n'.encode()
+
+
+def _without(fields: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}
 
 
 def parse_manifest(data: bytes | str, name: str) -> Manifest:

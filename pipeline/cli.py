@@ -1,8 +1,9 @@
 """`wenlan-data`: the command line of the pipeline. Assembles the parser and runs one command.
 
-The commands are in `pipeline.commands`: `builds` (work on one build), `datasets` (what a build publishes) and `store`
-(upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json the last line of stdout is
-one JSON object. Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
+The commands are in `pipeline.commands`: `builds` (work on one build), `datasets` (what a build publishes), `releases`
+(of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json
+the last line of stdout is one JSON object. Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or
+spec; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from data_specs.build import SpecError
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, store
+from pipeline.commands import builds, datasets, releases, store
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
@@ -30,6 +31,7 @@ COMMANDS = (
     builds.add_explain,
     datasets.add_verify,
     datasets.add_diff,
+    releases.add_release,
     store.add_forget,
     store.add_gc,
     store.add_regions,

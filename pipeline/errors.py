@@ -7,7 +7,8 @@
     │   ├── StoreError          a build folder or STORE is damaged, locked or of a newer version
     │   ├── DetectorError       a detector cannot be loaded, or its output breaks the contract
     │   ├── ModelError          the model of a filter is not installed, or cannot be loaded
-    │   └── GateError           a gate of the spec holds the build back
+    │   ├── GateError           a gate of the spec holds the build back
+    │   └── NothingNew          a build found nothing that its dataset does not hold: no failure, exits with 0
     ├── DemoError               the demo cannot go on (`pipeline.demo.packages`); exits with 1
     └── ValueError
         ├── ContractError       a shard folder breaks the contract (`data_specs.shard`); exits with 1
@@ -57,3 +58,7 @@ class ModelError(WenlanError):
 
 class GateError(WenlanError):
     """A gate of the spec holds the build back."""
+
+
+class NothingNew(WenlanError):
+    """A build found nothing that its dataset does not hold. It is done, and there is nothing to publish."""

@@ -13,7 +13,6 @@ import builtins
 import datetime
 import enum
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 
 from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text
-from pipeline.urls import without_userinfo
+from pipeline.urls import SURROGATE, without_userinfo
 
 
 class DropReason(str, enum.Enum):
@@ -78,6 +77,7 @@ class DropReason(str, enum.Enum):
     IMAGE_ENTROPY = "image_entropy"  # of few grey levels
     IMAGE_ANIMATED = "image_animated"
     # dedup
+    KNOWN = "known"  # the dataset holds its image already: no drop, a fate of its own
     SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
     NEAR_IMAGE = "near_image"
     PLACEHOLDER = "placeholder"  # one picture under many different texts
@@ -125,7 +125,10 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason."""
+    """What became of one capture or candidate: kept to the end, or dropped at a stage for a first reason.
+
+    A candidate with the reason `known` is not dropped: the dataset holds its image already (`duplicate_of`).
+    """
 
     subject: Literal["capture", "candidate"]
     id: str  # candidate_id, or sha256 of the capture's URL
@@ -148,12 +151,9 @@ class Decision:
                 object.__setattr__(self, name, without_userinfo(value))
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def encodable(text: str) -> str:
     """The text with U+FFFD for each lone surrogate: JSON may hold them (`"\\ud83d"`), UTF-8 and Parquet cannot."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def drop(
@@ -190,7 +190,7 @@ def drop(
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What one decode tells of an image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
+    """Measurements of one image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
 
     sha256: str
     format: str

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,16 +36,16 @@ def begun(folder: Path, name: str, snapshot: str, store: str, more: dict[str, An
     source = {"kind": "url_table", "name": "table", "source_kind": "library"}
     spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
     kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
-    return Build(
+    build = Build(
         stages=STAGES,
         spec=spec,
         out=str(folder / build_id),
         store=kept,
         build_id=build_id,
         snapshot=snapshot,
-        identities=Identities(kept).before(build_id, name, snapshot),
         fingerprints={stage: hashlib.sha256(f"{stage} {more}".encode()).hexdigest() for stage in STAGES},
     )
+    return replace(build, identities=Identities(kept).before(build))
 
 
 def make(

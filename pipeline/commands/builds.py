@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from data_specs.build import SpecError, load
+from data_specs.release import LATEST
 from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
-from pipeline.errors import SourceError, WenlanError
+from pipeline.errors import NothingNew, SourceError, WenlanError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MOST_HOSTS = 10
 """Hosts that `status` shows; --json has all."""
+
+FATES = ("seen", "kept", "dropped", "known")
+"""Columns of the funnel: seen = kept + dropped + known."""
 
 SHOWN_CHARACTERS = 80
 """Length at which `explain` cuts a value."""
@@ -92,6 +96,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     until = args.until
     if until not in (*STAGES, "publish"):
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
+    if args.workers < 0:
+        raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
     build = _open(args)
     started = time.monotonic()
     results: list[StageResult] = []
@@ -124,20 +130,55 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {build.out}")
         return {}
-    manifest = release.publish(build)
+    try:
+        manifest = release.publish(build)
+    except NothingNew as e:
+        say(f"not published: {e.message}")
+        return {"nothing_new": True, **left_out(build)}
+    lost = left_out(build)
     return {
+        **lost,
         "published": True,
         "revision": manifest.revision,
         "samples": manifest.samples,
         "content_digest": manifest.content_digest,
         "manifest": build.shards.at("manifest.json"),
+        **released(build),
+    }
+
+
+def left_out(build: Build) -> dict[str, Any]:
+    """Take what a build found vanished, or opted out, out of the earlier builds of its dataset; said and returned."""
+    from pipeline.takedown import vanished
+
+    lost = vanished.leave_out(build)
+    if lost["samples"]:
+        what = f"{lost['opted_out']:,} URLs whose owners opted out, {lost['vanished']:,} that are gone at the source"
+        say(f"{lost['samples']:,} samples of earlier builds were left out: {what}")
+        released(build)
+    return {"left_out": lost}
+
+
+def released(build: Build) -> dict[str, Any]:
+    """The newest release of a build's dataset, for --json; said to people too."""
+    releases = build.store.releases(build.spec.name)
+    current = releases.latest().current
+    assert current is not None  # the build was published
+    path, samples = releases.folder.at(current.manifest), sum(current.samples.values())
+    say(f"release {current.release} of {build.spec.name}: {samples:,} samples of {len(current.builds)} builds, {path}")
+    return {
+        "dataset": build.spec.name,
+        "release": current.release,
+        "release_manifest": path,
+        "latest": releases.folder.at(LATEST),
+        "dataset_samples": current.samples,
     }
 
 
 def _funnel(results: list[StageResult]) -> Table:
-    table = table_of("funnel", "stage", "seen", "kept", "dropped", "partitions run", "seconds")
+    table = table_of("funnel", "stage", "seen", "kept", "dropped", "known", "partitions run", "seconds")
     for r in results:
-        counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in ("seen", "kept", "dropped")]
+        counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in FATES]
         table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
     return table
 
@@ -178,11 +219,11 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.store import build_json
 
     status = build_json.status(run.reopen(args.build))
-    table = table_of(status["build_id"], "stage", "state", "partitions", "kept", "dropped", "seconds", "CPU seconds")
+    table = table_of(status["build_id"], "stage", "state", "partitions", *FATES[1:], "seconds", "CPU seconds")
     for name, stage in status["stages"].items():
         of = "" if stage["partitions"] is None else f"{stage['committed']}/{stage['partitions']}"
         funnel, cost = stage.get("funnel", {}), stage.get("cost", {})
-        counts = [f"{funnel[k]:,}" if k in funnel else "" for k in ("kept", "dropped")]
+        counts = [f"{funnel[k]:,}" if k in funnel else "" for k in FATES[1:]]
         took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
         table.add_row(name, stage["state"], of, *counts, *took)
     show(table)

@@ -6,7 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pipeline.commands import builds
 from pipeline.commands.terminal import Commands, command, console, say
+from pipeline.errors import NothingNew
 
 
 def add_publish(commands: Commands) -> None:
@@ -32,15 +34,21 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
 
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
     build = run.reopen(args.build)
-    manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
+    try:
+        manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
+    except NothingNew as e:
+        say(f"not published: {e.message}")
+        return {"build_id": build.build_id, "published": False, "nothing_new": True, **builds.left_out(build)}
+    lost = builds.left_out(build)
     path = build.shards.at("manifest.json")
     say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
-    return {"build_id": manifest.build_id, "revision": manifest.revision, "samples": manifest.samples, "manifest": path}
+    answer = {"build_id": manifest.build_id, "published": True, "revision": manifest.revision}
+    return {**answer, **lost, "samples": manifest.samples, "manifest": path, **builds.released(build)}
 
 
 def add_verify(commands: Commands) -> None:
     verify = command(commands, "verify", _verify, "check a dataset against its manifest")
-    verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
+    verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
     verify.add_argument("--quick", action="store_true", help="checksums only")
     verify.add_argument(
         "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the build's)"
@@ -58,7 +66,7 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_diff(commands: Commands) -> None:
-    diff = command(commands, "diff", _diff, "show how two published builds differ")
+    diff = command(commands, "diff", _diff, "show how two published builds, or two releases, differ")
     diff.add_argument("a", metavar="A")
     diff.add_argument("b", metavar="B")
 
@@ -66,7 +74,11 @@ def add_diff(commands: Commands) -> None:
 def _diff(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.report.diff import diff
 
-    answer = diff(args.a, args.b)
+    return show_diff(diff(args.a, args.b))
+
+
+def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
+    """Show how two datasets differ, and return the same."""
     for side in ("a", "b"):
         one = answer[side]
         say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
@@ -86,7 +98,7 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
 
 def add_export(commands: Commands) -> None:
     export = command(commands, "export", _export, "write a dataset in another format")
-    export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder")
+    export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
     export.add_argument("--to", required=True, choices=["brivl-jsonl"])
     export.add_argument("--out", default="", metavar="DIR", help="default: BUILD/brivl-jsonl")
     export.add_argument(
@@ -100,6 +112,6 @@ def _export(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.store.dataset import Dataset
 
     out = Path(args.out or Folder(args.build).at("brivl-jsonl"))
-    rows = to_brivl_jsonl(Dataset.open(args.build).shards, out, args.detector)
+    rows = to_brivl_jsonl(Dataset.open(args.build), out, args.detector)
     say(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}")
     return {"out": str(out), "rows": rows}

@@ -178,6 +178,17 @@ class Folder:
         return self.url
 
 
+def read_url(url: str) -> bytes:
+    """The whole content of a (small) file. Raises FileNotFoundError, or StoreError that names the file."""
+    folder, _, name = url.rpartition("/")
+    try:
+        return Folder(folder).read(name)
+    except StoreError as e:
+        if isinstance(e.__cause__, FileNotFoundError):
+            raise FileNotFoundError(url) from None
+        raise
+
+
 def file_sha256(path: Path) -> str:
     """sha256 of a file, in hex, read in blocks of 1 MiB."""
     with path.open("rb") as f:

@@ -30,6 +30,9 @@ from pipeline.matching.text_rows import TextRows
 NONE = np.iinfo(np.int64).max
 """The leader number that stands for "no leader": larger than any, so that the smallest of several answers is right."""
 
+ELSEWHERE, HELD = -1, -2
+"""Places of leaders that earlier builds kept: of another dataset, of the same one. A place in a run is not below 0."""
+
 EARLIER, PLACEHOLDER = 1, 2
 """Flags of an image leader, or-ed: an earlier build kept it; it is a placeholder."""
 
@@ -105,7 +108,7 @@ class Known:
     """What is kept of image leaders [N] beside their looks."""
 
     candidate_id: Digests
-    place: Ints  # run << 32 | position, -1 for an earlier build's
+    place: Ints  # run << 32 | position; ELSEWHERE or HELD for an earlier build's
     flags: npt.NDArray[np.uint8]
 
 
@@ -200,7 +203,10 @@ class Holder:
         known = at >= 0
         size = len(at)
         matches = Matches(
-            np.zeros((size, 32), np.uint8), np.full(size, -1), np.zeros(size, np.uint8), np.full(size, NONE, np.int64)
+            np.zeros((size, 32), np.uint8),
+            np.full(size, ELSEWHERE),
+            np.zeros(size, np.uint8),
+            np.full(size, NONE, np.int64),
         )
         matches.number[known] = at[known] * self._of + self._share
         matches.candidate_id[known] = self._candidate.values[at[known]]

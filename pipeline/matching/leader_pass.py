@@ -24,7 +24,7 @@ import numpy as np
 
 from data_specs.build import Dedup
 from pipeline.files.digests import Digests
-from pipeline.matching.holders import NONE, PLACEHOLDER, Holders, ImageRows, Known, Matches
+from pipeline.matching.holders import ELSEWHERE, NONE, PLACEHOLDER, Holders, ImageRows, Known, Matches
 from pipeline.matching.near_images import Codes, ImageLeaders, Ints, Signatures
 from pipeline.matching.sketches import possible_among, same
 from pipeline.matching.text_rows import TextRows
@@ -78,7 +78,7 @@ class Verdicts:
     leader: Digests
     """[N, 32] candidate_id of a duplicate's leader; zeros without one."""
     place: Ints
-    """[N] run << 32 | position of that leader; -1 for one of an earlier build, or without one."""
+    """[N] run << 32 | position of that leader; ELSEWHERE or HELD for one of an earlier build, ELSEWHERE without one."""
     text_leaders: dict[int, list[bytes]] = field(default_factory=dict)
     """Kept row -> the leaders of its own texts, in their order."""
     new_texts: list[int] = field(default_factory=list)
@@ -120,7 +120,7 @@ class LeaderPass:
         texts = _TextsOfBlock(block.texts, asked, self._holders, self._rules.text_similarity)
         domains = _Domains(block.domain, self._holders, self._rules.max_pairs_per_domain)
         size = len(block)
-        verdicts = Verdicts([0] * size, np.zeros((size, 32), np.uint8), np.full(size, -1, np.int64))
+        verdicts = Verdicts([0] * size, np.zeros((size, 32), np.uint8), np.full(size, ELSEWHERE, np.int64))
         for row in range(size):
             reasons = images.judge(row, verdicts)
             if texts.pairs(block.own[row][0]) >= self._rules.max_pairs_per_text:

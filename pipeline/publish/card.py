@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import posixpath
 from pathlib import Path
 from typing import Any
 
+from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS, Manifest, Split
 from pipeline.publish.croissant import croissant
 from pipeline.publish.lineage import lineage
@@ -20,6 +22,14 @@ from pipeline.store.stage import deciding
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 """The hub's names of sizes below 10^3, 10^4, ... samples."""
+
+
+def release_files(spec: BuildSpec, manifest: Manifest) -> dict[str, bytes]:
+    """Contents of the files beside a release, by name; `spec` is that of its newest build."""
+    contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
+    contents["README.md"] = _rendered("release.md", spec=spec, **_of_manifest(manifest)).encode()
+    contents["croissant.json"] = _json(croissant(spec, manifest))
+    return contents
 
 
 def files(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel) -> dict[str, bytes]:
@@ -38,31 +48,22 @@ def wids(manifest: Manifest, split: Split) -> dict[str, Any]:
         "wids_version": 1,
         "name": f"{manifest.build_id}-{split}",
         "shardlist": [
-            {"url": shard.tar.path, "nsamples": shard.samples, "filesize": shard.tar.bytes}
+            {
+                "url": posixpath.join(manifest.folder_of(shard, ""), shard.tar.path),
+                "nsamples": shard.samples,
+                "filesize": shard.tar.bytes,
+            }
             for shard in manifest.of_split(split)
         ],
     }
 
 
 def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel) -> str:
-    """The dataset card, from the template card.md."""
-    import jinja2
-
-    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    template = environment.from_string(Path(__file__).with_name("card.md").read_text(encoding="utf-8"))
-    shards = {split: manifest.of_split(split) for split in SPLITS}
+    """The dataset card of a build, from the template card.md."""
     sources = [(ref, candidates.of_source(ref.name)) for ref in build.spec.sources]
-    samples = sum(manifest.samples.values())
-    return template.render(
+    return _rendered(
+        "card.md",
         spec=build.spec,
-        manifest=manifest,
-        version=importlib.metadata.version("wenlan"),
-        splits=[split for split in SPLITS if manifest.samples[split]],
-        size_category=_SIZES[min(max(len(str(samples)) - 3, 0), len(_SIZES) - 1)],
-        split_rows=[
-            {"split": s, "samples": manifest.samples[s], "shards": len(own), "bytes": sum(x.tar.bytes for x in own)}
-            for s, own in shards.items()
-        ],
         source_rows=[
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
@@ -70,7 +71,32 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
         stage_rows=candidates.stages(deciding(build.stages, "extract", "screen")),
         candidates=candidates,
         captures=captures,
+        **_of_manifest(manifest),
     )
+
+
+def _of_manifest(manifest: Manifest) -> dict[str, Any]:
+    """What both cards say of a manifest."""
+    shards = {split: manifest.of_split(split) for split in SPLITS}
+    samples = sum(manifest.samples.values())
+    return {
+        "manifest": manifest,
+        "version": importlib.metadata.version("wenlan"),
+        "splits": [split for split in SPLITS if manifest.samples[split]],
+        "size_category": _SIZES[min(max(len(str(samples)) - 3, 0), len(_SIZES) - 1)],
+        "split_rows": [
+            {"split": s, "samples": manifest.samples[s], "shards": len(own), "bytes": sum(x.tar.bytes for x in own)}
+            for s, own in shards.items()
+        ],
+    }
+
+
+def _rendered(template: str, **values: Any) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(**values)
 
 
 def _json(value: Any) -> bytes:

@@ -7,10 +7,11 @@ Limits: Croissant asks for the URL of a licence, which a spec need not have; the
 
 from __future__ import annotations
 
+import posixpath
 from typing import Any
 
 from data_specs.build import BuildSpec
-from data_specs.shard import SPLITS, FileDigest, Manifest
+from data_specs.shard import SPLITS, FileDigest, Manifest, ShardFiles
 
 PARQUET = "application/x-parquet"
 """The media type by which Croissant's own tools know a Parquet file."""
@@ -34,15 +35,21 @@ def croissant(spec: BuildSpec, manifest: Manifest) -> dict[str, Any]:
     """The dataset in Croissant 1.0."""
     objects = []
     for shard in manifest.shards:
-        objects.append(_file_object(shard.tar, "application/x-tar"))
-        objects.append(_file_object(shard.parquet, PARQUET))
+        objects.append(_file_object(manifest, shard, shard.tar, "application/x-tar"))
+        objects.append(_file_object(manifest, shard, shard.parquet, PARQUET))
+    folders = dict.fromkeys(manifest.folder_of(shard, "") for shard in manifest.shards)
     index: dict[str, Any] = {
         "@type": "cr:FileSet",
         "@id": "index",
         "name": "index",
         "description": "One row per sample, in the order of the tar of the same name.",
         "encodingFormat": PARQUET,
-        "includes": [f"{split}-*.parquet" for split in SPLITS if manifest.samples[split]],
+        "includes": [
+            posixpath.join(folder, f"{split}-*.parquet")
+            for folder in folders
+            for split in SPLITS
+            if manifest.samples[split]
+        ],
     }
     return {
         "@context": _CONTEXT,
@@ -53,7 +60,7 @@ def croissant(spec: BuildSpec, manifest: Manifest) -> dict[str, Any]:
         "url": spec.contact if "://" in spec.contact else f"mailto:{spec.contact}",
         "license": spec.licence or "not stated",
         "inLanguage": "zh",
-        "version": f"1.0.{manifest.revision}",
+        "version": f"1.{manifest.release}.{manifest.revision}",
         "datePublished": manifest.created_at[:10],
         "citeAs": f"{spec.name}, build {manifest.build_id}, content digest {manifest.content_digest}",
         "isLiveDataset": False,
@@ -129,12 +136,13 @@ def _field(name: str, kind: str, description: str) -> dict[str, Any]:
     }
 
 
-def _file_object(file: FileDigest, encoding: str) -> dict[str, Any]:
+def _file_object(manifest: Manifest, shard: ShardFiles, file: FileDigest, encoding: str) -> dict[str, Any]:
+    name = f"{shard.build}/{file.path}" if shard.build else file.path
     return {
         "@type": "cr:FileObject",
-        "@id": file.path,
-        "name": file.path,
-        "contentUrl": file.path,
+        "@id": name,
+        "name": name,
+        "contentUrl": posixpath.join(manifest.folder_of(shard, ""), file.path),
         "contentSize": f"{file.bytes} B",
         "encodingFormat": encoding,
         "sha256": file.sha256,

@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from data_specs.shard import SPLITS, Manifest, ShardFiles, parse_manifest
+from data_specs.shard import SPLITS, Manifest, ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
+from pipeline.store.dataset import Dataset
 
 KINDS = {"alt": "alt_text", "title": "alt_text", "surrounding": "sur_text"}
 """The release's names of our kinds of text."""
@@ -36,21 +37,21 @@ BATCH = 1_000
 """Samples in memory at once."""
 
 
-def to_brivl_jsonl(shards: Folder, out: Path, detector: str = "") -> dict[str, int]:
+def to_brivl_jsonl(dataset: Dataset, out: Path, detector: str = "") -> dict[str, int]:
     """Write the rows and images of a published dataset; returns the number of rows per split.
 
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
     dataset's first one. A killed export starts again from the beginning; the file of a split appears when it is
-    complete. Raises ContractError (no dataset) and StoreError (no such detector, a full disk).
+    complete. Raises StoreError (no such detector, a full disk).
     """
-    manifest = parse_manifest(shards.read("manifest.json"), shards.at("manifest.json"))
-    chosen = _detector(shards, manifest, detector)
+    manifest = dataset.manifest
+    chosen = _detector(dataset.shards, manifest, detector)
     target, counts = Folder(str(out)), dict[str, int]()
     for split in SPLITS:
         counts[split] = 0
         with target.making(f"{split}.jsonl") as rows:
             for shard in manifest.of_split(split):
-                for row, image in _rows(shards, shard, chosen):
+                for row, image in _rows(dataset.folder_of(shard), shard, chosen):
                     with target.making(row["image_id"]) as f:
                         f.write(image)
                     rows.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")

@@ -2,10 +2,10 @@
 
 `publish` writes into BUILD/shards/: the dataset card, the shard lists of wids, croissant.json, and Energon's index if
 the spec asks for it. Then, under STORE's lock, it commits the build's identities and writes the manifest, which makes
-it a dataset. The order matters. If it is killed between the two, the next publish finds the identities committed and
-writes the manifest, and a build that is published in between is deduplicated against this one. The other way round,
-there would be a dataset that no later build knows of. Publishing an unchanged build again changes nothing: same
-revision, same bytes.
+it a dataset, and part of the next release of its dataset (`pipeline.publish.dataset`) in the same step. The order
+matters. If it is killed between the two, the next publish finds the identities committed and writes the manifest, and a
+build that is published in between is deduplicated against this one. The other way round, there would be a dataset that
+no later build knows of. Publishing an unchanged build again changes nothing: same revision, same bytes.
 
 BUILD/releases.json keeps the revisions of a build, because the manifest of an earlier one is removed when shards are
 written again.
@@ -17,8 +17,8 @@ everything again. STORE's lock allows one publisher at a time while identities a
 from __future__ import annotations
 
 import datetime
+import functools
 import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,14 +29,14 @@ from data_specs.shard import (
     Manifest,
     ShardFiles,
     StoredImages,
-    canonical_json,
     content_digest,
     parse_manifest,
+    pretty_manifest,
 )
 from pipeline.detectors import detector_ids
-from pipeline.errors import StageError, StoreError
+from pipeline.errors import NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import card, energon
+from pipeline.publish import card, dataset, energon
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store.build import Build
@@ -52,8 +52,9 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     accept: gates that may fail this once; `because` is the reason, recorded in the manifest. approved: a person asked
     for this publish, which is the approval that `approve: manual` requires.
 
-    Raises GateError (the numbers, top reasons and ten examples; one line each), StageError if shards are not finished,
-    StoreError if one is missing or incomplete, and SpecError for an unknown gate or an acceptance without a reason.
+    Raises GateError (the numbers, top reasons and ten examples; one line each), NothingNew if all gates hold and the
+    dataset holds all that was kept already, StageError if shards are not finished, StoreError if one is missing or
+    incomplete, and SpecError for an unknown gate or an acceptance without a reason.
     """
     gates.check_acceptance(build.stages, accept, because)
     records = _finished(build)
@@ -64,16 +65,22 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
         manifest = before
         with build.store.lock():
             identities.publish(build)  # a no-op, unless they were lost
+            dataset.include(build, manifest)
         _remember(build, manifest)
     else:
         candidates, captures = read_funnels(build)
         gates.hold(build, candidates, captures, accept, approved)
-        manifest = _write(build, manifest, candidates, captures, identities.publish)
+        if not candidates.kept and build.held:
+            known = f"all {candidates.known:,} images that passed are in dataset {build.spec.name} already"
+            raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.held:,} samples")
+        manifest = _write(build, manifest, candidates, captures, identities.publish, dataset.publish)
     return manifest
 
 
 def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     """Publish the next revision of a build after a takedown; `accepted` is that of its last manifest.
+
+    The release that lists it is the caller's to renew (`pipeline.publish.dataset.renew`), once for all its builds.
 
     No gate stops it: content that is taken down must not stay in a dataset because too little would remain. The gates
     that fail are named in the manifest. Raises as `publish` does.
@@ -86,13 +93,29 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     before = _published(build)
     if before is not None and _same(before, manifest, accepting=False):
         return before  # the takedown was in no shard
-    return _write(build, manifest, candidates, captures, Identities(build.store).replace)
+    return _write(build, manifest, candidates, captures, Identities(build.store).replace, _alone)
+
+
+Commit = Callable[[bytes], None]
+"""Writes the bytes of a manifest to its place."""
+
+
+def _alone(build: Build, manifest: Manifest, commit: Commit) -> None:
+    """Make a build visible, and no release."""
+    commit(pretty_manifest(manifest))
 
 
 def _write(
-    build: Build, manifest: Manifest, candidates: Funnel, captures: Funnel, identify: Callable[[Build], None]
+    build: Build,
+    manifest: Manifest,
+    candidates: Funnel,
+    captures: Funnel,
+    identify: Callable[[Build], None],
+    make_visible: Callable[[Build, Manifest, Commit], object],
 ) -> Manifest:
     """Write the files beside the shards, the manifest last; `identify` commits the build's identities.
+
+    make_visible: called with the build, its manifest, and what writes that.
 
     Raises StoreError if a shard holds something that was taken down since the build began.
     """
@@ -108,7 +131,7 @@ def _write(
         identify(build)
         if build.spec.shards.energon:
             energon.complete(folder, manifest)
-        folder.write("manifest.json", _pretty(manifest))
+        make_visible(build, manifest, functools.partial(folder.write, "manifest.json"))
         build.store.register(build, manifest.revision)
     _remember(build, manifest)
     return manifest
@@ -230,15 +253,7 @@ def _remember(build: Build, manifest: Manifest) -> None:
         "revision": manifest.revision,
         "created_at": manifest.created_at,
         "content_digest": manifest.content_digest,
-        "manifest_sha256": hashlib.sha256(_pretty(manifest)).hexdigest(),
+        "manifest_sha256": hashlib.sha256(pretty_manifest(manifest)).hexdigest(),
         "samples": manifest.samples,
     }
     build.folder.write_json("releases.json", [*_all_releases(build), release])
-
-
-def _pretty(manifest: Manifest) -> bytes:
-    """The bytes of manifest.json: one shard per line, so that two releases can be compared line by line."""
-    raw = manifest.model_dump(mode="json")
-    shards = ",\n  ".join(canonical_json(shard).decode() for shard in raw.pop("shards"))
-    head = json.dumps(raw, indent=1, ensure_ascii=False, sort_keys=True)
-    return f'{head.removesuffix("}").rstrip()},\n "shards": [\n  {shards}\n ]\n}}\n'.encode()

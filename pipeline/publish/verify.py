@@ -1,5 +1,5 @@
-"""Checks a dataset against its manifest and the contract. `verify` returns every fault as one line that names the file,
-and the key where it is about one sample.
+"""Checks a build or a release against its manifest and the contract. `verify` returns every fault as one line that
+names the file, and the key where it is about one sample.
 
 Quick: every file is there with its size and sha256, the folder has no shard that the manifest does not name, and the
 Parquet files hold what the contract asks. Full: in addition every tar is walked member by member against its index, and
@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest
-from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.publish.shard_content import (
     PER_FILE,
@@ -33,6 +32,7 @@ from pipeline.publish.shard_content import (
     row_faults,
     tar_faults,
 )
+from pipeline.store import build_json
 from pipeline.store.dataset import Dataset
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
@@ -50,7 +50,7 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
     if not store and dataset.build is not None and dataset.build.exists("build.json"):
         store = _store_of(dataset.build)
     across = _AcrossShards(Store(store).takedowns() if store else Takedowns())
-    faults = [*_manifest_faults(dataset.manifest), *_unnamed_shards(dataset.shards, dataset.manifest)]
+    faults = [*_manifest_faults(dataset.manifest), *_unnamed_shards(dataset)]
     for shard in dataset.manifest.shards:
         faults += _shard_faults(dataset, shard, quick, across)
     return faults + across.faults()
@@ -58,10 +58,7 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
 
 def _store_of(build: Folder) -> str:
     """The STORE that a build's build.json names, "" for none. Raises StoreError."""
-    known = build.read_json("build.json")
-    if not isinstance(known, dict):
-        raise StoreError(build.at("build.json"), "is not the record of a build")
-    return str(known.get("store", ""))
+    return str(build_json.read(build).get("store", ""))
 
 
 @dataclass
@@ -113,20 +110,23 @@ def _manifest_faults(manifest: Manifest) -> Iterator[str]:
             yield f"manifest.json: its {split} shards hold {samples[split]:,} samples, its total is {total:,}"
     if content_digest(manifest.shards) != manifest.content_digest:
         yield "manifest.json: content_digest does not match the tars it names"
-    paths = Counter(file.path for shard in manifest.shards for file in _files(shard))
-    for path, times in paths.items():
+    paths = Counter((shard.build, file.path) for shard in manifest.shards for file in _files(shard))
+    for (_, path), times in paths.items():
         if times > 1:
             yield f"manifest.json: names {path} {times} times"
         if _leaves_folder(path):
             yield f"manifest.json: path {path!r} leaves the shard folder"
 
 
-def _unnamed_shards(folder: Folder, manifest: Manifest) -> Iterator[str]:
-    """Shards in the folder that the manifest does not name: a reader that lists files would take them for its own."""
-    named = {file.path for shard in manifest.shards for file in _files(shard)}
-    for name in folder.names():
-        if re.fullmatch(rf"({'|'.join(SPLITS)})-\d+\.(tar|parquet)", name) and name not in named:
-            yield f"{name}: is in the folder, but the manifest does not name it"
+def _unnamed_shards(dataset: Dataset) -> Iterator[str]:
+    """Shards in a folder that the manifest does not name: a reader that lists files would take them for its own."""
+    named: dict[str, set[str]] = {dataset.shards.url: set()} if not dataset.manifest.builds else {}
+    for shard in dataset.manifest.shards:
+        named.setdefault(dataset.folder_of(shard).url, set()).update(file.path for file in _files(shard))
+    for url, names in named.items():
+        for name in Folder(url).names():
+            if re.fullmatch(rf"({'|'.join(SPLITS)})-\d+\.(tar|parquet)", name) and name not in names:
+                yield f"{name}: is in the folder, but the manifest does not name it"
 
 
 def _files(shard: ShardFiles) -> list[FileDigest]:
@@ -142,7 +142,7 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
     regions only if the index is sound, so that one damage is reported once."""
     if any(_leaves_folder(file.path) for file in _files(shard)):
         return []  # reported by _manifest_faults; nothing outside the folder is opened
-    folder = dataset.shards
+    folder = dataset.folder_of(shard)
     damaged = {file.path: fault for file in _files(shard) if (fault := _digest_fault(folder, file))}
     faults = list(damaged.values())
     missing = [detector for detector in dataset.manifest.detectors if detector not in shard.regions]
@@ -170,7 +170,7 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
 def _index(dataset: Dataset, shard: ShardFiles) -> tuple[list[dict[str, Any]], list[str]]:
     """Rows of a shard's Parquet, and its faults."""
     images = dataset.manifest.images
-    with dataset.shards.local(shard.parquet.path) as path:
+    with dataset.local(shard, shard.parquet) as path:
         table, faults = read_table(path, shard.parquet.path, SHARD_SCHEMA, shard.samples)
     rows = table.to_pylist()
     return rows, faults or capped(shard.parquet.path, list(row_faults(shard, rows, images.max_side if images else 0)))

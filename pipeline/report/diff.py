@@ -1,8 +1,8 @@
 """Difference between two datasets: samples added, removed and changed, reasons to drop, and the options of the specs.
 
-Samples are matched by key, which a candidate keeps across builds. A sample has changed if its image, its texts or its
-split differ. Both datasets must be published. Reasons and specs are read from the builds' folders; if only a shard
-folder is given, those parts are empty.
+A dataset is a build or a release. Samples are matched by key, which a candidate keeps across builds. A sample has
+changed if its image, its texts or its split differ. Both datasets must be published. Reasons and specs are read from
+the builds' folders; where those are not given, these parts are empty.
 
 Limits: memory is 32 bytes per sample of both datasets. Each list names at most NAMED keys; its count covers all.
 """
@@ -72,7 +72,7 @@ def _read_samples(dataset: Dataset) -> _Samples:
     """All samples of a dataset, from the Parquet of every shard."""
     keys, aspects = [np.zeros(0, "V16")], [np.zeros((0, len(ASPECTS)), np.uint64)]
     for shard in dataset.manifest.shards:
-        with dataset.shards.local(shard.parquet.path) as path, pq.ParquetFile(path) as file:
+        with dataset.local(shard, shard.parquet) as path, pq.ParquetFile(path) as file:
             for batch in file.iter_batches(20_000, columns=_COLUMNS):
                 # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
                 keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
@@ -87,7 +87,14 @@ def _reasons(dataset: Dataset) -> dict[str, int]:
     if dataset.build is None or not dataset.build.exists("report/report.json"):
         return {}
     report = dataset.build.read_json("report/report.json")
-    return {"": report["totals"]["kept"], **{r["name"]: r["count"] for r in report["reasons"]}}
+    return reasons_of(report)
+
+
+def reasons_of(report: dict[str, Any]) -> dict[str, int]:
+    """Number of candidates by reason to drop, in a report.json; "" for kept ones, "known" for those held already."""
+    totals = report["totals"]
+    known = {"known": totals["known"]} if totals.get("known") else {}  # an older wenlan knew no such fate
+    return {"": totals["kept"], **known, **{r["name"]: r["count"] for r in report["reasons"]}}
 
 
 def _spec(dataset: Dataset) -> Any:
@@ -126,7 +133,7 @@ def _named(keys: npt.NDArray[np.void]) -> dict[str, Any]:
 
 def _shards(a: Manifest, b: Manifest) -> dict[str, list[str]]:
     """Paths of tars that were added, removed or changed."""
-    old, new = ({shard.tar.path: shard.tar.sha256 for shard in m.shards} for m in (a, b))
+    old, new = ({shard.name: shard.tar.sha256 for shard in m.shards} for m in (a, b))
     return {
         "added": sorted(set(new) - set(old)),
         "removed": sorted(set(old) - set(new)),

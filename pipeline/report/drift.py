@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.files.folder import Folder
-from pipeline.report.diff import moved
+from pipeline.report.diff import moved, reasons_of
 from pipeline.store.build import Build
 
 STEADY, MOVED = 0.1, 0.25
@@ -69,7 +69,7 @@ def compare(now: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
         new, old = ({row["name"]: row[count] for row in report[name]} for report in (now, before))
         names = sorted(new.keys() | old.keys())
         rows.append(_row(name, title, title_zh, [old.get(n, 0) for n in names], [new.get(n, 0) for n in names]))
-    reasons = [{"": r["totals"]["kept"], **{x["name"]: x["count"] for x in r["reasons"]}} for r in (before, now)]
+    reasons = [reasons_of(report) for report in (before, now)]
     if not before["totals"]["kept"] or not now["totals"]["kept"]:
         rows = []  # nothing to compare
     return {

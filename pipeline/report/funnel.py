@@ -1,8 +1,9 @@
 """The funnel: what became of every candidate, counted from the union of the stages' decisions.
 
-Each candidate has exactly one row in the decisions: dropped by a stage for a first reason, or kept by `shard`. So what
-entered a stage is everything minus what earlier stages dropped, and the funnel adds up by construction; `faults` then
-holds it against what the stages counted themselves, which is the check that no row was lost or decided twice.
+Each candidate has exactly one row in the decisions: dropped by a stage for a first reason, known because the dataset
+holds its image already, or kept by `shard`. So what entered a stage is everything minus what did not pass earlier ones,
+and the funnel adds up by construction, seen = kept + dropped + known; `faults` then holds it against what the stages
+counted themselves, which is the check that no row was lost or decided twice.
 
 Limits: memory is one partition's decisions and one number for each (source, stage, reason).
 """
@@ -26,13 +27,19 @@ UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 
 @dataclass(frozen=True, slots=True)
 class StageFunnel:
-    """One stage: how many entered, left it and were dropped, and the reasons with their counts, largest first."""
+    """One stage: how many entered, left it, were dropped and were known, and the reasons to drop, largest first."""
 
     stage: str
     seen: int
     kept: int
     dropped: int
+    known: int
     reasons: tuple[tuple[str, int], ...]
+
+    @property
+    def new(self) -> int:
+        """What entered and was not known at this stage: that of which a share may be dropped."""
+        return self.seen - self.known
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,13 @@ class Funnel:
         return sum(n for (_, _, reason), n in self.counts.items() if not reason)
 
     @property
+    def known(self) -> int:
+        """What the dataset holds already."""
+        return sum(n for (_, _, reason), n in self.counts.items() if reason == DropReason.KNOWN.value)
+
+    @property
     def dropped(self) -> int:
-        return self.total - self.kept
+        return self.total - self.kept - self.known
 
     @property
     def drop_share(self) -> float:
@@ -73,7 +85,7 @@ class Funnel:
         """(reason, count) of all that was dropped, largest first."""
         totals: Counter[str] = Counter()
         for (_, _, reason), n in self.counts.items():
-            if reason:
+            if reason and reason != DropReason.KNOWN.value:
                 totals[reason] += n
         return sorted(totals.items(), key=lambda item: (-item[1], item[0]))
 
@@ -82,8 +94,9 @@ class Funnel:
         rows, seen = [], self.total
         for name in names:
             here = Funnel({k: n for k, n in self.counts.items() if k[1] == name and k[2]})
-            rows.append(StageFunnel(name, seen, seen - here.total, here.total, tuple(here.reasons())))
-            seen -= here.total
+            kept = seen - here.total
+            rows.append(StageFunnel(name, seen, kept, here.dropped, here.known, tuple(here.reasons())))
+            seen = kept
         return rows
 
 
@@ -105,13 +118,13 @@ def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]
 def faults(build: Build, candidates: Funnel) -> list[str]:
     """Where the decisions and a stage's own counts differ, one line each; empty for a sound build.
 
-    Holds every stage from admit to shard against its records' seen, kept and dropped.
+    Compares every stage from extract to shard with its records' seen, kept and dropped.
     """
     stages = deciding(build.stages, "extract", "shard")
     differences = []
     for row in candidates.stages([name for name in stages if name in build.fingerprints]):
         records = build.stage(row.stage).records()
-        for what in ("seen", "kept", "dropped"):
+        for what in ("seen", "kept", "dropped", "known"):
             if not any(what in record.counts for record in records):
                 continue
             counted, decided = sum(record.counts.get(what, 0) for record in records), int(getattr(row, what))
@@ -130,6 +143,7 @@ def examples(
     by_reason: dict[str, list[str]] = {}
     for table in build.decisions():
         wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
+        wanted = pc.and_(wanted, pc.not_equal(table["reason"], DropReason.KNOWN.value))
         if stage:
             wanted = pc.and_(wanted, pc.equal(table["stage"], stage))
         if sources:

@@ -1,6 +1,7 @@
 """Gates: what must hold before a build becomes a dataset.
 
-    min_samples, max_drop_share      of the whole build
+    min_samples                      of the dataset with this build in it
+    min_new, max_drop_share          of the whole build
     max_unreadable                   of each source: pages and rows on which a parser failed; many are a fault of ours.
                                      Of all sources together: images on which a detector failed
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
@@ -12,6 +13,8 @@ A tool that silently drops nearly everything is worse than one that stops: a fil
 changed its layout, a CDN that refuses us all look like a successful build with few rows. So each stage has an expected
 share for each source, with defaults, and a stage above it fails the build with the numbers, the reasons and ten of what
 was dropped, before anything is published.
+
+What the dataset holds already (`known`) counts as dropped nowhere; the stage that recognised it is judged by the rest.
 
 The report shows the same gates that `publish` asks. Limits: a source of fewer than `publish.judged_from` entries at a
 stage is not judged there, since a share of ten says little; `min_samples` is for that.
@@ -59,7 +62,7 @@ def names(stages: Stages) -> list[str]:
     """Every gate there is, in the order in which they are judged."""
     named = DropShares.model_fields
     of_stages = [f"max_drop.{s.name}" for s in stages.values() if s.name in named or s.max_drop is not None]
-    return ["min_samples", "max_drop_share", "max_unreadable", *of_stages, *FIGURE_GATES, "approve"]
+    return ["min_samples", "min_new", "max_drop_share", "max_unreadable", *of_stages, *FIGURE_GATES, "approve"]
 
 
 def judge(
@@ -68,15 +71,17 @@ def judge(
     candidates: Funnel,
     captures: Funnel,
     report: dict[str, Any] | None = None,
+    held: int = 0,
     undetected: tuple[int, int] = (0, 0),
 ) -> list[Gate]:
     """Every gate but `approve`, in the order of `names`; a stage at which no source can be judged has none.
 
+    held: samples that the dataset holds without this build.
     report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
     so are those of them that the spec does not set. undetected: what `read_undetected` returns.
     """
     figures = [] if report is None else list(_figures(spec, report))
-    whole = [*_whole(spec, candidates), *_unreadable(spec, candidates, captures, undetected)]
+    whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected)]
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
 
@@ -90,7 +95,7 @@ def hold(
     report = _report(build)
     failed = [
         gate
-        for gate in judge(build.spec, build.stages, candidates, captures, report, read_undetected(build))
+        for gate in judge(build.spec, build.stages, candidates, captures, report, build.held, read_undetected(build))
         if not gate.holds and gate.name not in accept
     ]
     lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
@@ -119,11 +124,17 @@ def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> Non
         raise SpecError(["--accept needs --because TEXT: who reads the manifest must know why"])
 
 
-def _whole(spec: BuildSpec, candidates: Funnel) -> Iterator[Gate]:
+def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
     options = spec.publish
-    kept, share = candidates.kept, candidates.drop_share
-    few = f"{kept:,} samples were kept, the spec requires {options.min_samples:,}"
-    yield Gate("min_samples", f"{kept:,}", f"≥ {options.min_samples:,}", () if kept >= options.min_samples else (few,))
+    kept, samples, share = candidates.kept, candidates.kept + held, candidates.drop_share
+    more = f" beside {held:,} of earlier builds" if held else ""
+    few = f"{kept:,} samples were kept{more}, the spec requires {options.min_samples:,}"
+    holds = samples >= options.min_samples
+    yield Gate("min_samples", f"{samples:,}", f"≥ {options.min_samples:,}", () if holds else (few,))
+    if options.min_new:
+        few = f"{kept:,} new samples were kept, the spec requires {options.min_new:,}"
+        holds = kept >= options.min_new
+        yield Gate("min_new", f"{kept:,}", f"≥ {options.min_new:,}", () if holds else (few,))
     many = (
         f"{candidates.dropped:,} of {candidates.total:,} candidates were dropped ({share:.1%}), "
         f"the spec allows {options.max_drop_share:.1%}"
@@ -174,8 +185,8 @@ def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Fu
         for subject, funnel in (("capture", captures), ("candidate", candidates)):
             for row in funnel.of_source(source.name).stages(list(stages)):
                 limit = spec.max_drop(source, row.stage, stages[row.stage].max_drop)
-                if limit is not None and stages[row.stage].subject == subject and row.seen >= spec.publish.judged_from:
-                    judged.setdefault(row.stage, []).append((row.dropped / row.seen, limit, source.name, row))
+                if limit is not None and stages[row.stage].subject == subject and row.new >= spec.publish.judged_from:
+                    judged.setdefault(row.stage, []).append((row.dropped / row.new, limit, source.name, row))
     for stage in stages:
         if stage in judged:
             yield _of_stage(stages[stage], judged[stage])
@@ -187,7 +198,7 @@ def _of_stage(stage: Stage, judged: list[tuple[float, float, str, StageFunnel]])
     over = [item for item in judged if item[0] > item[1]]
     what = "pages" if stage.subject == "capture" else "candidates"
     faults = tuple(
-        f"{stage.name} dropped {row.dropped:,} of {row.seen:,} {what} of {name} ({share:.1%}), {limit:.1%} is expected "
+        f"{stage.name} dropped {row.dropped:,} of {row.new:,} {what} of {name} ({share:.1%}), {limit:.1%} is expected "
         "at most"
         for share, limit, name, row in over
     )

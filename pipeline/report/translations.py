@@ -50,6 +50,7 @@ REASONS = {
     "image_blurred": "图像模糊",
     "image_entropy": "灰阶过少",
     "image_animated": "动图",
+    "known": "已在数据集中",
     "same_image": "相同图像",
     "near_image": "近似图像",
     "placeholder": "占位图",

@@ -21,7 +21,7 @@ import pyarrow as pa
 from data_specs.build import Dedup
 from pipeline.files.digests import digests_of, rows_of
 from pipeline.matching import text_rows
-from pipeline.matching.holders import EARLIER, PLACEHOLDER, Holders, Known, hashes_of
+from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
 from pipeline.store.identities import IMAGE_SCHEMA, Identities, Published
 
 log = logging.getLogger("wenlan")
@@ -37,13 +37,15 @@ def learn(
     holders: Holders,
     identities: Identities,
     names: Sequence[str],
+    dataset: str,
     rules: Dedup,
     features: str,
     band_keys: Iterable[npt.NDArray[np.uint32]],
 ) -> int:
     """Enter the published builds `names` into the holders; returns the number of images. Raises StoreError.
 
-    features: the feature id of the new build; band_keys: those of all its texts, in any shape and order.
+    dataset: that of the new build, which holds what its own earlier builds kept. features: the feature id of the new
+    build; band_keys: those of all its texts, in any shape and order.
     """
     earlier = [identities.read(name) for name in names]
     bands = text_rows.BandFilter()
@@ -53,9 +55,9 @@ def learn(
     images = 0
     for comparable in (True, False):  # leaders are numbered as they are entered: comparable builds come first
         builds = [one for one in earlier if (one.features == features) == comparable]
-        for table, signatures in _gathered(identities, builds):
+        for table, signatures in _gathered(identities, builds, dataset):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
-            known = Known(candidate, np.full(len(candidate), -1, np.int64), flags)
+            known = Known(candidate, table["place"].to_numpy(), flags)
             looks = (hashes_of(table), signatures) if comparable and table.num_rows else None
             holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
             domains = Counter(table["domain"].to_pylist()) if rules.max_pairs_per_domain else Counter()
@@ -87,13 +89,13 @@ def _learn_texts(
 
 
 def _gathered(
-    identities: Identities, earlier: list[Published]
+    identities: Identities, earlier: list[Published], dataset: str
 ) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
-    """(images by rank with their `flags`, their signatures build by build), whole builds of LOADED rows or more."""
+    """(images by rank with `flags` and `place`, their signatures by build), whole builds of LOADED rows or more."""
     tables: list[pa.Table] = []
     signatures: list[npt.NDArray[np.uint8]] = []
     for number, one in enumerate(earlier, 1):
-        images = _images(identities, one)
+        images = _images(identities, one, HELD if one.dataset == dataset else ELSEWHERE)
         tables.append(images)
         signatures.append(identities.signatures(one, images.num_rows))
         if number == len(earlier) or sum(t.num_rows for t in tables) >= LOADED:
@@ -101,8 +103,8 @@ def _gathered(
             tables, signatures = [], []
 
 
-def _images(identities: Identities, one: Published) -> pa.Table:
-    """COLUMNS of a build's images by rank, with the `flags` that a leader has (`holders.EARLIER`, `PLACEHOLDER`)."""
+def _images(identities: Identities, one: Published, place: int) -> pa.Table:
+    """COLUMNS of a build's images by rank, with the `flags` and the `place` of a leader (`holders.Known`)."""
     flagged = [digests_of(t["candidate_id"]) for t in identities.batches(one, "placeholders.parquet")]
     placeholders = {name for names in flagged for name in rows_of(names)}
     schema = pa.schema([IMAGE_SCHEMA.field(name) for name in COLUMNS])
@@ -110,4 +112,5 @@ def _images(identities: Identities, one: Published) -> pa.Table:
     flags = np.full(table.num_rows, EARLIER, np.uint8)
     if placeholders:
         flags[[name in placeholders for name in rows_of(digests_of(table["candidate_id"]))]] |= PLACEHOLDER
-    return table.select(list(COLUMNS)).append_column("flags", pa.array(flags))
+    table = table.select(list(COLUMNS)).append_column("flags", pa.array(flags))
+    return table.append_column("place", pa.array(np.full(table.num_rows, place, np.int64)))

@@ -1,10 +1,11 @@
 """Dedup: one pair for each image, however often and in whatever form the web holds it, and an id for each text.
 
 `pipeline.stages.rank` prepares what is compared, `pipeline.stages.lead` decides in one pass, and this stage applies
-what it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for
-each dropped one, with its leader and every failing reason. Kept pairs carry the ids by which training masks false
-negatives (image_leader, text_leaders), and their split: a keyed hash of the leader, so that copies of one image never
-straddle two splits. A leader of an earlier build is never kept again, so its split cannot change.
+it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
+other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
+which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
+their split: a keyed hash of the leader, so that copies of one image never straddle two splits. A leader of an earlier
+build is never kept again, so its split cannot change.
 
 Limits: a run is held in memory (`rank.RUN` pairs).
 """
@@ -26,8 +27,9 @@ from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
 from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, Decision, DropReason, candidates_of, drop, split_of
 from pipeline.stages import _runs
+from pipeline.stages._survivors import SPLIT_FILES, split_file
 from pipeline.store.build import Build
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Stage
 from pipeline.urls import domain_of
 
 ROW_GROUP = 1_000
@@ -53,11 +55,12 @@ def run_partition(build: Build, partition: str) -> None:
     decisions = _decisions(build, pairs, verdicts, reasons)
 
     first = Counter(decision.reason for decision in decisions)
+    known = first[DropReason.KNOWN.value]
     with build.stage("dedup").attempt(partition) as attempt:
-        counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions)}
+        counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions) - known, "known": known}
         for split in SPLITS:
             rows = kept.filter(pc.field("split") == split)
-            attempt.write_table(f"{split}.parquet", rows, row_group_size=ROW_GROUP)
+            attempt.write_table(split_file(split), rows, row_group_size=ROW_GROUP)
             counts[split] = rows.num_rows
         attempt.decide(decisions)
         attempt.commit({**counts, **{reason.value: first[reason.value] for reason in REASONS}})
@@ -158,14 +161,17 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
     at = pa.array(rows, pa.int64())
     dropped, of_dropped = pairs.take(at), verdicts.take(at)
     decisions = []
-    for candidate, bits, leader, earlier in zip(
+    for candidate, bits, leader, earlier, held in zip(
         candidates_of(dropped),
         reasons[rows].tolist(),
         of_dropped["leader"].to_pylist(),
         of_dropped["earlier"].to_pylist(),
+        _held(of_dropped),
         strict=True,
     ):
         failing = [reason for i, reason in enumerate(REASONS) if bits & 1 << i]
+        if held and DropReason.PLACEHOLDER not in failing:
+            failing.insert(0, DropReason.KNOWN)
         duplicate_of = leader.hex() if any(leader) else ""
         evidence = "; ".join(
             _evidence(build.spec.dedup, reason, candidate, duplicate_of, earlier) for reason in failing
@@ -173,6 +179,12 @@ def _decisions(build: Build, pairs: pa.Table, verdicts: pa.Table, reasons: npt.N
         names = tuple(reason.value for reason in failing)
         decisions.append(drop(candidate, "dedup", failing[0], evidence, duplicate_of=duplicate_of, reasons=names))
     return decisions
+
+
+def _held(verdicts: pa.Table) -> list[bool]:
+    """For each verdict whether the dataset holds the leader; an older wenlan did not note it."""
+    known: list[bool] = verdicts["known"].to_pylist() if "known" in verdicts.column_names else [False] * len(verdicts)
+    return known
 
 
 def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: str, earlier: bool) -> str:
@@ -183,6 +195,8 @@ def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: st
         return f"{rules.max_pairs_per_domain} pairs of {domain} are kept already"
     if reason is DropReason.PLACEHOLDER:
         return f"a picture under more than {rules.placeholder_texts} different texts"
+    if reason is DropReason.KNOWN:
+        return "the dataset holds its image"
     seen = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"
     return f"{seen} {leader[:32]}{', which an earlier build kept' if earlier else ''}"
 
@@ -196,6 +210,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=tuple(StageFile(f"{split}.parquet", DEDUP_SCHEMA, "candidate_id") for split in SPLITS),
+    files=SPLIT_FILES,
     rewrites_others=False,
 )

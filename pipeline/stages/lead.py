@@ -35,7 +35,7 @@ from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.files.parquet import dictionary_columns
 from pipeline.matching import text_rows
-from pipeline.matching.holders import Holders, images_of
+from pipeline.matching.holders import HELD, Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.records import TEXTS_TYPE, split_of
 from pipeline.stages import _earlier_builds, _runs
@@ -59,6 +59,7 @@ VERDICT_SCHEMA = pa.schema(
         ("reasons", pa.uint8()),  # bits of leader_pass.REASONS; 0 = kept
         ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
         ("earlier", pa.bool_()),  # an earlier build kept that leader
+        ("known", pa.bool_()),  # an earlier build of the same dataset did; not in files of an older wenlan
         ("text_leaders", pa.list_(DIGEST)),  # of a kept pair
     ]
 )
@@ -104,7 +105,8 @@ def run_partition(build: Build, partition: str) -> None:
 def _learn_earlier(build: Build, holders: Holders) -> int:
     """Enter what the builds that this one reads have kept; returns the number of images."""
     identities, keys = Identities(build.store), _band_keys(build.stage("rank"))
-    return _earlier_builds.learn(holders, identities, build.identities, build.spec.dedup, feature_id(), keys)
+    names, dataset = build.identities, build.spec.name
+    return _earlier_builds.learn(holders, identities, names, dataset, build.spec.dedup, feature_id(), keys)
 
 
 def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
@@ -351,6 +353,7 @@ def _verdict_rows(table: pa.Table, decided: Verdicts) -> pa.Table:
         "reasons": pa.array(decided.reasons, pa.uint8()),
         "leader": column_of(decided.leader),
         "earlier": pa.array(duplicate & (decided.place < 0)),  # only leaders of this build have a place in a run
+        "known": pa.array(duplicate & (decided.place == HELD)),
         "text_leaders": pa.array(leaders, pa.list_(DIGEST)),
     }
     return pa.table(columns, schema=VERDICT_SCHEMA)

@@ -29,6 +29,8 @@ class Build:
     fingerprints: dict[str, str] = field(default_factory=dict)
     identities: tuple[str, ...] = ()
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
+    generation: int = 1
+    """Of the dataset that it belongs to: which releases it continues."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
@@ -45,12 +47,17 @@ class Build:
         return StageDir(self.folder / self.stages[name].folder, name, "").everyone()
 
     @property
+    def held(self) -> int:
+        """Samples that its dataset holds already, in the newest release of the same generation."""
+        return self.store.releases(self.spec.name).held(self.generation, self.snapshot)
+
+    @property
     def shards(self) -> Folder:
         """The folder of the shards: a dataset, once there is a manifest in it."""
         return self.folder / self.stages["shard"].folder
 
     def packed(self) -> list[Record]:
-        """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
+        """Records of the shards that hold a sample: after a takedown a shard may have nothing but its decisions."""
         return [record for record in self.stage("shard").records() if "tar" in record.files]
 
     @property
@@ -59,7 +66,7 @@ class Build:
         return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]
 
     def decisions(self) -> Iterator[pa.Table]:
-        """The union of the stages' decisions, one table a partition: memory stays that of one partition."""
+        """The union of the stages' decisions, one table per partition: only one is in memory."""
         for name in self.fingerprints:
             stage = self.stage(name)
             for record in stage.records():

@@ -1,30 +1,35 @@
-"""A published dataset: a shard folder with its manifest, opened by the build's folder or by the shard folder itself."""
+"""A published dataset: a build, a shard folder, a release, or a dataset's name in STORE by its folder."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_specs.shard import ContractError, Manifest, parse_manifest
+from data_specs.release import LATEST, open_manifest
+from data_specs.shard import ContractError, FileDigest, Manifest, ShardFiles, parse_manifest
 from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline.files.folder import Folder, read_url
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset. `build` is the folder of its build, None if only the shard folder was given."""
+    """A published dataset. `shards`: the manifest's folder. `build`: BUILD, if the dataset was opened by it."""
 
     shards: Folder
     manifest: Manifest
-    build: Folder | None
+    build: Folder | None = None
 
     @staticmethod
     def open(place: str | Path) -> Dataset:
-        """The dataset in a build's folder or a shard folder, local or behind a URL.
+        """The dataset in a build's folder, a shard folder or STORE/datasets/NAME, or by the path of its manifest.
 
         Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version.
         """
         folder = Folder(str(place))
+        if folder.url.endswith(".json") or folder.exists(LATEST):
+            return Dataset._released(folder.url)
         in_build = folder.exists("shards/manifest.json") or folder.exists("build.json")
         shards = folder / "shards" if in_build else folder
         try:
@@ -32,3 +37,21 @@ class Dataset:
         except StoreError as e:
             raise ContractError(f"{e}; a build without a manifest is not a dataset") from None
         return Dataset(shards, parse_manifest(data, shards.at("manifest.json")), folder if in_build else None)
+
+    @staticmethod
+    def _released(place: str) -> Dataset:
+        try:
+            path, manifest = open_manifest(place, read_url)
+        except (FileNotFoundError, StoreError) as e:
+            raise ContractError(f"{place}: cannot be read; not a dataset") from e
+        return Dataset(Folder(path.rpartition("/")[0]), manifest)
+
+    def folder_of(self, shard: ShardFiles) -> Folder:
+        """The folder in which the files of a shard lie."""
+        return Folder(self.manifest.folder_of(shard, self.shards.url))
+
+    @contextmanager
+    def local(self, shard: ShardFiles, file: FileDigest) -> Iterator[Path]:
+        """A local path of a shard's file, as `Folder.local` gives it."""
+        with self.folder_of(shard).local(file.path) as path:
+            yield path

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,9 @@ def filtered(folder: Path, store: Path, snapshot: str, tables: list[pa.Table]) -
         store=kept,
         build_id=build_id,
         snapshot=snapshot,
-        identities=Identities(kept).before(build_id, "bench", snapshot),
         fingerprints=dict.fromkeys(STAGES, "f" * 64),
     )
+    build = replace(build, identities=Identities(kept).before(build))
     rows = pa.concat_tables(tables).sort_by([("order_key", "ascending"), ("candidate_id", "ascending")])
     parts = max(1, rows.num_rows // PER_PARTITION)
     keys = np.array(rows["order_key"].to_pylist())

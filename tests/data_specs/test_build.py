@@ -61,7 +61,7 @@ def test_the_digest_does_not_depend_on_the_folder_but_on_every_option(tmp_path: 
             {"publish": {"zzz": 1}},
             [
                 "s.yaml: publish.zzz: unknown option; known: approve, judged_from, lineage, max_domain_share, "
-                "max_drift, max_drop, max_drop_share, max_unreadable, min_regions, min_samples"
+                "max_drift, max_drop, max_drop_share, max_unreadable, min_new, min_regions, min_samples"
             ],
         ),
         ({"name": "Trial"}, ["s.yaml: name: string should match pattern '^[a-z0-9][a-z0-9_-]*$'"]),

@@ -25,12 +25,8 @@ from typing import Any
 
 import fsspec
 
-from data_specs.shard import (
-    ContractError,
-    Manifest,
-    Split,
-    parse_manifest,
-)
+from data_specs.release import open_manifest
+from data_specs.shard import ContractError, Manifest, Split
 from training.config import DataConfig
 from training.data.index_cache import COLUMNS, GRID, Shard, check_regular, index_plain_tar, index_shard, read_index
 from training.data.plain_tars import expand
@@ -225,13 +221,13 @@ def open_dataset(
     cache.mkdir(parents=True, exist_ok=True)
     parts = [_weighted(argument) for argument in data]
     tars = [(expand(name), weight) for name, weight in parts if name.endswith(".tar")]
-    manifests = [(name, _manifest(name), weight) for name, weight in parts if not name.endswith(".tar")]
+    manifests = [(*_manifest(name), weight) for name, weight in parts if not name.endswith(".tar")]
     if not detector:
         detector = next((m.detectors[0] for _, m, _ in manifests if m.detectors), GRID)
         detector = GRID if tars else detector
     opened = [
-        replace(_open_manifest(name, manifest, split, detector, cache), weight=weight)
-        for name, manifest, weight in manifests
+        replace(_open_manifest(path, manifest, split, detector, cache), weight=weight)
+        for path, manifest, weight in manifests
     ]
     if tars and plain_tars:
         if detector != GRID:
@@ -253,33 +249,34 @@ def _weighted(argument: str) -> tuple[str, float | None]:
     return name, float(weight)
 
 
-def _manifest(name: str) -> Manifest:
-    path = _manifest_path(name)
+def _manifest(name: str) -> tuple[str, Manifest]:
+    """The path and the content of the manifest of a build or a release; `name` as `open_manifest` takes it."""
     try:
-        check_regular(path)
-        with fsspec.open(path, "rb") as file:
-            return parse_manifest(file.read(), path)
+        return open_manifest(name, _read)
     except OSError:
-        raise ContractError(f"{path}: cannot be read; a build without a manifest is not a dataset") from None
+        raise ContractError(f"{name}: cannot be read; a build without a manifest is not a dataset") from None
     except ContractError:
         raise
     except RecursionError:
-        raise ContractError(f"{path}: not a JSON manifest (nested too deeply)") from None
+        raise ContractError(f"{name}: not a JSON manifest (nested too deeply)") from None
     except (ValueError, ImportError) as e:  # fsspec: an unknown protocol, or one whose package is not installed
-        raise ContractError(f"{path}: cannot be opened ({e})") from None
+        raise ContractError(f"{name}: cannot be opened ({e})") from None
 
 
-def _manifest_path(name: str) -> str:
-    return name if name.endswith(".json") else posixpath.join(name, "manifest.json")
+def _read(path: str) -> bytes:
+    check_regular(path)
+    with fsspec.open(path, "rb") as file:
+        return bytes(file.read())
 
 
-def _open_manifest(name: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _Opened:
-    path = _manifest_path(name)
+def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, cache: Path) -> _Opened:
     if detector != GRID and detector not in manifest.detectors:
         known = ", ".join(manifest.detectors) or "none"
         raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}")
     base = posixpath.dirname(path)
-    shards = [index_shard(base, path, files, detector, cache) for files in manifest.of_split(split)]
+    shards = [
+        index_shard(manifest.folder_of(files, base), path, files, detector, cache) for files in manifest.of_split(split)
+    ]
     joined = [
         f"{f.regions[detector].path} {f.regions[detector].sha256}" for f in manifest.shards if detector in f.regions
     ]

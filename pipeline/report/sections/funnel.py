@@ -17,7 +17,7 @@ def figures(material: Material, inputs: Values) -> Values:
 
 def row_of(stage: StageFunnel) -> Values:
     reasons = [{"name": name, "count": count} for name, count in stage.reasons]
-    counts = {"seen": stage.seen, "kept": stage.kept, "dropped": stage.dropped}
+    counts = {"seen": stage.seen, "kept": stage.kept, "dropped": stage.dropped, "known": stage.known}
     return {"stage": stage.stage, **counts, "reasons": reasons}
 
 
@@ -25,22 +25,27 @@ HTML = """
 <section id="funnel">
   <h2>{{ t("What happened to every candidate", "每个候选的去向") }}</h2>
   <p class="muted">{{
-    t("Each candidate is counted once: either dropped by one stage, for the first reason that applied, or kept.",
-    "每个候选只计一次：在某一阶段因首个原因被丢弃，或被保留。") }}</p>
+    t("Each candidate is counted once: dropped by one stage, for the first reason that applied, or known because the "
+    "dataset holds its image already, or kept.",
+    "每个候选只计一次：在某一阶段因首个原因被丢弃，或其图片已在数据集中，或被保留。") }}</p>
   <ol class="funnel">
   {% for row in funnel %}
     <li>
       <span class="stage">{{ word(row.stage) }}</span>
       <span class="flow" role="img" aria-label="{{ row.stage }}: {{ row.seen }} entered, {{ row.kept }} kept, {{
-        row.dropped }} dropped">
+        row.dropped }} dropped, {{ row.known }} known">
         <i class="kept" style="width:{{ (100 * row.kept / (totals.candidates or 1)) | round(2) }}%"></i>
+        {%- if row.known %}<i class="known" style="width:{{
+          (100 * row.known / (totals.candidates or 1)) | round(2) }}%" title="known: {{
+          row.known | n }}"></i>{% endif %}
         {%- for r in row.reasons %}<i class="dropped d{{ loop.index0 % 4 }}" style="width:{{
           (100 * r.count / (totals.candidates or 1)) | round(2) }}%" title="{{ r.name }}: {{ r.count | n }}"></i>
         {%- endfor %}
       </span>
       <span class="count"><b>{{ row.kept | n }}</b>
       {%- if row.dropped %} <span class="minus">−{{ row.dropped | n }}</span>{% endif %}</span>
-      {% if row.reasons %}<span class="why">
+      {% if row.reasons or row.known %}<span class="why">
+      {%- if row.known %}<span>{{ word("known") }} {{ row.known | n }}</span>{% endif %}
       {%- for r in row.reasons %}<span>{{ word(r.name) }} {{ r.count | n }}</span>{% endfor %}</span>{% endif %}
     </li>
   {% endfor %}

@@ -28,12 +28,21 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
     for ref in build.spec.sources:
         funnel = candidates.of_source(ref.name)
         stages = [
-            {"stage": s.stage, "kept": s.kept, "dropped": s.dropped}
+            {"stage": s.stage, "kept": s.kept, "dropped": s.dropped, "known": s.known}
             for s in funnel.stages(deciding(build.stages, "extract", "shard"))
         ]
         reasons = [{"name": name, "count": count} for name, count in funnel.reasons()]
         row = {"name": ref.name, "kind": ref.kind, "source_kind": ref.source_kind, "candidates": funnel.total}
-        rows.append({**row, "kept": funnel.kept, "dropped": funnel.dropped, "stages": stages, "reasons": reasons})
+        rows.append(
+            {
+                **row,
+                "kept": funnel.kept,
+                "dropped": funnel.dropped,
+                "known": funnel.known,
+                "stages": stages,
+                "reasons": reasons,
+            }
+        )
     return rows
 
 

@@ -9,7 +9,7 @@ from pipeline.store.build import Build
 
 def figures(material: Material, inputs: Values) -> Values:
     funnel = material.candidates
-    totals = {"candidates": funnel.total, "kept": funnel.kept, "dropped": funnel.dropped}
+    totals = {"candidates": funnel.total, "kept": funnel.kept, "dropped": funnel.dropped, "known": funnel.known}
     return {"totals": totals, "splits": splits(material.build), "duplicates": material.shown.duplicates}
 
 
@@ -28,6 +28,8 @@ HTML = """
   <div class="tile"><b>{{ totals.candidates | n }}</b>{{ t("candidates", "候选") }}</div>
   <div class="tile strong"><b>{{ totals.kept | n }}</b>{{ t("samples kept", "保留样本") }} · {{
     totals.kept | share(totals.candidates) }}</div>
+  {% if totals.known %}<div class="tile"><b>{{ totals.known | n }}</b>{{ t("known already", "已在数据集中") }} · {{
+    totals.known | share(totals.candidates) }}</div>{% endif %}
   {% for s in splits %}<div class="tile"><b>{{ s.samples | n }}</b>{{ s.name }} · {% if s.shards == 1 -%}
     {{ t("1 shard", "1 个分片") }}{% else %}{{ s.shards | n }} {{ t("shards", "个分片") }}{% endif %} · {{
     s.bytes | size }}</div>{% endfor %}

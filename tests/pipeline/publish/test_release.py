@@ -88,7 +88,9 @@ def test_a_publish_killed_anywhere_is_finished_by_the_next(
 def test_a_build_that_has_not_seen_what_was_published_since_is_held_back_whole(
     synthetic_build: Build, run_stage: Run
 ) -> None:
-    known = Published(build="other-1", dataset="other", snapshot="1", features="", sketch="", files={})
+    known = Published(
+        build="other-1", dataset=synthetic_build.spec.name, snapshot="1", features="", sketch="", files={}
+    )
     (synthetic_build.store.folder / "identity").write("other-1.0.json", known.model_dump_json().encode())
     with pytest.raises(StoreError, match=r"other-1 was published since this build began.*run wenlan-data build again"):
         _publish(synthetic_build, run_stage)
@@ -161,7 +163,7 @@ def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_
 
 
 def test_acceptance_needs_a_known_gate_and_a_reason(synthetic_build: Build) -> None:
-    with pytest.raises(SpecError, match="no such gate; one of min_samples, max_drop_share, "):
+    with pytest.raises(SpecError, match="no such gate; one of min_samples, min_new, max_drop_share, "):
         release.publish(synthetic_build, accept=["min_sample"], because="x")
     with pytest.raises(SpecError, match="needs --because"):
         release.publish(synthetic_build, accept=["min_samples"])

@@ -47,7 +47,7 @@ def test_the_figures_add_up(written: tuple[str, dict[str, Any]], synthetic: Any)
     _, found = written
     expected = synthetic.expected_funnel()
     assert found["faults"] == []
-    assert found["totals"] == {"candidates": sum(expected.values()), "kept": 30, "dropped": 24}
+    assert found["totals"] == {"candidates": sum(expected.values()), "kept": 30, "dropped": 24, "known": 0}
     assert {(s["stage"], r["name"]): r["count"] for s in found["funnel"] for r in s["reasons"]} == {
         key: n for key, n in expected.items() if key[1]
     }

@@ -48,7 +48,7 @@ def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]
     for record in stage.records():
         decided += stage.table(record, "decisions.parquet").to_pylist()
         counts.update(record.counts)
-    assert counts["seen"] == counts["kept"] + counts["dropped"]
+    assert counts["seen"] == counts["kept"] + counts["dropped"] + counts["known"]
     counts.update(build.stage("lead").record("all").counts)
     return kept, {_name(d["page_url"], d["url"]): d for d in decided}, dict(counts)
 
@@ -155,14 +155,28 @@ def test_what_an_earlier_build_kept_is_not_kept_again(fetched_build: Any, got: A
     ]
     second = fetched_build(later, snapshot="2026-02-02", filters=[], dedup=cap)
     again, decided, counts = run(second)
-    assert {name: d["reason"] for name, d in decided.items()} == {
-        "a-again": "same_image",
-        "a-near": "near_image",
-        "c": "cap_per_text",
+    assert {name: d["reasons"] for name, d in decided.items()} == {
+        "a-again": ["known", "same_image"],
+        "a-near": ["known", "near_image"],
+        "c": ["cap_per_text"],
     }
     assert decided["a-near"]["duplicate_of"] == kept["a"]["candidate_id"]
     assert set(again) == {"d"}
-    assert counts["earlier"] == 2
+    assert [counts[name] for name in ("earlier", "known", "dropped", "cap_per_text")] == [2, 2, 1, 1]
+
+
+def test_what_another_dataset_kept_is_a_duplicate_only_if_the_spec_says_so(fetched_build: Any, got: Any) -> None:
+    first = fetched_build([got("a", image(1), "一")], filters=[])
+    run(first)
+    publish(first)
+    later = [got("again", image(1), "二"), got("b", image(2), "三")]
+    options: dict[str, Any] = {"snapshot": "2026-02-02", "name": "photos", "filters": []}
+    kept, _, _ = run(fetched_build(later, **options))
+    assert set(kept) == {"again", "b"}
+    for across in ("all", [first.spec.name]):
+        kept, decided, counts = run(fetched_build(later, dedup={"across": across}, **options))
+        assert (set(kept), decided["again"]["reason"], counts["known"]) == ({"b"}, "same_image", 0)
+        assert "which an earlier build kept" in decided["again"]["evidence"]
 
 
 def test_a_text_of_an_earlier_build_stays_the_leader(fetched_build: Any, got: Any) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from data_specs.build import Dedup
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.build import Build
@@ -57,10 +58,22 @@ def test_a_build_reads_what_others_published_by_snapshot_and_never_its_own(make:
     assert earlier.identities == tuple(names)
     names.insert(0, publish(earlier))
     identities = Identities(earlier.store)
-    assert identities.before("new", "test", "2026-03") == tuple(names)
-    assert identities.before(later.build_id, "test", "2026-02") == (names[0],)
-    assert identities.before("changed-spec", "test", "2026-02") == (names[0],), "it takes the place of that build"
-    assert identities.before("other", "another dataset", "2026-02") == tuple(names)
+
+    def before(**changes: Any) -> tuple[str, ...]:
+        return identities.before(replace(later, **changes))
+
+    assert before(build_id="new", snapshot="2026-03") == tuple(names)
+    assert before() == (names[0],)
+    assert before(build_id="changed-spec") == (names[0],), "it takes the place of that build"
+    assert before(build_id="new", snapshot="2026-03", generation=2) == ()
+
+    def of_another(across: Any) -> tuple[str, ...]:
+        spec = later.spec.model_copy(update={"name": "another", "dedup": Dedup(across=across)})
+        return before(build_id="other", spec=spec)
+
+    assert of_another(()) == ()
+    assert of_another(("test",)) == of_another("all") == tuple(names)
+    assert of_another(("news",)) == ()
 
 
 def test_publishing_again_replaces_what_was_there(make: Any, filtered: Any, tmp_path: Path) -> None:

@@ -1,0 +1,136 @@
+"""`wenlan-data release`: the releases of a dataset, listed, shown, compared, rolled back and copied."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from data_specs.build import SpecError
+from pipeline.commands.datasets import show_diff
+from pipeline.commands.terminal import Commands, command, say, show, table_of
+
+if TYPE_CHECKING:
+    from data_specs.shard import Manifest
+    from pipeline.store.releases import Releases
+    from pipeline.store.store import Store
+
+
+def add_release(commands: Commands) -> None:
+    parser = commands.add_parser("release", help="list, show, compare, roll back or copy the releases of a dataset")
+    actions = parser.add_subparsers(required=True, metavar="ACTION")
+    listed = command(actions, "list", _list, "list the releases of a dataset, or of all datasets of STORE")
+    listed.add_argument("dataset", nargs="?", default="", metavar="NAME")
+    shown = command(actions, "show", _show, "show what a release consists of (default: the newest)")
+    diff = command(actions, "diff", _diff, "show how two releases differ (default: the newest from the one before)")
+    back = command(actions, "rollback", _rollback, "make the builds of an earlier release the newest release")
+    copied = command(actions, "copy", _copy, "copy a release into one folder that needs nothing else")
+    for named in (shown, diff, back, copied):
+        named.add_argument("dataset", metavar="NAME")
+    for one in (shown, copied):
+        one.add_argument("number", nargs="?", type=int, default=0, metavar="N")
+    shown.add_argument("--urls", default="", metavar="SPLIT", help="print the tars of a split, one per line, on stdout")
+    diff.add_argument("a", nargs="?", type=int, default=0, metavar="A")
+    diff.add_argument("b", nargs="?", type=int, default=0, metavar="B")
+    back.add_argument("number", type=int, metavar="N")
+    copied.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    for each in (listed, shown, diff, back, copied):
+        each.add_argument("--store", required=True, metavar="DIR")
+
+
+def _list(args: argparse.Namespace) -> dict[str, Any]:
+    store = _store(args)
+    releases = [_releases(store, args.dataset)] if args.dataset else store.datasets()
+    answer = {own.dataset: [_summary(own.read(number)) for number in own.numbers()] for own in releases}
+    for own in releases:
+        table = table_of(own.dataset, "release", "generation", "builds", "samples", "created", "content digest")
+        for row in answer[own.dataset]:
+            counts = [str(row["generation"]), str(len(row["builds"])), f"{sum(row['samples'].values()):,}"]
+            table.add_row(str(row["release"]), *counts, row["created_at"], row["content_digest"][:16])
+        show(table)
+        if own.latest().withdrawn:
+            say(f"{own.dataset} is withdrawn: {own.latest().withdrawn}")
+    if not releases:
+        say(f"{store.url} holds no dataset yet")
+    return {"datasets": answer}
+
+
+def _show(args: argparse.Namespace) -> dict[str, Any]:
+    releases = _releases(_store(args), args.dataset)
+    manifest = releases.read(args.number)
+    if args.urls:
+        return {"urls": _urls(releases, manifest, args.urls)}
+    table = table_of(manifest.build_id, "build", "snapshot", "revision", "samples", "folder of its shards")
+    for build in manifest.builds:
+        row = [build.build_id, build.snapshot, str(build.revision), f"{sum(build.samples.values()):,}", build.folder]
+        table.add_row(*row)
+    show(table)
+    say(f"splits: {', '.join(f'{name} {n:,}' for name, n in manifest.samples.items())}")
+    say(f"detectors: {', '.join(manifest.detectors) or 'none'}; content digest {manifest.content_digest}")
+    return _summary(manifest)
+
+
+def _urls(releases: Releases, manifest: Manifest, split: str) -> list[str]:
+    """Where the tars of a split lie; printed one per line, for any reader that takes a list of tars."""
+    from data_specs.shard import SPLITS
+
+    if split not in SPLITS:
+        raise SpecError([f"--urls {split}: no such split; one of {', '.join(SPLITS)}"])
+    shards = [shard for shard in manifest.shards if shard.split == split]
+    urls = [f"{manifest.folder_of(shard, releases.folder.url)}/{shard.tar.path}" for shard in shards]
+    for url in urls:
+        print(url)  # noqa: T201
+    return urls
+
+
+def _diff(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.report.diff import diff
+    from pipeline.store.releases import file_name
+
+    releases = _releases(_store(args), args.dataset)
+    newest = releases.read(args.b).release
+    earlier = args.a or newest - 1
+    releases.read(earlier)  # says so if there is none
+    return show_diff(diff(*(releases.folder.at(file_name(number)) for number in (earlier, newest))))
+
+
+def _rollback(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.publish import dataset
+
+    store = _store(args)
+    manifest = dataset.rollback(store, _releases(store, args.dataset).dataset, args.number)
+    samples = sum(manifest.samples.values())
+    say(f"release {manifest.release} of {args.dataset} has the builds of release {args.number}: {samples:,} samples")
+    return _summary(manifest)
+
+
+def _copy(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.publish import dataset
+
+    store = _store(args)
+    manifest = dataset.copy(store, _releases(store, args.dataset).dataset, args.out, args.number)
+    say(f"{args.out}: release {manifest.release} of {args.dataset}, {sum(manifest.samples.values()):,} samples")
+    return {**_summary(manifest), "out": args.out}
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    """A release for --json: all but the files of its shards."""
+    return {**manifest.model_dump(mode="json", exclude={"shards"}), "shards": len(manifest.shards)}
+
+
+def _releases(store: Store, dataset: str) -> Releases:
+    """The releases of a dataset of STORE. Raises SpecError if it has none."""
+    releases = store.releases(dataset)
+    if releases.latest().current is None:
+        known = ", ".join(own.dataset for own in store.datasets()) or "none"
+        raise SpecError([f"{dataset}: no such dataset in {store.url}; it has: {known}"])
+    return releases
+
+
+def _store(args: argparse.Namespace) -> Store:
+    from pipeline.files.folder import Folder
+    from pipeline.store.store import Store
+
+    store = Store(Folder(args.store).url)
+    if not store.version():
+        raise SpecError([f"--store {args.store}: there is no STORE"])
+    return store

@@ -1,0 +1,255 @@
+"""Releases of a dataset: what each consists of, and how one becomes the newest.
+
+A release lists the shards of the builds of one generation, oldest snapshot first. Publishing a build makes the next
+release: that of before, with the build appended, or in the place of an earlier build of the same snapshot. A takedown
+rewrites shards where they lie; the next release lists them as they are then, and earlier manifests no longer match.
+Hence nothing that was taken down comes back: `rollback` takes the builds of an earlier release, not its files.
+
+Limits: a release is one file, about 700 bytes per shard, which is read and written as a whole.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from data_specs.build import BuildSpec
+from data_specs.shard import (
+    SCHEMA_VERSION,
+    SPLITS,
+    FileDigest,
+    Manifest,
+    ReleasedBuild,
+    ShardFiles,
+    content_digest,
+    parse_manifest,
+    pretty_manifest,
+)
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.publish import card
+from pipeline.store.build import Build
+from pipeline.store.releases import Releases
+from pipeline.store.store import Store
+
+MANIFEST = "manifest.json"
+
+
+_Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
+"""A build of a release, and its shards as a release lists them."""
+
+
+def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
+    """Make a build visible, and the release with it, in one step; returns the release.
+
+    commit: writes the bytes of the build's manifest to BUILD/shards/manifest.json. The caller holds STORE's lock.
+    """
+    releases, data = build.store.releases(build.spec.name), pretty_manifest(manifest)
+    release = _with_build(build, releases.newest(), manifest)
+    name = releases.prepare(release, card.release_files(build.spec, release))
+    releases.await_commit(name, build.shards.at(MANIFEST), data)
+    commit(data)
+    releases.settle()
+    return release
+
+
+def include(build: Build, manifest: Manifest) -> Manifest:
+    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock."""
+    releases = build.store.releases(build.spec.name)
+    before = releases.newest()
+    if before is not None and _entry(build, manifest) in before.builds:
+        releases.settle()
+        return before
+    release = _with_build(build, before, manifest)
+    releases.make_newest(releases.prepare(release, card.release_files(build.spec, release)))
+    return release
+
+
+def withdraw(build: Build, why: str) -> None:
+    """Let nobody read a dataset by its name while shards of a build change that its newest release lists.
+
+    The next publish, takedown or rollback of the dataset ends it; `why` says so to whoever tries to read.
+    """
+    for releases in build.store.datasets():
+        newest = releases.newest()
+        if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
+            releases.withdraw(why)
+
+
+def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
+    """The next release, of the same builds as they are now; the newest one if they are as it lists them.
+
+    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build
+    that is no longer there.
+    """
+    releases = store.releases(dataset)
+    before = releases.newest()
+    if before is None:
+        return None
+    with store.lock():
+        parts = _as_they_are(before.builds)
+        if tuple(entry for entry, _ in parts) == before.builds:
+            withdrawn = releases.latest()
+            if withdrawn.withdrawn and withdrawn.current is not None:
+                releases.make_newest(withdrawn.current)
+            return before
+        return _next(releases, before, parts, specs=specs)
+
+
+def rollback(store: Store, dataset: str, number: int) -> Manifest:
+    """The next release, of the builds that release `number` had, as they are now.
+
+    Raises StoreError if there is no such release, or a build of it is no longer there.
+    """
+    releases = store.releases(dataset)
+    with store.lock():
+        earlier = releases.read(number)
+        return _next(releases, releases.read(), _as_they_are(earlier.builds), generation=earlier.generation)
+
+
+def _next(
+    releases: Releases,
+    before: Manifest,
+    parts: Sequence[_Part],
+    generation: int = 0,
+    specs: Mapping[str, BuildSpec] | None = None,
+) -> Manifest:
+    """Make the release after `before`, of these builds, the newest."""
+    release = _composed(before.dataset, generation or before.generation, before, parts, before)
+    newest = release.builds[-1]
+    spec = (specs or {}).get(newest.build_id) or _spec_of(newest.out)
+    files = card.release_files(spec, release)
+    releases.make_newest(releases.prepare(release, files))
+    return release
+
+
+def _spec_of(out: str) -> BuildSpec:
+    return BuildSpec.model_validate(Folder(out).read_json("build.json")["spec"])
+
+
+def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:
+    """Builds with the shards that they have now."""
+    return [_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
+
+
+def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Manifest:
+    """The release after `before` with a build in it: the last, or in the place of one of the same snapshot."""
+    parts = _published_before(build) if before is None else _parts_of(before)
+    if before is not None and before.generation != build.generation:
+        parts = []
+    own = _part(build.shards, manifest, build.snapshot, build.out)
+    others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
+    ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
+    return _composed(build.spec.name, build.generation, before, ordered, manifest)
+
+
+def _parts_of(release: Manifest) -> list[_Part]:
+    shards: dict[str, list[ShardFiles]] = {build.build_id: [] for build in release.builds}
+    for shard in release.shards:
+        shards[shard.build].append(shard)
+    return [(build, shards[build.build_id]) for build in release.builds]
+
+
+def _published_before(build: Build) -> list[_Part]:
+    """Builds of the dataset that were published before there were releases, the last one of each snapshot."""
+    parts = {}
+    for known in build.store.registered():
+        if known["name"] == build.spec.name and (Folder(known["out"]) / "shards").exists(MANIFEST):
+            shards, manifest = _manifest_of(known["out"])
+            if manifest.build_id == known["build_id"]:
+                parts[known["snapshot"]] = _part(shards, manifest, known["snapshot"], known["out"])
+    return list(parts.values())
+
+
+def _manifest_of(out: str) -> tuple[Folder, Manifest]:
+    """The shard folder of a published build, and its manifest. Raises StoreError if it has none."""
+    shards = Folder(out) / "shards"
+    if not shards.exists(MANIFEST):
+        raise StoreError(shards.at(MANIFEST), "is missing, and a release needs it: restore the build, or roll back")
+    return shards, parse_manifest(shards.read(MANIFEST), shards.at(MANIFEST))
+
+
+def _entry(build: Build, manifest: Manifest) -> ReleasedBuild:
+    return _part(build.shards, manifest, build.snapshot, build.out)[0]
+
+
+def _part(shards: Folder, manifest: Manifest, snapshot: str, out: str) -> _Part:
+    entry = ReleasedBuild(
+        build_id=manifest.build_id,
+        revision=manifest.revision,
+        snapshot=snapshot,
+        folder=shards.url,
+        out=out,
+        spec_digest=manifest.spec_digest,
+        content_digest=manifest.content_digest,
+        samples=manifest.samples,
+    )
+    return entry, [shard.model_copy(update={"build": manifest.build_id}) for shard in manifest.shards]
+
+
+def _composed(
+    dataset: str, generation: int, before: Manifest | None, parts: Sequence[_Part], newest: Manifest
+) -> Manifest:
+    """The release after `before`. newest: the manifest from which it takes what is not listed build by build."""
+    shards = [shard for _, own in parts for shard in own]
+    number = before.release + 1 if before is not None else 1
+    same_images = before is None or before.images == newest.images
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        build_id=f"{dataset}@{number}",
+        parent=before.build_id if before is not None else None,
+        spec_digest=parts[-1][0].spec_digest,
+        content_digest=content_digest(shards),
+        created_at=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        samples={split: sum(shard.samples for shard in shards if shard.split == split) for split in SPLITS},
+        detectors=tuple(d for d in newest.detectors if all(d in shard.regions for shard in shards)),
+        shards=tuple(shards),
+        accepted=newest.accepted,
+        images=newest.images if same_images else None,
+        dataset=dataset,
+        release=number,
+        generation=generation,
+        builds=tuple(entry for entry, _ in parts),
+    )
+
+
+def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
+    """Copy a release into a new folder that needs nothing else: a folder of shards per build, manifest and card.
+
+    On one disk the files are hard links, which take no room. The manifest is written last. Raises StoreError for a
+    folder that is not empty, for a file that is missing or was changed since, and if there is no such release.
+    """
+    releases, out = store.releases(dataset), Folder(target)
+    release = releases.read(number)
+    if out.names():
+        raise StoreError(out.url, "is not empty; a copy needs a new folder")
+    for shard in release.shards:
+        source, place = Folder(release.folder_of(shard, releases.folder.url)), out / shard.build
+        for file in (shard.tar, shard.parquet, *shard.regions.values()):
+            _copy_file(source, place, file)
+    builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
+    copied = Manifest(**{**dict(release), "builds": builds})  # model_copy would take over where the shards lie
+    for name, data in card.release_files(_spec_of(release.builds[-1].out), copied).items():
+        out.write(name, data)
+    out.write(MANIFEST, pretty_manifest(copied))
+    return copied
+
+
+def _copy_file(source: Folder, place: Folder, file: FileDigest) -> None:
+    """Link or copy one file. Raises StoreError if it is not what the release lists, by its size."""
+    with source.local(file.path) as path:
+        if not path.exists() or path.stat().st_size != file.bytes:
+            raise StoreError(source.at(file.path), "is not what the release lists; was something taken down since?")
+        if place.is_local and source.is_local:
+            target = Path(place.at(file.path))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path, target)
+            except OSError:  # another disk
+                shutil.copyfile(path, target)
+            return
+        with place.making(file.path) as f, path.open("rb") as data:
+            shutil.copyfileobj(data, f)

@@ -1,0 +1,111 @@
+"""STORE/datasets/NAME: the releases of one dataset (`data_specs.release`), as files.
+
+`pipeline.publish.dataset` decides what a release consists of; this module numbers them, writes them, and makes one
+visible. Readers need no lock; whoever writes holds STORE's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from data_specs.release import LATEST, BuildName, Latest, Pending, ReleaseName, parse_latest
+from data_specs.shard import Manifest, parse_manifest, pretty_manifest
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder, read_url
+
+
+@dataclass(frozen=True)
+class Releases:
+    """The releases of the dataset in a folder."""
+
+    folder: Folder
+
+    @property
+    def dataset(self) -> str:
+        return self.folder.url.rpartition("/")[2]
+
+    def latest(self) -> Latest:
+        """What is the newest release now; of a dataset that has none, a Latest without one. Raises ContractError."""
+        if not self.folder.exists(LATEST):
+            return Latest(dataset=self.dataset)
+        return parse_latest(self.folder.read(LATEST), self.folder.at(LATEST)).settled(read_url)
+
+    def numbers(self) -> list[int]:
+        """Numbers of the releases whose manifests are kept, oldest first."""
+        current = self.latest().current
+        named = (int(n[:-5]) for n in self.folder.names() if n.endswith(".json") and n[:-5].isdigit())
+        return sorted(number for number in named if current is not None and number <= current.release)
+
+    def read(self, number: int = 0) -> Manifest:
+        """The manifest of a release, by default of the newest. Raises StoreError if there is no such release."""
+        current = self.latest().current
+        number = number or (current.release if current else 0)
+        if number not in self.numbers():
+            known = ", ".join(map(str, self.numbers())) or "none"
+            raise StoreError(self.folder.url, f"dataset {self.dataset} has no release {number}; it has: {known}")
+        name = file_name(number)
+        return parse_manifest(self.folder.read(name), self.folder.at(name))
+
+    def newest(self) -> Manifest | None:
+        """The manifest of the newest release, withdrawn or not; None before the first."""
+        return self.read() if self.latest().current is not None else None
+
+    def held(self, generation: int, snapshot: str) -> int:
+        """Samples that the dataset holds without a build of this generation and snapshot, which takes its own place."""
+        current = self.latest().current
+        if current is None or current.generation != generation:
+            return 0
+        return sum(build.samples for build in current.builds if build.snapshot != snapshot)
+
+    def prepare(self, manifest: Manifest, files: Mapping[str, bytes]) -> ReleaseName:
+        """Write a release's manifest, and the files beside it, where no reader looks yet."""
+        data = pretty_manifest(manifest)
+        for name, content in files.items():
+            self.folder.write(f"{manifest.release:06d}/{name}", content)
+        self.folder.write(file_name(manifest.release), data)
+        return ReleaseName(
+            release=manifest.release,
+            manifest=file_name(manifest.release),
+            sha256=hashlib.sha256(data).hexdigest(),
+            generation=manifest.generation,
+            builds=tuple(
+                BuildName(build_id=own.build_id, snapshot=own.snapshot, samples=sum(own.samples.values()))
+                for own in manifest.builds
+            ),
+            samples=manifest.samples,
+        )
+
+    def await_commit(self, release: ReleaseName, commit: str, data: bytes) -> None:
+        """Let a prepared release become the newest in the moment in which `data` is written to the file `commit`."""
+        pending = Pending(release=release, commit=commit, commit_sha256=hashlib.sha256(data).hexdigest())
+        self._write(self.latest().model_copy(update={"pending": pending}))
+
+    def settle(self) -> None:
+        """Name the newest release plainly, so that readers need not look whether a pending one was committed."""
+        self._write(self.latest())
+
+    def make_newest(self, release: ReleaseName) -> None:
+        """Let a prepared release be the newest, and end a withdrawal."""
+        self._write(Latest(dataset=self.dataset, current=release))
+
+    def withdraw(self, why: str) -> None:
+        """Let nobody read the dataset by its name, since its shards are being rewritten; `make_newest` ends it."""
+        if self.latest().current is not None:
+            self._write(self.latest().model_copy(update={"withdrawn": why}))
+
+    def _write(self, latest: Latest) -> None:
+        text = json.dumps(latest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+        self.folder.write(LATEST, text.encode() + b"\n")
+
+
+def file_name(number: int) -> str:
+    """Name of the manifest of a release."""
+    return f"{number:06d}.json"
+
+
+def datasets(root: Folder) -> list[Releases]:
+    """The datasets below STORE/datasets."""
+    return [Releases(root / name) for name in root.names() if (root / name).exists(LATEST)]
