@@ -9,6 +9,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_specs.build import BuildSpec
@@ -24,7 +25,7 @@ from pipeline.filters.personal_data import PersonalData
 from pipeline.pages import linked_data, page, walk
 from pipeline.pictures import decode as pictures_decode
 from pipeline.pictures.decode import decode
-from pipeline.pictures.thumbs import Views, squares_of
+from pipeline.pictures.thumbs import THUMB, Views, fill
 from pipeline.records import Candidate, candidate_rows
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, faults, read_funnels
@@ -91,7 +92,7 @@ def test_a_page_on_which_a_parser_of_the_crawl_fails_is_one_decision(
     crawl.run_partition(build, "s")
     assert build.stage("crawl").record("s").counts["kept"] == 2
     assert decisions(build, "crawl", "s") == [(web.url("/odd.html"), "unreadable", "TypeError: a parser of ours")]
-    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {})
+    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {}, {})
     assert list(captures) == [], "the WARC holds the pages that were kept, and can be read"
 
 
@@ -410,7 +411,6 @@ def test_a_record_on_which_a_parser_fails_costs_itself_only(tmp_path, monkeypatc
 def picture(seed: int) -> bytes:
     import io
 
-    import numpy as np
     from PIL import Image
 
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -500,7 +500,9 @@ TO_SHARD = ("measure", "filter", "rank", "lead", "dedup", "screen", "detect", "s
 def test_a_picture_on_which_a_stage_fails_is_one_decision(fetched_build, got, monkeypatch, owner, name, stage, error):
     data = {f"{i}.jpg": picture(i) for i in range(5)}
     odd_sha = hashlib.sha256(data["3.jpg"]).hexdigest()
-    odd_level = Views(squares_of([decode(data["3.jpg"], 10**8, 64)])).thumbs[0]
+    square = np.empty((THUMB, THUMB, 4), np.uint8)
+    fill(square, decode(data["3.jpg"], 10**8, 64))
+    odd_level = Views(square[None]).thumbs[0]
 
     def odd(value: Any) -> bool:
         if isinstance(value, Views):
