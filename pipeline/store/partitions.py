@@ -146,7 +146,7 @@ class Attempt:
             local = self._scratch / suffix.replace("/", "_")
             digest = self._hashed.get(suffix) or file_sha256(local)
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
-            self._folder.take(local, name, private=suffix == USERINFO)
+            self._folder.take(local, name, suffix == USERINFO)
         record = Record(
             stage=self._stage,
             partition=self._partition,
@@ -230,7 +230,7 @@ class StageDir:
         for suffix, path in files.items():
             name = _file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
-            self.folder.take(path, name, private=suffix == USERINFO)
+            self.folder.take(path, name, suffix == USERINFO)
         amended = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
         self.write_record(amended)
         return amended
