@@ -14,7 +14,7 @@ import datetime
 import enum
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -48,6 +48,8 @@ class DropReason(str, enum.Enum):
     SPACER = "spacer"  # icon, spacer, tracking pixel
     NO_TEXT = "no_text"
     REPEATED_ON_PAGE = "repeated_on_page"
+    CAP_PER_PAGE = "cap_per_page"  # of images
+    CAP_PER_HOST = "cap_per_host"  # of images on the pages of a host
     # admit
     FORGOTTEN = "forgotten"
     SAME_CANDIDATE = "same_candidate"
@@ -124,6 +126,7 @@ class Candidate:
     row: Annotated[int, pa.int64()] = 0  # where it stood in its page or table: a stable tie-break
     boxes: Annotated[tuple[float, ...], None] = ()  # x1 y1 x2 y2 ... of a table's row; in SOURCE_BOX_SCHEMA only
     provenance: Annotated[Provenance | None, None] = None  # in PROVENANCE_SCHEMA only
+    userinfo: Annotated[str, None] = field(default="", repr=False)  # `user:password` of its URL; in USERINFO only
 
     @property
     def fetch_id(self) -> str:
@@ -311,6 +314,15 @@ PROVENANCE_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("order_key", "candidate_id", "fetch_id", "source", *_PROVENANCE_FIELDS)]
 )
 """Sorted by (order_key, candidate_id)."""
+
+
+USERINFO = "userinfo.parquet"
+"""Suffix of extract's file of the user names and passwords of image URLs, where there are any: USERINFO_SCHEMA.
+
+Only fetch reads it, to send them. It is the one file of a build that holds them, and readable by its owner only."""
+
+USERINFO_SCHEMA = pa.schema([("fetch_id", pa.string()), ("userinfo", pa.string())])
+"""Sorted; one image may have several."""
 
 
 def sha256_hex(*parts: str) -> str:

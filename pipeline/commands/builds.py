@@ -118,6 +118,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
         say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
+    for result in results:
+        _say_lost(result.name, result.funnel)
     if last == "report":
         say(f"report: {build.folder.at('report/index.html')}")
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
@@ -194,6 +196,15 @@ def _funnel(results: list[StageResult]) -> Table:
     return table
 
 
+def _say_lost(stage: str, counts: dict[str, int]) -> None:
+    """Say what damage cost the stage's input, if it cost any."""
+    nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
+    nouns["no_warc"] = "files that are no WARC"
+    found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
+    if found:
+        say(f"{stage}: {', '.join(found)}; the report names the files")
+
+
 def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     """The arguments that say which build is meant: `_open` reads them."""
     parser.add_argument("spec", type=Path, metavar="SPEC")
@@ -244,6 +255,8 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
         took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
         table.add_row(name, stage["state"], of, *counts, *took)
     show(table)
+    for name, stage in status["stages"].items():
+        _say_lost(name, stage.get("funnel", {}))
     if status["running"]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"])

@@ -41,7 +41,7 @@ from data_specs.shard import canonical_json
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Decision, DropReason, sha256_hex
-from pipeline.sources import sources_of
+from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
@@ -140,7 +140,9 @@ def _sites(spec: BuildSpec) -> list[Site]:
 def _identity(spec: BuildSpec, site: Site) -> Any:
     """What decides the captures of a site, but for the snapshot."""
     limits = spec.egress.model_dump(mode="json", include={"max_page_bytes", "max_redirects", "obey_robots"})
-    return [site.identity(), limits]
+    identity = site.identity()
+    identity["options"] = {name: value for name, value in identity["options"].items() if name not in IMAGE_CAPS}
+    return [identity, limits]
 
 
 def _frontier_folder(stage: StageDir, name: str) -> Path:

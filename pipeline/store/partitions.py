@@ -34,7 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
-from pipeline.records import Decision, decision_rows
+from pipeline.records import USERINFO, Decision, decision_rows
 
 
 class FileRef(BaseModel):
@@ -159,7 +159,7 @@ class Attempt:
             local = self._scratch / suffix.replace("/", "_")
             digest = self._hashed.get(suffix) or file_sha256(local)
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
-            self._folder.take(local, name)
+            self._folder.take(local, name, suffix == USERINFO)
         record = Record(
             stage=self._stage,
             partition=self._partition,
@@ -243,7 +243,7 @@ class StageDir:
         for suffix, path in files.items():
             name = _file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
-            self.folder.take(path, name)
+            self.folder.take(path, name, suffix == USERINFO)
         amended = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
         self.write_record(amended)
         return amended

@@ -25,7 +25,7 @@ from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Look, Takedowns, domain_hashes
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Request:
         spelled = set(self.urls)
         for url in self.urls:
             with contextlib.suppress(ValueError):
-                spelled.add(canonical_url(url))
+                spelled.add(canonical_url(split_userinfo(url)[0]))
             if "://" not in url:
                 raise SpecError([f"--url {url}: is no URL; a domain is taken down with --domain"])
         return {sha256_hex(url) for url in spelled} | {name.lower() for name in self.sha256s}

@@ -28,7 +28,7 @@ from pipeline.files.folder import Folder
 from pipeline.records import Capture, DropReason, rfc3339
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.urls import canonical_url, without_session
+from pipeline.urls import canonical_url, split_userinfo, without_session
 from pipeline.web import guard, policy, sitemaps
 from pipeline.web.bodies import BodyTooLarge, unpacked
 from pipeline.web.links import links_of, read_markup
@@ -258,7 +258,7 @@ class Visitor:
             if not policy.is_redirect(response.status, response.header("location")):
                 break
             try:
-                url = urljoin(url, response.header("location"))
+                url = split_userinfo(urljoin(url, response.header("location")))[0]
             except ValueError as e:
                 return _Response(reason=DropReason.BAD_URL, evidence=f"redirect to a bad address: {e}")
         return response
