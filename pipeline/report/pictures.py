@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import logging
 import types
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -40,6 +41,9 @@ from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.images import read_images
 from pipeline.store.takedowns import Takedowns
+from pipeline.unreadable import OURS, evidence
+
+log = logging.getLogger("wenlan")
 
 HIDDEN = frozenset(
     reason.value
@@ -224,12 +228,12 @@ def add_pictures(
     for image in read_images(build, sorted(asked), sparse=True):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
-        if made := _thumbnail(build, image.data):
+        if made := _thumbnail(build, image.data, image.sha256):
             thumbnails[image.fetch_id] = (image.sha256, *made)
     for candidate_id, data in foreign.items():
         if unshown_images(build, [sha256_of[candidate_id]]):
             continue
-        if made := _thumbnail(build, data):
+        if made := _thumbnail(build, data, sha256_of[candidate_id]):
             thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
         thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
@@ -241,7 +245,7 @@ def add_pictures(
             spent += len(data)
 
 
-def _thumbnail(build: Build, data: bytes | memoryview) -> tuple[bytes, int, int] | None:
+def _thumbnail(build: Build, data: bytes | memoryview, name: str) -> tuple[bytes, int, int] | None:
     """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode."""
     import numpy as np
     from PIL import Image
@@ -250,6 +254,11 @@ def _thumbnail(build: Build, data: bytes | memoryview) -> tuple[bytes, int, int]
     try:
         picture = pictures.decode(data, build.spec.fetch.max_pixels, reduce_to=side)
     except pictures.PictureError:
+        return None
+    except OURS:
+        raise
+    except Exception as e:
+        log.warning("the report shows no thumbnail: %s", evidence(e, f"image {name}"))
         return None
     width, height = picture.header.width, picture.header.height
     scale = min(1.0, side / max(width, height))
@@ -320,9 +329,13 @@ def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -
     for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
         try:
             picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
+            detected[image.sha256] = look(detector, state, [picture])[0]
         except pictures.PictureError:
             continue  # it decodes at the size of a thumbnail only, and is shown without boxes
-        detected[image.sha256] = look(detector, state, [picture])[0]
+        except OURS:
+            raise
+        except Exception as e:
+            log.warning("the report shows no boxes: %s", evidence(e, f"image {image.sha256}"))
     return detected
 
 

@@ -9,7 +9,8 @@ from pipeline.report.section import Material, Section, Values
 def figures(material: Material, inputs: Values) -> Values:
     build, before = material.build, material.before
     held = before.held(build) if before is not None and before.parts else build.held
-    judged = gates.judge(build.spec, build.stages, material.candidates, material.captures, inputs, held)
+    of_build = (build.spec, build.stages, material.candidates, material.captures)
+    judged = gates.judge(*of_build, inputs, held, gates.read_undetected(build))
     return {"gates": [row_of(gate) for gate in judged]}
 
 
