@@ -9,6 +9,9 @@ One image shown twice on a page is one candidate with the texts of both places. 
 host in the same partition (slogans, notices under every article) are no texts of an image and are taken off; an image
 that stands on very many is a logo.
 
+A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
+(`pipeline.confined`), is a Decision of the reason `unreadable`.
+
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
 file of several that is no WARC at all is named there (`info["no_warc"]`). Bodies above the spec's page size are not
@@ -28,7 +31,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from data_specs.shard import SourceKind, Text
+from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
+from pipeline.pages import bounds
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
@@ -55,6 +60,10 @@ from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
 log = logging.getLogger("wenlan")
+
+Entries = list[Candidate | Decision]
+
+_EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -171,20 +180,31 @@ def _read(
 def _extract(
     captures: Iterable[Capture | Decision], source: Source, tally: Counter[str]
 ) -> Iterator[Candidate | Decision]:
-    for capture in captures:
-        tally["pages"] += 1
-        for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source):
-            if isinstance(entry, Decision):
-                if entry.subject == "capture":
-                    tally["pages_dropped"] += 1
-                entry = replace(entry, source=source.name)
-            yield entry
+    with Confined(read_page, (_EXAMPLE, "", "news")) as reader:
+        for capture in captures:
+            tally["pages"] += 1
+            for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader):
+                if isinstance(entry, Decision):
+                    if entry.subject == "capture":
+                        tally["pages_dropped"] += 1
+                    entry = replace(entry, source=source.name)
+                yield entry
 
 
-def _entries(capture: Capture, source: Source) -> list[Candidate | Decision]:
-    """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
+def _entries(capture: Capture, source: Source, reader: Confined[Entries]) -> Entries:
+    """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there.
+
+    A page that may take long is read by `reader`, within limits on time and memory. That is one in five of large pages;
+    all others would only become slower by it.
+    """
     try:
-        return list(extract_page(capture, source.name, source.source_kind))
+        if (refusal := _refusal(capture, source.name)) is not None:
+            return [refusal]
+        if len(capture.body) <= bounds.LIGHT_CHARACTERS:
+            decoded = decode(capture.body, capture.content_type)
+            if decoded is None or bounds.is_light(decoded[0]):
+                return list(_of_text(capture, decoded, source.name, source.source_kind))
+        return reader(capture, source.name, source.source_kind)
     except OURS:
         raise
     except Exception as e:
@@ -207,18 +227,36 @@ def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
     return warcs
 
 
+def read_page(capture: Capture, source: str, source_kind: SourceKind) -> Entries:
+    """`extract_page` as a list, for a process of its own."""
+    return list(extract_page(capture, source, source_kind))
+
+
 def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
     """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
 
-    Meant never to raise: whatever is wrong with a page is a Decision. Where it raises all the same, see `_entries`.
+    Raises PageRefused for a page beyond the bounds on markup. Meant to raise nothing else: whatever is wrong with a
+    page is a Decision. Where it raises all the same, see `_entries`.
     """
+    if (refusal := _refusal(capture, source)) is not None:
+        yield refusal
+        return
+    yield from _of_text(capture, decode(capture.body, capture.content_type), source, source_kind)
+
+
+def _refusal(capture: Capture, source: str) -> Decision | None:
+    """The Decision about a capture that is no page at all."""
     if not 200 <= capture.status < 300:
-        yield drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
-        return
+        return drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
     if not policy.is_html(capture.content_type, capture.body):
-        yield drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
-        return
-    decoded = decode(capture.body, capture.content_type)
+        return drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
+    return None
+
+
+def _of_text(
+    capture: Capture, decoded: tuple[str, str] | None, source: str, source_kind: SourceKind
+) -> Iterator[Candidate | Decision]:
+    """As `extract_page`, of what `decode` returned."""
     if decoded is None:
         yield drop_capture(capture, source, DropReason.BAD_CHARSET, "neither UTF-8, gb18030, Big5 nor what it declares")
         return
