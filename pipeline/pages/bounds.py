@@ -3,7 +3,7 @@
 Parsers of HTML are quadratic in three things: in open elements, since most tags look through them (200,000 nested
 `<div>` took 119 s); in attributes of one element, since each is compared with those before it (80,000 took 12.8 s); and
 in formatting elements, which are opened again in every paragraph (1,000 different `<b x>` and 2,000 `<p>`, 16 kB, made
-2 million elements). And whatever a page holds costs memory per element.
+2 million elements) and moved by their end tags (40 kB took 8 s). And whatever a page holds costs memory per element.
 
 `excess` refuses a page that goes beyond what pages are. It reads markup without the rules of a tokenizer, in linear
 time, and may therefore be misled by a page that knows it. `is_light` cannot be misled: it vouches for a page only if no
@@ -18,8 +18,9 @@ demo have (457 tags, 9 deep, 7 attributes), and above the largest real pages tha
 from __future__ import annotations
 
 import re
+from typing import Any
 
-MAX_TAGS = 400_000
+MAX_TAGS = 300_000
 """Tags and comments of a page; each costs about 3 microseconds and 300 bytes."""
 
 MAX_DEPTH = 1_000
@@ -37,9 +38,15 @@ MAX_IMAGES = 10_000
 SMALL_CHARACTERS, SMALL_TAGS = 32_000, 1_000
 """Size of a page that cannot cost more than 0.2 s and 150 MB whatever it holds."""
 
-LIGHT_CHARACTERS = 1_000_000
-LIGHT_CLONES = 1_000_000
-"""Formatting elements that a light page may make the parser open again; each costs 0.3 microseconds and 370 bytes."""
+TINY_CHARACTERS, TINY_FORMATTING = 16_000, 20
+
+LIGHT_CHARACTERS, LIGHT_IMAGES = 1_000_000, 3_000
+
+LIGHT_CLONES = 500_000
+"""Formatting elements that a light page may make the parser open again; each costs a microsecond and 370 bytes."""
+
+LIGHT_LOOKS = 2_000_000
+"""Open elements that the ends of formatting elements may make the parser move, at 0.3 microseconds each."""
 
 LONG_TAG = 4_096
 """Characters of a tag above which its attributes are counted."""
@@ -51,6 +58,11 @@ _VOID = frozenset((
 _CLOSED_BY_THE_NEXT = frozenset(("p", "li", "dd", "dt", "tr", "td", "th", "option", "tbody", "thead", "rt", "rp", "a"))
 _FORMATTING = re.compile(r"<(?:b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)[\s/]", re.I)
 """Formatting elements with attributes. Of those without, a parser opens at most three of each name again."""
+
+_FORMATTING_ENDS = re.compile(
+    r"</(?:a|b|big|code|em|font|i|nobr|s|small|strike|strong|tt|u)[\s/>]|<(?:a|nobr)[\s/>]", re.I
+)
+"""What makes a parser look for an open formatting element, and move what is open within it (adoption agency)."""
 
 _NAMES_WITHOUT = 39
 """Formatting elements without attributes, and links, that can be open at once for the parser to open again."""
@@ -70,10 +82,16 @@ class PageRefused(ValueError):
     """A page beyond a bound; the message says which."""
 
 
-def check(html: str) -> None:
-    """Raises PageRefused for a page beyond a bound."""
+def tree_of(html: str) -> Any:
+    """The page as selectolax (lexbor) reads it. Raises PageRefused for a page beyond a bound."""
+    from selectolax.lexbor import LexborHTMLParser, SelectolaxError
+
     if why := excess(html):
         raise PageRefused(why)
+    try:
+        return LexborHTMLParser(html)
+    except SelectolaxError as e:  # whatever is written is HTML: only memory can be missing
+        raise PageRefused(f"{e} It takes more memory than there is.") from None
 
 
 def excess(html: str) -> str:
@@ -98,12 +116,20 @@ def is_light(html: str) -> bool:
     if tags > MANY_TAGS or len(html) > LIGHT_CHARACTERS:
         return False
     clones = (len(_FORMATTING.findall(html)) + _NAMES_WITHOUT) * tags
-    return clones <= LIGHT_CLONES and len(_ROOTS.findall(html)) <= 4 and not _may_have_long_tag(html)
+    looks = len(_TAG_START.findall(html)) * len(_FORMATTING_ENDS.findall(html))
+    return (
+        clones <= LIGHT_CLONES
+        and looks <= LIGHT_LOOKS
+        and (tags <= LIGHT_IMAGES or len(_IMAGE.findall(html)) <= LIGHT_IMAGES)
+        and len(_ROOTS.findall(html)) <= 4
+        and not _may_have_long_tag(html)
+    )
 
 
 def is_tiny(html: str) -> bool:
     """Whether a page is so small that reading it cannot hold up an event loop: a few hundredths of a second."""
-    return html.count("<") <= SMALL_TAGS // 2 and len(html) <= SMALL_CHARACTERS // 2
+    small = len(html) <= TINY_CHARACTERS and html.count("<") <= SMALL_TAGS // 2
+    return small and len(_FORMATTING.findall(html)) <= TINY_FORMATTING
 
 
 def _tags(html: str) -> int:

@@ -96,10 +96,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
 
     Raises PageRefused for a page beyond a bound.
     """
-    from selectolax.lexbor import LexborHTMLParser
-
-    bounds.check(html)
-    tree = LexborHTMLParser(html)
+    tree = bounds.tree_of(html)
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
     meta = _Meta.of(tree)
     linked = linked_data.read(tree)

@@ -180,7 +180,7 @@ def _read(
 def _extract(
     captures: Iterable[Capture | Decision], source: Source, tally: Counter[str]
 ) -> Iterator[Candidate | Decision]:
-    with Confined(read_page, (_EXAMPLE, "", "news")) as reader:
+    with page_reader() as reader:
         for capture in captures:
             tally["pages"] += 1
             for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader):
@@ -192,23 +192,32 @@ def _extract(
 
 
 def _entries(capture: Capture, source: Source, reader: Confined[Entries]) -> Entries:
-    """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there.
-
-    A page that may take long is read by `reader`, within limits on time and memory. That is one in five of large pages;
-    all others would only become slower by it.
-    """
+    """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
     try:
-        if (refusal := _refusal(capture, source.name)) is not None:
-            return [refusal]
-        if len(capture.body) <= bounds.LIGHT_CHARACTERS:
-            decoded = decode(capture.body, capture.content_type)
-            if decoded is None or bounds.is_light(decoded[0]):
-                return list(_of_text(capture, decoded, source.name, source.source_kind))
-        return reader(capture, source.name, source.source_kind)
+        return read_within_limits(capture, source.name, source.source_kind, reader)
     except OURS:
         raise
     except Exception as e:
         return [drop_capture(capture, source.name, DropReason.UNREADABLE, evidence(e, capture.url))]
+
+
+def read_within_limits(capture: Capture, source: str, source_kind: SourceKind, reader: Confined[Entries]) -> Entries:
+    """`extract_page`, by `reader` where the page may take long: one in five of large pages, hardly one of others.
+
+    reader: runs `read_page`. Raises OverLimit and PageRefused.
+    """
+    if (refusal := _refusal(capture, source)) is not None:
+        return [refusal]
+    if len(capture.body) <= bounds.LIGHT_CHARACTERS:
+        decoded = decode(capture.body, capture.content_type)
+        if decoded is None or bounds.is_light(decoded[0]):
+            return list(_of_text(capture, decoded, source, source_kind))
+    return reader(capture, source, source_kind)
+
+
+def page_reader() -> Confined[Entries]:
+    """Runs `read_page` in a process of its own, which is started when it is first needed."""
+    return Confined(read_page, (_EXAMPLE, "", "news"))
 
 
 def _parts(build: Build, source: Source) -> int:

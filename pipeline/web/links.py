@@ -77,12 +77,8 @@ def read_page(capture: Capture, headers: policy.Headers, site: Site, follow: boo
 
 def read_markup(body: bytes, content_type: str, url: str) -> Markup:
     """Parse a page. Bytes in no known charset are read as Latin-1: links are ASCII. Raises PageRefused."""
-    from selectolax.lexbor import LexborHTMLParser
-
     decoded = charset.decode(body, content_type)
-    html = decoded[0] if decoded else body.decode("latin-1")
-    bounds.check(html)
-    tree = LexborHTMLParser(html)
+    tree = bounds.tree_of(decoded[0] if decoded else body.decode("latin-1"))
     metas = [
         ((node.attributes.get("name") or "").strip().lower(), node.attributes.get("content") or "")
         for node in tree.css("meta[name]")

@@ -17,9 +17,10 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 from pipeline.confined import Confined
-from pipeline.pages.bounds import SMALL_CHARACTERS, is_tiny
+from pipeline.pages.bounds import TINY_CHARACTERS, is_tiny
 from pipeline.records import Capture
 from pipeline.sources.site import Site
+from pipeline.texts.charset import decode
 from pipeline.web import links, policy, sitemaps
 from pipeline.web.links import Reading
 
@@ -45,15 +46,14 @@ class Readers:
     async def page(self, capture: Capture, headers: policy.Headers, follow: bool) -> Reading:
         """`links.read_page` of one page. Raises OverLimit."""
         arguments = (capture, tuple(headers), self._site, follow)
-        small = len(capture.body) <= SMALL_CHARACTERS // 2
-        if small and is_tiny(capture.body.decode("latin-1")) and b"\0" not in capture.body:
+        if _is_tiny(capture):
             return links.read_page(*arguments)
         return await self._pages(*arguments)
 
     async def sitemap(self, body: bytes) -> tuple[list[str], list[str]]:
         """`sitemaps.read` of one file. Raises OverLimit."""
         arguments = (body, sitemaps.MAX_BYTES, self._site)
-        if len(body) <= SMALL_CHARACTERS // 2 and not body.startswith(sitemaps.GZIP):
+        if len(body) <= TINY_CHARACTERS and not body.startswith(sitemaps.GZIP):
             return sitemaps.read(*arguments)
         return await self._sitemaps(*arguments)
 
@@ -61,6 +61,14 @@ class Readers:
         """End the children."""
         self._pages.close()
         self._sitemaps.close()
+
+
+def _is_tiny(capture: Capture) -> bool:
+    """Whether a page is tiny in the charset in which it will be read."""
+    if len(capture.body) > TINY_CHARACTERS:
+        return False
+    decoded = decode(capture.body, capture.content_type)
+    return is_tiny(decoded[0] if decoded else capture.body.decode("latin-1"))
 
 
 class _Pool(Generic[T]):
