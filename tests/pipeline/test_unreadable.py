@@ -34,7 +34,7 @@ from pipeline.stages import STAGES, admit, crawl, extract, fetch, measure, shard
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
-from pipeline.web import crawler, frontier, page_visitor, policy, sitemaps
+from pipeline.web import crawler, frontier, links, page_visitor, policy, sitemaps
 from pipeline.web import warc as warcs
 from tests.pipeline.stages.test_extract import warc
 from tests.stages import run_stage
@@ -69,11 +69,11 @@ def site_of(web: Any) -> list[dict[str, Any]]:
 
 
 CRAWL_PARSERS = [
-    (page_visitor, "read_markup", lambda body, *_: b"odd page" in body),
-    (page_visitor.policy, "opt_outs", lambda headers, *_: ("X-Odd", "1") in list(headers)),
-    (page_visitor.policy, "follows_links", lambda headers, *_: ("X-Odd", "1") in list(headers)),
+    (links, "read_markup", lambda body, *_: b"odd page" in body),
+    (policy, "opt_outs", lambda headers, *_: ("X-Odd", "1") in list(headers)),
+    (policy, "follows_links", lambda headers, *_: ("X-Odd", "1") in list(headers)),
     (page_visitor, "unpacked", lambda body, *_: b"odd page" in body),
-    (frontier, "_record", lambda capture: b"odd page" in capture.body),
+    (frontier, "record_of", lambda capture: b"odd page" in capture.body),
 ]
 
 
