@@ -439,7 +439,7 @@ def candidate(image_url: str, text: str = "云") -> Candidate:
 
 
 def put_admitted(build: Build, *image_urls: str) -> None:
-    with build.stage("admit").attempt("all") as attempt:
+    with build.stage("admit").attempt("00000-of-00001") as attempt:
         attempt.write_table("parquet", candidate_rows([candidate(url) for url in image_urls], 0))
         attempt.commit({"seen": len(image_urls), "kept": len(image_urls), "dropped": 0})
 
@@ -581,8 +581,8 @@ def test_an_image_on_which_fetch_fails_is_one_decision(serve, make_build, monkey
     source = {"kind": "site", "name": "t", "source_kind": "news", "start": ["http://a.cn/"]}
     build = make_build(web, sources=[source])
     put_admitted(build, *(web.url(f"/{i}.jpg") for i in range(4)))
-    fetch.run_partition(build, "all")
-    [(url, reason, said)] = decisions(build, "fetch", "all")
+    fetch.run_partition(build, "00000-of-00001")
+    [(url, reason, said)] = decisions(build, "fetch", "00000-of-00001")
     assert (url, reason, said.split(":")[0]) == (web.url("/2.jpg"), "unreadable", type(error).__name__)
 
 
@@ -593,8 +593,8 @@ def test_a_picture_that_its_source_cannot_give_is_one_decision(make_build, monke
     fails_on(monkeypatch, folder.FolderOfImages, "read_image", lambda v: str(v).endswith("/1.jpg"), RuntimeError("odd"))
     build = make_build(sources=[{"kind": "folder", "name": "t", "source_kind": "news", "path": str(tmp_path)}])
     put_admitted(build, *(f"folder:///t/{name}" for name in data))
-    fetch.run_partition(build, "all")
-    assert decisions(build, "fetch", "all") == [("folder:///t/1.jpg", "unreadable", "RuntimeError: odd")]
+    fetch.run_partition(build, "00000-of-00001")
+    assert decisions(build, "fetch", "00000-of-00001") == [("folder:///t/1.jpg", "unreadable", "RuntimeError: odd")]
 
 
 # the log and the evidence
