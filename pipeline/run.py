@@ -18,19 +18,20 @@ import datetime
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
 from pipeline.cluster import Cluster
-from pipeline.errors import StageError
+from pipeline.errors import StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.stages import STAGES
 from pipeline.stages.crawl import is_stored
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Earlier
 from pipeline.store.build_json import Cost, Running, StageResult
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
@@ -44,35 +45,71 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, partitions done, partitions in all)."""
 
 
-def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", stages: Stages = STAGES) -> Build:
+def open_build(
+    spec: BuildSpec,
+    out: str,
+    store: str = "",
+    snapshot: str = "",
+    stages: Stages = STAGES,
+    new_generation: bool = False,
+) -> Build:
     """A build with its fingerprints computed. Touches nothing on disk.
 
     snapshot: the id of what is crawled; a build goes on with its own, a new one takes today's date (UTC).
     stages: what it consists of.
+    new_generation: make the whole dataset anew, from what its newest release was made from. A build that has begun a
+    generation goes on with it in any case, and any other build continues that of the newest release.
 
     Raises SpecError, SourceError (a source that cannot be read at all) and StoreError.
     """
     plugins.check(spec)
     folder = Folder(out)
     known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    shared = Store(Folder(store).url if store else folder.at("store"))
+    generation, made_from = _generation(spec.name, shared, folder, known, new_generation)
     if not snapshot:
         snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    if made_from and not snapshot.endswith(f"-g{generation}"):  # that of a build which crawls is never in its place
+        snapshot = f"{snapshot}-g{generation}"
     build = Build(
         spec=spec,
         out=folder.url,
-        store=Store(Folder(store).url if store else folder.at("store")),
+        store=shared,
         build_id=f"{spec.name}-{snapshot}-{spec.digest[:8]}",
         snapshot=snapshot,
+        generation=generation,
+        made_from=made_from,
         stages=stages,
     )
     identities = Identities(build.store)
-    read = tuple(known.get("identities", ()))
     if identities.of(build.build_id) and known.get("build_id") == build.build_id:
         # published: what others have published since is no reason to do it again, as long as nothing else has changed
-        as_it_is = _fingerprinted(replace(build, identities=read))
+        as_it_is = _fingerprinted(replace(build, **build_json.reads_of(known)))
         if as_it_is.stage("dedup").finished():
             return as_it_is
     return _fingerprinted(replace(build, identities=identities.before(build)))
+
+
+def _generation(
+    dataset: str, store: Store, folder: Folder, known: Mapping[str, Any], begins: bool
+) -> tuple[int, tuple[Earlier, ...]]:
+    """The generation of the build in a folder, and what it makes anew if it begins it. Raises StoreError."""
+    current = store.releases(dataset).latest().current
+    newest = current.generation if current is not None else 1
+    begun = build_json.reads_of(known)["made_from"]
+    if not begins and not begun:
+        return newest, ()
+    if known and not begun:
+        what = f"holds build {known['build_id']} of generation {known.get('generation', 1)}"
+        raise StoreError(folder.url, f"{what}; a new generation needs another folder")
+    if current is None:
+        raise StoreError(store.url, f"dataset {dataset} has no release that could be made anew; build without it first")
+    generation = known["generation"] if begun else newest + 1
+    if begun and newest != generation - 1:
+        return generation, begun  # published, or another one has begun it: `publish` says so
+    identities = Identities(store)
+    builds = store.releases(dataset).read().builds
+    return generation, tuple(Earlier(b.build_id, b.snapshot, b.out, identities.of(b.build_id)) for b in builds)
 
 
 def reopen(out: str) -> Build:
@@ -126,7 +163,7 @@ def _run_stage(build: Build, name: str, cluster: Cluster, progress: Progress, cr
     partitions = stage.partitions(build)
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
-    if name == "crawl" and not crawls:
+    if name == "crawl" and not crawls and build.asks:
         missing = [p for p in missing if not is_stored(build, p)]
         if missing:
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"

@@ -42,11 +42,28 @@ _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 """A build of a release, and its shards as a release lists them."""
 
 
+def check(build: Build) -> None:
+    """Raise StoreError if the newest release is not one that the build continues, or makes anew as a whole."""
+    current, dataset = build.store.releases(build.spec.name).latest().current, build.spec.name
+    if current is None or current.generation == build.generation:
+        return
+    if not build.made_from or current.generation != build.generation - 1:
+        now = f"dataset {dataset} is of generation {current.generation} now, this build of {build.generation}"
+        again = "begin another one in another folder" if build.made_from else "run wenlan-data build again"
+        raise StoreError(build.build_id, f"{now}; {again}")
+    unseen = {own.build_id for own in current.builds} - {own.build_id for own in build.made_from}
+    if unseen:
+        since = f"{', '.join(sorted(unseen))} was published since this generation was begun"
+        raise StoreError(build.build_id, f"{since}; run wenlan-data build again")
+
+
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
     """Make a build visible, and the release with it, in one step; returns the release.
 
     commit: writes the bytes of the build's manifest to BUILD/shards/manifest.json. The caller holds STORE's lock.
+    Raises StoreError as `check` does.
     """
+    check(build)
     releases, data = build.store.releases(build.spec.name), pretty_manifest(manifest)
     release = _with_build(build, releases.newest(), manifest)
     name = releases.prepare(release, card.release_files(build.spec, release))
@@ -57,10 +74,13 @@ def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -
 
 
 def include(build: Build, manifest: Manifest) -> Manifest:
-    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock."""
+    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock.
+
+    A build of another generation than the newest release is in other releases: nothing changes.
+    """
     releases = build.store.releases(build.spec.name)
     before = releases.newest()
-    if before is not None and _entry(build, manifest) in before.builds:
+    if before is not None and (before.generation != build.generation or _entry(build, manifest) in before.builds):
         releases.settle()
         return before
     release = _with_build(build, before, manifest)
@@ -77,8 +97,8 @@ def withdraw(store: Store, dataset: str) -> None:
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
     """The next release, of the same builds as they are now; the newest one if they are as it lists them.
 
-    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build that
-    is no longer there.
+    specs: of builds that are open, by build_id. None for a dataset without a release. Raises StoreError for a build
+    that is no longer there.
     """
     releases = store.releases(dataset)
     before = releases.newest()

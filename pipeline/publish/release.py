@@ -68,6 +68,7 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
             dataset.include(build, manifest)
         _remember(build, manifest)
     else:
+        dataset.check(build)
         candidates, captures = read_funnels(build)
         gates.hold(build, candidates, captures, accept, approved)
         if not candidates.kept and build.held:

@@ -9,6 +9,8 @@ One image shown twice on a page is one candidate with the texts of both places. 
 host in the same partition (slogans, notices under every article) are no texts of an image and are taken off; an image
 that stands on very many is a logo.
 
+In a build that begins a generation a site has one partition, over all its stored crawls (`pipeline.stages._anew`).
+
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
 file of several that is no WARC at all is named there (`info["no_warc"]`). Bodies above the spec's page size are not
@@ -33,6 +35,7 @@ from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    FIRST_SNAPSHOT,
     SOURCE_BOX_SCHEMA,
     SOURCE_BOXES,
     Candidate,
@@ -45,6 +48,8 @@ from pipeline.records import (
     sha256_hex,
 )
 from pipeline.sources import PageSource, Source, TableSource, sources_of
+from pipeline.sources.site import Site
+from pipeline.stages._anew import SiteAnew
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
@@ -107,24 +112,40 @@ def run_partition(build: Build, partition: str) -> None:
     source = next(s for s in sources_of(build.spec) if s.name == name)
     tally = Counter(seen=0, kept=0, dropped=0, pages=0, pages_dropped=0)
     info: dict[str, Any] = {}
-    candidates: list[Candidate] = []
-    decisions: list[Decision] = []
+    first_snapshot: dict[str, str] = {}
     with build.stage("extract").attempt(partition) as attempt:
-        for entry in _read(build, source, int(number), tally, info):
-            if isinstance(entry, Candidate):
-                candidates.append(entry)
-            else:
-                decisions.append(entry)
-        if isinstance(source, PageSource):
-            candidates, bare = without_furniture(candidates)
-            decisions += bare
+        if build.made_from and isinstance(source, Site):
+            anew = _all_crawls(build, source, tally, info)
+            candidates, decisions, first_snapshot = anew.candidates(), anew.decisions(), anew.first_snapshot
+        else:
+            candidates, decisions = _without_furniture_of(_read(build, source, int(number), tally, info), source)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
-        attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
+        rows = candidate_rows(candidates, build.spec.seed)
+        if first_snapshot:
+            snapshots = [first_snapshot[name] for name in rows["candidate_id"].to_pylist()]
+            rows = rows.append_column(FIRST_SNAPSHOT, pa.array(snapshots, pa.string()))
+        attempt.write_table("parquet", rows)
         if any(candidate.boxes for candidate in candidates):
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
+
+
+def _without_furniture_of(
+    entries: Iterable[Candidate | Decision], source: Source
+) -> tuple[list[Candidate], list[Decision]]:
+    """Candidates and decisions of one part; of a site, without what stands on many of its pages."""
+    candidates, decisions = list[Candidate](), list[Decision]()
+    for entry in entries:
+        if isinstance(entry, Candidate):
+            candidates.append(entry)
+        else:
+            decisions.append(entry)
+    if isinstance(source, PageSource):
+        candidates, bare = without_furniture(candidates)
+        decisions += bare
+    return candidates, decisions
 
 
 def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
@@ -162,10 +183,23 @@ def _read(
             info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
             log.warning("%s; going on with the other files of source %s", e, source.name)
         return
-    record, suffix, _ = _crawled(build, source)[part]
-    crawl = build.stage("crawl")
-    with crawl.file(record, suffix) as path:
+    record, suffix, _ = _crawled(build.stage("crawl").record(source.name))[part]
+    with build.stage("crawl").file(record, suffix) as path:
         yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally)
+
+
+def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any]) -> SiteAnew:
+    """A site in all the crawls that a new generation takes over."""
+    limit, stage = build.spec.egress.max_page_bytes, build.stage("crawl")
+
+    def read(record: Record, tally: Counter[str]) -> tuple[list[Candidate], list[Decision]]:
+        entries = list[Candidate | Decision]()
+        for _, suffix, _ in _crawled(record):
+            with stage.file(record, suffix) as path:
+                entries += _extract(read_captures(str(path), limit, info, must_hold=False), site, tally)
+        return _without_furniture_of(entries, site)
+
+    return SiteAnew(build, site, _taken_over(build, site), read, tally)
 
 
 def _extract(
@@ -195,15 +229,22 @@ def _parts(build: Build, source: Source) -> int:
     if isinstance(source, TableSource):
         return source.parts()
     assert isinstance(source, PageSource)
-    return len(source.warcs()) or len(_crawled(build, source))
+    if build.made_from and isinstance(source, Site):
+        return min(1, len(_taken_over(build, source)))
+    return len(source.warcs()) or len(_crawled(build.stage("crawl").record(source.name)))
 
 
-def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
+def _taken_over(build: Build, site: Site) -> list[Record]:
+    """The crawls of a site that a new generation takes over, oldest first."""
+    own = [record for record in build.stage("crawl").records() if record.info["source"] == site.name]
+    return sorted(own, key=lambda record: int(record.info["crawl"]))
+
+
+def _crawled(record: Record) -> list[tuple[Record, str, FileRef]]:
     """The WARC files that crawl committed for a source."""
-    record = build.stage("crawl").record(source.name)
     warcs = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
     if not warcs:
-        raise StageError(f"crawl/{source.name}", "its record names no WARC file; delete the captures folder")
+        raise StageError(f"crawl/{record.partition}", "its record names no WARC file; delete the captures folder")
     return warcs
 
 

@@ -6,7 +6,8 @@ time: one that may pass is tried again by the next build, a lasting one after a 
 img2dataset's `Downloader` in this process: its threads, retries and statistics are used, not its command line, which
 would re-encode images and write shards of its own (`pipeline.web.downloader` says what and why). Every request of it
 keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, never re-encoded. Images that lie in a
-source itself (a folder, a webdataset) are read from there and not put into STORE/fetched.
+source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. A build that begins a
+generation asks nobody: what STORE/fetched does not know is `not_stored`, and what failed has failed.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images give the same tar.
@@ -77,6 +78,9 @@ def run_partition(build: Build, partition: str) -> None:
         outcomes = _from_sources(build.spec, candidates, spool)
         reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
         outcomes |= reused
+        if not build.asks:
+            missing = failure(DropReason.NOT_STORED, "STORE has no bytes of it, and this build asks nobody")
+            outcomes = {**dict.fromkeys(urls, missing), **outcomes}
         network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool)
         stats = network.run()
         outcomes |= network.outcomes
@@ -145,7 +149,7 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool) -> dict[str, O
     for row in known.to_pylist():
         if row["ok"]:
             by_tar.setdefault(row["tar"], []).append(row)
-        elif row["policy"] == limits and row["retry_after"] > now:
+        elif not build.asks or (row["policy"] == limits and row["retry_after"] > now):
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
     for tar, rows in sorted(by_tar.items()):

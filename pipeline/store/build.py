@@ -17,6 +17,16 @@ from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A build that a new generation is made from. identities: its commit in STORE/identity."""
+
+    build_id: str
+    snapshot: str
+    out: str
+    identities: str
+
+
 @dataclass(frozen=True)
 class Build:
     """One build: its spec, its folder, its STORE, and the fingerprint of each stage. Sent to every Ray task."""
@@ -31,6 +41,8 @@ class Build:
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
     generation: int = 1
     """Of the dataset that it belongs to: which releases it continues."""
+    made_from: tuple[Earlier, ...] = ()
+    """Of a build that begins a generation: the builds of the release that it makes anew, oldest first."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
@@ -41,6 +53,11 @@ class Build:
     def stage(self, name: str) -> StageDir:
         """A stage's folder at this build's fingerprint."""
         return StageDir(self.folder / self.stages[name].folder, name, self.fingerprints[name])
+
+    @property
+    def asks(self) -> bool:
+        """Whether it may send requests to sites; one that begins a generation works from what is stored."""
+        return not self.made_from
 
     def history(self, name: str) -> list[StageDir]:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
