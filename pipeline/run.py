@@ -75,40 +75,48 @@ def open_build(
         spec=spec,
         out=folder.url,
         store=shared,
-        build_id=f"{spec.name}-{snapshot}-{spec.digest[:8]}",
+        build_id=_build_id(spec, snapshot, generation),
         snapshot=snapshot,
         generation=generation,
         made_from=made_from,
         stages=stages,
     )
-    identities = Identities(build.store)
-    if identities.of(build.build_id) and known.get("build_id") == build.build_id:
+    identities = Identities(shared)
+    was = replace(build, **build_json.reads_of(known))
+    was = replace(was, build_id=_build_id(spec, snapshot, was.generation))
+    if known.get("build_id") == was.build_id and identities.of(was.build_id):
         # published: what others have published since is no reason to do it again, as long as nothing else has changed
-        as_it_is = _fingerprinted(replace(build, **build_json.reads_of(known)))
+        as_it_is = _fingerprinted(was)
         if as_it_is.stage("dedup").finished():
             return as_it_is
     return _fingerprinted(replace(build, identities=identities.before(build)))
+
+
+def _build_id(spec: BuildSpec, snapshot: str, generation: int) -> str:
+    """A build's id: unlike that of a build of the same snapshot in another generation."""
+    suffix = f"-g{generation}" if generation > 1 and not snapshot.endswith(f"-g{generation}") else ""
+    return f"{spec.name}-{snapshot}-{spec.digest[:8]}{suffix}"
 
 
 def _generation(
     dataset: str, store: Store, folder: Folder, known: Mapping[str, Any], begins: bool
 ) -> tuple[int, tuple[Earlier, ...]]:
     """The generation of the build in a folder, and what it makes anew if it begins it. Raises StoreError."""
-    current = store.releases(dataset).latest().current
-    newest = current.generation if current is not None else 1
+    releases = store.releases(dataset)
+    current = releases.latest().current
     begun = build_json.reads_of(known)["made_from"]
     if not begins and not begun:
-        return newest, ()
+        return current.generation if current is not None else 1, ()
     if known and not begun:
         what = f"holds build {known['build_id']} of generation {known.get('generation', 1)}"
         raise StoreError(folder.url, f"{what}; a new generation needs another folder")
     if current is None:
         raise StoreError(store.url, f"dataset {dataset} has no release that could be made anew; build without it first")
-    generation = known["generation"] if begun else newest + 1
-    if begun and newest != generation - 1:
-        return generation, begun  # published, or another one has begun it: `publish` says so
+    if begun and not {own.build_id for own in begun} & {own.build_id for own in current.builds}:
+        return known["generation"], begun  # published, or the dataset is of another generation now: `publish` says so
+    generation = known["generation"] if begun else releases.last_generation() + 1
     identities = Identities(store)
-    builds = store.releases(dataset).read().builds
+    builds = releases.read().builds
     return generation, tuple(Earlier(b.build_id, b.snapshot, b.out, identities.of(b.build_id)) for b in builds)
 
 

@@ -44,16 +44,22 @@ _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 
 def check(build: Build) -> None:
     """Raise StoreError if the newest release is not one that the build continues, or makes anew as a whole."""
-    current, dataset = build.store.releases(build.spec.name).latest().current, build.spec.name
-    if current is None or current.generation == build.generation:
+    current = build.store.releases(build.spec.name).latest().current
+    if current is None:
         return
-    if not build.made_from or current.generation != build.generation - 1:
-        now = f"dataset {dataset} is of generation {current.generation} now, this build of {build.generation}"
-        again = "begin another one in another folder" if build.made_from else "run wenlan-data build again"
-        raise StoreError(build.build_id, f"{now}; {again}")
-    unseen = {own.build_id for own in current.builds} - {own.build_id for own in build.made_from}
+    now = f"dataset {build.spec.name} is of generation {current.generation} now"
+    if not build.made_from:
+        if current.generation != build.generation:
+            raise StoreError(build.build_id, f"{now}, this build of {build.generation}; run wenlan-data build again")
+        return
+    if current.generation == build.generation and build.snapshot in {own.snapshot for own in current.builds}:
+        return  # it is published again
+    known = {own.build_id for own in build.made_from}
+    unseen = [own.build_id for own in current.builds if own.build_id not in known]
+    if len(unseen) == len(current.builds):
+        raise StoreError(build.build_id, f"{now}, begun by another build; begin a new one in another folder")
     if unseen:
-        since = f"{', '.join(sorted(unseen))} was published since this generation was begun"
+        since = f"{', '.join(unseen)} was published since this generation was begun"
         raise StoreError(build.build_id, f"{since}; run wenlan-data build again")
 
 

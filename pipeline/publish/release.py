@@ -59,6 +59,8 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     gates.check_acceptance(build.stages, accept, because)
     records = _finished(build)
     identities = Identities(build.store)
+    if not build.shards.exists("manifest.json"):
+        dataset.check(build)
     identities.check(build)  # before anything is removed; and once more under the lock
     manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
     if before is not None and _same(before, manifest, accepting=bool(accept)):
