@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data_specs.build import BuildSpec
+from data_specs.build import BuildSpec, SpecError
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
 from pipeline.cluster import Cluster
@@ -35,7 +35,7 @@ from pipeline.store.build import Build, Earlier
 from pipeline.store.build_json import Cost, Running, StageResult
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
-from pipeline.store.stage import Stages
+from pipeline.store.stage import Stage, Stages
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
@@ -120,6 +120,38 @@ def _generation(
     return generation, tuple(Earlier(b.build_id, b.snapshot, b.out, identities.of(b.build_id)) for b in builds)
 
 
+COMPARED = "screen"
+"""The last stage of a trial: what it keeps would be packed."""
+
+
+def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
+    """A trial of a spec: the build `on` as this spec would have made it, in a scratch folder, up to stage COMPARED.
+
+    Stages whose part of the spec is the same are those of `on`; the others run in `out`, without a request to anybody.
+    Touches nothing on disk. Raises SpecError where the spec asks for other pages or images, and StageError where `on`
+    is not finished.
+    """
+    plugins.check(spec)
+    fixed = ("sources", "egress", "fetch", "seed")
+    changed = [name for name in fixed if getattr(spec, name) != getattr(on.spec, name)]
+    if changed:
+        raise SpecError([f"{name}: differs from that of {on.build_id}; try cannot crawl or fetch" for name in changed])
+    names = list(on.stages)
+    names = names[: names.index(COMPARED) + 1]
+    unfinished = [name for name in names if name not in on.fingerprints or not on.stage(name).finished()]
+    if unfinished:
+        raise StageError(unfinished[0], f"is not finished in {on.out}; run wenlan-data build first")
+    on = replace(on, fingerprints={name: on.fingerprints[name] for name in names})
+    trial = replace(on, spec=spec, out=Folder(out).url, on=on)
+    mine = theirs = {name: on.fingerprints[name] for name in ("crawl", "extract")}  # of sources as they were
+    for name in (name for name in names if name not in mine):
+        stage = on.stages[name]
+        theirs = {**theirs, name: _fingerprint(stage, replace(on, fingerprints=theirs))}
+        mine = {**mine, name: _fingerprint(stage, replace(trial, fingerprints=mine, on=None))}
+    same = {name for name in names if mine[name] == theirs[name]}
+    return replace(trial, fingerprints={name: on.fingerprints[name] if name in same else mine[name] for name in names})
+
+
 def reopen(out: str) -> Build:
     """The build that was begun in a folder, as it was begun. Raises StoreError if there is none."""
     return build_json.reopen(out, STAGES)
@@ -127,11 +159,14 @@ def reopen(out: str) -> Build:
 
 def _fingerprinted(build: Build) -> Build:
     for stage in build.stages.values():
-        inputs = [build.fingerprints[name] for name in stage.inputs]
-        value = [stage.name, stage.version, stage.token(build), inputs]
-        fingerprint = hashlib.sha256(canonical_json(value)).hexdigest()
-        build = replace(build, fingerprints={**build.fingerprints, stage.name: fingerprint})
+        build = replace(build, fingerprints={**build.fingerprints, stage.name: _fingerprint(stage, build)})
     return build
+
+
+def _fingerprint(stage: Stage, build: Build) -> str:
+    """A stage's fingerprint in a build that has those of its inputs."""
+    inputs = [build.fingerprints[name] for name in stage.inputs]
+    return hashlib.sha256(canonical_json([stage.name, stage.version, stage.token(build), inputs])).hexdigest()
 
 
 def run(

@@ -1,4 +1,4 @@
-"""What `build` and `plan` say of a build that begins a generation: what it is made from, and what has changed."""
+"""What is said of a build that begins a generation: what it is made from, and how two datasets differ."""
 
 from __future__ import annotations
 
@@ -51,7 +51,6 @@ def show_change(build: Build) -> dict[str, Any] | None:
 
     None where one of both is no longer there.
     """
-    from pipeline.commands.datasets import show_diff
     from pipeline.report.diff import diff
     from pipeline.store.releases import file_name
 
@@ -61,3 +60,22 @@ def show_change(build: Build) -> dict[str, Any] | None:
         if [own.build_id for own in releases.read(number).builds] == [build.build_id] and number - 1 in numbers:
             return show_diff(diff(*(releases.folder.at(file_name(n)) for n in (number - 1, number))))
     return None
+
+
+def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
+    """Show how two datasets differ, and return the same."""
+    for side in ("a", "b"):
+        one = answer[side]
+        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
+    keys_of = {"added": answer["added"], "removed": answer["removed"]}
+    keys_of |= {f"other {aspect}": keys for aspect, keys in answer["changed"].items()}
+    for name, keys in keys_of.items():
+        some = " ".join(keys["keys"][:3])
+        say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
+    say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in answer['shards'].items())}")
+    for row in answer["reasons"][:10]:
+        if row["before"] != row["now"]:
+            say(f"  {row['name']}: {row['before']:,} -> {row['now']:,}")
+    for change in answer["spec"]:
+        say(f"  spec {change['path']}: {change['before']!r} -> {change['now']!r}")
+    return answer

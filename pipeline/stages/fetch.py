@@ -7,7 +7,7 @@ img2dataset's `Downloader` in this process: its threads, retries and statistics 
 would re-encode images and write shards of its own (`pipeline.web.downloader` says what and why). Every request of it
 keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, never re-encoded. Images that lie in a
 source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. A build that begins a
-generation asks nobody: what STORE/fetched does not know is `not_stored`, and what failed has failed.
+generation, or a trial, asks nobody: what STORE/fetched does not know is `not_stored`, and what failed has failed.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images give the same tar.
@@ -25,7 +25,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,9 @@ from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidates_of,
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
+from pipeline.store.images import records_between
 from pipeline.store.partitions import Record
+from pipeline.store.ranges import KeyRange
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.web.downloader import download
@@ -52,6 +54,9 @@ from pipeline.web.policy import LASTING_S
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
+
+ELSEWHERE = -2
+"""In place of an offset in the spool: the bytes lie in the build that a trial is on."""
 
 FLUSH_IMAGES, FLUSH_S = 100, 2.0
 """Images of a host, and seconds, after which the counters of hosts go to the metrics."""
@@ -75,7 +80,9 @@ def run_partition(build: Build, partition: str) -> None:
     urls = {c.fetch_id: c.image_url for c in candidates}
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
-        outcomes = _from_sources(build.spec, candidates, spool)
+        outcomes = _from_trial(build, partition, urls) if build.on is not None else {}
+        rest = [candidate for candidate in candidates if candidate.fetch_id not in outcomes]
+        outcomes |= _from_sources(build.spec, rest, spool)
         reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
         outcomes |= reused
         if not build.asks:
@@ -135,6 +142,20 @@ def _from_sources(spec: BuildSpec, candidates: Iterable[Candidate], spool: Spool
             outcomes[fetch_id] = spool.add(data, rfc3339())
         elif not url.startswith(("http://", "https://")):
             outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source holds no such picture any more")
+    return outcomes
+
+
+def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that the build which a trial is on has fetched; their bytes stay there."""
+    assert build.on is not None
+    stage, outcomes = build.on.stage("fetch"), dict[str, Outcome]()
+    low, high = KeyRange.named(partition).bounds
+    for record in records_between(stage, low, high):
+        for row in stage.table(record).to_pylist():
+            if row["fetch_id"] in fetch_ids:
+                when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
+                place = (ELSEWHERE, row["size"])
+                outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], row["sha256"], place, **when)
     return outcomes
 
 
@@ -251,7 +272,9 @@ def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], s
         for fetch_id, url in urls.items():
             outcome = outcomes[fetch_id]
             offset, size = -1, 0
-            if not outcome.reason:
+            if outcome.place[0] == ELSEWHERE and not outcome.reason:
+                size = outcome.place[1]
+            elif not outcome.reason:
                 data = spool.read(outcome.place)
                 size = len(data)
                 offset = tar.add(fetch_id, data)

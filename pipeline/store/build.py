@@ -43,6 +43,8 @@ class Build:
     """Of the dataset that it belongs to: which releases it continues."""
     made_from: tuple[Earlier, ...] = ()
     """Of a build that begins a generation: the builds of the release that it makes anew, oldest first."""
+    on: Build | None = None
+    """Of a trial: the build whose finished stages and images it reads, and never writes to."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
@@ -51,13 +53,22 @@ class Build:
         return Folder(self.out)
 
     def stage(self, name: str) -> StageDir:
-        """A stage's folder at this build's fingerprint."""
+        """A stage's folder at this build's fingerprint; of what a trial has not changed, that of the build it is on."""
+        if self.on is not None and self.on.fingerprints.get(name) == self.fingerprints[name]:
+            return self.on.stage(name)
         return StageDir(self.folder / self.stages[name].folder, name, self.fingerprints[name])
 
     @property
     def asks(self) -> bool:
-        """Whether it may send requests to sites; one that begins a generation works from what is stored."""
-        return not self.made_from
+        """Whether it may send requests to sites. A trial, or what begins a generation, works from what is stored."""
+        return not self.made_from and self.on is None
+
+    @property
+    def elsewhere(self) -> Build | None:
+        """The build that has the other images of this one: of a trial that has a stage `fetch` of its own."""
+        if self.on is not None and self.on.fingerprints["fetch"] != self.fingerprints["fetch"]:
+            return self.on
+        return None
 
     def history(self, name: str) -> list[StageDir]:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
