@@ -25,9 +25,10 @@ from typing import Any
 from data_specs.build import BuildSpec, SpecError
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
-from pipeline.cluster import Cluster
+from pipeline.cluster import Cluster, Here
 from pipeline.errors import StageError, StoreError
 from pipeline.files.folder import Folder
+from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.stages.crawl import is_stored
 from pipeline.store import build_json
@@ -132,8 +133,9 @@ def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
     is not finished.
     """
     plugins.check(spec)
-    fixed = ("sources", "egress", "fetch", "seed")
-    changed = [name for name in fixed if getattr(spec, name) != getattr(on.spec, name)]
+    changed = [name for name in ("egress", "fetch", "seed") if getattr(spec, name) != getattr(on.spec, name)]
+    if [own.identity() for own in sources_of(spec)] != [own.identity() for own in sources_of(on.spec)]:
+        changed.insert(0, "sources")
     if changed:
         raise SpecError([f"{name}: differs from that of {on.build_id}; try cannot crawl or fetch" for name in changed])
     names = list(on.stages)
@@ -176,16 +178,18 @@ def run(
     crawls: bool = True,
     address: str = "",
     workers: int = 0,
+    here: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[StageResult]:
     """Run the stages up to `until`, giving each one's result as it ends. The caller publishes.
 
+    here: run everything in this process, without Ray.
     crawls: False to work from stored captures only; a site that was not crawled for this snapshot is then an error.
     Raises WenlanError: whatever was committed stays, and the same call goes on from there.
     """
     with build_json.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
-        cluster = Cluster(address, workers)
+        cluster = Here() if here else Cluster(address, workers)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
             names = list(build.stages)
@@ -198,7 +202,7 @@ def run(
             cluster.close()
 
 
-def _run_stage(build: Build, name: str, cluster: Cluster, progress: Progress, crawls: bool) -> StageResult:
+def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progress, crawls: bool) -> StageResult:
     stage, directory = build.stages[name], build.stage(name)
     started = time.monotonic()
     if directory.finished():

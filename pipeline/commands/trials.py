@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 EXAMPLES = 10
 """Candidates named on the terminal, of each group."""
 
+HERE = 20_000
+"""Candidates up to which a trial runs in this process: it ends before Ray would have started."""
+
 _EPILOG = """\
 What would a shorter text let in? Copy the spec, change min_chars in the copy, and try it on a build that you have:
 
@@ -52,15 +55,20 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="wenlan-try-") as scratch:
         trial = run.open_trial(spec, on, args.out or scratch)
         with Bars() as bars:
-            for result in run.run(
-                trial, until=run.COMPARED, progress=bars.update, address=args.address, workers=args.workers
-            ):
+            options = {"address": args.address, "workers": args.workers}
+            options["here"] = not any(options.values()) and _size(on) <= HERE
+            for result in run.run(trial, until=run.COMPARED, progress=bars.update, **options):
                 if not result.skipped:
                     bars.done(result)
         figures = _write(trial, Folder(place))
     answer = {**figures, "page": Folder(place).at("index.html"), "seconds": round(time.monotonic() - started, 2)}
     _show(answer)
     return answer
+
+
+def _size(build: Build) -> int:
+    """Candidates of a build."""
+    return sum(record.counts["kept"] for record in build.stage("extract").records())
 
 
 def _write(trial: Build, place: Any) -> dict[str, Any]:

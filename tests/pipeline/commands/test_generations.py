@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Callable
@@ -148,3 +149,35 @@ def test_what_store_lacks_is_named_and_never_asked_for(weeks: Weeks) -> None:
     assert fetched["dropped"] == 3
     said = weeks.command("explain", str(weeks.folder / "anew"), weeks.web.url("/i/2.jpg"))["said"]
     assert "dropped at fetch: not_stored" in said
+
+
+def test_a_page_that_opted_out_since_and_one_that_the_site_leaves_out_today_stay_out(weeks: Weeks) -> None:
+    page = weeks.web.pages["/d.html"]
+    weeks.web.pages["/d.html"] = page.replace(b"<title>", b"<meta name='robots' content='noai'><title>")
+    weeks.build("4", "--snapshot", "2026-01-22")
+    assert "5" in urls(weeks.samples()), "the last generation keeps it"
+    site = {
+        "name": "site",
+        "kind": "site",
+        "source_kind": "news",
+        "start": [weeks.web.url("/")],
+        "exclude": ["/b.html"],
+    }
+    weeks.build("anew", "--generation", "new", sources=[{**site, "exclude": ["/b.html"]}])
+    assert urls(weeks.samples()) == {"0", "1", "3", "4"}
+    said = weeks.command("explain", str(weeks.folder / "anew"), weeks.web.url("/d.html"))["said"]
+    assert "dropped at extract: opt_out" in said
+
+
+def test_what_is_taken_down_leaves_both_generations(weeks: Weeks) -> None:
+    weeks.build("anew", "--generation", "new")
+    weeks.command("forget", "--store", weeks.store.url, "--url", weeks.web.url("/i/2.jpg"))
+    assert urls(weeks.samples()) == {"0", "1", "3", "4", "5"}
+    for build in ("1", "anew"):
+        held = b"".join(warc.read_bytes() for warc in (weeks.folder / build / "captures").glob("*.warc.gz"))
+        pages = [record for record in gzip.decompress(held).split(b"WARC/1.0") if b"/i/2.jpg" in record]
+        assert pages == [], "its page is in no capture"
+    assert weeks.command("verify", weeks.store.releases("growing").folder.at("latest.json"))["ok"]
+    weeks.build("again", "--generation", "new", "--snapshot", "2026-02-01")
+    assert weeks.release.generation == 3
+    assert urls(weeks.samples()) == {"0", "1", "3", "4", "5"}
