@@ -17,6 +17,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -30,10 +31,9 @@ from pipeline.errors import StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.sources import sources_of
 from pipeline.stages import STAGES
-from pipeline.stages.crawl import is_stored
 from pipeline.store import build_json
 from pipeline.store.build import Build, Earlier
-from pipeline.store.build_json import Cost, Running, StageResult
+from pipeline.store.build_json import Cost, Running, StageResult, counts_of
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
 from pipeline.store.stage import Stage, Stages
@@ -65,11 +65,13 @@ def open_build(
     """
     plugins.check(spec)
     folder = Folder(out)
-    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    known = build_json.read(folder)
     shared = Store(Folder(store).url if store else folder.at("store"))
     generation, made_from = _generation(spec.name, shared, folder, known, new_generation)
     if not snapshot:
         snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
+        raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     if made_from and not snapshot.endswith(f"-g{generation}"):  # that of a build which crawls is never in its place
         snapshot = f"{snapshot}-g{generation}"
     build = Build(
@@ -210,8 +212,8 @@ def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progr
     partitions = stage.partitions(build)
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
-    if name == "crawl" and not crawls and build.asks:
-        missing = [p for p in missing if not is_stored(build, p)]
+    if stage.stored is not None and not crawls and build.asks:
+        missing = [p for p in missing if not stage.stored(build, p)]
         if missing:
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
             raise StageError(", ".join(missing), why)
@@ -243,9 +245,5 @@ def _tell(record: Record) -> None:
 
 def _result(build: Build, name: str, ran: int, skipped: bool, seconds: float) -> StageResult:
     records = build.stage(name).records()
-    funnel: dict[str, int] = {}
-    for record in records:
-        for key, value in record.counts.items():
-            funnel[key] = funnel.get(key, 0) + value
     cost = Cost.of(records, build.stages[name].resources(build.spec).get("num_gpus", 0.0))
-    return StageResult(name, skipped, len(records), ran, round(seconds, 2), funnel, cost)
+    return StageResult(name, skipped, len(records), ran, round(seconds, 2), counts_of(records), cost)

@@ -94,10 +94,15 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     return release
 
 
-def withdraw(store: Store, dataset: str) -> None:
-    """Let nobody read the newest release by the dataset's name while a takedown rewrites its shards."""
-    finish = f"wenlan-data forget --store {store.url}"
-    store.releases(dataset).withdraw(f"a takedown is rewriting its shards; if none is running, run {finish}")
+def withdraw(build: Build, why: str) -> None:
+    """Let nobody read a dataset by its name while shards of a build change that its newest release lists.
+
+    The next publish, takedown or rollback of the dataset ends it; `why` says so to whoever tries to read.
+    """
+    for releases in build.store.datasets():
+        newest = releases.newest()
+        if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
+            releases.withdraw(why)
 
 
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
@@ -162,7 +167,7 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
     if before is not None and before.generation != build.generation:
         parts = []
     own = _part(build.shards, manifest, build.snapshot, build.out)
-    others = [part for part in parts if part[0].snapshot != build.snapshot]
+    others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     return _composed(build.spec.name, build.generation, before, ordered, manifest)
 
@@ -252,7 +257,7 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
         for file in (shard.tar, shard.parquet, *shard.regions.values()):
             _copy_file(source, place, file)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
-    copied = release.model_copy(update={"builds": builds})
+    copied = Manifest(**{**dict(release), "builds": builds})  # model_copy would take over where the shards lie
     for name, data in card.release_files(_spec_of(release.builds[-1].out), copied).items():
         out.write(name, data)
     out.write(MANIFEST, pretty_manifest(copied))
