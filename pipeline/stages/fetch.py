@@ -6,8 +6,10 @@ time: one that may pass is tried again by the next build, a lasting one after a 
 img2dataset's `Downloader` in this process: its threads, retries and statistics are used, not its command line, which
 would re-encode images and write shards of its own (`pipeline.web.downloader` says what and why). Every request of it
 keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, never re-encoded. Images that lie in a
-source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. A build that begins a
-generation, or a trial, asks nobody: what STORE/fetched does not know is `not_stored`, and what failed has failed.
+source itself (a folder, a webdataset) are read from there and not put into STORE/fetched.
+
+A trial, or a build that begins a generation, asks nobody: what failed has failed, and what neither STORE/fetched nor
+the shards of the last generation hold is `not_stored`.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
@@ -32,6 +34,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
@@ -43,6 +47,7 @@ from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidates_of,
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
+from pipeline.store.dataset import Dataset
 from pipeline.store.images import records_between
 from pipeline.store.partitions import Record
 from pipeline.store.ranges import KeyRange
@@ -85,6 +90,8 @@ def run_partition(build: Build, partition: str) -> None:
         outcomes |= _from_sources(build.spec, rest, spool)
         reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
         outcomes |= reused
+        if build.made_from:
+            outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
         if not build.asks:
             missing = failure(DropReason.NOT_STORED, "STORE has no bytes of it, and this build asks nobody")
             outcomes = {**dict.fromkeys(urls, missing), **outcomes}
@@ -176,6 +183,34 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool) -> dict[str, O
     for tar, rows in sorted(by_tar.items()):
         for row, data in _bytes_of(tar, rows):
             outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])
+    return outcomes
+
+
+def _is_missing(outcome: Outcome | None) -> bool:
+    return outcome is None or bool(outcome.reason)
+
+
+def _from_shards(build: Build, urls: dict[str, str], spool: Spool) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of images that shards of the last generation hold as they were fetched.
+
+    For those whose tars `gc` has expired. Reads one column of all shards.
+    """
+    outcomes: dict[str, Outcome] = {}
+    fetch_id_of = {url: fetch_id for fetch_id, url in urls.items()}
+    columns = ["image_url", "sha256", "fetched_at", "image_offset", "image_size"]
+    for dataset in [Dataset.open(earlier.out) for earlier in build.made_from] if urls else []:
+        for shard in dataset.manifest.shards:
+            with dataset.local(shard, shard.parquet) as path:
+                here = pc.field("image_url").isin(pa.array(fetch_id_of, pa.string()))
+                rows = pq.read_table(path, columns=columns, filters=here).sort_by("image_offset").to_pylist()
+            if not rows:
+                continue
+            with dataset.local(shard, shard.tar) as path, path.open("rb") as f:
+                for row in rows:
+                    f.seek(row["image_offset"])
+                    data = f.read(row["image_size"])
+                    if hashlib.sha256(data).hexdigest() == row["sha256"]:  # else it was re-encoded
+                        outcomes[fetch_id_of[row["image_url"]]] = spool.add(data, row["fetched_at"])
     return outcomes
 
 
