@@ -6,7 +6,8 @@ time: one that may pass is tried again by the next build, a lasting one after a 
 img2dataset's `Downloader` in this process: its threads, retries and statistics are used, not its command line, which
 would re-encode images and write shards of its own (`pipeline.web.downloader` says what and why). Every request of it
 keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, never re-encoded. Images that lie in a
-source itself (a folder, a webdataset) are read from there and not put into STORE/fetched.
+source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. User name and password of an
+image's URL are sent to its own origin only, and written nowhere.
 
 A trial, or a build that begins a generation, asks nobody: what failed has failed, and what neither STORE/fetched nor
 the shards of the last generation hold is `not_stored`.
@@ -27,7 +28,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,16 @@ from pipeline.errors import StageError
 from pipeline.files.folder import Folder
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
-from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidates_of, drop, rfc3339
+from pipeline.records import (
+    FETCH_SCHEMA,
+    PROVENANCE,
+    USERINFO,
+    Candidate,
+    DropReason,
+    candidates_of,
+    drop,
+    rfc3339,
+)
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
@@ -53,6 +63,7 @@ from pipeline.store.partitions import Record
 from pipeline.store.ranges import KeyRange
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
+from pipeline.unreadable import OURS, evidence
 from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
 from pipeline.web.policy import LASTING_S
@@ -87,15 +98,16 @@ def run_partition(build: Build, partition: str) -> None:
         spool = Spool(file, build.spec, build.store.takedowns())
         outcomes = _from_trial(build, partition, urls) if build.on is not None else {}
         rest = [candidate for candidate in candidates if candidate.fetch_id not in outcomes]
-        outcomes |= _from_sources(build.spec, rest, spool)
-        reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
+        outcomes |= _from_sources(build.spec, rest, _places(build, partition, rest), spool)
+        userinfos = _userinfos(build, urls)
+        reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
         outcomes |= reused
         if build.made_from:
             outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
         if not build.asks:
             missing = failure(DropReason.NOT_STORED, "STORE has no bytes of it, and this build asks nobody")
             outcomes = {**dict.fromkeys(urls, missing), **outcomes}
-        network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool)
+        network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool, userinfos)
         stats = network.run()
         outcomes |= network.outcomes
         if stats:
@@ -139,15 +151,49 @@ def _limits_digest(spec: BuildSpec) -> str:
     return hashlib.sha256(canonical_json(_limits(spec))).hexdigest()[:16]
 
 
-def _from_sources(spec: BuildSpec, candidates: Iterable[Candidate], spool: Spool) -> dict[str, Outcome]:
-    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address."""
+def _places(build: Build, partition: str, candidates: Iterable[Candidate]) -> dict[str, tuple[str, str]]:
+    """(source, address in it) by fetch_id of images that lie in a source under another address than their URL."""
+    low, high = KeyRange.named(partition).bounds
+    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high) & (pc.field("stored_at") != "")
+    tables = {source.name for source in sources_of(build.spec) if isinstance(source, TableSource)}
+    admitted = {(c.fetch_id, c.source) for c in candidates if c.source in tables}
+    places = dict[str, tuple[str, str]]()
+    if not admitted:  # pages only: nothing lies in a source, and their parts may be many
+        return places
+    stage = build.stage("extract")
+    for part in stage.partitions():
+        if part.rpartition("-")[0] not in tables:
+            continue
+        record = stage.record(part)
+        if PROVENANCE in record.files:
+            rows = stage.table(record, PROVENANCE, ["fetch_id", "source", "stored_at"], within)
+            for row in rows.to_pylist():
+                if (row["fetch_id"], row["source"]) in admitted:
+                    places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
+    return places
+
+
+def _from_sources(
+    spec: BuildSpec, candidates: Iterable[Candidate], places: dict[str, tuple[str, str]], spool: Spool
+) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address.
+
+    places: as `_places` returns them; such an image is never asked for on the web.
+    """
     tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
     outcomes: dict[str, Outcome] = {}
     for fetch_id, (source, url) in {c.fetch_id: (c.source, c.image_url) for c in candidates}.items():
-        data = tables[source].read_image(url) if source in tables else None
+        source, place = places.get(fetch_id, (source, url))
+        try:
+            data = tables[source].read_image(place) if source in tables else None
+        except OURS:
+            raise
+        except Exception as e:
+            outcomes[fetch_id] = failure(DropReason.UNREADABLE, evidence(e, url))
+            continue
         if data is not None:
             outcomes[fetch_id] = spool.add(data, rfc3339())
-        elif not url.startswith(("http://", "https://")):
+        elif not place.startswith(("http://", "https://")):
             outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source holds no such picture any more")
     return outcomes
 
@@ -166,8 +212,24 @@ def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dic
     return outcomes
 
 
-def _from_store(build: Build, fetch_ids: list[str], spool: Spool) -> dict[str, Outcome]:
-    """Outcomes by fetch_id that STORE/fetched knows and that still hold."""
+def _userinfos(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
+    """User name and password that came with an image's URL, by fetch_id; of several the first in order."""
+    extract = build.stage("extract") if "extract" in build.fingerprints else None
+    records = [record for record in extract.records() if USERINFO in record.files] if extract else []
+    rows: dict[str, str] = {}
+    for record in records:
+        assert extract is not None
+        table = extract.table(record, USERINFO, filters=pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string())))
+        for fetch_id, userinfo in zip(table["fetch_id"].to_pylist(), table["userinfo"].to_pylist(), strict=True):
+            rows[fetch_id] = min(rows.get(fetch_id, userinfo), userinfo)
+    return rows
+
+
+def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Mapping[str, str]) -> dict[str, Outcome]:
+    """Outcomes by fetch_id that STORE/fetched knows and that still hold.
+
+    A failure of an image with a password may be one without it, or with another: it is asked for again.
+    """
     known = build.store.fetched().get(fetch_ids)
     if known is None:
         return {}
@@ -177,7 +239,9 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool) -> dict[str, O
     for row in known.to_pylist():
         if row["ok"]:
             by_tar.setdefault(row["tar"], []).append(row)
-        elif not build.asks or (row["policy"] == limits and row["retry_after"] > now):
+        elif not build.asks or (
+            row["policy"] == limits and row["retry_after"] > now and row["fetch_id"] not in userinfos
+        ):
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
     for tar, rows in sorted(by_tar.items()):
@@ -228,8 +292,9 @@ def _bytes_of(tar: str, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, 
 class _Network:
     """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
 
-    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool) -> None:
+    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool, userinfos: Mapping[str, str]) -> None:
         self._spec, self._spool = spec, spool
+        self._userinfos = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
         self.outcomes: dict[str, Outcome] = {}
@@ -237,7 +302,7 @@ class _Network:
     @functools.cached_property
     def _opener(self) -> GuardedOpener:
         """Made when there is something to fetch."""
-        return GuardedOpener(self._spec)
+        return GuardedOpener(self._spec, self._userinfos)
 
     def run(self) -> dict[str, Any]:
         """Fetch every image; returns img2dataset's own statistics, empty if there was nothing to fetch."""
