@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from PIL import Image
 
 from data_specs.shard import SPLITS
 from pipeline import run
+from pipeline.cluster import Here
 from pipeline.records import split_of
 from tests.weeks import Weeks, jpeg, picture, three_weeks
 
@@ -22,7 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 @pytest.fixture
-def weeks(serve: Callable[..., Any], ray: ModuleType, tmp_path: Path) -> Weeks:
+def weeks(serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weeks:
+    monkeypatch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
     return three_weeks(serve({}), tmp_path)
 
 

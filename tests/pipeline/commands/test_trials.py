@@ -6,11 +6,12 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
+from pipeline import run
+from pipeline.cluster import Here
 from tests.browser import CHROMIUM, Page, visit
 from tests.weeks import Weeks, picture
 
@@ -20,8 +21,9 @@ SIDES = {"name": "image_sides", "min_side": 64}
 
 
 @pytest.fixture
-def weeks(serve: Callable[..., Any], ray: ModuleType, tmp_path: Path) -> Weeks:
+def weeks(serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weeks:
     """One build, whose filter leaves out the pictures with short texts, before any of them is fetched."""
+    monkeypatch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
     own = Weeks(serve({}), tmp_path)
     own.show("/a.html", {f"{n}withalongname": picture(n, 100 + 50 * n) for n in range(5)})
     own.show("/b.html", {"5": picture(5), "6": picture(6)})
