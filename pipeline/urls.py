@@ -34,6 +34,9 @@ from data_specs.build import SpecError
 MAX_URL = 2048
 """Characters of the longest address that is accepted: beyond it servers and proxies disagree."""
 
+MAX_WRITTEN = 16 * MAX_URL
+"""Characters of an address as written, whose steps up and default parts may make it shorter."""
+
 MAX_PARTS, MAX_SAME_PARTS = 20, 3
 """Parts of a path, and equal ones among them, above which a page address is endless."""
 
@@ -63,6 +66,8 @@ def canonical_url(url: str, base: str = "") -> str:
     url = "".join(url.split("\n")).replace("\t", "").replace("\r", "").strip()
     if not url:
         raise ValueError("empty address")
+    if len(url) > MAX_WRITTEN:
+        raise ValueError(f"address of {len(url)} characters")
     relative = _PLAINLY_RELATIVE.fullmatch(url) if _PLAINLY_CANONICAL.fullmatch(base) else None
     if relative is not None:  # what urljoin would answer, without its general case
         *folders, _ = base.split("/")[3:]  # after scheme, empty part and host; the last part is the page itself

@@ -85,7 +85,7 @@ FLOORS = (
     ("urls",),
     ("errors",),
     ("files", "records"),
-    ("actors", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
+    ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),
     ("cluster", "report", "web"),

@@ -14,6 +14,9 @@ from pipeline.records import encodable
 
 MAX_SCRIPTS, MAX_BYTES, MAX_NODES, MAX_DEPTH = 20, 500_000, 2_000, 12
 
+MAX_STRINGS = 2_000
+"""Strings of one list, images and keywords of a page that are taken."""
+
 
 @dataclass(slots=True)
 class LinkedData:
@@ -37,7 +40,7 @@ def read(tree: Any) -> LinkedData:
                 _walk(json.loads(text), data, budget, 0)
             except (ValueError, RecursionError):
                 continue
-    data.images = list(dict.fromkeys(data.images))
+    data.images = list(dict.fromkeys(data.images))[:MAX_STRINGS]
     return data
 
 
@@ -57,7 +60,8 @@ def _walk(value: Any, data: LinkedData, budget: list[int], depth: int) -> None:
     data.images += [(url, "") for key in ("image", "thumbnailUrl") for url in _strings(value.get(key))]
     data.headline = data.headline or next(iter(_strings(value.get("headline"))), "")
     data.description = data.description or next(iter(_strings(value.get("description"))), "")
-    data.keywords += _strings(value.get("keywords"))
+    if len(data.keywords) < MAX_STRINGS:
+        data.keywords += _strings(value.get("keywords"))
     for entry in value.values():
         if isinstance(entry, (dict, list)):
             _walk(entry, data, budget, depth + 1)
@@ -65,5 +69,5 @@ def _walk(value: Any, data: LinkedData, budget: list[int], depth: int) -> None:
 
 def _strings(value: Any) -> list[str]:
     """The strings that are not blank in a value: itself, or the entries of a list. Fit for UTF-8."""
-    strings = (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, str))
+    strings = (v for v in (value[:MAX_STRINGS] if isinstance(value, list) else [value]) if isinstance(v, str))
     return [encodable(v) for v in strings if v.strip()]

@@ -17,18 +17,21 @@ Addresses of images come from the attributes of lazy loaders, before `src` (on a
 the largest of `srcset`, `<picture>`, `<noscript>`, og:image and JSON-LD (`image`, ImageObject with its caption).
 Parser: selectolax (lexbor), which repairs HTML as browsers do.
 
-Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known.
+Limits: scripts are not run, and CSS is not applied: backgrounds and hidden elements are not known. A page beyond the
+bounds of `pipeline.pages.bounds` is refused; what else a page may cost is limited by whoever reads it
+(`pipeline.confined`).
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from data_specs.shard import Text, TextKind
-from pipeline.pages import linked_data, site_rules
+from pipeline.pages import bounds, linked_data, site_rules
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
@@ -50,6 +53,9 @@ MIN_ABSTRACT = 20
 MAX_TAGS, MAX_TAG = 10, 20
 """Tags kept per page, and characters above which a keyword is a sentence and no tag."""
 
+MAX_SRCSET = 10_000
+"""Characters read of a srcset."""
+
 _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-lazyload", "data-lazy", "data-echo",
          "data-original-src", "data-ks-lazyload", "data-croporisrc", "data-real-src", "zoomfile", "file",
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
@@ -57,6 +63,8 @@ _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:�
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
 _LETTER = re.compile(r"[^\W\d_]")
+_COPY = re.compile(r"[\s,]*(\S+)")
+_DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +92,11 @@ class Page:
 
 
 def parse(html: str, rule: SiteRule | None = None) -> Page:
-    """Read one page, by its site's rule if there is one. Never fails: what is no HTML is a page without images."""
-    from selectolax.lexbor import LexborHTMLParser
+    """Read one page, by its site's rule if there is one. What is no HTML is a page without images.
 
-    tree = LexborHTMLParser(html)
+    Raises PageRefused for a page beyond a bound.
+    """
+    tree = bounds.tree_of(html)
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
     meta = _Meta.of(tree)
     linked = linked_data.read(tree)
@@ -275,13 +284,20 @@ def _is_address(url: str) -> bool:
 
 
 def _largest(srcset: str) -> str:
-    """The URL with the largest descriptor of a srcset (HTML Living Standard, parse a srcset attribute)."""
-    best, size, rest = "", -1.0, srcset[:10_000]
-    while entry := re.match(r"[\s,]*(\S+)", rest):
-        url, rest, descriptor = entry.group(1), rest[entry.end() :], ""
+    """The URL with the largest descriptor of a srcset."""
+    return _largest_of(srcset[:MAX_SRCSET])
+
+
+@functools.lru_cache(maxsize=256)  # the sources of a <picture> are those of each image in it
+def _largest_of(srcset: str) -> str:
+    """Source: HTML Living Standard, parse a srcset attribute."""
+    best, size, at = "", -1.0, 0
+    while entry := _COPY.match(srcset, at):
+        url, at, descriptor = entry.group(1), entry.end(), ""
         if not url.endswith(","):
-            descriptor, _, rest = rest.partition(",")
-        number = re.match(r"\s*(\d+(?:\.\d+)?)[wx]", descriptor)
+            end = srcset.find(",", at)
+            descriptor, at = srcset[at : end if end >= 0 else None], end + 1 if end >= 0 else len(srcset)
+        number = _DESCRIPTOR.match(descriptor)
         weight = float(number.group(1)) if number else 1.0
         url = url.rstrip(",")
         if url and weight > size and not url.lower().startswith("data:"):

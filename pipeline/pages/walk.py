@@ -26,6 +26,9 @@ MAX_FIGURES = 8
 MAX_LOOKS = 100
 """Elements per page that are searched for an article; after that, furniture is told by class names alone."""
 
+MAX_SOURCES = 50
+"""Copies that are read of a <picture>; later ones are passed over."""
+
 SRCSETS = ("data-srcset", "data-lazy-srcset", "srcset")
 """Attributes that hold a list of copies of an image."""
 
@@ -184,7 +187,8 @@ class Walk:
                 self._place(node.attributes)
             elif tag == "source":
                 attributes = node.attributes
-                self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
+                if len(self._sources) < MAX_SOURCES:
+                    self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
             elif tag is not None and tag not in _SILENT and tag[0] != "-":  # None: `<?php ... ?>` and its like
                 entered.append(self._enter(node, tag))
                 inner = node.first_child

@@ -9,6 +9,9 @@ One image shown twice on a page is one candidate with the texts of both places. 
 host in the same partition (slogans, notices under every article) are no texts of an image and are taken off; an image
 that stands on very many is a logo. Pages of an endless calendar or counter count for neither (`without_traps`).
 
+A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
+(`pipeline.confined`), is a Decision of the reason `unreadable`.
+
 In a build that begins a generation a site has one partition, over all its stored crawls (`pipeline.stages._anew`).
 
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
@@ -32,7 +35,9 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from data_specs.shard import SourceKind, Text
+from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
+from pipeline.pages import bounds
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
@@ -67,6 +72,12 @@ from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
 log = logging.getLogger("wenlan")
+
+Entries = list[Candidate | Decision]
+Reading = tuple[Entries, str | None]
+"""What a page holds, and its `wording_of` if it has candidates."""
+
+_EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -256,25 +267,50 @@ def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, A
 def _extract(
     captures: Iterable[Capture | Decision], source: PageSource, tally: Counter[str], wordings: dict[str, str]
 ) -> Iterator[Candidate | Decision]:
-    for capture in captures:
-        tally["pages"] += 1
-        for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, wordings):
-            if isinstance(entry, Decision):
-                if entry.subject == "capture":
-                    tally["pages_dropped"] += 1
-                entry = replace(entry, source=source.name)
-            yield entry
+    with page_reader() as reader:
+        for capture in captures:
+            tally["pages"] += 1
+            for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings):
+                if isinstance(entry, Decision):
+                    if entry.subject == "capture":
+                        tally["pages_dropped"] += 1
+                    entry = replace(entry, source=source.name)
+                yield entry
 
 
-def _entries(capture: Capture, source: PageSource, wordings: dict[str, str]) -> list[Candidate | Decision]:
+def _entries(capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]) -> Entries:
     """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
     try:
-        most = source.max_images_per_page
-        return list(extract_page(capture, source.name, source.source_kind, most, wordings))
+        return read_within_limits(capture, source, reader, wordings)
     except OURS:
         raise
     except Exception as e:
         return [drop_capture(capture, source.name, DropReason.UNREADABLE, evidence(e, capture.url))]
+
+
+def read_within_limits(
+    capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]
+) -> Entries:
+    """`extract_page`, by `reader` where the page may take long: one in five of large pages, hardly one of others.
+
+    reader: runs `read_page`. Raises OverLimit and PageRefused.
+    """
+    if (refusal := _refusal(capture, source.name)) is not None:
+        return [refusal]
+    name, kind, most = source.name, source.source_kind, source.max_images_per_page
+    if len(capture.body) <= bounds.LIGHT_CHARACTERS:
+        decoded = decode(capture.body, capture.content_type)
+        if decoded is None or bounds.is_light(decoded[0]):
+            return list(_of_text(capture, decoded, name, kind, most, wordings))
+    entries, wording = reader(capture, name, kind, most)
+    if wording is not None:
+        wordings[capture.url] = wording
+    return entries
+
+
+def page_reader() -> Confined[Reading]:
+    """Runs `read_page` in a process of its own, which is started when it is first needed."""
+    return Confined(read_page, (_EXAMPLE, "", "news", 1))
 
 
 def _parts(build: Build, source: Source) -> int:
@@ -300,6 +336,13 @@ def _crawled(record: Record) -> list[tuple[Record, str, FileRef]]:
     return warcs
 
 
+def read_page(capture: Capture, source: str, source_kind: SourceKind, max_images: int) -> Reading:
+    """`extract_page` as a list with the page's wording, for a process of its own."""
+    wordings: dict[str, str] = {}
+    entries = list(extract_page(capture, source, source_kind, max_images, wordings))
+    return entries, wordings.get(capture.url)
+
+
 def extract_page(
     capture: Capture,
     source: str,
@@ -311,15 +354,34 @@ def extract_page(
 
     max_images: candidates of the page at most. wordings: gets its `wording_of` by its URL, if it has candidates.
 
-    Meant never to raise: whatever is wrong with a page is a Decision. Where it raises all the same, see `_entries`.
+    Raises PageRefused for a page beyond the bounds on markup. Meant to raise nothing else: whatever is wrong with a
+    page is a Decision. Where it raises all the same, see `_entries`.
     """
-    if not 200 <= capture.status < 300:
-        yield drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
-        return
-    if not policy.is_html(capture.content_type, capture.body):
-        yield drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
+    if (refusal := _refusal(capture, source)) is not None:
+        yield refusal
         return
     decoded = decode(capture.body, capture.content_type)
+    yield from _of_text(capture, decoded, source, source_kind, max_images, wordings)
+
+
+def _refusal(capture: Capture, source: str) -> Decision | None:
+    """The Decision about a capture that is no page at all."""
+    if not 200 <= capture.status < 300:
+        return drop_capture(capture, source, DropReason.HTTP_STATUS, str(capture.status))
+    if not policy.is_html(capture.content_type, capture.body):
+        return drop_capture(capture, source, DropReason.NOT_HTML, capture.content_type[:80])
+    return None
+
+
+def _of_text(
+    capture: Capture,
+    decoded: tuple[str, str] | None,
+    source: str,
+    source_kind: SourceKind,
+    max_images: int,
+    wordings: dict[str, str] | None,
+) -> Iterator[Candidate | Decision]:
+    """As `extract_page`, of what `decode` returned."""
     if decoded is None:
         yield drop_capture(capture, source, DropReason.BAD_CHARSET, "neither UTF-8, gb18030, Big5 nor what it declares")
         return

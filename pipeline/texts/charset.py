@@ -38,6 +38,10 @@ MAX_HANJA = 0.3
 MAX_JUDGED = 100_000
 """Characters of a page that are counted to tell Korean from Chinese."""
 
+MAX_SAMPLE = 4000
+"""Characters beyond ASCII by which a reading is judged."""
+
+_BEYOND = re.compile(r"[^\x00-\x7f\ufffd]+")
 _COMPETITORS = ("utf-8", "gb18030", "big5hkscs")
 
 
@@ -113,7 +117,7 @@ def _readable(body: bytes, name: str) -> str | None:
     """The text, if at most one of its characters beyond ASCII, or a share of MAX_BROKEN, is unreadable."""
     text = body.decode(name, "replace")
     broken = text.count("\ufffd")
-    beyond = sum(1 for ch in text if ch > "\x7f")
+    beyond = len(text) - len(text.encode("ascii", "ignore"))
     return text if broken <= max(1, MAX_BROKEN * beyond) else None
 
 
@@ -140,7 +144,10 @@ def _has_han(text: str) -> bool:
 
 def _everyday(text: str, name: str) -> float:
     """Share of everyday characters and full-width punctuation in a sample of the text beyond ASCII; 1 for ASCII."""
-    sample = re.sub(r"[\x00-\x7f\ufffd]+", "", text)[:4000]
+    sample, at = "", 0
+    while len(sample) < MAX_SAMPLE and (run := _BEYOND.search(text, at)):
+        sample, at = sample + run.group(), run.end()
+    sample = sample[:MAX_SAMPLE]
     if not sample:
         return 1.0
     level = _level_1(name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -28,7 +28,7 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import canonical_url
 from pipeline.web import sitemaps
-from pipeline.web.frontier import Frontier
+from pipeline.web.frontier import Frontier, record_of
 from pipeline.web.page_visitor import Earlier, Page, Visit, Visitor
 from pipeline.web.policy import policy_of
 
@@ -40,6 +40,12 @@ MAX_ALIKE = 20
 
 MAX_ACTORS = 16
 """Visitors per site."""
+
+LARGE = 100_000
+"""Bytes of a page whose record is compressed beside the event loop."""
+
+ADDED_AT_ONCE = 1_000
+"""Links or entries of a sitemap that are written before other hosts have their turn: 40 ms where they are long."""
 
 RESTARTS = 3
 """How often a visitor whose process dies is started again."""
@@ -118,14 +124,19 @@ class Crawler:
         visit: Visit | None = None
         with self._surviving(page.url):
             visit = await visitors.visit(page, self._frontier.earlier(page.url))
-            self._apply(page, visit)
+            record = b""
+            if visit.capture is not None and not visit.member and len(visit.capture.body) > LARGE:
+                record = await asyncio.to_thread(record_of, visit.capture)  # compressing holds no lock of Python's
+            await self._apply(page, visit, record)
         if visit is None:
             return set()
         if visit.endless:
             self._frontier.count("traps", visit.endless)
-        if visit.too_deep:
-            self._frontier.cut_off(visit.too_deep)
-        return {urlsplit(link).netloc for link in (*visit.links, *([visit.target] if visit.target else []))}
+        for start in range(0, len(visit.too_deep), ADDED_AT_ONCE):
+            self._frontier.cut_off(visit.too_deep[start : start + ADDED_AT_ONCE])
+            await asyncio.sleep(0)
+        links = (*visit.links, *([visit.target] if visit.target else []))
+        return {link.split("/", 3)[2] for link in links}  # they are canonical; urlsplit takes ten times as long
 
     @contextmanager
     def _surviving(self, url: str) -> Iterator[None]:
@@ -137,14 +148,14 @@ class Crawler:
         except Exception as e:
             self._frontier.refuse(url, DropReason.UNREADABLE, evidence(e, url))
 
-    def _apply(self, page: Page, visit: Visit) -> None:
+    async def _apply(self, page: Page, visit: Visit, record: bytes) -> None:
         """Write the outcome of a visit into the frontier. Raises SourceError where the site cannot be crawled."""
         fate = visit.reason.value if visit.reason else "kept" if visit.outcome == "unchanged" else visit.outcome
         count("wenlan_requests", host=page.host, fate=fate)
         if visit.outcome == "unreachable":
             raise SourceError(visit.target, f"source {self._site.name}: {visit.evidence}; not crawled")
         if visit.outcome == "dropped":
-            self._failed(page, visit)
+            self._failed(page, visit, await self._last_of(page, visit.links))
             return
         self._streak.pop(page.host, None)
         if visit.outcome == "moved":
@@ -160,9 +171,21 @@ class Crawler:
             evidence = f"differs in its numbers only from {MAX_ALIKE} pages before it; its links are not followed"
             self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
-            self._frontier.keep(page, visit.capture, visit.links, visit.member, visit.likeness)
+            links = await self._last_of(page, visit.links)
+            self._frontier.keep(page, visit.capture, links, visit.member, visit.likeness, record)
 
-    def _failed(self, page: Page, visit: Visit) -> None:
+    async def _last_of(self, page: Page, links: Sequence[str]) -> Sequence[str]:
+        """Add the links of a page some at a time, between which other hosts have their turn; returns the last ones.
+
+        Those are added with the page itself: if the crawl is killed before, the page is asked for and read again.
+        """
+        while len(links) > ADDED_AT_ONCE:
+            self._frontier.add(links[:ADDED_AT_ONCE], page.depth + 1)
+            links = links[ADDED_AT_ONCE:]
+            await asyncio.sleep(0)
+        return links
+
+    def _failed(self, page: Page, visit: Visit, links: Sequence[str]) -> None:
         """Put a page back for another try, or drop it; raises SourceError when its host answers no more."""
         assert visit.reason is not None
         if visit.no_answer:
@@ -172,7 +195,7 @@ class Crawler:
         if visit.again:
             self._frontier.retry_later(page)
         else:
-            self._frontier.drop(page, visit.reason, visit.evidence, visit.links)
+            self._frontier.drop(page, visit.reason, visit.evidence, links)
         streak = self._streak.get(page.host, [])
         if len(streak) >= MAX_STREAK:
             self._frontier.reopen(streak)
@@ -196,7 +219,9 @@ class Crawler:
             seen.add(url)
             with self._surviving(url):
                 pages, further = await visitors.at(url).sitemap(url)
-                self._frontier.add(pages, depth=1)
+                for start in range(0, len(pages), ADDED_AT_ONCE):
+                    self._frontier.add(pages[start : start + ADDED_AT_ONCE], depth=1)
+                    await asyncio.sleep(0)
                 self._frontier.count("in_sitemaps", len(pages))
                 waiting += further[: sitemaps.MAX_FILES]
         self._frontier.count("sitemaps_read", 1)

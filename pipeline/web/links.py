@@ -1,6 +1,9 @@
 """What a crawl reads in a page: its links, what its meta tags allow, and a digest that tells traps.
 
-Parsing is lexbor's; nothing here asks the network. Texts and images of a page are read by `pipeline.pages`.
+Parsing is lexbor's, within the bounds of `pipeline.pages.bounds`; nothing here asks the network. Texts and images of a
+page are read by `pipeline.pages`.
+
+Limits: of the addresses that a page links to, the first MAX_LINKS are looked at.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urljoin, urlsplit
 
+from pipeline.pages import bounds
+from pipeline.records import Capture
 from pipeline.sources.site import Site
 from pipeline.texts import charset
 from pipeline.urls import canonical_url, is_endless, without_session
@@ -23,6 +28,12 @@ _NO_PAGE = re.compile(
 """Paths of what is no page; links to it are not followed."""
 
 _NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
+
+MAX_LINKS = 50_000
+"""Different addresses that are looked at per page, as in a sitemap. (Indexes of API references have 31,719.)"""
+
+MAX_HREF = 4_096
+"""Characters of a link; no address longer than `pipeline.urls.MAX_URL` is taken, and white space is cut."""
 
 LIKENESS_DIGITS = 32
 """Hex digits of a likeness."""
@@ -39,18 +50,42 @@ class Markup:
     likeness: str = ""
 
 
-def read_markup(body: bytes, content_type: str, url: str) -> Markup:
-    """Parse a page. Bytes in no known charset are read as Latin-1: links are ASCII."""
-    from selectolax.lexbor import LexborHTMLParser
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What a crawl needs of one page.
 
+    opt_outs: what its owner says against its use, "" for nothing. links: addresses to follow. endless: links that lead
+    into an endless path.
+    """
+
+    opt_outs: str
+    links: tuple[str, ...]
+    endless: int
+    likeness: str
+
+
+def read_page(capture: Capture, headers: policy.Headers, site: Site) -> Reading:
+    """Read a captured page. headers: those that speak for its owner."""
+    markup = read_markup(capture.body, capture.content_type, capture.url)
+    links: list[str] = []
+    endless = 0
+    if policy.follows_links(headers, markup.robots):
+        links, endless = links_of(markup.hrefs, site)
+    outs = policy.opt_outs(headers, markup.robots, markup.reserved)
+    return Reading(str(outs) if outs else "", tuple(links), endless, markup.likeness)
+
+
+def read_markup(body: bytes, content_type: str, url: str) -> Markup:
+    """Parse a page. Bytes in no known charset are read as Latin-1: links are ASCII. Raises PageRefused."""
     decoded = charset.decode(body, content_type)
-    tree = LexborHTMLParser(decoded[0] if decoded else body.decode("latin-1"))
+    tree = bounds.tree_of(decoded[0] if decoded else body.decode("latin-1"))
     metas = [
         ((node.attributes.get("name") or "").strip().lower(), node.attributes.get("content") or "")
         for node in tree.css("meta[name]")
     ]
     base = tree.css_first("base[href]")
-    start = _joined(url, (base.attributes.get("href") or "").strip()) or url if base else url
+    named = (base.attributes.get("href") or "").strip() if base else ""
+    start = (_joined(url, named) if len(named) <= MAX_HREF else "") or url
     hrefs = [
         (node.attributes.get("href") or node.attributes.get("src") or "").strip()
         for node in tree.css("a[href], area[href], iframe[src], frame[src]")
@@ -61,7 +96,7 @@ def read_markup(body: bytes, content_type: str, url: str) -> Markup:
     return Markup(
         robots=[content for name, content in metas if name in ("robots", policy.AGENT)],
         reserved=any(policy.reserves(content) for name, content in metas if name == "tdm-reservation"),
-        hrefs=[joined for href in hrefs if (joined := _joined(start, href))],
+        hrefs=[joined for href in hrefs if len(href) <= MAX_HREF and (joined := _joined(start, href))],
         likeness=hashlib.sha256(wording).hexdigest()[:LIKENESS_DIGITS],
     )
 
@@ -73,10 +108,18 @@ def links_of(hrefs: list[str], site: Site) -> tuple[list[str], int]:
     """
     links: dict[str, None] = {}
     endless = 0
+    canonical: dict[str, str] = {}  # of each address as written; "" for one that is none
     for href in hrefs:
-        try:
-            url = without_session(canonical_url(href))
-        except ValueError:
+        url = canonical.get(href)
+        if url is None:
+            if len(canonical) == MAX_LINKS:
+                continue
+            try:
+                url = without_session(canonical_url(href))
+            except ValueError:
+                url = ""
+            canonical[href] = url
+        if not url:
             continue
         if not _NO_PAGE.search(urlsplit(url).path) and site.holds(url) and url not in links:
             if is_endless(url):

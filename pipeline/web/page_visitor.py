@@ -10,7 +10,9 @@ has not, the visit returns the record that the earlier WARC holds of it, checked
 
 A page or a domain that STORE/forgotten names is not asked for at all, nor is its robots.txt.
 
-Limits: pages are parsed in the event loop, one process per visitor.
+Pages are read by `pipeline.web.readers`, so that one that takes long does not hold up the others.
+
+Limits: one event loop and one connection pool per visitor.
 """
 
 from __future__ import annotations
@@ -31,9 +33,9 @@ from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.urls import canonical_url, split_userinfo, without_session
 from pipeline.web import guard, policy, sitemaps
 from pipeline.web.bodies import BodyTooLarge, unpacked
-from pipeline.web.links import links_of, read_markup
 from pipeline.web.pace import RateLimiter
 from pipeline.web.policy import HostRules
+from pipeline.web.readers import Readers
 from pipeline.web.warc import capture_of
 
 
@@ -116,10 +118,12 @@ class Visitor:
         self._rules_locks: dict[str, asyncio.Lock] = {}
         self._failures: dict[str, int] = {}  # failures in a row that may pass, by host
         self._limiter = RateLimiter()
+        self._readers = Readers(site)
         self._session: Any = None
 
     async def close(self) -> None:
-        """Close the connections."""
+        """Close the connections and end the readers."""
+        await self._readers.close()
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -146,7 +150,7 @@ class Visitor:
         capture = Capture(
             page.url, response.status, rfc3339(), response.header("content-type"), response.body, response.headers
         )
-        return self._judged("kept", page, capture, response.headers)
+        return await self._judged("kept", page, capture, response.headers)
 
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
@@ -157,8 +161,7 @@ class Visitor:
         response = await self._get(url, rules, sitemaps.MAX_BYTES, page=False)
         if response.status != 200:
             return [], []
-        named, further = sitemaps.parse(response.body, sitemaps.MAX_BYTES)
-        return self._site.pages_of(named), further
+        return await self._readers.sitemap(response.body)
 
     async def sitemaps_of(self, url: str) -> list[str]:
         """The sitemaps that the robots.txt of a URL's host names."""
@@ -171,9 +174,9 @@ class Visitor:
         if capture is None or hashlib.sha256(capture.body).hexdigest() != earlier.sha256 or capture.url != page.url:
             return await self.visit(page, None)
         # what the owner says now counts, and what was said when the record was made
-        return self._judged("unchanged", page, capture, (*response.headers, *capture.headers), member)
+        return await self._judged("unchanged", page, capture, (*response.headers, *capture.headers), member)
 
-    def _judged(
+    async def _judged(
         self,
         outcome: Literal["kept", "unchanged"],
         page: Page,
@@ -182,22 +185,17 @@ class Visitor:
         member: bytes = b"",
     ) -> Visit:
         """Keep a page unless its owner opted out, and follow its links."""
-        markup = read_markup(capture.body, capture.content_type, page.url)
-        links: list[str] = []
-        too_deep: list[str] = []
-        endless = 0
-        if policy.follows_links(headers, markup.robots):
-            links, endless = links_of(markup.hrefs, self._site)
-            if page.depth >= self._site.max_depth:
-                links, too_deep, endless = [], links, 0
-        followed: dict[str, Any] = {"links": tuple(links), "too_deep": tuple(too_deep), "endless": endless}
-        if outs := policy.opt_outs(headers, markup.robots, markup.reserved):
-            return Visit("dropped", DropReason.OPT_OUT, str(outs), **followed)
+        reading = await self._readers.page(capture, headers)
+        followed: dict[str, Any] = {"links": reading.links, "endless": reading.endless}
+        if page.depth >= self._site.max_depth:
+            followed = {"too_deep": reading.links}
+        if reading.opt_outs:
+            return Visit("dropped", DropReason.OPT_OUT, reading.opt_outs, **followed)
         return Visit(
             outcome,
             capture=capture,
             member=member,
-            likeness=markup.likeness,
+            likeness=reading.likeness,
             **followed,
         )
 
@@ -235,7 +233,7 @@ class Visitor:
                 tdm = policy.Tdm()
                 if not robots.unreachable:
                     response = await self._ask_rules(policy.tdm_url(url))
-                    tdm = policy.tdm_of(response.status, response.body)
+                    tdm = await asyncio.to_thread(policy.tdm_of, response.status, response.body)
                 rules = self._rules[address] = HostRules(robots, tdm, time.monotonic())
             return rules
 
@@ -247,7 +245,7 @@ class Visitor:
             if not response.transient:
                 break
         if response.status and not response.transient:
-            return policy.robots_of(response.status, response.body)
+            return await asyncio.to_thread(policy.robots_of, response.status, response.body)
         return policy.Robots(unreachable=response.evidence or f"status {response.status}")
 
     async def _ask_rules(self, url: str) -> _Response:
@@ -354,7 +352,7 @@ async def _read(response: Any, cap: int, page: bool) -> _Response:
     if len(body) > cap and page:
         return failed(DropReason.TOO_LARGE, f"more than {cap} bytes")
     try:
-        plain = unpacked(bytes(body[:cap]), head.header("content-encoding"), cap)
+        plain = await asyncio.to_thread(unpacked, bytes(body[:cap]), head.header("content-encoding"), cap)
     except BodyTooLarge as e:
         return failed(DropReason.TOO_LARGE, str(e))
     if page and not policy.is_html(content_type, plain):

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
+from pipeline.sources.site import Site
 from pipeline.texts.charset import codec_of
 from pipeline.web.bodies import BodyTooLarge, unpacked
 
@@ -27,6 +28,8 @@ MAX_DEPTH, MAX_NODES = 32, 1_000_000
 """Nested elements, and elements, that are read of one file: a sitemap with images and videos nests 4 deep and has some
 20 elements per entry. Each open element costs memory (50 kB of gzip made 4.5 GB), each one read about a microsecond."""
 
+GZIP = b"\x1f\x8b"
+
 _LONG_TAG = re.compile(rb"<[^<>]{65536}")
 """A tag whose attributes alone would fill the memory; sitemaps have few and short ones."""
 
@@ -34,9 +37,15 @@ _DECLARED = re.compile(rb"""^\s*<\?xml[^>]{0,200}?\sencoding\s*=\s*["']([\w.:-]{
 _OF_EXPAT = ("utf-8", "utf-16", "us-ascii", "ascii", "iso-8859-1")
 
 
+def read(body: bytes, cap: int, site: Site) -> tuple[list[str], list[str]]:
+    """(pages of the site, further sitemaps) that a file lists."""
+    named, further = parse(body, cap)
+    return site.pages_of(named), further[:MAX_FILES]
+
+
 def parse(body: bytes, cap: int = MAX_BYTES) -> tuple[list[str], list[str]]:
     """(pages, further sitemaps) that a file lists, as written; both empty for what is no sitemap."""
-    if body[:2] == b"\x1f\x8b":
+    if body.startswith(GZIP):
         try:
             body = unpacked(body, "gzip", cap)
         except (BodyTooLarge, ValueError):

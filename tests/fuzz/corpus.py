@@ -23,17 +23,7 @@ from PIL import Image
 from data_specs.shard import SHARD_SCHEMA
 from tests.places import SPECS
 
-_TIME = "issue 16: bounds on nodes, depth, attributes, marks and time of a page are not there yet"
-_WARC = "issue 16: WARC records of no sense are not Decisions yet"
-
-PENDING: dict[str, str] = {
-    **{f"page/{name}": _TIME for name in ("lists", "bold", "divs", "attributes", "marks", "sources")},
-    **{f"warc/{name}": _WARC for name in ("brotli", "28 bytes", "length of 30 digits")},
-    "links/divs": _TIME,
-    "page": _TIME,
-    "links": _TIME,
-    "warc": _WARC,
-}
+PENDING: dict[str, str] = {}
 """`target` or `target/find` -> why it is not run yet."""
 
 PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>标题</title><base href="/a/">
@@ -172,6 +162,15 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "attributes": lambda: b"<img " + b" ".join(b"a%d=1" % n for n in range(80_000)) + b">",
         "marks": lambda: b"<img src=a.jpg><p>a" + "\u0301\u0323".encode() * 200_000,
         "sources": lambda: b"<picture>" + b"<source srcset=a.jpg>" * 80_000 + b"<img src=a.jpg>" * 80_000,
+        "sources of few": lambda: b"<picture>" + b"<source srcset=a>" * 8_000 + b"<img>" * 8_000,
+        "formatting": lambda: b"<p>" + b"".join(b"<b a%d>" % n for n in range(1_000)) + b"<p>x" * 2_000,
+        "adoption": lambda: b"".join(b"<i a=%d>" % n for n in range(3_000)) + b"<div>" * 3_000 + b"</i>" * 3_000,
+        "options": lambda: b"<select>" + b"<option>" * 600_000,
+        "bodies": lambda: b"".join(b"<body a%d>" % n for n in range(100_000)),
+        "quoted tags": lambda: b"<img " + b" ".join(b"a%d='<b>'" % n for n in range(80_000)) + b">",
+        "quoted ends": lambda: b"<div a='</div>'>" * 60_000,
+        "srcset": lambda: (b"<img srcset='" + b"a.jpg 1x," * 1_100 + b"'>") * 490,
+        "images": lambda: b"<img src=a.jpg>" * 300_000,
     },
     "charset": {"korean": lambda: "图片说明中文网页的图片".encode("gb18030") * 1000},
     "linked_data": {
@@ -186,7 +185,13 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "port": lambda: b"http://a:99999999999/",
         "long": lambda: b"a" * 500_000,
     },
-    "links": {"base": lambda: b"<base href='http://[::1'><a href=x.html>x</a>", "divs": lambda: b"<div>" * 200_000},
+    "links": {
+        "base": lambda: b"<base href='http://[::1'><a href=x.html>x</a>",
+        "divs": lambda: b"<div>" * 200_000,
+        "long": lambda: b"<base href=/" + b"a" * 2_000 + b">" + b"".join(b"<a href=%d>" % n for n in range(300_000)),
+        "query": lambda: b"<a href='?" + b"a&" * 2_400_000 + b"'>",
+        "formatting": lambda: b"<p>" + b"".join(b"<b a%d>" % n for n in range(1_000)) + b"<p>x" * 2_000,
+    },
     "sitemap": {
         **{
             name: lambda name=name: SITEMAP.replace(b"UTF-8", name.encode())

@@ -11,6 +11,7 @@ An expected refusal (SpecError, ContractError ...) is caught here; anything else
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
 import json
@@ -29,9 +30,15 @@ URL = "http://site.test/a/b.html"
 
 
 def page(data: bytes) -> None:
-    from pipeline.pages.page import parse
+    """As extract reads it: in a process of its own, with its own limits, where it may take long."""
+    from pipeline.confined import OverLimit
+    from pipeline.pages.bounds import PageRefused
+    from pipeline.records import Capture
+    from pipeline.stages.extract import read_within_limits
 
-    parse(data.decode("utf-8", "replace"))
+    capture = Capture(URL, 200, "", "text/html; charset=utf-8", data)
+    with suppress(OverLimit, PageRefused):
+        read_within_limits(capture, "s", "news", _page_reader())
 
 
 def charset(data: bytes) -> None:
@@ -44,10 +51,14 @@ def charset(data: bytes) -> None:
 
 def linked_data(data: bytes) -> None:
     """The data is JSON-LD; what was read must be able to go into a Parquet file and a digest."""
+    from pipeline.pages.bounds import PageRefused
     from pipeline.pages.page import parse
 
     script = data.decode("utf-8", "replace")
-    read = parse(f'<script type="application/ld+json">{script}</script><p>一段话<img src="a.jpg"></p>')
+    try:
+        read = parse(f'<script type="application/ld+json">{script}</script><p>一段话<img src="a.jpg"></p>')
+    except PageRefused:
+        return
     for image in read.images:
         for text in image.texts:
             text.text.encode()
@@ -72,9 +83,13 @@ def url(data: bytes) -> None:
 
 
 def links(data: bytes) -> None:
-    from pipeline.web.links import read_markup
+    from pipeline.confined import OverLimit
+    from pipeline.pages.bounds import PageRefused
+    from pipeline.records import Capture
 
-    read_markup(data, "text/html", URL)
+    loop, readers = _readers()
+    with suppress(OverLimit, PageRefused):
+        loop.run_until_complete(readers.page(Capture(URL, 200, "", "text/html", data), ()))
 
 
 def sitemap(data: bytes) -> None:
@@ -214,6 +229,23 @@ TARGETS: dict[str, Callable[[bytes], None]] = {f.__name__: f for f in (*_PAGES, 
 @functools.cache
 def _root() -> Path:
     return Path(tempfile.mkdtemp(prefix="fuzz-"))
+
+
+@functools.cache
+def _page_reader() -> Any:
+    from pipeline.stages.extract import page_reader
+
+    return page_reader()
+
+
+@functools.cache
+def _readers() -> tuple[Any, Any]:
+    """An event loop, and the crawl's readers in it."""
+    from pipeline.sources.site import Site
+    from pipeline.web.readers import Readers
+
+    site = Site(name="s", source_kind="news", start=(URL,))
+    return asyncio.new_event_loop(), Readers(site)
 
 
 def _scratch(name: str) -> Path:

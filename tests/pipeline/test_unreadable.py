@@ -34,7 +34,7 @@ from pipeline.stages import STAGES, admit, crawl, extract, fetch, measure, shard
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
-from pipeline.web import crawler, frontier, page_visitor, policy, sitemaps
+from pipeline.web import crawler, frontier, links, page_visitor, policy, sitemaps
 from pipeline.web import warc as warcs
 from tests.pipeline.stages.test_extract import warc
 from tests.stages import run_stage
@@ -69,11 +69,11 @@ def site_of(web: Any) -> list[dict[str, Any]]:
 
 
 CRAWL_PARSERS = [
-    (page_visitor, "read_markup", lambda body, *_: b"odd page" in body),
-    (page_visitor.policy, "opt_outs", lambda headers, *_: ("X-Odd", "1") in list(headers)),
-    (page_visitor.policy, "follows_links", lambda headers, *_: ("X-Odd", "1") in list(headers)),
+    (links, "read_markup", lambda body, *_: b"odd page" in body),
+    (policy, "opt_outs", lambda headers, *_: ("X-Odd", "1") in list(headers)),
+    (policy, "follows_links", lambda headers, *_: ("X-Odd", "1") in list(headers)),
     (page_visitor, "unpacked", lambda body, *_: b"odd page" in body),
-    (frontier, "_record", lambda capture: b"odd page" in capture.body),
+    (frontier, "record_of", lambda capture: b"odd page" in capture.body),
 ]
 
 
@@ -439,7 +439,7 @@ def candidate(image_url: str, text: str = "云") -> Candidate:
 
 
 def put_admitted(build: Build, *image_urls: str) -> None:
-    with build.stage("admit").attempt("all") as attempt:
+    with build.stage("admit").attempt("00000-of-00001") as attempt:
         attempt.write_table("parquet", candidate_rows([candidate(url) for url in image_urls], 0))
         attempt.commit({"seen": len(image_urls), "kept": len(image_urls), "dropped": 0})
 
@@ -581,8 +581,8 @@ def test_an_image_on_which_fetch_fails_is_one_decision(serve, make_build, monkey
     source = {"kind": "site", "name": "t", "source_kind": "news", "start": ["http://a.cn/"]}
     build = make_build(web, sources=[source])
     put_admitted(build, *(web.url(f"/{i}.jpg") for i in range(4)))
-    fetch.run_partition(build, "all")
-    [(url, reason, said)] = decisions(build, "fetch", "all")
+    fetch.run_partition(build, "00000-of-00001")
+    [(url, reason, said)] = decisions(build, "fetch", "00000-of-00001")
     assert (url, reason, said.split(":")[0]) == (web.url("/2.jpg"), "unreadable", type(error).__name__)
 
 
@@ -593,8 +593,8 @@ def test_a_picture_that_its_source_cannot_give_is_one_decision(make_build, monke
     fails_on(monkeypatch, folder.FolderOfImages, "read_image", lambda v: str(v).endswith("/1.jpg"), RuntimeError("odd"))
     build = make_build(sources=[{"kind": "folder", "name": "t", "source_kind": "news", "path": str(tmp_path)}])
     put_admitted(build, *(f"folder:///t/{name}" for name in data))
-    fetch.run_partition(build, "all")
-    assert decisions(build, "fetch", "all") == [("folder:///t/1.jpg", "unreadable", "RuntimeError: odd")]
+    fetch.run_partition(build, "00000-of-00001")
+    assert decisions(build, "fetch", "00000-of-00001") == [("folder:///t/1.jpg", "unreadable", "RuntimeError: odd")]
 
 
 # the log and the evidence

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.texts import cleaning
 from pipeline.texts.cleaning import clean
 
 
@@ -31,3 +33,13 @@ def test_what_is_clean_stays_as_it_is(text: str) -> None:
     assert clean(once) == once
     assert unicodedata.is_normalized("NFC", once)
     assert once == once.strip()
+
+
+def test_marks_that_normalisation_would_sort_are_cut_to_what_a_stream_may_hold():
+    began = time.process_time()
+    text = clean("a" + "\u0301\u0323" * 400_000 + "文")
+    assert time.process_time() - began < 2
+    assert text == unicodedata.normalize("NFC", "a" + "\u0301\u0323" * (cleaning.MAX_MARKS // 2) + "文")
+    assert clean(text) == text
+    few = "e\u0301\u0323" * 100  # Vietnamese taken apart: put together as before
+    assert clean(few) == unicodedata.normalize("NFC", few)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from pipeline.pages.bounds import PageRefused
 from pipeline.sources.site import Site
+from pipeline.web import links
 from pipeline.web.links import links_of, read_markup
 
 URL = "http://a.cn/d/page.html"
@@ -54,3 +56,17 @@ def test_only_addresses_that_may_be_pages_of_the_site_are_followed_each_once():
     deep = "http://a.cn" + "/x" * 30 + "/"
     written = ["http://a.cn/1#top", "http://A.cn/1", "http://b.cn/2", "mailto:x@a.cn", "http://a.cn/3.jpg", deep]
     assert links_of(written, site) == (["http://a.cn/1"], 1)
+
+
+def test_the_first_addresses_of_a_page_are_looked_at_and_no_more(monkeypatch):
+    monkeypatch.setattr(links, "MAX_LINKS", 3)
+    site = Site(name="s", source_kind="news", start=["http://a.cn/"])
+    written = ["http://a.cn/1", "ftp://a.cn/", "http://a.cn/1", "http://a.cn/3", "http://a.cn/4", "http://a.cn/1"]
+    assert links_of(written, site) == (["http://a.cn/1", "http://a.cn/3"], 0)
+    long = "x" * (links.MAX_HREF + 1)
+    assert hrefs(f"<base href='/{long}'><a href=/{long}><a href=b>") == ["http://a.cn/d/b"]
+
+
+def test_a_page_beyond_the_bounds_is_refused():
+    with pytest.raises(PageRefused):
+        hrefs("<div>" * 200_000)

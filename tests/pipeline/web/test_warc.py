@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import io
 import random
+import sys
 import tracemalloc
 import zlib
 from pathlib import Path
@@ -67,6 +68,15 @@ def test_a_brotli_body_is_unpacked_but_not_beyond_the_limit(tmp_path: Path) -> N
     assert (large.reason, large.url) == ("too_large", "http://a.test/bomb")
     assert all(isinstance(damaged, Capture) for damaged in (cut, bad))
     assert info == {}
+
+
+def test_without_brotli_such_a_body_is_read_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "brotli", None)
+    data = record(body=b"\x0b\x02\x80hello\x03", http="Content-Encoding: br\r\n") + record("http://a.test/2")
+    (packed, after), info = read(tmp_path / "x.warc", data)
+    assert isinstance(packed, Capture)
+    assert isinstance(after, Capture)
+    assert (packed.body, info) == (b"\x0b\x02\x80hello\x03", {})
 
 
 @pytest.mark.parametrize("status", ["²00", "٢٠٠", "-1", "9" * 5000, "", "OK"])
