@@ -18,13 +18,14 @@ from data_specs.build import SpecError
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, releases, store
+from pipeline.commands import builds, datasets, releases, store, trials
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
 COMMANDS = (
     builds.add_plan,
     builds.add_build,
+    trials.add_try,
     datasets.add_publish,
     builds.add_status,
     builds.add_report,

@@ -103,6 +103,21 @@ class Cluster:
         return ray
 
 
+class Here:
+    """This process in place of a cluster: runs partitions one by one, for work that ends before Ray has started."""
+
+    def each(
+        self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
+    ) -> Iterator[str]:
+        """As `Cluster.each`."""
+        for partition in partitions:
+            run_task(build, stage, run, partition, observe.form())
+            yield partition
+
+    def close(self) -> None:
+        """Nothing was started."""
+
+
 def granted(asked: Resources, available: Resources) -> Resources:
     """The resources asked for, cut to what the cluster has: a task that asks for more would wait without end."""
     cpus = {"num_cpus": min(asked["num_cpus"], available.get("CPU", 1.0))}

@@ -68,6 +68,7 @@ class DropReason(str, enum.Enum):
     NOT_AN_IMAGE = "not_an_image"
     TOO_MANY_PIXELS = "too_many_pixels"
     CORRUPT_IMAGE = "corrupt_image"
+    NOT_STORED = "not_stored"  # STORE has no bytes of it, and this build asks nobody
     # filter
     IMAGE_TOO_SMALL = "image_too_small"
     IMAGE_TOO_LARGE = "image_too_large"
@@ -296,6 +297,12 @@ SCORE_SCHEMA = pa.schema([("sha256", pa.string()), ("score", pa.float32())])
 
 BOX_SCHEMA = pa.schema([field for field in REGION_SCHEMA if field.name != "key"])
 """sha256, boxes (R x 4 flattened), scores, labels: raw in STORE/regions/<detector-id>, cleaned in detect's files."""
+
+FIRST_SNAPSHOT = "first_snapshot"
+"""Column of extract's file in a build that begins a generation: the oldest snapshot that shows a candidate."""
+
+OPT_OUTS, OPT_OUT_SCHEMA = "opt_outs.parquet", pa.schema([("url", pa.string())])
+"""Suffix of crawl's file of pages whose owner had opted out, of a crawl that a new generation takes over."""
 
 SOURCE_BOXES = "boxes.parquet"
 """Suffix of extract's file of the boxes that a table brought along, where one did: SOURCE_BOX_SCHEMA."""

@@ -19,22 +19,24 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from data_specs.build import BuildSpec, SpecError
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
-from pipeline.cluster import Cluster
-from pipeline.errors import StageError
+from pipeline.cluster import Cluster, Here
+from pipeline.errors import StageError, StoreError
 from pipeline.files.folder import Folder
+from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Earlier
 from pipeline.store.build_json import Cost, Running, StageResult, counts_of
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
-from pipeline.store.stage import Stages
+from pipeline.store.stage import Stage, Stages
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
@@ -44,38 +46,115 @@ Progress = Callable[[str, int, int], None]
 """Called with (stage, partitions done, partitions in all)."""
 
 
-def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", stages: Stages = STAGES) -> Build:
+def open_build(
+    spec: BuildSpec,
+    out: str,
+    store: str = "",
+    snapshot: str = "",
+    stages: Stages = STAGES,
+    new_generation: bool = False,
+) -> Build:
     """A build with its fingerprints computed. Touches nothing on disk.
 
     snapshot: the id of what is crawled; a build goes on with its own, a new one takes today's date (UTC).
     stages: what it consists of.
+    new_generation: make the whole dataset anew, from what its newest release was made from. A build that has begun a
+    generation goes on with it in any case, and any other build continues that of the newest release.
 
     Raises SpecError, SourceError (a source that cannot be read at all) and StoreError.
     """
     plugins.check(spec)
     folder = Folder(out)
     known = build_json.read(folder)
+    shared = Store(Folder(store).url if store else folder.at("store"))
+    generation, made_from = _generation(spec.name, shared, folder, known, new_generation)
     if not snapshot:
         own = known.get("snapshot") if known.get("name") == spec.name else ""  # another dataset's says nothing of ours
         snapshot = own or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
         raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
+    if made_from and not snapshot.endswith(f"-g{generation}"):  # that of a build which crawls is never in its place
+        snapshot = f"{snapshot}-g{generation}"
     build = Build(
         spec=spec,
         out=folder.url,
-        store=Store(Folder(store).url if store else folder.at("store")),
-        build_id=f"{spec.name}-{snapshot}-{spec.digest[:8]}",
+        store=shared,
+        build_id=_build_id(spec, snapshot, generation),
         snapshot=snapshot,
+        generation=generation,
+        made_from=made_from,
         stages=stages,
     )
-    identities = Identities(build.store)
-    read = tuple(known.get("identities", ()))
-    if identities.of(build.build_id) and known.get("build_id") == build.build_id:
+    identities = Identities(shared)
+    was = replace(build, **build_json.reads_of(known))
+    was = replace(was, build_id=_build_id(spec, snapshot, was.generation))
+    if known.get("build_id") == was.build_id and identities.of(was.build_id):
         # published: what others have published since is no reason to do it again, as long as nothing else has changed
-        as_it_is = _fingerprinted(replace(build, identities=read))
+        as_it_is = _fingerprinted(was)
         if as_it_is.stage("dedup").finished():
             return as_it_is
     return _fingerprinted(replace(build, identities=identities.before(build)))
+
+
+def _build_id(spec: BuildSpec, snapshot: str, generation: int) -> str:
+    """A build's id: unlike that of a build of the same snapshot in another generation."""
+    suffix = f"-g{generation}" if generation > 1 and not snapshot.endswith(f"-g{generation}") else ""
+    return f"{spec.name}-{snapshot}-{spec.digest[:8]}{suffix}"
+
+
+def _generation(
+    dataset: str, store: Store, folder: Folder, known: Mapping[str, Any], begins: bool
+) -> tuple[int, tuple[Earlier, ...]]:
+    """The generation of the build in a folder, and what it makes anew if it begins it. Raises StoreError."""
+    releases = store.releases(dataset)
+    current = releases.latest().current
+    begun = build_json.reads_of(known)["made_from"]
+    if not begins and not begun:
+        return current.generation if current is not None else 1, ()
+    if known and not begun:
+        what = f"holds build {known['build_id']} of generation {known.get('generation', 1)}"
+        raise StoreError(folder.url, f"{what}; a new generation needs another folder")
+    if current is None:
+        raise StoreError(store.url, f"dataset {dataset} has no release that could be made anew; build without it first")
+    if begun and not {own.build_id for own in begun} & {own.build_id for own in current.builds}:
+        return known["generation"], begun  # published, or the dataset is of another generation now: `publish` says so
+    generation = known["generation"] if begun else releases.last_generation() + 1
+    identities = Identities(store)
+    builds = releases.read().builds
+    return generation, tuple(Earlier(b.build_id, b.snapshot, b.out, identities.of(b.build_id)) for b in builds)
+
+
+COMPARED = "screen"
+"""The last stage of a trial: what it keeps would be packed."""
+
+
+def open_trial(spec: BuildSpec, on: Build, out: str) -> Build:
+    """A trial of a spec: the build `on` as this spec would have made it, in a scratch folder, up to stage COMPARED.
+
+    Stages whose part of the spec is the same are those of `on`; the others run in `out`, without a request to anybody.
+    Touches nothing on disk. Raises SpecError where the spec asks for other pages or images, and StageError where `on`
+    is not finished.
+    """
+    plugins.check(spec)
+    changed = [name for name in ("egress", "fetch", "seed") if getattr(spec, name) != getattr(on.spec, name)]
+    if [own.identity() for own in sources_of(spec)] != [own.identity() for own in sources_of(on.spec)]:
+        changed.insert(0, "sources")
+    if changed:
+        raise SpecError([f"{name}: differs from that of {on.build_id}; try cannot crawl or fetch" for name in changed])
+    names = list(on.stages)
+    names = names[: names.index(COMPARED) + 1]
+    unfinished = [name for name in names if name not in on.fingerprints or not on.stage(name).finished()]
+    if unfinished:
+        raise StageError(unfinished[0], f"is not finished in {on.out}; run wenlan-data build first")
+    on = replace(on, fingerprints={name: on.fingerprints[name] for name in names})
+    trial = replace(on, spec=spec, out=Folder(out).url, on=on)
+    mine = theirs = {name: on.fingerprints[name] for name in ("crawl", "extract")}  # of sources as they were
+    for name in (name for name in names if name not in mine):
+        stage = on.stages[name]
+        theirs = {**theirs, name: _fingerprint(stage, replace(on, fingerprints=theirs))}
+        mine = {**mine, name: _fingerprint(stage, replace(trial, fingerprints=mine, on=None))}
+    same = {name for name in names if mine[name] == theirs[name]}
+    return replace(trial, fingerprints={name: on.fingerprints[name] if name in same else mine[name] for name in names})
 
 
 def reopen(out: str) -> Build:
@@ -85,11 +164,14 @@ def reopen(out: str) -> Build:
 
 def _fingerprinted(build: Build) -> Build:
     for stage in build.stages.values():
-        inputs = [build.fingerprints[name] for name in stage.inputs]
-        value = [stage.name, stage.version, stage.token(build), inputs]
-        fingerprint = hashlib.sha256(canonical_json(value)).hexdigest()
-        build = replace(build, fingerprints={**build.fingerprints, stage.name: fingerprint})
+        build = replace(build, fingerprints={**build.fingerprints, stage.name: _fingerprint(stage, build)})
     return build
+
+
+def _fingerprint(stage: Stage, build: Build) -> str:
+    """A stage's fingerprint in a build that has those of its inputs."""
+    inputs = [build.fingerprints[name] for name in stage.inputs]
+    return hashlib.sha256(canonical_json([stage.name, stage.version, stage.token(build), inputs])).hexdigest()
 
 
 def run(
@@ -99,16 +181,18 @@ def run(
     crawls: bool = True,
     address: str = "",
     workers: int = 0,
+    here: bool = False,
     progress: Progress | None = None,
 ) -> Iterator[StageResult]:
     """Run the stages up to `until`, giving each one's result as it ends. The caller publishes.
 
+    here: run everything in this process, without Ray.
     crawls: False to work from stored captures only; a site that was not crawled for this snapshot is then an error.
     Raises WenlanError: whatever was committed stays, and the same call goes on from there.
     """
     with build_json.sole_owner(build), observe.about(build_id=build.build_id):
         build.store.check()
-        cluster = Cluster(address, workers)
+        cluster = Here() if here else Cluster(address, workers)
         build_json.note(build)  # the snapshot, from the start: a crawl that is killed before its end goes on tomorrow
         try:
             names = list(build.stages)
@@ -121,7 +205,7 @@ def run(
             cluster.close()
 
 
-def _run_stage(build: Build, name: str, cluster: Cluster, progress: Progress, crawls: bool) -> StageResult:
+def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progress, crawls: bool) -> StageResult:
     stage, directory = build.stages[name], build.stage(name)
     started = time.monotonic()
     if directory.finished():
@@ -129,7 +213,7 @@ def _run_stage(build: Build, name: str, cluster: Cluster, progress: Progress, cr
     partitions = stage.partitions(build)
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
-    if stage.stored is not None and not crawls:
+    if stage.stored is not None and not crawls and build.asks:
         missing = [p for p in missing if not stage.stored(build, p)]
         if missing:
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"

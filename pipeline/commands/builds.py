@@ -12,6 +12,7 @@ from rich.table import Table
 
 from data_specs.build import SpecError, load
 from data_specs.release import LATEST
+from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, SourceError, WenlanError
 
@@ -46,6 +47,7 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     except SourceError as e:  # the spec is valid, but its input is not there yet: a build would stop at once
         say(f"{args.spec}: the spec is valid, but a build cannot start yet: {e}")
         return {"spec": str(args.spec), "valid": True, "missing": e.subject, "stages": {}}
+    anew = generations.show_made_from(build) if build.made_from else {}
     table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
     stages = {}
     for name in STAGES:
@@ -58,7 +60,8 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
     blocking = replacing.in_the_way(build) if args.out else []
     for line in blocking:
         say(f"a build would refuse: {line}")
-    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages, "in_the_way": blocking}
+    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "generation": build.generation, "stages": stages}
+    answer |= {"in_the_way": blocking, **anew}
     return answer if args.estimate is None else {**answer, "estimate": _estimate(build, args.estimate)}
 
 
@@ -84,6 +87,8 @@ def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
 
 def add_build(commands: Commands) -> None:
     build = command(commands, "build", _build, "run a build, or continue one")
+    build.formatter_class = argparse.RawDescriptionHelpFormatter
+    build.epilog = generations.EXAMPLES
     _add_spec(build, needs_out=True)
     build.add_argument(
         "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
@@ -127,6 +132,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         answer |= _publish_unless_manual(build)
     if answer["published"]:
         say(f"dataset: {answer['manifest']}")
+    if answer["published"] and build.made_from:
+        answer["diff"] = generations.show_change(build)
     answer["stages"] = [dataclasses.asdict(result) for result in results]
     answer["seconds"] = round(time.monotonic() - started, 2)
     return answer
@@ -211,6 +218,11 @@ def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
     parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
+    parser.add_argument(
+        "--generation",
+        choices=["new"],
+        help="make the whole dataset anew, from stored captures and images, without a request to a site",
+    )
 
 
 def _open(args: argparse.Namespace) -> Build:
@@ -219,7 +231,8 @@ def _open(args: argparse.Namespace) -> Build:
 
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
-    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot)
+    anew = args.generation == "new"
+    return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot, new_generation=anew)
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.commands import builds
+from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.errors import NothingNew
 
@@ -76,25 +77,6 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.report.diff import diff
 
     return show_diff(diff(args.a, args.b))
-
-
-def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
-    """Show how two datasets differ, and return the same."""
-    for side in ("a", "b"):
-        one = answer[side]
-        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
-    keys_of = {"added": answer["added"], "removed": answer["removed"]}
-    keys_of |= {f"other {aspect}": keys for aspect, keys in answer["changed"].items()}
-    for name, keys in keys_of.items():
-        some = " ".join(keys["keys"][:3])
-        say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
-    say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in answer['shards'].items())}")
-    for row in answer["reasons"][:10]:
-        if row["before"] != row["now"]:
-            say(f"  {row['name']}: {row['before']:,} -> {row['now']:,}")
-    for change in answer["spec"]:
-        say(f"  spec {change['path']}: {change['before']!r} -> {change['now']!r}")
-    return answer
 
 
 def add_export(commands: Commands) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
-from pipeline.commands.datasets import show_diff
+from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 
 if TYPE_CHECKING:

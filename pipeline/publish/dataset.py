@@ -42,11 +42,34 @@ _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 """A build of a release, and its shards as a release lists them."""
 
 
+def check(build: Build) -> None:
+    """Raise StoreError if the newest release is not one that the build continues, or makes anew as a whole."""
+    current = build.store.releases(build.spec.name).latest().current
+    if current is None:
+        return
+    now = f"dataset {build.spec.name} is of generation {current.generation} now"
+    if not build.made_from:
+        if current.generation != build.generation:
+            raise StoreError(build.build_id, f"{now}, this build of {build.generation}; run wenlan-data build again")
+        return
+    if current.generation == build.generation and build.snapshot in {own.snapshot for own in current.builds}:
+        return  # it is published again
+    known = {own.build_id for own in build.made_from}
+    unseen = [own.build_id for own in current.builds if own.build_id not in known]
+    if len(unseen) == len(current.builds):
+        raise StoreError(build.build_id, f"{now}, begun by another build; begin a new one in another folder")
+    if unseen:
+        since = f"{', '.join(unseen)} was published since this generation was begun"
+        raise StoreError(build.build_id, f"{since}; run wenlan-data build again")
+
+
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:
     """Make a build visible, and the release with it, in one step; returns the release.
 
     commit: writes the bytes of the build's manifest to BUILD/shards/manifest.json. The caller holds STORE's lock.
+    Raises StoreError as `check` does.
     """
+    check(build)
     releases, data = build.store.releases(build.spec.name), pretty_manifest(manifest)
     release = _with_build(build, releases.newest(), manifest)
     name = releases.prepare(release, card.release_files(build.spec, release))
@@ -57,10 +80,13 @@ def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -
 
 
 def include(build: Build, manifest: Manifest) -> Manifest:
-    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock."""
+    """The newest release if it has this published build as it is, else the next one. The caller holds STORE's lock.
+
+    A build of another generation than the newest release is in other releases: nothing changes.
+    """
     releases = build.store.releases(build.spec.name)
     before = releases.newest()
-    if before is not None and _entry(build, manifest) in before.builds:
+    if before is not None and (before.generation != build.generation or _entry(build, manifest) in before.builds):
         _settle(releases, before)
         return before
     release = _with_build(build, before, manifest)

@@ -69,6 +69,8 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
 def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:
     records = _finished(build)
     identities = Identities(build.store)
+    if not build.shards.exists("manifest.json"):
+        dataset.check(build)
     identities.check(build)  # before anything is removed; and once more under the lock
     manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
     if before is not None and _same(before, manifest, accepting=bool(accept)):
@@ -78,6 +80,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
             dataset.include(build, manifest)
         _remember(build, manifest)
     else:
+        dataset.check(build)
         candidates, captures = read_funnels(build)
         gates.hold(build, candidates, captures, accept, approved)
         if not candidates.kept and build.held:

@@ -43,6 +43,7 @@ REASONS = {
     "not_an_image": "不是图像",
     "too_many_pixels": "像素过多",
     "corrupt_image": "图像损坏",
+    "not_stored": "未存储",
     "image_too_small": "图像过小",
     "image_too_large": "图像过大",
     "image_aspect": "长宽比异常",

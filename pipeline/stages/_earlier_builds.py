@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.build import Dedup
+from data_specs.shard import SPLITS
 from pipeline.files.digests import digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
@@ -29,7 +31,7 @@ log = logging.getLogger("wenlan")
 LOADED = 200_000
 """Images, or texts, entered together."""
 
-COLUMNS = ("candidate_id", "sha256", "text_leader", "domain", "phash")
+COLUMNS = ("candidate_id", "sha256", "text_leader", "domain", "phash", "split")
 """Columns of IMAGE_SCHEMA that the pass needs."""
 
 
@@ -53,20 +55,52 @@ def learn(
         bands.add(keys)
     _learn_texts(holders, identities, earlier, rules, bands)
     images = 0
+    where = _held_by(dataset)
+    for table in _learn_images(holders, identities, earlier, features, where):
+        domains = Counter(table["domain"].to_pylist()) if rules.max_pairs_per_domain else Counter()
+        holders.count(Counter(rows_of(digests_of(table["text_leader"]))), domains)
+        images += table.num_rows
+    return images
+
+
+def learn_splits(holders: Holders, identities: Identities, names: Sequence[str], features: str) -> None:
+    """Enter what the builds `names` kept into holders of its own, where the place of a leader is its split's number.
+
+    features: as in `learn`. Raises StoreError.
+    """
+    earlier = [identities.read(name) for name in names]
+    for _ in _learn_images(holders, identities, earlier, features, _split_numbers):
+        pass
+
+
+Place = Callable[[Published, pa.Table], npt.NDArray[np.int64]]
+"""The places of a build's leaders [N], given its rows of COLUMNS."""
+
+
+def _held_by(dataset: str) -> Place:
+    return lambda one, rows: np.full(rows.num_rows, HELD if one.dataset == dataset else ELSEWHERE, np.int64)
+
+
+def _split_numbers(one: Published, rows: pa.Table) -> npt.NDArray[np.int64]:
+    numbers: npt.NDArray[np.int64] = pc.index_in(rows["split"], pa.array(SPLITS)).to_numpy().astype(np.int64)
+    return numbers
+
+
+def _learn_images(
+    holders: Holders, identities: Identities, earlier: Sequence[Published], features: str, place: Place
+) -> Iterator[pa.Table]:
+    """Enter the images of builds into the holders; yields their rows of COLUMNS, some builds at a time."""
     for comparable in (True, False):  # leaders are numbered as they are entered: comparable builds come first
         builds = [one for one in earlier if (one.features == features) == comparable]
-        for table, signatures in _gathered(identities, builds, dataset):
+        for table, signatures in _gathered(identities, builds, place):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
             known = Known(candidate, table["place"].to_numpy(), flags)
             looks = (hashes_of(table), signatures) if comparable and table.num_rows else None
             holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
-            domains = Counter(table["domain"].to_pylist()) if rules.max_pairs_per_domain else Counter()
-            holders.count(Counter(rows_of(digests_of(table["text_leader"]))), domains)
-            images += table.num_rows
             if not comparable:
                 message = "dedup: %d images of earlier builds were measured otherwise: matched by bytes only"
                 log.warning(message, table.num_rows)
-    return images
+            yield table
 
 
 def _learn_texts(
@@ -89,13 +123,13 @@ def _learn_texts(
 
 
 def _gathered(
-    identities: Identities, earlier: list[Published], dataset: str
+    identities: Identities, earlier: list[Published], place: Place
 ) -> Iterator[tuple[pa.Table, list[npt.NDArray[np.uint8]]]]:
     """(images by rank with `flags` and `place`, their signatures by build), whole builds of LOADED rows or more."""
     tables: list[pa.Table] = []
     signatures: list[npt.NDArray[np.uint8]] = []
     for number, one in enumerate(earlier, 1):
-        images = _images(identities, one, HELD if one.dataset == dataset else ELSEWHERE)
+        images = _images(identities, one, place)
         tables.append(images)
         signatures.append(identities.signatures(one, images.num_rows))
         if number == len(earlier) or sum(t.num_rows for t in tables) >= LOADED:
@@ -103,7 +137,7 @@ def _gathered(
             tables, signatures = [], []
 
 
-def _images(identities: Identities, one: Published, place: int) -> pa.Table:
+def _images(identities: Identities, one: Published, place: Place) -> pa.Table:
     """COLUMNS of a build's images by rank, with the `flags` and the `place` of a leader (`holders.Known`)."""
     flagged = [digests_of(t["candidate_id"]) for t in identities.batches(one, "placeholders.parquet")]
     placeholders = {name for names in flagged for name in rows_of(names)}
@@ -113,4 +147,4 @@ def _images(identities: Identities, one: Published, place: int) -> pa.Table:
     if placeholders:
         flags[[name in placeholders for name in rows_of(digests_of(table["candidate_id"]))]] |= PLACEHOLDER
     table = table.select(list(COLUMNS)).append_column("flags", pa.array(flags))
-    return table.append_column("place", pa.array(np.full(table.num_rows, place, np.int64)))
+    return table.append_column("place", pa.array(place(one, table)))

@@ -1,6 +1,7 @@
 """Runs: the pairs of a build as the stages `rank`, `lead` and `dedup` cut them, and all runs merged by rank.
 
-A run is some neighbouring partitions of filter, in one file of `rank`, sorted by rank: (larger image, candidate_id).
+A run is some neighbouring partitions of filter, in one file of `rank`, sorted by rank: (larger image, candidate_id). In
+a build that begins a generation the pairs that builds of the last one kept come first, build by build (KEPT_BY).
 `merged` reads all of them as one sequence.
 
 Sorted runs and a merge, and not one sort, because no step may hold all pairs: a run is in memory while it is written
@@ -46,6 +47,10 @@ RUN_SCHEMA = pa.schema(
     ]
 )
 
+KEPT_BY = "kept_by"
+"""Column beside RUN_SCHEMA in a build that begins a generation: number of the earlier build that kept the pair, 0 for
+the oldest one; as many as there are for a pair that none kept."""
+
 ALL = "all"
 """The one partition of stage `lead`, which goes over all runs in order."""
 
@@ -69,9 +74,12 @@ def pairs_of(build: Build, run: str, columns: list[str] | None = None) -> pa.Tab
 
 
 def sorted_by_rank(rows: pa.Table) -> pa.Table:
-    """Rows of RUN_SCHEMA, largest image first, equal sizes by candidate_id."""
-    keys = pa.table({"pixels": _pixels(rows), "id": rows["candidate_id"]})
-    return rows.take(pc.sort_indices(keys, sort_keys=[("pixels", "descending"), ("id", "ascending")]))
+    """Rows of RUN_SCHEMA, largest image first, equal sizes by candidate_id; by KEPT_BY before that, if it is there."""
+    keys = {"pixels": _pixels(rows), "id": rows["candidate_id"]}
+    order = [("pixels", "descending"), ("id", "ascending")]
+    if KEPT_BY in rows.column_names:
+        keys, order = {**keys, KEPT_BY: rows[KEPT_BY]}, [(KEPT_BY, "ascending"), *order]
+    return rows.take(pc.sort_indices(pa.table(keys), sort_keys=order))
 
 
 def merged(stage: StageDir, records: Sequence[Record], block: int) -> Iterator[tuple[pa.Table, Any]]:
@@ -120,10 +128,14 @@ class _Cursor:
         """(key, number of this run) of each row; keys compare as bytes in the order of ranks."""
         for table in self.tables(self._size):
             self._ahead.append(table)
-            # 40 bytes: the larger image first (big-endian, counted down from the maximum), then candidate_id
+            # 40 bytes: the larger image first (big-endian, counted down from the maximum), then candidate_id; 4 bytes
+            # of KEPT_BY before them, where there is such a column
             smaller = (np.iinfo(np.int64).max - _pixels(table).to_numpy()).astype(">u8")
-            joined = np.concatenate([smaller.view(np.uint8).reshape(-1, 8), digests_of(table["candidate_id"])], axis=1)
-            for key in np.ascontiguousarray(joined).view("V40").ravel().tolist():
+            parts = [smaller.view(np.uint8).reshape(-1, 8), digests_of(table["candidate_id"])]
+            if KEPT_BY in table.column_names:
+                parts.insert(0, table[KEPT_BY].to_numpy().astype(">u4").view(np.uint8).reshape(-1, 4))
+            joined = np.ascontiguousarray(np.concatenate(parts, axis=1))
+            for key in joined.view(f"V{joined.shape[1]}").ravel().tolist():
                 yield key, self._number
 
     def take(self, count: int) -> pa.Table:

@@ -14,8 +14,9 @@ captures of one page the one with the smaller row and texts wins, not the newer.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
@@ -26,6 +27,7 @@ from data_specs.shard import Text
 from pipeline.filters import Drop, TextFilter, text_filters
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    FIRST_SNAPSHOT,
     Candidate,
     Decision,
     DropReason,
@@ -65,9 +67,9 @@ def partitions(build: Build) -> list[str]:
 def run_partition(build: Build, partition: str) -> None:
     """Admit one range and commit it."""
     with build.stage("admit").attempt(partition) as attempt:
-        candidates = _candidates(build, *KeyRange.named(partition).bounds)
+        candidates, first_snapshot = _candidates(build, *KeyRange.named(partition).bounds)
         rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
-        kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten)
+        kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten, first_snapshot)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.decide(decisions)
         attempt.commit(
@@ -83,12 +85,20 @@ def run_partition(build: Build, partition: str) -> None:
         )
 
 
-def _candidates(build: Build, low: str, high: str) -> list[Candidate]:
-    """Extract's candidates with an order_key in [low, high); row groups outside of it are not read."""
+def _candidates(build: Build, low: str, high: str) -> tuple[list[Candidate], dict[str, str]]:
+    """Extract's candidates with an order_key in [low, high); row groups outside of it are not read.
+
+    Beside them, by id, the oldest snapshot that shows a candidate of a new generation.
+    """
     extract = build.stage("extract")
     here = (pc.field("order_key") >= low) & (pc.field("order_key") < high)
     tables = [extract.table(record, filters=here) for record in extract.records()]
-    return candidates_of(pa.concat_tables(tables) if tables else CANDIDATE_SCHEMA.empty_table())
+    first_snapshot: dict[str, str] = {}
+    for table in tables:
+        if FIRST_SNAPSHOT in table.column_names:
+            first_snapshot.update(zip(*(table[c].to_pylist() for c in ("candidate_id", FIRST_SNAPSHOT)), strict=True))
+    rows = [table.select(CANDIDATE_SCHEMA.names) for table in tables]
+    return candidates_of(pa.concat_tables(rows) if rows else CANDIDATE_SCHEMA.empty_table()), first_snapshot
 
 
 def admit(
@@ -96,11 +106,13 @@ def admit(
     spec: BuildSpec,
     takedowns: Takedowns = NO_TAKEDOWNS,
     rewritten: Counter[str] | None = None,
+    first_snapshot: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[Candidate], list[Decision]]:
     """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
 
-    takedowns: image URLs, pages and domains that are refused. rewritten: counts the texts that each filter changed. The
-    result is the same in any order of input.
+    takedowns: image URLs, pages and domains that are refused. rewritten: counts the texts that each filter changed.
+    first_snapshot: the oldest snapshot that shows a candidate; the cap per image URL takes older ones first, as builds
+    that followed each other did. The result is the same in any order of input.
     """
     filters = text_filters(spec)
     rewritten = Counter() if rewritten is None else rewritten
@@ -123,7 +135,7 @@ def admit(
             by_image.setdefault(candidate.image_url, {})[candidate.candidate_id] = judged
     kept: list[Candidate] = []
     for same in by_image.values():
-        chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image)
+        chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image, first_snapshot)
         kept += chosen
         count = f"{len(same)} candidates for one image URL"
         decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, count) for c in rest]
@@ -243,16 +255,22 @@ def _judged(candidate: Candidate, texts: Sequence[Text], faults: Sequence[list[D
     return drop(ordered, "admit", first.reason, first.evidence, reasons=reasons)
 
 
-def _capped(same: list[Candidate], most: int) -> tuple[list[Candidate], list[Candidate]]:
-    """At most `most` candidates of one image URL, those first whose primary text no earlier one has."""
+def _capped(
+    same: list[Candidate], most: int, first_snapshot: Mapping[str, str]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """At most `most` candidates of one image URL: by crawl, of one crawl those first whose primary text is new."""
     seen: set[str] = set()
-    fresh: list[Candidate] = []
-    again: list[Candidate] = []
-    for candidate in sorted(same, key=_tie):
+    ranked: list[tuple[tuple[bool, str, bool], Candidate]] = []
+
+    def snapshot(candidate: Candidate) -> tuple[bool, str]:
+        known = first_snapshot.get(candidate.candidate_id)
+        return known is None, known or ""  # what no crawl shows comes last
+
+    for candidate in sorted(same, key=lambda c: (snapshot(c), _tie(c))):
         text = candidate.texts[0].text
-        (again if text in seen else fresh).append(candidate)
+        ranked.append(((*snapshot(candidate), text in seen), candidate))
         seen.add(text)
-    ordered = fresh + again
+    ordered = [candidate for _, candidate in sorted(ranked, key=lambda entry: entry[0])]
     return ordered[:most], ordered[most:]
 
 

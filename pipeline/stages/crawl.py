@@ -10,6 +10,9 @@ A page or a domain that was taken down (STORE/forgotten) is never asked for, nor
 page whose owner opted out (noai and its like, in a header or a meta tag) is not kept; its links are followed unless
 they are nofollow. Only HTML is kept. Every page that was asked for and not kept is a Decision.
 
+A build that begins a generation crawls nothing: it takes over the captures of the builds that it is made from (hard
+links on one disk), one partition per site and crawl, oldest first, with the pages whose owner had opted out by then.
+
 STORE/crawled remembers where the last crawl of a site lies: the next one asks only for what has changed and writes the
 rest of the new WARC from the old one, so that every WARC is whole.
 
@@ -40,11 +43,12 @@ from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import Decision, DropReason, sha256_hex
+from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, Decision, DropReason, sha256_hex
 from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
+from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.partitions import Record, StageDir
+from pipeline.store.partitions import DECISIONS, Record, StageDir
 from pipeline.store.rewrite import Removal, Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.web.crawler import Crawler
@@ -77,11 +81,15 @@ CRAWL_SCHEMA = pa.schema(
 
 def token(build: Build) -> Any:
     """The sites, what decides which pages are kept, and the snapshot: each snapshot is a crawl of its own."""
-    return {"snapshot": build.snapshot, "sites": [_identity(build.spec, site) for site in _sites(build.spec)]}
+    sites = {"snapshot": build.snapshot, "sites": [_identity(build.spec, site) for site in _sites(build.spec)]}
+    return {**sites, "made_from": [earlier.build_id for earlier in build.made_from]} if build.made_from else sites
 
 
 def partitions(build: Build) -> list[str]:
-    """Names of the `site` sources, in the spec's order."""
+    """Names of the `site` sources, in the spec's order; of a build that begins a generation `SITE@NUMBER` per crawl."""
+    if build.made_from:
+        stored = ((site.name, stored_captures(build, site.name)) for site in _sites(build.spec))
+        return [f"{name}@{number:05d}" for name, crawls in stored for number in range(len(crawls))]
     return [site.name for site in _sites(build.spec)]
 
 
@@ -92,6 +100,9 @@ def resources(spec: BuildSpec) -> dict[str, float]:
 
 def run_partition(build: Build, partition: str) -> None:
     """Crawl one site, or go on with it, and commit its WARC. Raises SourceError if no page of it can be kept."""
+    if build.made_from:
+        _take_over(build, partition)
+        return
     if is_stored(build, partition):
         return
     stage, site, digest = build.stage("crawl"), _site(build, partition), _digest(build, partition)
@@ -115,6 +126,46 @@ def run_partition(build: Build, partition: str) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     if failure is not None:
         raise failure
+
+
+def stored_captures(build: Build, site: str) -> list[tuple[StageDir, Record, str]]:
+    """The crawls of a site that the builds which a generation is made from hold, oldest first.
+
+    (stage, record, snapshot) of each. Raises StoreError for a build that is no longer there.
+    """
+    crawls = []
+    for earlier in build.made_from:
+        stage = build_json.reopen(earlier.out, build.stages).stage("crawl")
+        for record in stage.records():  # of a build that began a generation itself: the crawls that it took over
+            if site in (record.partition, record.info.get("source")):
+                crawls.append((stage, record, str(record.info.get("snapshot", earlier.snapshot))))
+    return crawls
+
+
+def _take_over(build: Build, partition: str) -> None:
+    """Commit a stored crawl as a partition of this build. `info["crawl"]` is its number among those of its site."""
+    name, _, number = partition.partition("@")
+    stage, record, snapshot = stored_captures(build, name)[int(number)]
+    with build.stage("crawl").attempt(partition) as attempt:
+        for suffix, ref in record.files.items():
+            if suffix == "parquet" or suffix.endswith("warc.gz") or suffix == OPT_OUTS:
+                with stage.file(record, suffix) as source:
+                    _link(source, attempt.path(suffix))
+                attempt.hashed(suffix, ref.sha256)
+        pages = len(stage.column(record, "parquet", "url"))
+        if DECISIONS in record.files:
+            rows = stage.table(record, DECISIONS, ["url"], [("reason", "==", DropReason.OPT_OUT.value)])
+            attempt.write_table(OPT_OUTS, rows.cast(OPT_OUT_SCHEMA))
+        info = {"source": name, "snapshot": snapshot, "crawl": int(number)}
+        attempt.commit({"seen": pages, "kept": pages, "dropped": 0}, info)
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make one file two, without a copy where both lie on one disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def is_stored(build: Build, partition: str) -> bool:
@@ -198,10 +249,7 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         log.warning("%s", beyond_depth(site.name, totals.too_deep, site.max_depth))
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
-        try:
-            os.link(frontier.warc, target)  # not moved: until the record is there the frontier must be able to go on
-        except OSError:
-            shutil.copyfile(frontier.warc, target)
+        _link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
         attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
         attempt.decide([_decision(site, *page) for page in frontier.not_kept()])
         dropped = totals.dropped + totals.waiting
@@ -305,7 +353,7 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("warc.gz"), StageFile("parquet", CRAWL_SCHEMA)),
+    files=(StageFile("warc.gz"), StageFile("parquet", CRAWL_SCHEMA), StageFile(OPT_OUTS, OPT_OUT_SCHEMA)),
     subject="capture",
     network=True,
     expires=False,

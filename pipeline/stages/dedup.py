@@ -4,8 +4,8 @@
 it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
 other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
 which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
-their split: a keyed hash of the leader, so that copies of one image never straddle two splits. A leader of an earlier
-build is never kept again, so its split cannot change.
+their split: a keyed hash of the leader (or inherited, see `lead`), so that copies of one image never straddle two
+splits. A leader of an earlier build is never kept again within a generation, so its split cannot change.
 
 Limits: a run is held in memory (`rank.RUN` pairs).
 """
@@ -21,7 +21,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import Dedup
+from data_specs.build import BuildSpec, Dedup
 from data_specs.shard import SPLITS
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
@@ -84,7 +84,7 @@ def _kept(
 
     merged: MERGED_SCHEMA rows, the texts of copies that kept pairs take over.
     """
-    shards, at = build.spec.shards, pa.array(positions, pa.int64())
+    at = pa.array(positions, pa.int64())
     rows = pairs.take(at)
     row_of_position = np.full(pairs.num_rows, -1, np.int64)  # -1: dropped
     row_of_position[positions] = np.arange(len(positions))
@@ -94,12 +94,17 @@ def _kept(
         **{name: rows[name] for name in PAIR_SCHEMA.names},
         **texts.columns(rows.num_rows),
         "image_leader": rows["sha256"],
-        "split": pa.array(
-            [split_of(s, build.spec.seed, shards.dev_share, shards.val_share) for s in rows["sha256"].to_pylist()],
-            pa.string(),
-        ),
+        "split": _splits(build.spec, rows, verdicts.take(at)),
     }
     return pa.table({name: columns[name] for name in DEDUP_SCHEMA.names}).cast(DEDUP_SCHEMA)
+
+
+def _splits(spec: BuildSpec, kept: pa.Table, verdicts: pa.Table) -> pa.Array:
+    """The splits of kept pairs, from their verdicts; an older wenlan did not note them."""
+    if "split" in verdicts.column_names:
+        return verdicts["split"]
+    seed, shares = spec.seed, (spec.shards.dev_share, spec.shards.val_share)
+    return pa.array([split_of(sha256, seed, *shares) for sha256 in kept["sha256"].to_pylist()], pa.string())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,8 @@ that stands on very many is a logo. Pages of an endless calendar or counter coun
 A page beyond the bounds on markup (`pipeline.pages.bounds`), or over the limits on time and memory per page
 (`pipeline.confined`), is a Decision of the reason `unreadable`.
 
+In a build that begins a generation a site has one partition, over all its stored crawls (`pipeline.stages._anew`).
+
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
 file of several that is no WARC at all is named there (`info["no_warc"]`); `info["file"]` is the file, and the report
@@ -40,6 +42,7 @@ from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    FIRST_SNAPSHOT,
     PROVENANCE,
     PROVENANCE_SCHEMA,
     SOURCE_BOX_SCHEMA,
@@ -57,6 +60,8 @@ from pipeline.records import (
     sha256_hex,
 )
 from pipeline.sources import PageSource, Source, TableSource, sources_of
+from pipeline.sources.site import Site
+from pipeline.stages._anew import SiteAnew
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
@@ -126,27 +131,25 @@ def run_partition(build: Build, partition: str) -> None:
     source = next(s for s in sources_of(build.spec) if s.name == name)
     tally = Counter(seen=0, kept=0, dropped=0, pages=0, pages_dropped=0)
     info: dict[str, Any] = {}
-    candidates: list[Candidate] = []
-    decisions: list[Decision] = []
+    first_snapshot: dict[str, str] = {}
     with build.stage("extract").attempt(partition) as attempt:
-        wordings: dict[str, str] = {}
-        for entry in _read(build, source, int(number), tally, info, wordings):
-            if isinstance(entry, Candidate):
-                candidates.append(entry)
-            else:
-                decisions.append(entry)
-        if isinstance(source, PageSource):
-            candidates, traps = without_traps(candidates, wordings)
-            candidates, bare = without_furniture(candidates)
-            candidates, beyond = _capped(candidates, source.max_images_per_host)
-            decisions += traps + bare + beyond
-            tally["pages_dropped"] += len(traps)
+        if build.made_from and isinstance(source, Site):
+            anew = _all_crawls(build, source, tally, info)
+            candidates, decisions, first_snapshot = anew.candidates(), anew.decisions(), anew.first_snapshot
+        else:
+            wordings: dict[str, str] = {}
+            entries = _read(build, source, int(number), tally, info, wordings)
+            candidates, decisions = _sifted(entries, source, wordings, tally)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
         tally.update(_lost(info))
         if info:
             info["file"] = _file_name(build, source, int(number))
-        attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
+        rows = candidate_rows(candidates, build.spec.seed)
+        if first_snapshot:
+            snapshots = [first_snapshot[name] for name in rows["candidate_id"].to_pylist()]
+            rows = rows.append_column(FIRST_SNAPSHOT, pa.array(snapshots, pa.string()))
+        attempt.write_table("parquet", rows)
         if any(candidate.boxes for candidate in candidates):
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
         if any(candidate.provenance for candidate in candidates):
@@ -155,6 +158,28 @@ def run_partition(build: Build, partition: str) -> None:
             attempt.write_table(USERINFO, _userinfos(candidates))
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
+
+
+def _sifted(
+    entries: Iterable[Candidate | Decision], source: Source, wordings: dict[str, str], tally: Counter[str]
+) -> tuple[list[Candidate], list[Decision]]:
+    """Candidates and decisions of one part; of pages without traps, what stands on many of them, and what is too much.
+
+    wordings: filled while the entries are read.
+    """
+    candidates, decisions = list[Candidate](), list[Decision]()
+    for entry in entries:
+        if isinstance(entry, Candidate):
+            candidates.append(entry)
+        else:
+            decisions.append(entry)
+    if isinstance(source, PageSource):
+        candidates, traps = without_traps(candidates, wordings)
+        candidates, bare = without_furniture(candidates)
+        candidates, beyond = _capped(candidates, source.max_images_per_host)
+        decisions += traps + bare + beyond
+        tally["pages_dropped"] += len(traps)
+    return candidates, decisions
 
 
 def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
@@ -210,9 +235,8 @@ def _read(
             info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
             log.warning("%s; going on with the other files of source %s", e, source.name)
         return
-    record, suffix, _ = _crawled(build, source)[part]
-    crawl = build.stage("crawl")
-    with crawl.file(record, suffix) as path:
+    record, suffix, _ = _crawled(build.stage("crawl").record(source.name))[part]
+    with build.stage("crawl").file(record, suffix) as path:
         yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally, wordings)
 
 
@@ -220,7 +244,24 @@ def _file_name(build: Build, source: Source, part: int) -> str:
     """The WARC file of a part, as people may see it."""
     assert isinstance(source, PageSource)
     given = source.warcs()
-    return without_userinfo(given[part]) if given else _crawled(build, source)[part][2].name
+    if build.made_from and not given:
+        return f"the stored crawls of {source.name}"
+    return without_userinfo(given[part]) if given else _crawled(build.stage("crawl").record(source.name))[part][2].name
+
+
+def _all_crawls(build: Build, site: Site, tally: Counter[str], info: dict[str, Any]) -> SiteAnew:
+    """A site in all the crawls that a new generation takes over."""
+    limit, stage = build.spec.egress.max_page_bytes, build.stage("crawl")
+
+    def read(record: Record, tally: Counter[str]) -> tuple[list[Candidate], list[Decision]]:
+        entries, wordings = list[Candidate | Decision](), dict[str, str]()
+        for _, suffix, _ in _crawled(record):
+            with stage.file(record, suffix) as path:
+                captures = read_captures(str(path), limit, info, must_hold=False)
+                entries += _extract(captures, site, tally, wordings)
+        return _sifted(entries, site, wordings, tally)
+
+    return SiteAnew(build, site, _taken_over(build, site), read, tally)
 
 
 def _extract(
@@ -276,15 +317,22 @@ def _parts(build: Build, source: Source) -> int:
     if isinstance(source, TableSource):
         return source.parts()
     assert isinstance(source, PageSource)
-    return len(source.warcs()) or len(_crawled(build, source))
+    if build.made_from and isinstance(source, Site):
+        return min(1, len(_taken_over(build, source)))
+    return len(source.warcs()) or len(_crawled(build.stage("crawl").record(source.name)))
 
 
-def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
+def _taken_over(build: Build, site: Site) -> list[Record]:
+    """The crawls of a site that a new generation takes over, oldest first."""
+    own = [record for record in build.stage("crawl").records() if record.info["source"] == site.name]
+    return sorted(own, key=lambda record: int(record.info["crawl"]))
+
+
+def _crawled(record: Record) -> list[tuple[Record, str, FileRef]]:
     """The WARC files that crawl committed for a source."""
-    record = build.stage("crawl").record(source.name)
     warcs = [(record, suffix, ref) for suffix, ref in sorted(record.files.items()) if suffix.endswith("warc.gz")]
     if not warcs:
-        raise StageError(f"crawl/{source.name}", "its record names no WARC file; delete the captures folder")
+        raise StageError(f"crawl/{record.partition}", "its record names no WARC file; delete the captures folder")
     return warcs
 
 

@@ -9,6 +9,9 @@ keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, 
 source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. User name and password of an
 image's URL are sent to its own origin only, and written nowhere.
 
+A trial, or a build that begins a generation, asks nobody: what failed has failed, and what neither STORE/fetched nor
+the shards of the last generation hold is `not_stored`.
+
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
 
@@ -25,7 +28,7 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -33,6 +36,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
@@ -53,6 +57,8 @@ from pipeline.records import (
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
+from pipeline.store.dataset import Dataset
+from pipeline.store.images import records_between
 from pipeline.store.partitions import Record
 from pipeline.store.ranges import KeyRange
 from pipeline.store.rewrite import Rewrite
@@ -64,6 +70,9 @@ from pipeline.web.policy import LASTING_S
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
+
+ELSEWHERE = -2
+"""In place of an offset in the spool: the bytes lie in the build that a trial is on."""
 
 FLUSH_IMAGES, FLUSH_S = 100, 2.0
 """Images of a host, and seconds, after which the counters of hosts go to the metrics."""
@@ -87,10 +96,17 @@ def run_partition(build: Build, partition: str) -> None:
     urls = {c.fetch_id: c.image_url for c in candidates}
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
-        outcomes = _from_sources(build.spec, candidates, _places(build, partition, candidates), spool)
+        outcomes = _from_trial(build, partition, urls) if build.on is not None else {}
+        rest = [candidate for candidate in candidates if candidate.fetch_id not in outcomes]
+        outcomes |= _from_sources(build.spec, rest, _places(build, partition, rest), spool)
         userinfos = _userinfos(build, urls)
         reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
         outcomes |= reused
+        if build.made_from:
+            outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
+        if not build.asks:
+            missing = failure(DropReason.NOT_STORED, "STORE has no bytes of it, and this build asks nobody")
+            outcomes = {**dict.fromkeys(urls, missing), **outcomes}
         network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool, userinfos)
         stats = network.run()
         outcomes |= network.outcomes
@@ -182,6 +198,20 @@ def _from_sources(
     return outcomes
 
 
+def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that the build which a trial is on has fetched; their bytes stay there."""
+    assert build.on is not None
+    stage, outcomes = build.on.stage("fetch"), dict[str, Outcome]()
+    low, high = KeyRange.named(partition).bounds
+    for record in records_between(stage, low, high):
+        for row in stage.table(record).to_pylist():
+            if row["fetch_id"] in fetch_ids:
+                when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
+                place = (ELSEWHERE, row["size"])
+                outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], row["sha256"], place, **when)
+    return outcomes
+
+
 def _userinfos(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
     """User name and password that came with an image's URL, by fetch_id; of several the first in order."""
     extract = build.stage("extract") if "extract" in build.fingerprints else None
@@ -209,12 +239,42 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Map
     for row in known.to_pylist():
         if row["ok"]:
             by_tar.setdefault(row["tar"], []).append(row)
-        elif row["policy"] == limits and row["retry_after"] > now and row["fetch_id"] not in userinfos:
+        elif not build.asks or (
+            row["policy"] == limits and row["retry_after"] > now and row["fetch_id"] not in userinfos
+        ):
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
     for tar, rows in sorted(by_tar.items()):
         for row, data in _bytes_of(tar, rows):
             outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])
+    return outcomes
+
+
+def _is_missing(outcome: Outcome | None) -> bool:
+    return outcome is None or bool(outcome.reason)
+
+
+def _from_shards(build: Build, urls: dict[str, str], spool: Spool) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of images that shards of the last generation hold as they were fetched.
+
+    For those whose tars `gc` has expired. Reads one column of all shards.
+    """
+    outcomes: dict[str, Outcome] = {}
+    fetch_id_of = {url: fetch_id for fetch_id, url in urls.items()}
+    columns = ["image_url", "sha256", "fetched_at", "image_offset", "image_size"]
+    for dataset in [Dataset.open(earlier.out) for earlier in build.made_from] if urls else []:
+        for shard in dataset.manifest.shards:
+            with dataset.local(shard, shard.parquet) as path:
+                here = pc.field("image_url").isin(pa.array(fetch_id_of, pa.string()))
+                rows = pq.read_table(path, columns=columns, filters=here).sort_by("image_offset").to_pylist()
+            if not rows:
+                continue
+            with dataset.local(shard, shard.tar) as path, path.open("rb") as f:
+                for row in rows:
+                    f.seek(row["image_offset"])
+                    data = f.read(row["image_size"])
+                    if hashlib.sha256(data).hexdigest() == row["sha256"]:  # else it was re-encoded
+                        outcomes[fetch_id_of[row["image_url"]]] = spool.add(data, row["fetched_at"])
     return outcomes
 
 
@@ -312,7 +372,9 @@ def _write_tar(path: Path, urls: dict[str, str], outcomes: dict[str, Outcome], s
         for fetch_id, url in urls.items():
             outcome = outcomes[fetch_id]
             offset, size = -1, 0
-            if not outcome.reason:
+            if outcome.place[0] == ELSEWHERE and not outcome.reason:
+                size = outcome.place[1]
+            elif not outcome.reason:
                 data = spool.read(outcome.place)
                 size = len(data)
                 offset = tar.add(fetch_id, data)

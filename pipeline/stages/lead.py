@@ -12,6 +12,10 @@ leader under more than `placeholder_texts` different primary texts is a placehol
 and remembered in STORE: later builds drop it at sight. Texts are counted within a build; what an earlier build has
 published stays.
 
+The split of a kept pair is a keyed hash of its bytes. In a build that begins a generation it is inherited: from the
+first leader of the last generation that has the same bytes or looks alike, whether or not that is kept again. So the
+split of a group of copies stays where it was although another of them leads it now.
+
 Limits: a placeholder has taken its place under the caps before it is known as one, and that place is not given back.
 """
 
@@ -31,11 +35,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
+from data_specs.shard import SPLITS
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.files.parquet import dictionary_columns
 from pipeline.matching import text_rows
-from pipeline.matching.holders import HELD, Holders, images_of
+from pipeline.matching.holders import HELD, NONE, Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
 from pipeline.records import TEXTS_TYPE, split_of
 from pipeline.stages import _earlier_builds, _runs
@@ -61,6 +66,7 @@ VERDICT_SCHEMA = pa.schema(
         ("earlier", pa.bool_()),  # an earlier build kept that leader
         ("known", pa.bool_()),  # an earlier build of the same dataset did; not in files of an older wenlan
         ("text_leaders", pa.list_(DIGEST)),  # of a kept pair
+        ("split", pa.string()),  # of a kept pair, null of another; not in files of an older wenlan
     ]
 )
 MERGED_SCHEMA = pa.schema(
@@ -83,6 +89,7 @@ def token(build: Build) -> Any:
         "shares": [spec.shards.dev_share, spec.shards.val_share],
         "features": feature_id(),
         "identities": build.identity_revision,
+        **({"splits": [own.identities for own in build.made_from]} if build.made_from else {}),
     }
 
 
@@ -95,9 +102,13 @@ def run_partition(build: Build, partition: str) -> None:
     runs = build.stage("rank").records()
     pairs = sum(record.counts["pairs"] for record in runs)
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
-    with Holders(build.spec.dedup, holders) as memory, build.stage("lead").attempt(partition) as attempt:
+    with (
+        Holders(build.spec.dedup, holders) as memory,
+        _Splits(build, holders) as splits,
+        build.stage("lead").attempt(partition) as attempt,
+    ):
         earlier = _learn_earlier(build, memory) if build.identities else 0
-        counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, memory)).run()
+        counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, memory), splits).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
         attempt.commit({"pairs": pairs, **counts, "earlier": earlier, "holders": holders}, info)
 
@@ -107,6 +118,36 @@ def _learn_earlier(build: Build, holders: Holders) -> int:
     identities, keys = Identities(build.store), _band_keys(build.stage("rank"))
     names, dataset = build.identities, build.spec.name
     return _earlier_builds.learn(holders, identities, names, dataset, build.spec.dedup, feature_id(), keys)
+
+
+class _Splits:
+    """The splits of kept pairs. Use as a context manager."""
+
+    def __init__(self, build: Build, holders: int) -> None:
+        self._build, self._leaders = build, Holders(build.spec.dedup, holders) if build.made_from else None
+
+    def __enter__(self) -> _Splits:
+        if (
+            self._leaders is not None
+        ):  # leaders of the last generation, of which each has its split's number for a place
+            names = [own.identities for own in self._build.made_from]
+            _earlier_builds.learn_splits(self._leaders, Identities(self._build.store), names, feature_id())
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._leaders is not None:
+            self._leaders.__exit__(*error)
+
+    def of(self, kept: pa.Table) -> list[str]:
+        """The split of each of some kept pairs, rows of RUN_SCHEMA [N]."""
+        spec, sha256s = self._build.spec, rows_of(digests_of(kept["sha256"]))
+        shares = spec.shards.dev_share, spec.shards.val_share
+        own: list[str] = [split_of(sha256.hex(), spec.seed, *shares) for sha256 in sha256s]
+        if self._leaders is None or not own:
+            return own
+        same, alike = self._leaders.same(sha256s), self._leaders.alike(images_of(kept))
+        first = np.where(same.number != NONE, same.place, np.where(alike.number != NONE, alike.place, -1))
+        return [SPLITS[number] if number >= 0 else split for number, split in zip(first.tolist(), own, strict=True)]
 
 
 def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
@@ -146,8 +187,10 @@ def block_of(table: pa.Table, run_of_row: Any, max_texts: int) -> Block:
 class _Sequence:
     """The pass over a build's runs in order, and the files that it writes."""
 
-    def __init__(self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass) -> None:
-        self._build, self._attempt, self._runs, self._pass = build, attempt, runs, leader_pass
+    def __init__(
+        self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass, splits: _Splits
+    ) -> None:
+        self._attempt, self._runs, self._pass, self._splits = attempt, runs, leader_pass, splits
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
         self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
@@ -162,11 +205,12 @@ class _Sequence:
             for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
                 block = block_of(table, run_of_row, self._rules.max_texts)
                 decided = self._pass.decide(block)
-                verdicts.add(run_of_row, _verdict_rows(table, decided))
+                kept = table.take(pa.array(decided.kept, pa.int64()))
+                splits = self._splits.of(kept)
+                verdicts.add(run_of_row, _verdict_rows(table, decided, splits))
                 if self._gathers_texts:
                     copies.add(*_copy_rows(table, decided))
-                kept = table.take(pa.array(decided.kept, pa.int64()))
-                images.add(self._image_rows(kept, decided))
+                images.add(_image_rows(kept, decided, splits))
                 signatures.writelines(kept["signature"].to_pylist())
                 texts.add(pa.table({"text": block.texts.take(decided.new_texts).columns()}))
                 self._counts["leaders"] += len(decided.text_leaders)
@@ -175,17 +219,6 @@ class _Sequence:
             for number, run in enumerate(self._runs):
                 self._finish(number, run, verdicts, copies, placeholders)
         return self._counts
-
-    def _image_rows(self, kept: pa.Table, decided: Verdicts) -> pa.Table:
-        """IMAGE_SCHEMA rows of the kept pairs of a block."""
-        seed, shares = self._build.spec.seed, self._build.spec.shards
-        leaders = [own[0] for own in decided.text_leaders.values()]
-        splits = [
-            split_of(sha256.hex(), seed, shares.dev_share, shares.val_share)
-            for sha256 in rows_of(digests_of(kept["sha256"]))
-        ]
-        added = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
-        return pa.table({name: added[name] if name in added else kept[name] for name in IMAGE_SCHEMA.names})
 
     def _finish(self, number: int, run: Record, verdicts: _Spill, copies: _Spill, placeholders: _Rows) -> None:
         """Write what `dedup` needs of a run: its verdicts by position, and the texts that its leaders take over."""
@@ -344,8 +377,16 @@ class _Rows:
         self._waiting = []
 
 
-def _verdict_rows(table: pa.Table, decided: Verdicts) -> pa.Table:
-    """VERDICT_SCHEMA rows of a block."""
+def _image_rows(kept: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Table:
+    """IMAGE_SCHEMA rows of the kept pairs of a block."""
+    leaders = [own[0] for own in decided.text_leaders.values()]
+    added = {"text_leader": pa.array(leaders, DIGEST), "split": pa.array(splits, pa.string())}
+    return pa.table({name: added[name] if name in added else kept[name] for name in IMAGE_SCHEMA.names})
+
+
+def _verdict_rows(table: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Table:
+    """VERDICT_SCHEMA rows of a block; `splits` of its kept pairs."""
+    split_at = dict(zip(decided.kept, splits, strict=True))
     leaders: list[list[bytes]] = [decided.text_leaders.get(row, []) for row in range(table.num_rows)]
     duplicate = decided.leader.any(axis=1)
     columns = {
@@ -355,6 +396,7 @@ def _verdict_rows(table: pa.Table, decided: Verdicts) -> pa.Table:
         "earlier": pa.array(duplicate & (decided.place < 0)),  # only leaders of this build have a place in a run
         "known": pa.array(duplicate & (decided.place == HELD)),
         "text_leaders": pa.array(leaders, pa.list_(DIGEST)),
+        "split": pa.array([split_at.get(row) for row in range(table.num_rows)], pa.string()),
     }
     return pa.table(columns, schema=VERDICT_SCHEMA)
 

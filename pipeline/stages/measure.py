@@ -52,7 +52,7 @@ def run_partition(build: Build, partition: str) -> None:
     cache = build.store.features(feature_id())
     cached = cache.get(fetched["sha256"].to_pylist())
     known = FEATURE_SCHEMA.empty_table() if cached is None else cached.select(FEATURE_SCHEMA.names)
-    made, faults = _measure_new(build, partition, set(known["sha256"].to_pylist()))
+    made, faults = _measure_new(build, partition, fetched, set(known["sha256"].to_pylist()))
     takedowns = build.store.takedowns()
     if takedowns:
         measured = pa.concat_tables([made, known])
@@ -102,10 +102,11 @@ def _decide(build: Build, partition: str, fetched: pa.Table, faults: dict[str, F
     return candidates.num_rows, decisions
 
 
-def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
+def _measure_new(build: Build, partition: str, fetched: pa.Table, known: set[str]) -> tuple[pa.Table, dict[str, Fault]]:
     """Feature rows, and faults by sha256, of the partition's images that the cache lacks. Raises StageError."""
     rows, faults, done = FeatureRows(), dict[str, Fault](), set(known)
-    for image in partition_images(build, partition):
+    only = set(fetched["sha256"].to_pylist()) - known if build.on is not None else None  # a trial reads what it must
+    for image in partition_images(build, partition, only):
         if image.sha256 in done:
             continue
         done.add(image.sha256)

@@ -1,9 +1,13 @@
 """Stage rank: prepares in parallel what dedup compares, sorted by rank.
 
-Pairs rank by (larger image, candidate_id). Each partition is a run (`pipeline.stages._runs`): neighbouring partitions
+Pairs rank by (larger image, candidate_id). In a build that begins a generation, what builds of the last one kept ranks
+before that, in the order of those builds: with the same spec the same pairs are kept again, as a pair that was dropped
+was dropped for one that ranks before it. Each partition is a run (`pipeline.stages._runs`): neighbouring partitions
 of filter, up to RUN pairs. It holds the columns that the leader pass reads: hashes, signatures, and the id and sketch
 of each text, so that the one pass that must go in order (`pipeline.stages.lead`) does nothing that can be done in
 parallel.
+
+Limits: a new generation reads the ids of all that the last one kept once per run.
 """
 
 from __future__ import annotations
@@ -14,11 +18,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.files.digests import column_of, unhex
+from pipeline.files.digests import Digests, column_of, digests_of, unhex
 from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
-from pipeline.stages._runs import RUN_SCHEMA, pairs_of, run_name, sorted_by_rank
+from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, pairs_of, run_name, sorted_by_rank
 from pipeline.store.build import Build
+from pipeline.store.identities import Identities
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.folding import normals
 from pipeline.urls import domain_key
@@ -34,7 +39,8 @@ _UNCHANGED = ("width", "height", "phash", "signature", "texts")
 
 
 def token(build: Build) -> Any:
-    return {"run": RUN, "sketch": text_rows.token(build.spec.dedup.text_similarity)}
+    run = {"run": RUN, "sketch": text_rows.token(build.spec.dedup.text_similarity)}
+    return {**run, "made_from": [own.identities for own in build.made_from]} if build.made_from else run
 
 
 def partitions(build: Build) -> list[str]:
@@ -54,9 +60,23 @@ def run_partition(build: Build, partition: str) -> None:
     """One run, by rank."""
     pairs = pairs_of(build, partition, [*_DIGESTS, *_UNCHANGED, "page_url", "image_url"])
     table = prepared(pairs, build.spec.dedup.text_similarity)
+    if build.made_from:
+        table = sorted_by_rank(table.append_column(KEPT_BY, _kept_by(build, digests_of(table["candidate_id"]))))
     with build.stage("rank").attempt(partition) as attempt:
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
         attempt.commit({"pairs": table.num_rows, "texts": len(table["texts"].combine_chunks().flatten())})
+
+
+def _kept_by(build: Build, candidate_id: Digests) -> pa.Array:
+    """For each of distinct candidates [N] the number of the build in `made_from` that kept it, KEPT_BY."""
+    identities, number = Identities(build.store), np.full(len(candidate_id), len(build.made_from), np.int32)
+    own = np.ascontiguousarray(candidate_id).view("V32").ravel()
+    for at, earlier in enumerate(build.made_from):
+        for batch in identities.batches(identities.read(earlier.identities), "images.parquet", ["candidate_id"]):
+            kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
+            _, rows, _ = np.intersect1d(own, kept, return_indices=True)
+            number[rows] = np.minimum(number[rows], at)
+    return pa.array(number)
 
 
 def prepared(pairs: pa.Table, threshold: float) -> pa.Table:

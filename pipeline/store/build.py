@@ -17,6 +17,16 @@ from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """A build that a new generation is made from. identities: its commit in STORE/identity."""
+
+    build_id: str
+    snapshot: str
+    out: str
+    identities: str
+
+
 @dataclass(frozen=True)
 class Build:
     """One build: its spec, its folder, its STORE, and the fingerprint of each stage. Sent to every Ray task."""
@@ -31,6 +41,10 @@ class Build:
     """What it is deduplicated against: names in STORE/identity, as they were when the build was opened."""
     generation: int = 1
     """Of the dataset that it belongs to: which releases it continues."""
+    made_from: tuple[Earlier, ...] = ()
+    """Of a build that begins a generation: the builds of the release that it makes anew, oldest first."""
+    on: Build | None = None
+    """Of a trial: the build whose finished stages and images it reads, and never writes to."""
     stages: Stages = field(default_factory=dict, repr=False, compare=False)
     """What it consists of, in order (`pipeline.stages.STAGES`)."""
 
@@ -39,8 +53,22 @@ class Build:
         return Folder(self.out)
 
     def stage(self, name: str) -> StageDir:
-        """A stage's folder at this build's fingerprint."""
+        """A stage's folder at this build's fingerprint; of what a trial has not changed, that of the build it is on."""
+        if self.on is not None and self.on.fingerprints.get(name) == self.fingerprints[name]:
+            return self.on.stage(name)
         return StageDir(self.folder / self.stages[name].folder, name, self.fingerprints[name])
+
+    @property
+    def asks(self) -> bool:
+        """Whether it may send requests to sites. A trial, or what begins a generation, works from what is stored."""
+        return not self.made_from and self.on is None
+
+    @property
+    def elsewhere(self) -> Build | None:
+        """The build that has the other images of this one: of a trial that has a stage `fetch` of its own."""
+        if self.on is not None and self.on.fingerprints["fetch"] != self.fingerprints["fetch"]:
+            return self.on
+        return None
 
     def history(self, name: str) -> list[StageDir]:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""

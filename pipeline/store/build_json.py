@@ -17,7 +17,7 @@ import fcntl
 import importlib.metadata
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from data_specs.build import BuildSpec, describe
 from pipeline import observe
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.store.build import Build
+from pipeline.store.build import Build, Earlier
 from pipeline.store.partitions import Record
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
@@ -120,9 +120,18 @@ def reopen(out: str, stages: Stages) -> Build:
     try:
         build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
         fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
-        return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
+        return replace(build, **reads_of(known), fingerprints=fingerprints)
     except (AttributeError, KeyError, TypeError):
         raise StoreError(folder.at(NAME), NO_RECORD) from None
+
+
+def reads_of(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a Build that say what it reads of its dataset, from build.json; an older wenlan noted fewer."""
+    return {
+        "identities": tuple(known.get("identities", ())),
+        "generation": known.get("generation", 1),
+        "made_from": tuple(Earlier(**earlier) for earlier in known.get("made_from", ())),
+    }
 
 
 def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:
@@ -154,6 +163,8 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "store": build.store.url,
             "identities": list(build.identities),
             "identity_revision": build.identity_revision,
+            "generation": build.generation,
+            **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
             "forgotten_revision": build.store.forgotten_revision(),
             "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
             "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in

@@ -56,6 +56,10 @@ def partition_images(build: Build, partition: str, only: Collection[str] | None 
     stage = build.stage("fetch")
     record = stage.record(partition)
     places = sorted(_places(stage, record, pc.field("ok")), key=lambda place: place.offset)
+    if build.elsewhere is not None:
+        first_of = {place.sha256: place.fetch_id for place in reversed(places) if only is None or place.sha256 in only}
+        yield from read_images(build, list(first_of.values()))
+        return
     if only is not None:
         first: dict[str, _Place] = {}
         for place in places:
@@ -68,11 +72,12 @@ def partition_images(build: Build, partition: str, only: Collection[str] | None 
 def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) -> Iterator[FetchedImage]:
     """The images of `fetch_ids` (in any order), each once, in the order of (order_key, fetch_id).
 
-    Ids that fetch did not get are left out. Raises StoreError for a tar that is missing or not whole, and StageError
+    Ids that fetch did not get are left out. A trial's own images come first, and then those of the build that it is on.
+    Raises StoreError for a tar that is missing or not whole, and StageError
     for one that ends before an image.
     """
     wanted = sorted((order_key(fetch_id, build.spec.seed), fetch_id) for fetch_id in set(fetch_ids))
-    stage = build.stage("fetch")
+    stage, read = build.stage("fetch"), set[str]()
     if not wanted:
         return
     for record in records_between(stage, wanted[0][0], wanted[-1][0]):
@@ -82,9 +87,14 @@ def read_images(build: Build, fetch_ids: Sequence[str], sparse: bool = False) ->
             here = pc.field("fetch_id").isin(pa.array(ids, pa.string())) & pc.field("ok")
             place_of = {place.fetch_id: place for place in _places(stage, record, here)}
             places = [place_of[fetch_id] for fetch_id in ids if fetch_id in place_of]
+            if build.elsewhere is not None:
+                places = [place for place in places if place.offset >= 0]
+                read.update(place.fetch_id for place in places)
             # One read per image: packing handles each at once, while it lies in the processor's caches.
             runs = ([place] for place in places)
             yield from _images(stage, record, runs, sparse and not stage.folder.is_local)
+    if build.elsewhere is not None:
+        yield from read_images(build.elsewhere, [name for _, name in wanted if name not in read], sparse)
 
 
 class _Place(NamedTuple):

@@ -53,6 +53,10 @@ class Releases:
         """The manifest of the newest release, withdrawn or not; None before the first."""
         return self.read() if self.latest().current is not None else None
 
+    def last_generation(self) -> int:
+        """The highest number of a generation, whether or not the newest release is of it."""
+        return max((self.folder.read_json(file_name(number))["generation"] for number in self.numbers()), default=0)
+
     def held(self, generation: int, snapshot: str) -> int:
         """Samples that the dataset holds without a build of this generation and snapshot, which takes its own place."""
         current = self.latest().current

@@ -220,3 +220,15 @@ def test_a_takedown_changes_the_token(tmp_path):
     before = token(build)
     (build.store.folder / "forgotten").write_json("1.json", {"hashes": ["f" * 64]})
     assert token(build) != before
+
+
+def test_the_cap_per_image_url_takes_what_an_older_snapshot_shows_first():
+    """As builds that followed each other took it: else a new generation would drop what the last one kept."""
+    many = [candidate("http://i.test/a.jpg", ("alt", f"故宫雪景之{n}"), origin=str(n)) for n in range(6)]
+    by_id = sorted(many, key=lambda c: c.candidate_id)
+    limited = spec(admit={"max_candidates_per_image": 2})
+    snapshots = {by_id[4].candidate_id: "2026-01-01", by_id[2].candidate_id: "2026-01-08"}
+    kept, _ = admit(many, limited, first_snapshot=snapshots)
+    assert {c.candidate_id for c in kept} == set(snapshots), "what no crawl shows comes last"
+    kept, _ = admit(many, limited)
+    assert kept == by_id[:2]

@@ -1,0 +1,81 @@
+"""What is said of a build that begins a generation: what it is made from, and how two datasets differ."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.commands.terminal import say, show, table_of
+
+if TYPE_CHECKING:
+    from pipeline.store.build import Build
+
+EXAMPLES = """\
+A changed spec applies to what is new. To apply it to the whole dataset, make that anew:
+
+  wenlan-data plan SPEC --generation new --store STORE
+  wenlan-data build SPEC --generation new --store STORE --out builds/anew
+
+This reads the stored captures of all builds of the newest release, tables and folders as they are now, and images from
+STORE. No site is asked. Samples of the same pictures keep their keys and splits; the difference is shown at the end.
+Builds of the last generation stay where they are, and wenlan-data release rollback goes back to them.
+"""
+
+
+def show_made_from(build: Build) -> dict[str, Any]:
+    """Show what a build that begins a generation reads; returns the same for --json."""
+    from pipeline.sources import sources_of
+    from pipeline.sources.site import Site
+    from pipeline.stages.crawl import stored_captures
+
+    title = f"generation {build.generation} of {build.spec.name}: stored captures that it reads"
+    table = table_of(title, "site", "snapshot", "pages", "MB", "folder")
+    rows: list[dict[str, Any]] = []
+    sites = [source.name for source in sources_of(build.spec) if isinstance(source, Site)]
+    for site in sites:
+        for stage, record, snapshot in stored_captures(build, site):
+            size = sum(ref.bytes for suffix, ref in record.files.items() if suffix.endswith("warc.gz"))
+            row = {"site": site, "snapshot": snapshot, "pages": record.counts["kept"], "bytes": size}
+            rows.append({**row, "folder": stage.folder.url})
+            table.add_row(site, snapshot, f"{row['pages']:,}", f"{size / 1e6:,.1f}", stage.folder.url)
+    show(table)
+    for site in sorted(set(sites) - {row["site"] for row in rows}):
+        say(f"{site}: no capture is stored; the next build that crawls begins with it")
+    builds = [own.build_id for own in build.made_from]
+    say(f"made from {', '.join(builds)}")
+    say(f"other sources are read again, images are taken from {build.store.url}/fetched; no site is asked")
+    return {"made_from": builds, "captures": rows}
+
+
+def show_change(build: Build) -> dict[str, Any] | None:
+    """Show how the release with which a build began its generation differs from the one before it.
+
+    None where one of both is no longer there.
+    """
+    from pipeline.report.diff import diff
+    from pipeline.store.releases import file_name
+
+    releases = build.store.releases(build.spec.name)
+    numbers = releases.numbers()
+    for number in reversed(numbers):
+        if [own.build_id for own in releases.read(number).builds] == [build.build_id] and number - 1 in numbers:
+            return show_diff(diff(*(releases.folder.at(file_name(n)) for n in (number - 1, number))))
+    return None
+
+
+def show_diff(answer: dict[str, Any]) -> dict[str, Any]:
+    """Show how two datasets differ, and return the same."""
+    for side in ("a", "b"):
+        one = answer[side]
+        say(f"{side.upper()} {one['build_id']}, revision {one['revision']}: {one['samples']:,} samples")
+    keys_of = {"added": answer["added"], "removed": answer["removed"]}
+    keys_of |= {f"other {aspect}": keys for aspect, keys in answer["changed"].items()}
+    for name, keys in keys_of.items():
+        some = " ".join(keys["keys"][:3])
+        say(f"{name}: {keys['count']:,}{f' ({some} ...)' if some else ''}")
+    say(f"shards: {', '.join(f'{len(names):,} {what}' for what, names in answer['shards'].items())}")
+    for row in answer["reasons"][:10]:
+        if row["before"] != row["now"]:
+            say(f"  {row['name']}: {row['before']:,} -> {row['now']:,}")
+    for change in answer["spec"]:
+        say(f"  spec {change['path']}: {change['before']!r} -> {change['now']!r}")
+    return answer

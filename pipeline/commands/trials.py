@@ -1,0 +1,118 @@
+"""`wenlan-data try`: what another spec would have made of a build, in seconds."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_specs.build import SpecError, load
+from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
+
+if TYPE_CHECKING:
+    from pipeline.store.build import Build
+
+EXAMPLES = 10
+"""Candidates named on the terminal, of each group."""
+
+HERE = 20_000
+"""Candidates up to which a trial runs in this process: it ends before Ray would have started."""
+
+_EPILOG = """\
+What would a shorter text let in? Copy the spec, change min_chars in the copy, and try it on a build that you have:
+
+  wenlan-data try changed.yaml --on builds/2026-11-25
+
+Only stages whose part of the spec differs run, in a folder of their own; nothing is written to BUILD, and no site is
+asked. Options of sources, egress and fetch cannot be tried.
+"""
+
+
+def add_try(commands: Commands) -> None:
+    parser = command(commands, "try", _try, "show what another spec would have made of a build")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument("spec", type=Path, metavar="SPEC")
+    parser.add_argument("--on", required=True, metavar="BUILD", help="a finished build, published or not")
+    parser.add_argument("--out", default="", metavar="DIR", help="keep the stages that ran, and write the page there")
+    parser.add_argument("--address", default="", metavar="A", help="a Ray cluster's address")
+    parser.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
+
+
+def _try(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import plugins, run
+    from pipeline.files.folder import Folder
+
+    spec = load(args.spec)
+    plugins.check(spec, str(args.spec))
+    on = run.reopen(args.on)
+    if args.out and (Folder(args.out).names() or f"{Folder(args.out).url}/".startswith(f"{on.out}/")):
+        raise SpecError([f"--out {args.out}: is not empty, or within the build; a trial needs a folder of its own"])
+    started = time.monotonic()
+    place = args.out or tempfile.mkdtemp(prefix="wenlan-try-")
+    with tempfile.TemporaryDirectory(prefix="wenlan-try-") as scratch:
+        trial = run.open_trial(spec, on, args.out or scratch)
+        with Bars() as bars:
+            options = {"address": args.address, "workers": args.workers}
+            options["here"] = not any(options.values()) and _size(on) <= HERE
+            for result in run.run(trial, until=run.COMPARED, progress=bars.update, **options):
+                if not result.skipped:
+                    bars.done(result)
+        figures = _write(trial, Folder(place))
+    answer = {**figures, "page": Folder(place).at("index.html"), "seconds": round(time.monotonic() - started, 2)}
+    _show(answer)
+    return answer
+
+
+def _size(build: Build) -> int:
+    """Candidates of a build."""
+    return sum(record.counts["kept"] for record in build.stage("extract").records())
+
+
+def _write(trial: Build, place: Any) -> dict[str, Any]:
+    """Write the page of a trial that has run; returns its figures, with EXAMPLES rows of each group."""
+    from pipeline.report import trial as compared
+
+    assert trial.on is not None
+    trial.folder.delete("build.json")  # it is no build, and nobody shall go on with it
+    figures = compared.compare(trial.on, trial)
+    compared.show_pictures(figures, trial.on, trial)
+    place.write("index.html", compared.render(figures, trial).encode())
+    for group in ("came_in", "went_out", "not_stored"):
+        rows = figures[group].pop("rows")[:EXAMPLES]
+        names = ("id", "url", "page_url", "text", "stage", "reason", "evidence", "duplicate_of")
+        figures[group]["examples"] = [{name: row[name] for name in names} for row in rows]
+    return figures
+
+
+def _show(figures: dict[str, Any]) -> None:
+    for change in figures["spec"]:
+        say(f"spec {change['path']}: {change['before']!r} -> {change['now']!r}")
+    kept = figures["kept"]
+    table = table_of(f"{figures['build']['id']}: {kept['before']:,} kept, {kept['after']:,} with this spec", *_COLUMNS)
+    for row in figures["stages"]:
+        before, after = row["before"], row["after"]
+        change = after["kept"] - before["kept"]
+        counts = [f"{one[fate]:,}" for fate in ("kept", "dropped") for one in (before, after)]
+        table.add_row(row["stage"], *counts[:2], f"{change:+,}" if change else "", *counts[2:])
+    show(table)
+    for group, words, why in (("came_in", "came in", "were"), ("went_out", "went out", "are")):
+        own = figures[group]
+        reasons = ", ".join(f"{r['reason']} {r['count']:,}" for r in own["reasons"][:5])
+        say(f"{words}: {own['count']:,}{f' ({why} {reasons})' if reasons else ''}")
+        _examples(own["examples"])
+    missing = figures["not_stored"]
+    if missing["count"]:
+        say(f"not fetched yet: {missing['count']:,} candidates of {missing['images']:,} images")
+        _examples(missing["examples"])
+    say(f"page with pictures: {figures['page']} ({figures['seconds']:.1f} s)")
+
+
+_COLUMNS = ("stage", "kept before", "kept after", "change", "dropped before", "dropped after")
+
+
+def _examples(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        say(f"  {row['reason']}: {row['text'][:40]!r} {row['url'][:100]} {row['evidence'][:80]}".rstrip())
