@@ -26,7 +26,7 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from airflow.sdk import CronDataIntervalTimetable, dag, get_current_context, task
+from airflow.sdk import CronDataIntervalTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from ray_tasks import DATASET, RUNTIME_ENV, param, ray_job, run_params
 
@@ -36,6 +36,12 @@ PARAMS = {
     "spec": param("spec", "spec file, on the cluster"),
     "store": param("store", "STORE: what all builds share"),
     "out_root": param("out_root", "folder of the builds"),
+    "generation": Param(
+        "",
+        type="string",
+        enum=["", "new"],
+        description="new: make the whole dataset anew from stored captures and images, as its next generation",
+    ),
     "report_url": param("report_url", "URL of out_root for a browser; if empty, the report's path is shown"),
     "runtime_env": RUNTIME_ENV,
 }
@@ -70,6 +76,8 @@ def plan() -> dict[str, Any]:
     out = f"{params['out_root'].rstrip('/')}/{name}"
     command = ["wenlan-data", "build", params["spec"], "--out", out, "--store", params["store"]]
     command += ["--snapshot", snapshot, "--json"]
+    if params["generation"]:
+        command += ["--generation", params["generation"]]
     if dag_run.run_type == "backfill":
         command.append("--no-crawl")
     return {

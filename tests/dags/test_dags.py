@@ -100,6 +100,7 @@ before = types.SimpleNamespace(data_interval_end=day(5))
 class Inlets(dict):
     def __missing__(self, key): return []
 context = {"params": {"spec": "s3://specs/news.yaml", "store": "s3://store", "out_root": "s3://b/", "recipe": "demo",
+                      "generation": "",
                       "run_root": "/runs", "init": "", "workers": 2, "manifest": "", "margin": 0.01,
                       "keep_builds": 8, "keep_releases": 26, "keep_region_days": 30, "new_weight": 1, "set": "",
                       "warm_set": "optim.lr_factor=0.5 optim.warmup_share=0.02",
@@ -130,6 +131,8 @@ run.run_type, before.data_interval_end = "scheduled", day(12)
 said["on_time"] = dataset_build.plan.function()["missed"]
 context["params"]["manifest"] = "/b/given/shards/manifest.json"
 said["by_hand"] = pretrain.plan.function()["fit"]
+context["params"]["generation"] = "new"
+said["generation"] = dataset_build.plan.function()["build"]
 said["evaluation"] = pretrain.evaluation.function("/m.json", {"checkpoint": "/runs/c"})
 context["inlet_events"][ray_tasks.CHECKPOINT] = [types.SimpleNamespace(extra={"checkpoint": "/runs/l"})]
 said["last"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
@@ -179,6 +182,7 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     assert said["backfill"]["publish"] == f"{build} --no-crawl"
     assert said["backfill"]["missed"] is None
     assert (said["manual"]["snapshot"], said["manual"]["missed"]) == ("2026-01-21", None)
+    assert said["generation"] == f"{build} --generation new --until report"
 
     new = "/b/new/shards/manifest.json"
     fit = f"wenlan-train fit --recipe demo --data {new} --out /runs/demo-new --workers 2 --json"
