@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import weekly
 from harness import Figure, at_least, at_most
-from services import ROOT, until
+from services import PATIENCE, ROOT, until
 
 from data_specs.release import open_manifest
 
@@ -31,7 +31,7 @@ def data(*words: str) -> dict[str, Any]:
     """A command of wenlan-data as a process with a Ray of one CPU: the object that it prints."""
     more = ["--workers", "1"] if words[0] == "build" else []
     command = [sys.executable, "-m", "pipeline", *words, *more, "--json"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LONG * PATIENCE, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: exit {done.returncode}: {done.stderr[-2000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))

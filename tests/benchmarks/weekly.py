@@ -3,8 +3,8 @@
     1       everything is new
     2       a tenth more; and old pictures shown again, one of them under another URL
     3       nothing is new
-    4       a filter is changed, and keeps out short captions; what the dataset holds stays
-    4 anew  a new generation, which leaves out the short captions of week 1 too
+    4       a filter is changed, and keeps out small pictures; what the dataset holds stays
+    4 anew  a new generation, which leaves out the small pictures of week 1 too
     5       a takedown; then a page of week 1 opts out, and there is a new page
     back    a rollback to the release of week 2
 
@@ -45,7 +45,7 @@ sources:
   - {{kind: site, name: site, source_kind: news, start: ["http://{host}/"]}}
 egress: {{allow: ["{host}"], delay_s: 0, timeout_s: 20}}
 fetch: {{images_per_partition: 10, retries: 1}}
-filters: [{{name: text_length, min_chars: {min_chars}}}, {{name: han_share}}, {{name: image_sides, min_side: 64}}]
+filters: [{{name: text_length, min_chars: 4}}, {{name: han_share}}, {{name: image_sides, min_side: {min_side}}}]
 regions: {{detectors: [{{name: grid, n: 2}}]}}
 shards: {{samples_per_shard: 12, dev_share: 0.2, val_share: 0.25}}
 """
@@ -89,16 +89,17 @@ class Site:
         if path.startswith("/p") and int(path[2:-5]) < shown:
             return "text/html; charset=utf-8", self._page(int(path[2:-5]))
         if path.startswith("/i") or path == "/copy.jpg":
-            return "image/jpeg", _picture(1 if path == "/copy.jpg" else int(path[2:-4]))
+            number = 1 if path == "/copy.jpg" else int(path[2:-4])
+            return "image/jpeg", _picture(number, 128 if self._small(number // 2) else 256)
         return "text/plain", b""
 
     def _page(self, number: int) -> bytes:
-        figures = "".join(_figure(f"/i{i}.jpg", i, short=self._short(number)) for i in (2 * number, 2 * number + 1))
+        figures = "".join(_figure(f"/i{i}.jpg", i) for i in (2 * number, 2 * number + 1))
         out = number == OPTED_OUT and self.week == 5
         return _page(f"第{number}页", figures, "<meta name='robots' content='noai'>" if out else "")
 
-    def _short(self, page: int) -> bool:
-        """Whether a page's captions have three characters: the last of week 1, and the first of week 4."""
+    def _small(self, page: int) -> bool:
+        """Whether a page's pictures are small: of the last page of week 1, and of the first of week 4."""
         return page in (self.pages - 1, self.numbers(4).start)
 
     def handler(self) -> type[BaseHTTPRequestHandler]:
@@ -125,20 +126,19 @@ def _page(title: str, body: str, head: str = "") -> bytes:
     return f"<html><head><title>{title}</title>{head}</head><body>{body}</body></html>".encode()
 
 
-def _figure(path: str, seed: int, short: bool = False) -> str:
+def _figure(path: str, seed: int) -> str:
     a, b, c = random.Random(seed).sample(WORDS, 3)
-    text = f"{a}{seed % 10}"[:2] + "图" if short else f"{a}边的{b}与{c}之{seed}"
-    return f"<figure><img src='{path}'><figcaption>{text}</figcaption></figure>"
+    return f"<figure><img src='{path}'><figcaption>{a}边的{b}与{c}之{seed}</figcaption></figure>"
 
 
-def _picture(seed: int) -> bytes:
+def _picture(seed: int, side: int) -> bytes:
     dice = random.Random(seed)
     image = Image.new("RGB", (256, 240), tuple(dice.randrange(256) for _ in range(3)))
     for _ in range(14):
         x, y, w, h = (dice.randrange(240) for _ in range(4))
         image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, min(256, x + w + 8), min(240, y + h + 8)))
     data = BytesIO()
-    image.save(data, "JPEG", quality=88)
+    image.resize((side, side)).save(data, "JPEG", quality=88)
     return data.getvalue()
 
 
@@ -167,7 +167,7 @@ class Weeks:
     def spec(self, week: int) -> Path:
         """The spec of a week, written below the folder."""
         path = self.folder / f"{NAME}.yaml"
-        path.write_text(SPEC.format(host=self.host, min_chars=4 if week >= 4 else 3), encoding="utf-8")
+        path.write_text(SPEC.format(host=self.host, min_side=200 if week >= 4 else 64), encoding="utf-8")
         return path
 
     def build(self, week: int, snapshot: str = "", *more: str) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _numbers(releases: dict[str, Manifest]) -> list[int]:
 def _check(step: str, answer: dict[str, Any], release: Manifest, urls: dict[str, set[str]], site: Site) -> None:
     """What is said of each step, and which pictures its release has."""
     now, first = urls[step], 2 * site.pages
-    gone, old_short = {f"i{weekly.TAKEN_DOWN}.jpg"}, {f"i{first - 2}.jpg", f"i{first - 1}.jpg"}
+    gone, old_small = {f"i{weekly.TAKEN_DOWN}.jpg"}, {f"i{first - 2}.jpg", f"i{first - 1}.jpg"}
     out = {f"i{2 * weekly.OPTED_OUT}.jpg", f"i{2 * weekly.OPTED_OUT + 1}.jpg"}
     total = sum(release.samples.values())
     made = counts({stage["name"]: stage["funnel"] for stage in answer["stages"]}) if "stages" in answer else {}
@@ -107,7 +107,7 @@ def _check(step: str, answer: dict[str, Any], release: Manifest, urls: dict[str,
         assert not urls["3"] - now
     elif step == "4 anew":
         assert (release.generation, len(release.builds)) == (2, 1)
-        assert now == urls["4"] - old_short, "and to all of it in a new generation"
+        assert now == urls["4"] - old_small, "and to all of it in a new generation"
     elif step == "5 takedown":
         assert urls[list(urls)[-2]] - now == gone
     elif step == "5":
