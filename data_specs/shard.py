@@ -271,6 +271,12 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
     Raises ContractError for invalid JSON, missing fields, and a schema version above SCHEMA_VERSION.
     """
     try:
+        manifest = Manifest.model_validate_json(data, strict=True)  # without Python's objects in between: less memory
+        if manifest.schema_version <= SCHEMA_VERSION:
+            return manifest
+    except ValueError:  # what is wrong is found below; and whatever strictness refused is read there
+        pass
+    try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of more than 4,300 digits
         raise ContractError(f"{name}: not a JSON manifest ({e})") from None
