@@ -234,6 +234,11 @@ class Manifest(_Model):
     def _folders(self) -> dict[str, str]:
         return {build.build_id: build.folder for build in self.builds}
 
+    def __copy__(self) -> Manifest:
+        copied = super().__copy__()
+        copied.__dict__.pop("_folders", None)  # of this one's builds; `model_copy` may have been given others
+        return copied
+
     def of_split(self, split: Split) -> tuple[ShardFiles, ...]:
         """Shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
