@@ -13,7 +13,7 @@ import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import (
@@ -49,6 +49,17 @@ class Spec(BaseModel):
     """Base of all parts of a spec: frozen, and an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    later: ClassVar[tuple[str, ...]] = ()
+    """Options that came later: not in the dictionary unless they are set, so that digests of older specs stay."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = dump(self)
+        for name in self.later:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                fields.pop(name, None)
+        return fields
 
 
 class PluginRef(Spec):
@@ -100,14 +111,18 @@ class SourceRef(Spec):
     """A source: its kind (a plug-in), its name in this dataset, the kind of its pages, and the plug-in's options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
+    later = ("vanished",)
     kind: str
     name: str = Field(pattern=NAME)
     source_kind: SourceKind
     max_drop: SourceDropShares = SourceDropShares()
+    vanished: Literal["keep", "drop"] = Field(
+        "keep", description="samples of a page or picture that answers 404 or 410 in a later build: keep or drop them"
+    )
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as written, without kind, name, source_kind and max_drop."""
+        """The options as written, without kind, name, source_kind, max_drop and vanished."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -150,6 +165,7 @@ class Admit(Spec):
 class Dedup(Spec):
     """When two images or two texts count as the same, and how many pairs may share a text, an image or a domain."""
 
+    later = ("across",)
     across: Literal["all"] | tuple[str, ...] = Field(
         (),
         description="other datasets of STORE whose pairs are duplicates too, by name, or all",
@@ -176,14 +192,6 @@ class Dedup(Spec):
         gt=0,
         description="above it, leaders are spread over several processes of the cluster, with the same result",
     )
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As a dictionary, without options that came later and are not set: digests of older specs stay as they are."""
-        fields: dict[str, Any] = dump(self)
-        if not self.across:
-            fields.pop("across", None)
-        return fields
 
 
 class Regions(Spec):
@@ -228,6 +236,7 @@ class Report(Spec):
 class Publish(Spec):
     """What must hold before a build is published as a dataset."""
 
+    later = ("max_unreadable", "min_new")
     approve: Literal["auto", "manual"] = "auto"
     min_samples: int = Field(1, ge=0, description="samples of the dataset, those of its earlier builds included")
     min_new: int = Field(0, ge=0, description="samples that a build must add; at 0 a build that adds none is done")
@@ -245,15 +254,6 @@ class Publish(Spec):
     min_regions: float = Field(0.0, ge=0, description="mean number of regions per image, of the first detector")
     lineage: bool = Field(False, description="write openlineage.json, an OpenLineage event about the publish")
     judged_from: int = Field(100, gt=0, description="fewest entries of a source at a stage for its share to be judged")
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As a dictionary, without options that came later and are not set: digests of older specs stay as they are."""
-        fields: dict[str, Any] = dump(self)
-        for name in ("max_unreadable", "min_new"):
-            if getattr(self, name) == type(self).model_fields[name].default:
-                fields.pop(name, None)
-        return fields
 
 
 _TEXT_FILTERS = ("text_length", "han_share", "boilerplate", "repetition", "ads", "personal_data")

@@ -13,7 +13,6 @@ import builtins
 import datetime
 import enum
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -21,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import pyarrow as pa
 
 from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text
-from pipeline.urls import without_userinfo
+from pipeline.urls import SURROGATE, without_userinfo
 
 
 class DropReason(str, enum.Enum):
@@ -149,12 +148,9 @@ class Decision:
                 object.__setattr__(self, name, without_userinfo(value))
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-
 def encodable(text: str) -> str:
     """The text with U+FFFD for each lone surrogate: JSON may hold them (`"\\ud83d"`), UTF-8 and Parquet cannot."""
-    return text if text.isascii() else _SURROGATE.sub("\ufffd", text)
+    return text if text.isascii() else SURROGATE.sub("\ufffd", text)
 
 
 def drop(
@@ -191,7 +187,7 @@ def drop(
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What one decode tells of an image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
+    """Measurements of one image. Sides in pixels of the picture as shown (EXIF orientation applied)."""
 
     sha256: str
     format: str

@@ -17,21 +17,21 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from data_specs.build import BuildSpec
+from data_specs.build import BuildSpec, SpecError
 from data_specs.shard import canonical_json
 from pipeline import observe, plugins
 from pipeline.cluster import Cluster
 from pipeline.errors import StageError
 from pipeline.files.folder import Folder
 from pipeline.stages import STAGES
-from pipeline.stages.crawl import is_stored
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.build_json import Cost, Running, StageResult
+from pipeline.store.build_json import Cost, Running, StageResult, counts_of
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
 from pipeline.store.stage import Stages
@@ -54,9 +54,11 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", s
     """
     plugins.check(spec)
     folder = Folder(out)
-    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    known = build_json.read(folder)
     if not snapshot:
         snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
+        raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     build = Build(
         spec=spec,
         out=folder.url,
@@ -126,8 +128,8 @@ def _run_stage(build: Build, name: str, cluster: Cluster, progress: Progress, cr
     partitions = stage.partitions(build)
     committed = set(directory.partitions())
     missing = [p for p in partitions if p not in committed]
-    if name == "crawl" and not crawls:
-        missing = [p for p in missing if not is_stored(build, p)]
+    if stage.stored is not None and not crawls:
+        missing = [p for p in missing if not stage.stored(build, p)]
         if missing:
             why = f"not crawled for snapshot {build.snapshot}, and a crawl cannot visit the past"
             raise StageError(", ".join(missing), why)
@@ -159,9 +161,5 @@ def _tell(record: Record) -> None:
 
 def _result(build: Build, name: str, ran: int, skipped: bool, seconds: float) -> StageResult:
     records = build.stage(name).records()
-    funnel: dict[str, int] = {}
-    for record in records:
-        for key, value in record.counts.items():
-            funnel[key] = funnel.get(key, 0) + value
     cost = Cost.of(records, build.stages[name].resources(build.spec).get("num_gpus", 0.0))
-    return StageResult(name, skipped, len(records), ran, round(seconds, 2), funnel, cost)
+    return StageResult(name, skipped, len(records), ran, round(seconds, 2), counts_of(records), cost)

@@ -1,4 +1,4 @@
-"""What a page, a robots.txt, a header or a row does to a parser ends nothing: it becomes a Decision.
+"""Parser failures on foreign pages, robots.txt, headers and rows: they become Decisions and do not end a build.
 
 No parser that reads what strangers wrote is without faults, ours included. A stage therefore takes each page or row in
 one place, and there whatever is raised becomes a Decision of the reason `unreadable` with the evidence that `evidence`
@@ -17,7 +17,7 @@ import traceback
 from pipeline.errors import WenlanError
 
 OURS = (WenlanError, OSError, sqlite3.Error)
-"""Errors that are no page's and no row's: the work's own, a disk that is full, a state on disk that is damaged."""
+"""Errors that no page or row causes: those of the work itself, a full disk, damaged state on disk."""
 
 MAX_EVIDENCE = 300
 """Characters of the evidence."""

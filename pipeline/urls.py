@@ -47,7 +47,8 @@ _PLAINLY_RELATIVE = re.compile(r"((?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+
 """Relative addresses without anything to decide: steps up (group 1), then a path (group 2)."""
 
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""Half a character: JSON may hold it (`"\\ud83d"`), UTF-8 and Parquet cannot."""
 
 
 def canonical_url(url: str, base: str = "") -> str:
@@ -69,7 +70,7 @@ def canonical_url(url: str, base: str = "") -> str:
         url = urljoin(base, url)
     if _PLAINLY_CANONICAL.fullmatch(url) and len(url) <= MAX_URL:
         return url
-    if not url.isascii() and _SURROGATE.search(url):
+    if not url.isascii() and SURROGATE.search(url):
         raise ValueError("address with half a character (a lone surrogate)")
     parts = urlsplit(url)
     if parts.scheme.lower() not in _DEFAULT_PORTS:

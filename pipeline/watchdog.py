@@ -1,13 +1,13 @@
-"""Ends what is left of an embedded Ray whose driver was killed.
+"""Ends the remaining processes of an embedded Ray whose driver was killed.
 
 Ray's own processes end when their driver does, but for the two agents of its raylet (dashboard and runtime
 environments): after a SIGKILL of the driver they live on for a minute (measured: 61.5 and 61.8 s). So a small process
-of our own watches the driver. When the driver ends without closing its cluster, the watchdog gives Ray GRACE_S seconds,
+of our own watches the driver. When the driver ends without closing its cluster, the watchdog waits GRACE_S seconds,
 then kills what remains.
 
 It knows them by MARK, a variable with a random value that only processes started for this driver have in their
 environment, and by their parents: what other users or other builds run on the machine is never touched. The parents are
-needed since the agents give themselves titles, which may overwrite what /proc shows of their environment; they are
+needed since the agents set process titles, which may overwrite what /proc shows of their environment; they are
 noted while the driver lives, since orphans have lost theirs.
 
 Limits: needs /proc (Linux); elsewhere nothing is killed. A watchdog that is killed with its driver ends nothing.
@@ -110,7 +110,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def watch(driver: int, mark: str) -> None:
-    """Wait for the end of the driver; then, unless it said goodbye, end its family.
+    """Wait for the end of the driver; then, unless it has closed the watch, end its processes.
 
     Standard input is the pipe from the driver. It ends with the driver, unless a process that the driver forked holds
     it open: so the driver is looked for as well.

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from pipeline.pictures.decode import Header, Picture
-from pipeline.pictures.thumbs import Views, squares_of
+from pipeline.pictures.thumbs import THUMB, Views, fill
+
+
+def squares_of(pictures: Sequence[Picture]) -> np.ndarray[Any, Any]:
+    """[B, 64, 64, 4]: the squares of some pictures, as `Views` takes them."""
+    squares = np.empty((len(pictures), THUMB, THUMB, 4), np.uint8)
+    for square, picture in zip(squares, pictures, strict=True):
+        fill(square, picture)
+    return squares
 
 
 def views(*pictures: np.ndarray[Any, Any]) -> Views:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.build_json import Cost, StageResult
 
 
 def run_stage(build: Build, *names: str) -> list[str]:
@@ -17,3 +19,12 @@ def run_stage(build: Build, *names: str) -> list[str]:
                 done.append(partition)
         directory.finish(partitions, stage.version)
     return done
+
+
+def run_noted(build: Build, *names: str) -> None:
+    """The same, noted in build.json as `wenlan-data build` does it, so that the build can be opened again."""
+    build_json.note(build)
+    for name in names:
+        run_stage(build, name)
+        done = len(build.stage(name).partitions())
+        build_json.note(build, StageResult(name, False, done, done, 0.0, {}, Cost()))

@@ -12,7 +12,7 @@ import os
 
 import torch
 
-from training.errors import ConfigError
+from training.errors import ConfigError, first_line
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
@@ -44,7 +44,7 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:
-        raise ConfigError("run.device", f"{name!r}: {str(e).splitlines()[0]}") from None
+        raise ConfigError("run.device", f"{name!r}: {first_line(e)}") from None
     return device
 
 

@@ -13,6 +13,11 @@ row that cannot be read, are no exceptions: they are counted, named in the log, 
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, or its type where it has none: for a message of ours."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
 class TrainingError(Exception):
     """The work failed. `subject` is the key, file, recipe or step that it failed on; `problem` says how."""
 

@@ -96,6 +96,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     until = args.until
     if until not in (*STAGES, "publish"):
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
+    if args.workers < 0:
+        raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
     build = _open(args)
     started = time.monotonic()
     results: list[StageResult] = []
@@ -130,8 +132,10 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
         manifest = release.publish(build)
     except NothingNew as e:
         say(f"not published: {e.message}")
-        return {"nothing_new": True}
+        return {"nothing_new": True, **left_out(build)}
+    lost = left_out(build)
     return {
+        **lost,
         "published": True,
         "revision": manifest.revision,
         "samples": manifest.samples,
@@ -139,6 +143,18 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
         "manifest": build.shards.at("manifest.json"),
         **released(build),
     }
+
+
+def left_out(build: Build) -> dict[str, Any]:
+    """Take what a build found vanished, or opted out, out of the earlier builds of its dataset; said and returned."""
+    from pipeline.takedown import vanished
+
+    lost = vanished.leave_out(build)
+    if lost["samples"]:
+        what = f"{lost['opted_out']:,} URLs whose owners opted out, {lost['vanished']:,} that are gone at the source"
+        say(f"{lost['samples']:,} samples of earlier builds were left out: {what}")
+        released(build)
+    return {"left_out": lost}
 
 
 def released(build: Build) -> dict[str, Any]:

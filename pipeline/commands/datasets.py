@@ -38,11 +38,12 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
         manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     except NothingNew as e:
         say(f"not published: {e.message}")
-        return {"build_id": build.build_id, "published": False, "nothing_new": True}
+        return {"build_id": build.build_id, "published": False, "nothing_new": True, **builds.left_out(build)}
+    lost = builds.left_out(build)
     path = build.shards.at("manifest.json")
     say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
     answer = {"build_id": manifest.build_id, "published": True, "revision": manifest.revision}
-    return {**answer, "samples": manifest.samples, "manifest": path, **builds.released(build)}
+    return {**answer, **lost, "samples": manifest.samples, "manifest": path, **builds.released(build)}
 
 
 def add_verify(commands: Commands) -> None:

@@ -91,6 +91,13 @@ def add_gc(commands: Commands) -> None:
     gc.add_argument(
         "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
     )
+    gc.add_argument(
+        "--keep-releases",
+        type=int,
+        default=0,
+        metavar="N",
+        help="releases of each dataset to keep; shards that none of them needs are deleted (default: all)",
+    )
     gc.add_argument("--dry-run", action="store_true", help="only show what would be deleted")
 
 
@@ -98,9 +105,10 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.stages import STAGES
     from pipeline.takedown import garbage
 
-    if args.keep < 0:
-        raise SpecError([f"--keep {args.keep}: a number of builds, 0 for all of them"])
-    answer = garbage.collect(_store(args), STAGES, args.keep, args.dry_run)
+    for option, number in (("--keep", args.keep), ("--keep-releases", args.keep_releases)):
+        if number < 0:
+            raise SpecError([f"{option} {number}: a number, 0 for all of them"])
+    answer = garbage.collect(_store(args), STAGES, args.keep, args.dry_run, args.keep_releases)
     for deletion in answer["deleted"]:
         say(f"{'would delete' if args.dry_run else 'deleted'} {deletion['what']}: {deletion['place']}")
     say(f"{answer['bytes']:,} bytes {'would be freed' if args.dry_run else 'freed'}")

@@ -37,6 +37,12 @@ class Detector(Plugin):
     OF_SOURCES: ClassVar[bool] = False
     """True for boxes that came with the source: they are read from extract's files."""
 
+    def identity(self) -> dict[str, Any]:
+        """The plug-in's part of a fingerprint, without `threads`: their number changes no box."""
+        identity = super().identity()
+        identity["options"].pop("threads", None)
+        return identity
+
     def weights_digest(self) -> str:
         """sha256 of the weights, "" for a detector without weights. Raises DetectorError that names the file."""
         return ""

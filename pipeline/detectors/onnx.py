@@ -66,11 +66,6 @@ class Onnx(Detector):
     def weights_digest(self) -> str:
         return hashlib.sha256(self._read(self.weights)).hexdigest()
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        identity["options"].pop("threads")  # does not change a box
-        return identity
-
     def load(self, gpu: bool = False) -> Model:
         """The model, ready to run. Raises DetectorError that names the file."""
         try:

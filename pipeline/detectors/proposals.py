@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
@@ -30,11 +29,6 @@ class Proposals(Detector):
 
     def weights_digest(self) -> str:
         return self._onnx.weights_digest()
-
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        identity["options"].pop("threads")  # does not change a box
-        return identity
 
     def load(self, gpu: bool = False) -> Model:
         return self._onnx.load(gpu)

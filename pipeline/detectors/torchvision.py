@@ -48,11 +48,6 @@ class TorchVision(Detector):
             raise DetectorError(str(self._path), f"cannot be read ({e.strerror})") from None
         return digest.hexdigest()
 
-    def identity(self) -> dict[str, Any]:
-        identity = super().identity()
-        identity["options"].pop("threads")  # does not change a box
-        return identity
-
     def load(self, gpu: bool = False) -> Any:
         """The model, in evaluation mode. Raises DetectorError that names the file, or the package that is missing."""
         try:

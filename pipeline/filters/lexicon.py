@@ -64,7 +64,7 @@ class Lexicon(TextFilter):
         return self
 
     def identity(self) -> dict[str, Any]:
-        """As of any plug-in, with digests of the lists' contents in place of their paths."""
+        """The plug-in's identity, with digests of the lists' contents in place of their paths."""
         identity = super().identity()
         identity["options"].pop("base")
         identity["options"]["lists"] = {name: digest for name, _, digest in self._files}

@@ -60,11 +60,6 @@ VERIFIED = 1 << 12
 """Candidates compared at once: what they need fits into a processor's cache."""
 
 
-def grid_of(part: int) -> int:
-    """The number of the grid by which a match of hash number `part` is verified."""
-    return part if part < GRIDS else 0
-
-
 def radius_of(part: int, radius: int) -> int:
     """Bits by which two hashes number `part` may differ."""
     return radius // 2 if part in _HALVES else radius

@@ -9,7 +9,6 @@ Everything is integer arithmetic, or floats in which nothing is rounded: every m
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -25,14 +24,6 @@ THUMB = 64
 
 COLOUR_THUMB = THUMB // 2
 """Side of the squares of its colours."""
-
-
-def squares_of(pictures: Sequence[Picture]) -> Pixels:
-    """[B, 64, 64, 4]: the squares of some pictures, as `Views` takes them."""
-    squares = np.empty((len(pictures), THUMB, THUMB, 4), np.uint8)
-    for square, picture in zip(squares, pictures, strict=True):
-        fill(square, picture)
-    return squares
 
 
 def fill(square: Pixels, picture: Picture) -> None:

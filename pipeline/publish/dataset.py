@@ -68,10 +68,15 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     return release
 
 
-def withdraw(store: Store, dataset: str) -> None:
-    """Let nobody read the newest release by the dataset's name while a takedown rewrites its shards."""
-    finish = f"wenlan-data forget --store {store.url}"
-    store.releases(dataset).withdraw(f"a takedown is rewriting its shards; if none is running, run {finish}")
+def withdraw(build: Build, why: str) -> None:
+    """Let nobody read a dataset by its name while shards of a build change that its newest release lists.
+
+    The next publish, takedown or rollback of the dataset ends it; `why` says so to whoever tries to read.
+    """
+    for releases in build.store.datasets():
+        newest = releases.newest()
+        if newest is not None and any(own.folder == build.shards.url for own in newest.builds):
+            releases.withdraw(why)
 
 
 def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifest | None:
@@ -136,7 +141,7 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
     if before is not None and before.generation != build.generation:
         parts = []
     own = _part(build.shards, manifest, build.snapshot, build.out)
-    others = [part for part in parts if part[0].snapshot != build.snapshot]
+    others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     return _composed(build.spec.name, build.generation, before, ordered, manifest)
 

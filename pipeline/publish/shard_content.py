@@ -57,7 +57,8 @@ def read_table(path: Path, name: str, schema: pa.Schema, samples: int) -> tuple[
         table = pq.read_table(path, columns=schema.names)
         table.validate(full=True)  # lists that point outside their values, text that is not UTF-8
     except (OSError, pa.ArrowException) as e:
-        return empty, [f"{name}: cannot be read as Parquet ({str(e).splitlines()[0]})"]
+        lines = str(e).splitlines() or [type(e).__name__]
+        return empty, [f"{name}: cannot be read as Parquet ({lines[0]})"]
     if table.num_rows != samples:
         return empty, [f"{name}: has {table.num_rows:,} rows, the manifest says {samples:,}"]
     nulls = [(i, c) for c in schema.names if table[c].null_count for i in np.flatnonzero(table[c].is_null())]

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest
-from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.publish.shard_content import (
     PER_FILE,
@@ -33,6 +32,7 @@ from pipeline.publish.shard_content import (
     row_faults,
     tar_faults,
 )
+from pipeline.store import build_json
 from pipeline.store.dataset import Dataset
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
@@ -58,10 +58,7 @@ def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str
 
 def _store_of(build: Folder) -> str:
     """The STORE that a build's build.json names, "" for none. Raises StoreError."""
-    known = build.read_json("build.json")
-    if not isinstance(known, dict):
-        raise StoreError(build.at("build.json"), "is not the record of a build")
-    return str(known.get("store", ""))
+    return str(build_json.read(build).get("store", ""))
 
 
 @dataclass

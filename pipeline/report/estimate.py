@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 from pipeline.files.folder import Folder
+from pipeline.store import build_json
 from pipeline.store.store import Store
 
 UNIT = "admit"
@@ -38,8 +39,7 @@ def _reference(store: Store, name: str) -> dict[str, Any] | None:
     """build.json of the build to measure by: one of this name if there is any, and the newest of those."""
     builds = sorted(store.registered(), key=lambda entry: entry["name"] == name)  # stable: the newest of a name is last
     for entry in reversed(builds):
-        folder = Folder(entry["out"])
-        build: dict[str, Any] = folder.read_json("build.json") if folder.exists("build.json") else {}
+        build = build_json.read(Folder(entry["out"]))
         stages = build.get("stages", {})
         if all("cost" in s for s in stages.values()) and stages.get(UNIT, {}).get("funnel", {}).get("seen"):
             return build

@@ -21,7 +21,7 @@ from data_specs.shard import KEY_LENGTH
 from pipeline.records import order_key, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.images import records_between
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage
 from pipeline.urls import without_userinfo
@@ -93,7 +93,7 @@ def _look(
         return
     for record in _records(directory, key):
         for suffix in record.files:
-            file = stage.file(suffix) if suffix != DECISIONS else None
+            file = stage.file(suffix)
             if file is None or not file.row_key:
                 continue
             rows = directory.table(record, suffix, filters=wanted[file.row_key]).slice(0, 1).to_pylist()

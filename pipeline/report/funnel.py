@@ -118,7 +118,7 @@ def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]
 def faults(build: Build, candidates: Funnel) -> list[str]:
     """Where the decisions and a stage's own counts differ, one line each; empty for a sound build.
 
-    Holds every stage from admit to shard against its records' seen, kept and dropped.
+    Compares every stage from extract to shard with its records' seen, kept and dropped.
     """
     stages = deciding(build.stages, "extract", "shard")
     differences = []

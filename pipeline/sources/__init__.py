@@ -32,7 +32,7 @@ class Source(Plugin):
     base: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """As of any plug-in, without `base`: a moved folder is the same source."""
+        """The plug-in's identity without `base`: a moved folder is the same source."""
         identity = super().identity()
         identity["options"].pop("base")
         return identity

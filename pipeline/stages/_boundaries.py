@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.shard import SPLITS, canonical_json
-from pipeline.stages._survivors import survivors
+from pipeline.stages._survivors import split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 
@@ -51,7 +51,7 @@ def write(build: Build, plan: dict[str, Cut]) -> None:
 
 
 def read(build: Build, name: str) -> Cut:
-    """One shard as it was planned; where the plan is another build's or gone, it is made again."""
+    """One shard as it was planned; made again if there is no plan, or one of another fingerprint."""
     stage = build.stage("shard")
     plan = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
     if plan.get("fingerprint") != stage.fingerprint:
@@ -92,7 +92,7 @@ def _sizes(build: Build, split: str) -> Iterator[tuple[Record, npt.NDArray[np.in
         return
 
     def sizes(record: Record) -> npt.NDArray[np.int64]:
-        return np.asarray(stage.column(record, f"{split}.parquet", "bytes").to_numpy(), np.int64)
+        return np.asarray(stage.column(record, split_file(split), "bytes").to_numpy(), np.int64)
 
     with ThreadPoolExecutor(READ_AT_ONCE) as pool:
         for first in range(0, len(records), READ_AT_ONCE):

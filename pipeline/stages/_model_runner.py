@@ -75,7 +75,7 @@ class Model(abc.ABC, Generic[Value]):
 
 @dataclass
 class ModelValues(Generic[Value]):
-    """What the models say of the images, and how it was come by."""
+    """Values of the models for the images, and how many were cached or computed."""
 
     values: dict[str, dict[str, Value]]
     """Model id -> sha256 -> value; an image that could not be decoded has none."""

@@ -1,22 +1,34 @@
 """Survivors: the pairs that dedup and screen kept, which go on to detect and shard.
 
 Without pixel filters in the spec the stage `screen` has no partitions, and the survivors are what dedup kept. Both
-stages write them as DEDUP_SCHEMA, one file `{split}.parquet` per split.
+stages write them as SPLIT_FILES, one file per split.
 """
 
 from __future__ import annotations
 
 import pyarrow as pa
 
+from data_specs.shard import SPLITS
 from pipeline.filters import pixel_filters
+from pipeline.records import DEDUP_SCHEMA
 from pipeline.stages._runs import partitions_of
 from pipeline.store.build import Build
 from pipeline.store.partitions import StageDir
 from pipeline.store.ranges import KeyRange
+from pipeline.store.stage import StageFile
+
+
+def split_file(split: str) -> str:
+    """Suffix of the file with the pairs of one split."""
+    return f"{split}.parquet"
+
+
+SPLIT_FILES = tuple(StageFile(split_file(split), DEDUP_SCHEMA, "candidate_id") for split in SPLITS)
+"""The files that dedup and screen commit for a partition."""
 
 
 def survivors(build: Build) -> StageDir:
-    """The stage whose files `{split}.parquet` (DEDUP_SCHEMA) hold what goes on to detect and shard."""
+    """The stage whose SPLIT_FILES hold what goes on to detect and shard."""
     return build.stage("screen" if pixel_filters(build.spec) else "dedup")
 
 
@@ -24,7 +36,7 @@ def survivors_in(build: Build, partition: str, split: str, columns: list[str] | 
     """The survivors of one split, in a fetch partition's range of order keys."""
     stage = survivors(build)
     if stage.name == "screen":
-        return stage.table(stage.record(partition), f"{split}.parquet", columns)
+        return stage.table(stage.record(partition), split_file(split), columns)
     return deduplicated_in(build, partition, split, columns)
 
 
@@ -37,4 +49,4 @@ def deduplicated_in(build: Build, partition: str, split: str, columns: list[str]
     stage = build.stage("dedup")
     record = next(stage.record(run) for run in stage.partitions() if partition in partitions_of(run))
     within = [("order_key", ">=", low), ("order_key", "<", high)]
-    return stage.table(record, f"{split}.parquet", columns, within)
+    return stage.table(record, split_file(split), columns, within)

@@ -296,6 +296,7 @@ STAGE = Stage(
     subject="capture",
     network=True,
     expires=False,
+    stored=is_stored,
     without=_without,
     moved=_moved,
     forget_state=_forget_state,

@@ -27,8 +27,9 @@ from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
 from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, Decision, DropReason, candidates_of, drop, split_of
 from pipeline.stages import _runs
+from pipeline.stages._survivors import SPLIT_FILES, split_file
 from pipeline.store.build import Build
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Stage
 from pipeline.urls import domain_of
 
 ROW_GROUP = 1_000
@@ -59,7 +60,7 @@ def run_partition(build: Build, partition: str) -> None:
         counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions) - known, "known": known}
         for split in SPLITS:
             rows = kept.filter(pc.field("split") == split)
-            attempt.write_table(f"{split}.parquet", rows, row_group_size=ROW_GROUP)
+            attempt.write_table(split_file(split), rows, row_group_size=ROW_GROUP)
             counts[split] = rows.num_rows
         attempt.decide(decisions)
         attempt.commit({**counts, **{reason.value: first[reason.value] for reason in REASONS}})
@@ -209,6 +210,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=tuple(StageFile(f"{split}.parquet", DEDUP_SCHEMA, "candidate_id") for split in SPLITS),
+    files=SPLIT_FILES,
     rewrites_others=False,
 )

@@ -361,7 +361,7 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
 
 
 def drop_capture(capture: Capture, source: str, reason: DropReason, evidence: str = "") -> Decision:
-    """The Decision about a capture that gives nothing."""
+    """The Decision about a capture without candidates."""
     return Decision(
         subject="capture",
         id=sha256_hex(capture.url),

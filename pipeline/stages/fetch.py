@@ -9,7 +9,7 @@ keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, 
 source itself (a folder, a webdataset) are read from there and not put into STORE/fetched.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
-order of the candidates with fixed headers: the same images give the same tar.
+order of the candidates with fixed headers: the same images make the same tar.
 
 Limits: an image fetched once is not asked for again by later builds, however it changed; where a build's tar is
 deleted, its images are fetched anew.
@@ -62,7 +62,7 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """Those of admit."""
+    """The partitions of admit."""
     return build.stage("admit").partitions()
 
 
@@ -106,7 +106,7 @@ def run_partition(build: Build, partition: str) -> None:
 
 
 def _return_large_blocks() -> None:
-    """Give memory of a large body back to the system when it is freed: glibc, left to itself, keeps 64 MB a thread."""
+    """Return the memory of a large body to the system once it is freed: glibc by default keeps 64 MB per thread."""
     with suppress(OSError, AttributeError):  # another C library
         ctypes.CDLL(None).mallopt(-3, 1 << 20)  # M_MMAP_THRESHOLD
 

@@ -27,12 +27,12 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.filters import Drop, PixelFilter, pixel_filters
 from pipeline.pictures.decode import Pixels
-from pipeline.records import DEDUP_SCHEMA, SCORE_SCHEMA, Decision, candidates_of, drop
+from pipeline.records import SCORE_SCHEMA, Decision, candidates_of, drop
 from pipeline.stages._model_runner import Model, model_values
-from pipeline.stages._survivors import deduplicated_in
+from pipeline.stages._survivors import SPLIT_FILES, deduplicated_in, split_file
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
-from pipeline.store.stage import Stage, StageFile
+from pipeline.store.stage import Stage
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
@@ -65,7 +65,7 @@ def run_partition(build: Build, partition: str) -> None:
             failing = pc.is_in(table["sha256"], failed)
             decisions += _decisions(table.filter(failing), drops)
             kept = table.filter(pc.invert(failing))
-            attempt.write_table(f"{split}.parquet", kept, row_group_size=ROW_GROUP)
+            attempt.write_table(split_file(split), kept, row_group_size=ROW_GROUP)
             counts[split] = kept.num_rows
         attempt.decide(decisions)
         seen = sum(table.num_rows for table in rows.values())
@@ -122,6 +122,6 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=tuple(StageFile(f"{split}.parquet", DEDUP_SCHEMA, "candidate_id") for split in SPLITS),
+    files=SPLIT_FILES,
     rewrites_others=False,
 )

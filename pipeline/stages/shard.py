@@ -39,10 +39,10 @@ from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
 from pipeline.pictures.decode import PictureError
 from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
-from pipeline.publish import release
+from pipeline.publish import dataset, release
 from pipeline.records import DECISION_SCHEMA, text_of
 from pipeline.stages import _boundaries
-from pipeline.stages._survivors import survivors
+from pipeline.stages._survivors import split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
@@ -55,7 +55,7 @@ SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha25
 MORE = ("image_leader", "split", "format", "fetched_at")
 """Columns that go from kept rows to the index as they are; SAME also into KEY.json."""
 ASKED = [*SAME, "width", "height", "fetch_id", "texts"]
-"""What packing asks of a row."""
+"""Columns of a row that packing needs."""
 COLUMNS = [*SAME, *MORE, "width", "height", "order_key", "fetch_id", "texts", "text_leaders"]
 
 
@@ -67,9 +67,12 @@ def token(build: Build) -> Any:
 
 
 def partitions(build: Build) -> list[str]:
-    """`train-000000`, ...; clears away what another fingerprint left, the manifest first."""
+    """`train-000000`, ...; deletes what another fingerprint wrote, the manifest first."""
     plan = _boundaries.make(build)
     stage = build.stage("shard")
+    if stage.folder.exists("manifest.json"):
+        todo = "publish that, or roll back to a release without it"
+        dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built anew; {todo}")
     release.withdraw(stage.folder)
     stage.retire(set(plan), _reusable(build), keep={_boundaries.FILE})
     _boundaries.write(build, plan)
@@ -138,7 +141,7 @@ def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
     """The rows of a shard, in order; only row groups that hold them are read."""
     stage, tables = survivors(build), []
     for partition, low, high in cut.runs:
-        with stage.file(stage.record(partition), f"{cut.split}.parquet") as path:
+        with stage.file(stage.record(partition), split_file(cut.split)) as path:
             tables.append(_between(path, low, high))
     return pa.concat_tables(tables).combine_chunks()
 
@@ -180,7 +183,7 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
 
 
 def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | memoryview]]:
-    """Rows with their image as fetched. Rows are in order of their order key, as `read_images` gives images."""
+    """Rows with their image as fetched. Rows are in order of their order key, as `read_images` returns images."""
     images = read_images(build, [row["fetch_id"] for row in rows])
     image = None
     for row in rows:

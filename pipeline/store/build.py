@@ -57,7 +57,7 @@ class Build:
         return self.folder / self.stages["shard"].folder
 
     def packed(self) -> list[Record]:
-        """Records of the shards that hold a sample: a takedown may have left nothing of one but its decisions."""
+        """Records of the shards that hold a sample: after a takedown a shard may have nothing but its decisions."""
         return [record for record in self.stage("shard").records() if "tar" in record.files]
 
     @property
@@ -66,7 +66,7 @@ class Build:
         return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]
 
     def decisions(self) -> Iterator[pa.Table]:
-        """The union of the stages' decisions, one table a partition: memory stays that of one partition."""
+        """The union of the stages' decisions, one table per partition: only one is in memory."""
         for name in self.fingerprints:
             stage = self.stage(name)
             for record in stage.records():

@@ -3,8 +3,8 @@
 It holds the spec, what was read of STORE, the versions of the tools, each stage's counts, time and cost, and the stage
 that runs. What a dataset is made of lies in the stages' records; nothing here decides what is done again.
 
-Limits: one process writes it, which on a local disk holds BUILD/_lock. On an object store nobody can tell whether it
-still lives, so that a stage which was killed there is shown as running.
+Limits: one process writes it, and on a local disk holds the lock BUILD/_lock. An object store has no locks, so a stage
+whose build was killed there is still shown as running.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import datetime
 import fcntl
 import importlib.metadata
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,17 @@ class StageResult:
     cost: Cost
 
 
+def counts_of(records: list[Record]) -> dict[str, int]:
+    """What partitions counted together, by the name of the count."""
+    counts = Counter[str]()
+    for record in records:
+        counts.update(record.counts)
+    return dict(counts)
+
+
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The stage that runs: when it began (RFC 3339, UTC), how many partitions were committed then, and all it has."""
+    """The running stage. since: when it began (RFC 3339, UTC). committed_before: partitions committed by then."""
 
     stage: str
     fingerprint: str
@@ -78,29 +87,47 @@ class Running:
     partitions: int
 
 
+NAME = "build.json"
+
+NO_RECORD = "is not the record of a build"
+
+
+def read(folder: Folder) -> dict[str, Any]:
+    """The content of build.json in a build's folder; empty if there is none. Raises StoreError if it is no object."""
+    known: Any = folder.read_json(NAME) if folder.exists(NAME) else {}
+    if not isinstance(known, dict):
+        raise StoreError(folder.at(NAME), NO_RECORD)
+    return known
+
+
 def reopen(out: str, stages: Stages) -> Build:
     """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
     folder = Folder(out)
-    if not folder.exists("build.json"):
+    if not folder.exists(NAME):
         raise StoreError(folder.url, "holds no build (no build.json)")
-    known = folder.read_json("build.json")
+    known = read(folder)
     try:
         spec = BuildSpec.model_validate(known["spec"])
     except ValidationError as e:
         fault = describe(e, BuildSpec)[0]
-        raise StoreError(folder.at("build.json"), f"holds a spec that this wenlan cannot read ({fault})") from None
-    build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
-    fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
-    return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
+        raise StoreError(folder.at(NAME), f"holds a spec that this wenlan cannot read ({fault})") from None
+    except KeyError:
+        raise StoreError(folder.at(NAME), NO_RECORD) from None
+    try:
+        build = Build(spec, folder.url, Store(known["store"]), known["build_id"], known["snapshot"], stages=stages)
+        fingerprints = {name: s["fingerprint"] for name, s in known["stages"].items()}
+        return replace(build, identities=tuple(known.get("identities", ())), fingerprints=fingerprints)
+    except (AttributeError, KeyError, TypeError):
+        raise StoreError(folder.at(NAME), NO_RECORD) from None
 
 
 def note(build: Build, result: StageResult | None = None, running: Running | None = None) -> None:
-    """Keep build.json current: what a stage did, or which one runs now.
+    """Write build.json: the result of a stage, or which stage runs now.
 
-    Stages of other fingerprints are left out: who reopens the build must never mix old results with new ones.
+    Stages of other fingerprints are left out, so that a reopened build never mixes old results with new ones.
     """
     folder = build.folder
-    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    known = read(folder)
     stages = {n: s for n, s in known.get("stages", {}).items() if s["fingerprint"] == build.fingerprints.get(n)}
     if result is not None:
         seconds = stages.get(result.name, {}).get("seconds", 0.0) if result.skipped else result.seconds
@@ -113,7 +140,7 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
         }
     costs = (Cost(**stage["cost"]) for stage in stages.values() if "cost" in stage)  # an older wenlan noted none
     folder.write_json(
-        "build.json",
+        NAME,
         {
             "build_id": build.build_id,
             "name": build.spec.name,
@@ -132,13 +159,26 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
     )
 
 
+def note_counts(build: Build, stage: str) -> None:
+    """Note what the records of a stage count now, if build.json names the stage: a takedown has changed them."""
+    known = read(build.folder)
+    if stage in known.get("stages", {}):
+        known["stages"][stage]["funnel"] = counts_of(build.stage(stage).records())
+        build.folder.write_json(NAME, known)
+
+
+def note_identities(build: Build, names: Sequence[str]) -> None:
+    """Note other names of the identities that the build reads: a takedown has written them anew."""
+    build.folder.write_json(NAME, {**read(build.folder), "identities": list(names)})
+
+
 def status(build: Build) -> dict[str, Any]:
     """How far a build is: every stage with its state, what runs right now, and whether it is published.
 
     A stage is "done", "running", "stopped" (partly done, and nobody goes on) or "to do". `alive`: whether a process
     builds there; None where that cannot be known.
     """
-    known = build.folder.read_json("build.json")
+    known = read(build.folder)
     running, alive = known.get("running"), _is_owned(build)
     stages: dict[str, Any] = {name: {"state": "to do", "committed": 0, "partitions": None} for name in build.stages}
     for name, stage in known["stages"].items():
@@ -189,7 +229,7 @@ def sole_owner(build: Build) -> Iterator[None]:
             with contextlib.suppress(BlockingIOError):
                 fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
-            time.sleep(0.1)  # who asks for the status holds it for a moment
+            time.sleep(0.1)  # `status` holds it for a moment
         else:
             raise StoreError(build.out, "another wenlan-data is building here")
         yield

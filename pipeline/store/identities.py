@@ -37,7 +37,7 @@ from pipeline.files.folder import file_sha256
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef
+from pipeline.store.partitions import FileRef, Record
 from pipeline.store.store import Store
 
 IMAGE_SCHEMA = pa.schema(
@@ -64,6 +64,10 @@ SIGNATURES = "signatures.bin"
 """Signatures of the images, one after the other and nothing else: a file to be mapped, of which few are ever read."""
 
 PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
+"""The files of a commit, by their suffixes in the record of IDENTITY_STAGE."""
+
+IDENTITY_STAGE = "lead"
+"""The stage whose only partition holds what a build publishes here."""
 
 
 class Published(BaseModel):
@@ -109,7 +113,7 @@ class Identities:
 
     def of(self, build_id: str) -> str:
         """The name of a build's commit; "" if it has not been published."""
-        return next((name for name in self.names() if name.rpartition(".json")[0].rpartition(".")[0] == build_id), "")
+        return next((name for name in self.names() if build_of(name) == build_id), "")
 
     def before(self, build: Build) -> tuple[str, ...]:
         """Commits that a build is deduplicated against, by (snapshot, build).
@@ -141,7 +145,7 @@ class Identities:
                 yield pa.Table.from_batches([batch])
 
     def signatures(self, known: Published, images: int) -> npt.NDArray[np.uint8]:
-        """Signatures [images, bytes] of a build's images, mapped (behind a URL from a copy that is gone when unused).
+        """Signatures [images, bytes] of a build's images, mapped (from a URL: from a copy that is deleted when unused).
 
         Raises StoreError as `batches` does.
         """
@@ -162,7 +166,7 @@ class Identities:
         """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
         unseen = set(self.before(build)) - set(build.identities)
         if unseen and self.of(build.build_id) != commit_name(build):
-            names = ", ".join(sorted(name.rpartition(".json")[0].rpartition(".")[0] for name in unseen))
+            names = ", ".join(sorted(map(build_of, unseen)))
             raise StoreError(
                 build.build_id,
                 f"{names} was published since this build began, and is not deduplicated against; "
@@ -175,12 +179,11 @@ class Identities:
         self.replace(build)
 
     def replace(self, build: Build) -> None:
-        """As `publish`, whatever others have published since: after a takedown a build knows less, not more."""
+        """Commit without the check of `publish`: a takedown only removes from what the build had published."""
         name, before = commit_name(build), self.of(build.build_id)
         if name == before:
             return
-        stage = build.stage("lead")
-        record = stage.record(build.stage("lead").partitions()[0])
+        stage, record = build.stage(IDENTITY_STAGE), _record(build)
         files = {}
         for part in PARTS:
             with stage.file(record, part) as path:
@@ -196,28 +199,28 @@ class Identities:
         )
         self._commit(name, known, before)
 
-    def forget(self, gone: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
-        """Take images out of every commit: `gone` says of rows (candidate_id, fetch_id, sha256) which of them.
+    def forget(self, removed: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
+        """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256).
 
-        Gives the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
+        Returns the names of the commits that changed, old to new. Texts stay: they are hashes of what was compared.
         """
         renamed = {}
         for name in self.names():
             known = self.read(name)
             images = pa.concat_tables([IMAGE_SCHEMA.empty_table(), *self.batches(known, "images.parquet")])
-            mask = gone(images)
+            mask = removed(images)
             if mask.any():
                 renamed[name] = self._without(name, known, images, mask)
         return renamed
 
-    def _without(self, name: str, known: Published, images: pa.Table, gone: npt.NDArray[np.bool_]) -> str:
+    def _without(self, name: str, known: Published, images: pa.Table, removed: npt.NDArray[np.bool_]) -> str:
         with tempfile.TemporaryDirectory(dir=self._folder.scratch(), prefix=".tmp-") as scratch:
             paths = {part: Path(scratch) / part for part in PARTS}
             flagged = pa.concat_tables([PLACEHOLDER_SCHEMA.empty_table(), *self.batches(known, "placeholders.parquet")])
             with self._file(known, "texts.parquet") as path:
                 shutil.copyfile(path, paths["texts.parquet"])
             signatures = self.signatures(known, images.num_rows)
-            write_without(paths, images, signatures, flagged, gone)
+            write_without(paths, images, signatures, flagged, removed)
             digests = {part: file_sha256(path) for part, path in paths.items()}
             new = f"{known.build}.{_digest(digests)}.json"
             files = {}
@@ -248,8 +251,19 @@ class Identities:
 
 def commit_name(build: Build) -> str:
     """`<build>.<digest of the files' sha256>.json`."""
-    record = build.stage("lead").record(build.stage("lead").partitions()[0])
+    record = _record(build)
     return f"{build.build_id}.{_digest({part: record.files[part].sha256 for part in PARTS})}.json"
+
+
+def build_of(name: str) -> str:
+    """The build id in the name of a commit."""
+    return name.removesuffix(".json").rpartition(".")[0]
+
+
+def _record(build: Build) -> Record:
+    """The record that names a build's files."""
+    stage = build.stage(IDENTITY_STAGE)
+    return stage.record(stage.partitions()[0])
 
 
 def _digest(of_parts: Mapping[str, str]) -> str:
@@ -261,15 +275,15 @@ def write_without(
     images: pa.Table,
     signatures: npt.NDArray[np.uint8],
     placeholders: pa.Table,
-    gone: npt.NDArray[np.bool_],
+    removed: npt.NDArray[np.bool_],
 ) -> None:
-    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the images that are `gone`."""
-    left = np.flatnonzero(~gone)
-    write_parquet(paths["images.parquet"], images.take(pa.array(left)))
+    """Write images.parquet, signatures.bin and placeholders.parquet to `paths`, without the `removed` images."""
+    remaining = np.flatnonzero(~removed)
+    write_parquet(paths["images.parquet"], images.take(pa.array(remaining)))
     with paths[SIGNATURES].open("wb") as f:
-        for start in range(0, len(left), 10_000):
-            f.write(signatures[left[start : start + 10_000]].tobytes() if len(signatures) else b"")
-    ids = images["candidate_id"].filter(pa.array(gone))
+        for start in range(0, len(remaining), 10_000):
+            f.write(signatures[remaining[start : start + 10_000]].tobytes() if len(signatures) else b"")
+    ids = images["candidate_id"].filter(pa.array(removed))
     write_parquet(
         paths["placeholders.parquet"], placeholders.filter(pc.invert(pc.is_in(placeholders["candidate_id"], ids)))
     )

@@ -76,7 +76,7 @@ _BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=Non
 
 @contextlib.contextmanager
 def timed() -> Iterator[None]:
-    """What is done inside is done for one partition: its attempt counts the time from here, not from when it opened."""
+    """Start the clock of a partition: an attempt that is opened within the block counts its time from here."""
     token = _BEGAN.set((time.monotonic(), time.process_time()))
     try:
         yield
@@ -87,7 +87,7 @@ def timed() -> Iterator[None]:
 class Attempt:
     """One try at a partition: write files to `path(suffix)`, then `commit`. Without commit nothing remains.
 
-    Use as a context manager. `final` gives a suffix a fixed name instead of an attempt-unique one: only for files that
+    Use as a context manager. `final` is a fixed name instead of an attempt-unique one: only for files that
     are the same whoever writes them.
     """
 
@@ -118,7 +118,7 @@ class Attempt:
         self._hashed[suffix] = sha256
 
     def folder(self, name: str) -> Path:
-        """A local folder for what the attempt only needs itself; gone afterwards."""
+        """A local folder for temporary files of the attempt; deleted with it."""
         path = self._scratch / name
         path.mkdir()
         return path
@@ -222,7 +222,7 @@ class StageDir:
         return None
 
     def amend(self, record: Record, files: Mapping[str, Path], counts: dict[str, int] | None = None) -> Record:
-        """Commit a partition again with some of its files replaced by local ones. What they replace is left: `sweep`.
+        """Commit a partition again with some of its files replaced by local ones. Replaced files stay until `sweep`.
 
         For a takedown, the one case in which committed bytes change.
         """
@@ -240,7 +240,7 @@ class StageDir:
         return [self.at(name) for name in (self.folder / _RECORDS).names() if not name.startswith(".")]
 
     def others(self) -> list[StageDir]:
-        """As `everyone`, without this fingerprint."""
+        """Like `everyone`, but without this fingerprint."""
         return [other for other in self.everyone() if other.mark != self.mark]
 
     def has_files(self, record: Record, suffixes: Iterable[str]) -> bool:
@@ -301,7 +301,7 @@ class StageDir:
     ) -> None:
         """Make room for `partitions` in a folder whose files have fixed names, which two fingerprints share.
 
-        Removes, in this order, so that nothing that is left looks finished if this is killed: the note that a
+        Removes, in this order, so that what remains never looks finished if this is killed: the note that a
         fingerprint is finished; other fingerprints' records; records of ours outside `partitions`; files that no
         remaining record names. reusable(record) returns the suffixes of another fingerprint's files that this one may
         take over (`others`); its record stays until its partition is committed here. keep: names at the top of the

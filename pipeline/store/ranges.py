@@ -35,7 +35,7 @@ class KeyRange:
 
     @staticmethod
     def named(partition: str) -> KeyRange:
-        """As `parse`, of a stage whose partitions are ranges. Raises ValueError for any other name."""
+        """Like `parse`, for a stage whose partitions are ranges. Raises ValueError for any other name."""
         key_range = KeyRange.parse(partition)
         if key_range is None:
             raise ValueError(f"{partition!r} does not name a range of order keys")

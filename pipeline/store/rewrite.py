@@ -5,7 +5,7 @@ fetch_id or sha256 where it has none. Decisions stay, without URL, page and text
 sample that is removed is one that `shard` dropped as `forgotten`. Texts that a kept sample took over from a removed
 copy are removed too, unless another page had the same (`BorrowedTexts`).
 
-`Rewrite` is one partition on its way; each stage says in its `without` what is done beside removing rows.
+`Rewrite` is one partition being rewritten; a stage's `without` does what is needed beyond removing rows.
 
 Limits: a partition in memory.
 """
@@ -155,7 +155,7 @@ class Rewrite:
                 self.write_table(suffix, remaining)
 
     def commit(self) -> Record | None:
-        """Commit the partition again; None, and nothing done, where it held nothing of what is removed."""
+        """Commit the partition again; returns None, and does nothing, if it holds nothing of what is removed."""
         return self.stage.amend(self.record, self.files, self.counts) if self.files else None
 
 

@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
+from pipeline.store.partitions import DECISIONS, Record
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
-    from pipeline.store.partitions import Record
     from pipeline.store.rewrite import Removal, Rewrite
 
 
@@ -43,32 +43,33 @@ class StageFile:
 
 
 def one_cpu(spec: BuildSpec) -> dict[str, float]:
-    """What a partition asks of the cluster unless its stage says more, as options of a Ray task."""
+    """Default resources of a partition, as options of a Ray task."""
     return {"num_cpus": 1.0}
 
 
 def remove_rows(rewrite: Rewrite) -> None:
-    """The takedown of a stage whose files are tables of rows: the rows go."""
+    """Default takedown: removes rows from the tables of a partition."""
     rewrite.remove_rows()
 
 
 def nothing_moved(build: Build, before: Record, after: Record) -> None:
-    """For a stage whose files nothing in STORE points into."""
+    """Default: nothing in STORE points into the stage's files."""
 
 
 def no_state(build: Build, removal: Removal) -> None:
-    """For a stage that keeps nothing beside its committed files."""
+    """Default: the stage keeps nothing beside its committed files."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage. All of its functions are pure but `run`, which commits one partition, and `moved`.
+    """One stage. `token` and `resources` are pure functions.
 
     name, zh: as specs, records and reports call it. folder: where it writes, within BUILD. inputs: stages it reads.
 
     version: raised when the same input gives another output. Never raised for crawl and fetch by a mere code change.
     token(build): JSON value of its part of the spec, the versions of its plug-ins, and what it reads outside the build.
-    partitions(build): names of its partitions; called by the driver when the inputs are finished, and nowhere else.
+    partitions(build): names of its partitions, once its inputs are finished. That of `shard` also clears its folder for
+    a new fingerprint, so only the driver calls it.
     run(build, partition): does one partition and commits it.
     resources(spec): what a partition asks of the cluster, as options of a Ray task.
     files: what it commits for a partition, beside its decisions.
@@ -76,12 +77,14 @@ class Stage:
     subject: what it decides on: "candidate", "capture", or "" for a stage that drops nothing itself.
     max_drop: the share that it may drop of a source, 0 to 1, where the spec's table of gates does not name it.
 
-    network: its results cost requests to others, so those under other specs are kept by `gc`.
+    network: its results cost requests to other servers, so `gc` keeps those of other specs.
     fixed_names: its files have names that two fingerprints share, so they are neither swept nor rewritten in place.
-    expires: an expired build does without its folder.
-    rewrites_others: a takedown rewrites what other specs left of it; for the others that is deleted, since it costs no
-    network and follows from all rows together.
+    expires: `gc --keep` deletes its folder from expired builds.
+    rewrites_others: whether a takedown rewrites the partitions that other specs committed. If not, they are deleted:
+    they cost no network, and follow from all rows together.
     without(rewrite): removes from one committed partition what a takedown names.
+    stored(build, partition): for a stage that reads what changes outside: whether it has a result of the partition
+    under another fingerprint, which is then adopted. `build --no-crawl` runs no partition without one.
     moved(build, before, after): tells STORE where files of a rewritten partition lie now.
     forget_state(build, removal): removes it from what the stage keeps beside its committed files.
     """
@@ -102,6 +105,7 @@ class Stage:
     fixed_names: bool = False
     expires: bool = True
     rewrites_others: bool = True
+    stored: Callable[[Build, str], bool] | None = None
     without: Callable[[Rewrite], None] = remove_rows
     moved: Callable[[Build, Record, Record], None] = nothing_moved
     forget_state: Callable[[Build, Removal], None] = no_state
@@ -113,6 +117,8 @@ class Stage:
 
     def file(self, suffix: str) -> StageFile | None:
         """What a committed file is, by its suffix; None for decisions and whatever else is not declared."""
+        if suffix == DECISIONS:
+            return None
         return next((file for file in self.files if fnmatch.fnmatchcase(suffix, file.suffix)), None)
 
 

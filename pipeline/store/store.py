@@ -1,7 +1,7 @@
 """STORE: what outlives a build: caches, identities, takedowns, and where published builds lie.
 
-Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; an object store needs
-one publisher at a time, which the scheduler must see to.
+Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; on an object store the
+scheduler must run one publisher at a time.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Store:
         return datasets(self.folder / "datasets")
 
     def takedowns(self) -> Takedowns:
-        """What is never let in again."""
+        """All takedowns: content that no build may hold."""
         folder = self.folder / "forgotten"
         names = [name for name in folder.names() if name.endswith(".json") and not name.startswith(".")]
         return merged([folder.read_json(name) for name in names])
@@ -70,7 +70,7 @@ class Store:
         return hashlib.sha256(canonical_json(value)).hexdigest()[:16]
 
     def register(self, build: Build, revision: int) -> None:
-        """Note where a published build lies, for those who have to reach all of them (`forget`, `gc`)."""
+        """Note where a published build lies, so that `forget` and `gc` reach all of them."""
         entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
         self.folder.write_json(f"builds/{build.build_id}.json", {**entry, "out": build.out, "revision": revision})
 
@@ -116,7 +116,10 @@ class Store:
         """The version of what is there, 0 if nothing is. Raises StoreError for a newer one."""
         if not self.folder.exists("store.json"):
             return 0
-        version = int(self.folder.read_json("store.json")["version"])
+        try:
+            version = int(self.folder.read_json("store.json")["version"])
+        except (KeyError, TypeError, ValueError):
+            raise StoreError(self.folder.at("store.json"), "is not the record of a STORE") from None
         if version > STORE_VERSION:
             raise StoreError(self.url, f"is of version {version}, this wenlan knows {STORE_VERSION}; upgrade")
         return version

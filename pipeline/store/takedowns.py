@@ -1,12 +1,12 @@
 """Takedowns: what must not be in any dataset, and how a row, a URL or a picture is recognised as such.
 
-STORE/forgotten holds one file a takedown, hashes only: whoever reads it learns nothing about what was taken down, and
-whoever holds the picture or the address can check it.
+STORE/forgotten holds one file per takedown, with hashes only: it does not reveal what was taken down, but a picture or
+an address can be checked against it.
 
     hashes   sha256 of an image's or a page's URL, of an image's bytes, of a domain
     looks    perceptual hashes and signatures of pictures, with the distance up to which another one is the same
 
-Who asks: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
+Used by: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
 `publish`, and `forget`, which takes things out of what is there already.
 
 Limits: looks are compared with those of the same feature id only.
@@ -46,7 +46,7 @@ class Look:
         return Look(tuple(raw["phash"]), signature, raw["distance"], raw["threshold"], raw["features"])
 
     def value(self) -> dict[str, Any]:
-        """As JSON."""
+        """The look as JSON values."""
         signature = base64.b64encode(self.signature).decode()
         more = {"distance": self.distance, "threshold": self.threshold, "features": self.features}
         return {"phash": list(self.phash), "signature": signature, **more}
@@ -91,7 +91,7 @@ class Takedowns:
         return known
 
     COLUMNS: ClassVar = ("key", "image_url", "page_url", "sha256")
-    """Of a shard's table, that `among` asks for."""
+    """Columns of a shard's table that `among` needs."""
 
     def among(self, rows: pa.Table) -> list[str]:
         """Keys of the samples that are taken down, of a table with COLUMNS."""
@@ -159,7 +159,7 @@ def domain_hashes(domain: str) -> set[str]:
 
 
 def merged(parts: Sequence[dict[str, Any]]) -> Takedowns:
-    """What the files of STORE/forgotten say together."""
+    """The takedowns in all files of STORE/forgotten, as one."""
     hashes = frozenset(name for part in parts for name in part["hashes"])
     looks = {look["signature"]: Look.read(look) for part in parts for look in part.get("looks", ())}
     return Takedowns(hashes, tuple(looks.values()))

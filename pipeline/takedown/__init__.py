@@ -1,1 +1,1 @@
-"""What is taken out of builds and STORE: takedowns and garbage."""
+"""Removal from builds and STORE: takedowns and garbage collection."""

@@ -27,7 +27,7 @@ class Affected:
     samples: list[dict[str, str]] = field(default_factory=list)
 
     def value(self) -> dict[str, Any]:
-        """For people and for --json."""
+        """As JSON values, for the answer of `forget`."""
         return {
             "build_id": self.build.build_id,
             "out": self.build.out,

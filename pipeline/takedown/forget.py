@@ -1,4 +1,4 @@
-"""Takedown: what an owner wants removed is removed from every build and from STORE, and never comes in again.
+"""Takedown: removes content from every build and from STORE, and rejects it in future builds.
 
 In this order, so that a kill at any moment leaves a state that the same command finishes:
 
@@ -13,8 +13,8 @@ In this order, so that a kill at any moment leaves a state that the same command
     7  the next release of each dataset, which lists the shards as they are now
 
 Builds that STORE knows (those that were published) are done whether they are named or not. Without anything named, all
-that is in STORE/forgotten is removed from the builds given. A page or a domain takes what was found there along; a
-picture that another page shows too stays.
+that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
+from it; a picture that another page shows too stays.
 
 Limits: one process. A capture goes with any picture on it that goes. Copies of a dataset elsewhere are out of reach:
 the manifest's parent says which revision to replace. Ids and hashes of what was removed stay in decisions and STORE.
@@ -26,7 +26,6 @@ import contextlib
 import datetime
 import functools
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -38,7 +37,7 @@ from data_specs.shard import canonical_json, parse_manifest
 from pipeline.publish import dataset, release
 from pipeline.store import build_json
 from pipeline.store.build import Build
-from pipeline.store.identities import Identities
+from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
@@ -49,19 +48,22 @@ from pipeline.takedown.request import Request, resolve, text_array
 __all__ = ["COUNTED", "Request", "forget"]
 
 MARKER = "_forget.json"
-"""In a build's folder while a takedown is at work there: what it loses, and what it was before."""
+"""File in a build's folder while a takedown is running there: what it removes, and the state before."""
 
 COUNTED = ("samples", "candidates", "images", "captures")
-"""Of what a build held, in the answer of `forget`."""
+"""Counts per build in the answer of `forget`."""
 
 
-def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False) -> dict[str, Any]:
+def forget(
+    store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False, remember: bool = True
+) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
     "releases": number of the newest release by dataset}.
-    dry_run: says what would be removed and changes nothing. Raises SpecError for a request that cannot be meant,
-    SourceError for a picture that cannot be read, and StoreError for a build in which another command is at work.
+    dry_run: says what would be removed and changes nothing. remember: STORE/forgotten gets it, so that it never comes
+    in again. Raises SpecError for an invalid request, SourceError for a picture that cannot be read, and StoreError for
+    a build in which another command is at work.
     """
     request.check()
     with contextlib.ExitStack() as locks:
@@ -73,10 +75,14 @@ def forget(store: Store, builds: Sequence[Build], request: Request, dry_run: boo
         losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
         if dry_run:
             return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": ""}
-        name = _note_in_store(store, takedowns)
+        name = _note_in_store(store, takedowns) if remember else ""
         answers = [_take_out(loss, takedowns) for loss in losses]
-        _clean_store(store, takedowns, {h for loss in losses for h in loss.hashes}, builds)
+        removed = {h for loss in losses for h in loss.hashes}
+        if remember:
+            _clean_identities(store, takedowns, removed)
+        _clean_caches(store, takedowns, removed)
         for build in builds:
+            _rename(build)
             build.folder.delete(MARKER)
         specs = {build.build_id: build.spec for build in builds}
         renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
@@ -118,25 +124,16 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and shards.stage_shards(build, removal):
         _move_staged(build)
-    partitions.remove(build, removal, ["lead"])  # what publishing hands to STORE
+    partitions.remove(build, removal, [IDENTITY_STAGE])  # what publishing hands to STORE
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
     partitions.remove(build, removal, partitions.rewritable(build))
     if marker["reported"]:
-        build.stages["report"].run(build, "all")
-    _count_anew(build)
+        report = build.stages["report"]
+        for partition in report.partitions(build):
+            report.run(build, partition)
+    build_json.note_counts(build, "shard")
     return answer
-
-
-def _count_anew(build: Build) -> None:
-    """Note in build.json what shard counts now."""
-    known = build.folder.read_json("build.json") if build.folder.exists("build.json") else {"stages": {}}
-    if "shard" in known["stages"]:
-        funnel = Counter[str]()
-        for record in build.stage("shard").records():
-            funnel.update(record.counts)
-        known["stages"]["shard"]["funnel"] = dict(funnel)
-        build.folder.write_json("build.json", known)
 
 
 def _state(build: Build) -> dict[str, Any]:
@@ -158,14 +155,14 @@ def _move_staged(build: Build) -> None:
     files are not what the old records say.
     """
     if shards.staged(build):
-        dataset.withdraw(build.store, build.spec.name)
+        finish = f"wenlan-data forget --store {build.store.url}"
+        dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
         release.withdraw(build.shards)
         shards.move_staged(build)
 
 
-def _clean_store(store: Store, takedowns: Takedowns, hashes: set[str], builds: Sequence[Build]) -> None:
-    """Step 6. Identities of builds that were done are those of their own files already."""
-    ids = text_array(hashes | takedowns.hashes)
+def _clean_identities(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
+    """Step 6, for builds whose folders are not at hand: those that were done have identities of their own files."""
     named = pa.array([bytes.fromhex(name) for name in sorted(takedowns.hashes)], pa.binary(32))
     candidates = pa.array([bytes.fromhex(name) for name in sorted(hashes)], pa.binary(32))
 
@@ -177,15 +174,18 @@ def _clean_store(store: Store, takedowns: Takedowns, hashes: set[str], builds: S
 
     with store.lock():
         Identities(store).forget(published)
-    for name, cache in store.caches():
-        cache.forget(functools.partial(_in_cache, name, cache.key, ids, takedowns))
-    for build in builds:
-        _rename(build)
 
 
-def _in_cache(name: str, key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> pa.Array:
+def _clean_caches(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:
+    """Step 6, for what all builds share."""
+    ids = text_array(hashes | takedowns.hashes)
+    for _, cache in store.caches():
+        cache.forget(functools.partial(_in_cache, cache.key, ids, takedowns))
+
+
+def _in_cache(key: str, ids: pa.Array, takedowns: Takedowns, rows: pa.Table) -> pa.Array:
     mask = pc.is_in(rows[key], ids)
-    if name == "fetched":
+    if "image_url" in rows.column_names:
         hosts = pa.array([takedowns.host(url) for url in rows["image_url"].to_pylist()], pa.bool_())
         mask = pc.or_(mask, hosts)
     return mask
@@ -193,10 +193,8 @@ def _in_cache(name: str, key: str, ids: pa.Array, takedowns: Takedowns, rows: pa
 
 def _rename(build: Build) -> None:
     """Identities that a build reads may have another name now."""
-    if not build.folder.exists("build.json"):
-        return
-    known, identities = build.folder.read_json("build.json"), Identities(build.store)
-    there, read = set(identities.names()), list(known.get("identities", ()))
-    names = [name if name in there else identities.of(name.rsplit(".", 2)[0]) for name in read]
-    if names != read:
-        build.folder.write_json("build.json", {**known, "identities": [name for name in names if name]})
+    identities, before = Identities(build.store), list(build_json.read(build.folder).get("identities", ()))
+    present = set(identities.names())
+    names = [name if name in present else identities.of(build_of(name)) for name in before]
+    if names != before:
+        build_json.note_identities(build, [name for name in names if name])

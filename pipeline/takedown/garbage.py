@@ -1,4 +1,4 @@
-"""Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N]`.
+"""Garbage: what no build and no STORE needs any more. `wenlan-data gc --store DIR [--keep N] [--keep-releases N]`.
 
 Always: files that killed attempts left, and what other specs left in the folders of published builds; rows of
 STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; half-written files of STORE.
@@ -7,7 +7,10 @@ STORE/fetched whose bytes are gone; features of an older wenlan, which nobody as
 again or is what they are for: captures, shards, report, build.json, releases.json. Their other stages go. Before images
 go, STORE/fetched learns of newer builds that hold the same, so that they are not fetched again.
 
-Nothing that is not published is touched, nor a build in which a command is at work.
+`--keep-releases N` deletes all but the N newest releases of each dataset, and the shards of published builds that no
+release needs any more: those of an earlier generation, and those that a rollback has left out. Their captures stay.
+
+Unpublished builds, and builds in which a command is running, are not touched.
 
 Limits: builds are those that STORE knows (published by this version or a later one).
 """
@@ -27,12 +30,16 @@ from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
 
-def collect(store: Store, stages: Stages, keep: int = 0, dry_run: bool = False) -> dict[str, Any]:
-    """Delete garbage, and expire all but the `keep` newest builds of each dataset (0: none).
+def collect(
+    store: Store, stages: Stages, keep: int = 0, dry_run: bool = False, keep_releases: int = 0
+) -> dict[str, Any]:
+    """Delete garbage, expire all but the `keep` newest builds and delete all but the `keep_releases` newest releases of
+    each dataset, with the shards that only these need (0: none).
 
     stages: what builds consist of. Returns {"deleted": [{"what", "place", "bytes"}], "bytes": their sum}. Raises
     StoreError.
@@ -41,18 +48,35 @@ def collect(store: Store, stages: Stages, keep: int = 0, dry_run: bool = False) 
     deletions = Deletions(dry_run)
     builds = dict[str, list[Build]]()
     for known in store.registered():
-        if Folder(known["out"]).exists("build.json"):
+        if Folder(known["out"]).exists(build_json.NAME):
             builds.setdefault(known["name"], []).append(build_json.reopen(known["out"], stages))
-    for own in builds.values():
+    for name, own in builds.items():
         old = own[:-keep] if keep else []
+        needed = _expire_releases(store.releases(name), keep_releases, deletions) if keep_releases else None
         for build in own:
             with contextlib.suppress(StoreError), _alone(build, dry_run):
                 if build in old:
                     _expire(store, build, [b for b in own if b not in old], deletions)
                 else:
                     _tidy(build, deletions)
+                if needed is not None and build.build_id not in needed:
+                    deletions.delete("of no release", build.folder, build.stages["shard"].folder)
     _tidy_store(store, deletions)
     return {"deleted": deletions.deleted, "bytes": sum(one["bytes"] for one in deletions.deleted)}
+
+
+def _expire_releases(releases: Releases, keep: int, deletions: Deletions) -> set[str] | None:
+    """Delete all but the newest releases of a dataset; returns the ids of the builds that these need.
+
+    None for a dataset that has no release, of whose builds nothing is known to be needed or not.
+    """
+    numbers = releases.numbers()
+    if not numbers:
+        return None
+    for number in numbers[:-keep]:
+        for name in (file_name(number), file_name(number).removesuffix(".json")):
+            deletions.delete("old release", releases.folder, name)
+    return {build.build_id for number in numbers[-keep:] for build in releases.read(number).builds}
 
 
 class Deletions:
@@ -103,7 +127,7 @@ def _tidy(build: Build, deletions: Deletions) -> None:
 
 
 def _expire(store: Store, build: Build, others: list[Build], deletions: Deletions) -> None:
-    """Leave an old build only what it is for."""
+    """Delete from an old build the folders of all stages that expire."""
     if not deletions.dry_run:
         _find_elsewhere(store, build, others)
     for stage in build.stages.values():
@@ -112,7 +136,7 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
 
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:
-    """Rows of STORE/fetched that point into a build, pointed to one that stays and holds the same image."""
+    """Point rows of STORE/fetched that lie in a build to a newer build that holds the same image."""
     directories, cache = build.history("fetch"), store.fetched()
     if not directories:
         return
@@ -159,5 +183,9 @@ def _tidy_store(store: Store, deletions: Deletions) -> None:
     rows = store.fetched().forget(lost)
     if rows:
         deletions.deleted.append(
-            {"what": f"{rows:,} fetched images that lie nowhere", "place": store.folder.at("fetched"), "bytes": 0}
+            {
+                "what": f"{rows:,} fetched images whose tar no longer exists",
+                "place": store.folder.at("fetched"),
+                "bytes": 0,
+            }
         )

@@ -1,14 +1,13 @@
-"""Removes what is taken down from one build: from the files of every stage up to `detect`, at every fingerprint.
+"""Removes what is taken down from the committed partitions of one build, at every fingerprint.
 
-Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`).
-How a stage's partition is rewritten is the stage's own (`Stage.without`).
+Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`); each stage knows how its partitions are
+rewritten (`Stage.without`). Files with fixed names, the shards, are done by `pipeline.takedown.shards`.
 
-Stages are done last to first, so that whatever a later stage's rows are recognised by is still there if this is killed;
-and each partition is committed again as a whole. Shards are `pipeline.takedown.shards`' business. Killed
-anywhere, the same command goes on.
+Stages are done last to first, so that the rows by which a later stage's rows are recognised still exist if this is
+killed. Each partition is committed again as a whole, and the same command finishes what a killed one began.
 
-Limits: one process, a partition in memory. Stages after filter that other specs left in the folder are deleted
-instead of rewritten; they cost no network. WARC files and tables that a spec names are the user's and are not touched.
+Limits: one process, a partition in memory. What other specs committed is deleted instead of rewritten where the stage
+says so (`Stage.rewrites_others`). WARC files and tables that a spec names are the user's and are not touched.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a takedown request means: the hashes and looks of all that it names, found in the builds that have it.
+"""Takedown requests: what a request names, looked up in the builds, becomes hashes and looks.
 
 Asked for by URL (of an image or of a page), by domain, by the sha256 of a picture's bytes, or by a picture that it
 looks like. A picture that is named takes its copies along, as dedup knows copies: the same bytes at other addresses,
@@ -60,7 +60,7 @@ class Request:
         return {name for domain in self.domains for name in domain_hashes(domain)}
 
     def check(self) -> None:
-        """Raises SpecError for a request that cannot be meant."""
+        """Raises SpecError for an invalid request."""
         self.named()
         self.hosts()
 

@@ -114,7 +114,7 @@ def _mended(f: Any, writer: TarWriter, row: dict[str, Any], stay: list[int]) -> 
 def staged(build: Build) -> list[str]:
     """Shards that wait to be moved into place."""
     names = (build.shards / STAGED).names() if "shard" in build.fingerprints else []
-    return [name[:-5] for name in names if name.endswith(".json")]
+    return [name.removesuffix(".json") for name in names if name.endswith(".json")]
 
 
 def move_staged(build: Build) -> None:

@@ -127,7 +127,7 @@ class Crawler:
 
     @contextmanager
     def _surviving(self, url: str) -> Iterator[None]:
-        """Where a page or a sitemap is taken: what its content makes any parser raise is its Decision, not our end."""
+        """Turn what a parser raises on a page or sitemap into its Decision, so that it does not end the crawl."""
         try:
             yield
         except OURS:

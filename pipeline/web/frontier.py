@@ -190,7 +190,7 @@ class Frontier:
             self._note(name, self._noted(name) + more)
 
     def counted(self, name: str) -> int:
-        """A number as `count` has left it, 0 at first."""
+        """The value of a named number; 0 if it was never counted."""
         return int(self._noted(name))
 
     def keep(self, page: Page, capture: Capture, links: Sequence[str], member: bytes = b"", likeness: str = "") -> None:

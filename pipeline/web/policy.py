@@ -303,7 +303,7 @@ def robots_of(status: int, body: bytes) -> Robots:
 
 
 def _robots_of(status: int, body: bytes) -> Robots:
-    """As `robots_of`, but raises whatever the parser raises."""
+    """Like `robots_of`, but raises whatever the parser raises."""
     if 400 <= status < 500 and not is_transient(status):
         return Robots()
     if not 200 <= status < 300:
@@ -394,7 +394,7 @@ def tdm_of(status: int, body: bytes) -> Tdm:
 
 
 def _tdm_of(status: int, body: bytes) -> Tdm:
-    """As `tdm_of`, but raises whatever the parser raises."""
+    """Like `tdm_of`, but raises whatever the parser raises."""
     try:
         entries = json.loads(body) if status == 200 else []
     except (ValueError, RecursionError):

@@ -97,9 +97,11 @@ def _sums(data: bytes) -> Any:
     from pipeline.features.signature import Signature
     from pipeline.pictures.decode import decode
     from pipeline.pictures.hashing import levels_of
-    from pipeline.pictures.thumbs import REDUCE_TO, Views, squares_of
+    from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
 
-    views = Views(squares_of([decode(data, 10**9, reduce_to=REDUCE_TO)]))
+    squares = np.empty((1, THUMB, THUMB, 4), np.uint8)
+    fill(squares[0], decode(data, 10**9, reduce_to=REDUCE_TO))
+    views = Views(squares)
     means = np.frombuffer(Signature().of(views)[0], np.uint8)
     return np.concatenate([levels_of(views.thumbs).ravel(), means]).astype(np.float32)
 

@@ -206,13 +206,6 @@ def has_generations() -> bool:
     return "new_generation" in inspect.signature(run.open_build).parameters
 
 
-def leaves_out_what_opts_out() -> bool:
-    """Whether this wenlan leaves out what opted out after it was published (`vanished` of a site)."""
-    from pipeline.sources.site import Site as SiteSource
-
-    return "vanished" in SiteSource.model_fields
-
-
 def counts(funnels: Mapping[str, Mapping[str, int]]) -> dict[str, int]:
     """Samples that a build kept, images that the dataset held already, and what was dropped, by its stages' funnels."""
     return {

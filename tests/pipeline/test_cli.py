@@ -154,3 +154,38 @@ def test_a_source_behind_a_password_is_read_and_its_password_is_never_shown(tmp_
             assert password not in printed.out + printed.err
         server.shutdown()
     assert codes == [0, 0]
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"spec": {}}', '"x"', "nonsense"])
+def test_a_build_json_that_is_none_is_one_line(record, capsys, tmp_path):
+    (tmp_path / "build.json").write_text(record)
+    for command in (["status"], ["explain", str(tmp_path), "x"], ["report"], ["publish"]):
+        words = command if len(command) > 1 else [*command, str(tmp_path)]
+        assert cli.main(words) == 1
+        [line] = lines(capsys)
+        assert line.startswith(f"wenlan-data: {tmp_path}/build.json: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("--snapshot", "../x", "--snapshot ../x: letters, digits and . _ - only, since it becomes part of file names"),
+        ("--workers", "-1", "--workers -1: a number of CPUs, 0 for all of them"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys, tmp_path):
+    (tmp_path / "photos").mkdir()
+    spec = tmp_path / "s.yaml"
+    spec.write_text(
+        "{name: a, contact: a@b.example, sources: [{kind: folder, name: x, source_kind: news, path: photos}]}"
+    )
+    assert cli.main(["build", str(spec), "--out", str(tmp_path / "out"), option, value]) == 2
+    assert lines(capsys) == [f"wenlan-data: {line}"]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("record", ["[]", '{"version": "a"}', "{}"])
+def test_a_store_json_that_is_none_is_one_line(record, capsys, tmp_path):
+    (tmp_path / "store.json").write_text(record)
+    assert cli.main(["release", "list", "--store", str(tmp_path)]) == 1
+    assert lines(capsys) == [f"wenlan-data: {tmp_path}/store.json: is not the record of a STORE"]

@@ -9,6 +9,7 @@ A whole build that is killed while it packs, Ray and all, is in test_build.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -27,7 +28,9 @@ from typing import Any
 import fsspec
 import pytest
 
-from data_specs.shard import parse_manifest
+from data_specs.release import open_manifest
+from data_specs.shard import ContractError, Manifest, parse_manifest
+from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
 from pipeline.store.build import Build
@@ -141,12 +144,28 @@ def command(runner: tuple[subprocess.Popen[str], Path], tmp_path: Path) -> Comma
     return run
 
 
-class Reader(threading.Thread):
-    """Looks at a shard folder again and again; `faults` is what was half there under a manifest that stood."""
+def read(url: str) -> bytes:
+    """A file as any reader sees it."""
+    fs, path = fsspec.url_to_fs(url)
+    return bytes(fs.cat_file(path))
 
-    def __init__(self, folder: str) -> None:
+
+def newest(build: Build) -> Manifest | None:
+    """The newest release of a build's dataset, None if there is none."""
+    with contextlib.suppress(FileNotFoundError, ContractError):  # no latest.json yet, or one without a release
+        return open_manifest(f"{build.store.url}/datasets/{build.spec.name}", read)[1]
+    return None
+
+
+class Reader(threading.Thread):
+    """Looks at a shard folder again and again; `faults` is what was half there under a manifest that stood.
+
+    While a build is published, where there is its manifest there is the release with it, and the other way round.
+    """
+
+    def __init__(self, folder: str, publishing: Build | None = None) -> None:
         super().__init__(daemon=True)
-        self._folder, self._over = folder, threading.Event()
+        self._folder, self._over, self._publishing = folder, threading.Event(), publishing
         self.faults: list[str] = []
         self.whole = self.none = 0
         self.fresh = threading.Event()
@@ -169,6 +188,10 @@ class Reader(threading.Thread):
             return None
 
     def _look(self) -> None:
+        if self._publishing is not None:
+            before, released = self._read("manifest.json"), newest(self._publishing)
+            if (before is not None and released is None) or (released is not None and not self._read("manifest.json")):
+                self.faults.append("one of build and release was there without the other")
         data = self._read("manifest.json")
         if data is None:
             self.none += 1
@@ -188,8 +211,8 @@ class Reader(threading.Thread):
 
 
 @contextmanager
-def watched(build: Build) -> Iterator[Reader]:
-    reader = Reader(f"{build.out}/shards")
+def watched(build: Build, publishing: bool = False) -> Iterator[Reader]:
+    reader = Reader(f"{build.out}/shards", build if publishing else None)
     reader.start()
     try:
         yield reader
@@ -261,13 +284,21 @@ def test_a_publish_that_is_killed_leaves_no_half_dataset(
 ) -> None:
     calm, build = place(packed, where), place(packed, where)
     _, changes = command(calm, None, "publish")
+    moments = sorted({*spread(changes, kills), *range(changes - 4, changes + 1)})  # at the end all becomes visible
     ends = []
-    with watched(build) as reader:
-        for at in spread(changes, kills):
+    with watched(build, publishing=True) as reader:
+        for at in moments:
             ends.append(command(build, None, "publish", at)[0])
+            there = newest(build)
+            assert (there is not None) == Folder(build.out).exists("shards/manifest.json")
         assert reader.whole == 0 or ends[-1] == -signal.SIGKILL
         assert command(build, None, "publish")[0] == 0
     assert ends.count(-signal.SIGKILL) >= kills - 1
+    released, undisturbed = newest(build), newest(calm)
+    assert released is not None
+    assert undisturbed is not None
+    assert released.content_digest == undisturbed.content_digest
+    assert verify(f"{build.store.url}/datasets/{build.spec.name}") == []
     assert reader.none > 0
     assert reader.whole > 0
     assert dataset(build) == dataset(calm)
@@ -279,9 +310,9 @@ def test_a_publish_that_is_killed_leaves_no_half_dataset(
 def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the_next(
     packed: Build, place: Callable[[Build, str], Build], synthetic: Any, command: Command, where: str, kills: int
 ) -> None:
-    local = place(packed, "disk")
-    release.publish(local)
-    calm, build = place(local, where), place(local, where)
+    calm, build = place(packed, where), place(packed, where)
+    for one in (calm, build):
+        release.publish(one)
     kept = [item for item in synthetic.items() if item.stage == "shard"]
     request = Request(urls=[kept[3].candidate.image_url, kept[14].candidate.image_url])
     _, changes = command(calm, request, "forget")
@@ -295,6 +326,11 @@ def test_a_takedown_that_is_killed_leaves_no_half_dataset_and_is_finished_by_the
     assert dataset(build) == dataset(calm)
     assert known(build) == known(calm)
     assert verify(f"{build.out}/shards", store=build.store.url) == []
+    released, undisturbed = newest(build), newest(calm)
+    assert released is not None
+    assert undisturbed is not None
+    assert released.shards == undisturbed.shards
+    assert verify(f"{build.store.url}/datasets/{build.spec.name}", store=build.store.url) == []
     gone = {bytes.fromhex(kept[i].candidate.candidate_id) for i in (3, 14)}
     assert not gone & known(build)
 

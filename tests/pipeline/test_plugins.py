@@ -31,7 +31,6 @@ NEEDED = {  # the least options of plug-ins that cannot do without
     "webdataset": {"path": "x.tar"},
     "onnx": {"weights": "x.onnx"},
     "lexicon": {"lists": {"phrases": str(ROOT / "pipeline" / "filters" / "boilerplate.txt")}},
-    "yolox": {"weights": "x.onnx"},
 }
 SHARED = {"sources": {"name": "s", "source_kind": "news"}, "filters": {}, "detectors": {}}
 
@@ -51,7 +50,7 @@ def test_a_plug_in_is_what_its_file_says(family, name):
 
 @pytest.mark.parametrize(("family", "name"), PLUGINS)
 def test_every_option_is_documented(family, name):
-    """By its field's description, from which the JSON Schemas and `wenlan-data plugins` tell of it."""
+    """By its field's description, from which the JSON Schema of a spec is made."""
     for option, info in find(family, name).model_fields.items():
         if option not in ("name", "source_kind", "base"):
             assert info.description, f"{family}/{name}: {option} is not documented"

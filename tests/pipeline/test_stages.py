@@ -170,6 +170,7 @@ def test_a_stage_is_whole(stage: Stage) -> None:
     assert stage.version > 0
     assert stage.resources(BuildSpec.model_validate(MINIMAL)).get("num_cpus", 0) > 0
     assert stage.prepares or stage.subject in ("candidate", "capture")
+    assert stage.file(DECISIONS) is None, "decisions are every stage's, and no file of its own"
 
 
 MINIMAL = {

@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, ContractError, FileDigest, ShardFiles
 from training.data.index_checks import check_boxes, check_places, check_rows, typed
 from training.data.plain_tars import index_tar
+from training.errors import first_line
 
 GRID = "grid"
 """The detector that needs no file: boxes follow from the image's size alone."""
@@ -194,7 +195,7 @@ def _read_parquet(name: str, digest: str, schema: Any) -> Any:
     try:
         table = pq.read_table(pa.BufferReader(data), columns=schema.names)
     except Exception as e:  # Arrow raises many types on a damaged file, OSError and MemoryError among them
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        reason = first_line(e)
         raise ContractError(f"{name}: not a Parquet file of this contract ({reason})") from None
     return typed(table, name, schema)
 
@@ -239,5 +240,5 @@ def read_index(path: Path) -> Any:
     try:
         return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except (pa.ArrowException, OSError) as e:
-        reason = (str(e).splitlines() or [""])[0]
+        reason = first_line(e)
         raise ContractError(f"{path}: damaged index in the cache ({reason}); remove it and it is made again") from None

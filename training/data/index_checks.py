@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SOURCE_KINDS, ContractError
+from training.errors import first_line
 
 _SHA256 = "^[0-9a-f]{64}$"
 
@@ -28,7 +29,7 @@ def typed(table: Any, name: str, schema: Any) -> Any:
         table.validate(full=True)
         return table if table.schema.equals(schema, check_metadata=False) else _cast(table.select(schema.names), schema)
     except (pa.ArrowException, ValueError) as e:
-        raise ContractError(f"{name}: not a Parquet file of this contract ({str(e).splitlines()[0][:200]})") from None
+        raise ContractError(f"{name}: not a Parquet file of this contract ({first_line(e)[:200]})") from None
 
 
 def _cast(table: Any, schema: Any) -> Any:

@@ -28,6 +28,7 @@ import fsspec
 import pyarrow as pa
 
 from data_specs.shard import SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
+from training.errors import first_line
 
 TEXT_BYTES = 16 << 20
 """Size above which a member is no text of a sample."""
@@ -74,11 +75,8 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
                     records.append(record)
     except ContractError:
         raise
-    except (
-        Exception
-    ) as e:  # tarfile's own, EOFError, OSError; of hostile headers OverflowError, RecursionError and more
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
-        raise ContractError(f"{tar}: not a readable tar ({reason})") from None
+    except Exception as e:  # tarfile's own, EOFError, OSError; hostile headers raise OverflowError, RecursionError ...
+        raise ContractError(f"{tar}: not a readable tar ({first_line(e)})") from None
     if not records:
         raise ContractError(
             f"{tar}: no sample with both an image ({', '.join(_IMAGE_SUFFIXES)}) and a text (txt, json)"

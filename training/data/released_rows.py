@@ -22,6 +22,7 @@ from typing import Any
 
 from data_specs.shard import TEXT_KINDS
 from training.config import DERIVED_KINDS
+from training.errors import first_line
 
 Box = tuple[float, float, float, float]
 
@@ -98,14 +99,14 @@ def _row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as e:
-        return Broken(where, f"not JSON ({_reason(e)})")
+        return Broken(where, f"not JSON ({first_line(e)})")
     if not isinstance(value, dict) or not isinstance(value.get("image_id"), str) or not value["image_id"]:
         return Broken(where, "no image_id in it")
     try:
         boxes = boxes_of(value.get("bbox", []))
         texts = _texts(value.get("sentences", []))
     except ValueError as e:
-        return Broken(where, f"{value['image_id']}: {_reason(e)}")
+        return Broken(where, f"{value['image_id']}: {first_line(e)}")
     return ReleasedRow(where, value["image_id"], folder / value["image_id"], boxes, texts)
 
 
@@ -120,7 +121,3 @@ def _texts(value: Any) -> dict[str, str]:
 
 def _is_pair(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) for part in value)
-
-
-def _reason(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

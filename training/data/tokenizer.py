@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from training.errors import InputError
+from training.errors import InputError, first_line
 
 PAD, UNK, CLS, SEP = 0, 1, 2, 3
 """Ids of the character vocabularies; those of a BERT vocabulary are its own."""
@@ -131,8 +131,7 @@ def _hub_vocabulary(name: str) -> list[str]:
     try:
         ids: dict[str, int] = AutoTokenizer.from_pretrained(name).get_vocab()
     except (OSError, ValueError) as e:
-        first = (str(e).splitlines() or [type(e).__name__])[0]
-        raise InputError(name, f"neither a local vocabulary nor one that the hub gives ({first})") from None
+        raise InputError(name, f"neither a local vocabulary nor one on the hub ({first_line(e)})") from None
     return sorted(ids, key=lambda token: ids[token])
 
 

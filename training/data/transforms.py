@@ -30,6 +30,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import DataConfig
+from training.errors import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +64,7 @@ def _readable() -> Iterator[None]:
     except UnreadableImage:
         raise
     except Exception as e:
-        raise UnreadableImage((str(e).splitlines() or [type(e).__name__])[0] or type(e).__name__) from None
+        raise UnreadableImage(first_line(e)) from None
 
 
 def _check_sides(width: int, height: int, max_pixels: int) -> None:
@@ -118,7 +119,7 @@ def decode(data: bytes, max_pixels: int = DataConfig.max_pixels) -> Tensor:
         try:
             image: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
         except RuntimeError as e:
-            raise UnreadableImage(str(e).splitlines()[0].rpartition(", ")[2]) from None
+            raise UnreadableImage(first_line(e).rpartition(", ")[2]) from None
         return image
 
 

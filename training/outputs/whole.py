@@ -22,7 +22,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.errors import CheckpointError
+from training.errors import CheckpointError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,7 +141,7 @@ class Sealed:
             tensors = load_file(path)
             damaged = [n for n, t in tensors.items() if t.is_floating_point() and not bool(t.isfinite().all())]
         except (SafetensorError, KeyError, ValueError, RuntimeError) as e:  # a type that torch lacks, or cannot judge
-            reason = (str(e).splitlines() or [type(e).__name__])[0]
+            reason = first_line(e)
             raise CheckpointError(str(path), f"not a safetensors file ({reason})") from None
         if damaged:
             problem = f"{damaged[0]} holds NaN or infinity; the run had gone wrong before it was saved"

@@ -157,7 +157,9 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            raise RunError(f"step {self.state.step}", "told to end; saved, and the same command goes on from here")
+            raise RunError(
+                f"step {self.state.step}", "received a signal to end; saved, the same command continues from here"
+            )
         return self._result(time.monotonic() - started)
 
     def _due(self, every: int, leave: Leave) -> bool:

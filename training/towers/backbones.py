@@ -31,7 +31,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.errors import ConfigError
+from training.errors import ConfigError, first_line
 
 Stages = list[tuple[str, nn.Module]]
 
@@ -105,7 +105,7 @@ def _shape_of_features(model: nn.Module, name: str, image_size: int) -> tuple[in
     finally:
         model.train(training)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise ConfigError("image.backbone", f"timm's {name} gives no feature map")
+        raise ConfigError("image.backbone", f"timm's {name} returns no feature map")
     return tuple(features.shape)
 
 
@@ -252,4 +252,4 @@ def _near(name: str) -> str:
 
 
 def _line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]}"
+    return f"{type(error).__name__}: {first_line(error)[:160]}"

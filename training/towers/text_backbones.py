@@ -25,7 +25,7 @@ from typing import Any
 from torch import nn
 
 from training.config import TextTowerConfig
-from training.errors import ConfigError
+from training.errors import ConfigError, first_line
 
 _SIZES = {
     "vocab_size": "vocab_size",
@@ -100,8 +100,9 @@ def _model(text: TextTowerConfig, load_weights: bool) -> Any:
             _set_dropout(published, text)
             return _of_class(published, lambda model_class, **more: _read(model_class, text.weights, published, **more))
         except (OSError, RuntimeError, ValueError) as e:
-            first = (str(e).splitlines() or [""])[0]
-            raise ConfigError("text.weights", f"{text.weights}: no model could be loaded from there ({first})") from e
+            raise ConfigError(
+                "text.weights", f"{text.weights}: no model could be loaded from there ({first_line(e)})"
+            ) from e
 
 
 def _of_class(config: Any, make: Any) -> Any:
@@ -157,7 +158,7 @@ def _architecture(text: TextTowerConfig, model_type: str, options: Mapping[str, 
         for name, value in options.items():
             setattr(config, name, value)
     except (TypeError, ValueError, NotImplementedError) as e:
-        raise ConfigError("text.backbone", f"{model_type} does not take these sizes ({_first(e)})") from None
+        raise ConfigError("text.backbone", f"{model_type} does not take these sizes ({first_line(e)})") from None
     _set_dropout(config, text)
     return config
 
@@ -208,7 +209,3 @@ def _quiet() -> Iterator[None]:
         verbosity.set_verbosity(level)
         if bar:
             verbosity.enable_progress_bar()
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

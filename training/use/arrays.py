@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from training.config import TextTowerConfig
-from training.errors import InputError
+from training.errors import InputError, first_line
 from training.records import Batch
 
 _IMAGES = ("images", "boxes", "n_boxes")
@@ -84,7 +84,7 @@ def _read(file: Path) -> dict[str, npt.NDArray[Any]]:
         with np.load(file, allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files if name in (*_IMAGES, *_TEXTS)}
     except (ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error, NotImplementedError) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[0]
+        reason = first_line(e)
         raise InputError(str(file), f"not an .npz file of plain arrays ({reason})") from None
 
 

@@ -109,7 +109,7 @@ def retrieval(embeddings: Embeddings) -> Retrieval:
     if not len(embeddings.image_ids_N):
         raise InputError("retrieval", "no readable sample in the split")
     if not (np.isfinite(embeddings.image_ND).all() and np.isfinite(embeddings.text_ND).all()):
-        raise InputError("retrieval", "the model gives features that are not finite")
+        raise InputError("retrieval", "the model returns features that are not finite")
     return Retrieval(
         samples=len(embeddings.image_ids_N),
         image_to_text=_direction(embeddings.image_ND, embeddings.text_ND, embeddings),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from training.data.released_rows import Box, boxes_of
-from training.errors import InputError
+from training.errors import InputError, first_line
 
 
 def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
@@ -31,7 +31,7 @@ def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
             value = json.loads(line)
             boxes.append(boxes_of(value["bbox"] if isinstance(value, dict) else value))
         except (ValueError, KeyError, RecursionError) as e:
-            reason = (str(e).splitlines() or [""])[0]
+            reason = first_line(e)
             raise InputError(f"{file}:line {number}", f"no list of boxes [[x1, y1, x2, y2], ...] ({reason})") from None
     if len(boxes) != len(images):
         raise InputError(str(file), f"boxes of {len(boxes)} images, but {len(images)} images are given")
@@ -46,7 +46,7 @@ def _by_sha256(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
         columns = pq.read_table(file, columns=["sha256", "boxes"]).to_pydict()
         of_sha256 = {sha: _grouped(flat) for sha, flat in zip(columns["sha256"], columns["boxes"], strict=True)}
     except (pa.ArrowException, ValueError, KeyError, TypeError) as e:
-        reason = (str(e).splitlines() or [""])[0]
+        reason = first_line(e)
         raise InputError(str(file), f"not a regions file of the contract ({reason})") from None
     of_images = []
     for image in images:

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.config import Config
 from training.data.tokenizer import load_tokenizer
-from training.errors import CheckpointError
+from training.errors import CheckpointError, first_line
 from training.outputs.checkpoint import RELEASED_FILE, Checkpoint, save_imported
 from training.resolve import resolve
 
@@ -249,7 +249,7 @@ def _load(file: Path) -> Any:
         code = f"its pickle asks for {wanted[1]}, which is no tensor" if wanted else "it is no set of tensors"
         raise CheckpointError(str(file), f"refused: {code}; nothing of it was run") from None
     except Exception as e:  # torch raises many types on a damaged or foreign file
-        first = (str(e).splitlines() or [""])[0][:120]
+        first = first_line(e)[:120]
         raise CheckpointError(str(file), f"not a torch file, or cut short ({type(e).__name__}: {first})") from None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from pipeline.report.section import Material, Section, Values
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost
 
@@ -18,7 +19,7 @@ def stage_costs(build: Build) -> list[Values]:
 
     How many GPUs a partition held, and how long the stage took, is known only to the run, which noted it in build.json.
     """
-    of_run = build.folder.read_json("build.json")["stages"] if build.folder.exists("build.json") else {}
+    of_run = build_json.read(build.folder).get("stages", {})
     rows = []
     for name in build.stages:
         records = build.stage(name).records() if name in build.fingerprints else []

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from pipeline.pictures.decode import Header, Picture
-from pipeline.pictures.thumbs import THUMB, squares_of
-from tests.drawn import blobs, views
+from pipeline.pictures.thumbs import THUMB
+from tests.drawn import blobs, squares_of, views
 
 
 @pytest.mark.parametrize("size", [(64, 64), (128, 96), (96, 128), (101, 67)])

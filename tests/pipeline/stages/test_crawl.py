@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import os
 import signal
 import socket
@@ -681,5 +682,6 @@ def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve
     _, bodies, reasons = run(make_build(web, odd, sources=sources, egress={"delay_s": 0.2}))
     assert set(bodies) == {web.url()}
     assert set(reasons.values()) == {"robots_unreachable"}
-    assert len(asked) <= policy.TRIES
+    assert 1 <= len(asked) <= policy.TRIES
+    assert all(b - a >= 0.18 for a, b in itertools.pairwise(asked)), "at the host's pace"
     assert [path for path in odd.asked if path != "/robots.txt"] == []

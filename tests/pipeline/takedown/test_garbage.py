@@ -110,3 +110,23 @@ def test_rows_whose_bytes_are_gone_go(builds: list[Build], synthetic: Any) -> No
     known = store.fetched().get(i.candidate.fetch_id for i in lost)
     assert known is not None
     assert known.num_rows == len(lost), "failures are remembered"
+
+
+def test_old_releases_go_and_shards_that_none_needs(builds: list[Build]) -> None:
+    older, newer = builds
+    releases = older.store.releases(older.spec.name)
+    assert releases.numbers() == [1, 2]
+    assert collect(builds, keep_releases=1)["bytes"] > 0
+    assert releases.numbers() == [2]
+    assert not releases.folder.exists("000001")
+    assert len(releases.read().builds) == 2, "nothing that the newest release lists has gone"
+    releases.make_newest(releases.prepare(releases.read().model_copy(update={"release": 3, "builds": ()}), {}))
+    dry = collect(builds, keep_releases=1, dry_run=True)
+    assert {one["what"] for one in dry["deleted"]} == {"old release", "of no release"}
+    assert older.shards.exists("manifest.json")
+    collect(builds, keep_releases=2)
+    assert older.shards.exists("manifest.json"), "release 2 is kept, and needs it"
+    collect(builds, keep_releases=1)
+    assert not older.shards.exists("manifest.json")
+    assert not newer.folder.exists("shards")
+    assert newer.folder.exists("captures")

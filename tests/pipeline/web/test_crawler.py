@@ -56,7 +56,7 @@ def test_a_visitor_that_is_killed_costs_no_page_and_hosts_keep_their_pace(ray, s
     rows = build.stage("crawl").table(record).to_pylist()
     assert {row["url"] for row in rows} == {web.url(path) for web in webs for path in web.pages}
     assert len(rows) == 3 * 13
-    assert len(seen) == 3, "one visitor a host"
+    assert len(seen) == 3, "one visitor per host"
     assert seconds >= 0.1 * 13
     asked = [path for web in webs for path in web.asked if path != "/robots.txt"]
     assert len(asked) <= 3 * 13 + 3, "at most what was in the air is asked for again"

@@ -172,7 +172,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Journal, "advance", terminating)
-        with pytest.raises(RunError, match=r"^step 4: told to end; saved, and the same command goes on"):
+        with pytest.raises(RunError, match=r"^step 4: received a signal to end; saved, the same command continues"):
             fit(config(8, 32), data, tmp_path / "run")
     result = fit(config(8, 32), data, tmp_path / "run")
     assert (result.resumed_from, result.steps) == (4, 8)

@@ -1,0 +1,83 @@
+"""What a dataset holds of pages and pictures that are gone at their source, or whose owners have opted out since.
+
+A build's crawl and fetch meet pages and pictures that earlier builds of the dataset have samples of. Opt-outs are
+always honoured; an answer of 404 or 410 counts where the source says `vanished: drop`. Their samples are taken out of
+the earlier builds as a takedown does it, so that the next release is without them. Unlike a takedown it is no ban: what
+a later crawl meets again, without the opt-out, is a candidate like any other.
+
+Limits: what a build did not ask for is not known to be gone. What robots.txt forbids now is not asked for, and stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.files.folder import Folder
+from pipeline.records import DropReason
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.takedown.forget import forget
+from pipeline.takedown.request import Request
+
+_GONE = re.compile(r"\bstatus (404|410)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """URLs of pages and pictures: whose owners opted out, and which are no longer there."""
+
+    opted_out: tuple[str, ...] = ()
+    vanished: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.opted_out or self.vanished)
+
+
+def lost_in(build: Build) -> Lost:
+    """What a build's crawl, extract and fetch say is lost, as far as the spec lets it count."""
+    drops = {source.name for source in build.spec.sources if source.vanished == "drop"}
+    opted_out, vanished = set[str](), set[str]()
+    for row in _refusals(build):
+        if row["reason"] == DropReason.OPT_OUT.value:
+            opted_out.add(row["url"])
+        elif row["source"] in drops and _GONE.search(row["evidence"]):
+            vanished.add(row["url"])
+    return Lost(tuple(sorted(opted_out)), tuple(sorted(vanished)))
+
+
+def _refusals(build: Build) -> Iterator[dict[str, Any]]:
+    """Decisions of a build about opt-outs and HTTP errors that name a URL."""
+    reasons = pa.array([DropReason.OPT_OUT.value, DropReason.HTTP_STATUS.value])
+    for table in build.decisions():
+        rows = table.select(["url", "source", "reason", "evidence"])
+        wanted = pc.and_(pc.is_in(rows["reason"], reasons), pc.not_equal(rows["url"], ""))
+        yield from rows.filter(wanted).to_pylist()
+
+
+def leave_out(build: Build) -> dict[str, Any]:
+    """Take what a finished build found lost out of the earlier builds of its dataset; the next release is without it.
+
+    Returns {"opted_out": URLs that were found so, "vanished": likewise, "samples": how many were taken out}. Raises
+    StoreError for a build in which another command is at work.
+    """
+    lost = lost_in(build)
+    answer = {"opted_out": len(lost.opted_out), "vanished": len(lost.vanished), "samples": 0}
+    earlier = _earlier(build) if lost else []
+    if earlier:
+        request = Request(urls=(*lost.opted_out, *lost.vanished), exact=True)
+        done = forget(build.store, earlier, request, remember=False)
+        answer["samples"] = sum(len(one["samples"]) for one in done["builds"])
+    return answer
+
+
+def _earlier(build: Build) -> list[Build]:
+    """The other builds of the newest release, as far as their folders are there."""
+    newest = build.store.releases(build.spec.name).newest()
+    places = [own.out for own in newest.builds if own.build_id != build.build_id] if newest is not None else []
+    return [build_json.reopen(out, build.stages) for out in places if Folder(out).exists("build.json")]

@@ -1,0 +1,206 @@
+"""Releases of a dataset: what each lists after builds, takedowns and rollbacks, and that a copy needs nothing else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from data_specs.build import BuildSpec
+from data_specs.release import open_manifest
+from data_specs.shard import ContractError, Manifest
+from pipeline import run
+from pipeline.errors import NothingNew, StoreError
+from pipeline.files.folder import read_url
+from pipeline.publish import dataset, release
+from pipeline.publish.verify import verify
+from pipeline.report.diff import diff
+from pipeline.stages import STAGES
+from pipeline.store.build import Build
+from pipeline.store.releases import Releases
+from pipeline.takedown.forget import Request, forget
+from tests.drawn import blobs
+from tests.stages import run_noted
+
+Week = Callable[..., Build]
+
+
+@pytest.fixture
+def week(tmp_path: Path) -> Week:
+    """week("2026-11-01", 12): the build of that day over pictures 0 to 11 of one growing folder, not published."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+
+    def build(snapshot: str, pictures: int, **more: Any) -> Build:
+        for n in range(pictures):
+            Image.fromarray(blobs(n, (320, 240))).save(photos / f"{n}.jpg")
+            (photos / f"{n}.txt").write_text(f"第{n}张照片，公园里的{'花草树木鸟兽'[n % 6] * (n // 6 + 1)}", "utf-8")
+        spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), **more}
+        spec["sources"] = [{"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}]
+        spec["shards"] = {"dev_share": 0.2, "val_share": 0.2, "samples_per_shard": 5}
+        out = tmp_path / f"{snapshot}{len(more) or ''}"
+        made = run.open_build(BuildSpec.model_validate(spec), str(out), str(tmp_path / "store"), snapshot)
+        run_noted(made, *(name for name in STAGES if name != "report"))
+        return made
+
+    return build
+
+
+def keys(manifest: Manifest, place: str) -> dict[str, str]:
+    """Keys with their split, of all samples of a manifest."""
+    import pyarrow.parquet as pq
+
+    rows: list[tuple[str, str]] = []
+    for shard in manifest.shards:
+        table = pq.read_table(f"{manifest.folder_of(shard, place)}/{shard.parquet.path}", columns=["key", "split"])
+        rows += zip(table["key"].to_pylist(), table["split"].to_pylist(), strict=True)
+    assert len(dict(rows)) == len(rows), "a key occurs once in a release"
+    return dict(rows)
+
+
+def releases_of(build: Build) -> Releases:
+    return build.store.releases(build.spec.name)
+
+
+def test_each_build_adds_what_is_new_and_the_release_has_all(week: Week) -> None:
+    held: dict[str, str] = {}
+    for number, (snapshot, pictures) in enumerate((("2026-11-01", 12), ("2026-11-08", 14), ("2026-11-15", 17)), 1):
+        build = week(snapshot, pictures)
+        own = release.publish(build)
+        newest = releases_of(build).read()
+        assert (newest.release, newest.parent) == (number, f"photos@{number - 1}" if number > 1 else None)
+        assert sum(newest.samples.values()) == pictures
+        assert sum(own.samples.values()) == pictures - len(held)
+        now = keys(newest, releases_of(build).folder.url)
+        assert held.items() <= now.items(), "a key, and the split of an image, never change"
+        held = now
+    assert [entry.snapshot for entry in newest.builds] == ["2026-11-01", "2026-11-08", "2026-11-15"]
+    assert verify(releases_of(build).folder.url) == []
+    compared = diff(*(releases_of(build).folder.at(f"00000{n}.json") for n in (1, 3)))
+    assert (compared["added"]["count"], compared["removed"]["count"]) == (5, 0)
+    assert releases_of(build).numbers() == [1, 2, 3]
+
+
+def test_a_week_without_news_publishes_nothing(week: Week) -> None:
+    release.publish(week("2026-11-01", 12))
+    second = week("2026-11-08", 12)
+    with pytest.raises(NothingNew, match=r"nothing new: .*12 .*dataset photos"):
+        release.publish(second)
+    assert releases_of(second).numbers() == [1]
+    assert not second.shards.exists("manifest.json")
+
+
+def test_publishing_again_makes_no_release(week: Week) -> None:
+    build = week("2026-11-01", 12)
+    first = release.publish(build)
+    latest = releases_of(build).folder.read("latest.json")
+    assert release.publish(build) == first
+    assert releases_of(build).folder.read("latest.json") == latest
+
+
+def test_a_build_of_the_same_day_takes_the_place_of_the_one_before(week: Week) -> None:
+    release.publish(week("2026-11-01", 12))
+    other = week("2026-11-01", 12, filters=[{"name": "text_length", "min_chars": 11}])
+    manifest = release.publish(other)
+    newest = releases_of(other).read()
+    assert [entry.build_id for entry in newest.builds] == [other.build_id]
+    assert newest.samples == manifest.samples
+
+
+def test_builds_of_before_releases_are_in_the_first(week: Week, tmp_path: Path) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    shutil.rmtree(tmp_path / "store/datasets")  # as an older wenlan left it
+    second = week("2026-11-08", 14)
+    assert second.identities
+    release.publish(second)
+    newest = releases_of(second).read()
+    assert (newest.release, len(newest.builds), sum(newest.samples.values())) == (1, 2, 14)
+
+
+def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 14)
+    release.publish(second)
+    request = Request(urls=["folder:///mine/3.jpg"])
+    answer = forget(second.store, [first, second], request)
+    assert answer["releases"] == {"photos": 3}
+    releases = releases_of(second)
+    assert sum(releases.read().samples.values()) == 13
+    assert verify(releases.folder.url, store=second.store.url) == []
+    back = dataset.rollback(second.store, "photos", 1)
+    assert (back.release, [b.build_id for b in back.builds]) == (4, [first.build_id])
+    assert sum(back.samples.values()) == 11
+    assert verify(releases.folder.url, store=second.store.url) == []
+    assert forget(second.store, [first, second], request)["releases"] == {"photos": 4}, "nothing left to take down"
+
+
+def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    release.publish(week("2026-11-08", 14))
+    dataset.rollback(first.store, "photos", 1)
+    third = week("2026-11-15", 14)
+    release.publish(third)
+    newest = releases_of(third).read()
+    assert [entry.snapshot for entry in newest.builds] == ["2026-11-01", "2026-11-15"]
+    assert len(keys(newest, releases_of(third).folder.url)) == 14
+
+
+def test_a_dataset_is_withdrawn_while_its_shards_change(week: Week) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    dataset.withdraw(build, "a reason")
+    with pytest.raises(ContractError, match=r"latest.json: dataset photos is withdrawn: a reason"):
+        open_manifest(releases_of(build).folder.url, read_url)
+    again = dataset.renew(build.store, "photos", {})
+    assert again is not None
+    assert again.release == 1, "nothing has changed"
+    assert open_manifest(releases_of(build).folder.url, read_url)[1] == again
+
+
+def test_a_copy_needs_nothing_else(week: Week, tmp_path: Path) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 14)
+    release.publish(second)
+    target = tmp_path / "copy"
+    copied = dataset.copy(second.store, "photos", str(target))
+    assert copied.content_digest == releases_of(second).read().content_digest
+    inode = next((Path(first.out) / "shards").glob("*.tar")).stat().st_ino
+    assert inode in {path.stat().st_ino for path in target.rglob("*.tar")}, "hard links take no room"
+    for place in (first.out, second.out, tmp_path / "store"):
+        shutil.rmtree(place)
+    moved = target.rename(tmp_path / "moved")
+    assert verify(moved) == []
+    lists = json.loads((moved / "train.json").read_bytes())["shardlist"]
+    assert all((moved / entry["url"]).stat().st_size == entry["filesize"] for entry in lists)
+    assert {"README.md", "croissant.json", "manifest.json"} <= {path.name for path in moved.iterdir()}
+
+
+def test_a_copy_of_what_was_taken_down_since_is_refused(week: Week, tmp_path: Path) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    forget(build.store, [build], Request(urls=["folder:///mine/3.jpg"]))
+    with pytest.raises(StoreError, match=r"is not what the release lists; was something taken down since\?"):
+        dataset.copy(build.store, "photos", str(tmp_path / "copy"), 1)
+    with pytest.raises(StoreError, match="is not empty"):
+        dataset.copy(build.store, "photos", str(tmp_path))
+
+
+def test_a_build_that_is_gone_is_named(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    release.publish(week("2026-11-08", 14))
+    shutil.rmtree(first.out)
+    with pytest.raises(StoreError, match=r"2026-11-01/shards/manifest.json: is missing, and a release needs it"):
+        dataset.rollback(first.store, "photos", 1)
+    third = week("2026-11-15", 15)
+    release.publish(third)
+    assert sum(releases_of(third).read().samples.values()) == 15, "a publish reads the last release, not its builds"

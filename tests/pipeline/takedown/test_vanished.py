@@ -1,0 +1,111 @@
+"""Pages and pictures that a later build finds gone, or opted out: the next release is without their samples."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from data_specs.build import BuildSpec
+from pipeline import run
+from pipeline.publish import release
+from pipeline.publish.verify import verify
+from pipeline.stages import STAGES
+from pipeline.store.build import Build
+from pipeline.takedown import vanished
+from tests.drawn import blobs
+from tests.stages import run_noted
+
+PAGES = 6
+
+
+def page(n: int, head: str = "") -> bytes:
+    text = f"这是第{n}个页面的图片，拍摄于{'春夏秋冬晨昏'[n]}天的公园里，湖边有很多人在散步"
+    return f"<html><head>{head}</head><body><p>{text}</p><img src='/{n}.jpg' alt='{text}'></body></html>".encode()
+
+
+def picture(n: int) -> bytes:
+    data = io.BytesIO()
+    Image.fromarray(blobs(n, (320, 240))).save(data, "jpeg")
+    return data.getvalue()
+
+
+@pytest.fixture
+def site(serve: Any) -> Any:
+    """A site of six pages with a picture each."""
+    links = "".join(f"<a href='/{n}.html'>第{n}个页面</a>" for n in range(PAGES))
+    pages: dict[str, Any] = {"/": f"<html><body><p>公园的图片都在这里了</p>{links}</body></html>".encode()}
+    for n in range(PAGES):
+        pages |= {f"/{n}.html": page(n), f"/{n}.jpg": (200, {"Content-Type": "image/jpeg"}, picture(n))}
+    return serve(pages)
+
+
+@pytest.fixture
+def week(tmp_path: Path, site: Any) -> Callable[..., Build]:
+    """week("2026-11-01", vanished="drop"): the build of that day, not published."""
+
+    def build(snapshot: str, **options: Any) -> Build:
+        source = {"kind": "site", "name": "park", "source_kind": "news", "start": [site.url()], **options}
+        spec = {"name": "parks", "contact": "mailto:a@b.c", "sources": [source], "filters": []}
+        spec["egress"] = {"allow": [site.host], "delay_s": 0}
+        out = str(tmp_path / snapshot)
+        made = run.open_build(BuildSpec.model_validate(spec), out, str(tmp_path / "store"), snapshot)
+        run_noted(made, *(name for name in STAGES if name != "report"))
+        return made
+
+    return build
+
+
+def released(build: Build) -> int:
+    return sum(build.store.releases("parks").read().samples.values())
+
+
+def test_an_opt_out_that_appears_is_honoured_and_a_missing_page_is_kept(week: Any, site: Any) -> None:
+    release.publish(week("2026-11-01"))
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    site.pages["/2.html"] = (404, {}, b"")
+    second = week("2026-11-08")
+    assert vanished.lost_in(second) == vanished.Lost((site.url("/1.html"),), ())
+    assert vanished.leave_out(second) == {"opted_out": 1, "vanished": 0, "samples": 1}
+    releases = second.store.releases("parks")
+    assert (releases.read().release, released(second)) == (2, PAGES - 1)
+    assert verify(releases.folder.url) == []
+    assert vanished.leave_out(second)["samples"] == 0, "once"
+
+
+def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(week: Any, site: Any) -> None:
+    release.publish(week("2026-11-01", vanished="drop"))
+    site.pages["/2.html"] = (410, {}, b"")
+    site.pages["/new.html"] = page(3).replace(b"/3.jpg", b"/lost.jpg")
+    site.pages["/"] = site.pages["/"].replace(b"</body>", "<a href='/new.html'>新的页面</a></body>".encode())
+    second = week("2026-11-08", vanished="drop")
+    lost = vanished.lost_in(second)
+    assert lost == vanished.Lost((), (site.url("/2.html"), site.url("/lost.jpg")))
+    assert vanished.leave_out(second) == {"opted_out": 0, "vanished": 2, "samples": 1}
+    assert released(second) == PAGES - 1
+
+
+def test_it_is_no_ban(week: Any, site: Any) -> None:
+    first = week("2026-11-01")
+    release.publish(first)
+    there = site.pages["/1.html"]
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    vanished.leave_out(week("2026-11-08"))
+    assert not first.store.takedowns()
+    site.pages["/1.html"] = there
+    third = week("2026-11-15")
+    release.publish(third)
+    assert released(third) == PAGES
+    assert [own.samples["train"] > 0 for own in third.store.releases("parks").read().builds] == [True, True]
+
+
+def test_a_first_build_has_nothing_to_leave_out(week: Any, site: Any) -> None:
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    first = week("2026-11-01")
+    release.publish(first)
+    assert vanished.leave_out(first) == {"opted_out": 1, "vanished": 0, "samples": 0}
+    assert released(first) == PAGES - 1
