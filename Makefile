@@ -51,7 +51,7 @@ lint: $(STAMP) ## ruff check, ruff format --check, mypy strict
 fast: $(STAMP) ## the tests that take seconds
 	@$(PYTEST) -m "not slow"
 
-fuzz: $(STAMP) ## fuzz every parser for ten minutes in all; MINUTES=n for another time
+fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
 
 bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers

@@ -1,8 +1,8 @@
 """Applies takedowns, expires old builds and prunes caches, on schedule. Each is a Ray job of its own.
 
 Takedowns come first: `wenlan-data forget` for every line of the list, over all builds that STORE knows. Repeating a
-takedown changes nothing, so lines may stay in the list. It is a text file that Airflow's workers can read, with one
-takedown per line:
+takedown changes nothing, so lines may stay in the list, and they may name what no build has yet. It is a text file that
+Airflow's workers can read, with one takedown per line:
 
     url https://example.org/a.jpg        domain example.org        sha256 9f86d0...        like /path/of/a/picture.jpg
 
@@ -82,7 +82,7 @@ def plan() -> dict[str, Any]:
     options = [f"--{kind} {shlex.quote(value)}" for kind, value in takedowns(params["takedowns"])]
     parts = [" ".join(options[i : i + AT_ONCE]) for i in range(0, len(options), AT_ONCE)]
     return {
-        "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --json" for part in parts)
+        "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
         or "echo the list of takedowns is empty",
         "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} "
         f"--keep-releases {params['keep_releases']} --json",

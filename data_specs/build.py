@@ -20,6 +20,7 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PrivateAttr,
     SerializerFunctionWrapHandler,
     ValidationError,
     create_model,
@@ -284,6 +285,7 @@ class BuildSpec(Spec):
     report: Report = Report()
     publish: Publish = Publish()
     base: str = Field("", description="folder of relative paths; by default that of the spec file")
+    _digest: str = PrivateAttr("")
 
     @field_validator("sources")
     @classmethod
@@ -308,7 +310,19 @@ class BuildSpec(Spec):
 
     @property
     def digest(self) -> str:
-        """sha256 of the resolved spec without `base`: a spec that is moved to another folder stays the same."""
+        """sha256 of the resolved spec without `base`: a spec that is moved to another folder stays the same.
+
+        A spec that was read from build.json, where passwords are not written, keeps the digest that it had with them.
+        """
+        return self._digest or self._computed_digest()
+
+    def with_digest(self, digest: str) -> BuildSpec:
+        """This spec under a digest that was computed before passwords were cut from its URLs."""
+        spec = self.model_copy()
+        spec._digest = digest
+        return spec
+
+    def _computed_digest(self) -> str:
         return hashlib.sha256(canonical_json(self.model_dump(mode="json", exclude={"base"}))).hexdigest()
 
 

@@ -2,18 +2,18 @@
 
 The commands are in `pipeline.commands`: `builds` (work on one build), `datasets` (what a build publishes), `releases`
 (of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json
-the last line of stdout is one JSON object. Exit code 0: done; 1: the work failed, each fault named; 2: bad usage or
-spec; 130: interrupted.
+the last line of stdout is one JSON object, also of a command that fails (`data_specs.answers`). Exit code 0: done; 1:
+the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
+from data_specs import answers
 from data_specs.build import SpecError
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
@@ -42,34 +42,49 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    as_json = answers.wants_json(words)
+    try:
+        args = _parser().parse_args(words)
+    except answers.UsageError as e:
+        print(e, file=sys.stderr)
+        return _failed(str(e), 2, as_json)
     observe.log_as(observe.form())
     if problem := check_ownership():
-        return _fail(problem, 2)
+        return _fail(problem, 2, as_json)
     try:
         result: dict[str, Any] = args.run(args)
     except SpecError as e:
-        return _fail(str(e), 2)
+        return _fail(str(e), 2, as_json)
     except (WenlanError, ContractError) as e:
-        return _fail(str(e), 1)
+        return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
-        return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1)
+        return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)
     except KeyboardInterrupt:
-        return _fail("interrupted; run the same command again to continue", 130)
-    if args.json:
-        print(shown(json.dumps(result, ensure_ascii=False)))
+        return _fail("interrupted; run the same command again to continue", 130, as_json)
+    except Exception as e:  # a fault of ours: its traceback is for people, programs still get their line
+        _failed(f"{type(e).__name__}: {e}", 1, as_json)
+        raise
+    if as_json:
+        print(shown(answers.answer(result)))
     return 0 if result.get("ok", True) else 1
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="wenlan-data", description="Build Chinese image-text datasets.")
+    parser = answers.Parser(prog="wenlan-data", description="Build Chinese image-text datasets.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in COMMANDS:
         add(commands)
     return parser
 
 
-def _fail(message: str, code: int) -> int:
+def _fail(message: str, code: int, as_json: bool) -> int:
     for line in shown(message).splitlines():
         print(f"wenlan-data: {line}", file=sys.stderr)
+    return _failed(message, code, as_json)
+
+
+def _failed(message: str, code: int, as_json: bool) -> int:
+    if as_json:
+        print(shown(answers.failure(message, code)))
     return code

@@ -8,6 +8,7 @@
     │   ├── DetectorError       a detector cannot be loaded, or its output breaks the contract
     │   ├── ModelError          the model of a filter is not installed, or cannot be loaded
     │   ├── GateError           a gate of the spec holds the build back
+    │   │   └── ApprovalError   all gates hold, and the spec requires that a person publishes
     │   └── NothingNew          a build found nothing that its dataset does not hold: no failure, exits with 0
     ├── DemoError               the demo cannot go on (`pipeline.demo.packages`); exits with 1
     └── ValueError
@@ -58,6 +59,10 @@ class ModelError(WenlanError):
 
 class GateError(WenlanError):
     """A gate of the spec holds the build back."""
+
+
+class ApprovalError(GateError):
+    """All gates hold, and the spec requires that a person publishes."""
 
 
 class NothingNew(WenlanError):

@@ -14,7 +14,7 @@ import datetime
 import enum
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
@@ -48,6 +48,8 @@ class DropReason(str, enum.Enum):
     SPACER = "spacer"  # icon, spacer, tracking pixel
     NO_TEXT = "no_text"
     REPEATED_ON_PAGE = "repeated_on_page"
+    CAP_PER_PAGE = "cap_per_page"  # of images
+    CAP_PER_HOST = "cap_per_host"  # of images on the pages of a host
     # admit
     FORGOTTEN = "forgotten"
     SAME_CANDIDATE = "same_candidate"
@@ -99,6 +101,19 @@ class Capture:
 
 
 @dataclass(frozen=True, slots=True)
+class Provenance:
+    """What a table source knows of a picture that lies in the source itself.
+
+    stored_at: the address by which the source reads it, "" if that is its image_url. sha256: of its bytes as they were
+    at its URL. licence: as stated there.
+    """
+
+    stored_at: str = ""
+    sha256: str = ""
+    licence: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """An image URL with its texts, not fetched. `origin` is the page's URL, or the row id of a table."""
 
@@ -110,6 +125,8 @@ class Candidate:
     texts: tuple[Text, ...]
     row: Annotated[int, pa.int64()] = 0  # where it stood in its page or table: a stable tie-break
     boxes: Annotated[tuple[float, ...], None] = ()  # x1 y1 x2 y2 ... of a table's row; in SOURCE_BOX_SCHEMA only
+    provenance: Annotated[Provenance | None, None] = None  # in PROVENANCE_SCHEMA only
+    userinfo: Annotated[str, None] = field(default="", repr=False)  # `user:password` of its URL; in USERINFO only
 
     @property
     def fetch_id(self) -> str:
@@ -288,6 +305,25 @@ SOURCE_BOX_SCHEMA = pa.schema(
 )
 """Sorted by (order_key, fetch_id, row); boxes are x1 y1 x2 y2 ... in one list."""
 
+PROVENANCE = "provenance.parquet"
+"""Suffix of extract's file of what a source knows of pictures that lie in it, where it does: PROVENANCE_SCHEMA."""
+
+_PROVENANCE_FIELDS = [column.name for column in _columns_of(Provenance)]
+
+PROVENANCE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("order_key", "candidate_id", "fetch_id", "source", *_PROVENANCE_FIELDS)]
+)
+"""Sorted by (order_key, candidate_id)."""
+
+
+USERINFO = "userinfo.parquet"
+"""Suffix of extract's file of the user names and passwords of image URLs, where there are any: USERINFO_SCHEMA.
+
+Only fetch reads it, to send them. It is the one file of a build that holds them, and readable by its owner only."""
+
+USERINFO_SCHEMA = pa.schema([("fetch_id", pa.string()), ("userinfo", pa.string())])
+"""Sorted; one image may have several."""
+
 
 def sha256_hex(*parts: str) -> str:
     """sha256 over the parts, each ended by a zero byte when there are several, so that no two lists collide.
@@ -342,6 +378,23 @@ def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
     ]
     rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
     return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+
+
+def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
+    """Rows of PROVENANCE_SCHEMA, of the candidates that have a provenance."""
+    rows = [
+        {
+            "order_key": order_key(c.fetch_id, seed),
+            "candidate_id": c.candidate_id,
+            "fetch_id": c.fetch_id,
+            "source": c.source,
+            **{name: getattr(c.provenance, name) for name in _PROVENANCE_FIELDS},
+        }
+        for c in candidates
+        if c.provenance is not None
+    ]
+    rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
+    return pa.Table.from_pylist(rows, schema=PROVENANCE_SCHEMA)
 
 
 def text_of(row: dict[str, Any]) -> Text:

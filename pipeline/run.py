@@ -56,7 +56,8 @@ def open_build(spec: BuildSpec, out: str, store: str = "", snapshot: str = "", s
     folder = Folder(out)
     known = build_json.read(folder)
     if not snapshot:
-        snapshot = known.get("snapshot") or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
+        own = known.get("snapshot") if known.get("name") == spec.name else ""  # another dataset's says nothing of ours
+        snapshot = own or datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d")
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", snapshot):
         raise SpecError([f"--snapshot {snapshot}: letters, digits and . _ - only, since it becomes part of file names"])
     build = Build(

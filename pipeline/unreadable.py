@@ -14,9 +14,10 @@ import logging
 import sqlite3
 import traceback
 
+from data_specs.build import SpecError
 from pipeline.errors import WenlanError
 
-OURS = (WenlanError, OSError, sqlite3.Error)
+OURS = (WenlanError, SpecError, OSError, sqlite3.Error)
 """Errors that no page or row causes: those of the work itself, a full disk, damaged state on disk."""
 
 MAX_EVIDENCE = 300

@@ -1,21 +1,23 @@
 """URLs in canonical spelling, so that a picture whose address is spelled in two ways is one candidate, fetched once.
 
 w3lib does the work (RFC 3986: dot segments, escapes, IDNA, order of query arguments, no fragment). Three things are
-ours: default ports are cut; only http and https with a host and without credentials are addresses of images; and a
-query that is no list of `key=value` keeps its spelling, because image servers of Qiniu and others read
-`?imageView2/2/w/600` and answer 400 to the `?imageView2%2F2%2Fw%2F600=` that sorting makes of it.
+ours: default ports are cut; only http and https with a host and without credentials are canonical; and a query that is
+no list of `key=value` keeps its spelling, because image servers of Qiniu and others read `?imageView2/2/w/600` and
+answer 400 to the `?imageView2%2F2%2Fw%2F600=` that sorting makes of it.
 
 Beside it: what an address tells without asking anybody (hosts and their parent domains, session ids, paths without end,
 loopback `host:port` pairs of a spec).
 
-User names and passwords are cut from a URL wherever it is written (`without_userinfo`, `shown`); what is asked for
-keeps them, as fsspec needs them in a source's path.
+User names and passwords are cut from a URL wherever it is written (`without_userinfo`, `shown`). What is asked for
+keeps them: fsspec needs them in a source's path, and those of an image's URL are kept apart from it (`split_userinfo`),
+since they are no part of its identity.
 
 Limits: names of hosts are compared as they are; `www.` and mirrors count as other hosts.
 """
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import ipaddress
@@ -23,7 +25,7 @@ import os
 import re
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import SplitResult, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 from w3lib.url import canonicalize_url, safe_url_string
 
@@ -109,6 +111,7 @@ _SESSION_IN_PATH = re.compile(r";jsessionid=[^/?#]*", re.I)
 
 
 _USER_INFO = re.compile(r"((?:\b[a-z][a-z0-9+.-]*:|(?<![^\s\"'(=<]))//)[^\s/?#\"'<>\\]*@", re.I)
+_LEADING_USER_INFO = re.compile(r"((?:https?:)?//)([^/?#\\]*)@(?=[^/?#\\])", re.I)
 _TOKEN = re.compile(
     r"([?&;](?:[\w.~-]*(?:token|secret|signature|credential|passw(?:or)?d|session|apikey|api[_-]key|access[_-]?key)"
     r"[\w.~-]*|auth|key|pwd|sig|sign|sid)=)[^&#;\s\"'<>\\]+",
@@ -121,6 +124,32 @@ HIDE_TOKENS = "WENLAN_HIDE_TOKENS"
 def without_userinfo(text: str) -> str:
     """A URL, or a text with URLs in it, without their user names and passwords: `http://a:b@c/` is `http://c/`."""
     return _USER_INFO.sub(r"\1", text) if "@" in text else text
+
+
+def split_userinfo(url: str) -> tuple[str, str]:
+    """(a web URL without its user info, the user info as it was written): `http://a:b@c/` is `http://c/` and `a:b`.
+
+    ("" for none.) Up to the last @ before the path, as browsers read it (WHATWG URL, authority state).
+    """
+    if "@" not in url:
+        return url, ""
+    plain = url.replace("\n", "").replace("\t", "").replace("\r", "").strip()  # as `canonical_url` does
+    match = _LEADING_USER_INFO.match(plain)
+    return (match[1] + plain[match.end() :], match[2]) if match else (url, "")
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """(scheme, host, port) of a web URL: what credentials are for (RFC 6454). Raises ValueError."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+
+
+def basic_authorization(userinfo: str) -> str:
+    """The value of the header Authorization for the user info of a URL, "" for none (RFC 7617)."""
+    if not userinfo:
+        return ""
+    user, _, password = userinfo.partition(":")
+    return "Basic " + base64.b64encode(unquote_to_bytes(user) + b":" + unquote_to_bytes(password)).decode()
 
 
 def shown(text: str) -> str:

@@ -1,6 +1,7 @@
 """wenlan-train: fit, eval, embed, export and import-brivl on the command line.
 
-stdout carries results only; with `--json` its last line is one JSON object. Everything for people goes to stderr.
+stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
+(`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
 Exit 0 done; 1 the work failed (corrupt data, a foreign checkpoint); 2 bad usage or configuration.
 
 Limits: torch and the rest are imported inside the commands, so that `--help` and usage errors are quick.
@@ -9,7 +10,6 @@ Limits: torch and the rest are imported inside the commands, so that `--help` an
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_specs import answers
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
@@ -27,35 +28,48 @@ LOG = logging.getLogger("training")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    as_json = answers.wants_json(words) and _first_rank()
+    try:
+        arguments = _parser().parse_args(words)
+    except answers.UsageError as e:
+        print(e, file=sys.stderr)
+        return _failed(str(e), 2, as_json)
     _log_to_stderr()
     foreign = check_ownership()
     if foreign is not None:
-        LOG.error("%s", foreign)
-        return 2
+        return _fail(foreign, 2, as_json)
     try:
         result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
-        LOG.error("%s", e)
-        return 2
+        return _fail(str(e), 2, as_json)
     except (ContractError, TrainingError) as e:
-        LOG.error("%s", e)
-        return 1
+        return _fail(str(e), 1, as_json)
     except OSError as e:
-        LOG.error("%s: %s", e.filename or "input/output", e.strerror or e)
-        return 1
+        return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)
     except KeyboardInterrupt:
-        LOG.error("interrupted; the same command goes on from the last checkpoint")
-        return 1
-    if arguments.json and _first_rank():
-        print(json.dumps(result, ensure_ascii=False))
+        return _fail("interrupted; the same command goes on from the last checkpoint", 1, as_json)
+    except Exception as e:  # a fault of ours: its traceback is for people, programs still get their line
+        _failed(f"{type(e).__name__}: {e}", 1, as_json)
+        raise
+    if as_json:
+        print(answers.answer(result))
     return 0
 
 
+def _fail(message: str, code: int, as_json: bool) -> int:
+    LOG.error("%s", message)
+    return _failed(message, code, as_json)
+
+
+def _failed(message: str, code: int, as_json: bool) -> int:
+    if as_json:
+        print(answers.failure(message, code))
+    return code
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="wenlan-train", description="Pre-train BriVL on a wenlan dataset, and use it."
-    )
+    parser = answers.Parser(prog="wenlan-train", description="Pre-train BriVL on a wenlan dataset, and use it.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_fit(commands)
     _add_eval(commands)

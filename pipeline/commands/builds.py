@@ -13,7 +13,7 @@ from rich.table import Table
 from data_specs.build import SpecError, load
 from data_specs.release import LATEST
 from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
-from pipeline.errors import NothingNew, SourceError, WenlanError
+from pipeline.errors import ApprovalError, NothingNew, SourceError, WenlanError
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -38,6 +38,7 @@ def add_plan(commands: Commands) -> None:
 
 
 def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline.publish import replacing
     from pipeline.stages import STAGES
 
     try:
@@ -54,7 +55,10 @@ def _plan(args: argparse.Namespace) -> dict[str, Any]:
         stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
         table.add_row(name, state, str(committed), stage.fingerprint[:12])
     show(table)
-    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages}
+    blocking = replacing.in_the_way(build) if args.out else []
+    for line in blocking:
+        say(f"a build would refuse: {line}")
+    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "stages": stages, "in_the_way": blocking}
     return answer if args.estimate is None else {**answer, "estimate": _estimate(build, args.estimate)}
 
 
@@ -86,6 +90,9 @@ def add_build(commands: Commands) -> None:
     )
     build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
     build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    build.add_argument(
+        "--replace", action="store_true", help="replace the other dataset, snapshot or published spec that DIR holds"
+    )
     build.add_argument("--no-crawl", action="store_true", help="use stored captures only; send no request to a site")
 
 
@@ -98,7 +105,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         raise SpecError([f"--until {until}: no such stage; one of {', '.join((*STAGES, 'publish'))}"])
     if args.workers < 0:
         raise SpecError([f"--workers {args.workers}: a number of CPUs, 0 for all of them"])
-    build = _open(args)
+    build = _opened_to_write(args)
     started = time.monotonic()
     results: list[StageResult] = []
     last = "report" if until == "publish" else until
@@ -107,12 +114,17 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         for result in run.run(build, until=last, progress=bars.update, **options):
             results.append(result)
             bars.done(result)
+    show(_funnel(results))
+    too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
+    if too_deep:
+        say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
+    for result in results:
+        _say_lost(result.name, result.funnel)
+    if last == "report":
+        say(f"report: {build.folder.at('report/index.html')}")
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
     if until == "publish":
         answer |= _publish_unless_manual(build)
-    show(_funnel(results))
-    if last == "report":
-        say(f"report: {build.folder.at('report/index.html')}")
     if answer["published"]:
         say(f"dataset: {answer['manifest']}")
     answer["stages"] = [dataclasses.asdict(result) for result in results]
@@ -121,15 +133,18 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _publish_unless_manual(build: Build) -> dict[str, Any]:
-    """Publish a finished build, unless its spec requires manual approval and it has not been published before."""
+    """Publish a finished build, unless its spec requires manual approval; one that is published stays so.
+
+    Raises GateError for a gate that does not hold, whether a person is asked or not.
+    """
     from pipeline.publish import release
 
-    if build.spec.publish.approve == "manual" and not build.shards.exists("manifest.json"):
+    try:
+        manifest = release.publish(build)
+    except ApprovalError:
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {build.out}")
         return {}
-    try:
-        manifest = release.publish(build)
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"nothing_new": True, **left_out(build)}
@@ -181,6 +196,15 @@ def _funnel(results: list[StageResult]) -> Table:
     return table
 
 
+def _say_lost(stage: str, counts: dict[str, int]) -> None:
+    """Say what damage cost the stage's input, if it cost any."""
+    nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
+    nouns["no_warc"] = "files that are no WARC"
+    found = [f"{counts[name]:,} {noun}" for name, noun in nouns.items() if counts.get(name)]
+    if found:
+        say(f"{stage}: {', '.join(found)}; the report names the files")
+
+
 def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     """The arguments that say which build is meant: `_open` reads them."""
     parser.add_argument("spec", type=Path, metavar="SPEC")
@@ -196,6 +220,21 @@ def _open(args: argparse.Namespace) -> Build:
     spec = load(args.spec)
     plugins.check(spec, str(args.spec))
     return run.open_build(spec, args.out or "wenlan-plan", args.store, args.snapshot)
+
+
+def _opened_to_write(args: argparse.Namespace) -> Build:
+    """As `_open`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
+    from pipeline.publish import replacing
+
+    build = _open(args)
+    blocking = replacing.in_the_way(build)
+    if not blocking:
+        return build
+    if not args.replace:
+        raise SpecError(blocking)
+    say(f"--replace: {blocking[0]}; it is withdrawn")
+    replacing.withdraw(build)
+    return _open(args)  # again, since what it is deduplicated against has changed
 
 
 def add_status(commands: Commands) -> None:
@@ -216,6 +255,8 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
         took = [f"{v:.1f}" if v is not None else "" for v in (stage.get("seconds"), cost.get("cpu_seconds"))]
         table.add_row(name, stage["state"], of, *counts, *took)
     show(table)
+    for name, stage in status["stages"].items():
+        _say_lost(name, stage.get("funnel", {}))
     if status["running"]:
         say(_activity(status))
         _show_hosts(status["running"]["hosts"])

@@ -34,6 +34,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
 
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
     build = run.reopen(args.build)
+    build.store.must_exist()
     try:
         manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     except NothingNew as e:

@@ -39,6 +39,9 @@ def add_forget(commands: Commands) -> None:
     forget.add_argument(
         "--exact", action="store_true", help="only the URLs and bytes named, not images that look the same"
     )
+    forget.add_argument(
+        "--missing-ok", action="store_true", help="exit with 0 even if it is a new takedown and nothing matches it"
+    )
     forget.add_argument("--dry-run", action="store_true", help="only show what would be removed")
 
 
@@ -55,10 +58,21 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     answer = forget.forget(store, builds, request, args.dry_run)
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
-    if not builds:
-        rejected = "" if args.dry_run else "; matching content will be rejected in future builds"
-        say(f"no builds found{rejected}")
+    if not answer["matched"]:
+        answer |= _nothing_matched(answer, args)
     return answer
+
+
+def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
+    """Say that a takedown removed nothing; an error unless it was known before, or that was to be expected."""
+    recorded = "the takedown is recorded, and matching content will be refused in future builds"
+    if args.dry_run:
+        recorded = "nothing was changed"
+    elif answer["known"]:
+        recorded = "the takedown was recorded before"
+    line = f"nothing in {len(answer['builds'])} builds matches; {recorded}"
+    say(line)
+    return {} if answer["known"] or args.missing_ok else {"ok": False, "error": line, "code": 1}
 
 
 def _builds(store: Store, places: list[str]) -> list[Build]:
@@ -131,15 +145,15 @@ def add_regions(commands: Commands) -> None:
 def _regions(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.store import regions
 
-    store = _store(args)
+    if args.action == "prune" and not (args.detector or args.before):
+        raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
+    before, store = _date(args.before), _store(args)
     store.check()
     if args.action == "stats":
         title, detectors = "region cache", regions.stats(store)
-    elif args.detector or args.before:
-        title = "would be removed" if args.dry_run else "removed"
-        detectors = regions.prune(store, args.detector, _date(args.before), args.dry_run)
     else:
-        raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
+        title = "would be removed" if args.dry_run else "removed"
+        detectors = regions.prune(store, args.detector, before, args.dry_run)
     table = table_of(title, "detector", "images", "regions", "per image", "commits", "MB", "written")
     for e in detectors:
         each = f"{e['regions'] / max(e['images'], 1):.1f}"
@@ -166,7 +180,10 @@ def _add_store(parser: argparse.ArgumentParser) -> None:
 
 
 def _store(args: argparse.Namespace) -> Store:
+    """The STORE that a command looks after. Raises StoreError if there is none."""
     from pipeline.files.folder import Folder
     from pipeline.store.store import Store
 
-    return Store(Folder(args.store).url)
+    store = Store(Folder(args.store).url)
+    store.must_exist()
+    return store

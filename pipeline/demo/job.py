@@ -106,7 +106,9 @@ def _run() -> None:
     if not SPEC.is_file():
         raise DemoError(f"{SPEC}: is missing; start this in the root of a checkout")
     with serve(CORPUS):
-        build = _step("build", ["wenlan-data", "build", str(SPEC), "--out", str(BUILD), "--store", str(STORE)])
+        build = _step(
+            "build", ["wenlan-data", "build", str(SPEC), "--out", str(BUILD), "--store", str(STORE), "--replace"]
+        )
     fit, evaluation = _train(RUN, [])
     _report([build, fit, evaluation])
 

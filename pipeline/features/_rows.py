@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.features import features
-from pipeline.pictures.decode import Header, Picture, decode
+from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
 from pipeline.records import FEATURE_SCHEMA
+from pipeline.unreadable import OURS, evidence
 
 BATCH = 128
 """Pictures that features look at at once: a call costs more than what it does for one."""
@@ -28,38 +29,66 @@ class FeatureRows:
     """
 
     def __init__(self) -> None:
-        self._plugins, self._headers = features(), list[Header]()
+        self._plugins, self._waiting = features(), list[tuple[str, int, Header]]()
         self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
         self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
+        self.faults: dict[str, str] = {}
+        """Evidence of the pictures on which a feature failed, by sha256. They have no row."""
 
     def add(self, sha256: str, size: int, picture: Picture) -> None:
         """Take one decoded picture; `size` is that of its file in bytes."""
-        self._columns["sha256"].append(sha256)
-        self._columns["bytes"].append(size)
-        fill(self._squares[len(self._headers)], picture)
-        self._headers.append(picture.header)
-        if len(self._headers) == BATCH:
+        fill(self._squares[len(self._waiting)], picture)
+        self._waiting.append((sha256, size, picture.header))
+        if len(self._waiting) == BATCH:
             self._measure()
 
     def table(self) -> pa.Table:
         """All rows so far."""
-        if self._headers:
+        if self._waiting:
             self._measure()
         return pa.table(self._columns, schema=FEATURE_SCHEMA)
 
     def _measure(self) -> None:
         """Add the columns of the waiting batch."""
+        waiting, self._waiting = self._waiting, []
+        squares = self._squares[: len(waiting)]
+        try:
+            self._append(waiting, self._values(squares))
+            return
+        except OURS:
+            raise
+        except Exception:  # on one of them, or on all: each picture alone says which
+            for i, one in enumerate(waiting):
+                try:
+                    values = self._values(squares[i : i + 1])
+                except OURS:
+                    raise
+                except Exception as e:
+                    self.faults[one[0]] = evidence(e, f"image {one[0]}")
+                else:
+                    self._append([one], values)
+
+    def _values(self, squares: Pixels) -> dict[str, list[Any]]:
+        """The values of every feature for each of the squares [B, 64, 64, 4]."""
+        views = Views(squares)
+        return {name: plugin.of(views) for name, plugin in self._plugins.items()}
+
+    def _append(self, pictures: list[tuple[str, int, Header]], values: dict[str, list[Any]]) -> None:
+        """Add the rows of some pictures."""
+        self._columns["sha256"] += [sha256 for sha256, _, _ in pictures]
+        self._columns["bytes"] += [size for _, size, _ in pictures]
         for name in _OF_HEADER:
-            self._columns[name] += [getattr(header, name) for header in self._headers]
-        views = Views(self._squares[: len(self._headers)])
-        for name, plugin in self._plugins.items():
-            self._columns[name] += plugin.of(views)
-        self._headers = []
+            self._columns[name] += [getattr(header, name) for _, _, header in pictures]
+        for name, column in values.items():
+            self._columns[name] += column
 
 
 def measure_image(data: bytes, max_pixels: int) -> dict[str, Any]:
     """The columns of FEATURE_SCHEMA except sha256, from the bytes of one image. Raises PictureError."""
     rows = FeatureRows()
     rows.add("", len(data), decode(data, max_pixels, REDUCE_TO))
-    (row,) = rows.table().drop_columns(["sha256"]).to_pylist()
+    table = rows.table()
+    if rows.faults:
+        raise PictureError(rows.faults[""])
+    (row,) = table.drop_columns(["sha256"]).to_pylist()
     return dict(row)

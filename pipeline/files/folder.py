@@ -116,12 +116,12 @@ class Folder:
     def write_json(self, name: str, value: Any) -> None:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
-    def take(self, local: Path, name: str) -> None:
-        """Move a finished local file into the folder under its final name."""
+    def take(self, local: Path, name: str, private: bool = False) -> None:
+        """Move a finished local file into the folder under its final name. private: for its owner's eyes only."""
         if self.is_local:
             target = Path(self.at(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            local.chmod(0o644)
+            local.chmod(0o600 if private else 0o644)
             local.replace(target)
             return
         fs, path = fsspec.url_to_fs(self.at(name))

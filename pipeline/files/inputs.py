@@ -7,6 +7,7 @@ listed, so globs need a disk, s3, gs or the like; `pipe:` and other addresses th
 from __future__ import annotations
 
 import asyncio
+import zlib
 from typing import Any
 
 import aiohttp
@@ -16,7 +17,10 @@ from pipeline.errors import SourceError
 
 _MAGIC = "*?["
 
-FAULTS = (OSError, EOFError, aiohttp.ClientError, asyncio.TimeoutError)
+NO_DAMAGE = (OSError, aiohttp.ClientError, asyncio.TimeoutError)
+"""What a disk or a server raises, and no content of a file."""
+
+FAULTS = (*NO_DAMAGE, EOFError, zlib.error)
 """Exceptions of fsspec whose cause is the file or its server, and not our code."""
 
 

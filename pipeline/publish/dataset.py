@@ -52,7 +52,7 @@ def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -
     name = releases.prepare(release, card.release_files(build.spec, release))
     releases.await_commit(name, build.shards.at(MANIFEST), data)
     commit(data)
-    releases.settle()
+    _settle(releases, release)
     return release
 
 
@@ -61,11 +61,19 @@ def include(build: Build, manifest: Manifest) -> Manifest:
     releases = build.store.releases(build.spec.name)
     before = releases.newest()
     if before is not None and _entry(build, manifest) in before.builds:
-        releases.settle()
+        _settle(releases, before)
         return before
     release = _with_build(build, before, manifest)
     releases.make_newest(releases.prepare(release, card.release_files(build.spec, release)))
     return release
+
+
+def _settle(releases: Releases, release: Manifest) -> None:
+    """Name the newest release plainly, and end a withdrawal if all that it lists is in its place again."""
+    releases.settle()
+    latest = releases.latest()
+    if latest.withdrawn and latest.current is not None and all(_is_there(build) for build in release.builds):
+        releases.make_newest(latest.current)
 
 
 def withdraw(build: Build, why: str) -> None:
@@ -90,6 +98,8 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
     if before is None:
         return None
     with store.lock():
+        if _left(store, before.builds) == set():
+            return before  # `leave_out` withdrew it
         parts = _as_they_are(before.builds)
         if tuple(entry for entry, _ in parts) == before.builds:
             withdrawn = releases.latest()
@@ -97,6 +107,36 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
                 releases.make_newest(withdrawn.current)
             return before
         return _next(releases, before, parts, specs=specs)
+
+
+def leave_out(store: Store, build_id: str) -> None:
+    """The next release of a dataset without a build whose folder another build takes. The caller holds STORE's lock.
+
+    A dataset that consists of this build alone is withdrawn until another build of it is published.
+    """
+    for releases in store.datasets():
+        before = releases.newest()
+        if before is None or all(own.build_id != build_id for own in before.builds):
+            continue
+        parts = [part for part in _parts_of(before) if part[0].build_id != build_id]
+        if parts:
+            _next(releases, before, parts)
+        else:
+            releases.withdraw(f"its only build, {build_id}, was replaced by another one in the same folder")
+
+
+def _left(store: Store, builds: Sequence[ReleasedBuild]) -> set[str]:
+    """Ids of those builds that were not replaced: STORE knows them, or their manifest is in its place.
+
+    Either suffices, since a takedown withdraws manifests for a while, and a publish may be killed before STORE knows.
+    """
+    known = {entry["build_id"] for entry in store.registered()}
+    return {build.build_id for build in builds if build.build_id in known or _is_there(build)}
+
+
+def _is_there(build: ReleasedBuild) -> bool:
+    shards = Folder(build.out) / "shards"
+    return shards.exists(MANIFEST) and _manifest_of(build.out)[1].build_id == build.build_id
 
 
 def rollback(store: Store, dataset: str, number: int) -> Manifest:
@@ -141,6 +181,8 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
     if before is not None and before.generation != build.generation:
         parts = []
     own = _part(build.shards, manifest, build.snapshot, build.out)
+    left = _left(build.store, [part[0] for part in parts])
+    parts = [part for part in parts if part[0].build_id in left]
     others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     return _composed(build.spec.name, build.generation, before, ordered, manifest)

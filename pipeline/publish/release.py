@@ -86,9 +86,9 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     that fail are named in the manifest. Raises as `publish` does.
     """
     candidates, captures = read_funnels(build)
-    failing = {
-        g.name: "after a takedown" for g in gates.judge(build.spec, build.stages, candidates, captures) if not g.holds
-    }
+    undetected = gates.read_undetected(build)
+    judged = gates.judge(build.spec, build.stages, candidates, captures, undetected=undetected)
+    failing = {gate.name: "after a takedown" for gate in judged if not gate.holds}
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
     before = _published(build)
     if before is not None and _same(before, manifest, accepting=False):

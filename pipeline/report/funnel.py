@@ -106,7 +106,22 @@ def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
     for table in build.decisions():
         for subject, key, n in _grouped(table):
             counts[subject][key] += n
+    counts["capture"].update(kept_captures(build))
     return Funnel(dict(counts["candidate"])), Funnel(dict(counts["capture"]))
+
+
+def kept_captures(build: Build) -> dict[tuple[str, str, str], int]:
+    """Pages that no stage dropped, which have no Decision: by source, as the last stage that read them counts them."""
+    counts = Counter[tuple[str, str, str]]()
+    for record in build.stage("extract").records() if "extract" in build.fingerprints else ():
+        if "pages" in record.counts:
+            source = record.partition.rpartition("-")[0]
+            counts[source, "extract", ""] += record.counts["pages"] - record.counts["pages_dropped"]
+    read = {source for source, _, _ in counts}
+    for record in build.stage("crawl").records() if "crawl" in build.fingerprints else ():
+        if record.partition not in read:
+            counts[record.partition, "crawl", ""] += record.counts["kept"]
+    return {key: n for key, n in counts.items() if n}
 
 
 def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]:
@@ -115,10 +130,11 @@ def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]
         yield row["subject"], (row["source"], row["stage"], row["reason"]), row["count_all"]
 
 
-def faults(build: Build, candidates: Funnel) -> list[str]:
+def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> list[str]:
     """Where the decisions and a stage's own counts differ, one line each; empty for a sound build.
 
-    Compares every stage from extract to shard with its records' seen, kept and dropped.
+    Compares every stage from extract to shard with its records' seen, kept and dropped; with `captures` also what crawl
+    dropped.
     """
     stages = deciding(build.stages, "extract", "shard")
     differences = []
@@ -130,6 +146,11 @@ def faults(build: Build, candidates: Funnel) -> list[str]:
             counted, decided = sum(record.counts.get(what, 0) for record in records), int(getattr(row, what))
             if counted != decided:
                 differences.append(f"{row.stage}: its records count {counted:,} {what}, the decisions say {decided:,}")
+    if captures is not None and "crawl" in build.fingerprints:
+        counted = sum(record.counts["dropped"] for record in build.stage("crawl").records())
+        [row] = captures.stages(["crawl"])
+        if counted != row.dropped:
+            differences.append(f"crawl: its records count {counted:,} dropped, the decisions say {row.dropped:,}")
     return differences
 
 

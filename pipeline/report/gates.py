@@ -2,7 +2,8 @@
 
     min_samples                      of the dataset with this build in it
     min_new, max_drop_share          of the whole build
-    max_unreadable                   of each source: pages and rows on which a parser failed; many are a fault of ours
+    max_unreadable                   of each source: pages and rows on which a parser failed; many are a fault of ours.
+                                     Of all sources together: images on which a detector failed
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
@@ -26,7 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
-from pipeline.errors import GateError
+from pipeline.errors import ApprovalError, GateError
 from pipeline.records import DropReason
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, examples
@@ -71,15 +72,16 @@ def judge(
     captures: Funnel,
     report: dict[str, Any] | None = None,
     held: int = 0,
+    undetected: tuple[int, int] = (0, 0),
 ) -> list[Gate]:
     """Every gate but `approve`, in the order of `names`; a stage at which no source can be judged has none.
 
     held: samples that the dataset holds without this build.
     report: the figures of report.json, with `drift` if there is a baseline; without them FIGURE_GATES are left out, and
-    so are those of them that the spec does not set.
+    so are those of them that the spec does not set. undetected: what `read_undetected` returns.
     """
     figures = [] if report is None else list(_figures(spec, report))
-    whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures)]
+    whole = [*_whole(spec, candidates, held), *_unreadable(spec, candidates, captures, undetected)]
     return [*whole, *_of_stages(spec, stages, candidates, captures), *figures]
 
 
@@ -88,19 +90,20 @@ def hold(
 ) -> None:
     """Raise GateError if a gate that is not in `accept` does not hold; one line each, and what was dropped.
 
-    approved: a person asked, which is what `approve: manual` waits for.
+    approved: a person asked, which is what `approve: manual` waits for: ApprovalError if it is only that.
     """
     report = _report(build)
     failed = [
-        g
-        for g in judge(build.spec, build.stages, candidates, captures, report, build.held)
-        if not g.holds and g.name not in accept
+        gate
+        for gate in judge(build.spec, build.stages, candidates, captures, report, build.held, read_undetected(build))
+        if not gate.holds and gate.name not in accept
     ]
     lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
     if report is None:
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
         lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
-    if build.spec.publish.approve == "manual" and not approved and "approve" not in accept:
+    waits = build.spec.publish.approve == "manual" and not approved and "approve" not in accept
+    if waits:
         hint = f"wenlan-data publish {build.out}"
         lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
     if not lines:
@@ -110,7 +113,7 @@ def hold(
     if failed:
         names = " ".join(f"--accept {gate.name}" for gate in failed)
         lines.append(f"to publish all the same: wenlan-data publish {build.out} {names} --because TEXT")
-    raise GateError(build.build_id, "\n".join(lines))
+    raise (ApprovalError if waits and len(lines) == 1 else GateError)(build.build_id, "\n".join(lines))
 
 
 def check_acceptance(stages: Stages, accept: Sequence[str], because: str) -> None:
@@ -141,8 +144,16 @@ def _whole(spec: BuildSpec, candidates: Funnel, held: int) -> Iterator[Gate]:
     yield Gate("max_drop_share", f"{share:.1%}", f"≤ {options.max_drop_share:.1%}", () if holds else (many,))
 
 
-def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:
-    """One gate if anything was unreadable, about pages or candidates, whichever source and subject stand worst."""
+def read_undetected(build: Build) -> tuple[int, int]:
+    """(images on which a detector failed, images) of a build: they are kept, without regions."""
+    records = build.stage("detect").records() if "detect" in build.fingerprints else []
+    failed, seen = (sum(record.counts.get(what, 0) for record in records) for what in ("undecodable", "images"))
+    return failed, seen
+
+
+def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel, undetected: tuple[int, int]) -> Iterator[Gate]:
+    """One gate if anything was unreadable, about pages, candidates or images, whichever source and subject stand
+    worst."""
     limit = spec.publish.max_unreadable
     judged: list[tuple[float, int, int, str, str]] = []  # (share, unreadable, seen, source, subject)
     for source in spec.sources:
@@ -151,17 +162,21 @@ def _unreadable(spec: BuildSpec, candidates: Funnel, captures: Funnel) -> Iterat
             count = dict(own.reasons()).get(DropReason.UNREADABLE.value, 0)
             if count and own.total >= spec.publish.judged_from:
                 judged.append((count / own.total, count, own.total, source.name, subject))
+    if undetected[0] and undetected[1] >= spec.publish.judged_from:
+        judged.append((undetected[0] / undetected[1], *undetected, "all sources", "image"))
     if not judged:
         return
+    nouns = {"capture": "pages", "candidate": "candidates", "image": "images, to a detector,"}
     worst = max(judged)
     over = [entry for entry in judged if entry[0] > limit]
     faults = tuple(
-        f"{count:,} of {seen:,} {'pages' if subject == 'capture' else 'candidates'} of {name} are unreadable "
+        f"{count:,} of {seen:,} {nouns[subject]} of {name} are unreadable "
         f"({share:.1%}), the spec allows {limit:.1%}; the log has a traceback of each kind"
         for share, count, seen, name, subject in over
     )
     sources = tuple(dict.fromkeys(name for *_, name, _ in over))
-    yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", faults, "", sources, worst[4])
+    subject = "capture" if worst[4] == "capture" else "candidate"
+    yield Gate("max_unreadable", f"{worst[3]} {worst[0]:.1%}", f"≤ {limit:.1%}", faults, "", sources, subject)
 
 
 def _of_stages(spec: BuildSpec, stages: Stages, candidates: Funnel, captures: Funnel) -> Iterator[Gate]:

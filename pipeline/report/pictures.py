@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import logging
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -38,6 +39,9 @@ from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.images import FetchedImage, read_images
 from pipeline.store.takedowns import Takedowns
+from pipeline.unreadable import OURS, evidence
+
+log = logging.getLogger("wenlan")
 
 HIDDEN = frozenset(
     reason.value
@@ -204,6 +208,11 @@ def _thumbnail(build: Build, image: FetchedImage) -> tuple[bytes, int, int] | No
         picture = pictures.decode(image.data, build.spec.fetch.max_pixels, reduce_to=side)
     except pictures.PictureError:
         return None
+    except OURS:
+        raise
+    except Exception as e:
+        log.warning("the report shows no thumbnail: %s", evidence(e, f"image {image.sha256}"))
+        return None
     width, height = picture.header.width, picture.header.height
     scale = min(1.0, side / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
@@ -273,9 +282,13 @@ def _detect(build: Build, detector: Detector, rows: dict[str, dict[str, Any]]) -
     for image in read_images(build, [row["fetch_id"] for row in rows.values()], sparse=True):
         try:
             picture = pictures.decode(image.data, build.spec.fetch.max_pixels).pixels
+            detected[image.sha256] = look(detector, state, [picture])[0]
         except pictures.PictureError:
             continue  # it decodes at the size of a thumbnail only, and is shown without boxes
-        detected[image.sha256] = look(detector, state, [picture])[0]
+        except OURS:
+            raise
+        except Exception as e:
+            log.warning("the report shows no boxes: %s", evidence(e, f"image {image.sha256}"))
     return detected
 
 

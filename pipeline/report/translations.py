@@ -18,6 +18,8 @@ REASONS = {
     "over_budget": "超出预算",
     "trap": "无尽页面",
     "unreadable": "无法解析",
+    "cap_per_page": "超出每页图片上限",
+    "cap_per_host": "超出每个网站图片上限",
     "bad_charset": "编码无法识别",
     "bad_url": "地址无效",
     "bad_row": "行无法读取",

@@ -1,4 +1,4 @@
-"""Pictures that a report does not show, although it lists them: those that screen dropped as not safe for work."""
+"""Pictures that a report lists without showing them: screen dropped them as not safe for work, or could not judge."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipeline.records import SCORE_SCHEMA, DropReason
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 
-UNSHOWN = frozenset({DropReason.NSFW.value})
+UNSHOWN = frozenset({DropReason.NSFW.value, DropReason.UNREADABLE.value})
 """What is dropped for these is not shown in a report."""
 
 

@@ -7,6 +7,7 @@ partition of the extract stage.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,8 +52,25 @@ class Source(Plugin):
         raise TypeError(f"{type(self).__name__} must say what it reads")
 
 
+IMAGE_CAPS = ("max_images_per_page", "max_images_per_host")
+"""Options of a PageSource that decide what becomes of its pages, and not which pages there are."""
+
+
 class PageSource(Source):
     """A source of web pages in WARC files."""
+
+    max_images_per_page: int = Field(2_000, gt=0, description="images of a page that become candidates")
+    max_images_per_host: int = Field(
+        1_000_000, gt=0, description="images on the pages of a host, within one WARC file, that become candidates"
+    )
+
+    def identity(self) -> dict[str, Any]:
+        """As of any source, without options that came later and are not set: earlier results stay valid."""
+        identity = super().identity()
+        for name in IMAGE_CAPS:
+            if getattr(self, name) == type(self).model_fields[name].default:
+                identity["options"].pop(name)
+        return identity
 
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
@@ -86,8 +104,46 @@ class TableSource(Source):
         except OURS:
             raise
         except Exception as e:
-            broken = Candidate(self.name, self.source_kind, row, "", "", (), number)
-            return [drop(broken, "extract", DropReason.UNREADABLE, f"{row}: {evidence(e, row)}")]
+            return [self.unreadable(row, number, e)]
+
+    def unreadable(self, row: str, number: int, error: Exception) -> Decision:
+        """The Decision about a row, or a piece of a file, that raised. row: file and row, for people."""
+        broken = Candidate(self.name, self.source_kind, row, "", "", (), number)
+        return drop(broken, "extract", DropReason.UNREADABLE, f"{row}: {evidence(error, row)}")
+
+
+_ESCAPED = re.compile("[\udc80-\udcff]")
+
+MAX_UNDECODED = 10
+"""Rows at the beginning of a file that may be of another encoding before the whole file is taken to be."""
+
+
+class Decoding:
+    """Whether the rows of a text file are of its encoding. The file is opened with `errors="surrogateescape"`.
+
+    A row that is not is a fault of its own. A file of which no row is (rows of plain ASCII count for nothing) has
+    another encoding than it was said to have, and that is the fault of whoever wrote the spec.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._encoding, self._undecoded, self._decoded = encoding, 0, False
+
+    def fault(self, row: str) -> UnicodeError | None:
+        """What is wrong with a row, as text; None for a sound one. Raises UnicodeError for the file."""
+        if row.isascii():
+            return None
+        if not _ESCAPED.search(row):
+            self._decoded = True
+            return None
+        self._undecoded += 1
+        if not self._decoded and self._undecoded == MAX_UNDECODED:
+            self.end()
+        return UnicodeError(f"bytes that are not {self._encoding}")
+
+    def end(self) -> None:
+        """To be called after the last row. Raises UnicodeError for a file of which no row was sound."""
+        if self._undecoded and not self._decoded:
+            raise UnicodeError(f"none of its first {self._undecoded} rows beyond ASCII can be decoded")
 
 
 class FileSource(TableSource):

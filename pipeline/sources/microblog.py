@@ -23,9 +23,9 @@ from data_specs.shard import Text
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
-from pipeline.sources import FileSource
+from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo
 
 _TOPIC = re.compile(r"#([^#\n]{1,40})#")
 _NOISE = re.compile(r"<br ?/?>|<[^>]{1,2000}>|https?://t\.cn/\w+|网页链接|(?:\.\.\.|…)?\s*(?:展开)?全文c?\s*$|\u200b")
@@ -54,11 +54,16 @@ class Microblog(FileSource):
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""
         file = self.files()[part]
         try:
-            with fsspec.open(file, "rt", encoding="utf-8-sig", errors="strict", compression="infer") as f:
+            decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
+            with fsspec.open(file, "rt", compression="infer", **options) as f:
                 for number, line in enumerate(f, 1):
                     if line.strip():
                         row = f"{file.rpartition('/')[2]}, row {number}"
+                        if fault := decoding.fault(line):
+                            yield self.unreadable(row, number, fault)
+                            continue
                         yield from self.entries(row, number, partial(self._post, line, row, number))
+            decoding.end()
         except FAULTS as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
         except UnicodeError as e:
@@ -85,11 +90,14 @@ class Microblog(FileSource):
         origin = _first(post, self.fields.id) or page or row
         for image in dict.fromkeys(images):
             try:
-                url = canonical_url(f"https:{image}" if image.startswith("//") else image)
+                bare, userinfo = split_userinfo(f"https:{image}" if image.startswith("//") else image)
+                url = canonical_url(bare)
             except ValueError as e:
                 yield self._broken(f"{row}, {image[:200]}", number, DropReason.BAD_URL, f"{row}: {e}", image)
                 continue
-            candidate = Candidate(self.name, self.source_kind, origin, page, url, tuple(texts), number)
+            candidate = Candidate(
+                self.name, self.source_kind, origin, page, url, tuple(texts), number, userinfo=userinfo
+            )
             yield candidate if texts else drop(candidate, "extract", DropReason.NO_TEXT, row)
 
     def _broken(self, row: str, number: int, reason: DropReason, evidence: str, url: str = "") -> Decision:

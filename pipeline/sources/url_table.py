@@ -21,6 +21,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
@@ -33,13 +34,13 @@ from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
-from pipeline.sources import FileSource
+from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
 Format = Literal["csv", "tsv", "jsonl", "parquet", "brivl_jsonl"]
-Row = tuple[int, dict[str, Any] | str]
-"""(number of the row, from 1; its cells by column, or a message that says what is wrong with it)."""
+Row = tuple[int, dict[str, Any] | str | Exception]
+"""(number of the row, from 1; its cells by column, or a message that says what is wrong with it, or what it raised)."""
 
 BRIVL_KINDS: dict[str, TextKind] = {
     "alt_text": "alt", "sur_text": "surrounding", "surText": "surrounding", "content": "content", "caption": "caption",
@@ -90,8 +91,10 @@ class UrlTable(FileSource):
             row = f"{file.rpartition('/')[2]}, row {number}"
             yield from self.entries(row, number, partial(self._of_row, cells, row, number))
 
-    def _of_row(self, cells: dict[str, Any] | str, row: str, number: int) -> Iterator[Candidate | Decision]:
+    def _of_row(self, cells: dict[str, Any] | str | Exception, row: str, number: int) -> Iterator[Candidate | Decision]:
         """The candidate of a row, or a Decision. cells: as in Row."""
+        if isinstance(cells, Exception):
+            raise cells
         if isinstance(cells, str):
             yield self._broken("", row, number, DropReason.BAD_ROW, f"{row}: {cells}")
         elif self.format == "brivl_jsonl":
@@ -139,7 +142,8 @@ class UrlTable(FileSource):
             if kind == "parquet":
                 yield from self._parquet_rows(file, start, stop)
                 return
-            with fsspec.open(file, "rt", encoding=self.encoding, errors="strict", newline="", compression="infer") as f:
+            options = {"encoding": self.encoding, "errors": "surrogateescape", "newline": ""}
+            with fsspec.open(file, "rt", compression="infer", **options) as f:
                 read = self._json_rows(f) if kind in ("jsonl", "brivl_jsonl") else self._csv_rows(file, f, kind)
                 for number, cells in read:
                     if number > stop:
@@ -156,6 +160,9 @@ class UrlTable(FileSource):
         csv.field_size_limit(_CELL_LIMIT)
         reader = csv.reader(f, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
         header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
+        decoding = Decoding(self.encoding)
+        if decoding.fault("".join(header)):
+            decoding.end()
         self._check_columns(file, header)
         number = 0
         while True:
@@ -163,12 +170,15 @@ class UrlTable(FileSource):
             try:
                 cells = next(reader)
             except StopIteration:
+                decoding.end()
                 return
             except csv.Error as e:
                 yield number, str(e)
                 continue
             if not cells:
                 number -= 1  # an empty line is no row
+            elif fault := decoding.fault("".join(cells)):
+                yield number, fault
             elif len(cells) != len(header):
                 yield number, f"{len(cells)} fields, the header has {len(header)}"
             else:
@@ -176,17 +186,21 @@ class UrlTable(FileSource):
 
     def _json_rows(self, f: Any) -> Iterator[Row]:
         """Rows of JSON lines; blank lines do not count."""
-        number = 0
+        number, decoding = 0, Decoding(self.encoding)
         for line in f:
             if not line.strip():
                 continue
             number += 1
+            if fault := decoding.fault(line):
+                yield number, fault
+                continue
             try:
                 cells = json.loads(line.lstrip("\ufeff"))
             except (ValueError, RecursionError) as e:
                 yield number, f"is not JSON ({e})"[:200]
                 continue
             yield number, cells if isinstance(cells, dict) else "is no JSON object"
+        decoding.end()
 
     def _parquet_rows(self, file: str, start: int, stop: int) -> Iterator[Row]:
         """Rows [start, stop) of a Parquet file, of which only the row groups that hold them are read."""
@@ -201,7 +215,7 @@ class UrlTable(FileSource):
                 for group in range(table.num_row_groups):
                     rows = table.metadata.row_group(group).num_rows  # this group holds rows number to number + rows - 1
                     if number + rows > start and number < stop:
-                        cells = table.read_row_group(group, columns=self._wanted()).to_pylist()
+                        cells = _cells_of(table.read_row_group(group, columns=self._wanted()))
                         for at in range(max(start - number, 0), min(stop - number, rows)):
                             yield number + at + 1, cells[at]
                     number += rows
@@ -235,10 +249,12 @@ class UrlTable(FileSource):
             page = ""
         own = _cell(cells, self.columns.id)
         try:
-            url = canonical_url(raw)
+            bare, userinfo = split_userinfo(raw)
+            url = canonical_url(bare)
         except ValueError as e:
             return self._broken(raw, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        return self._made(url, page, own, texts, row, number, cells.get(self.columns.bbox or ""))
+        made = self._made(url, page, own, texts, row, number, cells.get(self.columns.bbox or ""))
+        return replace(made, userinfo=userinfo) if userinfo and isinstance(made, Candidate) else made
 
     def _brivl(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         image, sentences = cells.get("image_id"), cells.get("sentences")
@@ -247,22 +263,26 @@ class UrlTable(FileSource):
             return self._broken("", row, number, DropReason.BAD_ROW, f"{row}: needs image_id and sentences")
         texts = _sentences(sentences)
         try:
-            url = self._image_address(image)
+            url, userinfo = self._image_address(image)
         except ValueError as e:
             return self._broken(image, row, number, DropReason.BAD_URL, f"{row}: {e}", texts)
-        return self._made(url, "", image, texts, row, number, cells.get("bbox"))
+        origin = without_userinfo(image)
+        made = self._made(url, "", origin, texts, row, number, cells.get("bbox"))
+        return replace(made, userinfo=userinfo) if userinfo and isinstance(made, Candidate) else made
 
-    def _image_address(self, image: str) -> str:
-        """Address of a path of a BriVL row. Raises ValueError."""
+    def _image_address(self, image: str) -> tuple[str, str]:
+        """(address, user info) of a path of a BriVL row. Raises ValueError."""
         if image.startswith(("http://", "https://")):
-            return canonical_url(image)
+            bare, userinfo = split_userinfo(image)
+            return canonical_url(bare), userinfo
         relative = PurePosixPath(image)
         if ".." in relative.parts or not relative.name:
             raise ValueError(f"image path {image[:100]!r} leads out of the folder")
         path = quote(str(relative).lstrip("/"))
         if "://" in self.images:
-            return canonical_url(f"{self.images.rstrip('/')}/{path}")
-        return f"url-table:///{self.name}/{path}"
+            bare, userinfo = split_userinfo(self.images)
+            return canonical_url(f"{bare.rstrip('/')}/{path}"), userinfo
+        return f"url-table:///{self.name}/{path}", ""
 
     def _made(
         self, url: str, page: str, own: str, texts: list[Text], row: str, number: int, bbox: Any
@@ -285,6 +305,20 @@ class UrlTable(FileSource):
         """The Decision about a row that is no candidate; its file and row are its identity."""
         known = tuple(t for t in texts if t.text)
         return drop(Candidate(self.name, self.source_kind, row, "", url, known, number), "extract", reason, evidence)
+
+
+def _cells_of(table: Any) -> list[dict[str, Any] | Exception]:
+    """The cells of each row of an Arrow table; what Python raises on a row in its place."""
+    try:
+        return list(table.to_pylist())
+    except Exception:  # one of them: a string that is not UTF-8, a date that Python has none for
+        rows: list[dict[str, Any] | Exception] = []
+        for at in range(table.num_rows):
+            try:
+                rows += table.slice(at, 1).to_pylist()
+            except Exception as e:
+                rows.append(e)
+        return rows
 
 
 def _cell(cells: dict[str, Any], name: str | None) -> str:

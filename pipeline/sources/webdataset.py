@@ -2,39 +2,54 @@
 
 This is how another project's dataset, or a released one of ours, becomes a source. Texts are those of KEY.json
 (`pipeline.sources.folder.texts_of` says in which forms; our own shards fit), else KEY.txt as one text of `text_kind`.
-Pictures stay in their tars: their address is `webdataset:///NAME/SHARD/MEMBER`.
+Pictures are read from their tars. Their image_url is the one that KEY.json states (`pipeline.sources._provenance`),
+else `webdataset:///NAME/SHARD/MEMBER`, by which they are read.
+
+A sample with a member that cannot be read is one Decision, and so is what comes after the place where a tar breaks off.
 
 Limits: `pipe:` addresses are refused, since they run commands. A tar is indexed once in each process that reads
-pictures from it. Members above 64 MiB are left out.
+pictures from it. Members above 64 MiB and sparse ones are not read.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
+import re
 import tarfile
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
 from pydantic import Field, field_validator
 
 from data_specs.shard import Text, TextKind
-from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason, version
+from pipeline.errors import SourceError, WenlanError
+from pipeline.files.inputs import NO_DAMAGE, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
+from pipeline.sources._provenance import Fields
 from pipeline.sources.folder import SUFFIXES, texts_of
 from pipeline.texts.cleaning import clean
 
 MAX_MEMBER = 64 << 20
 
+_META = re.compile(r"__[^/]*__($|/)")
+"""Names that webdataset passes over."""
+
+log = logging.getLogger("wenlan")
+
 
 class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
 
+    VERSION: ClassVar[int] = 2
+
     text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
+    fields: Fields = Field(Fields(), description="names of fields of KEY.json that say where a picture came from")
 
     @field_validator("path")
     @classmethod
@@ -45,18 +60,35 @@ class WebDataset(FileSource):
         return paths
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
-        """Candidates of one tar in its order. Raises SourceError for a tar that cannot be read to its end."""
-        from webdataset.tariterators import group_by_keys, tar_file_iterator
+        """Candidates of one tar in its order; a Decision for each member, and for the rest, that cannot be read.
+
+        Raises SourceError for a tar of which nothing can be read, and where its disk or server fails.
+        """
+        from webdataset.tariterators import group_by_keys
 
         file = self.files()[part]
         shard = file.rpartition("/")[2]
+        row, refused = -1, list[Exception]()  # members that webdataset refuses: two of one name
+
+        def refuse(error: Exception) -> bool:
+            refused.append(error)
+            return True  # go on
+
         try:
             with fsspec.open(file, "rb") as f:
-                for row, sample in enumerate(group_by_keys(_members(tar_file_iterator(f)))):
+                for row, sample in enumerate(group_by_keys(_members(f), handler=refuse)):
                     where = f"{shard}, {encodable(str(sample['__key__']))}"
                     yield from self.entries(where, row, partial(self._candidates, sample, shard, row))
-        except (*FAULTS, tarfile.TarError, ValueError) as e:
-            raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
+        except WenlanError:
+            raise
+        except Exception as e:
+            if row < 0 or isinstance(e, NO_DAMAGE):
+                raise SourceError(file, f"source {self.name}: is no tar that can be read ({reason(e)})") from None
+            log.warning("%s: breaks off after %d samples (%s); going on with those", file, row + 1, reason(e))
+            yield self.unreadable(f"{shard}, after {row + 1} samples", row + 1, e)
+        for number, error in enumerate(refused):
+            error.args = error.args[:1]  # webdataset adds its own
+            yield self.unreadable(f"{shard}, member {number} of those refused", -1, error)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture in one of the tars; None for any other address, and for one that no longer exists."""
@@ -85,17 +117,23 @@ class WebDataset(FileSource):
 
     def _candidates(self, sample: dict[str, Any], shard: str, row: int) -> Iterator[Candidate | Decision]:
         """The candidate of one sample, or a Decision."""
+        for data in sample.values():
+            if isinstance(data, Exception):
+                raise data
         yield self._candidate(sample, shard, row)
 
     def _candidate(self, sample: dict[str, Any], shard: str, row: int) -> Candidate | Decision:
         key = str(sample["__key__"])
-        member = next((sample[s].decode() for s in sample if f".{s}".endswith(SUFFIXES)), "")
+        member = next((sample[s].decode("utf-8", "surrogateescape") for s in sample if f".{s}".endswith(SUFFIXES)), "")
         url = f"webdataset:///{self.name}/{quote(shard)}/{quote(member or key)}"
+        page_url, provenance = "", None
         texts: list[Text] = []
         fault = ""
         try:
             if "json" in sample:
-                texts = texts_of(json.loads(sample["json"]))
+                value = json.loads(sample["json"])
+                url, page_url, provenance = self.fields.read(value, url)
+                texts = texts_of(value)
             if "txt" in sample and not texts:
                 texts = [Text(self.text_kind, clean(sample["txt"].decode("utf-8-sig")))]
         except (ValueError, RecursionError) as e:
@@ -103,7 +141,9 @@ class WebDataset(FileSource):
         distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[
             ::-1
         ]  # of equal texts the first stays
-        candidate = Candidate(self.name, self.source_kind, f"{shard}/{key}", "", url, distinct, row)
+        candidate = Candidate(
+            self.name, self.source_kind, f"{shard}/{key}", page_url, url, distinct, row, provenance=provenance
+        )
         if not member:
             return drop(candidate, "extract", DropReason.BAD_ROW, fault or f"{shard}, {key}: no picture")
         if fault:
@@ -111,20 +151,59 @@ class WebDataset(FileSource):
         return candidate if distinct else drop(candidate, "extract", DropReason.NO_TEXT, f"{shard}, {key}")
 
 
-def _members(members: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Members for webdataset to group, with a picture's name in place of its bytes, which are not needed here."""
-    for member in members:
-        name = str(member["fname"]).removeprefix("./")
-        picture = name.lower().endswith(SUFFIXES)
-        yield {"fname": name, "data": name.encode() if picture else member["data"], "__url__": ""}
+class _Member(tarfile.TarInfo):
+    """A member whose damaged header is an error; to tarfile it is the end of the tar, if it is not the first one."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(str(e)) from None
+
+
+def _members(file: Any) -> Iterator[dict[str, Any]]:
+    """Members for webdataset to group, with a picture's name in place of its bytes, which are not needed here.
+
+    webdataset's own iterator reads every member whole: a sparse one of 2 kB may claim 6 GB. Like it, this one passes
+    over what is no file and over names such as `__meta__`. In place of the bytes of a member that cannot be read is
+    what it raised.
+    """
+    with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Member) as tar:
+        for member in tar:
+            tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+            if not member.isreg() or _META.match(member.name):
+                continue
+            name = member.name.removeprefix("./")
+            yield {"fname": name, "data": _data(tar, member, name), "__url__": ""}
+
+
+def _data(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> bytes | Exception:
+    """What `_members` hands over of a member. Raises where the tar ends before the member does."""
+    if member.issparse():
+        return ValueError(f"{name[:200]} is a sparse file")
+    if member.size > MAX_MEMBER:
+        return ValueError(f"{name[:200]} has {member.size} bytes, {MAX_MEMBER} are read")
+    if name.lower().endswith(SUFFIXES):
+        return name.encode("utf-8", "surrogateescape")
+    opened = tar.extractfile(member)
+    assert opened is not None  # a regular file
+    return opened.read()
 
 
 @lru_cache(maxsize=64)
 def _index(file: str, _version: str) -> dict[str, tuple[int, int]]:
-    """Name of each file of a tar -> (offset, size). `_version` makes a changed tar another entry of the cache."""
-    with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r:") as tar:
-        return {
-            member.name.removeprefix("./"): (member.offset_data, member.size)
-            for member in tar
-            if member.isfile() and member.size <= MAX_MEMBER
-        }
+    """Name of each file of a tar -> (offset, size), up to where it breaks off.
+
+    `_version` makes a changed tar another entry of the cache.
+    """
+    places: dict[str, tuple[int, int]] = {}
+    with (
+        fsspec.open(file, "rb") as f,
+        tarfile.open(fileobj=f, mode="r:") as tar,
+        contextlib.suppress(tarfile.TarError, EOFError),  # where it breaks off: `read` has said so
+    ):
+        for member in tar:
+            if member.isfile() and not member.issparse() and member.size <= MAX_MEMBER:
+                places[member.name.removeprefix("./")] = (member.offset_data, member.size)
+    return places

@@ -27,6 +27,7 @@ from pipeline.store.cache import Cache
 from pipeline.store.claims import claim
 from pipeline.store.images import partition_images
 from pipeline.store.store import Store
+from pipeline.unreadable import OURS, evidence
 
 BATCH, BATCH_PIXELS = 16, 32_000_000
 """A batch is handed to the models when it holds so many pictures, or so many pixels."""
@@ -78,7 +79,7 @@ class ModelValues(Generic[Value]):
     """Values of the models for the images, and how many were cached or computed."""
 
     values: dict[str, dict[str, Value]]
-    """Model id -> sha256 -> value; an image that could not be decoded has none."""
+    """Model id -> sha256 -> value; an image that could not be decoded, or on which the model failed, has none."""
     cached: int
     """Values that were in the caches at the start."""
     computed: int = 0
@@ -86,7 +87,7 @@ class ModelValues(Generic[Value]):
     images: set[str] = field(default_factory=set)
     """Images that this call handed to a model, or failed to decode."""
     undecodable: dict[str, str] = field(default_factory=dict)
-    """sha256 -> why it could not be decoded."""
+    """sha256 -> why it could not be decoded, or what a model raised on it."""
 
 
 def model_values(
@@ -139,12 +140,27 @@ class _Runner(Generic[Value]):
             for name, state in states.items():
                 shown = [sha256 for sha256 in batch if sha256 in lacking[name]]
                 if shown:
-                    values = self._models[name].run(state, [batch[sha256] for sha256 in shown])
-                    new[name].update(zip(shown, values, strict=True))
+                    new[name].update(self._run(self._models[name], state, {sha256: batch[sha256] for sha256 in shown}))
                 if len(new[name]) >= SAVE:
                     self._save(name, new[name])
         for name, values_of_images in new.items():
             self._save(name, values_of_images)
+
+    def _run(self, model: Model[Value], state: Any, pictures: dict[str, Pixels]) -> dict[str, Value]:
+        """Values of a model by sha256. A batch on which it fails is run picture by picture."""
+        try:
+            return dict(zip(pictures, model.run(state, list(pictures.values())), strict=True))
+        except OURS:
+            raise
+        except Exception as e:
+            if len(pictures) == 1:
+                (sha256,) = pictures
+                self.result.undecodable[sha256] = f"{model.id}: {evidence(e, f'image {sha256}')}"
+                return {}
+        values: dict[str, Value] = {}
+        for sha256, picture in pictures.items():
+            values |= self._run(model, state, {sha256: picture})
+        return values
 
     def _pictures(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Pixels]]:
         """Batches of the images that some model lacks, by sha256, each read and decoded once."""
@@ -160,6 +176,11 @@ class _Runner(Generic[Value]):
                 picture = decode(image.data, self._build.spec.fetch.max_pixels, reduce_to).pixels
             except PictureError as e:
                 self.result.undecodable[image.sha256] = str(e)
+                continue
+            except OURS:
+                raise
+            except Exception as e:
+                self.result.undecodable[image.sha256] = evidence(e, f"image {image.sha256}")
                 continue
             batch[image.sha256] = picture
             pixels += picture.size // 3

@@ -14,6 +14,8 @@ from typing import IO
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.unreadable import OURS, evidence
+from pipeline.urls import without_userinfo
 from pipeline.web.policy import LASTING_S
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*")
@@ -35,9 +37,10 @@ class Outcome:
     retry_after: str = ""
 
 
-def failure(reason: DropReason, evidence: str, retry_after_s: float = LASTING_S) -> Outcome:
-    """The outcome of an image that could not be had just now."""
-    return Outcome(reason.value, evidence[:300], fetched_at=rfc3339(), retry_after=rfc3339(retry_after_s))
+def failure(reason: DropReason, said: str, retry_after_s: float = LASTING_S) -> Outcome:
+    """The outcome of an image that could not be had just now. said: the evidence."""
+    later = rfc3339(retry_after_s)
+    return Outcome(reason.value, without_userinfo(said)[:300], fetched_at=rfc3339(), retry_after=later)
 
 
 class Spool:
@@ -48,7 +51,12 @@ class Spool:
 
     def add(self, data: bytes, fetched_at: str, etag: str = "") -> Outcome:
         """Keep the bytes of an image, or say why they are not let in."""
-        refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
+        try:
+            refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
+        except OURS:
+            raise
+        except Exception as e:
+            refusal = DropReason.UNREADABLE, evidence(e, "an image")
         if refusal is not None:
             later = rfc3339(LASTING_S)
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)

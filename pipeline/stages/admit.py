@@ -39,6 +39,7 @@ from pipeline.store.stage import Stage, StageFile
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.texts.cleaning import clean
 from pipeline.texts.forms import CHUNK
+from pipeline.unreadable import OURS, evidence
 
 
 def token(build: Build) -> Any:
@@ -108,8 +109,8 @@ def admit(
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
     for candidate in sorted(candidates, key=_tie):
-        if evidence := takedowns.why(candidate.image_url, candidate.page_url):
-            decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, evidence))
+        if why := takedowns.why(candidate.image_url, candidate.page_url):
+            decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
         else:
             allowed.append(candidate)
     for candidate, judged in zip(allowed, judge(allowed, filters, rank, rewritten), strict=True):
@@ -124,8 +125,8 @@ def admit(
     for same in by_image.values():
         chosen, rest = _capped(list(same.values()), spec.admit.max_candidates_per_image)
         kept += chosen
-        evidence = f"{len(same)} candidates for one image URL"
-        decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, evidence) for c in rest]
+        count = f"{len(same)} candidates for one image URL"
+        decisions += [drop(c, "admit", DropReason.CAP_PER_IMAGE_URL, count) for c in rest]
     decisions.sort(key=lambda d: (d.id, d.reason, d.text))
     return sorted(kept, key=lambda c: c.candidate_id), decisions
 
@@ -148,17 +149,30 @@ def judge(
     The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
     filters have rewritten them, in a Decision too; two that have become the same are one.
     """
-    texts_of = [_clean(candidate, rank) for candidate in candidates]
-    texts = [text for own in texts_of for text in own]
+    texts_of = [_cleaned(candidate, rank) for candidate in candidates]
+    texts = [text for own in texts_of if not isinstance(own, Decision) for text in own]
     faults: list[list[Drop]] = []
     for at in range(0, len(texts), CHUNK):
         faults += _filter(texts, at, filters, rewritten)
     judged: list[Candidate | Decision] = []
     at = 0  # where a candidate's texts begin among all of them
     for candidate, own in zip(candidates, texts_of, strict=True):
+        if isinstance(own, Decision):
+            judged.append(own)
+            continue
         judged.append(_judged(candidate, texts[at : at + len(own)], faults[at : at + len(own)]))
         at += len(own)
     return judged
+
+
+def _cleaned(candidate: Candidate, rank: dict[str, int]) -> list[Text] | Decision:
+    """What `_clean` returns, or the Decision that its texts cannot be read."""
+    try:
+        return _clean(candidate, rank)
+    except OURS:
+        raise
+    except Exception as e:
+        return drop(candidate, "admit", DropReason.UNREADABLE, evidence(e, candidate.image_url))
 
 
 def _clean(candidate: Candidate, rank: dict[str, int]) -> list[Text]:
@@ -182,17 +196,33 @@ def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten
     for f in filters:
         check, rewrite = f.check, f.rewrite
         for i in here:
-            fault = check(texts[i])
+            try:
+                fault = check(texts[i])
+            except OURS:
+                raise
+            except Exception as e:
+                fault = _unreadable(f, texts[i], e)
             if fault is not None:
                 faults[i - at].append(fault)
         if type(f).rewrite is TextFilter.rewrite:
             continue
         for i in here:
-            after = rewrite(texts[i])
+            try:
+                after = rewrite(texts[i])
+            except OURS:
+                raise
+            except Exception as e:
+                faults[i - at].append(_unreadable(f, texts[i], e))
+                after = replace(texts[i], text="", original="")  # what should have been masked is written nowhere
             if after is not texts[i]:
                 rewritten[f.plugin_name()] += 1
                 texts[i] = after
     return faults
+
+
+def _unreadable(text_filter: TextFilter, text: Text, error: Exception) -> Drop:
+    """The fault of a text on which a filter failed: it goes no further, whatever the other filters say."""
+    return Drop(DropReason.UNREADABLE, f"{text_filter.plugin_name()}: {evidence(error, f'a text of kind {text.kind}')}")
 
 
 def _judged(candidate: Candidate, texts: Sequence[Text], faults: Sequence[list[Drop]]) -> Candidate | Decision:

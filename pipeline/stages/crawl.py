@@ -24,6 +24,7 @@ import asyncio
 import contextlib
 import hashlib
 import importlib.metadata
+import logging
 import os
 import shutil
 import sqlite3
@@ -40,7 +41,7 @@ from data_specs.shard import canonical_json
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Decision, DropReason, sha256_hex
-from pipeline.sources import sources_of
+from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record, StageDir
@@ -50,6 +51,8 @@ from pipeline.web.crawler import Crawler
 from pipeline.web.frontier import Frontier
 from pipeline.web.policy import user_agent
 from pipeline.web.warc import copy_without
+
+log = logging.getLogger("wenlan")
 
 KNOWN_PER_PAGE = 10
 """Pages that may be known per page that may be kept."""
@@ -137,7 +140,9 @@ def _sites(spec: BuildSpec) -> list[Site]:
 def _identity(spec: BuildSpec, site: Site) -> Any:
     """What decides the captures of a site, but for the snapshot."""
     limits = spec.egress.model_dump(mode="json", include={"max_page_bytes", "max_redirects", "obey_robots"})
-    return [site.identity(), limits]
+    identity = site.identity()
+    identity["options"] = {name: value for name, value in identity["options"].items() if name not in IMAGE_CAPS}
+    return [identity, limits]
 
 
 def _frontier_folder(stage: StageDir, name: str) -> Path:
@@ -189,6 +194,8 @@ def _remember(build: Build, site: Site, record: Record) -> None:
 def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Record:
     """Commit the WARC, the table of its pages and the decisions about all others."""
     totals = frontier.totals()
+    if totals.too_deep:
+        log.warning("%s", beyond_depth(site.name, totals.too_deep, site.max_depth))
     with stage.attempt(site.name) as attempt:
         target = attempt.path("warc.gz")
         try:
@@ -208,10 +215,16 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
                 "traps": frontier.counted("traps"),
                 "redirects": totals.moved,
                 "beyond": totals.beyond,
+                "too_deep": totals.too_deep,
                 "bytes": totals.bytes,
             },
             {"input": digest},
         )
+
+
+def beyond_depth(source: str, count: int, max_depth: int) -> str:
+    """What people read about pages that `max_depth` cut off."""
+    return f"source {source}: {count:,} linked pages lie beyond max_depth {max_depth} and were not visited"
 
 
 def _decision(site: Site, url: str, reason: str, evidence: str) -> Decision:

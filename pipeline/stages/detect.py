@@ -7,8 +7,9 @@ way out, so that another cap does not run a detector again. An image that severa
 
 Two kinds of detectors see no picture: those that need its shape only, and `given`, whose boxes came with the sources.
 
-A box that covers the whole picture is left out, since training appends that one itself. Limits: an image that was
-measured but cannot be decoded at full size gets no regions, with a warning.
+A box that covers the whole picture is left out, since training appends that one itself. An image that was measured but
+cannot be decoded at full size, or on which a detector fails, is kept without regions, with a warning, and counted as
+`undecodable`; many of them are a fault of ours (`publish.max_unreadable`).
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def run_partition(build: Build, partition: str) -> None:
     models = [_BoxModel(name, detector, gpu) for name, detector in detectors.items() if detector.NEEDS_PIXELS]
     detected = model_values(build, partition, sides, models)
     for sha256, why in detected.undecodable.items():
-        log.warning("detect: image %s cannot be decoded at full size, it gets no regions: %s", sha256, why)
+        log.warning("detect: image %s gets no regions: %s", sha256, why)
     raw, cached, computed = detected.values, detected.cached, detected.computed
     for name, detector in detectors.items():
         if detector.OF_SOURCES:

@@ -7,20 +7,22 @@ capture.
 
 One image shown twice on a page is one candidate with the texts of both places. Texts that stand on many pages of one
 host in the same partition (slogans, notices under every article) are no texts of an image and are taken off; an image
-that stands on very many is a logo.
+that stands on very many is a logo. Pages of an endless calendar or counter count for neither (`without_traps`).
 
 Limits: what stands on many pages is judged within one WARC file. A WARC that breaks off keeps what came before and
 says so in its record (`info["truncated"]`), one with damaged places counts them there (`info["damaged"]`), and one
-file of several that is no WARC at all is named there (`info["no_warc"]`). Bodies above the spec's page size are not
+file of several that is no WARC at all is named there (`info["no_warc"]`); `info["file"]` is the file, and the report
+and `status` show it. Bodies above the spec's page size are not
 read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,8 +35,12 @@ from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import (
     CANDIDATE_SCHEMA,
+    PROVENANCE,
+    PROVENANCE_SCHEMA,
     SOURCE_BOX_SCHEMA,
     SOURCE_BOXES,
+    USERINFO,
+    USERINFO_SCHEMA,
     Candidate,
     Capture,
     Decision,
@@ -42,6 +48,7 @@ from pipeline.records import (
     candidate_rows,
     drop,
     order_key,
+    provenance_rows,
     sha256_hex,
 )
 from pipeline.sources import PageSource, Source, TableSource, sources_of
@@ -50,7 +57,7 @@ from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.texts.charset import decode
 from pipeline.unreadable import OURS, evidence
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 from pipeline.web import policy
 from pipeline.web.warc import read_captures
 
@@ -82,6 +89,7 @@ _TRACKER = re.compile(
 _HAN, _KANA, _HANGUL = (
     re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
 )
+_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
 MIN_HAN = 0.1
 """Share of Han characters among a page's letters, menus and code included, from which on it counts as Chinese."""
@@ -110,19 +118,30 @@ def run_partition(build: Build, partition: str) -> None:
     candidates: list[Candidate] = []
     decisions: list[Decision] = []
     with build.stage("extract").attempt(partition) as attempt:
-        for entry in _read(build, source, int(number), tally, info):
+        wordings: dict[str, str] = {}
+        for entry in _read(build, source, int(number), tally, info, wordings):
             if isinstance(entry, Candidate):
                 candidates.append(entry)
             else:
                 decisions.append(entry)
         if isinstance(source, PageSource):
+            candidates, traps = without_traps(candidates, wordings)
             candidates, bare = without_furniture(candidates)
-            decisions += bare
+            candidates, beyond = _capped(candidates, source.max_images_per_host)
+            decisions += traps + bare + beyond
+            tally["pages_dropped"] += len(traps)
         about_candidates = sum(1 for d in decisions if d.subject == "candidate")
         tally.update(kept=len(candidates), dropped=about_candidates, seen=len(candidates) + about_candidates)
+        tally.update(_lost(info))
+        if info:
+            info["file"] = _file_name(build, source, int(number))
         attempt.write_table("parquet", candidate_rows(candidates, build.spec.seed))
         if any(candidate.boxes for candidate in candidates):
             attempt.write_table(SOURCE_BOXES, _boxes(candidates, build.spec.seed), row_group_size=1_000)
+        if any(candidate.provenance for candidate in candidates):
+            attempt.write_table(PROVENANCE, provenance_rows(candidates, build.spec.seed), row_group_size=1_000)
+        if any(candidate.userinfo for candidate in candidates):
+            attempt.write_table(USERINFO, _userinfos(candidates))
         attempt.decide(decisions)
         attempt.commit(dict(tally), info)
 
@@ -142,10 +161,28 @@ def _boxes(candidates: list[Candidate], seed: int) -> pa.Table:
     return rows.sort_by([(name, "ascending") for name in ("order_key", "fetch_id", "row")])
 
 
+def _lost(info: dict[str, Any]) -> dict[str, int]:
+    """What damage cost a WARC file, as counts; empty for a sound one.
+
+    lost_records: damaged ones, each of which may hide more. lost_bytes: what was passed over, as it lies in the file.
+    truncated, no_warc: 1 for a file that breaks off, or that is none.
+    """
+    damaged = info.get("damaged", {"places": 0, "bytes": 0})
+    counts = {"lost_records": damaged["places"], "lost_bytes": damaged["bytes"]}
+    counts |= {name: int(name in info) for name in ("truncated", "no_warc")}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _userinfos(candidates: list[Candidate]) -> pa.Table:
+    """Rows of USERINFO_SCHEMA, of the candidates whose URL has a user name or a password."""
+    rows = sorted({(c.fetch_id, c.userinfo) for c in candidates if c.userinfo})
+    return pa.table([pa.array(column, pa.string()) for column in zip(*rows, strict=True)], schema=USERINFO_SCHEMA)
+
+
 def _read(
-    build: Build, source: Source, part: int, tally: Counter[str], info: dict[str, Any]
+    build: Build, source: Source, part: int, tally: Counter[str], info: dict[str, Any], wordings: dict[str, str]
 ) -> Iterator[Candidate | Decision]:
-    """Candidates and decisions of one part; counts pages on the way."""
+    """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way."""
     if isinstance(source, TableSource):
         yield from source.read(part)
         return
@@ -155,7 +192,7 @@ def _read(
     if given:
         captures = read_captures(given[part], limit, info)
         try:
-            yield from _extract(captures, source, tally)
+            yield from _extract(captures, source, tally, wordings)
         except SourceError as e:
             if len(given) == 1 or e.subject != given[part] or not e.message.startswith("is not a WARC file"):
                 raise
@@ -165,15 +202,22 @@ def _read(
     record, suffix, _ = _crawled(build, source)[part]
     crawl = build.stage("crawl")
     with crawl.file(record, suffix) as path:
-        yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally)
+        yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally, wordings)
+
+
+def _file_name(build: Build, source: Source, part: int) -> str:
+    """The WARC file of a part, as people may see it."""
+    assert isinstance(source, PageSource)
+    given = source.warcs()
+    return without_userinfo(given[part]) if given else _crawled(build, source)[part][2].name
 
 
 def _extract(
-    captures: Iterable[Capture | Decision], source: Source, tally: Counter[str]
+    captures: Iterable[Capture | Decision], source: PageSource, tally: Counter[str], wordings: dict[str, str]
 ) -> Iterator[Candidate | Decision]:
     for capture in captures:
         tally["pages"] += 1
-        for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source):
+        for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, wordings):
             if isinstance(entry, Decision):
                 if entry.subject == "capture":
                     tally["pages_dropped"] += 1
@@ -181,10 +225,11 @@ def _extract(
             yield entry
 
 
-def _entries(capture: Capture, source: Source) -> list[Candidate | Decision]:
+def _entries(capture: Capture, source: PageSource, wordings: dict[str, str]) -> list[Candidate | Decision]:
     """What a page holds; one Decision about the capture if a parser fails on it, whatever it holds up to there."""
     try:
-        return list(extract_page(capture, source.name, source.source_kind))
+        most = source.max_images_per_page
+        return list(extract_page(capture, source.name, source.source_kind, most, wordings))
     except OURS:
         raise
     except Exception as e:
@@ -207,8 +252,16 @@ def _crawled(build: Build, source: Source) -> list[tuple[Record, str, FileRef]]:
     return warcs
 
 
-def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
+def extract_page(
+    capture: Capture,
+    source: str,
+    source_kind: SourceKind,
+    max_images: int = 2_000,
+    wordings: dict[str, str] | None = None,
+) -> Iterator[Candidate | Decision]:
     """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
+
+    max_images: candidates of the page at most. wordings: gets its `wording_of` by its URL, if it has candidates.
 
     Meant never to raise: whatever is wrong with a page is a Decision. Where it raises all the same, see `_entries`.
     """
@@ -231,7 +284,9 @@ def extract_page(capture: Capture, source: str, source_kind: SourceKind) -> Iter
     if script := not_chinese(page):
         yield drop_capture(capture, source, DropReason.NOT_CHINESE, script)
         return
-    yield from _images(capture, page, source, source_kind)
+    if wordings is not None:
+        wordings[capture.url] = wording_of(page.text)
+    yield from _images(capture, page, source, source_kind, max_images)
 
 
 def not_chinese(page: Page) -> str:
@@ -261,15 +316,21 @@ class _Place:
     texts: dict[str, Text]
 
 
-def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) -> Iterator[Candidate | Decision]:
+def _images(
+    capture: Capture, page: Page, source: str, source_kind: SourceKind, most: int
+) -> Iterator[Candidate | Decision]:
     """Candidates of a page in the order of its images, decisions first."""
     base = _base(capture.url, page.base)
     places: dict[str, _Place] = {}  # by canonical URL
     for image in page.images:
+        bare, userinfo = split_userinfo(image.url)
+        image = replace(image, url=bare) if userinfo else image
         row = image.row if image.row >= 0 else len(page.images)
         fault = _fault(image, base)
+        if isinstance(fault, str) and fault not in places and len(places) == most:
+            fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
         if isinstance(fault, str) and fault not in places:
-            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row)
+            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row, userinfo=userinfo)
             places[fault] = _Place(candidate, {t.text: t for t in image.texts})
             continue
         # An image that is no candidate is identified by its place on the page: others may have the same address.
@@ -291,7 +352,7 @@ def _images(capture: Capture, page: Page, source: str, source_kind: SourceKind) 
 
 def _base(url: str, base: str) -> str:
     try:
-        return canonical_url(base, url) if base else url
+        return canonical_url(split_userinfo(base)[0], url) if base else url
     except ValueError:
         return url
 
@@ -332,6 +393,50 @@ def _spacer(image: PageImage, url: str) -> str:
     return ""
 
 
+def wording_of(text: str) -> str:
+    """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
+    return hashlib.blake2b(_NUMBERS.sub("", text[:100_000]).encode("utf-8", "replace"), digest_size=8).hexdigest()
+
+
+def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> tuple[list[Candidate], list[Decision]]:
+    """Drop trap pages (TRAP): pages of a host, SHOWN_ON_PAGES or more, that differ in their numbers only, and that have
+    no image of their own.
+
+    A calendar without end that shows a site's real pictures would else turn them into furniture, or into as many
+    candidates. The pages of a gallery are alike too, but each has its own picture. wordings: `wording_of` by page.
+    """
+    alike: dict[tuple[str, str], set[str]] = {}
+    for page in {candidate.page_url for candidate in candidates}:
+        alike.setdefault((urlsplit(page).netloc, wordings.get(page, page)), set()).add(page)
+    crowded = set[str]().union(*(pages for pages in alike.values() if len(pages) >= SHOWN_ON_PAGES))
+    if not crowded:
+        return candidates, []
+    shown: dict[str, set[str]] = {}
+    for candidate in candidates:
+        shown.setdefault(candidate.image_url, set()).add(candidate.page_url)
+    traps = crowded - {page for pages in shown.values() if len(pages) == 1 for page in pages}
+    remaining = [candidate for candidate in candidates if candidate.page_url not in traps]
+    source = candidates[0].source
+    evidence = f"differs in its numbers only from {SHOWN_ON_PAGES} pages or more, and has no image of its own"
+    return remaining, [_dropped(page, source, DropReason.TRAP, evidence) for page in sorted(traps)]
+
+
+def _capped(candidates: list[Candidate], most: int) -> tuple[list[Candidate], list[Decision]]:
+    """The first `most` candidates on the pages of each host, in the order of the pages; Decisions about the others."""
+    if len(candidates) <= most:
+        return candidates, []
+    counts: Counter[str] = Counter()
+    kept, dropped = [], []
+    for candidate in candidates:
+        host = urlsplit(candidate.page_url).netloc
+        counts[host] += 1
+        if counts[host] <= most:
+            kept.append(candidate)
+        else:
+            dropped.append(drop(candidate, "extract", DropReason.CAP_PER_HOST, f"{host} has more than {most} images"))
+    return kept, dropped
+
+
 def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
     """Drop images that stand on very many pages (SPACER), and take off surrounding texts, abstracts and titles that
     stand on many pages of one host; a candidate without any other text goes too (NO_TEXT).
@@ -362,13 +467,18 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
 
 def drop_capture(capture: Capture, source: str, reason: DropReason, evidence: str = "") -> Decision:
     """The Decision about a capture without candidates."""
+    return _dropped(capture.url, source, reason, evidence)
+
+
+def _dropped(url: str, source: str, reason: DropReason, evidence: str) -> Decision:
+    """The Decision about the capture of a URL."""
     return Decision(
         subject="capture",
-        id=sha256_hex(capture.url),
+        id=sha256_hex(url),
         fetch_id="",
         source=source,
-        page_url=capture.url,
-        url=capture.url,
+        page_url=url,
+        url=url,
         stage="extract",
         kept=False,
         reason=reason.value,
@@ -386,5 +496,10 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"), StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA)),
+    files=(
+        StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),
+        StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
+        StageFile(PROVENANCE, PROVENANCE_SCHEMA),
+        StageFile(USERINFO, USERINFO_SCHEMA),
+    ),
 )

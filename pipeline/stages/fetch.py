@@ -6,7 +6,8 @@ time: one that may pass is tried again by the next build, a lasting one after a 
 img2dataset's `Downloader` in this process: its threads, retries and statistics are used, not its command line, which
 would re-encode images and write shards of its own (`pipeline.web.downloader` says what and why). Every request of it
 keeps to the rules of `pipeline.web.image_opener`. Bytes are kept as they came, never re-encoded. Images that lie in a
-source itself (a folder, a webdataset) are read from there and not put into STORE/fetched.
+source itself (a folder, a webdataset) are read from there and not put into STORE/fetched. User name and password of an
+image's URL are sent to its own origin only, and written nowhere.
 
 Bytes arrive in any order, so they go to a spool file first (`pipeline.stages._spool`); the tar is then written in the
 order of the candidates with fixed headers: the same images make the same tar.
@@ -24,13 +25,14 @@ import json
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
@@ -38,13 +40,24 @@ from pipeline.errors import StageError
 from pipeline.files.folder import Folder
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
-from pipeline.records import FETCH_SCHEMA, Candidate, DropReason, candidates_of, drop, rfc3339
+from pipeline.records import (
+    FETCH_SCHEMA,
+    PROVENANCE,
+    USERINFO,
+    Candidate,
+    DropReason,
+    candidates_of,
+    drop,
+    rfc3339,
+)
 from pipeline.sources import TableSource, sources_of
 from pipeline.stages._spool import Outcome, Spool, failure
 from pipeline.store.build import Build
 from pipeline.store.partitions import Record
+from pipeline.store.ranges import KeyRange
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
+from pipeline.unreadable import OURS, evidence
 from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
 from pipeline.web.policy import LASTING_S
@@ -74,10 +87,11 @@ def run_partition(build: Build, partition: str) -> None:
     urls = {c.fetch_id: c.image_url for c in candidates}
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
-        outcomes = _from_sources(build.spec, candidates, spool)
-        reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool)
+        outcomes = _from_sources(build.spec, candidates, _places(build, partition, candidates), spool)
+        userinfos = _userinfos(build, urls)
+        reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
         outcomes |= reused
-        network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool)
+        network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool, userinfos)
         stats = network.run()
         outcomes |= network.outcomes
         if stats:
@@ -121,21 +135,71 @@ def _limits_digest(spec: BuildSpec) -> str:
     return hashlib.sha256(canonical_json(_limits(spec))).hexdigest()[:16]
 
 
-def _from_sources(spec: BuildSpec, candidates: Iterable[Candidate], spool: Spool) -> dict[str, Outcome]:
-    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address."""
+def _places(build: Build, partition: str, candidates: Iterable[Candidate]) -> dict[str, tuple[str, str]]:
+    """(source, address in it) by fetch_id of images that lie in a source under another address than their URL."""
+    low, high = KeyRange.named(partition).bounds
+    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high) & (pc.field("stored_at") != "")
+    tables = {source.name for source in sources_of(build.spec) if isinstance(source, TableSource)}
+    admitted = {(c.fetch_id, c.source) for c in candidates if c.source in tables}
+    places = dict[str, tuple[str, str]]()
+    if not admitted:  # pages only: nothing lies in a source, and their parts may be many
+        return places
+    stage = build.stage("extract")
+    for part in stage.partitions():
+        if part.rpartition("-")[0] not in tables:
+            continue
+        record = stage.record(part)
+        if PROVENANCE in record.files:
+            rows = stage.table(record, PROVENANCE, ["fetch_id", "source", "stored_at"], within)
+            for row in rows.to_pylist():
+                if (row["fetch_id"], row["source"]) in admitted:
+                    places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
+    return places
+
+
+def _from_sources(
+    spec: BuildSpec, candidates: Iterable[Candidate], places: dict[str, tuple[str, str]], spool: Spool
+) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address.
+
+    places: as `_places` returns them; such an image is never asked for on the web.
+    """
     tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
     outcomes: dict[str, Outcome] = {}
     for fetch_id, (source, url) in {c.fetch_id: (c.source, c.image_url) for c in candidates}.items():
-        data = tables[source].read_image(url) if source in tables else None
+        source, place = places.get(fetch_id, (source, url))
+        try:
+            data = tables[source].read_image(place) if source in tables else None
+        except OURS:
+            raise
+        except Exception as e:
+            outcomes[fetch_id] = failure(DropReason.UNREADABLE, evidence(e, url))
+            continue
         if data is not None:
             outcomes[fetch_id] = spool.add(data, rfc3339())
-        elif not url.startswith(("http://", "https://")):
+        elif not place.startswith(("http://", "https://")):
             outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source holds no such picture any more")
     return outcomes
 
 
-def _from_store(build: Build, fetch_ids: list[str], spool: Spool) -> dict[str, Outcome]:
-    """Outcomes by fetch_id that STORE/fetched knows and that still hold."""
+def _userinfos(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
+    """User name and password that came with an image's URL, by fetch_id; of several the first in order."""
+    extract = build.stage("extract") if "extract" in build.fingerprints else None
+    records = [record for record in extract.records() if USERINFO in record.files] if extract else []
+    rows: dict[str, str] = {}
+    for record in records:
+        assert extract is not None
+        table = extract.table(record, USERINFO, filters=pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string())))
+        for fetch_id, userinfo in zip(table["fetch_id"].to_pylist(), table["userinfo"].to_pylist(), strict=True):
+            rows[fetch_id] = min(rows.get(fetch_id, userinfo), userinfo)
+    return rows
+
+
+def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Mapping[str, str]) -> dict[str, Outcome]:
+    """Outcomes by fetch_id that STORE/fetched knows and that still hold.
+
+    A failure of an image with a password may be one without it, or with another: it is asked for again.
+    """
     known = build.store.fetched().get(fetch_ids)
     if known is None:
         return {}
@@ -145,7 +209,7 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool) -> dict[str, O
     for row in known.to_pylist():
         if row["ok"]:
             by_tar.setdefault(row["tar"], []).append(row)
-        elif row["policy"] == limits and row["retry_after"] > now:
+        elif row["policy"] == limits and row["retry_after"] > now and row["fetch_id"] not in userinfos:
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
     for tar, rows in sorted(by_tar.items()):
@@ -168,8 +232,9 @@ def _bytes_of(tar: str, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, 
 class _Network:
     """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
 
-    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool) -> None:
+    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool, userinfos: Mapping[str, str]) -> None:
         self._spec, self._spool = spec, spool
+        self._userinfos = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
         self.outcomes: dict[str, Outcome] = {}
@@ -177,7 +242,7 @@ class _Network:
     @functools.cached_property
     def _opener(self) -> GuardedOpener:
         """Made when there is something to fetch."""
-        return GuardedOpener(self._spec)
+        return GuardedOpener(self._spec, self._userinfos)
 
     def run(self) -> dict[str, Any]:
         """Fetch every image; returns img2dataset's own statistics, empty if there was nothing to fetch."""

@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from pipeline.filters import Drop, ImageFilter, image_filters
-from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, Features, candidates_of, drop
+from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, DropReason, Features, candidates_of, drop
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, StageFile
+from pipeline.unreadable import OURS, evidence
 
 
 def token(build: Build) -> Any:
@@ -59,7 +60,18 @@ def run_partition(build: Build, partition: str) -> None:
 
 def judge(features: Features, filters: list[ImageFilter]) -> list[Drop]:
     """Every reason to drop an image, in the filters' order; empty to keep."""
-    return [reason for f in filters if (reason := f.check(features)) is not None]
+    return [reason for f in filters if (reason := _check(f, features)) is not None]
+
+
+def _check(image_filter: ImageFilter, features: Features) -> Drop | None:
+    """What a filter says of an image; a fault of its own if it raises."""
+    try:
+        return image_filter.check(features)
+    except OURS:
+        raise
+    except Exception as e:
+        raised = evidence(e, f"image {features.sha256}")
+        return Drop(DropReason.UNREADABLE, f"{image_filter.plugin_name()}: {raised}")
 
 
 def features_of(row: dict[str, Any]) -> Features:

@@ -30,6 +30,7 @@ from pipeline.records import FEATURE_SCHEMA, Decision, DropReason, candidates_of
 from pipeline.store.build import Build
 from pipeline.store.images import partition_images
 from pipeline.store.stage import Stage, StageFile
+from pipeline.unreadable import OURS, evidence
 
 Fault = tuple[DropReason, str]
 """Why an image has no features, and the evidence."""
@@ -117,7 +118,13 @@ def _measure_new(build: Build, partition: str, known: set[str]) -> tuple[pa.Tabl
         except PictureError as e:
             reason = DropReason.TOO_MANY_PIXELS if e.too_many_pixels else DropReason.CORRUPT_IMAGE
             faults[image.sha256] = (reason, str(e))
-    return rows.table(), faults
+        except OURS:
+            raise
+        except Exception as e:
+            faults[image.sha256] = (DropReason.UNREADABLE, evidence(e, f"image {image.sha256}"))
+    table = rows.table()
+    faults |= {sha256: (DropReason.UNREADABLE, fault) for sha256, fault in rows.faults.items()}
+    return table, faults
 
 
 STAGE = Stage(

@@ -10,12 +10,12 @@ back, since they show what it shows. For the same reason a later build drops cop
 A spec that names no such filter has a stage without partitions, and what goes on is what dedup kept
 (`pipeline.stages._survivors`).
 
-Limits: an image that cannot be decoded again, though `measure` could, is kept, with a warning.
+An image on which a model fails, or that cannot be decoded again though `measure` could, is dropped as `unreadable`:
+nobody knows what it shows.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,15 +27,14 @@ import pyarrow.compute as pc
 from data_specs.shard import SPLITS
 from pipeline.filters import Drop, PixelFilter, pixel_filters
 from pipeline.pictures.decode import Pixels
-from pipeline.records import SCORE_SCHEMA, Decision, candidates_of, drop
+from pipeline.records import SCORE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.stages._model_runner import Model, model_values
 from pipeline.stages._survivors import SPLIT_FILES, deduplicated_in, split_file
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.stage import Stage
 from pipeline.store.store import Store
-
-log = logging.getLogger("wenlan")
+from pipeline.unreadable import OURS, evidence
 
 ROW_GROUP = 1_000
 
@@ -54,9 +53,9 @@ def run_partition(build: Build, partition: str) -> None:
     rows = {split: deduplicated_in(build, partition, split) for split in SPLITS}
     images = {sha256 for table in rows.values() for sha256 in table["sha256"].to_pylist()}
     scored = model_values(build, partition, images, [_Scorer(f.score_id, f) for f in filters])
-    for sha256, why in scored.undecodable.items():
-        log.warning("screen: image %s cannot be decoded, it is kept: %s", sha256, why)
     drops = {sha256: judge(filters, sha256, scored.values) for sha256 in images}
+    for sha256, why in scored.undecodable.items():
+        drops[sha256].append(Drop(DropReason.UNREADABLE, why))
     failed = pa.array([sha256 for sha256, of_image in drops.items() if of_image], pa.string())
 
     decisions, counts = list[Decision](), {"images": len(images), "scored": len(scored.images)}
@@ -74,8 +73,18 @@ def run_partition(build: Build, partition: str) -> None:
 
 def judge(filters: Sequence[PixelFilter], sha256: str, scores: Mapping[str, Mapping[str, float]]) -> list[Drop]:
     """Every reason to drop an image, in the filters' order; empty to keep. scores: score id -> sha256 -> score."""
-    judged = (f.judge(scores[f.score_id][sha256]) for f in filters if sha256 in scores[f.score_id])
+    judged = (_judge(f, scores[f.score_id][sha256], sha256) for f in filters if sha256 in scores[f.score_id])
     return [fault for fault in judged if fault is not None]
+
+
+def _judge(pixel_filter: PixelFilter, score: float, sha256: str) -> Drop | None:
+    """What a filter says of a score; a fault of its own if it raises."""
+    try:
+        return pixel_filter.judge(score)
+    except OURS:
+        raise
+    except Exception as e:
+        return Drop(DropReason.UNREADABLE, f"{pixel_filter.plugin_name()}: {evidence(e, f'image {sha256}')}")
 
 
 def _decisions(failing: pa.Table, drops: Mapping[str, list[Drop]]) -> Iterator[Decision]:

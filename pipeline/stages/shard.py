@@ -37,16 +37,16 @@ from data_specs.shard import (
 from pipeline.detectors import detector_ids
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
-from pipeline.pictures.decode import PictureError
 from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
 from pipeline.publish import dataset, release
-from pipeline.records import DECISION_SCHEMA, text_of
+from pipeline.records import DECISION_SCHEMA, DropReason, text_of
 from pipeline.stages import _boundaries
 from pipeline.stages._survivors import split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
 from pipeline.store.stage import Stage, StageFile
+from pipeline.unreadable import OURS, evidence
 
 PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
@@ -80,38 +80,53 @@ def partitions(build: Build) -> list[str]:
 
 
 def run_partition(build: Build, partition: str) -> None:
-    """Pack one shard. Raises StageError for an image that is not there or not the one that was measured."""
+    """Pack one shard. Raises StageError for an image that is not there or not the one that was measured.
+
+    One that was measured but cannot be stored is a Decision, and in none of the shard's files.
+    """
     cut = _boundaries.read(build, partition)
     stage = build.stage("shard")
     rows = _rows(build, cut)
     before = _packed_before(build, partition)
+    if before and before.counts["dropped"]:
+        packed = stage.at(before.fingerprint).table(before, columns=["candidate_id"])["candidate_id"]
+        rows = rows.filter(pc.is_in(rows["candidate_id"], packed.combine_chunks()))
     with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as thread:
         paths = {
             detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
             for detector_id in detector_ids(build.spec)
         }
         regions = [thread.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
-        counts = before.counts if before else _write(build, partition, rows, attempt)
+        stored, counts = (rows, before.counts) if before else _write(build, partition, rows, attempt)
         for done in regions:
             done.result()
+        if stored.num_rows < rows.num_rows:
+            for detector_id, path in paths.items():
+                _write_regions(build, detector_id, stored, path)
         kept = {suffix: before.files[suffix] for suffix in PACKED} if before else {}
         attempt.commit(counts, {"split": cut.split, "packing": _packing(build)}, kept)
     if before:
         stage.at(before.fingerprint).delete_record(partition)
 
 
-def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> dict[str, int]:
-    """Write the tar, its index and the decisions of one shard, PACKED; returns the counts."""
+def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tuple[pa.Table, dict[str, int]]:
+    """Write the tar, its index and the decisions of one shard, PACKED; returns its rows and the counts."""
     tar = attempt.path("tar", final=f"{partition}.tar")
     with HashedFile(tar) as file:
-        places, reencoded = _pack(build, rows, file)
+        places, reencoded, faults = _pack(build, rows, file)
     attempt.hashed("tar", file.sha256)
+    stored, decisions = rows, _kept(rows)
+    if faults:
+        mask = np.ones(rows.num_rows, np.bool_)
+        mask[list(faults)] = False
+        stored = rows.filter(pa.array(mask)).combine_chunks()
+        decisions = pa.concat_tables([_kept(stored), _unreadable(rows, faults)])
     path = attempt.path("parquet", final=f"{partition}.parquet")
-    pq.write_table(_index(build, rows, places), path, compression="zstd", row_group_size=1_000)
+    pq.write_table(_index(build, stored, places), path, compression="zstd", row_group_size=1_000)
     path = attempt.path(DECISIONS, final=f"_decisions/{partition}.parquet")
-    pq.write_table(_kept(rows), path, compression="zstd")
-    counts = {"seen": rows.num_rows, "kept": rows.num_rows, "dropped": 0, "reencoded": reencoded}
-    return {**counts, "bytes": tar.stat().st_size}
+    pq.write_table(decisions, path, compression="zstd")
+    counts = {"seen": rows.num_rows, "kept": stored.num_rows, "dropped": len(faults), "reencoded": reencoded}
+    return stored, {**counts, "bytes": tar.stat().st_size}
 
 
 def _packing(build: Build) -> str:
@@ -161,25 +176,30 @@ def _between(path: Path, low: int, high: int) -> pa.Table:
     return table.slice(low - first, high - low)
 
 
-def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, list[int]], int]:
-    """Write the tar; returns offset and size of each member by column of SHARD_SCHEMA, and how many were re-encoded."""
-    reencoded, kinds = 0, ("image", "text", "json")
+def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, list[int]], int, dict[int, str]]:
+    """Write the tar; returns offset and size of each member by column of SHARD_SCHEMA, how many were re-encoded, and
+    evidence, by the number of its row, of each picture that was measured but cannot be stored.
+    """
+    reencoded, kinds, faults = 0, ("image", "text", "json"), dict[int, str]()
     places: dict[str, list[int]] = {f"{kind}_{what}": [] for kind in kinds for what in ("offset", "size")}
     notes = [(places[f"{kind}_offset"].append, places[f"{kind}_size"].append) for kind in kinds]
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
-    for row, data in _with_images(build, rows.select(ASKED).to_pylist()):
+    for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
         try:
             image = as_stored(data, options, (row["width"], row["height"]), max_pixels)
-        except PictureError as e:
-            raise StageError(row["image_url"], f"was measured, but cannot be stored as a JPEG: {e}") from e
+            members = encode_sample(_sample(row, options.max_side), image)
+        except OURS:
+            raise
+        except Exception as e:
+            faults[number] = f"was measured, but cannot be stored as a JPEG: {evidence(e, row['image_url'])}"
+            continue
         reencoded += image is not data
-        members = encode_sample(_sample(row, options.max_side), image)
         for (name, member), (at, size) in zip(members, notes, strict=True):
             at(writer.add(name, member))
             size(len(member))
     writer.close()
-    return places, reencoded
+    return places, reencoded, faults
 
 
 def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | memoryview]]:
@@ -280,6 +300,17 @@ def _kept(rows: pa.Table) -> pa.Table:
         "reasons": pa.ListArray.from_arrays(np.zeros(count + 1, np.int32), pa.array([], pa.string())),
     }
     return pa.table({name: columns[name] for name in DECISION_SCHEMA.names}).cast(DECISION_SCHEMA)
+
+
+def _unreadable(rows: pa.Table, faults: dict[int, str]) -> pa.Table:
+    """A Decision for each row whose picture cannot be stored, by its number."""
+    decisions = _kept(rows.take(pa.array(list(faults))).combine_chunks()).to_pylist()
+    reason = DropReason.UNREADABLE.value
+    made = [
+        {**row, "kept": False, "reason": reason, "reasons": [reason], "evidence": fault[:300]}
+        for row, fault in zip(decisions, faults.values(), strict=True)
+    ]
+    return pa.Table.from_pylist(made, schema=DECISION_SCHEMA)
 
 
 STAGE = Stage(

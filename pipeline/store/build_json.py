@@ -1,7 +1,8 @@
 """build.json: a build's identity and progress. Written by the running build, read by everyone else.
 
-It holds the spec, what was read of STORE, the versions of the tools, each stage's counts, time and cost, and the stage
-that runs. What a dataset is made of lies in the stages' records; nothing here decides what is done again.
+It holds the spec (without the user names and passwords of its URLs, its digest as with them), what was read of STORE,
+the versions of the tools, each stage's counts, time and cost, and the stage that runs. What a dataset is made of lies
+in the stages' records; nothing here decides what is done again.
 
 Limits: one process writes it, and on a local disk holds the lock BUILD/_lock. An object store has no locks, so a stage
 whose build was killed there is still shown as running.
@@ -31,6 +32,7 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import Record
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
+from pipeline.urls import without_userinfo
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,8 @@ def reopen(out: str, stages: Stages) -> Build:
     known = read(folder)
     try:
         spec = BuildSpec.model_validate(known["spec"])
+        if spec.digest != known.get("spec_digest", spec.digest):  # passwords were cut from it
+            spec = spec.with_digest(known["spec_digest"])
     except ValidationError as e:
         fault = describe(e, BuildSpec)[0]
         raise StoreError(folder.at(NAME), f"holds a spec that this wenlan cannot read ({fault})") from None
@@ -146,7 +150,7 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "name": build.spec.name,
             "snapshot": build.snapshot,
             "spec_digest": build.spec.digest,
-            "spec": build.spec.model_dump(mode="json"),
+            "spec": _without_passwords(build.spec.model_dump(mode="json")),
             "store": build.store.url,
             "identities": list(build.identities),
             "identity_revision": build.identity_revision,
@@ -157,6 +161,15 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "running": None if running is None else dataclasses.asdict(running),
         },
     )
+
+
+def _without_passwords(value: Any) -> Any:
+    """A JSON value with the user names and passwords cut from every URL in it."""
+    if isinstance(value, str):
+        return without_userinfo(value)
+    if isinstance(value, dict):
+        return {key: _without_passwords(inner) for key, inner in value.items()}
+    return [_without_passwords(inner) for inner in value] if isinstance(value, list) else value
 
 
 def note_counts(build: Build, stage: str) -> None:

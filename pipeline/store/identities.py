@@ -199,6 +199,15 @@ class Identities:
         )
         self._commit(name, known, before)
 
+    def withdraw(self, build_id: str) -> None:
+        """Take away a build's identities: its dataset is replaced. The caller holds STORE's lock."""
+        name = self.of(build_id)
+        if name:
+            known = self.read(name)
+            self._folder.delete(name)
+            for ref in known.files.values():
+                self._folder.delete(ref.name)
+
     def forget(self, removed: Callable[[pa.Table], npt.NDArray[np.bool_]]) -> dict[str, str]:
         """Remove images from every commit. removed: a mask over rows (candidate_id, fetch_id, sha256).
 

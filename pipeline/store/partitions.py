@@ -5,8 +5,12 @@ sizes and sha256; readers trust records, never listings. Files carry the attempt
 was killed leaves only files that no record names, and two attempts at one partition cannot mix.
 
     FOLDER/<stage>/_records/<fingerprint>/<partition>.json    one record: the commit
-    FOLDER/<stage>/<partition>-<attempt>.<suffix>             what it names
+    FOLDER/<stage>/<partition>-<attempt>.<suffix>             what it names: the stage's rows, and archives
+    FOLDER/<stage>/_<kind>/<partition>-<attempt>.<suffix>     its other tables, for example `_decisions/`
     FOLDER/<stage>/_stage.json                                written when all partitions of a fingerprint are committed
+
+The Parquet files at the top of a stage's folder have one schema: `FOLDER/<stage>/*.parquet` is a table. What pandas,
+pyarrow, Spark and Ray Data read of a folder leaves out names that begin with an underscore.
 """
 
 from __future__ import annotations
@@ -30,7 +34,7 @@ from pydantic import BaseModel, ConfigDict
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
-from pipeline.records import Decision, decision_rows
+from pipeline.records import USERINFO, Decision, decision_rows
 
 
 class FileRef(BaseModel):
@@ -62,13 +66,22 @@ DECISIONS = "decisions.parquet"
 
 _RECORDS, _FINISHED = "_records", "_stage.json"
 
+APART = ("decisions", "boxes", "provenance", "images", "texts", "placeholders", "signatures", "merged")
+"""Kinds of files whose rows are not the stage's own rows: each kind lies in a folder of its own (`_file_name`)."""
+
 MARK = 16
 """Hex digits of a fingerprint by which its records' folder is named."""
 
 
 def _file_name(partition: str, attempt: str, suffix: str) -> str:
-    """A committed file's name: each attempt has its own, so that two attempts at one partition cannot mix."""
-    return f"{partition}-{attempt}.{suffix}"
+    """A committed file's name: each attempt has its own, so that two attempts at one partition cannot mix.
+
+    A file of a kind in APART is named with its folder, so that it is in no glob of the stage's rows. Records of an
+    older wenlan name such files without one, and are read as they are.
+    """
+    name = f"{partition}-{attempt}.{suffix}"
+    kind = suffix.removesuffix(".parquet").removesuffix(".bin").rpartition(".")[2]
+    return f"_{kind}/{name}" if kind in APART else name
 
 
 _BEGAN: ContextVar[tuple[float, float] | None] = ContextVar("began", default=None)
@@ -146,7 +159,7 @@ class Attempt:
             local = self._scratch / suffix.replace("/", "_")
             digest = self._hashed.get(suffix) or file_sha256(local)
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
-            self._folder.take(local, name)
+            self._folder.take(local, name, suffix == USERINFO)
         record = Record(
             stage=self._stage,
             partition=self._partition,
@@ -230,7 +243,7 @@ class StageDir:
         for suffix, path in files.items():
             name = _file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
-            self.folder.take(path, name)
+            self.folder.take(path, name, suffix == USERINFO)
         amended = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
         self.write_record(amended)
         return amended
@@ -279,12 +292,19 @@ class StageDir:
         return f"{_RECORDS}/{self.mark}"
 
     def stray(self) -> list[str]:
-        """Names of files that no record names: what killed attempts left, and what `amend` replaced.
-
-        A name that begins with an underscore belongs to the stage's own state and is none of them.
-        """
+        """Names of files that no record names: what killed attempts left, and what `amend` replaced."""
         named = {ref.name for stage in self.everyone() for record in stage.records() for ref in record.files.values()}
-        return [name for name in self.folder.names() if not name.startswith("_") and name not in named]
+        return [name for name in self.committable() if name not in named]
+
+    def committable(self) -> list[str]:
+        """Names of all files in the folder that a record may name, named or not.
+
+        Other names that begin with an underscore belong to the stage's own state and are none of them.
+        """
+        names = [name for name in self.folder.names() if not name.startswith("_")]
+        for kind in APART:
+            names += [f"_{kind}/{name}" for name in (self.folder / f"_{kind}").names()]
+        return names
 
     def sweep(self) -> list[str]:
         """Delete what is `stray`; returns the names. Nothing may be running in the build.

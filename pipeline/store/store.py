@@ -74,6 +74,10 @@ class Store:
         entry = {"build_id": build.build_id, "name": build.spec.name, "snapshot": build.snapshot}
         self.folder.write_json(f"builds/{build.build_id}.json", {**entry, "out": build.out, "revision": revision})
 
+    def unregister(self, build_id: str) -> None:
+        """Take back what `register` noted of a build."""
+        self.folder.delete(f"builds/{build_id}.json")
+
     def registered(self) -> list[dict[str, Any]]:
         """Published builds, oldest snapshot first: build_id, name, snapshot, out, revision."""
         folder = self.folder / "builds"
@@ -106,6 +110,11 @@ class Store:
             else:
                 raise StoreError(path, "is held by another publish for more than 60 s; try again when it is done")
             yield
+
+    def must_exist(self) -> None:
+        """Raise StoreError if there is no store: whoever looks after one must not make one at a mistyped address."""
+        if not self.version():
+            raise StoreError(self.url, "is no STORE (no store.json); check the address: a build makes its STORE")
 
     def check(self) -> None:
         """Create the store or raise its version; refuse one of a newer version."""

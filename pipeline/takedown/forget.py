@@ -60,7 +60,8 @@ def forget(
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
-    "releases": number of the newest release by dataset}.
+    "matched": how many candidates, images and captures of them it names, "known": whether all of it was taken down
+    before, "releases": number of the newest release by dataset}.
     dry_run: says what would be removed and changes nothing. remember: STORE/forgotten gets it, so that it never comes
     in again. Raises SpecError for an invalid request, SourceError for a picture that cannot be read, and StoreError for
     a build in which another command is at work.
@@ -71,10 +72,12 @@ def forget(
             for build in builds:
                 locks.enter_context(build_json.sole_owner(build))
                 _move_staged(build)
-        takedowns = resolve(request, store, builds)
+        before, takedowns = store.takedowns(), resolve(request, store, builds)
         losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
+        matched = sum(loss.candidates + loss.images + loss.captures for loss in losses)
+        found = {"matched": matched, "known": takedowns.hashes <= before.hashes and takedowns.looks == before.looks}
         if dry_run:
-            return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": ""}
+            return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": "", **found}
         name = _note_in_store(store, takedowns) if remember else ""
         answers = [_take_out(loss, takedowns) for loss in losses]
         removed = {h for loss in losses for h in loss.hashes}
@@ -87,7 +90,7 @@ def forget(
         specs = {build.build_id: build.spec for build in builds}
         renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
         numbers = {release.dataset: release.release for release in renewed if release is not None}
-        return {"dry_run": False, "builds": answers, "tombstone": name, "releases": numbers}
+        return {"dry_run": False, "builds": answers, "tombstone": name, **found, "releases": numbers}
 
 
 def _with_unfinished(loss: Affected) -> Affected:

@@ -30,6 +30,7 @@ from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.partitions import StageDir
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
@@ -121,8 +122,8 @@ def _tidy(build: Build, deletions: Deletions) -> None:
                 named |= {ref.name for record in directory.records() for ref in record.files.values()}
             else:
                 deletions.delete("of another spec", folder, directory.records_name)
-        for file in folder.names():
-            if not file.startswith("_") and file not in named:
+        for file in StageDir(folder, stage.name, ours).committable():
+            if file not in named:
                 deletions.delete("left over", folder, file)
 
 

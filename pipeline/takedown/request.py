@@ -21,11 +21,11 @@ from data_specs.build import Dedup, SpecError
 from pipeline.errors import SourceError
 from pipeline.features import feature_id
 from pipeline.features._rows import measure_image
-from pipeline.records import sha256_hex
+from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Look, Takedowns, domain_hashes
-from pipeline.urls import canonical_url
+from pipeline.urls import canonical_url, split_userinfo
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Request:
         spelled = set(self.urls)
         for url in self.urls:
             with contextlib.suppress(ValueError):
-                spelled.add(canonical_url(url))
+                spelled.add(canonical_url(split_userinfo(url)[0]))
             if "://" not in url:
                 raise SpecError([f"--url {url}: is no URL; a domain is taken down with --domain"])
         return {sha256_hex(url) for url in spelled} | {name.lower() for name in self.sha256s}
@@ -84,6 +84,9 @@ def resolve(request: Request, store: Store, builds: Sequence[Build]) -> Takedown
     hashes = known.hashes | named | request.hosts() | images | alike
     for rows in fetched_images(builds):  # the same bytes at other addresses
         hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
+    for build in builds:  # a picture that lies in a source may have other bytes there than it had at its URL
+        for rows in tables(build, "extract", PROVENANCE, ["fetch_id", "sha256"]):
+            hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
     unique = {look.signature: look for look in by_look.looks}
     return Takedowns(frozenset(hashes), tuple(unique.values()))
 

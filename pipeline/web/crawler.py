@@ -123,6 +123,8 @@ class Crawler:
             return set()
         if visit.endless:
             self._frontier.count("traps", visit.endless)
+        if visit.too_deep:
+            self._frontier.cut_off(visit.too_deep)
         return {urlsplit(link).netloc for link in (*visit.links, *([visit.target] if visit.target else []))}
 
     @contextmanager

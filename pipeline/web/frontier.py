@@ -41,6 +41,7 @@ CREATE TABLE IF NOT EXISTS alike (host TEXT, digest TEXT, pages INTEGER NOT NULL
 CREATE TABLE IF NOT EXISTS earlier (
     url TEXT PRIMARY KEY, warc TEXT NOT NULL, warc_offset INTEGER NOT NULL, warc_length INTEGER NOT NULL,
     etag TEXT NOT NULL, last_modified TEXT NOT NULL, sha256 TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS too_deep (url TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS note (name TEXT PRIMARY KEY, value REAL NOT NULL);
 """
 
@@ -54,7 +55,8 @@ _RENAMED_HEADERS = ("content-encoding", "transfer-encoding")
 @dataclass(frozen=True, slots=True)
 class Totals:
     """Numbers of pages by state. `bytes`: of kept pages, uncompressed; `beyond`: pages above the cap; `unchanged`: of
-    the kept ones those that an earlier crawl kept as they are."""
+    the kept ones those that an earlier crawl kept as they are; `too_deep`: links of pages at the site's `max_depth` to
+    pages that are not known."""
 
     waiting: int
     kept: int
@@ -63,6 +65,7 @@ class Totals:
     bytes: int
     beyond: int
     unchanged: int
+    too_deep: int
 
 
 @dataclass(slots=True)
@@ -141,6 +144,15 @@ class Frontier:
             ).rowcount
         if beyond:
             self._note("beyond", self._noted("beyond") + beyond)
+
+    def cut_off(self, urls: Iterable[str]) -> None:
+        """Note links of a page that lies at the largest depth: counted once each, as many as may be known."""
+        with self._db:
+            noted = self._one("SELECT COUNT(*) FROM too_deep")
+            self._db.executemany(
+                "INSERT OR IGNORE INTO too_deep (url) VALUES (?)",
+                [(url,) for _, url in zip(range(self._cap - noted), urls, strict=False)],
+            )
 
     def kept_of(self, host: str) -> Kept:
         """What was kept of a host so far."""
@@ -262,7 +274,8 @@ class Frontier:
         states = dict(self._db.execute("SELECT state, COUNT(*) FROM page GROUP BY state"))
         waiting, kept, dropped, moved = (states.get(state, 0) for state in ("todo", "kept", "dropped", "moved"))
         unchanged = self._one("SELECT COUNT(*) FROM page WHERE same")
-        return Totals(waiting, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged)
+        too_deep = self._one("SELECT COUNT(*) FROM too_deep WHERE url NOT IN (SELECT url FROM page)")
+        return Totals(waiting, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged, too_deep)
 
     def hours(self) -> float:
         """Hours since the crawl began, pauses between runs included."""

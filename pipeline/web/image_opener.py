@@ -19,7 +19,7 @@ import io
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,8 @@ from w3lib.url import safe_url_string
 
 from data_specs.build import BuildSpec
 from pipeline.records import DropReason, rfc3339
+from pipeline.unreadable import evidence
+from pipeline.urls import basic_authorization, origin_of, split_userinfo
 from pipeline.web import guard, policy
 from pipeline.web.bodies import BodyTooLarge
 from pipeline.web.http_client import HttpClient, Response, Watchdog
@@ -72,10 +74,14 @@ class _Body(io.BytesIO):
 
 
 class GuardedOpener(urllib.request.OpenerDirector):
-    """Fetches by the rules of a spec. `fetched` and `failed` hold each URL's outcome. Safe for several threads."""
+    """Fetches by the rules of a spec. `fetched` and `failed` hold each URL's outcome. Safe for several threads.
 
-    def __init__(self, spec: BuildSpec) -> None:
+    userinfos: user name and password, `user:password`, that go with some URLs.
+    """
+
+    def __init__(self, spec: BuildSpec, userinfos: Mapping[str, str] | None = None) -> None:
         super().__init__()
+        self._userinfos = userinfos or {}
         self._egress = spec.egress
         self._policy, self._guard = policy.policy_of(spec), guard.guard_of(spec)
         self._headers = {
@@ -118,22 +124,30 @@ class GuardedOpener(urllib.request.OpenerDirector):
         except FetchFailed as e:
             self.failed[url] = e.bare()
             raise
+        except Exception as e:  # a header, a redirect or a file about the host, and what it did to a parser
+            self.failed[url] = FetchFailed(DropReason.UNREADABLE, evidence(e, url))
+            raise self.failed[url].bare() from None
         self.failed.pop(url, None)
         self.fetched[url] = Fetched(str(response.headers.get("ETag") or "")[:200], rfc3339())
         return _Body(response)
 
     def _fetch(self, url: str) -> Response:
-        """Follow redirects to an image, each hop under all rules. Raises FetchFailed."""
-        redirects = 0
+        """Follow redirects to an image, each hop under all rules. Raises FetchFailed.
+
+        Its user name and password are sent until a redirect leaves its origin, and never afterwards.
+        """
+        redirects, first = 0, url
+        authorization = basic_authorization(self._userinfos.get(url, ""))
         while not self._policy.too_many_redirects(redirects):
-            response = self._hop(url)
+            response = self._hop(url, authorization)
             location = response.headers.get("Location")
             if not policy.is_redirect(response.status, location):
                 return self._checked(response, urlsplit(url).netloc)
             url, redirects = _target(url, str(location)), redirects + 1
+            authorization = authorization if authorization and origin_of(url) == origin_of(first) else ""
         raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, f"more than {self._egress.max_redirects}, then {url}")
 
-    def _hop(self, url: str) -> Response:
+    def _hop(self, url: str, authorization: str) -> Response:
         """One request on the way to an image. Raises FetchFailed where an owner forbids it."""
         rules = self._rules_of(url)
         if refusal := self._policy.refusal(rules, url):
@@ -142,7 +156,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         with self._connection(host):
             if (seconds := self._limiter.next_slot(host, self._policy.delay_s(rules))) > 0:
                 time.sleep(seconds)
-            response = self._exchange(url, self._egress.max_image_bytes)
+            response = self._exchange(url, self._egress.max_image_bytes, authorization=authorization)
         if outs := policy.opt_outs(response.headers.items()):
             raise FetchFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {outs}" if outs.directives else str(outs))
         return response
@@ -232,12 +246,13 @@ class GuardedOpener(urllib.request.OpenerDirector):
             url = _target(url, str(location))
         raise FetchFailed(DropReason.TOO_MANY_REDIRECTS, "too many redirects")
 
-    def _exchange(self, url: str, cap: int, whole: bool = True) -> Response:
+    def _exchange(self, url: str, cap: int, whole: bool = True, authorization: str = "") -> Response:
         """One guarded GET. Raises FetchFailed; with `whole` also if the body is larger than `cap`, else it is cut."""
         with guard.guarded(self._guard) as scope, self._watchdog.deadline() as deadline:
             try:
                 self._guard.check_url(url)
-                response = self._client.get(url, self._headers, cap, whole, deadline)
+                headers = {**self._headers, "Authorization": authorization} if authorization else self._headers
+                response = self._client.get(url, headers, cap, whole, deadline)
                 if deadline.cut:  # to http.client a cut socket may look like the end of headers or body
                     raise TimeoutError
                 return response
@@ -260,6 +275,6 @@ def _target(url: str, location: str) -> str:
     """The address that a redirect leads to. Raises FetchFailed."""
     location = location.strip()
     try:
-        return str(safe_url_string(urljoin(url, location))).partition("#")[0]
+        return split_userinfo(str(safe_url_string(urljoin(url, location))).partition("#")[0])[0]
     except ValueError as e:
         raise FetchFailed(DropReason.BAD_URL, f"redirect to {location[:100]}: {e}") from None

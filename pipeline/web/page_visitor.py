@@ -28,7 +28,7 @@ from pipeline.files.folder import Folder
 from pipeline.records import Capture, DropReason, rfc3339
 from pipeline.sources.site import Site
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
-from pipeline.urls import canonical_url, without_session
+from pipeline.urls import canonical_url, split_userinfo, without_session
 from pipeline.web import guard, policy, sitemaps
 from pipeline.web.bodies import BodyTooLarge, unpacked
 from pipeline.web.links import links_of, read_markup
@@ -86,6 +86,7 @@ class Visit:
     member: bytes = b""
     links: tuple[str, ...] = ()
     endless: int = 0  # links that lead into an endless path
+    too_deep: tuple[str, ...] = ()  # links that are not followed, since the page lies at `max_depth`
     likeness: str = ""  # digest of the page but for its numbers
 
 
@@ -183,18 +184,21 @@ class Visitor:
         """Keep a page unless its owner opted out, and follow its links."""
         markup = read_markup(capture.body, capture.content_type, page.url)
         links: list[str] = []
+        too_deep: list[str] = []
         endless = 0
-        if page.depth < self._site.max_depth and policy.follows_links(headers, markup.robots):
+        if policy.follows_links(headers, markup.robots):
             links, endless = links_of(markup.hrefs, self._site)
+            if page.depth >= self._site.max_depth:
+                links, too_deep, endless = [], links, 0
+        followed: dict[str, Any] = {"links": tuple(links), "too_deep": tuple(too_deep), "endless": endless}
         if outs := policy.opt_outs(headers, markup.robots, markup.reserved):
-            return Visit("dropped", DropReason.OPT_OUT, str(outs), links=tuple(links), endless=endless)
+            return Visit("dropped", DropReason.OPT_OUT, str(outs), **followed)
         return Visit(
             outcome,
             capture=capture,
             member=member,
-            links=tuple(links),
-            endless=endless,
             likeness=markup.likeness,
+            **followed,
         )
 
     def _failed(self, page: Page, response: _Response) -> Visit:
@@ -254,7 +258,7 @@ class Visitor:
             if not policy.is_redirect(response.status, response.header("location")):
                 break
             try:
-                url = urljoin(url, response.header("location"))
+                url = split_userinfo(urljoin(url, response.header("location")))[0]
             except ValueError as e:
                 return _Response(reason=DropReason.BAD_URL, evidence=f"redirect to a bad address: {e}")
         return response

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason
+from pipeline.files.inputs import FAULTS, NO_DAMAGE, reason
 from pipeline.records import Capture, Decision, DropReason, sha256_hex
+from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 
 log = logging.getLogger("wenlan")
@@ -36,17 +37,15 @@ _GZIP = b"\x1f\x8b\x08"
 _FORMATS = (b"WARC/", b"filedesc://")
 """What a file of records begins with: WARC, or the older ARC."""
 
-_DAMAGE = (EOFError, zlib.error, ValueError, ArithmeticError, AttributeError, LookupError, TypeError, AssertionError)
-"""What warcio and zlib raise on a damaged record, beside their own exceptions, which are made ValueErrors here."""
-
 
 def read_captures(
     url: str, max_body: int, info: dict[str, Any], must_hold: bool = True
 ) -> Iterator[Capture | Decision]:
     """The captures of one WARC file in its order; for a body above `max_body` bytes a Decision (without a source).
 
-    Records that cannot be read are passed over: `info["damaged"]` then counts the places and the bytes that were
-    passed over. What comes before the end of a truncated file is read, and `info["truncated"]` then says where it ends.
+    A record on which a parser fails is a Decision with its URL. Where no record can be read, `info["damaged"]` counts
+    the places and the bytes that were passed over. What comes before the end of a truncated file is read, and
+    `info["truncated"]` then says where it ends.
     Raises SourceError for a file that is missing, no WARC at all, or (with `must_hold`) without a single record.
     """
     import fsspec
@@ -58,12 +57,15 @@ def read_captures(
             while members.next():
                 try:
                     for record in _records(members):
-                        capture = _capture(record, max_body) if _is_page(record) else None
-                        _read_to_end(record)
+                        capture = _read_record(record, max_body)
                         if capture is not None:
                             yield capture
+                        if isinstance(capture, Decision):
+                            _read_to_end(record)  # raises where not a parser but the record is at fault
                         records += 1
-                except _DAMAGE as e:
+                except (*OURS, *NO_DAMAGE):
+                    raise
+                except Exception as e:
                     fault = reason(e)
                     passed = members.recover()
                     if not passed and not records:
@@ -94,7 +96,7 @@ def capture_of(member: bytes, max_body: int) -> Capture | None:
                     capture = _capture(record, max_body)
                     return capture if isinstance(capture, Capture) else None
                 _read_to_end(record)
-    except _DAMAGE:
+    except Exception:  # whatever it is: the page is asked for again
         return None
     return None
 
@@ -253,27 +255,52 @@ def _read_to_end(record: Any) -> None:
         raise EOFError("the last record is cut off")
 
 
+def _read_record(record: Any, max_body: int) -> Capture | Decision | None:
+    """The capture of one record, read to its end; None if it is no page; a Decision if that cannot be read."""
+    url = ""
+    try:
+        url = _url_of(record)
+        capture = _capture(record, max_body) if _is_page(record) else None
+        _read_to_end(record)
+        return capture
+    except (*OURS, *NO_DAMAGE):
+        raise
+    except Exception as e:
+        if not url.startswith(("http://", "https://")):
+            raise
+        return _dropped(url, DropReason.UNREADABLE, evidence(e, url))
+
+
+def _url_of(record: Any) -> str:
+    url = record.rec_headers.get_header("WARC-Target-URI") or ""
+    return without_userinfo(url.strip("<> "))
+
+
+def _dropped(url: str, reason: DropReason, said: str) -> Decision:
+    """The Decision about a capture; the source is set by who reads the file."""
+    return Decision(
+        subject="capture",
+        id=sha256_hex(url),
+        fetch_id="",
+        source="",
+        page_url=url,
+        url=url,
+        stage="extract",
+        kept=False,
+        reason=reason.value,
+        reasons=(reason.value,),
+        evidence=said[:300],
+    )
+
+
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
     """The capture of one response record; None for what is no page of the web (dns:, whois:)."""
-    url = record.rec_headers.get_header("WARC-Target-URI") or ""
-    url = without_userinfo(url.strip("<> "))
+    url = _url_of(record)
     if not url.startswith(("http://", "https://")):
         return None
     body = _body(record, max_body + 1)
     if len(body) > max_body:
-        return Decision(
-            subject="capture",
-            id=sha256_hex(url),
-            fetch_id="",
-            source="",
-            page_url=url,
-            url=url,
-            stage="extract",
-            kept=False,
-            reason=DropReason.TOO_LARGE.value,
-            reasons=(DropReason.TOO_LARGE.value,),
-            evidence=f"more than {max_body} bytes",
-        )
+        return _dropped(url, DropReason.TOO_LARGE, f"more than {max_body} bytes")
     headers = tuple((str(name), str(value)) for name, value in record.http_headers.headers)
     status = record.http_headers.get_statuscode()
     return Capture(

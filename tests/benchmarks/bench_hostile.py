@@ -4,6 +4,9 @@ A leak is a request that reached the host inside, or bytes that were kept and mu
 more than twice the time a request may. Each trick has the one reason it must end with. The name that turns to 127.0.0.1
 is `localhost`, which no list names: it is looked up and refused at connect time, as a name of anybody's DNS would be.
 img2dataset runs over the same list with its default limits and a time of its own, in a folder of its own.
+
+Then 2,000 pages are crawled and extracted by the command line, once as they are and once with 5% of them replaced by
+pages that ended a crawl before (tests/odd_site.py). All others must be kept, and an odd page may cost two seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +21,9 @@ from typing import Any
 
 from harness import Figure, at_most, quick, report
 from hostile import ANSWERS, JPEG, PHOTO, hostile
-from loopback import PEER, missing
+from loopback import PEER, ROOT, missing
+
+sys.path.insert(0, str(ROOT))  # for tests.odd_site
 
 TIMEOUT_S = 4.0
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "none.csv"}
@@ -37,8 +42,10 @@ ADDRESSES = (
 
 
 def main() -> int:
-    quick(__doc__ or "")
+    is_quick = quick(__doc__ or "")
+    odd = odd_pages(200, 0.005) if is_quick else odd_pages(2_000, 1.0)
     if missing(PEER / "img2dataset"):
+        report(odd)
         return 1
     inside_answers = {"/x": (200, JPEG, PHOTO), "/robots.txt": (404, {}, b"")}
     with (
@@ -64,12 +71,64 @@ def main() -> int:
             print(f"all of fetch in {seconds:.1f} s; wrong: {wrong}", file=sys.stderr)
             peer(list(wanted), inside)
     figures: dict[str, Figure] = {
+        **odd,
         "leaks": at_most(leaks, 0, "requests"),
         "wrong_reasons": at_most(len(wrong), 0, "cases"),
         "hangs": at_most(int(seconds > 30 * TIMEOUT_S), 0, "runs"),
         "calendar_pages_kept": at_most(calendar["kept"], 50, "pages"),
     }
     return report(figures)
+
+
+def odd_pages(pages: int, scale: float) -> dict[str, Figure]:
+    """Figures of a crawl of so many pages with 5% of odd ones, beside the same crawl without them."""
+    with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
+        plain, plain_s, _ = crawled_site(Path(name, "plain"), pages - pages // 20, 0, scale)
+        odd, odd_s, lost = crawled_site(Path(name, "odd"), pages, pages // 20, scale)
+    each = (sum(odd_s.values()) - sum(plain_s.values())) / (pages // 20)
+    print(f"{pages} pages, 5% odd at scale {scale:g}: {odd_s}; without them: {plain_s}", file=sys.stderr)
+    return {
+        "odd_site_exit_status": at_most(max(plain, odd), 0, "status"),
+        "odd_site_others_lost": at_most(lost, 0, "pages"),
+        "odd_site_seconds_per_odd_page": at_most(each, 2.0, "s"),
+    }
+
+
+def crawled_site(folder: Path, pages: int, odd: int, scale: float) -> tuple[int, dict[str, float], int]:
+    """(exit status, seconds of crawl and extract, sound pages and images that are missing) of a build to `extract`.
+
+    Seconds are those of the partitions: the start of Ray is none of them.
+    """
+    from tests.odd_site import odd_site, spec_of
+
+    with hostile({}) as server, hostile({}) as beside:
+        site = odd_site(pages, odd, scale, server.host, beside.host)
+        server.answers.update(site.pages)
+        beside.answers.update(site.beside)
+        folder.mkdir()
+        (folder / "spec.json").write_text(json.dumps(spec_of(server.host, beside.host, pages)), encoding="utf-8")
+        command = [sys.executable, "-m", "pipeline", "build", str(folder / "spec.json"), "--out", str(folder / "out")]
+        done = subprocess.run([*command, "--until", "extract", "--json"], capture_output=True, text=True, check=False)
+        if done.returncode:
+            print(done.stderr[-2000:], file=sys.stderr)
+            return done.returncode, {}, pages
+        stages = json.loads(done.stdout.strip().splitlines()[-1])["stages"]
+        rows = {
+            name: [row for path in sorted((folder / "out" / name).glob("*.parquet")) for row in table_of(path, column)]
+            for name, column in (("captures", "url"), ("candidates", "image_url"))
+        }
+        lost = {f"{server.url}{path}" for path in site.sound} - set(rows["captures"])
+        images = {f"{server.url}/i/{n}.jpg" for n in range(len(site.sound))} - set(rows["candidates"])
+        return 0, {stage["name"]: stage["cost"]["seconds"] for stage in stages}, len(lost) + len(images)
+
+
+def table_of(path: Path, column: str) -> list[str]:
+    """One column of a Parquet file; nothing of one that lacks it."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    named: list[str] = table[column].to_pylist() if column in table.column_names else []
+    return named
 
 
 def build_of(out: str, sources: list[dict[str, Any]], allow: list[str]) -> Any:

@@ -194,7 +194,7 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     assert said["judged"] == [0.2, 0.2, 0.2]
 
     named = "--url 'https://a.example/1.jpg?x=1&y=2' --domain b.example"
-    assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --json"
+    assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --missing-ok --json"
     assert said["keep"]["prune"] == "wenlan-data regions prune --store s3://store --before 2025-12-20 --json"
     assert said["keep"]["expire"] == "wenlan-data gc --store s3://store --keep 8 --keep-releases 26 --json"
 

@@ -25,6 +25,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import ModuleType
 
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -263,14 +264,57 @@ def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):
     spec.write_text(
         spec.read_text(encoding="utf-8") + "publish: {approve: manual, min_samples: 1000}\n", encoding="utf-8"
     )
-    assert not build_here(spec, out)["published"]
-    assert not (out / "shards" / "manifest.json").exists()
+    for _ in range(2):
+        said = build_here(spec, out, code=1)["stderr"]
+        order = ["funnel", "report/index.html", "gate min_samples: ", "gate approve: the spec requires manual approval"]
+        assert [part for part in sorted(order, key=said.index) if part in said] == order
+        assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out)]) == 1
     assert "min_samples" in capsys.readouterr().err
     assert not (out / "shards" / "manifest.json").exists()
     assert cli.main(["publish", str(out), "--accept", "min_samples", "--because", "a small trial"]) == 0
     assert read_manifest(out / "shards").accepted == {"min_samples": "a small trial"}
     assert build_here(spec, out)["published"], "what a person let through stays published while nothing changes"
+
+    spec.write_text(spec.read_text(encoding="utf-8").replace(", min_samples: 1000", ""), encoding="utf-8")
+    waiting = build_here(spec, out, "--replace")
+    assert (waiting["ok"], waiting["published"]) == (True, False), "all gates hold: it only waits"
+    assert not (out / "shards" / "manifest.json").exists()
+    assert build_here(spec, out)["published"] is False
+
+
+def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_when_asked(
+    web, tmp_path, capsys, build_here
+):
+    """229 samples were replaced by 49 without a word: those that the first dataset did not hold."""
+    spec, out = fill(web, tmp_path, images=8), tmp_path / "out"
+    first = build_here(spec, out, "--snapshot", "2026-01-05")
+    other = tmp_path / "other.yaml"
+    other.write_text(spec.read_text(encoding="utf-8").replace("name: small", "name: other"), encoding="utf-8")
+    changed = tmp_path / "changed.yaml"
+    changed.write_text(spec.read_text(encoding="utf-8").replace("min_chars: 2", "min_chars: 3"), encoding="utf-8")
+
+    def files() -> dict[str, bytes]:
+        return {str(path): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    before, asked = files(), len(web.requests)
+    total = sum(first["samples"].values())
+    for words in ((other,), (changed,), (spec, "--snapshot", "2026-01-12")):
+        said = str(build_here(words[0], out, *words[1:], code=2)["stderr"])
+        assert f"{out}: holds dataset small, snapshot 2026-01-05" in said
+        assert f"published as revision 0: {total} samples" in said
+        assert "--replace" in said
+        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", *words[1:]]) == 0
+        printed = capsys.readouterr()
+        assert f"a build would refuse: {out}: holds dataset small" in printed.err
+        assert len(json.loads(printed.out)["in_the_way"]) == 3
+    assert build_here(spec, out)["published"], "the same again goes on"
+    assert (files(), len(web.requests)) == (before, asked)
+
+    second = build_here(other, out, "--snapshot", "2026-01-05", "--replace")
+    assert second["samples"] == first["samples"], "none is known from the dataset that is gone"
+    assert read_manifest(out / "shards").build_id.startswith("other-2026-01-05-")
+    assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
@@ -289,6 +333,31 @@ def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
     for before, after in itertools.pairwise(order):
         assert stages[before]["kept"] == stages[after]["seen"], (before, after)
+
+
+def test_what_pandas_reads_in_a_stages_folder_are_its_rows(web, tmp_path, build_here):
+    """Where archives lie beside the rows, a reader of folders names the tables: FOLDER/*.parquet."""
+    out = tmp_path / "out"
+    build_here(fill(web, tmp_path), out)
+    done, read = opened(out), {}
+    for stage in done.stages.values():
+        files = [path for path in (out / stage.folder).iterdir() if path.is_file() and path.name[0] not in "_."]
+        tables = sorted(path for path in files if path.suffix in (".parquet", ".verdicts"))
+        reader = pq.read_table if stage.prepares else pd.read_parquet  # lists of digests, which pandas has no type for
+        frames = [reader(path) for path in (tables if len(tables) < len(files) else [out / stage.folder])]
+        if tables:
+            assert len({tuple(pq.read_schema(path).names) for path in tables}) == 1, stage.name
+            read[stage.name] = sum(len(frame) for frame in frames)
+    named = {"fetch": "seen", "rank": "pairs", "lead": "pairs", "detect": "images"}
+    assert read == {
+        name: sum(record.counts[named.get(name, "kept")] for record in done.stage(name).records()) for name in read
+    }
+    assert list(read) == [name for name in done.stages if name not in ("screen", "report")], "no filter looks at pixels"
+
+    dropped = sum(not row["kept"] for row in decisions(out))
+    folders = [out / done.stages[name].folder / "_decisions" for name in done.stages]
+    union = pd.concat([pd.read_parquet(folder) for folder in folders if folder.exists()])
+    assert (~union["kept"]).sum() == dropped > 0
 
 
 def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path):

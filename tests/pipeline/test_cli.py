@@ -56,6 +56,35 @@ def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):
     ]
 
 
+def test_programs_get_one_object_whatever_happens(tmp_path, capsys, monkeypatch):
+    (tmp_path / "bad.yaml").write_text("name: a\nsources: [\n")
+    for words, code, error in (
+        (["plan", str(tmp_path / "bad.yaml"), "--json"], 2, "is not YAML"),
+        (["status", str(tmp_path), "--json"], 1, "holds no build (no build.json)"),
+        (["verify", str(tmp_path), "--json"], 1, "manifest.json"),
+        (["build", "--json"], 2, "wenlan-data build: error: the following arguments are required: SPEC, --out"),
+        (["biuld", "--json"], 2, "invalid choice: 'biuld'"),
+        (["gc", "--keep", "x", "--store", "s", "--js"], 2, "argument --keep: invalid int value: 'x'"),
+    ):
+        assert cli.main(words) == code
+        printed = capsys.readouterr()
+        [line] = printed.out.splitlines()
+        answer = json.loads(line)
+        assert (answer["ok"], answer["code"]) == (False, code)
+        assert error in answer["error"]
+        assert error in printed.err
+    assert cli.main(["biuld"]) == 2
+    assert capsys.readouterr().out == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(cli, "check_ownership", lambda: "the import name 'pipeline' is also provided by x")
+        assert cli.main(["status", str(tmp_path), "--json"]) == 2
+        assert "also provided by x" in json.loads(capsys.readouterr().out)["error"]
+    monkeypatch.setattr("pipeline.run.reopen", lambda out: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["status", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out)["error"] == "ZeroDivisionError: integer division or modulo by zero"
+
+
 def test_a_missing_spec_and_a_folder_without_a_build_are_named(tmp_path, capsys):
     assert cli.main(["build", str(tmp_path / "no.yaml"), "--out", str(tmp_path / "out")]) == 2
     assert lines(capsys) == [f"wenlan-data: {tmp_path}/no.yaml: cannot be read: No such file or directory"]

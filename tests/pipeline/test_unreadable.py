@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data_specs.build import BuildSpec
+from data_specs.shard import Text
 from pipeline import unreadable
-from pipeline.errors import StoreError
+from pipeline.detectors.grid import Grid
+from pipeline.errors import SourceError, StoreError
+from pipeline.features.entropy import Entropy
+from pipeline.filters.han_share import HanShare
+from pipeline.filters.image_blank import ImageBlank
+from pipeline.filters.image_nsfw import ImageNsfw
+from pipeline.filters.personal_data import PersonalData
 from pipeline.pages import linked_data, page, walk
+from pipeline.pictures import decode as pictures_decode
+from pipeline.pictures.decode import decode
+from pipeline.pictures.thumbs import THUMB, Views, fill
+from pipeline.records import Candidate, candidate_rows
 from pipeline.report import gates
-from pipeline.report.funnel import Funnel
+from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.sources import folder, microblog, url_table, webdataset
-from pipeline.stages import STAGES, crawl, extract
+from pipeline.stages import STAGES, admit, crawl, extract, fetch, measure, shard
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web import crawler, frontier, page_visitor, policy, sitemaps
+from pipeline.web import warc as warcs
 from tests.pipeline.stages.test_extract import warc
+from tests.stages import run_stage
 
 PAGE = "<p>北京今天下了第一场雪</p><img src=a.jpg alt=故宫的雪>"
 
@@ -77,7 +92,7 @@ def test_a_page_on_which_a_parser_of_the_crawl_fails_is_one_decision(
     crawl.run_partition(build, "s")
     assert build.stage("crawl").record("s").counts["kept"] == 2
     assert decisions(build, "crawl", "s") == [(web.url("/odd.html"), "unreadable", "TypeError: a parser of ours")]
-    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {})
+    captures = extract._read(build, extract.sources_of(build.spec)[0], 0, extract.Counter(), {}, {})
     assert list(captures) == [], "the WARC holds the pages that were kept, and can be read"
 
 
@@ -234,6 +249,352 @@ def test_a_row_on_which_a_parser_fails_is_one_decision(tmp_path, monkeypatch, mo
     assert evidence.endswith("TypeError: a parser of ours")
     record = build.stage("extract").record("x-00000")
     assert (record.counts["seen"], record.counts["kept"]) == (2, 1)
+
+
+def read(tmp_path: Path, source: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]]]:
+    """(image URLs that were kept, (reason, evidence) of what was dropped) of a source of one part."""
+    build = build_of(tmp_path, {"name": "x", "source_kind": "news", **source})
+    extract.run_partition(build, "x-00000")
+    record = build.stage("extract").record("x-00000")
+    kept = build.stage("extract").table(record)["image_url"].to_pylist()
+    assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
+    return sorted(kept), [(reason, said) for _, reason, said in decisions(build, "extract", "x-00000")]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "posts"])
+def test_a_row_of_other_bytes_is_one_decision_and_a_file_of_them_an_error(tmp_path, suffix):
+    lines = ['{"u": "http://a.test/%d.jpg", "t": "云%d"}', '{"images": ["http://a.test/%d.jpg"], "text": "云%d"}']
+    line = {"jsonl": lines[0], "csv": "http://a.test/%d.jpg,云%d", "posts": lines[1]}[suffix]
+    head = [b"u,t"] if suffix == "csv" else []
+    columns = {"image_url": "u", "texts": {"alt": "t"}}
+    source = {"kind": "url_table", "path": f"t.{suffix}", "columns": columns}
+    if suffix == "posts":
+        source = {"kind": "microblog", "path": "t.posts"}
+    rows = [(line % (i, i)).encode("gb18030" if i == 2 else "utf-8") for i in range(5)]
+    (tmp_path / f"t.{suffix}").write_bytes(b"\n".join(head + rows))
+    kept, dropped = read(tmp_path, source)
+    assert kept == [f"http://a.test/{i}.jpg" for i in (0, 1, 3, 4)]
+    assert [reason for reason, _ in dropped] == ["unreadable"]
+    assert "row 3: UnicodeError: bytes that are not" in dropped[0][1]
+    for count in (3, 300):
+        rows = [(line % (i, i)).encode("gb18030") for i in range(count)]
+        (tmp_path / f"t.{suffix}").write_bytes(b"\n".join(head + rows))
+        with pytest.raises(SourceError, match=r"none of its first (3|10) rows beyond ASCII"):
+            read(tmp_path, source)
+
+
+def test_a_parquet_row_that_python_cannot_hold_is_one_decision(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    raw = pa.array([b"a", b"\xff\xfe", b"c"])
+    texts = pa.Array.from_buffers(pa.string(), 3, raw.buffers())  # a string that is no UTF-8, as other writers make
+    urls = [f"http://a.test/{i}.jpg" for i in range(3)]
+    days = pa.array([0, 0, 2**50], pa.timestamp("s"))
+    pq.write_table(pa.table({"u": urls, "t": texts, "d": days}), tmp_path / "t.parquet")
+    columns: dict[str, Any] = {"image_url": "u", "texts": {"alt": "t"}}
+    kept, dropped = read(tmp_path, {"kind": "url_table", "path": "t.parquet", "columns": columns})
+    assert (kept, [reason for reason, _ in dropped]) == ([urls[0], urls[2]], ["unreadable"])
+    assert "t.parquet, row 2: UnicodeDecodeError" in dropped[0][1]
+    columns["texts"] = {"alt": "d"}
+    kept, dropped = read(tmp_path, {"kind": "url_table", "path": "t.parquet", "columns": columns})
+    assert (kept, [reason for reason, _ in dropped]) == (urls[:2], ["unreadable"])
+
+
+def test_a_table_row_of_wrong_types_is_read_or_one_decision(tmp_path):
+    odd = [None, 3, 1e308, [], {}, [[[]]], True, {"a": [1]}, "\ud83d", "x" * 5000]
+    rows = [{"u": value, "t": value} for value in odd] + [{"u": "http://a.test/1.jpg", "t": value} for value in odd]
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"image_url": "u", "page_url": "t", "id": "t", "bbox": "t", "texts": {"alt": "t"}}
+    kept, dropped = read(tmp_path, {"kind": "url_table", "path": "t.jsonl", "columns": columns})
+    assert len(kept) + len(dropped) == 20
+    assert {reason for reason, _ in dropped} <= {"bad_url", "bad_row", "no_text", "unreadable"}
+
+
+def test_a_row_of_a_captions_file_is_one_decision(tmp_path):
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / name).write_bytes(b"x")
+    good = '{"file": "a.jpg", "alt": "云"}\n{"file": "b.jpg", "alt": "海"}\n'.encode()
+    broken = b'{"file": 3}\n{\n[]\n{"file": "a.jpg", "alt": "\xff"}\n' + b"[" * 9000 + b"\n"
+    (tmp_path / "t.jsonl").write_bytes(broken + good)
+    kept, dropped = read(tmp_path, {"kind": "folder", "path": ".", "captions": "t.jsonl"})
+    assert kept == ["folder:///x/a.jpg", "folder:///x/b.jpg"]
+    assert [reason for reason, _ in dropped] == ["unreadable"] * 5
+    (tmp_path / "t.csv").write_bytes(b"file,alt\na.jpg," + b"y" * 2_000_000 + "\nb.jpg,海\n".encode())
+    kept, dropped = read(tmp_path, {"kind": "folder", "path": ".", "captions": "t.csv"})
+    assert (kept, sorted(reason for reason, _ in dropped)) == (["folder:///x/b.jpg"], ["no_text", "unreadable"])
+
+
+def test_a_picture_whose_name_is_not_utf8_is_one_decision(tmp_path):
+    import os
+
+    for name in (b"\xd4\xc6", b"b"):  # a name in GBK, as in many zip files
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b".jpg")).write_bytes(b"x")
+        Path(os.fsdecode(bytes(tmp_path) + b"/" + name + b".txt")).write_text("云")
+    build = build_of(tmp_path, {"name": "x", "source_kind": "news", "kind": "folder", "path": "."})
+    [source] = extract.sources_of(build.spec)
+    assert source.token() == source.token()
+    kept, dropped = read(tmp_path, {"kind": "folder", "path": "."})
+    assert (kept, [reason for reason, _ in dropped]) == (["folder:///x/b.jpg"], ["unreadable"])
+
+
+def test_a_tar_member_costs_its_sample_and_a_broken_tar_what_comes_after(tmp_path):
+    import io
+    import tarfile
+
+    def add(tar: tarfile.TarFile, name: str, data: bytes = b"x", **more: Any) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(data)
+        for key, value in more.items():
+            setattr(member, key, value)
+        tar.addfile(member, io.BytesIO(data))
+
+    with tarfile.open(tmp_path / "x.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "1.jpg")
+        add(tar, "1.txt", "云".encode())
+        add(tar, "2.jpg")
+        add(tar, "2.jpg")  # twice: webdataset refuses the second
+        add(tar, "2.txt", "海".encode())
+        add(tar, "3.jpg", type=tarfile.GNUTYPE_SPARSE)
+        add(tar, "3.txt", "山".encode())
+        add(tar, "4.jpg")
+        add(tar, "4.txt", b"\xff")
+        add(tar, "\udcff5.jpg")
+        add(tar, "\udcff5.txt", "水".encode())
+    whole = (tmp_path / "x.tar").read_bytes()
+    kept, dropped = read(tmp_path, {"kind": "webdataset", "path": "x.tar"})
+    assert kept == ["webdataset:///x/x.tar/1.jpg", "webdataset:///x/x.tar/2.jpg"]
+    reasons = [(reason, said.partition(":")[0]) for reason, said in dropped]
+    assert ("unreadable", "x.tar, 3") in reasons
+    assert ("bad_row", "x.tar, 4") in reasons
+    assert ("unreadable", "x.tar, member 0 of those refused") in reasons
+    assert len(reasons) == 4
+    (tmp_path / "x.tar").write_bytes(whole[:3072] + b"?" * 512 + whole[3584:])
+    kept, dropped = read(tmp_path, {"kind": "webdataset", "path": "x.tar"})
+    assert kept == ["webdataset:///x/x.tar/1.jpg"]
+    assert dropped[-1][1].startswith("x.tar, after 1 samples: ReadError")
+    build = build_of(tmp_path, {"name": "x", "source_kind": "news", "kind": "webdataset", "path": "x.tar"})
+    [source] = extract.sources_of(build.spec)
+    assert source.read_image(kept[0]) == b"x"
+
+
+# extract: WARC records
+
+RECORD_PARSERS = [(warcs, "_capture"), (warcs, "_is_page"), (warcs, "_body"), (warcs, "_read_to_end")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=[type(e).__name__ for e in ERRORS])
+@pytest.mark.parametrize(("module", "name"), RECORD_PARSERS, ids=[name for _, name in RECORD_PARSERS])
+def test_a_record_on_which_a_parser_fails_costs_itself_only(tmp_path, monkeypatch, module, name, error):
+    real, calls = getattr(module, name), []
+
+    def fails_second(*a: Any) -> Any:
+        calls.append(a)
+        if len(calls) == 2:
+            raise error
+        return real(*a)
+
+    monkeypatch.setattr(module, name, fails_second)
+    build = page_build(tmp_path, *((f"http://a.test/{i}", PAGE.replace("雪", f"雪{i}")) for i in range(4)))
+    extract.run_partition(build, "w-00000")
+    record = build.stage("extract").record("w-00000")
+    pages = build.stage("extract").table(record)["page_url"].to_pylist()
+    assert len(pages) == 3
+    [(url, reason, said)] = decisions(build, "extract", "w-00000")
+    assert (url, reason) in [(f"http://a.test/{i}", "unreadable") for i in range(4)]
+    assert said == f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+# admit to shard: texts and pictures
+
+
+def picture(seed: int) -> bytes:
+    import io
+
+    from PIL import Image
+
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(small).resize((160, 120), Image.Resampling.BICUBIC).save(out, "JPEG")
+    return out.getvalue()
+
+
+def fails_on(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, odd: Any, error: Exception) -> None:
+    """Make a function raise where one of its arguments is odd, and work everywhere else."""
+    real = getattr(owner, name)
+
+    def raising(*a: Any, **k: Any) -> Any:
+        if any(odd(value) for value in (*a, *k.values())):
+            raise error
+        return real(*a, **k)
+
+    monkeypatch.setattr(owner, name, raising)
+
+
+LATER = [RuntimeError("odd"), MemoryError(), RecursionError("deep")]
+
+
+def candidate(image_url: str, text: str = "云") -> Candidate:
+    return Candidate("t", "news", "http://a.test/", "http://a.test/", image_url, (Text("alt", text),))
+
+
+def put_admitted(build: Build, *image_urls: str) -> None:
+    with build.stage("admit").attempt("all") as attempt:
+        attempt.write_table("parquet", candidate_rows([candidate(url) for url in image_urls], 0))
+        attempt.commit({"seen": len(image_urls), "kept": len(image_urls), "dropped": 0})
+
+
+def shown(got: Any, data: dict[str, bytes]) -> list[Any]:
+    return [got(name, content, f"第{i}张图片") for i, (name, content) in enumerate(data.items())]
+
+
+@pytest.mark.parametrize("error", LATER)
+@pytest.mark.parametrize("where", ["clean", "check", "rewrite"])
+def test_a_text_on_which_a_filter_fails_goes_no_further(monkeypatch, where, error):
+    def odd(value: Any) -> bool:
+        return "奇怪" in str(getattr(value, "text", value))
+
+    owner: Any = {"clean": admit, "check": HanShare, "rewrite": PersonalData}[where]
+    fails_on(monkeypatch, owner, where, odd, error)
+    source = {"kind": "warc", "name": "t", "source_kind": "news", "path": "w"}
+    filters = [{"name": "han_share"}, {"name": "personal_data", "mobile": "mask"}]
+    value = {"name": "t", "contact": "a@b.cn", "filters": filters, "sources": [source]}
+    own = [candidate("http://a.test/0.jpg", "故宫的雪"), candidate("http://a.test/1.jpg", "奇怪的电话13812345678")]
+    kept, dropped = admit.admit(own, BuildSpec.model_validate(value))
+    assert [c.texts[0].text for c in kept] == ["故宫的雪"]
+    [decision] = dropped
+    assert (decision.reason, decision.url) == ("unreadable", "http://a.test/1.jpg")
+    assert type(error).__name__ in decision.evidence
+    assert where != "rewrite" or "13812345678" not in f"{decision}", "what was to be masked is written nowhere"
+
+
+def all_stages(build: Build, *names: str) -> dict[str, tuple[str, str]]:
+    """(reason, evidence) by the end of the image's URL, after the stages ran; the funnel adds up."""
+    run_stage(build, *names)
+    dropped: dict[str, tuple[str, str]] = {}
+    for name in names:
+        for partition in build.stage(name).partitions():
+            record = build.stage(name).record(partition)
+            if "seen" in record.counts:
+                assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"]
+            for url, why, said in decisions(build, name, partition):
+                dropped |= {url.rpartition("/")[2]: (why, said)} if why else {}
+    return dropped
+
+
+TO_SHARD = ("measure", "filter", "rank", "lead", "dedup", "screen", "detect", "shard")
+
+
+@pytest.mark.parametrize("error", LATER)
+@pytest.mark.parametrize(
+    ("owner", "name", "stage"),
+    [
+        (measure, "decode", "measure"),
+        (Entropy, "of", "measure"),
+        (ImageBlank, "check", "filter"),
+        (shard, "as_stored", "shard"),
+        (shard, "encode_sample", "shard"),
+    ],
+    ids=["decode", "feature", "filter", "as_stored", "encode_sample"],
+)
+def test_a_picture_on_which_a_stage_fails_is_one_decision(fetched_build, got, monkeypatch, owner, name, stage, error):
+    data = {f"{i}.jpg": picture(i) for i in range(5)}
+    odd_sha = hashlib.sha256(data["3.jpg"]).hexdigest()
+    square = np.empty((THUMB, THUMB, 4), np.uint8)
+    fill(square, decode(data["3.jpg"], 10**8, 64))
+    odd_level = Views(square[None]).thumbs[0]
+
+    def odd(value: Any) -> bool:
+        if isinstance(value, Views):
+            return any((thumb == odd_level).all() for thumb in value.thumbs)
+        if isinstance(value, bytes | memoryview):
+            return bytes(value) == data["3.jpg"]
+        return getattr(value, "sha256", "") == odd_sha
+
+    build = fetched_build(shown(got, data), filters=[{"name": "image_blank"}])
+    fails_on(monkeypatch, owner, name, odd, error)
+    dropped = all_stages(build, *TO_SHARD)
+    assert list(dropped) == ["3.jpg"]
+    reason, said = dropped["3.jpg"]
+    assert reason == "unreadable"
+    assert type(error).__name__ in said
+    rows = [row for r in build.packed() for row in build.stage("shard").table(r).to_pylist()]
+    assert {row["image_url"].rpartition("/")[2] for row in rows} == set(data) - {"3.jpg"}
+    assert not faults(build, read_funnels(build)[0])
+
+
+@pytest.mark.parametrize("error", LATER)
+def test_a_picture_that_a_detector_cannot_take_is_kept_without_regions(fetched_build, got, monkeypatch, error):
+    data = {f"{i}.jpg": picture(i) for i in range(5)}
+    odd_pixels = decode(data["3.jpg"]).pixels
+
+    real = Grid.detect
+
+    def detect_of(self: Any, state: Any, pictures: Any) -> Any:
+        if any(pixels.shape == odd_pixels.shape and (pixels == odd_pixels).all() for pixels in pictures):
+            raise error
+        return real(self, state, pictures)
+
+    monkeypatch.setattr(Grid, "NEEDS_PIXELS", True)
+    monkeypatch.setattr(Grid, "detect", detect_of)
+    build = fetched_build(shown(got, data), filters=[], publish={"judged_from": 5})
+    assert all_stages(build, *TO_SHARD) == {}
+    [counts] = [build.stage("detect").record(p).counts for p in build.stage("detect").partitions()]
+    assert (counts["kept"], counts["undecodable"]) == (5, 1)
+    undetected = gates.read_undetected(build)
+    assert undetected == (1, 5)
+    candidates, captures = read_funnels(build)
+    judged = gates.judge(build.spec, STAGES, candidates, captures, undetected=undetected)
+    [gate] = [gate for gate in judged if gate.name == "max_unreadable"]
+    assert "1 of 5 images, to a detector, of all sources are unreadable (20.0%)" in gate.faults[0]
+
+
+def test_a_picture_that_a_model_of_screen_cannot_score_is_dropped(fetched_build, got, monkeypatch):
+    data = {f"{i}.jpg": picture(i) for i in range(5)}
+    odd_pixels = decode(data["3.jpg"]).pixels
+
+    def score(self: Any, state: Any, pictures: Any) -> list[float]:
+        if any(pixels.shape == odd_pixels.shape and (pixels == odd_pixels).all() for pixels in pictures):
+            raise RuntimeError("odd")
+        return [0.0 for _ in pictures]
+
+    monkeypatch.setattr(ImageNsfw, "load", lambda self: None)
+    monkeypatch.setattr(ImageNsfw, "NEEDS_SIDE", 0)
+    monkeypatch.setattr(ImageNsfw, "score_id", "image_nsfw-of-the-test")
+    monkeypatch.setattr(ImageNsfw, "score", score)
+    build = fetched_build(shown(got, data), filters=[{"name": "image_nsfw"}])
+    dropped = all_stages(build, *TO_SHARD)
+    assert list(dropped) == ["3.jpg"]
+    assert dropped["3.jpg"] == ("unreadable", "image_nsfw-of-the-test: RuntimeError: odd")
+
+
+@pytest.mark.parametrize("error", LATER)
+@pytest.mark.parametrize("where", ["header", "opt_outs", "robots"])
+def test_an_image_on_which_fetch_fails_is_one_decision(serve, make_build, monkeypatch, where, error):
+    web = serve({f"/{i}.jpg": (200, {"Content-Type": "image/jpeg", "X-Odd": str(i)}, picture(i)) for i in range(4)})
+    if where == "header":
+        fails_on(monkeypatch, pictures_decode, "header", lambda value: value == picture(2), error)
+    elif where == "opt_outs":
+        fails_on(monkeypatch, policy, "opt_outs", lambda value: ("X-Odd", "2") in list(value), error)
+    else:
+        fails_on(monkeypatch, policy.Policy, "refusal", lambda value: str(value).endswith("/2.jpg"), error)
+    source = {"kind": "site", "name": "t", "source_kind": "news", "start": ["http://a.cn/"]}
+    build = make_build(web, sources=[source])
+    put_admitted(build, *(web.url(f"/{i}.jpg") for i in range(4)))
+    fetch.run_partition(build, "all")
+    [(url, reason, said)] = decisions(build, "fetch", "all")
+    assert (url, reason, said.split(":")[0]) == (web.url("/2.jpg"), "unreadable", type(error).__name__)
+
+
+def test_a_picture_that_its_source_cannot_give_is_one_decision(make_build, monkeypatch, tmp_path):
+    data = {f"{i}.jpg": picture(i) for i in range(3)}
+    for name, content in data.items():
+        (tmp_path / name).write_bytes(content)
+    fails_on(monkeypatch, folder.FolderOfImages, "read_image", lambda v: str(v).endswith("/1.jpg"), RuntimeError("odd"))
+    build = make_build(sources=[{"kind": "folder", "name": "t", "source_kind": "news", "path": str(tmp_path)}])
+    put_admitted(build, *(f"folder:///t/{name}" for name in data))
+    fetch.run_partition(build, "all")
+    assert decisions(build, "fetch", "all") == [("folder:///t/1.jpg", "unreadable", "RuntimeError: odd")]
 
 
 # the log and the evidence

@@ -123,10 +123,34 @@ def test_an_image_that_is_none_is_named(
 
 
 def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as e:
-        cli.main(["serve"])
-    assert e.value.code == 2
-    assert "invalid choice: 'serve'" in capsys.readouterr().err
+    assert cli.main(["serve"]) == 2
+    printed = capsys.readouterr()
+    assert "invalid choice: 'serve'" in printed.err
+    assert printed.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["serve", "--json"], 2, "invalid choice: 'serve'"),
+        (["fit", "--json"], 2, "the following arguments are required: --recipe"),
+        (["fit", "--recipe", "tinny", "--data", "x", "--out", "y", "--json"], 2, "recipe tinny: unknown"),
+        (["eval", "missing", "--data", "x", "--task", "retrieval", "--json"], 1, "missing"),
+    ],
+)
+def test_programs_get_one_object_whatever_happens(
+    words: list[str], code: int, error: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert cli.main(words) == code
+    printed = capsys.readouterr()
+    [line] = printed.out.splitlines()
+    answer = json.loads(line)
+    assert (answer["ok"], answer["code"]) == (False, code)
+    assert error in answer["error"]
+    assert error in printed.err
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(words) == code
+    assert capsys.readouterr().out == "", "the first rank answers"
 
 
 def test_a_foreign_package_of_our_name_stops_the_command(

@@ -7,7 +7,7 @@ from pipeline.report.section import Material, Section, Values
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    return {"faults": funnel.faults(material.build, material.candidates)}
+    return {"faults": funnel.faults(material.build, material.candidates, material.captures)}
 
 
 HTML = """

@@ -8,7 +8,8 @@ from pipeline.report.section import Material, Section, Values
 
 def figures(material: Material, inputs: Values) -> Values:
     build = material.build
-    judged = gates.judge(build.spec, build.stages, material.candidates, material.captures, inputs, build.held)
+    of_build = (build.spec, build.stages, material.candidates, material.captures)
+    judged = gates.judge(*of_build, inputs, build.held, gates.read_undetected(build))
     rows = [{"name": gate.name, "found": gate.found, "wanted": gate.wanted, "holds": gate.holds} for gate in judged]
     return {"gates": rows}
 

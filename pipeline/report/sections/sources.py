@@ -7,12 +7,18 @@ from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.stage import deciding
 
+LOSSES = ("lost_records", "lost_bytes", "truncated", "no_warc")
+"""Counts of extract: what damage cost a WARC file (`pipeline.stages.extract`)."""
+
+SHOWN_FILES = 50
+
 
 def figures(material: Material, inputs: Values) -> Values:
     return {
         "sources": by_source(material.build, material.candidates),
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
-        "pages": pages(material.build),
+        "pages": pages(material.build, material.captures),
+        "lost": lost(material.build),
     }
 
 
@@ -40,10 +46,31 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
     return rows
 
 
-def pages(build: Build) -> dict[str, int]:
-    """Pages that the crawl has seen, kept and dropped."""
+def pages(build: Build, captures: Funnel) -> dict[str, int]:
+    """Pages that the crawl has seen, kept and dropped, as its gate counts them, and those that it never looked at.
+
+    too_deep: linked from pages at `max_depth`. beyond: above the number of pages that a crawl knows.
+    """
+    [row] = captures.stages(["crawl"])
     records = build.stage("crawl").records() if "crawl" in build.fingerprints else []
-    return {what: sum(record.counts.get(what, 0) for record in records) for what in ("seen", "kept", "dropped")}
+    unseen = {what: sum(record.counts.get(what, 0) for record in records) for what in ("too_deep", "beyond")}
+    return {"seen": row.seen, "kept": row.kept, "dropped": row.dropped, **unseen}
+
+
+def lost(build: Build) -> Values:
+    """What damage cost the WARC files: totals, and the files, SHOWN_FILES at most."""
+    records = build.stage("extract").records() if "extract" in build.fingerprints else []
+    hit = [record for record in records if any(record.counts.get(name) for name in LOSSES)]
+    files = [
+        {
+            "source": record.partition.rpartition("-")[0],
+            "file": record.info.get("file", record.partition),
+            **{name: record.counts.get(name, 0) for name in LOSSES},
+            "said": record.info.get("no_warc") or record.info.get("truncated") or record.info["damaged"]["first"],
+        }
+        for record in hit[:SHOWN_FILES]
+    ]
+    return {**{name: sum(record.counts.get(name, 0) for record in hit) for name in LOSSES}, "files": files}
 
 
 HTML = """
@@ -67,7 +94,21 @@ HTML = """
   </table></div>
   {% if pages.seen or captures %}<p>{{ t("Pages crawled", "已爬取页面") }}: {{ pages.kept | n }}
   {%- if captures %} · {{ t("pages without candidates", "未产生候选的页面") }}: {% for c in captures -%}
-  {{ word(c.name) }} {{ c.count | n }}{{ ", " if not loop.last }}{% endfor %}{% endif %}</p>{% endif %}
+  {{ word(c.name) }} {{ c.count | n }}{{ ", " if not loop.last }}{% endfor %}{% endif %}
+  {%- if pages.too_deep %} · {{ t("pages beyond max_depth, not visited", "超出 max_depth 未访问的页面") }}: {{
+    pages.too_deep | n }}{% endif %}
+  {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
+    pages.beyond | n }}{% endif %}</p>{% endif %}
+  {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{
+    t("damaged records", "条损坏记录") }}, {{ lost.lost_bytes | size }} · {{ lost.truncated | n }} {{
+    t("truncated files", "个截断文件") }} · {{ lost.no_warc | n }} {{
+    t("files that are no WARC", "个非 WARC 文件") }}</p>
+  <ul class="small">
+    {% for f in lost.files %}<li><code>{{ f.file }}</code> ({{ f.source }}): {{ f.lost_records | n }} {{
+      t("damaged records", "条损坏记录") }}, {{ f.lost_bytes | size }}{% if f.truncated %}, {{ t("truncated", "截断") }}
+      {%- endif %}{% if f.no_warc %}, {{ t("no WARC", "非 WARC") }}{% endif %}: {{ f.said }}</li>
+    {% endfor %}
+  </ul>{% endif %}
 </section>
 """
 

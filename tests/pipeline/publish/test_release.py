@@ -12,7 +12,7 @@ import pytest
 
 from data_specs.build import SpecError
 from data_specs.shard import read_manifest
-from pipeline.errors import GateError, StageError, StoreError
+from pipeline.errors import ApprovalError, GateError, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.store.build import Build
@@ -155,7 +155,7 @@ def test_a_gate_holds_back_with_numbers_reasons_and_examples(
 def test_manual_approval_waits_for_a_person(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
     build, _ = synthetic.make(tmp_path, publish={"approve": "manual"})
     run_stage(build, "shard")
-    with pytest.raises(GateError, match=f"wenlan-data publish {build.out}"):
+    with pytest.raises(ApprovalError, match=f"wenlan-data publish {build.out}"):
         release.publish(build)
     approved = release.publish(build, approved=True)
     assert approved.revision == 0

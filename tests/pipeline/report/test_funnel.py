@@ -26,8 +26,8 @@ def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, s
     parts = [candidates.of_source(name) for name in candidates.sources()]
     assert sum(part.total for part in parts) == candidates.total
     assert sum(part.kept for part in parts) == candidates.kept
-    assert (captures.total, captures.reasons()) == (2, [("http_status", 2)])
-    assert faults(synthetic_build, candidates) == []
+    assert (captures.total, captures.kept, captures.reasons()) == (12, 10, [("http_status", 2)])
+    assert faults(synthetic_build, candidates, captures) == []
 
 
 def test_a_lost_decision_is_a_fault_of_the_funnel(synthetic_build: Build, run_stage: Run) -> None:

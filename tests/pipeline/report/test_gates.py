@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
 from pipeline.errors import GateError
+from pipeline.records import sha256_hex
 from pipeline.report import gates
-from pipeline.report.funnel import Funnel, read_funnels
+from pipeline.report.funnel import Funnel, faults, read_funnels
+from pipeline.report.sections.sources import pages
 from pipeline.stages import STAGES
 
 NONE = Funnel({})
@@ -153,3 +159,68 @@ def test_who_opted_out_is_counted_but_not_named(
 def test_an_unknown_gate_is_refused() -> None:
     with pytest.raises(SpecError, match=r"--accept max_drop\.dedupe: no such gate; one of .*max_drop\.dedup"):
         gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")
+
+
+def picture(seed: int) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(pixels).resize((240, 240), Image.Resampling.NEAREST).save(out, "JPEG", quality=90)
+    return out.getvalue()
+
+
+def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusals(
+    serve: Any, make_build: Any, run_stage: Any
+) -> None:
+    """300 pages that robots.txt forbids, 40 that cannot be read, 60 with a picture each, of which 20 are not there."""
+    names = [f"/p{i}.html" for i in range(60)] + [f"/odd{i}.html" for i in range(40)]
+    links = "".join(f'<a href="{name}">x</a>' for name in [*names, *(f"/no/{i}.html" for i in range(300))])
+    web = serve({"/robots.txt": (200, {"Content-Type": "text/plain"}, b"User-agent: *\nDisallow: /no/\n")})
+    web.pages["/"] = f"<html><body>{links}</body></html>".encode()
+    for i in range(60):
+        text = "".join(chr(0x4E00 + 97 * i + k) for k in range(12))  # no two alike, nor but for their numbers
+        web.pages[f"/p{i}.html"] = f'<html><body>{text}<img src="/{i}.jpg" alt="{text}"></body></html>'.encode()
+        if i < 40:
+            web.pages[f"/{i}.jpg"] = (200, {"Content-Type": "image/jpeg"}, picture(i))
+    for i in range(40):
+        odd = bytes(range(128, 255)) * (i + 1)
+        web.pages[f"/odd{i}.html"] = b"<html><meta charset='utf-8'><body>" + b"x" * i + odd
+    site = {"kind": "site", "name": "s", "source_kind": "news", "start": [web.url()]}
+    publish = {"judged_from": 1, "max_unreadable": 0.0, "max_drop": dict.fromkeys(DropShares.model_fields, 0.0)}
+    build = make_build(web, sources=[site], publish=publish)
+    build = replace(build, fingerprints={name: sha256_hex(name) for name in STAGES})
+    run_stage(build, *[name for name in STAGES if name != "report"])
+
+    candidates, captures = read_funnels(build)
+    [extracted] = [record.counts for record in build.stage("extract").records()]
+    assert extracted["pages_dropped"] >= 35
+    assert (captures.total, captures.dropped) == (401, 300 + extracted["pages_dropped"])
+    found = named(gates.judge(build.spec, build.stages, candidates, captures))
+    assert found["max_drop.crawl"].faults[0].startswith("crawl dropped 300 of 401 pages of s (74.8%)")
+    for name in build.stages:
+        gate = found.get(f"max_drop.{name}")
+        if gate is None:
+            continue
+        rows = (captures if gate.subject == "capture" else candidates).stages(list(build.stages))
+        [row] = [row for row in rows if row.stage == name]
+        assert gate.found == f"s {row.dropped / row.seen:.1%}"
+        what = "pages" if gate.subject == "capture" else "candidates"
+        assert [f"dropped {row.dropped:,} of {row.seen:,} {what} " in fault for fault in gate.faults] == [True] * bool(
+            row.dropped
+        )
+        counts = [record.counts for record in build.stage(name).records()]
+        assert row.dropped == sum(count["dropped"] for count in counts), "what the stage itself counts"
+        assert row.seen == sum(count["seen"] for count in counts) or name == "screen", "which has nothing to look at"
+    assert (found["max_drop.crawl"].faults, found["max_drop.fetch"].faults) != ((), ())
+    kept = sum(count["kept"] for count in (record.counts for record in build.stage("shard").records()))
+    assert (found["min_samples"].found, candidates.kept) == (f"{kept}", kept)
+    assert found["max_drop_share"].found == f"{candidates.dropped / candidates.total:.1%}"
+    assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, "too_deep": 0, "beyond": 0}
+    assert faults(build, candidates, captures) == []
+
+
+def test_unreadable_pages_are_a_share_of_all_pages() -> None:
+    captures = Funnel(
+        {("a", "crawl", "robots_disallowed"): 200, ("a", "extract", "unreadable"): 3, ("a", "extract", ""): 797}
+    )
+    gate = named(gates.judge(spec(), STAGES, NONE, captures))["max_unreadable"]
+    assert (gate.found, gate.holds) == ("a 0.3%", True)

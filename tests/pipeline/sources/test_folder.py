@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pipeline.errors import SourceError
+from pipeline.records import Provenance
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
 
@@ -34,6 +36,20 @@ def test_texts_beside_pictures(tmp_path):
         [("title", "题")],
     )
     assert [source.read_image(x.image_url) for x in (a, b, c)] == [b"A", b"B", b"C"]
+
+
+def test_the_files_that_img2dataset_writes_keep_where_they_came_from(tmp_path):
+    value = {"caption": "雪后的黄山", "url": "https://img.example/1.jpg", "key": "000000001", "sha256": "a" * 64}
+    put(
+        tmp_path, {"00000/000000001.jpg": b"1", "00000/000000001.json": json.dumps(value), "2.jpg": b"2", "2.txt": "云"}
+    )
+    source = folder(tmp_path)
+    one, two = read(source)
+    assert (one.image_url, one.origin) == ("https://img.example/1.jpg", "00000/000000001.jpg")
+    assert one.provenance == Provenance("folder:///s/00000/000000001.jpg", "a" * 64)
+    assert source.read_image(one.provenance.stored_at) == b"1"
+    assert (two.image_url, two.provenance) == ("folder:///s/2.jpg", None)
+    assert read(folder(tmp_path, fields={"url": []}))[0].image_url == "folder:///s/00000/000000001.jpg"
 
 
 def test_a_captions_file_for_all(tmp_path):

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import webdataset
+from PIL import Image
 
 from data_specs.shard import Sample, Text, encode_sample
 from pipeline.errors import SourceError
-from pipeline.records import Decision
+from pipeline.records import PROVENANCE, Decision, Provenance, sha256_hex
 from pipeline.sources.webdataset import WebDataset
+from pipeline.stages import STAGES
+from pipeline.store.partitions import DECISIONS
+from pipeline.takedown.forget import Request, forget
 from tests.candidates import put, read, texts
 
 
@@ -48,7 +54,101 @@ def test_our_own_shards_are_a_source(tmp_path):
     source = tars(str(tmp_path / "train-000000.tar"))
     [candidate] = read(source)
     assert texts(candidate) == [("caption", "题"), ("alt", "别名")]
-    assert source.read_image(candidate.image_url) == b"\xff\xd8picture"
+    assert candidate.image_url == "http://i/1"
+    assert source.read_image(candidate.provenance.stored_at) == b"\xff\xd8picture"
+
+
+def test_where_a_picture_came_from_is_what_its_json_says(tmp_path):
+    digest = "AB" * 32
+    members = {
+        # as img2dataset writes it; as others do; nothing; what is no web address
+        "k1": {"url": "HTTP://Img.Example:80/a b.jpg?x=1#f", "sha256": digest, "caption": "一", "license": " CC-BY "},
+        "k2": {"image_url": "https://img.example/2.jpg", "page_url": "https://www.example/p.html", "caption": "二"},
+        "k3": {"caption": "三", "url": None, "sha256": "12"},
+        "k4": {"caption": "四", "url": "file:///etc/passwd", "page_url": "javascript:x", "licence": "CC0"},
+        "k5": {"caption": "五", "url": "http://user:pa55@img.example/5.jpg"},
+    }
+    parts = {}
+    for key, value in members.items():
+        parts |= {f"{key}.jpg": key, f"{key}.json": json.dumps(value)}
+    tar(tmp_path / "a.tar", parts)
+    source = tars(str(tmp_path / "a.tar"))
+    one, two, three, four, five = read(source)
+    stored = "webdataset:///s/a.tar/{}.jpg".format
+    assert (one.image_url, two.image_url) == ("http://img.example/a%20b.jpg?x=1", "https://img.example/2.jpg")
+    assert [c.image_url for c in (three, four, five)] == [stored("k3"), stored("k4"), stored("k5")]
+    assert [c.page_url for c in (one, two, four)] == ["", "https://www.example/p.html", ""]
+    assert one.provenance == Provenance(stored("k1"), digest.lower(), "CC-BY")
+    assert (two.provenance, three.provenance) == (Provenance(stored("k2")), None)
+    assert four.provenance == Provenance(licence="CC0")
+    assert five.provenance is None
+    assert [source.read_image(c.provenance.stored_at) for c in (one, two)] == [b"k1", b"k2"]
+    assert (source.read_image(one.image_url), source.read_image(three.image_url)) == (None, b"k3")
+    assert [c.origin for c in (one, three)] == ["a.tar/k1", "a.tar/k3"]
+
+    named = {"name": "s", "source_kind": "library", "path": str(tmp_path / "a.tar"), "fields": {"url": "page_url"}}
+    assert read(WebDataset.model_validate(named))[1].image_url == "https://www.example/p.html"
+    named["fields"] = {"url": []}
+    assert read(WebDataset.model_validate(named))[1].image_url == stored("k2")
+
+
+def test_a_picture_with_a_url_is_read_from_its_tar_and_found_by_takedowns(tmp_path, serve, make_build, run_stage):
+    web = serve()
+    urls = [web.url(f"/{i}.jpg") for i in range(4)]
+    digests = [sha256_hex(f"at its URL {i}") for i in range(4)]
+    parts = {}
+    for i, url in enumerate(urls):
+        value = {"caption": f"第{i}幅图画的说明文字", "url": url, "sha256": digests[i]}
+        parts |= {f"k{i}.jpg": picture(i), f"k{i}.json": json.dumps(value)}
+    tar(tmp_path / "a.tar", parts)
+    source = {"kind": "webdataset", "name": "s", "source_kind": "library", "path": str(tmp_path / "a.tar")}
+    build = make_build(web, sources=[source])
+    build = replace(build, fingerprints={name: sha256_hex(name) for name in STAGES})
+    run_stage(build, "extract", "admit", "fetch")
+    [record] = build.stage("fetch").records()
+    rows = build.stage("fetch").table(record).to_pylist()
+    assert {row["image_url"]: row["sha256"] for row in rows} == {
+        url: hashlib.sha256(picture(i)).hexdigest() for i, url in enumerate(urls)
+    }
+    assert web.asked == []
+
+    build.store.check()
+    for request, left in (
+        (Request(urls=[urls[0]], exact=True), urls[1:]),
+        (Request(sha256s=[digests[1]], exact=True), urls[2:]),
+        (Request(domains=[web.host], exact=True), []),
+    ):
+        assert forget(build.store, [build], request)["matched"] >= 1
+        [record] = build.stage("fetch").records()
+        assert {row["image_url"] for row in build.stage("fetch").table(record).to_pylist()} == set(left)
+        [record] = build.stage("extract").records()
+        assert build.stage("extract").table(record, PROVENANCE).num_rows == len(left)
+    later = replace(build, out=str(tmp_path / "later"))
+    run_stage(later, "extract", "admit")
+    [record] = later.stage("admit").records()
+    assert (record.counts["kept"], record.counts["dropped"]) == (0, 4)
+
+
+def test_a_picture_that_left_its_tar_is_not_asked_for_on_the_web(tmp_path, serve, make_build, run_stage):
+    web = serve({"/0.jpg": (200, {"Content-Type": "image/jpeg"}, picture(0))})
+    value = json.dumps({"caption": "一幅图画的说明文字", "url": web.url("/0.jpg")})
+    tar(tmp_path / "a.tar", {"k.jpg": picture(0), "k.json": value})
+    source = {"kind": "webdataset", "name": "s", "source_kind": "library", "path": str(tmp_path / "a.tar")}
+    build = make_build(web, sources=[source])
+    build = replace(build, fingerprints={name: sha256_hex(name) for name in STAGES})
+    run_stage(build, "extract", "admit")
+    tar(tmp_path / "a.tar", {"k2.jpg": picture(0)})
+    run_stage(build, "fetch")
+    [record] = build.stage("fetch").records()
+    [decision] = build.stage("fetch").table(record, DECISIONS).to_pylist()
+    assert (decision["reason"], decision["evidence"]) == ("bad_url", "its source holds no such picture any more")
+    assert web.asked == []
+
+
+def picture(seed: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (40 * seed, 20, 200)).save(out, "JPEG")
+    return out.getvalue()
 
 
 def test_samples_without_picture_or_text_are_decisions(tmp_path):

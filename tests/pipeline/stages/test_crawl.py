@@ -24,6 +24,8 @@ from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
 from pipeline.web import crawler, frontier, policy
+from tests import odd_site
+from tests.stages import run_stage
 
 CORPUS = Path(__file__).parents[3].parent / "shared" / "corpus"
 
@@ -246,8 +248,21 @@ def test_the_limits_of_a_site_hold(serve, make_build):
     assert len(bodies) == 4
     assert set(reasons.values()) == {"over_budget"}
     narrow = site(web.url(), within=["/in/"], exclude=["skip"], max_depth=2)
-    _, bodies, _ = run(make_build(web, out="narrow", sources=narrow))
+    counts, bodies, _ = run(make_build(web, out="narrow", sources=narrow))
     assert set(bodies) == {web.url(p) for p in ("/", "/in/1.html", "/in/2.html")}
+    assert counts["too_deep"] == 1, "/in/3.html"
+
+
+def test_pages_beyond_the_largest_depth_are_counted_once_and_said(serve, make_build, caplog):
+    web = serve({"/": html("/a.html", "/b.html")})
+    web.pages["/a.html"] = html("/", "/b.html", "/deep/1.html", "/deep/2.html")
+    web.pages["/b.html"] = html("/deep/2.html", "/deep/3.html", "http://elsewhere.example/", "/x.pdf")
+    with caplog.at_level("WARNING", "wenlan"):
+        counts, bodies, _ = run(make_build(web, sources=site(web.url(), max_depth=1)))
+    assert len(bodies) == 3
+    assert (counts["too_deep"], counts["dropped"]) == (3, 0)
+    assert "source s: 3 linked pages lie beyond max_depth 1 and were not visited" in caplog.text
+    assert run(make_build(web, out="whole", sources=site(web.url())))[0]["too_deep"] == 0
 
 
 def test_an_endless_site_does_not_fill_the_disk(serve, make_build):
@@ -463,6 +478,60 @@ def test_a_calendar_is_left_when_its_pages_differ_in_numbers_only(serve, make_bu
     assert len(bodies) == crawler.MAX_ALIKE + 2
     assert web.url("/real.html") in bodies
     assert counts["seen"] < 4 * crawler.MAX_ALIKE
+
+
+def test_a_calendar_that_shows_a_sites_pictures_costs_it_none_of_them(serve, make_build):
+    """Twenty of its pages are kept; to `extract` each picture would else stand on so many pages that it is a logo."""
+    words = [chr(0x4E00 + 97 * number) * 3 for number in range(22)]
+    pictures = "".join(f"<img src=/i/{number}.jpg alt={word}的雪景>" for number, word in enumerate(words))
+
+    class Calendar(dict):
+        def get(self, path, default=None):
+            if not path.startswith("/cal/"):
+                return super().get(path, default)
+            day = int(path.rsplit("/")[-1])
+            return html(*(f"/cal/{day + k}" for k in (1, 2, 30)), text=f"今天是日历上的第{day}日{pictures}")
+
+    web = serve()
+    articles = {
+        f"/{number}.html": html(text=f"<p>{word}今天下了第一场雪<img src=/i/{number}.jpg alt={word}的雪景>")
+        for number, word in enumerate(words)
+    }
+    web.pages = Calendar({"/": html("/cal/1", *articles, text="我们网站的首页"), **articles})
+    build = make_build(web, sources=site(web.url(), max_pages=1000))
+    build.fingerprints["extract"] = "e" * 64
+    _, bodies, _ = run(build)
+    assert len(bodies) == 23 + crawler.MAX_ALIKE
+    run_stage(build, "extract")
+    [record] = build.stage("extract").records()
+    assert (record.counts["kept"], record.counts["pages_dropped"]) == (22, crawler.MAX_ALIKE)
+
+
+def test_a_site_with_pages_of_every_odd_kind_keeps_all_others(serve, make_build):
+    """Sixty pages of which twenty are what ended a crawl before; bench_hostile has 2,000, of which 5% are."""
+    web, beside = serve(), serve()
+    odd = odd_site.odd_site(60, len(odd_site.ODD), 0.005, web.host, beside.host)
+    web.pages, beside.pages = odd.pages, odd.beside
+    fields = odd_site.spec_of(web.host, beside.host, 60)
+    build = make_build(web, beside, sources=fields["sources"], egress={"timeout_s": 30})
+    build.fingerprints["extract"] = "e" * 64
+    crawl.run_partition(build, "odd")
+    record = build.stage("crawl").record("odd")
+    kept = set(build.stage("crawl").table(record)["url"].to_pylist())
+    dropped = {row["url"]: row["reason"] for row in build.stage("crawl").table(record, DECISIONS).to_pylist()}
+    assert {web.url(path) for path in odd.sound} <= kept
+    assert {web.url(path) for path in odd.odd} <= kept | dropped.keys(), "none is lost silently"
+    assert dropped[beside.url(f"/{'a' * 120}.html")] == "robots_unreachable"
+    assert beside.asked.count("/robots.txt") <= 2
+
+    run_stage(build, "extract")
+    [record] = build.stage("extract").records()
+    images = set(build.stage("extract").table(record)["image_url"].to_pylist())
+    assert {web.url(f"/i/{n}.jpg") for n in range(len(odd.sound))} <= images
+    pages = {row["url"] for row in build.stage("extract").table(record, DECISIONS).to_pylist()}
+    shown = set(build.stage("extract").table(record)["page_url"].to_pylist())
+    without_image = {web.url("/odd/bomb-0.html")}
+    assert {url for url in kept if "/odd/" in url} <= pages | shown | without_image
 
 
 def test_session_ids_make_no_new_pages_and_endless_paths_are_not_followed(serve, make_build):

@@ -82,7 +82,7 @@ def test_relative_and_lazy_addresses_become_canonical_candidates():
         ("<img src='data:image/gif;base64,AA' alt=云>", "data_uri"),
         ("<img alt=云>", "bad_url"),
         ("<img src='javascript:x()' alt=云>", "bad_url"),
-        ("<img src='http://u:p@a.com/a.jpg' alt=云>", "bad_url"),
+        ("<img src='http://u:p@/a.jpg' alt=云>", "bad_url"),
         ("<img src=a.jpg width=1 height=1 alt=云>", "spacer"),
         ("<img src=/static/logo.png alt=云>", "spacer"),
         ("<img class='user-avatar' src=a.jpg alt=云>", "spacer"),
@@ -325,7 +325,95 @@ def test_one_file_of_many_that_is_no_warc_is_named_in_its_record(tmp_path):
         extract.run_partition(build, partition)
     good, empty = build.stage("extract").records()
     assert (good.counts["kept"], good.info) == (1, {})
-    assert (empty.counts["kept"], empty.info) == (0, {"no_warc": "is not a WARC file (it holds no record)"})
+    assert (empty.counts["kept"], empty.counts["no_warc"]) == (0, 1)
+    assert empty.info["no_warc"] == "is not a WARC file (it holds no record)"
+    assert empty.info["file"].endswith(".warc.gz")
     (tmp_path / "a.warc.gz").unlink()
     with pytest.raises(SourceError, match=r"b\.warc\.gz: is not a WARC file"):
         extract.run_partition(build, "w-00000")
+
+
+# traps, and how many images there may be
+
+ARTICLES = 22
+
+
+def article(number: int) -> tuple[str, str]:
+    """A page of its own words with one picture."""
+    words = "北京上海广州深圳天津重庆成都武汉西安南京杭州苏州青岛大连厦门长沙昆明贵阳兰州银川拉萨海口"[
+        2 * number : 2 * number + 2
+    ]
+    html = f"<h1>{words}的雪</h1><p>今天{words}下了第一场雪<img src=/i/{number}.jpg alt={words}的雪景>"
+    return f"http://a.test/{number}.html", html + "<img src=/top.jpg alt=栏目>"
+
+
+def trap(day: int, pictures: list[int], own: str = "") -> tuple[str, str]:
+    """A page of a calendar that shows pictures of articles."""
+    shown = "".join(f"<img src=/i/{number}.jpg alt=推荐图片>" for number in pictures)
+    return f"http://a.test/day/{day}", f"<h1>第{day}日的日历</h1><p>今天是{day}日{own}</p>{shown}"
+
+
+@pytest.mark.parametrize("rotates", [False, True], ids=["all", "some"])
+def test_the_pictures_of_a_site_are_no_furniture_because_a_trap_shows_them(tmp_path, rotates):
+    days = range(20 * ARTICLES if rotates else 20)
+    traps = [trap(day, [day % ARTICLES, (day + 1) % ARTICLES] if rotates else list(range(ARTICLES))) for day in days]
+    articles = [article(number) for number in range(ARTICLES)]
+    (tmp_path / "x.warc.gz").write_bytes(warc(*articles, *traps))
+    build = build_of(tmp_path, {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"})
+    extract.run_partition(build, "w-00000")
+    [record] = build.stage("extract").records()
+    kept = candidates_of(build.stage("extract").table(record))
+    assert {c.image_url for c in kept} == {f"http://a.test/i/{number}.jpg" for number in range(ARTICLES)}
+    assert {c.page_url for c in kept} == {url for url, _ in articles}
+    decided = build.stage("extract").table(record, DECISIONS).to_pylist()
+    assert {d["url"] for d in decided if d["reason"] == "trap"} == {url for url, _ in traps}
+    assert {d["subject"] for d in decided if d["reason"] == "trap"} == {"capture"}
+    assert {d["url"] for d in decided if d["reason"] == "spacer"} == {"http://a.test/top.jpg"}, "a logo is still one"
+    assert record.counts["pages_dropped"] == len(traps)
+    assert record.counts["seen"] == record.counts["kept"] + record.counts["dropped"] == 2 * ARTICLES
+
+
+def test_the_pages_of_a_gallery_are_no_trap_and_nineteen_days_are_none():
+    def of(*pages: tuple[str, str]) -> list[str]:
+        wordings: dict[str, str] = {}
+        candidates: list[Candidate] = []
+        for url, html in pages:
+            entries = extract_page(capture(html, url=url), "s", "news", wordings=wordings)
+            candidates += [entry for entry in entries if isinstance(entry, Candidate)]
+        return [decision.url for decision in extract.without_traps(candidates, wordings)[1]]
+
+    gallery = [trap(number, [number, 1000]) for number in range(30)]
+    assert of(*gallery) == []
+    articles = [article(number) for number in range(ARTICLES)]
+    assert of(*articles, *(trap(day, [0, 1]) for day in range(19))) == []
+    assert len(of(*articles, *(trap(day, [0, 1]) for day in range(20)))) == 20
+    assert of(*articles, *(trap(day, [0, 1], own=chr(0x4E00 + 50 * day)) for day in range(20))) == [], "of other words"
+
+
+def test_images_beyond_the_caps_of_a_page_and_a_host_are_decisions(tmp_path):
+    html = (
+        "<p>中文的页面</p>" + "".join(f"<img src={i}.jpg alt=第{i}张图>" for i in range(9)) + "<img src=0.jpg alt=又>"
+    )
+    words = ["故宫", "长城"]
+    pages = [(f"http://{host}.test/{i}", html.replace("中文", words[i])) for host in "ab" for i in range(2)]
+    (tmp_path / "x.warc.gz").write_bytes(warc(*pages))
+    source = {"kind": "warc", "name": "w", "source_kind": "news", "path": "x.warc.gz"}
+    build = build_of(tmp_path, {**source, "max_images_per_page": 5, "max_images_per_host": 7})
+    extract.run_partition(build, "w-00000")
+    [record] = build.stage("extract").records()
+    kept = candidates_of(build.stage("extract").table(record))
+    assert [sum(c.page_url == url for c in kept) for url, _ in pages] == [5, 2, 5, 2]
+    reasons = [d["reason"] for d in build.stage("extract").table(record, DECISIONS).to_pylist()]
+    assert {r: reasons.count(r) for r in reasons} == {"cap_per_page": 16, "cap_per_host": 6, "repeated_on_page": 4}
+    assert record.counts["seen"] == 40
+
+
+def test_the_caps_change_the_identity_of_a_source_only_where_they_are_set(tmp_path):
+    def identity(**more: Any) -> Any:
+        spec = {"kind": "warc", "name": "w", "source_kind": "news", "path": "x", **more}
+        [source] = extract.sources_of(build_of(tmp_path, spec).spec)
+        return source.identity()
+
+    assert "max_images_per_page" not in str(identity())
+    assert identity() == identity(max_images_per_page=2000, max_images_per_host=1_000_000)
+    assert identity(max_images_per_page=5) != identity()

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+import pandas as pd
 import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import StoreError
@@ -75,21 +78,77 @@ def test_a_file_that_lost_its_tail_is_named(tmp_path):
 
 
 def test_decisions_of_an_attempt_are_committed_with_it(tmp_path):
-    decision = Decision("candidate", "c", "f", "s", "", "http://a/b.jpg", "fetch", False, "timeout", ("timeout",))
     with stage(tmp_path).attempt("00000") as attempt:
-        attempt.decide([decision])
+        attempt.decide([decision()])
         record = attempt.commit({"dropped": 1})
     assert stage(tmp_path).table(record, DECISIONS)["reason"].to_pylist() == ["timeout"]
+
+
+def decision(name: str = "c") -> Decision:
+    return Decision("candidate", name, "f", "s", "", "http://a/b.jpg", "fetch", False, "timeout", ("timeout",))
+
+
+def test_a_folders_rows_are_one_table_for_other_readers(tmp_path):
+    """pandas, pyarrow's datasets and globs of the stage's folder see its rows, and none of its decisions."""
+    for number in range(2):
+        with stage(tmp_path).attempt(f"0000{number}") as attempt:
+            attempt.write_table("parquet", rows("a", "b"))
+            attempt.write_table("boxes.parquet", pa.table({"boxes": [1.0]}))
+            attempt.decide([decision("c"), decision("d"), decision("e")])
+            attempt.commit({"kept": 2, "dropped": 3})
+    assert pd.read_parquet(tmp_path).shape == (4, 2)
+    assert pads.dataset(tmp_path).count_rows() == 4
+    assert sum(pq.read_metadata(path).num_rows for path in tmp_path.glob("*.parquet")) == 4
+    assert list(pd.read_parquet(tmp_path / "_decisions")["id"]) == [*"cde"] * 2
+    assert len(pd.read_parquet(tmp_path / "_boxes")) == 2
+
+
+def test_what_an_older_wenlan_committed_beside_the_rows_is_read_rewritten_and_swept(tmp_path):
+    with stage(tmp_path).attempt("00000") as attempt:
+        attempt.decide([decision()])
+        record = attempt.commit({"dropped": 1})
+    before, old = record.files[DECISIONS], f"00000-{record.attempt}.{DECISIONS}"
+    (tmp_path / before.name).replace(tmp_path / old)
+    stage(tmp_path).write_record(
+        record.model_copy(update={"files": {DECISIONS: before.model_copy(update={"name": old})}})
+    )
+    record = stage(tmp_path).record("00000")
+    assert stage(tmp_path).table(record, DECISIONS)["id"].to_pylist() == ["c"]
+
+    local = tmp_path / ".tmp-new"
+    pq.write_table(stage(tmp_path).table(record, DECISIONS), local)
+    amended = stage(tmp_path).amend(record, {DECISIONS: local})
+    assert stage(tmp_path).sweep() == [old]
+    assert stage(tmp_path).table(amended, DECISIONS)["id"].to_pylist() == ["c"]
+
+
+def test_sweep_finds_what_killed_attempts_left_in_every_folder_and_nothing_else(tmp_path):
+    with stage(tmp_path).attempt("00000") as attempt:
+        attempt.write_table("parquet", rows("a"))
+        attempt.decide([decision()])
+        attempt.commit({})
+    for name in ("00001-dead.parquet", "_decisions/00001-dead.decisions.parquet"):
+        (tmp_path / name).write_bytes(b"half")
+    (tmp_path / "_frontier").mkdir()
+    (tmp_path / "_frontier/state").write_bytes(b"of a crawl")
+    assert stage(tmp_path).sweep() == ["00001-dead.parquet", "_decisions/00001-dead.decisions.parquet"]
+    assert (tmp_path / "_frontier/state").exists()
+    assert stage(tmp_path).stray() == []
+    assert stage(tmp_path).has_files(stage(tmp_path).record("00000"), ["parquet", DECISIONS])
 
 
 def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     remote = StageDir(Folder(f"memory://{tmp_path.name}/x"), "fetch", "f" * 64)
     with remote.attempt("00000") as attempt:
         attempt.write_table("parquet", rows("a"))
+        attempt.decide([decision()])
         attempt.commit({"seen": 1})
     [record] = remote.records()
     assert remote.table(record).equals(rows("a"))
+    assert remote.table(record, DECISIONS)["id"].to_pylist() == ["c"]
     assert [n for n in remote.folder.names() if n.startswith(".tmp")] == []
+    remote.folder.write("_decisions/00001-dead.decisions.parquet", b"half")
+    assert remote.sweep() == ["_decisions/00001-dead.decisions.parquet"]
 
 
 def test_a_store_of_a_newer_version_is_refused(tmp_path):

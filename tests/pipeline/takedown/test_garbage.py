@@ -19,6 +19,9 @@ from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.takedown import garbage
 
+DEAD = ("00000-of-00002-dead.parquet", "_decisions/00000-of-00002-dead.decisions.parquet")
+"""What a killed attempt leaves of a stage."""
+
 
 @pytest.fixture
 def builds(synthetic_build: Build, run_stage: Callable[[Build, str], None], tmp_path: Path) -> list[Build]:
@@ -64,7 +67,8 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
     build = builds[0]
     before = files(build.out)
     (Path(build.out) / "pairs/.tmp-00000").mkdir()
-    (Path(build.out) / "pairs/00000-of-00002-dead.parquet").write_bytes(b"half")
+    for dead in DEAD:
+        (Path(build.out) / "pairs" / dead).write_bytes(b"half")
     for name in ("dedup", "fetch"):
         other = replace(build, fingerprints={**build.fingerprints, name: "0" * 64}).stage(name)
         with other.attempt("00000-of-00001") as attempt:
@@ -72,7 +76,8 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
             attempt.commit({})
     (Path(build.store.url) / "features/features-000000000000").mkdir(parents=True)
     dry = collect(builds, dry_run=True)
-    assert {Path(one["place"]).name for one in dry["deleted"]} >= {"00000-of-00002-dead.parquet", "0" * 16}
+    assert {one["place"].rpartition("/pairs/")[2] for one in dry["deleted"]} >= set(DEAD)
+    assert {Path(one["place"]).name for one in dry["deleted"]} >= {"0" * 16}
     assert files(build.out) > before
     collect(builds)
     left = files(build.out) - before

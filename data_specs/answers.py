@@ -1,0 +1,40 @@
+"""What both command lines print for programs: with --json one JSON object as the last line of stdout, come what may.
+
+A command that fails, or is called wrongly, prints `{"ok": false, "error": MESSAGE, "code": EXIT_CODE}`; every other one
+what it has to say and `"ok": true`. Help is no answer and prints none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+
+class UsageError(Exception):
+    """Arguments that argparse refuses; the usage was printed to stderr. `str(e)` is argparse's line about the fault."""
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser, with its subparsers, that raises UsageError instead of ending the process."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        raise UsageError(f"{self.prog}: error: {message}")
+
+
+def wants_json(words: Sequence[str]) -> bool:
+    """Whether --json, or a beginning of it that argparse takes for it, is among arguments, also of a wrong command."""
+    return any(len(word) > 2 and "--json".startswith(word) for word in words)
+
+
+def answer(result: dict[str, Any]) -> str:
+    """The line of a command that came to its end; its own "ok" counts, if it has one."""
+    return json.dumps({"ok": True, **result}, ensure_ascii=False)
+
+
+def failure(error: str, code: int) -> str:
+    """The line of a command that failed."""
+    return json.dumps({"ok": False, "error": error, "code": code}, ensure_ascii=False)

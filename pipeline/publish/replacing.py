@@ -1,0 +1,111 @@
+"""What a build's folder holds that the build would replace, and how it is taken back.
+
+A folder is one build's: build.json, shards and report have fixed names in it. Another dataset, another snapshot or,
+once it is published, another spec takes their place, so the command line asks for --replace first. Going on with a
+build that is not published, under a changed spec, is the usual way to work and replaces nothing that anybody relies on.
+
+Limits: captures and images of what is replaced stay in the folder until `gc`, since they cost requests to others.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_specs.shard import ContractError, Manifest, parse_manifest
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.publish import dataset, release
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.identities import Identities
+from pipeline.store.store import Store
+
+
+def in_the_way(build: Build) -> list[str]:
+    """What the build would replace in its folder and what would be lost, for people, a line each; empty if nothing.
+
+    Raises StoreError for a folder whose build.json is damaged.
+    """
+    known, place = _begun(build.folder), _published_in(build)
+    name = known.get("name", build.spec.name)
+    if place is not None:
+        manifest = _manifest(place)
+        if manifest is not None and manifest.build_id == build.build_id and name == build.spec.name:
+            return []
+        held, lost = _described(build, known, place, manifest)
+    elif known and (name != build.spec.name or (_is_packed(known) and known.get("snapshot") != build.snapshot)):
+        held = f"dataset {name}, snapshot {known.get('snapshot')}, not published"
+        lost = "its shards and its report" if _is_packed(known) else "what it did so far"
+    else:
+        return []
+    return [
+        f"{build.out}: holds {held}",
+        f"dataset {build.spec.name}, snapshot {build.snapshot}, spec {build.spec.digest[:8]}, would take its place: "
+        f"{lost} would be lost",
+        "build into another folder (--out), or say --replace",
+    ]
+
+
+def withdraw(build: Build) -> None:
+    """Take back what is published in the build's folder, so that the build can take its place.
+
+    Its identities go first, since a later build must not drop pictures for one that no dataset holds, then its place in
+    releases, of which the next leaves it out; its manifest goes last, so that after a kill --replace is asked for
+    again. Raises StoreError if another command is at work.
+    """
+    known, place = _begun(build.folder), _published_in(build)
+    with build_json.sole_owner(build):
+        store = Store(known["store"]) if "store" in known else build.store
+        manifest = _manifest(place) if place is not None else None
+        names = {known.get("build_id", ""), manifest.build_id if manifest else ""} - {"", build.build_id}
+        if store.version():
+            with store.lock():
+                for name in sorted(names):
+                    Identities(store).withdraw(name)
+                    store.unregister(name)
+                    dataset.leave_out(store, name)
+        if place is not None:
+            release.withdraw(place)
+
+
+def _begun(folder: Folder) -> dict[str, Any]:
+    """build.json of a folder; empty if it holds no build."""
+    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    if not isinstance(known, dict):
+        raise StoreError(folder.at("build.json"), "is not the record of a build")
+    return known
+
+
+def _is_packed(known: dict[str, Any]) -> bool:
+    """Whether a build has shards."""
+    return "shard" in known.get("stages", {})
+
+
+def _published_in(build: Build) -> Folder | None:
+    """The folder of the shards of the dataset that lies in the build's folder: a published one, or a copy of one."""
+    places = (build.shards, build.folder)
+    return next((place for place in places if place.exists("manifest.json")), None)
+
+
+def _manifest(place: Folder) -> Manifest | None:
+    """The manifest of a folder of shards; None if it cannot be read."""
+    try:
+        return parse_manifest(place.read("manifest.json"), place.at("manifest.json"))
+    except ContractError:
+        return None
+
+
+def _described(build: Build, known: dict[str, Any], place: Folder, manifest: Manifest | None) -> tuple[str, str]:
+    """(what a published folder holds, what would be lost of it)."""
+    if manifest is None:
+        return f"a dataset whose manifest cannot be read ({place.at('manifest.json')})", "all of it"
+    ours = known.get("build_id") == manifest.build_id
+    what = f"dataset {known['name']}, snapshot {known['snapshot']}" if ours else f"the dataset of {manifest.build_id}"
+    samples = ", ".join(f"{count:,} {split}" for split, count in manifest.samples.items())
+    size = sum(shard.tar.bytes for shard in manifest.shards) / 1e6
+    total = f"{sum(manifest.samples.values()):,} samples ({samples})"
+    held = f"{what}, spec {manifest.spec_digest[:8]}, published as revision {manifest.revision}: {total}"
+    stages = known.get("stages", {})
+    if stages.get("shard", {}).get("fingerprint") == build.fingerprints.get("shard"):
+        return held, "its manifest, while its shards stay as they are,"
+    return held, f"its manifest, its report and {len(manifest.shards):,} shards ({size:,.1f} MB)"
