@@ -29,7 +29,7 @@ from data_specs.release import open_manifest
 from data_specs.shard import Manifest
 
 NAME = "weekly"
-SNAPSHOTS = {week: f"2026-01-{7 * week - 2:02d}" for week in range(1, 6)}
+SNAPSHOTS = {1: "2026-01-05", 2: "2026-01-12", 3: "2026-01-19", 4: "2026-01-26", 5: "2026-02-02"}
 """Mondays: the snapshot of each week's build."""
 ANEW = "2026-01-27"
 """The snapshot of the new generation, on the day after week 4."""
