@@ -64,7 +64,7 @@ bench-venv: $(BENCH)/.installed ## the peers' environment for `make bench` (minu
 
 dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests (about 300 MB)
 
-drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a real Ray cluster, with kills (ten minutes)
+drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a real Ray cluster, with kills (twenty minutes)
 	@$(BIN)/python tests/benchmarks/drill_schedule.py
 
 clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too

@@ -1,8 +1,10 @@
-"""Builds a dataset on schedule, publishes it if its gates pass, and announces it by an asset event.
+"""Lets a dataset grow on schedule: builds, publishes the next release if the gates pass, and announces it by an event.
 
 It submits two Ray jobs. `build` runs every stage up to the quality report; its log shows the progress. `publish` is the
 same command without a stop: it finds the stages done and checks the gates. So a failed `publish` is a gate: nothing is
-published, and the task's button opens the report. A failed `build` is a fault.
+published, and the task's button opens the report. A failed `build` is a fault. When all gates hold and nothing was kept
+that the dataset did not hold, there is no release: `announce` is skipped, the run is a success, and no event starts
+anything. Whoever wants to be told sets the gate `min_new` in the spec.
 
 A crawl cannot visit the past, so a missed interval is not made up for (catchup=False) but reported: the next run logs
 it, and the asset event carries it as `missed`. A backfill works from stored captures only, and fails if there are none.
@@ -24,7 +26,7 @@ import shlex
 from pathlib import PurePosixPath
 from typing import Any
 
-from airflow.sdk import CronDataIntervalTimetable, dag, get_current_context, task
+from airflow.sdk import CronDataIntervalTimetable, Param, dag, get_current_context, task
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from ray_tasks import DATASET, RUNTIME_ENV, param, ray_job, run_params
 
@@ -34,6 +36,12 @@ PARAMS = {
     "spec": param("spec", "spec file, on the cluster"),
     "store": param("store", "STORE: what all builds share"),
     "out_root": param("out_root", "folder of the builds"),
+    "generation": Param(
+        "",
+        type="string",
+        enum=["", "new"],
+        description="new: make the whole dataset anew from stored captures and images, as its next generation",
+    ),
     "report_url": param("report_url", "URL of out_root for a browser; if empty, the report's path is shown"),
     "runtime_env": RUNTIME_ENV,
 }
@@ -68,6 +76,8 @@ def plan() -> dict[str, Any]:
     out = f"{params['out_root'].rstrip('/')}/{name}"
     command = ["wenlan-data", "build", params["spec"], "--out", out, "--store", params["store"]]
     command += ["--snapshot", snapshot, "--json"]
+    if params["generation"]:
+        command += ["--generation", params["generation"]]
     if dag_run.run_type == "backfill":
         command.append("--no-crawl")
     return {
@@ -95,14 +105,20 @@ def missed(context: Any) -> dict[str, str] | None:
 
 @task(outlets=[DATASET])
 def announce(planned: dict[str, Any], result: dict[str, Any]) -> None:
-    """Emit the asset event that starts `pretrain`; skipped if the spec requires manual approval."""
+    """Emit the asset event that starts `pretrain`; skipped if nothing was new, or if the spec requires approval."""
     if "published" not in result:
         raise AirflowFailException("the job succeeded, but printed no result of wenlan-data build; see publish.wait")
+    if result.get("nothing_new"):
+        raise AirflowSkipException(
+            "nothing new: the dataset holds all that was kept already, so there is no new release"
+        )
     if not result["published"]:
         raise AirflowSkipException(
             f"the spec requires manual approval: run wenlan-data publish {planned['out']}, then clear publish.wait"
         )
     extra = {name: result[name] for name in ("manifest", "build_id", "revision", "content_digest")}
+    extra |= {name: result[name] for name in ("dataset", "release", "release_manifest")}
+    extra |= {"samples": result["dataset_samples"], "new_samples": result["samples"]}
     extra |= {"snapshot": planned["snapshot"], "missed": planned["missed"]}
     get_current_context()["outlet_events"][DATASET].extra = extra
 

@@ -6,13 +6,13 @@ Airflow's workers can read, with one takedown per line:
 
     url https://example.org/a.jpg        domain example.org        sha256 9f86d0...        like /path/of/a/picture.jpg
 
-Then follow `wenlan-data gc --keep N`, for builds and their files, and `wenlan-data regions prune --before DATE`, for
-the boxes of detectors that no build has used for `keep_region_days`. If a takedown fails, the other jobs do not run, so
-that the failure is noticed.
+Then follow `wenlan-data gc --keep N --keep-releases R`, for builds, releases and their files (a build that a kept
+release needs is kept), and `wenlan-data regions prune --before DATE`, for the boxes of detectors that no build has used
+for `keep_region_days`. If a takedown fails, the other jobs do not run, so that the failure is noticed.
 
 Environment variables (defaults of the run's parameters): WENLAN_STORE, WENLAN_TAKEDOWNS (the list),
-WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_KEEP_REGION_DAYS (180), WENLAN_RUNTIME_ENV; and
-WENLAN_HOUSEKEEPING_SCHEDULE, a cron expression (UTC).
+WENLAN_KEEP_BUILDS (of each dataset; 8), WENLAN_KEEP_RELEASES (of each dataset; 26: half a year of weeks),
+WENLAN_KEEP_REGION_DAYS (180), WENLAN_RUNTIME_ENV; and WENLAN_HOUSEKEEPING_SCHEDULE, a cron expression (UTC).
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ PARAMS = {
         type="integer",
         minimum=1,
         description="builds of each dataset to keep whole",
+    ),
+    "keep_releases": Param(
+        int(os.environ.get("WENLAN_KEEP_RELEASES", "26")),
+        type="integer",
+        minimum=1,
+        description="releases of each dataset to keep, with the builds that they list",
     ),
     "keep_region_days": Param(
         int(os.environ.get("WENLAN_KEEP_REGION_DAYS", "180")),
@@ -78,7 +84,8 @@ def plan() -> dict[str, Any]:
     return {
         "takedowns": " && ".join(f"wenlan-data forget --store {store} {part} --missing-ok --json" for part in parts)
         or "echo the list of takedowns is empty",
-        "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} --json",
+        "expire": f"wenlan-data gc --store {store} --keep {params['keep_builds']} "
+        f"--keep-releases {params['keep_releases']} --json",
         "prune": f"wenlan-data regions prune --store {store} --before {before:%Y-%m-%d} --json",
     }
 

@@ -1,18 +1,34 @@
-"""Pre-trains on a dataset as soon as it is published, and publishes the checkpoint unless it is worse than the last.
+"""Pre-trains on a release of a dataset as soon as there is one, and publishes the checkpoint unless it got worse.
 
-The asset event of `dataset_build` starts it and names the manifest in its extra; in a manual run the parameter
-`manifest` names it. The run's folder is named after the build, so a second run on the same build continues from its
-last checkpoint.
+The asset event of `dataset_build` starts it and names the release in its extra. The release's manifest never changes,
+so training and both evaluations see the same samples. In a manual run the parameter `manifest` names a release's
+(STORE/datasets/NAME/000003.json) or a build's. The run's folder is named after recipe, dataset and release: a second
+run on the same release continues from its last checkpoint, a new release is a new folder.
 
-`evaluate` measures the new checkpoint and `evaluate_last` the one published last, both on the val split of the new
-dataset: recall can be compared on the same pairs only, and none of these pairs was ever trained on, because an image
-keeps its split across builds. If the mean recall is lower by more than `margin`, `judge` fails and nothing is
-published. A published checkpoint is an event of the asset `wenlan_checkpoint`, whose extra names it; the next run
-compares with it.
+`init` says where a run begins:
 
-Environment variables (defaults of the run's parameters): WENLAN_RECIPE, WENLAN_RUN_ROOT, WENLAN_INIT,
-WENLAN_TRAIN_WORKERS, WENLAN_MARGIN, WENLAN_RUNTIME_ENV; and WENLAN_EVAL_GPUS. Paths are as the cluster's nodes see
-them.
+- empty: anew, from the recipe's weights, with the recipe's learning rate;
+- `last`: from the checkpoint published last (a warm start); anew, and said in the log, if there is none yet;
+- otherwise: from the checkpoint of that name, with the recipe's learning rate.
+
+The rule for the learning rate of a warm start is `warm_set`: the towers go on, the optimiser's averages do not. So the
+rate rises again over a short share of the run, to a part of the recipe's peak, and then falls to 0 as the recipe says.
+Each run trains on all of the release, old material included, which keeps what was learnt: re-warming, re-decaying and
+replay, after arXiv 2403.08763. A run that is repeated begins as it began the first time.
+
+`new_weight` is how often a sample of the newest build is seen for each time that an older one is: 1 is the release as
+it is. Above that, the run reads the release and the newest build as a mixture (NAME@WEIGHT), in which every sample
+belongs to one of the two (training/data/index.py), for as many steps as before.
+
+`evaluate` measures the new checkpoint and `evaluate_last` the one published last, both on the val split of the release:
+recall can be compared on the same pairs only, and none of these pairs was ever trained on, because an image keeps its
+split across builds. If the mean recall is lower by more than `margin`, `judge` fails and nothing is published. A
+release without a val split is not trained on, since nothing could be judged: `plan` fails and says so. A published
+checkpoint is an event of the asset `wenlan_checkpoint`, whose extra names it; the next run compares with it.
+
+Environment variables (defaults of the run's parameters): WENLAN_RECIPE, WENLAN_RUN_ROOT, WENLAN_INIT, WENLAN_SET,
+WENLAN_WARM_SET, WENLAN_NEW_WEIGHT, WENLAN_TRAIN_WORKERS, WENLAN_MARGIN, WENLAN_RUNTIME_ENV; and WENLAN_EVAL_GPUS. Paths
+are as the cluster's nodes see them.
 """
 
 from __future__ import annotations
@@ -29,11 +45,30 @@ from ray_tasks import CHECKPOINT, DATASET, RUNTIME_ENV, param, ray_job, run_para
 
 log = logging.getLogger("airflow.task")
 
+LAST = "last"
+"""Value of `init`: the checkpoint published last."""
+WARM_SET = "optim.lr_factor=0.5 optim.warmup_samples=0 optim.warmup_share=0.02"
+"""The rule for the learning rate of a warm start: half the recipe's peak, reached after a fiftieth of the run."""
+
 PARAMS = {
-    "manifest": Param("", type="string", description="manifest.json of a dataset; if empty, that of the asset event"),
+    "manifest": Param("", type="string", description="manifest of a release or a build; if empty, the asset event's"),
     "recipe": param("recipe", "a recipe of wenlan-train"),
     "run_root": param("run_root", "folder of the runs"),
-    "init": param("init", "checkpoint to start from, if any"),
+    "init": param(
+        "init", f"where to begin: empty for anew, {LAST!r} for the checkpoint published last, or one by name"
+    ),
+    "set": param("set", "values of the recipe to change, KEY=VALUE, separated by spaces"),
+    "warm_set": Param(
+        os.environ.get("WENLAN_WARM_SET", WARM_SET),
+        type="string",
+        description="more of them, for a run that begins from the checkpoint published last",
+    ),
+    "new_weight": Param(
+        float(os.environ.get("WENLAN_NEW_WEIGHT", "1")),
+        type="number",
+        minimum=0.01,
+        description="how often a sample of the newest build is seen for each time that an older one is",
+    ),
     "workers": Param(int(os.environ.get("WENLAN_TRAIN_WORKERS", "1")), type="integer", minimum=1),
     "margin": Param(
         float(os.environ.get("WENLAN_MARGIN", "0.01")),
@@ -56,25 +91,86 @@ def pretrain() -> None:
     publish(planned, fitted, judge(new, last))
 
 
-@task
+@task(inlets=[CHECKPOINT])
 def plan() -> dict[str, Any]:
-    """The command of the training, from the run's parameters and the asset event."""
+    """The command of the training, from the run's parameters, the asset event and the checkpoints published so far."""
     context: Any = get_current_context()
     params = run_params("recipe", "run_root")
-    manifest, build = params["manifest"], ""
-    if not manifest:
-        events = [event for events in context["triggering_asset_events"].values() for event in events]
-        if not events:
-            raise AirflowFailException("no dataset: a manual run needs the parameter manifest")
-        newest = max(events, key=lambda event: event.timestamp)
-        if "manifest" not in newest.extra:
-            raise AirflowFailException("the asset event names no manifest; set the parameter manifest of the run")
-        manifest, build = newest.extra["manifest"], newest.extra.get("build_id", "")
-    build = build or PurePosixPath(manifest).parent.parent.name  # BUILD/shards/manifest.json
-    out = f"{params['run_root'].rstrip('/')}/{params['recipe']}-{build}"
-    fit = ["wenlan-train", "fit", "--recipe", params["recipe"], "--data", manifest, "--out", out]
-    fit += ["--init", params["init"]] if params["init"] else []
-    return {"fit": shlex.join([*fit, "--workers", str(params["workers"]), "--json"]), "manifest": manifest}
+    event = {} if params["manifest"] else _newest_release(context)
+    manifest = params["manifest"] or event.get("release_manifest") or event["manifest"]
+    out = f"{params['run_root'].rstrip('/')}/{params['recipe']}-{_named(manifest, event)}"
+    data = [manifest]
+    if params["new_weight"] != 1:
+        data, out = _weighted(event, params["new_weight"]), f"{out}-new{params['new_weight']:g}"
+    init, settings = params["init"], params["set"].split()
+    if init == LAST:
+        init = _published_before(out, context["inlet_events"][CHECKPOINT])
+        settings += params["warm_set"].split() if init else []
+        log.info("begins %s", f"from {init}" if init else "anew: no checkpoint was published before")
+    fit = ["wenlan-train", "fit", "--recipe", params["recipe"], "--data", *data, "--out", out]
+    fit += ["--init", init] if init else []
+    fit += [word for value in settings for word in ("--set", value)]
+    fit += ["--workers", str(params["workers"]), "--json"]
+    return {"fit": shlex.join(fit), "manifest": manifest, "run": out, "init": init}
+
+
+def _newest_release(context: Any) -> dict[str, Any]:
+    """The extra of the newest asset event of this run. Fails if there is none, or too little to train on and judge."""
+    events = [event for events in context["triggering_asset_events"].values() for event in events]
+    if not events:
+        raise AirflowFailException("no dataset: a manual run needs the parameter manifest")
+    extra: dict[str, Any] = max(events, key=lambda event: event.timestamp).extra
+    if "manifest" not in extra:
+        raise AirflowFailException("the asset event names no manifest; set the parameter manifest of the run")
+    samples = extra.get("samples")
+    if samples is not None and not (samples["train"] and samples["val"]):
+        counts = ", ".join(f"{split} {count}" for split, count in samples.items())
+        raise AirflowFailException(
+            f"release {extra['release']} of {extra['dataset']} is too small to train on and judge ({counts}): "
+            "nothing is trained or published; raise shards.val_share in its spec, or wait until it has grown"
+        )
+    return extra
+
+
+def _named(manifest: str, event: dict[str, Any]) -> str:
+    """What the run's folder is named after: dataset and release, or of a build its id. Fails for latest.json."""
+    path = PurePosixPath(manifest)
+    if "release" in event:
+        return f"{event['dataset']}-{event['release']:06d}"
+    if path.name == "latest.json":
+        raise AirflowFailException(
+            f"manifest: {manifest} may name another release by the evaluation; name one, as {path.parent}/000001.json"
+        )
+    if path.stem.isdigit():  # STORE/datasets/NAME/000003.json
+        return f"{path.parent.name}-{path.stem}"
+    return event.get("build_id") or path.parent.parent.name  # BUILD/shards/manifest.json
+
+
+def _weighted(event: dict[str, Any], new_weight: float) -> list[str]:
+    """The release and its newest build as a mixture, in which the build's samples are seen `new_weight` times as often.
+
+    The parts are what was there before and what is new. Their weights are their sizes, times `new_weight` for the new.
+    """
+    if "release_manifest" not in event:
+        raise AirflowFailException("new_weight: which samples are new says the asset event only; set it to 1")
+    new = event["new_samples"]["train"]
+    before = event["samples"]["train"] - new
+    if not (new and before):
+        return [event["release_manifest"]]  # all of it is new, or nothing to train on is
+    return [f"{event['release_manifest']}@{before}", f"{event['manifest']}@{new * new_weight:.15g}"]
+
+
+def _published_before(out: str, events: Any) -> str:
+    """The checkpoint that was published last before the first of the run in folder `out`; "" if there is none.
+
+    A run that is repeated finds its own checkpoint, and those of later runs, among the events: it must begin as it did.
+    """
+    last = ""
+    for event in events:
+        if event.extra.get("run") == out:
+            break
+        last = event.extra["checkpoint"]
+    return last
 
 
 @task
@@ -120,7 +216,8 @@ def judge(new: dict[str, Any], last: dict[str, Any] | None) -> float:
 @task(outlets=[CHECKPOINT])
 def publish(planned: dict[str, Any], fitted: dict[str, Any], recall: float) -> None:
     """Emit the asset event that names the checkpoint, for those who serve it and for the next run to compare with."""
-    extra = {"checkpoint": fitted["checkpoint"], "manifest": planned["manifest"], "recall": recall}
+    extra = {"checkpoint": fitted["checkpoint"], "recall": recall}
+    extra |= {name: planned[name] for name in ("manifest", "run", "init")}
     get_current_context()["outlet_events"][CHECKPOINT].extra = extra
 
 

@@ -29,10 +29,13 @@ from ray_jobs import Job, JobUnknown, RayJobs, RayJobsRefused, last_object, subm
 log = logging.getLogger("airflow.task")
 
 DATASET = Asset("wenlan_dataset")
-"""A published dataset. The extra of its event: manifest, build_id, snapshot, revision, content_digest, missed."""
+"""A release of a dataset. The extra of its event: dataset, release, release_manifest (which never changes), samples (of
+the release, by split); of the build that made it: manifest, build_id, snapshot, revision, content_digest, new_samples
+(by split), missed."""
 
 CHECKPOINT = Asset("wenlan_checkpoint")
-"""A published checkpoint. The extra of its event: checkpoint, manifest, recall (mean of six, on the val split)."""
+"""A published checkpoint. The extra of its event: checkpoint, manifest (the data's), run (its folder), init (where it
+began, "" for anew), recall (mean of six, on the val split of that data)."""
 
 RUNTIME_ENV = Param(
     json.loads(os.environ.get("WENLAN_RUNTIME_ENV") or "{}"), type="object", description="Ray's runtime environment"

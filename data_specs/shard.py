@@ -234,6 +234,11 @@ class Manifest(_Model):
     def _folders(self) -> dict[str, str]:
         return {build.build_id: build.folder for build in self.builds}
 
+    def __copy__(self) -> Manifest:
+        copied = super().__copy__()
+        copied.__dict__.pop("_folders", None)  # of this one's builds; `model_copy` may have been given others
+        return copied
+
     def of_split(self, split: Split) -> tuple[ShardFiles, ...]:
         """Shards of one split, in order."""
         return tuple(shard for shard in self.shards if shard.split == split)
@@ -270,6 +275,12 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
 
     Raises ContractError for invalid JSON, missing fields, and a schema version above SCHEMA_VERSION.
     """
+    try:
+        manifest = Manifest.model_validate_json(data, strict=True)  # without Python's objects in between: less memory
+        if manifest.schema_version <= SCHEMA_VERSION:
+            return manifest
+    except ValueError:  # what is wrong is found below; and whatever strictness refused is read there
+        pass
     try:
         raw = json.loads(data)
     except (ValueError, RecursionError) as e:  # ValueError: no JSON, no UTF-8, or a number of more than 4,300 digits

@@ -162,18 +162,20 @@ def _candidate(i: int) -> Candidate:
     )
 
 
-def make(folder: Path, **options: Any) -> tuple[Build, tuple[Item, ...]]:
-    """Write the build below `folder`; everything up to detect is committed."""
+def make(
+    folder: Path, *, out: str = "build", snapshot: str = "2024-01-01", part: tuple[int, int] = (0, 1), **options: Any
+) -> tuple[Build, tuple[Item, ...]]:
+    """Write the build below `folder`; everything up to detect is committed. part: (i, n), every n-th candidate."""
     build = Build(
         stages=STAGES,
         spec=spec(**options),
-        out=str(folder / "build"),
+        out=str(folder / out),
         store=Store(str(folder / "store")),
-        build_id="synthetic-2024-01-01-00000000",
-        snapshot="2024-01-01",
+        build_id=f"synthetic-{snapshot}-00000000",
+        snapshot=snapshot,
         fingerprints={name: hashlib.sha256(f"{name} {options}".encode()).hexdigest() for name in STAGES},
     )
-    everything = items()
+    everything = tuple(item for item in items() if item.candidate.row % part[1] == part[0])
     with build.stage("crawl").attempt("pages") as attempt:
         attempt.decide([_lost_page(i) for i in range(2)])
         attempt.commit({"seen": 12, "kept": 10, "dropped": 2})

@@ -187,7 +187,7 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="DATA",
-        help="manifest.json, its folder, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
+        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
     )
 
 

@@ -237,6 +237,8 @@ class OptimConfig:
     """AdamW with warm-up, in samples so that another batch size keeps the curve."""
 
     lr: Amount = 1e-4
+    lr_factor: Amount = 1.0
+    """Factor on lr, for who changes a recipe's rate by a rule: a warm start takes a lower one (dags/pretrain.py)."""
     lr_image_backbone: Amount = 1.0
     """Factor on lr for the trained layers of the image backbone."""
     lr_text_backbone: Amount = 1.0
@@ -245,6 +247,8 @@ class OptimConfig:
     """Factor on lr for each step down a backbone: once for its last stage or layer, twice for the one before ..."""
     weight_decay: Amount = 1e-5
     warmup_samples: Count = 0
+    warmup_share: Fraction = 0.0
+    """Share of the run over which the rate rises, where that is longer than warmup_samples."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     """After the warm-up: down to 0 along a cosine; no change; or no change, then straight down to 0 (warm-up, stable,
     decay: arXiv 2404.06395), so that a run can be made longer without having begun otherwise."""

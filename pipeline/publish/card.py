@@ -14,6 +14,7 @@ from typing import Any
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS, Manifest, Split
+from pipeline.publish import energon
 from pipeline.publish.croissant import croissant
 from pipeline.publish.lineage import lineage
 from pipeline.report.funnel import Funnel
@@ -29,6 +30,8 @@ def release_files(spec: BuildSpec, manifest: Manifest) -> dict[str, bytes]:
     contents = {f"{split}.json": _json(wids(manifest, split)) for split in SPLITS}
     contents["README.md"] = _rendered("release.md", spec=spec, **_of_manifest(manifest)).encode()
     contents["croissant.json"] = _json(croissant(spec, manifest))
+    if spec.shards.energon:
+        contents[energon.METADATASET] = energon.metadataset(manifest)
     return contents
 
 

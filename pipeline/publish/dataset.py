@@ -30,7 +30,7 @@ from data_specs.shard import (
 )
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import card
+from pipeline.publish import card, energon
 from pipeline.store.build import Build
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
@@ -298,9 +298,15 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
         source, place = Folder(release.folder_of(shard, releases.folder.url)), out / shard.build
         for file in (shard.tar, shard.parquet, *shard.regions.values()):
             _copy_file(source, place, file)
+    spec = _spec_of(release.builds[-1].out)
+    if spec.shards.energon:
+        for build, shards in _parts_of(release):
+            part = release.model_copy(update={"shards": tuple(shards), "content_digest": build.content_digest})
+            energon.write(out / build.build_id, part)
+            energon.complete(out / build.build_id, part)
     builds = tuple(build.model_copy(update={"folder": build.build_id, "out": ""}) for build in release.builds)
-    copied = Manifest(**{**dict(release), "builds": builds})  # model_copy would take over where the shards lie
-    for name, data in card.release_files(_spec_of(release.builds[-1].out), copied).items():
+    copied = release.model_copy(update={"builds": builds})
+    for name, data in card.release_files(spec, copied).items():
         out.write(name, data)
     out.write(MANIFEST, pretty_manifest(copied))
     return copied

@@ -9,6 +9,8 @@ every tar.
     .nv-meta/.info.json        samples of each tar; Energon takes a folder with it for a dataset, so it is written last
     .nv-meta/.info.yaml        the same for versions before 7
 
+A release has a file `energon.yaml` instead, a metadataset (version 2) that names the folders of its builds.
+
 All of it is made from the Parquet beside each tar; the same dataset gives the same bytes. The format is that of
 megatron-energon 7.4 (https://nvidia.github.io/Megatron-Energon/).
 
@@ -36,6 +38,8 @@ from data_specs.shard import MEMBERS, SPLITS, Manifest, ShardFiles
 from pipeline.files.folder import Folder
 from pipeline.files.tars import BLOCK, padded
 
+METADATASET = "energon.yaml"
+"""File beside a release."""
 META = ".nv-meta"
 INFOS = (".info.json", ".info.yaml")
 """Files of META that make a folder a dataset for Energon."""
@@ -109,6 +113,23 @@ def complete(folder: Folder, manifest: Manifest) -> None:
     counts = {"shard_counts": {shard.tar.path: shard.samples for shard in manifest.shards}}
     for name, data in zip(INFOS, (json.dumps(counts, indent=2).encode() + b"\n", _yaml(counts)), strict=True):
         folder.write(f"{META}/{name}", data)
+
+
+def metadataset(manifest: Manifest) -> bytes:
+    """A release for Energon: in an epoch of a split every sample of every build once.
+
+    A folder that the manifest names relative to itself is relative to this file too.
+    """
+    splits = {
+        split: [
+            {"repetitions": 1, "path": build.folder, "split_part": split}
+            for build in manifest.builds
+            if build.samples.get(split)
+        ]
+        for split in SPLITS
+    }
+    named = {split: {"blend_epochized": parts} for split, parts in splits.items() if parts}
+    return _yaml({"__module__": "megatron.energon", "__class__": "MetadatasetV2", "splits": named})
 
 
 def _yaml(value: Any) -> bytes:

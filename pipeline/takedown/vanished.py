@@ -77,7 +77,13 @@ def leave_out(build: Build) -> dict[str, Any]:
 
 
 def _earlier(build: Build) -> list[Build]:
-    """The other builds of the newest release, as far as their folders are there."""
-    newest = build.store.releases(build.spec.name).newest()
-    places = [own.out for own in newest.builds if own.build_id != build.build_id] if newest is not None else []
-    return [build_json.reopen(out, build.stages) for out in places if Folder(out).exists("build.json")]
+    """The other published builds of the dataset, as far as their folders are there.
+
+    Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
+    """
+    known = dict.fromkeys(one["out"] for one in build.store.registered() if one["name"] == build.spec.name)
+    return [build_json.reopen(out, build.stages) for out in known if out != build.out and _is_published(Folder(out))]
+
+
+def _is_published(folder: Folder) -> bool:
+    return folder.exists("build.json") and (folder / "shards").exists("manifest.json")

@@ -1,4 +1,4 @@
-"""The whole road on a schedule, with kills: `make drill`. Needs `make dags-venv`; takes about ten minutes on two cores.
+"""The whole road on a schedule, with kills: `make drill`. Needs `make dags-venv`; takes twenty minutes on two cores.
 
 A real Airflow (scheduler, DAG processor, triggerer, API server) against a real Ray cluster of two nodes with token
 authentication, all on loopback. What is shown, as figures with bars:
@@ -8,7 +8,8 @@ authentication, all on loopback. What is shown, as figures with bars:
 - an interval that was missed is said; a backfill works from stored captures, and fails where there are none;
 - a task that is cleared, and a run that is marked failed, leave no Ray job behind;
 - a gate that fails leaves the run red and nothing published, and the link in Airflow opens the report;
-- `housekeeping` applies a takedown.
+- `housekeeping` applies a takedown;
+- a dataset grows over five weeks (drill_weeks.py): builds, trainings, a takedown, a rollback.
 
 --keep DIR keeps the folder with all logs; --shots takes screenshots of Airflow and the report into it, with Chromium.
 """
@@ -27,6 +28,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from drill_weeks import weeks
 from harness import Figure, at_least, at_most, report
 from services import ROOT, TOKEN, DrillFailed, Services, call, until
 
@@ -73,6 +75,7 @@ class Drill:
                 "WENLAN_SCHEDULE": "0 0 * * *",
                 "WENLAN_RECIPE": "tiny",
                 "WENLAN_RUN_ROOT": str(folder / "runs"),
+                "WENLAN_INIT": "last",
                 "WENLAN_TAKEDOWNS": str(folder / "takedowns"),
                 "WENLAN_MARGIN": "0.5",
                 "WENLAN_POLL_S": "3",
@@ -288,7 +291,7 @@ def main() -> int:
     try:
         with Services(folder) as services:
             drill = Drill(services, folder)
-            for part in (scheduled_and_killed, judged, backfilled, cleared_and_failed, gated, kept_house):
+            for part in (scheduled_and_killed, judged, backfilled, cleared_and_failed, gated, kept_house, weeks):
                 if args.only and part.__name__ not in args.only:
                     continue
                 began = time.monotonic()

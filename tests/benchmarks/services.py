@@ -26,6 +26,8 @@ from typing import Any
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = float(os.environ.get("DRILL_PATIENCE", "1"))
+"""Factor on all waiting, for a machine that others keep busy."""
 TOKEN = "a-token-of-this-drill-alone-0123456789"
 PAGES, PICTURES = 24, 3
 
@@ -36,6 +38,7 @@ class DrillFailed(Exception):
 
 def until(what: str, seconds: float, ask: Callable[[], Any]) -> Any:
     """The first true answer. Raises DrillFailed, naming what was waited for."""
+    seconds *= PATIENCE
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if answer := ask():
@@ -60,7 +63,7 @@ def call(url: str, body: Any = None, method: str = "", token: str = "") -> Any:
     if token:
         request.add_header("Authorization", f"Bearer {token}")
     try:
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=30 * PATIENCE) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as e:
         raise DrillFailed(f"{url}: HTTP {e.code}: {e.read(1000).decode(errors='replace')}") from None
@@ -165,9 +168,13 @@ class Services:
             "AIRFLOW__API__BASE_URL": url,
             "AIRFLOW__API_AUTH__JWT_SECRET": "of-this-drill-alone-0123456789abcdef",
             "AIRFLOW__CORE__PARALLELISM": "4",
+            # several processes write; on a busy machine a write may take longer than SQLite's five seconds
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{self.folder / 'airflow/airflow.db'}?timeout=300",
             "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
-            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": "15",
-            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+            "AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_THRESHOLD": str(round(15 * PATIENCE)),
+            "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": str(round(30 * PATIENCE)),
+            "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": str(round(30 * PATIENCE)),
+            "AIRFLOW__DAG_PROCESSOR__DAG_FILE_PROCESSOR_TIMEOUT": str(round(50 * PATIENCE)),
         }
         airflow = str(ROOT / ".venv-dags" / "bin" / "airflow")
         own["PATH"] = f"{Path(airflow).parent}:{own['PATH']}"

@@ -100,13 +100,26 @@ before = types.SimpleNamespace(data_interval_end=day(5))
 class Inlets(dict):
     def __missing__(self, key): return []
 context = {"params": {"spec": "s3://specs/news.yaml", "store": "s3://store", "out_root": "s3://b/", "recipe": "demo",
+                      "generation": "",
                       "run_root": "/runs", "init": "", "workers": 2, "manifest": "", "margin": 0.01,
-                      "keep_builds": 8, "keep_region_days": 30,
+                      "keep_builds": 8, "keep_releases": 26, "keep_region_days": 30, "new_weight": 1, "set": "",
+                      "warm_set": "optim.lr_factor=0.5 optim.warmup_share=0.02",
                       "report_url": "http://reports/", "takedowns": sys.argv[2]},
            "dag_run": run, "ti": types.SimpleNamespace(get_previous_dagrun=lambda: before), "inlet_events": Inlets(),
            "triggering_asset_events": {"wenlan_dataset": [
                types.SimpleNamespace(timestamp=2, extra={"manifest": "/b/new/shards/manifest.json", "build_id": "new"}),
                types.SimpleNamespace(timestamp=1, extra={"manifest": "/b/old/shards/manifest.json"})]}}
+release = {"dataset": "news", "release": 3, "release_manifest": "/s/datasets/news/000003.json",
+           "samples": {"train": 100, "dev": 5, "val": 5}, "new_samples": {"train": 10, "dev": 0, "val": 1},
+           "manifest": "/b/new/shards/manifest.json", "build_id": "new"}
+published = lambda name, run: types.SimpleNamespace(extra={"checkpoint": f"/runs/{name}", "run": run})
+def planned(params={}, event=release, checkpoints=()):
+    changed = {**context, "params": context["params"] | {"init": "last", "manifest": ""} | params}
+    changed["inlet_events"] = {ray_tasks.CHECKPOINT: list(checkpoints)}
+    changed["triggering_asset_events"] = {"d": [types.SimpleNamespace(timestamp=1, extra=event)]}
+    pretrain.get_current_context = ray_tasks.get_current_context = lambda: changed
+    try: return pretrain.plan.function()
+    finally: pretrain.get_current_context = ray_tasks.get_current_context = lambda: context
 for module in (dataset_build, housekeeping, pretrain, ray_tasks):
     module.get_current_context = lambda: context
 said = {"build": dataset_build.plan.function(), "fit": pretrain.plan.function(), "keep": housekeeping.plan.function()}
@@ -118,6 +131,8 @@ run.run_type, before.data_interval_end = "scheduled", day(12)
 said["on_time"] = dataset_build.plan.function()["missed"]
 context["params"]["manifest"] = "/b/given/shards/manifest.json"
 said["by_hand"] = pretrain.plan.function()["fit"]
+context["params"]["generation"] = "new"
+said["generation"] = dataset_build.plan.function()["build"]
 said["evaluation"] = pretrain.evaluation.function("/m.json", {"checkpoint": "/runs/c"})
 context["inlet_events"][ray_tasks.CHECKPOINT] = [types.SimpleNamespace(extra={"checkpoint": "/runs/l"})]
 said["last"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
@@ -126,6 +141,18 @@ said["judged"] = [judge(.2, None), judge(.2, .1), judge(.2, .2099)]
 def fault(f):
     try: f()
     except Exception as e: return f"{type(e).__name__}: {e}"
+before_it, own = published("a", "/runs/demo-news-000002"), published("b", "/runs/demo-news-000003")
+later = published("c", "/runs/demo-news-000004")
+said["releases"] = {
+    "anew": planned({"init": "", "set": "run.epochs=2"}), "first": planned(), "warm": planned({}, release, [before_it]),
+    "again": planned({}, release, [before_it, own, later]), "first_again": planned({}, release, [own, later]),
+    "named": planned({"init": "/c"}, release, [before_it]), "weighted": planned({"new_weight": 3}),
+    "all_new": planned({"new_weight": 3}, release | {"new_samples": release["samples"]}),
+    "by_hand": planned({"manifest": "/s/datasets/news/000002.json"})}
+said["refused"] = [fault(lambda: planned({}, release | {"samples": {"train": 9, "dev": 1, "val": 0}})),
+                   fault(lambda: planned({"manifest": "/s/datasets/news/latest.json"})),
+                   fault(lambda: planned({"manifest": "/s/datasets/news/000002.json", "new_weight": 2})),
+                   fault(lambda: dataset_build.announce.function({}, {"published": False, "nothing_new": True}))]
 context["params"] |= {"store": "", "recipe": ""}
 said["faults"] = [
     fault(dataset_build.plan.function), fault(pretrain.plan.function),
@@ -155,10 +182,11 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     assert said["backfill"]["publish"] == f"{build} --no-crawl"
     assert said["backfill"]["missed"] is None
     assert (said["manual"]["snapshot"], said["manual"]["missed"]) == ("2026-01-21", None)
+    assert said["generation"] == f"{build} --generation new --until report"
 
     new = "/b/new/shards/manifest.json"
     fit = f"wenlan-train fit --recipe demo --data {new} --out /runs/demo-new --workers 2 --json"
-    assert said["fit"] == {"fit": fit, "manifest": new}
+    assert said["fit"] == {"fit": fit, "manifest": new, "run": "/runs/demo-new", "init": ""}
     assert "--out /runs/demo-given " in said["by_hand"]
     evaluation = "wenlan-train eval /runs/c --data /m.json --task retrieval --json"
     assert said["evaluation"] == evaluation
@@ -168,7 +196,7 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     named = "--url 'https://a.example/1.jpg?x=1&y=2' --domain b.example"
     assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --missing-ok --json"
     assert said["keep"]["prune"] == "wenlan-data regions prune --store s3://store --before 2025-12-20 --json"
-    assert said["keep"]["expire"] == "wenlan-data gc --store s3://store --keep 8 --json"
+    assert said["keep"]["expire"] == "wenlan-data gc --store s3://store --keep 8 --keep-releases 26 --json"
 
     faults = said["faults"]
     skipped = [fault.startswith("AirflowSkipException: ") for fault in faults]
@@ -178,6 +206,31 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     assert "not published: mean recall 0.2000, the last published checkpoint has 0.2101" in faults[4]
     assert "list.bad:2: not one of url, domain, sha256, like" in faults[5]
     assert "/nowhere cannot be read" in faults[6]
+
+    of_releases(said["releases"])
+    small, latest, weighted, nothing_new = said["refused"]
+    assert "release 3 of news is too small to train on and judge (train 9, dev 1, val 0): nothing is trained" in small
+    assert "latest.json may name another release by the evaluation" in latest
+    assert "new_weight: which samples are new says the asset event only" in weighted
+    assert nothing_new.startswith("AirflowSkipException: nothing new")
+
+
+def of_releases(said: dict[str, dict[str, str]]) -> None:
+    """What `pretrain` runs on a release: where it begins, by which rule for the learning rate, on which data."""
+    release, build = "/s/datasets/news/000003.json", "/b/new/shards/manifest.json"
+    out, end = "/runs/demo-news-000003", "--workers 2 --json"
+    begin = f"wenlan-train fit --recipe demo --data {release} --out {out}"
+    warm = f"{begin} --init /runs/a --set optim.lr_factor=0.5 --set optim.warmup_share=0.02 {end}"
+    assert said["anew"] == {"fit": f"{begin} --set run.epochs=2 {end}", "manifest": release, "run": out, "init": ""}
+    assert said["first"]["fit"] == said["first_again"]["fit"] == f"{begin} {end}", "anew where none was published"
+    assert said["warm"]["fit"] == said["again"]["fit"] == warm, "a repeated run begins as it did"
+    assert said["warm"]["init"] == "/runs/a"
+    assert said["named"]["fit"] == f"{begin} --init /c {end}", "with the recipe's learning rate"
+    mixed = f"--data {release}@90 {build}@30 --out {out}-new3 "
+    assert mixed in said["weighted"]["fit"]
+    assert said["weighted"]["manifest"] == release, "what is evaluated on is the release alone"
+    assert f"--data {release} --out {out}-new3 " in said["all_new"]["fit"]
+    assert f"--data /s/datasets/news/000002.json --out /runs/demo-news-000002 {end}" in said["by_hand"]["fit"]
 
 
 RUN = """
@@ -208,6 +261,8 @@ def _outcome(entrypoint: str) -> tuple[str, str]:
     """What the commands of a good day print."""
     words = entrypoint.split()
     published = {"manifest": "/b/n/shards/manifest.json", "build_id": "n", "revision": 0, "content_digest": "d"}
+    published |= {"dataset": "news", "release": 2, "release_manifest": "/s/datasets/news/000002.json"}
+    published |= {"samples": {"train": 3}, "dataset_samples": {"train": 30}}
     told: dict[str, Any] = {
         "build": {"published": False} if "--until" in words else {"published": True, **published},
         "fit": {"checkpoint": "/runs/c"},
@@ -229,5 +284,8 @@ def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
     }
     dataset, checkpoint = told["events"]
     assert (dataset["manifest"], dataset["snapshot"]) == ("/b/n/shards/manifest.json", "2026-01-19")
-    assert checkpoint == {"checkpoint": "/runs/c", "manifest": "/b/n/shards/manifest.json", "recall": 0.25}
+    named = [dataset[name] for name in ("dataset", "release", "release_manifest", "samples", "new_samples")]
+    assert named == ["news", 2, "/s/datasets/news/000002.json", {"train": 30}, {"train": 3}]
+    manifest, run = "/b/n/shards/manifest.json", "/runs/tiny-n"
+    assert checkpoint == {"checkpoint": "/runs/c", "manifest": manifest, "run": run, "init": "", "recall": 0.25}
     assert len(fake.jobs) == 7

@@ -1,7 +1,8 @@
 """The contract from both sides: shards that `pipeline` wrote from pictures of mixed formats, read by everybody.
 
 Plain webdataset, wids, Ray Data, Hugging Face datasets and `training` must each return every image, with the text that
-belongs to it. Readers with global state (Ray's processes, the hub's settings) run in a process of their own.
+belongs to it: of a build, of a release of three builds, and of a copy of that release. Readers with global state (Ray's
+processes, the hub's settings) run in a process of their own.
 """
 
 from __future__ import annotations
@@ -11,22 +12,118 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
-from data_specs.shard import read_manifest
+from data_specs.release import open_manifest
+from data_specs.shard import SPLITS, Manifest
+from pipeline import cli
+from pipeline.publish import release
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.identities import Identities
 
 TRUTH = dict[str, tuple[str, int, int]]
+"""key -> (primary text, width, height)."""
 
 
-@pytest.fixture
-def truth(shards_of: Path, synthetic: Any) -> TRUTH:
-    """key -> (primary text, width, height) as the index says; every format of the fixture is among the samples."""
-    rows = [row for path in sorted(shards_of.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+@dataclass(frozen=True)
+class Place:
+    """A dataset as its readers are pointed to it. data: what training opens; lists: where the lists of wids lie.
+
+    card: the tars of each split by the dataset card, where that lies beside them.
+    """
+
+    data: Path
+    lists: Path
+    urls: dict[str, list[str]]
+    truth: TRUTH
+    card: dict[str, str]
+
+    @property
+    def manifest(self) -> Manifest:
+        return _manifest(self.data)[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("contract")
+
+
+@pytest.fixture(scope="module", params=["build", "release", "copy"])
+def place(request: pytest.FixtureRequest, folder: Path, synthetic: Any, run_stage: Callable[..., Any]) -> Place:
+    """The same pictures as one build, as a release of three builds, and as a copy of that; its index is the truth."""
+    root = folder / request.param
+    root.mkdir()
+    if request.param == "build":
+        data = lists = _published(synthetic.make(root)[0], run_stage)
+    else:
+        for i in range(3):
+            _published(synthetic.make(root, out=f"build{i}", snapshot=f"2024-01-0{i + 1}", part=(i, 3))[0], run_stage)
+        data, lists = root / "store/datasets/synthetic/latest.json", root / "store/datasets/synthetic/000003"
+        assert len(_manifest(data)[1].builds) == 3
+    urls = _listed(root / "store") if request.param == "release" else None
+    if request.param == "copy":
+        data = lists = root / "copied"
+        assert cli.main(["release", "copy", "synthetic", "--store", str(root / "store"), "--out", str(data)]) == 0
+        for left in ("store", *(f"build{i}" for i in range(3))):
+            (root / left).rename(root / f"moved {left}")  # a copy needs nothing else
+    card = _card(lists) if request.param != "release" else {}
+    return Place(data, lists, urls or _tars(data), _truth(data, synthetic), card)
+
+
+def _published(build: Build, run_stage: Callable[..., Any]) -> Path:
+    """The shard folder of a build, published after those before it."""
+    build = replace(build, identities=Identities(build.store).before(build))
+    build_json.note(build)
+    run_stage(build, "shard")
+    release.publish(build)
+    return Path(build.out) / "shards"
+
+
+def _manifest(data: Path) -> tuple[str, Manifest]:
+    return open_manifest(str(data), lambda path: Path(path).read_bytes())
+
+
+def _tars(data: Path) -> dict[str, list[str]]:
+    """The tars of each split, as a manifest lists them."""
+    path, manifest = _manifest(data)
+    base = str(Path(path).parent)
+    return {
+        split: [f"{manifest.folder_of(shard, base)}/{shard.tar.path}" for shard in manifest.of_split(split)]
+        for split in SPLITS
+    }
+
+
+def _card(folder: Path) -> dict[str, str]:
+    """The pattern of each split's files in the head of a dataset card, by which the hub finds them."""
+    head = (folder / "README.md").read_text(encoding="utf-8").split("---")[1]
+    return {files["split"]: files["path"] for files in yaml.safe_load(head)["configs"][0]["data_files"]}
+
+
+def _listed(store: Path) -> dict[str, list[str]]:
+    """The tars of each split, as `wenlan-data release show --urls` prints them."""
+    script = "import sys; from pipeline import cli; sys.exit(cli.main(sys.argv[1:]))"
+    words = ["release", "show", "synthetic", "--store", str(store), "--urls"]
+    return {
+        split: subprocess.run(
+            [sys.executable, "-c", script, *words, split], capture_output=True, text=True, timeout=120, check=True
+        ).stdout.splitlines()
+        for split in SPLITS
+    }
+
+
+def _truth(data: Path, synthetic: Any) -> TRUTH:
+    """What the index says of every sample; every format of the fixture is among them."""
+    tables = [Path(tar).with_suffix(".parquet") for tars in _tars(data).values() for tar in tars]
+    rows = [row for table in tables for row in pq.read_table(table).to_pylist()]
     assert len(rows) == synthetic.KEPT
     assert {row["format"] for row in rows} == {"jpeg", "png", "gif", "webp", "bmp"}
     return {row["key"]: (row["texts"][0]["text"], row["width"], row["height"]) for row in rows}
@@ -56,7 +153,11 @@ def _as_truth(found: list[list[Any]]) -> TRUTH:
     return {key: (text, width, height) for key, text, width, height in found}
 
 
-def test_plain_webdataset_reads_every_sample(shards_of: Path, truth: TRUTH) -> None:
+def _every(place: Place) -> list[str]:
+    return [tar for tars in place.urls.values() for tar in tars]
+
+
+def test_plain_webdataset_reads_every_sample(place: Place) -> None:
     script = """
 import io, json, sys, webdataset
 from PIL import Image
@@ -66,24 +167,24 @@ for s in webdataset.WebDataset(sys.argv[1:], shardshuffle=False, empty_check=Fal
     found.append([s["__key__"], s["txt"].decode(), *Image.open(io.BytesIO(s["jpg"])).convert("RGB").size])
 print(json.dumps(found))
 """
-    assert _as_truth(_in_a_process(script, *map(str, sorted(shards_of.glob("*.tar"))))) == truth
+    assert _as_truth(_in_a_process(script, *_every(place))) == place.truth
 
 
-def test_wids_reads_the_shard_lists_that_publish_wrote(shards_of: Path, truth: TRUTH, tmp_path: Path) -> None:
+def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, tmp_path: Path) -> None:
     script = """
 import json, sys, wids
 found = []
 for split in ("train", "dev", "val"):
-    dataset = wids.ShardListDataset(f"{sys.argv[1]}/{split}.json", cache_dir=f"{sys.argv[2]}/{split}")
+    dataset = wids.ShardListDataset(f"{sys.argv[1]}/{split}.json", localname=wids.wids.DefaultLocalname(sys.argv[2]))
     for i in range(len(dataset)):
         sample = dataset[i]
         found.append([sample["__key__"], sample[".txt"], *sample[".jpg"].size])
 print(json.dumps(found))
 """
-    assert _as_truth(_in_a_process(script, str(shards_of), str(tmp_path / "cache"))) == truth
+    assert _as_truth(_in_a_process(script, str(place.lists), str(tmp_path / "cache"))) == place.truth
 
 
-def test_ray_data_reads_every_sample(shards_of: Path, truth: TRUTH) -> None:
+def test_ray_data_reads_every_sample(place: Place) -> None:
     script = """
 import json, logging, sys, ray
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
@@ -91,29 +192,32 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 rows = ray.data.read_webdataset(sys.argv[1:]).take_all()
 print(json.dumps([[r["__key__"], r["txt"], r["jpg"].shape[1], r["jpg"].shape[0]] for r in rows]))
 """
-    assert _as_truth(_in_a_process(script, *map(str, sorted(shards_of.glob("*.tar"))))) == truth
+    assert _as_truth(_in_a_process(script, *_every(place))) == place.truth
 
 
-def test_hugging_face_datasets_reads_every_sample_by_the_card(shards_of: Path, truth: TRUTH, tmp_path: Path) -> None:
+def test_hugging_face_datasets_reads_every_sample(place: Place, tmp_path: Path) -> None:
     script = """
 import json, sys, datasets
 found = []
 for split in ("train", "dev", "val"):
-    files = {split: f"{sys.argv[1]}/{split}-*.tar"}
+    files = {split: json.loads(sys.argv[1])[split]}  # lists of tars, or the patterns of the card
     rows = datasets.load_dataset("webdataset", data_files=files, split=split, cache_dir=sys.argv[2])
     found += [[r["__key__"], r["txt"], *r["jpg"].size] for r in rows]
 print(json.dumps(found))
 """
-    assert _as_truth(_in_a_process(script, str(shards_of), str(tmp_path / "cache"))) == truth
+    files: dict[str, Any] = dict(place.urls)
+    if place.card:
+        files = {split: f"{place.lists}/{pattern}" for split, pattern in place.card.items()}
+    assert _as_truth(_in_a_process(script, json.dumps(files), str(tmp_path / "cache"))) == place.truth
 
 
-def test_training_reads_every_sample_with_its_regions(shards_of: Path, truth: TRUTH, tmp_path: Path) -> None:
+def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Path) -> None:
     from training.data.index import open_dataset
 
-    [detector] = read_manifest(shards_of).detectors
+    [detector] = place.manifest.detectors
     found = {}
     for split in ("train", "dev", "val"):
-        dataset = open_dataset([str(shards_of)], split, detector=detector, cache=tmp_path / "index")
+        dataset = open_dataset([str(place.data)], split, detector=detector, cache=tmp_path / "index")
         for number in range(len(dataset)):
             row = dataset.row(number)
             found[row.key] = (row.texts[0].text, *_sides(dataset.image(row)))
@@ -121,4 +225,18 @@ def test_training_reads_every_sample_with_its_regions(shards_of: Path, truth: TR
             assert len(row.boxes) in (4, 8)
             assert max(row.boxes[2::4]) <= row.width
         dataset.close()
-    assert found == truth
+    assert found == place.truth
+
+
+def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:
+    from training.outputs import checkpoint
+    from training.resolve import resolve
+    from training.run.train import fit
+    from training.use.evaluate import evaluate_retrieval
+
+    result = fit(resolve("tiny", []), [str(place.data)], tmp_path / "run", cache=tmp_path / "index")
+    opened = checkpoint.open_checkpoint(Path(result.checkpoint))
+    state = json.loads((opened.folder / "state.json").read_bytes())
+    assert state["content_digests"] == [place.manifest.content_digest]
+    measured = evaluate_retrieval(opened.folder, [str(place.data)], "val", cache=tmp_path / "index")
+    assert measured["samples"] == place.manifest.samples["val"]

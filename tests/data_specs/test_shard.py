@@ -184,6 +184,16 @@ def test_a_manifest_that_cannot_be_used_gives_one_line(text: str, line: str) -> 
     assert str(caught.value) == line
 
 
+def test_a_copy_of_a_release_with_other_folders_has_its_shards_there() -> None:
+    build = {"build_id": "b", "revision": 0, "snapshot": "1", "folder": "/builds/b", "spec_digest": "", "samples": {}}
+    file = {"path": "train-000000.tar", "bytes": 1, "sha256": "0"}
+    shard = {"split": "train", "samples": 1, "tar": file, "parquet": file, "build": "b"}
+    release = Manifest.model_validate(_manifest(builds=[{**build, "content_digest": ""}], shards=[shard]))
+    assert release.folder_of(release.shards[0], "/datasets") == "/builds/b"
+    moved = release.model_copy(update={"builds": (release.builds[0].model_copy(update={"folder": "b"}),)})
+    assert moved.folder_of(moved.shards[0], "/copied") == "/copied/b"
+
+
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"manifest\.json: cannot be read \(No such file or directory\)"):
         read_manifest(tmp_path / "manifest.json")

@@ -149,11 +149,15 @@ def write_shards(
     detector: str | None = None,
     damage: dict[int, bytes] | None = None,
     name: str = "shards",
+    first: int = 0,
 ) -> Path:
-    """Shards of these sizes below a folder; `damage`: bytes instead of a number's picture. Returns the manifest."""
+    """Shards of these sizes below a folder; `damage`: bytes instead of a number's picture; `first`: the first number.
+
+    Returns the manifest.
+    """
     root = folder / name
     root.mkdir()
-    shards, number = [], 0
+    shards, number = [], first
     for split, sizes in (("train", train), ("dev", dev), ("val", val)):
         for index, size in enumerate(sizes):
             numbers = range(number, number + size)

@@ -5,8 +5,12 @@ memory of a process grows neither with the pixels nor with the number of samples
 which makes row 9,000,000 as cheap as row 0: resume needs no replay. Remote tars are read from copies
 (training/data/remote.py).
 
-Limits: sizes of all tars are checked at the start, their sha256 is not (`wenlan-data verify` does that). A plain tar
-has no split: it is all train, or all of what is evaluated.
+A sample is in a dataset once: where two arguments name the same shard, as a release and a build of it do, it belongs to
+the last of them. So `RELEASE@9 BUILD@1` mixes what the build brought, weighted, with what the release held before.
+
+Limits: sizes of tars are checked, their sha256 is not (`wenlan-data verify` does that): at the start, or in a dataset
+of more than `AT_START` shards when one is first read. A plain tar has no split: it is all train, or all of what is
+evaluated.
 """
 
 from __future__ import annotations
@@ -18,7 +22,8 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,12 +31,19 @@ from typing import Any
 import fsspec
 
 from data_specs.release import open_manifest
-from data_specs.shard import ContractError, Manifest, Split
+from data_specs.shard import SPLITS, ContractError, Manifest, Split
 from training.config import DataConfig
-from training.data.index_cache import COLUMNS, GRID, Shard, check_regular, index_plain_tar, index_shard, read_index
+from training.data.index_cache import COLUMNS, GRID, Shard, check_regular, index_plain_tar, read_index, shard_of
 from training.data.plain_tars import expand
 from training.data.remote import TarCache
 from training.errors import ConfigError
+
+AT_START = 4096
+"""Shards up to which all are looked at and indexed when a dataset is opened, so that what is wrong with one is said
+before the first step. Of more shards each is when it is first read."""
+
+_LOOKS = 16
+"""Shards that are looked at at once: a file in a bucket answers after tens of milliseconds."""
 
 _OPEN_FILES = 64
 _OPEN_TABLES = 256
@@ -69,8 +81,13 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names."""
+    """Shards of one manifest, or of one argument's plain tars, with the digests that a checkpoint names.
 
+    name: what it is in messages; samples: what each split holds by the manifest.
+    """
+
+    name: str
+    samples: dict[Split, int]
     shards: list[Shard]
     digest: str
     regions: str
@@ -80,7 +97,12 @@ class _Opened:
 class Dataset:
     """Rows of one split of one or several releases, numbered 0 .. len - 1 in order of the arguments and shards."""
 
-    def __init__(self, opened: Sequence[_Opened], detector: str, copies: TarCache | None = None) -> None:
+    def __init__(self, opened: Sequence[_Opened], split: Split, detector: str, copies: TarCache | None = None) -> None:
+        self.name = ", ".join(o.name for o in opened)
+        """What was opened, for messages."""
+        self.split = split
+        self.samples = {name: sum(o.samples.get(name, 0) for o in opened) for name in SPLITS}
+        """Samples of each split by the manifests; of plain tars none."""
         self.detector = detector
         """Detector whose boxes the rows carry; `grid` when boxes are to be computed."""
         self.content_digests = tuple(o.digest for o in opened)
@@ -113,7 +135,7 @@ class Dataset:
         if not 0 <= number < len(self):
             raise IndexError(number)
         at = bisect.bisect_right(self._ends, number)
-        shard = self._shards[at]
+        shard = self._shards[at] = self._shards[at].ready()
         inside = number - (self._ends[at] - shard.rows)
         record = self._table(shard.index).slice(inside, 1).to_pylist()[0]
         boxes = None
@@ -138,6 +160,17 @@ class Dataset:
         shards = [self._shards[number] for number in (*here, *later)]
         if self._copies is not None:
             self._copies.ahead((shard.tar, shard.size) for shard in shards if "://" in shard.tar)
+
+    def check_not_empty(self) -> None:
+        """Raise ContractError, with what to do, if the split has no sample."""
+        if len(self):
+            return
+        counts = ", ".join(f"{name} {count:,}" for name, count in self.samples.items())
+        todo = "there is nothing to train on"
+        if self.split != "train":
+            todo = f"it is too small for the {self.split}_share of its spec: raise it (shards.{self.split}_share; it "
+            todo += "holds for new pictures, those here keep their split), or wait until the dataset has grown"
+        raise ContractError(f"{self.name}: no samples in the {self.split} split ({counts}); {todo}")
 
     def check_window(self, window_shards: int) -> None:
         """Raise ConfigError if the copies of two windows of remote shards would not fit the bound."""
@@ -214,8 +247,9 @@ def open_dataset(
     `detector`: whose regions to join; "" takes the first that a manifest names, or the grid where there is none.
     `plain_tars=False` leaves plain tars out: they have no split, so they must not serve as a dev split.
 
-    Raises ContractError: bad or newer manifest, missing or short tar, Parquet or regions that do not match. One line
-    that names the file. A split without samples is not an error: the dataset is empty.
+    Raises ContractError: bad or newer manifest, missing or short tar, Parquet or regions that do not match (in a
+    dataset of more than AT_START shards when such a shard is first read). One line that names the file. A split without
+    samples is not an error: the dataset is empty.
     """
     cache = default_cache() if cache is None else cache
     cache.mkdir(parents=True, exist_ok=True)
@@ -229,6 +263,9 @@ def open_dataset(
         replace(_open_manifest(path, manifest, split, detector, cache), weight=weight)
         for path, manifest, weight in manifests
     ]
+    opened = _each_once(opened)
+    if sum(len(o.shards) for o in opened) <= AT_START:
+        opened = [replace(o, shards=_at_once(Shard.ready, o.shards)) for o in opened]
     if tars and plain_tars:
         if detector != GRID:
             raise ContractError(f"{tars[0][0][0]}: a plain tar has no regions of {detector!r}; use detector=grid")
@@ -236,7 +273,23 @@ def open_dataset(
             tars = [([name for names, _ in tars for name in names], None)]
         opened += [replace(_open_tars(names, cache), weight=weight) for names, weight in tars]
     copies = TarCache(cache / "tars", int(cache_gb * 1e9)) if cache_gb else None
-    return Dataset(opened, detector, copies)
+    return Dataset(opened, split, detector, copies)
+
+
+def _each_once(opened: Sequence[_Opened]) -> list[_Opened]:
+    """The same with every shard in the last part only that names it: equal Parquet files hold the same samples."""
+    seen: set[Path] = set()
+    parts = []
+    for part in reversed(opened):
+        parts.append(replace(part, shards=[shard for shard in part.shards if shard.index not in seen]))
+        seen.update(shard.index for shard in part.shards)
+    return parts[::-1]
+
+
+def _at_once(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Shard]:
+    """What `call` makes of each, in order; raises what the first of them raises."""
+    with ThreadPoolExecutor(_LOOKS, thread_name_prefix="shards") as pool:
+        return list(pool.map(call, shards))
 
 
 def _weighted(argument: str) -> tuple[str, float | None]:
@@ -275,17 +328,18 @@ def _open_manifest(path: str, manifest: Manifest, split: Split, detector: str, c
         raise ContractError(f"{path}: no regions of detector {detector!r}; it has: {known}")
     base = posixpath.dirname(path)
     shards = [
-        index_shard(manifest.folder_of(files, base), path, files, detector, cache) for files in manifest.of_split(split)
+        shard_of(manifest.folder_of(files, base), path, files, detector, cache) for files in manifest.of_split(split)
     ]
     joined = [
         f"{f.regions[detector].path} {f.regions[detector].sha256}" for f in manifest.shards if detector in f.regions
     ]
     regions = hashlib.sha256("\n".join(sorted(joined)).encode()).hexdigest() if joined else GRID
-    return _Opened(shards, manifest.content_digest, regions)
+    named = f"{path}: release {manifest.release} of dataset {manifest.dataset}" if manifest.dataset else path
+    return _Opened(named, dict(manifest.samples), shards, manifest.content_digest, regions)
 
 
 def _open_tars(tars: Sequence[str], cache: Path) -> _Opened:
     """Plain tars; their digest is that of their samples' ids in order."""
     shards = [index_plain_tar(tar, cache) for tar in tars]
     ids = [sample_id for shard in shards for sample_id in read_index(shard.index)["candidate_id"].to_pylist()]
-    return _Opened(shards, hashlib.sha256("\n".join(ids).encode()).hexdigest(), GRID)
+    return _Opened(tars[0], {}, shards, hashlib.sha256("\n".join(ids).encode()).hexdigest(), GRID)

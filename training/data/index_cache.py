@@ -8,6 +8,9 @@ their file is made, after `key` and `sha256` of every row were compared with the
     CACHE/<sha256 of the Parquet>-<sha256 of regions>.v1.arrow    boxes of one detector, row by row (32 digits of each)
     CACHE/tar-<sha256 of path, size, time of change>.arrow        rows of a plain tar
 
+An index may also be made when its shard is first needed (`Shard.ready`): a release of 650 million samples lists 65,000
+shards, and to look at each of their files before the first step would take hours.
+
 Limits: a tar's size is compared with the manifest's, its sha256 is not (`wenlan-data verify` does that).
 """
 
@@ -18,7 +21,7 @@ import posixpath
 import re
 import stat
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,38 +49,63 @@ _BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "box
 
 
 @dataclass(frozen=True, slots=True)
+class _Made:
+    """What the index of a shard is made of: its files, where its Parquet and the boxes lie (None for the grid)."""
+
+    files: ShardFiles
+    parquet: str
+    boxes: tuple[str, FileDigest] | None
+
+
+@dataclass(frozen=True, slots=True)
 class Shard:
-    """One tar of `size` bytes, with its index and the boxes of one detector (None for the grid)."""
+    """One tar of `size` bytes, with its index and the boxes of one detector (None for the grid).
+
+    of: what the index is still to be made of; None once it is known to be there.
+    """
 
     tar: str
     rows: int
     index: Path
     regions: Path | None
     size: int
+    of: _Made | None = None
+
+    def ready(self) -> Shard:
+        """The shard with its index in the cache: made if it is not there, compared with the manifest in any case.
+
+        Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
+        """
+        if self.of is None:
+            return self
+        files = self.of.files
+        _check_size(self.tar, self.size)
+        if not self.index.exists():
+            _write_arrow(_read_index(self.of.parquet, files, self.tar), self.index)
+        _check_count(self.of.parquet, read_index(self.index), self.rows)  # the manifest may have changed since
+        if self.of.boxes is not None and self.regions is not None:
+            name, digest = self.of.boxes
+            if not self.regions.exists():
+                _write_arrow(_read_regions(name, digest, self.index), self.regions)
+            _check_count(name, read_index(self.regions), self.rows)
+        return replace(self, of=None)
 
 
-def index_shard(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:
-    """Index of a shard that `manifest` names below the folder `base`, made if it is not in the cache.
+def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: Path) -> Shard:
+    """A shard that `manifest` names below the folder `base`. No file of it is looked at before `Shard.ready`.
 
-    Raises ContractError: a missing or short tar, a Parquet or regions that do not match.
+    Raises ContractError for names and digests that are none, and for a shard without boxes of the detector.
     """
     tar, parquet = _locate(base, manifest, files.tar), _locate(base, manifest, files.parquet)
-    _check_size(tar, files.tar.bytes)
     index = cache / f"{_sha256(manifest, files.parquet)}.v{_CACHE_VERSION}.arrow"
-    if not index.exists():
-        _write_arrow(_read_index(parquet, files, tar), index)
-    _check_count(parquet, read_index(index), files.samples)  # the manifest may have changed since the index was made
     if detector == GRID and GRID not in files.regions:
-        return Shard(tar, files.samples, index, None, files.tar.bytes)
+        return Shard(tar, files.samples, index, None, files.tar.bytes, _Made(files, parquet, None))
     if detector not in files.regions:
         raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
     digest = files.regions[detector]
     regions = cache / f"{files.parquet.sha256[:32]}-{_sha256(manifest, digest)[:32]}.v{_CACHE_VERSION}.arrow"
-    name = _locate(base, manifest, digest)
-    if not regions.exists():
-        _write_arrow(_read_regions(name, digest, index), regions)
-    _check_count(name, read_index(regions), files.samples)
-    return Shard(tar, files.samples, index, regions, files.tar.bytes)
+    boxes = _locate(base, manifest, digest), digest
+    return Shard(tar, files.samples, index, regions, files.tar.bytes, _Made(files, parquet, boxes))
 
 
 def index_plain_tar(tar: str, cache: Path) -> Shard:

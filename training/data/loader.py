@@ -114,8 +114,7 @@ class Loader:
         max_corrupt: int | None = None,
         pin_memory: bool = False,
     ) -> None:
-        if not len(dataset):
-            raise ContractError("no samples in this split of the data")
+        dataset.check_not_empty()
         self.share = share
         dataset.check_window(config.window_shards)
         self._order: Order | Mixture = Order(dataset.shard_sizes, seed, config.window_shards, shuffle=train)

@@ -26,15 +26,16 @@ _NEVER_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_t
 
 def schedule(config: OptimConfig, position: int, samples: int) -> float:
     """Factor on the learning rate at a position of a run of `samples`: linear warm-up, then what the config names."""
-    if position < config.warmup_samples:
-        return (position + 1) / (config.warmup_samples + 1)
+    warmup = max(config.warmup_samples, math.floor(config.warmup_share * samples))
+    if position < warmup:
+        return (position + 1) / (warmup + 1)
     if config.schedule == "constant":
         return 1.0
     if config.schedule == "wsd":
         falling = max(config.decay_share * samples, 1.0)
         return min(max((samples - position) / falling, 0.0), 1.0)
-    rest = max(samples - config.warmup_samples, 1)
-    return 0.5 * (1 + math.cos(math.pi * min((position - config.warmup_samples) / rest, 1.0)))
+    rest = max(samples - warmup, 1)
+    return 0.5 * (1 + math.cos(math.pi * min((position - warmup) / rest, 1.0)))
 
 
 def batch_factor(config: OptimConfig, batch_size: int) -> float:
@@ -51,7 +52,7 @@ def build_optimizer(model: BriVL, config: OptimConfig) -> torch.optim.AdamW:
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = config.lr * _factor(model, name, config), _decays(name, parameter)
+            key = config.lr * config.lr_factor * _factor(model, name, config), _decays(name, parameter)
             groups.setdefault(key, []).append(parameter)
     described = [
         {"params": parameters, "lr": lr, "base_lr": lr, "weight_decay": config.weight_decay if decays else 0.0}

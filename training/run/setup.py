@@ -79,8 +79,7 @@ def set_up(
     tokenizer = _tokenizer(config)
     cache_gb = config.data.cache_gb
     dataset = open_dataset(data, "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb)
-    if not len(dataset):
-        raise ContractError(f"{data[0]}: no samples in the train split")
+    dataset.check_not_empty()
     loader = _loader(config, dataset, tokenizer, share, device, train=True)
     dev = None
     if config.run.eval_every:
@@ -91,10 +90,24 @@ def set_up(
         if len(dev_split):
             dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
-            LOG.info("the data has no dev split: no recall while training")
+            _go_without(dev_split)
     model, optimizer, state = _build(config, out, device, init, _beginning(dataset))
     total_steps = state.step + steps_of(config, len(dataset), state.position)
     return Setup(config, device, tokenizer, dataset, loader, dev, model, optimizer, state, total_steps)
+
+
+def _go_without(dev_split: Dataset) -> None:
+    """Say that there is no dev split where there cannot be one; where a manifest promises one, it is a fault.
+
+    Raises ContractError: recalls were asked for, and a run of days would end without one.
+    """
+    if not sum(dev_split.samples.values()):
+        LOG.info("plain tars have no dev split: no recall while training")
+        return
+    try:
+        dev_split.check_not_empty()
+    except ContractError as e:
+        raise ContractError(f"{e}; or train without recalls on it: --set run.eval_every=0") from None
 
 
 def steps_of(config: Config, samples: int, position: int = 0) -> int:

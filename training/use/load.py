@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.shard import ContractError, Split
+from data_specs.shard import Split
 from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
@@ -56,8 +56,7 @@ class Loaded:
     def split_loader(self, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
         """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty."""
         dataset = open_dataset(data, split, detector=self.checkpoint.detector, cache=cache)
-        if not len(dataset):
-            raise ContractError(f"{data[0]}: no samples in the {split} split")
+        dataset.check_not_empty()
         return Loader(
             dataset,
             self.config.data,

@@ -19,9 +19,11 @@ import yaml
 from data_specs.shard import read_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.publish import release, verify
+from pipeline.publish import dataset, release, verify
 from pipeline.stages import shard
+from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.identities import Identities
 from pipeline.takedown.forget import Request, forget
 
 Run = Callable[[Build, str], None]
@@ -149,6 +151,54 @@ def test_energon_sees_no_dataset_before_there_is_one(
     assert mine[-3:] == [".nv-meta/.info.json", ".nv-meta/.info.yaml", "manifest.json"]
 
 
+@pytest.fixture
+def released(tmp_path: Path, synthetic: Any, run_stage: Run) -> tuple[Path, Path]:
+    """A release of three builds, and a copy of it: the folders in which energon.yaml lies."""
+    for i in range(3):
+        options: dict[str, Any] = {"out": f"build{i}", "snapshot": f"2024-01-0{i + 1}", "part": (i, 3)}
+        made = synthetic.make(tmp_path, **options, shards={"samples_per_shard": 8, "energon": True})[0]
+        made = replace(made, identities=Identities(made.store).before(made))
+        build_json.note(made)
+        run_stage(made, "shard")
+        release.publish(made)
+    dataset.copy(made.store, "synthetic", str(tmp_path / "copied"))
+    return tmp_path / "store/datasets/synthetic/000003", tmp_path / "copied"
+
+
+def test_a_release_names_the_folders_of_its_builds_and_a_copy_has_them(released: tuple[Path, Path]) -> None:
+    manifest = read_manifest(released[1])
+    for folder in released:
+        splits = yaml.safe_load((folder / "energon.yaml").read_bytes())["splits"]
+        assert set(splits) == {"train", "dev", "val"}
+        for split, blend in splits.items():
+            parts = {(folder / part["path"]).resolve() for part in blend["blend_epochized"]}
+            assert len(parts) == sum(build.samples[split] > 0 for build in manifest.builds)
+            assert all({"split_part": split, "repetitions": 1}.items() <= p.items() for p in blend["blend_epochized"])
+            for part in parts:
+                counts = json.loads((part / ".nv-meta/.info.json").read_bytes())["shard_counts"]
+                assert all((part / f"{tar}.idx").stat().st_size == 8 * (n + 1) for tar, n in counts.items())
+    for build in manifest.builds:
+        info = f"{build.build_id}/.nv-meta/index.sqlite"
+        out = released[0].parents[3] / f"build{int(build.snapshot[-1]) - 1}/shards/.nv-meta/index.sqlite"
+        assert (released[1] / info).read_bytes() == out.read_bytes(), "a copy's index is that of the build"
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_energon_itself_opens_a_release_of_three_builds(released: tuple[Path, Path], synthetic: Any) -> None:
+    package = pytest.importorskip("megatron.energon", reason="megatron-energon is not installed")
+    worker = package.WorkerConfig(rank=0, world_size=1, num_workers=0)
+    kept = {i.candidate.candidate_id[:32]: i for i in synthetic.items() if i.stage == "shard"}
+    for folder in released:
+        for split in ("dev", "val"):
+            path = str(folder / "energon.yaml")
+            opened = package.get_val_dataset(path, split_part=split, worker_config=worker, batch_size=1)
+            batches = list(package.get_loader(opened))
+            captions = {batch.__key__[0].rpartition("/")[2]: batch.caption[0] for batch in batches}
+            assert len(batches) == len(captions)
+            assert captions == {k: i.candidate.texts[0].text for k, i in kept.items() if synthetic.split_of(i) == split}
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_energon_itself_opens_it_without_preparing_anything(build: Build, synthetic: Any) -> None:
@@ -156,8 +206,8 @@ def test_energon_itself_opens_it_without_preparing_anything(build: Build, synthe
     worker = package.WorkerConfig(rank=0, world_size=1, num_workers=0)
     kept = {i.candidate.candidate_id[:32]: i for i in synthetic.items() if i.stage == "shard"}
     for split in ("dev", "val"):
-        dataset = package.get_val_dataset(str(place(build)), split_part=split, worker_config=worker, batch_size=1)
-        batches = list(package.get_loader(dataset))
+        opened = package.get_val_dataset(str(place(build)), split_part=split, worker_config=worker, batch_size=1)
+        batches = list(package.get_loader(opened))
         captions = {batch.__key__[0].rpartition("/")[2]: batch.caption[0] for batch in batches}
         expected = {k: i.candidate.texts[0].text for k, i in kept.items() if synthetic.split_of(i) == split}
         assert captions == expected

@@ -12,7 +12,7 @@ from PIL import Image
 
 from data_specs.build import BuildSpec
 from pipeline import run
-from pipeline.publish import release
+from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
@@ -86,6 +86,22 @@ def test_a_page_and_a_picture_that_are_gone_are_dropped_if_the_source_says_so(we
     lost = vanished.lost_in(second)
     assert lost == vanished.Lost((), (site.url("/2.html"), site.url("/lost.jpg")))
     assert vanished.leave_out(second) == {"opted_out": 0, "vanished": 2, "samples": 1}
+    assert released(second) == PAGES - 1
+
+
+def test_a_rollback_brings_back_nothing_that_was_left_out_meanwhile(week: Any, site: Any) -> None:
+    whole = site.pages["/"]
+    site.pages["/"] = whole.replace(b"<a href='/1.html'>", b"<a href='/0.html'>")
+    release.publish(week("2026-11-01"))
+    site.pages["/"] = whole
+    second = week("2026-11-08")
+    release.publish(second)
+    assert released(second) == PAGES
+    dataset.rollback(second.store, "parks", 1)
+    assert released(second) == PAGES - 1
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    assert vanished.leave_out(week("2026-11-15"))["samples"] == 1, "of a build that is in no newest release"
+    dataset.rollback(second.store, "parks", 2)
     assert released(second) == PAGES - 1
 
 

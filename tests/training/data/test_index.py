@@ -1,4 +1,4 @@
-"""Datasets: which manifests and detectors are refused."""
+"""Datasets: which manifests and detectors are refused; what is in one, how often, and when it is looked at."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from data_specs.shard import ContractError
+from data_specs.shard import ContractError, Manifest, ReleasedBuild, content_digest, parse_manifest, pretty_manifest
+from training.data import index
 from training.data.index import open_dataset
+from training.data.order import Mixture
 
 MakeShards = Callable[..., Path]
 
@@ -23,7 +25,7 @@ def test_a_newer_manifest_is_refused_with_the_way_out(make_shards: MakeShards) -
 
 
 def test_no_manifest_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(ContractError, match=r"manifest.json: cannot be read"):
+    with pytest.raises(ContractError, match="cannot be read; a build without a manifest is not a dataset"):
         open_dataset([str(tmp_path)], "train")
 
 
@@ -31,3 +33,81 @@ def test_an_unknown_detector_is_named_with_those_there(make_shards: MakeShards) 
     manifest = make_shards(detector="yolo")
     with pytest.raises(ContractError, match="no regions of detector 'rcnn'; it has: yolo"):
         open_dataset([str(manifest)], "train", detector="rcnn")
+
+
+def release_of(folder: Path, *manifests: Path) -> Path:
+    """A release of dataset `news` over these builds."""
+    read = [(path, parse_manifest(path.read_bytes(), str(path))) for path in manifests]
+    shards = [
+        shard.model_copy(update={"build": path.parent.name}) for path, manifest in read for shard in manifest.shards
+    ]
+    release = Manifest(
+        schema_version=1,
+        build_id="news@3",
+        spec_digest="0" * 64,
+        content_digest=content_digest(shards),
+        created_at="2026-01-01T00:00:00Z",
+        samples={split: sum(m.samples[split] for _, m in read) for split in ("train", "dev", "val")},
+        detectors=(),
+        shards=tuple(shards),
+        dataset="news",
+        release=3,
+        generation=1,
+        builds=tuple(
+            ReleasedBuild(
+                build_id=path.parent.name,
+                revision=0,
+                snapshot=str(at),
+                folder=str(path.parent),
+                spec_digest="0" * 64,
+                content_digest=manifest.content_digest,
+                samples=manifest.samples,
+            )
+            for at, (path, manifest) in enumerate(read)
+        ),
+    )
+    path = folder / "datasets/news/000003.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(pretty_manifest(release))
+    return path
+
+
+def test_a_shard_that_two_arguments_name_belongs_to_the_last(make_shards: MakeShards, tmp_path: Path) -> None:
+    old, new = make_shards(train=(7, 5), dev=(3,), name="old"), make_shards(train=(4,), dev=(2,), name="new", first=100)
+    release = release_of(tmp_path, old, new)
+    assert len(open_dataset([str(release)], "train")) == 16
+    for data in ([str(release), str(new)], [f"{release}@12", f"{new}@12"]):
+        train, dev = open_dataset(data, "train"), open_dataset(data, "dev")
+        keys = [train.row(number).key for number in range(len(train))]
+        assert len(keys) == len(set(keys)) == 16
+        assert train.parts == ((7, 5), (4,))
+        assert len(dev) == 5
+    mixture = Mixture(train.parts, train.weights, seed=0, window_shards=4)
+    seen = [mixture.entry(position)[1] for position in range(24)]
+    assert sorted(row for row in seen if row < 12) == list(range(12)), "of what was held before, each once"
+    assert sorted(row for row in seen if row >= 12) == sorted([12, 13, 14, 15] * 3), "of the new, each three times"
+
+
+def test_many_shards_are_looked_at_when_they_are_first_read(
+    make_shards: MakeShards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = make_shards(train=(7, 5))
+    (manifest.parent / "train-000001.parquet").write_bytes(b"damaged")
+    with pytest.raises(ContractError, match=r"train-000001.parquet: its sha256 is not"):
+        open_dataset([str(manifest)], "train")
+    monkeypatch.setattr(index, "AT_START", 1)
+    dataset = open_dataset([str(manifest)], "train")
+    assert dataset.row(6).image_size == len(dataset.image(dataset.row(6)))
+    with pytest.raises(ContractError, match=r"train-000001.parquet: its sha256 is not"):
+        dataset.row(7)
+
+
+def test_an_empty_split_says_of_which_release_and_what_to_do(make_shards: MakeShards, tmp_path: Path) -> None:
+    release = release_of(tmp_path, make_shards(train=(7,)))
+    with pytest.raises(
+        ContractError, match=r"000003\.json: release 3 of dataset news: no samples in the val split"
+    ) as e:
+        open_dataset([str(release)], "val").check_not_empty()
+    assert "(train 7, dev 0, val 0)" in str(e.value)
+    assert "shards.val_share" in str(e.value)
+    assert "\n" not in str(e.value)

@@ -30,6 +30,15 @@ def test_warm_up_stable_decay_begins_alike_whatever_the_length() -> None:
     assert short[75:] == pytest.approx([(1000 - position) / 250 for position in range(750, 1001, 10)])
 
 
+def test_a_warm_start_rises_over_its_share_of_the_run_to_a_lower_rate() -> None:
+    settings = ["optim.lr=1", "optim.lr_factor=0.5", "optim.warmup_share=0.1"]
+    optim = resolve("tiny", settings).optim
+    assert [schedule(optim, position, 1000) for position in (0, 99, 100)] == [1 / 101, 100 / 101, 1.0]
+    assert schedule(resolve("tiny", [*settings, "optim.warmup_samples=200"]).optim, 100, 1000) == 101 / 201
+    _, rate, _ = rates("optim.lr_factor=0.5")
+    assert set(rate.values()) == {0.5}
+
+
 def test_the_rate_follows_the_batch_as_stated() -> None:
     def factor(*settings: str) -> float:
         return batch_factor(resolve("tiny", settings).optim, 64)

@@ -150,6 +150,17 @@ def test_a_dataset_without_training_samples_is_an_error(make_shards: MakeShards,
         fit(config(1, 1), [str(make_shards(train=(), val=(3,)))], tmp_path / "run")
 
 
+def test_recalls_on_a_dev_split_that_a_build_does_not_have_are_refused(make_shards: MakeShards, tmp_path: Path) -> None:
+    manifest = make_shards(train=(9,), val=(3,))
+    with pytest.raises(
+        ContractError, match=r"no samples in the dev split .* or train without .* run.eval_every=0"
+    ) as e:
+        fit(config(1, 9, "run.eval_every=1"), [str(manifest)], tmp_path / "run")
+    assert str(manifest) in str(e.value)
+    plain = str(manifest.parent / "train-000000.tar")
+    assert fit(config(1, 9, "run.eval_every=1"), [plain], tmp_path / "plain").dev is None, "plain tars have none ever"
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
     data = [str(make_shards(train=(20, 12)))]
     advance = Journal.advance
