@@ -13,6 +13,7 @@ task whose worker dies is tried twice more; what is committed stays whatever hap
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -37,6 +38,9 @@ RunPartition = Callable[[Build, str], None]
 
 Resources = dict[str, float]
 """What a task asks of the cluster, as options of a Ray task: num_cpus, and num_gpus where it wants one."""
+
+START_TRIES = 3
+"""How often an embedded Ray is started before a build gives up."""
 
 TASK_RETRIES = 2
 """How often the task of a worker that died is tried again."""
@@ -97,10 +101,29 @@ class Cluster:
             else:
                 # "local": never join a cluster that happens to run here; loopback: its ports are for nobody else
                 self._watchdog = Watchdog()
+                options = {"num_cpus": self._workers or None, "include_dashboard": False, **loopback, **quiet}
                 with self._watchdog.marking():
-                    ray.init("local", num_cpus=self._workers or None, include_dashboard=False, **loopback, **quiet)
+                    _start_here(ray, options)
             self._ours = True
         return ray
+
+
+def _start_here(ray: Any, options: dict[str, Any]) -> None:
+    """Start Ray on this machine. Raises StageError.
+
+    Ray gives each of its processes a fixed time to come up, and raises a bare Exception when a busy machine takes
+    longer (https://github.com/ray-project/ray/issues/65983): so it is asked again.
+    """
+    for tries in range(START_TRIES):
+        try:
+            ray.init("local", **options)
+            return
+        except Exception as e:
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            why = next(iter(str(e).splitlines()), type(e).__name__)
+            log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
+    raise StageError("ray", f"could not be started on this machine ({why})")
 
 
 class Here:

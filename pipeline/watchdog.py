@@ -33,6 +33,9 @@ GRACE_S = 3.0
 """Seconds that Ray has to end by itself: its workers take two."""
 
 _GOODBYE = b"."
+_LIVING_S = 2.0
+"""Pause between two looks at the processes while the driver lives: each reads all of /proc. Its end ends the pause."""
+
 _TICK_S = 0.5
 _TRIES = 20
 """Rounds of killing, _TICK_S apart: a raylet that is dying may still start an agent."""
@@ -119,7 +122,7 @@ def watch(driver: int, mark: str) -> None:
     known: dict[int, int] = {}
     while not readable and _stat(driver):
         known = _remaining(known, mark)
-        readable, _, _ = select.select([0], [], [], _TICK_S)
+        readable, _, _ = select.select([0], [], [], _LIVING_S)
     if readable and os.read(0, 1) == _GOODBYE:
         return
     until = time.monotonic() + GRACE_S

@@ -82,8 +82,9 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
     else:
         dataset.check(build)
         candidates, captures = read_funnels(build)
-        gates.hold(build, candidates, captures, accept, approved)
-        if not candidates.kept and build.held:
+        nothing_new = not candidates.kept and build.held > 0
+        gates.hold(build, candidates, captures, accept, approved or nothing_new)  # then there is nothing to approve
+        if nothing_new:
             known = f"all {candidates.known:,} images that passed are in dataset {build.spec.name} already"
             raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.held:,} samples")
         manifest = _write(build, manifest, candidates, captures, identities.publish, dataset.publish)

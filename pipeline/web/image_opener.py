@@ -157,7 +157,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
             if (seconds := self._limiter.next_slot(host, self._policy.delay_s(rules))) > 0:
                 time.sleep(seconds)
             response = self._exchange(url, self._egress.max_image_bytes, authorization=authorization)
-        if outs := policy.opt_outs(response.headers.items()):
+        if outs := policy.opt_outs(response.headers.raw_items()):
             raise FetchFailed(DropReason.OPT_OUT, f"X-Robots-Tag: {outs}" if outs.directives else str(outs))
         return response
 

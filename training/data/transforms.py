@@ -102,25 +102,36 @@ def prepare() -> None:
 
 def decode(data: bytes, max_pixels: int = DataConfig.max_pixels) -> Tensor:
     """RGB uint8 tensor [3, H, W] of an image file. Raises UnreadableImage."""
+    with _readable():
+        _check_header(data, max_pixels)
+        return _decoded(data, max_pixels)
+
+
+def _check_header(data: bytes, max_pixels: int) -> None:
+    """Raise UnreadableImage for a JPEG that claims more pixels than are allowed; Pillow checks other formats."""
+    if data[:2] == b"\xff\xd8":
+        _check_sides(*_jpeg_sides(data), max_pixels)
+
+
+def _decoded(data: bytes, max_pixels: int) -> Tensor:
+    """`decode` of a file whose header was checked; raises whatever a decoder raises."""
     import simplejpeg
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg
 
     if not data:
         raise UnreadableImage("empty file")
-    with _readable():
-        if data[:2] != b"\xff\xd8":
-            return _decode_by_pillow(data, max_pixels)
-        _check_sides(*_jpeg_sides(data), max_pixels)
-        try:
-            return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
-        except ValueError:
-            pass  # damaged, or neither grey nor of three components
-        try:
-            image: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        except RuntimeError as e:
-            raise UnreadableImage(first_line(e).rpartition(", ")[2]) from None
-        return image
+    if data[:2] != b"\xff\xd8":
+        return _decode_by_pillow(data, max_pixels)
+    try:
+        return torch.from_numpy(simplejpeg.decode_jpeg(data)).permute(2, 0, 1)
+    except ValueError:
+        pass  # damaged, or neither grey nor of three components
+    try:
+        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as e:
+        raise UnreadableImage(first_line(e).rpartition(", ")[2]) from None
+    return image
 
 
 def _decode_by_pillow(data: bytes, max_pixels: int) -> Tensor:
@@ -169,12 +180,11 @@ def picture(
     `max_pixels`: above so many, by the header, an image is unreadable.
     """
     with _readable():
-        if data[:2] == b"\xff\xd8":
-            _check_sides(*_jpeg_sides(data), max_pixels)
+        _check_header(data, max_pixels)
         quick = _on_device(data, size, device) if device is not None else None if full else _reduced(data, size)
-    if quick is not None:
-        return quick
-    image = decode(data, max_pixels)
+        if quick is not None:
+            return quick
+        image = _decoded(data, max_pixels)
     height, width = image.shape[1:]
     return square(image, size), width, height
 

@@ -15,7 +15,7 @@ from data_specs.build import BuildSpec
 from data_specs.release import open_manifest
 from data_specs.shard import ContractError, Manifest
 from pipeline import run
-from pipeline.errors import NothingNew, StoreError
+from pipeline.errors import ApprovalError, NothingNew, StoreError
 from pipeline.files.folder import read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
@@ -93,6 +93,15 @@ def test_a_week_without_news_publishes_nothing(week: Week) -> None:
         release.publish(second)
     assert releases_of(second).numbers() == [1]
     assert not second.shards.exists("manifest.json")
+
+
+def test_a_week_without_news_waits_for_nobody(week: Week) -> None:
+    manual = {"publish": {"approve": "manual"}}
+    release.publish(week("2026-11-01", 12, **manual), approved=True)
+    with pytest.raises(NothingNew):
+        release.publish(week("2026-11-08", 12, **manual))
+    with pytest.raises(ApprovalError):
+        release.publish(week("2026-11-15", 13, **manual))
 
 
 def test_publishing_again_makes_no_release(week: Week) -> None:
