@@ -34,11 +34,12 @@ def page(data: bytes) -> None:
     from pipeline.confined import OverLimit
     from pipeline.pages.bounds import PageRefused
     from pipeline.records import Capture
+    from pipeline.sources.site import Site
     from pipeline.stages.extract import read_within_limits
 
     capture = Capture(URL, 200, "", "text/html; charset=utf-8", data)
     with suppress(OverLimit, PageRefused):
-        read_within_limits(capture, "s", "news", _page_reader())
+        read_within_limits(capture, Site(name="s", source_kind="news", start=(URL,)), _page_reader(), {})
 
 
 def charset(data: bytes) -> None:

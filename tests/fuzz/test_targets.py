@@ -30,6 +30,7 @@ CASES = 10_000_000
 
 @pytest.mark.slow
 @pytest.mark.timeout(0)
+@pytest.mark.filterwarnings("ignore:Generating overly large repr")  # of the example at which the time was over
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_bytes_are_too_much(target: str, fault: Callable[[str, bytes], str], tmp_path: Path) -> None:
     if target in PENDING:

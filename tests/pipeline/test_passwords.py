@@ -241,7 +241,7 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(serve: Any, tmp_path:
         return done.stdout + done.stderr
 
     said = command("build", str(spec), "--out", str(out), "--store", str(store), "--workers", "2", "--json")
-    result = json.loads(next(line for line in said.splitlines() if line.startswith('{"build_id"')))
+    result = json.loads(next(line for line in said.splitlines() if line.startswith('{"ok"')))
     assert result["published"]
     assert result["samples"] is not None
     rows_kept = [row for path in out.glob("shards/*.parquet") for row in pq.read_table(path).to_pylist()]
@@ -287,12 +287,12 @@ def test_what_fetch_writes_of_a_redirect_names_no_password(serve: Any, make_buil
     web.pages = {"/a.jpg": (302, {"Location": f"ftp://anna:{PASSWORD}@x.test/a.jpg"}, b"")}
     source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}
     build = make_build(web, sources=[source])
-    with build.stage("admit").attempt("all") as attempt:
+    with build.stage("admit").attempt("00000-of-00001") as attempt:
         from pipeline.records import candidate_rows
 
         row = Candidate("s", "news", "p", "", web.url("/a.jpg"), (Text("alt", "云"),))
         attempt.write_table("parquet", candidate_rows([row], 0))
         attempt.commit({"seen": 1, "kept": 1, "dropped": 0})
-    fetch.run_partition(build, "all")
+    fetch.run_partition(build, "00000-of-00001")
     written = [data for _, data in texts_of(Path(build.out))] + [data for _, data in texts_of(Path(build.store.url))]
     assert not [data for data in written if PASSWORD.encode() in data]

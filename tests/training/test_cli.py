@@ -201,8 +201,9 @@ def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run([*program, *fit], env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
-    *_, printed, codes = done.stdout.splitlines()
+    *_, printed, refused, codes = done.stdout.splitlines()
     assert json.loads(codes) == [0, 1]
+    assert json.loads(refused)["ok"] is False
     result = json.loads(printed)
     assert (result["world_size"], result["steps"]) == (2, 2)
     lines = [line for line in done.stderr.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]

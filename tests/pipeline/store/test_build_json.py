@@ -119,14 +119,14 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         web, sources=sources, egress={"delay_s": 0.05, "timeout_s": 30, "connections_per_host": 4}, fetch={"threads": 2}
     )
     urls = [web.url(path) for path in (*(f"/{i}.gif" for i in range(8)), "/gone.gif", "/last.gif")]
-    with build.stage("admit").attempt("0") as attempt:
+    with build.stage("admit").attempt("00000-of-00001") as attempt:
         candidates = [Candidate("s", "news", "http://a.cn/", "http://a.cn/", url, (Text("alt", "图"),)) for url in urls]
         attempt.write_table("parquet", candidate_rows(candidates, 0))
         attempt.commit({"seen": 10, "kept": 10, "dropped": 0})
 
     def work() -> None:
-        with observe.pulse(build.stage("fetch").folder, "0"):
-            fetch.run_partition(build, "0")
+        with observe.pulse(build.stage("fetch").folder, "00000-of-00001"):
+            fetch.run_partition(build, "00000-of-00001")
 
     with build_json.sole_owner(build):
         _begin(build, partitions=1)

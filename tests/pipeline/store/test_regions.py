@@ -36,6 +36,7 @@ def test_detectors_are_counted_and_removed(
         nine: (3, 27, 1),
         four: (3, 12, 1),
     }
+    build.store.check()
     store = ["--store", build.store.url, "--json"]
     assert cli.main(["regions", "prune", "--detector", four, "--dry-run", *store]) == 0
     assert json.loads(capsys.readouterr().out)["detectors"] == [entries[four]]
