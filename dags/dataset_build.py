@@ -110,7 +110,7 @@ def announce(planned: dict[str, Any], result: dict[str, Any]) -> None:
         raise AirflowFailException("the job succeeded, but printed no result of wenlan-data build; see publish.wait")
     if result.get("nothing_new"):
         raise AirflowSkipException(
-            "nothing new: the dataset holds all that was kept already, so there is no new release"
+            "nothing new: the dataset holds all that was kept already, so there is nothing more to train on"
         )
     if not result["published"]:
         raise AirflowSkipException(

@@ -91,7 +91,8 @@ def open_build(
     if known.get("build_id") == was.build_id and identities.of(was.build_id):
         # published: what others have published since is no reason to do it again, as long as nothing else has changed
         as_it_is = _fingerprinted(was)
-        if as_it_is.stage("dedup").finished():
+        seen = identities.is_released(was) or set(identities.before(was)) <= set(was.identities)
+        if seen and as_it_is.stage("dedup").finished():
             return as_it_is
     return _fingerprinted(replace(build, identities=identities.before(build)))
 

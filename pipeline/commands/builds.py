@@ -151,7 +151,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     except ApprovalError:
         say("not published: the spec requires manual approval (publish.approve: manual)")
         say(f"read the report, then run: wenlan-data publish {build.out}")
-        return {}
+        return left_out(build, vanished=False)  # an opt-out waits for nobody
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"nothing_new": True, **left_out(build)}
@@ -167,11 +167,11 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
     }
 
 
-def left_out(build: Build) -> dict[str, Any]:
-    """Take what a build found vanished, or opted out, out of the earlier builds of its dataset; said and returned."""
-    from pipeline.takedown import vanished
+def left_out(build: Build, vanished: bool = True) -> dict[str, Any]:
+    """Take what a build found opted out, and vanished, out of the earlier builds of its dataset; said and returned."""
+    from pipeline.takedown.vanished import leave_out
 
-    lost = vanished.leave_out(build)
+    lost = leave_out(build, vanished)
     if lost["samples"]:
         what = f"{lost['opted_out']:,} URLs whose owners opted out, {lost['vanished']:,} that are gone at the source"
         say(f"{lost['samples']:,} samples of earlier builds were left out: {what}")

@@ -89,6 +89,8 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
     releases = _releases(_store(args), args.dataset)
     newest = releases.read(args.b).release
     earlier = args.a or newest - 1
+    if earlier < 1:
+        raise SpecError([f"{args.dataset}: has one release, and nothing to compare it with"])
     releases.read(earlier)  # says so if there is none
     return show_diff(diff(*(releases.folder.at(file_name(number)) for number in (earlier, newest))))
 

@@ -56,6 +56,9 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     pictures = [Path(path) for path in args.like]
     request = forget.Request(args.url, args.domain, args.sha256, pictures, exact=args.exact, **more)
     answer = forget.forget(store, builds, request, args.dry_run)
+    late = [build for build in _builds(store, []) if build.out not in {build.out for build in builds}]
+    if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
+        answer["builds"] += forget.forget(store, late, forget.Request())["builds"]
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
     if not answer["matched"]:

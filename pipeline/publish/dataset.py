@@ -34,6 +34,7 @@ from pipeline.publish import card, energon
 from pipeline.store.build import Build
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
+from pipeline.store.takedowns import UNFINISHED
 
 MANIFEST = "manifest.json"
 
@@ -98,8 +99,13 @@ def _settle(releases: Releases, release: Manifest) -> None:
     """Name the newest release plainly, and end a withdrawal if all that it lists is in its place again."""
     releases.settle()
     latest = releases.latest()
-    if latest.withdrawn and latest.current is not None and all(_is_there(build) for build in release.builds):
+    if latest.withdrawn and latest.current is not None and all(_is_whole(build) for build in release.builds):
         releases.make_newest(latest.current)
+
+
+def _is_whole(build: ReleasedBuild) -> bool:
+    """Whether a build is in its place, and no takedown is at work in it."""
+    return _is_there(build) and not Folder(build.out).exists(UNFINISHED)
 
 
 def withdraw(build: Build, why: str) -> None:
@@ -120,10 +126,10 @@ def renew(store: Store, dataset: str, specs: Mapping[str, BuildSpec]) -> Manifes
     that is no longer there.
     """
     releases = store.releases(dataset)
-    before = releases.newest()
-    if before is None:
-        return None
     with store.lock():
+        before = releases.newest()
+        if before is None:
+            return None
         if _left(store, before.builds) == set():
             return before  # `leave_out` withdrew it
         parts = _as_they_are(before.builds)
@@ -165,6 +171,12 @@ def _is_there(build: ReleasedBuild) -> bool:
     return shards.exists(MANIFEST) and _manifest_of(build.out)[1].build_id == build.build_id
 
 
+def _as_it_is(part: _Part) -> _Part:
+    """A build with the shards that it has now; while it is withdrawn, with those that it had."""
+    build, _ = part
+    return _part(*_manifest_of(build.out), build.snapshot, build.out) if _is_there(build) else part
+
+
 def rollback(store: Store, dataset: str, number: int) -> Manifest:
     """The next release, of the builds that release `number` had, as they are now.
 
@@ -198,7 +210,11 @@ def _spec_of(out: str) -> BuildSpec:
 
 def _as_they_are(builds: Sequence[ReleasedBuild]) -> list[_Part]:
     """Builds with the shards that they have now."""
-    return [_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
+    parts = [_part(*_manifest_of(build.out), build.snapshot, build.out) for build in builds]
+    for build, (now, _) in zip(builds, parts, strict=True):
+        if now.build_id != build.build_id:
+            raise StoreError(build.out, f"holds {now.build_id} now, not {build.build_id}, which the release needs")
+    return parts
 
 
 def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Manifest:
@@ -208,7 +224,7 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
         parts = []
     own = _part(build.shards, manifest, build.snapshot, build.out)
     left = _left(build.store, [part[0] for part in parts])
-    parts = [part for part in parts if part[0].build_id in left]
+    parts = [_as_it_is(part) for part in parts if part[0].build_id in left]
     others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     return _composed(build.spec.name, build.generation, before, ordered, manifest)
@@ -291,6 +307,8 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     folder that is not empty, for a file that is missing or was changed since, and if there is no such release.
     """
     releases, out = store.releases(dataset), Folder(target)
+    if why := releases.latest().withdrawn:
+        raise StoreError(releases.folder.url, f"is withdrawn: {why}")
     release = releases.read(number)
     if out.names():
         raise StoreError(out.url, "is not empty; a copy needs a new folder")

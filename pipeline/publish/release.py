@@ -39,6 +39,7 @@ from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset, energon
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
@@ -57,12 +58,13 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     incomplete, and SpecError for an unknown gate or an acceptance without a reason.
     """
     gates.check_acceptance(build.stages, accept, because)
-    try:
-        manifest = _publish(build, accept, because, approved)
-    except (GateError, NothingNew):
-        page.tell(build)
-        raise
-    page.tell(build)  # the report was written before: it says now what came of it
+    with build_json.sole_owner(build):
+        try:
+            manifest = _publish(build, accept, because, approved)
+        except (GateError, NothingNew):
+            page.tell(build)
+            raise
+        page.tell(build)  # the report was written before: it says now what came of it
     return manifest
 
 
@@ -78,11 +80,14 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
         with build.store.lock():
             identities.publish(build)  # a no-op, unless they were lost
             dataset.include(build, manifest)
+            build.store.register(build, manifest.revision)
         _remember(build, manifest)
     else:
         dataset.check(build)
         candidates, captures = read_funnels(build)
-        nothing_new = not candidates.kept and build.held > 0
+        nothing_new = (
+            not candidates.kept and build.held > 0 and not build.store.releases(build.spec.name).lists(build.build_id)
+        )
         gates.hold(build, candidates, captures, accept, approved or nothing_new)  # then there is nothing to approve
         if nothing_new:
             known = f"all {candidates.known:,} images that passed are in dataset {build.spec.name} already"

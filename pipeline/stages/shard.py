@@ -72,7 +72,8 @@ def partitions(build: Build) -> list[str]:
     stage = build.stage("shard")
     if stage.folder.exists("manifest.json"):
         todo = "publish that, or roll back to a release without it"
-        dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built anew; {todo}")
+        with build.store.lock():
+            dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built anew; {todo}")
     release.withdraw(stage.folder)
     stage.retire(set(plan), _reusable(build), keep={_boundaries.FILE})
     _boundaries.write(build, plan)

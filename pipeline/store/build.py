@@ -77,7 +77,8 @@ class Build:
     @property
     def held(self) -> int:
         """Samples that its dataset holds already, in the newest release of the same generation."""
-        return self.store.releases(self.spec.name).held(self.generation, self.snapshot)
+        known = {entry["build_id"] for entry in self.store.registered()}
+        return self.store.releases(self.spec.name).held(self.generation, self.snapshot, known)
 
     @property
     def shards(self) -> Folder:

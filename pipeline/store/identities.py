@@ -164,14 +164,28 @@ class Identities:
 
     def check(self, build: Build) -> None:
         """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
-        unseen = set(self.before(build)) - set(build.identities)
-        if unseen and self.of(build.build_id) != commit_name(build):
-            names = ", ".join(sorted(map(build_of, unseen)))
+        if self.is_released(build) and self.of(build.build_id) == commit_name(build):
+            return
+        now, then = set(self.before(build)), set(build.identities)
+        if then - now:
+            names = ", ".join(sorted(map(build_of, then - now)))
+            raise StoreError(
+                build.build_id,
+                f"{names} is no longer what it was when this build began; run wenlan-data build again: it goes on from "
+                "`lead`",
+            )
+        if now - then:
+            names = ", ".join(sorted(map(build_of, now - then)))
             raise StoreError(
                 build.build_id,
                 f"{names} was published since this build began, and is not deduplicated against; "
                 "run wenlan-data build again: it goes on from `lead`",
             )
+
+    def is_released(self, build: Build) -> bool:
+        """Whether later builds read what a build has committed: the newest release lists it."""
+        releases = self._store.releases(build.spec.name)
+        return releases.latest().current is None or releases.lists(build.build_id)
 
     def publish(self, build: Build) -> None:
         """Commit a build's identities, in place of those it had. The caller holds STORE's lock. Raises StoreError."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from data_specs.release import LATEST, BuildName, Latest, Pending, ReleaseName, parse_latest
@@ -57,12 +57,20 @@ class Releases:
         """The highest number of a generation, whether or not the newest release is of it."""
         return max((self.folder.read_json(file_name(number))["generation"] for number in self.numbers()), default=0)
 
-    def held(self, generation: int, snapshot: str) -> int:
-        """Samples that the dataset holds without a build of this generation and snapshot, which takes its own place."""
+    def lists(self, build_id: str) -> bool:
+        """Whether the newest release has a build."""
+        current = self.latest().current
+        return current is not None and any(own.build_id == build_id for own in current.builds)
+
+    def held(self, generation: int, snapshot: str, among: Collection[str]) -> int:
+        """Samples that the dataset holds without a build of this generation and snapshot, which takes its own place.
+
+        among: ids of the builds that STORE knows; others were replaced since.
+        """
         current = self.latest().current
         if current is None or current.generation != generation:
             return 0
-        return sum(build.samples for build in current.builds if build.snapshot != snapshot)
+        return sum(own.samples for own in current.builds if own.snapshot != snapshot and own.build_id in among)
 
     def prepare(self, manifest: Manifest, files: Mapping[str, bytes]) -> ReleaseName:
         """Write a release's manifest, and the files beside it, where no reader looks yet."""

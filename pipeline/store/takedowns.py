@@ -29,6 +29,9 @@ from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
 from pipeline.records import sha256_hex
 from pipeline.urls import host_names
 
+UNFINISHED = "_forget.json"
+"""File in a build's folder while a takedown is running there: what it removes, and the state before."""
+
 
 @dataclass(frozen=True)
 class Look:

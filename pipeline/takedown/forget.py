@@ -33,7 +33,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json, parse_manifest
+from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
 from pipeline.report import drift, page
 from pipeline.store import build_json
@@ -41,15 +43,12 @@ from pipeline.store.build import Build
 from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
-from pipeline.store.takedowns import Takedowns
+from pipeline.store.takedowns import UNFINISHED, Takedowns
 from pipeline.takedown import partitions, shards
 from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.request import Request, resolve, text_array
 
 __all__ = ["COUNTED", "Request", "forget"]
-
-MARKER = "_forget.json"
-"""File in a build's folder while a takedown is running there: what it removes, and the state before."""
 
 COUNTED = ("samples", "candidates", "images", "captures")
 """Counts per build in the answer of `forget`."""
@@ -90,20 +89,36 @@ def forget(
                 build.stages["report"].run(build, "all")
         for build in builds:
             _rename(build)
-            build.folder.delete(MARKER)
+            build.folder.delete(UNFINISHED)
         specs = {build.build_id: build.spec for build in builds}
-        renewed = [dataset.renew(store, releases.dataset, specs) for releases in store.datasets()]
-        numbers = {release.dataset: release.release for release in renewed if release is not None}
+        numbers = _renew(store, specs)
         for build in builds:
             page.tell(build)
         return {"dry_run": False, "builds": answers, "tombstone": name, **found, "releases": numbers}
 
 
+def _renew(store: Store, specs: dict[str, BuildSpec]) -> dict[str, int]:
+    """Step 7; returns the number of each dataset's newest release. Of several faults the first is raised at the end."""
+    numbers: dict[str, int] = {}
+    fault: StoreError | None = None
+    for releases in store.datasets():
+        try:
+            release = dataset.renew(store, releases.dataset, specs)
+        except StoreError as e:
+            fault = fault or e
+            continue
+        if release is not None:
+            numbers[release.dataset] = release.release
+    if fault is not None:
+        raise fault
+    return numbers
+
+
 def _with_unfinished(loss: Affected) -> Affected:
     """The same, with what an earlier takedown that was killed had noted."""
     folder = loss.build.folder
-    if folder.exists(MARKER):
-        loss.hashes |= set(folder.read_json(MARKER)["hashes"])
+    if folder.exists(UNFINISHED):
+        loss.hashes |= set(folder.read_json(UNFINISHED)["hashes"])
     return loss
 
 
@@ -128,8 +143,8 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     build, answer = loss.build, {**loss.value(), "revision": None}
     if not loss.hashes:
         return answer
-    marker = build.folder.read_json(MARKER) if build.folder.exists(MARKER) else _state(build)
-    build.folder.write_json(MARKER, {**marker, "hashes": sorted(loss.hashes)})
+    marker = build.folder.read_json(UNFINISHED) if build.folder.exists(UNFINISHED) else _state(build)
+    build.folder.write_json(UNFINISHED, {**marker, "hashes": sorted(loss.hashes)})
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and shards.stage_shards(build, removal):
         _move_staged(build)
@@ -180,7 +195,8 @@ def _move_staged(build: Build) -> None:
     """
     if shards.staged(build):
         finish = f"wenlan-data forget --store {build.store.url}"
-        dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
+        with build.store.lock():
+            dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
         release.withdraw(build.shards)
         shards.move_staged(build)
 

@@ -60,13 +60,16 @@ def _refusals(build: Build) -> Iterator[dict[str, Any]]:
         yield from rows.filter(wanted).to_pylist()
 
 
-def leave_out(build: Build) -> dict[str, Any]:
+def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:
     """Take what a finished build found lost out of the earlier builds of its dataset; the next release is without it.
+
+    vanished: False to honour opt-outs only.
 
     Returns {"opted_out": URLs that were found so, "vanished": likewise, "samples": how many were taken out}. Raises
     StoreError for a build in which another command is at work.
     """
     lost = lost_in(build)
+    lost = lost if vanished else Lost(lost.opted_out)
     answer = {"opted_out": len(lost.opted_out), "vanished": len(lost.vanished), "samples": 0}
     earlier = _earlier(build) if lost else []
     if earlier:
@@ -81,7 +84,8 @@ def _earlier(build: Build) -> list[Build]:
 
     Those of earlier generations too: a rollback may go to them, and must not bring back what was left out since.
     """
-    known = dict.fromkeys(one["out"] for one in build.store.registered() if one["name"] == build.spec.name)
+    own = [one for one in build.store.registered() if one["name"] == build.spec.name]
+    known = dict.fromkeys(one["out"] for one in own if one["snapshot"] <= build.snapshot)
     return [build_json.reopen(out, build.stages) for out in known if out != build.out and _is_published(Folder(out))]
 
 

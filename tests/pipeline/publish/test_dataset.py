@@ -23,6 +23,8 @@ from pipeline.report.diff import diff
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.releases import Releases
+from pipeline.store.store import Store
+from pipeline.takedown import partitions
 from pipeline.takedown.forget import Request, forget
 from tests.drawn import blobs
 from tests.stages import run_noted
@@ -213,3 +215,88 @@ def test_a_build_that_is_gone_is_named(week: Week) -> None:
     third = week("2026-11-15", 15)
     release.publish(third)
     assert sum(releases_of(third).read().samples.values()) == 15, "a publish reads the last release, not its builds"
+
+
+def test_a_build_that_a_rollback_left_out_is_not_published_again_beside_what_came_after(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 14)
+    release.publish(second)
+    dataset.rollback(first.store, "photos", 1)
+    third = week("2026-11-15", 14)  # keeps what the second had
+    release.publish(third)
+    with pytest.raises(StoreError, match=r"photos-2026-11-15-\w+ was published since this build began"):
+        release.publish(second)
+    assert verify(releases_of(third).folder.url) == []
+    again = week("2026-11-08", 14)
+    assert again.fingerprints["lead"] != second.fingerprints["lead"], "the command goes on from `lead`"
+
+
+def test_a_build_begun_before_a_rollback_is_begun_again(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    release.publish(week("2026-11-08", 14))
+    third = week("2026-11-15", 15)  # of which the second holds two
+    dataset.rollback(first.store, "photos", 1)
+    with pytest.raises(StoreError, match=r"photos-2026-11-08-\w+ is no longer what it was when this build began"):
+        release.publish(third)
+
+
+def test_a_publish_that_was_killed_before_store_knew_of_it_is_registered_by_the_next(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build = week("2026-11-01", 12)
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "register", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            release.publish(build)
+    assert build.store.registered() == []
+    release.publish(build)
+    assert [entry["build_id"] for entry in build.store.registered()] == [build.build_id]
+
+
+def test_a_publish_after_a_killed_takedown_lists_the_shards_as_they_are(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    request = Request(urls=["folder:///mine/3.jpg"])
+    with monkeypatch.context() as patch:  # its shards and its manifest are done, nothing else
+        patch.setattr(partitions, "rewritable", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            forget(first.store, [first], request)
+    second = week("2026-11-08", 14)
+    release.publish(second)
+    assert releases_of(second).latest().withdrawn, "the takedown is not over"
+    assert "folder:///mine/3.jpg" not in str(releases_of(second).read().model_dump())
+    forget(first.store, [first, second], request)
+    assert not releases_of(second).latest().withdrawn
+    assert verify(releases_of(second).folder.url, store=first.store.url) == []
+
+
+def test_a_build_of_which_nothing_is_left_is_published_again(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 13)
+    release.publish(second)
+    forget(second.store, [first, second], Request(urls=["folder:///mine/12.jpg"]))
+    release.publish(week("2026-11-08", 13))
+    assert not releases_of(first).latest().withdrawn
+    assert sum(releases_of(first).read().samples.values()) == 12
+
+
+def test_a_rollback_takes_no_build_of_another_dataset(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    manifest = json.loads(first.shards.read("manifest.json"))
+    first.shards.write("manifest.json", json.dumps({**manifest, "build_id": "other-2026-11-01-0"}).encode())
+    with pytest.raises(StoreError, match=r"2026-11-01: holds other-2026-11-01-0 now, not photos-2026-11-01-"):
+        dataset.rollback(first.store, "photos", 1)
+
+
+def test_a_withdrawn_dataset_is_not_copied(week: Week, tmp_path: Path) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    dataset.withdraw(build, "a takedown is at work")
+    with pytest.raises(StoreError, match="is withdrawn: a takedown is at work"):
+        dataset.copy(build.store, "photos", str(tmp_path / "copy"))
