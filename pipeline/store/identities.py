@@ -183,9 +183,13 @@ class Identities:
             )
 
     def is_released(self, build: Build) -> bool:
-        """Whether later builds read what a build has committed: the newest release lists it."""
+        """Whether later builds read what a build has committed: the newest release lists it.
+
+        True too for a build of another generation than the newest release, to which it cannot come back by itself.
+        """
         releases = self._store.releases(build.spec.name)
-        return releases.latest().current is None or releases.lists(build.build_id)
+        current = releases.latest().current
+        return current is None or current.generation != build.generation or releases.lists(build.build_id)
 
     def publish(self, build: Build) -> None:
         """Commit a build's identities, in place of those it had. The caller holds STORE's lock. Raises StoreError."""
