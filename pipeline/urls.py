@@ -183,6 +183,10 @@ def is_endless(url: str) -> bool:
     return len(parts) > MAX_PARTS or any(parts.count(part) > MAX_SAME_PARTS for part in parts if not part.isdigit())
 
 
+MAX_LABELS = 127
+"""Labels of a host name at most (RFC 1035: 255 octets)."""
+
+
 def host_names(url: str) -> list[str]:
     """The host of a URL and its parent domains, longest first: `a.b.cn` -> a.b.cn, b.cn. Empty without a host.
 
@@ -197,7 +201,9 @@ def host_names(url: str) -> list[str]:
         return []
     labels = host.split(".")
     is_address = ":" in host or labels[-1].isdigit()
-    parents = [] if is_address else [".".join(labels[i:]) for i in range(1, len(labels) - 1)]
+    # a name of 40,000 labels, which DNS does not know, would take seconds
+    first = max(1, len(labels) - MAX_LABELS)
+    parents = [] if is_address else [".".join(labels[i:]) for i in range(first, len(labels) - 1)]
     return [*([f"{host}:{port}"] if port else []), host, *parents]
 
 

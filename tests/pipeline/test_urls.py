@@ -177,3 +177,9 @@ def test_no_password_is_in_an_error_a_log_line_or_a_decision(
     assert (decision.fetch_id, decision.id) == (candidate.fetch_id, candidate.candidate_id), "ids do not change"
     say(f"dataset: {url}")
     assert "pa55word" not in capsys.readouterr().err
+
+
+def test_a_host_of_thousands_of_labels_costs_no_time_and_has_the_parents_that_dns_knows():
+    names = host_names(f"https://{'a.' * 20_000}example.org/")
+    assert names[-1] == "example.org"
+    assert len(names) < 200

@@ -58,3 +58,9 @@ def test_a_hostile_sitemap_costs_little_memory(body, monkeypatch):
         tracemalloc.stop()
     assert (len(pages) <= 1, further) == (True, [])
     assert peak < 4 * len(body) + 50_000_000
+
+
+def test_an_unknown_encoding_is_no_entry():
+    name = b"U" + 100 * b"F" + b"-8"  # longer than the declarations that are read here
+    body = b'<?xml version="1.0" encoding="' + name + b'"?><urlset><url><loc>http://a.cn/1</loc></url></urlset>'
+    assert sitemaps.parse(body) == ([], [])
