@@ -224,7 +224,9 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
         parts = []
     own = _part(build.shards, manifest, build.snapshot, build.out)
     left = _left(build.store, [part[0] for part in parts])
-    parts = [_as_it_is(part) for part in parts if part[0].build_id in left]
+    parts = [part for part in parts if part[0].build_id in left]
+    if build.store.releases(build.spec.name).latest().withdrawn:  # a takedown may have changed what `before` lists
+        parts = [_as_it_is(part) for part in parts]
     others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
     return _composed(build.spec.name, build.generation, before, ordered, manifest)

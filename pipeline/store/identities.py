@@ -163,24 +163,18 @@ class Identities:
             yield path
 
     def check(self, build: Build) -> None:
-        """Raise StoreError if a build may not be published since others were, of which it knows nothing."""
+        """Raise StoreError if what a build is deduplicated against has changed since it began."""
         if self.is_released(build) and self.of(build.build_id) == commit_name(build):
             return
         now, then = set(self.before(build)), set(build.identities)
-        if then - now:
-            names = ", ".join(sorted(map(build_of, then - now)))
-            raise StoreError(
-                build.build_id,
-                f"{names} is no longer what it was when this build began; run wenlan-data build again: it goes on from "
-                "`lead`",
-            )
-        if now - then:
-            names = ", ".join(sorted(map(build_of, now - then)))
-            raise StoreError(
-                build.build_id,
-                f"{names} was published since this build began, and is not deduplicated against; "
-                "run wenlan-data build again: it goes on from `lead`",
-            )
+        for others, what in (
+            (then - now, "is no longer what it was when this build began"),
+            (now - then, "was published since this build began, and is not deduplicated against"),
+        ):
+            if others:
+                names = ", ".join(sorted(map(build_of, others)))
+                todo = "run wenlan-data build again: it goes on from `lead`"
+                raise StoreError(build.build_id, f"{names} {what}; {todo}")
 
     def is_released(self, build: Build) -> bool:
         """Whether later builds read what a build has committed: the newest release lists it.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.report.diff import diff
 from pipeline.stages import STAGES
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
@@ -300,3 +302,53 @@ def test_a_withdrawn_dataset_is_not_copied(week: Week, tmp_path: Path) -> None:
     dataset.withdraw(build, "a takedown is at work")
     with pytest.raises(StoreError, match="is withdrawn: a takedown is at work"):
         dataset.copy(build.store, "photos", str(tmp_path / "copy"))
+
+
+def test_a_takedown_that_waits_for_a_publish_renews_the_release_that_came_meanwhile(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 14)
+    lock, waiting = Store.lock, [True]
+
+    @contextlib.contextmanager
+    def publishing_first(store: Store) -> Iterator[None]:
+        if waiting.pop() if waiting else False:
+            release.publish(second)
+        with lock(store):
+            yield
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "lock", publishing_first)
+        renewed = dataset.renew(first.store, "photos", {})
+    assert renewed is not None
+    assert (renewed.release, len(renewed.builds)) == (2, 2)
+    assert releases_of(first).read() == renewed
+
+
+def test_a_dataset_that_lost_a_build_stops_no_takedown_in_others(week: Week, tmp_path: Path) -> None:
+    broken = week("2026-10-01", 5, name="albums")
+    release.publish(broken)
+    shutil.rmtree(broken.out)
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    with pytest.raises(StoreError, match=r"2026-10-011/shards/manifest.json: is missing"):
+        forget(first.store, [first], Request(urls=["folder:///mine/3.jpg"]))
+    assert sum(releases_of(first).read().samples.values()) == 11
+    assert not releases_of(first).latest().withdrawn
+
+
+def test_a_build_in_which_another_command_is_at_work_is_not_published(week: Week) -> None:
+    build = week("2026-11-01", 12)
+    with build_json.sole_owner(build), pytest.raises(StoreError, match="another wenlan-data is building here"):
+        release.publish(build)
+
+
+def test_what_was_replaced_is_not_held(week: Week) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second = week("2026-11-08", 12)
+    assert second.held == 12
+    first.store.unregister(first.build_id)
+    assert second.held == 0

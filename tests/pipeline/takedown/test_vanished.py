@@ -105,6 +105,27 @@ def test_a_rollback_brings_back_nothing_that_was_left_out_meanwhile(week: Any, s
     assert released(second) == PAGES - 1
 
 
+def test_an_old_build_that_is_run_again_takes_nothing_from_later_ones(week: Any, site: Any) -> None:
+    there = site.pages["/1.html"]
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    first = week("2026-11-01")
+    release.publish(first)
+    site.pages["/1.html"] = there  # the owner has changed his mind
+    second = week("2026-11-08")
+    release.publish(second)
+    assert vanished.leave_out(first) == {"opted_out": 1, "vanished": 0, "samples": 0}
+    assert released(second) == PAGES
+
+
+def test_only_opt_outs_are_honoured_while_a_build_waits(week: Any, site: Any) -> None:
+    release.publish(week("2026-11-01", vanished="drop"))
+    site.pages["/1.html"] = page(1, "<meta name='robots' content='noai'>")
+    site.pages["/2.html"] = (404, {}, b"")
+    second = week("2026-11-08", vanished="drop")
+    assert vanished.leave_out(second, vanished=False) == {"opted_out": 1, "vanished": 0, "samples": 1}
+    assert vanished.leave_out(second)["samples"] == 1
+
+
 def test_it_is_no_ban(week: Any, site: Any) -> None:
     first = week("2026-11-01")
     release.publish(first)
