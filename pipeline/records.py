@@ -203,6 +203,24 @@ def drop(
     )
 
 
+def drop_capture(url: str, source: str, stage: str, reason: DropReason, evidence: str = "") -> Decision:
+    """The Decision that drops the capture of a URL. What was taken down is counted, its URL is not written again."""
+    shown = url if reason is not DropReason.FORGOTTEN else ""
+    return Decision(
+        subject="capture",
+        id=sha256_hex(url),
+        fetch_id="",
+        source=source,
+        page_url=shown,
+        url=shown,
+        stage=stage,
+        kept=False,
+        reason=reason.value,
+        reasons=(reason.value,),
+        evidence=evidence[:300],
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Features:
     """Measurements of one image. Sides in pixels of the picture as shown (EXIF orientation applied)."""

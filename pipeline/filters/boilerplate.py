@@ -4,7 +4,7 @@ Phrases come from `boilerplate.txt` beside this file, one per line, and from the
 characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:
 「点击查看大图」 is dropped, 「点击查看大图：黄山云海」 is kept.
 
-Limits: set phrases of a single site are not known here; `pipeline.stages.extract` removes texts that many of its pages
+Limits: set phrases of a single site are not known here; stage `extract` removes texts that many of its pages
 share.
 """
 

@@ -43,7 +43,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import canonical_json
 from pipeline.errors import SourceError, StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, Decision, DropReason, sha256_hex
+from pipeline.records import OPT_OUT_SCHEMA, OPT_OUTS, DropReason, drop_capture, sha256_hex
 from pipeline.sources import IMAGE_CAPS, sources_of
 from pipeline.sources.site import Site
 from pipeline.store import build_json
@@ -251,7 +251,9 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
         target = attempt.path("warc.gz")
         _link(Path(frontier.warc), target)  # not moved: until the record is there the frontier must be able to go on
         attempt.write_table("parquet", pa.Table.from_pylist(list(frontier.kept()), schema=CRAWL_SCHEMA))
-        attempt.decide([_decision(site, *page) for page in frontier.not_kept()])
+        attempt.decide(
+            [drop_capture(url, site.name, "crawl", DropReason(why), said) for url, why, said in frontier.not_kept()]
+        )
         dropped = totals.dropped + totals.waiting
         return attempt.commit(
             {
@@ -273,24 +275,6 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
 def beyond_depth(source: str, count: int, max_depth: int) -> str:
     """What people read about pages that `max_depth` cut off."""
     return f"source {source}: {count:,} linked pages lie beyond max_depth {max_depth} and were not visited"
-
-
-def _decision(site: Site, url: str, reason: str, evidence: str) -> Decision:
-    """The decision about a page that was not kept. What was taken down is counted, its address is not written again."""
-    shown = url if reason != DropReason.FORGOTTEN.value else ""
-    return Decision(
-        subject="capture",
-        id=sha256_hex(url),
-        fetch_id="",
-        source=site.name,
-        page_url=shown,
-        url=shown,
-        stage="crawl",
-        kept=False,
-        reason=reason,
-        reasons=(reason,),
-        evidence=evidence,
-    )
 
 
 def _without(rewrite: Rewrite) -> None:

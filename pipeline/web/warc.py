@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, NO_DAMAGE, reason
-from pipeline.records import Capture, Decision, DropReason, sha256_hex
+from pipeline.records import Capture, Decision, DropReason, drop_capture
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
 
@@ -268,29 +268,12 @@ def _read_record(record: Any, max_body: int) -> Capture | Decision | None:
     except Exception as e:
         if not url.startswith(("http://", "https://")):
             raise
-        return _dropped(url, DropReason.UNREADABLE, evidence(e, url))
+        return drop_capture(url, "", "extract", DropReason.UNREADABLE, evidence(e, url))
 
 
 def _url_of(record: Any) -> str:
     url = record.rec_headers.get_header("WARC-Target-URI") or ""
     return without_userinfo(url.strip("<> "))
-
-
-def _dropped(url: str, reason: DropReason, said: str) -> Decision:
-    """The Decision about a capture; the source is set by who reads the file."""
-    return Decision(
-        subject="capture",
-        id=sha256_hex(url),
-        fetch_id="",
-        source="",
-        page_url=url,
-        url=url,
-        stage="extract",
-        kept=False,
-        reason=reason.value,
-        reasons=(reason.value,),
-        evidence=said[:300],
-    )
 
 
 def _capture(record: Any, max_body: int) -> Capture | Decision | None:
@@ -300,7 +283,7 @@ def _capture(record: Any, max_body: int) -> Capture | Decision | None:
         return None
     body = _body(record, max_body + 1)
     if len(body) > max_body:
-        return _dropped(url, DropReason.TOO_LARGE, f"more than {max_body} bytes")
+        return drop_capture(url, "", "extract", DropReason.TOO_LARGE, f"more than {max_body} bytes")
     headers = tuple((str(name), str(value)) for name, value in record.http_headers.headers)
     status = record.http_headers.get_statuscode()
     return Capture(

@@ -127,7 +127,7 @@ def alt_only() -> Found:
 
 
 def extracted(pages: list[Any]) -> None:
-    from pipeline.stages.extract import extract_page
+    from pipeline.stages._page_candidates import extract_page
 
     for page in pages:
         list(extract_page(page, "s", "library"))

@@ -35,7 +35,7 @@ def page(data: bytes) -> None:
     from pipeline.pages.bounds import PageRefused
     from pipeline.records import Capture
     from pipeline.sources.site import Site
-    from pipeline.stages.extract import read_within_limits
+    from pipeline.stages._page_candidates import read_within_limits
 
     capture = Capture(URL, 200, "", "text/html; charset=utf-8", data)
     with suppress(OverLimit, PageRefused):
@@ -234,7 +234,7 @@ def _root() -> Path:
 
 @functools.cache
 def _page_reader() -> Any:
-    from pipeline.stages.extract import page_reader
+    from pipeline.stages._page_candidates import page_reader
 
     return page_reader()
 

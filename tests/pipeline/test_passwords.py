@@ -24,7 +24,7 @@ from data_specs.shard import Text
 from pipeline import run
 from pipeline.records import USERINFO, Candidate, Capture
 from pipeline.sources import microblog, url_table
-from pipeline.stages import extract, fetch
+from pipeline.stages import _page_candidates, fetch
 from pipeline.urls import basic_authorization, split_userinfo
 from pipeline.web.image_opener import GuardedOpener
 from tests.pipeline.stages.test_extract import warc
@@ -113,7 +113,7 @@ def test_every_source_of_image_urls_splits_them(tmp_path: Path) -> None:
     page = '<base href="http://x:y@i.test/d/"><p>北京今天下了第一场雪'
     page += '<img src="//a:b@i.test/1.jpg" alt=雪><img src=2.jpg alt=云>'
     capture = Capture("http://p.test/", 200, "", "text/html; charset=utf-8", page.encode())
-    entries = [e for e in extract.extract_page(capture, "s", "news") if isinstance(e, Candidate)]
+    entries = [e for e in _page_candidates.extract_page(capture, "s", "news") if isinstance(e, Candidate)]
     assert [(e.image_url, e.userinfo) for e in entries] == [
         ("http://i.test/1.jpg", "a:b"),
         ("http://i.test/d/2.jpg", ""),

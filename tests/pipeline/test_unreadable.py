@@ -30,7 +30,7 @@ from pipeline.records import Candidate, candidate_rows
 from pipeline.report import gates
 from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.sources import folder, microblog, url_table, webdataset
-from pipeline.stages import STAGES, admit, crawl, extract, fetch, measure, shard
+from pipeline.stages import STAGES, _page_candidates, admit, crawl, extract, fetch, measure, shard
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
@@ -144,13 +144,13 @@ def test_a_fault_of_our_own_is_no_pages(serve, make_build, monkeypatch, error):
 # extract: pages
 
 PAGE_PARSERS = [
-    (extract, "decode"),
-    (extract, "parse"),
-    (extract, "rule_of"),
-    (extract, "not_chinese"),
-    (extract, "canonical_url"),
-    (extract.policy, "is_html"),
-    (extract.policy, "opt_outs"),
+    (_page_candidates, "decode"),
+    (_page_candidates, "parse"),
+    (_page_candidates, "rule_of"),
+    (_page_candidates, "not_chinese"),
+    (_page_candidates, "canonical_url"),
+    (_page_candidates.policy, "is_html"),
+    (_page_candidates.policy, "opt_outs"),
     (page.linked_data, "read"),
     (linked_data, "_walk"),
     (walk.Walk, "_place"),
@@ -176,7 +176,7 @@ ERRORS = [TypeError("odd"), MemoryError(), RecursionError("deep"), UnicodeError(
 
 @pytest.mark.parametrize(
     ("module", "name", "error"),
-    [(*parser, ERRORS[0]) for parser in PAGE_PARSERS] + [(extract, "parse", error) for error in ERRORS[1:]],
+    [(*parser, ERRORS[0]) for parser in PAGE_PARSERS] + [(_page_candidates, "parse", error) for error in ERRORS[1:]],
 )
 def test_a_page_on_which_a_parser_fails_is_one_decision(tmp_path, monkeypatch, module, name, error):
     """Whatever it held up to there: no half of a page goes on."""

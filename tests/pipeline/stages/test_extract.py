@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec
 from pipeline.errors import SourceError
 from pipeline.records import Candidate, Capture, Decision, candidates_of
-from pipeline.stages import STAGES, extract
-from pipeline.stages.extract import extract_page
+from pipeline.stages import STAGES, _furniture, extract
+from pipeline.stages._page_candidates import extract_page
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
@@ -168,13 +168,13 @@ def test_no_page_raises(body):
 
 
 def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
-    pages = [f"http://a.test/{i}" for i in range(extract.SHOWN_ON_PAGES)]
+    pages = [f"http://a.test/{i}" for i in range(_furniture.SHOWN_ON_PAGES)]
     candidates = []
     for i, url in enumerate(pages):
         html = f"<h1>题目{i}号</h1><p><img src=/i/{i}.jpg alt=图{i}号></p><p>如有问题请告诉我们</p>"
         html += "<img src=/top.jpg alt=栏目>"
         candidates += [c for c in extract_page(capture(html, url=url), "s", "news") if isinstance(c, Candidate)]
-    kept, dropped = extract.without_furniture(candidates)
+    kept, dropped = _furniture.without_furniture(candidates)
     assert [{t.text for t in c.texts} for c in kept] == [{f"图{i}号", f"题目{i}号"} for i in range(len(pages))]
     assert {(d.reason, d.url) for d in dropped} == {("spacer", "http://a.test/top.jpg")}
     assert len(kept) + len(dropped) == len(candidates)
@@ -380,7 +380,7 @@ def test_the_pages_of_a_gallery_are_no_trap_and_nineteen_days_are_none():
         for url, html in pages:
             entries = extract_page(capture(html, url=url), "s", "news", wordings=wordings)
             candidates += [entry for entry in entries if isinstance(entry, Candidate)]
-        return [decision.url for decision in extract.without_traps(candidates, wordings)[1]]
+        return [decision.url for decision in _furniture.without_traps(candidates, wordings)[1]]
 
     gallery = [trap(number, [number, 1000]) for number in range(30)]
     assert of(*gallery) == []

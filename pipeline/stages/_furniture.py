@@ -1,0 +1,88 @@
+"""What stands on many pages of a site: furniture, endless pages, and more images than a host may bring.
+
+Judged over the candidates of one partition of `extract`, a WARC file.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from urllib.parse import urlsplit
+
+from pipeline.records import Candidate, Decision, DropReason, drop, drop_capture
+
+REPEATED_ON_PAGES = 5
+"""A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
+
+SHOWN_ON_PAGES = 20
+"""An image on so many pages of a partition is a logo or a button, whatever it is called."""
+
+_FURNITURE_KINDS = ("surrounding", "abstract", "title", "tag")
+
+
+def without_traps(candidates: list[Candidate], wordings: Mapping[str, str]) -> tuple[list[Candidate], list[Decision]]:
+    """Drop trap pages (TRAP): pages of a host, SHOWN_ON_PAGES or more, that differ in their numbers only, and that have
+    no image of their own.
+
+    A calendar without end that shows a site's real pictures would else turn them into furniture, or into as many
+    candidates. The pages of a gallery are alike too, but each has its own picture. wordings: `wording_of` by page.
+    """
+    alike: dict[tuple[str, str], set[str]] = {}
+    for page in {candidate.page_url for candidate in candidates}:
+        alike.setdefault((urlsplit(page).netloc, wordings.get(page, page)), set()).add(page)
+    crowded = set[str]().union(*(pages for pages in alike.values() if len(pages) >= SHOWN_ON_PAGES))
+    if not crowded:
+        return candidates, []
+    shown: dict[str, set[str]] = {}
+    for candidate in candidates:
+        shown.setdefault(candidate.image_url, set()).add(candidate.page_url)
+    traps = crowded - {page for pages in shown.values() if len(pages) == 1 for page in pages}
+    remaining = [candidate for candidate in candidates if candidate.page_url not in traps]
+    source = candidates[0].source
+    evidence = f"differs in its numbers only from {SHOWN_ON_PAGES} pages or more, and has no image of its own"
+    return remaining, [drop_capture(page, source, "extract", DropReason.TRAP, evidence) for page in sorted(traps)]
+
+
+def capped(candidates: list[Candidate], most: int) -> tuple[list[Candidate], list[Decision]]:
+    """The first `most` candidates on the pages of each host, in the order of the pages; Decisions about the others."""
+    if len(candidates) <= most:
+        return candidates, []
+    counts: Counter[str] = Counter()
+    kept, dropped = [], []
+    for candidate in candidates:
+        host = urlsplit(candidate.page_url).netloc
+        counts[host] += 1
+        if counts[host] <= most:
+            kept.append(candidate)
+        else:
+            dropped.append(drop(candidate, "extract", DropReason.CAP_PER_HOST, f"{host} has more than {most} images"))
+    return kept, dropped
+
+
+def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
+    """Drop images that stand on very many pages (SPACER), and take off surrounding texts, abstracts and titles that
+    stand on many pages of one host; a candidate without any other text goes too (NO_TEXT).
+    """
+    pages: dict[tuple[str, str], set[str]] = {}
+    shown: dict[str, set[str]] = {}
+    for candidate in candidates:
+        host = urlsplit(candidate.page_url).netloc
+        shown.setdefault(candidate.image_url, set()).add(candidate.page_url)
+        for text in candidate.texts:
+            if text.kind in _FURNITURE_KINDS:
+                pages.setdefault((host, text.text), set()).add(candidate.page_url)
+    furniture = {key for key, urls in pages.items() if len(urls) >= REPEATED_ON_PAGES}
+    kept, dropped = [], []
+    for candidate in candidates:
+        count = len(shown[candidate.image_url])
+        if count >= SHOWN_ON_PAGES:
+            dropped.append(drop(candidate, "extract", DropReason.SPACER, f"stands on {count} pages"))
+            continue
+        host = urlsplit(candidate.page_url).netloc
+        texts = tuple(t for t in candidate.texts if t.kind not in _FURNITURE_KINDS or (host, t.text) not in furniture)
+        if texts:
+            kept.append(replace(candidate, texts=texts))
+        else:
+            dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that stand on many pages"))
+    return kept, dropped

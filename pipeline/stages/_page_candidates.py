@@ -1,0 +1,255 @@
+"""One captured page as candidates: its images with their texts, and a Decision for each image that is none.
+
+Pages are decoded (`pipeline.texts.charset`) and read in one walk (`pipeline.pages.page`). A page that asks not to be
+used, that is not Chinese or cannot be read is a Decision about the capture. One image shown twice on a page is one
+candidate with the texts of both places. `read_within_limits` reads a page that may take long in a process of its own.
+
+Limits: whether a page is Chinese is judged by script.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
+
+from data_specs.shard import SourceKind, Text
+from pipeline.confined import Confined
+from pipeline.pages import bounds
+from pipeline.pages.page import Page, PageImage, parse
+from pipeline.pages.site_rules import rule_of
+from pipeline.records import Candidate, Capture, Decision, DropReason, drop, drop_capture
+from pipeline.sources import PageSource
+from pipeline.texts.charset import decode
+from pipeline.urls import canonical_url, split_userinfo
+from pipeline.web import policy
+
+Entries = list[Candidate | Decision]
+Reading = tuple[Entries, str | None]
+"""What a page holds, and its `wording_of` if it has candidates."""
+
+_EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
+
+MIN_SIDE = 48
+"""An image whose own element says that it is smaller, in CSS pixels, is an icon or a spacer."""
+
+_SPACER_NAME = re.compile(
+    r"(?:^|[-_./])(?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
+    r"sprites?|avatar|favicon|emoji|emoticon|qrcode|arrow|bullet|btn|button|callouts?|dot|rss)(?:[-_.0-9/]|$)",
+    re.I,
+)
+_SPACER_CLASS = re.compile(
+    r"(?:^|[-_\s])(?:icons?|logo|avatar|emoji|emoticon|spacer|pixel|callout|qrcode|badge)(?:$|[-_\s])", re.I
+)
+_TRACKER = re.compile(
+    r"(?:^|\.)(?:cnzz|51\.la|google-analytics|googletagmanager|doubleclick|scorecardresearch|umeng|miaozhen|admaster)"
+    r"(?:\.|$)|^(?:hm|eclick)\.baidu\.com$|/(?:pixel|track|beacon|stat|count(?:er)?)\.(?:gif|php|png)",
+    re.I,
+)
+_HAN, _KANA, _HANGUL = (
+    re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
+)
+_NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
+_LETTERS = re.compile(r"[^\W\d_]+")
+MIN_HAN = 0.1
+"""Share of Han characters among a page's letters, menus and code included, from which on it counts as Chinese."""
+
+
+def read_within_limits(
+    capture: Capture, source: PageSource, reader: Confined[Reading], wordings: dict[str, str]
+) -> Entries:
+    """`extract_page`, by `reader` where the page may take long: one in five of large pages, hardly one of others.
+
+    reader: runs `read_page`. Raises OverLimit and PageRefused.
+    """
+    if (refusal := _refusal(capture, source.name)) is not None:
+        return [refusal]
+    name, kind, most = source.name, source.source_kind, source.max_images_per_page
+    if len(capture.body) <= bounds.LIGHT_CHARACTERS:
+        decoded = decode(capture.body, capture.content_type)
+        if decoded is None or bounds.is_light(decoded[0]):
+            return list(_of_text(capture, decoded, name, kind, most, wordings))
+    entries, wording = reader(capture, name, kind, most)
+    if wording is not None:
+        wordings[capture.url] = wording
+    return entries
+
+
+def page_reader() -> Confined[Reading]:
+    """Runs `read_page` in a process of its own, which is started when it is first needed."""
+    return Confined(read_page, (_EXAMPLE, "", "news", 1))
+
+
+def read_page(capture: Capture, source: str, source_kind: SourceKind, max_images: int) -> Reading:
+    """`extract_page` as a list with the page's wording, for a process of its own."""
+    wordings: dict[str, str] = {}
+    entries = list(extract_page(capture, source, source_kind, max_images, wordings))
+    return entries, wordings.get(capture.url)
+
+
+def extract_page(
+    capture: Capture,
+    source: str,
+    source_kind: SourceKind,
+    max_images: int = 2_000,
+    wordings: dict[str, str] | None = None,
+) -> Iterator[Candidate | Decision]:
+    """The candidates of one captured page, a Decision per image that is none, or one Decision about the capture.
+
+    max_images: candidates of the page at most. wordings: gets its `wording_of` by its URL, if it has candidates.
+
+    Raises PageRefused for a page beyond the bounds on markup. Meant to raise nothing else: whatever is wrong with a
+    page is a Decision. Where it raises all the same, see `_entries`.
+    """
+    if (refusal := _refusal(capture, source)) is not None:
+        yield refusal
+        return
+    decoded = decode(capture.body, capture.content_type)
+    yield from _of_text(capture, decoded, source, source_kind, max_images, wordings)
+
+
+def _refusal(capture: Capture, source: str) -> Decision | None:
+    """The Decision about a capture that is no page at all."""
+    if not 200 <= capture.status < 300:
+        return drop_capture(capture.url, source, "extract", DropReason.HTTP_STATUS, str(capture.status))
+    if not policy.is_html(capture.content_type, capture.body):
+        return drop_capture(capture.url, source, "extract", DropReason.NOT_HTML, capture.content_type[:80])
+    return None
+
+
+def _of_text(
+    capture: Capture,
+    decoded: tuple[str, str] | None,
+    source: str,
+    source_kind: SourceKind,
+    max_images: int,
+    wordings: dict[str, str] | None,
+) -> Iterator[Candidate | Decision]:
+    """As `extract_page`, of what `decode` returned."""
+    if decoded is None:
+        why = "neither UTF-8, gb18030, Big5 nor what it declares"
+        yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
+        return
+    page = parse(decoded[0], rule_of(capture.url))
+    if outs := policy.opt_outs(capture.headers, page.robots, page.reserved):
+        yield drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))
+        return
+    if not page.images:
+        return
+    if script := not_chinese(page):
+        yield drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, script)
+        return
+    if wordings is not None:
+        wordings[capture.url] = wording_of(page.text)
+    yield from _images(capture, page, source, source_kind, max_images)
+
+
+def not_chinese(page: Page) -> str:
+    """Evidence that a page is not Chinese, "" if there is none. By script, since short texts mislead models.
+
+    A page with little Chinese stays if one of its images has a Chinese alt or caption.
+    """
+    own = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
+    text = " ".join((page.text[:100_000], *own))[:200_000]
+    han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
+    if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own):
+        letters = sum(map(len, _LETTERS.findall(text)))
+        if han < MIN_HAN * letters:
+            return f"{han} Han characters of {letters} letters"
+    if kana > 0.2 * (han + kana):
+        return f"{kana} kana beside {han} Han characters"
+    if hangul > han:
+        return f"{hangul} hangul beside {han} Han characters"
+    return ""
+
+
+@dataclass(slots=True)
+class _Place:
+    """A candidate while its page is read: images of the same address add their texts."""
+
+    candidate: Candidate
+    texts: dict[str, Text]
+
+
+def _images(
+    capture: Capture, page: Page, source: str, source_kind: SourceKind, most: int
+) -> Iterator[Candidate | Decision]:
+    """Candidates of a page in the order of its images, decisions first."""
+    base = _base(capture.url, page.base)
+    places: dict[str, _Place] = {}  # by canonical URL
+    for image in page.images:
+        bare, userinfo = split_userinfo(image.url)
+        image = replace(image, url=bare) if userinfo else image
+        row = image.row if image.row >= 0 else len(page.images)
+        fault = _fault(image, base)
+        if isinstance(fault, str) and fault not in places and len(places) == most:
+            fault = DropReason.CAP_PER_PAGE, f"the page has more than {most} images"
+        if isinstance(fault, str) and fault not in places:
+            candidate = Candidate(source, source_kind, capture.url, capture.url, fault, (), row, userinfo=userinfo)
+            places[fault] = _Place(candidate, {t.text: t for t in image.texts})
+            continue
+        # An image that is no candidate is identified by its place on the page: others may have the same address.
+        origin = f"{capture.url}#image-{row}"
+        own = Candidate(source, source_kind, origin, capture.url, image.url[:2000], image.texts, row)
+        if isinstance(fault, tuple):
+            yield drop(own, "extract", *fault)
+            continue
+        place = places[fault]
+        place.texts.update({t.text: t for t in image.texts if t.text not in place.texts})
+        if not image.fallback and image.row >= 0:
+            again = replace(own, image_url=fault)
+            leader = place.candidate.candidate_id
+            yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
+    for place in places.values():
+        candidate = replace(place.candidate, texts=tuple(place.texts.values()))
+        yield candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT)
+
+
+def _base(url: str, base: str) -> str:
+    try:
+        return canonical_url(split_userinfo(base)[0], url) if base else url
+    except ValueError:
+        return url
+
+
+def _fault(image: PageImage, base: str) -> str | tuple[DropReason, str]:
+    """Canonical URL of an image, or the reason and evidence for dropping it."""
+    if not image.url:
+        return DropReason.BAD_URL, "no address"
+    if image.url[:5].lower() == "data:":
+        return DropReason.DATA_URI, image.url[:40]
+    try:
+        url = canonical_url(image.url, base)
+    except ValueError as e:
+        return DropReason.BAD_URL, str(e)
+    why = _spacer(image, url)
+    return (DropReason.SPACER, why) if why else url
+
+
+def _spacer(image: PageImage, url: str) -> str:
+    """Why an image is an icon, a spacer or a tracker; "" if it is none."""
+    attributes = image.attributes
+    for name in ("width", "height"):
+        number = re.match(r"\s*(\d+)\s*(?:px)?\s*$", attributes.get(name, ""))
+        if number and int(number.group(1)) < MIN_SIDE:
+            return f"{name} {number.group(1)}"
+    parts = urlsplit(url)
+    if _TRACKER.search(parts.hostname or "") or _TRACKER.search(parts.path):
+        return "tracker"
+    if image.row < 0:
+        return ""
+    style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
+    if match := _SPACER_CLASS.search(style.replace("lazy", "")):
+        return f"class {match.group(0).strip()}"
+    if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]):
+        return f"name {match.group(0)}"
+    if image.furniture:
+        return "in navigation, footer or sidebar"
+    return ""
+
+
+def wording_of(text: str) -> str:
+    """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
+    return hashlib.blake2b(_NUMBERS.sub("", text[:100_000]).encode("utf-8", "replace"), digest_size=8).hexdigest()
