@@ -58,7 +58,9 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     answer = forget.forget(store, builds, request, args.dry_run)
     late = [build for build in _builds(store, []) if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
-        answer["builds"] += forget.forget(store, late, forget.Request())["builds"]
+        after = forget.forget(store, late, forget.Request())
+        answer |= {name: answer[name] + after[name] for name in ("builds", "matched")}
+        answer["releases"] = after["releases"]
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
     if not answer["matched"]:

@@ -25,7 +25,6 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,16 +33,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.build import Dedup
 from data_specs.shard import SPLITS
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
-from pipeline.files.parquet import dictionary_columns
 from pipeline.matching import text_rows
 from pipeline.matching.holders import HELD, NONE, Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
-from pipeline.records import TEXTS_TYPE, split_of
+from pipeline.records import split_of
 from pipeline.stages import _earlier_builds, _runs
+from pipeline.stages._spill import Rows, Spill
+from pipeline.stages._taken_texts import COPY_SCHEMA, TakenTexts
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     IMAGE_SCHEMA,
@@ -73,12 +72,6 @@ MERGED_SCHEMA = pa.schema(
     [("position", pa.int32()), ("kind", pa.string()), ("text", pa.string()), ("text_leader", DIGEST)]
 )
 """Texts that a leader takes over: `position` is the leader's."""
-
-_COPY_SCHEMA = pa.schema([("position", pa.int32()), ("texts", TEXTS_TYPE), ("text_ids", pa.list_(DIGEST))])
-"""Texts of the copies of a leader: `position` is the leader's."""
-
-SPILL = 100_000
-"""Rows that wait in memory before they are appended to the files of their runs."""
 
 
 def token(build: Build) -> Any:
@@ -198,10 +191,10 @@ class _Sequence:
     def run(self) -> Counter[str]:
         with contextlib.ExitStack() as stack:
             scratch = self._attempt.folder("spill")
-            verdicts, copies = _Spill(scratch, "verdicts"), _Spill(scratch, "merges")
-            images = stack.enter_context(_Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
+            verdicts, copies = Spill(scratch, "verdicts"), Spill(scratch, "merges")
+            images = stack.enter_context(Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
-            texts = stack.enter_context(_Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
+            texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
             for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
                 block = block_of(table, run_of_row, self._rules.max_texts)
                 decided = self._pass.decide(block)
@@ -215,16 +208,16 @@ class _Sequence:
                 texts.add(pa.table({"text": block.texts.take(decided.new_texts).columns()}))
                 self._counts["leaders"] += len(decided.text_leaders)
                 self._counts["text_clusters"] += len(decided.new_texts)
-            placeholders = stack.enter_context(_Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
+            placeholders = stack.enter_context(Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
             for number, run in enumerate(self._runs):
                 self._finish(number, run, verdicts, copies, placeholders)
         return self._counts
 
-    def _finish(self, number: int, run: Record, verdicts: _Spill, copies: _Spill, placeholders: _Rows) -> None:
+    def _finish(self, number: int, run: Record, verdicts: Spill, copies: Spill, placeholders: Rows) -> None:
         """Write what `dedup` needs of a run: its verdicts by position, and the texts that its leaders take over."""
         table = pa.concat_tables([VERDICT_SCHEMA.empty_table(), *verdicts.read(number)]).sort_by("position")
         self._attempt.write_table(f"{run.partition}.verdicts", table)
-        taken = _Taken(self._rules, self._own_texts(run) if copies.has(number) else {})
+        taken = TakenTexts(self._rules, self._own_texts(run) if copies.has(number) else {})
         for part in copies.read(number):
             taken.add(part)
         ids = self._candidates(run, taken.placeholders)
@@ -263,120 +256,6 @@ class _Sequence:
         return ids
 
 
-class _Taken:
-    """Which texts of duplicates the leaders of one run take over, and which of these leaders are placeholders.
-
-    Everything is by the position of the leader in the run; `own` are the ids of the leaders' own texts.
-    """
-
-    def __init__(self, rules: Dedup, own: dict[int, list[bytes]]) -> None:
-        self._rules, self._own = rules, own
-        self._known: dict[int, set[bytes]] = {}  # ids of its own texts and of those taken
-        self._primary: dict[int, set[bytes]] = {}  # ids of its primary text and of those of its copies
-        self._taken: dict[int, list[tuple[int, str, str]]] = {}  # (position, kind, text)
-        self.placeholders: set[int] = set()
-
-    def add(self, rows: pa.Table) -> None:
-        """Add duplicates, rows of _COPY_SCHEMA in the order of their ranks."""
-        for position, texts, ids in zip(*(rows[name].to_pylist() for name in _COPY_SCHEMA.names), strict=True):
-            if position in self.placeholders:
-                continue
-            own = self._own[position][: self._rules.max_texts]
-            primary = self._primary.setdefault(position, {own[0]})
-            primary.add(ids[0])
-            if 0 < self._rules.placeholder_texts < len(primary):
-                self.placeholders.add(position)
-                for of_leader in (self._primary, self._known, self._taken):
-                    of_leader.pop(position, None)
-            elif self._rules.merge_texts:
-                self._take(position, own, texts, ids)
-
-    def _take(self, position: int, own: list[bytes], texts: list[dict[str, str]], ids: list[bytes]) -> None:
-        known = self._known.setdefault(position, set(own))
-        taken = self._taken.setdefault(position, [])
-        for text, name in zip(texts, ids, strict=True):
-            if name not in known and len(own) + len(taken) < self._rules.max_texts:
-                known.add(name)
-                taken.append((position, text["kind"], text["text"]))
-
-    def texts(self) -> list[tuple[int, str, str]]:
-        """(position, kind, text) in the order of the leaders."""
-        return [text for position in sorted(self._taken) for text in self._taken[position]]
-
-
-class _Spill:
-    """Rows by run: kept in memory up to SPILL, then appended to one file per run. No file stays open."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self._folder, self._name = folder, name
-        self._waiting: list[tuple[Any, pa.Table]] = []
-        self._rows = 0
-
-    def add(self, run_of_row: Any, table: pa.Table) -> None:
-        if not table.num_rows:
-            return
-        self._waiting.append((run_of_row, table))
-        self._rows += table.num_rows
-        if self._rows >= SPILL:
-            self._flush()
-
-    def has(self, run: int) -> bool:
-        self._flush()
-        return self._path(run).exists()
-
-    def read(self, run: int) -> Iterator[pa.Table]:
-        """A run's rows, in the order in which they came."""
-        if not self.has(run):
-            return
-        with self._path(run).open("rb") as f:
-            size = self._path(run).stat().st_size
-            while f.tell() < size:  # each flush appended an Arrow stream of its own
-                yield pa.ipc.open_stream(f).read_all()
-
-    def _flush(self) -> None:
-        if not self._waiting:
-            return
-        run_of_row = np.concatenate([runs for runs, _ in self._waiting])
-        # Rows sorted by run, those of a run in the order in which they came; run runs[i] is rows starts[i] to
-        # starts[i + 1].
-        order = np.argsort(run_of_row, kind="stable")
-        table = pa.concat_tables([table for _, table in self._waiting]).take(pa.array(order))
-        runs, starts = np.unique(run_of_row[order], return_index=True)
-        for run, start, end in zip(runs, starts, [*starts[1:], len(order)], strict=True):
-            with self._path(run).open("ab") as f, pa.ipc.new_stream(f, table.schema) as out:
-                out.write_table(table.slice(start, end - start))
-        self._waiting, self._rows = [], 0
-
-    def _path(self, run: int) -> Path:
-        return self._folder / f"{self._name}-{run}"
-
-
-class _Rows:
-    """A Parquet file written row group by row group."""
-
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self._writer = pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=dictionary_columns(schema))
-        self._schema = schema
-        self._waiting: list[pa.Table] = []
-
-    def __enter__(self) -> _Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._flush()
-        self._writer.close()
-
-    def add(self, table: pa.Table) -> None:
-        self._waiting.append(table.cast(self._schema))
-        if sum(t.num_rows for t in self._waiting) >= 10_000:
-            self._flush()
-
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting))
-        self._waiting = []
-
-
 def _image_rows(kept: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Table:
     """IMAGE_SCHEMA rows of the kept pairs of a block."""
     leaders = [own[0] for own in decided.text_leaders.values()]
@@ -402,7 +281,7 @@ def _verdict_rows(table: pa.Table, decided: Verdicts, splits: list[str]) -> pa.T
 
 
 def _copy_rows(table: pa.Table, decided: Verdicts) -> tuple[Any, pa.Table]:
-    """(run of the leader, _COPY_SCHEMA row) of each copy of a leader of this build."""
+    """(run of the leader, COPY_SCHEMA row) of each copy of a leader of this build."""
     rows = np.flatnonzero(decided.place >= 0)
     place = decided.place[rows]  # of the leader: run << 32 | position
     own = table.select(["texts", "sketches"]).take(pa.array(rows))
@@ -411,7 +290,7 @@ def _copy_rows(table: pa.Table, decided: Verdicts) -> tuple[Any, pa.Table]:
         "texts": own["texts"],
         "text_ids": _text_ids(own),
     }
-    return (place >> 32).astype(np.int32), pa.table(columns, schema=_COPY_SCHEMA)
+    return (place >> 32).astype(np.int32), pa.table(columns, schema=COPY_SCHEMA)
 
 
 def _text_ids(table: pa.Table) -> pa.Array:

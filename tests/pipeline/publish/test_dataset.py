@@ -15,7 +15,7 @@ from PIL import Image
 from data_specs.build import BuildSpec
 from data_specs.release import open_manifest
 from data_specs.shard import ContractError, Manifest
-from pipeline import run
+from pipeline import cli, run
 from pipeline.errors import ApprovalError, NothingNew, StoreError
 from pipeline.files.folder import read_url
 from pipeline.publish import dataset, release
@@ -352,3 +352,28 @@ def test_what_was_replaced_is_not_held(week: Week) -> None:
     assert second.held == 12
     first.store.unregister(first.build_id)
     assert second.held == 0
+
+
+def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_it_too(
+    week: Week, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = week("2026-11-01", 12)
+    release.publish(first)
+    second, at_work = week("2026-11-08", 14), [True]
+
+    def publishing_first(*arguments: Any) -> Any:
+        if at_work.pop() if at_work else False:
+            release.publish(second)
+        return forget(*arguments)
+
+    monkeypatch.setattr("pipeline.takedown.forget.forget", publishing_first)
+    assert cli.main(["forget", "--store", first.store.url, "--url", "folder:///mine/13.jpg"]) == 0
+    assert sum(releases_of(second).read().samples.values()) == 13
+    assert verify(releases_of(second).folder.url, store=first.store.url) == []
+
+
+def test_one_release_has_nothing_to_be_compared_with(week: Week, capsys: pytest.CaptureFixture[str]) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    assert cli.main(["release", "diff", "photos", "--store", build.store.url]) == 2
+    assert "photos: has one release, and nothing to compare it with" in capsys.readouterr().err

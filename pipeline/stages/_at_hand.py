@@ -1,0 +1,202 @@
+"""Images that need no request: what a source, an earlier build or STORE has of a partition of `fetch` already.
+
+A trial takes all from the build that it is on. Otherwise images are read from their source where they lie in one, then
+from STORE/fetched, and in a build that begins a generation from the shards of the last one.
+
+Limits: bytes that are missing or changed where STORE says they lie are fetched anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.build import BuildSpec
+from data_specs.shard import canonical_json
+from pipeline.files.folder import Folder
+from pipeline.records import PROVENANCE, USERINFO, Candidate, DropReason, rfc3339
+from pipeline.sources import TableSource, sources_of
+from pipeline.stages._spool import Outcome, Spool, failure
+from pipeline.store.build import Build
+from pipeline.store.dataset import Dataset
+from pipeline.store.images import records_between
+from pipeline.store.ranges import KeyRange
+from pipeline.unreadable import OURS, evidence
+
+ELSEWHERE = -2
+"""In place of an offset in the spool: the bytes lie in the build that a trial is on."""
+
+
+def limits_of(spec: BuildSpec) -> dict[str, Any]:
+    """The options that decide which images are let in."""
+    limits = spec.egress.model_dump(mode="json", include={"allow", "max_image_bytes", "max_redirects", "obey_robots"})
+    return {**limits, "max_pixels": spec.fetch.max_pixels}
+
+
+def limits_digest(spec: BuildSpec) -> str:
+    return hashlib.sha256(canonical_json(limits_of(spec))).hexdigest()[:16]
+
+
+def at_hand(
+    build: Build, partition: str, candidates: Sequence[Candidate], spool: Spool, userinfos: Mapping[str, str]
+) -> tuple[dict[str, Outcome], int]:
+    """(outcomes by fetch_id of images that need no request, how many STORE knew). The others are to be asked for.
+
+    userinfos: as `userinfos_of` returns them. A build that asks nobody gets an outcome for every image.
+    """
+    urls = {c.fetch_id: c.image_url for c in candidates}
+    outcomes = _from_trial(build, partition, urls) if build.on is not None else {}
+    rest = [candidate for candidate in candidates if candidate.fetch_id not in outcomes]
+    outcomes |= _from_sources(build.spec, rest, _places(build, partition, rest), spool)
+    reused = _from_store(build, [fetch_id for fetch_id in urls if fetch_id not in outcomes], spool, userinfos)
+    outcomes |= reused
+    if build.made_from:
+        outcomes |= _from_shards(build, {i: url for i, url in urls.items() if _is_missing(outcomes.get(i))}, spool)
+    if not build.asks:
+        missing = failure(DropReason.NOT_STORED, "STORE has no bytes of it, and this build asks nobody")
+        outcomes = {**dict.fromkeys(urls, missing), **outcomes}
+    return outcomes, len(reused)
+
+
+def _places(build: Build, partition: str, candidates: Iterable[Candidate]) -> dict[str, tuple[str, str]]:
+    """(source, address in it) by fetch_id of images that lie in a source under another address than their URL."""
+    low, high = KeyRange.named(partition).bounds
+    within = (pc.field("order_key") >= low) & (pc.field("order_key") < high) & (pc.field("stored_at") != "")
+    tables = {source.name for source in sources_of(build.spec) if isinstance(source, TableSource)}
+    admitted = {(c.fetch_id, c.source) for c in candidates if c.source in tables}
+    places = dict[str, tuple[str, str]]()
+    if not admitted:  # pages only: nothing lies in a source, and their parts may be many
+        return places
+    stage = build.stage("extract")
+    for part in stage.partitions():
+        if part.rpartition("-")[0] not in tables:
+            continue
+        record = stage.record(part)
+        if PROVENANCE in record.files:
+            rows = stage.table(record, PROVENANCE, ["fetch_id", "source", "stored_at"], within)
+            for row in rows.to_pylist():
+                if (row["fetch_id"], row["source"]) in admitted:
+                    places.setdefault(row["fetch_id"], (row["source"], row["stored_at"]))
+    return places
+
+
+def _from_sources(
+    spec: BuildSpec, candidates: Iterable[Candidate], places: dict[str, tuple[str, str]], spool: Spool
+) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that lie in their source: those it can read, and those with no web address.
+
+    places: as `_places` returns them; such an image is never asked for on the web.
+    """
+    tables = {source.name: source for source in sources_of(spec) if isinstance(source, TableSource)}
+    outcomes: dict[str, Outcome] = {}
+    for fetch_id, (source, url) in {c.fetch_id: (c.source, c.image_url) for c in candidates}.items():
+        source, place = places.get(fetch_id, (source, url))
+        try:
+            data = tables[source].read_image(place) if source in tables else None
+        except OURS:
+            raise
+        except Exception as e:
+            outcomes[fetch_id] = failure(DropReason.UNREADABLE, evidence(e, url))
+            continue
+        if data is not None:
+            outcomes[fetch_id] = spool.add(data, rfc3339())
+        elif not place.startswith(("http://", "https://")):
+            outcomes[fetch_id] = failure(DropReason.BAD_URL, "its source holds no such picture any more")
+    return outcomes
+
+
+def _from_trial(build: Build, partition: str, fetch_ids: Collection[str]) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of the images that the build which a trial is on has fetched; their bytes stay there."""
+    assert build.on is not None
+    stage, outcomes = build.on.stage("fetch"), dict[str, Outcome]()
+    low, high = KeyRange.named(partition).bounds
+    for record in records_between(stage, low, high):
+        for row in stage.table(record).to_pylist():
+            if row["fetch_id"] in fetch_ids:
+                when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
+                place = (ELSEWHERE, row["size"])
+                outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], row["sha256"], place, **when)
+    return outcomes
+
+
+def userinfos_of(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
+    """User name and password that came with an image's URL, by fetch_id; of several the first in order."""
+    extract = build.stage("extract") if "extract" in build.fingerprints else None
+    records = [record for record in extract.records() if USERINFO in record.files] if extract else []
+    rows: dict[str, str] = {}
+    for record in records:
+        assert extract is not None
+        table = extract.table(record, USERINFO, filters=pc.field("fetch_id").isin(pa.array(fetch_ids, pa.string())))
+        for fetch_id, userinfo in zip(table["fetch_id"].to_pylist(), table["userinfo"].to_pylist(), strict=True):
+            rows[fetch_id] = min(rows.get(fetch_id, userinfo), userinfo)
+    return rows
+
+
+def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Mapping[str, str]) -> dict[str, Outcome]:
+    """Outcomes by fetch_id that STORE/fetched knows and that still hold.
+
+    A failure of an image with a password may be one without it, or with another: it is asked for again.
+    """
+    known = build.store.fetched().get(fetch_ids)
+    if known is None:
+        return {}
+    limits, now = limits_digest(build.spec), rfc3339()
+    outcomes: dict[str, Outcome] = {}
+    by_tar: dict[str, list[dict[str, Any]]] = {}
+    for row in known.to_pylist():
+        if row["ok"]:
+            by_tar.setdefault(row["tar"], []).append(row)
+        elif not build.asks or (
+            row["policy"] == limits and row["retry_after"] > now and row["fetch_id"] not in userinfos
+        ):
+            when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
+            outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)
+    for tar, rows in sorted(by_tar.items()):
+        for row, data in _bytes_of(tar, rows):
+            outcomes[row["fetch_id"]] = spool.add(data, row["fetched_at"], row["etag"])
+    return outcomes
+
+
+def _is_missing(outcome: Outcome | None) -> bool:
+    return outcome is None or bool(outcome.reason)
+
+
+def _from_shards(build: Build, urls: dict[str, str], spool: Spool) -> dict[str, Outcome]:
+    """Outcomes by fetch_id of images that shards of the last generation hold as they were fetched.
+
+    For those whose tars `gc` has expired. Reads one column of all shards.
+    """
+    outcomes: dict[str, Outcome] = {}
+    fetch_id_of = {url: fetch_id for fetch_id, url in urls.items()}
+    columns = ["image_url", "sha256", "fetched_at", "image_offset", "image_size"]
+    for dataset in [Dataset.open(earlier.out) for earlier in build.made_from] if urls else []:
+        for shard in dataset.manifest.shards:
+            with dataset.local(shard, shard.parquet) as path:
+                here = pc.field("image_url").isin(pa.array(fetch_id_of, pa.string()))
+                rows = pq.read_table(path, columns=columns, filters=here).sort_by("image_offset").to_pylist()
+            if not rows:
+                continue
+            with dataset.local(shard, shard.tar) as path, path.open("rb") as f:
+                for row in rows:
+                    f.seek(row["image_offset"])
+                    data = f.read(row["image_size"])
+                    if hashlib.sha256(data).hexdigest() == row["sha256"]:  # else it was re-encoded
+                        outcomes[fetch_id_of[row["image_url"]]] = spool.add(data, row["fetched_at"])
+    return outcomes
+
+
+def _bytes_of(tar: str, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes]]:
+    """Bytes that lie in an earlier build's tar; what is missing or changed is left out, and so fetched anew."""
+    folder, _, name = tar.rpartition("/")
+    with suppress(OSError), Folder(folder).local(name) as path, path.open("rb") as f:
+        for row in sorted(rows, key=lambda r: int(r["offset"])):
+            f.seek(row["offset"])
+            data = f.read(row["size"])
+            if hashlib.sha256(data).hexdigest() == row["sha256"]:
+                yield row, data
