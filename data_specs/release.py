@@ -19,7 +19,7 @@ import json
 import posixpath
 from collections.abc import Callable
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import SCHEMA_VERSION, ContractError, Manifest, Split, parse_manifest
 
@@ -48,7 +48,7 @@ class ReleaseName(_Model):
     """
 
     release: int
-    manifest: str
+    manifest: str = Field(pattern=r"^\d+\.json$")  # no path: it leads nowhere else
     sha256: str
     generation: int
     builds: tuple[BuildName, ...]

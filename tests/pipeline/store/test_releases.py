@@ -1,0 +1,92 @@
+"""STORE/datasets/NAME as files: what is prepared is not seen, and what is withdrawn comes back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_specs.shard import SCHEMA_VERSION, Manifest, ReleasedBuild
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.store.releases import Releases, datasets
+
+
+def manifest(number: int, builds: int = 1, generation: int = 1) -> Manifest:
+    entries = [
+        ReleasedBuild(
+            build_id=f"d-{n}",
+            revision=0,
+            snapshot=f"2026-01-0{n}",
+            folder="/nowhere",
+            spec_digest="",
+            content_digest="",
+            samples={"train": 10 * n},
+        )
+        for n in range(1, builds + 1)
+    ]
+    return Manifest(
+        schema_version=SCHEMA_VERSION,
+        build_id=f"d@{number}",
+        spec_digest="",
+        content_digest="",
+        created_at="",
+        samples={"train": sum(entry.samples["train"] for entry in entries)},
+        detectors=(),
+        shards=(),
+        dataset="d",
+        release=number,
+        generation=generation,
+        builds=tuple(entries),
+    )
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Releases:
+    return Releases(Folder(str(tmp_path / "d")))
+
+
+def test_a_prepared_release_is_seen_when_its_commit_is_written(releases: Releases, tmp_path: Path) -> None:
+    assert (releases.newest(), releases.numbers(), datasets(Folder(str(tmp_path)))) == (None, [], [])
+    name = releases.prepare(manifest(1), {"README.md": b"card"})
+    releases.await_commit(name, str(tmp_path / "commit"), b"data")
+    assert (releases.newest(), releases.numbers()) == (None, [])
+    with pytest.raises(StoreError, match="dataset d has no release 1; it has: none"):
+        releases.read(1)
+    (tmp_path / "commit").write_bytes(b"data")
+    assert (releases.read(), releases.numbers()) == (manifest(1), [1])
+    releases.settle()
+    (tmp_path / "commit").unlink()
+    assert releases.read() == manifest(1), "it is named plainly"
+    assert (tmp_path / "d/000001/README.md").read_bytes() == b"card"
+    assert [own.dataset for own in datasets(Folder(str(tmp_path)))] == ["d"]
+
+
+def test_a_release_that_never_came_is_written_over_by_the_next(releases: Releases, tmp_path: Path) -> None:
+    releases.make_newest(releases.prepare(manifest(1), {}))
+    releases.await_commit(releases.prepare(manifest(2), {}), str(tmp_path / "commit"), b"data")
+    assert releases.numbers() == [1]
+    releases.make_newest(releases.prepare(manifest(2, builds=2), {}))
+    assert releases.read() == manifest(2, builds=2)
+
+
+def test_a_withdrawal_ends_with_the_next_release(releases: Releases) -> None:
+    releases.withdraw("before there is one")
+    assert not releases.latest().withdrawn
+    releases.make_newest(releases.prepare(manifest(1), {}))
+    releases.withdraw("a takedown")
+    releases.settle()
+    assert releases.latest().withdrawn == "a takedown"
+    assert releases.read() == manifest(1), "those who rewrite it read it"
+    releases.make_newest(releases.prepare(manifest(2), {}))
+    assert not releases.latest().withdrawn
+
+
+def test_what_a_dataset_holds_beside_a_build(releases: Releases) -> None:
+    releases.make_newest(releases.prepare(manifest(1, builds=3), {}))
+    known = {"d-1", "d-2", "d-3"}
+    assert releases.held(1, "2026-02-01", known) == 60
+    assert releases.held(1, "2026-01-02", known) == 40, "a build takes the place of one of its snapshot"
+    assert releases.held(2, "2026-02-01", known) == 0, "another generation begins with nothing"
+    assert releases.held(1, "2026-02-01", {"d-1"}) == 10
+    assert (releases.lists("d-2"), releases.lists("d-4")) == (True, False)
