@@ -33,6 +33,8 @@ PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>标题</title>
 srcset="d.webp"><img data-src="d.jpg"></picture><figcaption>说明</figcaption></figure><ul><li><a href="x.html">下一页
 </a></li></ul><table><tr><td>格<img src="e.png"></td></tr></table><!-- 注 --></body></html>""".encode()
 
+POST = '{"id": 1, "text": "黄山 #云海# http://t.cn/a", "pics": [{"large": {"url": "http://site.test/a.jpg"}}]}'.encode()
+
 LINKED = b'{"@graph":[{"@type":"ImageObject","url":"a.jpg","caption":"\\u56fe"},{"headline":"h","keywords":["a","b"]}]}'
 
 
@@ -127,6 +129,11 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
             "https://例子.测试/路?q=图".encode(),
             b"//[::1]/",
         ),
+        "row": (
+            POST,
+            "加微信 abc12345，特价 9.9 元包邮，电话 138-0013-8000，邮箱 a.b@c.cn".encode(),
+            b"http://a.b.cn/c.jpg",
+        ),
         "links": (PAGE,),
         "sitemap": (SITEMAP, gzip.compress(SITEMAP)),
         "robots": (ROBOTS,),
@@ -152,6 +159,16 @@ SPARSE = b"%011o\0%011o\0" % ((1 << 32) - 1, 512) + bytes(73) + b"\x80" + (6 << 
 HUGE = b"\x80" + (2**62).to_bytes(11, "big")
 
 FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
+    "row": {
+        "labels": lambda: b"a." * 49_000 + b"@",  # boilerplate: hours for a megabyte
+        "hosts": lambda: b"http://a" * 12_000,  # ads
+        "digits": lambda: b"1" * 99_000,  # personal_data
+        "prices": lambda: "特价".encode() + b"1," * 49_000,
+        "accounts": lambda: b"weixin" * 16_000,
+        "stops": lambda: "a。".encode() * 49_000 + b"com.cn",
+        "marks": lambda: ("a" + "\u0301\u0327" * 40_000).encode(),
+        "megabyte": lambda: b"a." * 500_000,
+    },
     "page": {
         "php": lambda: b"<p>x</p><?php echo 1 ?><img src=a.jpg>",
         "instruction": lambda: b"6<?I>",
