@@ -147,6 +147,13 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
     }
 
 
+def scans(times: int, side: int = 2_000) -> bytes:
+    """A progressive JPEG whose last scan is repeated, with the table of codes that belongs to it."""
+    data = picture_of(side, side, "JPEG", progressive=True)
+    begin = data.rindex(b"\xff\xc4")
+    return data[:-2] + data[begin:-2] * times + data[-2:]
+
+
 def _png_of_alpha() -> bytes:
     out = io.BytesIO()
     Image.new("RGBA", (3_000, 3_300), (255, 0, 0, 9)).save(out, "PNG", compress_level=1)
@@ -274,6 +281,7 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "shape": lambda: _tensors(b'{"a":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]}}', 0),
     },
     "image": {
+        "scans": lambda: scans(5_000),  # 215 kB: 14 s
         **{
             f"{kind} of {side}": lambda kind=kind, side=side: claiming(picture(kind), side, side)
             for kind in ("JPEG", "PNG")
@@ -299,9 +307,9 @@ def _tensors(header: bytes, size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
-def picture_of(width: int, height: int, kind: str = "PNG") -> bytes:
+def picture_of(width: int, height: int, kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (width, height)).save(out, kind)
+    Image.new("RGB", (width, height)).save(out, kind, **options)  # type: ignore[arg-type]
     return out.getvalue()
 
 
