@@ -316,7 +316,8 @@ def _open(data: Bytes) -> Any:
     except UnidentifiedImageError:
         name = format_in_box(data)
         if name and name not in readable_formats():
-            message = f"{name.upper()} pictures are not read by this installation; {READERS[name]}, then build again"
+            shown = "HEIC (HEIF)" if name == "heif" else name.upper()
+            message = f"{shown} pictures are not read by this installation: {READERS[name]}, then build again"
             raise PictureError(message, unreadable_here=True) from None
         raise PictureError(f"not an image that is read here (it begins with {data[:8].hex() or 'nothing'})") from None
 

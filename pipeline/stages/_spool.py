@@ -58,7 +58,8 @@ class Spool:
         except Exception as e:
             refusal = DropReason.UNREADABLE, evidence(e, "an image")
         if refusal is not None:
-            later = rfc3339(LASTING_S)
+            # what an installation cannot read, the next build may
+            later = rfc3339(0.0 if refusal[0] is DropReason.UNREADABLE_FORMAT else LASTING_S)
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 in self._takedowns.hashes:
