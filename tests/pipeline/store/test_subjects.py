@@ -123,4 +123,4 @@ def test_explain_and_forget_understand_the_same_names(
     code, answer = forget("--item", "no/such.jpg")
     assert (code, answer["error"].partition(";")[0]) == (1, "no/such.jpg: names nothing")
     assert forget("--item", str(path))[1]["builds"][0]["images"] == 1
-    assert forget("--item", str(path), "--dry-run")[1]["builds"][0]["samples"] == []
+    assert forget("--item", str(path), "--dry-run")[1]["matched"] == 0
