@@ -31,10 +31,10 @@ class TextLength(TextFilter):
 
     def limits(self) -> tuple[Limit, ...]:
         # of running text another maximum holds, and Decisions do not tell kinds of text apart
-        return (
-            Limit("min_chars", "characters", DropReason.TEXT_TOO_SHORT, least=self.min_chars),
-            Limit("max_chars", "characters", DropReason.TEXT_TOO_LONG, most=self.max_chars),
-        )
+        least = Limit("min_chars", "characters", DropReason.TEXT_TOO_SHORT, least=self.min_chars)
+        most = Limit("max_chars", "characters", DropReason.TEXT_TOO_LONG, most=self.max_chars)
+        # with a number of words beside it, a text that another limit lets in may still be dropped
+        return tuple(limit for limit, words in ((least, self.min_words), (most, self.max_words)) if not words)
 
     def check(self, text: Text) -> Drop | None:
         chars = sum(map(len, text.text.split()))

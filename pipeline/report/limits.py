@@ -29,6 +29,8 @@ from pipeline.report.measures import MEASURES, Measure
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 
+Mask = npt.NDArray[np.bool_]
+
 PASSED = frozenset({DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_URL.value, DropReason.FORGOTTEN.value})
 """Reasons of `admit` that are no judgement of a text."""
 
@@ -36,7 +38,7 @@ MOST_STEPS = 6
 """Other limits that are listed for each limit."""
 
 
-@dataclass
+@dataclass(eq=False)
 class _Tally:
     """Counts of one limit: what was dropped for it, what for it alone, and what of that passes each step."""
 
@@ -62,17 +64,21 @@ class _Tally:
     def _bound(self) -> float:
         return self.limit.least if self._is_least else self.limit.most
 
-    def add(self, values: Numbers, named: npt.NDArray[np.bool_], alone: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
-        """Count dropped ones, and return which of them this limit keeps out. named, alone: by the limit's reason."""
-        if self.limit.mirrored:
-            values = np.maximum(values, 1 / np.maximum(values, 1e-9))
-        own: npt.NDArray[np.bool_] = named & (values < self._bound if self._is_least else values > self._bound)
+    def keeps_out(self, values: Numbers) -> Mask:
+        """Which of the values are beyond the limit."""
+        values = self._measured(values)
+        return values < self._bound if self._is_least else values > self._bound
+
+    def add(self, values: Numbers, own: Mask, alone: Mask) -> None:
+        """Count dropped ones. own, alone: those that were dropped for this limit, and for nothing else."""
         self.dropped += int(own.sum())
-        values = values[own & alone]
+        values = self._measured(values)[own & alone]
         self.alone += len(values)
         for i, step in enumerate(self.steps):
             self.would[i] += int((values >= step if self._is_least else values <= step).sum())
-        return own
+
+    def _measured(self, values: Numbers) -> Numbers:
+        return np.maximum(values, 1 / np.maximum(values, 1e-9)) if self.limit.mirrored else values
 
     def value(self) -> dict[str, Any]:
         """As report.json has it. at: where the limit is drawn, in bins from the left."""
@@ -105,17 +111,6 @@ class _Chart:
         self.measure, self.tallies = measure, tallies
         self.own, self.other = (np.zeros(len(measure.edges), np.int64) for _ in range(2))
         self.kept = Histogram(measure.name, measure.title, measure.title_zh, measure.edges, measure.labels)
-
-    def add(self, values: Numbers, reasons: Sequence[Sequence[str]]) -> None:
-        """Count dropped ones, each with every reason to drop it."""
-        alone = np.array([len(own) == 1 for own in reasons], np.bool_)
-        mine = np.zeros(len(values), np.bool_)
-        for tally in self.tallies:
-            named = np.array([tally.limit.reason.value in own for own in reasons], np.bool_)
-            mine |= tally.add(values, named, alone)
-        bins = self.measure.bins(values)
-        self.own += np.bincount(bins[mine], minlength=len(self.own))
-        self.other += np.bincount(bins[~mine], minlength=len(self.own))
 
     def value(self, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """As report.json has it. kept: histograms of the samples by name, of which one may be this measure's."""
@@ -150,14 +145,35 @@ def collect(build: Build, histograms: Sequence[dict[str, Any]]) -> list[dict[str
     return [chart.value(kept) for chart in charts]
 
 
+def _count(charts: Sequence[_Chart], values: Sequence[Numbers], reasons: Sequence[Sequence[str]]) -> None:
+    """Count dropped ones in every chart. values: of each chart's measure; reasons: every one to drop, of each row.
+
+    Two filters may drop for one reason (too few pixels, too few bytes), so what was dropped for a limit alone has one
+    reason, and is beyond no other limit of that reason.
+    """
+    tallies = [(tally, of_chart) for chart, of_chart in zip(charts, values, strict=True) for tally in chart.tallies]
+    named = {r: np.array([r in own for own in reasons], np.bool_) for r in {t.limit.reason.value for t, _ in tallies}}
+    own = [tally.keeps_out(of_chart) & named[tally.limit.reason.value] for tally, of_chart in tallies]
+    single = np.array([len(of_row) == 1 for of_row in reasons], np.bool_)
+    times = np.sum(own, axis=0) if own else single
+    for (tally, of_chart), mask in zip(tallies, own, strict=True):
+        tally.add(of_chart, mask, single & (times == 1))
+    for chart, of_chart in zip(charts, values, strict=True):
+        mine = np.zeros(len(reasons), np.bool_)
+        for (tally, _), mask in zip(tallies, own, strict=True):
+            mine |= mask if tally in chart.tallies else False
+        bins = chart.measure.bins(of_chart)
+        chart.own += np.bincount(bins[mine], minlength=len(chart.own))
+        chart.other += np.bincount(bins[~mine], minlength=len(chart.own))
+
+
 def _add_texts(build: Build, charts: Sequence[_Chart]) -> None:
     """Texts that `admit` dropped, as the decisions have them."""
     for rows in _decisions(build, "admit", ["text", "reasons"]) if charts else ():
         judged = [r for r in rows.to_pylist() if r["text"] and not PASSED.intersection(r["reasons"])]
-        for chart in charts:
-            assert chart.measure.of_text is not None
-            values = np.array([chart.measure.of_text(row["text"]) for row in judged], np.float64)
-            chart.add(values, [row["reasons"] for row in judged])
+        measures = [chart.measure.of_text for chart in charts if chart.measure.of_text]
+        values = [np.array([of_text(row["text"]) for row in judged], np.float64) for of_text in measures]
+        _count(charts, values, [row["reasons"] for row in judged])
 
 
 def _add_pictures(build: Build, charts: Sequence[_Chart]) -> None:
@@ -179,9 +195,8 @@ def _add_pictures(build: Build, charts: Sequence[_Chart]) -> None:
         place = pc.index_in(sha256, features["sha256"])  # null for a row that a takedown removed
         rows, dropped = features.take(place.drop_null()), dropped.filter(place.is_valid())
         columns = {name: rows[name].to_numpy() for name in wanted}
-        for chart in charts:
-            assert chart.measure.of_pictures is not None
-            chart.add(chart.measure.of_pictures(columns), dropped["reasons"].to_pylist())
+        values = [chart.measure.of_pictures(columns) for chart in charts if chart.measure.of_pictures]
+        _count(charts, values, dropped["reasons"].to_pylist())
 
 
 def _add_kept(build: Build, charts: Sequence[_Chart]) -> None:

@@ -133,7 +133,7 @@ _PHRASES = [
         (r"qr_codes", "二维码"),
         (r"urls", "网址"),
         (r"offers", "推销用语"),
-        (r"phones", "电话"),
+        (r"a telephone number", "电话号码"),
     )
 ]
 

@@ -30,7 +30,8 @@ HTML = """
     <label>{{ t("Outcome", "去向") }} <select id="by-reason"><option value="">*</option>
     {#--#}<option value="kept" data-zh="保留">kept</option><option value="dropped" data-zh="丢弃">dropped</option>
     {%- if totals.known %}<option value="known" data-zh="{{ "known" | zh }}">{{ "known" | en }}</option>{% endif %}
-    {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name | en }}</option>{% endfor -%}
+    {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name | en }}</option>
+    {%- endfor -%}
     </select></label>
     <label>{{ t("Text", "文本") }} <input id="by-text" type="search" autocomplete="off"></label>
     <label class="check"><input id="show-boxes" type="checkbox"> {{ t("Regions", "区域框") }}</label>
