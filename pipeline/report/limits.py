@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
-from pipeline.filters import Limit, image_filters, pixel_filters, text_filters
+from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, pixel_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report.figures import Histogram, Numbers
 from pipeline.report.measures import MEASURES, Measure
@@ -86,7 +86,8 @@ class _Tally:
         at = [bound + 1 if self.measure.whole and not self._is_least else bound]
         if self.limit.mirrored:
             at.insert(0, 1 / bound)
-        would, before = [], 0
+        would: list[dict[str, float]] = []
+        before = 0
         for step, count in zip(self.steps, self.would.tolist(), strict=True):
             if count > before and len(would) < MOST_STEPS:
                 would.append({"value": step, "count": count})
@@ -128,11 +129,8 @@ def collect(build: Build, histograms: Sequence[dict[str, Any]]) -> list[dict[str
 
     histograms: of the samples kept (`figures.collect`).
     """
-    limits = [
-        (f.plugin_name(), limit)
-        for f in (*text_filters(build.spec), *image_filters(build.spec))
-        for limit in f.limits()
-    ]
+    filters: list[TextFilter | ImageFilter] = [*text_filters(build.spec), *image_filters(build.spec)]
+    limits = [(f.plugin_name(), limit) for f in filters for limit in f.limits()]
     charts = []
     for measure in MEASURES.values():
         own = [_Tally(name, limit, measure) for name, limit in limits if limit.measure == measure.name]

@@ -70,6 +70,11 @@ _KB = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _SIDES = (32, 64, 100, 128, 150, 160, 180, 200, 224, 256, 320, 384, 512, 1024, 2048, 4096, 8192, 20_000, 30_000, 65_500)
 
 
+def _whole(name: str) -> list[str]:
+    """Labels of the bins of whole numbers."""
+    return ranges([int(edge) for edge in EDGES[name]])
+
+
 def _sides(columns: Columns) -> tuple[Numbers, Numbers]:
     return columns["width"].astype(np.float64), columns["height"].astype(np.float64)
 
@@ -82,7 +87,7 @@ MEASURES = {
     measure.name: measure
     for measure in (
         Measure(
-            "characters", "Characters per primary text", "主文本字数", EDGES["characters"], ranges(EDGES["characters"]),
+            "characters", "Characters per primary text", "主文本字数", EDGES["characters"], _whole("characters"),
             (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 30, 40, 50, 60, 70, 80, 100, 120, 150), of_text=_characters,
         ),
         Measure(
@@ -90,11 +95,11 @@ MEASURES = {
             _PERCENT, tuple(i / 20 for i in range(1, 20)), whole=False, of_text=han_of_letters,
         ),
         Measure(
-            "short_side", "Shorter side, pixels", "短边（像素）", EDGES["short_side"], ranges(EDGES["short_side"]),
+            "short_side", "Shorter side, pixels", "短边（像素）", EDGES["short_side"], _whole("short_side"),
             _SIDES, of_pictures=lambda columns: np.minimum(*_sides(columns)),
         ),
         Measure(
-            "long_side", "Longer side, pixels", "长边（像素）", EDGES["long_side"], ranges(EDGES["long_side"]),
+            "long_side", "Longer side, pixels", "长边（像素）", EDGES["long_side"], _whole("long_side"),
             _SIDES, of_pictures=lambda columns: np.maximum(*_sides(columns)),
         ),
         Measure(

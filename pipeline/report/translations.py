@@ -128,11 +128,6 @@ _PHRASES = [
         (r"bank_card", "银行卡号"),
         (r"email", "邮箱"),
         (r"plate", "车牌号"),
-        (r"messengers", "聊天账号"),
-        (r"groups", "群"),
-        (r"qr_codes", "二维码"),
-        (r"urls", "网址"),
-        (r"offers", "推销用语"),
         (r"a telephone number", "电话号码"),
     )
 ]

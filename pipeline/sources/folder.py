@@ -64,9 +64,9 @@ class CaptionColumns(BaseModel):
     content: ColumnNames = ()
     tag: ColumnNames = ()
 
-    def by_kind(self) -> dict[str, ColumnNames]:
+    def by_kind(self) -> dict[TextKind, ColumnNames]:
         """The columns of each kind of text."""
-        named = {kind: getattr(self, kind) for kind in TEXT_KINDS if getattr(self, kind)}
+        named: dict[TextKind, ColumnNames] = {kind: getattr(self, kind) for kind in TEXT_KINDS if getattr(self, kind)}
         return named or {kind: (kind,) for kind in TEXT_KINDS}
 
     def required(self) -> list[str]:
@@ -275,7 +275,7 @@ class FolderOfImages(TableSource):
         if not isinstance(name, str):
             has = f"; it has {', '.join(map(str, row))}"[:200] if isinstance(row, dict) else ""
             raise ValueError(f"each row needs the column `{self.columns.image}`{has}")
-        cells: dict[str, list[Any]] = {}
+        cells: dict[TextKind, list[Any]] = {}
         for kind, columns in self.columns.by_kind().items():
             for value in (row[column] for column in columns if column in row):
                 cells.setdefault(kind, []).extend(value if isinstance(value, list) else [value])

@@ -131,9 +131,9 @@ def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_p
         assert await page.run(shown) == sum(row["reason"] == "image_too_small" for row in found["sheet"]) > 0
         assert await page.run("location.hash") == "#samples"
         more = "document.querySelector('#sheet li:not([hidden]) details')"
-        assert await page.run(f"{more}.querySelector('dl').getClientRects().length") == 0
+        assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is False
         await page.run(f"{more}.querySelector('summary').click()")
-        assert await page.run(f"{more}.querySelector('dl').getClientRects().length") == 1
+        assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is True
         assert await serious(page) == []
 
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
