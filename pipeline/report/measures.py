@@ -105,7 +105,7 @@ MEASURES = {
         Measure(
             "aspect", "Aspect ratio (width / height), from", "宽高比（下限）", EDGES["aspect"],
             ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+"),
-            (1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 20), whole=False,
+            (1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 20), whole=False,
             of_pictures=lambda columns: np.divide(*_sides(columns)),
         ),
         Measure(

@@ -55,7 +55,7 @@ REASONS = {
     "not_stored": ("not stored", "未存储"),
     "image_too_small": ("image too small", "图像过小"),
     "image_too_large": ("image too large", "图像过大"),
-    "image_aspect": ("too long or too wide", "长宽比异常"),
+    "image_aspect": ("aspect ratio", "长宽比异常"),
     "image_blank": ("blank image", "空白图像"),
     "image_blurred": ("blurred image", "图像模糊"),
     "image_entropy": ("few grey levels", "灰阶过少"),

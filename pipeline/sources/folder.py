@@ -26,12 +26,12 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 import fsspec
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
@@ -48,7 +48,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", "
 Listing = dict[str, tuple[int, str]]
 """Path relative to the folder -> (size, time or ETag)."""
 
-ColumnNames = Annotated[tuple[str, ...], BeforeValidator(lambda names: (names,) if isinstance(names, str) else names)]
+ColumnNames = str | tuple[str, ...]
 
 
 class CaptionColumns(BaseModel):
@@ -64,14 +64,17 @@ class CaptionColumns(BaseModel):
     content: ColumnNames = ()
     tag: ColumnNames = ()
 
-    def by_kind(self) -> dict[TextKind, ColumnNames]:
+    def by_kind(self) -> dict[TextKind, tuple[str, ...]]:
         """The columns of each kind of text."""
-        named: dict[TextKind, ColumnNames] = {kind: getattr(self, kind) for kind in TEXT_KINDS if getattr(self, kind)}
-        return named or {kind: (kind,) for kind in TEXT_KINDS}
+        return self._named() or {kind: (kind,) for kind in TEXT_KINDS}
 
     def required(self) -> list[str]:
         """Columns that the table must have: those that the spec names."""
-        return [self.image, *(name for kind in TEXT_KINDS for name in getattr(self, kind))]
+        return [self.image, *(name for names in self._named().values() for name in names)]
+
+    def _named(self) -> dict[TextKind, tuple[str, ...]]:
+        named = {kind: getattr(self, kind) for kind in TEXT_KINDS}
+        return {kind: (own,) if isinstance(own, str) else tuple(own) for kind, own in named.items() if own}
 
 
 class FolderOfImages(TableSource):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import struct
 import zlib
@@ -18,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.decode import PictureError, decode, encode_jpeg, header, resized, to_jpeg
+from tests.drawn import HEIC
 
 RNG = np.random.default_rng(0)
 BLOCKS = RNG.integers(0, 256, (5, 8, 3), dtype=np.uint8)
@@ -334,18 +334,6 @@ def test_alpha_is_laid_on_white_strip_by_strip_as_at_once(mode: str, monkeypatch
     whole = decode(data).pixels
     monkeypatch.setattr(pictures, "STRIP", 21 * 4)
     assert np.array_equal(decode(data).pixels, whole)
-
-
-HEIC = base64.b64decode("""
-AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA
-AAAERAAAEAAQAAAAABoQABAAAAAAAAAGEAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/WlwcnAA
-AADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkA
-AAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAA
-AAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAAG
-ltZGF0AAAAXSgBrxOA5TJ1/+8IT/daT/N8mZOoMQv/OyPgIvzNixBuOnv+dp8dH6v72eIKNGfIv+mtLdmTyU1z99uteQ+fJJ2dCM1WHKUD9Khn
-rNSQHaVQgQHHeKY36r3AHRIsKA==
-""")
-"""64 x 48 pixels, written by libheif with x265: red left and blue right, the lower half half as bright."""
 
 
 def test_a_picture_of_a_phone_is_read() -> None:
