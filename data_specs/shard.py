@@ -49,6 +49,10 @@ TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
 SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library"]
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
+"""`library` is everything that no web page shows: one's own photos, an archive, a catalogue, somebody's dataset.
+
+Closed: readers refuse a kind that they do not know, so another one would need another SCHEMA_VERSION.
+"""
 
 
 class ContractError(ValueError):

@@ -66,6 +66,7 @@ class DropReason(str, enum.Enum):
     # fetch and measure
     EMPTY_BODY = "empty_body"
     NOT_AN_IMAGE = "not_an_image"
+    UNREADABLE_FORMAT = "unreadable_format"  # a picture in a format whose reader is not installed
     TOO_MANY_PIXELS = "too_many_pixels"
     CORRUPT_IMAGE = "corrupt_image"
     NOT_STORED = "not_stored"  # STORE has no bytes of it, and this build asks nobody

@@ -352,16 +352,21 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
 def add_explain(commands: Commands) -> None:
     explain = command(commands, "explain", _explain, "show what happened to a candidate, an image or a page")
     explain.add_argument("build", metavar="BUILD")
-    explain.add_argument("subject", metavar="ID|URL")
+    explain.add_argument(
+        "subject", metavar="ID|URL|FILE", help="URL, file, key, id or sha256 of an image; URL of a page"
+    )
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
     from pipeline.report.explain import explain
+    from pipeline.store.subjects import subject_of
 
-    decisions = explain(run.reopen(args.build), args.subject)
+    build = run.reopen(args.build)
+    decisions = explain(build, args.subject)
     if not decisions:
-        raise WenlanError(args.subject, f"no candidate, image or page in {args.build} has this id or URL")
+        tried = subject_of(args.subject, [build]).tried
+        raise WenlanError(args.subject, f"no candidate, image or page of {args.build}; it was looked up as {tried}")
     for decision in decisions:
         _show_decision(decision)
     return {"decisions": decisions}

@@ -27,6 +27,7 @@ def add_forget(commands: Commands) -> None:
     )
     _add_store(forget)
     for name, meta, help in (
+        ("--item", "X", "file, URL, key, id or sha256 of an image, or URL of a page, as explain takes them"),
         ("--url", "U", "URL of an image or a page"),
         ("--domain", "D", "host name, including its subdomains"),
         ("--sha256", "H", "of an image's bytes as fetched"),
@@ -54,7 +55,16 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     builds = _builds(store, args.builds)
     more = {} if args.distance is None else {"distance": args.distance}
     pictures = [Path(path) for path in args.like]
-    request = forget.Request(args.url, args.domain, args.sha256, pictures, exact=args.exact, **more)
+    files = [url for url in args.url if url.startswith("file://")]
+    request = forget.Request(
+        urls=[url for url in args.url if url not in files],
+        items=[*args.item, *files],
+        domains=args.domain,
+        sha256s=args.sha256,
+        pictures=pictures,
+        exact=args.exact,
+        **more,
+    )
     answer = forget.forget(store, builds, request, args.dry_run)
     late = [build for build in _builds(store, []) if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE

@@ -13,6 +13,7 @@ search for what a later one masks stand before it. Every filter sees every text,
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,12 +38,32 @@ class Drop:
     evidence: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit of a filter on one measure: what is below `least` or above `most` is dropped for `reason`.
+
+    The report draws it on the measure's histogram. measure: a name in `pipeline.report.limits.MEASURES`. option: the
+    filter's field. mirrored: 1 / value is measured against it too, as of a ratio of sides.
+    """
+
+    option: str
+    measure: str
+    reason: DropReason
+    least: float = -math.inf
+    most: float = math.inf
+    mirrored: bool = False
+
+
 class TextFilter(Plugin):
     """Judges one text, or rewrites it, or both; a filter defines `check`, `rewrite` or the two."""
 
     def check(self, text: Text) -> Drop | None:
         """The reason to drop the text; None to keep it."""
         return None
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Its limits on measures of which the report has histograms."""
+        return ()
 
     def rewrite(self, text: Text) -> Text:
         """The text that replaces it; itself where there is nothing to change. Idempotent.
@@ -59,6 +80,10 @@ class ImageFilter(Plugin):
     def check(self, features: Features) -> Drop | None:
         """The reason to drop the image; None to keep it."""
         raise TypeError(f"{type(self).__name__} must check features")
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Its limits on measures of which the report has histograms."""
+        return ()
 
 
 class PixelFilter(Plugin):

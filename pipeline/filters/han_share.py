@@ -13,7 +13,7 @@ import re
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.filters import Drop, TextFilter
+from pipeline.filters import Drop, Limit, TextFilter
 from pipeline.records import DropReason
 from pipeline.texts.forms import Table
 
@@ -33,11 +33,20 @@ _LETTER = re.compile(r"[^\W\d_]")
 _SCRIPTS = Table(_script)
 
 
+def han_of_letters(text: str) -> float:
+    """Share of Han characters among the letters of a text, 0 to 1; 0 without any letter."""
+    scripts = text.translate(_SCRIPTS)
+    return scripts.count("h") / len(scripts) if scripts else 0.0
+
+
 class HanShare(TextFilter):
     """Share of Han characters among the letters of a text."""
 
     min_share: float = Field(0.5, ge=0, le=1, description="least share of Han among the letters; digits do not count")
     max_foreign: int = Field(0, ge=0, description="most kana and hangul characters in a text")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("min_share", "han_letters", DropReason.LOW_HAN_SHARE, least=self.min_share),)
 
     def check(self, text: Text) -> Drop | None:
         scripts = text.text.translate(_SCRIPTS)

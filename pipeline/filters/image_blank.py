@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter
+from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
 
@@ -16,6 +16,9 @@ class ImageBlank(ImageFilter):
     """Share of the picture in one grey level."""
 
     max_blankness: float = Field(0.98, gt=0, le=1, description="share of one of 64 grey levels, 0 to 1")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("max_blankness", "blankness", DropReason.IMAGE_BLANK, most=self.max_blankness),)
 
     def check(self, features: Features) -> Drop | None:
         if features.blankness > self.max_blankness:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter
+from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
 
@@ -18,6 +18,9 @@ class ImageEntropy(ImageFilter):
     """Entropy of the grey levels."""
 
     min_entropy: float = Field(1.0, ge=0, le=8, description="bits; 8 is the most that 256 levels have")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("min_entropy", "entropy", DropReason.IMAGE_ENTROPY, least=self.min_entropy),)
 
     def check(self, features: Features) -> Drop | None:
         if features.entropy < self.min_entropy:

@@ -13,7 +13,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from data_specs.shard import Text
-from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
+from pipeline.filters import RUNNING_KINDS, Drop, Limit, TextFilter
 from pipeline.records import DropReason
 from pipeline.texts.words import count_words, has_words
 
@@ -28,6 +28,13 @@ class TextLength(TextFilter):
     max_words: int = Field(0, ge=0, description="most words of an alt, caption, title or tag; 0: not looked at")
 
     VERSION: ClassVar[int] = 2
+
+    def limits(self) -> tuple[Limit, ...]:
+        # of running text another maximum holds, and Decisions do not tell kinds of text apart
+        least = Limit("min_chars", "characters", DropReason.TEXT_TOO_SHORT, least=self.min_chars)
+        most = Limit("max_chars", "characters", DropReason.TEXT_TOO_LONG, most=self.max_chars)
+        # with a number of words beside it, a text that another limit lets in may still be dropped
+        return tuple(limit for limit, words in ((least, self.min_words), (most, self.max_words)) if not words)
 
     def check(self, text: Text) -> Drop | None:
         chars = sum(map(len, text.text.split()))

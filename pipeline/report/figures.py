@@ -97,6 +97,9 @@ _REGIONS = (0, 1, 2, 5, 9, 17, 25, 36, 37)
 _ASPECT = (0.0, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.1, 1.5, 2.0, 3.0)
 _ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+")
 
+EDGES: dict[str, Sequence[float]] = {"characters": _CHARS, "short_side": _SIDES, "long_side": _SIDES, "aspect": _ASPECT}
+"""Lower bounds of the bins of measures that filters limit (`pipeline.report.limits`)."""
+
 
 class Figures:
     """Collects the figures of kept samples, shard by shard."""

@@ -2,7 +2,8 @@
 
 The sheet is a random but reproducible sample, new ones first: for each fate (kept, or a reason to drop) it takes the
 candidates with the smallest keyed hash of their id. Half of the sheet shows kept candidates, the other half the reasons
-in turn. Candidates that were dropped before their image was fetched are shown by their text.
+in turn. Candidates that were dropped before their image was fetched are shown by their text, and with the picture if it
+lies in their source.
 
 Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`: its boxes come
 from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so does every
@@ -10,7 +11,8 @@ detector that needs no pixels.
 
 Never shown, neither picture nor text nor URL: items that were opted out, refused by robots.txt or by the address guard,
 or are on STORE's list of takedowns (by URL, image or domain). Items that `screen` dropped as not safe for work, and
-copies of them, are shown without their picture.
+copies of them, are shown without their picture; so are, where the spec has a filter that looks at pixels, pictures of a
+source that no stage has looked at.
 
 Limits: memory is one partition's decisions and the chosen rows; thumbnails stop at a budget of bytes.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import itertools
 import logging
 import types
 from collections import Counter
@@ -36,6 +39,7 @@ from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import BOX_SCHEMA, DropReason, order_key, sha256_hex
 from pipeline.report import elsewhere
+from pipeline.report.at_source import in_sources
 from pipeline.report.figures import trim
 from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
@@ -225,7 +229,7 @@ def add_pictures(
     unshown = unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
     own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
     asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
-    for image in read_images(build, sorted(asked), sparse=True):
+    for image in itertools.chain(read_images(build, sorted(asked), sparse=True), in_sources(build, own, takedowns)):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
         if made := _thumbnail(build, image.data, image.sha256):

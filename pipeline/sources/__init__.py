@@ -7,10 +7,12 @@ partition of the extract stage.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field
 
@@ -92,6 +94,17 @@ class TableSource(Source):
         """Bytes of an image that is stored in the source itself; None if it must be fetched from the web."""
         return None
 
+    def root(self) -> str:
+        """Absolute path of the local folder in which the pictures of the source lie; "" if they lie in none."""
+        return ""
+
+    def address_of(self, file: str) -> str:
+        """The image_url by which the source reads a local picture, given its absolute path; "" for one it has not.
+
+        Follows from the path alone: the file may be gone.
+        """
+        return ""
+
     def entries(
         self, row: str, number: int, parse: Callable[[], Iterable[Candidate | Decision]]
     ) -> list[Candidate | Decision]:
@@ -152,6 +165,13 @@ class Decoding:
         """To be called after the last row. Raises UnicodeError for a file of which no row was sound."""
         if self._undecoded and not self._decoded:
             raise UnicodeError(f"none of its first {self._undecoded} rows beyond ASCII can be decoded")
+
+
+def local_path(path: str) -> str:
+    """The absolute path of a file or folder on the local disk, given its path or file:// URL; "" for another URL."""
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
+    return "" if "://" in path else os.path.abspath(path)  # noqa: PTH100  (Path keeps `..`, or follows links)
 
 
 class FileSource(TableSource):

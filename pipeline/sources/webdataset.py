@@ -32,6 +32,7 @@ from pipeline.files.inputs import NO_DAMAGE, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
 from pipeline.sources._provenance import Fields
+from pipeline.sources._text_files import AUTO, Encoding, text_of
 from pipeline.sources.folder import SUFFIXES, texts_of
 from pipeline.texts.cleaning import clean
 
@@ -46,9 +47,10 @@ log = logging.getLogger("wenlan")
 class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
+    encoding: Encoding = Field(AUTO, description="of KEY.txt and KEY.json; auto: as their bytes tell")
     fields: Fields = Field(Fields(), description="names of fields of KEY.json that say where a picture came from")
 
     @field_validator("path")
@@ -131,11 +133,11 @@ class WebDataset(FileSource):
         fault = ""
         try:
             if "json" in sample:
-                value = json.loads(sample["json"])
+                value = json.loads(text_of(sample["json"], self.encoding))
                 url, page_url, provenance = self.fields.read(value, url)
                 texts = texts_of(value)
             if "txt" in sample and not texts:
-                texts = [Text(self.text_kind, clean(sample["txt"].decode("utf-8-sig")))]
+                texts = [Text(self.text_kind, clean(text_of(sample["txt"], self.encoding)))]
         except (ValueError, RecursionError) as e:
             fault = f"{shard}, {key}: {e}"
         distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[

@@ -58,7 +58,8 @@ class Spool:
         except Exception as e:
             refusal = DropReason.UNREADABLE, evidence(e, "an image")
         if refusal is not None:
-            later = rfc3339(LASTING_S)
+            # what an installation cannot read, the next build may
+            later = rfc3339(0.0 if refusal[0] is DropReason.UNREADABLE_FORMAT else LASTING_S)
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 in self._takedowns.hashes:
@@ -86,6 +87,8 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
     except pictures.PictureError as e:
         if e.too_many_pixels:
             return DropReason.TOO_MANY_PIXELS, e.message
+        if e.unreadable_here:
+            return DropReason.UNREADABLE_FORMAT, e.message
         if not _looks_like_an_image(data):
             start = " ".join(data[:60].decode("utf-8", "replace").split())
             return DropReason.NOT_AN_IMAGE, f"begins with {start!r}"
@@ -96,6 +99,8 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
 
 
 def _looks_like_an_image(data: bytes) -> bool:
-    """Whether bytes begin like a format of pictures: bytes 4 to 12 of AVIF and 8 to 12 of WebP hold its name."""
+    """Whether bytes begin like a format of pictures: bytes 8 to 12 of WebP hold its name."""
+    from pipeline.pictures.decode import format_in_box
+
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return data.startswith(_MAGIC) or riff or data[4:12] in (b"ftypavif", b"ftypavis")
+    return data.startswith(_MAGIC) or riff or format_in_box(data) != ""

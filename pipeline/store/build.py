@@ -74,6 +74,13 @@ class Build:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
         return StageDir(self.folder / self.stages[name].folder, name, "").of_all_fingerprints()
 
+    def tables(self, name: str, suffix: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """One file of every partition of a stage, whichever spec of the build made it; None: all columns."""
+        for stage in self.history(name):
+            for record in stage.records():
+                if suffix in record.files:
+                    yield stage.table(record, suffix, columns)
+
     @property
     def held(self) -> int:
         """Samples that its dataset holds already, in the newest release of the same generation."""

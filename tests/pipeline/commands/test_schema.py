@@ -62,6 +62,7 @@ def test_a_ready_spec_plans_where_its_input_lies_beside_it(path, tmp_path):
     for name, content in {
         "wukong_release/wukong_100m_0.csv": "url,caption\n",
         "pictures/a.jpg": "",
+        "photos/a.jpg": "",
         "tars/a.tar": "",
     }.items():
         (tmp_path / name).parent.mkdir()
