@@ -53,7 +53,7 @@ from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
-from pipeline.web.policy import LASTING_S
+from pipeline.web.policy import LASTING_S, HostRules
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
@@ -82,7 +82,9 @@ def run_partition(build: Build, partition: str) -> None:
         spool = Spool(file, build.spec, build.store.takedowns())
         userinfos = userinfos_of(build, urls)
         outcomes, reused = at_hand(build, partition, candidates, spool, userinfos)
-        network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool, userinfos)
+        rules = _rules_of_hosts(build.out, stage.fingerprint)
+        missing = {i: url for i, url in urls.items() if i not in outcomes}
+        network = _Network(build.spec, missing, spool, userinfos, rules)
         stats = network.run()
         outcomes |= network.outcomes
         if stats:
@@ -110,6 +112,15 @@ def run_partition(build: Build, partition: str) -> None:
     _remember(build, [row for row in rows if row["fetch_id"] in network.outcomes], record.files["tar"].name)
 
 
+@functools.lru_cache(maxsize=1)
+def _rules_of_hosts(out: str, fingerprint: str) -> dict[str, HostRules]:
+    """The rules of hosts that this worker process has asked for, for all partitions of one build that it does.
+
+    A host has images in nearly every partition: else it would be asked for its robots.txt once in each.
+    """
+    return {}
+
+
 def _return_large_blocks() -> None:
     """Return the memory of a large body to the system once it is freed: glibc by default keeps 64 MB per thread."""
     with suppress(OSError, AttributeError):  # another C library
@@ -119,8 +130,15 @@ def _return_large_blocks() -> None:
 class _Network:
     """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
 
-    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool, userinfos: Mapping[str, str]) -> None:
-        self._spec, self._spool = spec, spool
+    def __init__(
+        self,
+        spec: BuildSpec,
+        urls: dict[str, str],
+        spool: Spool,
+        userinfos: Mapping[str, str],
+        rules: dict[str, HostRules],
+    ) -> None:
+        self._spec, self._spool, self._rules = spec, spool, rules
         self._userinfos = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
@@ -129,7 +147,7 @@ class _Network:
     @functools.cached_property
     def _opener(self) -> GuardedOpener:
         """Made when there is something to fetch."""
-        return GuardedOpener(self._spec, self._userinfos)
+        return GuardedOpener(self._spec, self._userinfos, self._rules)
 
     def run(self) -> dict[str, Any]:
         """Fetch every image; returns img2dataset's own statistics, empty if there was nothing to fetch."""
