@@ -116,7 +116,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     last = "report" if until == "publish" else until
     with Bars() as bars:
         options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
-        for result in run.run(build, until=last, progress=bars.update, **options):
+        for result in run.run(build, until=last, progress=bars, **options):
             results.append(result)
             bars.done(result)
     show(_funnel(results))
@@ -279,11 +279,10 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 def _activity(status: dict[str, Any]) -> str:
     """Which stage is running, or where the build stopped."""
-    running, remaining = status["running"], status["running"]["left_seconds"]
+    running = status["running"]
     if status["alive"] is False:
         return f"no process is building here: it stopped in {running['stage']}; run the same command again to continue"
-    eta = f", about {remaining:.0f} s remaining" if remaining else ""
-    return f"{running['stage']} has been running since {running['since']}{eta}"
+    return f"{running['stage']} has been running since {running['since']}: {running['line']}"
 
 
 def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
+from pipeline import pulse
 from pipeline.filters import Drop, TextFilter, text_filters
 from pipeline.records import (
     CANDIDATE_SCHEMA,
@@ -183,6 +184,7 @@ def judge(
     faults: list[list[Drop]] = []
     for at in range(0, len(texts), CHUNK):
         faults += _filter(texts, at, filters, rewritten)
+        pulse.expect(len(candidates), done=len(candidates) * len(faults) // len(texts))
     judged: list[Candidate | Decision] = []
     at = 0  # where a candidate's texts begin among all of them
     for candidate, own in zip(candidates, texts_of, strict=True):

@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
+from pipeline import pulse
 from pipeline.errors import StageError
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
@@ -81,9 +82,13 @@ def run_partition(build: Build, partition: str) -> None:
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
         userinfos = userinfos_of(build, urls)
+        pulse.expect(len(urls))
         outcomes, reused = at_hand(build, partition, candidates, spool, userinfos)
         rules = _rules_of_hosts(build.out, stage.fingerprint)
         missing = {i: url for i, url in urls.items() if i not in outcomes}
+        failed_at_hand = sum(bool(outcome.reason) for outcome in outcomes.values())
+        pulse.expect(len(urls), done=len(outcomes))
+        pulse.tell(kept=len(outcomes) - failed_at_hand, failed=failed_at_hand, bytes=0)
         network = _Network(build.spec, missing, spool, userinfos, rules)
         stats = network.run()
         outcomes |= network.outcomes
@@ -104,6 +109,7 @@ def run_partition(build: Build, partition: str) -> None:
                 "kept": len(candidates) - len(decisions),
                 "dropped": len(decisions),
                 "images": len(rows) - len(failed),
+                "failed": len(failed),
                 "cached": reused,
                 "fetched": len(network.outcomes),
                 "bytes": sum(row["size"] for row in rows if row["ok"]),
@@ -177,6 +183,7 @@ class _Network:
         if data is not None:
             fetched = self._opener.fetched[url]
             return self._spool.add(data, fetched.fetched_at, fetched.etag)
+        pulse.advance(failed=1)
         if (failed := self._opener.failed.get(url)) is not None:
             return failure(failed.reason, failed.evidence, min(failed.retry_after_s, LASTING_S))
         return failure(DropReason.BAD_URL, error)  # refused by urllib before the opener saw it
@@ -298,6 +305,8 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
+    unit="images",
+    done=("images", "failed"),
     files=(StageFile("tar"), StageFile("parquet", FETCH_SCHEMA, "fetch_id"), StageFile("stats.json")),
     network=True,
     without=_without,

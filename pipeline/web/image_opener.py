@@ -37,7 +37,6 @@ from pipeline.web.http_client import Deadlines, HttpClient, Response
 from pipeline.web.pace import RateLimiter
 from pipeline.web.policy import LASTING_S, HostRules
 
-
 MAX_RULES = 10_000
 """Hosts whose rules are kept at a time."""
 

@@ -90,6 +90,7 @@ class Visit:
     endless: int = 0  # links that lead into an endless path
     too_deep: tuple[str, ...] = ()  # links that are not followed, since the page lies at `max_depth`
     likeness: str = ""  # digest of the page but for its numbers
+    images: int = 0  # that the page shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +197,7 @@ class Visitor:
             capture=capture,
             member=member,
             likeness=reading.likeness,
+            images=reading.images,
             **followed,
         )
 

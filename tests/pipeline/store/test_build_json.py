@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline import cli, observe, run
+from pipeline import cli, pulse, run
 from pipeline.errors import StoreError
 from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import fetch
@@ -102,7 +102,7 @@ def test_a_folder_without_a_build_is_named(tmp_path: Path):
 
 
 def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
-    monkeypatch.setattr(observe, "PULSE_S", 0.1)
+    monkeypatch.setattr(pulse, "PULSE_S", 0.1)
     monkeypatch.setattr(fetch, "FLUSH_S", 0.0)
     asked = threading.Event()
 
@@ -125,7 +125,7 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         attempt.commit({"seen": 10, "kept": 10, "dropped": 0})
 
     def work() -> None:
-        with observe.pulse(build.stage("fetch").folder, "00000-of-00001"):
+        with pulse.pulse(build.stage("fetch").folder, "00000-of-00001"):
             fetch.run_partition(build, "00000-of-00001")
 
     with build_json.sole_owner(build):
