@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from data_specs.build import SpecError, load
 from data_specs.release import LATEST
 from pipeline.commands import generations
-from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
+from pipeline.commands.terminal import Bars, Commands, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, SourceError, WenlanError
+from pipeline.urls import shown
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -120,6 +122,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
             results.append(result)
             bars.done(result)
     show(_funnel(results))
+    reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
         say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
@@ -135,6 +138,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     if answer["published"] and build.made_from:
         answer["diff"] = generations.show_change(build)
     answer["stages"] = [dataclasses.asdict(result) for result in results]
+    answer["reasons"] = reasons
     answer["seconds"] = round(time.monotonic() - started, 2)
     return answer
 
@@ -201,6 +205,26 @@ def _funnel(results: list[StageResult]) -> Table:
         counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in FATES]
         table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
     return table
+
+
+def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
+    """Show why most was dropped at each stage, with an example of each reason; returned for --json."""
+    from pipeline.report.funnel import top_reasons
+
+    dropping = [r.name for r in results if r.funnel.get("dropped") or r.funnel.get("pages_dropped")]
+    reasons = [reason for name in dropping for reason in top_reasons(build, name)]
+    if not reasons:
+        return []
+    table = table_of("dropped, the most frequent reasons", "stage", "reason", "count", "for example")
+    for number in (1, 3):
+        table.columns[number].justify = "left"
+    table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", console.is_terminal
+    for at, r in enumerate(reasons):
+        example = escape(shown(": ".join(part for part in (r.url, r.evidence) if part)))
+        new = not at or reasons[at - 1].stage != r.stage
+        table.add_row(r.stage if new else "", r.reason, f"{'' if r.exact else 'about '}{r.count:,}", example)
+    show(table)
+    return [dataclasses.asdict(reason) for reason in reasons]
 
 
 def _say_lost(stage: str, counts: dict[str, int]) -> None:
