@@ -29,6 +29,8 @@ Commands = Any
 """argparse's action that holds the subcommands; its type has no public name."""
 
 console = Console(stderr=True, highlight=False)
+_unfolded = Console(stderr=True, highlight=False, width=10_000)
+"""For tables where there is no terminal: a row is one line, however long; rich would fold it at 80 columns."""
 
 
 def command(
@@ -130,4 +132,4 @@ def table_of(title: str, *columns: str) -> Table:
 
 def show(table: Table) -> None:
     """Print a table."""
-    console.print(table, soft_wrap=not console.is_terminal)
+    (console if console.is_terminal else _unfolded).print(table, soft_wrap=not console.is_terminal)

@@ -153,6 +153,10 @@ class Visitor:
         )
         return await self._judged("kept", page, capture, response.headers)
 
+    async def delay_of(self, url: str) -> float:
+        """Seconds between two requests to a URL's host."""
+        return self._policy.delay_s(await self._rules_of(url))
+
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
         asked for."""

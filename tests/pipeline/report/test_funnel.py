@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.report.funnel import faults, read_funnels, top_reasons
 from pipeline.records import DropReason, drop_capture
+from pipeline.report.funnel import faults, read_funnels, top_reasons
 from pipeline.store.build import Build
 
 Run = Callable[[Build, str], None]
@@ -42,7 +42,9 @@ def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_
     rows = [row for table in synthetic_build.decisions() for row in table.to_pylist()]
     [first] = top_reasons(synthetic_build, "filter", most=1)
     assert first.exact
-    assert any((row["reason"], row["url"], row["evidence"]) == (first.reason, first.url, first.evidence) for row in rows)
+    assert any(
+        (row["reason"], row["url"], row["evidence"]) == (first.reason, first.url, first.evidence) for row in rows
+    )
 
 
 def test_reasons_of_many_partitions_are_extrapolated_and_an_opted_out_owner_is_not_named(make_build: Any) -> None:
