@@ -188,10 +188,12 @@ class FileSource(TableSource):
         files = self.files()
         size, numbers = size_of_files(files), spread(len(files))
         sample = Sample(budget)
-        for number in numbers:
-            sample.take(self.entries_of(number, files[number]))
-        counting = replace(budget)  # with a time of its own
-        rows = total_of(self.ROWS, [self.count(files[number], counting) for number in numbers], len(files), size)
+        taken = [sample.take(self.entries_of(number, files[number])) for number in numbers]
+        if all(taken) and len(taken) == len(files):
+            rows = Count(self.ROWS, sample.rows)
+        else:
+            counting = replace(budget)  # with a time of its own
+            rows = total_of(self.ROWS, [self.count(files[number], counting) for number in numbers], len(files), size)
         counts = (Count("files", len(files)), rows)
         return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **sample.described())
 

@@ -115,13 +115,13 @@ class UrlTable(FileSource):
             yield from self.entries(row, at, partial(self._of_row, cells, row, at))
 
     def count(self, file: str, budget: Budget) -> Reading:
-        """Rows of one file: of Parquet as its footer says, of a text its lines, the header left out."""
+        """Rows of one file: of Parquet as its footer says, of a text about as many as lines: cells may hold some."""
         kind = self._format(file)
         size = int(version(file)[1] or 0)
         if kind == "parquet":
             return Reading(_count(file, kind, json.dumps(version(file))), size, size, True)
         lines = lines_of(file, budget)
-        return replace(lines, number=max(0, lines.number - (kind in ("csv", "tsv"))))
+        return replace(lines, number=max(0, lines.number - 1), whole=False) if kind in ("csv", "tsv") else lines
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""
