@@ -117,12 +117,11 @@ class Sample:
     def _add(self, candidate: Candidate) -> None:
         self.candidates += 1
         self._rows.add((self._parts, candidate.row))
-        if candidate.image_url.startswith(("http://", "https://")) and not (
-            candidate.provenance and candidate.provenance.stored_at
-        ):
+        stored = candidate.provenance is not None and candidate.provenance.stored_at
+        if candidate.image_url.startswith(("http://", "https://")) and not stored:
             host = urlsplit(candidate.image_url).netloc
             self._hosts[host] += 1
-            if len(self._urls) < self.MOST_URLS:
+            if len(self._urls) < self.MOST_URLS and not candidate.userinfo:  # a password goes to the owner alone
                 self._urls.setdefault(host, candidate.image_url)
 
     def estimated(self, rows: Count) -> Count:
