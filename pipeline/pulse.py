@@ -77,12 +77,21 @@ class _Pulse:
         self.total: int | None = None
         self.counts: dict[str, int] = {}
         self._hosts: dict[str, Counter[str]] = {}
-        self._lock = threading.Lock()  # of _hosts, which grows while it is written
+        self._lock = threading.Lock()  # of what the writing thread reads and this one replaces
         self._began = time.monotonic()
         self._before = deque([(self._began, 0, 0)])  # (when, done, bytes) of the last WINDOW_S
+        self._expected = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._write_now_and_then, name="wenlan-pulse", daemon=True)
         self._thread.start()
+
+    def expect(self, total: int | None, done: int) -> None:
+        """Set how far it is. What is done already when it says so first was done by an earlier run: no rate of ours."""
+        with self._lock:
+            self.total, self.done = total, done
+            if not self._expected:
+                self._before = deque([(time.monotonic(), done, self.counts.get("bytes", 0))])
+                self._expected = True
 
     def add(self, host: str, what: str, value: int) -> None:
         """Add to a host's counters."""
@@ -107,12 +116,12 @@ class _Pulse:
     def _figures(self) -> dict[str, Any]:
         with self._lock:
             hosts = {host: dict(counts) for host, counts in self._hosts.items()}
-        counts = self.counts.copy()
-        now, done, received = time.monotonic(), self.done, counts.get("bytes", 0)
-        self._before.append((now, done, received))
-        while len(self._before) > 2 and now - self._before[1][0] > WINDOW_S:
-            self._before.popleft()
-        then, done_then, received_then = self._before[0]
+            counts = self.counts.copy()
+            now, done, received = time.monotonic(), self.done, counts.get("bytes", 0)
+            self._before.append((now, done, received))
+            while len(self._before) > 2 and now - self._before[1][0] > WINDOW_S:
+                self._before.popleft()
+            then, done_then, received_then = self._before[0]
         passed = max(now - then, 0.001)
         busiest = sorted(hosts, key=lambda host: -(hosts[host].get("kept", 0) + hosts[host].get("failed", 0)))
         return {
@@ -148,7 +157,7 @@ def expect(total: int | None, done: int = 0) -> None:
     """Say how many rows the running partition has in all, None if nobody knows, and how many are done already."""
     running = _pulse.get()
     if running is not None:
-        running.total, running.done = total, done
+        running.expect(total, done)
 
 
 def advance(rows: int = 1, **counts: int) -> None:

@@ -92,7 +92,7 @@ class Bars:
                 self._printed_at = time.monotonic()
                 share = "" if figures.share is None else f"{figures.share:.0%}, "
                 if observe.form() == "json":
-                    log.info("progress", extra=dataclasses.asdict(figures))
+                    log.info("progress", extra={**dataclasses.asdict(figures), "hosts": len(figures.hosts)})
                 else:
                     say(f"{figures.stage:8} {share}{figures.line()}")
 

@@ -96,9 +96,9 @@ class Crawler:
         """Pages kept of those that may be: no more than are known, or than the site's limit lets in."""
         frontier = self._frontier
         kept = frontier.kept_pages
-        pulse.expect(max(kept, min(self._site.max_pages, kept + frontier.waiting)), done=kept)
         figures = {"failed": frontier.dropped, "images": frontier.images, "bytes": frontier.kept_bytes}
         pulse.tell(kept=kept, queue=frontier.waiting, **figures)
+        pulse.expect(max(kept, min(self._site.max_pages, kept + frontier.waiting)), done=kept)
 
     def _start(self, host: str, visitors: _Visitors) -> None:
         """Begin visits to a host, as many as it may see at once."""

@@ -37,6 +37,16 @@ def test_a_running_partition_shows_its_figures_and_an_ended_one_nothing(folder: 
     assert (folder / pulse.PULSE).names() == []
 
 
+def test_what_an_earlier_run_has_done_is_no_rate_of_this_one(folder: Folder) -> None:
+    with pulse.pulse(folder, "00001"):
+        pulse.tell(bytes=9_000_000)
+        pulse.expect(2_000, done=1_000)
+        pulse.expect(2_000, done=1_000)
+        wait_until(lambda: bool(pulse.beats(folder)), "the first beat", 20)
+        [beat] = pulse.beats(folder)
+    assert (beat.done, beat.rates) == (1_000, {"done": 0.0, "bytes": 0.0})
+
+
 def test_a_partition_that_does_nothing_countable_beats_all_the_same(folder: Folder) -> None:
     with pulse.pulse(folder, "00001"):
         wait_until(lambda: bool(pulse.beats(folder)), "the first beat", 20)
