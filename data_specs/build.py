@@ -149,7 +149,7 @@ class Egress(Spec):
 class Fetch(Spec):
     """How images are fetched."""
 
-    images_per_partition: int = Field(10_000, gt=0)
+    images_per_partition: int = Field(10_000, gt=0, description="at most, on average; a small build is cut finer")
     threads: int = Field(16, gt=0)
     retries: int = Field(1, ge=0)
     max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before the image is decoded")

@@ -1,9 +1,9 @@
 """`wenlan-data`: the command line of the pipeline. Assembles the parser and runs one command.
 
-The commands are in `pipeline.commands`: `builds` (work on one build), `datasets` (what a build publishes), `releases`
-(of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json
-the last line of stdout is one JSON object, also of a command that fails (`data_specs.answers`). Exit code 0: done; 1:
-the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
+The commands are in `pipeline.commands`: `plan`, `builds` (work on one build), `datasets` (what a build publishes),
+`releases` (of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`).
+With --json the last line of stdout is one JSON object, also of a command that fails (`data_specs.answers`). Exit code
+0: done; 1: the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from data_specs.build import SpecError
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, releases, store, trials
+from pipeline.commands import builds, datasets, plan, releases, store, trials
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
 COMMANDS = (
-    builds.add_plan,
+    plan.add_plan,
     builds.add_build,
     trials.add_try,
     datasets.add_publish,

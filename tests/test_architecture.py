@@ -85,6 +85,7 @@ FLOORS = (
     ("urls",),
     ("errors",),
     ("files", "records"),
+    ("pulse",),
     ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),

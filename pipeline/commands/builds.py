@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that work on one build: plan, build, status, report, explain."""
+"""Commands of `wenlan-data` that work on one build: build, status, report, explain. Before one: `plan`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from data_specs.build import SpecError, load
 from data_specs.release import LATEST
 from pipeline.commands import generations
-from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
-from pipeline.errors import ApprovalError, NothingNew, SourceError, WenlanError
+from pipeline.commands.terminal import Bars, Commands, command, console, say, show, table_of
+from pipeline.errors import ApprovalError, NothingNew, WenlanError
+from pipeline.urls import shown
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -30,66 +32,11 @@ SHOWN_CHARACTERS = 80
 """Length at which `explain` cuts a value."""
 
 
-def add_plan(commands: Commands) -> None:
-    plan = command(commands, "plan", _plan, "show what a build would run and what is already done")
-    _add_spec(plan, needs_out=False)
-    plan.add_argument(
-        "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
-    )
-
-
-def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.publish import replacing
-    from pipeline.stages import STAGES
-
-    try:
-        build = _open(args)
-    except SourceError as e:  # the spec is valid, but its input is not there yet: a build would stop at once
-        say(f"{args.spec}: the spec is valid, but a build cannot start yet: {e}")
-        return {"spec": str(args.spec), "valid": True, "missing": e.subject, "stages": {}}
-    anew = generations.show_made_from(build) if build.made_from else {}
-    table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
-    stages = {}
-    for name in STAGES:
-        stage = build.stage(name)
-        committed = len(stage.partitions())
-        state = "done" if stage.finished() else "partly done" if committed else "to run"
-        stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
-        table.add_row(name, state, str(committed), stage.fingerprint[:12])
-    show(table)
-    blocking = replacing.in_the_way(build) if args.out else []
-    for line in blocking:
-        say(f"a build would refuse: {line}")
-    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "generation": build.generation, "stages": stages}
-    answer |= {"in_the_way": blocking, **anew}
-    return answer if args.estimate is None else {**answer, "estimate": _estimate(build, args.estimate)}
-
-
-def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
-    """Show the estimated cost of that many candidates; None if no published build exists to measure by."""
-    from pipeline.report.estimate import estimate
-
-    if candidates < 1:
-        raise SpecError([f"--estimate {candidates}: must be at least 1 candidate"])
-    estimated = estimate(build.store, build.spec.name, candidates)
-    if estimated is None:
-        say(f"no estimate: {build.store.url} has no published build to measure by; publish a small one first")
-        return None
-    measured = estimated["by"]
-    title = f"{candidates:,} candidates, as measured in build {measured['build_id']} of {measured['snapshot']}"
-    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written")
-    for name, stage in {**estimated["stages"], "all": estimated["total"]}.items():
-        hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
-        table.add_row(name, f"{stage['seen']:,}" if "seen" in stage else "", *hours, f"{stage['bytes'] / 1e9:,.2f}")
-    show(table)
-    return estimated
-
-
 def add_build(commands: Commands) -> None:
     build = command(commands, "build", _build, "run a build, or continue one")
     build.formatter_class = argparse.RawDescriptionHelpFormatter
     build.epilog = generations.EXAMPLES
-    _add_spec(build, needs_out=True)
+    add_spec(build, needs_out=True)
     build.add_argument(
         "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
     )
@@ -116,10 +63,11 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     last = "report" if until == "publish" else until
     with Bars() as bars:
         options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
-        for result in run.run(build, until=last, progress=bars.update, **options):
+        for result in run.run(build, until=last, progress=bars, **options):
             results.append(result)
             bars.done(result)
     show(_funnel(results))
+    reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
         say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
@@ -135,6 +83,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     if answer["published"] and build.made_from:
         answer["diff"] = generations.show_change(build)
     answer["stages"] = [dataclasses.asdict(result) for result in results]
+    answer["reasons"] = reasons
     answer["seconds"] = round(time.monotonic() - started, 2)
     return answer
 
@@ -203,6 +152,26 @@ def _funnel(results: list[StageResult]) -> Table:
     return table
 
 
+def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
+    """Show why most was dropped at each stage, with an example of each reason; returned for --json."""
+    from pipeline.report.funnel import top_reasons
+
+    dropping = [r.name for r in results if r.funnel.get("dropped") or r.funnel.get("pages_dropped")]
+    reasons = [reason for name in dropping for reason in top_reasons(build, name)]
+    if not reasons:
+        return []
+    table = table_of("dropped, the most frequent reasons", "stage", "reason", "count", "for example")
+    for number in (1, 3):
+        table.columns[number].justify = "left"
+    table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", console.is_terminal
+    for at, r in enumerate(reasons):
+        example = escape(shown(": ".join(part for part in (r.url, r.evidence) if part)))
+        new = not at or reasons[at - 1].stage != r.stage
+        table.add_row(r.stage if new else "", r.reason, f"{'' if r.exact else 'about '}{r.count:,}", example)
+    show(table)
+    return [dataclasses.asdict(reason) for reason in reasons]
+
+
 def _say_lost(stage: str, counts: dict[str, int]) -> None:
     """Say what damage cost the stage's input, if it cost any."""
     nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
@@ -212,8 +181,8 @@ def _say_lost(stage: str, counts: dict[str, int]) -> None:
         say(f"{stage}: {', '.join(found)}; the report names the files")
 
 
-def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
-    """The arguments that say which build is meant: `_open` reads them."""
+def add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
+    """The arguments that say which build is meant: `opened` reads them."""
     parser.add_argument("spec", type=Path, metavar="SPEC")
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
@@ -225,7 +194,7 @@ def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     )
 
 
-def _open(args: argparse.Namespace) -> Build:
+def opened(args: argparse.Namespace) -> Build:
     """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
     from pipeline import plugins, run
 
@@ -236,10 +205,10 @@ def _open(args: argparse.Namespace) -> Build:
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
-    """As `_open`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
+    """As `opened`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
     from pipeline.publish import replacing
 
-    build = _open(args)
+    build = opened(args)
     blocking = replacing.in_the_way(build)
     if not blocking:
         return build
@@ -247,7 +216,7 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
         raise SpecError(blocking)
     say(f"--replace: {blocking[0]}; it is withdrawn")
     replacing.withdraw(build)
-    return _open(args)  # again, since what it is deduplicated against has changed
+    return opened(args)  # again, since what it is deduplicated against has changed
 
 
 def add_status(commands: Commands) -> None:
@@ -279,11 +248,10 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 def _activity(status: dict[str, Any]) -> str:
     """Which stage is running, or where the build stopped."""
-    running, remaining = status["running"], status["running"]["left_seconds"]
+    running = status["running"]
     if status["alive"] is False:
         return f"no process is building here: it stopped in {running['stage']}; run the same command again to continue"
-    eta = f", about {remaining:.0f} s remaining" if remaining else ""
-    return f"{running['stage']} has been running since {running['since']}{eta}"
+    return f"{running['stage']} has been running since {running['since']}: {running['line']}"
 
 
 def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:

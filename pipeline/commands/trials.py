@@ -57,7 +57,7 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
         with Bars() as bars:
             options = {"address": args.address, "workers": args.workers}
             options["here"] = not any(options.values()) and _size(on) <= HERE
-            for result in run.run(trial, until=run.COMPARED, progress=bars.update, **options):
+            for result in run.run(trial, until=run.COMPARED, progress=bars, **options):
                 if not result.skipped:
                     bars.done(result)
         figures = _write(trial, Folder(place))

@@ -21,6 +21,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -39,6 +40,7 @@ from pipeline.files.inputs import MAX_LINE, Lines, LongLine
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
+from pipeline.sources._look import Budget, Count, Look, Sample
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import AUTO, Encoding, cleaned, columns_of, no_column, opened, separator_of, text_of
 from pipeline.texts.cleaning import clean
@@ -127,6 +129,21 @@ class FolderOfImages(TableSource):
         if not folder or not path.is_relative_to(folder) or path.suffix.lower() not in SUFFIXES:
             return ""
         return self._address(str(path.relative_to(folder)))
+
+    def look(self, budget: Budget) -> Look:
+        """Its pictures, the files with texts beside them, and how many of a sample have a text."""
+        listing, images = self._listing(), self._images()
+        size = sum(listing[image][0] for image in images)
+        suffixes = Counter(PurePosixPath(name).suffix.lower() for name in listing)
+        texts = [Count(f"{suffix} files", suffixes[suffix]) for suffix in (".txt", ".json") if suffixes[suffix]]
+        sample = Sample(budget)
+        sample.take(self.read(0))
+        pictures = Count("pictures", len(images))
+        whole = sample.rows >= len(images)  # rows of the captions file that name no picture are among them
+        candidates = Count("candidates", sample.candidates) if whole else sample.estimated(pictures)
+        described = sample.described()
+        described["facts"] += (("with a text", f"{sample.candidates:,} of the pictures looked at"),)
+        return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **described)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists."""

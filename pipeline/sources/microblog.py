@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -49,6 +49,8 @@ class Microblog(FileSource):
     """Posts of a microblog as JSON lines."""
 
     fields: Fields = Field(Fields(), description="paths to the parts of a post")
+
+    ROWS: ClassVar[str] = "posts"
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from pipeline.sources import PageSource
+from pipeline.sources._look import Budget, Count, Look
 from pipeline.urls import canonical_url, is_endless, without_session
 
 
@@ -103,6 +104,16 @@ class Site(PageSource):
         if self.within and not any((parts.path or "/").startswith(prefix) for prefix in self.within):
             return False
         return not any(re.search(pattern, url) for pattern in self.exclude)
+
+    def look(self, budget: Budget) -> Look:
+        """Its start pages, and how far the crawl may go. What the web answers is asked by `pipeline.web.probe`."""
+        hosts, starts = self.all_hosts(), self.start_urls()
+        limits = f"{self.max_hours:g} hours, {self.max_depth} links away from a start page"
+        counts = (Count("start pages", len(starts)), Count("hosts", len(hosts)))
+        facts = (("at most", f"{self.max_pages:,} pages, {limits}"), ("hosts", ", ".join(hosts[:5])))
+        outside = [host for host in self.hosts if "/" in host]
+        warnings = tuple(f"hosts: {host!r} is a name with an optional port, no address" for host in outside)
+        return Look(counts, pages=self.max_pages, facts=facts, warnings=warnings, start_urls=tuple(starts))
 
     def token(self) -> Any:
         """Nothing: the pages of a crawl are known to the crawl stage alone, which is an input of extract."""

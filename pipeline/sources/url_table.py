@@ -22,6 +22,7 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
@@ -38,6 +39,7 @@ from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource, local_path
+from pipeline.sources._look import Budget, Reading, lines_of
 from pipeline.sources._text_files import AUTO, Encoding, cleaned, no_column, opened, separator_of
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
@@ -115,6 +117,21 @@ class UrlTable(FileSource):
             yield self._brivl(cells, row, number)
         else:
             yield self._candidate(cells, row, number)
+
+    def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
+        """What a build reads of one file, however it is divided. Raises SourceError."""
+        for at, cells in self._rows(file, 0, sys.maxsize):
+            row = f"{file.rpartition('/')[2]}, row {at}"
+            yield from self.entries(row, at, partial(self._of_row, cells, row, at))
+
+    def count(self, file: str, budget: Budget) -> Reading:
+        """Rows of one file: of Parquet as its footer says, of a text about as many as lines: cells may hold some."""
+        kind = self._format(file)
+        size = int(version(file)[1] or 0)
+        if kind == "parquet":
+            return Reading(_count(file, kind, json.dumps(version(file))), size, size, True)
+        lines = lines_of(file, budget)
+        return replace(lines, number=max(0, lines.number - 1), whole=False) if kind in ("csv", "tsv") else lines
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""

@@ -28,9 +28,10 @@ from pydantic import Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError, WenlanError
-from pipeline.files.inputs import NO_DAMAGE, reason, version
+from pipeline.files.inputs import FAULTS, NO_DAMAGE, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
+from pipeline.sources._look import Budget, Reading
 from pipeline.sources._provenance import Fields
 from pipeline.sources._text_files import AUTO, Encoding, text_of
 from pipeline.sources.folder import SUFFIXES, texts_of
@@ -60,6 +61,27 @@ class WebDataset(FileSource):
             if path.startswith("pipe:"):
                 raise ValueError(f"{path!r}: runs a command; give a path or URL that fsspec opens")
         return paths
+
+    ROWS: ClassVar[str] = "samples"
+
+    def count(self, file: str, budget: Budget) -> Reading:
+        """Samples of one tar: its files by their names up to the first dot, up to a budget."""
+        samples, last, size = 0, "", int(version(file)[1] or 0)
+        try:
+            with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r|*", tarinfo=_Member) as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+                    folder, _, name = member.name.removeprefix("./").rpartition("/")
+                    key = f"{folder}/{name.partition('.')[0]}"
+                    if member.isreg() and not _META.match(name):
+                        samples, last = samples + (key != last), key
+                    if budget.spent:
+                        return Reading(samples, member.offset, size, False)
+        except (tarfile.TarError, EOFError):
+            pass  # it breaks off, or is none: `read` says so
+        except FAULTS as e:
+            raise SourceError(file, f"cannot be read ({reason(e)})") from None
+        return Reading(samples, size, size, True)
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """Candidates of one tar in its order; a Decision for each member, and for the rest, that cannot be read.

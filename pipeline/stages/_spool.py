@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from data_specs.build import BuildSpec
+from pipeline import pulse
 from pipeline.records import DropReason, rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
@@ -50,7 +51,12 @@ class Spool:
         self._file, self._spec, self._takedowns = file, spec, takedowns
 
     def add(self, data: bytes, fetched_at: str, etag: str = "") -> Outcome:
-        """Keep the bytes of an image, or say why they are not let in."""
+        """Keep the bytes of an image, or say why they are not let in. Shown in the partition's pulse."""
+        outcome = self._outcome(data, fetched_at, etag)
+        pulse.advance(bytes=len(data), **{"failed" if outcome.reason else "kept": 1})
+        return outcome
+
+    def _outcome(self, data: bytes, fetched_at: str, etag: str) -> Outcome:
         try:
             refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
         except OURS:

@@ -7,6 +7,8 @@ What remains has its primary text first, by the spec's `text_kinds`.
 
 The result does not depend on the order of files, rows or partitions before: ties go by row and texts, then by id.
 
+A small build is cut finer than `fetch.images_per_partition`, so that all cores have work (`ranges_for`).
+
 Limits: a partition is held in memory (`fetch.images_per_partition` candidates, more where URLs repeat). Of two
 captures of one page the one with the smaller row and texts wins, not the newer.
 """
@@ -24,6 +26,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text
+from pipeline import pulse
 from pipeline.filters import Drop, TextFilter, text_filters
 from pipeline.records import (
     CANDIDATE_SCHEMA,
@@ -57,11 +60,26 @@ def token(build: Build) -> Any:
     }
 
 
+SMALL, ENOUGH = 250, 64
+"""Candidates from which a partition is worth a task of its own; and partitions that keep any usual machine busy."""
+
+
 def partitions(build: Build) -> list[str]:
-    """Ranges of order_key (`KeyRange`), as many as the number of extracted candidates asks for."""
+    """Ranges of order_key (`KeyRange`), as many as the number of extracted candidates asks for.
+
+    That number and the spec alone decide, never the machine. What a killed build has committed decides before both: an
+    older wenlan cut small builds into one range.
+    """
+    begun = build.stage("admit").partitions()
+    if begun:
+        return [str(key_range) for key_range in KeyRange.cut(KeyRange.named(begun[0]).of)]
     total = sum(record.counts["kept"] for record in build.stage("extract").records())
-    of = max(1, -(-total // build.spec.fetch.images_per_partition))
-    return [str(key_range) for key_range in KeyRange.cut(of)]
+    return [str(key_range) for key_range in KeyRange.cut(ranges_for(total, build.spec.fetch.images_per_partition))]
+
+
+def ranges_for(candidates: int, most: int) -> int:
+    """How many ranges so many candidates are cut into: each of at most `most` on average, and up to ENOUGH of SMALL."""
+    return max(1, -(-candidates // most), min(ENOUGH, candidates // SMALL))
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -166,6 +184,7 @@ def judge(
     faults: list[list[Drop]] = []
     for at in range(0, len(texts), CHUNK):
         faults += _filter(texts, at, filters, rewritten)
+        pulse.expect(len(candidates), done=len(candidates) * len(faults) // len(texts))
     judged: list[Candidate | Decision] = []
     at = 0  # where a candidate's texts begin among all of them
     for candidate, own in zip(candidates, texts_of, strict=True):

@@ -29,6 +29,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import pulse
 from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
 from pipeline.records import (
@@ -173,7 +174,9 @@ def _read(
 ) -> Iterator[Candidate | Decision]:
     """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way."""
     if isinstance(source, TableSource):
-        yield from source.read(part)
+        for entry in source.read(part):
+            pulse.advance()
+            yield entry
         return
     assert isinstance(source, PageSource)
     limit = build.spec.egress.max_page_bytes
@@ -188,7 +191,9 @@ def _read(
             info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
             log.warning("%s; going on with the other files of source %s", e, source.name)
         return
-    record, suffix, _ = _crawled(build.stage("crawl").record(source.name))[part]
+    crawled = build.stage("crawl").record(source.name)
+    record, suffix, _ = _crawled(crawled)[part]
+    pulse.expect(crawled.counts["kept"])
     with build.stage("crawl").file(record, suffix) as path:
         yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally, wordings)
 
@@ -223,6 +228,7 @@ def _extract(
     with page_reader() as reader:
         for capture in captures:
             tally["pages"] += 1
+            pulse.advance()
             for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings):
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":

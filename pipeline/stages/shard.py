@@ -34,6 +34,7 @@ from data_specs.shard import (
     canonical_json,
     encode_sample,
 )
+from pipeline import pulse
 from pipeline.detectors import detector_ids
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
@@ -186,7 +187,9 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     notes = [(places[f"{kind}_offset"].append, places[f"{kind}_size"].append) for kind in kinds]
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
+    pulse.expect(rows.num_rows)
     for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
+        pulse.advance()
         try:
             image = as_stored(data, options, (row["width"], row["height"]), max_pixels)
             members = encode_sample(_sample(row, options.max_side), image)

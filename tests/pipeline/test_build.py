@@ -304,7 +304,7 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
         assert f"{out}: holds dataset small, snapshot 2026-01-05" in said
         assert f"published as revision 0: {total} samples" in said
         assert "--replace" in said
-        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", *words[1:]]) == 0
+        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", "--offline", *words[1:]]) == 0
         printed = capsys.readouterr()
         assert f"a build would refuse: {out}: holds dataset small" in printed.err
         assert len(json.loads(printed.out)["in_the_way"]) == 3

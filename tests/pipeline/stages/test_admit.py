@@ -16,7 +16,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind
 from pipeline.records import Candidate, candidate_rows, candidates_of, order_range, sha256_hex
 from pipeline.stages import STAGES
-from pipeline.stages.admit import admit, partitions, run_partition, token
+from pipeline.stages.admit import admit, partitions, ranges_for, run_partition, token
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
@@ -166,6 +166,22 @@ def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build
             attempt.write_table("parquet", candidate_rows(part, limited.seed))
             attempt.commit({"seen": len(part), "kept": len(part), "dropped": 0})
     return build
+
+
+@pytest.mark.parametrize(
+    ("candidates", "most", "ranges"),
+    [(0, 10_000, 1), (499, 10_000, 1), (1_000, 10_000, 4), (16_000, 10_000, 64), (640_000, 10_000, 64),
+     (700_000, 10_000, 70), (5_000_000, 10_000, 500), (110, 20, 6)],
+)  # fmt: skip
+def test_a_small_build_is_cut_finer_and_a_large_one_as_the_spec_says(candidates, most, ranges):
+    assert ranges_for(candidates, most) == ranges
+
+
+def test_a_build_that_was_begun_with_other_ranges_goes_on_with_them(tmp_path):
+    build = build_with(tmp_path, [candidate(f"http://i.test/{i}.jpg") for i in range(60)], files=1)
+    assert len(partitions(build)) == 3
+    run_partition(build, "00001-of-00002")  # as an older wenlan cut it
+    assert partitions(build) == ["00000-of-00002", "00001-of-00002"]
 
 
 @pytest.mark.parametrize("files", [1, 3])
