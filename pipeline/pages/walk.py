@@ -26,6 +26,9 @@ MAX_FIGURES = 8
 MAX_LOOKS = 100
 """Elements per page that are searched for an article; after that, furniture is told by class names alone."""
 
+MAX_HEADLINES = 50
+"""Headlines of first order that are noted: a page made from Markdown has one per section."""
+
 MAX_SOURCES = 50
 """Copies that are read of a <picture>; later ones are passed over."""
 
@@ -44,7 +47,7 @@ _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
     r"(?:^|[-_\s])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|"
-    r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search|banner)"
+    r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
     r"(?:$|[-_\s])|crumb|recommend|copyright",
     re.I,
 )
@@ -158,13 +161,13 @@ class _Opened:
 
 
 class Walk:
-    """The walk over the body: fills `blocks`, `places` and `headline`."""
+    """The walk over the body: fills `blocks`, `places` and `headlines`."""
 
     def __init__(self) -> None:
         self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
         self.blocks: list[Block] = [self._block]
         self.places: list[Place] = []
-        self.headline = ""
+        self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
         self._figures: list[int] = []
         self._count = 0
         self._article = self._furniture = self._caption = self._titles = 0  # open elements of each sort
@@ -250,8 +253,8 @@ class Walk:
                 self._break()
             return
         kind = opened.kind
-        if kind.counted == "h1" and not self.headline and not self._furniture:
-            self.headline = clean(self._block.joined())[:MAX_NEAR]
+        if kind.counted == "h1" and not self._furniture and len(self.headlines) < MAX_HEADLINES:
+            self.headlines += [headline] if (headline := clean(self._block.joined())[:MAX_NEAR]) else []
         if kind.block and self._filled:
             self._break()
         self._count_in(opened, -1)
