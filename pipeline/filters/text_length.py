@@ -1,14 +1,14 @@
 """Drops texts that are too short or too long to say something about a picture.
 
 What is too short depends on what a text is. A caption or an alt text belongs to its picture, and one term is a whole
-caption: 正阳门. A title, an abstract or a paragraph beside a picture must say more. So by default an alt, caption or
-tag needs 2 characters and any other text 5; naming kinds have at most 50 (Chinese-CLIP's), and running text
-(surrounding, abstract, content) has a maximum of its own, since WenLan trains on it and training cuts it to its token
-limit.
+caption: 正阳门. A page's title (戚风蛋糕) stands for all its pictures, and a paragraph or an abstract must say more.
+So by default an alt, caption or tag needs 2 characters, a title 3 and any other text 5; naming kinds have at most 50
+(Chinese-CLIP's), and running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains on it
+and training cuts it to its token limit.
 
-A default counts a Latin word or a number as 4/3 characters, since four Han characters say what three English words do
-(`pipeline.texts.words.weight`). A number in the spec counts every character but white space, for every kind, as it
-always did; a mapping from kinds to numbers counts as the defaults do.
+Characters are counted without white space. For the default maximum a Latin word or a number counts as 4/3 characters,
+since four Han characters say what three English words do (`pipeline.texts.words.weight`); so it does for a mapping from
+kinds to numbers. A number in the spec counts every character of texts of every kind, as it always did.
 
 In a collection (`pipeline.filters.is_collection`) the defaults are 1 and `max_chars_running`: its texts were written
 for its pictures.
@@ -32,9 +32,8 @@ from pipeline.texts.words import count_words, has_words, weight
 Least = Annotated[int, Field(ge=0)]
 Most = Annotated[int, Field(ge=1)]
 
-_TERMS = ("alt", "caption", "tag")
-_TERM, _SENTENCE, _NAME = 2, 5, 50
-"""Characters that a term, and any other text, has at least, and those that a naming text has at most."""
+_LEAST: dict[TextKind, int] = {"alt": 2, "caption": 2, "tag": 2, "title": 3}
+_LEAST_OF_OTHERS, _MOST = 5, 50
 
 
 class TextLength(TextFilter):
@@ -43,7 +42,7 @@ class TextLength(TextFilter):
     min_chars: Threshold[Least] | None = Field(
         None,
         description="fewest characters, white space not counted: of every text, or by kind; "
-        "by default 2 of an alt, caption or tag and 5 of other texts, 1 in a folder or library",
+        "by default 2 of an alt, caption or tag, 3 of a title and 5 of other texts, 1 in a folder or library",
     )
     max_chars: Threshold[Most] | None = Field(
         None,
@@ -65,7 +64,9 @@ class TextLength(TextFilter):
     def check(self, text: Text) -> Drop | None:
         chars = sum(map(len, text.text.split()))
         least, most = self._least(text.kind), self._most(text.kind)
-        if fault := self._too_short(text.text, chars, least) or self._too_long(text.text, chars, most):
+        if chars < least:
+            return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {least}")
+        if chars > most and (fault := self._too_long(text.text, chars, most)):
             return fault
         if self.min_words and not has_words(text.text, self.min_words):
             return Drop(DropReason.TEXT_TOO_SHORT, f"{count_words(text.text)} words; needs {self.min_words}")
@@ -76,22 +77,15 @@ class TextLength(TextFilter):
         return None
 
     def _least(self, kind: TextKind) -> int:
-        default = _TERM if kind in _TERMS else _SENTENCE
-        return _of_kind(self.min_chars, kind, default)
+        return _of_kind(self.min_chars, kind, _LEAST.get(kind, _LEAST_OF_OTHERS))
 
     def _most(self, kind: TextKind) -> int:
         if kind in RUNNING_KINDS:
             own = self.max_chars.get(kind) if isinstance(self.max_chars, dict) else None
             return self.max_chars_running if own is None else own
-        return _of_kind(self.max_chars, kind, _NAME)
-
-    def _too_short(self, text: str, chars: int, least: int) -> Drop | None:
-        said = chars if isinstance(self.min_chars, int) or chars < least else weight(text)
-        return Drop(DropReason.TEXT_TOO_SHORT, f"{said:.3g} characters; needs {least}") if said < least else None
+        return _of_kind(self.max_chars, kind, _MOST)
 
     def _too_long(self, text: str, chars: int, most: int) -> Drop | None:
-        if chars <= most:  # no text weighs more than its characters
-            return None
         said = chars if isinstance(self.max_chars, int) else weight(text)
         if said <= most:
             return None

@@ -53,7 +53,7 @@ MAX_CAPTIONS = 3
 MIN_ABSTRACT = 20
 """Letters that a first paragraph needs to be taken as the abstract."""
 
-MIN_SENTENCE = 5
+MIN_SENTENCE = 4
 """Han characters of a sentence beside an image that can stand before the title."""
 
 MIN_NAMED = 4
@@ -74,9 +74,11 @@ _SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _POINTER = re.compile(
-    r"(?:具体|界面|效果|结果|如|见|以|參見|参见)*(?:下|上|左|右|后)?(?:图|圖|面)(?:片|中|一|二|三|\d)*(?:所示|所見|所见|示)?|如(?:下|上)所?示?"
+    r"(?:最终|最終|具体)?(?:效果|结果|結果|界面|截图)?"
+    r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
 )
 """What only points at a picture."""
+_REFERS = re.compile(r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如")
 _SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s")
 _NO_LETTER = re.compile(r"[\W_]+")
 _COPY = re.compile(r"[\s,]*(\S+)")
@@ -279,13 +281,13 @@ class _Lookup:
         """The sentence right beside an image, if the page has several images and no other one has this sentence.
 
         The title of such a page says what all of them are about, and the sentence what this one shows: a step of a
-        recipe, the line before a screenshot. "" if there is none, or one that says less than MIN_SENTENCE characters
-        beside 如下图所示.
+        recipe, the line or the section's heading before a screenshot. "" if there is none, or one that says less than
+        MIN_SENTENCE characters beside 如下图所示, or that begins with what another sentence has said (这, 因此).
         """
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
             return ""
-        if len(_HAN.findall(_POINTER.sub("", sentence))) < MIN_SENTENCE:
+        if _REFERS.match(sentence) or len(_HAN.findall(_POINTER.sub("", sentence))) < MIN_SENTENCE:
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 

@@ -22,15 +22,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_specs.shard import TextKind, canonical_json
+from data_specs.shard import TextKind
 from pipeline.sources import PageSource, sources_of
+from pipeline.store import templates
 from pipeline.store.build import Build
-from pipeline.store.rewrite import Removal
 from pipeline.texts.cleaning import clean
 from pipeline.texts.templates import LEAST, Template, Templates, learn
-
-FILE = "_templates.json"
-"""In admit's folder."""
 
 PER_HOST, TEXTS = 4_000, 1_000_000
 
@@ -136,43 +133,19 @@ def learnt(build: Build) -> list[tuple[Key, Template]]:
 
 def prepare(build: Build) -> None:
     """Learn the templates and leave them for the tasks, unless they are there already."""
-    stage = build.stage("admit")
-    if _written(build) is None:
-        rows = [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]
-        stage.folder.write(FILE, canonical_json({"fingerprint": stage.fingerprint, "templates": rows}))
+    if templates.read(build) is None:
+        templates.write(build, _rows(build))
 
 
 def read(build: Build) -> HostTemplates:
-    """The templates as they were learnt."""
+    """The templates as they were learnt; learnt now if they are not there."""
+    written = templates.read(build)
     of: dict[Key, list[Template]] = {}
-    for row in rows(build):
+    for row in _rows(build) if written is None else written:
         fields = {name: row[name] for name in ("side", "text", "texts", "example")}
         of.setdefault((row["host"], row["group"]), []).append(Template(**fields))
-    return HostTemplates({key: Templates(templates) for key, templates in of.items()})
+    return HostTemplates({key: Templates(found) for key, found in of.items()})
 
 
-def rows(build: Build) -> list[dict[str, Any]]:
-    """The templates as they are written: host, group and the fields of a Template; learnt now if they are not there."""
-    written = _written(build)
-    if written is None:
-        return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]
-    return written
-
-
-def _written(build: Build) -> list[dict[str, Any]] | None:
-    stage = build.stage("admit")
-    value = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
-    written: list[dict[str, Any]] | None = value.get("templates")
-    return written if value.get("fingerprint") == stage.fingerprint else None
-
-
-def forget(build: Build, removal: Removal) -> None:
-    """Remove the templates of hosts that are taken down, and all examples, which may be texts of what is."""
-    stage = build.stage("admit")
-    if not stage.folder.exists(FILE):
-        return
-    value = stage.folder.read_json(FILE)
-    rows = value["templates"]
-    kept = [{**row, "example": ""} for row in rows if not removal.page(f"http://{row['host']}/")]
-    if kept != rows:
-        stage.folder.write(FILE, canonical_json({**value, "templates": kept}))
+def _rows(build: Build) -> list[dict[str, Any]]:
+    return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]

@@ -44,6 +44,7 @@ from pipeline.records import (
 from pipeline.stages import _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
+from pipeline.store import templates as store_templates
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage, StageFile
@@ -291,7 +292,8 @@ def _clean(
             if text.kind != "title" and _NO_CONTENT.search(template.text):
                 return drop(candidate, "admit", DropReason.SPACER, said)
             if not remaining:
-                removed.append((len(cleaned_texts), RemovedText.of(text, DropReason.BOILERPLATE, said)))
+                only = replace(text, text=template.text)  # no filter has masked the text itself yet
+                removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, said)))
         if remaining:
             cleaned_texts.setdefault(remaining, text if remaining == text.text else replace(text, text=remaining))
     return _Cleaned(list(cleaned_texts.values()), removed)
@@ -399,5 +401,5 @@ STAGE = Stage(
     partitions=partitions,
     run=run_partition,
     files=(StageFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
-    forget_state=_templates.forget,
+    forget_state=store_templates.forget,
 )

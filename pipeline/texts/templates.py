@@ -8,7 +8,7 @@ counts. Ends are beginnings of the reversed texts. Numbers are all one: 「预�
 
 Limits: a site that names its pictures by a system (“模糊”滤镜选项, “锐化”滤镜选项) says something by it, and so would a
 beginning of a few letters that many texts have by chance (北京). Therefore a template without a separator needs LETTERS
-letters and the share of a third, and a quotation mark is no separator.
+letters and the share of a third, and neither a quotation mark nor the space after a Latin word is a separator.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ LONGEST = 40
 
 _NUMBER = re.compile(r"\d+")
 _SEPARATOR = re.compile(r"[\s|｜_:：\-–—·•/\\【】〖〗\[\]()（）>»#~,，。]")
+_BETWEEN_WORDS = re.compile(r"[A-Za-z]\s$|^\s[A-Za-z]")
 _LETTER = re.compile(r"[^\W\d_]")
 _EDGE = re.compile(r"^[\s|｜_:：\-–—·•/\\>»~,，、]+|[\s|｜_:：\-–—·•/\\>»~,，、]+$")
 _PAIRS = {"【": "】", "〖": "〗", "[": "]", "(": ")", "（": "）", "「": "」", "『": "』", "“": "”", "《": "》"}
@@ -131,7 +132,8 @@ def _is_template(side: str, text: str, count: int, of: int, rate: float) -> bool
     """Whether so many texts of a sample of `of` texts make what they share a template."""
     letters = len(_LETTER.findall(text))
     edge = text[-1] if side == "begins" else text[0]
-    if _SEPARATOR.match(edge) or (side == "ends" and edge == "的"):
+    separated = _SEPARATOR.match(edge) and not _BETWEEN_WORDS.search(text)
+    if separated or (side == "ends" and edge == "的"):
         return letters >= 2 and (count >= SHARE * of or count / rate >= HUNDREDS)
     return letters >= LETTERS and count >= SHARE * of
 

@@ -39,10 +39,11 @@ def reason(f: TextFilter, text: str, kind: TextKind = "alt") -> str:
     [
         ({}, "故宫雪景图", "alt", ""),
         ({}, "故宫 雪 景", "alt", ""),
-        ({}, "故宫 雪 景", "title", "text_too_short"),
+        ({}, "故宫 雪 景", "abstract", "text_too_short"),
+        ({}, "戚风蛋糕", "title", ""),
+        ({}, "首页", "title", "text_too_short"),
         ({}, "正阳门", "alt", ""),
         ({}, "门", "caption", "text_too_short"),
-        ({}, "Go", "alt", "text_too_short"),
         ({}, "在 Visual Studio Code 里远程调试 Kubernetes 集群中运行的应用程序", "title", ""),
         (
             {"max_chars": 50},
