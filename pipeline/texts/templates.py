@@ -65,19 +65,20 @@ class Templates:
 
         A text without any is returned as it is. Where no letter would remain, it is "".
         """
-        first: Template | None = None
-        remaining = text
-        for side in ("begins", "ends"):
-            for template, pattern in self._patterns:
-                if template.side == side and (match := pattern.search(remaining)):
-                    remaining = remaining[match.end() :] if side == "begins" else remaining[: match.start()]
-                    if first is None or len(template.text) > len(first.text):
-                        first = template
-                    break
-        if first is None:
+        begins, ends = (next(self._matches(text, side), None) for side in ("begins", "ends"))
+        if begins is None and ends is None:
             return text, None
-        remaining = _mended(remaining)
-        return (remaining if _LETTER.search(remaining) else ""), first
+        start = begins[1].end() if begins else 0
+        stop = ends[1].start() if ends else len(text)
+        remaining = _mended(text[start:stop])  # both may claim the space between them, where nothing else stands there
+        longest = max((match[0] for match in (begins, ends) if match), key=lambda template: len(template.text))
+        return (remaining if _LETTER.search(remaining) else ""), longest
+
+    def _matches(self, text: str, side: str) -> Iterator[tuple[Template, re.Match[str]]]:
+        """The templates of one side that a text has, the longest first."""
+        for template, pattern in self._patterns:
+            if template.side == side and (match := pattern.search(text)):
+                yield template, match
 
 
 def learn(texts: Sequence[str], rate: float = 1.0) -> list[Template]:
