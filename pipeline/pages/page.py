@@ -9,7 +9,7 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
                   og:title, JSON-LD's headline, or <title> without the site's name (`_headline`)
     surrounding   the nearest block of text before the image, and the nearest after it; on a page with several images
-                  the sentence right beside an image comes before the title (`_Lookup._sentence`)
+                  the sentence right beside an image, else its section's heading, comes before the title (`_Lookup`)
     abstract      og:description or meta description, else the first paragraph
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
@@ -26,6 +26,7 @@ bounds of `pipeline.pages.bounds` is refused; what else a page may cost is limit
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
 from collections import Counter
@@ -53,8 +54,12 @@ MAX_CAPTIONS = 3
 MIN_ABSTRACT = 20
 """Letters that a first paragraph needs to be taken as the abstract."""
 
-MIN_SENTENCE = 4
-"""Han characters of a sentence beside an image that can stand before the title."""
+MIN_SENTENCE, POINTER = 4, 12
+"""Han characters of a sentence beside an image that can stand before the title, and of 最终效果如下图所示 at most."""
+
+MIN_HEADING, MAX_IN_SECTION = 3, 3
+"""Han characters of a section's heading that can stand before the title (简介 is one of many sections), and images of
+the section."""
 
 MIN_NAMED = 4
 """Letters of a headline that is looked for within a longer title: shorter ones (简介) are words of many."""
@@ -232,8 +237,11 @@ class _Lookup:
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
         self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
-        self._beside = [self._sentence_beside(place) for place in walk.places] if self._several else []
+        self._sections = walk.sections
+        self._near = [self._own_text(place) for place in walk.places]
+        self._beside = [self._sentence_beside(row) for row in range(len(walk.places))] if self._several else []
         self._count_of = Counter(self._beside)
+        self._in_section = Counter(self._section(place) for place in walk.places) if self._several else Counter()
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> row of an image in it -> its place among them
         self._captions_of: dict[int, list[int]] = {}  # figure -> its caption blocks
         for row, place in enumerate(walk.places):
@@ -252,10 +260,10 @@ class _Lookup:
         captions, used = self._captions(row)
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         texts += [("alt", clean(attributes.get("alt", ""))), ("alt", clean(attributes.get("title", "")))]
-        if sentence := self._sentence(row, used):
-            texts.append(("surrounding", sentence))
+        if beside := self._sentence(row, used) or self._heading(place):
+            texts.append(("surrounding", beside))
         texts.append(("title", self.headline))
-        texts += [("surrounding", text) for text in self._surrounding(place, used)]
+        texts += [("surrounding", text) for text in self._surrounding(row, used)]
         texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         url = image_url(attributes, place.sources)
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback)
@@ -287,21 +295,42 @@ class _Lookup:
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
             return ""
-        if _REFERS.match(sentence) or len(_HAN.findall(_POINTER.sub("", sentence))) < MIN_SENTENCE:
+        said = len(_HAN.findall(sentence))
+        if MIN_SENTENCE <= said < MIN_SENTENCE + POINTER:  # a longer one says enough beside any pointer
+            said = len(_HAN.findall(_POINTER.sub("", sentence)))
+        if said < MIN_SENTENCE or _REFERS.match(sentence):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 
-    def _sentence_beside(self, place: Place) -> str:
+    def _heading(self, place: Place) -> str:
+        """The heading of an image's section, on a page with several images of which few are in this section."""
+        at = self._section(place) if self._several and not place.furniture else -1
+        if at < 0 or self._in_section[at] > MAX_IN_SECTION:
+            return ""
+        text = self.blocks[at].text()[:MAX_SURROUNDING]
+        return text if len(_HAN.findall(text)) >= MIN_HEADING and text != self.headline else ""
+
+    def _section(self, place: Place) -> int:
+        """The block that is the heading of an image's section; -1 if there is none before it."""
+        at = bisect.bisect_left(self._sections, place.block) - 1
+        return self._sections[at] if at >= 0 else -1
+
+    def _own_text(self, place: Place) -> tuple[str, str]:
+        """The text of an image's block before and after it, if that is running text."""
+        own = self.blocks[place.block]
+        return ("", "") if own.furniture or own.is_caption else own.near(place.offset)
+
+    def _sentence_beside(self, row: int) -> str:
         """The last sentence of the text before an image, within its block or in the block before; else the first after
         it in its block; "" if another image or furniture stands between.
         """
+        place, (before, after) = self.places[row], self._near[row]
         own = self.blocks[place.block]
         if own.furniture or own.is_caption or place.furniture or place.fallback:
             return ""
-        before, after = own.near(place.offset)
-        if not _LETTER.search(before) and _LETTER.search(after):
-            return _sentences(after[:MAX_SURROUNDING])[0]
         if not _LETTER.search(before):
+            if _LETTER.search(after):
+                return _sentences(after[:MAX_SURROUNDING])[0]
             at = place.block - 1
             while at > 0 and at not in self._with_image and not self.blocks[at].length:
                 at -= 1
@@ -310,14 +339,13 @@ class _Lookup:
             before = self.blocks[at].text()
         return _sentences(before[-MAX_SURROUNDING:])[-1]
 
-    def _surrounding(self, place: Place, used: int) -> list[str]:
+    def _surrounding(self, row: int, used: int) -> list[str]:
         """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
-        own = self.blocks[place.block]
-        before, after = ("", "") if own.furniture or own.is_caption else own.near(place.offset)
+        start, (before, after) = self.places[row].block, self._near[row]
         if not _LETTER.search(before):
-            before = self._nearest(place.block, -1, used)
+            before = self._nearest(start, -1, used)
         if not _LETTER.search(after):
-            after = self._nearest(place.block, 1, used)
+            after = self._nearest(start, 1, used)
         return [before[-MAX_SURROUNDING:].strip(), after[:MAX_SURROUNDING].strip()]
 
     def _nearest(self, start: int, step: int, used: int) -> str:

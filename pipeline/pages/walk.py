@@ -124,9 +124,11 @@ class _Kind(NamedTuple):
     titles: bool
     block: bool
     counted: str  # its tag, if it matters for the elements inside it
-    plain: bool  # none of the above but `block`
+    heading: bool  # of a section, h2 to h6
+    plain: bool  # none of the above but `block` and `heading`
 
 
+_HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
 _COUNTED = frozenset(("h1", "picture", "noscript"))
 _ROLES = frozenset(("navigation", "contentinfo", "complementary", "search"))
 
@@ -146,6 +148,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
         block=tag not in _INLINE or by_style,
         counted=tag if tag in _COUNTED else "",
+        heading=tag in _HEADINGS,
         plain=False,
     )
     return kind._replace(plain=not any((*kind[:7], kind.counted)))  # the first seven fields are flags other than block
@@ -161,13 +164,14 @@ class _Opened:
 
 
 class Walk:
-    """The walk over the body: fills `blocks`, `places` and `headlines`."""
+    """The walk over the body: fills `blocks`, `places`, `headlines` and `sections`."""
 
     def __init__(self) -> None:
         self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
         self.blocks: list[Block] = [self._block]
         self.places: list[Place] = []
         self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
+        self.sections: list[int] = []  # blocks that are the heading of a section, h2 to h6
         self._figures: list[int] = []
         self._count = 0
         self._article = self._furniture = self._caption = self._titles = 0  # open elements of each sort
@@ -225,11 +229,15 @@ class Walk:
         if kind.plain:
             if kind.block and self._filled:
                 self._break()
+            if kind.heading and not self._furniture:
+                self.sections.append(len(self.blocks) - 1)
             return kind.block
         furniture = kind.furniture or (kind.header and not self._article) or (kind.suspect and self._is_furniture(node))
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._break()
+        if kind.heading and not furniture and not self._furniture:
+            self.sections.append(len(self.blocks) - 1)
         self._count_in(opened, 1)
         if opened.figure:
             self._count += 1

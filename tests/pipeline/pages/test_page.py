@@ -166,8 +166,20 @@ def test_a_sentence_that_points_refers_or_is_not_right_beside_stays_behind_the_t
 
 def test_a_sentence_beside_two_images_is_the_text_of_neither():
     step = "<p>把土豆切成细丝。</p><p><img src=a.jpg></p>"
-    html = f"<h1>酸辣土豆丝</h1>{step}<h2>另一步</h2>{step}"
+    html = f"<h1>酸辣土豆丝</h1>{step}<h2>又来</h2>{step}"
     assert [first_kinds(html, row)[0][0] for row in (0, 1)] == ["title", "title"]
+
+
+def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_many():
+    picture = "<p><img src=a.jpg></p><pre>English code.</pre>"
+    html = "<h1>编辑器手册</h1>" + "".join(f"<h2>{name}</h2>{picture}" for name in ("测量工具", "简介"))
+    html += (
+        f"<h2 class=title>网络类的属性</h2><p>Before.</p>{picture * 3}<h3>批量编辑文本</h3><p>Before.</p>{picture * 4}"
+    )
+    firsts = [first_kinds(html, row)[0] for row in range(9)]
+    title = ("title", "编辑器手册")
+    assert firsts[:2] == [("surrounding", "测量工具"), title], "简介 is a section of many pages"
+    assert firsts[2:] == [("surrounding", "网络类的属性")] * 3 + [title] * 4
 
 
 def test_a_banner_and_a_button_are_not_furniture_for_their_names():
