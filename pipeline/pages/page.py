@@ -83,7 +83,10 @@ _POINTER = re.compile(
     r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
 )
 """What only points at a picture."""
-_REFERS = re.compile(r"[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如")
+_REFERS = re.compile(
+    r"^(?:[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如)"
+    r"|[详詳][情细細]?[见見]|[参參][见見考阅閱看]"
+)
 _SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s")
 _NO_LETTER = re.compile(r"[\W_]+")
 _COPY = re.compile(r"[\s,]*(\S+)")
@@ -290,7 +293,7 @@ class _Lookup:
 
         The title of such a page says what all of them are about, and the sentence what this one shows: a step of a
         recipe, the line or the section's heading before a screenshot. "" if there is none, or one that says less than
-        MIN_SENTENCE characters beside 如下图所示, or that begins with what another sentence has said (这, 因此).
+        MIN_SENTENCE characters beside 如下图所示, or that speaks of what is said elsewhere (这, 因此, 详见).
         """
         sentence = self._beside[row] if self._several else ""
         if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
@@ -298,7 +301,7 @@ class _Lookup:
         said = len(_HAN.findall(sentence))
         if MIN_SENTENCE <= said < MIN_SENTENCE + POINTER:  # a longer one says enough beside any pointer
             said = len(_HAN.findall(_POINTER.sub("", sentence)))
-        if said < MIN_SENTENCE or _REFERS.match(sentence):
+        if said < MIN_SENTENCE or _REFERS.search(sentence):
             return ""
         return sentence if used < 0 or sentence != self.blocks[used].text() else ""
 

@@ -153,6 +153,7 @@ def test_the_sentence_beside_an_image_comes_before_a_title_that_several_images_s
         "如下图所示：",
         "最终效果如图",
         "这样就切好了土豆丝。",
+        "切法详见第三节。",
         "切丝",
         "Slice the potatoes.",
         "<img src=x.jpg>",
