@@ -112,7 +112,7 @@ class SourceRef(Spec):
     """A source: its kind (a plug-in), its name in this dataset, the kind of its pages, and the plug-in's options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    later = ("vanished",)
+    later = ("vanished", "filters")
     kind: str
     name: str = Field(pattern=NAME)
     source_kind: SourceKind
@@ -120,10 +120,14 @@ class SourceRef(Spec):
     vanished: Literal["keep", "drop"] = Field(
         "keep", description="samples of a page or picture that answers 404 or 410 in a later build: keep or drop them"
     )
+    filters: dict[str, dict[str, Any]] = Field(
+        {},
+        description="options of the build's text filters that differ for this source: {text_length: {min_chars: 1}}",
+    )
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as written, without kind, name, source_kind, max_drop and vanished."""
+        """The options as written, without kind, name, source_kind, max_drop, vanished and filters."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -272,7 +276,8 @@ class BuildSpec(Spec):
     seed: int = 0
     text_kinds: tuple[str, ...] = Field(
         ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
-        description="the primary text of a sample is that of the first kind in this list that it has",
+        description="the primary text of a sample is that of the first kind in this list that it has; in the default "
+        "order, a sentence beside a picture that no other picture of its page shares comes before the title",
     )
     sources: tuple[SourceRef, ...] = Field(min_length=1)
     egress: Egress = Egress()
@@ -394,6 +399,8 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
             continue  # pydantic counts only the valid items of a list; the invalid ones have their own lines
         path = where
         for part in fault["loc"]:
+            if str(part).startswith("<"):  # the tag of a union's member, which is not written in a spec
+                continue
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
         if fault["type"] == "extra_forbidden":
             known = _fields(model, fault["loc"][:-1])

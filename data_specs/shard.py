@@ -129,8 +129,12 @@ SHARD_SCHEMA = pa.schema(
         ("text_size", pa.int64()),
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
+        ("text_rank", pa.int32()),  # 0: the primary text is the best that was found; n: n better ones were removed
     ]
 )
+
+SHARD_LATER = ("text_rank",)
+"""Columns of SHARD_SCHEMA that came later: shards that were packed before lack them."""
 
 REGION_SCHEMA = pa.schema(
     [

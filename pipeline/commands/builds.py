@@ -364,7 +364,8 @@ def _show_decision(decision: dict[str, Any]) -> None:
 def _value(value: Any) -> str:
     """A value of a stage's row as text: texts with their kind, hashes in hexadecimal, long values cut."""
     if isinstance(value, list) and value and isinstance(value[0], dict) and "text" in value[0]:
-        return " | ".join(f"{text['kind']} 「{text['text'][:60]}」" for text in value)
+        why = (f" ({text['reason']}: {text['evidence']})" if text.get("reason") else "" for text in value)
+        return " | ".join(f"{t['kind']} 「{t['text'][:60]}」{said}" for t, said in zip(value, why, strict=True))
     shown = value.hex() if isinstance(value, bytes) else f"{value:.3f}" if isinstance(value, float) else str(value)
     if isinstance(value, list) and value and isinstance(value[0], int):
         shown = " ".join(f"{part:016x}" for part in value)  # the columns of integer lists are hashes of 64 bits

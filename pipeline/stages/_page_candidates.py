@@ -37,7 +37,8 @@ MIN_SIDE = 48
 
 _SPACER_NAME = re.compile(
     r"(?:^|[-_./])(?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
-    r"sprites?|avatar|favicon|emoji|emoticon|qrcode|arrow|bullet|btn|button|callouts?|dot|rss)(?:[-_.0-9/]|$)",
+    r"sprites?|avatar|favicon|emoji|emoticon|qrcode|arrow|bullet|callouts?|dot|rss)(?:[-_.0-9/]|$)"
+    r"|^(?:btn|button)(?:[-_.0-9]|$)",  # a screenshot may show one: dialog_button_ok.png
     re.I,
 )
 _SPACER_CLASS = re.compile(

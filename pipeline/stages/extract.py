@@ -33,7 +33,6 @@ from pipeline import pulse
 from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
 from pipeline.records import (
-    CANDIDATE_SCHEMA,
     FIRST_SNAPSHOT,
     PROVENANCE,
     PROVENANCE_SCHEMA,
@@ -41,6 +40,7 @@ from pipeline.records import (
     SOURCE_BOXES,
     USERINFO,
     USERINFO_SCHEMA,
+    WITH_REMOVED_SCHEMA,
     Candidate,
     Capture,
     Decision,
@@ -275,12 +275,12 @@ STAGE = Stage(
     zh="抽取",
     folder="candidates",
     inputs=("crawl",),
-    version=2,
+    version=3,
     token=token,
     partitions=partitions,
     run=run_partition,
     files=(
-        StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),
+        StageFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
         StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
         StageFile(PROVENANCE, PROVENANCE_SCHEMA),
         StageFile(USERINFO, USERINFO_SCHEMA),

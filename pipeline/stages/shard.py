@@ -53,7 +53,7 @@ PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
 
 SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256")
-MORE = ("image_leader", "split", "format", "fetched_at")
+MORE = ("image_leader", "split", "format", "fetched_at", "text_rank")
 """Columns that go from kept rows to the index as they are; SAME also into KEY.json."""
 ASKED = [*SAME, "width", "height", "fetch_id", "texts"]
 """Columns of a row that packing needs."""
@@ -291,13 +291,15 @@ def _on_stored(boxes: pa.ListArray, rows: pa.Table, max_side: int) -> pa.ListArr
 
 
 def _kept(rows: pa.Table) -> pa.Table:
-    """A Decision for each row: it was kept to the end."""
-    count = rows.num_rows
-    fixed = {"subject": "candidate", "stage": "shard", "kept": True, "reason": "", "evidence": "", "duplicate_of": ""}
+    """A Decision for each row: it was kept to the end, and whether its primary text is a fallback."""
+    count, better = rows.num_rows, rows["text_rank"]
+    fixed = {"subject": "candidate", "stage": "shard", "kept": True, "reason": "", "duplicate_of": ""}
+    said = pc.binary_join_element_wise("its text is a fallback; better ones removed:", better.cast(pa.string()), " ")
     first = pc.struct_field(pc.list_element(rows["texts"], 0), "text")
     columns = {
         **{name: pa.repeat(value, count) for name, value in fixed.items()},
         **{name: rows[name] for name in ("fetch_id", "source", "page_url")},
+        "evidence": pc.if_else(pc.greater(better, 0), said, ""),
         "id": rows["candidate_id"],
         "url": pc.utf8_slice_codeunits(rows["image_url"], 0, 2000),
         "text": pc.utf8_slice_codeunits(first, 0, 200),
