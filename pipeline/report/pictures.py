@@ -39,6 +39,7 @@ from pipeline.report import elsewhere
 from pipeline.report.figures import trim
 from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.images import read_images
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
@@ -93,7 +94,7 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     choice = Choice()
     size = build.spec.report.pictures
     opted_out: set[str] = set()  # fetch_ids of images, and ids of pages
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         pages = table.filter(pc.equal(table["subject"], "capture"))
         opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
         table = table.filter(pc.equal(table["subject"], "candidate"))
@@ -167,7 +168,7 @@ def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_o
     """
     members: dict[str, dict[str, dict[str, Any]]] = {leader: {} for leader in sizes}
     leaders = pa.array(sorted(sizes), pa.string())
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         mask = pc.or_(pc.is_in(table["duplicate_of"], leaders), pc.is_in(table["id"], leaders))
         for row in table.filter(mask).to_pylist():
             if takedowns.names(row) or row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
@@ -284,12 +285,10 @@ def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
 
 def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
     """Boxes of kept samples, from the regions of the shards."""
-    stage, detectors = build.stage("shard"), detector_ids(build.spec)
-    keys = pa.array(sorted(rows_of_key), pa.string())
-    for record in build.packed():
-        for name in detectors:
-            columns, of_rows = ["key", *BOX_SCHEMA.names], pc.field("key").isin(keys)
-            table = stage.table(record, f"regions/{name}", columns=columns, filters=of_rows)
+    frames, columns = Frames.of(build), ["key", *BOX_SCHEMA.names]
+    of_rows = pc.field("key").isin(pa.array(sorted(rows_of_key), pa.string()))
+    for name in detector_ids(build.spec):
+        for table in frames.tables(f"regions/{name}", columns, of_rows):
             boxes = boxes_of(table)
             for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
                 for row in rows_of_key[key]:
