@@ -89,7 +89,7 @@ FLOORS = (
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),
     ("cluster", "report", "web"),
-    ("publish",),
+    ("exports", "publish"),
     ("stages", "takedown"),
     ("run",),
     ("commands",),
@@ -202,7 +202,7 @@ def test_encoders_know_neither_the_method_nor_the_loop():
 
 def test_no_module_is_called_like_one_of_the_standard_library():
     # plug-ins are named by the spec (`kind: site`), and nobody imports them but through `pipeline.plugins`
-    plugins = {"sources", "filters", "detectors", "features", "encoders"}
+    plugins = {"sources", "filters", "detectors", "features", "encoders", "exports"}
     found = [p for package in PACKAGES for p in modules(package) if p.parent.name not in plugins]
     shadowing = [p for p in found if p.stem in sys.stdlib_module_names - {"__main__"}]
     assert shadowing == []

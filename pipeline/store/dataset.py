@@ -46,6 +46,18 @@ class Dataset:
             raise ContractError(f"{place}: cannot be read; not a dataset") from e
         return Dataset(Folder(path.rpartition("/")[0]), manifest)
 
+    @property
+    def store(self) -> str:
+        """The STORE that the dataset belongs to, whose takedowns hold for it; "" for a copy, which has none.
+
+        Of a build its build.json names it, a release lies in it.
+        """
+        build = self.build or Folder(self.shards.url.rpartition("/")[0])
+        if not self.manifest.dataset and build.exists("build.json"):
+            return str(build.read_json("build.json").get("store", ""))
+        place = self.shards.url.removesuffix(f"/datasets/{self.manifest.dataset}")
+        return place if place != self.shards.url and Folder(place).exists("store.json") else ""
+
     def folder_of(self, shard: ShardFiles) -> Folder:
         """The folder in which the files of a shard lie."""
         return Folder(self.manifest.folder_of(shard, self.shards.url))
