@@ -45,7 +45,7 @@ class Source:
         return dataset
 
 
-Write = Callable[[Source, Path], dict[str, int]]
+Write = Callable[[Source, Path], dict[Split, int]]
 """Writes the splits of a source into an empty folder; returns the number of samples per split."""
 
 
@@ -77,7 +77,7 @@ def find(name: str) -> Format:
 
 def export(
     dataset: Dataset, to: str, out: Path, splits: Sequence[Split] = (), detector: str = "", store: str = ""
-) -> dict[str, int]:
+) -> dict[Split, int]:
     """Write a dataset into the new folder `out`; returns the number of samples per split.
 
     detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
@@ -87,13 +87,11 @@ def export(
     from pipeline.store.frames import Frames
     from pipeline.store.samples import Samples
     from pipeline.store.store import Store
-    from pipeline.store.takedowns import NO_TAKEDOWNS
 
     form = find(to)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SpecError([f"{out}: is there already, and an export replaces nothing; delete it, or name another --out"])
-    place = store or dataset.store
-    takedowns = Store(place).takedowns() if place else NO_TAKEDOWNS
+    takedowns = Store(store).takedowns() if store else None
     samples = Samples.of(Frames.of_dataset(dataset), detector, takedowns)
     chosen = tuple(split for split in SPLITS if split in (splits or form.splits))
     out.parent.mkdir(parents=True, exist_ok=True)

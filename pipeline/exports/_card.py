@@ -7,10 +7,11 @@ from typing import Any
 
 import yaml
 
+from data_specs.shard import Split
 from pipeline.exports import Source
 
 
-def card(source: Source, counts: Mapping[str, int], pattern: str, columns: str, **head: Any) -> str:
+def card(source: Source, counts: Mapping[Split, int], pattern: str, columns: str, **head: Any) -> str:
     """The card. pattern: the files of a split, by `{split}`. columns: what they are, in words. head: more front matter.
 
     Without the patterns the hub takes dev and val for one split, "validation".

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.shard import Split
 from pipeline.exports import Format, Source
 from pipeline.store.samples import Stored
 
@@ -29,7 +30,7 @@ EASY = 128
 """Characters of the excerpt `easy`."""
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     """Raises StoreError for a dataset without regions: a row has boxes."""
     source.samples.frames.detector(source.samples.detector)
     counts = dict.fromkeys(source.splits, 0)

@@ -27,7 +27,7 @@ NAMES = {"train": "train", "dev": "valid", "val": "test"}
 """The tool's names of our splits."""
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     ids, texts = itertools.count(1), itertools.count(1)
     return {split: _write_split(source, split, out, ids, texts) for split in source.splits}
 

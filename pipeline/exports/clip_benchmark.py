@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
+from data_specs.shard import Split
 from pipeline.exports import Format, Source
 from pipeline.exports._tars import Members, write_tars
 from pipeline.store.samples import Stored
@@ -23,7 +24,7 @@ NAMES = {"val": "test"}
 """The tool's names of our splits."""
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     counts = {}
     (out / "dataset_type.txt").write_text("retrieval")
     for split in source.splits:

@@ -16,6 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_specs.shard import Split
 from pipeline.exports import Format, Source
 from pipeline.exports._rows import COPIED
 from pipeline.store.samples import Stored
@@ -23,7 +24,7 @@ from pipeline.store.samples import Stored
 COLUMNS = ("filepath", "title", "key", "texts", *COPIED, "boxes")
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     counts = dict.fromkeys(source.splits, 0)
     (out / "images").mkdir()
     for split in source.splits:

@@ -16,7 +16,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_specs.shard import canonical_json
+from data_specs.shard import Split, canonical_json
 from pipeline.exports import Format, Source
 from pipeline.exports._card import card
 from pipeline.exports._tars import Members, write_tars
@@ -61,7 +61,7 @@ COLUMNS = """`jpg` is the image, `txt` its primary text, `json` all texts with t
 and image URL, sha256 of the bytes as fetched, and the boxes."""
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     (out / "data").mkdir()
     counts = {}
     for split in source.splits:

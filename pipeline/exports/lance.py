@@ -14,13 +14,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from data_specs.build import SpecError
+from data_specs.shard import Split
 from pipeline.exports import Format, Source
 from pipeline.exports._rows import batches, schema
 
 SCHEMA = schema(pa.large_binary())
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     """Raises SpecError if Lance is not installed."""
     try:
         import lance

@@ -35,7 +35,7 @@ COLUMNS = """`image` is the JPEG, `text` the primary text, `texts` all of them w
 group of near-copies that the image is in."""
 
 
-def write(source: Source, out: Path) -> dict[str, int]:
+def write(source: Source, out: Path) -> dict[Split, int]:
     counts = {split: _write_split(source, split, out) for split in source.splits}
     (out / "README.md").write_text(card(source, counts, "{split}-*.parquet", COLUMNS), encoding="utf-8")
     return counts

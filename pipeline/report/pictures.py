@@ -229,37 +229,41 @@ def add_pictures(
     for image in read_images(build, sorted(asked), sparse=True):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
-        if made := _thumbnail(build, image.data, image.sha256):
+        if made := thumbnail(image.data, *_sizes(build), image.sha256):
             thumbnails[image.fetch_id] = (image.sha256, *made)
     for candidate_id, data in foreign.items():
         if unshown_images(build, [sha256_of[candidate_id]]):
             continue
-        if made := _thumbnail(build, data, sha256_of[candidate_id]):
+        if made := thumbnail(data, *_sizes(build), sha256_of[candidate_id]):
             thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
-        thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
-        if thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
+        own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
+        if own_thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
             continue
-        row["sha256"], data, row["width"], row["height"] = thumbnail
+        row["sha256"], data, row["width"], row["height"] = own_thumbnail
         if spent + len(data) <= PICTURE_BUDGET:
             row["picture"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
             spent += len(data)
 
 
-def _thumbnail(build: Build, data: bytes | memoryview, name: str) -> tuple[bytes, int, int] | None:
+def _sizes(build: Build) -> tuple[int, int]:
+    """Longer side of a thumbnail, and most pixels of a picture that is decoded."""
+    return build.spec.report.picture_side, build.spec.fetch.max_pixels
+
+
+def thumbnail(data: bytes | memoryview, side: int, max_pixels: int, name: str) -> tuple[bytes, int, int] | None:
     """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode."""
     import numpy as np
     from PIL import Image
 
-    side = build.spec.report.picture_side
     try:
-        picture = pictures.decode(data, build.spec.fetch.max_pixels, reduce_to=side)
+        picture = pictures.decode(data, max_pixels, reduce_to=side)
     except pictures.PictureError:
         return None
     except OURS:
         raise
     except Exception as e:
-        log.warning("the report shows no thumbnail: %s", evidence(e, f"image {name}"))
+        log.warning("no thumbnail: %s", evidence(e, f"image {name}"))
         return None
     width, height = picture.header.width, picture.header.height
     scale = min(1.0, side / max(width, height))

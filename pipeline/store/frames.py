@@ -39,6 +39,8 @@ from pipeline.store.build import REGIONS, Build, shard_files
 from pipeline.store.dataset import Dataset
 from pipeline.store.partitions import DECISIONS, Record
 from pipeline.store.stage import Stages
+from pipeline.store.store import Store
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 
 if TYPE_CHECKING:
     import pandas
@@ -191,6 +193,12 @@ class Frames:
             detectors = ", ".join(self.detectors) or "none"
             raise StoreError(self.place, f"has no one detector {name!r}; its detectors: {detectors}")
         return matching[0]
+
+    @functools.cached_property
+    def takedowns(self) -> Takedowns:
+        """What must not be shown or handed on: all takedowns of the STORE that the dataset belongs to."""
+        place = self.builds[0].store.url if self.builds else self.dataset.store if self.dataset is not None else ""
+        return Store(place).takedowns() if place else NO_TAKEDOWNS
 
     def schema(self, table: str) -> pa.Schema:
         """Columns of a table's files. Raises StoreError for a name that is none."""

@@ -10,6 +10,7 @@ Limits: of an object store a shard's tar is copied to the local disk while it is
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -73,13 +74,13 @@ class Samples:
     takedowns: Takedowns = NO_TAKEDOWNS
 
     @staticmethod
-    def of(frames: Frames, detector: str = "", takedowns: Takedowns = NO_TAKEDOWNS) -> Samples:
+    def of(frames: Frames, detector: str = "", takedowns: Takedowns | None = None) -> Samples:
         """With the detector of that id or name; by default the dataset's first one, or none where it has none.
 
-        Raises StoreError for a detector that the dataset does not have.
+        takedowns: by default those of the dataset's STORE. Raises StoreError for a detector that it does not have.
         """
         chosen = frames.detector(detector) if detector or frames.detectors else ""
-        return Samples(frames, chosen, takedowns)
+        return Samples(frames, chosen, frames.takedowns if takedowns is None else takedowns)
 
     def read(self, split: str = "") -> Iterator[Stored]:
         """Every sample of a split, or of all, in the order of the shards. Raises StoreError for a damaged shard."""
@@ -100,6 +101,18 @@ class Samples:
         for stored in self.look(pc.starts_with(pc.field("key"), prefix)):
             return stored
         raise KeyError(f"{key}: no such sample in {self.frames.place}")
+
+    def first(self, count: int, split: str = "") -> list[Stored]:
+        """The first samples of a split, or of all; no more of the tars is read than these."""
+        found: list[Stored] = []
+        for (folder, shard), rows, _ in self._shards(split):
+            batch = next(rows.batches(rows=2 * count), None)  # more than wanted: some may be taken down
+            for row in batch.to_pylist() if batch is not None else ():
+                if len(found) < count and not self.takedowns.holds(row):
+                    found.append(_stored(row, None, _ranges(folder, shard)))
+            if len(found) == count:
+                break
+        return found
 
     def look(self, filters: Any, split: str = "") -> Iterator[Stored]:
         """Samples that a filter selects, each read by its place in the tar. Raises StoreError."""
@@ -187,49 +200,52 @@ def _stored(row: dict[str, Any], regions: dict[str, Any] | None, read: Read) -> 
 
 
 def webdataset(samples: Samples, split: str) -> Any:
-    """A `webdataset.WebDataset` over the tars of a split, with the regions of each sample as further members.
+    """A pipeline of `webdataset` over the tars of a split, with the regions of each sample as further members.
 
     A sample has the fields of the tar (jpg, txt, json) and, where there is a detector, boxes.npy [R, 4], scores.npy and
-    labels.npy, as bytes: `.decode("pil")` makes all of them Python objects. Shards are divided among the workers of a
-    DataLoader. Tars behind a URL are opened by webdataset itself. Raises ContractError for a split without samples.
+    labels.npy, as bytes: `.decode("pil")` makes all of them Python objects. Shards are divided among nodes and the
+    workers of a DataLoader. Raises ContractError for a split without samples.
     """
     import webdataset as wds
 
-    shards = {own[0].at(own[1].tar.path): boxes for own, _, boxes in samples._shards(split)}
+    shards = {folder.at(shard.tar.path): boxes for (folder, shard), _, boxes in samples._shards(split)}
     if not shards:
         raise ContractError(f"{samples.frames.place}: no samples in the {split} split")
-    pipeline = wds.WebDataset(list(shards), shardshuffle=False, empty_check=False)  # a worker may have no shard
-    return pipeline.compose(_Join(shards, samples.takedowns))
+    read = _Tars(shards, samples.takedowns)
+    return wds.FluidWrapper(wds.SimpleShardList(list(shards))).compose(wds.split_by_node, wds.split_by_worker, read)
 
 
 @dataclass(frozen=True)
-class _Join:
-    """A stage of a webdataset pipeline that adds regions; of one shard they are in memory at a time. Picklable."""
+class _Tars:
+    """The stage of a webdataset pipeline that reads tars, wherever they are, and joins regions. Picklable.
+
+    The regions of one shard are in memory at a time.
+    """
 
     shards: dict[str, Part | None]
     takedowns: Takedowns
 
     def __call__(self, source: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        url, of_key = "", dict[str, dict[str, Any]]()
-        for sample in source:
-            if sample["__url__"] != url:
-                url = sample["__url__"]
-                boxes = self.shards[url]
-                of_key = {row["key"]: row for row in boxes.table().to_pylist()} if boxes is not None else {}
-            if self.takedowns and self._is_taken_down(sample):
-                continue
-            if of_key:
-                own = of_key[sample["__key__"]]
-                sample["boxes.npy"] = _npy(own["boxes"], np.float32, (-1, 4))
-                sample["scores.npy"] = _npy(own["scores"], np.float32)
-                sample["labels.npy"] = _npy(own["labels"], np.int32)
-            yield sample
+        import fsspec
+        from webdataset.tariterators import group_by_keys, tar_file_expander
 
-    def _is_taken_down(self, sample: dict[str, Any]) -> bool:
-        import json
+        for shard in source:
+            boxes = self.shards[shard["url"]]
+            of_key = {row["key"]: row for row in boxes.table().to_pylist()} if boxes is not None else {}
+            with fsspec.open(shard["url"], "rb") as stream:
+                for sample in group_by_keys(tar_file_expander([{**shard, "stream": stream}])):
+                    if not self.takedowns or not self.takedowns.holds(json.loads(sample["json"])):
+                        yield sample | _as_members(of_key.get(sample["__key__"]))
 
-        row: dict[str, Any] = json.loads(sample["json"])
-        return self.takedowns.holds(row)
+
+def _as_members(regions: dict[str, Any] | None) -> dict[str, bytes]:
+    if regions is None:
+        return {}
+    return {
+        "boxes.npy": _npy(regions["boxes"], np.float32, (-1, 4)),
+        "scores.npy": _npy(regions["scores"], np.float32),
+        "labels.npy": _npy(regions["labels"], np.int32),
+    }
 
 
 def _npy(values: Sequence[float], kind: Any, shape: tuple[int, ...] = (-1,)) -> bytes:
