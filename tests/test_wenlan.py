@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -270,3 +271,31 @@ def test_the_loader_is_the_trainers_own(here: Path, tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="image_sise"):
         data.torch("train", image_sise=64, cache=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_its_first_cell_to_its_last(place: Path, tmp_path: Path) -> None:
+    """By nbclient, in a kernel of its own; it is kept without outputs."""
+    for package in ("nbclient", "ipykernel", "polars"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+    script = """
+import json, sys, nbclient, nbformat
+book = nbformat.read(sys.argv[1], as_version=4)
+assert not any(cell.get("outputs") for cell in book.cells)
+nbclient.NotebookClient(book, timeout=120, resources={"metadata": {"path": sys.argv[2]}}).execute()
+print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code"]))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JUPYTER_PREFER_ENV_PATH": "1"}
+    env |= {
+        name: str(tmp_path) for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR")
+    }
+    words = [sys.executable, "-c", script, str(ROOT / "tests/notebooks/first_look.ipynb"), str(place)]
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    outputs: list[list[Any]] = json.loads(done.stdout.splitlines()[-1])
+    last = [cell[-1].get("data", {}) for cell in outputs]
+    assert "data:image/jpeg;base64," in "".join(last[0]["text/html"])
+    assert "<table" in "".join(last[1]["text/html"])
+    assert any("image/png" in shown for shown in last), "the picture with its boxes"
+    assert "array" in "".join(last[-1]["text/plain"])
+    assert not any(output["output_type"] == "error" for cell in outputs for output in cell)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import fsspec
 import pyarrow as pa
-import pyarrow.dataset as pd
+import pyarrow.compute as pc
 import pyarrow.fs as pf
 import pyarrow.parquet as pq
 
@@ -42,8 +42,9 @@ from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # pyarrow.dataset imports pandas: half a second that no command should cost which reads no table
     import pandas
+    import pyarrow.dataset
 
 SAMPLES = "samples"
 OF_STAGE = {"candidates": ("extract", CANDIDATE_SCHEMA), "measures": ("measure", FEATURE_SCHEMA)}
@@ -87,21 +88,14 @@ class Part:
     ) -> Iterator[pa.RecordBatch]:
         """The same in batches of at most `rows` rows, in the order of the file; memory is a row group and a batch."""
         self.check()
+        wanted = as_expression(filters)
         names = self.schema.names if columns is None else list(columns)
         try:
-            yield from (
-                batch
-                for batch in self.fragment().to_batches(
-                    self.schema,
-                    columns=names,
-                    filter=as_expression(filters),
-                    batch_size=rows,
-                    batch_readahead=1,
-                    fragment_readahead=1,
-                    use_threads=False,
-                )
-                if batch.num_rows
-            )
+            # group by group: pyarrow would read ahead, up to the whole file
+            for group in self.fragment().split_by_row_group(wanted, self.schema):
+                for batch in group.to_batches(self.schema, names, wanted, rows, use_threads=False):
+                    if batch.num_rows:
+                        yield batch
         except (OSError, pa.ArrowInvalid) as e:
             raise StoreError(self.url, f"cannot be read ({_first_line(e)})") from None
 
@@ -116,13 +110,17 @@ class Part:
             fault = "is missing" if size < 0 else f"has {size} bytes, its record says {self.bytes}"
             raise StoreError(self.url, f"{fault}; delete the stage's folder to make it again")
 
-    def fragment(self) -> pd.ParquetFileFragment:
+    def fragment(self) -> pyarrow.dataset.ParquetFileFragment:
         """The file as a part of a pyarrow dataset; every row of it has the build's id as BUILD."""
         fs, path = _filesystem(self.url)
-        return _FORMAT.make_fragment(path, fs, partition_expression=pd.field(BUILD) == self.build)
+        return _format().make_fragment(path, fs, partition_expression=pc.field(BUILD) == self.build)
 
 
-_FORMAT = pd.ParquetFileFormat()
+@functools.cache
+def _format() -> pyarrow.dataset.ParquetFileFormat:
+    from pyarrow.dataset import ParquetFileFormat
+
+    return ParquetFileFormat()
 
 
 @dataclass(frozen=True)
@@ -274,15 +272,17 @@ class Frames:
         for part in self.parts(table, split):
             yield part.table(columns, filters)
 
-    def whole(self, table: str, split: str = "") -> pd.Dataset:
+    def whole(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
         """A table as one pyarrow dataset, which DuckDB, Polars and pyarrow query without reading it into memory.
 
         It has the column BUILD besides those of its files.
         """
+        from pyarrow.dataset import FileSystemDataset
+
         parts = list(self.parts(table, split))
         schema = self.schema(table).append(pa.field(BUILD, pa.string()))
         fs = _filesystem(parts[0].url)[0] if parts else pf.LocalFileSystem()
-        return pd.FileSystemDataset([part.fragment() for part in parts], schema, _FORMAT, fs)
+        return FileSystemDataset([part.fragment() for part in parts], schema, _format(), fs)
 
     def frame(
         self, table: str, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
@@ -302,7 +302,7 @@ class Frames:
         return frame
 
 
-def as_expression(filters: Filters) -> pd.Expression | None:
+def as_expression(filters: Filters) -> pyarrow.dataset.Expression | None:
     """Filters as one expression of pyarrow."""
     return pq.filters_to_expression(filters) if isinstance(filters, (list, tuple)) else filters
 
