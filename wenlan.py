@@ -178,17 +178,19 @@ class Data:
         """
         import pandas
 
+        from pipeline.errors import StoreError
         from pipeline.report.funnel import read_funnels
         from pipeline.store.stage import deciding
 
-        self._check("decisions")
+        lacking = self._check("decisions")
+        builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]
+        if not builds:
+            raise StoreError(self._frames.place, "has no funnel yet: what is kept counts once stage shard has finished")
         rows = []
-        for build in self._frames.builds:
-            if build.build_id not in self._frames.lacking("decisions"):
-                candidates, _ = read_funnels(build)
-                for row in candidates.stages(deciding(build.stages, "extract", "shard")):
-                    fates = {name: getattr(row, name) for name in _FATES}
-                    rows.append({"build": build.build_id, "stage": row.stage, **fates})
+        for build in builds:
+            candidates, _ = read_funnels(build)
+            for row in candidates.stages(deciding(build.stages, "extract", "shard")):
+                rows.append({"build": build.build_id, "stage": row.stage, **{n: getattr(row, n) for n in _FATES}})
         frame: pandas.DataFrame = pandas.DataFrame(rows, columns=["build", "stage", *_FATES])
         return frame
 
@@ -304,18 +306,19 @@ class Data:
         """A table by its name, with the full id of a detector that is given by name."""
         return self._regions(table.removeprefix("regions/")) if table.startswith("regions/") else table
 
-    def _check(self, table: str) -> None:
-        """Raise StoreError if no build has a table, and warn where some do not."""
+    def _check(self, table: str) -> dict[str, str]:
+        """Why builds lack a table, by build id. Warns of it, and raises StoreError if no build has the table."""
         from pipeline.errors import StoreError
 
         lacking = self._frames.lacking(table)
         if not lacking:
-            return
+            return lacking
         first = next(f"{build}: {why}" for build, why in lacking.items())
         if len(lacking) >= max(1, len(self._builds)):
             raise StoreError(self._frames.place, f"has no {table} ({first})")
         which = f"of {len(lacking)} of {len(self._builds)} builds are left out"
-        warnings.warn(f"{self._frames.place}: {table} {which} ({first})", stacklevel=3)
+        warnings.warn(f"{self._frames.place}: {table} {which} ({first})", stacklevel=4)
+        return lacking
 
     @functools.cached_property
     def _builds(self) -> set[str]:

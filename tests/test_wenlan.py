@@ -28,6 +28,7 @@ from pipeline.publish import release
 from pipeline.records import sha256_hex
 from tests import synthetic
 from tests.places import ROOT
+from tests.stages import run_noted
 from tests.weeks import Weeks
 
 
@@ -86,6 +87,14 @@ def test_importing_it_is_cheap_and_needs_no_heavy_package() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_a_missing_half_is_named_with_its_extra() -> None:
+    script = "import sys; sys.modules['{0}'] = None; import wenlan; wenlan.{1}('x')"
+    for package, call, extra in (("torch", "load", "training"), ("aiohttp", "open", "pipeline")):
+        words = [sys.executable, "-c", script.format(package, call)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert f"install what is missing with: pip install 'wenlan[{extra}]'" in done.stderr.splitlines()[-1]
+
+
 def test_tables_are_those_of_the_parquet_files(here: Path) -> None:
     data = wenlan.open("builds/1")
     rows = [pq.read_table(path).to_pandas() for path in sorted(Path("builds/1/shards").glob("train-*.parquet"))]
@@ -134,6 +143,20 @@ def test_the_funnel_is_that_of_the_report(here: Path) -> None:
     report = json.loads(Path("builds/2/report/report.json").read_bytes())
     assert funnel.to_dict("records") == [{name: row[name] for name in funnel.columns} for row in report["funnel"]]
     assert (funnel.seen == funnel.kept + funnel.dropped + funnel.known).all()
+
+
+def test_a_build_that_is_not_packed_yet_has_no_funnel(weeks: Any) -> None:
+    build = weeks.open("2024-01-01", [1, 2, 3])
+    run_noted(build, "crawl", "extract", "admit")
+    data = wenlan.open(build.out)
+    assert len(data.candidates(["candidate_id"])) == 3
+    assert len(data.decisions(["id"])) == len(data) == 0
+    with pytest.raises(StoreError, match="has no funnel yet"):
+        data.funnel()
+    with pytest.raises(
+        StoreError, match=r"has no measures \(weekly-2024-01-01-.*: it has not finished its stage measure"
+    ):
+        data.measures()
 
 
 def test_a_copy_has_samples_and_says_what_it_lacks(here: Path) -> None:

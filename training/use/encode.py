@@ -49,8 +49,9 @@ class Encoder:
     ) -> Features:
         """Unit rows [N, D], float32, one per picture.
 
-        boxes: of each picture x1 y1 x2 y2 in its pixels, best first, or None for the grid; by default all get the grid.
-        Raises InputError naming a picture that cannot be read.
+        boxes: of each picture x1 y1 x2 y2 in its pixels, best first, or None for the grid; by default all get the grid,
+        which is not what a model has seen that was trained on a detector's boxes. Raises InputError naming a picture
+        that cannot be read.
         """
         named = [_named(image, number) for number, image in enumerate(_listed(images))]
         of_images = [None] * len(named) if boxes is None else list(boxes)
