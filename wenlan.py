@@ -211,7 +211,9 @@ class Data:
             24
         """
         self._check(table)
-        for batch in self._frames.batches(self._named(table), columns, filters, split, rows):
+        named = self._named(table)
+        asked = [*self._frames.schema(named).names, "build"] if columns is None else columns
+        for batch in self._frames.batches(named, asked, filters, split, rows):
             yield batch.to_pandas()
 
     def paths(self, table: str, split: str = "") -> list[str]:

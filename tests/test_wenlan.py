@@ -117,14 +117,37 @@ def test_candidates_measures_and_decisions_belong_together(here: Path) -> None:
     assert decisions.reason.value_counts().to_dict() == {"known": 8, "": 8}
 
 
+def whole_builds(data: wenlan.Data) -> list[str]:
+    return sorted(set(data.samples(["build"]).build))
+
+
 def test_batches_are_the_table_in_order(here: Path) -> None:
     data = wenlan.open("store/datasets/weekly/latest.json")
     whole = data.samples(["key", "width"])
     batches = list(data.iter_batches("samples", ["key", "width"], rows=7))
     assert max(map(len, batches)) <= 7
     pd.testing.assert_frame_equal(pd.concat(batches, ignore_index=True), whole)
+    first = pyarrow.dataset.field("build") == whole_builds(data)[0]
+    of_first = pd.concat(data.iter_batches("samples", filters=first), ignore_index=True)
+    pd.testing.assert_frame_equal(of_first, data.samples(filters=first))
+    with pytest.raises(StoreError, match="no column 'widht'"):
+        next(data.iter_batches("samples", ["widht"]))
     regions = pd.concat(data.iter_batches("regions/grid", ["key"]), ignore_index=True)
     assert regions.key.tolist() == whole.key.tolist()
+
+
+def test_duckdb_and_polars_query_a_table_without_a_copy(here: Path) -> None:
+    data = wenlan.open("store/datasets/weekly")
+    table, wide = data.arrow("samples"), int((data.samples(["width"]).width > 200).sum())
+    polars = pytest.importorskip("polars", reason="polars is not installed")
+    found = polars.scan_pyarrow_dataset(table).filter(polars.col("width") > 200).select("key", "build").collect()
+    assert found.height == wide > 0
+    assert set(found["build"]) == set(data.samples(["build"]).build)
+    assert polars.scan_parquet(data.paths("samples")).select(polars.len()).collect().item() == 32
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    with duckdb.connect() as connection:
+        connection.register("samples", table)
+        assert connection.sql("select count(*) from samples where width > 200").fetchall() == [(wide,)]
 
 
 def test_a_release_has_the_samples_and_the_decisions_of_its_builds(here: Path) -> None:
@@ -202,7 +225,7 @@ def test_a_file_that_is_not_whole_is_named(moved: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     data = wenlan.open(moved / "builds/1")
     for read in (data.samples, lambda: list(data.iter_batches("samples"))):
-        with pytest.raises(StoreError, match=rf"{path.name}: has \d+ bytes, its record says \d+"):
+        with pytest.raises(StoreError, match=rf"{path.name}: has \d+ bytes, its manifest says \d+"):
             read()
 
 

@@ -22,7 +22,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import pyarrow as pa
@@ -64,13 +64,18 @@ Filters = Any
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One committed Parquet file of a table: its place, its size by the record or manifest that names it, its build."""
+    """One committed Parquet file of a table.
+
+    bytes: its size by the record (or manifest, `listed_by`) that names it. build: the id of the build that made it.
+    schema: its columns. A row may also be asked for BUILD.
+    """
 
     folder: Folder
     name: str
     bytes: int
     build: str
     schema: pa.Schema = field(repr=False)
+    listed_by: Literal["record", "manifest"] = "record"
 
     @property
     def url(self) -> str:
@@ -79,21 +84,21 @@ class Part:
 
     def table(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pa.Table:
         """The whole file, or some columns and rows of it. Raises StoreError if it is not there or not whole."""
-        batches = list(self.batches(columns, filters, 1 << 20))
+        batches, schema = list(self.batches(columns, filters, 1 << 20)), _with_build(self.schema)
         names = self.schema.names if columns is None else columns
-        return pa.Table.from_batches(batches, pa.schema([self.schema.field(name) for name in names]))
+        return pa.Table.from_batches(batches, pa.schema([schema.field(name) for name in names]))
 
     def batches(
         self, columns: Sequence[str] | None = None, filters: Filters = None, rows: int = ROWS
     ) -> Iterator[pa.RecordBatch]:
         """The same in batches of at most `rows` rows, in the order of the file; memory is a row group and a batch."""
         self.check()
-        wanted = as_expression(filters)
-        names = self.schema.names if columns is None else list(columns)
+        wanted, schema = as_expression(filters), _with_build(self.schema)
+        names = self.schema.names if columns is None else _known(columns, schema, self.url)
         try:
             # group by group: pyarrow would read ahead, up to the whole file
-            for group in self.fragment().split_by_row_group(wanted, self.schema):
-                for batch in group.to_batches(self.schema, names, wanted, rows, use_threads=False):
+            for group in self.fragment().split_by_row_group(wanted, schema):
+                for batch in group.to_batches(schema, names, wanted, rows, use_threads=False):
                     if batch.num_rows:
                         yield batch
         except (OSError, pa.ArrowInvalid) as e:
@@ -107,13 +112,28 @@ class Part:
         except OSError:
             size = -1
         if size != self.bytes:
-            fault = "is missing" if size < 0 else f"has {size} bytes, its record says {self.bytes}"
-            raise StoreError(self.url, f"{fault}; delete the stage's folder to make it again")
+            fault = "is missing" if size < 0 else f"has {size} bytes, its {self.listed_by} says {self.bytes}"
+            todo = "delete the stage's folder to make it again"
+            if self.listed_by == "manifest":
+                todo = "wenlan-data verify names all that is damaged"
+            raise StoreError(self.url, f"{fault}; {todo}")
 
     def fragment(self) -> pyarrow.dataset.ParquetFileFragment:
         """The file as a part of a pyarrow dataset; every row of it has the build's id as BUILD."""
         fs, path = _filesystem(self.url)
         return _format().make_fragment(path, fs, partition_expression=pc.field(BUILD) == self.build)
+
+
+def _with_build(schema: pa.Schema) -> pa.Schema:
+    return schema.append(pa.field(BUILD, pa.string()))
+
+
+def _known(columns: Sequence[str], schema: pa.Schema, where: str) -> list[str]:
+    """The same columns. Raises StoreError for one that there is not."""
+    for name in columns:
+        if name not in schema.names:
+            raise StoreError(where, f"no column {name!r}; it has {', '.join(schema.names)}")
+    return list(columns)
 
 
 @functools.cache
@@ -148,7 +168,8 @@ class Frames:
     def of_dataset(dataset: Dataset, builds: Sequence[Build] = (), absent: dict[str, str] | None = None) -> Frames:
         """The tables of a published dataset, with those of the builds that are given."""
         shards = tuple((dataset.folder_of(shard), shard) for shard in dataset.manifest.shards)
-        return Frames(dataset.shards.url, tuple(builds), shards, absent or {}, dataset)
+        place = dataset.build.url if dataset.build is not None else dataset.path
+        return Frames(place, tuple(builds), shards, absent or {}, dataset)
 
     @staticmethod
     def open(place: str, stages: Stages) -> Frames:
@@ -221,7 +242,8 @@ class Frames:
             detector = self.detector(table.removeprefix(REGIONS)) if named else ""
             for folder, shard in self.of_split(split):
                 file: FileDigest = shard.regions[detector] if detector else shard.parquet
-                yield Part(folder, file.path, file.bytes, shard.build or self._only_build, schema)
+                listed_by: Literal["record", "manifest"] = "record" if self.dataset is None else "manifest"
+                yield Part(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
             return
         if split:
             raise StoreError(self.place, f"{table} have no split: it is given to what is kept, at dedup")
@@ -280,7 +302,7 @@ class Frames:
         from pyarrow.dataset import FileSystemDataset
 
         parts = list(self.parts(table, split))
-        schema = self.schema(table).append(pa.field(BUILD, pa.string()))
+        schema = _with_build(self.schema(table))
         fs = _filesystem(parts[0].url)[0] if parts else pf.LocalFileSystem()
         return FileSystemDataset([part.fragment() for part in parts], schema, _format(), fs)
 
@@ -289,11 +311,9 @@ class Frames:
     ) -> pandas.DataFrame:
         """A table as a DataFrame. Raises StoreError for a file that is not there, and for a column that is none."""
         whole = self.whole(table, split)
-        unknown = [name for name in columns or () if name not in whole.schema.names]
-        if unknown:
-            raise StoreError(self.place, f"{table}: no column {unknown[0]!r}; it has {', '.join(whole.schema.names)}")
+        names = None if columns is None else _known(columns, whole.schema, f"{self.place}: {table}")
         try:
-            rows = whole.to_table(None if columns is None else list(columns), as_expression(filters))
+            rows = whole.to_table(names, as_expression(filters))
         except (OSError, pa.ArrowInvalid) as e:
             for part in self.parts(table, split):
                 part.check()  # names the file
