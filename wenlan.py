@@ -292,7 +292,8 @@ class Data:
         if self._frames.dataset is None:
             raise ContractError(f"{self._frames.place}: is not published; a build without a manifest is not a dataset")
         values = to_dict(resolve("tiny"))
-        data = from_dict({**values, "data": {**values["data"], **options}}, "torch").data
+        values["text"]["max_positions"] = 1 << 20  # only `data` is used: no text tower bounds its max_tokens
+        data = from_dict({**values, "data": options}, "torch").data
         where = Path(cache) if cache is not None else None
         dataset = open_dataset([self._frames.dataset.path], split, detector=data.detector, cache=where)
         return Loader(dataset, data, load_tokenizer(data.tokenizer), Share(batch_size), seed=seed, train=train)

@@ -241,7 +241,9 @@ class Frames:
             named = table != SAMPLES and bool(self.shards)  # a build that keeps nothing has no regions of anyone
             detector = self.detector(table.removeprefix(REGIONS)) if named else ""
             for folder, shard in self.of_split(split):
-                file: FileDigest = shard.regions[detector] if detector else shard.parquet
+                file: FileDigest | None = shard.regions.get(detector) if detector else shard.parquet
+                if file is None:
+                    raise StoreError(folder.at(shard.tar.path), f"has no regions of detector {detector}")
                 listed_by: Literal["record", "manifest"] = "record" if self.dataset is None else "manifest"
                 yield Part(folder, file.path, file.bytes, shard.build or self._only_build, schema, listed_by)
             return
