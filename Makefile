@@ -7,7 +7,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 WEIGHTS := demo/weights/.installed
-SOURCES := data_specs pipeline training dags tests
+SOURCES := data_specs pipeline training dags tests wenlan.py
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
 # leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.

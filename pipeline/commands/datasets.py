@@ -6,10 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from data_specs.build import SpecError
+from data_specs.shard import SPLITS
+from pipeline import exports
 from pipeline.commands import builds
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.errors import NothingNew
+from pipeline.files.folder import Folder
 
 
 def add_publish(commands: Commands) -> None:
@@ -80,21 +84,35 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_export(commands: Commands) -> None:
-    export = command(commands, "export", _export, "write a dataset in another format")
+    export = command(commands, "export", _export, "write a dataset in the format of another tool")
+    export.formatter_class = argparse.RawDescriptionHelpFormatter
+    export.epilog = "formats:\n" + "\n".join(f"  {name:15}{title}" for name, title in exports.titles().items())
     export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
-    export.add_argument("--to", required=True, choices=["brivl-jsonl"])
-    export.add_argument("--out", default="", metavar="DIR", help="default: BUILD/brivl-jsonl")
+    export.add_argument("--to", required=True, choices=exports.names(), metavar="FORMAT", help="one of those below")
+    export.add_argument("--out", default="", metavar="DIR", help="a new folder (default: BUILD/FORMAT)")
+    export.add_argument("--split", action="append", default=[], choices=SPLITS, help="only this split; may be repeated")
     export.add_argument(
         "--detector", default="", metavar="ID", help="detector of the boxes (default: the dataset's first)"
+    )
+    export.add_argument(
+        "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the dataset's)"
     )
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.files.folder import Folder
-    from pipeline.publish.export import to_brivl_jsonl
     from pipeline.store.dataset import Dataset
 
-    out = Path(args.out or Folder(args.build).at("brivl-jsonl"))
-    rows = to_brivl_jsonl(Dataset.open(args.build), out, args.detector)
+    out = Path(args.out) if args.out else _beside(args.build, args.to)
+    if "://" in args.out:
+        raise SpecError([f"--out {args.out}: an export goes to a local folder; copy it from there"])
+    rows = exports.export(Dataset.open(args.build), args.to, out, args.split, args.detector, args.store)
     say(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}")
     return {"out": str(out), "rows": rows}
+
+
+def _beside(place: str, to: str) -> Path:
+    """Where an export goes unless --out says so: a folder in that of the dataset. Raises SpecError if that is none."""
+    folder = Folder(place)
+    if not folder.is_local or folder.url.endswith(".json"):
+        raise SpecError([f"export {place}: name the folder to write to with --out"])
+    return Path(folder.at(to))

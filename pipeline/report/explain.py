@@ -21,6 +21,7 @@ from data_specs.shard import KEY_LENGTH
 from pipeline.records import order_key
 from pipeline.report import elsewhere
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.images import records_between
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
@@ -122,11 +123,11 @@ def _records(stage: StageDir, key: str) -> Iterator[Record]:
 
 
 def _decisions(build: Build, subject: Subject) -> Iterator[dict[str, Any]]:
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         yield from subject.rows_of(table).to_pylist()
 
 
 def _by_id(build: Build, ids: set[str]) -> Iterator[dict[str, Any]]:
-    wanted = pa.array(sorted(ids), pa.string())
-    for table in build.decisions():
-        yield from table.filter(pc.is_in(table["id"], wanted)).to_pylist()
+    wanted = pc.field("id").isin(pa.array(sorted(ids), pa.string()))
+    for batch in Frames.of(build).batches("decisions", filters=wanted):
+        yield from batch.to_pylist()

@@ -19,11 +19,14 @@ import pyarrow.compute as pc
 
 from pipeline.records import DropReason
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.partitions import DECISIONS, Record
 from pipeline.store.stage import deciding
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
+
+_COUNTED = ["subject", "source", "stage", "reason"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +107,7 @@ class Funnel:
 def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
     """(candidates, captures) of a build, from its decisions, one partition in memory at a time."""
     counts: dict[str, Counter[tuple[str, str, str]]] = {"candidate": Counter(), "capture": Counter()}
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions", _COUNTED):
         for subject, key, n in _grouped(table):
             counts[subject][key] += n
     counts["capture"].update(kept_captures(build))
@@ -126,8 +129,7 @@ def kept_captures(build: Build) -> dict[tuple[str, str, str], int]:
 
 
 def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]:
-    columns = ["subject", "source", "stage", "reason"]
-    for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+    for row in table.group_by(_COUNTED).aggregate([([], "count_all")]).to_pylist():
         yield row["subject"], (row["source"], row["stage"], row["reason"]), row["count_all"]
 
 
@@ -206,7 +208,7 @@ def examples(
     Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
     """
     by_reason: dict[str, list[str]] = {}
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
         wanted = pc.and_(wanted, pc.not_equal(table["reason"], DropReason.KNOWN.value))
         if stage:

@@ -36,6 +36,7 @@ from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from tests.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -191,7 +192,7 @@ def opened(out: Path) -> Build:
 
 
 def decisions(out: Path) -> list[dict[str, object]]:
-    return [row for table in opened(out).decisions() for row in table.to_pylist()]
+    return [row for table in Frames.of(opened(out)).tables("decisions") for row in table.to_pylist()]
 
 
 def tars(out: Path) -> dict[str, str]:
