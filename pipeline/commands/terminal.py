@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import HEAVY_HEAD
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from data_specs.command_line import completed_by, files_like
 from pipeline.urls import shown
 
 if TYPE_CHECKING:
@@ -24,13 +26,22 @@ console = Console(stderr=True, highlight=False)
 
 
 def command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code.
+
+    examples: whole command lines, with which the help ends.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, examples=examples)
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     return parser
+
+
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    """Add the argument SPEC, which a shell completes from YAML files and folders."""
+    spec = parser.add_argument("spec", type=Path, metavar="SPEC", help="a dataset's specification, a YAML file")
+    completed_by(spec, lambda prefix, **_: files_like(prefix, (".yaml", ".yml")))
 
 
 def say(line: str) -> None:
