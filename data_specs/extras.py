@@ -51,10 +51,10 @@ def missing_line(error: ModuleNotFoundError, command: str, own: str) -> str | No
     extras have the package.
     """
     package = (error.name or "").partition(".")[0]
-    if not package or package in PACKAGES:
+    if not package or package in PACKAGES or isinstance(error, importlib.metadata.PackageNotFoundError):
         return None
     having = sorted(extra for extra, packages in extras().items() if package in packages)
-    if not having and is_installed(own):  # a package of nobody's: what extras bring is there
+    if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there
         return f"{command} needs the package {package}, which is not installed"
     extra = own if own in having or not having else having[0]
     return f"{command} needs the extra {extra} ({package} is not installed): pip install '{DISTRIBUTION}[{extra}]'"

@@ -20,7 +20,7 @@ from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, releases, store, trials
+from pipeline.commands import builds, datasets, plugins, releases, schema, store, trials
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
@@ -39,6 +39,8 @@ COMMANDS = (
     store.add_gc,
     store.add_regions,
     datasets.add_export,
+    plugins.add_plugins,
+    schema.add_schema,
 )
 """Adds each command to the parser, in the order of the help."""
 

@@ -3,6 +3,8 @@
 Rules on scripts rather than a language model: on short captions models take 故宫雪景 for Japanese. The katakana middle
 dot (・) does not count as kana, since Chinese texts separate the parts of foreign names with it.
 
+Thresholds: ours.
+
 Limits: a Japanese text without a single kana passes.
 """
 

@@ -4,6 +4,8 @@ Characters are counted without white space. The defaults are those of Chinese-CL
 name or describe; running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains on it and
 training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted
 only if a spec limits their number, and a text is segmented only if a bound does not decide already.
+
+Thresholds: min_chars and max_chars are Chinese-CLIP's (5 to 50), max_chars_running is ours.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
@@ -42,6 +42,8 @@ Listing = dict[str, tuple[int, str]]
 
 class FolderOfImages(TableSource):
     """Pictures with texts from files beside them or from one captions file."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
 
     VERSION: ClassVar[int] = 2
 
