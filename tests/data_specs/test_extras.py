@@ -46,8 +46,7 @@ class Hiding:  # in the place of the finders that would find them
 
 for name in [name for name in sys.modules if name.partition(".")[0] in hidden]:
     del sys.modules[name]
-sys.meta_path[:] = [f for f in sys.meta_path if f in (importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter)]
-sys.meta_path.append(Hiding)
+sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Hiding]
 
 import contextlib, io
 from pipeline import cli as data
