@@ -113,10 +113,12 @@ class SourceRef(Spec):
 
     model_config = ConfigDict(frozen=True, extra="allow")
     later = ("vanished",)
-    kind: str
-    name: str = Field(pattern=NAME)
-    source_kind: SourceKind
-    max_drop: SourceDropShares = SourceDropShares()
+    kind: str = Field(description="the plug-in; `wenlan-data plugins sources` lists them")
+    name: str = Field(pattern=NAME, description="of the source within the dataset")
+    source_kind: SourceKind = Field(description="what its pages are; training chooses texts by it")
+    max_drop: SourceDropShares = Field(
+        SourceDropShares(), description="as publish.max_drop, for this source alone, e.g. {fetch: 0.9}"
+    )
     vanished: Literal["keep", "drop"] = Field(
         "keep", description="samples of a page or picture that answers 404 or 410 in a later build: keep or drop them"
     )

@@ -20,11 +20,12 @@ from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, plugins, releases, schema, store, trials
+from pipeline.commands import builds, datasets, init, plugins, releases, schema, store, trials
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
 COMMANDS = (
+    init.add_init,
     builds.add_plan,
     builds.add_build,
     trials.add_try,

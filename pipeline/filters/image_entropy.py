@@ -5,7 +5,7 @@ than 1.7.
 
 Not among the default filters: a dataset may want drawings.
 
-Thresholds: ours, from photos of dishes and drawings, as above.
+Thresholds: ours, from photos of dishes and drawings.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ the median 2,550; blurred with a radius of 8 pixels of 512 their median was 94, 
 
 Not among the default filters: mist over a lake is a good picture.
 
-Thresholds: ours, from photos of dishes, sharp and blurred, as above.
+Thresholds: ours, from photos of dishes, sharp and blurred.
 """
 
 from __future__ import annotations
