@@ -236,6 +236,7 @@ def _measured(
     """A table source with the texts of its first entries, and the sides of those pictures that it holds itself."""
     name = _name(*given)
     source = configure("sources", kind, {"name": name, "source_kind": source_kind, **options}, TableSource)
+    source.token()  # a listing that the plug-in keeps is of the folder as it is now
     parts = itertools.chain.from_iterable(source.read(part) for part in range(source.parts()))
     entries = list(itertools.islice(parts, LOOKED_AT))
     candidates = [entry for entry in entries if isinstance(entry, Candidate)]
