@@ -101,7 +101,9 @@ def _is_folder(given: str) -> bool:
     try:
         fs, root = fsspec.url_to_fs(given)
         return bool(fs.isdir(root))
-    except (*FAULTS, ValueError, ImportError) as e:
+    except ModuleNotFoundError:
+        raise
+    except Exception as e:  # each storage behind fsspec has exceptions of its own
         raise SourceError(given, f"cannot be looked at ({reason(e)})") from None
 
 
@@ -143,6 +145,8 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
                 f"captions are in {name}, by its columns file and {', '.join(sorted(columns & set(TEXT_KINDS)))}"
             )
             break
+        if {"image_id", "sentences"} <= columns:
+            return _table(f"{given.rstrip('/')}/{name}")
     source = _measured("folder", (given,), options, why, "library")
     if not source.texts:
         wanted = "X.jpg needs X.txt or X.json beside it, or a row of a table with the columns file and caption"
@@ -151,7 +155,7 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
 
 
 def _webdataset(*given: str) -> Source:
-    tars = len(expand(given, "init"))
+    tars = len(expand(given, _name(*given)))
     why = [f"{tars:,} tar{'s' * (tars > 1)} in the format of webdataset"]
     source = _measured("webdataset", given, {"path": _one_or_many(given)}, why, "library")
     if not source.texts:
@@ -161,13 +165,13 @@ def _webdataset(*given: str) -> Source:
 
 def _warc(*given: str) -> Source:
     """WARC files of pages. Their pages are not read here: only the stage extract tells what is on them."""
-    files = len(expand(given, "init"))
+    files = len(expand(given, _name(*given)))
     why = (f"{files:,} WARC file{'s' * (files > 1)}; the pictures on the pages are fetched from the web",)
     return Source("warc", _name(*given), _kind_of_pages(given[0]), {"path": _one_or_many(given)}, why, asks=True)
 
 
 def _warc_list(given: str) -> Source:
-    expand((given,), "init")
+    expand((given,), _name(given))
     why = ("a list of WARC files, as Common Crawl publishes for each crawl; limit takes the first 10 of them",)
     return Source("warc", "common-crawl", "news", {"path_list": given, "limit": 10}, why, asks=True)
 
@@ -197,7 +201,7 @@ def _kind_of_pages(address: str) -> SourceKind:
 
 def _table(*given: str) -> Source:
     """Tables of URLs with texts, or of posts; the columns are guessed from the first rows of the first file."""
-    first = expand(given, "init")[0]
+    first = expand(given, _name(*given))[0]
     rows = list(_rows(first))
     if not rows:
         raise SourceError(first, "holds no row")

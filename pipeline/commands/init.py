@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any, get_args
@@ -60,7 +61,9 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.commands.spec_text import spec_text
 
     asking = console.is_terminal and sys.stdin.isatty()
-    inputs = args.inputs or (_asked("Input: folder, table, tars, WARC files or web address").split() if asking else [])
+    inputs = args.inputs
+    if asking and not inputs:
+        inputs = shlex.split(_asked("Input: folder, table, tars, WARC files or web address"))
     if not inputs:
         raise SpecError(["init: --from INPUT is required, for example: wenlan-data init --from photos/"])
     sources = look(inputs)
@@ -94,10 +97,13 @@ def _init(args: argparse.Namespace) -> dict[str, Any]:
 
 def _asked(question: str, default: str | None = None) -> str:
     """The answer to a question on the terminal, asked again while it is empty and there is no default."""
-    while True:
-        answer = Prompt.ask(question, console=console, default=default, show_default=bool(default)) or ""
-        if answer.strip() or default is not None:
-            return answer.strip()
+    try:
+        while True:
+            answer = Prompt.ask(question, console=console, default=default, show_default=bool(default)) or ""
+            if answer.strip() or default is not None:
+                return answer.strip()
+    except EOFError:
+        raise SpecError([f"init: no answer to: {question}; wenlan-data init --help names the options"]) from None
 
 
 def _dataset_name(name: str) -> str:

@@ -121,6 +121,31 @@ def test_a_captions_table_in_the_folder_is_found(photos, capsys):
     assert built(Path("photos.yaml")) == 6
 
 
+def test_a_folder_with_rows_as_brivl_was_released(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    sentences = [[["caption", " ".join(words)]] for words in WORDS]
+    lines = [json.dumps({"image_id": f"{n}.jpg", "sentences": own}) for n, own in enumerate(sentences)]
+    (photos / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    init(capsys, "--from", "photos", "--out", "b.yaml")
+    [source] = load("b.yaml").sources
+    assert source.options == {"path": "photos/rows.jsonl", "format": "brivl_jsonl", "images": "photos"}
+    assert {ref.name: ref.options for ref in load("b.yaml").filters}["image_sides"]["min_side"] == 90
+    assert built(Path("b.yaml")) == 6
+
+
+def test_posts_of_a_microblog(web, here, capsys):
+    posts = [
+        {"mid": str(n), "text": f"{words}真好看", "pics": [{"large": {"url": web.url(f"/i/{n}.jpg")}}]}
+        for n, words in enumerate(WORDS)
+    ]
+    (here / "posts.jsonl").write_text("\n".join(map(json.dumps, posts)), encoding="utf-8")
+    init(capsys, "--from", "posts.jsonl", *CONTACT)
+    [source] = load("posts.yaml").sources
+    assert (source.kind, source.source_kind) == ("microblog", "microblog")
+    assert built(Path("posts.yaml"), web.host) == 6
+
+
 def test_pictures_without_any_text_are_refused_and_nothing_is_written(photos, capsys):
     for text in photos.glob("*.txt"):
         text.unlink()
@@ -262,7 +287,7 @@ def test_an_existing_spec_is_replaced_only_if_asked(photos, capsys):
         ([], 2, "init: --from INPUT is required"),
         (["--from", "nothing"], 2, "--from nothing: no such folder"),
         (["--from", "https://news.example.org/"], 2, "init: --contact is required"),
-        (["--from", "none.csv"], 1, "none.csv: source init: there is no such file"),
+        (["--from", "none.csv"], 1, "none.csv: source none: there is no such file"),
         (["--from", "empty"], 1, "empty: holds no pictures"),
         (["--from", "words.csv"], 1, "words.csv: no column of web addresses among a, b; name the columns in a spec"),
         (["--from", "damaged.parquet"], 1, "damaged.parquet: cannot be read as a table"),
