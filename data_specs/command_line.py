@@ -31,7 +31,7 @@ class HelpFormatter(RawDescriptionRichHelpFormatter):
     """Colours on a terminal; descriptions and examples as they are written, and square brackets taken for text."""
 
     group_name_formatter = str  # "options:", as argparse has it
-    highlights = (*RawDescriptionRichHelpFormatter.highlights, r"(?m)^(?P<groups>examples:)$")
+    highlights = [*RawDescriptionRichHelpFormatter.highlights, r"(?m)^(?P<groups>examples:)$"]  # noqa: RUF012
     text_markup = False
     help_markup = False
 
@@ -109,6 +109,6 @@ def plugin_files(folder: Path) -> list[str]:
 
 def files_like(prefix: str, suffixes: tuple[str, ...]) -> list[str]:
     """Files with one of the suffixes, and folders, whose path begins with `prefix`."""
-    import argcomplete
+    from argcomplete.completers import FilesCompleter
 
-    return list(argcomplete.FilesCompleter(suffixes)(prefix))
+    return list(FilesCompleter(suffixes)(prefix))

@@ -110,8 +110,9 @@ def example_of(family: Family, name: str) -> dict[str, Any]:
     """Options of a plug-in as an example: that of its model's schema, else its first options with their defaults."""
     plugin = find(family, name)
     extra = plugin.model_config.get("json_schema_extra")
-    if isinstance(extra, dict) and isinstance(given := extra.get("examples"), list):
-        return dict(given[0])
+    examples = extra.get("examples") if isinstance(extra, dict) else None
+    if isinstance(examples, list) and isinstance(examples[0], dict):
+        return dict(examples[0])
     return {option.name: option.default for option in options_of(plugin)[:_IN_EXAMPLE]}
 
 

@@ -6,7 +6,7 @@ the models (`pipeline.commands.options`), so the text of a new option needs no c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from data_specs.build import BuildSpec, SourceRef
@@ -69,7 +69,7 @@ def _filter(own: Filter) -> Iterator[str]:
         yield f"  # - {as_yaml({'name': own.name, **given})}{_comment(own.why)}"
 
 
-def _lines(options: list[Option], values: Mapping[str, Any], indent: str) -> Iterator[str]:
+def _lines(options: Sequence[Option], values: Mapping[str, Any], indent: str) -> Iterator[str]:
     """One line per option: set, as `values` has it with its comment, or commented with its default."""
     for option in options:
         given = values.get(option.name)
@@ -79,10 +79,10 @@ def _lines(options: list[Option], values: Mapping[str, Any], indent: str) -> Ite
             yield f"{indent}{option.name}: {as_yaml(value)}{_comment(meaning)}"
         elif option.options and given:
             yield f"{indent}{option.name}:{_comment(option.description)}"
-            yield from _lines(list(option.options), given, f"{indent}  ")
+            yield from _lines(option.options, given, f"{indent}  ")
         elif option.options and not _is_empty(option):
             yield f"{indent}# {option.name}:{_comment(option.description)}"
-            for line in _lines(list(option.options), {}, "  "):
+            for line in _lines(option.options, {}, "  "):
                 yield f"{indent}# {line.replace('# ', '', 1)}"
         else:
             default = {} if option.options else option.default

@@ -126,6 +126,14 @@ def test_what_needs_no_extra_works_in_a_base_install(tmp_path):
     assert plugins["text_length"]["missing_extra"] == ""
 
 
+def test_a_check_of_sums_works_and_a_check_of_pictures_names_the_extra(shards_of):
+    whole = ["wenlan-data", "verify", str(shards_of)]
+    (code, _, err), (full, _, line) = in_a_base_install([*whole, "--quick"], whole)
+    assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest")
+    assert full == 2
+    assert line.startswith("wenlan-data verify needs the extra pipeline (")
+
+
 def test_json_has_the_line_too():
     [(code, out, err)] = in_a_base_install(["wenlan-data", "status", "x", "--json"])
     answer = json.loads(out)
