@@ -44,6 +44,12 @@ def is_installed(extra: str) -> bool:
     return all(importlib.util.find_spec(package) is not None for package in extras().get(extra, ()))
 
 
+def require(package: str) -> None:
+    """Raise the ModuleNotFoundError of a package that is missing, before a command has written anything."""
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
 def missing_line(error: ModuleNotFoundError, command: str, own: str) -> str | None:
     """One line that says which extra to install; None if the module is ours, and the fault too.
 

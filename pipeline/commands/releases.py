@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
+from data_specs.extras import require
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 
@@ -117,6 +118,7 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
 def _rollback(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.publish import dataset
 
+    require("jinja2")  # which fills in the card of a release, at the end
     store = _store(args)
     manifest = dataset.rollback(store, _releases(store, args.dataset).dataset, args.number)
     samples = sum(manifest.samples.values())
@@ -127,6 +129,7 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 def _copy(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.publish import dataset
 
+    require("jinja2")  # which fills in the card of a release, at the end
     store = _store(args)
     manifest = dataset.copy(store, _releases(store, args.dataset).dataset, args.out, args.number)
     say(f"{args.out}: release {manifest.release} of {args.dataset}, {sum(manifest.samples.values()):,} samples")

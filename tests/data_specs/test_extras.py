@@ -96,6 +96,7 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
         ["wenlan-data", "report", folder],
         ["wenlan-data", "explain", folder, "0123456789"],
         ["wenlan-data", "gc", "--store", folder],
+        ["wenlan-data", "release", "copy", "x", "--store", folder, "--out", f"{folder}/new"],
         ["wenlan-train", "fit", "--recipe", "tiny", "--data", folder, "--out", folder],
         ["wenlan-train", "eval", folder, "--data", folder, "--task", "retrieval"],
         ["wenlan-train", "embed", folder, "--images", "a.jpg", "--out", "f"],
@@ -108,6 +109,7 @@ def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp
         [line] = err.splitlines()
         assert line.startswith(f"{program} {command} needs the extra {extra} ("), line
         assert line.endswith(f": pip install 'wenlan[{extra}]'"), line
+    assert [path.name for path in tmp_path.iterdir()] == ["a.warc"], "and nothing was written"
 
 
 def test_what_needs_no_extra_works_in_a_base_install(tmp_path):
