@@ -42,10 +42,14 @@ _KINDS: tuple[tuple[TextKind, str], ...] = (
 
 @dataclass(frozen=True)
 class Guess:
-    """The option `columns` of a `url_table`, and one line per column that says why."""
+    """The option `columns` of a `url_table`, and one line per column that says why.
+
+    paths: a column of paths of pictures, which no `url_table` reads; "" if there is none.
+    """
 
     columns: dict[str, Any]
     why: tuple[str, ...]
+    paths: str = ""
 
     @property
     def has_images(self) -> bool:
@@ -103,7 +107,8 @@ def guess_columns(rows: Sequence[Mapping[str, Any]]) -> Guess:
     used |= {name for names in texts.values() for name in ([names] if isinstance(names, str) else names)}
     left = [column.name for column in columns if column.name not in used]
     unused = [f"columns that are not used: {', '.join(left)}"] if left else []
-    return Guess(chosen, (*why, *reasons, *unused))
+    paths = next((column.name for column in others if column.files >= MOST), "")
+    return Guess(chosen, (*why, *reasons, *unused), paths)
 
 
 def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> _Column:

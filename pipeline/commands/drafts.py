@@ -168,8 +168,8 @@ def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]
     if times > 10 and not any(source.asks for source in sources):
         why = f"one text stands with {times:,} pictures ({text[:20]}); Wukong's 10 would drop the others"
         sections["dedup"] = {"max_pairs_per_text": (1_000_000, why)}
-    pictures = sum(len(source.sides) for source in sources)
-    whole = all(not source.asks and len(source.sides) < LOOKED_AT for source in sources)
+    pictures = sum(source.entries for source in sources)
+    whole = all(not source.asks and source.entries < LOOKED_AT for source in sources)
     if whole and pictures < SMALL:
         why = f"of {pictures:,} pictures, 0.01 would be too few to measure by"
         sections["shards"] = {"dev_share": (0.1, why), "val_share": (0.1, why)}

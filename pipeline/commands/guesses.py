@@ -11,6 +11,7 @@ import csv
 import itertools
 import json
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -25,12 +26,15 @@ from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, expand, reason
 from pipeline.plugins import configure
-from pipeline.records import Candidate
+from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
 from pipeline.sources.folder import SUFFIXES
 
 LOOKED_AT = 1_000
-"""Rows, pictures and texts of a source that are looked at."""
+"""Entries of a source that are looked at."""
+
+LOOK_S = 10.0
+"""Seconds after which no further picture of a source is opened: each is read whole."""
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
@@ -56,7 +60,8 @@ class Source:
     why: tuple[str, ...]
     asks: bool = False  # whether a build sends requests for it
     texts: tuple[Text, ...] = ()
-    sides: tuple[tuple[int, int], ...] = ()  # width and height of its pictures
+    sides: tuple[tuple[int, int], ...] = ()  # width and height of pictures
+    entries: int = 0  # that were looked at: LOOKED_AT of a larger source
     allow: tuple[str, ...] = ()  # loopback hosts that were named as input
 
 
@@ -205,6 +210,8 @@ def _table(*given: str) -> Source:
     rows = list(_rows(first))
     if not rows:
         raise SourceError(first, "holds no row")
+    if "file" in rows[0] and set(rows[0]) & set(TEXT_KINDS):  # captions of the pictures around it
+        return _folder(first.rpartition("/")[0] or ".")[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
     options: dict[str, Any] = {"path": _one_or_many(given)}
     if {"image_id", "sentences"} <= set(rows[0]):
@@ -224,6 +231,8 @@ def _table(*given: str) -> Source:
     if not (guess.has_images and guess.has_texts):
         lacks = "no column of texts" if guess.has_images else "no column of web addresses"
         hint = "name the columns in a spec: wenlan-data plugins url_table"
+        if guess.paths:
+            hint = f"column {guess.paths} holds paths of pictures: call it file, the texts caption, and give the folder"
         raise SourceError(first, f"{lacks} among {', '.join(map(str, rows[0]))}; {hint}")
     options["columns"] = guess.columns
     return _measured("url_table", given, options, [*why, *guess.why], "image_search", asks=True)
@@ -249,20 +258,23 @@ def _measured(
     faults = [entry for entry in entries if not isinstance(entry, Candidate)]
     why = [*why, f"{len(candidates):,} of {len(entries):,} entries with a text"]
     if faults:
-        why.append(f"{len(faults):,} without one, for example {faults[0].evidence or faults[0].url}"[:200])
+        why.append(encodable(f"{len(faults):,} without one, for example {faults[0].evidence or faults[0].url}"[:200]))
     if sides:
         shorter = sorted(map(min, sides))
         why.append(
             f"shorter sides from {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
         )
-    return Source(kind, name, source_kind, options, tuple(why), asks, texts, sides)
+    return Source(kind, name, source_kind, options, tuple(why), asks, texts, sides, len(entries))
 
 
 def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[int, int]]:
-    """Width and height of the candidates' pictures, by their headers."""
+    """Width and height of the candidates' pictures, by their headers; of as many as LOOK_S allows."""
     from pipeline.pictures.decode import PictureError, header
 
+    end = time.monotonic() + LOOK_S
     for candidate in candidates:
+        if time.monotonic() > end:
+            return
         stored = candidate.provenance.stored_at if candidate.provenance else ""
         data = source.read_image(stored or candidate.image_url)
         if data:

@@ -121,6 +121,27 @@ def test_a_captions_table_in_the_folder_is_found(photos, capsys):
     assert built(Path("photos.yaml")) == 6
 
 
+def test_a_table_of_captions_stands_for_the_folder_around_it(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    (photos / "texts.csv").write_text(f"file,caption\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
+    init(capsys, "--from", "photos/texts.csv")
+    [source] = load("photos.yaml").sources
+    assert source.options == {"path": "photos", "captions": "texts.csv"}
+
+
+def test_a_column_of_paths_is_named(photos, capsys):
+    (photos / "texts.csv").write_text(f"file_name,text\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
+    assert cli.main(["init", "--from", "photos/texts.csv"]) == 1
+    assert "column file_name holds paths of pictures: call it file" in capsys.readouterr().err
+
+
+def test_pictures_are_opened_for_some_seconds_only(photos, capsys, monkeypatch):
+    monkeypatch.setattr(guesses, "LOOK_S", -1.0)
+    init(capsys, "--from", "photos")
+    assert {ref.name: ref.options for ref in load("photos.yaml").filters}["image_sides"] == {"min_side": 1}
+
+
 def test_a_folder_with_rows_as_brivl_was_released(photos, capsys):
     for text in photos.glob("*.txt"):
         text.unlink()
