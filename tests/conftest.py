@@ -27,10 +27,14 @@ settings.load_profile("wenlan")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where pytest-xdist spreads files over processes, those with the most slow tests begin: none then ends alone."""
+    """Where pytest-xdist spreads files over processes, the longest begin, so that none ends alone.
+
+    Those are files without a limit of time, which fuzz, and then those with the most slow tests.
+    """
     if hasattr(config, "workerinput"):
         slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-        items.sort(key=lambda item: -slow[item.path])
+        endless = {item.path for item in items for mark in item.iter_markers("timeout") if mark.args == (0,)}
+        items.sort(key=lambda item: (item.path not in endless, -slow[item.path]))
 
 
 @pytest.fixture(scope="session")

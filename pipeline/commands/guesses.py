@@ -24,7 +24,7 @@ from data_specs.build import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, expand, reason
+from pipeline.files.inputs import FAULTS, Lines, expand, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
@@ -297,10 +297,10 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
         encoding = _encoding(file) or "utf-8-sig"
         with fsspec.open(file, "rt", compression="infer", encoding=encoding, errors="replace", newline="") as f:
             if suffix in (".csv", ".tsv"):
-                cells = csv.DictReader(f, delimiter="\t" if suffix == ".tsv" else ",", restkey="", restval="")
+                cells = csv.DictReader(Lines(f), delimiter="\t" if suffix == ".tsv" else ",", restkey="", restval="")
                 yield from itertools.islice(cells, LOOKED_AT)
                 return
-            values = (_json(line) for line in f if line.strip())
+            values = (_json(line) for line in Lines(f) if line.strip())
             yield from itertools.islice((value for value in values if isinstance(value, dict)), LOOKED_AT)
     except (*FAULTS, ValueError, csv.Error, pa.ArrowException) as e:
         raise SourceError(file, f"cannot be read as a table ({reason(e)})") from None

@@ -168,17 +168,17 @@ def add_regions(commands: Commands) -> None:
 
 
 def _regions(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.store import regions
+    from pipeline.store import region_cache
 
     if args.action == "prune" and not (args.detector or args.before):
         raise SpecError(["regions prune: say which: --detector ID, or --before DATE"])
     before, store = _date(args.before), _store(args)
     store.check()
     if args.action == "stats":
-        title, detectors = "region cache", regions.stats(store)
+        title, detectors = "region cache", region_cache.stats(store)
     else:
         title = "would be removed" if args.dry_run else "removed"
-        detectors = regions.prune(store, args.detector, before, args.dry_run)
+        detectors = region_cache.prune(store, args.detector, before, args.dry_run)
     table = table_of(title, "detector", "images", "regions", "per image", "commits", "MB", "written")
     for e in detectors:
         each = f"{e['regions'] / max(e['images'], 1):.1f}"

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, TextIO
 
 import fsspec
 
@@ -29,6 +30,46 @@ NO_DAMAGE = (OSError, ClientError, asyncio.TimeoutError)
 
 FAULTS = (*NO_DAMAGE, EOFError, zlib.error)
 """Exceptions of fsspec whose cause is the file or its server, and not our code."""
+
+
+MAX_LINE = 1 << 20
+"""Characters of a line that are read; a table's row, in JSON or CSV, has a thousandth of it."""
+
+
+class LongLine(ValueError):
+    """A line of more than MAX_LINE characters. The next line can be read."""
+
+
+class Lines(Iterator[str]):
+    """Lines of a text file, of which none is held in memory whole that is longer than MAX_LINE.
+
+    `next` raises LongLine for such a line and goes on behind it when it is called again.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def __next__(self) -> str:
+        line = self._file.readline(MAX_LINE + 1)
+        if not line:
+            raise StopIteration
+        if len(line) <= MAX_LINE:
+            return line
+        while line and not line.endswith(("\n", "\r")):
+            line = self._file.readline(MAX_LINE)
+        raise LongLine(f"a line of more than {MAX_LINE:,} characters")
+
+    def numbered(self) -> Iterator[tuple[int, str | LongLine]]:
+        """(number from 1, line, or what it raised) of each line."""
+        number = 0
+        while True:
+            number += 1
+            try:
+                yield number, next(self)
+            except StopIteration:
+                return
+            except LongLine as e:
+                yield number, e
 
 
 def expand(paths: tuple[str, ...], source: str) -> list[str]:

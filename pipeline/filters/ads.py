@@ -12,7 +12,8 @@ end is an article: mask that with `personal_data`, which stands after this filte
 Thresholds: running_chars is ours.
 
 Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
-else (厂家直销). Addresses without a known top-level domain are not recognised.
+else (厂家直销). Addresses without a known top-level domain are not recognised. Repetitions in the patterns are bounded,
+so that a text costs time in proportion to its length.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib import resources
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -38,9 +39,9 @@ _TLD = "com|cn|net|org|cc|tv|top|vip|hk|tw|shop|xyz|info|biz|site|club"
 
 _BARE: dict[Kind, str] = {  # in letters and digits alone
     "messengers": rf"(?:加|添加|联系|咨询|私信){_WHO}(?:{_NAMES})(?!支付|付款|小程序|表情|登录|功能|按钮|图标|好友)"
-    rf"|加{_WHO}[v微](?=[a-z]*[0-9][a-z0-9]{{4}})"
+    rf"|加{_WHO}[v微](?=[a-z]{{0,19}}[0-9][a-z0-9]{{4}})"
     r"|(?:微信|威信|薇信|vx|v信?|wx)同(?:号|步|手机|电话)"
-    rf"|(?:{_NAMES})(?:号码?|id|账号)?(?:是|为)?(?=[a-z]*[0-9])[a-z0-9]{{6,20}}"
+    rf"|(?:{_NAMES})(?:号码?|id|账号)?(?:是|为)?(?=[a-z]{{0,19}}[0-9])[a-z0-9]{{6,20}}"
     rf"|(?:{_NAMES})(?:号码?|id|账号)[a-z0-9]{{5,20}}"
     r"|(?:关注|搜索?)(?:我们?|本店)?(?:的)?(?:微信)?(?:公众号|公众平台|服务号)|公众号搜索",
     "groups": r"(?:加|入|进)(?:我们?)?(?:的)?(?:qq|扣扣|企鹅|q|微信|vip|粉丝|福利)群"
@@ -50,16 +51,16 @@ _BARE: dict[Kind, str] = {  # in letters and digits alone
     r"|长按(?:识别|扫描|保存|关注|图片|图中|上方|下方|此|下图|上图|本)*二维码"
     r"|(?:识别|扫描|扫一?扫|扫)(?:一?下|图中|图片|文中|文末|下方|上方|下面|上面|下图|上图|右侧|左侧|右边|左边|以下|底部|海报)+(?:的)?二维码"
     r"|(?:识别|扫描|扫一?扫|扫)(?:此|本|该|的)?二维码(?:关注|加|添加|领|进|入|下单|咨询|报名|购买|下载|获取|了解|查看|观看)",
-    "urls": rf"[a-z0-9]{{2,}}(?:点|dot)(?:{_TLD})(?![a-z])",
+    "urls": rf"(?<![a-z0-9])[a-z0-9]{{2,}}(?:点|dot)(?:{_TLD})(?![a-z])",
 }
 _EVEN: dict[Kind, str] = {  # where marks tell what is meant
     "messengers": rf"(?:{_NAMES})(?:号码?|id|账号|公众号)?\s*[:=]\s*[a-z0-9][a-z0-9_\-]{{4,19}}"
     r"|公众号\s*:\s*\w{2,}",
     "urls": rf"https?://[^\s\u4e00-\u9fff]*|(?<![a-z0-9])www\.[a-z0-9][a-z0-9.\-/]*|"
-    rf"(?<![a-z0-9@.\-])(?!(?:asp|vb|ado|ml)\.net)[a-z0-9\-]{{2,}}(?:[.。][a-z0-9\-]+)*[.。](?:{_TLD})(?![a-z0-9])",
+    rf"(?<![a-z0-9@.\-])(?!(?:asp|vb|ado|ml)\.net)[a-z0-9\-]{{2,}}(?:[.。][a-z0-9\-]+){{0,10}}[.。](?:{_TLD})(?![a-z0-9])",
 }
 _PRICE = re.compile(
-    r"(?:[¥$€]|rmb)\s*[0-9]|[0-9](?:[0-9,.]*)\s*(?:元(?![素旦朝年件代首宵月帅])|块钱|rmb|块(?=$|[^\u4e00-\u9fff]))"
+    r"(?:[¥$€]|rmb)\s*[0-9]|[0-9][0-9,.]{0,15}\s*(?:元(?![素旦朝年件代首宵月帅])|块钱|rmb|块(?=$|[^\u4e00-\u9fff]))"
 )
 _CALL = re.compile(r"(?<![0-9])[48]00[\s\-]?(?:[0-9]{3}[\s\-]?[0-9]{4}|[0-9]{4}[\s\-]?[0-9]{3})(?![0-9])")
 
@@ -85,6 +86,8 @@ class Ads(TextFilter):
     running_chars: int = Field(
         100, ge=1, description="a surrounding, abstract or content goes if it solicits once in so many characters"
     )
+
+    VERSION: ClassVar[int] = 2
 
     def check(self, text: Text) -> Drop | None:
         solicitations = self._solicitations(text.text)

@@ -29,7 +29,9 @@ _CAMERA_NAME = re.compile(
     re.I,
 )
 _NUMBER = re.compile(r"[\d\s_\-.,()（）/:年月日]+|[0-9a-f]{12,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.I)
-_URL = re.compile(r"(?:https?://|www\.)\S+|(?:[a-z0-9-]+\.)+(?:com|cn|net|org|cc|tv|top|vip|hk|tw)(?:/\S*)?", re.I)
+_URL = re.compile(  # a host begins where its characters do: from each of its labels the search would be quadratic
+    r"(?:https?://|www\.)\S+|(?<![a-z0-9.-])\.*(?:[a-z0-9-]+\.+)+(?:com|cn|net|org|cc|tv|top|vip|hk|tw)(?:/\S*)?", re.I
+)
 _LETTER = re.compile(r"[^\W_]")
 
 
@@ -39,7 +41,7 @@ class Boilerplate(TextFilter):
     phrases: tuple[str, ...] = Field((), description="more set phrases, besides the packaged ones")
     packaged: bool = Field(True, description="use the packaged list of phrases")
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text.strip()

@@ -15,7 +15,7 @@ name nobody.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,8 @@ class PersonalData(TextFilter):
     bank_card: Action = Field("mask", description="bank-card numbers, by Luhn's checksum: <银行卡号>")
     email: Action = Field("mask", description="mail addresses: <邮箱>")
     plate: Action = Field("mask", description="licence plates of cars: <车牌号>")
+
+    VERSION: ClassVar[int] = 2
 
     def check(self, text: Text) -> Drop | None:
         if not may_hold(text.text):

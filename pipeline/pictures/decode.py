@@ -27,6 +27,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from data_specs.jpeg import MAX_SCANS, Bytes, has_too_many_scans
+
 FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
 """Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""
 
@@ -85,9 +87,6 @@ class Picture:
     pixels: Pixels
 
 
-Bytes = bytes | memoryview
-
-
 def header(data: Bytes) -> Header:
     """Format, sides, orientation, frames and alpha, without decoding. Raises PictureError."""
     with _refusing():
@@ -105,6 +104,8 @@ def decode(data: Bytes, max_pixels: int = MAX_PIXELS, reduce_to: int = 0) -> Pic
     pixels. Most of a reduced JPEG is never computed.
     """
     with _refusing():
+        if has_too_many_scans(data):
+            raise PictureError(f"a JPEG of more than {MAX_SCANS} scans")
         picture = _sound_jpeg(data, max_pixels, reduce_to) or _by_pillow(data, max_pixels, reduce_to)
         header, pixels = picture.header, picture.pixels
         if not reduce_to and pixels.shape[:2] != (header.height, header.width):

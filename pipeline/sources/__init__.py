@@ -100,17 +100,25 @@ class TableSource(Source):
         Every table source reads its rows through this, so that no row ends a part. row: file and row, for people.
         """
         try:
-            return list(parse())
+            entries = list(parse())
         except OURS:
             raise
         except Exception as e:
             return [self.unreadable(row, number, e)]
+        characters = sum(len(text.text) for entry in entries if isinstance(entry, Candidate) for text in entry.texts)
+        if characters > MAX_CHARACTERS:
+            excess = OverflowError(f"its texts have {characters:,} characters, {MAX_CHARACTERS:,} are read of a row")
+            return [self.unreadable(row, number, excess)]
+        return entries
 
     def unreadable(self, row: str, number: int, error: Exception) -> Decision:
         """The Decision about a row, or a piece of a file, that raised. row: file and row, for people."""
         broken = Candidate(self.name, self.source_kind, row, "", "", (), number)
         return drop(broken, "extract", DropReason.UNREADABLE, f"{row}: {evidence(error, row)}")
 
+
+MAX_CHARACTERS = 100_000
+"""Characters of all texts of a row, ten times those of a long article: every text filter reads them in a second."""
 
 _ESCAPED = re.compile("[\udc80-\udcff]")
 

@@ -29,6 +29,7 @@ from pydantic import ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
+from pipeline.files.inputs import MAX_LINE, Lines, LongLine
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource
 from pipeline.sources._provenance import Fields
@@ -140,7 +141,10 @@ class FolderOfImages(TableSource):
                 continue
             try:
                 with fsspec.open(self._at(name), "rb") as f:
-                    content = f.read().decode("utf-8-sig")
+                    read = f.read(MAX_LINE + 1)
+                if len(read) > MAX_LINE:
+                    raise ValueError(f"more than {MAX_LINE:,} bytes")
+                content = read.decode("utf-8-sig")
                 if suffix == ".txt":
                     texts.append(Text(self.text_kind, clean(content)))
                 else:
@@ -220,15 +224,15 @@ def _captions_of(row: Any) -> Iterator[tuple[str, list[Text]]]:
 def _rows(f: Any, name: str) -> Iterator[Any]:
     """Rows of a captions file as its suffix says: lines of JSON as text, rows of TSV or CSV by column."""
     if name.lower().endswith((".jsonl", ".ndjson", ".json")):
-        yield from f
+        yield from (line for _, line in Lines(f).numbered())
         return
-    rows = csv.DictReader(f, delimiter="\t" if name.lower().endswith(".tsv") else ",")
+    rows = csv.DictReader(Lines(f), delimiter="\t" if name.lower().endswith(".tsv") else ",")
     while True:
         try:
             yield next(rows)
         except StopIteration:
             return
-        except csv.Error as e:
+        except (csv.Error, LongLine) as e:
             yield e
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason
+from pipeline.files.inputs import FAULTS, Lines, LongLine, reason
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
@@ -58,9 +58,11 @@ class Microblog(FileSource):
         try:
             decoding, options = Decoding("UTF-8"), {"encoding": "utf-8-sig", "errors": "surrogateescape"}
             with fsspec.open(file, "rt", compression="infer", **options) as f:
-                for number, line in enumerate(f, 1):
-                    if line.strip():
-                        row = f"{file.rpartition('/')[2]}, row {number}"
+                for number, line in Lines(f).numbered():
+                    row = f"{file.rpartition('/')[2]}, row {number}"
+                    if isinstance(line, LongLine):
+                        yield self.unreadable(row, number, line)
+                    elif line.strip():
                         if fault := decoding.fault(line):
                             yield self.unreadable(row, number, fault)
                             continue

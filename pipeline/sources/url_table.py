@@ -17,6 +17,7 @@ Limits: reading a later part of a file reads through its earlier rows; big table
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import math
 import re
@@ -32,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, reason, version
+from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
 from pipeline.sources import Decoding, FileSource
 from pipeline.texts.cleaning import clean
@@ -49,7 +50,10 @@ BRIVL_KINDS: dict[str, TextKind] = {
 """Kinds of text by BriVL's names. Its `easy` and `first` are parts of surrounding, used only where that is missing."""
 
 _BETWEEN_HAN = re.compile(r"(?<=[\u3000-\u9fff\uff00-\uffef]) +(?=[\u3000-\u9fff\uff00-\uffef])")
-_CELL_LIMIT = 1 << 20
+
+
+ROWS = 1_000
+"""Rows of a Parquet file that are in memory at once."""
 
 
 class Columns(BaseModel):
@@ -163,8 +167,8 @@ class UrlTable(FileSource):
 
     def _csv_rows(self, file: str, f: Any, kind: Format) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
-        csv.field_size_limit(_CELL_LIMIT)
-        reader = csv.reader(f, delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
+        csv.field_size_limit(MAX_LINE)
+        reader = csv.reader(Lines(f), delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
         header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
         decoding = Decoding(self.encoding)
         if decoding.fault("".join(header)):
@@ -178,8 +182,8 @@ class UrlTable(FileSource):
             except StopIteration:
                 decoding.end()
                 return
-            except csv.Error as e:
-                yield number, str(e)
+            except (csv.Error, LongLine) as e:
+                yield number, e if isinstance(e, LongLine) else str(e)
                 continue
             if not cells:
                 number -= 1  # an empty line is no row
@@ -193,7 +197,11 @@ class UrlTable(FileSource):
     def _json_rows(self, f: Any) -> Iterator[Row]:
         """Rows of JSON lines; blank lines do not count."""
         number, decoding = 0, Decoding(self.encoding)
-        for line in f:
+        for _, line in Lines(f).numbered():
+            if isinstance(line, LongLine):
+                number += 1
+                yield number, line
+                continue
             if not line.strip():
                 continue
             number += 1
@@ -221,9 +229,10 @@ class UrlTable(FileSource):
                 for group in range(table.num_row_groups):
                     rows = table.metadata.row_group(group).num_rows  # this group holds rows number to number + rows - 1
                     if number + rows > start and number < stop:
-                        cells = _cells_of(table.read_row_group(group, columns=self._wanted()))
-                        for at in range(max(start - number, 0), min(stop - number, rows)):
-                            yield number + at + 1, cells[at]
+                        batches = table.iter_batches(ROWS, row_groups=[group], columns=self._wanted())
+                        cells = itertools.chain.from_iterable(map(_cells_of, batches))
+                        wanted = itertools.islice(cells, max(start - number, 0), min(stop - number, rows))
+                        yield from enumerate(wanted, max(start, number) + 1)
                     number += rows
         except (pa.ArrowException, pa.lib.ArrowInvalid) as e:
             raise SourceError(file, f"source {self.name}: is no Parquet file that can be read ({reason(e)})") from None

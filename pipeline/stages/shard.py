@@ -139,7 +139,7 @@ def _packing(build: Build) -> str:
 def _packed_before(build: Build, partition: str) -> Record | None:
     """The record of a shard that only lacks other regions: a second detector rewrites no image."""
     stage = build.stage("shard")
-    for other in stage.others():
+    for other in stage.of_other_fingerprints():
         if partition in other.partitions():
             record = other.record(partition)
             if record.info.get("packing") == _packing(build) and stage.has_files(record, PACKED):

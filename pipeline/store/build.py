@@ -72,7 +72,7 @@ class Build:
 
     def history(self, name: str) -> list[StageDir]:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
-        return StageDir(self.folder / self.stages[name].folder, name, "").everyone()
+        return StageDir(self.folder / self.stages[name].folder, name, "").of_all_fingerprints()
 
     @property
     def held(self) -> int:

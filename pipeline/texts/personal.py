@@ -10,7 +10,8 @@ not matter. Digits may stand in their usual groups (138-0013-8000), or with a ma
 (1 3 8 0 0 ...), and a mobile number may be written in Chinese numerals (一三八〇〇一三八〇〇〇).
 
 Limits: a landline number needs its area code set off, or a word such as 电话 before it. ID cards of 15 digits (invalid
-since 2013) have no check digit and are not recognised, nor is a mail address with (at) for @.
+since 2013) have no check digit and are not recognised, nor is a mail address with (at) for @. Of a mail address the
+last 64 characters before the @ count (RFC 5321, 4.5.3.1.1): without a bound the search would be quadratic.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ _PATTERNS: dict[Kind, tuple[str, ...]] = {
         rf"{_START}(?:\({_AREA}\)\s?|(?:\+?86[\s\-]?)?{_AREA}[\s\-]{{1,2}}){_LOCAL}{_END}",
         f"{_ASKED}(?P<number>(?:{_AREA})?{_LOCAL}){_END}",
     ),
-    "email": (r"[a-z0-9][a-z0-9._%+\-]*@[a-z0-9](?:[a-z0-9\-]*[a-z0-9])?(?:\.[a-z0-9\-]+)*\.[a-z]{2,}",),
+    "email": (r"[a-z0-9][a-z0-9._%+\-]{0,63}@[a-z0-9](?:[a-z0-9\-]*[a-z0-9])?(?:\.[a-z0-9\-]+)*\.[a-z]{2,}",),
     "plate": (
         rf"(?:{_PLATE_OF}|新(?=[a-z][·\-\s]|[a-z][0-9]{{4}}))[a-hj-np-z][·•.\-\s]?"
         r"(?=(?:[a-z]*[0-9]){3})(?:[a-hj-np-z0-9]{4}[a-hj-np-z0-9挂学警港澳]|[a-hjk][a-hj-np-z0-9][0-9]{4}"

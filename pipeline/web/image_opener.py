@@ -33,7 +33,7 @@ from pipeline.unreadable import evidence
 from pipeline.urls import basic_authorization, origin_of, split_userinfo
 from pipeline.web import guard, policy
 from pipeline.web.bodies import BodyTooLarge
-from pipeline.web.http_client import HttpClient, Response, Watchdog
+from pipeline.web.http_client import Deadlines, HttpClient, Response
 from pipeline.web.pace import RateLimiter
 from pipeline.web.policy import LASTING_S, HostRules
 
@@ -93,7 +93,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self._limiter = RateLimiter()
         self._connections: dict[str, threading.Semaphore] = {}  # by host: how many more may be open
         self._client = HttpClient()
-        self._watchdog = Watchdog(spec.egress.timeout_s)
+        self._deadlines = Deadlines(spec.egress.timeout_s)
         self._lock = threading.Lock()
         self.fetched: dict[str, Fetched] = {}
         self.failed: dict[str, FetchFailed] = {}
@@ -248,7 +248,7 @@ class GuardedOpener(urllib.request.OpenerDirector):
 
     def _exchange(self, url: str, cap: int, whole: bool = True, authorization: str = "") -> Response:
         """One guarded GET. Raises FetchFailed; with `whole` also if the body is larger than `cap`, else it is cut."""
-        with guard.guarded(self._guard) as scope, self._watchdog.deadline() as deadline:
+        with guard.guarded(self._guard) as scope, self._deadlines.deadline() as deadline:
             try:
                 self._guard.check_url(url)
                 headers = {**self._headers, "Authorization": authorization} if authorization else self._headers

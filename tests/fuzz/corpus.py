@@ -33,6 +33,8 @@ PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>标题</title>
 srcset="d.webp"><img data-src="d.jpg"></picture><figcaption>说明</figcaption></figure><ul><li><a href="x.html">下一页
 </a></li></ul><table><tr><td>格<img src="e.png"></td></tr></table><!-- 注 --></body></html>""".encode()
 
+POST = '{"id": 1, "text": "黄山 #云海# http://t.cn/a", "pics": [{"large": {"url": "http://site.test/a.jpg"}}]}'.encode()
+
 LINKED = b'{"@graph":[{"@type":"ImageObject","url":"a.jpg","caption":"\\u56fe"},{"headline":"h","keywords":["a","b"]}]}'
 
 
@@ -127,6 +129,11 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
             "https://例子.测试/路?q=图".encode(),
             b"//[::1]/",
         ),
+        "row": (
+            POST,
+            "加微信 abc12345，特价 9.9 元包邮，电话 138-0013-8000，邮箱 a.b@c.cn".encode(),
+            b"http://a.b.cn/c.jpg",
+        ),
         "links": (PAGE,),
         "sitemap": (SITEMAP, gzip.compress(SITEMAP)),
         "robots": (ROBOTS,),
@@ -138,6 +145,13 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "checkpoint": (from_json, b'{"config": {"recipe": "tiny"}, "detector": "grid"}', b"\x08\0\0\0\0\0\0\0{}      "),
         "image": (*(picture(kind) for kind in kinds), picture("JPEG", "CMYK"), picture("PNG", "P")),
     }
+
+
+def scans(times: int, side: int = 2_000) -> bytes:
+    """A progressive JPEG whose last scan is repeated, with the table of codes that belongs to it."""
+    data = picture_of(side, side, "JPEG", progressive=True)
+    begin = data.rindex(b"\xff\xc4")
+    return data[:-2] + data[begin:-2] * times + data[-2:]
 
 
 def _png_of_alpha() -> bytes:
@@ -152,6 +166,16 @@ SPARSE = b"%011o\0%011o\0" % ((1 << 32) - 1, 512) + bytes(73) + b"\x80" + (6 << 
 HUGE = b"\x80" + (2**62).to_bytes(11, "big")
 
 FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
+    "row": {
+        "labels": lambda: b"a." * 49_000 + b"@",  # boilerplate: hours for a megabyte
+        "hosts": lambda: b"http://a" * 12_000,  # ads
+        "digits": lambda: b"1" * 99_000,  # personal_data
+        "prices": lambda: "特价".encode() + b"1," * 49_000,
+        "accounts": lambda: b"weixin" * 16_000,
+        "stops": lambda: "a。".encode() * 49_000 + b"com.cn",
+        "marks": lambda: ("a" + "\u0301\u0327" * 40_000).encode(),
+        "megabyte": lambda: b"a." * 500_000,
+    },
     "page": {
         "php": lambda: b"<p>x</p><?php echo 1 ?><img src=a.jpg>",
         "instruction": lambda: b"6<?I>",
@@ -257,6 +281,7 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "shape": lambda: _tensors(b'{"a":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]}}', 0),
     },
     "image": {
+        "scans": lambda: scans(5_000),  # 215 kB: 14 s
         **{
             f"{kind} of {side}": lambda kind=kind, side=side: claiming(picture(kind), side, side)
             for kind in ("JPEG", "PNG")
@@ -282,9 +307,9 @@ def _tensors(header: bytes, size: int) -> bytes:
     return len(header).to_bytes(8, "little") + header + bytes(size)
 
 
-def picture_of(width: int, height: int, kind: str = "PNG") -> bytes:
+def picture_of(width: int, height: int, kind: str = "PNG", **options: object) -> bytes:
     out = io.BytesIO()
-    Image.new("RGB", (width, height)).save(out, kind)
+    Image.new("RGB", (width, height)).save(out, kind, **options)  # type: ignore[arg-type]
     return out.getvalue()
 
 

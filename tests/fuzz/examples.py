@@ -24,6 +24,9 @@ _HTTP += "chunked HTTP/1.1 200 WARC-Target-URI: http://a/ 0 99999999999999999999
 _ROBOTS = "\n User-agent: * Disallow: / * *a $ %zz Allow: Crawl-delay: 1e999 -1 Request-rate: 1/0s 0/0 Sitemap: # 图 a"
 _YAML = "\n : - [ ] { } &a *a !!timestamp !!binary !!float !!set ? | > 2024-13-45 0x 1_0 .inf name <<: ' \" # \t"
 _YAML += " sources kind site warc folder url_table"
+_ROW = '{"text":" "," "images":[" ], "pics":[{"large":{"url":" http:// 微信 加微 vx weixin a. a.b .com 。 .. @ 1 138 - '
+_ROW += "( ) ￥ 元 # 京a 一三八 图片 查看 \u0301 \ufdfa Ａ qq群 扫码 二维码 长按 dot 点 www. .jpg 0x ffffffff content "
+_ROW += "alt <a> </a> //@x: &amp;"
 _URL = "http:// https:// // / .. : @ [ ] ? & = # % %zz \\ \t 图 xn-- ::1 127.0.0.1 .cn 99999 ; sid= ."
 
 WORDS = {
@@ -31,6 +34,7 @@ WORDS = {
     "charset": _MARKUP,
     "linked_data": _JSON,
     "url": _URL,
+    "row": _ROW,
     "links": _MARKUP,
     "sitemap": _XML,
     "robots": _ROBOTS,

@@ -1,6 +1,7 @@
 """What fuzzing calls: one function per parser, which takes bytes and returns, or raises what is no fault of ours.
 
     page, charset, linked_data, url     pages as extract reads them
+    row                                 rows of tables, and what every text filter says of their texts
     links, sitemap, robots, tdmrep      what a site says to the crawler
     warc, spec, manifest, shards        files that a user names
     checkpoint, image                   what the trainer and both decoders open
@@ -81,6 +82,25 @@ def url(data: bytes) -> None:
         with suppress(EgressRefused):
             Guard().check_url(canonical)
     host_names(text)
+
+
+def row(data: bytes) -> None:
+    """The data is a row of JSON, and plain text; what comes of it goes through the text filters, as in admit."""
+    from collections import Counter
+    from itertools import chain
+
+    from pipeline.records import Candidate
+    from pipeline.sources.folder import texts_of
+    from pipeline.sources.microblog import Microblog
+    from pipeline.stages.admit import judge
+
+    posts, text = Microblog(name="s", source_kind="microblog", path=("x",)), data.decode("utf-8", "replace")
+
+    def plain() -> list[Candidate]:
+        return [Candidate("s", "news", "o", "", URL, tuple(texts_of({"alt": text, "content": text})))]
+
+    read = (posts.entries("row", 1, lambda: posts._post(text, "row", 1)), posts.entries("row", 2, plain))
+    judge([entry for entry in chain(*read) if isinstance(entry, Candidate)], _text_filters(), {}, Counter())
 
 
 def links(data: bytes) -> None:
@@ -220,7 +240,7 @@ def image(data: bytes) -> None:
             picture(data, 64, full=full, max_pixels=PIXELS)
 
 
-_PAGES = (page, charset, linked_data, url, links)
+_PAGES = (page, charset, linked_data, url, row, links)
 _SITES = (sitemap, robots, tdmrep, warc)
 _FILES = (spec, manifest, shards, checkpoint, image)
 
@@ -237,6 +257,20 @@ def _page_reader() -> Any:
     from pipeline.stages._page_candidates import page_reader
 
     return page_reader()
+
+
+@functools.cache
+def _text_filters() -> Any:
+    """Every packaged text filter that needs no file, with its defaults."""
+    from data_specs.build import SpecError
+    from pipeline import filters
+    from pipeline.plugins import Plugin, configure, names
+
+    found = []
+    for name in names("filters"):
+        with suppress(SpecError):  # lexicon: its lists are files
+            found.append(configure("filters", name, {}, Plugin, name, ""))
+    return [f for f in found if isinstance(f, filters.TextFilter)]
 
 
 @functools.cache

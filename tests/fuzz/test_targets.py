@@ -1,7 +1,8 @@
 """Fuzzing: no bytes crash a parser, hold it for 2 s, or take 500 MB.
 
-`make test` runs each target for 3 s, the same examples each time; `make fuzz` for longer (FUZZ_MINUTES over all of
-them), from another beginning each time. A failure names the file of the example: it goes into tests/fuzz/corpus.py.
+`make test` runs each target for 3 s and CI for a minute (FUZZ_SECONDS), the same examples each time; `make fuzz` for
+longer (FUZZ_MINUTES over all of them), from another beginning each time. A failure names the file of the example: it
+goes into tests/fuzz/corpus.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tests.fuzz.targets import TARGETS
 
 LOG = logging.getLogger(__name__)
 MINUTES = float(os.environ.get("FUZZ_MINUTES", "0"))
-SECONDS = 60 * MINUTES / len(TARGETS) or 3.0
+SECONDS = 60 * MINUTES / len(TARGETS) or float(os.environ.get("FUZZ_SECONDS", "3"))
 """Time for each target."""
 
 CASES = 10_000_000

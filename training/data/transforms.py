@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from data_specs.jpeg import MAX_SCANS, has_too_many_scans
 from training.config import DataConfig
 from training.errors import first_line
 
@@ -108,7 +109,9 @@ def decode(data: bytes, max_pixels: int = DataConfig.max_pixels) -> Tensor:
 
 
 def _check_header(data: bytes, max_pixels: int) -> None:
-    """Raise UnreadableImage for a JPEG that claims more pixels than are allowed; Pillow checks other formats."""
+    """Raise UnreadableImage for a JPEG of more pixels or scans than are allowed; Pillow checks other formats."""
+    if has_too_many_scans(data):
+        raise UnreadableImage(f"a JPEG of more than {MAX_SCANS} scans")
     if data[:2] == b"\xff\xd8":
         _check_sides(*_jpeg_sides(data), max_pixels)
 

@@ -77,6 +77,13 @@ def test_a_broken_text_file_costs_its_picture_only(tmp_path):
     assert texts(c) == [("caption", "好")]
 
 
+def test_a_text_file_beyond_all_measure_costs_its_picture_only(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "a.txt": b"x" * 1_048_577, "b.jpg": b"B", "b.txt": "好"})
+    a, b = read(folder(tmp_path))
+    assert (a.reason, a.evidence) == ("bad_row", "a.txt: cannot be read (ValueError: more than 1,048,576 bytes)")
+    assert texts(b) == [("caption", "好")]
+
+
 def test_only_pictures_of_the_folder_are_given_out(tmp_path):
     put(tmp_path, {"in/a.jpg": b"A", "in/secret.txt": "s", "out.jpg": b"O"})
     source = folder(tmp_path / "in")

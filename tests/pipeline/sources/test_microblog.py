@@ -51,6 +51,17 @@ def test_a_repost_is_its_own_words_and_paths_may_be_given(tmp_path):
     assert (candidate.origin, candidate.image_url) == ("k", "http://i.example/1.png")
 
 
+def test_a_post_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_path):
+    picture = {"images": ["http://i.example/1.png"]}
+    posts = [{**picture, "text": "长" * 100_001}, {**picture, "text": "长" * 1_100_000}, {**picture, "text": "好"}]
+    candidates, decisions = read(tmp_path, *posts)
+    assert [c.texts[0].text for c in candidates] == ["好"]
+    assert [(d.reason, d.evidence.partition(":")[0]) for d in decisions] == [
+        ("unreadable", "posts.jsonl, row 1"),
+        ("unreadable", "posts.jsonl, row 2"),
+    ]
+
+
 def test_what_is_no_post_is_one_decision_that_names_its_row(tmp_path):
     picture = {"images": ["http://i.example/1.png"]}
     posts = [

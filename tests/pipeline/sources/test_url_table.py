@@ -87,6 +87,17 @@ def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
     assert len({f.id for f in found if isinstance(f, Decision)}) == 4
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_row_beyond_all_measure_is_one_decision_and_the_next_one_is_read(tmp_path, kind):
+    """More text than any row has, then a line longer than is read at all; both lie between sound rows."""
+    rows = [{**ROWS[1], "zh": "好"}, {**ROWS[2], "zh": "长" * 100_001}, {**ROWS[3], "zh": "长" * 1_100_000}, ROWS[4]]
+    first, long, longer, last = read(table(write(tmp_path, kind, rows)))
+    assert (first.texts[0].text, last.image_url) == ("好", ROWS[4]["url"])
+    assert (long.reason, long.evidence.partition(": ")[0]) == ("unreadable", f"t.{kind}, row 2")
+    assert "100,001 characters, 100,000 are read" in long.evidence
+    assert (longer.reason, longer.evidence.partition(": ")[0]) == ("unreadable", f"t.{kind}, row 3")
+
+
 def test_a_broken_line_of_json_is_one_decision(tmp_path):
     path = tmp_path / "t.jsonl"
     path.write_text('{"url": "http://i.test/1", "zh": "好"}\n{"url": \n[1]\n{"url": 5, "zh": {"a": 1}}\n')

@@ -1,0 +1,45 @@
+"""Lines of text files: what Python reads, whatever their length; none is held in memory beyond a bound."""
+
+from __future__ import annotations
+
+import io
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.files import inputs
+from pipeline.files.inputs import Lines, LongLine
+
+LINES = st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=12), max_size=8)
+
+
+@given(lines=LINES, ends=st.booleans(), longest=st.integers(1, 12))
+def test_lines_are_python_s_and_longer_ones_are_faults_in_their_places(lines, ends, longest):
+    text = "\n".join(lines) + ("\n" if ends else "")
+    expected = list(io.StringIO(text))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "MAX_LINE", longest)
+        read = list(Lines(io.StringIO(text)).numbered())
+    assert [number for number, _ in read] == list(range(1, len(expected) + 1))
+    assert [isinstance(line, LongLine) for _, line in read] == [len(line) > longest for line in expected]
+    assert [a for (_, a), b in zip(read, expected, strict=True) if len(b) <= longest] == [
+        b for b in expected if len(b) <= longest
+    ]
+
+
+def test_a_line_without_an_end_is_not_held_in_memory(tmp_path):
+    file = tmp_path / "endless.jsonl"
+    with file.open("w") as f:
+        for _ in range(64):
+            f.write("x" * (1 << 20))
+        f.write("\nnext\n")
+    tracemalloc.start()
+    with file.open() as f:
+        fault, line = [line for _, line in Lines(f).numbered()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "more than 1,048,576 characters" in str(fault)
+    assert line == "next\n"
+    assert peak < 16 << 20
