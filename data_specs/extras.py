@@ -50,14 +50,17 @@ def require(package: str) -> None:
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
 
-def missing_line(error: ModuleNotFoundError, command: str, own: str) -> str | None:
-    """One line that says which extra to install; None if the module is ours, and the fault too.
+def missing_line(error: ImportError, command: str, own: str) -> str | None:
+    """One line that says which extra to install; None if nothing is missing but what is ours, and the fault too.
 
-    command: what was called, for example `wenlan-data plan`; own: the extra of its half, preferred where several
-    extras have the package.
+    error: what an import raised, or fsspec because of it; command: what was called, for example `wenlan-data plan`;
+    own: the extra of its half, preferred where several extras have the package.
     """
-    package = (error.name or "").partition(".")[0]
-    if not package or package in PACKAGES or isinstance(error, importlib.metadata.PackageNotFoundError):
+    cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+    if not isinstance(cause, ModuleNotFoundError) or isinstance(cause, importlib.metadata.PackageNotFoundError):
+        return None
+    package = (cause.name or "").partition(".")[0]
+    if not package or package in PACKAGES:
         return None
     having = sorted(extra for extra, packages in extras().items() if package in packages)
     if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there

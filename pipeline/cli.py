@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)
-    except ModuleNotFoundError as e:
+    except ImportError as e:
         line = missing_line(e, f"wenlan-data {args.command}", "pipeline")
         if line is None:
             raise

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:
         return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)
-    except ModuleNotFoundError as e:
+    except ImportError as e:
         line = missing_line(e, f"wenlan-train {arguments.command}", "training")
         if line is None:
             raise

@@ -106,7 +106,7 @@ def _is_folder(given: str) -> bool:
     try:
         fs, root = fsspec.url_to_fs(given)
         return bool(fs.isdir(root))
-    except ModuleNotFoundError:
+    except ImportError:
         raise
     except Exception as e:  # each storage behind fsspec has exceptions of its own
         raise SourceError(given, f"cannot be looked at ({reason(e)})") from None

@@ -52,6 +52,7 @@ import contextlib, io
 from pipeline import cli as data
 from training import cli as train
 
+data.check_ownership = train.check_ownership = lambda: None  # which reads what is installed here, once per command
 answers = []
 for program, *words in json.loads(sys.argv[1]):
     err, out = io.StringIO(), io.StringIO()
@@ -134,6 +135,13 @@ def test_a_check_of_sums_works_and_a_check_of_pictures_names_the_extra(shards_of
     assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest")
     assert full == 2
     assert line.startswith("wenlan-data verify needs the extra pipeline (")
+
+
+def test_a_storage_behind_fsspec_names_its_extra_too():
+    verify, init = ["wenlan-data", "verify", "s3://bucket/x"], ["wenlan-data", "init", "--from", "s3://bucket/x"]
+    for (_, command, *_), (code, _, err) in zip((verify, init), in_a_base_install(verify, init), strict=True):
+        line = f"wenlan-data {command} needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"
+        assert (code, err.splitlines()) == (2, [line])
 
 
 def test_json_has_the_line_too():
