@@ -24,7 +24,10 @@ MOST = 0.8
 SOME = 0.3
 """Share of the filled cells that must hold Chinese characters in a column of texts."""
 
-_URL = re.compile(r"(?:https?:)?//[^\s/]+\.?[^\s]*", re.I)
+_CELL = 2_000
+"""Characters of a cell that are looked at."""
+
+_URL = re.compile(r"(?:https?:)?//[^\s/]\S*", re.I)
 _IMAGE_NAME = re.compile(r"ima?ge?|pic(?:ture)?|photo|thumb|src|图|照片", re.I)
 _PAGE_NAME = re.compile(r"page|refer|source|site|web|origin|网页|页面|来源|原文", re.I)
 _ID_NAME = re.compile(r"(?:^|_)(?:id|key|uuid|编号)$", re.I)
@@ -118,7 +121,7 @@ def _column(name: str, rows: Sequence[Mapping[str, Any]]) -> _Column:
         if isinstance(value, (list, tuple)):
             value = " ".join(map(str, value))
         if value is not None and str(value).strip():
-            cells.append(str(value).strip())
+            cells.append(str(value).strip()[:_CELL])
     return _Column(name, tuple(cells))
 
 

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
@@ -246,8 +248,8 @@ def test_a_site(web, here, capsys):
 def test_several_inputs_and_a_spec_in_another_folder(photos, web, here, capsys):
     pq.write_table(pa.Table.from_pylist(rows(web)), here / "t.parquet")
     (here / "specs").mkdir()
-    given = ["--from", "photos", "t.parquet", "https://baike.example.org/zh/"]
-    init(capsys, *given, "--out", "specs/all.yaml", "--name", "all", "--licence", "CC0", *CONTACT)
+    inputs = ["--from", "photos", "t.parquet", "https://baike.example.org/zh/"]
+    init(capsys, *inputs, "--out", "specs/all.yaml", "--name", "all", "--licence", "CC0", *CONTACT)
     spec = load("specs/all.yaml")
     assert [source.kind for source in spec.sources] == ["folder", "url_table", "site"]
     assert [source.source_kind for source in spec.sources] == ["library", "image_search", "encyclopedia"]
@@ -262,10 +264,10 @@ def uncommented(text: str) -> str:
     return re.sub(r"(?m)^( *)# ( *[a-z_0-9]+:(?: |$))", r"\1\2", text)
 
 
-@pytest.mark.parametrize("given", [["photos"], ["https://news.example.org/"], ["photos", "https://news.example.org/"]])
-def test_every_commented_option_is_what_holds_anyway(given, photos, capsys):
+@pytest.mark.parametrize("inputs", [["photos"], ["https://news.example.org/"], ["photos", "https://news.example.org/"]])
+def test_every_commented_option_is_what_holds_anyway(inputs, photos, capsys):
     """Taking the marks away from all of them changes nothing; and all options of the models are there."""
-    init(capsys, "--from", *given, "--name", "t", *CONTACT)
+    init(capsys, "--from", *inputs, "--name", "t", *CONTACT)
     text = Path("t.yaml").read_text(encoding="utf-8")
     assert uncommented(text).count("\n# ") < text.count("\n# ")
     Path("whole.yaml").write_text(uncommented(text), encoding="utf-8")
@@ -356,13 +358,31 @@ def test_columns_by_content_and_name():
     assert not guess_columns([{"a": None, "b": 1}]).has_images
 
 
+cells = (
+    st.none()
+    | st.integers()
+    | st.text()
+    | st.sampled_from(["https://a.cn/1.jpg", "//b.cn/x", "黄山"])
+    | st.lists(st.text())
+)
+
+
+@given(st.lists(st.dictionaries(st.text(min_size=1, max_size=8), cells, max_size=5), max_size=6))
+def test_a_guess_names_columns_that_are_there_each_once(rows):
+    columns = dict(guess_columns(rows).columns)
+    texts = columns.pop("texts", {}).values()
+    named = [*columns.values(), *(n for names in texts for n in ([names] if isinstance(names, str) else names))]
+    assert len(named) == len(set(named))
+    assert set(named) <= {name for row in rows for name in row}
+
+
 def test_texts_that_are_not_chinese_are_taken_by_the_name_of_their_column():
     rows = [{"url": f"https://a.org/{n}.png", "TEXT": f"a photo of {n} dogs", "hash": f"{n:x}"} for n in range(3)]
     assert guess_columns(rows).columns == {"image_url": "url", "texts": {"caption": "TEXT"}}
 
 
 @pytest.mark.parametrize(
-    ("given", "name"),
+    ("paths", "name"),
     [
         (["photos/"], "photos"),
         (["shards/*.tar"], "shards"),
@@ -372,5 +392,5 @@ def test_texts_that_are_not_chinese_are_taken_by_the_name_of_their_column():
         (["x/1.tar", "x/2.tar"], "x"),
     ],
 )
-def test_names_are_made_of_paths(given, name):
-    assert guesses._name(*given) == name
+def test_names_are_made_of_paths(paths, name):
+    assert guesses._name(*paths) == name
