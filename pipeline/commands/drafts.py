@@ -37,6 +37,9 @@ _ORDER = (
 )
 """The order of filters in a spec: what searches stands before what masks and rewrites. Those not named here follow."""
 
+MIN_CHARS, MAX_CHARS, MAX_RUNNING = 5, 50, 1_000
+"""Bounds that are only widened: Chinese-CLIP's, and ours for running text."""
+
 FEW = 0.05
 """Share of the texts of a web source that a threshold may drop before it is moved."""
 
@@ -115,21 +118,25 @@ def _plain(name: str, used: bool = True) -> Filter:
 
 
 def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
-    """text_length with bounds that drop at most this share of the texts; Chinese-CLIP's where they do."""
-    usual = TextLength()
+    """text_length as it is where its defaults drop at most this share of the texts; else with bounds that do."""
+    every = sorted(map(_chars, texts))
+    found = f"{len(every):,} texts that were looked at have {every[0]:,} to {every[-1]:,} characters"
+    dropped = sum(1 for text in texts if TextLength().check(text))
+    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_whence('text_length')}"
+    if dropped <= may_drop * len(every):
+        return Filter("text_length", {}, why)
     naming = sorted(_chars(text) for text in texts if text.kind not in RUNNING_KINDS)
     running = sorted(_chars(text) for text in texts if text.kind in RUNNING_KINDS)
-    every = sorted((*naming, *running))
-    spare = int(may_drop * len(every))
-    options: dict[str, Any] = {
-        "min_chars": min(usual.min_chars, max(1, every[spare])),
-        "max_chars": max(usual.max_chars, naming[-1 - int(may_drop * len(naming))] if naming else 0),
-    }
-    if running:
-        options["max_chars_running"] = max(usual.max_chars_running, running[-1 - int(may_drop * len(running))])
-    dropped = sum(1 for text in texts if usual.check(text))
-    found = f"{len(every):,} texts looked at have {every[0]:,} to {every[-1]:,} characters"
-    return Filter("text_length", options, f"{found}; Chinese-CLIP's 5 to 50 would drop {dropped:,} of them")
+    options = {"min_chars": max(1, min(MIN_CHARS, every[int(may_drop * len(every))]))}
+    for key, usual, lengths in (("max_chars", MAX_CHARS, naming), ("max_chars_running", MAX_RUNNING, running)):
+        if lengths:
+            options[key] = max(usual, lengths[-1 - int(may_drop * len(lengths))])
+    return Filter("text_length", options, why)
+
+
+def _whence(name: str) -> str:
+    """Where the default thresholds of a filter come from."""
+    return about(find("filters", name)).thresholds
 
 
 def _chars(text: Text) -> int:

@@ -93,8 +93,8 @@ def _type(schema: dict[str, Any], definitions: dict[str, Any]) -> str:
         return _type(definitions[schema["$ref"].rpartition("/")[2]], definitions)
     if "enum" in schema or "const" in schema:
         return " | ".join(map(str, schema.get("enum", [schema.get("const")])))
-    if "anyOf" in schema:
-        return " or ".join(dict.fromkeys(_type(one, definitions) for one in schema["anyOf"]))
+    if alternatives := schema.get("anyOf", schema.get("oneOf")):
+        return " or ".join(dict.fromkeys(_type(one, definitions) for one in alternatives))
     if schema.get("type") == "array":
         if "prefixItems" in schema:
             return f"list of {len(schema['prefixItems'])}: {_type(schema['prefixItems'][0], definitions)}"

@@ -53,7 +53,7 @@ def _source(source: Source) -> Iterator[str]:
     kinds = next(option for option in options_of(SourceRef) if option.name == "source_kind")
     yield f"    source_kind: {source.source_kind}{_comment(kinds.type)}"
     own = options_of(find("sources", source.kind))
-    shared = [option for option in options_of(SourceRef) if option.name in ("max_drop", "vanished")]
+    shared = [option for option in options_of(SourceRef) if option.name not in ("kind", "name", "source_kind")]
     values = {name: (value, "") for name, value in source.options.items()}
     yield from _lines([*own, *shared], values, "    ")
 

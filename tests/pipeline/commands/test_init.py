@@ -75,7 +75,7 @@ def photos(here: Path) -> Path:
     (here / "photos").mkdir()
     for seed, side in enumerate((90, 120, 240, 300, 210, 400)):
         (here / f"photos/{seed}.jpg").write_bytes(picture(seed, side, side + 40))
-        (here / f"photos/{seed}.txt").write_text(WORDS[seed][: 2 + seed], encoding="utf-8")
+        (here / f"photos/{seed}.txt").write_text(WORDS[seed][: 1 + seed], encoding="utf-8")
     return here / "photos"
 
 
@@ -106,7 +106,7 @@ def test_a_folder_of_pictures_keeps_all_that_is_there(photos, capsys):
     assert (source.kind, source.source_kind, source.options["path"]) == ("folder", "library", "photos")
     filters = {ref.name: ref.options for ref in spec.filters}
     assert filters["image_sides"]["min_side"] == 90
-    assert filters["text_length"]["min_chars"] == 2
+    assert filters["text_length"]["min_chars"] == 1
     assert {"ads", "boilerplate", "image_aspect"}.isdisjoint(filters), "thresholds of web crawls"
     assert (spec.shards.dev_share, spec.shards.val_share) == (0.1, 0.1)
     assert cli.main(["plan", "photos.yaml"]) == 0
