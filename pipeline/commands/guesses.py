@@ -41,6 +41,9 @@ _PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
 _FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|paths)$", re.I)
 _WEB = ("http://", "https://")
 
+_COUNTING = ("url_table", "microblog")
+"""Kinds of which the first file stands for all: a `url_table` reads each of its files through to count its rows."""
+
 _KINDS: dict[SourceKind, str] = {
     "encyclopedia": "wiki|baike|encyclop|handbook",
     "microblog": "weibo|microblog",
@@ -61,7 +64,7 @@ class Source:
     asks: bool = False  # whether a build sends requests for it
     texts: tuple[Text, ...] = ()
     sides: tuple[tuple[int, int], ...] = ()  # width and height of pictures
-    entries: int = 0  # that were looked at: LOOKED_AT of a larger source
+    entries: int = 0  # that were looked at: LOOKED_AT or more of a source that has others
     allow: tuple[str, ...] = ()  # loopback hosts that were named as input
 
 
@@ -247,8 +250,10 @@ def _measured(
     asks: bool = False,
 ) -> Source:
     """A table source with the texts of its first entries, and the sides of those pictures that it holds itself."""
-    name = _name(*given)
-    source = configure("sources", kind, {"name": name, "source_kind": source_kind, **options}, TableSource)
+    name, read = _name(*given), options
+    if others := kind in _COUNTING and len(files := expand(given, name)) > 1:
+        read = {**options, "path": files[:1]}
+    source = configure("sources", kind, {"name": name, "source_kind": source_kind, **read}, TableSource)
     source.token()  # a listing that the plug-in keeps is of the folder as it is now
     parts = itertools.chain.from_iterable(source.read(part) for part in range(source.parts()))
     entries = list(itertools.islice(parts, LOOKED_AT))
@@ -264,7 +269,8 @@ def _measured(
         why.append(
             f"shorter sides from {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
         )
-    return Source(kind, name, source_kind, options, tuple(why), asks, texts, sides, len(entries))
+    looked_at = max(len(entries), LOOKED_AT) if others else len(entries)
+    return Source(kind, name, source_kind, options, tuple(why), asks, texts, sides, looked_at)
 
 
 def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[int, int]]:

@@ -199,6 +199,18 @@ def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
     assert built(Path("t.yaml"), web.host) == 6
 
 
+def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
+    (here / "t").mkdir()
+    for number, row in enumerate(rows(web)):
+        pq.write_table(pa.Table.from_pylist([row]), here / f"t/{number}.parquet")
+    (here / "t/9.parquet").write_bytes(b"damaged, and not opened")
+    answer = init(capsys, "--from", "t/", *CONTACT)
+    assert load("t.yaml").sources[0].options["path"] == "t/*.parquet"
+    assert "1 of 1 entries with a text" in answer["sources"][0]["why"]
+    (here / "t/9.parquet").unlink()
+    assert built(Path("t.yaml"), web.host) == 6
+
+
 def test_tars_are_a_webdataset(here, capsys):
     (here / "shards").mkdir()
     for number in range(2):
