@@ -27,8 +27,6 @@ from collections.abc import Sequence
 from typing import Any
 from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
-from w3lib.url import canonicalize_url, safe_url_string
-
 from data_specs.build import SpecError
 
 MAX_URL = 2048
@@ -96,6 +94,8 @@ def canonical_url(url: str, base: str = "") -> str:
 
 def _canonical(parts: SplitResult) -> str:
     """Canonical spelling of a checked address."""
+    from w3lib.url import canonicalize_url, safe_url_string  # here: the command line starts without the extra pipeline
+
     port = parts.port
     if port == _DEFAULT_PORTS[parts.scheme.lower()]:
         parts = parts._replace(netloc=parts.netloc.rpartition(":")[0])

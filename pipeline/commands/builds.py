@@ -12,9 +12,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from data_specs.build import SpecError, load
+from data_specs.command_line import completed_by, plugin_files
 from data_specs.release import LATEST
 from pipeline.commands import generations
-from pipeline.commands.terminal import Bars, Commands, command, console, say, show, table_of
+from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, WenlanError
 from pipeline.urls import shown
 
@@ -33,15 +34,23 @@ SHOWN_CHARACTERS = 80
 
 
 def add_build(commands: Commands) -> None:
-    build = command(commands, "build", _build, "run a build, or continue one")
-    build.formatter_class = argparse.RawDescriptionHelpFormatter
+    build = command(
+        commands,
+        "build",
+        _build,
+        "run a build, or continue one",
+        "wenlan-data build my-first.yaml --out builds/1 --store store",
+        "wenlan-data build my-first.yaml --out builds/1 --until extract",
+        "wenlan-data build my-first.yaml --out s3://bucket/builds/1 --store s3://bucket/store --address auto",
+    )
     build.epilog = generations.EXAMPLES
-    add_spec(build, needs_out=True)
+    add_build_arguments(build, needs_out=True)
     build.add_argument(
         "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
     )
     build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
-    build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    until = build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    completed_by(until, lambda **_: [*plugin_files(Path(__file__).parents[1] / "stages"), "publish"])
     build.add_argument(
         "--replace", action="store_true", help="replace the other dataset, snapshot or published spec that DIR holds"
     )
@@ -181,9 +190,9 @@ def _say_lost(stage: str, counts: dict[str, int]) -> None:
         say(f"{stage}: {', '.join(found)}; the report names the files")
 
 
-def add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
+def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     """The arguments that say which build is meant: `opened` reads them."""
-    parser.add_argument("spec", type=Path, metavar="SPEC")
+    add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
     parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
@@ -220,8 +229,15 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
 
 
 def add_status(commands: Commands) -> None:
-    status = command(commands, "status", _status, "show how far a build has come")
-    status.add_argument("build", metavar="BUILD")
+    status = command(
+        commands,
+        "status",
+        _status,
+        "show how far a build has come",
+        "wenlan-data status builds/1",
+        "wenlan-data status s3://bucket/builds/1 --json",
+    )
+    status.add_argument("build", metavar="BUILD", help="a build's folder")
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
@@ -266,8 +282,16 @@ def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
 
 
 def add_report(commands: Commands) -> None:
-    report = command(commands, "report", _report, "show where a build's quality report is, compare it, or index many")
-    report.add_argument("build", nargs="?", default="", metavar="BUILD")
+    report = command(
+        commands,
+        "report",
+        _report,
+        "show where a build's quality report is, compare it, or index many",
+        "wenlan-data report builds/1",
+        "wenlan-data report builds/2 --baseline builds/1",
+        "wenlan-data report --index builds",
+    )
+    report.add_argument("build", nargs="?", default="", metavar="BUILD", help="a build's folder")
     report.add_argument(
         "--baseline", default="", metavar="BUILD", help="write the report again, compared with this build"
     )
@@ -318,8 +342,15 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
 
 
 def add_explain(commands: Commands) -> None:
-    explain = command(commands, "explain", _explain, "show what happened to a candidate, an image or a page")
-    explain.add_argument("build", metavar="BUILD")
+    explain = command(
+        commands,
+        "explain",
+        _explain,
+        "show what happened to a candidate, an image or a page",
+        "wenlan-data explain builds/1 https://cooking.example.org/images/1.jpg",
+        "wenlan-data explain builds/1 2f1c0d5e9a7b4c3d",
+    )
+    explain.add_argument("build", metavar="BUILD", help="a build's folder")
     explain.add_argument(
         "subject", metavar="ID|URL|FILE", help="URL, file, key, id or sha256 of an image; URL of a page"
     )

@@ -17,8 +17,15 @@ from pipeline.files.folder import Folder
 
 
 def add_publish(commands: Commands) -> None:
-    publish = command(commands, "publish", _publish, "check the gates and publish a build as a dataset")
-    publish.add_argument("build", metavar="BUILD")
+    publish = command(
+        commands,
+        "publish",
+        _publish,
+        "check the gates and publish a build as a dataset",
+        "wenlan-data publish builds/1",
+        "wenlan-data publish builds/1 --accept max_drift --because 'a new site, looked at by Li'",
+    )
+    publish.add_argument("build", metavar="BUILD", help="a build's folder")
     publish.add_argument(
         "--accept",
         action="append",
@@ -53,7 +60,14 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_verify(commands: Commands) -> None:
-    verify = command(commands, "verify", _verify, "check a dataset against its manifest")
+    verify = command(
+        commands,
+        "verify",
+        _verify,
+        "check a dataset against its manifest",
+        "wenlan-data verify builds/1",
+        "wenlan-data verify store/datasets/my-first/latest.json --quick",
+    )
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
     verify.add_argument("--quick", action="store_true", help="checksums only")
     verify.add_argument(
@@ -72,9 +86,16 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_diff(commands: Commands) -> None:
-    diff = command(commands, "diff", _diff, "show how two published builds, or two releases, differ")
-    diff.add_argument("a", metavar="A")
-    diff.add_argument("b", metavar="B")
+    diff = command(
+        commands,
+        "diff",
+        _diff,
+        "show how two published builds, or two releases, differ",
+        "wenlan-data diff builds/1 builds/2",
+        "wenlan-data diff store/datasets/my-first/000001.json store/datasets/my-first/000002.json",
+    )
+    diff.add_argument("a", metavar="A", help="a build's folder or its shards folder, or a release")
+    diff.add_argument("b", metavar="B", help="the one that it is compared with")
 
 
 def _diff(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,8 +105,14 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_export(commands: Commands) -> None:
-    export = command(commands, "export", _export, "write a dataset in the format of another tool")
-    export.formatter_class = argparse.RawDescriptionHelpFormatter
+    export = command(
+        commands,
+        "export",
+        _export,
+        "write a dataset in the format of another tool",
+        "wenlan-data export builds/1 --to brivl-jsonl",
+        "wenlan-data export store/datasets/my-first/latest.json --to hf --out hf",
+    )
     export.epilog = "formats:\n" + "\n".join(f"  {name:15}{title}" for name, title in exports.titles().items())
     export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
     export.add_argument("--to", required=True, choices=exports.names(), metavar="FORMAT", help="one of those below")

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from data_specs.build import BuildSpec, SpecError, load
 from pipeline.commands import generations
-from pipeline.commands.builds import add_spec, opened
+from pipeline.commands.builds import add_build_arguments, opened
 from pipeline.commands.terminal import Commands, command, console, say, show, table_of
 from pipeline.errors import SourceError
 from pipeline.urls import shown
@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 
 
 def add_plan(commands: Commands) -> None:
-    plan = command(commands, "plan", _plan, "look at the input, and show what a build would run, yield and cost")
-    add_spec(plan, needs_out=False)
+    plan = command(
+        commands,
+        "plan",
+        _plan,
+        "look at the input, and show what a build would run, yield and cost",
+        "wenlan-data plan my-first.yaml",
+        "wenlan-data plan my-first.yaml --out builds/1 --store store",
+        "wenlan-data plan my-first.yaml --store store --estimate 1000000",
+    )
+    add_build_arguments(plan, needs_out=False)
     plan.add_argument("--offline", action="store_true", help="send no request to a site")
     plan.add_argument(
         "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"

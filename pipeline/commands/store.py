@@ -20,7 +20,13 @@ MOST_BITS = 16
 
 def add_forget(commands: Commands) -> None:
     forget = command(
-        commands, "forget", _forget, "remove content from builds and STORE, and reject it in future builds"
+        commands,
+        "forget",
+        _forget,
+        "remove content from builds and STORE, and reject it in future builds",
+        "wenlan-data forget --store store --url https://cooking.example.org/images/1.jpg --dry-run",
+        "wenlan-data forget --store store --domain example.org",
+        "wenlan-data forget builds/1 --store store --like picture.jpg --distance 6",
     )
     forget.add_argument(
         "builds", nargs="*", metavar="BUILD", help="in addition to the published builds that STORE knows"
@@ -115,7 +121,14 @@ def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: 
 
 
 def add_gc(commands: Commands) -> None:
-    gc = command(commands, "gc", _gc, "delete files that are no longer needed")
+    gc = command(
+        commands,
+        "gc",
+        _gc,
+        "delete files that are no longer needed",
+        "wenlan-data gc --store store --dry-run",
+        "wenlan-data gc --store store --keep 4 --keep-releases 26",
+    )
     _add_store(gc)
     gc.add_argument(
         "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
@@ -145,7 +158,14 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_regions(commands: Commands) -> None:
-    regions = command(commands, "regions", _regions, "show what the region cache holds, or remove detectors from it")
+    regions = command(
+        commands,
+        "regions",
+        _regions,
+        "show what the region cache holds, or remove detectors from it",
+        "wenlan-data regions stats --store store",
+        "wenlan-data regions prune --store store --before 2026-01-31 --dry-run",
+    )
     regions.add_argument("action", choices=["stats", "prune"])
     _add_store(regions)
     regions.add_argument(
@@ -191,7 +211,7 @@ def _date(text: str) -> str:
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, metavar="DIR")
+    parser.add_argument("--store", required=True, metavar="DIR", help="STORE: what all builds share")
 
 
 def _store(args: argparse.Namespace) -> Store:

@@ -9,6 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import HEAVY_HEAD
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 
+from data_specs.command_line import completed_by, files_like
 from pipeline import observe
 from pipeline.urls import shown
 
@@ -34,13 +36,22 @@ _unfolded = Console(stderr=True, highlight=False, width=10_000)
 
 
 def command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code.
+
+    examples: whole command lines, with which the help ends.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, examples=examples)
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     return parser
+
+
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    """Add the argument SPEC, which a shell completes from YAML files and folders."""
+    spec = parser.add_argument("spec", type=Path, metavar="SPEC", help="a dataset's specification, a YAML file")
+    completed_by(spec, lambda prefix, **_: files_like(prefix, (".yaml", ".yml")))
 
 
 def say(line: str) -> None:

@@ -9,6 +9,8 @@ character is dropped whatever the share. A number in the spec is a share of sing
 it always was; a mapping from kinds to shares counts as the defaults do. In a collection
 (`pipeline.filters.is_collection`) one Han character is enough by default.
 
+Thresholds: ours.
+
 Limits: a Japanese text without a single kana passes.
 """
 

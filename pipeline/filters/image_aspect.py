@@ -1,6 +1,8 @@
 """Drops banners and strips: pictures much longer than wide, or wider than long.
 
 The default is that of Wukong and DataComp: at most 3 to 1 either way.
+
+Thresholds: Wukong (aspect 1/3 to 3) and DataComp basic (at most 3).
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 `blankness` is the share of the most frequent of 64 grey levels. A small drawing on white may reach 0.95, so the
 default drops only pictures that are flat almost everywhere.
+
+Thresholds: ours, from drawings on white that are good pictures.
 """
 
 from __future__ import annotations

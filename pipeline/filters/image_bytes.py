@@ -1,6 +1,8 @@
 """Drops files that are too small to hold a photograph (LAION-5B: below 5 KB), or larger than the spec allows.
 
 Not among the default filters: a drawing of two colours is a good picture in 2 KB.
+
+Thresholds: min_bytes is LAION-5B's (5 KB), max_bytes ours.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Drops animations, since only their first frame would be kept: often blank, a title or a fade-in.
 
 Counts the frames of GIF, WebP, PNG and AVIF and the pages of TIFF. Not among the default filters.
+
+Thresholds: ours.
 """
 
 from __future__ import annotations

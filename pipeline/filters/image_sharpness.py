@@ -4,6 +4,8 @@ The default is low, for a picture that no human would call sharp: of 173 photos 
 the median 2,550; blurred with a radius of 8 pixels of 512 their median was 94, with 16 it was 18.
 
 Not among the default filters: mist over a lake is a good picture.
+
+Thresholds: ours, from photos of dishes, sharp and blurred.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Drops pictures whose shorter side is too short to show much, or whose longer side is longer than useful.
 
 The default is that of Wukong: both sides more than 200 pixels (DataComp basic asks for 200).
+
+Thresholds: min_side is Wukong's and DataComp basic's (200), max_side ours.
 """
 
 from __future__ import annotations

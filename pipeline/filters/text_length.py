@@ -15,6 +15,9 @@ for its pictures.
 
 Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted only if a spec limits their number, and
 a text is segmented only if a bound does not decide already.
+
+Thresholds: 50 characters are Chinese-CLIP's maximum, as 5 are its minimum; the lower minima of kinds, and
+max_chars_running, are ours.
 """
 
 from __future__ import annotations

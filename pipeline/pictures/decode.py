@@ -291,6 +291,9 @@ def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
     return out.getvalue()
 
 
+_DECODERS = ("PIL", "cv2", "simplejpeg")
+
+
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Turns whatever a decoder raises on hostile bytes into PictureError: the one place where the pipeline does so."""
@@ -299,6 +302,8 @@ def _refusing() -> Iterator[None]:
     except PictureError:
         raise
     except Exception as e:  # OSError, SyntaxError, struct.error, TypeError, MemoryError, SystemError and more
+        if isinstance(e, ModuleNotFoundError) and e.name in _DECODERS:
+            raise  # the extra pipeline is not installed, which is no fault of the bytes
         text = " ".join(str(e).split())
         raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
 

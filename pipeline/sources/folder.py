@@ -83,6 +83,8 @@ class CaptionColumns(BaseModel):
 class FolderOfImages(TableSource):
     """Pictures with texts from files beside them or from one captions file."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
+
     VERSION: ClassVar[int] = 3
 
     path: str = Field(description="folder or URL of a folder; pictures are looked for at any depth")

@@ -48,6 +48,8 @@ class Fields(BaseModel):
 class Microblog(FileSource):
     """Posts of a microblog as JSON lines."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "posts/*.jsonl"}]})
+
     fields: Fields = Field(Fields(), description="paths to the parts of a post")
 
     ROWS: ClassVar[str] = "posts"

@@ -4,6 +4,8 @@ The site is the hosts of its start pages (and `hosts`), below the path prefixes 
 port unless that is the scheme's default: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
 Pages are discovered by links and by the sitemaps that robots.txt names.
 
+Thresholds: the limits of a crawl are ours; robots.txt and `egress.delay_s` decide how fast it goes.
+
 Limits: `www.a.cn` and `a.cn` are two hosts; name both.
 """
 
@@ -14,7 +16,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from pipeline.sources import PageSource
 from pipeline.sources._look import Budget, Count, Look
@@ -23,6 +25,10 @@ from pipeline.urls import canonical_url, is_endless, without_session
 
 class Site(PageSource):
     """A site to crawl. Its WARC is the crawl stage's record of the partition with the source's name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"start": ["https://news.example.org/"], "max_pages": 10000}]}
+    )
 
     start: tuple[str, ...] = Field(min_length=1, description="URLs that the crawl starts from")
     hosts: tuple[str, ...] = Field((), description="further hosts of the site, as name or name:port")

@@ -75,6 +75,12 @@ class Columns(BaseModel):
 class UrlTable(FileSource):
     """Tables of image URLs with their texts."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"path": "table.csv", "columns": {"image_url": "url", "texts": {"caption": "caption"}}}]
+        }
+    )
+
     format: Format | Literal["auto"] = Field("auto", description="auto: by the file's suffix")
     columns: Columns = Field(Columns(), description="names of the columns: image_url, page_url, id, texts")
     images: str = Field("", description="URL or folder that relative image paths start from (brivl_jsonl)")

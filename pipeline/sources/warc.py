@@ -15,7 +15,7 @@ import re
 from typing import Any
 
 import fsspec
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, expand, reason, version
@@ -27,6 +27,8 @@ _IMG = re.compile(rb"<img[\s/]", re.IGNORECASE)
 
 class Warc(PageSource):
     """Existing WARC files. One file is one part of the extract stage."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "captures/*.warc.gz"}]})
 
     path: Paths = Field((), description="paths, URLs or globs of WARC files; one or a list")
     path_list: str = Field("", description="path or URL of a file that names WARC files, one per line, plain or .gz")

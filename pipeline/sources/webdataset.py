@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError, WenlanError
@@ -47,6 +47,8 @@ log = logging.getLogger("wenlan")
 
 class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
 
     VERSION: ClassVar[int] = 3
 
