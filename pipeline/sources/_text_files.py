@@ -67,20 +67,24 @@ def encoding_of(head: bytes, whole: bool = True) -> str:
 
 
 def _reads_as_utf8(head: bytes, whole: bool) -> bool:
-    """Whether bytes are UTF-8, or rows of UTF-8 with broken ones among them."""
+    """Whether bytes are UTF-8, or rows of UTF-8 with broken ones among them.
+
+    Of rows beyond ASCII in another encoding at most one in seven is valid UTF-8, and hardly one of several characters.
+    """
     try:
         codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)
     except UnicodeDecodeError:
-        # in another encoding hardly a row beyond ASCII is valid UTF-8, so one that holds several characters is proof
-        return any(not row.isascii() and _is_utf8(row) for row in head.split(b"\n")[:1000])
+        rows = [row for row in head.split(b"\n") if not row.isascii()]
+        return 2 * sum(map(_is_utf8, rows)) >= len(rows)
     return True
 
 
 def _is_utf8(row: bytes) -> bool:
     try:
-        return len(row) - len(row.decode()) >= 8  # four characters beyond ASCII and more
+        row.decode()
     except UnicodeDecodeError:
         return False
+    return True
 
 
 def text_of(data: bytes, encoding: str) -> str:

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine
+from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason
 from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import MAX_UNDECODED, TableSource, local_path
@@ -245,11 +245,12 @@ class FolderOfImages(TableSource):
                         broken.append(self.unreadable(f"{self.captions}, row {number}", -1, e))
                         if not texts and len(broken) == MAX_UNDECODED:
                             break
-        except (OSError, ValueError) as e:
-            raise SourceError(file, f"source {self.name}: no captions file that can be read ({e})"[:600]) from None
+        except (*FAULTS, ValueError) as e:
+            fault = str(e) if isinstance(e, ValueError) else f"cannot be read ({reason(e)})"
+            raise SourceError(file, f"source {self.name}: the captions file {fault}"[:600]) from None
         if broken and not texts:
-            fault = f"none of its first {len(broken)} rows: {broken[0].evidence}"
-            raise SourceError(file, f"source {self.name}: no captions file that can be read ({fault})"[:600])
+            fault = f"none of its first {len(broken)} rows can be read: {broken[0].evidence}"
+            raise SourceError(file, f"source {self.name}: the captions file is no table of captions ({fault})"[:600])
         return texts, broken
 
     def _caption_rows(self, f: Any, pictures: _Names) -> Iterator[Any]:
@@ -317,8 +318,8 @@ class _Names:
         self._by_name: dict[str, str] = {}  # name, and name without suffix -> the one picture that has it, else ""
         for image in images:
             path = PurePosixPath(image)
-            for name in {path.name, path.stem, str(path.with_suffix(""))}:
-                self._by_name[normalize("NFC", name)] = "" if normalize("NFC", name) in self._by_name else image
+            for name in {_folded(str(name)) for name in (path, path.name, path.stem, path.with_suffix(""))}:
+                self._by_name[name] = "" if name in self._by_name else image
 
     def __contains__(self, image: str) -> bool:
         return image in self._paths
@@ -329,7 +330,12 @@ class _Names:
         if path in self._paths:
             return path
         *_, last = path.split("/")
-        return self._by_name.get(normalize("NFC", path)) or self._by_name.get(normalize("NFC", last)) or path
+        return self._by_name.get(_folded(path)) or self._by_name.get(_folded(last)) or path
+
+
+def _folded(name: str) -> str:
+    """A name as Windows and macOS compare it: in any case, composed or not."""
+    return normalize("NFC", name).casefold()
 
 
 def _encodable(row: str, encoding: str) -> None:

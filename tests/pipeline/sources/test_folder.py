@@ -115,6 +115,11 @@ def test_a_captions_file_whose_columns_are_not_named_says_what_to_write(tmp_path
         read(folder(tmp_path, captions="t.jsonl"))
 
 
+def test_a_picture_is_named_as_windows_and_macos_name_it(tmp_path):
+    put(tmp_path, {"IMG_1.JPG": b"A", "café.png": b"B", "t.csv": "file,caption\nimg_1.jpg,云\n./cafe\u0301.png,海\n"})
+    assert [texts(x) for x in read(folder(tmp_path, captions="t.csv"))] == [[("caption", "云")], [("caption", "海")]]
+
+
 def test_a_name_that_two_pictures_have_is_no_picture(tmp_path):
     put(
         tmp_path,

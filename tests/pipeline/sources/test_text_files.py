@@ -22,6 +22,15 @@ CAPTIONS = [
 WRITTEN_AS = ["utf-8", "utf-8-sig", "gbk", "gb18030", "utf-16", "utf-16-le", "utf-16-be"]
 
 
+@given(st.lists(st.booleans(), min_size=1))
+def test_rows_of_two_encodings_are_read_in_that_of_most(utf8: list[bool]) -> None:
+    rows = [f"{i},云{i}".encode("utf-8" if is_utf8 else "gb18030") for i, is_utf8 in enumerate(utf8)]
+    if sum(utf8) * 2 >= len(utf8):
+        assert encoding_of(b"\n".join(rows)) == "utf-8"
+    if not any(utf8):
+        assert encoding_of(b"\n".join(rows)) == "gb18030"
+
+
 @given(st.lists(st.sampled_from(CAPTIONS), min_size=1), st.sampled_from(WRITTEN_AS), st.sampled_from(["\n", "\r\n"]))
 def test_what_people_save_is_read_back_whatever_their_editor_wrote(captions: list[str], codec: str, end: str) -> None:
     text = f"a.jpg,{captions[0]}{end}" + end.join(captions)
