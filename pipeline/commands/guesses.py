@@ -24,10 +24,11 @@ from data_specs.build import SpecError
 from data_specs.shard import TEXT_KINDS, SourceKind, Text
 from pipeline.commands.columns import guess_columns
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, Lines, expand, reason
+from pipeline.files.inputs import Lines, expand, reason
 from pipeline.plugins import configure
 from pipeline.records import Candidate, encodable
 from pipeline.sources import TableSource
+from pipeline.sources._text_files import AUTO, columns_of, opened, separator_of
 from pipeline.sources.folder import SUFFIXES
 
 LOOKED_AT = 1_000
@@ -117,8 +118,7 @@ def _is_folder(given: str) -> bool:
 
 def _folder(given: str) -> list[Source]:
     """What a folder holds: pictures, or else tars, WARC files or tables."""
-    fs, root = fsspec.url_to_fs(given)
-    files = [str(name)[len(root.rstrip("/")) + 1 :] for name in sorted(fs.find(root))]
+    files = _files_below(given)
     by_suffix: dict[str, list[str]] = {}
     for name in files:
         by_suffix.setdefault(_suffix(name), []).append(name)
@@ -137,6 +137,16 @@ def _folder(given: str) -> list[Source]:
     return sources
 
 
+def _files_below(folder: str) -> list[str]:
+    """Paths of all files of a folder, relative to it."""
+    fs, root = fsspec.url_to_fs(folder)
+    return [str(name)[len(root.rstrip("/")) + 1 :] for name in sorted(fs.find(root))]
+
+
+def _pictures_below(folder: str) -> bool:
+    return any(name.lower().endswith(SUFFIXES) for name in _files_below(folder))
+
+
 def _glob(names: list[str], ending: str) -> str:
     return f"**/*{ending}" if any("/" in name for name in names) else f"*{ending}"
 
@@ -146,20 +156,34 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
     why = [f"{count:,} pictures"]
     options: dict[str, Any] = {"path": given}
     for name in tables:
-        columns = set(next(_rows(f"{given.rstrip('/')}/{name}"), {}))
-        if "file" in columns and columns & set(TEXT_KINDS):
-            options["captions"] = name
-            why.append(
-                f"captions are in {name}, by its columns file and {', '.join(sorted(columns & set(TEXT_KINDS)))}"
-            )
+        rows = list(_rows(f"{given.rstrip('/')}/{name}"))
+        columns = _caption_columns(rows)
+        if columns:
+            image, texts = columns["image"], [own for kind, own in columns.items() if kind != "image"]
+            options |= {"captions": name} if _has_usual_names(rows) else {"captions": name, "columns": columns}
+            said = ", ".join(own if isinstance(own, str) else ", ".join(own) for own in texts)
+            why.append(f"captions are in {name}: column {image} names the picture, {said} the text")
             break
-        if {"image_id", "sentences"} <= columns:
+        if rows and {"image_id", "sentences"} <= set(rows[0]):
             return _table(f"{given.rstrip('/')}/{name}")
     source = _measured("folder", (given,), options, why, "library")
     if not source.texts:
         wanted = "X.jpg needs X.txt or X.json beside it, or a row of a table with the columns file and caption"
         raise SourceError(given, f"{count:,} pictures and no text: {wanted}")
     return source
+
+
+def _has_usual_names(rows: list[dict[str, Any]]) -> bool:
+    """Whether a table of captions has the columns that a folder looks for without being told."""
+    return bool(rows) and "file" in rows[0] and bool(set(rows[0]) & set(TEXT_KINDS))
+
+
+def _caption_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The option `columns` of a folder for a table of its captions; empty for any other table."""
+    if _has_usual_names(rows):
+        return {"image": "file", **{kind: kind for kind in TEXT_KINDS if kind in rows[0]}}
+    guess = guess_columns(rows)
+    return {"image": guess.paths, **guess.columns["texts"]} if guess.paths and guess.has_texts else {}
 
 
 def _webdataset(*given: str) -> Source:
@@ -213,8 +237,12 @@ def _table(*given: str) -> Source:
     rows = list(_rows(first))
     if not rows:
         raise SourceError(first, "holds no row")
-    if "file" in rows[0] and set(rows[0]) & set(TEXT_KINDS):  # captions of the pictures around it
-        return _folder(first.rpartition("/")[0] or ".")[0]
+    guess, folder = guess_columns(rows), first.rpartition("/")[0] or "."
+    captions = {} if guess.has_images else _caption_columns(rows)
+    if captions and not _pictures_below(folder):
+        raise SourceError(first, f"column {captions['image']} names pictures, and {folder} holds none; give the folder")
+    if captions:
+        return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
     options: dict[str, Any] = {"path": _one_or_many(given)}
     if {"image_id", "sentences"} <= set(rows[0]):
@@ -225,17 +253,11 @@ def _table(*given: str) -> Source:
         posts = _measured("microblog", given, options, [*why, "posts, each with its pictures"], "microblog", asks=True)
         if posts.texts:
             return posts
-    if encoding := _encoding(first):
-        options["encoding"] = encoding
-        why.append(f"encoded in {encoding}, since it is no UTF-8")
     if _suffix(first) == ".json":
         options["format"] = "jsonl"
-    guess = guess_columns(rows)
     if not (guess.has_images and guess.has_texts):
         lacks = "no column of texts" if guess.has_images else "no column of web addresses"
         hint = "name the columns in a spec: wenlan-data plugins url_table"
-        if guess.paths:
-            hint = f"column {guess.paths} holds paths of pictures: call it file, the texts caption, and give the folder"
         raise SourceError(first, f"{lacks} among {', '.join(map(str, rows[0]))}; {hint}")
     options["columns"] = guess.columns
     return _measured("url_table", given, options, [*why, *guess.why], "image_search", asks=True)
@@ -298,13 +320,15 @@ def _rows(file: str) -> Iterator[dict[str, Any]]:
         if suffix == ".parquet":
             yield from _parquet_rows(file)
             return
-        encoding = _encoding(file) or "utf-8-sig"
-        with fsspec.open(file, "rt", compression="infer", encoding=encoding, errors="replace", newline="") as f:
+        with opened(file, AUTO) as (f, _):
+            lines = Lines(f)
             if suffix in (".csv", ".tsv"):
-                cells = csv.DictReader(Lines(f), delimiter="\t" if suffix == ".tsv" else ",", restkey="", restval="")
+                first = next(lines, "")
+                separator = separator_of(first, None, "\t" if suffix == ".tsv" else ",")
+                cells = csv.DictReader(lines, columns_of(first, separator), "", "", delimiter=separator)
                 yield from itertools.islice(cells, LOOKED_AT)
                 return
-            values = (_json(line) for line in Lines(f) if line.strip())
+            values = (_json(line) for line in lines if line.strip())
             yield from itertools.islice((value for value in values if isinstance(value, dict)), LOOKED_AT)
     except ImportError:
         raise
@@ -326,25 +350,6 @@ def _parquet_rows(file: str) -> list[dict[str, Any]]:
         batch = next(pq.ParquetFile(f).iter_batches(LOOKED_AT), None)
         rows: list[dict[str, Any]] = batch.to_pylist() if batch is not None else []
     return rows
-
-
-def _encoding(file: str) -> str:
-    """The encoding of a text file that is not UTF-8: gb18030, which holds GBK, or Big5; "" for UTF-8 and Parquet."""
-    if _suffix(file) == ".parquet":
-        return ""
-    try:
-        with fsspec.open(file, "rb", compression="infer") as f:
-            data = bytes(f.read(1 << 20))
-    except (*FAULTS, ValueError) as e:
-        raise SourceError(file, f"cannot be read ({reason(e)})") from None
-    whole = data[: data.rfind(b"\n") + 1] or data
-    for encoding in ("utf-8", "gb18030", "big5"):
-        try:
-            whole.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-        return "" if encoding == "utf-8" else encoding
-    return ""
 
 
 def _name(*given: str) -> str:

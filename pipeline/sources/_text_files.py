@@ -111,14 +111,14 @@ def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
         yield f, encoding
 
 
-def separator_of(first_row: str, wanted: Collection[str], usual: str = ",") -> str:
+def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",") -> str:
     """The separator of a table whose first row is this: `usual`, or the first that yields all wanted columns.
 
-    Where none does, the one that yields the most.
+    Where none does, or no column is known (None), the one that yields the most.
     """
     separators = dict.fromkeys((usual, *SEPARATORS))
     names = {separator: columns_of(first_row, separator) for separator in separators}
-    fitting = (separator for separator in separators if set(wanted) <= set(names[separator]))
+    fitting = (separator for separator in separators if wanted is not None and set(wanted) <= set(names[separator]))
     return next(fitting, max(separators, key=lambda separator: len(names[separator])))
 
 

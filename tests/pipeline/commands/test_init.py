@@ -132,10 +132,23 @@ def test_a_table_of_captions_stands_for_the_folder_around_it(photos, capsys):
     assert source.options == {"path": "photos", "captions": "texts.csv"}
 
 
-def test_a_column_of_paths_is_named(photos, capsys):
-    (photos / "texts.csv").write_text(f"file_name,text\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
-    assert cli.main(["init", "--from", "photos/texts.csv"]) == 1
-    assert "column file_name holds paths of pictures: call it file" in capsys.readouterr().err
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_table_of_captions_may_name_its_columns_as_it_likes(photos, capsys, encoding):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    table = "编号;文件名;描述\n" + "".join(f"{seed};{seed}.jpg;{words}\n" for seed, words in enumerate(WORDS))
+    (photos / "texts.csv").write_text(table, encoding=encoding)
+    init(capsys, "--from", "photos/texts.csv")
+    [source] = load("photos.yaml").sources
+    columns = {"image": "文件名", "caption": "描述"}
+    assert source.options == {"path": "photos", "captions": "texts.csv", "columns": columns}
+    assert built(Path("photos.yaml")) == 6
+
+
+def test_a_table_of_captions_without_its_pictures_is_one_line(here, capsys):
+    (here / "texts.csv").write_text(f"file,caption\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
+    assert cli.main(["init", "--from", "texts.csv"]) == 1
+    assert "column file names pictures, and . holds none; give the folder" in capsys.readouterr().err
 
 
 def test_pictures_are_opened_for_some_seconds_only(photos, capsys, monkeypatch):
@@ -192,7 +205,7 @@ def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
     answer = init(capsys, "--from", file.name, "--name", "t", *CONTACT)
     options = load("t.yaml").sources[0].options
     assert options["columns"] == {"image_url": "链接", "page_url": "网页", "texts": {"caption": "说明"}}
-    assert options.get("encoding") == ("gb18030" if "gb" in form else None)
+    assert "encoding" not in options  # a build tells it by the bytes, as init did
     told = " ".join(answer["sources"][0]["why"])
     assert "column 链接 is the image's URL: 100% web addresses" in told
     assert "columns that are not used: nr" in told

@@ -49,10 +49,10 @@ def test_the_example_of_a_plug_in_is_a_piece_of_a_spec_that_is_accepted(family, 
 def test_one_plug_in_is_shown_with_types_bounds_and_defaults(capsys):
     assert cli.main(["plugins", "text_length"]) == 0
     shown = capsys.readouterr().err
-    assert "min_chars: whole number, at least 0; default 5" in shown
+    assert "max_chars_running: whole number, at least 1; default 1000" in shown
     assert "fewest characters, white space not counted" in shown
     assert "Chinese-CLIP" in shown
-    assert "filters:\n- name: text_length\n  min_chars: 5\n" in shown
+    assert "filters:\n- name: text_length\n" in shown
 
 
 def test_an_unknown_name_is_bad_usage_with_what_may_be_meant(capsys):

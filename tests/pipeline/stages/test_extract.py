@@ -191,6 +191,9 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
         ("<img src=/btn_ok.png alt=确定>", "spacer"),
         ("<img src=/button.png alt=确定>", "spacer"),
         ("<img src=/user-avatar.png alt=张三>", "spacer"),
+        ("<img src=/upload/avatar/17.jpg alt=张三>", "spacer"),
+        ("<img src=/img/weixin_ewm.jpg alt=联系我们>", "spacer"),
+        ("<img src=/avatar-film/still.jpg alt=阿凡达剧照>", ""),
     ],
 )
 def test_an_image_is_not_dropped_for_a_name_that_may_be_its_subject(image, expected):
