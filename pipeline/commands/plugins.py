@@ -143,7 +143,8 @@ def _show_options(options: list[dict[str, Any]], indent: str) -> None:
 
     for option in options:
         nested = option.get("options", [])
-        default = "required" if option["required"] else "" if nested else f"default {as_yaml(option['default'])}"
+        shown = "not set by default" if option["default"] is None else f"default {as_yaml(option['default'])}"
+        default = "required" if option["required"] else "" if nested else shown
         say(f"{indent}{option['name']}: {'; '.join(part for part in (option['type'], default) if part)}")
         if option["description"]:
             say(f"{indent}    {option['description']}")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
@@ -56,6 +56,8 @@ def han_of_letters(text: str) -> float:
 
 class HanShare(TextFilter):
     """Share of Han characters among the letters of a text."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"min_share": {"caption": 0.3}}]})
 
     min_share: Threshold[_SHARE] | None = Field(
         None,

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from data_specs.build import SourceRef
 from data_specs.shard import TEXT_KINDS, Text, TextKind
@@ -41,6 +41,10 @@ _LEAST_OF_OTHERS, _MOST = 5, 50
 
 class TextLength(TextFilter):
     """Length of a text in characters and words."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"min_chars": {"caption": 4, "title": 6}, "max_chars": 80}]}
+    )
 
     min_chars: Threshold[Least] | None = Field(
         None,
