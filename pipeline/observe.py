@@ -110,9 +110,9 @@ def _metric(name: str) -> Any:
     if ray is None or not ray.is_initialized():
         return None
     if name not in _metrics:
+        metric = METRICS[name]
         from ray.util.metrics import Counter, Gauge
 
-        metric = METRICS[name]
         _metrics[name] = (Gauge if metric.gauge else Counter)(
             name, metric.description, ("build", "stage", *metric.tags)
         )
