@@ -26,7 +26,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.signatures import LeaderSignatures
+from pipeline.matching.leader_signatures import LeaderSignatures
 from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.signatures import GRIDS, SIZE, of_one_tone, tones, within
 

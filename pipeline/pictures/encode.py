@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.build import Shards
+from data_specs.jpeg import Bytes
 from pipeline.pictures import decode as pictures
 
 Boxes = npt.NDArray[np.float32]
@@ -49,7 +50,7 @@ def scaled_boxes(boxes_N4: Boxes, fetched_N2: Any, stored_N2: Any) -> Boxes:
     return np.stack([low, high], axis=1).reshape(-1, 4)
 
 
-def as_stored(data: pictures.Bytes, shards: Shards, sides: tuple[int, int], max_pixels: int) -> pictures.Bytes:
+def as_stored(data: Bytes, shards: Shards, sides: tuple[int, int], max_pixels: int) -> Bytes:
     """JPEG bytes to store, always with three components. sides: width and height of the picture as fetched.
 
     Raises PictureError. Grey and CMYK JPEGs are encoded anew although they are JPEGs: Ray Data stacks images into one
@@ -70,7 +71,7 @@ def as_stored(data: pictures.Bytes, shards: Shards, sides: tuple[int, int], max_
     return pictures.encode_jpeg(pixels, quality)
 
 
-def is_plain_jpeg(data: pictures.Bytes) -> bool:
+def is_plain_jpeg(data: Bytes) -> bool:
     """Whether bytes are a JPEG that can be stored as it is, by its markers alone; where False, Pillow must decide.
 
     Such a JPEG has three components, and no segment that could turn the picture or make it another format (EXIF, XMP,
@@ -95,7 +96,7 @@ _PLAIN = frozenset([0xE0, 0xDB, 0xC4, 0xDD, 0xFE])
 """Markers that change nothing about the picture: JFIF, tables, restart intervals and comments."""
 
 
-def components_of(jpeg: pictures.Bytes) -> int:
+def components_of(jpeg: Bytes) -> int:
     """Number of colour components of a JPEG, from its frame header (ITU-T T.81, B.2.2); 0 if there is none."""
     at = 2
     while at + 10 <= len(jpeg) and jpeg[at] == 0xFF:

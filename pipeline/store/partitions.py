@@ -224,7 +224,7 @@ class StageDir:
 
         `info` names the input: a record whose own info holds all of it, and whose files are there, is taken.
         """
-        for other in self.others():
+        for other in self.of_other_fingerprints():
             if partition not in other.partitions():
                 continue
             record = other.record(partition)
@@ -248,13 +248,13 @@ class StageDir:
         self.write_record(amended)
         return amended
 
-    def everyone(self) -> list[StageDir]:
+    def of_all_fingerprints(self) -> list[StageDir]:
         """This stage's folder at each fingerprint that has committed something; fingerprints are cut to their mark."""
         return [self.at(name) for name in (self.folder / _RECORDS).names() if not name.startswith(".")]
 
-    def others(self) -> list[StageDir]:
-        """Like `everyone`, but without this fingerprint."""
-        return [other for other in self.everyone() if other.mark != self.mark]
+    def of_other_fingerprints(self) -> list[StageDir]:
+        """Like `of_all_fingerprints`, but without this fingerprint."""
+        return [other for other in self.of_all_fingerprints() if other.mark != self.mark]
 
     def has_files(self, record: Record, suffixes: Iterable[str]) -> bool:
         """Whether a record names files of these suffixes, and they are there."""
@@ -293,7 +293,12 @@ class StageDir:
 
     def stray(self) -> list[str]:
         """Names of files that no record names: what killed attempts left, and what `amend` replaced."""
-        named = {ref.name for stage in self.everyone() for record in stage.records() for ref in record.files.values()}
+        named = {
+            ref.name
+            for stage in self.of_all_fingerprints()
+            for record in stage.records()
+            for ref in record.files.values()
+        }
         return [name for name in self.committable() if name not in named]
 
     def committable(self) -> list[str]:
@@ -324,15 +329,15 @@ class StageDir:
         Removes, in this order, so that what remains never looks finished if this is killed: the note that a
         fingerprint is finished; other fingerprints' records; records of ours outside `partitions`; files that no
         remaining record names. reusable(record) returns the suffixes of another fingerprint's files that this one may
-        take over (`others`); its record stays until its partition is committed here. keep: names at the top of the
-        folder that stay though no record names them.
+        take over; its record stays until its partition is committed here. keep: names at the top of the folder that
+        stay though no record names them.
         """
         self.unfinish()
         done = set(self.partitions())
         for partition in done - partitions:
             self.delete_record(partition)
         named = {ref.name for record in self.records() for ref in record.files.values()}
-        for other in self.others():
+        for other in self.of_other_fingerprints():
             for record in other.records():
                 suffixes = reusable(record) if record.partition not in done else set()
                 if suffixes:

@@ -5,10 +5,10 @@ In this order, so that a kill at any moment leaves a state that the same command
     1  what the request means is looked up in all builds (`pipeline.takedown.request`)
     2  STORE/forgotten gets it, as hashes: from now on nothing of it is let in, and no build that holds it is published
     3  BUILD/_forget.json notes what this build loses, until all of it is done
-    4  new shards are written beside the dataset (`pipeline.takedown.shards`); then the manifest is withdrawn, they take
-       their places, and the next revision is published, which names its parent. Other shards are not touched
+    4  new shards are written beside the dataset (`pipeline.takedown.rewrite_shards`); then the manifest is withdrawn,
+       they take their places, and the next revision is published, which names its parent. Other shards are not touched
     5  captures, candidates, images, features, pairs, decisions and regions of the build
-       (`pipeline.takedown.partitions`), and its report
+       (`pipeline.takedown.rewrite_partitions`), and its report
     6  STORE's identities and caches
     7  the next release of each dataset, which lists the shards as they are now; reports say so
 
@@ -44,7 +44,7 @@ from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
-from pipeline.takedown import partitions, shards
+from pipeline.takedown import rewrite_partitions, rewrite_shards
 from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.request import Request, resolve, text_array
 
@@ -146,12 +146,12 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     marker = build.folder.read_json(UNFINISHED) if build.folder.exists(UNFINISHED) else _state(build)
     build.folder.write_json(UNFINISHED, {**marker, "hashes": sorted(loss.hashes)})
     removal = Removal(loss.hashes, takedowns)
-    if "shard" in build.fingerprints and shards.stage_shards(build, removal):
+    if "shard" in build.fingerprints and rewrite_shards.stage_shards(build, removal):
         _move_staged(build)
-    partitions.remove(build, removal, [IDENTITY_STAGE])  # what publishing hands to STORE
+    rewrite_partitions.remove(build, removal, [IDENTITY_STAGE])  # what publishing hands to STORE
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
-    partitions.remove(build, removal, partitions.rewritable(build))
+    rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))
     if marker["reported"]:
         report = build.stages["report"]
         for partition in report.partitions(build):
@@ -193,12 +193,12 @@ def _move_staged(build: Build) -> None:
     Also those of a takedown that was killed, before anything of the build is read: until their records are written,
     files are not what the old records say.
     """
-    if shards.staged(build):
+    if rewrite_shards.staged(build):
         finish = f"wenlan-data forget --store {build.store.url}"
         with build.store.lock():
             dataset.withdraw(build, f"a takedown rewrites its shards; if none is running, run {finish}")
         release.withdraw(build.shards)
-        shards.move_staged(build)
+        rewrite_shards.move_staged(build)
 
 
 def _clean_identities(store: Store, takedowns: Takedowns, hashes: set[str]) -> None:

@@ -221,7 +221,7 @@ class _Connections:
         return sock
 
 
-class Watchdog:
+class Deadlines:
     """One thread that cuts connections whose time is up. All deadlines are equally long, so they end in the order in
     which they began: the first that waits is always the next."""
 

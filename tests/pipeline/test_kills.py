@@ -42,6 +42,9 @@ from tests.stages import run_stage
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(
+        900
+    ),  # twenty processes one after the other, each of which imports for seconds on a busy machine
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

@@ -67,16 +67,16 @@ class Loaded:
             as_released=bool(self.config.compat),
         )
 
-    def open_image(self, file: Path, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    def open_image(self, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
         """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
 
-        `boxes`: None for the grid; of more than `max_boxes` the first are taken. Raises UnreadableImage.
+        `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
+        Raises UnreadableImage.
         """
         data, as_released = self.config.data, bool(self.config.compat)
         try:
-            image, width, height = picture(
-                file.read_bytes(), data.image_size, full=as_released, max_pixels=data.max_pixels
-            )
+            content = file if isinstance(file, bytes) else file.read_bytes()
+            image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
         except UnreadableImage:
             raise
         except (OSError, ValueError) as e:

@@ -26,7 +26,7 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
-from pipeline.takedown import partitions
+from pipeline.takedown import rewrite_partitions
 from pipeline.takedown.forget import Request, forget
 from tests.drawn import blobs
 from tests.stages import run_noted
@@ -264,7 +264,7 @@ def test_a_publish_after_a_killed_takedown_lists_the_shards_as_they_are(
     release.publish(first)
     request = Request(urls=["folder:///mine/3.jpg"])
     with monkeypatch.context() as patch:  # its shards and its manifest are done, nothing else
-        patch.setattr(partitions, "rewritable", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(rewrite_partitions, "rewritable", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             forget(first.store, [first], request)
     second = week("2026-11-08", 14)

@@ -28,7 +28,7 @@ from pipeline.stages.admit import admit
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
-from pipeline.takedown import shards as staged_shards
+from pipeline.takedown import rewrite_shards
 from pipeline.takedown.forget import Request, forget
 from pipeline.web.warc import copy_without
 
@@ -354,7 +354,7 @@ def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build,
     index = pq.read_table(folder / f"{name}.parquet")
     keys = index["candidate_id"].to_pylist()
     stay = [[0] if key == item.candidate.candidate_id else None for key in keys]
-    rows = staged_shards._repack(folder / f"{name}.tar", folder / "new.tar", index, [True] * len(keys), stay)
+    rows = rewrite_shards._repack(folder / f"{name}.tar", folder / "new.tar", index, [True] * len(keys), stay)
     row = rows[keys.index(item.candidate.candidate_id)]
     data = (folder / "new.tar").read_bytes()
     sample = decode_sample(data[row["json_offset"] :][: row["json_size"]], "it")

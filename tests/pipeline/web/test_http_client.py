@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from pipeline.web.http_client import MAX_HEADERS, HttpClient, Response, Watchdog
+from pipeline.web.http_client import MAX_HEADERS, Deadlines, HttpClient, Response
 
 OK = b"HTTP/1.1 200 OK\r\n"
 ANSWERS = {
@@ -60,7 +60,7 @@ def ask(port: int, name: str) -> Response:
     client = HttpClient()
     url = f"http://127.0.0.1:{port}/{list({**ANSWERS, **FAULTS}).index(name)}"
     try:
-        with Watchdog(5).deadline() as deadline:
+        with Deadlines(5).deadline() as deadline:
             return client.get(url, {}, 1000, True, deadline)
     finally:
         client.close()
@@ -87,5 +87,5 @@ def test_what_is_no_answer_is_an_error(port: int, name: str) -> None:
 
 
 def test_an_address_cannot_smuggle_a_second_request() -> None:
-    with Watchdog(5).deadline() as deadline, pytest.raises(ValueError, match="cannot send"):
+    with Deadlines(5).deadline() as deadline, pytest.raises(ValueError, match="cannot send"):
         HttpClient().get("http://127.0.0.1:9/a b", {}, 1000, True, deadline)

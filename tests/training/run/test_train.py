@@ -63,6 +63,7 @@ def _command(manifest: Path, out: Path, steps: int) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards: MakeShards, tmp_path: Path) -> None:
     manifest, steps = make_shards(train=(20, 12)), 40
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

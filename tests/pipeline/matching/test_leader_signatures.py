@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.matching.signatures import LeaderSignatures
+from pipeline.matching.leader_signatures import LeaderSignatures
 
 
 @given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), max_size=8), st.integers(0, 2**32 - 1))

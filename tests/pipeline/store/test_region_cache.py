@@ -12,7 +12,7 @@ from PIL import Image
 
 from pipeline import cli
 from pipeline.detectors import detector_of
-from pipeline.store import regions
+from pipeline.store import region_cache
 
 
 def picture(seed: int) -> bytes:
@@ -31,7 +31,7 @@ def test_detectors_are_counted_and_removed(
     for stage in ("measure", "filter", "rank", "lead", "dedup", "detect"):
         run_stage(build, stage)
     nine, four = (detector_of(build.spec, ref).detector_id for ref in build.spec.regions.detectors)
-    entries = {entry["detector"]: entry for entry in regions.stats(build.store)}
+    entries = {entry["detector"]: entry for entry in region_cache.stats(build.store)}
     assert {name: (e["images"], e["regions"], e["commits"]) for name, e in entries.items()} == {
         nine: (3, 27, 1),
         four: (3, 12, 1),
@@ -40,13 +40,13 @@ def test_detectors_are_counted_and_removed(
     store = ["--store", build.store.url, "--json"]
     assert cli.main(["regions", "prune", "--detector", four, "--dry-run", *store]) == 0
     assert json.loads(capsys.readouterr().out)["detectors"] == [entries[four]]
-    assert len(regions.stats(build.store)) == 2
-    assert regions.prune(build.store, before="2020-01-01") == []
+    assert len(region_cache.stats(build.store)) == 2
+    assert region_cache.prune(build.store, before="2020-01-01") == []
     assert cli.main(["regions", "prune", "--detector", four, *store]) == 0
-    assert [entry["detector"] for entry in regions.stats(build.store)] == [nine]
+    assert [entry["detector"] for entry in region_cache.stats(build.store)] == [nine]
     assert cli.main(["regions", "prune", "--detector", four, *store]) == 1
     assert f"has no detector {four}; it has {nine}" in capsys.readouterr().err
     assert cli.main(["regions", "prune", *store]) == 2
     assert cli.main(["regions", "prune", "--before", "yesterday", *store]) == 2
-    assert [e["detector"] for e in regions.prune(build.store, before="2999-01-01")] == [nine]
-    assert regions.stats(build.store) == []
+    assert [e["detector"] for e in region_cache.prune(build.store, before="2999-01-01")] == [nine]
+    assert region_cache.stats(build.store) == []

@@ -23,7 +23,7 @@ from pipeline.files.tars import BLOCK, TarWriter, padded
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS, FileRef, Record, StageDir
 from pipeline.store.rewrite import Removal, scratch
-from pipeline.takedown.partitions import borrowed_texts
+from pipeline.takedown.rewrite_partitions import borrowed_texts
 
 STAGED = "_forget"
 """Folder in shards/ in which new shards wait."""

@@ -1,7 +1,7 @@
 """Removes what is taken down from the committed partitions of one build, at every fingerprint.
 
 Which rows are removed is known beforehand (`pipeline.store.rewrite.Removal`); each stage knows how its partitions are
-rewritten (`Stage.without`). Files with fixed names, the shards, are done by `pipeline.takedown.shards`.
+rewritten (`Stage.without`). Files with fixed names, the shards, are done by `pipeline.takedown.rewrite_shards`.
 
 Stages are done last to first, so that the rows by which a later stage's rows are recognised still exist if this is
 killed. Each partition is committed again as a whole, and the same command finishes what a killed one began.
