@@ -295,8 +295,9 @@ class RunConfig:
     stop_on_collapse: bool = True
     """Stop when all features of a modality have become alike; otherwise only warn."""
     log_every: Positive = 10
-    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "prometheus", "none"] = "tensorboard"
+    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment; prometheus
+    is a text file for node_exporter, in the folder WENLAN_TEXTFILE_DIR. A run on Ray is exported without it too."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"

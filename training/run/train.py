@@ -33,6 +33,7 @@ from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
 from training.outputs.saver import Saver, fetch
+from training.outputs.trackers import Tracker
 from training.run.flops import Meter
 from training.run.footprint import used_memory
 from training.run.health import Health
@@ -83,12 +84,14 @@ def fit(
     init: Path | None = None,
     cache: Path | None = None,
     leave_signal: LeaveSignal | None = None,
+    tracker: Tracker | None = None,
     save: bool = True,
 ) -> FitResult:
     """Train by `config` on the train split of `data` into the folder `out`; go on where `out` has a checkpoint.
 
     `init`: a checkpoint whose towers to begin from (a new run only). `leave_signal`: asked after every step, instead of
-    SIGTERM, whether to save and whether to end. `save=False` writes no checkpoint. Every rank calls it alike.
+    SIGTERM, whether to save and whether to end. `tracker`: receives the metrics beside the one that the config names.
+    `save=False` writes no checkpoint. Every rank calls it alike.
 
     Raises ConfigError (bad usage), ContractError (bad data), CheckpointError, RunError (the run failed). One line each.
     """
@@ -101,7 +104,7 @@ def fit(
             _fetch(out, config.run.mirror)
         config = obeying(config, checkpoint.latest(out) or init)
         with nullcontext(leave_signal) if leave_signal is not None else terminated() as signal:
-            return _Run(set_up(config, data, out, device, init=init, cache=cache), out).go(signal, save=save)
+            return _Run(set_up(config, data, out, device, init=init, cache=cache), out, tracker).go(signal, save=save)
 
 
 def _fetch(out: Path, mirror: str) -> None:
@@ -117,8 +120,8 @@ def _fetch(out: Path, mirror: str) -> None:
 class _Run:
     """One process of one run, from its first step to the last checkpoint."""
 
-    def __init__(self, setup: Setup, out: Path) -> None:
-        self.setup, self.out = setup, out
+    def __init__(self, setup: Setup, out: Path, tracker: Tracker | None = None) -> None:
+        self.setup, self.out, self.tracker = setup, out, tracker
         self.config, self.device, self.model = setup.config, setup.device, setup.model
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.state, self.first = setup.state, setup.state.step
@@ -214,7 +217,7 @@ class _Run:
     def _journal(self) -> Journal:
         about = {"device": str(self.device), "processes": self.world, "host": platform.node(), "pid": os.getpid()}
         total, silent = self.setup.total_steps, self.rank > 0
-        return Journal(self.out, self.first, total, self.config, about=about, silent=silent)
+        return Journal(self.out, self.first, total, self.config, about=about, silent=silent, tracker=self.tracker)
 
     def _saver(self, save: bool) -> AbstractContextManager[Saver | None]:
         if save and self.rank == 0:
