@@ -21,7 +21,7 @@ from data_specs import answers
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, ReportedByFirstRank, TrainingError
 
 LOG = logging.getLogger("training")
 
@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
         return _fail(str(e), 2, as_json)
+    except ReportedByFirstRank:
+        return 1
     except (ContractError, TrainingError) as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:

@@ -75,12 +75,19 @@ class Saver:
             _copy(folder, self._config.run.mirror, kept)
 
 
-def fetch(run: Path, mirror: str) -> None:
-    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there. Raises RunError."""
+def fetch(run: Path, mirror: str, name: str = "") -> None:
+    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there; or the one of a name.
+
+    Nothing is done where the mirror has no such checkpoint. Raises RunError.
+    """
     fs, root = _filesystem(mirror)
     whole = [name for name in _names(fs, root) if fs.exists(posixpath.join(root, name, INDEX))]
     ours = checkpoint.latest(run)
-    if not whole or (ours is not None and ours.name >= max(whole)):
+    if name:
+        whole = [other for other in whole if other == name]
+    elif ours is not None and whole and ours.name >= max(whole):
+        return
+    if not whole:
         return
     folder = run / "checkpoints" / max(whole)
     LOG.info("%s: fetched from %s", folder, mirror)

@@ -173,13 +173,7 @@ def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precisio
 
 
 def _of_all_ranks(parts: list[Any]) -> list[Any]:
-    """The ranks' lists joined; sizes may differ, hence objects (arrays made by our own ranks) and not tensors."""
-    import torch.distributed
-
+    """The ranks' lists joined; sizes may differ, hence objects and not tensors."""
     from training.method import distributed
 
-    if distributed.world_size() == 1:
-        return parts
-    gathered: list[Any] = [None] * distributed.world_size()
-    torch.distributed.all_gather_object(gathered, parts)
-    return [part for of_rank in gathered for part in of_rank]
+    return [part for of_rank in distributed.gather_objects(parts) for part in of_rank]

@@ -6,7 +6,7 @@ same feature by each of them.
 A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its
 BERT sees the padding and its grid reads zero outside the image.
 
-Limits: key towers and queues are not loaded.
+Limits: key towers and queues are not loaded, and need not be there.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
-from training.outputs.checkpoint import Checkpoint, open_checkpoint
+from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -120,13 +120,14 @@ def load(path: Path, device: str) -> Loaded:
     from training.device import device_of, keep_memory
     from training.moco import BriVL
 
-    checkpoint = open_checkpoint(path)
     where = device_of(device)
     if where.type == "cpu":
         keep_memory()
-    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
-    config = checkpoint.config
-    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
-    model = BriVL(alone, load_weights=False)
-    checkpoint.load_towers(model)
+    with naming_older(path):
+        checkpoint = open_checkpoint(path, TOWERS)
+        # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
+        config = checkpoint.config
+        alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
+        model = BriVL(alone, load_weights=False)
+        checkpoint.load_towers(model)
     return Loaded(checkpoint, model.to(where).eval(), where)
