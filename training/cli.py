@@ -111,6 +111,7 @@ def _add_eval(commands: Any) -> None:
     _add_data(evaluate)
     evaluate.add_argument("--task", required=True, choices=["retrieval"])
     evaluate.add_argument("--split", default="val", choices=SPLITS)
+    _add_detector(evaluate)
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -150,6 +151,7 @@ def _add_embed(commands: Any) -> None:
         help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
     embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
+    _add_detector(embed)
     embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
@@ -190,6 +192,15 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="DATA",
         help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
+    )
+
+
+def _add_detector(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--detector",
+        default="",
+        metavar="NAME",
+        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none",
     )
 
 
@@ -240,7 +251,12 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.use.evaluate import evaluate_retrieval
 
     result = evaluate_retrieval(
-        arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
+        arguments.checkpoint,
+        arguments.data,
+        arguments.split,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
     )
     for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
         recall = result[direction]
@@ -261,7 +277,13 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
     if arguments.data:
         written = embed.embed_data(
-            checkpoint, arguments.data, arguments.split, out, device=device, cache=arguments.cache
+            checkpoint,
+            arguments.data,
+            arguments.split,
+            out,
+            detector=arguments.detector,
+            device=device,
+            cache=arguments.cache,
         )
     elif arguments.jsonl:
         written = embed.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)

@@ -322,12 +322,14 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
 
 @contextmanager
 def naming_older(path: Path) -> Iterator[None]:
-    """Add to a CheckpointError about a checkpoint, or a run's newest, which older one is whole, and how to take it."""
+    """Add to a CheckpointError about a damaged checkpoint of a run which older one is whole, and how to take it.
+
+    `path`: the checkpoint, or the run's folder for its newest."""
     try:
         yield
     except CheckpointError as e:
         damaged = path if (path / INDEX).is_file() else latest(path)
-        if damaged is None or not STEP_FOLDER.fullmatch(damaged.name):
+        if damaged is None or not STEP_FOLDER.fullmatch(damaged.name) or _is_whole(damaged):
             raise
         older = [folder for folder in folders(damaged.parent.parent) if step_of(folder) < step_of(damaged)]
         whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)

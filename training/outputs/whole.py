@@ -38,12 +38,14 @@ CHECKPOINT_VERSION = 1
 INDEX = "checkpoint.json"
 """Names the files of a folder with their bytes and sha256; written last, so a folder that has it is whole."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
     """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
     temporary = out.with_name(f".{out.name}.tmp")
-    with _named(out):
+    with writing_to(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -60,7 +62,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    with _named(folder):
+    with writing_to(folder):
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -78,7 +80,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _named(out: Path) -> Iterator[None]:
+def writing_to(out: Path) -> Iterator[None]:
     """Turn an error of writing into one line that names `out`: the operating system's own often names no file."""
     try:
         yield
@@ -86,7 +88,8 @@ def _named(out: Path) -> Iterator[None]:
         # A file that was only to be read has its own name in the error, and is not what could not be written.
         if e.filename is not None and not str(e.filename).startswith(str(out.parent)):
             raise
-        raise RunError(str(out), f"cannot be written: {e.strerror or first_line(e)}") from None
+        room = "; make room, and the same command does it again" if e.errno in _FULL else ""
+        raise RunError(str(out), f"cannot be written: {e.strerror or first_line(e)}{room}") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,8 @@ from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
 from training.outputs.saver import Saver
+from training.outputs.whole import writing_to
+from training.records import Batch
 from training.run.agreement import Agreement, begun, together
 from training.run.flops import Meter
 from training.run.footprint import used_memory
@@ -100,6 +102,7 @@ def fit(
     exact_float32(device)
     with (
         ending_with_parent(under_torchrun()),
+        writing_to(out),
         process_group(device),
         begun(out, config.run.mirror) as start,
         nullcontext(leave_signal) if leave_signal is not None else terminated() as signal,
@@ -138,6 +141,7 @@ class _Run:
         with self._journal() as journal, self._saver(save) as saver, self._profiler() as profiler:
             journal.say(self._opening())
             self._prefill()
+            self._take_up_probe()
             batches = self.setup.loader.batches(self.state.position, self.setup.end)
             while leave is not Leave.STOP and self.state.step < self.setup.total_steps and not self._patience_ended():
                 begun = time.monotonic()
@@ -216,6 +220,17 @@ class _Run:
         if self.first == 0 and moco.prefill and self.model.has_keys and not moco.init_queues:
             begin = -self.stepper.prefill_steps * self.config.run.batch_size
             self.stepper.prefill(self.setup.loader.batches(begin, 0))
+
+    def _take_up_probe(self) -> None:
+        """Staleness is measured again from where it was, so that a resumed run has the metrics of one that was not."""
+        batch_size = self.config.run.batch_size
+
+        def read(ago: int) -> Batch:
+            begin = self.state.position - ago * batch_size
+            return next(self.setup.loader.batches(begin, begin + batch_size))
+
+        if self.first and self.state.batch_size == batch_size:
+            self.health.take_up(self.first, read)
 
     def _journal(self) -> Journal:
         about = {"device": str(self.device), "processes": self.world, "host": platform.node(), "pid": os.getpid()}

@@ -41,13 +41,20 @@ LOG = logging.getLogger(__name__)
 
 
 def embed_data(
-    path: Path, data: Sequence[str], split: Split, out: Path, *, device: str = "auto", cache: Path | None = None
+    path: Path,
+    data: Sequence[str],
+    split: Split,
+    out: Path,
+    *,
+    detector: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Write image_features [N, D], text_features [N, D], image_ids [N], text_ids [N] of a split's readable samples."""
     import torch
 
     loaded = load(path, device)
-    features = embed(loaded.model, loaded.split_loader(data, split, cache).once(), loaded.device, "fp32")
+    features = embed(loaded.model, loaded.split_loader(data, split, cache, detector).once(), loaded.device, "fp32")
     tensors = {
         "image_features": torch.from_numpy(features.image_ND),
         "text_features": torch.from_numpy(features.text_ND),

@@ -88,8 +88,8 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
 
     with naming_older(path):
         learnable = to_released(open_checkpoint(path))
-    with whole_file(out) as temporary:
-        torch.save({"learnable": learnable}, temporary)
+    with whole_file(out) as temporary, temporary.open("wb") as file:  # of a path torch hides why it cannot be written
+        torch.save({"learnable": learnable}, file)
     return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}
 
 

@@ -11,6 +11,7 @@ Limits: key towers and queues are not loaded, and need not be there.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from training.moco import BriVL
 
+LOG = logging.getLogger(__name__)
+
 BATCH = 16
 """Samples of a batch when nothing is trained."""
 
@@ -53,9 +56,15 @@ class Loaded:
         """The checkpoint's config."""
         return self.checkpoint.config
 
-    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
-        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty."""
-        dataset = open_dataset(data, split, detector=self.checkpoint.detector, cache=cache)
+    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None, detector: str = "") -> Loader:
+        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty.
+
+        `detector`: whose regions instead of those that it was trained with, which is logged.
+        """
+        trained = self.checkpoint.detector
+        if detector and detector != trained:
+            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", detector, trained)
+        dataset = open_dataset(data, split, detector=detector or trained, cache=cache)
         dataset.check_not_empty()
         return Loader(
             dataset,

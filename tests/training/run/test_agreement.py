@@ -68,9 +68,15 @@ def test_ranks_go_on_from_one_checkpoint(outcomes: dict[tuple[int, int], Outcome
 @pytest.mark.timeout(420)
 @pytest.mark.parametrize(
     ("world", "scene", "step", "part"),
-    [(2, "weight", 4, "towers"), (4, "weight", 4, "towers"), (2, "key", 4, "queues"), (2, "checkpoint", 3, "towers")]
-    + [(2, "moment", 3, "optimizer"), (2, "position", 0, r"position \(88, not 0\)")]
-    + [(4, "position", 0, r"position \(88, not 0\)")],
+    [
+        (2, "weight", 4, "towers"),
+        (4, "weight", 4, "towers"),
+        (2, "key", 4, "queues"),
+        (2, "checkpoint", 3, "towers"),
+        (2, "moment", 3, "optimizer"),
+        (2, "position", 0, r"position \(88, not 0\)"),
+        (4, "position", 0, r"position \(88, not 0\)"),
+    ],
 )
 def test_ranks_that_have_come_apart_stop_and_save_nothing(
     outcomes: dict[tuple[int, int], Outcomes], world: int, scene: str, step: int, part: str
@@ -146,8 +152,9 @@ time.sleep(600)
 """
 
 _CHILD = """
-import sys, time
+import logging, sys, time
 from training.run.launch import ending_with_parent
+logging.basicConfig(format="%(message)s")
 with ending_with_parent():
     print("ready", flush=True)
     time.sleep(600)
@@ -163,12 +170,14 @@ def alive(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_a_rank_ends_with_the_process_that_started_it() -> None:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    parent = subprocess.Popen([sys.executable, "-c", _PARENT, _CHILD], **pipes)  # type: ignore[call-overload]
-    child = int(parent.stdout.readline())
-    assert parent.stderr.readline() == "ready\n"
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
+    command = [sys.executable, "-c", _PARENT, _CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        child = int(parent.stdout.readline())
+        assert parent.stderr.readline() == "ready\n"
+        parent.send_signal(signal.SIGKILL)
+        assert "is gone; it ends, and saves nothing" in parent.stderr.read()
     until = time.monotonic() + 60
     while alive(child) and time.monotonic() < until:
         time.sleep(0.05)
