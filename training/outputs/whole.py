@@ -81,15 +81,24 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing_to(out: Path) -> Iterator[None]:
-    """Turn an error of writing into one line that names `out`: the operating system's own often names no file."""
+    """Turn an error of writing into a RunError that names `out`: the operating system's own often names no file."""
     try:
         yield
     except OSError as e:
         # A file that was only to be read has its own name in the error, and is not what could not be written.
         if e.filename is not None and not str(e.filename).startswith(str(out.parent)):
             raise
-        room = "; make room, and the same command does it again" if e.errno in _FULL else ""
-        raise RunError(str(out), f"cannot be written: {e.strerror or first_line(e)}{room}") from None
+        raise _unwritten(out, e) from None
+    except RuntimeError as e:
+        # torch.save closes its archive, which fails anew and hides why the archive could not be written.
+        if isinstance(e.__context__, OSError) and e.__context__.errno in _FULL:
+            raise _unwritten(out, e.__context__) from None
+        raise
+
+
+def _unwritten(out: Path, error: OSError) -> RunError:
+    advice = "; make room, and the same command does it again" if error.errno in _FULL else ""
+    return RunError(str(out), f"cannot be written: {error.strerror or first_line(error)}{advice}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,9 +218,7 @@ def test_a_folder_with_a_manifest_is_that_dataset_and_an_unpublished_build_is_no
     manifest = make_shards(train=(3,), val=(2,))
     assert len(open_dataset([str(manifest.parent)], "train")) == 3
     manifest.unlink()
-    with pytest.raises(
-        ContractError, match=r"shards: shards of a build that has no manifest.json: it is not published"
-    ):
+    with pytest.raises(ContractError, match=r"shards of a build that has no manifest.json: it is not published"):
         open_dataset([str(manifest.parent)], "train")
 
 

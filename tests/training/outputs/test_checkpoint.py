@@ -357,7 +357,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
     with pytest.raises(CheckpointError, match=r"damaged or replaced$"):
         read(run)  # none is whole: no advice
     _flip(third)
-    with pytest.raises(CheckpointError, match="does not fit this model: [^;]*$"), naming_older(run):
+    with pytest.raises(CheckpointError, match=r"does not fit this model: [^;]*$"), naming_older(run):
         open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
 
 
@@ -372,5 +372,5 @@ def test_a_start_takes_the_queues_along_in_the_new_size_with_the_ages_of_their_k
         assert torch.equal(0 - other.text_queue.entered_K[:kept], ages)
     (folder / "queues.safetensors").unlink()
     _edit_index(folder, lambda index: index["files"].pop("queues.safetensors"))
-    with pytest.raises(CheckpointError, match="has no queues to begin with; leave out moco.init_queues"):
+    with pytest.raises(CheckpointError, match=r"has no queues to begin with; leave out moco.init_queues"):
         open_checkpoint(folder).load_start(other, queues=True)

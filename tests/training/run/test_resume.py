@@ -90,9 +90,7 @@ def test_a_length_that_the_schedule_does_not_allow_is_refused(
 ) -> None:
     data = [str(make_shards(train=(16,)))]
     fit(config(4, 16), data, tmp_path / "cosine")
-    with pytest.raises(
-        ConfigError, match=r"run.epochs was 2.0, is 4.0\); its cosine was laid out for that length; only"
-    ):
+    with pytest.raises(ConfigError, match=r"run.epochs was 2.0, is 4.0\); its cosine was laid out for that length"):
         fit(config(8, 16), data, tmp_path / "cosine")
     wsd = ("optim.schedule=wsd", "run.checkpoint_every=3", "optim.decay_share=0.5")
     fit(config(4, 16, *wsd), data, tmp_path / "wsd")
@@ -126,9 +124,7 @@ def test_a_damaged_newest_checkpoint_names_the_one_before_it(make_shards: MakeSh
     fit(asked, data, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000004"
     (newest / "queues.safetensors").write_bytes(b"")
-    with pytest.raises(
-        CheckpointError, match=r"queues.safetensors: 0 bytes.*step-00000002 is whole: name that one, or"
-    ):
+    with pytest.raises(CheckpointError, match=r"queues.safetensors: 0 bytes.*step-00000002 is whole: name that one"):
         fit(asked, data, tmp_path / "run")
     newest.rename(tmp_path / "away")
     assert fit(asked, data, tmp_path / "run").resumed_from == 2
