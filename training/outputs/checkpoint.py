@@ -386,6 +386,12 @@ def folders(run: Path) -> list[Path]:
     return sorted(whole, key=step_of)
 
 
+def without_index(run: Path) -> list[Path]:
+    """Folders of a run that are called as checkpoints are, and have lost their index."""
+    named = [path for path in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(path for path in named if not (path / INDEX).exists())
+
+
 def step_of(folder: Path) -> int:
     """Step of a checkpoint's folder by its name, step-N."""
     return int(folder.name.partition("-")[2])

@@ -81,15 +81,12 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
     Nothing is done where the mirror has no such checkpoint. Raises RunError.
     """
     fs, root = _filesystem(mirror)
-    whole = [name for name in _names(fs, root) if fs.exists(posixpath.join(root, name, INDEX))]
+    whole = [step for step in _names(fs, root) if fs.exists(posixpath.join(root, step, INDEX))]
+    wanted = name or max(whole, default="")
     ours = checkpoint.latest(run)
-    if name:
-        whole = [other for other in whole if other == name]
-    elif ours is not None and whole and ours.name >= max(whole):
+    if wanted not in whole or (not name and ours is not None and ours.name >= wanted):
         return
-    if not whole:
-        return
-    folder = run / "checkpoints" / max(whole)
+    folder = run / "checkpoints" / wanted
     LOG.info("%s: fetched from %s", folder, mirror)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)

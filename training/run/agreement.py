@@ -7,7 +7,8 @@
 
 Every rank holds a whole replica, and only gradients and keys are exchanged. So ranks that begin apart, or come apart,
 go on without an error, and what they save looks sound. A part of the state is compared by its digest: the sum of its
-bits, read as integers. Integers add up to the same in any order, and are added where they lie.
+bits, read as integers. Integers add up to the same in any order, and are added where they lie: 4 ms of one CPU core for
+recipe tiny, 0.1 s for the 2 GB of brivl_b5_base, where a step takes far more than the hundredth part of `compare_every`.
 
 Limits: two elements that have changed places within one tensor are not noticed. Ranks on CPUs must compute with the
 same number of threads on machines of one kind: sums of floats round otherwise elsewhere, and the ranks do come apart. A
@@ -16,6 +17,7 @@ rank that dies is noticed by the exchange that it is missing from, not here.
 
 from __future__ import annotations
 
+import logging
 import platform
 import time
 from collections import Counter
@@ -39,6 +41,8 @@ from training.outputs.whole import INDEX, sha256_of
 from training.run.launch import Leave, owned
 from training.run.resume import flat
 from training.run.setup import Setup
+
+LOG = logging.getLogger(__name__)
 
 _GRACE_S = 2.0
 """Seconds for which the other ranks wait before they end: a launcher ends all ranks as soon as one has ended, and the
@@ -89,6 +93,9 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             if mirror:
                 fetch(out, mirror)
             newest = checkpoint.latest(out)
+            for folder in checkpoint.without_index(out):
+                if newest is None or checkpoint.step_of(folder) > checkpoint.step_of(newest):
+                    LOG.warning("%s: has no %s, so it is no checkpoint; passed over", folder, INDEX)
             return None if newest is None else Start.of(newest)
 
         start = _from_first(choose)
@@ -103,10 +110,11 @@ def together(call: Callable[[], Result]) -> Result:
     """
     result, error = _tried(call)
     errors = distributed.gather_objects(error)
-    failed = [rank for rank, of_rank in enumerate(errors) if of_rank is not None]
-    hosts = distributed.gather_objects(platform.node()) if failed else []
-    for rank in failed[:1]:
-        _stop(errors[rank] if len(failed) == len(errors) else _of_rank(errors[rank], f"rank {rank} on {hosts[rank]}"))
+    failed = {rank: of_rank for rank, of_rank in enumerate(errors) if of_rank is not None}
+    if failed:
+        hosts = distributed.gather_objects(platform.node())
+        rank, first = next(iter(failed.items()))
+        _stop(first if len(failed) == len(errors) else _of_rank(first, f"rank {rank} on {hosts[rank]}"))
     assert result is not None
     return result[0]
 
@@ -173,7 +181,8 @@ def digest(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
     for tensor in tensors.values():
         bytes_N = tensor.detach().reshape(-1).view(torch.uint8)
         even = len(bytes_N) // 8 * 8
-        sums.append((bytes_N[:even].view(torch.int64).sum() + bytes_N[even:].sum()).to(device))
+        total = bytes_N[:even].view(torch.int64).sum()
+        sums.append((total if even == len(bytes_N) else total + bytes_N[even:].sum()).to(device))
     factors_T = 2 * torch.arange(len(sums), device=device) + 1  # odd: a product with one loses no bit when it wraps
     return (torch.stack(sums) * factors_T).sum() if sums else factors_T.sum()
 

@@ -27,7 +27,7 @@ from training.errors import TrainingError
 from training.method import distributed
 from training.resolve import resolve
 from training.run import agreement, train
-from training.run.launch import Leave
+from training.run.launch import Leave, owned
 from training.run.step import Step, Stepper
 
 FOLDER, MANIFEST = Path(sys.argv[2]), sys.argv[3]
@@ -138,6 +138,17 @@ def waiting_for_the_lock(here: Path) -> list[str]:
     return [run(out)]
 
 
+def another_run_has_the_folder(here: Path) -> list[str]:
+    dist.barrier()
+    if distributed.rank() == 0:
+        (here / "taken").mkdir()
+    with (here / "held").open("w") if distributed.rank() else (here / "taken" / ".lock").open("w") as file:
+        if distributed.rank() == 0:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        with patched(agreement, "owned", lambda out: owned(out, wait=0.1)):
+            return [run(here / "taken")]
+
+
 def other_disks(here: Path) -> list[str]:
     """Each rank has a folder of its own; the first one's holds step 4."""
     steps, mirror = here / "run" / "checkpoints", here / "mirror"
@@ -174,6 +185,7 @@ SCENES: dict[str, Callable[[Path], list[str]]] = {
     "moment": lambda here: came_apart(here, a_moment, "run.compare_every=0", "run.checkpoint_every=3"),
     "position": another_position,
     "lock": waiting_for_the_lock,
+    "taken": another_run_has_the_folder,
     "disks": other_disks,
     "data": data_of_one_rank,
 }

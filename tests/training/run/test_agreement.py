@@ -91,6 +91,9 @@ def test_ranks_that_have_come_apart_stop_and_save_nothing(
 @pytest.mark.timeout(420)
 def test_what_is_chosen_is_the_newest_once_the_lock_is_held(outcomes: dict[tuple[int, int], Outcomes]) -> None:
     assert said(outcomes, 2, "lock") == ["6 -> 6"]
+    [line] = said(outcomes, 2, "taken")
+    assert line.startswith("RunError: ")
+    assert line.endswith("/2/taken: another run writes into it; choose another --out")
 
 
 @pytest.mark.slow

@@ -119,12 +119,17 @@ def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_p
         config(2, 16, "moco.init_queues=true", "moco.objective=clip")
 
 
-def test_a_damaged_newest_checkpoint_names_the_one_before_it(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_names_the_one_before_it(
+    make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data, asked = [str(make_shards(train=(16,)))], config(4, 16, "run.checkpoint_every=2")
     fit(asked, data, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "step-00000004"
     (newest / "queues.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"queues.safetensors: 0 bytes.*step-00000002 is whole: name that one"):
         fit(asked, data, tmp_path / "run")
+    (newest / "checkpoint.json").unlink()
+    assert fit(asked, data, tmp_path / "run").resumed_from == 2
+    assert f"{newest}: has no checkpoint.json, so it is no checkpoint; passed over" in caplog.text
     newest.rename(tmp_path / "away")
     assert fit(asked, data, tmp_path / "run").resumed_from == 2
