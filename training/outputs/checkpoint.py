@@ -335,8 +335,8 @@ def naming_older(path: Path) -> Iterator[None]:
         whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)
         if whole is None:
             raise
-        advice = f"{whole} is whole: name that one, or move {damaged.name} away and fit goes on from it"
-        raise CheckpointError(e.subject, f"{e.problem}; {advice}") from None
+        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and fit goes on"
+        raise CheckpointError(e.subject, f"{e.problem}; {whole} is whole: {advice}") from None
 
 
 def _is_whole(folder: Path) -> bool:

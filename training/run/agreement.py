@@ -7,8 +7,8 @@
 
 Every rank holds a whole replica, and only gradients and keys are exchanged. So ranks that begin apart, or come apart,
 go on without an error, and what they save looks sound. A part of the state is compared by its digest: the sum of its
-bits, read as integers. Integers add up to the same in any order, and are added where they lie: 4 ms of one CPU core for
-recipe tiny, 0.1 s for the 2 GB of brivl_b5_base, where a step takes far more than the hundredth part of `compare_every`.
+bits, read as integers. Integers add up to the same in any order, and are added where they lie. It takes 4 ms of one CPU
+core for recipe tiny and 0.1 s for the 2 GB of brivl_b5_base, once in `run.compare_every` steps.
 
 Limits: two elements that have changed places within one tensor are not noticed. Ranks on CPUs must compute with the
 same number of threads on machines of one kind: sums of floats round otherwise elsewhere, and the ranks do come apart. A

@@ -349,7 +349,7 @@ def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Sa
         with naming_older(path):
             open_checkpoint(path).load_towers(model)
 
-    advice = rf"{first} is whole: name that one, or move {third.name} away and fit goes on from it$"
+    advice = rf"{first} is whole: give that one to eval, embed or --init, or move {third.name} away and fit goes on$"
     for path in (run, third):
         with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 is not .*; {advice}"):
             read(path)
