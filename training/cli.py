@@ -86,7 +86,12 @@ def _add_fit(commands: Any) -> None:
     fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
     _add_data(fit)
     fit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
-    fit.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin from the towers of a checkpoint")
+    fit.add_argument(
+        "--init",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues)",
+    )
     fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4")
     fit.add_argument(
         "--workers",
@@ -191,7 +196,8 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="DATA",
-        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
+        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or plain tars: 'x-{000..099}.tar', "
+        "'x-*.tar' or their folder; NAME@WEIGHT mixes",
     )
 
 

@@ -99,7 +99,10 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             return None if newest is None else Start.of(newest)
 
         start = _from_first(choose)
-        yield together(lambda: _same(start, out, mirror))
+        folder = together(lambda: _same(start, out, mirror))
+        if start is not None and distributed.world_size() > 1 and distributed.rank() == 0:
+            LOG.info("all ranks go on from %s", start)
+        yield folder
 
 
 def together(call: Callable[[], Result]) -> Result:

@@ -6,7 +6,8 @@ save, beside those that the next start of the same command begins.
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
 
-Limits: one device a process; NCCL on CUDA, Gloo otherwise.
+Limits: one device a process; NCCL on CUDA, Gloo otherwise. A launcher that is gone before its rank has imported torch
+is not missed: that rank waits for a process group that nobody makes.
 """
 
 from __future__ import annotations
