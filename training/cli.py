@@ -23,7 +23,7 @@ from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, ReportedByFirstRank, TrainingError
 
 LOG = logging.getLogger("training")
 
@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
         return _fail(str(e), 2, as_json)
+    except ReportedByFirstRank:
+        return 1
     except (ContractError, TrainingError) as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:
@@ -113,7 +115,12 @@ def _add_fit(commands: Any) -> None:
     completed_by(recipe, _recipes)
     _add_data(fit)
     fit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
-    fit.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin from the towers of a checkpoint")
+    fit.add_argument(
+        "--init",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues)",
+    )
     keys = fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
     )
@@ -162,6 +169,7 @@ def _add_eval(commands: Any) -> None:
     _add_data(evaluate)
     evaluate.add_argument("--task", required=True, choices=["retrieval"])
     evaluate.add_argument("--split", default="val", choices=SPLITS)
+    _add_detector(evaluate)
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -205,6 +213,7 @@ def _add_embed(commands: Any) -> None:
         help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
     embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
+    _add_detector(embed)
     embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
@@ -257,7 +266,17 @@ def _add_data(command: argparse.ArgumentParser) -> None:
         required=True,
         nargs="+",
         metavar="DATA",
-        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
+        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or plain tars: 'x-{000..099}.tar', "
+        "'x-*.tar' or their folder; NAME@WEIGHT mixes",
+    )
+
+
+def _add_detector(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--detector",
+        default="",
+        metavar="NAME",
+        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none",
     )
 
 
@@ -308,7 +327,12 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.use.evaluate import evaluate_retrieval
 
     result = evaluate_retrieval(
-        arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
+        arguments.checkpoint,
+        arguments.data,
+        arguments.split,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
     )
     for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
         recall = result[direction]
@@ -329,7 +353,13 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
     if arguments.data:
         written = embed.embed_data(
-            checkpoint, arguments.data, arguments.split, out, device=device, cache=arguments.cache
+            checkpoint,
+            arguments.data,
+            arguments.split,
+            out,
+            detector=arguments.detector,
+            device=device,
+            cache=arguments.cache,
         )
     elif arguments.jsonl:
         written = embed.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)

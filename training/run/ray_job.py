@@ -25,9 +25,9 @@ from typing import Any
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, ReportedByFirstRank, TrainingError
 from training.outputs.trackers import PROMETHEUS, for_prometheus
-from training.run.launch import Leave
+from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 
 _RESULT = "fit.json"
@@ -166,15 +166,18 @@ def _work(task: dict[str, Any]) -> None:
     if _anyone(noted(out) is not None, config.run.device):
         return
     try:
-        result = fit(
-            config,
-            task["data"],
-            out,
-            init=None if task["init"] is None else Path(task["init"]),
-            cache=None if task["cache"] is None else Path(task["cache"]),
-            leave_signal=Preemption(config.run.log_every),
-            tracker=_RayMetrics(out.name),
-        )
+        with ending_with_parent():  # the raylet of this node
+            result = fit(
+                config,
+                task["data"],
+                out,
+                init=None if task["init"] is None else Path(task["init"]),
+                cache=None if task["cache"] is None else Path(task["cache"]),
+                leave_signal=Preemption(config.run.log_every),
+                tracker=_RayMetrics(out.name),
+            )
+    except ReportedByFirstRank:
+        raise  # the first rank notes it, with its kind
     except (TrainingError, ContractError) as e:
         note(out, e)
         raise

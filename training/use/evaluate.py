@@ -86,18 +86,27 @@ class Retrieval:
 
 
 def evaluate_retrieval(
-    path: Path, data: Sequence[str], split: Split, *, device: str = "auto", cache: Path | None = None
+    path: Path,
+    data: Sequence[str],
+    split: Split,
+    *,
+    detector: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
 ) -> dict[str, Any]:
-    """Recall of a checkpoint on a split: `Retrieval.to_json` with task, split, corrupt samples and checkpoint.
+    """Recall of a checkpoint on a split: `Retrieval.to_json` with task, split, detector, corrupt samples, checkpoint.
+
+    `detector`: whose regions; the checkpoint's by default.
 
     Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device).
     """
     loaded = load(path, device)
-    loader = loaded.split_loader(data, split, cache)
+    loader = loaded.split_loader(data, split, cache, detector)
     recall = retrieval(embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision))
     about = {
         "task": "retrieval",
         "split": split,
+        "detector": detector or loaded.checkpoint.detector,
         "checkpoint": str(loaded.checkpoint.folder),
         "corrupt": loader.corrupt,
     }
@@ -173,13 +182,7 @@ def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precisio
 
 
 def _of_all_ranks(parts: list[Any]) -> list[Any]:
-    """The ranks' lists joined; sizes may differ, hence objects (arrays made by our own ranks) and not tensors."""
-    import torch.distributed
-
+    """The ranks' lists joined; sizes may differ, hence objects and not tensors."""
     from training.method import distributed
 
-    if distributed.world_size() == 1:
-        return parts
-    gathered: list[Any] = [None] * distributed.world_size()
-    torch.distributed.all_gather_object(gathered, parts)
-    return [part for of_rank in gathered for part in of_rank]
+    return [part for of_rank in distributed.gather_objects(parts) for part in of_rank]

@@ -6,11 +6,12 @@ same feature by each of them.
 A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its
 BERT sees the padding and its grid reads zero outside the image.
 
-Limits: key towers and queues are not loaded.
+Limits: key towers and queues are not loaded, and need not be there.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
-from training.outputs.checkpoint import Checkpoint, open_checkpoint
+from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.moco import BriVL
+
+LOG = logging.getLogger(__name__)
 
 BATCH = 16
 """Samples of a batch when nothing is trained."""
@@ -53,9 +56,15 @@ class Loaded:
         """The checkpoint's config."""
         return self.checkpoint.config
 
-    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
-        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty."""
-        dataset = open_dataset(data, split, detector=self.checkpoint.detector, cache=cache)
+    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None, detector: str = "") -> Loader:
+        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty.
+
+        `detector`: whose regions instead of those that it was trained with, which is logged.
+        """
+        trained = self.checkpoint.detector
+        if detector and detector != trained:
+            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", detector, trained)
+        dataset = open_dataset(data, split, detector=detector or trained, cache=cache)
         dataset.check_not_empty()
         return Loader(
             dataset,
@@ -120,13 +129,14 @@ def load(path: Path, device: str) -> Loaded:
     from training.device import device_of, keep_memory
     from training.moco import BriVL
 
-    checkpoint = open_checkpoint(path)
     where = device_of(device)
     if where.type == "cpu":
         keep_memory()
-    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
-    config = checkpoint.config
-    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
-    model = BriVL(alone, load_weights=False)
-    checkpoint.load_towers(model)
+    with naming_older(path):
+        checkpoint = open_checkpoint(path, TOWERS)
+        # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
+        config = checkpoint.config
+        alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
+        model = BriVL(alone, load_weights=False)
+        checkpoint.load_towers(model)
     return Loaded(checkpoint, model.to(where).eval(), where)
