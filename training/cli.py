@@ -22,6 +22,7 @@ from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, TrainingError
+from training.use.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
 
@@ -104,11 +105,21 @@ def _add_fit(commands: Any) -> None:
 
 
 def _add_eval(commands: Any) -> None:
-    evaluate = commands.add_parser("eval", help="recall of a checkpoint on a split, beside chance")
+    evaluate = commands.add_parser(
+        "eval",
+        help="recall of a checkpoint on a split or a benchmark, beside chance",
+        description="Recall both ways with chance and 95% intervals. On a split of a dataset: over the queries whose "
+        "image and text stand nowhere in train, over the others, and over all.",
+    )
     evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
-    _add_data(evaluate)
+    _add_data(evaluate, f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
     evaluate.add_argument("--task", required=True, choices=["retrieval"])
-    evaluate.add_argument("--split", default="val", choices=SPLITS)
+    evaluate.add_argument(
+        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: benchmarks only"
+    )
+    evaluate.add_argument(
+        "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
+    )
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -181,13 +192,14 @@ def _add_import(commands: Any) -> None:
     command.set_defaults(run=_import)
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
+def _add_data(command: argparse.ArgumentParser, more: str = "") -> None:
     command.add_argument(
         "--data",
         required=True,
         nargs="+",
         metavar="DATA",
-        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes",
+        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes"
+        + more,
     )
 
 
@@ -235,16 +247,18 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.evaluate import evaluate_retrieval
+    from training.use.evaluate import evaluate_retrieval, summary
 
     result = evaluate_retrieval(
-        arguments.checkpoint, arguments.data, arguments.split, device=arguments.device, cache=arguments.cache
+        arguments.checkpoint,
+        arguments.data,
+        arguments.split,
+        device=arguments.device,
+        cache=arguments.cache,
+        towers=arguments.towers,
     )
-    for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
-        recall = result[direction]
-        recalls = ", ".join(f"R@{k} {recall[f'r{k}']:.1%} (chance {recall[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
-        LOG.info("%s: %s, median rank %.0f", words, recalls, recall["median_rank"])
-    LOG.info("%d samples of %s, mean recall %.1f%%", result["samples"], arguments.split, 100 * result["mean_recall"])
+    for line in summary(result):
+        LOG.info("%s", line)
     return result
 
 
