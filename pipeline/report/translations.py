@@ -57,6 +57,7 @@ REASONS = {
     "placeholder": "占位图",
     "cap_per_text": "同文本上限",
     "cap_per_domain": "同域名上限",
+    "other_split": "文本属于其他划分",
     "nsfw": "不宜展示",
     "text_heavy": "文字过多",
     "kept": "保留",
