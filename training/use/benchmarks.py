@@ -22,7 +22,6 @@ Limits: captions are held in memory; images are read one batch at a time. Images
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 import os
 import re
@@ -36,6 +35,7 @@ from training.errors import ConfigError, InputError, first_line
 
 CAPTIONS_OF_IMAGES = "a hit is a caption of the image; every caption is a query"
 
+_STANDARD = bytes.maketrans(b"-_", b"+/")
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _TAGGED = re.compile(r"(?:\S+:[A-Za-z]+(?:\s+|$))+")
 """A caption in which every word has its part of speech, as BosonNLP writes it."""
@@ -268,12 +268,12 @@ def _tsv_pictures(file: Path) -> Iterator[Picture]:
         for number, line in enumerate(lines, 1):
             name, tab, encoded = line.rstrip(b"\r\n").partition(b"\t")
             try:
+                if not tab:
+                    raise ValueError("no tab")
                 # both alphabets of base64 are met: cn_clip reads the URL-safe one, its guide writes the other
-                yield Picture(name.decode(), base64.urlsafe_b64decode(encoded))
-            except (binascii.Error, ValueError) as e:
+                yield Picture(name.decode(), base64.b64decode(encoded.translate(_STANDARD), validate=True))
+            except ValueError as e:  # binascii.Error and UnicodeDecodeError among them
                 raise InputError(f"{file}:line {number}", f"no id, tab and base64 ({first_line(e)})") from None
-            if not tab:
-                raise InputError(f"{file}:line {number}", "no tab after the id")
 
 
 def _json_lines(file: Path) -> Iterator[tuple[str, Any]]:
