@@ -276,11 +276,11 @@ def _direction(rank_Q: Ids, hits_Q: Ids, candidates: int, intervals: dict[int, B
 def _intervals(ranks: Ranks, asks_N: Mask, asks_M: Mask) -> tuple[dict[int, Bounds], dict[int, Bounds], Bounds]:
     """Intervals of the recalls of images, of those of texts, and of the mean recall, from the same resamples."""
     size, unit_Q = len(asks_N), ranks.unit_M[asks_M]
-    columns = [asks_N.astype(np.float64), np.bincount(unit_Q, minlength=size).astype(np.float64)]
+    columns: list[npt.NDArray[Any]] = [asks_N, np.bincount(unit_Q, minlength=size)]
     for k in KS:
-        columns.append((asks_N & (ranks.image_N <= k)).astype(np.float64))
+        columns.append(asks_N & (ranks.image_N <= k))
         columns.append(np.bincount(unit_Q, ranks.text_M[asks_M] <= k, minlength=size))
-    sums_UC = np.stack(columns, axis=1)
+    sums_UC = np.stack([column.astype(np.float64) for column in columns], axis=1)
     sums_UC = sums_UC[sums_UC[:, :2].any(axis=1)]  # images with a query, and what their queries add up to
     generator, resampled = np.random.default_rng(0), np.empty((RESAMPLES, sums_UC.shape[1]))
     for i in range(RESAMPLES):
@@ -351,7 +351,7 @@ class _Counter:
             exact_P = _exact(self._image_ND, self._text_MD, image_P + start, text_P)
             query_P = image_P if axis else text_P
             best_P = self._best_N[image_P + start] if axis else self._best_M[text_P]
-            counted = counted + np.bincount(query_P[exact_P >= best_P], minlength=len(counted))
+            counted += np.bincount(query_P[exact_P >= best_P], minlength=len(counted))
         return counted
 
 
