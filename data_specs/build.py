@@ -86,11 +86,11 @@ class DropShares(Spec):
 
     crawl: Share = Field(0.9, description="pages that could not be fetched or are not HTML")
     extract: Share = Field(0.95, description="icons, spacers, images without text")
-    admit: Share = 0.9
+    admit: Share = Field(0.9, description="texts that the text filters drop, opt-outs, candidates above the caps")
     fetch: Share = Field(0.6, description="old URL lists lose a third or more")
-    measure: Share = 0.2
-    filter: Share = 0.9
-    dedup: Share = 0.8
+    measure: Share = Field(0.2, description="files that are no picture")
+    filter: Share = Field(0.9, description="pictures that the image filters drop")
+    dedup: Share = Field(0.8, description="near copies, and pairs above the caps")
     screen: Share = Field(0.5, description="filters that need a model on pixels")
 
 
@@ -112,18 +112,24 @@ class SourceRef(Spec):
     """A source: its kind (a plug-in), its name in this dataset, the kind of its pages, and the plug-in's options."""
 
     model_config = ConfigDict(frozen=True, extra="allow")
-    later = ("vanished",)
-    kind: str
-    name: str = Field(pattern=NAME)
-    source_kind: SourceKind
-    max_drop: SourceDropShares = SourceDropShares()
+    later = ("vanished", "filters")
+    kind: str = Field(description="the plug-in; `wenlan-data plugins sources` lists them")
+    name: str = Field(pattern=NAME, description="of the source within the dataset")
+    source_kind: SourceKind = Field(description="what its pages are; training chooses texts by it")
+    max_drop: SourceDropShares = Field(
+        SourceDropShares(), description="as publish.max_drop, for this source alone, e.g. {fetch: 0.9}"
+    )
     vanished: Literal["keep", "drop"] = Field(
         "keep", description="samples of a page or picture that answers 404 or 410 in a later build: keep or drop them"
+    )
+    filters: dict[str, dict[str, Any]] = Field(
+        {},
+        description="options of the build's text filters that differ for this source: {text_length: {min_chars: 1}}",
     )
 
     @property
     def options(self) -> dict[str, Any]:
-        """The options as written, without kind, name, source_kind, max_drop and vanished."""
+        """The options as written, without kind, name, source_kind, max_drop, vanished and filters."""
         return dict(self.__pydantic_extra__ or {})
 
 
@@ -133,9 +139,9 @@ class Egress(Spec):
     allow: tuple[str, ...] = Field(
         (), description="host:port of a loopback address that may be requested; all others are refused"
     )
-    max_page_bytes: int = Field(5_000_000, gt=0)
-    max_image_bytes: int = Field(20_000_000, gt=0)
-    max_redirects: int = Field(5, ge=0)
+    max_page_bytes: int = Field(5_000_000, gt=0, description="bytes of a page; larger ones are not taken")
+    max_image_bytes: int = Field(20_000_000, gt=0, description="bytes of an image; larger ones are not taken")
+    max_redirects: int = Field(5, ge=0, description="redirects of one request that are followed")
     timeout_s: float = Field(20.0, gt=0, description="per request, from start to end")
     delay_s: float = Field(
         1.0,
@@ -149,9 +155,11 @@ class Egress(Spec):
 class Fetch(Spec):
     """How images are fetched."""
 
-    images_per_partition: int = Field(10_000, gt=0)
-    threads: int = Field(16, gt=0)
-    retries: int = Field(1, ge=0)
+    images_per_partition: int = Field(
+        10_000, gt=0, description="images of one partition at most, on average; a small build is cut finer"
+    )
+    threads: int = Field(16, gt=0, description="requests of one worker at the same time")
+    retries: int = Field(1, ge=0, description="further requests for an image after one that failed for the time being")
     max_pixels: int = Field(100_000_000, gt=0, description="checked in the header, before the image is decoded")
 
 
@@ -198,8 +206,10 @@ class Dedup(Spec):
 class Regions(Spec):
     """The detectors that run on the images. Training uses the first one by default."""
 
-    detectors: tuple[PluginRef, ...] = (PluginRef(name="grid"),)
-    max_boxes: int = Field(36, gt=0)
+    detectors: tuple[PluginRef, ...] = Field(
+        (PluginRef(name="grid"),), description="detectors by name, with their options; `wenlan-data plugins` lists them"
+    )
+    max_boxes: int = Field(36, gt=0, description="boxes of an image that are kept, the best first")
     num_gpus: float = Field(
         0, ge=0, description="GPUs per worker, or a fraction of one; on a machine without GPUs the CPUs do the work"
     )
@@ -209,14 +219,14 @@ class Shards(Spec):
     """How samples are packed."""
 
     later = ("apart",)
-    samples_per_shard: int = Field(10_000, gt=0)
+    samples_per_shard: int = Field(10_000, gt=0, description="samples of a tar at most")
     bytes_per_shard: int = Field(
         0,
         ge=0,
         description="bytes of its images as fetched; a shard ends at the limit that is reached first. 0 = no limit",
     )
-    dev_share: float = Field(0.01, ge=0, lt=0.5)
-    val_share: float = Field(0.01, ge=0, lt=0.5)
+    dev_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images for the split dev: stopping, tuning")
+    val_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images for the split val: reporting")
     apart: Literal["images", "texts"] = Field(
         "images",
         description="what no two splits share: groups of copies of an image; with texts also groups of equal texts",
@@ -236,14 +246,16 @@ class Report(Spec):
     """What the quality report shows."""
 
     pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together; 0 = none")
-    picture_side: int = Field(192, gt=0)
+    picture_side: int = Field(192, gt=0, description="longer side of a picture, pixels")
 
 
 class Publish(Spec):
     """What must hold before a build is published as a dataset."""
 
     later = ("max_unreadable", "min_new")
-    approve: Literal["auto", "manual"] = "auto"
+    approve: Literal["auto", "manual"] = Field(
+        "auto", description="manual: a person reads the report and runs wenlan-data publish"
+    )
     min_samples: int = Field(1, ge=0, description="samples of the dataset, those of its earlier builds included")
     min_new: int = Field(0, ge=0, description="samples that a build must add; at 0 a build that adds none is done")
     max_drop_share: float = Field(1.0, gt=0, le=1, description="share of all candidates that may be dropped")
@@ -270,20 +282,23 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
-    name: str = Field(pattern=NAME)
-    description: str = ""
+    name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
+    description: str = Field("", description="what the dataset is; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")
     contact: str = Field(min_length=3, description="URL or e-mail address for site owners; sent in the user agent")
-    seed: int = 0
+    seed: int = Field(0, description="of the order of samples, and of the splits")
     text_kinds: tuple[str, ...] = Field(
         ("caption", "alt", "content", "title", "surrounding", "abstract", "tag"),
-        description="the primary text of a sample is that of the first kind in this list that it has",
+        description="the primary text of a sample is that of the first kind in this list that it has; in the default "
+        "order, a sentence beside a picture that no other picture of its page shares comes before the title",
     )
-    sources: tuple[SourceRef, ...] = Field(min_length=1)
+    sources: tuple[SourceRef, ...] = Field(min_length=1, description="where pages and candidates come from")
     egress: Egress = Egress()
     admit: Admit = Admit()
     fetch: Fetch = Fetch()
-    filters: tuple[PluginRef, ...] = DEFAULT_FILTERS
+    filters: tuple[PluginRef, ...] = Field(
+        DEFAULT_FILTERS, description="filters by name, with their options; `wenlan-data plugins` lists them"
+    )
     dedup: Dedup = Dedup()
     regions: Regions = Regions()
     shards: Shards = Shards()
@@ -399,6 +414,8 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
             continue  # pydantic counts only the valid items of a list; the invalid ones have their own lines
         path = where
         for part in fault["loc"]:
+            if str(part).startswith("<"):  # the tag of a union's member, which is not written in a spec
+                continue
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
         if fault["type"] == "extra_forbidden":
             known = _fields(model, fault["loc"][:-1])

@@ -1,4 +1,4 @@
-"""Checks that no other installed distribution provides the import names `pipeline`, `training` and `data_specs`.
+"""Checks that no other installed distribution provides `pipeline`, `training`, `data_specs` or `wenlan`.
 
 The names are common words. If another package installs folders of the same names, chance decides which one is imported.
 Both command lines call `check_ownership` before anything else, and stop with its message.
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 
 DISTRIBUTION = "wenlan"
 """The distribution that should provide PACKAGES."""
-PACKAGES = ("data_specs", "pipeline", "training")
+PACKAGES = ("data_specs", "pipeline", "training", "wenlan")
 
 
 def check_ownership(owners: Mapping[str, Sequence[str]] | None = None) -> str | None:

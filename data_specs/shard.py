@@ -49,6 +49,10 @@ TEXT_KINDS: tuple[TextKind, ...] = get_args(TextKind)
 
 SourceKind = Literal["news", "encyclopedia", "microblog", "wechat", "image_search", "library"]
 SOURCE_KINDS: tuple[SourceKind, ...] = get_args(SourceKind)
+"""`library` is everything that no web page shows: one's own photos, an archive, a catalogue, somebody's dataset.
+
+Closed: readers refuse a kind that they do not know, so another one would need another SCHEMA_VERSION.
+"""
 
 
 class ContractError(ValueError):
@@ -125,8 +129,12 @@ SHARD_SCHEMA = pa.schema(
         ("text_size", pa.int64()),
         ("json_offset", pa.int64()),
         ("json_size", pa.int64()),
+        ("text_rank", pa.int32()),  # 0: the primary text is the best that was found; n: n better ones were removed
     ]
 )
+
+SHARD_LATER = ("text_rank",)
+"""Columns of SHARD_SCHEMA that came later: shards that were packed before lack them."""
 
 REGION_SCHEMA = pa.schema(
     [

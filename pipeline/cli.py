@@ -1,9 +1,9 @@
 """`wenlan-data`: the command line of the pipeline. Assembles the parser and runs one command.
 
-The commands are in `pipeline.commands`: `builds` (work on one build), `datasets` (what a build publishes), `releases`
-(of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`). With --json
-the last line of stdout is one JSON object, also of a command that fails (`data_specs.answers`). Exit code 0: done; 1:
-the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
+The commands are in `pipeline.commands`: `plan`, `builds` (work on one build), `datasets` (what a build publishes),
+`releases` (of a dataset) and `store` (upkeep of STORE). Human output goes to stderr (`pipeline.commands.terminal`).
+With --json the last line of stdout is one JSON object, also of a command that fails (`data_specs.answers`). Exit code
+0: done; 1: the work failed, each fault named; 2: bad usage or spec; 130: interrupted.
 """
 
 from __future__ import annotations
@@ -15,15 +15,18 @@ from typing import Any
 
 from data_specs import answers
 from data_specs.build import SpecError
+from data_specs.command_line import Parser, UsageError, VersionAction, complete
+from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, releases, store, trials
+from pipeline.commands import builds, datasets, init, plan, plugins, releases, schema, store, trials
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
 COMMANDS = (
-    builds.add_plan,
+    init.add_init,
+    plan.add_plan,
     builds.add_build,
     trials.add_try,
     datasets.add_publish,
@@ -37,8 +40,16 @@ COMMANDS = (
     store.add_gc,
     store.add_regions,
     datasets.add_export,
+    plugins.add_plugins,
+    schema.add_schema,
 )
 """Adds each command to the parser, in the order of the help."""
+
+EXAMPLES = (
+    "wenlan-data plan my-first.yaml",
+    "wenlan-data build my-first.yaml --out builds/1 --store store",
+    "wenlan-data verify builds/1",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,8 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     as_json = answers.wants_json(words)
     try:
-        args = _parser().parse_args(words)
-    except answers.UsageError as e:
+        parser = _parser()
+        complete(parser)
+        args = parser.parse_args(words)
+    except UsageError as e:
         print(e, file=sys.stderr)
         return _failed(str(e), 2, as_json)
     observe.log_as(observe.form())
@@ -61,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)
+    except ImportError as e:
+        line = missing_line(e, f"wenlan-data {args.command}", "pipeline")
+        if line is None:
+            raise
+        return _fail(line, 2, as_json, prefix="")
     except KeyboardInterrupt:
         return _fail("interrupted; run the same command again to continue", 130, as_json)
     except Exception as e:  # a fault of ours: its traceback is for people, programs still get their line
@@ -72,16 +90,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = answers.Parser(prog="wenlan-data", description="Build Chinese image-text datasets.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Parser(prog="wenlan-data", description="Build Chinese image-text datasets.", examples=EXAMPLES)
+    parser.add_argument("--version", action=VersionAction)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for add in COMMANDS:
         add(commands)
     return parser
 
 
-def _fail(message: str, code: int, as_json: bool) -> int:
+def _fail(message: str, code: int, as_json: bool, prefix: str = "wenlan-data: ") -> int:
     for line in shown(message).splitlines():
-        print(f"wenlan-data: {line}", file=sys.stderr)
+        print(f"{prefix}{line}", file=sys.stderr)
     return _failed(message, code, as_json)
 
 

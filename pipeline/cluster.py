@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 
 from pipeline import observe
 from pipeline.errors import StageError, WenlanError
+from pipeline.pulse import pulse
 from pipeline.store.build import Build
 from pipeline.store.partitions import timed
 from pipeline.watchdog import Watchdog
@@ -55,6 +56,7 @@ class Cluster:
     def __init__(self, address: str = "", workers: int = 0) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
         self._watchdog: Watchdog | None = None
+        self.started = False
 
     def each(
         self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
@@ -62,7 +64,7 @@ class Cluster:
         """Run partitions of a stage and yield the name of each as it is committed. Raises WenlanError."""
         if not partitions:
             return
-        ray = self._start()
+        ray = self.start()
         available = ray.cluster_resources()
         options = granted(resources, available)
         task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
@@ -89,7 +91,8 @@ class Cluster:
         if self._watchdog is not None:
             self._watchdog.close()
 
-    def _start(self) -> Any:
+    def start(self) -> Any:
+        """Join the cluster, or start one here, where that is not done yet; returns Ray. Raises StageError."""
         import ray
 
         if not ray.is_initialized():
@@ -105,6 +108,7 @@ class Cluster:
                 with self._watchdog.marking():
                     _start_here(ray, options)
             self._ours = True
+        self.started = True
         return ray
 
 
@@ -128,6 +132,11 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
 
 class Here:
     """This process in place of a cluster: runs partitions one by one, for work that ends before Ray has started."""
+
+    started = True
+
+    def start(self) -> None:
+        """Nothing has to start."""
 
     def each(
         self, build: Build, stage: str, run: RunPartition, resources: Resources, partitions: list[str]
@@ -159,7 +168,7 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
     """
     observe.log_as(log_form)
     labels = observe.about(build_id=build.build_id, stage=stage, partition=partition)
-    with labels, timed(), observe.pulse(build.stage(stage).folder, partition):
+    with labels, timed(), pulse(build.stage(stage).folder, partition):
         try:
             run(build, partition)
         except OSError as e:

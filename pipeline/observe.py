@@ -1,4 +1,4 @@
-"""Observability of a running build, beside its tables: log lines with their context, metrics, and counters per host.
+"""Observability of a running build, beside its tables: log lines with their context, and metrics.
 
 Log: the logger `wenlan` writes to stderr, as plain lines or, with WENLAN_LOG=json, as one JSON object per line for a
 log store. `about` states the context once (build, stage, partition); every line written within it carries that, in
@@ -8,8 +8,7 @@ Metrics: `count` adds to a counter of METRICS through `ray.util.metrics`, which 
 Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them. Where no Ray runs, and nobody
 could read them, they cost nothing.
 
-Pulse: while a partition requests pages or images, its counters per host lie in a small file beside its stage's records,
-rewritten every few seconds and deleted when the partition ends; `wenlan-data status` adds them up.
+What is counted by host goes into the running partition's pulse too (`pipeline.pulse`).
 
 Limits: a counter lives in its process, and Ray exports it every few seconds: what the last seconds before the end of a
 build counted may never be seen. Numbers that must add up are in build.json and the records, not here.
@@ -24,14 +23,11 @@ import json
 import logging
 import os
 import sys
-import time
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from pipeline.errors import StoreError
-from pipeline.files.folder import Folder
+from pipeline import pulse
 from pipeline.urls import shown
 
 FORM = "WENLAN_LOG"
@@ -81,9 +77,9 @@ def about(**what: str) -> Iterator[None]:
 
 def count(name: str, value: float = 1.0, **tags: str) -> None:
     """Add to a counter of METRICS, with the tags that are named there: in Ray, where it runs, and in the pulse."""
-    pulse = _pulse.get()
-    if pulse is not None and "host" in tags:
-        pulse.add(name, value, **tags)
+    if "host" in tags:
+        fate = "kept" if tags.get("fate") == "kept" else "failed"
+        pulse.of_host(tags["host"], "bytes" if name == "wenlan_received_bytes" else fate, int(value))
     ray = sys.modules.get("ray")
     if value <= 0 or ray is None or not ray.is_initialized():
         return
@@ -94,72 +90,6 @@ def count(name: str, value: float = 1.0, **tags: str) -> None:
         _counters[name] = Counter(name, metric.description, ("build", "stage", *metric.tags))
     context = _about.get()
     _counters[name].inc(value, {"build": context.get("build_id", ""), "stage": context.get("stage", ""), **tags})
-
-
-PULSE, PULSE_S, LOST_S = "_pulse", 2.0, 60.0
-"""The folder of pulses; seconds between two writes of one; and age in seconds at which its worker counts as dead."""
-
-
-@dataclass(slots=True)
-class _Pulse:
-    """Requests of one partition so far, by host."""
-
-    folder: Folder
-    partition: str
-    began: float = field(default_factory=time.time)
-    written: float = field(default_factory=time.time)
-    hosts: dict[str, Counter[str]] = field(default_factory=dict)
-
-    def add(self, name: str, value: float, host: str, fate: str = "") -> None:
-        counts = self.hosts.setdefault(host, Counter())
-        counts["bytes" if name == "wenlan_received_bytes" else "kept" if fate == "kept" else "failed"] += int(value)
-        if time.time() - self.written >= PULSE_S:
-            self.written = time.time()
-            with contextlib.suppress(StoreError, OSError):  # a disk that fails here fails the partition's own files too
-                seconds = self.written - self.began
-                self.folder.write_json(
-                    f"{self.partition}.json", {"at": self.written, "seconds": seconds, "hosts": self.hosts}
-                )
-
-    def end(self) -> None:
-        if self.hosts:
-            with contextlib.suppress(StoreError, OSError):
-                self.folder.delete(f"{self.partition}.json")
-
-
-_pulse: contextvars.ContextVar[_Pulse | None] = contextvars.ContextVar("pulse", default=None)
-
-
-@contextlib.contextmanager
-def pulse(folder: Folder, partition: str) -> Iterator[None]:
-    """Within the block, counts per host are shown in a stage's folder while the partition runs."""
-    running = _Pulse(folder / PULSE, partition)
-    token = _pulse.set(running)
-    try:
-        yield
-    finally:
-        _pulse.reset(token)
-        running.end()
-
-
-def pulses(folder: Folder) -> dict[str, dict[str, float]]:
-    """Requests of the partitions that are running in a stage's folder, by host, the busiest first.
-
-    kept, failed, bytes: sums over these partitions so far; per_second: answers per second since they began.
-    """
-    totals: dict[str, Counter[str]] = {}
-    rates: dict[str, float] = {}
-    for name in (folder / PULSE).names():
-        with contextlib.suppress(StoreError, OSError, FileNotFoundError):  # its partition may have ended meanwhile
-            running = (folder / PULSE).read_json(name)
-            if not name.startswith(".") and time.time() - running["at"] <= LOST_S:
-                for host, counts in running["hosts"].items():
-                    totals.setdefault(host, Counter()).update(counts)
-                    answers = counts.get("kept", 0) + counts.get("failed", 0)
-                    rates[host] = rates.get(host, 0.0) + answers / max(running["seconds"], PULSE_S)
-    names = ("kept", "failed", "bytes")
-    hosts = {h: {**{n: c[n] for n in names}, "per_second": round(rates[h], 2)} for h, c in totals.items()}
-    return dict(sorted(hosts.items(), key=lambda entry: (-entry[1]["per_second"], entry[0])))
 
 
 def form() -> str:

@@ -29,6 +29,9 @@ class Plugin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     VERSION: ClassVar[int] = 1
 
+    PER_SOURCE: ClassVar[bool] = False
+    """Whether a source may state options of its own for it (`sources[i].filters`)."""
+
     @classmethod
     def plugin_name(cls) -> str:
         """The file's name, which is the name in a spec."""
@@ -94,7 +97,7 @@ def check(spec: BuildSpec, name: str = "") -> None:
         named.append(("filters", ref.name, ref.options, f"filters[{i}]"))
     for i, ref in enumerate(spec.regions.detectors):
         named.append(("detectors", ref.name, ref.options, f"regions.detectors[{i}]"))
-    problems: list[str] = []
+    problems = _per_source(spec, named)
     for family, plugin, options, where in named:
         try:
             configure(family, plugin, options, Plugin, where, spec.base)
@@ -106,3 +109,19 @@ def check(spec: BuildSpec, name: str = "") -> None:
         problems += e.problems
     if problems:
         raise SpecError([f"{name}: {line}" if name else line for line in problems])
+
+
+def _per_source(spec: BuildSpec, named: list[tuple[Family, str, dict[str, Any], str]]) -> list[str]:
+    """Faults of the filters that sources state options for; those that can be configured are added to `named`."""
+    problems: list[str] = []
+    of_build = {ref.name: ref.options for ref in spec.filters}
+    for i, source in enumerate(spec.sources):
+        for filter_name, options in source.filters.items():
+            where = f"sources[{i}].filters.{filter_name}"
+            if filter_name not in of_build:
+                problems.append(f"{where}: is not in the build's filters; add it there first, without options")
+            elif not find("filters", filter_name).PER_SOURCE:
+                problems.append(f"{where}: judges pictures, not texts, and is the same for all sources")
+            else:
+                named.append(("filters", filter_name, {**of_build[filter_name], **options}, where))
+    return problems

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text
+from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text, TextKind
 from pipeline.urls import SURROGATE, without_userinfo
 
 
@@ -66,6 +66,7 @@ class DropReason(str, enum.Enum):
     # fetch and measure
     EMPTY_BODY = "empty_body"
     NOT_AN_IMAGE = "not_an_image"
+    UNREADABLE_FORMAT = "unreadable_format"  # a picture in a format whose reader is not installed
     TOO_MANY_PIXELS = "too_many_pixels"
     CORRUPT_IMAGE = "corrupt_image"
     NOT_STORED = "not_stored"  # STORE has no bytes of it, and this build asks nobody
@@ -116,8 +117,25 @@ class Provenance:
 
 
 @dataclass(frozen=True, slots=True)
+class RemovedText:
+    """A text that was taken off a candidate, the reason (DropReason) and its evidence. The text is cut for people."""
+
+    kind: TextKind
+    text: str
+    reason: str
+    evidence: str = ""
+
+    @classmethod
+    def of(cls, text: Text, reason: DropReason, evidence: str = "") -> RemovedText:
+        return cls(text.kind, encodable(text.text[:200]), reason.value, encodable(evidence[:300]))
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
-    """An image URL with its texts, not fetched. `origin` is the page's URL, or the row id of a table."""
+    """An image URL with its texts, not fetched. `origin` is the page's URL, or the row id of a table.
+
+    text_rank: how many texts that would have come before the primary one were removed; 0 if it is the best of them.
+    """
 
     source: str
     source_kind: SourceKind
@@ -129,6 +147,8 @@ class Candidate:
     boxes: Annotated[tuple[float, ...], None] = ()  # x1 y1 x2 y2 ... of a table's row; in SOURCE_BOX_SCHEMA only
     provenance: Annotated[Provenance | None, None] = None  # in PROVENANCE_SCHEMA only
     userinfo: Annotated[str, None] = field(default="", repr=False)  # `user:password` of its URL; in USERINFO only
+    text_rank: int = 0
+    removed: Annotated[tuple[RemovedText, ...], None] = ()  # in column REMOVED of the stage that removed them
 
     @property
     def fetch_id(self) -> str:
@@ -279,6 +299,16 @@ CANDIDATE_SCHEMA = pa.schema(
     ]
 )
 
+REMOVED = "removed"
+"""Column of the texts that a stage took off its candidates, in extract's and admit's files."""
+
+_REMOVED_FIELDS = ("kind", "text", "reason", "evidence")
+
+WITH_REMOVED_SCHEMA = pa.schema(
+    [*CANDIDATE_SCHEMA, (REMOVED, pa.list_(pa.struct([(name, pa.string()) for name in _REMOVED_FIELDS])))]
+)
+"""Candidates as extract and admit write them."""
+
 FEATURE_SCHEMA = pa.schema(_columns_of(Features))
 
 PAIR_SCHEMA = pa.schema([*CANDIDATE_SCHEMA, *FEATURE_SCHEMA, ("fetched_at", pa.string())])
@@ -391,7 +421,7 @@ _CANDIDATE_FIELDS = [column.name for column in _columns_of(Candidate)]
 
 
 def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
-    """Table of CANDIDATE_SCHEMA sorted by (order_key, candidate_id)."""
+    """Table of WITH_REMOVED_SCHEMA sorted by (order_key, candidate_id)."""
     rows = [
         {
             **{name: getattr(c, name) for name in _CANDIDATE_FIELDS},
@@ -399,11 +429,12 @@ def candidate_rows(candidates: list[Candidate], seed: int) -> pa.Table:
             "candidate_id": c.candidate_id,
             "fetch_id": c.fetch_id,
             "texts": [{"kind": t.kind, "text": t.text, "original": t.original} for t in c.texts],
+            REMOVED: [{name: getattr(text, name) for name in _REMOVED_FIELDS} for text in c.removed],
         }
         for c in candidates
     ]
     rows.sort(key=lambda r: (r["order_key"], r["candidate_id"]))
-    return pa.Table.from_pylist(rows, schema=CANDIDATE_SCHEMA)
+    return pa.Table.from_pylist(rows, schema=WITH_REMOVED_SCHEMA)
 
 
 def provenance_rows(candidates: list[Candidate], seed: int) -> pa.Table:
@@ -429,10 +460,20 @@ def text_of(row: dict[str, Any]) -> Text:
 
 
 def candidates_of(table: pa.Table) -> list[Candidate]:
-    """Candidates from a table that has at least CANDIDATE_SCHEMA's columns, in its order."""
+    """Candidates from a table that has at least CANDIDATE_SCHEMA's columns, in its order; `removed` where it has them.
+
+    What an older wenlan wrote has no `text_rank`.
+    """
+    names = [name for name in (*_CANDIDATE_FIELDS, REMOVED) if name in table.column_names]
     return [
-        Candidate(**{**row, "texts": tuple(text_of(text) for text in row["texts"])})
-        for row in table.select(_CANDIDATE_FIELDS).to_pylist()
+        Candidate(
+            **{
+                **row,
+                "texts": tuple(text_of(text) for text in row["texts"]),
+                REMOVED: tuple(RemovedText(**text) for text in row.get(REMOVED) or ()),
+            }
+        )
+        for row in table.select(names).to_pylist()
     ]
 
 

@@ -19,7 +19,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -33,17 +33,14 @@ from pipeline.sources import sources_of
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build, Earlier
-from pipeline.store.build_json import Cost, Running, StageResult, counts_of
+from pipeline.store.build_json import Cost, Running, StageResult
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
+from pipeline.store.progress import Progress, Silent, Watch, counts_of
 from pipeline.store.stage import Stage, Stages
 from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with (stage, partitions done, partitions in all)."""
 
 
 def open_build(
@@ -183,7 +180,7 @@ def run(
     address: str = "",
     workers: int = 0,
     here: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = Silent(),  # noqa: B008 (holds nothing)
 ) -> Iterator[StageResult]:
     """Run the stages up to `until`, giving each one's result as it ends. The caller publishes.
 
@@ -199,7 +196,7 @@ def run(
             names = list(build.stages)
             for name in names[: names.index(until) + 1]:
                 with observe.about(stage=name):
-                    result = _run_stage(build, name, cluster, progress or (lambda *_: None), crawls)
+                    result = _run_stage(build, name, cluster, progress, crawls)
                     build_json.note(build, result)
                 yield result
         finally:
@@ -222,11 +219,17 @@ def _run_stage(build: Build, name: str, cluster: Cluster | Here, progress: Progr
     fingerprint = build.fingerprints[name]
     build_json.note(build, running=Running(name, fingerprint, build_json.now(), len(committed), len(partitions)))
     log.info("stage begins", extra={"partitions": len(partitions), "committed": len(committed)})
-    progress(name, len(partitions) - len(missing), len(partitions))
-    committing = cluster.each(build, name, stage.run, stage.resources(build.spec), missing)
-    for done, partition in enumerate(committing, start=1):
-        _tell(directory.record(partition))
-        progress(name, len(partitions) - len(missing) + done, len(partitions))
+    if missing and not cluster.started:
+        asked = time.monotonic()
+        with progress.starting("Ray"):
+            cluster.start()
+        started += time.monotonic() - asked  # it is no part of the stage
+    before = (directory.record(partition) for partition in partitions if partition in committed)
+    with Watch(build, name, len(partitions), before, progress) as watch:
+        for partition in cluster.each(build, name, stage.run, stage.resources(build.spec), missing):
+            record = directory.record(partition)
+            _tell(record)
+            watch.commit(record)
     directory.finish(partitions, stage.version)
     result = _result(build, name, len(missing), False, time.monotonic() - started)
     log.info("stage done", extra={"seconds": result.seconds, "funnel": result.funnel})
@@ -248,4 +251,4 @@ def _tell(record: Record) -> None:
 def _result(build: Build, name: str, ran: int, skipped: bool, seconds: float) -> StageResult:
     records = build.stage(name).records()
     cost = Cost.of(records, build.stages[name].resources(build.spec).get("num_gpus", 0.0))
-    return StageResult(name, skipped, len(records), ran, round(seconds, 2), counts_of(records), cost)
+    return StageResult(name, skipped, len(records), ran, round(seconds, 2), dict(counts_of(records)), cost)

@@ -25,9 +25,7 @@ import os
 import re
 from collections.abc import Sequence
 from typing import Any
-from urllib.parse import SplitResult, unquote_to_bytes, urljoin, urlsplit, urlunsplit
-
-from w3lib.url import canonicalize_url, safe_url_string
+from urllib.parse import SplitResult, unquote, unquote_to_bytes, urljoin, urlsplit, urlunsplit
 
 from data_specs.build import SpecError
 
@@ -96,6 +94,8 @@ def canonical_url(url: str, base: str = "") -> str:
 
 def _canonical(parts: SplitResult) -> str:
     """Canonical spelling of a checked address."""
+    from w3lib.url import canonicalize_url, safe_url_string  # here: the command line starts without the extra pipeline
+
     port = parts.port
     if port == _DEFAULT_PORTS[parts.scheme.lower()]:
         parts = parts._replace(netloc=parts.netloc.rpartition(":")[0])
@@ -165,6 +165,15 @@ def shown(text: str) -> str:
     """
     text = without_userinfo(text)
     return _TOKEN.sub(r"\1...", text) if os.environ.get(HIDE_TOKENS, "") not in ("", "0") else text
+
+
+def place(url: str) -> str:
+    """The file that an address of a source stands for, as people know it; "" for a web address.
+
+    `folder:///photos/%E4%BA%91.jpg` is `云.jpg` of the source `photos`.
+    """
+    scheme, _, rest = url.partition(":///")
+    return unquote(rest.partition("/")[2]) if rest and scheme not in ("http", "https") else ""
 
 
 def without_session(url: str) -> str:

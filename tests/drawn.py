@@ -1,7 +1,8 @@
-"""Pictures drawn by a seed, and their thumbnails as the features see them."""
+"""Pictures drawn by a seed, their thumbnails as the features see them, and a picture as phones write it."""
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,3 +32,15 @@ def blobs(seed: int, size: tuple[int, int] = (500, 400)) -> np.ndarray[Any, Any]
     """A smooth colour picture [H, W, 3]."""
     small = np.random.default_rng(seed).integers(0, 256, (9, 11, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC))
+
+
+HEIC = base64.b64decode("""
+AAAAHGZ0eXBoZWljAAAAAG1pZjFoZWljbWlhZgAAAX1tZXRhAAAAAAAAACFoZGxyAAAAAAAAAABwaWN0AAAAAAAAAAAAAAAAAAAAACJpbG9jAA
+AAAERAAAEAAQAAAAABoQABAAAAAAAAAGEAAAAjaWluZgAAAAAAAQAAABVpbmZlAgAAAAABAABodmMxAAAAAA5waXRtAAAAAAABAAAA/WlwcnAA
+AADdaXBjbwAAAHZodmNDAQNwAAAAkAAAAAAAHvAA/P34+AAADwNgAAEAGEABDAH//wNwAAADAJAAAAMAAAMAHroCQGEAAQAqQgEBA3AAAAMAkA
+AAAwAAAwAeoCCBBZbq5Ka5uAhoMCAAAAMDIAAAAwAhYgABAAZEAcFzwIkAAAATY29scm5jbHgAAQANAAaAAAAAFGlzcGUAAAAAAAAAQAAAAEAA
+AAAoY2xhcAAAAEAAAAABAAAAMAAAAAEAAAAAAAAAAv////AAAAACAAAAEHBpeGkAAAAAAwgICAAAABhpcG1hAAAAAAAAAAEAAQWBAgMFhAAAAG
+ltZGF0AAAAXSgBrxOA5TJ1/+8IT/daT/N8mZOoMQv/OyPgIvzNixBuOnv+dp8dH6v72eIKNGfIv+mtLdmTyU1z99uteQ+fJJ2dCM1WHKUD9Khn
+rNSQHaVQgQHHeKY36r3AHRIsKA==
+""")
+"""64 x 48 pixels, written by libheif with x265: red left and blue right, the lower half half as bright."""

@@ -114,7 +114,13 @@ def spec(**options: Any) -> BuildSpec:
             "contact": "owner@example.org",
             "sources": [
                 {"kind": "site", "name": "pages", "source_kind": "news", "start": ["https://pages.example/"]},
-                {"kind": "url_table", "name": "table", "source_kind": "library", "path": "table.csv"},
+                {
+                    "kind": "url_table",
+                    "name": "table",
+                    "source_kind": "library",
+                    "path": "table.csv",
+                    "columns": {"texts": {"caption": "text"}},
+                },
             ],
             "shards": {"samples_per_shard": 8, "dev_share": 0.1, "val_share": 0.1},
             "filters": [{"name": "text_length", "min_chars": 2}],

@@ -50,6 +50,15 @@ def test_the_halves_never_import_each_other_and_the_leaf_imports_neither():
     assert offenders("data_specs", ("pipeline", "training")) == []
 
 
+def test_the_facade_is_the_one_place_that_knows_both_halves_and_nothing_imports_it():
+    """And importing it imports neither: it costs milliseconds and needs no package but the base ones."""
+    for package in (*PACKAGES, "dags"):
+        assert offenders(package, ("wenlan",)) == []
+    facade = ROOT / "wenlan.py"
+    assert {name.split(".")[0] for name in imports(facade)} >= {"pipeline", "training"}
+    assert {name.split(".")[0] for name in imports(facade, top_level_only=True)} <= sys.stdlib_module_names
+
+
 def test_dags_import_no_package_of_ours_and_no_ray():
     assert offenders("dags", (*PACKAGES, "ray", "torch")) == []
 
@@ -85,11 +94,12 @@ FLOORS = (
     ("urls",),
     ("errors",),
     ("files", "records"),
+    ("pulse",),
     ("actors", "confined", "observe", "plugins", "pictures", "texts", "unreadable", "watchdog"),
     ("detectors", "features", "filters", "matching", "pages", "sources"),
     ("store",),
     ("cluster", "report", "web"),
-    ("publish",),
+    ("exports", "publish"),
     ("stages", "takedown"),
     ("run",),
     ("commands",),
@@ -202,7 +212,7 @@ def test_encoders_know_neither_the_method_nor_the_loop():
 
 def test_no_module_is_called_like_one_of_the_standard_library():
     # plug-ins are named by the spec (`kind: site`), and nobody imports them but through `pipeline.plugins`
-    plugins = {"sources", "filters", "detectors", "features", "encoders"}
+    plugins = {"sources", "filters", "detectors", "features", "encoders", "exports"}
     found = [p for package in PACKAGES for p in modules(package) if p.parent.name not in plugins]
     shadowing = [p for p in found if p.stem in sys.stdlib_module_names - {"__main__"}]
     assert shadowing == []

@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from data_specs import answers
+from data_specs.command_line import Parser, UsageError, VersionAction, complete, completed_by
+from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
@@ -32,8 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     as_json = answers.wants_json(words) and _first_rank()
     try:
-        arguments = _parser().parse_args(words)
-    except answers.UsageError as e:
+        parser = _parser()
+        complete(parser)
+        arguments = parser.parse_args(words)
+    except UsageError as e:
         print(e, file=sys.stderr)
         return _failed(str(e), 2, as_json)
     _log_to_stderr()
@@ -48,6 +52,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:
         return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)
+    except ImportError as e:
+        line = missing_line(e, f"wenlan-train {arguments.command}", "training")
+        if line is None:
+            raise
+        print(line, file=sys.stderr)
+        return _failed(line, 2, as_json)
     except KeyboardInterrupt:
         return _fail("interrupted; the same command goes on from the last checkpoint", 1, as_json)
     except Exception as e:  # a fault of ours: its traceback is for people, programs still get their line
@@ -70,8 +80,16 @@ def _failed(message: str, code: int, as_json: bool) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = answers.Parser(prog="wenlan-train", description="Pre-train BriVL on a wenlan dataset, and use it.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser = Parser(
+        prog="wenlan-train",
+        description="Pre-train BriVL on a wenlan dataset, and use it.",
+        examples=[
+            "wenlan-train fit --recipe demo --data builds/1 --out runs/1",
+            "wenlan-train eval runs/1 --data builds/1 --task retrieval",
+        ],
+    )
+    parser.add_argument("--version", action=VersionAction)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_fit(commands)
     _add_eval(commands)
     _add_embed(commands)
@@ -81,12 +99,26 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_fit(commands: Any) -> None:
-    fit = commands.add_parser("fit", help="train; the same command on the same --out goes on from the last checkpoint")
-    fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
+    what = "train; the same command on the same --out goes on from the last checkpoint"
+    fit = commands.add_parser(
+        "fit",
+        help=what,
+        description=what,
+        examples=[
+            "wenlan-train fit --recipe demo --data builds/1/shards/manifest.json --out runs/1",
+            "wenlan-train fit --recipe brivl_b5_base --data s3://bucket/a@3 /mnt/b --out runs/2 --set optim.lr=1e-4",
+            "wenlan-train fit --recipe brivl_b5_base --data builds/1 --out runs/3 --dry-run",
+        ],
+    )
+    recipe = fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
+    completed_by(recipe, _recipes)
     _add_data(fit)
     fit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
     fit.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin from the towers of a checkpoint")
-    fit.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4")
+    keys = fit.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
+    )
+    completed_by(keys, _keys)
     fit.add_argument(
         "--workers",
         metavar="N",
@@ -104,12 +136,29 @@ def _add_fit(commands: Any) -> None:
     fit.set_defaults(run=_fit)
 
 
+def _recipes(**_: object) -> list[str]:
+    from training.resolve import known_recipes
+
+    return sorted(known_recipes())
+
+
+def _keys(**_: object) -> list[str]:
+    from training.resolve import known_keys
+
+    return [f"{key}=" for key in known_keys()]
+
+
 def _add_eval(commands: Any) -> None:
     evaluate = commands.add_parser(
         "eval",
         help="recall of a checkpoint on a split or a benchmark, beside chance",
         description="Recall both ways with chance and 95% intervals. On a split of a dataset: over the queries whose "
         "image and text stand nowhere in train, over the others, and over all.",
+        examples=[
+            "wenlan-train eval runs/1 --data builds/1/shards/manifest.json --task retrieval",
+            "wenlan-train eval runs/1 --data builds/2 --task retrieval --split dev --json",
+            "wenlan-train eval runs/1 --data coco-cn:DIR --task retrieval --split test --towers key",
+        ],
     )
     evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     _add_data(evaluate, f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
@@ -131,6 +180,10 @@ def _add_embed(commands: Any) -> None:
         help="features of images, texts, released rows or ready arrays",
         description="Features (float32 unit rows) of one kind of input. --data and files make a .safetensors file, "
         "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file.",
+        examples=[
+            "wenlan-train embed runs/1 --images a.jpg b.jpg --texts texts.txt --out features.safetensors",
+            "wenlan-train embed runs/1 --data builds/1 --split val --out val.safetensors",
+        ],
     )
     embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     embed.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
@@ -166,7 +219,16 @@ def _add_embed(commands: Any) -> None:
 
 
 def _add_export(commands: Any) -> None:
-    export = commands.add_parser("export", help="write a checkpoint's towers for other programs")
+    what = "write a checkpoint's towers for other programs"
+    export = commands.add_parser(
+        "export",
+        help=what,
+        description=what,
+        examples=[
+            "wenlan-train export runs/1 --to safetensors --out towers.safetensors",
+            "wenlan-train export runs/1 --to onnx --out brivl.onnx",
+        ],
+    )
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     export.add_argument(
         "--to",
@@ -185,6 +247,10 @@ def _add_import(commands: Any) -> None:
         help="a released BriVL-1.0 checkpoint into one that eval, embed, export and fit --init read",
         description="Reads tensors only and runs no code of the file; downloads nothing. The recipe is recognised by "
         "the shapes, and the features are those of the released code (compat).",
+        examples=[
+            "wenlan-train import-brivl BriVL-1.0.pth --out brivl",
+            "wenlan-train import-brivl BriVL-1.0.pth --out brivl --json",
+        ],
     )
     command.add_argument("file", type=Path, metavar="FILE", help="a BriVL-1.0 checkpoint (.pth)")
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the checkpoint's folder")

@@ -33,6 +33,14 @@ def known_recipes() -> dict[str, Callable[[], Config]]:
     }
 
 
+def known_keys(*sections: str) -> list[str]:
+    """Every key that `--set` takes, dotted, in the order of the config; `sections`: those within one section."""
+    keys = []
+    for name, kind in fields_of(sections).items():
+        keys += known_keys(*sections, name) if dataclasses.is_dataclass(kind) else [".".join((*sections, name))]
+    return keys
+
+
 def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
     """The config of a recipe with overrides such as `moco.queue_size=512`; of two on one key the later one counts.
 

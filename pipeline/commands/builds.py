@@ -1,4 +1,4 @@
-"""Commands of `wenlan-data` that work on one build: plan, build, status, report, explain."""
+"""Commands of `wenlan-data` that work on one build: build, status, report, explain. Before one: `plan`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from data_specs.build import SpecError, load
+from data_specs.command_line import completed_by, plugin_files
 from data_specs.release import LATEST
 from pipeline.commands import generations
-from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
-from pipeline.errors import ApprovalError, NothingNew, SourceError, WenlanError
+from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
+from pipeline.errors import ApprovalError, NothingNew, WenlanError
+from pipeline.urls import shown
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -30,71 +33,24 @@ SHOWN_CHARACTERS = 80
 """Length at which `explain` cuts a value."""
 
 
-def add_plan(commands: Commands) -> None:
-    plan = command(commands, "plan", _plan, "show what a build would run and what is already done")
-    _add_spec(plan, needs_out=False)
-    plan.add_argument(
-        "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
-    )
-
-
-def _plan(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.publish import replacing
-    from pipeline.stages import STAGES
-
-    try:
-        build = _open(args)
-    except SourceError as e:  # the spec is valid, but its input is not there yet: a build would stop at once
-        say(f"{args.spec}: the spec is valid, but a build cannot start yet: {e}")
-        return {"spec": str(args.spec), "valid": True, "missing": e.subject, "stages": {}}
-    anew = generations.show_made_from(build) if build.made_from else {}
-    table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
-    stages = {}
-    for name in STAGES:
-        stage = build.stage(name)
-        committed = len(stage.partitions())
-        state = "done" if stage.finished() else "partly done" if committed else "to run"
-        stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
-        table.add_row(name, state, str(committed), stage.fingerprint[:12])
-    show(table)
-    blocking = replacing.in_the_way(build) if args.out else []
-    for line in blocking:
-        say(f"a build would refuse: {line}")
-    answer = {"build_id": build.build_id, "snapshot": build.snapshot, "generation": build.generation, "stages": stages}
-    answer |= {"in_the_way": blocking, **anew}
-    return answer if args.estimate is None else {**answer, "estimate": _estimate(build, args.estimate)}
-
-
-def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
-    """Show the estimated cost of that many candidates; None if no published build exists to measure by."""
-    from pipeline.report.estimate import estimate
-
-    if candidates < 1:
-        raise SpecError([f"--estimate {candidates}: must be at least 1 candidate"])
-    estimated = estimate(build.store, build.spec.name, candidates)
-    if estimated is None:
-        say(f"no estimate: {build.store.url} has no published build to measure by; publish a small one first")
-        return None
-    measured = estimated["by"]
-    title = f"{candidates:,} candidates, as measured in build {measured['build_id']} of {measured['snapshot']}"
-    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written")
-    for name, stage in {**estimated["stages"], "all": estimated["total"]}.items():
-        hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
-        table.add_row(name, f"{stage['seen']:,}" if "seen" in stage else "", *hours, f"{stage['bytes'] / 1e9:,.2f}")
-    show(table)
-    return estimated
-
-
 def add_build(commands: Commands) -> None:
-    build = command(commands, "build", _build, "run a build, or continue one")
-    build.formatter_class = argparse.RawDescriptionHelpFormatter
+    build = command(
+        commands,
+        "build",
+        _build,
+        "run a build, or continue one",
+        "wenlan-data build my-first.yaml --out builds/1 --store store",
+        "wenlan-data build my-first.yaml --out builds/1 --until extract",
+        "wenlan-data build my-first.yaml --out s3://bucket/builds/1 --store s3://bucket/store --address auto",
+    )
     build.epilog = generations.EXAMPLES
-    _add_spec(build, needs_out=True)
+    add_build_arguments(build, needs_out=True)
     build.add_argument(
         "--address", default="", metavar="A", help="a Ray cluster's address (default: Ray on this machine)"
     )
     build.add_argument("--workers", type=int, default=0, metavar="N", help="CPUs of the embedded Ray (default: all)")
-    build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    until = build.add_argument("--until", default="publish", metavar="STAGE", help="stop after this stage")
+    completed_by(until, lambda **_: [*plugin_files(Path(__file__).parents[1] / "stages"), "publish"])
     build.add_argument(
         "--replace", action="store_true", help="replace the other dataset, snapshot or published spec that DIR holds"
     )
@@ -116,10 +72,11 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     last = "report" if until == "publish" else until
     with Bars() as bars:
         options = {"address": args.address, "workers": args.workers, "crawls": not args.no_crawl}
-        for result in run.run(build, until=last, progress=bars.update, **options):
+        for result in run.run(build, until=last, progress=bars, **options):
             results.append(result)
             bars.done(result)
     show(_funnel(results))
+    reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
         say(f"crawl: {too_deep:,} linked pages lie beyond their site's max_depth and were not visited")
@@ -135,6 +92,7 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
     if answer["published"] and build.made_from:
         answer["diff"] = generations.show_change(build)
     answer["stages"] = [dataclasses.asdict(result) for result in results]
+    answer["reasons"] = reasons
     answer["seconds"] = round(time.monotonic() - started, 2)
     return answer
 
@@ -203,6 +161,26 @@ def _funnel(results: list[StageResult]) -> Table:
     return table
 
 
+def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, Any]]:
+    """Show why most was dropped at each stage, with an example of each reason; returned for --json."""
+    from pipeline.report.funnel import top_reasons
+
+    dropping = [r.name for r in results if r.funnel.get("dropped") or r.funnel.get("pages_dropped")]
+    reasons = [reason for name in dropping for reason in top_reasons(build, name)]
+    if not reasons:
+        return []
+    table = table_of("dropped, the most frequent reasons", "stage", "reason", "count", "for example")
+    for number in (1, 3):
+        table.columns[number].justify = "left"
+    table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", console.is_terminal
+    for at, r in enumerate(reasons):
+        example = escape(shown(": ".join(part for part in (r.url, r.evidence) if part)))
+        new = not at or reasons[at - 1].stage != r.stage
+        table.add_row(r.stage if new else "", r.reason, f"{'' if r.exact else 'about '}{r.count:,}", example)
+    show(table)
+    return [dataclasses.asdict(reason) for reason in reasons]
+
+
 def _say_lost(stage: str, counts: dict[str, int]) -> None:
     """Say what damage cost the stage's input, if it cost any."""
     nouns = {"lost_records": "damaged records", "lost_bytes": "bytes lost", "truncated": "truncated files"}
@@ -212,9 +190,9 @@ def _say_lost(stage: str, counts: dict[str, int]) -> None:
         say(f"{stage}: {', '.join(found)}; the report names the files")
 
 
-def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
-    """The arguments that say which build is meant: `_open` reads them."""
-    parser.add_argument("spec", type=Path, metavar="SPEC")
+def add_build_arguments(parser: argparse.ArgumentParser, needs_out: bool) -> None:
+    """The arguments that say which build is meant: `opened` reads them."""
+    add_spec(parser)
     parser.add_argument("--out", required=needs_out, default="", metavar="DIR", help="the build's folder")
     parser.add_argument("--store", default="", metavar="DIR", help="STORE: what all builds share (default: OUT/store)")
     parser.add_argument("--snapshot", default="", metavar="ID", help="id of this crawl (default: today's date, UTC)")
@@ -225,7 +203,7 @@ def _add_spec(parser: argparse.ArgumentParser, needs_out: bool) -> None:
     )
 
 
-def _open(args: argparse.Namespace) -> Build:
+def opened(args: argparse.Namespace) -> Build:
     """The build of a spec, new or continued. Raises SpecError, SourceError and StoreError."""
     from pipeline import plugins, run
 
@@ -236,10 +214,10 @@ def _open(args: argparse.Namespace) -> Build:
 
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
-    """As `_open`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
+    """As `opened`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
     from pipeline.publish import replacing
 
-    build = _open(args)
+    build = opened(args)
     blocking = replacing.in_the_way(build)
     if not blocking:
         return build
@@ -247,12 +225,19 @@ def _opened_to_write(args: argparse.Namespace) -> Build:
         raise SpecError(blocking)
     say(f"--replace: {blocking[0]}; it is withdrawn")
     replacing.withdraw(build)
-    return _open(args)  # again, since what it is deduplicated against has changed
+    return opened(args)  # again, since what it is deduplicated against has changed
 
 
 def add_status(commands: Commands) -> None:
-    status = command(commands, "status", _status, "show how far a build has come")
-    status.add_argument("build", metavar="BUILD")
+    status = command(
+        commands,
+        "status",
+        _status,
+        "show how far a build has come",
+        "wenlan-data status builds/1",
+        "wenlan-data status s3://bucket/builds/1 --json",
+    )
+    status.add_argument("build", metavar="BUILD", help="a build's folder")
 
 
 def _status(args: argparse.Namespace) -> dict[str, Any]:
@@ -279,11 +264,10 @@ def _status(args: argparse.Namespace) -> dict[str, Any]:
 
 def _activity(status: dict[str, Any]) -> str:
     """Which stage is running, or where the build stopped."""
-    running, remaining = status["running"], status["running"]["left_seconds"]
+    running = status["running"]
     if status["alive"] is False:
         return f"no process is building here: it stopped in {running['stage']}; run the same command again to continue"
-    eta = f", about {remaining:.0f} s remaining" if remaining else ""
-    return f"{running['stage']} has been running since {running['since']}{eta}"
+    return f"{running['stage']} has been running since {running['since']}: {running['line']}"
 
 
 def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
@@ -298,8 +282,16 @@ def _show_hosts(hosts: dict[str, dict[str, float]]) -> None:
 
 
 def add_report(commands: Commands) -> None:
-    report = command(commands, "report", _report, "show where a build's quality report is, compare it, or index many")
-    report.add_argument("build", nargs="?", default="", metavar="BUILD")
+    report = command(
+        commands,
+        "report",
+        _report,
+        "show where a build's quality report is, compare it, or index many",
+        "wenlan-data report builds/1",
+        "wenlan-data report builds/2 --baseline builds/1",
+        "wenlan-data report --index builds",
+    )
+    report.add_argument("build", nargs="?", default="", metavar="BUILD", help="a build's folder")
     report.add_argument(
         "--baseline", default="", metavar="BUILD", help="write the report again, compared with this build"
     )
@@ -350,18 +342,30 @@ def _compare(build: Build, baseline: str) -> dict[str, Any]:
 
 
 def add_explain(commands: Commands) -> None:
-    explain = command(commands, "explain", _explain, "show what happened to a candidate, an image or a page")
-    explain.add_argument("build", metavar="BUILD")
-    explain.add_argument("subject", metavar="ID|URL")
+    explain = command(
+        commands,
+        "explain",
+        _explain,
+        "show what happened to a candidate, an image or a page",
+        "wenlan-data explain builds/1 https://cooking.example.org/images/1.jpg",
+        "wenlan-data explain builds/1 2f1c0d5e9a7b4c3d",
+    )
+    explain.add_argument("build", metavar="BUILD", help="a build's folder")
+    explain.add_argument(
+        "subject", metavar="ID|URL|FILE", help="URL, file, key, id or sha256 of an image; URL of a page"
+    )
 
 
 def _explain(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
     from pipeline.report.explain import explain
+    from pipeline.store.subjects import subject_of
 
-    decisions = explain(run.reopen(args.build), args.subject)
+    build = run.reopen(args.build)
+    decisions = explain(build, args.subject)
     if not decisions:
-        raise WenlanError(args.subject, f"no candidate, image or page in {args.build} has this id or URL")
+        tried = subject_of(args.subject, [build]).tried
+        raise WenlanError(args.subject, f"no candidate, image or page of {args.build}; it was looked up as {tried}")
     for decision in decisions:
         _show_decision(decision)
     return {"decisions": decisions}
@@ -391,7 +395,8 @@ def _show_decision(decision: dict[str, Any]) -> None:
 def _value(value: Any) -> str:
     """A value of a stage's row as text: texts with their kind, hashes in hexadecimal, long values cut."""
     if isinstance(value, list) and value and isinstance(value[0], dict) and "text" in value[0]:
-        return " | ".join(f"{text['kind']} 「{text['text'][:60]}」" for text in value)
+        why = (f" ({text['reason']}: {text['evidence']})" if text.get("reason") else "" for text in value)
+        return " | ".join(f"{t['kind']} 「{t['text'][:60]}」{said}" for t, said in zip(value, why, strict=True))
     shown = value.hex() if isinstance(value, bytes) else f"{value:.3f}" if isinstance(value, float) else str(value)
     if isinstance(value, list) and value and isinstance(value[0], int):
         shown = " ".join(f"{part:016x}" for part in value)  # the columns of integer lists are hashes of 64 bits

@@ -6,15 +6,26 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from data_specs.build import SpecError
+from data_specs.shard import SPLITS
+from pipeline import exports
 from pipeline.commands import builds
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.errors import NothingNew
+from pipeline.files.folder import Folder
 
 
 def add_publish(commands: Commands) -> None:
-    publish = command(commands, "publish", _publish, "check the gates and publish a build as a dataset")
-    publish.add_argument("build", metavar="BUILD")
+    publish = command(
+        commands,
+        "publish",
+        _publish,
+        "check the gates and publish a build as a dataset",
+        "wenlan-data publish builds/1",
+        "wenlan-data publish builds/1 --accept max_drift --because 'a new site, looked at by Li'",
+    )
+    publish.add_argument("build", metavar="BUILD", help="a build's folder")
     publish.add_argument(
         "--accept",
         action="append",
@@ -49,7 +60,14 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_verify(commands: Commands) -> None:
-    verify = command(commands, "verify", _verify, "check a dataset against its manifest")
+    verify = command(
+        commands,
+        "verify",
+        _verify,
+        "check a dataset against its manifest",
+        "wenlan-data verify builds/1",
+        "wenlan-data verify store/datasets/my-first/latest.json --quick",
+    )
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
     verify.add_argument("--quick", action="store_true", help="checksums only")
     verify.add_argument(
@@ -68,9 +86,16 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_diff(commands: Commands) -> None:
-    diff = command(commands, "diff", _diff, "show how two published builds, or two releases, differ")
-    diff.add_argument("a", metavar="A")
-    diff.add_argument("b", metavar="B")
+    diff = command(
+        commands,
+        "diff",
+        _diff,
+        "show how two published builds, or two releases, differ",
+        "wenlan-data diff builds/1 builds/2",
+        "wenlan-data diff store/datasets/my-first/000001.json store/datasets/my-first/000002.json",
+    )
+    diff.add_argument("a", metavar="A", help="a build's folder or its shards folder, or a release")
+    diff.add_argument("b", metavar="B", help="the one that it is compared with")
 
 
 def _diff(args: argparse.Namespace) -> dict[str, Any]:
@@ -80,21 +105,41 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_export(commands: Commands) -> None:
-    export = command(commands, "export", _export, "write a dataset in another format")
+    export = command(
+        commands,
+        "export",
+        _export,
+        "write a dataset in the format of another tool",
+        "wenlan-data export builds/1 --to brivl-jsonl",
+        "wenlan-data export store/datasets/my-first/latest.json --to hf --out hf",
+    )
+    export.epilog = "formats:\n" + "\n".join(f"  {name:15}{title}" for name, title in exports.titles().items())
     export.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
-    export.add_argument("--to", required=True, choices=["brivl-jsonl"])
-    export.add_argument("--out", default="", metavar="DIR", help="default: BUILD/brivl-jsonl")
+    export.add_argument("--to", required=True, choices=exports.names(), metavar="FORMAT", help="one of those below")
+    export.add_argument("--out", default="", metavar="DIR", help="a new folder (default: BUILD/FORMAT)")
+    export.add_argument("--split", action="append", default=[], choices=SPLITS, help="only this split; may be repeated")
     export.add_argument(
         "--detector", default="", metavar="ID", help="detector of the boxes (default: the dataset's first)"
+    )
+    export.add_argument(
+        "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the dataset's)"
     )
 
 
 def _export(args: argparse.Namespace) -> dict[str, Any]:
-    from pipeline.files.folder import Folder
-    from pipeline.publish.export import to_brivl_jsonl
     from pipeline.store.dataset import Dataset
 
-    out = Path(args.out or Folder(args.build).at("brivl-jsonl"))
-    rows = to_brivl_jsonl(Dataset.open(args.build), out, args.detector)
+    out = Path(args.out) if args.out else _beside(args.build, args.to)
+    if "://" in args.out:
+        raise SpecError([f"--out {args.out}: an export goes to a local folder; copy it from there"])
+    rows = exports.export(Dataset.open(args.build), args.to, out, args.split, args.detector, args.store)
     say(f"{out}: {', '.join(f'{n:,} {split}' for split, n in rows.items())}")
     return {"out": str(out), "rows": rows}
+
+
+def _beside(place: str, to: str) -> Path:
+    """Where an export goes unless --out says so: a folder in that of the dataset. Raises SpecError if that is none."""
+    folder = Folder(place)
+    if not folder.is_local or folder.url.endswith(".json"):
+        raise SpecError([f"export {place}: name the folder to write to with --out"])
+    return Path(folder.at(to))

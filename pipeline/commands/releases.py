@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError
+from data_specs.extras import require
 from pipeline.commands.generations import show_diff
 from pipeline.commands.terminal import Commands, command, say, show, table_of
 
@@ -15,26 +16,45 @@ if TYPE_CHECKING:
     from pipeline.store.store import Store
 
 
+_LIST = ("wenlan-data release list --store store", "wenlan-data release list my-first --store store --json")
+_SHOW = (
+    "wenlan-data release show my-first --store store",
+    "wenlan-data release show my-first 3 --store store --urls train",
+)
+_DIFF = (
+    "wenlan-data release diff my-first --store store",
+    "wenlan-data release diff my-first 2 5 --store store",
+)
+_BACK = ("wenlan-data release rollback my-first 3 --store store",)
+_COPY = (
+    "wenlan-data release copy my-first --store store --out usb/my-first",
+    "wenlan-data release copy my-first 3 --store store --out usb/my-first-3",
+)
+
+
 def add_release(commands: Commands) -> None:
-    parser = commands.add_parser("release", help="list, show, compare, roll back or copy the releases of a dataset")
+    what = "list, show, compare, roll back or copy the releases of a dataset"
+    whole = ("wenlan-data release list --store store", "wenlan-data release show my-first --store store")
+    parser = commands.add_parser("release", help=what, description=what, examples=whole)
     actions = parser.add_subparsers(required=True, metavar="ACTION")
-    listed = command(actions, "list", _list, "list the releases of a dataset, or of all datasets of STORE")
-    listed.add_argument("dataset", nargs="?", default="", metavar="NAME")
-    shown = command(actions, "show", _show, "show what a release consists of (default: the newest)")
-    diff = command(actions, "diff", _diff, "show how two releases differ (default: the newest from the one before)")
-    back = command(actions, "rollback", _rollback, "make the builds of an earlier release the newest release")
-    copied = command(actions, "copy", _copy, "copy a release into one folder that needs nothing else")
+    listed = command(actions, "list", _list, "list the releases of a dataset, or of all datasets of STORE", *_LIST)
+    listed.add_argument("dataset", nargs="?", default="", metavar="NAME", help="of the dataset (default: all)")
+    shown = command(actions, "show", _show, "show what a release consists of (default: the newest)", *_SHOW)
+    what = "show how two releases differ (default: the newest from the one before)"
+    diff = command(actions, "diff", _diff, what, *_DIFF)
+    back = command(actions, "rollback", _rollback, "make the builds of an earlier release the newest release", *_BACK)
+    copied = command(actions, "copy", _copy, "copy a release into one folder that needs nothing else", *_COPY)
     for named in (shown, diff, back, copied):
-        named.add_argument("dataset", metavar="NAME")
+        named.add_argument("dataset", metavar="NAME", help="of the dataset")
     for one in (shown, copied):
-        one.add_argument("number", nargs="?", type=int, default=0, metavar="N")
+        one.add_argument("number", nargs="?", type=int, default=0, metavar="N", help="of the release")
     shown.add_argument("--urls", default="", metavar="SPLIT", help="print the tars of a split, one per line, on stdout")
-    diff.add_argument("a", nargs="?", type=int, default=0, metavar="A")
-    diff.add_argument("b", nargs="?", type=int, default=0, metavar="B")
-    back.add_argument("number", type=int, metavar="N")
+    diff.add_argument("a", nargs="?", type=int, default=0, metavar="A", help="of the earlier release")
+    diff.add_argument("b", nargs="?", type=int, default=0, metavar="B", help="of the later release")
+    back.add_argument("number", type=int, metavar="N", help="of the release whose builds it shall have")
     copied.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     for each in (listed, shown, diff, back, copied):
-        each.add_argument("--store", required=True, metavar="DIR")
+        each.add_argument("--store", required=True, metavar="DIR", help="STORE: what all builds share")
 
 
 def _list(args: argparse.Namespace) -> dict[str, Any]:
@@ -98,6 +118,7 @@ def _diff(args: argparse.Namespace) -> dict[str, Any]:
 def _rollback(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.publish import dataset
 
+    require("jinja2")  # which fills in the card of a release, at the end
     store = _store(args)
     manifest = dataset.rollback(store, _releases(store, args.dataset).dataset, args.number)
     samples = sum(manifest.samples.values())
@@ -108,6 +129,7 @@ def _rollback(args: argparse.Namespace) -> dict[str, Any]:
 def _copy(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.publish import dataset
 
+    require("jinja2")  # which fills in the card of a release, at the end
     store = _store(args)
     manifest = dataset.copy(store, _releases(store, args.dataset).dataset, args.out, args.number)
     say(f"{args.out}: release {manifest.release} of {args.dataset}, {sum(manifest.samples.values()):,} samples")

@@ -1,6 +1,7 @@
 """JSON Schema of a build spec for editors, with the options of every plug-in filled in.
 
-    python -m pipeline.commands.schema        writes data_specs/schemas/build.schema.json
+    wenlan-data schema                        prints data_specs/schemas/build.schema.json
+    python -m pipeline.commands.schema        writes it anew
 
 An editor completes and checks a spec that begins with `# yaml-language-server: $schema=schemas/build.schema.json` as it
 is typed. The schema is generated from the models, and a test proves that the file is current.
@@ -10,17 +11,51 @@ Limits: checks across several fields are not in the schema; `wenlan-data plan` m
 
 from __future__ import annotations
 
+import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
-from data_specs.build import NAME, BuildSpec
+from data_specs.build import NAME, BuildSpec, SpecError
+from data_specs.command_line import completed_by
+from pipeline.commands.terminal import Commands, command
 from pipeline.plugins import Family, find, names
 
 PATH = Path(__file__).parents[2] / "data_specs" / "schemas" / "build.schema.json"
 
+SUFFIX = ".schema.json"
+
 _RESERVED = {"sources": ("base", "name", "source_kind", "max_drop"), "filters": ("base",), "detectors": ("base",)}
 """Fields of a plug-in's model that are no options: the pipeline sets them, or the reference in the spec has them."""
+
+
+def add_schema(commands: Commands) -> None:
+    parser = command(
+        commands,
+        "schema",
+        _print,
+        "print a JSON Schema, by which an editor completes and checks what it describes",
+        "wenlan-data schema > build.schema.json",
+        "wenlan-data schema build",
+    )
+    name = parser.add_argument("name", nargs="?", default="build", metavar="NAME", help=f"one of {', '.join(_names())}")
+    completed_by(name, lambda **_: _names())
+
+
+def _print(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the schema on stdout; with --json it is part of the one line there instead."""
+    if args.name not in _names():
+        raise SpecError([f"{args.name}: no such schema; one of {', '.join(_names())}"])
+    content = PATH.with_name(f"{args.name}{SUFFIX}").read_text(encoding="utf-8")
+    if not args.json:
+        sys.stdout.write(content)
+    return {"schema": json.loads(content)}
+
+
+def _names() -> list[str]:
+    """The schemas that come with the package."""
+    return sorted(path.name.removesuffix(SUFFIX) for path in PATH.parent.glob(f"*{SUFFIX}"))
 
 
 def schema() -> dict[str, Any]:

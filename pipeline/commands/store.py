@@ -20,13 +20,20 @@ MOST_BITS = 16
 
 def add_forget(commands: Commands) -> None:
     forget = command(
-        commands, "forget", _forget, "remove content from builds and STORE, and reject it in future builds"
+        commands,
+        "forget",
+        _forget,
+        "remove content from builds and STORE, and reject it in future builds",
+        "wenlan-data forget --store store --url https://cooking.example.org/images/1.jpg --dry-run",
+        "wenlan-data forget --store store --domain example.org",
+        "wenlan-data forget builds/1 --store store --like picture.jpg --distance 6",
     )
     forget.add_argument(
         "builds", nargs="*", metavar="BUILD", help="in addition to the published builds that STORE knows"
     )
     _add_store(forget)
     for name, meta, help in (
+        ("--item", "X", "file, URL, key, id or sha256 of an image, or URL of a page, as explain takes them"),
         ("--url", "U", "URL of an image or a page"),
         ("--domain", "D", "host name, including its subdomains"),
         ("--sha256", "H", "of an image's bytes as fetched"),
@@ -54,7 +61,16 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
     builds = _builds(store, args.builds)
     more = {} if args.distance is None else {"distance": args.distance}
     pictures = [Path(path) for path in args.like]
-    request = forget.Request(args.url, args.domain, args.sha256, pictures, exact=args.exact, **more)
+    files = [url for url in args.url if url.startswith("file://")]
+    request = forget.Request(
+        urls=[url for url in args.url if url not in files],
+        items=[*args.item, *files],
+        domains=args.domain,
+        sha256s=args.sha256,
+        pictures=pictures,
+        exact=args.exact,
+        **more,
+    )
     answer = forget.forget(store, builds, request, args.dry_run)
     late = [build for build in _builds(store, []) if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
@@ -105,7 +121,14 @@ def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: 
 
 
 def add_gc(commands: Commands) -> None:
-    gc = command(commands, "gc", _gc, "delete files that are no longer needed")
+    gc = command(
+        commands,
+        "gc",
+        _gc,
+        "delete files that are no longer needed",
+        "wenlan-data gc --store store --dry-run",
+        "wenlan-data gc --store store --keep 4 --keep-releases 26",
+    )
     _add_store(gc)
     gc.add_argument(
         "--keep", type=int, default=0, metavar="N", help="builds of each dataset to keep whole (default: all)"
@@ -135,7 +158,14 @@ def _gc(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def add_regions(commands: Commands) -> None:
-    regions = command(commands, "regions", _regions, "show what the region cache holds, or remove detectors from it")
+    regions = command(
+        commands,
+        "regions",
+        _regions,
+        "show what the region cache holds, or remove detectors from it",
+        "wenlan-data regions stats --store store",
+        "wenlan-data regions prune --store store --before 2026-01-31 --dry-run",
+    )
     regions.add_argument("action", choices=["stats", "prune"])
     _add_store(regions)
     regions.add_argument(
@@ -181,7 +211,7 @@ def _date(text: str) -> str:
 
 
 def _add_store(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", required=True, metavar="DIR")
+    parser.add_argument("--store", required=True, metavar="DIR", help="STORE: what all builds share")
 
 
 def _store(args: argparse.Namespace) -> Store:

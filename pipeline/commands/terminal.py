@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
+import logging
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import HEAVY_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
 
+from data_specs.command_line import completed_by, files_like
+from pipeline import observe
 from pipeline.urls import shown
 
 if TYPE_CHECKING:
     from pipeline.store.build_json import StageResult
+    from pipeline.store.progress import Figures
+
+log = logging.getLogger("wenlan")
 
 Commands = Any
 """argparse's action that holds the subcommands; its type has no public name."""
 
 console = Console(stderr=True, highlight=False)
+_unfolded = Console(stderr=True, highlight=False, width=10_000)
+"""For tables where there is no terminal: a row is one line, however long; rich would fold it at 80 columns."""
 
 
 def command(
-    commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str
+    commands: Commands, name: str, run: Callable[[argparse.Namespace], dict[str, Any]], help: str, *examples: str
 ) -> argparse.ArgumentParser:
-    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help)
+    """Add a subcommand carried out by `run`, which returns the object for --json; its "ok" decides the exit code.
+
+    examples: whole command lines, with which the help ends.
+    """
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, examples=examples)
     parser.set_defaults(run=run)
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
     return parser
+
+
+def add_spec(parser: argparse.ArgumentParser) -> None:
+    """Add the argument SPEC, which a shell completes from YAML files and folders."""
+    spec = parser.add_argument("spec", type=Path, metavar="SPEC", help="a dataset's specification, a YAML file")
+    completed_by(spec, lambda prefix, **_: files_like(prefix, (".yaml", ".yml")))
 
 
 def say(line: str) -> None:
@@ -39,7 +60,10 @@ def say(line: str) -> None:
 
 
 class Bars:
-    """Progress of the stages: bars on a terminal, otherwise a line per stage and every EVERY_S within a long one."""
+    """Progress of the stages: bars on a terminal, otherwise a line per stage and every EVERY_S within a long one.
+
+    What it is told, and by whom, is `pipeline.store.progress.Progress`. Log lines for machines carry the same figures.
+    """
 
     EVERY_S = 30.0
 
@@ -47,11 +71,18 @@ class Bars:
         self._bars: Progress | None = None
         self._tasks: dict[str, Any] = {}
         self._printed_at = time.monotonic()
+        self._lock = threading.Lock()  # it is called from several threads
 
     def __enter__(self) -> Bars:
         if console.is_terminal:
-            columns = (TextColumn("{task.description:8}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self._bars = Progress(*columns, console=console)
+            columns = (
+                TextColumn("{task.description:8}"),
+                BarColumn(bar_width=20),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[said]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                TimeElapsedColumn(),
+            )
+            self._bars = Progress(*columns, console=console, expand=True, refresh_per_second=4)
             self._bars.start()
         return self
 
@@ -59,23 +90,46 @@ class Bars:
         if self._bars:
             self._bars.stop()
 
-    def update(self, stage: str, done: int, total: int) -> None:
-        """Show that `done` of a stage's `total` partitions are committed."""
-        if not self._bars:
-            if time.monotonic() - self._printed_at >= self.EVERY_S:
+    def update(self, figures: Figures) -> None:
+        """Show how far a stage is."""
+        with self._lock:
+            if self._bars:
+                if figures.stage not in self._tasks:
+                    self._tasks[figures.stage] = self._bars.add_task(figures.stage, total=1.0, said="")
+                total = None if figures.share is None else 1.0  # None: a bar that moves and tells no share
+                task = self._tasks[figures.stage]
+                self._bars.update(task, completed=figures.share or 0.0, total=total, said=figures.line())
+            elif time.monotonic() - self._printed_at >= self.EVERY_S:
                 self._printed_at = time.monotonic()
-                say(f"{stage:8} {done} of {total} partitions")
-            return
-        if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total)
-        self._bars.update(self._tasks[stage], completed=done, total=total)
+                share = "" if figures.share is None else f"{figures.share:.0%}, "
+                if observe.form() == "json":
+                    log.info("progress", extra={**dataclasses.asdict(figures), "hosts": len(figures.hosts)})
+                else:
+                    say(f"{figures.stage:8} {share}{figures.line()}")
+
+    @contextlib.contextmanager
+    def starting(self, what: str) -> Iterator[None]:
+        """Show within the block that something starts, and for how long."""
+        began, task = time.monotonic(), None
+        if self._bars:
+            task = self._bars.add_task(what, total=None, said="starting")
+        yield
+        if self._bars and task is not None:
+            self._bars.update(task, total=1.0, completed=1.0, said="started")
+        else:
+            say(f"{what:8} started, {time.monotonic() - began:.1f} s")
 
     def done(self, result: StageResult) -> None:
-        """Show the result of a stage; a finished bar already shows that of a stage that ran."""
-        if self._bars and not result.skipped:
-            return
+        """Show the result of a stage."""
         ran = "already done" if result.skipped else f"{result.ran} of {result.partitions} partitions"
-        say(f"{result.name:8} {ran}, {result.seconds:.1f} s")
+        if not self._bars or result.skipped:
+            say(f"{result.name:8} {ran}, {result.seconds:.1f} s")
+            return
+        counts = [f"{result.funnel[fate]:,} {fate}" for fate in ("kept", "dropped", "known") if result.funnel.get(fate)]
+        with self._lock:
+            if result.name in self._tasks:
+                said = ", ".join(counts) or (ran if result.partitions else "nothing to do")
+                self._bars.update(self._tasks[result.name], total=1.0, completed=1.0, said=said)
 
 
 def table_of(title: str, *columns: str) -> Table:
@@ -89,4 +143,4 @@ def table_of(title: str, *columns: str) -> Table:
 
 def show(table: Table) -> None:
     """Print a table."""
-    console.print(table, soft_wrap=not console.is_terminal)
+    (console if console.is_terminal else _unfolded).print(table, soft_wrap=not console.is_terminal)

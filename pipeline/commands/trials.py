@@ -5,11 +5,10 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs.build import SpecError, load
-from pipeline.commands.terminal import Bars, Commands, command, say, show, table_of
+from pipeline.commands.terminal import Bars, Commands, add_spec, command, say, show, table_of
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -31,10 +30,16 @@ asked. Options of sources, egress and fetch cannot be tried.
 
 
 def add_try(commands: Commands) -> None:
-    parser = command(commands, "try", _try, "show what another spec would have made of a build")
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = command(
+        commands,
+        "try",
+        _try,
+        "show what another spec would have made of a build",
+        "wenlan-data try changed.yaml --on builds/1",
+        "wenlan-data try changed.yaml --on builds/1 --out trial --workers 4",
+    )
     parser.epilog = _EPILOG
-    parser.add_argument("spec", type=Path, metavar="SPEC")
+    add_spec(parser)
     parser.add_argument("--on", required=True, metavar="BUILD", help="a finished build, published or not")
     parser.add_argument("--out", default="", metavar="DIR", help="keep the stages that ran, and write the page there")
     parser.add_argument("--address", default="", metavar="A", help="a Ray cluster's address")
@@ -57,7 +62,7 @@ def _try(args: argparse.Namespace) -> dict[str, Any]:
         with Bars() as bars:
             options = {"address": args.address, "workers": args.workers}
             options["here"] = not any(options.values()) and _size(on) <= HERE
-            for result in run.run(trial, until=run.COMPARED, progress=bars.update, **options):
+            for result in run.run(trial, until=run.COMPARED, progress=bars, **options):
                 if not result.skipped:
                     bars.done(result)
         figures = _write(trial, Folder(place))

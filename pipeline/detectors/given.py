@@ -3,6 +3,8 @@
 If an image has several rows, the boxes of the first count. Such boxes belong to the build: they are not kept in STORE,
 and an image whose row had none gets none. Boxes keep their order, as falling scores; every label is 0.
 
+Needs: a `url_table` with boxes.
+
 Limits: boxes are taken to be in pixels of the picture as shown, that is, with its EXIF orientation applied.
 """
 

@@ -1,6 +1,8 @@
 """The grid of BriVL 2: instead of detecting anything, the picture is divided into n x n cells (6 x 6 in its code).
 
 Needs no weights and no pixels. Every cell has score 1 and label 0.
+
+Thresholds: n is BriVL 2's (6 x 6).
 """
 
 from __future__ import annotations

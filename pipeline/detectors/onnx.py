@@ -9,6 +9,10 @@ The size of the input is a square of `side` for a YOLOX, else the size that the 
 picture with its shorter side scaled to `side` and its longer one to at most `longest`. A YOLOX gets its pictures
 together if the file allows it, else in batches of the size that the file fixes.
 
+Needs: your own weights, an .onnx file.
+
+Thresholds: side (416) and nms (0.45) are those of YOLOX's own demo of its Nano model; score and longest are ours.
+
 Limits: threads are pinned, so that workers on one machine do not compete and results do not change with their number.
 """
 
@@ -21,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from pipeline.detectors import Boxes, Detector, Picture, _yolox
 from pipeline.detectors._yolox import Floats
@@ -44,6 +48,8 @@ class Model:
 
 class Onnx(Detector):
     """A model file, how pictures are prepared for it, and which of its boxes are kept."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"weights": "detector.onnx"}]})
 
     weights: str = Field(description="path of the .onnx file, relative to the spec file")
     classes: str = Field("", description="path of a text file with one class name per line, checked against the model")

@@ -3,6 +3,8 @@
 The net says where something stands out and how well a box outlines it, not what it is: every label is 0.
 `pipeline.proposals` trains it; its weights have a licence of their own (pipeline/detectors/README.md).
 
+Thresholds: ours.
+
 Limits: trained on composites, not on photos with boxes drawn by people; a detector for your own domain is better.
 """
 

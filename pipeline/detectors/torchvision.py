@@ -4,7 +4,11 @@ Weights come from a local file (a state_dict in .pth or .safetensors) or, with `
 download, which is checked against the digest in its name. Pictures are processed one by one: torchvision pads a batch
 to its largest picture, and a picture's boxes must not depend on its neighbours.
 
-Limits: needs torch (`pip install 'wenlan[training]'`); on a CPU it takes seconds per picture.
+Needs: the extra training, and weights: a file, or torchvision's download (167 MB).
+
+Thresholds: torchvision's defaults for this model.
+
+Limits: on a CPU it takes seconds per picture.
 """
 
 from __future__ import annotations

@@ -11,14 +11,21 @@ import zlib
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-import aiohttp
 import fsspec
 
 from pipeline.errors import SourceError
 
+try:
+    from aiohttp import ClientError
+except ModuleNotFoundError:  # a base install, in which fsspec opens no web address
+
+    class ClientError(Exception):  # type: ignore[no-redef]
+        """Raised by nobody."""
+
+
 _MAGIC = "*?["
 
-NO_DAMAGE = (OSError, aiohttp.ClientError, asyncio.TimeoutError)
+NO_DAMAGE = (OSError, ClientError, asyncio.TimeoutError)
 """What a disk or a server raises, and no content of a file."""
 
 FAULTS = (*NO_DAMAGE, EOFError, zlib.error)

@@ -8,17 +8,24 @@ is expensive: `pipeline.stages.screen` runs it on the images that dedup kept, an
 A text filter judges a text, rewrites it, or both, in the spec's order: each one sees the text as the filters before it
 have rewritten it, and the output of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
 search for what a later one masks stand before it. Every filter sees every text, even those that have failed already.
+
+A text filter may judge the sources of a build differently: by the options that a source states for it in the spec
+(`sources[i].filters`), and by its own defaults for a collection (`is_collection`), which was put together by people and
+not by a crawler.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-from data_specs.build import BuildSpec
+from pydantic import Discriminator, Tag
+
+from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import Text, TextKind, canonical_json
 from pipeline.pictures import models
 from pipeline.pictures.decode import Pixels
@@ -27,6 +34,17 @@ from pipeline.records import DropReason, Features
 
 RUNNING_KINDS: frozenset[TextKind] = frozenset({"surrounding", "abstract", "content"})
 """Kinds of running text: longer than texts that name or describe a picture, and judged by other measures."""
+
+OWN_KINDS: frozenset[TextKind] = frozenset({"alt", "caption"})
+"""Kinds that belong to one picture: of these a single term is a whole text, as 正阳门 is."""
+
+
+Number = TypeVar("Number", int, float)
+Threshold = Annotated[
+    Annotated[Number, Tag("<number>")] | Annotated[dict[TextKind, Number], Tag("<kinds>")],
+    Discriminator(lambda value: "<kinds>" if isinstance(value, dict) else "<number>"),
+]
+"""An option that is a number for every text, or numbers by kind. Without the tags a fault would be told for both."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +55,38 @@ class Drop:
     evidence: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """A limit of a filter on one measure: what is below `least` or above `most` is dropped for `reason`.
+
+    The report draws it on the measure's histogram. measure: a name in `pipeline.report.limits.MEASURES`. option: the
+    filter's field. mirrored: 1 / value is measured against it too, as of a ratio of sides.
+    """
+
+    option: str
+    measure: str
+    reason: DropReason
+    least: float = -math.inf
+    most: float = math.inf
+    mirrored: bool = False
+
+
 class TextFilter(Plugin):
     """Judges one text, or rewrites it, or both; a filter defines `check`, `rewrite` or the two."""
+
+    PER_SOURCE: ClassVar[bool] = True
+
+    def for_source(self, source: SourceRef) -> TextFilter:
+        """The filter as it judges texts of this source; itself, unless its defaults depend on the source."""
+        return self
 
     def check(self, text: Text) -> Drop | None:
         """The reason to drop the text; None to keep it."""
         return None
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Its limits on measures of which the report has histograms."""
+        return ()
 
     def rewrite(self, text: Text) -> Text:
         """The text that replaces it; itself where there is nothing to change. Idempotent.
@@ -59,6 +103,10 @@ class ImageFilter(Plugin):
     def check(self, features: Features) -> Drop | None:
         """The reason to drop the image; None to keep it."""
         raise TypeError(f"{type(self).__name__} must check features")
+
+    def limits(self) -> tuple[Limit, ...]:
+        """Its limits on measures of which the report has histograms."""
+        return ()
 
 
 class PixelFilter(Plugin):
@@ -93,9 +141,17 @@ class PixelFilter(Plugin):
         raise TypeError(f"{type(self).__name__} must judge a score")
 
 
-def text_filters(spec: BuildSpec) -> list[TextFilter]:
-    """The spec's text filters, in its order."""
-    return [f for f in _filters(spec) if isinstance(f, TextFilter)]
+def text_filters(spec: BuildSpec, source: SourceRef | None = None) -> list[TextFilter]:
+    """The spec's text filters, in its order: as the spec names them, or as they judge the texts of a source."""
+    filters = [f for f in _filters(spec, source) if isinstance(f, TextFilter)]
+    return filters if source is None else [f.for_source(source) for f in filters]
+
+
+def is_collection(source: SourceRef) -> bool:
+    """Whether people put the source together: files of a folder or of tars, or a library. Thresholds that are meant for
+    what a crawler finds on the web do not apply there by default.
+    """
+    return source.source_kind == "library" or source.kind in ("folder", "webdataset")
 
 
 def image_filters(spec: BuildSpec) -> list[ImageFilter]:
@@ -108,8 +164,9 @@ def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
     return [f for f in _filters(spec) if isinstance(f, PixelFilter)]
 
 
-def _filters(spec: BuildSpec) -> list[Plugin]:
+def _filters(spec: BuildSpec, source: SourceRef | None = None) -> list[Plugin]:
+    own = source.filters if source is not None else {}
     return [
-        configure("filters", ref.name, ref.options, Plugin, f"filters[{i}]", spec.base)
+        configure("filters", ref.name, {**ref.options, **own.get(ref.name, {})}, Plugin, f"filters[{i}]", spec.base)
         for i, ref in enumerate(spec.filters)
     ]

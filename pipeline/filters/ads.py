@@ -9,6 +9,8 @@ A subject is not a solicitation: 微信支付界面, 二维码图案 and 超市�
 (surrounding, abstract, content) is judged by how much of it solicits, since an article with one telephone number at its
 end is an article: mask that with `personal_data`, which stands after this filter.
 
+Thresholds: running_chars is ours.
+
 Limits: a price without a word that sells is no offer, nor is such a word without a price, unless it can mean nothing
 else (厂家直销). Addresses without a known top-level domain are not recognised. Repetitions in the patterns are bounded,
 so that a text costs time in proportion to its length.

@@ -2,7 +2,8 @@
 
 Phrases come from `boilerplate.txt` beside this file, one per line, and from the spec; width, case and Traditional
 characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:
-「点击查看大图」 is dropped, 「点击查看大图：黄山云海」 is kept.
+「点击查看大图」 is dropped, 「点击查看大图：黄山云海」 is kept. A line that begins with = is a word that counts only as
+the whole text, whatever number and marks it has: 首页, [警告], 二维码2.
 
 Limits: set phrases of a single site are not known here; stage `extract` removes texts that many of its pages
 share.
@@ -33,6 +34,10 @@ _URL = re.compile(  # a host begins where its characters do: from each of its la
     r"(?:https?://|www\.)\S+|(?<![a-z0-9.-])\.*(?:[a-z0-9-]+\.+)+(?:com|cn|net|org|cc|tv|top|vip|hk|tw)(?:/\S*)?", re.I
 )
 _LETTER = re.compile(r"[^\W_]")
+_NO_WORD = re.compile(r"[\W_\d]+")
+
+LONGEST_WORD = 12
+"""Characters of a text that is looked up as a word of the list."""
 
 
 class Boilerplate(TextFilter):
@@ -41,7 +46,7 @@ class Boilerplate(TextFilter):
     phrases: tuple[str, ...] = Field((), description="more set phrases, besides the packaged ones")
     packaged: bool = Field(True, description="use the packaged list of phrases")
 
-    VERSION: ClassVar[int] = 3
+    VERSION: ClassVar[int] = 4
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text.strip()
@@ -53,6 +58,8 @@ class Boilerplate(TextFilter):
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
         plain = even(whole)
+        if len(whole) <= LONGEST_WORD and self.packaged and _NO_WORD.sub("", plain) in _words():
+            return Drop(DropReason.BOILERPLATE, whole)
         matches = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
         if not matches:
             return None
@@ -68,13 +75,23 @@ def _letters(text: str) -> int:
 
 
 @cache
+def _words() -> frozenset[str]:
+    """The words of the packaged list, plain."""
+    return frozenset(even(line[1:].strip()) for line in _listed() if line.startswith("="))
+
+
+def _listed() -> list[str]:
+    listed = resources.files("pipeline.filters").joinpath("boilerplate.txt").read_text(encoding="utf-8")
+    return [line for line in listed.splitlines() if not line.startswith("#")]
+
+
+@cache
 def _phrases(phrases: tuple[str, ...], packaged: bool) -> Any:
     """Aho-Corasick automaton of all phrases; of two that begin at the same place the longer one counts."""
     from ahocorasick_rs import AhoCorasick, MatchKind
 
     lines = list(phrases)
     if packaged:
-        listed = resources.files("pipeline.filters").joinpath("boilerplate.txt").read_text(encoding="utf-8")
-        lines += [line for line in listed.splitlines() if not line.startswith("#")]
+        lines += [line for line in _listed() if not line.startswith("=")]
     known = sorted({even(line.strip()) for line in lines if line.strip()})
     return AhoCorasick(known, matchkind=MatchKind.LeftmostLongest)

@@ -3,19 +3,30 @@
 Rules on scripts rather than a language model: on short captions models take 故宫雪景 for Japanese. The katakana middle
 dot (・) does not count as kana, since Chinese texts separate the parts of foreign names with it.
 
+Terms in Latin letters belong to Chinese captions (「Chrome 调试」), so by default a Latin word counts as 4/3 letters
+(`pipeline.texts.words`), and an alt, caption or tag needs less Han than a title or a sentence. A text without any Han
+character is dropped whatever the share. A number in the spec is a share of single letters, for texts of every kind, as
+it always was; a mapping from kinds to shares counts as the defaults do. In a collection
+(`pipeline.filters.is_collection`) one Han character is enough by default.
+
+Thresholds: ours.
+
 Limits: a Japanese text without a single kana passes.
 """
 
 from __future__ import annotations
 
 import re
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from data_specs.shard import Text
-from pipeline.filters import Drop, TextFilter
+from data_specs.build import SourceRef
+from data_specs.shard import TEXT_KINDS, Text, TextKind
+from pipeline.filters import Drop, Limit, TextFilter, Threshold, is_collection
 from pipeline.records import DropReason
 from pipeline.texts.forms import Table
+from pipeline.texts.words import LATIN, LATIN_WEIGHT
 
 HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af〇]")
 KANA = re.compile("[\u3041-\u309f\u30a1-\u30fa\u30ff\u31f0-\u31ff\uff66-\uff9f]")
@@ -33,17 +44,62 @@ _LETTER = re.compile(r"[^\W\d_]")
 _SCRIPTS = Table(_script)
 
 
+_SHARE = Annotated[float, Field(ge=0, le=1)]
+_OF_TERMS, _OF_SENTENCES = 0.2, 0.5
+
+
+def han_of_letters(text: str) -> float:
+    """Share of Han characters among the letters of a text, 0 to 1; 0 without any letter."""
+    scripts = text.translate(_SCRIPTS)
+    return scripts.count("h") / len(scripts) if scripts else 0.0
+
+
 class HanShare(TextFilter):
     """Share of Han characters among the letters of a text."""
 
-    min_share: float = Field(0.5, ge=0, le=1, description="least share of Han among the letters; digits do not count")
+    model_config = ConfigDict(json_schema_extra={"examples": [{"min_share": {"caption": 0.3}}]})
+
+    min_share: Threshold[_SHARE] | None = Field(
+        None,
+        description="least share of Han among the letters, of every text or by kind; digits do not count; by default "
+        "0.2 of an alt, caption or tag and 0.5 of other texts, 0 in a folder or library",
+    )
     max_foreign: int = Field(0, ge=0, description="most kana and hangul characters in a text")
+
+    VERSION: ClassVar[int] = 2
+
+    def for_source(self, source: SourceRef) -> HanShare:
+        unstated = is_collection(source) and self.min_share is None
+        return self.model_copy(update={"min_share": 0.0}) if unstated else self
+
+    def limits(self) -> tuple[Limit, ...]:
+        # of kinds with limits of their own the lowest, which holds for all
+        least = min(map(self._least, TEXT_KINDS))
+        return (Limit("min_share", "han_letters", DropReason.LOW_HAN_SHARE, least=least),)
 
     def check(self, text: Text) -> Drop | None:
         scripts = text.text.translate(_SCRIPTS)
-        han, foreign = scripts.count("h"), scripts.count("f")
+        han, foreign, letters = scripts.count("h"), scripts.count("f"), len(scripts)
         if foreign > self.max_foreign:
             return Drop(DropReason.NOT_CHINESE, f"{foreign} kana or hangul")
-        if not han or han < self.min_share * len(scripts):
-            return Drop(DropReason.LOW_HAN_SHARE, f"{han} of {len(scripts)} letters are Han")
-        return None
+        if not han:
+            return Drop(DropReason.LOW_HAN_SHARE, f"0 of {letters} letters are Han")
+        least = self._least(text.kind)
+        if han >= least * letters:  # a Latin word counts for no more than its letters
+            return None
+        if isinstance(self.min_share, float):
+            return Drop(DropReason.LOW_HAN_SHARE, f"{han} of {letters} letters are Han")
+        share = han / (han + _worth_of_latin(text.text))
+        return None if share >= least else Drop(DropReason.LOW_HAN_SHARE, f"{share:.0%} is Han; needs {least:.0%}")
+
+    def _least(self, kind: TextKind) -> float:
+        if isinstance(self.min_share, float):
+            return self.min_share
+        default = _OF_TERMS if kind in ("alt", "caption", "tag") else _OF_SENTENCES
+        return default if self.min_share is None else self.min_share.get(kind, default)
+
+
+def _worth_of_latin(text: str) -> float:
+    """What the Latin words of a text count for, in characters; numbers count for nothing."""
+    runs = [run for run in LATIN.findall(text) if not run.isdigit()]
+    return sum(min(len(run), LATIN_WEIGHT) for run in runs)

@@ -2,13 +2,15 @@
 
 `blankness` is the share of the most frequent of 64 grey levels. A small drawing on white may reach 0.95, so the
 default drops only pictures that are flat almost everywhere.
+
+Thresholds: ours, from drawings on white that are good pictures.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter
+from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
 
@@ -16,6 +18,9 @@ class ImageBlank(ImageFilter):
     """Share of the picture in one grey level."""
 
     max_blankness: float = Field(0.98, gt=0, le=1, description="share of one of 64 grey levels, 0 to 1")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("max_blankness", "blankness", DropReason.IMAGE_BLANK, most=self.max_blankness),)
 
     def check(self, features: Features) -> Drop | None:
         if features.blankness > self.max_blankness:

@@ -1,13 +1,15 @@
 """Drops files that are too small to hold a photograph (LAION-5B: below 5 KB), or larger than the spec allows.
 
 Not among the default filters: a drawing of two colours is a good picture in 2 KB.
+
+Thresholds: min_bytes is LAION-5B's (5 KB), max_bytes ours.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter
+from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
 
@@ -16,6 +18,12 @@ class ImageBytes(ImageFilter):
 
     min_bytes: int = Field(5_000, ge=0, description="smallest allowed file, bytes")
     max_bytes: int = Field(50_000_000, ge=1, description="largest allowed file, bytes")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (
+            Limit("min_bytes", "file_bytes", DropReason.IMAGE_TOO_SMALL, least=self.min_bytes),
+            Limit("max_bytes", "file_bytes", DropReason.IMAGE_TOO_LARGE, most=self.max_bytes),
+        )
 
     def check(self, features: Features) -> Drop | None:
         if features.bytes < self.min_bytes:

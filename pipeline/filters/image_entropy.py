@@ -4,13 +4,15 @@ The lowest of 173 photos of dishes had 5.9 bits; a quarter of 235 drawings on wh
 than 1.7.
 
 Not among the default filters: a dataset may want drawings.
+
+Thresholds: ours, from photos of dishes and drawings.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter
+from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
 
@@ -18,6 +20,9 @@ class ImageEntropy(ImageFilter):
     """Entropy of the grey levels."""
 
     min_entropy: float = Field(1.0, ge=0, le=8, description="bits; 8 is the most that 256 levels have")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("min_entropy", "entropy", DropReason.IMAGE_ENTROPY, least=self.min_entropy),)
 
     def check(self, features: Features) -> Drop | None:
         if features.entropy < self.min_entropy:

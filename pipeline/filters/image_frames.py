@@ -1,13 +1,15 @@
 """Drops animations, since only their first frame would be kept: often blank, a title or a fade-in.
 
 Counts the frames of GIF, WebP, PNG and AVIF and the pages of TIFF. Not among the default filters.
+
+Thresholds: ours.
 """
 
 from __future__ import annotations
 
 from pydantic import Field
 
-from pipeline.filters import Drop, ImageFilter
+from pipeline.filters import Drop, ImageFilter, Limit
 from pipeline.records import DropReason, Features
 
 
@@ -15,6 +17,9 @@ class ImageFrames(ImageFilter):
     """Frames of a file."""
 
     max_frames: int = Field(1, ge=1, description="most frames of an animation, or pages")
+
+    def limits(self) -> tuple[Limit, ...]:
+        return (Limit("max_frames", "frames", DropReason.IMAGE_ANIMATED, most=self.max_frames),)
 
     def check(self, features: Features) -> Drop | None:
         if features.frames > self.max_frames:

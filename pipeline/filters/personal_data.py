@@ -6,6 +6,8 @@ Decisions. `pipeline.texts.personal` says what is recognised, and by which check
 
 Filters that drop solicitations (`ads`) stand before this one; after it they would see masks in place of numbers.
 
+Thresholds: none.
+
 Limits: names are not masked. jieba's tags call 孔雀, 西红柿 and 牛腩 persons, in one of five captions of dishes that
 name nobody.
 """

@@ -4,6 +4,8 @@ Three measures over the letters of a text (digits, marks and spaces do not count
 share of the most frequent letter, and the share of three-letter sequences that occurred in the text before. The shares
 are computed only for texts with enough letters: 妈妈 and 人人 repeat, and say something.
 
+Thresholds: ours.
+
 Limits: a text that repeats with small changes passes (新款连衣裙女, 连衣裙新款女).
 """
 

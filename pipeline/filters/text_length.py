@@ -1,41 +1,90 @@
 """Drops texts that are too short or too long to say something about a picture.
 
-Characters are counted without white space. The defaults are those of Chinese-CLIP (5 to 50 characters) for texts that
-name or describe; running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains on it and
-training cuts it to its token limit. Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted
-only if a spec limits their number, and a text is segmented only if a bound does not decide already.
+What is too short depends on what a text is. A caption or an alt text belongs to its picture, and one term is a whole
+caption: 正阳门. A page's title (戚风蛋糕) stands for all its pictures, and a paragraph or an abstract must say more.
+So by default an alt, caption or tag needs 2 characters, a title 3 and any other text 5; naming kinds have at most 50
+(Chinese-CLIP's), and running text (surrounding, abstract, content) has a maximum of its own, since WenLan trains on it
+and training cuts it to its token limit.
+
+Characters are counted without white space. For the default maximum a Latin word or a number counts as 4/3 characters,
+since four Han characters say what three English words do (`pipeline.texts.words.weight`); so it does for a mapping from
+kinds to numbers. A number in the spec counts every character of texts of every kind, as it always did.
+
+In a collection (`pipeline.filters.is_collection`) the defaults are 1 and `max_chars_running`: its texts were written
+for its pictures.
+
+Words are those of jieba's dictionary (`pipeline.texts.words`). They are counted only if a spec limits their number, and
+a text is segmented only if a bound does not decide already.
+
+Thresholds: 50 characters are Chinese-CLIP's maximum, as 5 are its minimum; the lower minima of kinds, and
+max_chars_running, are ours.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
-from data_specs.shard import Text
-from pipeline.filters import RUNNING_KINDS, Drop, TextFilter
+from data_specs.build import SourceRef
+from data_specs.shard import TEXT_KINDS, Text, TextKind
+from pipeline.filters import RUNNING_KINDS, Drop, Limit, TextFilter, Threshold, is_collection
 from pipeline.records import DropReason
-from pipeline.texts.words import count_words, has_words
+from pipeline.texts.words import count_words, has_words, weight
+
+Least = Annotated[int, Field(ge=0)]
+Most = Annotated[int, Field(ge=1)]
+
+_LEAST: dict[TextKind, int] = {"alt": 2, "caption": 2, "tag": 2, "title": 3}
+_LEAST_OF_OTHERS, _MOST = 5, 50
 
 
 class TextLength(TextFilter):
     """Length of a text in characters and words."""
 
-    min_chars: int = Field(5, ge=0, description="fewest characters, white space not counted")
-    max_chars: int = Field(50, ge=1, description="most characters of an alt, caption, title or tag")
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"min_chars": {"caption": 4, "title": 6}, "max_chars": 80}]}
+    )
+
+    min_chars: Threshold[Least] | None = Field(
+        None,
+        description="fewest characters, white space not counted: of every text, or by kind; "
+        "by default 2 of an alt, caption or tag, 3 of a title and 5 of other texts, 1 in a folder or library",
+    )
+    max_chars: Threshold[Most] | None = Field(
+        None,
+        description="most characters of an alt, caption, title or tag, or by kind; "
+        "by default 50, in a folder or library those of running text",
+    )
     max_chars_running: int = Field(1000, ge=1, description="most characters of a surrounding, abstract or content")
     min_words: int = Field(0, ge=0, description="fewest words, as jieba cuts them; 0: not looked at")
     max_words: int = Field(0, ge=0, description="most words of an alt, caption, title or tag; 0: not looked at")
 
-    VERSION: ClassVar[int] = 2
+    VERSION: ClassVar[int] = 3
+
+    def for_source(self, source: SourceRef) -> TextLength:
+        if not is_collection(source):
+            return self
+        defaults = {"min_chars": 1, "max_chars": self.max_chars_running}
+        return self.model_copy(update={n: v for n, v in defaults.items() if getattr(self, n) is None})
+
+    def limits(self) -> tuple[Limit, ...]:
+        # Decisions do not tell kinds of text apart: of kinds with limits of their own the widest, which holds for all;
+        # the maximum is that of other than running texts
+        fewest = min(map(self._least, TEXT_KINDS))
+        greatest = max(self._most(kind) for kind in TEXT_KINDS if kind not in RUNNING_KINDS)
+        least = Limit("min_chars", "characters", DropReason.TEXT_TOO_SHORT, least=fewest)
+        most = Limit("max_chars", "characters", DropReason.TEXT_TOO_LONG, most=greatest)
+        # with a number of words beside it, a text that another limit lets in may still be dropped
+        return tuple(limit for limit, words in ((least, self.min_words), (most, self.max_words)) if not words)
 
     def check(self, text: Text) -> Drop | None:
         chars = sum(map(len, text.text.split()))
-        most = self.max_chars_running if text.kind in RUNNING_KINDS else self.max_chars
-        if chars < self.min_chars:
-            return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {self.min_chars}")
-        if chars > most:
-            return Drop(DropReason.TEXT_TOO_LONG, f"{chars} characters; at most {most} are allowed")
+        least, most = self._least(text.kind), self._most(text.kind)
+        if chars < least:
+            return Drop(DropReason.TEXT_TOO_SHORT, f"{chars} characters; needs {least}")
+        if chars > most and (fault := self._too_long(text.text, chars, most)):
+            return fault
         if self.min_words and not has_words(text.text, self.min_words):
             return Drop(DropReason.TEXT_TOO_SHORT, f"{count_words(text.text)} words; needs {self.min_words}")
         if self.max_words and text.kind not in RUNNING_KINDS and has_words(text.text, self.max_words + 1):
@@ -43,3 +92,25 @@ class TextLength(TextFilter):
                 DropReason.TEXT_TOO_LONG, f"{count_words(text.text)} words; at most {self.max_words} are allowed"
             )
         return None
+
+    def _least(self, kind: TextKind) -> int:
+        return _of_kind(self.min_chars, kind, _LEAST.get(kind, _LEAST_OF_OTHERS))
+
+    def _most(self, kind: TextKind) -> int:
+        if kind in RUNNING_KINDS:
+            own = self.max_chars.get(kind) if isinstance(self.max_chars, dict) else None
+            return self.max_chars_running if own is None else own
+        return _of_kind(self.max_chars, kind, _MOST)
+
+    def _too_long(self, text: str, chars: int, most: int) -> Drop | None:
+        said = chars if isinstance(self.max_chars, int) else weight(text)
+        if said <= most:
+            return None
+        return Drop(DropReason.TEXT_TOO_LONG, f"{said:.3g} characters; at most {most} are allowed")
+
+
+def _of_kind(stated: int | dict[TextKind, int] | None, kind: TextKind, default: int) -> int:
+    """The threshold for texts of a kind."""
+    if isinstance(stated, int):
+        return stated
+    return default if stated is None else stated.get(kind, default)

@@ -6,8 +6,10 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
     alt           the image's alt, then its title attribute
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
-    title         the page's headline: its first h1, else og:title, else <title> without the site's name
-    surrounding   the nearest block of text before the image, and the nearest after it
+    title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
+                  og:title, JSON-LD's headline, or <title> without the site's name (`_headline`)
+    surrounding   the nearest block of text before the image, and the nearest after it; on a page with several images
+                  the sentence right beside an image, else its section's heading, comes before the title (`_Lookup`)
     abstract      og:description or meta description, else the first paragraph
     tag           the page's keywords: rel=tag links, article:tag, meta keywords, JSON-LD
 
@@ -24,8 +26,10 @@ bounds of `pipeline.pages.bounds` is refused; what else a page may cost is limit
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +54,16 @@ MAX_CAPTIONS = 3
 MIN_ABSTRACT = 20
 """Letters that a first paragraph needs to be taken as the abstract."""
 
+MIN_SENTENCE, POINTER = 4, 12
+"""Han characters of a sentence beside an image that can stand before the title, and of 最终效果如下图所示 at most."""
+
+MIN_HEADING, MAX_IN_SECTION = 3, 3
+"""Han characters of a section's heading that can stand before the title (简介 is one of many sections), and images of
+the section."""
+
+MIN_NAMED = 4
+"""Letters of a headline that is looked for within a longer title: shorter ones (简介) are words of many."""
+
 MAX_TAGS, MAX_TAG = 10, 20
 """Tags kept per page, and characters above which a keyword is a sentence and no tag."""
 
@@ -63,6 +77,18 @@ _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:�
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
 _SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
 _LETTER = re.compile(r"[^\W\d_]")
+_HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
+_POINTER = re.compile(
+    r"(?:最终|最終|具体)?(?:效果|结果|結果|界面|截图)?"
+    r"(?:(?:如|见|見)(?:下|上|左|右)?(?:图|圖|面|方)?|[下上左右](?:图|圖|面|方)|(?:图|圖)中?(?=所))[片中\d]*(?:所示|所见|所見)?"
+)
+"""What only points at a picture."""
+_REFERS = re.compile(
+    r"^(?:[这這它他她其此该該但而]|因此|所以|否[则則]|如果|另外|[并並]且|同[时時]|然[后後]|通常|例如|比如)"
+    r"|[详詳][情细細]?[见見]|[参參][见見考阅閱看]"
+)
+_SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s")
+_NO_LETTER = re.compile(r"[\W_]+")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
 
@@ -104,7 +130,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     body = selected.content if selected.content is not None else tree.body
     if body is not None:
         walk.run(body)
-    headline = clean(selected.title or "") or walk.headline or meta.title or clean(linked.headline)
+    headline = clean(selected.title or "") or _headline(walk.headlines, meta, clean(linked.headline))
     abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description) or _first_paragraph(walk)
     tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
     lookup = _Lookup(walk, headline, abstract, tags)
@@ -115,12 +141,35 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
 
 
+def _headline(headlines: list[str], meta: _Meta, linked: str) -> str:
+    """The title of a page's article.
+
+    Sections of a page may have an h1 each, and a site may set its own name in one: so an h1 that stands alone is the
+    title unless it is the site's name, and of several ones it is the first that the head names too.
+    """
+    named = [name for name in (meta.named, meta.title, linked) if name]
+    own = [h1 for h1 in headlines if h1 != meta.site or h1 in named]
+    if own and (len(headlines) == 1 or not named):
+        return own[0]
+    for name in (*named, meta.whole):
+        for h1 in own:
+            if _names(name, h1):
+                return h1
+    return next(iter([*named, *own, *headlines]), "")
+
+
+def _names(name: str, headline: str) -> bool:
+    """Whether what the head says of a page is a headline of it, perhaps with more around it."""
+    whole, part = (_NO_LETTER.sub("", text).lower() for text in (name, headline))
+    return part == whole != "" or (len(part) >= MIN_NAMED and part in whole)
+
+
 def _first_paragraph(walk: Walk) -> str:
     """The first block of running text that is long enough, "" if there is none."""
     for block in walk.blocks[:200]:
         if not block.furniture and not block.is_caption and block.length >= MIN_ABSTRACT:
             text = block.text()
-            if len(_LETTER.findall(text[:200])) >= MIN_ABSTRACT and text[:MAX_SURROUNDING] != walk.headline:
+            if len(_LETTER.findall(text[:200])) >= MIN_ABSTRACT and text[:MAX_SURROUNDING] not in walk.headlines:
                 return text[:MAX_SURROUNDING]
     return ""
 
@@ -138,7 +187,10 @@ class _Meta:
     base: str
     language: str
     robots: tuple[str, ...]
-    title: str
+    whole: str  # <title>
+    title: str  # the same without the site's name
+    named: str  # og:title
+    site: str  # og:site_name
     abstract: str
     image: str
     tags: tuple[str, ...]
@@ -169,7 +221,10 @@ class _Meta:
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
             robots=tuple(robots),
-            title=clean(content_of.get("og:title", "")) or _SITE_NAME.sub("", name_of_page) or name_of_page,
+            whole=name_of_page,
+            title=_SITE_NAME.sub("", name_of_page) or name_of_page,
+            named=clean(content_of.get("og:title", "")),
+            site=clean(content_of.get("og:site_name", "")),
             abstract=clean(content_of.get("og:description", "") or content_of.get("description", "")),
             image=content_of.get("og:image", ""),
             tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
@@ -184,6 +239,12 @@ class _Lookup:
         self.blocks, self.places, self.headline, self.abstract = walk.blocks, walk.places, headline, abstract
         self.tags = tags
         self._with_image = {place.block for place in walk.places}
+        self._several = sum(not place.furniture and not place.fallback for place in walk.places) > 1
+        self._sections = walk.sections
+        self._near = [self._own_text(place) for place in walk.places]
+        self._beside = [self._sentence_beside(row) for row in range(len(walk.places))] if self._several else []
+        self._count_of = Counter(self._beside)
+        self._in_section = Counter(self._section(place) for place in walk.places) if self._several else Counter()
         self._images_of: dict[int, dict[int, int]] = {}  # figure -> row of an image in it -> its place among them
         self._captions_of: dict[int, list[int]] = {}  # figure -> its caption blocks
         for row, place in enumerate(walk.places):
@@ -202,8 +263,10 @@ class _Lookup:
         captions, used = self._captions(row)
         texts: list[tuple[TextKind, str]] = [("caption", _NUMBER.sub("", text)) for text in captions]
         texts += [("alt", clean(attributes.get("alt", ""))), ("alt", clean(attributes.get("title", "")))]
+        if beside := self._sentence(row, used) or self._heading(place):
+            texts.append(("surrounding", beside))
         texts.append(("title", self.headline))
-        texts += [("surrounding", text) for text in self._surrounding(place, used)]
+        texts += [("surrounding", text) for text in self._surrounding(row, used)]
         texts += [("abstract", self.abstract), *(("tag", tag) for tag in self.tags)]
         url = image_url(attributes, place.sources)
         return PageImage(row, url, _texts(texts), attributes, place.furniture, place.fallback)
@@ -225,14 +288,67 @@ class _Lookup:
                 break
         return [], -1
 
-    def _surrounding(self, place: Place, used: int) -> list[str]:
-        """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
+    def _sentence(self, row: int, used: int) -> str:
+        """The sentence right beside an image, if the page has several images and no other one has this sentence.
+
+        The title of such a page says what all of them are about, and the sentence what this one shows: a step of a
+        recipe, the line or the section's heading before a screenshot. "" if there is none, or one that says less than
+        MIN_SENTENCE characters beside 如下图所示, or that speaks of what is said elsewhere (这, 因此, 详见).
+        """
+        sentence = self._beside[row] if self._several else ""
+        if not sentence or self._count_of[sentence] > 1 or sentence == self.headline:
+            return ""
+        said = len(_HAN.findall(sentence))
+        if MIN_SENTENCE <= said < MIN_SENTENCE + POINTER:  # a longer one says enough beside any pointer
+            said = len(_HAN.findall(_POINTER.sub("", sentence)))
+        if said < MIN_SENTENCE or _REFERS.search(sentence):
+            return ""
+        return sentence if used < 0 or sentence != self.blocks[used].text() else ""
+
+    def _heading(self, place: Place) -> str:
+        """The heading of an image's section, on a page with several images of which few are in this section."""
+        at = self._section(place) if self._several and not place.furniture else -1
+        if at < 0 or self._in_section[at] > MAX_IN_SECTION:
+            return ""
+        text = self.blocks[at].text()[:MAX_SURROUNDING]
+        return text if len(_HAN.findall(text)) >= MIN_HEADING and text != self.headline else ""
+
+    def _section(self, place: Place) -> int:
+        """The block that is the heading of an image's section; -1 if there is none before it."""
+        at = bisect.bisect_left(self._sections, place.block) - 1
+        return self._sections[at] if at >= 0 else -1
+
+    def _own_text(self, place: Place) -> tuple[str, str]:
+        """The text of an image's block before and after it, if that is running text."""
         own = self.blocks[place.block]
-        before, after = ("", "") if own.furniture or own.is_caption else own.near(place.offset)
+        return ("", "") if own.furniture or own.is_caption else own.near(place.offset)
+
+    def _sentence_beside(self, row: int) -> str:
+        """The last sentence of the text before an image, within its block or in the block before; else the first after
+        it in its block; "" if another image or furniture stands between.
+        """
+        place, (before, after) = self.places[row], self._near[row]
+        own = self.blocks[place.block]
+        if own.furniture or own.is_caption or place.furniture or place.fallback:
+            return ""
         if not _LETTER.search(before):
-            before = self._nearest(place.block, -1, used)
+            if _LETTER.search(after):
+                return _sentences(after[:MAX_SURROUNDING])[0]
+            at = place.block - 1
+            while at > 0 and at not in self._with_image and not self.blocks[at].length:
+                at -= 1
+            if at < 0 or at in self._with_image or self.blocks[at].furniture or self.blocks[at].is_caption:
+                return ""
+            before = self.blocks[at].text()
+        return _sentences(before[-MAX_SURROUNDING:])[-1]
+
+    def _surrounding(self, row: int, used: int) -> list[str]:
+        """The nearest text before the image (its own paragraph as far as the image, else a block before) and after."""
+        start, (before, after) = self.places[row].block, self._near[row]
+        if not _LETTER.search(before):
+            before = self._nearest(start, -1, used)
         if not _LETTER.search(after):
-            after = self._nearest(place.block, 1, used)
+            after = self._nearest(start, 1, used)
         return [before[-MAX_SURROUNDING:].strip(), after[:MAX_SURROUNDING].strip()]
 
     def _nearest(self, start: int, step: int, used: int) -> str:
@@ -248,6 +364,11 @@ class _Lookup:
             if _LETTER.search(text) and not _is_caption_line(text):
                 return text
         return ""
+
+
+def _sentences(text: str) -> list[str]:
+    """The sentences of a text with their marks, at least one."""
+    return [sentence for part in _SENTENCE_END.split(text) if (sentence := part.strip())] or [""]
 
 
 def _is_caption_line(text: str) -> bool:

@@ -26,6 +26,9 @@ MAX_FIGURES = 8
 MAX_LOOKS = 100
 """Elements per page that are searched for an article; after that, furniture is told by class names alone."""
 
+MAX_HEADLINES = 50
+"""Headlines of first order that are noted: a page made from Markdown has one per section."""
+
 MAX_SOURCES = 50
 """Copies that are read of a <picture>; later ones are passed over."""
 
@@ -44,7 +47,7 @@ _NEVER_FURNITURE = frozenset(("html", "body", "article", "main", "h1"))
 _FURNITURE_TAGS = frozenset(("nav", "footer", "aside", "form", "button", "menu"))
 _FURNITURE = re.compile(
     r"(?:^|[-_\s])(?:nav|navbar|navigation|menu|breadcrumbs?|crumbs?|footer|foot|copyright|sidebar|side-bar|docnav|toc|"
-    r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search|banner)"
+    r"share|sharing|related|recommend|comments?|pagination|pager|toolbar|advert|ads?|sponsor|login|search)"
     r"(?:$|[-_\s])|crumb|recommend|copyright",
     re.I,
 )
@@ -121,9 +124,11 @@ class _Kind(NamedTuple):
     titles: bool
     block: bool
     counted: str  # its tag, if it matters for the elements inside it
-    plain: bool  # none of the above but `block`
+    heading: bool  # of a section, h2 to h6
+    plain: bool  # none of the above but `block` and `heading`
 
 
+_HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
 _COUNTED = frozenset(("h1", "picture", "noscript"))
 _ROLES = frozenset(("navigation", "contentinfo", "complementary", "search"))
 
@@ -143,6 +148,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         titles=style != "" and _TITLE_IN_FIGURE.search(style) is not None,
         block=tag not in _INLINE or by_style,
         counted=tag if tag in _COUNTED else "",
+        heading=tag in _HEADINGS,
         plain=False,
     )
     return kind._replace(plain=not any((*kind[:7], kind.counted)))  # the first seven fields are flags other than block
@@ -158,13 +164,14 @@ class _Opened:
 
 
 class Walk:
-    """The walk over the body: fills `blocks`, `places` and `headline`."""
+    """The walk over the body: fills `blocks`, `places`, `headlines` and `sections`."""
 
     def __init__(self) -> None:
         self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
         self.blocks: list[Block] = [self._block]
         self.places: list[Place] = []
-        self.headline = ""
+        self.headlines: list[str] = []  # its h1, MAX_HEADLINES at most
+        self.sections: list[int] = []  # blocks that are the heading of a section, h2 to h6
         self._figures: list[int] = []
         self._count = 0
         self._article = self._furniture = self._caption = self._titles = 0  # open elements of each sort
@@ -222,11 +229,15 @@ class Walk:
         if kind.plain:
             if kind.block and self._filled:
                 self._break()
+            if kind.heading and not self._furniture:
+                self.sections.append(len(self.blocks) - 1)
             return kind.block
         furniture = kind.furniture or (kind.header and not self._article) or (kind.suspect and self._is_furniture(node))
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._break()
+        if kind.heading and not furniture and not self._furniture:
+            self.sections.append(len(self.blocks) - 1)
         self._count_in(opened, 1)
         if opened.figure:
             self._count += 1
@@ -250,8 +261,8 @@ class Walk:
                 self._break()
             return
         kind = opened.kind
-        if kind.counted == "h1" and not self.headline and not self._furniture:
-            self.headline = clean(self._block.joined())[:MAX_NEAR]
+        if kind.counted == "h1" and not self._furniture and len(self.headlines) < MAX_HEADLINES:
+            self.headlines += [headline] if (headline := clean(self._block.joined())[:MAX_NEAR]) else []
         if kind.block and self._filled:
             self._break()
         self._count_in(opened, -1)

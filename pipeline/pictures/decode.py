@@ -17,6 +17,7 @@ module is not for threads.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import warnings
 from collections.abc import Iterator
@@ -29,8 +30,17 @@ import numpy.typing as npt
 
 from data_specs.jpeg import MAX_SCANS, Bytes, has_too_many_scans
 
-FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif")
+FORMATS = ("jpeg", "png", "gif", "webp", "bmp", "tiff", "avif", "heif")
 """Formats that are read. The first bytes of a file tell its format; suffix and content type are never trusted."""
+
+LATER_FORMATS = ("heif",)
+"""Those that came later. Ids of features leave them out: to read one more format changes no value of the others."""
+
+READERS = {"avif": "pip install -U 'pillow>=11.3'", "heif": "pip install 'wenlan[heif]'"}
+"""Formats that not every installation reads, and the command that makes it read them."""
+
+_BRANDS = {"avif": {b"avif", b"avis"}, "heif": {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}}
+"""Brands of the files that hold such pictures (ISO/IEC 23008-12, 10.2; AV1 Image File Format, 6)."""
 
 MAX_PIXELS = 100_000_000
 """Default limit of `decode`, the same as fetch.max_pixels of a spec."""
@@ -52,12 +62,17 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class PictureError(ValueError):
-    """The bytes are not a picture that can be shown. `too_many_pixels` tells a decompression bomb from damage."""
+    """The bytes are not a picture that can be shown.
 
-    def __init__(self, message: str, too_many_pixels: bool = False) -> None:
-        super().__init__(message, too_many_pixels)
+    `too_many_pixels` tells a decompression bomb from damage; `unreadable_here` a sound picture in a format whose reader
+    is not installed, which the message names.
+    """
+
+    def __init__(self, message: str, too_many_pixels: bool = False, unreadable_here: bool = False) -> None:
+        super().__init__(message, too_many_pixels, unreadable_here)
         self.message = message
         self.too_many_pixels = too_many_pixels
+        self.unreadable_here = unreadable_here
 
     def __str__(self) -> str:
         return self.message
@@ -276,6 +291,9 @@ def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
     return out.getvalue()
 
 
+_DECODERS = ("PIL", "cv2", "simplejpeg")
+
+
 @contextmanager
 def _refusing() -> Iterator[None]:
     """Turns whatever a decoder raises on hostile bytes into PictureError: the one place where the pipeline does so."""
@@ -284,6 +302,8 @@ def _refusing() -> Iterator[None]:
     except PictureError:
         raise
     except Exception as e:  # OSError, SyntaxError, struct.error, TypeError, MemoryError, SystemError and more
+        if isinstance(e, ModuleNotFoundError) and e.name in _DECODERS:
+            raise  # the extra pipeline is not installed, which is no fault of the bytes
         text = " ".join(str(e).split())
         raise PictureError(f"{type(e).__name__}: {text}" if text else type(e).__name__) from None
 
@@ -301,9 +321,43 @@ def _open(data: Bytes) -> Any:
 
     Image.MAX_IMAGE_PIXELS = None  # our own limit is checked from the header, with a reason of its own
     try:
-        return Image.open(io.BytesIO(data), formats=[name.upper() for name in FORMATS])
+        return Image.open(io.BytesIO(data), formats=[name.upper() for name in readable_formats()])
     except UnidentifiedImageError:
+        name = format_in_box(data)
+        if name and name not in readable_formats():
+            shown = "HEIC (HEIF)" if name == "heif" else name.upper()
+            message = f"{shown} pictures are not read by this installation: {READERS[name]}, then build again"
+            raise PictureError(message, unreadable_here=True) from None
         raise PictureError(f"not an image that is read here (it begins with {data[:8].hex() or 'nothing'})") from None
+
+
+@functools.cache
+def readable_formats() -> tuple[str, ...]:
+    """Those of FORMATS that this installation reads: AVIF needs a recent Pillow, HEIF the extra `heif`."""
+    from PIL import Image, features
+
+    Image.init()
+    with contextlib.suppress(ImportError):
+        import pi_heif
+
+        pi_heif.register_heif_opener()
+    missing = {name for name in FORMATS if name.upper() not in Image.OPEN}
+    if not features.check("avif"):
+        missing.add("avif")
+    return tuple(name for name in FORMATS if name not in missing)
+
+
+def format_in_box(data: Bytes) -> str:
+    """`avif` or `heif` by the brands of a file's first box; "" for anything else.
+
+    The box `ftyp` (ISO/IEC 14496-12, 4.3): its size in 4 bytes, its name, the major brand, a version, and compatible
+    brands up to its end, 4 bytes each. Only these tell AVIF from HEIF where the major brand is the `mif1` of both.
+    """
+    if data[4:8] != b"ftyp":
+        return ""
+    end = min(int.from_bytes(data[:4], "big"), 256, len(data))
+    brands = {bytes(data[8:12])} | {bytes(data[at : at + 4]) for at in range(16, end, 4)}
+    return next((name for name, own in _BRANDS.items() if brands & own), "")
 
 
 def _header(image: Any) -> Header:

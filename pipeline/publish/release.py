@@ -25,9 +25,7 @@ from typing import Any
 from data_specs.shard import (
     SCHEMA_VERSION,
     SPLITS,
-    FileDigest,
     Manifest,
-    ShardFiles,
     StoredImages,
     content_digest,
     parse_manifest,
@@ -40,7 +38,7 @@ from pipeline.publish import card, dataset, energon
 from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import Build, shard_files
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
 
@@ -194,16 +192,7 @@ def _finished(build: Build) -> list[Record]:
 def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> Manifest:
     """The manifest of a build, before it has a revision."""
     detectors = detector_ids(build.spec)
-    shards = [
-        ShardFiles(
-            split=record.info["split"],
-            samples=record.counts["kept"],
-            tar=_digest(record, "tar"),
-            parquet=_digest(record, "parquet"),
-            regions={detector: _digest(record, f"regions/{detector}") for detector in detectors},
-        )
-        for record in records
-    ]
+    shards = [shard_files(record) for record in records]
     return Manifest(
         schema_version=SCHEMA_VERSION,
         build_id=build.build_id,
@@ -216,11 +205,6 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         accepted=accepted,
         images=StoredImages(**build.spec.shards.model_dump(include=set(StoredImages.model_fields))),
     )
-
-
-def _digest(record: Record, suffix: str) -> FileDigest:
-    ref = record.files[suffix]
-    return FileDigest(path=ref.name, bytes=ref.bytes, sha256=ref.sha256)
 
 
 def _published(build: Build) -> Manifest | None:

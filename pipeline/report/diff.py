@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_specs.shard import Manifest, canonical_json
 from pipeline.store.dataset import Dataset
+from pipeline.store.frames import Frames
 
 NAMED = 1_000
 """Keys that a list names."""
@@ -71,12 +71,10 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
 def _read_samples(dataset: Dataset) -> _Samples:
     """All samples of a dataset, from the Parquet of every shard."""
     keys, aspects = [np.zeros(0, "V16")], [np.zeros((0, len(ASPECTS)), np.uint64)]
-    for shard in dataset.manifest.shards:
-        with dataset.local(shard, shard.parquet) as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(20_000, columns=_COLUMNS):
-                # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
-                keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
-                aspects.append(_aspects(batch))
+    for batch in Frames.of_dataset(dataset).batches("samples", _COLUMNS, rows=20_000):
+        # KEY is 32 hexadecimal digits: 16 bytes, compared as one opaque value
+        keys.append(np.frombuffer(bytes.fromhex("".join(batch["key"].to_pylist())), "V16"))
+        aspects.append(_aspects(batch))
     all_keys = np.concatenate(keys)
     order = np.argsort(all_keys)
     return _Samples(all_keys[order], np.concatenate(aspects)[order])

@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from data_specs.shard import KEY_LENGTH, ContractError
 from pipeline.errors import StoreError
@@ -23,6 +22,7 @@ from pipeline.files.digests import DIGEST
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
+from pipeline.store.frames import Frames
 from pipeline.store.identities import Identities, build_of
 
 _COLUMNS = ["candidate_id", "source", "page_url", "image_url", "sha256", "texts", "image_offset", "image_size"]
@@ -85,13 +85,11 @@ def samples(held: Mapping[str, Holder]) -> Iterator[tuple[dict[str, Any], bytes]
 
 def _of(dataset: Dataset, candidate_ids: Iterable[str]) -> Iterator[tuple[dict[str, Any], bytes]]:
     wanted = pc.field("candidate_id").isin(pa.array(candidate_ids, pa.string()))
-    for shard in dataset.manifest.shards:
+    frames = Frames.of_dataset(dataset)
+    for (folder, shard), part in zip(frames.shards, frames.parts("samples"), strict=True):
         try:
-            with dataset.local(shard, shard.parquet) as path:
-                rows = pq.read_table(path, columns=_COLUMNS, filters=wanted).to_pylist()
-            for row in rows:
-                place = row["image_offset"], row["image_size"]
-                yield _as_decided(row), dataset.folder_of(shard).read_range(shard.tar.path, *place)
+            for row in part.table(_COLUMNS, wanted).to_pylist():
+                yield _as_decided(row), folder.read_range(shard.tar.path, row["image_offset"], row["image_size"])
         except (OSError, StoreError):
             continue  # a shard that is gone: `verify` says so, a report only shows less
 

@@ -17,21 +17,18 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.build import SpecError
 from data_specs.shard import KEY_LENGTH
-from pipeline.records import order_key, sha256_hex
+from pipeline.records import order_key
 from pipeline.report import elsewhere
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.images import records_between
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage
-from pipeline.urls import without_userinfo
+from pipeline.store.subjects import Subject, subject_of
 
 TRACED = 20
-PREFIX = 8
-"""Fewest digits of an id."""
-
 ASKED = {
     "key",
     "order_key",
@@ -48,15 +45,15 @@ ASKED = {
 
 
 def explain(build: Build, subject: str) -> list[dict[str, Any]]:
-    """Every decision about a candidate id or key (or its beginning, 8 hex digits or more), an image, or a URL.
+    """Every decision about what a person names: candidates, images or pages (`pipeline.store.subjects`).
 
-    A URL may be an image's or a page's. Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the
+    Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the
     candidate}, in the stages' order, None beyond the first TRACED rows; `leader`: the decision about what it is a
     duplicate of, None if it is none or an earlier build's; and `held_by`: the earlier build that holds that one, with
     its dataset, the sample's key and the newest release if that has the build (`elsewhere.Holder`), None for no such
     build. Raises SpecError for a subject that is too short.
     """
-    decisions = list(_decisions(build, without_userinfo(subject)))  # as decisions are written
+    decisions = list(_decisions(build, subject_of(subject, [build])))  # as decisions are written
     leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
     missing = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - set(leaders)
     if missing:
@@ -110,7 +107,9 @@ def _look(
                 yield suffix.removesuffix(".parquet"), f"{len(scores)} boxes, scores {scores[:5]}"
             elif rows:
                 yield "partition", record.partition
-                yield from ((name, value) for name, value in rows[0].items() if name not in ASKED and value != "")
+                yield from (
+                    (name, value) for name, value in rows[0].items() if name not in ASKED and value not in ("", [])
+                )
                 return
 
 
@@ -123,27 +122,12 @@ def _records(stage: StageDir, key: str) -> Iterator[Record]:
         yield from (stage.record(name) for name in names)
 
 
-def _decisions(build: Build, subject: str) -> Iterator[dict[str, Any]]:
-    for table in build.decisions():
-        yield from table.filter(_about(table, subject)).to_pylist()
+def _decisions(build: Build, subject: Subject) -> Iterator[dict[str, Any]]:
+    for table in Frames.of(build).tables("decisions"):
+        yield from subject.rows_of(table).to_pylist()
 
 
 def _by_id(build: Build, ids: set[str]) -> Iterator[dict[str, Any]]:
-    wanted = pa.array(sorted(ids), pa.string())
-    for table in build.decisions():
-        yield from table.filter(pc.is_in(table["id"], wanted)).to_pylist()
-
-
-def _about(table: pa.Table, subject: str) -> Any:
-    if "://" in subject:
-        matches = [pc.equal(table[name], subject) for name in ("url", "page_url")]
-        matches.append(pc.equal(table["fetch_id"], sha256_hex(subject)))  # the url column is cut at 2,000 characters
-    else:
-        prefix = subject.lower()
-        if len(prefix) < PREFIX:
-            raise SpecError([f"{subject}: give a URL or at least {PREFIX} digits of an id"])
-        matches = [pc.starts_with(table[name], prefix) for name in ("id", "fetch_id", "duplicate_of")]
-    result = matches[0]
-    for more in matches[1:]:
-        result = pc.or_(result, more)
-    return result
+    wanted = pc.field("id").isin(pa.array(sorted(ids), pa.string()))
+    for batch in Frames.of(build).batches("decisions", filters=wanted):
+        yield from batch.to_pylist()

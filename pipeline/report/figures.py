@@ -20,12 +20,11 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from pipeline.detectors import detector_ids
 from pipeline.records import DropReason
 from pipeline.store.build import Build
-from pipeline.store.partitions import DECISIONS
+from pipeline.store.frames import Frames
 from pipeline.texts.words import stop_words, words_of
 
 WORD_SAMPLES = 50_000
@@ -96,6 +95,9 @@ _KILOBYTES = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 _REGIONS = (0, 1, 2, 5, 9, 17, 25, 36, 37)
 _ASPECT = (0.0, 1 / 3, 1 / 2, 2 / 3, 0.9, 1.1, 1.5, 2.0, 3.0)
 _ASPECT_LABELS = ("<1:3", "1:3", "1:2", "2:3", "1:1", "1.1", "3:2", "2:1", "3:1+")
+
+EDGES: dict[str, Sequence[float]] = {"characters": _CHARS, "short_side": _SIDES, "long_side": _SIDES, "aspect": _ASPECT}
+"""Lower bounds of the bins of measures that filters limit (`pipeline.report.limits`)."""
 
 
 class Figures:
@@ -191,19 +193,17 @@ class Figures:
 
 def collect(build: Build) -> dict[str, Any]:
     """Figures of all kept samples of a build, as report.json has them."""
-    stage, detectors = build.stage("shard"), detector_ids(build.spec)
-    records = build.packed()
-    figures, words_per_shard = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(records)))
+    frames, detectors = Frames.of(build), detector_ids(build.spec)
+    figures, words_per_shard = Figures(detectors), max(1, WORD_SAMPLES // max(1, len(frames.shards)))
     columns = ["texts", "width", "height", "image_size", "format", "image_url", "page_url"]
-    for record in records:
+    for part in frames.parts("samples"):
         remaining = words_per_shard
-        with stage.file(record, "parquet") as path, pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(5_000, columns=columns):
-                figures.add(batch.to_pylist(), remaining)
-                remaining = max(0, remaining - batch.num_rows)
-        for detector in detectors:
-            scores = stage.table(record, f"regions/{detector}", columns=["scores"])["scores"]
-            counts = pc.list_value_length(scores).to_numpy()
+        for batch in part.batches(columns, rows=5_000):
+            figures.add(batch.to_pylist(), remaining)
+            remaining = max(0, remaining - batch.num_rows)
+    for detector in detectors:
+        for batch in frames.batches(f"regions/{detector}", ["scores"]):
+            counts = pc.list_value_length(batch["scores"]).to_numpy()
             figures.regions[detector].add(counts)
             figures.boxes[detector] += int(counts.sum())
     return figures.value()
@@ -221,12 +221,8 @@ def collect_known(build: Build) -> tuple[Counter[str], Counter[str]]:
     """
     hosts: Counter[str] = Counter()
     words: Counter[str] = Counter()
-    stage, remaining = build.stage("dedup"), WORD_SAMPLES
-    for record in stage.records() if "dedup" in build.fingerprints else ():
-        if DECISIONS not in record.files:
-            continue
-        known = pc.field("reason") == DropReason.KNOWN.value
-        rows = stage.table(record, DECISIONS, ["url", "text"], known)
+    known, remaining = pc.field("reason") == DropReason.KNOWN.value, WORD_SAMPLES
+    for rows in Frames.of(build).tables("decisions", ["url", "text"], known):
         hosts.update(domain(url) for url in rows["url"].to_pylist())
         for text in rows["text"].slice(0, remaining).to_pylist():
             words.update(telling(words_of(text)))

@@ -19,10 +19,14 @@ import pyarrow.compute as pc
 
 from pipeline.records import DropReason
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
+from pipeline.store.partitions import DECISIONS, Record
 from pipeline.store.stage import deciding
 
 UNNAMED = {DropReason.OPT_OUT.value, DropReason.FORGOTTEN.value}
 """Reasons whose URLs and texts are shown to nobody."""
+
+_COUNTED = ["subject", "source", "stage", "reason"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +107,7 @@ class Funnel:
 def read_funnels(build: Build) -> tuple[Funnel, Funnel]:
     """(candidates, captures) of a build, from its decisions, one partition in memory at a time."""
     counts: dict[str, Counter[tuple[str, str, str]]] = {"candidate": Counter(), "capture": Counter()}
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions", _COUNTED):
         for subject, key, n in _grouped(table):
             counts[subject][key] += n
     counts["capture"].update(kept_captures(build))
@@ -125,8 +129,7 @@ def kept_captures(build: Build) -> dict[tuple[str, str, str], int]:
 
 
 def _grouped(table: pa.Table) -> Iterator[tuple[str, tuple[str, str, str], int]]:
-    columns = ["subject", "source", "stage", "reason"]
-    for row in table.group_by(columns).aggregate([([], "count_all")]).to_pylist():
+    for row in table.group_by(_COUNTED).aggregate([([], "count_all")]).to_pylist():
         yield row["subject"], (row["source"], row["stage"], row["reason"]), row["count_all"]
 
 
@@ -154,6 +157,49 @@ def faults(build: Build, candidates: Funnel, captures: Funnel | None = None) -> 
     return differences
 
 
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A reason for which a stage dropped something: how often, and one example. exact: whether all were counted.
+
+    url, evidence: "" for reasons whose URLs are shown to nobody.
+    """
+
+    stage: str
+    reason: str
+    count: int
+    exact: bool
+    url: str
+    evidence: str
+
+
+def top_reasons(build: Build, stage: str, most: int = 3, files: int = 20) -> list[Reason]:
+    """The most frequent reasons for which a stage dropped something, each with an example.
+
+    The decisions of the first `files` partitions are read; where there are more, counts are extrapolated from these.
+    """
+    directory = build.stage(stage)
+    records = [record for record in directory.records() if _lost(record) and DECISIONS in record.files]
+    counts, first = Counter[str](), dict[str, tuple[str, str]]()
+    for record in records[:files]:
+        rows = directory.table(record, DECISIONS, ["reason", "reasons", "url", "evidence"], [("reason", "!=", "")])
+        for reason in rows["reason"].value_counts().to_pylist():
+            counts[reason["values"]] += reason["counts"]
+            if reason["values"] not in first:
+                row = rows.filter(pc.equal(rows["reason"], reason["values"])).slice(0, 1).to_pylist()[0]
+                named = not {row["reason"], *row["reasons"]} & UNNAMED
+                first[row["reason"]] = (row["url"], row["evidence"]) if named else ("", "")
+    counts.pop(DropReason.KNOWN.value, None)
+    exact = len(records) <= files
+    scale = 1.0 if exact else sum(map(_lost, records)) / sum(map(_lost, records[:files]))
+    ranked = sorted(counts.items(), key=lambda entry: (-entry[1], entry[0]))[:most]
+    return [Reason(stage, reason, round(n * scale), exact, *first[reason]) for reason, n in ranked]
+
+
+def _lost(record: Record) -> int:
+    """Candidates and pages that a partition dropped."""
+    return record.counts.get("dropped", 0) + record.counts.get("pages_dropped", 0)
+
+
 def examples(
     build: Build, count: int, subject: str = "candidate", stage: str = "", sources: Sequence[str] = ()
 ) -> list[str]:
@@ -162,7 +208,7 @@ def examples(
     Of one stage and some sources only, if given. Whoever opted out, or was taken down, is counted but not named.
     """
     by_reason: dict[str, list[str]] = {}
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         wanted = pc.and_(pc.equal(table["subject"], subject), pc.invert(table["kept"]))
         wanted = pc.and_(wanted, pc.not_equal(table["reason"], DropReason.KNOWN.value))
         if stage:

@@ -25,11 +25,11 @@ from pipeline.report import drift, state
 from pipeline.report.section import Material, Values, compute, merged
 from pipeline.report.sections import SECTIONS
 from pipeline.report.sections import state as state_section
-from pipeline.report.translations import zh
+from pipeline.report.translations import en, evidence_zh, zh
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef
 from pipeline.store.stage import Stages
-from pipeline.urls import shown
+from pipeline.urls import place, shown
 
 REPORT_VERSION = 1
 """Version of the layout of report.json."""
@@ -116,7 +116,11 @@ def environment(stages: Stages) -> Any:
         "size": _size,
         "moment": _moment,
         "code": lambda name: Markup("<code>{}</code>").format(name),
+        "en": en,
         "zh": functools.partial(zh, stages=stages),
+        "evidence_zh": evidence_zh,
+        "number": lambda value: f"{value:,.6g}" if value < 1_000_000 else f"{value:,.0f}",
+        "place": place,
     }
     macros = vars(templates.get_template("macros.html").module)
     templates.globals |= {name: macro for name, macro in macros.items() if not name.startswith("_")}

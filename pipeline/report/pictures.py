@@ -2,7 +2,8 @@
 
 The sheet is a random but reproducible sample, new ones first: for each fate (kept, or a reason to drop) it takes the
 candidates with the smallest keyed hash of their id. Half of the sheet shows kept candidates, the other half the reasons
-in turn. Candidates that were dropped before their image was fetched are shown by their text.
+in turn. Candidates that were dropped before their image was fetched are shown by their text, and with the picture if it
+lies in their source.
 
 Regions are drawn on kept samples as their shards hold them. A dropped candidate never reached `detect`: its boxes come
 from STORE's cache if any build has detected them. Otherwise the spec's first detector runs here, and so does every
@@ -10,7 +11,8 @@ detector that needs no pixels.
 
 Never shown, neither picture nor text nor URL: items that were opted out, refused by robots.txt or by the address guard,
 or are on STORE's list of takedowns (by URL, image or domain). Items that `screen` dropped as not safe for work, and
-copies of them, are shown without their picture.
+copies of them, are shown without their picture; so are, where the spec has a filter that looks at pixels, pictures of a
+source that no stage has looked at.
 
 Limits: memory is one partition's decisions and the chosen rows; thumbnails stop at a budget of bytes.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 import base64
 import heapq
+import itertools
 import logging
 import types
 from collections import Counter
@@ -36,9 +39,11 @@ from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import BOX_SCHEMA, DropReason, order_key, sha256_hex
 from pipeline.report import elsewhere
+from pipeline.report.at_source import in_sources
 from pipeline.report.figures import trim
 from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.images import read_images
 from pipeline.store.takedowns import Takedowns
 from pipeline.unreadable import OURS, evidence
@@ -93,7 +98,7 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     choice = Choice()
     size = build.spec.report.pictures
     opted_out: set[str] = set()  # fetch_ids of images, and ids of pages
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         pages = table.filter(pc.equal(table["subject"], "capture"))
         opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
         table = table.filter(pc.equal(table["subject"], "candidate"))
@@ -167,7 +172,7 @@ def _clusters(build: Build, sizes: dict[str, int], takedowns: Takedowns, opted_o
     """
     members: dict[str, dict[str, dict[str, Any]]] = {leader: {} for leader in sizes}
     leaders = pa.array(sorted(sizes), pa.string())
-    for table in build.decisions():
+    for table in Frames.of(build).tables("decisions"):
         mask = pc.or_(pc.is_in(table["duplicate_of"], leaders), pc.is_in(table["id"], leaders))
         for row in table.filter(mask).to_pylist():
             if takedowns.names(row) or row["fetch_id"] in opted_out or row["reason"] in HIDDEN:
@@ -225,40 +230,44 @@ def add_pictures(
     unshown = unshown_candidates(build, (row[name] for row in rows for name in ("id", "duplicate_of")))
     own = [row for row in rows if row["fetch_id"] and row["id"] not in foreign]
     asked = {row["fetch_id"] for row in own if not {row["id"], row["duplicate_of"]} & unshown}
-    for image in read_images(build, sorted(asked), sparse=True):
+    for image in itertools.chain(read_images(build, sorted(asked), sparse=True), in_sources(build, own, takedowns)):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
-        if made := _thumbnail(build, image.data, image.sha256):
+        if made := thumbnail(image.data, *_sizes(build), image.sha256):
             thumbnails[image.fetch_id] = (image.sha256, *made)
     for candidate_id, data in foreign.items():
         if unshown_images(build, [sha256_of[candidate_id]]):
             continue
-        if made := _thumbnail(build, data, sha256_of[candidate_id]):
+        if made := thumbnail(data, *_sizes(build), sha256_of[candidate_id]):
             thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
-        thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
-        if thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
+        own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
+        if own_thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
             continue
-        row["sha256"], data, row["width"], row["height"] = thumbnail
+        row["sha256"], data, row["width"], row["height"] = own_thumbnail
         if spent + len(data) <= PICTURE_BUDGET:
             row["picture"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
             spent += len(data)
 
 
-def _thumbnail(build: Build, data: bytes | memoryview, name: str) -> tuple[bytes, int, int] | None:
+def _sizes(build: Build) -> tuple[int, int]:
+    """Longer side of a thumbnail, and most pixels of a picture that is decoded."""
+    return build.spec.report.picture_side, build.spec.fetch.max_pixels
+
+
+def thumbnail(data: bytes | memoryview, side: int, max_pixels: int, name: str) -> tuple[bytes, int, int] | None:
     """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode."""
     import numpy as np
     from PIL import Image
 
-    side = build.spec.report.picture_side
     try:
-        picture = pictures.decode(data, build.spec.fetch.max_pixels, reduce_to=side)
+        picture = pictures.decode(data, max_pixels, reduce_to=side)
     except pictures.PictureError:
         return None
     except OURS:
         raise
     except Exception as e:
-        log.warning("the report shows no thumbnail: %s", evidence(e, f"image {name}"))
+        log.warning("no thumbnail: %s", evidence(e, f"image {name}"))
         return None
     width, height = picture.header.width, picture.header.height
     scale = min(1.0, side / max(width, height))
@@ -284,12 +293,10 @@ def add_boxes(build: Build, rows: Iterable[dict[str, Any]]) -> None:
 
 def _add_stored_boxes(build: Build, rows_of_key: dict[str, list[dict[str, Any]]]) -> None:
     """Boxes of kept samples, from the regions of the shards."""
-    stage, detectors = build.stage("shard"), detector_ids(build.spec)
-    keys = pa.array(sorted(rows_of_key), pa.string())
-    for record in build.packed():
-        for name in detectors:
-            columns, of_rows = ["key", *BOX_SCHEMA.names], pc.field("key").isin(keys)
-            table = stage.table(record, f"regions/{name}", columns=columns, filters=of_rows)
+    frames, columns = Frames.of(build), ["key", *BOX_SCHEMA.names]
+    of_rows = pc.field("key").isin(pa.array(sorted(rows_of_key), pa.string()))
+    for name in detector_ids(build.spec):
+        for table in frames.tables(f"regions/{name}", columns, of_rows):
             boxes = boxes_of(table)
             for key, sha256 in zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True):
                 for row in rows_of_key[key]:

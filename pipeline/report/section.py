@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import pulse
 from pipeline.report import dataset, pictures
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store.build import Build
@@ -96,8 +97,10 @@ def compute(sections: Iterable[Section], material: Material) -> Values:
     """The figures of all sections, each computed after its inputs."""
     named = {section.name: section for section in sections}
     computed: dict[str, Values] = {}
+    pulse.expect(len(named))
     for name in graphlib.TopologicalSorter({s.name: s.inputs for s in named.values()}).static_order():
         section = named[name]
+        pulse.advance()
         computed[name] = section.figures(material, merged(computed[other] for other in section.inputs))
     return merged(computed.values())
 

@@ -1,69 +1,151 @@
-"""Chinese names of reasons, for the report; a stage knows its own. The names of the code stay beside them."""
+"""Words of the report in both languages: reasons, stages, and the phrases of which evidence is made.
+
+A reason's name in the code stays beside its words, as their title. Evidence is written once, in English, by whatever
+drops (`DECISION_SCHEMA`), and put into Chinese here phrase by phrase.
+
+Limits: what a parser or a server said is quoted as it is.
+"""
 
 from __future__ import annotations
+
+import re
 
 from pipeline.store.stage import Stages
 
 REASONS = {
-    "robots_disallowed": "robots 禁止",
-    "robots_unreachable": "robots 无法读取",
-    "opt_out": "声明退出",
-    "egress_refused": "地址被拒",
-    "http_status": "HTTP 错误",
-    "timeout": "超时",
-    "connection": "连接失败",
-    "too_many_redirects": "重定向过多",
-    "too_large": "过大",
-    "not_html": "不是网页",
-    "over_budget": "超出预算",
-    "trap": "无尽页面",
-    "unreadable": "无法解析",
-    "cap_per_page": "超出每页图片上限",
-    "cap_per_host": "超出每个网站图片上限",
-    "bad_charset": "编码无法识别",
-    "bad_url": "地址无效",
-    "bad_row": "行无法读取",
-    "data_uri": "内嵌图像",
-    "spacer": "图标或占位图",
-    "no_text": "没有文本",
-    "repeated_on_page": "页面内重复",
-    "forgotten": "已下架",
-    "same_candidate": "同一候选",
-    "cap_per_image_url": "同图址上限",
-    "text_too_short": "文本过短",
-    "text_too_long": "文本过长",
-    "low_han_share": "汉字过少",
-    "not_chinese": "非中文",
-    "boilerplate": "套话",
-    "repetition": "重复字句",
-    "advertisement": "广告",
-    "listed_word": "词表命中",
-    "personal_data": "个人信息",
-    "empty_body": "空内容",
-    "not_an_image": "不是图像",
-    "too_many_pixels": "像素过多",
-    "corrupt_image": "图像损坏",
-    "not_stored": "未存储",
-    "image_too_small": "图像过小",
-    "image_too_large": "图像过大",
-    "image_aspect": "长宽比异常",
-    "image_blank": "空白图像",
-    "image_blurred": "图像模糊",
-    "image_entropy": "灰阶过少",
-    "image_animated": "动图",
-    "known": "已在数据集中",
-    "same_image": "相同图像",
-    "near_image": "近似图像",
-    "placeholder": "占位图",
-    "cap_per_text": "同文本上限",
-    "cap_per_domain": "同域名上限",
-    "other_split": "文本属于其他划分",
-    "nsfw": "不宜展示",
-    "text_heavy": "文字过多",
-    "kept": "保留",
+    "robots_disallowed": ("robots.txt forbids it", "robots 禁止"),
+    "robots_unreachable": ("robots.txt unreachable", "robots 无法读取"),
+    "opt_out": ("opted out", "声明退出"),
+    "egress_refused": ("address refused", "地址被拒"),
+    "http_status": ("HTTP error", "HTTP 错误"),
+    "timeout": ("timeout", "超时"),
+    "connection": ("no connection", "连接失败"),
+    "too_many_redirects": ("too many redirects", "重定向过多"),
+    "too_large": ("file too large", "过大"),
+    "not_html": ("not a web page", "不是网页"),
+    "over_budget": ("over budget", "超出预算"),
+    "trap": ("endless pages", "无尽页面"),
+    "unreadable": ("parser failed", "无法解析"),
+    "cap_per_page": ("over the cap per page", "超出每页图片上限"),
+    "cap_per_host": ("over the cap per site", "超出每个网站图片上限"),
+    "bad_charset": ("unknown encoding", "编码无法识别"),
+    "bad_url": ("invalid address", "地址无效"),
+    "bad_row": ("unreadable row", "行无法读取"),
+    "data_uri": ("inline image", "内嵌图像"),
+    "spacer": ("icon or spacer", "图标或占位图"),
+    "no_text": ("no text", "没有文本"),
+    "repeated_on_page": ("repeated on its page", "页面内重复"),
+    "forgotten": ("taken down", "已下架"),
+    "same_candidate": ("same candidate again", "同一候选"),
+    "cap_per_image_url": ("over the cap per image URL", "同图址上限"),
+    "text_too_short": ("text too short", "文本过短"),
+    "text_too_long": ("text too long", "文本过长"),
+    "low_han_share": ("few Chinese characters", "汉字过少"),
+    "not_chinese": ("not Chinese", "非中文"),
+    "boilerplate": ("boilerplate", "套话"),
+    "repetition": ("repetition", "重复字句"),
+    "advertisement": ("advertisement", "广告"),
+    "listed_word": ("listed word", "词表命中"),
+    "personal_data": ("personal data", "个人信息"),
+    "empty_body": ("empty file", "空内容"),
+    "not_an_image": ("not an image", "不是图像"),
+    "unreadable_format": ("format not installed", "格式未安装"),
+    "too_many_pixels": ("too many pixels", "像素过多"),
+    "corrupt_image": ("damaged image", "图像损坏"),
+    "not_stored": ("not stored", "未存储"),
+    "image_too_small": ("image too small", "图像过小"),
+    "image_too_large": ("image too large", "图像过大"),
+    "image_aspect": ("aspect ratio", "长宽比异常"),
+    "image_blank": ("blank image", "空白图像"),
+    "image_blurred": ("blurred image", "图像模糊"),
+    "image_entropy": ("few grey levels", "灰阶过少"),
+    "image_animated": ("animation", "动图"),
+    "known": ("in the dataset already", "已在数据集中"),
+    "same_image": ("same image", "相同图像"),
+    "near_image": ("near-copy of an image", "近似图像"),
+    "placeholder": ("placeholder image", "占位图"),
+    "cap_per_text": ("over the cap per text", "同文本上限"),
+    "cap_per_domain": ("over the cap per domain", "同域名上限"),
+    "other_split": ("texts of another split", "文本属于其他划分"),
+    "nsfw": ("not safe for work", "不宜展示"),
+    "text_heavy": ("mostly text", "文字过多"),
+    "kept": ("kept", "保留"),
 }
+"""English and Chinese words of each reason."""
+
+_N = r"([\d.,]+%?)"
+_START = r"(?<![\w.])"
+_PHRASES = [
+    (re.compile(rf"{'' if phrase[0] == ',' else _START}{phrase}(?!\w)"), words)
+    for phrase, words in (
+        (r"(\d+) x (\d+) pixels", r"\1 × \2 像素"),
+        (rf"each side needs {_N}", r"每边至少 \1"),
+        (rf"at most {_N} are allowed", r"最多 \1"),
+        (rf"{_N} are allowed", r"最多 \1"),
+        (rf"at most {_N}", r"最多 \1"),
+        (rf"at least {_N}", r"至少 \1"),
+        (rf"needs {_N}", r"至少 \1"),
+        (rf"{_N} to 1", r"\1 比 1"),
+        (rf"{_N} characters", r"\1 个字符"),
+        (rf"{_N} words", r"\1 个词"),
+        (r"(\d+) of (\d+) letters are Han", r"\2 个字母中 \1 个是汉字"),
+        (r"(\d+) of (\d+) letters are", r"\2 个字母中 \1 个是"),
+        (r"(\d+) of (\d+) sequences of three letters stood there before", r"\2 个三字序列中 \1 个前面出现过"),
+        (r"(\d+) times in a row", r"连续 \1 次"),
+        (r"(\d+) kana or hangul", r"\1 个假名或谚文"),
+        (rf"Japanese to the model, which is {_N} sure", r"模型判为日文（把握 \1）"),
+        (rf"{_N} of the picture in one grey level", r"画面的 \1 为同一灰度"),
+        (rf"{_N} bytes", r"\1 字节"),
+        (rf"entropy {_N} bits", r"熵 \1 比特"),
+        (rf"sharpness {_N}", r"清晰度 \1"),
+        (rf"{_N} frames", r"\1 帧"),
+        (rf"score {_N}", r"得分 \1"),
+        (rf"text covers {_N}", r"文字占 \1"),
+        (r"(\d+) candidates for one image URL", r"同一图址有 \1 个候选"),
+        (r"(\d+) pairs with this text, or nearly this text, are kept already", r"已保留 \1 个文本相同或相近的图文对"),
+        (r"(\d+) pairs of (\S+) are kept already", r"已保留 \2 的 \1 个图文对"),
+        (r"a picture under more than (\d+) different texts", r"同一图片配有 \1 种以上的文本"),
+        (r"the dataset holds its image", "数据集中已有此图像"),
+        (r"same bytes as", "字节相同："),
+        (r"looks like", "看起来像"),
+        (r", which an earlier build kept", "（早先构建已保留）"),
+        (r"a file name", "文件名"),
+        (r"a number or an id", "数字或编号"),
+        (r"a URL", "网址"),
+        (r"no address", "没有地址"),
+        (r"stands on (\d+) pages", r"出现在 \1 个页面上"),
+        (r"only texts that stand on many pages", "只有在许多页面上出现的文本"),
+        (r"the page has more than (\d+) images", r"页面图像多于 \1 个"),
+        (r"has more than (\d+) images", r"图像多于 \1 个"),
+        (r"its texts went over", "文本已转给首个候选"),
+        (r"names (.+), which is no picture of the folder", r"提到 \1，文件夹中没有这张图片"),
+        (r"cannot be read", "无法读取"),
+        (r"its source holds no such picture any more", "来源中已没有这张图片"),
+        (r"pictures are not read by this installation:", "图片：本机未安装读取组件："),
+        (r", then build again", "，然后重新构建"),
+        (r"mobile", "手机号"),
+        (r"landline", "座机号"),
+        (r"id_card", "身份证号"),
+        (r"bank_card", "银行卡号"),
+        (r"email", "邮箱"),
+        (r"plate", "车牌号"),
+        (r"a telephone number", "电话号码"),
+    )
+]
+
+
+def en(name: str) -> str:
+    """The English words of a reason; the name itself for a stage, and for a reason of a newer wenlan."""
+    return REASONS[name][0] if name in REASONS else name
 
 
 def zh(name: str, stages: Stages) -> str:
     """The Chinese name of a stage or a reason; the name itself where there is none."""
-    return stages[name].zh if name in stages else REASONS.get(name, name)
+    return stages[name].zh if name in stages else REASONS[name][1] if name in REASONS else name
+
+
+def evidence_zh(evidence: str) -> str:
+    """Evidence in Chinese, phrase by phrase; what is no known phrase stays as it is."""
+    for phrase, words in _PHRASES:
+        evidence = phrase.sub(words, evidence)
+    return evidence.replace("; ", "；")

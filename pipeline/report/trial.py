@@ -31,6 +31,7 @@ from pipeline.report.pictures import HIDDEN, add_pictures
 from pipeline.report.section import Values
 from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.stage import deciding
 
 SHOWN = 60
@@ -110,7 +111,7 @@ class _Group:
         takedowns, seed = build.store.takedowns(), build.spec.seed
         if build.fingerprints == other.fingerprints:  # nothing has changed
             return
-        for table in build.decisions():
+        for table in Frames.of(build).tables("decisions"):
             own = table.filter(pc.and_(pc.equal(table["subject"], "candidate"), mask(table))).to_pylist()
             self.count += len(own)
             self.images |= {row["fetch_id"] for row in own}

@@ -7,10 +7,13 @@ partition of the extract stage.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field
 
@@ -19,6 +22,7 @@ from data_specs.shard import SourceKind
 from pipeline.files.inputs import expand, version
 from pipeline.plugins import Plugin, configure
 from pipeline.records import Candidate, Decision, DropReason, drop
+from pipeline.sources._look import Budget, Count, Look, Reading, Sample, lines_of, size_of_files, spread, total_of
 from pipeline.unreadable import OURS, evidence
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda paths: (paths,) if isinstance(paths, str) else paths)]
@@ -50,6 +54,13 @@ class Source(Plugin):
         Raises SourceError if the source cannot be read at all.
         """
         raise TypeError(f"{type(self).__name__} must say what it reads")
+
+    def look(self, budget: Budget) -> Look:
+        """What its input holds, within a budget: read before a build, by `wenlan-data plan`.
+
+        Raises SourceError as a build would that cannot begin: for what is missing or has not the columns of the spec.
+        """
+        raise TypeError(f"{type(self).__name__} must look at its input")
 
 
 IMAGE_CAPS = ("max_images_per_page", "max_images_per_host")
@@ -91,6 +102,17 @@ class TableSource(Source):
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image that is stored in the source itself; None if it must be fetched from the web."""
         return None
+
+    def root(self) -> str:
+        """Absolute path of the local folder in which the pictures of the source lie; "" if they lie in none."""
+        return ""
+
+    def address_of(self, file: str) -> str:
+        """The image_url by which the source reads a local picture, given its absolute path; "" for one it has not.
+
+        Follows from the path alone: the file may be gone.
+        """
+        return ""
 
     def entries(
         self, row: str, number: int, parse: Callable[[], Iterable[Candidate | Decision]]
@@ -154,6 +176,13 @@ class Decoding:
             raise UnicodeError(f"none of its first {self._undecoded} rows beyond ASCII can be decoded")
 
 
+def local_path(path: str) -> str:
+    """The absolute path of a file or folder on the local disk, given its path or file:// URL; "" for another URL."""
+    if path.startswith("file://"):
+        path = unquote(urlsplit(path).path)
+    return "" if "://" in path else os.path.abspath(path)  # noqa: PTH100  (Path keeps `..`, or follows links)
+
+
 class FileSource(TableSource):
     """A table source in files. One file is one part, unless a kind divides files."""
 
@@ -170,6 +199,31 @@ class FileSource(TableSource):
     def parts(self) -> int:
         """One part per file. Raises SourceError."""
         return len(self.files())
+
+    ROWS: ClassVar[str] = "rows"
+    """What a file holds, for people."""
+
+    def look(self, budget: Budget) -> Look:
+        """Its files with their rows, counted or estimated, and what a sample of the rows is worth."""
+        files = self.files()
+        size, numbers = size_of_files(files), spread(len(files))
+        sample = Sample(budget)
+        taken = [sample.take(self.entries_of(number, files[number])) for number in numbers]
+        if all(taken) and len(taken) == len(files):
+            rows = Count(self.ROWS, sample.rows)
+        else:
+            counting = replace(budget)  # with a time of its own
+            rows = total_of(self.ROWS, [self.count(files[number], counting) for number in numbers], len(files), size)
+        counts = (Count("files", len(files)), rows)
+        return Look(counts=counts, bytes=size, candidates=sample.estimated(rows), **sample.described())
+
+    def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
+        """What a build reads of one file, the `number`th, lazily."""
+        return self.read(number)
+
+    def count(self, file: str, budget: Budget) -> Reading:
+        """Rows of one file, up to a budget. Raises SourceError."""
+        return lines_of(file, budget)
 
 
 def sources_of(spec: BuildSpec) -> list[Source]:

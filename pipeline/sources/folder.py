@@ -2,7 +2,11 @@
 
     X.jpg  X.txt       the whole text file is one text of kind `text_kind`
     X.jpg  X.json      {"caption": TEXT, "alt": [TEXT, ...]} by kinds of text, or {"texts": [{"kind": K, "text": T}]}
-    captions: FILE     one table for all: CSV, TSV or JSON lines with the columns `file` and one for each kind of text
+    captions: FILE     one table for all, CSV, TSV or JSON lines: a column that names the picture and one for each kind
+                       of text, called `file`, `caption`, ... or as `columns` says
+
+Encoding and separator of columns are told by the bytes (`pipeline.sources._text_files`). A row names its picture by
+its path in the folder, or by its name, with or without suffix, where only one picture has it.
 
 The pictures are read from the folder itself and not fetched. Their image_url is the one that X.json states
 (`pipeline.sources._provenance`; img2dataset's files have it), else `folder:///NAME/PATH`, by which they are read and
@@ -17,45 +21,89 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import Any, ClassVar
+from unicodedata import normalize
 from urllib.parse import quote, unquote
 
 import fsspec
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
-from pipeline.files.inputs import MAX_LINE, Lines, LongLine
+from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason
+from pipeline.pictures.decode import readable_formats
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
-from pipeline.sources import MAX_UNDECODED, TableSource
+from pipeline.sources import MAX_UNDECODED, TableSource, local_path
+from pipeline.sources._look import Budget, Count, Look, Sample
 from pipeline.sources._provenance import Fields
+from pipeline.sources._text_files import AUTO, Encoding, cleaned, columns_of, no_column, opened, separator_of, text_of
 from pipeline.texts.cleaning import clean
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff")
+HEIF_SUFFIXES = (".heic", ".heif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", *HEIF_SUFFIXES)
 
 Listing = dict[str, tuple[int, str]]
 """Path relative to the folder -> (size, time or ETag)."""
+
+ColumnNames = str | tuple[str, ...]
+
+
+class CaptionColumns(BaseModel):
+    """Names of the columns of the captions file; without any, a text column is called like its kind of text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    image: str = Field("file", description="column that names the picture: its path in the folder, or its name")
+    caption: ColumnNames = Field((), description="column or columns of captions; likewise for the other kinds of text")
+    alt: ColumnNames = ()
+    title: ColumnNames = ()
+    surrounding: ColumnNames = ()
+    abstract: ColumnNames = ()
+    content: ColumnNames = ()
+    tag: ColumnNames = ()
+
+    def by_kind(self) -> dict[TextKind, tuple[str, ...]]:
+        """The columns of each kind of text."""
+        return self._named() or {kind: (kind,) for kind in TEXT_KINDS}
+
+    def required(self) -> list[str]:
+        """Columns that the table must have: those that the spec names."""
+        return [self.image, *(name for names in self._named().values() for name in names)]
+
+    def _named(self) -> dict[TextKind, tuple[str, ...]]:
+        named = {kind: getattr(self, kind) for kind in TEXT_KINDS}
+        return {kind: (own,) if isinstance(own, str) else tuple(own) for kind, own in named.items() if own}
 
 
 class FolderOfImages(TableSource):
     """Pictures with texts from files beside them or from one captions file."""
 
-    VERSION: ClassVar[int] = 2
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "pictures"}]})
+
+    VERSION: ClassVar[int] = 3
 
     path: str = Field(description="folder or URL of a folder; pictures are looked for at any depth")
     captions: str = Field("", description="table of texts, relative to the folder: CSV, TSV or JSON lines")
+    columns: CaptionColumns = Field(CaptionColumns(), description="names of the columns of the captions file")
+    encoding: Encoding = Field(AUTO, description="of text files and the captions file; auto: as their bytes tell")
     text_kind: TextKind = Field("caption", description="kind of the text in an X.txt")
     fields: Fields = Field(Fields(), description="names of fields of X.json that say where a picture came from")
     images_per_part: int = Field(10_000, gt=0, description="pictures of one partition of the extract stage")
 
     def token(self) -> Any:
-        """Digest of the paths, sizes and times of all pictures and text files. Raises SourceError."""
+        """Digest of the paths, sizes and times of all pictures and text files. Raises SourceError.
+
+        A folder with HEIF pictures has another one once they can be read, so that the same command reads them then.
+        """
         _list.cache_clear()  # a token is about the folder as it is now
-        named = [(_writable(name), version) for name, version in sorted(self._listing().items())]
+        named: list[Any] = [(_writable(name), version) for name, version in sorted(self._listing().items())]
+        if any(name.lower().endswith(HEIF_SUFFIXES) for name in self._listing()):
+            named.append("heif" in readable_formats())
         return hashlib.sha256(canonical_json(named)).hexdigest()
 
     def parts(self) -> int:
@@ -68,12 +116,36 @@ class FolderOfImages(TableSource):
         """
         all_images = self._images()
         images = all_images[part * self.images_per_part : (part + 1) * self.images_per_part]
-        table, broken = self._captions() if self.captions else ({}, [])
+        table, broken = self._captions(all_images) if self.captions else ({}, [])
         if part == 0:
             yield from broken
             yield from (self._missing(name, table[name]) for name in sorted(set(table) - set(all_images)))
         for row, image in enumerate(images, part * self.images_per_part):
             yield from self.entries(image, row, partial(self._picture, image, row, table.get(image, [])))
+
+    def root(self) -> str:
+        return local_path(self.resolve(self.path))
+
+    def address_of(self, file: str) -> str:
+        folder, path = self.root(), PurePosixPath(file)
+        if not folder or not path.is_relative_to(folder) or path.suffix.lower() not in SUFFIXES:
+            return ""
+        return self._address(str(path.relative_to(folder)))
+
+    def look(self, budget: Budget) -> Look:
+        """Its pictures, the files with texts beside them, and how many of a sample have a text."""
+        listing, images = self._listing(), self._images()
+        size = sum(listing[image][0] for image in images)
+        suffixes = Counter(PurePosixPath(name).suffix.lower() for name in listing)
+        texts = [Count(f"{suffix} files", suffixes[suffix]) for suffix in (".txt", ".json") if suffixes[suffix]]
+        sample = Sample(budget)
+        sample.take(self.read(0))
+        pictures = Count("pictures", len(images))
+        whole = sample.rows >= len(images)  # rows of the captions file that name no picture are among them
+        candidates = Count("candidates", sample.candidates) if whole else sample.estimated(pictures)
+        described = sample.described()
+        described["facts"] += (("with a text", f"{sample.candidates:,} of the pictures looked at"),)
+        return Look(counts=(pictures, *texts), bytes=size, candidates=candidates, **described)
 
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of a picture of this folder; None for any other address, and for a picture that no longer exists."""
@@ -109,7 +181,10 @@ class FolderOfImages(TableSource):
             yield drop(candidate, "extract", DropReason.BAD_ROW if fault else DropReason.NO_TEXT, fault or image)
 
     def _candidate(self, image: str, texts: tuple[Text, ...], row: int) -> Candidate:
-        return Candidate(self.name, self.source_kind, image, "", f"folder:///{self.name}/{quote(image)}", texts, row)
+        return Candidate(self.name, self.source_kind, image, "", self._address(image), texts, row)
+
+    def _address(self, image: str) -> str:
+        return f"folder:///{self.name}/{quote(image)}"
 
     def _missing(self, name: str, texts: list[Text]) -> Decision:
         """The Decision about a row of the captions file whose picture is not in the folder."""
@@ -142,7 +217,7 @@ class FolderOfImages(TableSource):
                     read = f.read(MAX_LINE + 1)
                 if len(read) > MAX_LINE:
                     raise ValueError(f"more than {MAX_LINE:,} bytes")
-                content = read.decode("utf-8-sig")
+                content = text_of(read, self.encoding)
                 if suffix == ".txt":
                     texts.append(Text(self.text_kind, clean(content)))
                 else:
@@ -152,30 +227,123 @@ class FolderOfImages(TableSource):
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
         return texts, value
 
-    def _captions(self) -> tuple[dict[str, list[Text]], list[Decision]]:
+    def _captions(self, images: Sequence[str]) -> tuple[dict[str, list[Text]], list[Decision]]:
         """Texts of the captions file by picture, and a Decision for each row of it that cannot be read.
 
         Raises SourceError that names the file if it cannot be read, or none of its rows.
         """
-        file = self._at(self.captions)
+        file, pictures = self._at(self.captions), _Names(images)
         texts: dict[str, list[Text]] = {}
         broken: list[Decision] = []
         try:
-            with fsspec.open(file, "rt", encoding="utf-8-sig", errors="surrogateescape", newline="") as f:
-                for number, row in enumerate(_rows(f, self.captions), 1):
+            with opened(file, self.encoding) as (f, encoding):
+                for number, row in enumerate(self._caption_rows(f, pictures), 1):
                     try:
-                        for name, own in _captions_of(row):
-                            texts.setdefault(name, []).extend(own)
+                        for name, own in self._captions_of(row, encoding):
+                            texts.setdefault(pictures.find(name), []).extend(own)
                     except Exception as e:
                         broken.append(self.unreadable(f"{self.captions}, row {number}", -1, e))
                         if not texts and len(broken) == MAX_UNDECODED:
                             break
-        except (OSError, ValueError) as e:
-            raise SourceError(file, f"source {self.name}: no captions file that can be read ({e})"[:400]) from None
+        except (*FAULTS, ValueError) as e:
+            fault = str(e) if isinstance(e, ValueError) else f"cannot be read ({reason(e)})"
+            raise SourceError(file, f"source {self.name}: the captions file {fault}"[:600]) from None
         if broken and not texts:
-            fault = f"none of its first {len(broken)} rows: {broken[0].evidence}"
-            raise SourceError(file, f"source {self.name}: no captions file that can be read ({fault})"[:400])
+            fault = f"none of its first {len(broken)} rows can be read: {broken[0].evidence}"
+            raise SourceError(file, f"source {self.name}: the captions file is no table of captions ({fault})"[:600])
         return texts, broken
+
+    def _caption_rows(self, f: Any, pictures: _Names) -> Iterator[Any]:
+        """Rows of a captions file as its suffix says: lines of JSON as text, rows of a table by column.
+
+        What csv raises on a row is in its place. Raises ValueError for a table without the columns that are named.
+        """
+        name = self.captions.lower().removesuffix(".gz").removesuffix(".zst")
+        if name.endswith((".jsonl", ".ndjson", ".json")):
+            yield from (line for _, line in Lines(f).numbered())
+            return
+        following = Lines(f)
+        first, *more = lines = list(islice(following, 6)) or [""]
+        separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
+        rows = csv.DictReader(chain(lines, following), delimiter=separator)
+        rows.fieldnames = cleaned(rows.fieldnames or [])
+        self._check_columns(rows.fieldnames, [columns_of(line, separator) for line in more], pictures)
+        while True:
+            try:
+                yield next(rows)
+            except StopIteration:
+                return
+            except (csv.Error, LongLine) as e:
+                yield e
+
+    def _check_columns(self, header: Sequence[str], rows: list[list[str]], pictures: _Names) -> None:
+        """Raises ValueError for a table without a column that is needed, and says what to write into the spec."""
+        missing = next((name for name in self.columns.required() if name not in header), None)
+        if missing is None:
+            return
+        named = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in rows)]
+        advice = ""
+        if named:
+            texts = [name for i, name in enumerate(header) if i != named[0] and name]
+            advice = f"; say columns: {{image: {header[named[0]]}, caption: {texts[0] if texts else 'COLUMN'}}}"
+        raise ValueError(no_column(header, missing) + advice)
+
+    def _captions_of(self, row: Any, encoding: str) -> Iterator[tuple[str, list[Text]]]:
+        """(picture, its texts) of a row of a captions file, none for a blank line. Raises whatever is wrong with it."""
+        if isinstance(row, Exception):
+            raise row
+        if isinstance(row, str):
+            if not row.strip("\ufeff\r\n\t "):
+                return
+            _encodable(row, encoding)
+            row = json.loads(row.removeprefix("\ufeff"))
+        elif isinstance(row, dict):
+            _encodable("".join(cell for cell in row.values() if isinstance(cell, str)), encoding)
+        name = row.get(self.columns.image) if isinstance(row, dict) else None
+        if not isinstance(name, str):
+            has = f"; it has {', '.join(map(str, row))}"[:200] if isinstance(row, dict) else ""
+            raise ValueError(f"each row needs the column `{self.columns.image}`{has}")
+        cells: dict[TextKind, list[Any]] = {}
+        for kind, columns in self.columns.by_kind().items():
+            for value in (row[column] for column in columns if column in row):
+                cells.setdefault(kind, []).extend(value if isinstance(value, list) else [value])
+        yield name, texts_of(cells)
+
+
+class _Names:
+    """The pictures of a folder by what a table may call them."""
+
+    def __init__(self, images: Sequence[str]) -> None:
+        self._paths = set(images)
+        self._by_name: dict[str, str] = {}  # name, and name without suffix -> the one picture that has it, else ""
+        for image in images:
+            path = PurePosixPath(image)
+            for name in {_folded(str(name)) for name in (path, path.name, path.stem, path.with_suffix(""))}:
+                self._by_name[name] = "" if name in self._by_name else image
+
+    def __contains__(self, image: str) -> bool:
+        return image in self._paths
+
+    def find(self, named: str) -> str:
+        """The picture that a row names, by path or by a name that only one has; else the path as it is named."""
+        path = str(PurePosixPath(named.strip().replace("\\", "/")))
+        if path in self._paths:
+            return path
+        *_, last = path.split("/")
+        return self._by_name.get(_folded(path)) or self._by_name.get(_folded(last)) or path
+
+
+def _folded(name: str) -> str:
+    """A name as Windows and macOS compare it: in any case, composed or not."""
+    return normalize("NFC", name).casefold()
+
+
+def _encodable(row: str, encoding: str) -> None:
+    """Raises ValueError for a row with bytes that are not of the file's encoding."""
+    try:
+        row.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"bytes that are not {encoding}; set encoding if the file has another one") from None
 
 
 def texts_of(value: Any) -> list[Text]:
@@ -200,38 +368,6 @@ def texts_of(value: Any) -> list[Text]:
         for k, t in pairs
         if k in TEXT_KINDS and isinstance(t, str) and (cleaned := clean(t))
     ]
-
-
-def _captions_of(row: Any) -> Iterator[tuple[str, list[Text]]]:
-    """(picture, its texts) of a row of a captions file, none for a blank line. Raises whatever is wrong with it."""
-    if isinstance(row, Exception):
-        raise row
-    if isinstance(row, str):
-        if not row.strip():
-            return
-        row.encode()  # raises for bytes that are not UTF-8
-        row = json.loads(row)
-    elif isinstance(row, dict):
-        "".join(cell for cell in row.values() if isinstance(cell, str)).encode()
-    if not isinstance(row, dict) or not isinstance(row.get("file"), str):
-        raise ValueError("each row needs the column `file`")
-    own = {kind: texts for kind, texts in row.items() if kind in TEXT_KINDS}
-    yield str(PurePosixPath(row["file"])), texts_of(own)
-
-
-def _rows(f: Any, name: str) -> Iterator[Any]:
-    """Rows of a captions file as its suffix says: lines of JSON as text, rows of TSV or CSV by column."""
-    if name.lower().endswith((".jsonl", ".ndjson", ".json")):
-        yield from (line for _, line in Lines(f).numbered())
-        return
-    rows = csv.DictReader(Lines(f), delimiter="\t" if name.lower().endswith(".tsv") else ",")
-    while True:
-        try:
-            yield next(rows)
-        except StopIteration:
-            return
-        except (csv.Error, LongLine) as e:
-            yield e
 
 
 def _writable(name: str) -> str:

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
@@ -48,7 +48,11 @@ class Fields(BaseModel):
 class Microblog(FileSource):
     """Posts of a microblog as JSON lines."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "posts/*.jsonl"}]})
+
     fields: Fields = Field(Fields(), description="paths to the parts of a post")
+
+    ROWS: ClassVar[str] = "posts"
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """A candidate for each picture of each post; a Decision for a post that has none. Raises SourceError."""

@@ -4,6 +4,8 @@ The site is the hosts of its start pages (and `hosts`), below the path prefixes 
 port unless that is the scheme's default: `http://a.cn` and `https://a.cn` are one host, `http://a.cn:8080` is another.
 Pages are discovered by links and by the sitemaps that robots.txt names.
 
+Thresholds: the limits of a crawl are ours; robots.txt and `egress.delay_s` decide how fast it goes.
+
 Limits: `www.a.cn` and `a.cn` are two hosts; name both.
 """
 
@@ -14,14 +16,19 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from pipeline.sources import PageSource
+from pipeline.sources._look import Budget, Count, Look
 from pipeline.urls import canonical_url, is_endless, without_session
 
 
 class Site(PageSource):
     """A site to crawl. Its WARC is the crawl stage's record of the partition with the source's name."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"start": ["https://news.example.org/"], "max_pages": 10000}]}
+    )
 
     start: tuple[str, ...] = Field(min_length=1, description="URLs that the crawl starts from")
     hosts: tuple[str, ...] = Field((), description="further hosts of the site, as name or name:port")
@@ -103,6 +110,16 @@ class Site(PageSource):
         if self.within and not any((parts.path or "/").startswith(prefix) for prefix in self.within):
             return False
         return not any(re.search(pattern, url) for pattern in self.exclude)
+
+    def look(self, budget: Budget) -> Look:
+        """Its start pages, and how far the crawl may go. What the web answers is asked by `pipeline.web.probe`."""
+        hosts, starts = self.all_hosts(), self.start_urls()
+        limits = f"{self.max_hours:g} hours, {self.max_depth} links away from a start page"
+        counts = (Count("start pages", len(starts)), Count("hosts", len(hosts)))
+        facts = (("at most", f"{self.max_pages:,} pages, {limits}"), ("hosts", ", ".join(hosts[:5])))
+        outside = [host for host in self.hosts if "/" in host]
+        warnings = tuple(f"hosts: {host!r} is a name with an optional port, no address" for host in outside)
+        return Look(counts, pages=self.max_pages, facts=facts, warnings=warnings, start_urls=tuple(starts))
 
     def token(self) -> Any:
         """Nothing: the pages of a crawl are known to the crawl stage alone, which is an input of extract."""

@@ -1,8 +1,9 @@
 """url_table: image URLs with their texts in CSV, TSV, JSON lines or Parquet files, as Wukong and LAION are published.
 
 The format follows from the suffix (`.csv .tsv .jsonl .parquet`, the first three also with `.gz` or `.zst`), or from
-`format`. `brivl_jsonl` is the row of BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox":
-...}`; its PATHs start from `images`, a URL or a folder.
+`format`; encoding and separator are told by the bytes (`pipeline.sources._text_files`). `brivl_jsonl` is the row of
+BriVL's release: `{"image_id": PATH, "sentences": [[KIND, TEXT], ...], "bbox": ...}`; its PATHs start from `images`, a
+URL or a folder.
 
 Boxes of a row (`bbox`, or the column that `columns.bbox` names: a list of [x1, y1, x2, y2] in pixels, in CSV as JSON)
 are read as well; the detector `given` makes them the regions of a build.
@@ -21,9 +22,11 @@ import itertools
 import json
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, get_args
 from urllib.parse import quote, unquote
@@ -35,7 +38,9 @@ from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable, sha256_hex
-from pipeline.sources import Decoding, FileSource
+from pipeline.sources import Decoding, FileSource, local_path
+from pipeline.sources._look import Budget, Reading, lines_of
+from pipeline.sources._text_files import AUTO, Encoding, cleaned, no_column, opened, separator_of
 from pipeline.texts.cleaning import clean
 from pipeline.urls import canonical_url, split_userinfo, without_userinfo
 
@@ -70,10 +75,16 @@ class Columns(BaseModel):
 class UrlTable(FileSource):
     """Tables of image URLs with their texts."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [{"path": "table.csv", "columns": {"image_url": "url", "texts": {"caption": "caption"}}}]
+        }
+    )
+
     format: Format | Literal["auto"] = Field("auto", description="auto: by the file's suffix")
     columns: Columns = Field(Columns(), description="names of the columns: image_url, page_url, id, texts")
     images: str = Field("", description="URL or folder that relative image paths start from (brivl_jsonl)")
-    encoding: str = Field("utf-8", description="of CSV, TSV and JSON lines")
+    encoding: Encoding = Field(AUTO, description="of CSV, TSV and JSON lines; auto: as their bytes tell")
     rows_per_part: int = Field(200_000, gt=0, description="rows of one partition of the extract stage")
 
     @model_validator(mode="after")
@@ -83,6 +94,13 @@ class UrlTable(FileSource):
         if self.format == "brivl_jsonl" and not self.images:
             raise ValueError("images is required for brivl_jsonl: where its image paths start from")
         return self
+
+    def identity(self) -> dict[str, Any]:
+        """As of any source; `auto` is written as the former default, since files that could be read read the same."""
+        identity = super().identity()
+        if self.encoding == AUTO:
+            identity["options"]["encoding"] = "utf-8"
+        return identity
 
     def parts(self) -> int:
         """Number of parts: each file is divided into ranges of rows, at least one per file."""
@@ -106,6 +124,21 @@ class UrlTable(FileSource):
         else:
             yield self._candidate(cells, row, number)
 
+    def entries_of(self, number: int, file: str) -> Iterator[Candidate | Decision]:
+        """What a build reads of one file, however it is divided. Raises SourceError."""
+        for at, cells in self._rows(file, 0, sys.maxsize):
+            row = f"{file.rpartition('/')[2]}, row {at}"
+            yield from self.entries(row, at, partial(self._of_row, cells, row, at))
+
+    def count(self, file: str, budget: Budget) -> Reading:
+        """Rows of one file: of Parquet as its footer says, of a text about as many as lines: cells may hold some."""
+        kind = self._format(file)
+        size = int(version(file)[1] or 0)
+        if kind == "parquet":
+            return Reading(_count(file, kind, json.dumps(version(file))), size, size, True)
+        lines = lines_of(file, budget)
+        return replace(lines, number=max(0, lines.number - 1), whole=False) if kind in ("csv", "tsv") else lines
+
     def read_image(self, image_url: str) -> bytes | None:
         """Bytes of an image below the folder `images`; None for an image on the web, or one that does not exist."""
         prefix = f"url-table:///{self.name}/"
@@ -118,6 +151,15 @@ class UrlTable(FileSource):
             return Path(self.resolve(self.images), relative).read_bytes()
         except OSError:
             return None
+
+    def root(self) -> str:
+        return local_path(self.resolve(self.images)) if self.images else ""
+
+    def address_of(self, file: str) -> str:
+        folder, path = self.root(), PurePosixPath(file)
+        if not folder or not path.is_relative_to(folder):
+            return ""
+        return f"url-table:///{self.name}/{quote(str(path.relative_to(folder)))}"
 
     def _cuts(self) -> list[tuple[str, int, int]]:
         """(file, start, stop) of each part: rows start to stop - 1, counted from 0."""
@@ -146,9 +188,10 @@ class UrlTable(FileSource):
             if kind == "parquet":
                 yield from self._parquet_rows(file, start, stop)
                 return
-            options = {"encoding": self.encoding, "errors": "surrogateescape", "newline": ""}
-            with fsspec.open(file, "rt", compression="infer", **options) as f:
-                read = self._json_rows(f) if kind in ("jsonl", "brivl_jsonl") else self._csv_rows(file, f, kind)
+            with opened(file, self.encoding) as (f, encoding):
+                decoding = Decoding(encoding)
+                is_json = kind in ("jsonl", "brivl_jsonl")
+                read = self._json_rows(f, decoding) if is_json else self._csv_rows(file, f, kind, decoding)
                 for number, cells in read:
                     if number > stop:
                         return
@@ -156,15 +199,20 @@ class UrlTable(FileSource):
                         yield number, cells
         except FAULTS as e:
             raise SourceError(file, f"source {self.name}: cannot be read ({reason(e)})") from None
-        except (UnicodeError, LookupError) as e:
-            raise SourceError(file, f"source {self.name}: is not {self.encoding} ({e}); set encoding") from None
+        except UnicodeError as e:
+            told = "no encoding fits it" if self.encoding == AUTO else f"is not {self.encoding}"
+            raise SourceError(file, f"source {self.name}: {told} ({e}); set encoding, e.g. gb18030") from None
+        except ValueError as e:
+            raise SourceError(file, f"source {self.name}: {e}") from None
 
-    def _csv_rows(self, file: str, f: Any, kind: Format) -> Iterator[Row]:
+    def _csv_rows(self, file: str, f: Any, kind: Format, decoding: Decoding) -> Iterator[Row]:
         """Rows of a CSV or TSV file. Raises SourceError for one without the columns that the spec names."""
         csv.field_size_limit(MAX_LINE)
-        reader = csv.reader(Lines(f), delimiter="\t" if kind == "tsv" else ",", quoting=csv.QUOTE_MINIMAL)
-        header = [name.lstrip("\ufeff").strip() for name in next(reader, [])]
-        decoding = Decoding(self.encoding)
+        lines = Lines(f)
+        first = next(lines, "")
+        separator = separator_of(first, self._wanted(), "\t" if kind == "tsv" else ",")
+        reader = csv.reader(chain([first], lines), delimiter=separator, quoting=csv.QUOTE_MINIMAL)
+        header = cleaned(next(reader, []))
         if decoding.fault("".join(header)):
             decoding.end()
         self._check_columns(file, header)
@@ -188,9 +236,9 @@ class UrlTable(FileSource):
             else:
                 yield number, dict(zip(header, cells, strict=True))
 
-    def _json_rows(self, f: Any) -> Iterator[Row]:
+    def _json_rows(self, f: Any, decoding: Decoding) -> Iterator[Row]:
         """Rows of JSON lines; blank lines do not count."""
-        number, decoding = 0, Decoding(self.encoding)
+        number = 0
         for _, line in Lines(f).numbered():
             if isinstance(line, LongLine):
                 number += 1
@@ -242,8 +290,7 @@ class UrlTable(FileSource):
     def _check_columns(self, file: str, header: Sequence[str]) -> None:
         missing = [name for name in self._wanted() if name not in header]
         if missing:
-            known = ", ".join(header) or "none: it is empty"
-            raise SourceError(file, f"source {self.name}: has no column {missing[0]!r}; its columns: {known}"[:500])
+            raise SourceError(file, f"source {self.name}: {no_column(header, missing[0])}"[:500])
 
     def _candidate(self, cells: dict[str, Any], row: str, number: int) -> Candidate | Decision:
         raw = _cell(cells, self.columns.image_url)

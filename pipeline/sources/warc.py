@@ -11,18 +11,24 @@ one by one; a plain http URL cannot be listed, so globs need a disk, s3, gs or t
 from __future__ import annotations
 
 import hashlib
+import re
 from typing import Any
 
 import fsspec
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, expand, reason, version
 from pipeline.sources import PageSource, Paths
+from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
+
+_IMG = re.compile(rb"<img[\s/]", re.IGNORECASE)
 
 
 class Warc(PageSource):
     """Existing WARC files. One file is one part of the extract stage."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "captures/*.warc.gz"}]})
 
     path: Paths = Field((), description="paths, URLs or globs of WARC files; one or a list")
     path_list: str = Field("", description="path or URL of a file that names WARC files, one per line, plain or .gz")
@@ -55,6 +61,42 @@ class Warc(PageSource):
         if self.path_list:
             listed = [hashlib.sha256("\n".join(self._listed()).encode()).hexdigest()]
         return [version(file) for file in self._given()] + listed
+
+    def look(self, budget: Budget) -> Look:
+        """Its files, with the HTML pages of a sample and the images on them."""
+        from warcio.archiveiterator import ArchiveIterator
+        from warcio.exceptions import ArchiveLoadFailed
+
+        files = self.warcs()
+        given = self._given()
+        pages = images = read = 0
+        whole = False
+        try:
+            with fsspec.open(files[0], "rb") as f:
+                archive = ArchiveIterator(f)
+                for record in archive:
+                    headers = record.http_headers
+                    kind = str(headers.get_header("Content-Type", "")) if headers is not None else ""
+                    if record.rec_type == "response" and "html" in kind.lower():
+                        pages += 1
+                        images += len(_IMG.findall(record.content_stream().read()))
+                    read = f.tell()
+                    if read >= budget.bytes or pages >= budget.rows or budget.spent:
+                        break
+                else:
+                    whole = True
+        except ArchiveLoadFailed as e:
+            raise SourceError(files[0], f"source {self.name}: is not a WARC file ({reason(e)})") from None
+        except FAULTS as e:
+            raise SourceError(files[0], f"source {self.name}: cannot be read ({reason(e)})") from None
+        size = size_of_files(files if not self.path_list else given or files[:1])
+        size = size if len(given) == len(files) else size * len(files) // max(1, len(given))
+        total = total_of("HTML pages", [Reading(pages, read, 0, whole)], len(files), size)
+        candidates = Count("candidates", total.number * images // max(1, pages), "about")
+        facts = (("looked at", f"{pages:,} pages of {files[0].rpartition('/')[2]} with {images:,} <img> tags"),)
+        warnings = () if pages else ("the records looked at hold no HTML page",)
+        counts = (Count("WARC files", len(files)), total)
+        return Look(counts, bytes=size, candidates=candidates, pages=total.number, facts=facts, warnings=warnings)
 
     def _given(self) -> list[str]:
         """Files that `path` names."""

@@ -24,14 +24,16 @@ from typing import Any, ClassVar
 from urllib.parse import quote, unquote
 
 import fsspec
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError, WenlanError
-from pipeline.files.inputs import NO_DAMAGE, reason, version
+from pipeline.files.inputs import FAULTS, NO_DAMAGE, reason, version
 from pipeline.records import Candidate, Decision, DropReason, drop, encodable
 from pipeline.sources import FileSource
+from pipeline.sources._look import Budget, Reading
 from pipeline.sources._provenance import Fields
+from pipeline.sources._text_files import AUTO, Encoding, text_of
 from pipeline.sources.folder import SUFFIXES, texts_of
 from pipeline.texts.cleaning import clean
 
@@ -46,9 +48,12 @@ log = logging.getLogger("wenlan")
 class WebDataset(FileSource):
     """Tar shards of pictures and texts."""
 
-    VERSION: ClassVar[int] = 2
+    model_config = ConfigDict(json_schema_extra={"examples": [{"path": "shards/*.tar"}]})
+
+    VERSION: ClassVar[int] = 3
 
     text_kind: TextKind = Field("caption", description="kind of the text in a KEY.txt")
+    encoding: Encoding = Field(AUTO, description="of KEY.txt and KEY.json; auto: as their bytes tell")
     fields: Fields = Field(Fields(), description="names of fields of KEY.json that say where a picture came from")
 
     @field_validator("path")
@@ -58,6 +63,27 @@ class WebDataset(FileSource):
             if path.startswith("pipe:"):
                 raise ValueError(f"{path!r}: runs a command; give a path or URL that fsspec opens")
         return paths
+
+    ROWS: ClassVar[str] = "samples"
+
+    def count(self, file: str, budget: Budget) -> Reading:
+        """Samples of one tar: its files by their names up to the first dot, up to a budget."""
+        samples, last, size = 0, "", int(version(file)[1] or 0)
+        try:
+            with fsspec.open(file, "rb") as f, tarfile.open(fileobj=f, mode="r|*", tarinfo=_Member) as tar:
+                for member in tar:
+                    tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+                    folder, _, name = member.name.removeprefix("./").rpartition("/")
+                    key = f"{folder}/{name.partition('.')[0]}"
+                    if member.isreg() and not _META.match(name):
+                        samples, last = samples + (key != last), key
+                    if budget.spent:
+                        return Reading(samples, member.offset, size, False)
+        except (tarfile.TarError, EOFError):
+            pass  # it breaks off, or is none: `read` says so
+        except FAULTS as e:
+            raise SourceError(file, f"cannot be read ({reason(e)})") from None
+        return Reading(samples, size, size, True)
 
     def read(self, part: int) -> Iterator[Candidate | Decision]:
         """Candidates of one tar in its order; a Decision for each member, and for the rest, that cannot be read.
@@ -131,11 +157,11 @@ class WebDataset(FileSource):
         fault = ""
         try:
             if "json" in sample:
-                value = json.loads(sample["json"])
+                value = json.loads(text_of(sample["json"], self.encoding))
                 url, page_url, provenance = self.fields.read(value, url)
                 texts = texts_of(value)
             if "txt" in sample and not texts:
-                texts = [Text(self.text_kind, clean(sample["txt"].decode("utf-8-sig")))]
+                texts = [Text(self.text_kind, clean(text_of(sample["txt"], self.encoding)))]
         except (ValueError, RecursionError) as e:
             fault = f"{shard}, {key}: {e}"
         distinct = tuple({t.text: t for t in reversed(texts) if t.text}.values())[

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-from pipeline.records import Candidate, Decision, DropReason, drop, drop_capture
+from data_specs.shard import Text
+from pipeline.records import Candidate, Decision, DropReason, RemovedText, drop, drop_capture
 
 REPEATED_ON_PAGES = 5
 """A surrounding text, abstract or title on so many pages of one host in a partition is furniture of the site."""
@@ -61,7 +62,7 @@ def capped(candidates: list[Candidate], most: int) -> tuple[list[Candidate], lis
 
 
 def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
-    """Drop images that stand on very many pages (SPACER), and take off surrounding texts, abstracts and titles that
+    """Drop images that stand on very many pages (SPACER), and remove surrounding texts, abstracts and titles that
     stand on many pages of one host; a candidate without any other text goes too (NO_TEXT).
     """
     pages: dict[tuple[str, str], set[str]] = {}
@@ -80,9 +81,15 @@ def without_furniture(candidates: list[Candidate]) -> tuple[list[Candidate], lis
             dropped.append(drop(candidate, "extract", DropReason.SPACER, f"stands on {count} pages"))
             continue
         host = urlsplit(candidate.page_url).netloc
-        texts = tuple(t for t in candidate.texts if t.kind not in _FURNITURE_KINDS or (host, t.text) not in furniture)
+        texts, removed = list[Text](), list[RemovedText]()
+        for text in candidate.texts:
+            if text.kind in _FURNITURE_KINDS and (host, text.text) in furniture:
+                shown_on = f"stands on {len(pages[host, text.text])} pages of {host}"
+                removed.append(RemovedText.of(text, DropReason.BOILERPLATE, shown_on))
+            else:
+                texts.append(text)
         if texts:
-            kept.append(replace(candidate, texts=texts))
+            kept.append(replace(candidate, texts=tuple(texts), removed=tuple(removed)) if removed else candidate)
         else:
             dropped.append(drop(candidate, "extract", DropReason.NO_TEXT, "only texts that stand on many pages"))
     return kept, dropped

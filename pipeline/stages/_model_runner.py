@@ -21,6 +21,7 @@ from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
+from pipeline import pulse
 from pipeline.pictures.decode import PictureError, Pixels, decode
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
@@ -170,8 +171,10 @@ class _Runner(Generic[Value]):
         sides = [self._models[name].reduce_to for name in lacking]
         reduce_to = max(sides) if all(sides) else 0
         self.result.images |= images
+        pulse.expect(len(images))
         batch, pixels = dict[str, Pixels](), 0
         for image in partition_images(self._build, self._partition, images):
+            pulse.advance()
             try:
                 picture = decode(image.data, self._build.spec.fetch.max_pixels, reduce_to).pixels
             except PictureError as e:

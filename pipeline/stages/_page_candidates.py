@@ -37,12 +37,15 @@ MIN_SIDE = 48
 
 _SPACER_NAME = re.compile(
     r"(?:^|[-_./])(?:spacer|blank|pixel|1x1|loading|placeholder|lazy(?:load)?|grey|gray|transparent|icons?|ico|logo|"
-    r"sprites?|avatar|favicon|emoji|emoticon|qrcode|arrow|bullet|btn|button|callouts?|dot|rss)(?:[-_.0-9/]|$)",
+    r"sprites?|avatar|favicon|emoji|emoticon|qr|qrcode|ewm|erweima|arrow|bullet|callouts?|dot|rss)(?:[-_.0-9/]|$)"
+    r"|^(?:btn|button)(?:[-_.0-9]|$)",  # a screenshot may show one: dialog_button_ok.png
     re.I,
 )
 _SPACER_CLASS = re.compile(
     r"(?:^|[-_\s])(?:icons?|logo|avatar|emoji|emoticon|spacer|pixel|callout|qrcode|badge)(?:$|[-_\s])", re.I
 )
+_AVATARS = re.compile(r"/avatars?/|/uc_server/|//[^/]*gravatar\.com/", re.I)
+"""Folders and hosts that serve the pictures of users."""
 _TRACKER = re.compile(
     r"(?:^|\.)(?:cnzz|51\.la|google-analytics|googletagmanager|doubleclick|scorecardresearch|umeng|miaozhen|admaster)"
     r"(?:\.|$)|^(?:hm|eclick)\.baidu\.com$|/(?:pixel|track|beacon|stat|count(?:er)?)\.(?:gif|php|png)",
@@ -243,7 +246,7 @@ def _spacer(image: PageImage, url: str) -> str:
     style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
     if match := _SPACER_CLASS.search(style.replace("lazy", "")):
         return f"class {match.group(0).strip()}"
-    if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]):
+    if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]) or _AVATARS.search(url):
         return f"name {match.group(0)}"
     if image.furniture:
         return "in navigation, footer or sidebar"

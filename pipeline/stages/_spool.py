@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from data_specs.build import BuildSpec
+from pipeline import pulse
 from pipeline.records import DropReason, rfc3339
 from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
 from pipeline.unreadable import OURS, evidence
@@ -50,7 +51,12 @@ class Spool:
         self._file, self._spec, self._takedowns = file, spec, takedowns
 
     def add(self, data: bytes, fetched_at: str, etag: str = "") -> Outcome:
-        """Keep the bytes of an image, or say why they are not let in."""
+        """Keep the bytes of an image, or say why they are not let in. Shown in the partition's pulse."""
+        outcome = self._outcome(data, fetched_at, etag)
+        pulse.advance(bytes=len(data), **{"failed" if outcome.reason else "kept": 1})
+        return outcome
+
+    def _outcome(self, data: bytes, fetched_at: str, etag: str) -> Outcome:
         try:
             refusal = _refusal(data, self._spec.egress.max_image_bytes, self._spec.fetch.max_pixels)
         except OURS:
@@ -58,7 +64,8 @@ class Spool:
         except Exception as e:
             refusal = DropReason.UNREADABLE, evidence(e, "an image")
         if refusal is not None:
-            later = rfc3339(LASTING_S)
+            # what an installation cannot read, the next build may
+            later = rfc3339(0.0 if refusal[0] is DropReason.UNREADABLE_FORMAT else LASTING_S)
             return Outcome(refusal[0].value, refusal[1], fetched_at=fetched_at, etag=etag, retry_after=later)
         sha256 = hashlib.sha256(data).hexdigest()
         if sha256 in self._takedowns.hashes:
@@ -86,6 +93,8 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
     except pictures.PictureError as e:
         if e.too_many_pixels:
             return DropReason.TOO_MANY_PIXELS, e.message
+        if e.unreadable_here:
+            return DropReason.UNREADABLE_FORMAT, e.message
         if not _looks_like_an_image(data):
             start = " ".join(data[:60].decode("utf-8", "replace").split())
             return DropReason.NOT_AN_IMAGE, f"begins with {start!r}"
@@ -96,6 +105,8 @@ def _refusal(data: bytes, max_bytes: int, max_pixels: int) -> tuple[DropReason, 
 
 
 def _looks_like_an_image(data: bytes) -> bool:
-    """Whether bytes begin like a format of pictures: bytes 4 to 12 of AVIF and 8 to 12 of WebP hold its name."""
+    """Whether bytes begin like a format of pictures: bytes 8 to 12 of WebP hold its name."""
+    from pipeline.pictures.decode import format_in_box
+
     riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
-    return data.startswith(_MAGIC) or riff or data[4:12] in (b"ftypavif", b"ftypavis")
+    return data.startswith(_MAGIC) or riff or format_in_box(data) != ""

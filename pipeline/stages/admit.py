@@ -1,11 +1,17 @@
 """Stage admit: what can be decided without pixels, before a byte is fetched.
 
 A partition is a range of `order_key`, so all candidates of one image URL meet in one partition. In this order:
-texts are normalised, text filters rewrite them, and those that one rejects are taken off; a candidate is dropped that
-was taken down (`forgotten`), that is there twice, that has no text left, or that is one too many for its image URL.
-What remains has its primary text first, by the spec's `text_kinds`.
+texts are normalised, templates of their host are cut off (`_templates`), text filters rewrite them, and those that one
+rejects are removed; a candidate is dropped that was taken down (`forgotten`), that stands on so many pages of the whole
+crawl that it is furniture, that is there twice, that has no text left, or that is one too many for its image URL.
+
+What remains has its primary text first, by the spec's `text_kinds`. A text that was removed is a fact: the candidate's
+row has it with the reason (`records.REMOVED`), and `text_rank` counts those that would have come before the primary
+one.
 
 The result does not depend on the order of files, rows or partitions before: ties go by row and texts, then by id.
+
+A small build is cut finer than `fetch.images_per_partition`, so that all cores have work (`ranges_for`).
 
 Limits: a partition is held in memory (`fetch.images_per_partition` candidates, more where URLs repeat). Of two
 captures of one page the one with the smaller row and texts wins, not the newer.
@@ -13,9 +19,10 @@ captures of one page the one with the smaller row and texts wins, not the newer.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -23,18 +30,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text
+from data_specs.shard import Text, TextKind
+from pipeline import pulse
 from pipeline.filters import Drop, TextFilter, text_filters
 from pipeline.records import (
-    CANDIDATE_SCHEMA,
     FIRST_SNAPSHOT,
+    WITH_REMOVED_SCHEMA,
     Candidate,
     Decision,
     DropReason,
+    RemovedText,
     candidate_rows,
     candidates_of,
     drop,
 )
+from pipeline.stages import _templates
+from pipeline.stages._furniture import SHOWN_ON_PAGES
+from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
+from pipeline.store import templates as store_templates
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
 from pipeline.store.stage import Stage, StageFile
@@ -50,6 +63,7 @@ def token(build: Build) -> Any:
     return {
         "admit": spec.admit.model_dump(mode="json"),
         "filters": [f.identity() for f in text_filters(spec)],
+        "filters_of": {s.name: [f.identity() for f in text_filters(spec, s)] for s in spec.sources},
         "text_kinds": list(spec.text_kinds),
         "seed": spec.seed,
         "images_per_partition": spec.fetch.images_per_partition,
@@ -57,11 +71,27 @@ def token(build: Build) -> Any:
     }
 
 
+SMALL, ENOUGH = 250, 64
+"""Candidates from which a partition is worth a task of its own; and partitions that keep any usual machine busy."""
+
+
 def partitions(build: Build) -> list[str]:
-    """Ranges of order_key (`KeyRange`), as many as the number of extracted candidates asks for."""
+    """Ranges of order_key (`KeyRange`), as many as the number of extracted candidates asks for.
+
+    That number and the spec alone decide, never the machine. What a killed build has committed decides before both: an
+    older wenlan cut small builds into one range. Learns the templates on the way, so only the driver calls it.
+    """
+    _templates.prepare(build)
+    begun = build.stage("admit").partitions()
+    if begun:
+        return [str(key_range) for key_range in KeyRange.cut(KeyRange.named(begun[0]).of)]
     total = sum(record.counts["kept"] for record in build.stage("extract").records())
-    of = max(1, -(-total // build.spec.fetch.images_per_partition))
-    return [str(key_range) for key_range in KeyRange.cut(of)]
+    return [str(key_range) for key_range in KeyRange.cut(ranges_for(total, build.spec.fetch.images_per_partition))]
+
+
+def ranges_for(candidates: int, most: int) -> int:
+    """How many ranges so many candidates are cut into: each of at most `most` on average, and up to ENOUGH of SMALL."""
+    return max(1, -(-candidates // most), min(ENOUGH, candidates // SMALL))
 
 
 def run_partition(build: Build, partition: str) -> None:
@@ -69,7 +99,8 @@ def run_partition(build: Build, partition: str) -> None:
     with build.stage("admit").attempt(partition) as attempt:
         candidates, first_snapshot = _candidates(build, *KeyRange.named(partition).bounds)
         rewritten = Counter(dict.fromkeys(rewriters(text_filters(build.spec)), 0))
-        kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten, first_snapshot)
+        templates = _templates.read(build)
+        kept, decisions = admit(candidates, build.spec, build.store.takedowns(), rewritten, first_snapshot, templates)
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))
         attempt.decide(decisions)
         attempt.commit(
@@ -80,6 +111,7 @@ def run_partition(build: Build, partition: str) -> None:
                 "images": len({c.image_url for c in kept}),
                 "texts_seen": sum(len(c.texts) for c in candidates),
                 "texts_kept": sum(len(c.texts) for c in kept),
+                "fallbacks": sum(c.text_rank > 0 for c in kept),
                 **{f"texts_rewritten_by_{name}": n for name, n in rewritten.items()},
             }
         )
@@ -97,8 +129,8 @@ def _candidates(build: Build, low: str, high: str) -> tuple[list[Candidate], dic
     for table in tables:
         if FIRST_SNAPSHOT in table.column_names:
             first_snapshot.update(zip(*(table[c].to_pylist() for c in ("candidate_id", FIRST_SNAPSHOT)), strict=True))
-    rows = [table.select(CANDIDATE_SCHEMA.names) for table in tables]
-    return candidates_of(pa.concat_tables(rows) if rows else CANDIDATE_SCHEMA.empty_table()), first_snapshot
+    rows = [table.select(WITH_REMOVED_SCHEMA.names) for table in tables]
+    return candidates_of(pa.concat_tables(rows) if rows else WITH_REMOVED_SCHEMA.empty_table()), first_snapshot
 
 
 def admit(
@@ -107,25 +139,28 @@ def admit(
     takedowns: Takedowns = NO_TAKEDOWNS,
     rewritten: Counter[str] | None = None,
     first_snapshot: Mapping[str, str] = MappingProxyType({}),
+    templates: HostTemplates = NO_TEMPLATES,
 ) -> tuple[list[Candidate], list[Decision]]:
     """Kept candidates and a Decision for each of the others: len(kept) + len(decisions) == len(candidates).
 
-    takedowns: image URLs, pages and domains that are refused. rewritten: counts the texts that each filter changed.
-    first_snapshot: the oldest snapshot that shows a candidate; the cap per image URL takes older ones first, as builds
-    that followed each other did. The result is the same in any order of input.
+    takedowns: image URLs, pages and domains that are refused. rewritten: counts the texts that each filter changed, and
+    as `template` those that lost one. first_snapshot: the oldest snapshot that shows a candidate; the cap per image URL
+    takes older ones first, as builds that followed each other did. The result is the same in any order of input.
     """
-    filters = text_filters(spec)
     rewritten = Counter() if rewritten is None else rewritten
-    rank = {kind: i for i, kind in enumerate(spec.text_kinds)}
     by_image: dict[str, dict[str, Candidate]] = {}
     decisions: list[Decision] = []
     allowed: list[Candidate] = []
+    pages = _pages(candidates)
     for candidate in sorted(candidates, key=_tie):
         if why := takedowns.why(candidate.image_url, candidate.page_url):
             decisions.append(drop(candidate, "admit", DropReason.FORGOTTEN, why))
+        elif pages[candidate.image_url] >= SHOWN_ON_PAGES:
+            shown = f"stands on {pages[candidate.image_url]} pages"
+            decisions.append(drop(candidate, "admit", DropReason.SPACER, shown))
         else:
             allowed.append(candidate)
-    for candidate, judged in zip(allowed, judge(allowed, filters, rank, rewritten), strict=True):
+    for candidate, judged in zip(allowed, _judged_by_source(allowed, spec, rewritten, templates), strict=True):
         same = by_image.get(candidate.image_url, {})
         if candidate.candidate_id in same:
             decisions.append(drop(candidate, "admit", DropReason.SAME_CANDIDATE, duplicate_of=candidate.candidate_id))
@@ -143,6 +178,57 @@ def admit(
     return sorted(kept, key=lambda c: c.candidate_id), decisions
 
 
+def _pages(candidates: Sequence[Candidate]) -> Counter[str]:
+    """By image URL the pages that show it; rows of tables are no pages."""
+    shown = {(c.image_url, c.page_url) for c in candidates if c.origin == c.page_url}
+    return Counter(image_url for image_url, _ in shown)
+
+
+def _judged_by_source(
+    candidates: Sequence[Candidate], spec: BuildSpec, rewritten: Counter[str], templates: HostTemplates
+) -> list[Candidate | Decision]:
+    """As `judge`, each candidate by the filters of its source."""
+    order, sources = TextOrder.of(spec), {source.name: source for source in spec.sources}
+    places: dict[str, list[int]] = {}
+    for at, candidate in enumerate(candidates):
+        places.setdefault(candidate.source, []).append(at)
+    judged: dict[int, Candidate | Decision] = {}
+    for name, own in places.items():
+        filters = text_filters(spec, sources.get(name))
+        judged |= zip(own, judge([candidates[at] for at in own], filters, order, rewritten, templates), strict=True)
+    return [judged[at] for at in range(len(candidates))]
+
+
+@dataclass(frozen=True)
+class TextOrder:
+    """The order of a candidate's texts: by kind, and within a kind as they stand on the page.
+
+    sentences: whether a surrounding text that `extract` has put before the page's title stays there. It does so with
+    the sentence beside a picture where the title is that of several pictures (`pipeline.pages.page`).
+    """
+
+    kinds: tuple[str, ...] = ()
+    sentences: bool = False
+
+    @classmethod
+    def of(cls, spec: BuildSpec) -> TextOrder:
+        return cls(spec.text_kinds, spec.text_kinds == BuildSpec.model_fields["text_kinds"].default)
+
+    def rank(self, kind: TextKind) -> int:
+        return self.kinds.index(kind) if kind in self.kinds else len(self.kinds)
+
+    def sorted(self, candidate: Candidate) -> list[Text]:
+        """The texts of a candidate, the one that should be its primary text first."""
+        texts = candidate.texts
+        titles = [at for at, text in enumerate(texts) if text.kind == "title"]
+        by_title = titles[0] if self.sentences and titles and candidate.origin == candidate.page_url else 0
+        ranked = []
+        for at, text in enumerate(texts):
+            kind: TextKind = "title" if at < by_title and text.kind == "surrounding" else text.kind
+            ranked.append((self.rank(kind), at, text))
+        return [text for _, _, text in sorted(ranked, key=lambda entry: entry[:2])]
+
+
 def _tie(candidate: Candidate) -> tuple[Any, ...]:
     """Order in which candidates are looked at: depends on what they are, not on where they were read."""
     return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
@@ -154,47 +240,79 @@ def rewriters(filters: Sequence[TextFilter]) -> list[str]:
 
 
 def judge(
-    candidates: Sequence[Candidate], filters: Sequence[TextFilter], rank: dict[str, int], rewritten: Counter[str]
+    candidates: Sequence[Candidate],
+    filters: Sequence[TextFilter],
+    order: TextOrder,
+    rewritten: Counter[str],
+    templates: HostTemplates = NO_TEMPLATES,
 ) -> list[Candidate | Decision]:
     """Each candidate with the texts that every filter keeps, primary first; else a Decision with every reason.
 
     The first reason is the primary text's: the text that the sample would have been known by. Texts are as the
     filters have rewritten them, in a Decision too; two that have become the same are one.
     """
-    texts_of = [_cleaned(candidate, rank) for candidate in candidates]
-    texts = [text for own in texts_of if not isinstance(own, Decision) for text in own]
+    texts_of = [_cleaned(candidate, order, templates, rewritten) for candidate in candidates]
+    texts = [text for own in texts_of if not isinstance(own, Decision) for text in own.texts]
     faults: list[list[Drop]] = []
     for at in range(0, len(texts), CHUNK):
         faults += _filter(texts, at, filters, rewritten)
+        pulse.expect(len(candidates), done=len(candidates) * len(faults) // len(texts))
     judged: list[Candidate | Decision] = []
     at = 0  # where a candidate's texts begin among all of them
     for candidate, own in zip(candidates, texts_of, strict=True):
         if isinstance(own, Decision):
             judged.append(own)
             continue
-        judged.append(_judged(candidate, texts[at : at + len(own)], faults[at : at + len(own)]))
-        at += len(own)
+        end = at + len(own.texts)
+        judged.append(_judged(candidate, texts[at:end], faults[at:end], own.removed, order))
+        at = end
     return judged
 
 
-def _cleaned(candidate: Candidate, rank: dict[str, int]) -> list[Text] | Decision:
+@dataclass(frozen=True, slots=True)
+class _Cleaned:
+    """Texts of a candidate before the filters; removed: those of which only a template was there, with their place."""
+
+    texts: list[Text]
+    removed: list[tuple[int, RemovedText]]
+
+
+def _cleaned(
+    candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
+) -> _Cleaned | Decision:
     """What `_clean` returns, or the Decision that its texts cannot be read."""
     try:
-        return _clean(candidate, rank)
+        return _clean(candidate, order, templates, rewritten)
     except OURS:
         raise
     except Exception as e:
         return drop(candidate, "admit", DropReason.UNREADABLE, evidence(e, candidate.image_url))
 
 
-def _clean(candidate: Candidate, rank: dict[str, int]) -> list[Text]:
-    """Its texts in normal form, each once, in the order of the spec's kinds."""
+_NO_CONTENT = re.compile(r"头像|頭像|二维码|二維碼|扫码|掃碼|avatar|qr[ _-]?code", re.I)
+"""What a template says of pictures that are furniture of a site, whatever stands between."""
+
+
+def _clean(
+    candidate: Candidate, order: TextOrder, templates: HostTemplates, rewritten: Counter[str]
+) -> _Cleaned | Decision:
+    """Its texts in normal form, each once, without templates, in their order; a Decision for an avatar or a QR code."""
     cleaned_texts: dict[str, Text] = {}
-    for text in sorted(candidate.texts, key=lambda t: rank.get(t.kind, len(rank))):
+    removed: list[tuple[int, RemovedText]] = []
+    for text in order.sorted(candidate):
         cleaned = clean(text.text)
-        if cleaned:
-            cleaned_texts.setdefault(cleaned, text if cleaned == text.text else replace(text, text=cleaned))
-    return list(cleaned_texts.values())
+        remaining, template = templates.cut(candidate.page_url, text.kind, cleaned)
+        if template is not None:
+            rewritten["template"] += 1
+            said = f"template of its host: {template.text}"
+            if text.kind != "title" and _NO_CONTENT.search(template.text):
+                return drop(candidate, "admit", DropReason.SPACER, said)
+            if not remaining:
+                only = replace(text, text=template.text)  # no filter has masked the text itself yet
+                removed.append((len(cleaned_texts), RemovedText.of(only, DropReason.BOILERPLATE, said)))
+        if remaining:
+            cleaned_texts.setdefault(remaining, text if remaining == text.text else replace(text, text=remaining))
+    return _Cleaned(list(cleaned_texts.values()), removed)
 
 
 def _filter(texts: list[Text], at: int, filters: Sequence[TextFilter], rewritten: Counter[str]) -> list[list[Drop]]:
@@ -237,22 +355,37 @@ def _unreadable(text_filter: TextFilter, text: Text, error: Exception) -> Drop:
     return Drop(DropReason.UNREADABLE, f"{text_filter.plugin_name()}: {evidence(error, f'a text of kind {text.kind}')}")
 
 
-def _judged(candidate: Candidate, texts: Sequence[Text], faults: Sequence[list[Drop]]) -> Candidate | Decision:
-    """What becomes of a candidate whose texts have these faults."""
+def _judged(
+    candidate: Candidate,
+    texts: Sequence[Text],
+    faults: Sequence[list[Drop]],
+    cut: Sequence[tuple[int, RemovedText]],
+    order: TextOrder,
+) -> Candidate | Decision:
+    """What becomes of a candidate whose texts have these faults.
+
+    cut: texts that were nothing but a template, each with the number of the texts before it.
+    """
     good: dict[str, Text] = {}
-    for text, own in zip(texts, faults, strict=True):
-        if not own:
+    removed, first = list(cut), len(texts)
+    for at, (text, own) in enumerate(zip(texts, faults, strict=True)):
+        if own:
+            removed.append((at, RemovedText.of(text, own[0].reason, "; ".join(fault.evidence for fault in own))))
+        else:
+            first = min(first, at)
             good.setdefault(text.text, text)
-    remaining = tuple(good.values()) or tuple(texts)
-    ordered = candidate if remaining == candidate.texts else replace(candidate, texts=remaining)
     if good:
-        return ordered
+        better = sum(at < first or (at == first and entry in cut) for entry in removed for at in (entry[0],))
+        better += sum(order.rank(text.kind) < order.rank(texts[first].kind) for text in candidate.removed)
+        facts = tuple(text for _, text in sorted(removed, key=lambda entry: entry[0]))
+        return replace(candidate, texts=tuple(good.values()), text_rank=better, removed=facts)
+    ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
     all_faults = [fault for own in faults for fault in own]
     if not all_faults:
-        return drop(ordered, "admit", DropReason.NO_TEXT)
+        why = [text.evidence for _, text in removed] or [text.evidence for text in candidate.removed]
+        return drop(ordered, "admit", DropReason.NO_TEXT, "; ".join(why))
     reasons = tuple(dict.fromkeys(fault.reason.value for fault in all_faults))
-    first = all_faults[0]
-    return drop(ordered, "admit", first.reason, first.evidence, reasons=reasons)
+    return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)
 
 
 def _capped(
@@ -279,9 +412,10 @@ STAGE = Stage(
     zh="准入",
     folder="admitted",
     inputs=("extract",),
-    version=2,
+    version=3,
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),),
+    files=(StageFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),),
+    forget_state=store_templates.forget,
 )

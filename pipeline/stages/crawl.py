@@ -267,6 +267,7 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
                 "beyond": totals.beyond,
                 "too_deep": totals.too_deep,
                 "bytes": totals.bytes,
+                "images": frontier.images,
             },
             {"input": digest},
         )
@@ -339,6 +340,8 @@ STAGE = Stage(
     run=run_partition,
     files=(StageFile("warc.gz"), StageFile("parquet", CRAWL_SCHEMA), StageFile(OPT_OUTS, OPT_OUT_SCHEMA)),
     subject="capture",
+    unit="pages",
+    done=("kept",),
     network=True,
     expires=False,
     stored=is_stored,

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec, Dedup
 from data_specs.shard import SPLITS
+from pipeline import pulse
 from pipeline.files.digests import Digests, digests_of, hexed, rows_of
 from pipeline.matching.leader_pass import REASONS
 from pipeline.records import DEDUP_SCHEMA, PAIR_SCHEMA, Candidate, Decision, DropReason, candidates_of, drop, split_of
@@ -52,7 +53,9 @@ def run_partition(build: Build, partition: str) -> None:
     verdicts, merged = (lead.table(record, f"{partition}.{what}").combine_chunks() for what in ("verdicts", "merged"))
     reasons = _with_placeholders(pairs, verdicts, lead.table(record, "placeholders.parquet"))
     kept = _kept(build, pairs, verdicts, merged, np.flatnonzero(reasons == 0))
+    pulse.expect(pairs.num_rows)
     decisions = _decisions(build, pairs, verdicts, reasons)
+    pulse.advance(len(decisions))
 
     first = Counter(decision.reason for decision in decisions)
     known = first[DropReason.KNOWN.value]
@@ -60,6 +63,7 @@ def run_partition(build: Build, partition: str) -> None:
         counts = {"seen": pairs.num_rows, "kept": kept.num_rows, "dropped": len(decisions) - known, "known": known}
         for split in SPLITS:
             rows = kept.filter(pc.field("split") == split)
+            pulse.advance(rows.num_rows)
             attempt.write_table(split_file(split), rows, row_group_size=ROW_GROUP)
             counts[split] = rows.num_rows
         attempt.decide(decisions)

@@ -29,10 +29,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import pulse
 from pipeline.confined import Confined
 from pipeline.errors import SourceError, StageError
 from pipeline.records import (
-    CANDIDATE_SCHEMA,
     FIRST_SNAPSHOT,
     PROVENANCE,
     PROVENANCE_SCHEMA,
@@ -40,6 +40,7 @@ from pipeline.records import (
     SOURCE_BOXES,
     USERINFO,
     USERINFO_SCHEMA,
+    WITH_REMOVED_SCHEMA,
     Candidate,
     Capture,
     Decision,
@@ -173,7 +174,9 @@ def _read(
 ) -> Iterator[Candidate | Decision]:
     """Candidates and decisions of one part; counts pages, and notes their `wording_of`, on the way."""
     if isinstance(source, TableSource):
-        yield from source.read(part)
+        for entry in source.read(part):
+            pulse.advance()
+            yield entry
         return
     assert isinstance(source, PageSource)
     limit = build.spec.egress.max_page_bytes
@@ -188,7 +191,9 @@ def _read(
             info["no_warc"] = e.message  # one file of many that is empty, or something else, does not end the build
             log.warning("%s; going on with the other files of source %s", e, source.name)
         return
-    record, suffix, _ = _crawled(build.stage("crawl").record(source.name))[part]
+    crawled = build.stage("crawl").record(source.name)
+    record, suffix, _ = _crawled(crawled)[part]
+    pulse.expect(crawled.counts["kept"])
     with build.stage("crawl").file(record, suffix) as path:
         yield from _extract(read_captures(str(path), limit, info, must_hold=False), source, tally, wordings)
 
@@ -223,6 +228,7 @@ def _extract(
     with page_reader() as reader:
         for capture in captures:
             tally["pages"] += 1
+            pulse.advance()
             for entry in [capture] if isinstance(capture, Decision) else _entries(capture, source, reader, wordings):
                 if isinstance(entry, Decision):
                     if entry.subject == "capture":
@@ -269,12 +275,12 @@ STAGE = Stage(
     zh="抽取",
     folder="candidates",
     inputs=("crawl",),
-    version=2,
+    version=3,
     token=token,
     partitions=partitions,
     run=run_partition,
     files=(
-        StageFile("parquet", CANDIDATE_SCHEMA, "candidate_id"),
+        StageFile("parquet", WITH_REMOVED_SCHEMA, "candidate_id"),
         StageFile(SOURCE_BOXES, SOURCE_BOX_SCHEMA),
         StageFile(PROVENANCE, PROVENANCE_SCHEMA),
         StageFile(USERINFO, USERINFO_SCHEMA),

@@ -36,6 +36,7 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
+from pipeline import pulse
 from pipeline.errors import StageError
 from pipeline.files.tars import TarWriter
 from pipeline.observe import count
@@ -53,7 +54,7 @@ from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
 from pipeline.web.downloader import download
 from pipeline.web.image_opener import GuardedOpener
-from pipeline.web.policy import LASTING_S
+from pipeline.web.policy import LASTING_S, HostRules
 
 CACHE_SCHEMA = pa.schema([*FETCH_SCHEMA, ("tar", pa.string()), ("policy", pa.string())])
 """Rows of STORE/fetched: `tar` is where offset and size point to; `policy` the limits under which a failure holds."""
@@ -81,8 +82,14 @@ def run_partition(build: Build, partition: str) -> None:
     with stage.attempt(partition) as attempt, tempfile.TemporaryFile(dir=stage.folder.scratch()) as file:
         spool = Spool(file, build.spec, build.store.takedowns())
         userinfos = userinfos_of(build, urls)
+        pulse.expect(len(urls))
         outcomes, reused = at_hand(build, partition, candidates, spool, userinfos)
-        network = _Network(build.spec, {i: url for i, url in urls.items() if i not in outcomes}, spool, userinfos)
+        rules = _rules_of_hosts(build.out, stage.fingerprint)
+        missing = {i: url for i, url in urls.items() if i not in outcomes}
+        failed_at_hand = sum(bool(outcome.reason) for outcome in outcomes.values())
+        pulse.expect(len(urls), done=len(outcomes))
+        pulse.tell(kept=len(outcomes) - failed_at_hand, failed=failed_at_hand, bytes=0)
+        network = _Network(build.spec, missing, spool, userinfos, rules)
         stats = network.run()
         outcomes |= network.outcomes
         if stats:
@@ -102,12 +109,22 @@ def run_partition(build: Build, partition: str) -> None:
                 "kept": len(candidates) - len(decisions),
                 "dropped": len(decisions),
                 "images": len(rows) - len(failed),
+                "failed": len(failed),
                 "cached": reused,
                 "fetched": len(network.outcomes),
                 "bytes": sum(row["size"] for row in rows if row["ok"]),
             }
         )
     _remember(build, [row for row in rows if row["fetch_id"] in network.outcomes], record.files["tar"].name)
+
+
+@functools.lru_cache(maxsize=1)
+def _rules_of_hosts(out: str, fingerprint: str) -> dict[str, HostRules]:
+    """The rules of hosts that this worker process has asked for, for all partitions of one build that it does.
+
+    A host has images in nearly every partition: else it would be asked for its robots.txt once in each.
+    """
+    return {}
 
 
 def _return_large_blocks() -> None:
@@ -119,8 +136,15 @@ def _return_large_blocks() -> None:
 class _Network:
     """Images on their way from the network into the spool. urls: by fetch_id; outcomes: by fetch_id, as they arrive."""
 
-    def __init__(self, spec: BuildSpec, urls: dict[str, str], spool: Spool, userinfos: Mapping[str, str]) -> None:
-        self._spec, self._spool = spec, spool
+    def __init__(
+        self,
+        spec: BuildSpec,
+        urls: dict[str, str],
+        spool: Spool,
+        userinfos: Mapping[str, str],
+        rules: dict[str, HostRules],
+    ) -> None:
+        self._spec, self._spool, self._rules = spec, spool, rules
         self._userinfos = {urls[fetch_id]: userinfo for fetch_id, userinfo in userinfos.items() if fetch_id in urls}
         self._fetch_ids = {url: fetch_id for fetch_id, url in urls.items()}
         self._counters = _HostCounters()
@@ -129,7 +153,7 @@ class _Network:
     @functools.cached_property
     def _opener(self) -> GuardedOpener:
         """Made when there is something to fetch."""
-        return GuardedOpener(self._spec, self._userinfos)
+        return GuardedOpener(self._spec, self._userinfos, self._rules)
 
     def run(self) -> dict[str, Any]:
         """Fetch every image; returns img2dataset's own statistics, empty if there was nothing to fetch."""
@@ -159,6 +183,7 @@ class _Network:
         if data is not None:
             fetched = self._opener.fetched[url]
             return self._spool.add(data, fetched.fetched_at, fetched.etag)
+        pulse.advance(failed=1)
         if (failed := self._opener.failed.get(url)) is not None:
             return failure(failed.reason, failed.evidence, min(failed.retry_after_s, LASTING_S))
         return failure(DropReason.BAD_URL, error)  # refused by urllib before the opener saw it
@@ -280,6 +305,8 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
+    unit="images",
+    done=("images", "failed"),
     files=(StageFile("tar"), StageFile("parquet", FETCH_SCHEMA, "fetch_id"), StageFile("stats.json")),
     network=True,
     without=_without,

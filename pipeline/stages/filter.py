@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from pipeline import pulse
 from pipeline.filters import Drop, ImageFilter, image_filters
 from pipeline.records import FEATURE_SCHEMA, PAIR_SCHEMA, Decision, DropReason, Features, candidates_of, drop
 from pipeline.store.build import Build
@@ -40,7 +41,9 @@ def run_partition(build: Build, partition: str) -> None:
 
     pairs, decisions = list[dict[str, Any]](), list[Decision]()
     candidates = admit.table(admit.record(partition))
+    pulse.expect(candidates.num_rows)
     for row, candidate in zip(candidates.to_pylist(), candidates_of(candidates), strict=True):
+        pulse.advance()
         image = images.get(row["fetch_id"])
         if image is None or image["sha256"] not in features:
             continue  # fetch or measure has written its Decision

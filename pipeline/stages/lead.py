@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline import pulse
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.matching import text_rows
@@ -100,6 +101,7 @@ def run_partition(build: Build, partition: str) -> None:
         Splits(build, memory, holders) as splits,
         build.stage("lead").attempt(partition) as attempt,
     ):
+        pulse.expect(pairs)
         earlier = _learn_earlier(build, memory) if build.identities else 0
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, memory), splits).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
@@ -189,6 +191,7 @@ class _Sequence:
                 texts.add(_text_rows(block, decided, placed, schema))
                 self._counts["leaders"] += len(decided.text_leaders)
                 self._counts["text_clusters"] += len(decided.new_texts)
+                pulse.advance(table.num_rows)
             placeholders = stack.enter_context(Rows(self._attempt.path("placeholders.parquet"), PLACEHOLDER_SCHEMA))
             for number, run in enumerate(self._runs):
                 self._finish(number, run, verdicts, copies, placeholders)
@@ -341,6 +344,8 @@ STAGE = Stage(
         StageFile("placeholders.parquet", PLACEHOLDER_SCHEMA),
     ),
     subject="",
+    unit="pairs",
+    done=("pairs",),
     rewrites_others=False,
     without=_without,
 )

@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import pulse
 from pipeline.errors import StageError
 from pipeline.features import feature_id
 from pipeline.features._rows import FeatureRows
@@ -106,7 +107,9 @@ def _measure_new(build: Build, partition: str, fetched: pa.Table, known: set[str
     """Feature rows, and faults by sha256, of the partition's images that the cache lacks. Raises StageError."""
     rows, faults, done = FeatureRows(), dict[str, Fault](), set(known)
     only = set(fetched["sha256"].to_pylist()) - known if build.on is not None else None  # a trial reads what it must
+    pulse.expect(fetched.num_rows)
     for image in partition_images(build, partition, only):
+        pulse.advance()
         if image.sha256 in done:
             continue
         done.add(image.sha256)

@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline import pulse
 from pipeline.files.digests import Digests, column_of, digests_of, unhex
 from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
@@ -32,6 +33,9 @@ RUN = 100_000
 """Pairs of a run at most, unless a single partition of filter has more."""
 
 ROW_GROUP = 1_000
+
+SKETCHED_AT_ONCE = 10_000
+"""Texts sketched between two looks at the clock of progress."""
 
 _DIGESTS = ("candidate_id", "fetch_id", "sha256")
 _UNCHANGED = ("width", "height", "phash", "signature", "texts")
@@ -100,7 +104,13 @@ def _sketches(pairs: pa.Table, threshold: float) -> pa.ListArray:
     texts = pairs["texts"].combine_chunks() if pairs.num_rows else pa.array([], TEXTS_TYPE)
     flat = normals(texts.flatten().field("text").to_pylist())
     number_of = {text: number for number, text in enumerate(dict.fromkeys(flat))}
-    sketches = text_rows.made(list(number_of), threshold).columns()
+    distinct, made = list(number_of), []
+    pulse.expect(pairs.num_rows)
+    for at in range(0, max(1, len(distinct)), SKETCHED_AT_ONCE):
+        made.append(text_rows.made(distinct[at : at + SKETCHED_AT_ONCE], threshold).columns())
+        share = min(1.0, (at + SKETCHED_AT_ONCE) / max(1, len(distinct)))
+        pulse.expect(pairs.num_rows, done=int(pairs.num_rows * share))
+    sketches = pa.concat_arrays(made)
     # A slice of a list array keeps the offsets of the whole, its `flatten` does not: they are moved to begin with 0.
     offsets = pc.subtract(texts.offsets, texts.offsets[0]) if len(texts) else pa.array([0], pa.int32())
     of_text = pa.array([number_of[text] for text in flat], pa.int32())
@@ -118,5 +128,7 @@ STAGE = Stage(
     run=run_partition,
     files=(StageFile("parquet", RUN_SCHEMA),),
     subject="",
+    unit="pairs",
+    done=("pairs",),
     rewrites_others=False,
 )

@@ -54,6 +54,8 @@ STAGE = Stage(
     run=run_partition,
     files=(StageFile("html"), StageFile("json")),
     subject="",
+    unit="sections",
+    done=(),
     fixed_names=True,
     expires=False,
 )

@@ -34,6 +34,7 @@ from data_specs.shard import (
     canonical_json,
     encode_sample,
 )
+from pipeline import pulse
 from pipeline.detectors import detector_ids
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
@@ -52,7 +53,7 @@ PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
 
 SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256")
-MORE = ("image_leader", "split", "format", "fetched_at")
+MORE = ("image_leader", "split", "format", "fetched_at", "text_rank")
 """Columns that go from kept rows to the index as they are; SAME also into KEY.json."""
 ASKED = [*SAME, "width", "height", "fetch_id", "texts"]
 """Columns of a row that packing needs."""
@@ -186,7 +187,9 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     notes = [(places[f"{kind}_offset"].append, places[f"{kind}_size"].append) for kind in kinds]
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
+    pulse.expect(rows.num_rows)
     for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
+        pulse.advance()
         try:
             image = as_stored(data, options, (row["width"], row["height"]), max_pixels)
             members = encode_sample(_sample(row, options.max_side), image)
@@ -288,13 +291,15 @@ def _on_stored(boxes: pa.ListArray, rows: pa.Table, max_side: int) -> pa.ListArr
 
 
 def _kept(rows: pa.Table) -> pa.Table:
-    """A Decision for each row: it was kept to the end."""
-    count = rows.num_rows
-    fixed = {"subject": "candidate", "stage": "shard", "kept": True, "reason": "", "evidence": "", "duplicate_of": ""}
+    """A Decision for each row: it was kept to the end, and whether its primary text is a fallback."""
+    count, better = rows.num_rows, rows["text_rank"]
+    fixed = {"subject": "candidate", "stage": "shard", "kept": True, "reason": "", "duplicate_of": ""}
+    said = pc.binary_join_element_wise("its text is a fallback; better ones removed:", better.cast(pa.string()), " ")
     first = pc.struct_field(pc.list_element(rows["texts"], 0), "text")
     columns = {
         **{name: pa.repeat(value, count) for name, value in fixed.items()},
         **{name: rows[name] for name in ("fetch_id", "source", "page_url")},
+        "evidence": pc.if_else(pc.greater(better, 0), said, ""),
         "id": rows["candidate_id"],
         "url": pc.utf8_slice_codeunits(rows["image_url"], 0, 2000),
         "text": pc.utf8_slice_codeunits(first, 0, 200),

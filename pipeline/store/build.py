@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 
 from data_specs.build import BuildSpec
-from data_specs.shard import canonical_json
+from data_specs.shard import FileDigest, ShardFiles, canonical_json
 from pipeline.files.folder import Folder
-from pipeline.records import DECISION_SCHEMA
-from pipeline.store.partitions import DECISIONS, Record, StageDir
+from pipeline.store.partitions import Record, StageDir
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
+
+REGIONS = "regions/"
+"""What the suffixes of a shard's regions begin with, before the detector's id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,13 @@ class Build:
         """A stage's folder at each fingerprint that has committed something there, this build's or not."""
         return StageDir(self.folder / self.stages[name].folder, name, "").of_all_fingerprints()
 
+    def tables(self, name: str, suffix: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
+        """One file of every partition of a stage, whichever spec of the build made it; None: all columns."""
+        for stage in self.history(name):
+            for record in stage.records():
+                if suffix in record.files:
+                    yield stage.table(record, suffix, columns)
+
     @property
     def held(self) -> int:
         """Samples that its dataset holds already, in the newest release of the same generation."""
@@ -94,10 +103,16 @@ class Build:
         """Digest of the identities that the build reads."""
         return hashlib.sha256(canonical_json(list(self.identities))).hexdigest()[:16]
 
-    def decisions(self) -> Iterator[pa.Table]:
-        """The union of the stages' decisions, one table per partition: only one is in memory."""
-        for name in self.fingerprints:
-            stage = self.stage(name)
-            for record in stage.records():
-                if DECISIONS in record.files:
-                    yield stage.table(record, DECISIONS).cast(DECISION_SCHEMA)
+
+def shard_files(record: Record) -> ShardFiles:
+    """The files of a packed shard, as a manifest lists them."""
+    files = {
+        suffix: FileDigest(path=ref.name, bytes=ref.bytes, sha256=ref.sha256) for suffix, ref in record.files.items()
+    }
+    return ShardFiles(
+        split=record.info["split"],
+        samples=record.counts["kept"],
+        tar=files["tar"],
+        parquet=files["parquet"],
+        regions={name.removeprefix(REGIONS): file for name, file in files.items() if name.startswith(REGIONS)},
+    )

@@ -16,7 +16,6 @@ import datetime
 import fcntl
 import importlib.metadata
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,11 +24,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, describe
-from pipeline import observe
+from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.build import Build, Earlier
-from pipeline.store.partitions import Record
+from pipeline.store.partitions import Record, StageDir
+from pipeline.store.progress import Figures, Ran, counts_of, figures
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 from pipeline.urls import without_userinfo
@@ -68,14 +68,6 @@ class StageResult:
     seconds: float
     funnel: dict[str, int]
     cost: Cost
-
-
-def counts_of(records: list[Record]) -> dict[str, int]:
-    """What partitions counted together, by the name of the count."""
-    counts = Counter[str]()
-    for record in records:
-        counts.update(record.counts)
-    return dict(counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +179,7 @@ def note_counts(build: Build, stage: str) -> None:
     """Note what the records of a stage count now, if build.json names the stage: a takedown has changed them."""
     known = read(build.folder)
     if stage in known.get("stages", {}):
-        known["stages"][stage]["funnel"] = counts_of(build.stage(stage).records())
+        known["stages"][stage]["funnel"] = dict(counts_of(build.stage(stage).records()))
         build.folder.write_json(NAME, known)
 
 
@@ -212,10 +204,10 @@ def status(build: Build) -> dict[str, Any]:
     if running:
         name, fingerprint = running["stage"], running["fingerprint"]
         directory = replace(build, fingerprints={name: fingerprint}).stage(name)
-        committed = len(directory.partitions())
-        stages[name] = {"state": "stopped" if alive is False else "running", "committed": committed, **running}
-        left, hosts = _left_seconds(Running(**running), committed), observe.pulses(directory.folder)
-        running = {**running, "committed": committed, "left_seconds": left, "hosts": {} if alive is False else hosts}
+        so_far = _figures(build, directory, Running(**running), alive)
+        stages[name] = {"state": "stopped" if alive is False else "running", "committed": so_far.committed, **running}
+        own = {key: value for key, value in dataclasses.asdict(so_far).items() if key not in ("stage", "partitions")}
+        running = {**running, **own, "line": so_far.line()}
     return {
         "build_id": known["build_id"],
         "snapshot": known["snapshot"],
@@ -232,14 +224,15 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat("T", "seconds")
 
 
-def _left_seconds(running: Running, committed: int) -> float | None:
-    """How long a stage still takes if it goes on as it went; None before the first partition of this run."""
-    done = committed - running.committed_before
-    if done <= 0:
-        return None
+def _figures(build: Build, directory: StageDir, running: Running, alive: bool | None) -> Figures:
+    """How far the running stage is; of a build that was killed without what its last pulses said."""
+    records = directory.records()
     since = datetime.datetime.fromisoformat(running.since)
-    passed = (datetime.datetime.now(datetime.timezone.utc) - since).total_seconds()
-    return round(passed / done * (running.partitions - committed), 1)
+    seconds = (datetime.datetime.now(datetime.timezone.utc) - since).total_seconds()
+    ran = Ran(0 if alive is False else len(records) - running.committed_before, seconds)
+    beats = [] if alive is False else pulse.beats(directory.folder)
+    stage = build.stages[running.stage]
+    return figures(stage, running.partitions, len(records), counts_of(records), beats, ran)
 
 
 @contextlib.contextmanager

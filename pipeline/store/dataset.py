@@ -15,11 +15,15 @@ from pipeline.files.folder import Folder, read_url
 
 @dataclass(frozen=True)
 class Dataset:
-    """A published dataset. `shards`: the manifest's folder. `build`: BUILD, if the dataset was opened by it."""
+    """A published dataset.
+
+    `shards`: the manifest's folder. `build`: BUILD, if the dataset was opened by it. `path`: that of the manifest.
+    """
 
     shards: Folder
     manifest: Manifest
     build: Folder | None = None
+    path: str = ""
 
     @staticmethod
     def open(place: str | Path) -> Dataset:
@@ -36,7 +40,8 @@ class Dataset:
             data = shards.read("manifest.json")
         except StoreError as e:
             raise ContractError(f"{e}; a build without a manifest is not a dataset") from None
-        return Dataset(shards, parse_manifest(data, shards.at("manifest.json")), folder if in_build else None)
+        path = shards.at("manifest.json")
+        return Dataset(shards, parse_manifest(data, path), folder if in_build else None, path)
 
     @staticmethod
     def _released(place: str) -> Dataset:
@@ -44,7 +49,19 @@ class Dataset:
             path, manifest = open_manifest(place, read_url)
         except (FileNotFoundError, StoreError) as e:
             raise ContractError(f"{place}: cannot be read; not a dataset") from e
-        return Dataset(Folder(path.rpartition("/")[0]), manifest)
+        return Dataset(Folder(path.rpartition("/")[0]), manifest, path=path)
+
+    @property
+    def store(self) -> str:
+        """The STORE that the dataset belongs to, whose takedowns hold for it; "" for a copy, which has none.
+
+        Of a build its build.json names it, a release lies in it.
+        """
+        build = self.build or Folder(self.shards.url.rpartition("/")[0])
+        if not self.manifest.dataset and build.exists("build.json"):
+            return str(build.read_json("build.json").get("store", ""))
+        place = self.shards.url.removesuffix(f"/datasets/{self.manifest.dataset}")
+        return place if place != self.shards.url and Folder(place).exists("store.json") else ""
 
     def folder_of(self, shard: ShardFiles) -> Folder:
         """The folder in which the files of a shard lie."""

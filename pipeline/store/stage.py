@@ -77,6 +77,7 @@ class Stage:
     subject: what it decides on: "candidate", "capture", or "" for a stage that drops nothing itself.
     max_drop: the share that it may drop of a source, 0 to 1, where the spec's table of gates does not name it.
 
+    unit, done: for people, what its progress is counted in, and the counts of a record whose sum that is.
     network: its results cost requests to other servers, so `gc` keeps those of other specs.
     fixed_names: its files have names that two fingerprints share, so they are neither swept nor rewritten in place.
     expires: `gc --keep` deletes its folder from expired builds.
@@ -101,6 +102,8 @@ class Stage:
     files: tuple[StageFile, ...] = ()
     subject: str = "candidate"
     max_drop: float | None = None
+    unit: str = "rows"
+    done: tuple[str, ...] = ("seen",)
     network: bool = False
     fixed_names: bool = False
     expires: bool = True

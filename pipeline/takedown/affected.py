@@ -12,7 +12,7 @@ from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import Takedowns
-from pipeline.takedown.request import fetched_images, tables, text_array
+from pipeline.takedown.request import fetched_images, text_array
 
 
 @dataclass
@@ -43,7 +43,7 @@ def affected(build: Build, takedowns: Takedowns) -> Affected:
     """What a build holds of what is taken down."""
     ids, pages = _candidates(build, takedowns)
     captures = set[str]()
-    for rows in tables(build, "crawl", "parquet", ["url"]):
+    for rows in build.tables("crawl", "parquet", ["url"]):
         captures |= {url for url in rows["url"].to_pylist() if sha256_hex(url) in pages or takedowns.host(url)}
     fetch_ids, removed = _images(build, takedowns, ids)
     return Affected(
@@ -82,11 +82,11 @@ def _candidates(build: Build, takedowns: Takedowns) -> tuple[set[str], set[str]]
             if page:
                 pages.add(sha256_hex(page))
 
-    for rows in tables(build, "extract", "parquet", ["candidate_id", "fetch_id", "image_url", "page_url"]):
+    for rows in build.tables("extract", "parquet", ["candidate_id", "fetch_id", "image_url", "page_url"]):
         for row in zip(*(column.to_pylist() for column in rows.columns), strict=True):
             judge(*row)
     for name in build.fingerprints:
-        for rows in tables(build, name, DECISIONS, ["id", "fetch_id", "url", "page_url", "subject"]):
+        for rows in build.tables(name, DECISIONS, ["id", "fetch_id", "url", "page_url", "subject"]):
             for own, fetch_id, url, page, subject in zip(*(column.to_pylist() for column in rows.columns), strict=True):
                 if not url:
                     continue  # blanked by an earlier takedown
@@ -123,10 +123,10 @@ def _orphans(build: Build, ids: set[str]) -> set[str]:
     """fetch_ids of admitted candidates that are removed, where no candidate that stays shows the same URL."""
     columns, removed = ["candidate_id", "fetch_id"], text_array(ids)
     orphans = set[str]()
-    for rows in tables(build, "admit", "parquet", columns):
+    for rows in build.tables("admit", "parquet", columns):
         orphans |= set(rows.filter(pc.is_in(rows["candidate_id"], removed))["fetch_id"].to_pylist())
     shown: pa.Array = text_array(orphans)
-    for rows in tables(build, "admit", "parquet", columns):
+    for rows in build.tables("admit", "parquet", columns):
         stays = pc.and_(pc.invert(pc.is_in(rows["candidate_id"], removed)), pc.is_in(rows["fetch_id"], shown))
         orphans -= set(rows.filter(stays)["fetch_id"].to_pylist())
     return orphans

@@ -1,8 +1,8 @@
 """Takedown requests: what a request names, looked up in the builds, becomes hashes and looks.
 
-Asked for by URL (of an image or of a page), by domain, by the sha256 of a picture's bytes, or by a picture that it
-looks like. A picture that is named takes its copies along, as dedup knows copies: the same bytes at other addresses,
-and what looks the same within the distance.
+Asked for by URL (of an image or of a page), by domain, by the sha256 of a picture's bytes, by a picture that it looks
+like, or by a file or key (`pipeline.store.subjects`). A picture that is named takes its copies along, as dedup knows
+copies: the same bytes at other addresses, and what looks the same within the distance.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipeline.features._rows import measure_image
 from pipeline.records import PROVENANCE, sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.store import Store
+from pipeline.store.subjects import exactly
 from pipeline.store.takedowns import Look, Takedowns, domain_hashes
 from pipeline.urls import canonical_url, split_userinfo
 
@@ -33,6 +34,8 @@ class Request:
     """What to take down. `distance`: bits of 64 by which another picture may differ; `exact`: no copies."""
 
     urls: Sequence[str] = ()
+    items: Sequence[str] = ()
+    """Images and pages as `pipeline.store.subjects` understands them: files, keys, ids, sha256, URLs."""
     domains: Sequence[str] = ()
     sha256s: Sequence[str] = ()
     pictures: Sequence[Path] = ()
@@ -49,7 +52,8 @@ class Request:
             with contextlib.suppress(ValueError):
                 spelled.add(canonical_url(split_userinfo(url)[0]))
             if "://" not in url:
-                raise SpecError([f"--url {url}: is no URL; a domain is taken down with --domain"])
+                hint = "a domain is taken down with --domain, a file or a key with --item"
+                raise SpecError([f"--url {url}: is no URL; {hint}"])
         return {sha256_hex(url) for url in spelled} | {name.lower() for name in self.sha256s}
 
     def hosts(self) -> set[str]:
@@ -70,8 +74,11 @@ def resolve(request: Request, store: Store, builds: Sequence[Build]) -> Takedown
 
     Raises SpecError, and SourceError for a picture that cannot be read.
     """
-    known, named = store.takedowns(), request.named()
-    images = set(request.sha256s)
+    known, named, images = store.takedowns(), request.named(), {name.lower() for name in request.sha256s}
+    for item in request.items:
+        subject = exactly(item, builds)
+        named |= subject.hashes
+        images |= subject.images
     for rows in fetched_images(builds):
         images.update(rows.filter(pc.is_in(rows["fetch_id"], text_array(named)))["sha256"].to_pylist())
     looks = [_look(row, request) for row in _features_of_files(request.pictures)]
@@ -85,7 +92,7 @@ def resolve(request: Request, store: Store, builds: Sequence[Build]) -> Takedown
     for rows in fetched_images(builds):  # the same bytes at other addresses
         hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
     for build in builds:  # a picture that lies in a source may have other bytes there than it had at its URL
-        for rows in tables(build, "extract", PROVENANCE, ["fetch_id", "sha256"]):
+        for rows in build.tables("extract", PROVENANCE, ["fetch_id", "sha256"]):
             hashes |= set(rows.filter(pc.is_in(rows["sha256"], text_array(hashes)))["fetch_id"].to_pylist())
     unique = {look.signature: look for look in by_look.looks}
     return Takedowns(frozenset(hashes), tuple(unique.values()))
@@ -122,21 +129,13 @@ def _features_of_images(store: Store, builds: Sequence[Build], images: set[str])
 
 def _features(builds: Sequence[Build]) -> Iterator[pa.Table]:
     for build in builds:
-        yield from tables(build, "measure", "parquet", ["sha256", "phash", "signature"])
-
-
-def tables(build: Build, name: str, suffix: str, columns: list[str]) -> Iterator[pa.Table]:
-    """One file of every partition of a stage, whichever spec of the build made it."""
-    for stage in build.history(name):
-        for record in stage.records():
-            if suffix in record.files:
-                yield stage.table(record, suffix, columns)
+        yield from build.tables("measure", "parquet", ["sha256", "phash", "signature"])
 
 
 def fetched_images(builds: Sequence[Build]) -> Iterator[pa.Table]:
     """fetch_id and sha256 of the images that were fetched."""
     for build in builds:
-        for rows in tables(build, "fetch", "parquet", ["fetch_id", "sha256", "ok"]):
+        for rows in build.tables("fetch", "parquet", ["fetch_id", "sha256", "ok"]):
             yield rows.filter(rows["ok"])
 
 

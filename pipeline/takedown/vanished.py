@@ -22,6 +22,7 @@ from pipeline.files.folder import Folder
 from pipeline.records import DropReason
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.takedown.forget import forget
 from pipeline.takedown.request import Request
 
@@ -54,10 +55,9 @@ def lost_in(build: Build) -> Lost:
 def _refusals(build: Build) -> Iterator[dict[str, Any]]:
     """Decisions of a build about opt-outs and HTTP errors that name a URL."""
     reasons = pa.array([DropReason.OPT_OUT.value, DropReason.HTTP_STATUS.value])
-    for table in build.decisions():
-        rows = table.select(["url", "source", "reason", "evidence"])
-        wanted = pc.and_(pc.is_in(rows["reason"], reasons), pc.not_equal(rows["url"], ""))
-        yield from rows.filter(wanted).to_pylist()
+    wanted = pc.field("reason").isin(reasons) & (pc.field("url") != "")
+    for rows in Frames.of(build).batches("decisions", ["url", "source", "reason", "evidence"], wanted):
+        yield from rows.to_pylist()
 
 
 def leave_out(build: Build, vanished: bool = True) -> dict[str, Any]:

@@ -18,8 +18,6 @@ import codecs
 import re
 from functools import cache
 
-from w3lib.encoding import read_bom, resolve_encoding
-
 MAX_BROKEN = 0.01
 """Share of the characters beyond ASCII that may be unreadable: a page cut off in the middle of a character passes."""
 
@@ -47,6 +45,8 @@ _COMPETITORS = ("utf-8", "gb18030", "big5hkscs")
 
 def decode(body: bytes, content_type: str) -> tuple[str, str] | None:
     """(text, charset) of a page, or None if no charset fits. `content_type` is the header as sent, "" if none."""
+    from w3lib.encoding import read_bom  # here: the command line starts without the extra pipeline
+
     charset, bom = read_bom(body)
     if charset is not None and bom is not None:
         return body[len(bom) :].decode(charset, "replace"), charset
@@ -80,6 +80,8 @@ def declared_charset(body: bytes, content_type: str) -> str | None:
 
 def codec_of(label: str) -> str | None:
     """Python's codec for a label such as `GB2312`; None for an unknown one, or one that is no charset of texts."""
+    from w3lib.encoding import resolve_encoding
+
     name = (resolve_encoding(label) or label).lower().replace("_hkscs", "hkscs")
     try:
         name = codecs.lookup(name).name

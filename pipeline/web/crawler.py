@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 
 from data_specs.build import BuildSpec
-from pipeline import actors
+from pipeline import actors, pulse
 from pipeline.errors import SourceError
 from pipeline.observe import count
 from pipeline.records import DropReason
@@ -77,6 +77,7 @@ class Crawler:
                 for host in sorted(hosts):
                     self._start(host, visitors)
                 hosts.clear()
+                self._show_progress()
                 if not self._in_flight:
                     return
                 done, _ = await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
@@ -90,6 +91,14 @@ class Crawler:
                 task.cancel()
             await asyncio.gather(*self._in_flight, return_exceptions=True)
             await visitors.close()
+
+    def _show_progress(self) -> None:
+        """Pages kept of those that may be: no more than are known, or than the site's limit lets in."""
+        frontier = self._frontier
+        kept = frontier.kept_pages
+        figures = {"failed": frontier.dropped, "images": frontier.images, "bytes": frontier.kept_bytes}
+        pulse.tell(kept=kept, queue=frontier.waiting, **figures)
+        pulse.expect(max(kept, min(self._site.max_pages, kept + frontier.waiting)), done=kept)
 
     def _start(self, host: str, visitors: _Visitors) -> None:
         """Begin visits to a host, as many as it may see at once."""
@@ -172,7 +181,7 @@ class Crawler:
             self._frontier.drop(page, DropReason.TRAP, evidence)
         else:
             links = await self._last_of(page, visit.links)
-            self._frontier.keep(page, visit.capture, links, visit.member, visit.likeness, record)
+            self._frontier.keep(page, visit.capture, links, visit.member, visit.likeness, record, visit.images)
 
     async def _last_of(self, page: Page, links: Sequence[str]) -> Sequence[str]:
         """Add the links of a page some at a time, between which other hosts have their turn; returns the last ones.

@@ -79,8 +79,9 @@ class Kept:
 class Frontier:
     """The pages known to one crawl. Use as a context manager.
 
-    cap: how many pages may be known. about: what the WARC's first record says of the crawl. Raises StoreError when
-    another process does not release the folder.
+    cap: how many pages may be known. about: what the WARC's first record says of the crawl. waiting, dropped, images:
+    pages by state, and images of the kept ones, as `totals` counts them, without asking the file. Raises StoreError
+    when another process does not release the folder.
     """
 
     def __init__(self, folder: Path, cap: int, about: dict[str, str]) -> None:
@@ -95,6 +96,8 @@ class Frontier:
         self._out = self.warc.open("ab")
         self._recover(about)
         self._known = self._one("SELECT COUNT(*) FROM page")
+        self._count_states()
+        self.images = self.counted("images")
         kept = self._db.execute("SELECT host, COUNT(*), SUM(bytes) FROM page WHERE state = 'kept' GROUP BY host")
         self._kept = {host: Kept(pages, size) for host, pages, size in kept}  # asked for before each request
         self.kept_pages = sum(kept.pages for kept in self._kept.values())
@@ -138,10 +141,12 @@ class Frontier:
             if self._known >= self._cap:
                 beyond += not self._one("SELECT COUNT(*) FROM page WHERE url = ?", url)
                 continue
-            self._known += self._db.execute(
+            new = self._db.execute(
                 "INSERT OR IGNORE INTO page (url, host, depth, hops) VALUES (?, ?, ?, ?)",
                 (url, urlsplit(url).netloc, depth, hops),
             ).rowcount
+            self._known += new
+            self.waiting += new
         if beyond:
             self._note("beyond", self._noted("beyond") + beyond)
 
@@ -213,11 +218,12 @@ class Frontier:
         member: bytes = b"",
         likeness: str = "",
         record: bytes = b"",
+        images: int = 0,
     ) -> None:
         """Write a page into the WARC and add its links.
 
         member: the record of an earlier crawl, written as it is, where the page has not changed since. record: what
-        `record_of` returns of the capture, if it was called already.
+        `record_of` returns of the capture, if it was called already. images: how many it shows.
         """
         offset, end = self._append(member or record or record_of(capture))
         headers = {name.lower(): value for name, value in capture.headers}
@@ -234,6 +240,10 @@ class Frontier:
                 (page.host, likeness),
             )
             self._add(links, page.depth + 1, 0)
+            if images:
+                self._note("images", self.images + images)
+        self.images += images
+        self.waiting -= 1
         kept = self.kept_of(page.host)
         kept.pages, kept.bytes = kept.pages + 1, kept.bytes + size
         self.kept_pages += 1
@@ -247,15 +257,20 @@ class Frontier:
                 (reason.value, evidence[:300], page.id),
             )
             self._add(links, page.depth + 1, 0)
+        self.waiting -= 1
+        self.dropped += 1
 
     def refuse(self, url: str, reason: DropReason, evidence: str) -> None:
         """Note that a page, known or not, or a sitemap is not kept."""
         with self._db:
             self._add([url], 0, 0)
+            waited = self.fate(url)[0] == "todo"
             self._db.execute(
                 "UPDATE page SET state = 'dropped', reason = ?, evidence = ? WHERE url = ?",
                 (reason.value, evidence[:300], url),
             )
+        self.waiting -= waited
+        self.dropped += waited
 
     def move(self, page: Page, target: str, status: int) -> None:
         """Note that a page redirects to another one of the site, which is added."""
@@ -264,6 +279,7 @@ class Frontier:
                 "UPDATE page SET state = 'moved', evidence = ? WHERE id = ?", (f"{status} to {target}", page.id)
             )
             self._add([target], page.depth, page.hops + 1)
+        self.waiting -= 1
 
     def retry_later(self, page: Page) -> None:
         """Note a failed try; the page is tried once more after all untried ones."""
@@ -277,6 +293,11 @@ class Frontier:
                 "UPDATE page SET state = 'todo', tries = 0, reason = '', evidence = '' WHERE id = ?",
                 [(page.id,) for page in pages],
             )
+        self._count_states()
+
+    def _count_states(self) -> None:
+        states = ("todo", "dropped")
+        self.waiting, self.dropped = (self._one("SELECT COUNT(*) FROM page WHERE state = ?", s) for s in states)
 
     def totals(self) -> Totals:
         """How many pages are in which state."""

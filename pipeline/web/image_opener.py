@@ -37,6 +37,9 @@ from pipeline.web.http_client import Deadlines, HttpClient, Response
 from pipeline.web.pace import RateLimiter
 from pipeline.web.policy import LASTING_S, HostRules
 
+MAX_RULES = 10_000
+"""Hosts whose rules are kept at a time."""
+
 
 class FetchFailed(OSError):
     """An image that was not fetched.
@@ -76,10 +79,16 @@ class _Body(io.BytesIO):
 class GuardedOpener(urllib.request.OpenerDirector):
     """Fetches by the rules of a spec. `fetched` and `failed` hold each URL's outcome. Safe for several threads.
 
-    userinfos: user name and password, `user:password`, that go with some URLs.
+    userinfos: user name and password, `user:password`, that go with some URLs. rules: of hosts that were asked for them
+    before, by address of robots.txt; added to, so that the openers of one build ask each host once.
     """
 
-    def __init__(self, spec: BuildSpec, userinfos: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        spec: BuildSpec,
+        userinfos: Mapping[str, str] | None = None,
+        rules: dict[str, HostRules] | None = None,
+    ) -> None:
         super().__init__()
         self._userinfos = userinfos or {}
         self._egress = spec.egress
@@ -87,7 +96,8 @@ class GuardedOpener(urllib.request.OpenerDirector):
         self._headers = {
             "User-Agent": self._policy.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"
         }  # fmt: skip
-        self._rules: dict[str, HostRules] = {}  # by address of robots.txt
+        self._rules = {} if rules is None else rules
+        self._unreachable: dict[str, HostRules] = {}  # as `_rules`; the next opener asks these hosts again
         self._rules_locks: dict[str, threading.Lock] = {}
         self._refused: dict[str, str] = {}  # by address of robots.txt: why the guard refuses the host itself
         self._limiter = RateLimiter()
@@ -196,11 +206,14 @@ class GuardedOpener(urllib.request.OpenerDirector):
         with lock:
             if address in self._refused:
                 raise FetchFailed(DropReason.EGRESS_REFUSED, self._refused[address])
-            rules = self._rules.get(address)
+            rules = self._unreachable.get(address) or self._rules.get(address)
             if rules is None or rules.expired(time.monotonic()):
                 robots = self._ask_robots(address)
                 tdm = policy.Tdm() if robots.unreachable else self._ask_tdm(policy.tdm_url(url))
-                rules = self._rules[address] = HostRules(robots, tdm, time.monotonic())
+                rules = HostRules(robots, tdm, time.monotonic())
+                if len(self._rules) >= MAX_RULES:
+                    self._rules.clear()
+                (self._unreachable if robots.unreachable else self._rules)[address] = rules
             return rules
 
     def _ask_robots(self, address: str) -> policy.Robots:

@@ -42,12 +42,14 @@ LIKENESS_DIGITS = 32
 @dataclass(frozen=True, slots=True)
 class Markup:
     """What one page says: contents of its robots meta tags, whether a meta tag reserves text and data mining, the
-    addresses it links to (absolute, as written), and its likeness: a digest of all but its numbers."""
+    addresses it links to (absolute, as written), its likeness: a digest of all but its numbers, and how many images it
+    shows."""
 
     robots: list[str] = field(default_factory=list)
     reserved: bool = False
     hrefs: list[str] = field(default_factory=list)
     likeness: str = ""
+    images: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Reading:
     links: tuple[str, ...]
     endless: int
     likeness: str
+    images: int = 0
 
 
 def read_page(capture: Capture, headers: policy.Headers, site: Site) -> Reading:
@@ -72,7 +75,7 @@ def read_page(capture: Capture, headers: policy.Headers, site: Site) -> Reading:
     if policy.follows_links(headers, markup.robots):
         links, endless = links_of(markup.hrefs, site)
     outs = policy.opt_outs(headers, markup.robots, markup.reserved)
-    return Reading(str(outs) if outs else "", tuple(links), endless, markup.likeness)
+    return Reading(str(outs) if outs else "", tuple(links), endless, markup.likeness, markup.images)
 
 
 def read_markup(body: bytes, content_type: str, url: str) -> Markup:
@@ -98,6 +101,7 @@ def read_markup(body: bytes, content_type: str, url: str) -> Markup:
         reserved=any(policy.reserves(content) for name, content in metas if name == "tdm-reservation"),
         hrefs=[joined for href in hrefs if len(href) <= MAX_HREF and (joined := _joined(start, href))],
         likeness=hashlib.sha256(wording).hexdigest()[:LIKENESS_DIGITS],
+        images=len(pictures),
     )
 
 

@@ -90,6 +90,7 @@ class Visit:
     endless: int = 0  # links that lead into an endless path
     too_deep: tuple[str, ...] = ()  # links that are not followed, since the page lies at `max_depth`
     likeness: str = ""  # digest of the page but for its numbers
+    images: int = 0  # that the page shows
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +153,10 @@ class Visitor:
         )
         return await self._judged("kept", page, capture, response.headers)
 
+    async def delay_of(self, url: str) -> float:
+        """Seconds between two requests to a URL's host."""
+        return self._policy.delay_s(await self._rules_of(url))
+
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
         asked for."""
@@ -196,6 +201,7 @@ class Visitor:
             capture=capture,
             member=member,
             likeness=reading.likeness,
+            images=reading.images,
             **followed,
         )
 

@@ -32,7 +32,7 @@ from data_specs.shard import Text
 from pipeline.filters import TextFilter
 from pipeline.plugins import configure
 from pipeline.records import Candidate, Decision
-from pipeline.stages.admit import judge
+from pipeline.stages.admit import TextOrder, judge
 
 CORPUS = Path(__file__).parents[3] / "shared" / "corpus"
 PEERS = Path(__file__).parents[2] / ".bench" / "bin" / "python"
@@ -161,9 +161,9 @@ def candidates(texts: Sequence[str]) -> list[Candidate]:
 def judge_all(texts: Sequence[str]) -> tuple[float, Counter[str]]:
     """Seconds that judging takes, and what became of the captions."""
     configured, made, counts = filters(), candidates(texts), Counter[str]()
-    judge(made[:500], configured, {}, Counter())
+    judge(made[:500], configured, TextOrder(), Counter())
     start = time.perf_counter()
-    judged = judge(made, configured, {}, counts)
+    judged = judge(made, configured, TextOrder(), counts)
     seconds = time.perf_counter() - start
     counts.update(j.reason if isinstance(j, Decision) else "kept" for j in judged)
     return seconds, counts

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from data_specs.shard import SHARD_SCHEMA
+from tests.drawn import HEIC
 from tests.places import SPECS
 
 PENDING: dict[str, str] = {}
@@ -143,7 +144,7 @@ def seeds() -> dict[str, tuple[bytes, ...]]:
         "manifest": (_manifest(),),
         "shards": (sample, _parquet()),
         "checkpoint": (from_json, b'{"config": {"recipe": "tiny"}, "detector": "grid"}', b"\x08\0\0\0\0\0\0\0{}      "),
-        "image": (*(picture(kind) for kind in kinds), picture("JPEG", "CMYK"), picture("PNG", "P")),
+        "image": (*(picture(kind) for kind in kinds), picture("JPEG", "CMYK"), picture("PNG", "P"), HEIC),
     }
 
 

@@ -36,6 +36,7 @@ from pipeline.publish.verify import verify
 from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from tests.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -191,7 +192,7 @@ def opened(out: Path) -> Build:
 
 
 def decisions(out: Path) -> list[dict[str, object]]:
-    return [row for table in opened(out).decisions() for row in table.to_pylist()]
+    return [row for table in Frames.of(opened(out)).tables("decisions") for row in table.to_pylist()]
 
 
 def tars(out: Path) -> dict[str, str]:
@@ -304,7 +305,7 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
         assert f"{out}: holds dataset small, snapshot 2026-01-05" in said
         assert f"published as revision 0: {total} samples" in said
         assert "--replace" in said
-        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", *words[1:]]) == 0
+        assert cli.main(["plan", str(words[0]), "--out", str(out), "--json", "--offline", *words[1:]]) == 0
         printed = capsys.readouterr()
         assert f"a build would refuse: {out}: holds dataset small" in printed.err
         assert len(json.loads(printed.out)["in_the_way"]) == 3

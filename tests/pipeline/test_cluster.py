@@ -119,7 +119,7 @@ import os, sys, time
 from pipeline.cluster import Cluster
 from pipeline.watchdog import MARK
 cluster = Cluster(workers=1)
-ray = cluster._start()
+ray = cluster.start()
 ray.remote(lambda: time.sleep(100)).remote()
 time.sleep(1)
 print("up", MARK in os.environ, flush=True)

@@ -13,10 +13,12 @@ from pipeline.records import (
     CANDIDATE_SCHEMA,
     DECISION_SCHEMA,
     FEATURE_SCHEMA,
+    WITH_REMOVED_SCHEMA,
     Candidate,
     Decision,
     DropReason,
     Features,
+    RemovedText,
     candidate_rows,
     candidates_of,
     decision_rows,
@@ -33,6 +35,8 @@ CANDIDATES = [
         image_url=f"http://a.cn/{number}.jpg",
         texts=(Text("alt", f"图{number}"), Text("title", "标题", "標題")),
         row=number,
+        text_rank=number % 2,
+        removed=(RemovedText("title", "某某网", "boilerplate", "stands on 7 pages"),) * (number % 3),
     )
     for number in range(5)
 ]
@@ -41,7 +45,7 @@ CANDIDATES = [
 def test_columns_are_the_fields_in_their_order() -> None:
     assert DECISION_SCHEMA.names == [field.name for field in dataclasses.fields(Decision)]
     assert FEATURE_SCHEMA.names == [field.name for field in dataclasses.fields(Features)]
-    elsewhere = {"boxes", "provenance", "userinfo"}  # in tables of their own
+    elsewhere = {"boxes", "provenance", "userinfo", "removed"}  # in tables of their own
     fields = [field.name for field in dataclasses.fields(Candidate) if field.name not in elsewhere]
     assert CANDIDATE_SCHEMA.names == ["order_key", "candidate_id", "fetch_id", *fields]
 
@@ -78,12 +82,14 @@ def test_columns_have_the_types_of_files_that_are_out_there() -> None:
 
 def test_candidates_come_back_from_their_rows_by_order_key() -> None:
     rows = candidate_rows(CANDIDATES, seed=3)
-    assert rows.schema == CANDIDATE_SCHEMA
+    assert rows.schema == WITH_REMOVED_SCHEMA
     keys = rows["order_key"].to_pylist()
     assert keys == sorted(keys)
     again = candidates_of(rows)
     assert sorted(again, key=lambda candidate: candidate.row) == CANDIDATES
     assert [candidate.candidate_id for candidate in again] == rows["candidate_id"].to_pylist()
+    older = candidates_of(rows.drop_columns(["text_rank", "removed"]))
+    assert older == [dataclasses.replace(candidate, text_rank=0, removed=()) for candidate in again]
 
 
 def test_a_drop_names_its_reasons_and_a_takedown_names_nothing() -> None:

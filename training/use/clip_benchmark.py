@@ -73,7 +73,7 @@ def load_wenlan(
         (image if image.mode in ("RGB", "RGBA", "L", "LA", "P") else image.convert("RGB")).save(
             encoded, "PNG", compress_level=0
         )
-        pixels_3SS: Tensor = loaded.decode_image(encoded.getvalue(), None)[0]
+        pixels_3SS: Tensor = loaded.open_image(encoded.getvalue(), None)[0]
         return pixels_3SS
 
     return Model(loaded), transform, loaded.text_batch

@@ -78,13 +78,26 @@ def embed_files(
         LOG.info("no --regions: the images' boxes are the grid, not a detector's as in training")
     tensors = {}
     if images:
-        starts = range(0, len(images), BATCH)
-        batches = (_files_batch(images[i : i + BATCH], boxes[i : i + BATCH], loaded) for i in starts)
-        tensors["image_features"] = _features(batches, loaded, "image")
+        tensors["image_features"] = image_features(loaded, [(file, Path(file)) for file in images], boxes)
     if lines:
-        batches = (loaded.text_batch(lines[i : i + BATCH]) for i in range(0, len(lines), BATCH))
-        tensors["text_features"] = _features(batches, loaded, "text")
+        tensors["text_features"] = text_features(loaded, lines)
     return _write(out, tensors)
+
+
+Image = tuple[str, Path | bytes]
+"""An image by its name in messages, and where it lies or its content."""
+
+
+def image_features(loaded: Loaded, images: Sequence[Image], boxes: Sequence[Boxes | None]) -> Tensor:
+    """Features [N, D] of images with their boxes (None: the grid), in batches. Raises InputError naming one."""
+    starts = range(0, len(images), BATCH)
+    batches = (_images_batch(images[i : i + BATCH], boxes[i : i + BATCH], loaded) for i in starts)
+    return _features(batches, loaded, "image")
+
+
+def text_features(loaded: Loaded, texts: Sequence[str]) -> Tensor:
+    """Features [M, D] of texts, in batches."""
+    return _features((loaded.text_batch(texts[i : i + BATCH]) for i in range(0, len(texts), BATCH)), loaded, "text")
 
 
 def embed_rows(path: Path, file: Path, text_kind: str, out: Path, *, device: str = "auto") -> dict[str, Any]:
@@ -178,14 +191,14 @@ def _is_pipe_or_device(file: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _files_batch(files: Sequence[str], boxes: Sequence[Boxes | None], loaded: Loaded) -> Batch:
-    """Batch of image files. Raises InputError naming one that cannot be read."""
+def _images_batch(images: Sequence[Image], boxes: Sequence[Boxes | None], loaded: Loaded) -> Batch:
+    """Batch of images. Raises InputError naming one that cannot be read."""
     opened = []
-    for file, of_image in zip(files, boxes, strict=True):
+    for (name, file), of_image in zip(images, boxes, strict=True):
         try:
-            opened.append(loaded.open_image(Path(file), of_image))
+            opened.append(loaded.open_image(file, of_image))
         except UnreadableImage as e:
-            raise InputError(file, str(e)) from None
+            raise InputError(name, str(e)) from None
     return loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
 
 

@@ -317,7 +317,7 @@ def _images(loaded: Loaded, benchmark: Benchmark) -> tuple[Features, dict[str, i
         opened = []
         for picture in some:
             try:
-                opened.append(loaded.decode_image(picture.read(), picture.boxes))
+                opened.append(loaded.open_image(picture.read(), picture.boxes))
             except (UnreadableImage, ContractError, OSError) as e:
                 LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)
                 corrupt.add(picture.id)

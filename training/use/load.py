@@ -73,22 +73,20 @@ class Loaded:
             as_released=bool(self.config.compat),
         )
 
-    def open_image(self, file: Path, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    def open_image(self, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
         """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
 
-        `boxes`: None for the grid; of more than `max_boxes` the first are taken. Raises UnreadableImage.
+        `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
+        Raises UnreadableImage.
         """
+        data, as_released = self.config.data, bool(self.config.compat)
         try:
-            return self.decode_image(file.read_bytes(), boxes)
+            content = file if isinstance(file, bytes) else file.read_bytes()
+            image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
         except UnreadableImage:
             raise
         except (OSError, ValueError) as e:
             raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
-
-    def decode_image(self, encoded: bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
-        """The same of an image's bytes."""
-        data, as_released = self.config.data, bool(self.config.compat)
-        image, width, height = picture(encoded, data.image_size, full=as_released, max_pixels=data.max_pixels)
         flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
         boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
         return image, boxes_R4

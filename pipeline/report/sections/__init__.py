@@ -19,6 +19,7 @@ from pipeline.report.sections import (
     shapes,
     sources,
     state,
+    texts,
     totals,
 )
 
@@ -31,6 +32,7 @@ SECTIONS: tuple[Section, ...] = (
     samples.SECTION,
     funnel.SECTION,
     sources.SECTION,
+    texts.SECTION,
     shapes.SECTION,
     drift.SECTION,
     duplicates.SECTION,

@@ -44,15 +44,17 @@ HTML = """
           (100 * row.known / (totals.candidates or 1)) | round(2) }}%" title="known: {{
           row.known | n }}"></i>{% endif %}
         {%- for r in row.reasons %}<i class="dropped d{{ loop.index0 % 4 }}" style="width:{{
-          (100 * r.count / (totals.candidates or 1)) | round(2) }}%" title="{{ r.name }}: {{ r.count | n }}"></i>
+          (100 * r.count / (totals.candidates or 1)) | round(2) }}%" title="{{ r.name | en }}: {{ r.count | n }}"></i>
         {%- endfor %}
       </span>
       <span class="count"><b>{{ row.kept | n }}</b>
       {%- if row.known %} <span class="equal">={{ row.known | n }}</span>{% endif %}
       {%- if row.dropped %} <span class="minus">−{{ row.dropped | n }}</span>{% endif %}</span>
       {% if row.reasons or row.known %}<span class="why">
-      {%- if row.known %}<span><b>{{ word("known") }} {{ row.known | n }}</b></span>{% endif %}
-      {%- for r in row.reasons %}<span>{{ word(r.name) }} {{ r.count | n }}</span>{% endfor %}</span>{% endif %}
+      {%- if row.known %}<a href="#samples" data-reason="known"><b>{{ word("known") }} {{
+        row.known | n }}</b></a>{% endif %}
+      {%- for r in row.reasons %}<a href="#samples" data-reason="{{ r.name }}">{{ word(r.name) }} {{
+        r.count | n }}</a>{% endfor %}</span>{% endif %}
     </li>
   {% endfor %}
   </ol>

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pipeline.report import measures
 from pipeline.report.section import Material, Section, Values
 
 
 def figures(material: Material, inputs: Values) -> Values:
-    """The rows of the sheet, each with its `picture`, a data: URI that index.html shows and report.json leaves out."""
-    return {"sheet": material.shown.sheet, "not_shown": material.shown.hidden}
+    """The rows of the sheet, each with its `picture`, a data: URI that index.html shows and report.json leaves out.
+
+    `measured`: names of the histograms in which a row has a bar (its `bins`).
+    """
+    sheet = material.shown.sheet
+    measures.add_bins(material.build, sheet)
+    return {"sheet": sheet, "not_shown": material.shown.hidden, "measured": measures.names()}
 
 
 HTML = """
@@ -23,14 +29,16 @@ HTML = """
     {%- for s in sources %}<option>{{ s.name }}</option>{% endfor %}</select></label>
     <label>{{ t("Outcome", "去向") }} <select id="by-reason"><option value="">*</option>
     {#--#}<option value="kept" data-zh="保留">kept</option><option value="dropped" data-zh="丢弃">dropped</option>
-    {%- if totals.known %}<option value="known" data-zh="{{ "known" | zh }}">known</option>{% endif %}
-    {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name }}</option>{% endfor -%}
+    {%- if totals.known %}<option value="known" data-zh="{{ "known" | zh }}">{{ "known" | en }}</option>{% endif %}
+    {%- for r in reasons %}<option value="{{ r.name }}" data-zh="{{ r.name | zh }}">{{ r.name | en }}</option>
+    {%- endfor -%}
     </select></label>
     <label>{{ t("Text", "文本") }} <input id="by-text" type="search" autocomplete="off"></label>
     <label class="check"><input id="show-boxes" type="checkbox"> {{ t("Regions", "区域框") }}</label>
     {% set detectors = histograms | map(attribute="name") | select("starts", "regions/") | list %}
     {% if detectors | length > 1 %}<label>{{ t("Detector", "检测器") }} <select id="by-detector">
     {%- for d in detectors %}<option>{{ d[8:] }}</option>{% endfor %}</select></label>{% endif %}
+    <button type="button" id="by-bin" hidden></button>
     <output id="shown" aria-live="polite"></output>
   </form>
   <div id="sheet">
@@ -44,17 +52,26 @@ HTML = """
     (totals.dropped + totals.known) | n }}</span>{% endif %}</h3>
   <ul class="sheet">
   {% for row in rows %}
-    <li class="sample {{ fate_class(row) }}" data-source="{{ row.source }}" data-reason="{{ row.reason or "kept" }}">
+    <li class="sample {{ fate_class(row) }}" data-source="{{ row.source }}" data-reason="{{
+      row.reason or "kept" }}" data-bins="{% for name, bin in row.bins.items() %}{{ name }}:{{ bin }} {% endfor %}">
       {{ picture(row) }}
       <p class="fate">{% if row.kept %}<span class="ok">✓ {{
         t("new", "新增") if dataset else t("kept", "保留") }}</span>
       {%- elif row.reason == "known" %}<span class="known">= {{ word("known") }}</span>
       {%- else %}<span class="no">✗ {{ word(row.reason) }}</span> <span class="muted">{{ word(row.stage) }}</span>
       {%- endif %}</p>
-      <p class="text" lang="zh">{{ row.text or "–" }}</p>
-      <p class="muted small" title="{{ row.evidence }}">{{ row.source }}
-      {%- if row.evidence and row.reason != "known" %} · {{ row.evidence }}{% elif row.width %} · {{ row.width }}×{{
-        row.height }}{% endif %}</p>
+      <details class="more"><summary><span class="text" lang="zh">{{ row.text or "–" }}</span>
+        <span class="muted small evidence">{% if row.evidence and row.reason != "known" %}{{ said(row.evidence) -}}
+        {% elif row.width %}{{ row.width }} × {{ row.height }}{% else %}{{ row.source }}{% endif %}</span></summary>
+        <dl>
+          <dt>{{ t("source", "来源") }}</dt><dd>{{ row.source }}</dd>
+          {% if row.width %}<dt>{{ t("pixels", "像素") }}</dt><dd>{{ row.width }} × {{ row.height }}</dd>{% endif %}
+          {% if row.reasons | length > 1 %}<dt>{{ t("all reasons", "全部原因") }}</dt><dd>
+          {%- for reason in row.reasons %}{{ word(reason) }}{{ ", " if not loop.last }}{% endfor %}</dd>{% endif %}
+          {% if row.url | place %}<dt>{{ t("file", "文件") }}</dt><dd>{{ row.url | place }}</dd>{% endif %}
+          <dt>ID</dt><dd><code>{{ row.id[:32] }}</code></dd>
+        </dl>
+      </details>
       <p class="small links">{{ link(row.page_url, "page") }} {{ link(row.url, "image") }} <code title="{{ row.id }}">{{
         row.id[:8] }}</code></p>
     </li>

@@ -1,11 +1,13 @@
 """Section `shapes`: distributions of kept samples, with words, kinds, formats and hosts (`pipeline.report.figures`).
 
-A histogram shows the baseline's share of each bin as a line across its bar.
+Measures that a filter limits come first, kept and dropped stacked (`pipeline.report.limits`). A histogram shows the
+baseline's share of each bin as a line across its bar.
 """
 
 from __future__ import annotations
 
 from pipeline.detectors import detector_ids
+from pipeline.report import limits
 from pipeline.report.figures import collect
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
@@ -14,7 +16,8 @@ from pipeline.store.build import Build
 def figures(material: Material, inputs: Values) -> Values:
     kept = collect(material.build)
     before = shares_before(kept["histograms"], material.baseline)
-    return {**kept, "cached_regions": cached_regions(material.build), "before": before}
+    charts = limits.collect(material.build, kept["histograms"])
+    return {**kept, "limits": charts, "cached_regions": cached_regions(material.build), "before": before}
 
 
 def cached_regions(build: Build) -> dict[str, int]:
@@ -37,6 +40,18 @@ def shares_before(histograms: list[Values], baseline: Values | None) -> dict[str
 
 HTML = """
 <section id="shapes">
+  {% if limits %}
+  <h2 id="limits">{{ t("What the filters' limits keep, and what they drop", "过滤器限值保留了什么、丢弃了什么") }}</h2>
+  <p class="muted">{{ t("The dashed line is the limit in the spec. Counted are texts that admit dropped, and pictures "
+    "that filter dropped; copies, which pass every limit, are not.",
+    "虚线为规格中的限值。此处统计准入阶段丢弃的文本和过滤阶段丢弃的图像；重复项都通过了限值，不计在内。") }}
+  <span class="scripted">{{ t("Click on a bar to see its samples.", "点击柱子查看其样本。") }}</span></p>
+  <p class="legend small" aria-hidden="true"><span><i class="bar"></i> {{ t("kept", "保留") }}</span>
+    <span><i class="own"></i> {{ t("dropped for this limit", "因此限丢弃") }}</span>
+    <span><i class="other"></i> {{ t("dropped for another reason", "因其他原因丢弃") }}</span>
+    <span><i class="limit"></i> {{ t("limit", "限值") }}</span></p>
+  <div class="grid">{% for h in limits %}{{ histogram(h, before.get(h.name), true) }}{% endfor %}</div>
+  {% endif %}
   <h2>{{ t("Distributions of the samples kept", "保留样本的分布") }}</h2>
   {% if before %}<p class="muted small"><span class="swatch" aria-hidden="true"></span> {{
     t("The line across each bar is its share in the baseline.", "横线为基线中的占比。") }} <code>{{
@@ -46,7 +61,9 @@ HTML = """
     t("images without regions", "没有区域的图像") }}: {{ r.without | n }}
   {%- if loop.first and cached_regions.asked %} · {{ t("from the cache", "来自缓存") }}: {{
     cached_regions.cached | share(cached_regions.asked) }}{% endif %}</p>{% endfor %}
-  <div class="grid">{% for h in histograms %}{{ histogram(h, before.get(h.name)) }}{% endfor %}</div>
+  {% set limited = limits | map(attribute="name") | list %}
+  <div class="grid">{% for h in histograms if h.name not in limited %}{{
+    histogram(h, before.get(h.name), h.name in measured) }}{% endfor %}</div>
   <div class="grid two">
     <div class="card"><h3>{{ t("Words", "高频词") }} <span class="muted small">{{
       t("samples segmented", "分词样本") }}: {{ word_samples | n }}</span></h3>

@@ -1,5 +1,6 @@
 "use strict";
-// Without scripts the page shows everything in English; this adds filters, regions, language and theme.
+// Without scripts the page shows everything in English; this adds filters, regions, language and theme. Language and
+// theme are those of the browser until somebody chooses: then the choice is remembered.
 (() => {
   const $ = (id) => document.getElementById(id);
   const remember = (key, value) => { try { localStorage.setItem(key, value); } catch { /* a file: page may have none */ } };
@@ -8,6 +9,7 @@
   const samples = [...document.querySelectorAll("#sheet .sample")];
   const words = { en: "shown", zh: "项已显示" };
   let language = "en";
+  let bar = null; // the bar of a histogram whose samples are shown: {measure, bin, label, title}
 
   function filter() {
     if (!$("sheet")) return; // the index over many builds has none
@@ -17,6 +19,7 @@
       const fate = sample.dataset.reason;
       const fits = (!source || sample.dataset.source === source)
         && (!reason || fate === reason || (reason === "dropped" && fate !== "kept" && fate !== "known"))
+        && (!bar || sample.dataset.bins.split(" ").includes(`${bar.measure}:${bar.bin}`))
         && (!text || sample.textContent.toLowerCase().includes(text));
       sample.hidden = !fits;
       shown += fits;
@@ -24,10 +27,50 @@
     for (const list of document.querySelectorAll("#sheet > ul")) {
       list.previousElementSibling.hidden = ![...list.children].some((sample) => !sample.hidden); // its heading
     }
+    $("by-bin").hidden = !bar;
+    $("by-bin").textContent = bar ? `${bar.title.textContent}: ${bar.label} ✕` : "";
+    for (const g of document.querySelectorAll("g[data-bin]")) {
+      const own = bar && g.dataset.bin === bar.bin && g.closest("figure").dataset.measure === bar.measure;
+      g.setAttribute("aria-pressed", String(Boolean(own)));
+    }
     $("shown").textContent = `${shown} / ${samples.length} ${words[language]}`;
   }
 
-  function translate(to) {
+  function show(chosen) { // the samples of a bar, or all of them again
+    const same = bar && chosen && bar.measure === chosen.measure && bar.bin === chosen.bin;
+    bar = same ? null : chosen;
+    filter();
+    if (bar) $("samples").scrollIntoView();
+  }
+
+  for (const figure of document.querySelectorAll("figure[data-measure]")) {
+    figure.querySelector("svg").setAttribute("role", "group"); // an image has no buttons in it
+    for (const g of figure.querySelectorAll("g[data-bin]")) {
+      const chosen = {
+        measure: figure.dataset.measure, bin: g.dataset.bin, label: g.dataset.label,
+        title: figure.querySelector("figcaption"),
+      };
+      g.setAttribute("role", "button");
+      g.setAttribute("tabindex", "0");
+      g.addEventListener("click", () => show(chosen));
+      g.addEventListener("keydown", (event) => {
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault();
+        show(chosen);
+      });
+    }
+  }
+  for (const link of document.querySelectorAll("a[data-reason]")) {
+    link.addEventListener("click", () => { // and the link leads to the samples
+      bar = null;
+      $("by-source").value = $("by-text").value = "";
+      $("by-reason").value = link.dataset.reason;
+      filter();
+    });
+  }
+  $("by-bin")?.addEventListener("click", () => show(null));
+
+  function translate(to, chosen) {
     language = to;
     for (const node of document.querySelectorAll("[data-zh]")) {
       node.dataset.en ??= node.textContent;
@@ -35,7 +78,7 @@
     }
     document.documentElement.lang = to;
     $("language").textContent = to === "en" ? "中文" : "English";
-    remember("wenlan-language", to);
+    if (chosen) remember("wenlan-language", to);
     filter();
   }
 
@@ -50,12 +93,14 @@
   $("by-detector")?.addEventListener("input", (event) => {
     for (const svg of document.querySelectorAll(".boxes")) svg.toggleAttribute("hidden", svg.dataset.detector !== event.target.value);
   });
-  $("language").addEventListener("click", () => translate(language === "en" ? "zh" : "en"));
+  $("language").addEventListener("click", () => translate(language === "en" ? "zh" : "en", true));
   $("theme").addEventListener("click", () => {
     const now = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     paint(now === "dark" ? "light" : "dark");
   });
   const theme = recall("wenlan-theme");
   if (theme === "dark" || theme === "light") paint(theme);
-  translate(recall("wenlan-language") === "zh" ? "zh" : "en");
+  const spoken = (navigator.languages ?? []).map((name) => name.slice(0, 2).toLowerCase());
+  translate(recall("wenlan-language") ?? spoken.find((name) => name === "zh" || name === "en") ?? "en", false);
+  document.documentElement.classList.add("scripts");
 })();

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from data_specs.build import load
-from pipeline import plugins
+from pipeline import cli, plugins
 from pipeline.commands import schema
 from pipeline.run import open_build
 from pipeline.stages import STAGES
@@ -22,6 +22,16 @@ KINDS = {"site", "warc", "url_table", "folder", "webdataset"}
 
 def test_the_schema_file_is_current():
     assert schema.PATH.read_text(encoding="utf-8") == schema.text(), "run: python -m pipeline.commands.schema"
+
+
+def test_the_command_prints_it(capsys):
+    assert cli.main(["schema"]) == 0
+    assert capsys.readouterr().out == schema.text()
+    assert cli.main(["schema", "build", "--json"]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["schema"] == schema.schema()
+    assert cli.main(["schema", "bild"]) == 2
+    assert "bild: no such schema; one of build" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
@@ -62,6 +72,7 @@ def test_a_ready_spec_plans_where_its_input_lies_beside_it(path, tmp_path):
     for name, content in {
         "wukong_release/wukong_100m_0.csv": "url,caption\n",
         "pictures/a.jpg": "",
+        "photos/a.jpg": "",
         "tars/a.tar": "",
     }.items():
         (tmp_path / name).parent.mkdir()

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.build import BuildSpec, SpecError
+from data_specs.build import BuildSpec, SourceRef, SpecError
 from data_specs.shard import Text, TextKind
 from pipeline.errors import SourceError
 from pipeline.filters import TextFilter
@@ -24,6 +25,7 @@ from pipeline.filters.text_length import TextLength
 from pipeline.filters.to_simplified import ToSimplified
 from pipeline.plugins import check, find, names
 from pipeline.texts.forms import bare
+from pipeline.texts.words import weight
 from tests.places import CORPUS, needs_corpus
 
 
@@ -36,7 +38,23 @@ def reason(f: TextFilter, text: str, kind: TextKind = "alt") -> str:
     ("options", "text", "kind", "expected"),
     [
         ({}, "故宫雪景图", "alt", ""),
-        ({}, "故宫 雪 景", "alt", "text_too_short"),
+        ({}, "故宫 雪 景", "alt", ""),
+        ({}, "故宫 雪 景", "abstract", "text_too_short"),
+        ({}, "戚风蛋糕", "title", ""),
+        ({}, "首页", "title", "text_too_short"),
+        ({}, "正阳门", "alt", ""),
+        ({}, "门", "caption", "text_too_short"),
+        ({}, "在 Visual Studio Code 里远程调试 Kubernetes 集群中运行的应用程序", "title", ""),
+        (
+            {"max_chars": 50},
+            "在 Visual Studio Code 里远程调试 Kubernetes 集群中运行的应用程序" * 2,
+            "title",
+            "text_too_long",
+        ),
+        ({"min_chars": 5}, "正阳门", "alt", "text_too_short"),
+        ({"min_chars": {"alt": 4}}, "正阳门", "alt", "text_too_short"),
+        ({"min_chars": {"alt": 4}}, "正阳门", "caption", ""),
+        ({"max_chars": {"surrounding": 60}}, "云" * 61, "surrounding", "text_too_long"),
         ({}, "云" * 50, "caption", ""),
         ({}, "云" * 51, "caption", "text_too_long"),
         ({}, "云" * 51, "surrounding", ""),
@@ -54,12 +72,35 @@ def test_length(options, text, kind, expected):
     assert reason(TextLength(**options), text, kind) == expected
 
 
+@given(st.text(st.sampled_from("云abc1 -é，"), max_size=30))
+def test_a_text_weighs_its_characters_at_most_and_a_latin_word_as_much_as_a_third_of_four(text):
+    assert 0 <= weight(text) <= sum(map(len, text.split()))
+    assert weight("three English words") == pytest.approx(4)
+    assert weight("云" + text) == pytest.approx(1 + weight(text))
+
+
+def source(source_kind: str = "news", kind: str = "site", **options: Any) -> SourceRef:
+    return SourceRef(name="s", kind=kind, source_kind=source_kind, **options)
+
+
+def test_a_collection_has_no_threshold_of_the_web_unless_the_spec_states_one():
+    for collection in (source("library", "url_table"), source(kind="folder"), source(kind="webdataset")):
+        assert reason(TextLength().for_source(collection), "门") == ""
+        assert reason(TextLength().for_source(collection), "云" * 51) == ""
+        assert reason(TextLength(min_chars=2, max_chars=50).for_source(collection), "门") == "text_too_short"
+        assert reason(HanShare().for_source(collection), "GNU Image Manipulation Program 图") == ""
+        assert reason(HanShare(min_share=0.5).for_source(collection), "Chrome 调试") == "low_han_share"
+    assert reason(TextLength().for_source(source()), "门") == "text_too_short"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("故宫雪景", ""),
         ("高清壁纸 1920x1080", ""),
-        ("iPhone手机", "low_han_share"),
+        ("iPhone手机", ""),
+        ("Chrome 调试", ""),
+        ("Installing the GRUB boot loader on a disk 图", "low_han_share"),
         ("2024年Q3财报", ""),
         ("列夫・托尔斯泰", ""),
         ("桜の花", "not_chinese"),
@@ -75,13 +116,20 @@ def test_han_share(text, expected):
     assert reason(HanShare(), text) == expected
 
 
+def test_a_stated_share_is_one_of_letters_and_a_title_needs_more_han_than_a_caption():
+    assert reason(HanShare(min_share=0.5), "iPhone手机") == "low_han_share"
+    assert reason(HanShare(), "VS Code 与 Docker Compose 图", "caption") == ""
+    assert reason(HanShare(), "VS Code 与 Docker Compose 图", "title") == "low_han_share"
+    assert reason(HanShare(min_share={"title": 0.1}), "VS Code 与 Docker Compose 图", "title") == ""
+
+
 GONE = """查看源网页 展开全文 点击查看大图 图片来自网络 IMG_1234.jpg 000.jpg 点击查看大图>>展开全文
 （图片来源：网络图片） DSC01234 mmexport1536812345678 微信图片_20200101120000 步骤①：准备米粉.jpg 图1 图片 undefined
 http://a.com/b.html www.example.com 2024-01-02 d41d8cd98f00b204e9800998ecf8427e
-点击查看源网页 點擊展開全文 图片来源于互联网，侵删！ 左右滑动查看更多>>"""
+点击查看源网页 點擊展開全文 图片来源于互联网，侵删！ 左右滑动查看更多>> 首页 [警告] 二维码2 微信公众號 封面"""
 
 KEPT = """点击查看大图：黄山云海 葱烧海参-预览图-5 图片显示故宫雪景 照片里的小猫 故宫雪景www.example.com 广告牌下的行人
-下一页的故事 2024年的第一场雪 头像雕塑"""
+下一页的故事 2024年的第一场雪 头像雕塑 导航仪 背景墙 流程图 微信支付"""
 
 
 @pytest.mark.parametrize("text", [*GONE.split(), "alt text"])

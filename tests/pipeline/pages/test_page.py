@@ -109,6 +109,85 @@ def test_the_headline_is_the_title_else_what_the_head_says_without_the_name_of_t
     assert texts("<meta property=og:title content=题><title>x</title><img src=a.jpg>")["title"] == ["题"]
 
 
+def title(html: str) -> str:
+    return "".join(texts(f"{html}<img src=a.jpg>").get("title", []))
+
+
+def test_of_several_headlines_the_title_is_the_one_that_the_head_names():
+    sections = "<h1>准备工作</h1><p>一</p><h1>用 Docker 部署博客</h1><p>二</p><h1>小结</h1>"
+    assert title(f"<title>用 Docker 部署博客 - 某人的博客</title>{sections}") == "用 Docker 部署博客"
+    assert title(f"<meta property=og:title content='用 Docker 部署博客 | 某站'>{sections}") == "用 Docker 部署博客"
+    assert title(f"<title>容器入门 - 某人的博客</title>{sections}") == "容器入门", "no section is the article"
+    assert title(f"<title>某站 - 用 Docker 部署博客</title>{sections}") == "用 Docker 部署博客"
+    assert title("<title>安装说明书 - 某站</title><h1>安装</h1><h1>使用</h1>") == "安装说明书", "安装 is a word of many"
+    assert title(sections) == "准备工作", "there is nothing else to go by"
+
+
+def test_the_name_of_the_site_is_no_title_though_it_be_the_only_headline():
+    head = "<meta property=og:site_name content=某站><title>故宫雪景 - 某站</title>"
+    assert title(f"{head}<h1>某站</h1>") == "故宫雪景"
+    assert title(f"{head}<h1>某站</h1><h1>故宫雪景</h1>") == "故宫雪景"
+    assert title("<meta property=og:site_name content=某站><title>某站</title><h1>某站</h1>") == "某站"
+    assert title("<title>某站 - 首页</title><h1>雪后的故宫</h1>") == "雪后的故宫", "one headline that is not the site's"
+
+
+STEPS = """<h1>酸辣土豆丝</h1><p>介绍。</p><ol>
+<li>把土豆切成细丝。泡在水里洗掉淀粉：<img src=a.jpg></li><li>热锅凉油，下花椒。<p><img src=b.jpg></p></li>
+<li><img src=c.jpg>出锅装盘即可。再放香菜</li></ol>"""
+
+
+def first_kinds(html: str, row: int) -> list[tuple[str, str]]:
+    return [(t.kind, t.text) for t in parse(html).images[row].texts][:2]
+
+
+def test_the_sentence_beside_an_image_comes_before_a_title_that_several_images_share():
+    title = ("title", "酸辣土豆丝")
+    for row, sentence in enumerate(["泡在水里洗掉淀粉：", "热锅凉油，下花椒。", "出锅装盘即可。"]):
+        assert first_kinds(STEPS, row) == [("surrounding", sentence), title]
+    assert first_kinds("<h1>酸辣土豆丝</h1><p>把土豆切成细丝。</p><img src=a.jpg>", 0)[0] == title, "its only image"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        "如下图所示：",
+        "最终效果如图",
+        "这样就切好了土豆丝。",
+        "切法详见第三节。",
+        "切丝",
+        "Slice the potatoes.",
+        "<img src=x.jpg>",
+        "<nav>把土豆切成细丝</nav>",
+    ],
+)
+def test_a_sentence_that_points_refers_or_is_not_right_beside_stays_behind_the_title(beside):
+    html = f"{STEPS}<div>{beside}</div><p><img src=d.jpg></p>"
+    assert first_kinds(html, len(parse(html).images) - 1)[0] == ("title", "酸辣土豆丝")
+
+
+def test_a_sentence_beside_two_images_is_the_text_of_neither():
+    step = "<p>把土豆切成细丝。</p><p><img src=a.jpg></p>"
+    html = f"<h1>酸辣土豆丝</h1>{step}<h2>又来</h2>{step}"
+    assert [first_kinds(html, row)[0][0] for row in (0, 1)] == ["title", "title"]
+
+
+def test_the_heading_of_its_section_stands_for_an_image_without_a_sentence_unless_the_section_has_many():
+    picture = "<p><img src=a.jpg></p><pre>English code.</pre>"
+    html = "<h1>编辑器手册</h1>" + "".join(f"<h2>{name}</h2>{picture}" for name in ("测量工具", "简介"))
+    html += (
+        f"<h2 class=title>网络类的属性</h2><p>Before.</p>{picture * 3}<h3>批量编辑文本</h3><p>Before.</p>{picture * 4}"
+    )
+    firsts = [first_kinds(html, row)[0] for row in range(9)]
+    title = ("title", "编辑器手册")
+    assert firsts[:2] == [("surrounding", "测量工具"), title], "简介 is a section of many pages"
+    assert firsts[2:] == [("surrounding", "网络类的属性")] * 3 + [title] * 4
+
+
+def test_a_banner_and_a_button_are_not_furniture_for_their_names():
+    found = parse("<div class=banner><img src=head.jpg alt=故宫雪景></div>").images
+    assert not found[0].furniture
+
+
 def test_head_gives_abstract_robots_base_and_the_page_image():
     page = parse(
         "<html lang=zh-CN><head><base href='/b/'><meta name=robots content=noai><meta name=googlebot content=noindex>"

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.decode import PictureError, decode, encode_jpeg, header, resized, to_jpeg
+from tests.drawn import HEIC
 
 RNG = np.random.default_rng(0)
 BLOCKS = RNG.integers(0, 256, (5, 8, 3), dtype=np.uint8)
@@ -333,3 +334,36 @@ def test_alpha_is_laid_on_white_strip_by_strip_as_at_once(mode: str, monkeypatch
     whole = decode(data).pixels
     monkeypatch.setattr(pictures, "STRIP", 21 * 4)
     assert np.array_equal(decode(data).pixels, whole)
+
+
+def test_a_picture_of_a_phone_is_read() -> None:
+    pytest.importorskip("pi_heif")
+    picture = decode(HEIC)
+    assert (picture.header.format, picture.header.width, picture.header.height) == ("heif", 64, 48)
+    quarters = [picture.pixels[y, x].astype(int) for y in (10, 40) for x in (10, 50)]
+    for seen, drawn in zip(quarters, [(220, 30, 40), (30, 60, 210), (110, 15, 20), (15, 30, 105)], strict=True):
+        assert np.abs(seen - drawn).max() <= 6
+    with pytest.raises(PictureError, match="9 are allowed") as e:
+        decode(HEIC, max_pixels=9)
+    assert e.value.too_many_pixels
+    with pytest.raises(PictureError):
+        decode(HEIC[:-40])
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (HEIC, r"HEIC \(HEIF\) pictures .* pip install 'wenlan\[heif\]'"),
+        (saved(NOISE, "AVIF"), "AVIF pictures .*pillow>=11.3"),
+    ],
+)
+def test_a_format_whose_reader_is_missing_is_named_with_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, said: str
+) -> None:
+    monkeypatch.setattr(pictures, "readable_formats", lambda: ("jpeg", "png"))
+    with pytest.raises(PictureError, match=said) as e:
+        header(data)
+    assert e.value.unreadable_here
+    with pytest.raises(PictureError, match="not an image that is read here") as e:
+        header(b"\0\0\0\x14ftypmp42" + bytes(40))
+    assert not e.value.unreadable_here

@@ -104,6 +104,65 @@ def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
 
 
+def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_path: Path) -> None:
+    found = drift.read(built.out)
+    assert found is not None
+    [chart] = found["limits"]
+    bar = min(row["bins"]["characters"] for row in found["sheet"] if "characters" in row["bins"])
+
+    async def visit(page: Any) -> None:
+        shown = "[...document.querySelectorAll('#sheet li')].filter(n => n.offsetParent !== null).length"
+        everything = await page.run(shown)
+        await page.run(f"document.querySelector('figure[data-measure=characters] g[data-bin=\"{bar}\"]').focus()")
+        for key, code in (("Enter", 13), ("Enter", 13)):
+            for kind in ("rawKeyDown", "char", "keyUp"):
+                event = {"type": kind, "key": key, "windowsVirtualKeyCode": code, "text": "\r"}
+                await page.say("Input.dispatchKeyEvent", **event)
+            if await page.run("!document.getElementById('by-bin').hidden"):
+                assert 0 < await page.run(shown) < everything
+                chip = await page.run("document.getElementById('by-bin').textContent")
+                assert chip == f"Characters per primary text: {chart['bins'][bar]['label']} ✕"
+                pressed = "document.querySelector('g[aria-pressed=true]').dataset.bin"
+                assert await page.run(pressed) == str(bar)
+                of_bar = "[...document.querySelectorAll('#sheet li:not([hidden])')].map(n => n.dataset.bins)"
+                assert all(f"characters:{bar} " in bins for bins in await page.run(of_bar))
+        assert await page.run(shown) == everything, "pressed again, the bar lets go"
+        await page.run("document.querySelector('.why a[data-reason=image_too_small]').click()")
+        assert await page.run(shown) == sum(row["reason"] == "image_too_small" for row in found["sheet"]) > 0
+        assert await page.run("location.hash") == "#samples"
+        more = "document.querySelector('#sheet li:not([hidden]) details')"
+        assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is False
+        await page.run(f"{more}.querySelector('summary').click()")
+        assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is True
+        assert await serious(page) == []
+
+    browse(Path(built.out) / "report/index.html", tmp_path, visit)
+
+
+@pytest.mark.parametrize(
+    ("spoken", "language"), [("zh-TW,en", "zh"), ("fr,zh-CN", "zh"), ("en-GB,zh", "en"), ("fr", "en")]
+)
+def test_the_page_speaks_the_language_of_the_browser(
+    built: Build, browse: Browse, tmp_path: Path, spoken: str, language: str
+) -> None:
+    async def visit(page: Any) -> None:
+        agent = await page.run("navigator.userAgent")
+        await page.say("Emulation.setUserAgentOverride", userAgent=agent, acceptLanguage=spoken)
+        page.events.clear()
+        await page.say("Page.reload")
+        await page.until("Page.loadEventFired")
+        assert await page.run("document.documentElement.lang") == language
+        fates = await page.run("[...document.querySelectorAll('.fate')].map(n => n.textContent).join()")
+        assert ("文本过短" in fates, "text too short" in fates) == (language == "zh", language == "en")
+        await page.run("document.getElementById('language').click()")
+        page.events.clear()
+        await page.say("Page.reload")
+        await page.until("Page.loadEventFired")
+        assert await page.run("document.documentElement.lang") == ("en" if language == "zh" else "zh"), "as chosen"
+
+    browse(Path(built.out) / "report/index.html", tmp_path, visit)
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_axe_finds_nothing_serious(built: Build, browse: Browse, tmp_path: Path, theme: str) -> None:
     async def visit(page: Any) -> None:

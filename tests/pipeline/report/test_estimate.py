@@ -56,7 +56,7 @@ def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(pu
 def test_plan_says_the_estimate_or_that_there_is_nothing_to_estimate_by(published, tmp_path, capsys):
     spec = tmp_path / "s.yaml"
     spec.write_text(f"name: a\ncontact: a@b.example\nsources: [{json.dumps(SITE)}]\n")
-    command = ["plan", str(spec), "--store", str(tmp_path / "store"), "--estimate", "2000", "--json"]
+    command = ["plan", str(spec), "--store", str(tmp_path / "store"), "--offline", "--estimate", "2000", "--json"]
     assert cli.main(command) == 0
     said = capsys.readouterr()
     assert "has no published build to measure by" in said.err

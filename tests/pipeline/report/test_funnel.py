@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from pipeline.report.funnel import faults, read_funnels
+from pipeline.records import DropReason, drop_capture
+from pipeline.report.funnel import faults, read_funnels, top_reasons
 from pipeline.store.build import Build
 
 Run = Callable[[Build, str], None]
@@ -28,6 +29,34 @@ def test_the_funnel_adds_up_by_stage_source_and_reason(synthetic_build: Build, s
     assert sum(part.kept for part in parts) == candidates.kept
     assert (captures.total, captures.kept, captures.reasons()) == (12, 10, [("http_status", 2)])
     assert faults(synthetic_build, candidates, captures) == []
+
+
+def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_has_it(
+    synthetic_build: Build, synthetic: Any, run_stage: Run
+) -> None:
+    run_stage(synthetic_build, "shard")
+    expected = synthetic.expected_funnel()
+    for stage in {name for name, _ in expected} - {"extract", "crawl"}:
+        found = {(r.stage, r.reason): r.count for r in top_reasons(synthetic_build, stage, most=99)}
+        assert found == {key: n for key, n in expected.items() if key[0] == stage and key[1] not in ("", "known")}
+    rows = [row for table in synthetic_build.decisions() for row in table.to_pylist()]
+    [first] = top_reasons(synthetic_build, "filter", most=1)
+    assert first.exact
+    assert any(
+        (row["reason"], row["url"], row["evidence"]) == (first.reason, first.url, first.evidence) for row in rows
+    )
+
+
+def test_reasons_of_many_partitions_are_extrapolated_and_an_opted_out_owner_is_not_named(make_build: Any) -> None:
+    build = make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.cn/"]}])
+    for number in range(8):
+        reason = DropReason.OPT_OUT if number % 2 else DropReason.HTTP_STATUS
+        with build.stage("crawl").attempt(f"s{number}") as attempt:
+            attempt.decide([drop_capture(f"http://a.cn/{number}/{i}", "s", "crawl", reason, "why") for i in range(3)])
+            attempt.commit({"dropped": 3})
+    status, opt_out = top_reasons(build, "crawl", files=2)
+    assert (status.reason, status.count, status.exact, status.url) == ("http_status", 12, False, "http://a.cn/0/0")
+    assert (opt_out.reason, opt_out.count, opt_out.url, opt_out.evidence) == ("opt_out", 12, "", "")
 
 
 def test_a_lost_decision_is_a_fault_of_the_funnel(synthetic_build: Build, run_stage: Run) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,85 @@ def test_a_captions_file_for_all(tmp_path):
     put(tmp_path, {"bad.jsonl": "{"})
     with pytest.raises(SourceError, match=r"bad\.jsonl"):
         read(folder(tmp_path, captions="bad.jsonl"))
+
+
+def test_texts_as_windows_saves_them(tmp_path):
+    put(
+        tmp_path,
+        {"a.jpg": b"A", "a.txt": "雪后的黄山".encode("gbk"), "b.jpg": b"B", "b.txt": "西湖的晚上".encode("utf-16")},
+    )
+    put(tmp_path, {"c.jpg": b"C", "c.json": '{"caption": "小狗在草地上"}'.encode("gb18030")})
+    found = [("caption", "雪后的黄山"), ("caption", "西湖的晚上"), ("caption", "小狗在草地上")]
+    assert [texts(x) for x in read(folder(tmp_path))] == [[text] for text in found]
+    refused = read(folder(tmp_path, encoding="utf-8"))
+    assert [x.reason for x in refused] == ["bad_row"] * 3
+    assert refused[0].evidence.startswith("a.txt: cannot be read (ValueError: is not utf-8")
+
+
+@pytest.mark.parametrize("codec", ["gbk", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_captions_file_with_any_columns(tmp_path, codec, separator):
+    rows = [
+        ["文件名", "描述", "标题", "作者"],
+        ["旅行\\a.jpg", "雪后的黄山，很冷", "黄山", "小明"],
+        ["b", "西湖的晚上", "", "小红"],
+    ]
+    table = "\r\n".join(separator.join(f'"{c}"' if separator in c else c for c in row) for row in rows)
+    put(tmp_path, {"旅行/a.jpg": b"A", "b.png": b"B", "表.csv": table.encode(codec)})
+    named = {"image": "文件名", "caption": ["描述", "标题"]}
+    b, a = read(folder(tmp_path, captions="表.csv", columns=named))
+    assert texts(a) == [("caption", "雪后的黄山，很冷"), ("caption", "黄山")]
+    assert texts(b) == [("caption", "西湖的晚上")]
+
+
+def test_a_captions_file_whose_columns_are_not_named_says_what_to_write(tmp_path):
+    put(tmp_path, {"a.jpg": b"A", "t.csv": "编号,文件名,描述\n1,a.jpg,雪后的黄山\n".encode("gbk")})
+    advice = "has no column 'file'; its columns: 编号, 文件名, 描述; say columns: {image: 文件名, caption: 编号}"
+    with pytest.raises(SourceError, match=re.escape(advice)):
+        read(folder(tmp_path, captions="t.csv"))
+    with pytest.raises(SourceError, match="has no column '说明'"):
+        read(folder(tmp_path, captions="t.csv", columns={"image": "文件名", "caption": "说明"}))
+    put(tmp_path, {"t.jsonl": '{"图": "a.jpg", "话": ["雪", "山"]}'})
+    assert texts(read(folder(tmp_path, captions="t.jsonl", columns={"image": "图", "caption": "话"}))[0]) == [
+        ("caption", "雪"),
+        ("caption", "山"),
+    ]
+    with pytest.raises(SourceError, match="each row needs the column `file`; it has 图, 话"):
+        read(folder(tmp_path, captions="t.jsonl"))
+
+
+def test_a_picture_is_named_as_windows_and_macos_name_it(tmp_path):
+    put(tmp_path, {"IMG_1.JPG": b"A", "café.png": b"B", "t.csv": "file,caption\nimg_1.jpg,云\n./cafe\u0301.png,海\n"})
+    assert [texts(x) for x in read(folder(tmp_path, captions="t.csv"))] == [[("caption", "云")], [("caption", "海")]]
+
+
+def test_a_name_that_two_pictures_have_is_no_picture(tmp_path):
+    put(
+        tmp_path,
+        {"x/a.jpg": b"1", "y/a.jpg": b"2", "y/b.jpg": b"3", "t.csv": "file,caption\na.jpg,云\nb,山\ny/a.jpg,海\n"},
+    )
+    missing, *rest = read(folder(tmp_path, captions="t.csv"))
+    assert missing.evidence == "t.csv names a.jpg, which is no picture of the folder"
+    assert [(x.origin, texts(x)) for x in rest[1:]] == [
+        ("y/a.jpg", [("caption", "海")]),
+        ("y/b.jpg", [("caption", "山")]),
+    ]
+
+
+def test_pictures_of_phones_are_pictures_and_are_read_again_once_they_can_be(tmp_path, monkeypatch):
+    put(tmp_path, {"IMG_1.HEIC": b"H", "IMG_1.txt": "云", "b.avif": b"A", "b.txt": "海"})
+    assert [x.origin for x in read(folder(tmp_path))] == ["IMG_1.HEIC", "b.avif"]
+    before = folder(tmp_path).token()
+    monkeypatch.setattr("pipeline.sources.folder.readable_formats", lambda: ("jpeg",))
+    assert folder(tmp_path).token() != before
+
+
+def test_the_address_of_a_file_follows_from_its_path(tmp_path):
+    source = folder(tmp_path)
+    assert source.address_of(f"{tmp_path}/旅行/a b.jpg") == "folder:///s/%E6%97%85%E8%A1%8C/a%20b.jpg"
+    for other in (f"{tmp_path}.jpg", f"{tmp_path}/a.txt", "/elsewhere/a.jpg"):
+        assert source.address_of(other) == ""
+    assert folder(Path("memory://x")).address_of("/x/a.jpg") == ""
 
 
 def test_a_broken_text_file_costs_its_picture_only(tmp_path):

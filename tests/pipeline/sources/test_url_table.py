@@ -132,7 +132,7 @@ def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path):
         table(tmp_path / "gone.csv").token()
     with pytest.raises(SourceError, match=r"\*\.csv: source t: matches no file"):
         table(tmp_path / "*.csv").token()
-    for name, content in (("a.parquet", b"no parquet"), ("b.csv", "url,zh,page\nhttp://i/1,好,".encode("gbk"))):
+    for name, content in (("a.parquet", b"no parquet"), ("b.csv", b"PK\x03\x04 an Excel file")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(SourceError, match=name.replace(".", r"\.")):
             read(table(tmp_path / name))
@@ -145,6 +145,17 @@ def test_what_cannot_be_read_is_one_error_that_names_the_file(tmp_path):
     (tmp_path / "e.csv").write_bytes(b"")
     with pytest.raises(SourceError, match=r"e\.csv: source t: has no column 'url'; its columns: none"):
         read(table(tmp_path / "e.csv"))
+
+
+@pytest.mark.parametrize(("codec", "separator"), [("gbk", ";"), ("utf-16", "\t"), ("utf-8", "|")])
+def test_encoding_and_separator_are_told_by_the_bytes(tmp_path, codec, separator):
+    rows = [["url", "zh", "page"], ["http://i/1", "雪后的黄山日出", ""]]
+    (tmp_path / "t.csv").write_bytes("\n".join(separator.join(row) for row in rows).encode(codec))
+    source = table(tmp_path / "t.csv")
+    assert [[(t.kind, t.text) for t in x.texts] for x in read(source)] == [[("alt", "雪后的黄山日出")]]
+    assert source.identity() == table(tmp_path / "t.csv", encoding="utf-8").identity()  # earlier builds stay valid
+    with pytest.raises(SourceError, match="is not ascii"):
+        read(table(tmp_path / "t.csv", encoding="ascii"))
 
 
 def test_a_byte_order_mark_and_another_encoding_are_read(tmp_path):

@@ -14,13 +14,15 @@ from hypothesis import strategies as st
 
 from data_specs.build import BuildSpec
 from data_specs.shard import Text, TextKind
-from pipeline.records import Candidate, candidate_rows, candidates_of, order_range, sha256_hex
+from pipeline.records import Candidate, RemovedText, candidate_rows, candidates_of, order_range, sha256_hex
 from pipeline.stages import STAGES
-from pipeline.stages.admit import admit, partitions, run_partition, token
+from pipeline.stages._templates import HostTemplates
+from pipeline.stages.admit import admit, partitions, ranges_for, run_partition, token
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
+from pipeline.texts.templates import Template, Templates
 
 
 def spec(**more: Any) -> BuildSpec:
@@ -70,6 +72,107 @@ def test_a_candidate_without_a_good_text_names_every_reason_the_primary_text_s_f
     assert decision.reason == "low_han_share"
     assert decision.reasons == ("low_han_share", "text_too_short", "boilerplate")
     assert decision.text == "english caption here"
+
+
+def test_a_removed_text_is_a_fact_and_the_text_in_its_place_is_marked_as_a_fallback():
+    one = candidate(
+        "http://i.test/a", ("caption", "IMG_1234.jpg"), ("alt", "门"), ("title", "北京城门漫步"), ("tag", "x")
+    )
+    [kept], decisions = admit([one], spec())
+    assert decisions == []
+    assert [(t.kind, t.text, t.reason) for t in kept.removed] == [
+        ("caption", "IMG_1234.jpg", "low_han_share"),
+        ("alt", "门", "text_too_short"),
+        ("tag", "x", "text_too_short"),
+    ]
+    assert kept.removed[1].evidence == "1 characters; needs 2"
+    assert (kept.texts[0].kind, kept.text_rank) == ("title", 2), "the tag would have come after it"
+    [kept], _ = admit([candidate("http://i.test/a", ("alt", "正阳门"), ("title", "北京城门漫步"))], spec())
+    assert (kept.texts[0].text, kept.text_rank, kept.removed) == ("正阳门", 0, ())
+
+
+def test_what_extract_removed_counts_where_it_would_have_come_first():
+    furniture = RemovedText("title", "某某网", "boilerplate", "stands on 7 pages")
+    one = replace(candidate("http://i.test/a", ("surrounding", "雪后的故宫角楼")), removed=(furniture,))
+    [kept], _ = admit([one], spec())
+    assert (kept.text_rank, kept.removed) == (1, ())
+    [kept], _ = admit([replace(one, texts=(Text("alt", "角楼"), *one.texts))], spec())
+    assert kept.text_rank == 0
+
+
+def test_a_source_is_judged_by_its_own_options_and_a_library_by_no_threshold_of_the_web():
+    sources = [
+        {
+            "kind": "url_table",
+            "name": name,
+            "source_kind": kind,
+            "path": "t.csv",
+            "columns": {"texts": {"alt": "a"}},
+            **own,
+        }
+        for name, kind, own in (
+            ("t", "news", {}),
+            ("strict", "news", {"filters": {"text_length": {"min_chars": 9}}}),
+            ("lib", "library", {}),
+        )
+    ]
+    two = spec(sources=sources)
+    texts = {"t": "门", "strict": "故宫雪景图片", "lib": "门"}
+    many = [replace(candidate(f"http://i.test/{n}", ("alt", text)), source=n) for n, text in texts.items()]
+    kept, decisions = admit(many, two)
+    assert [c.source for c in kept] == ["lib"]
+    assert {d.source: d.evidence for d in decisions} == {
+        "t": "1 characters; needs 2",
+        "strict": "6 characters; needs 9",
+    }
+
+
+def test_a_sentence_that_extract_put_before_the_title_stays_there_in_the_default_order_only():
+    page = "http://a.test/p"
+    texts: list[tuple[TextKind, str]] = [
+        ("surrounding", "把土豆切成细丝。"),
+        ("title", "酸辣土豆丝"),
+        ("alt", "切好的土豆丝"),
+    ]
+    one = candidate("http://i.test/a", *texts, origin=page, page=page)
+    [kept], _ = admit([one], spec())
+    assert [t.kind for t in kept.texts] == ["alt", "surrounding", "title"]
+    [kept], _ = admit([one], spec(text_kinds=["title", "surrounding"]))
+    assert [t.kind for t in kept.texts] == ["title", "surrounding", "alt"]
+    [kept], _ = admit([replace(one, origin="1")], spec())
+    assert [t.kind for t in kept.texts] == ["alt", "title", "surrounding"], (
+        "the order of a table's columns says nothing"
+    )
+
+
+def test_an_image_on_very_many_pages_of_the_whole_crawl_is_furniture():
+    pages = [f"http://a.test/{i}" for i in range(20)]
+    many = [candidate("http://i.test/logo.jpg", origin=p, page=p) for p in pages]
+    kept, decisions = admit(many, spec())
+    assert kept == []
+    assert {(d.reason, d.evidence) for d in decisions} == {("spacer", "stands on 20 pages")}
+    assert len(admit(many[1:], spec())[0]) == 8, "max_candidates_per_image"
+
+
+def test_templates_of_a_host_are_cut_and_avatars_dropped():
+    own = [
+        Template("begins", "某某网【", 300, ""),
+        Template("ends", "的头像", 300, ""),
+        Template("ends", " 的图片", 300, ""),
+    ]
+    templates = HostTemplates({("a.test", "own"): Templates(own)})
+    page = "http://a.test/p"
+
+    def of(*texts: tuple[TextKind, str]) -> tuple[list[Candidate], list[Any]]:
+        return admit([candidate("http://i.test/a", *texts, origin=page, page=page)], spec(), templates=templates)
+
+    [kept], _ = of(("alt", "某某网【故宫雪景】"), ("title", "某某网【正阳门】"))
+    assert [t.text for t in kept.texts] == ["故宫雪景", "某某网【正阳门】"], "titles are another sample"
+    [kept], _ = of(("alt", "某某网【 的图片"), ("title", "北京城门漫步"))
+    assert (kept.texts[0].text, kept.text_rank) == ("北京城门漫步", 1)
+    assert kept.removed[0].evidence.startswith("template of its host: ")
+    kept_none, [decision] = of(("alt", "张三的头像"), ("title", "北京城门漫步"))
+    assert (kept_none, decision.reason) == ([], "spacer")
 
 
 REWRITING = [
@@ -152,7 +255,12 @@ def test_every_candidate_leaves_once_and_the_order_of_input_does_not_matter(cand
     dice.shuffle(shuffled)
     assert admit(shuffled, limited, takedowns) == (kept, decisions)
     again, none = admit(kept, limited, takedowns)
-    assert (again, none) == (kept, [])
+    assert (again, none) == ([replace(c, removed=()) for c in kept], []), "nothing more is removed"
+    seen = {
+        c.candidate_id: max(len(other.texts) for other in candidates if other.candidate_id == c.candidate_id)
+        for c in kept
+    }
+    assert all(c.text_rank <= len(c.removed) and len(c.texts) + len(c.removed) <= seen[c.candidate_id] for c in kept)
 
 
 def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build:
@@ -166,6 +274,22 @@ def build_with(tmp_path: Path, candidates: list[Candidate], files: int) -> Build
             attempt.write_table("parquet", candidate_rows(part, limited.seed))
             attempt.commit({"seen": len(part), "kept": len(part), "dropped": 0})
     return build
+
+
+@pytest.mark.parametrize(
+    ("candidates", "most", "ranges"),
+    [(0, 10_000, 1), (499, 10_000, 1), (1_000, 10_000, 4), (16_000, 10_000, 64), (640_000, 10_000, 64),
+     (700_000, 10_000, 70), (5_000_000, 10_000, 500), (110, 20, 6)],
+)  # fmt: skip
+def test_a_small_build_is_cut_finer_and_a_large_one_as_the_spec_says(candidates, most, ranges):
+    assert ranges_for(candidates, most) == ranges
+
+
+def test_a_build_that_was_begun_with_other_ranges_goes_on_with_them(tmp_path):
+    build = build_with(tmp_path, [candidate(f"http://i.test/{i}.jpg") for i in range(60)], files=1)
+    assert len(partitions(build)) == 3
+    run_partition(build, "00001-of-00002")  # as an older wenlan cut it
+    assert partitions(build) == ["00000-of-00002", "00001-of-00002"]
 
 
 @pytest.mark.parametrize("files", [1, 3])

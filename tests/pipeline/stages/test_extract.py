@@ -178,6 +178,27 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
     assert [{t.text for t in c.texts} for c in kept] == [{f"图{i}号", f"题目{i}号"} for i in range(len(pages))]
     assert {(d.reason, d.url) for d in dropped} == {("spacer", "http://a.test/top.jpg")}
     assert len(kept) + len(dropped) == len(candidates)
+    [removed] = kept[0].removed
+    assert (removed.kind, removed.text, removed.reason) == ("surrounding", "如有问题请告诉我们", "boilerplate")
+    assert removed.evidence == f"stands on {len(pages)} pages of a.test"
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("<img src=/dialog_button_ok.png alt=确定按钮>", ""),
+        ("<div class=banner><img src=/head.jpg alt=雪后的故宫></div>", ""),
+        ("<img src=/btn_ok.png alt=确定>", "spacer"),
+        ("<img src=/button.png alt=确定>", "spacer"),
+        ("<img src=/user-avatar.png alt=张三>", "spacer"),
+        ("<img src=/upload/avatar/17.jpg alt=张三>", "spacer"),
+        ("<img src=/img/weixin_ewm.jpg alt=联系我们>", "spacer"),
+        ("<img src=/avatar-film/still.jpg alt=阿凡达剧照>", ""),
+    ],
+)
+def test_an_image_is_not_dropped_for_a_name_that_may_be_its_subject(image, expected):
+    [entry] = extract_page(capture(f"<p>中文的一段话</p>{image}"), "s", "news")
+    assert (entry.reason if isinstance(entry, Decision) else "") == expected
 
 
 def test_a_warc_goes_through_the_stage_and_its_funnel_adds_up(tmp_path):

@@ -486,3 +486,19 @@ def test_the_files_about_a_host_are_asked_for_at_its_pace(serve, make_build):
     run(make_build(web, sources=SITE, egress={"delay_s": 0.3}), web.url("/1.png"))
     assert len(when) == 3
     assert min(b - a for a, b in itertools.pairwise(when)) > 0.25
+
+
+def test_partitions_of_a_build_ask_a_host_for_its_rules_once_and_an_unreachable_one_again(serve, make_build):
+    web = serve({f"/{i}.png": (200, HEADERS, picture(i)) for i in range(4)})
+    down = serve({f"/{i}.png": (200, HEADERS, picture(i)) for i in range(2)} | {"/robots.txt": (503, {}, b"")})
+    build = make_build(web, down, sources=SITE)
+    for number, partition in enumerate(("00000-of-00002", "00001-of-00002")):
+        urls = [web.url(f"/{2 * number}.png"), web.url(f"/{2 * number + 1}.png"), down.url(f"/{number}.png")]
+        with build.stage("admit").attempt(partition) as attempt:
+            attempt.write_table("parquet", candidate_rows([candidate(url) for url in urls], build.spec.seed))
+            attempt.commit({"seen": 3, "kept": 3, "dropped": 0})
+        fetch.run_partition(build, partition)
+    assert Counter(web.asked)["/robots.txt"] == 1
+    assert len(web.asked_tdm) == 1
+    assert Counter(down.asked)["/robots.txt"] == 4, "two tries in each partition"
+    assert [record.counts["kept"] for record in build.stage("fetch").records()] == [2, 2]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_specs.shard import Text
-from pipeline import cli, observe, run
+from pipeline import cli, pulse, run
 from pipeline.errors import StoreError
 from pipeline.records import Candidate, candidate_rows
 from pipeline.stages import fetch
@@ -101,8 +101,23 @@ def test_a_folder_without_a_build_is_named(tmp_path: Path):
         run.reopen(str(tmp_path))
 
 
+def test_a_killed_build_shows_nothing_of_what_its_partitions_said_last(build, capsys):
+    _begin(build, partitions=2, ago_s=30)
+    _commit(build, "0")
+    said = {"at": time.time(), "seconds": 9.0, "done": 5, "total": 9, "counts": {"kept": 5}, "rates": {"done": 1.0}}
+    (build.stage("fetch").folder / pulse.PULSE).write_json("1.json", {**said, "hosts": {"a.cn": {"kept": 5}}})
+    running = build_json.status(run.reopen(build.out))["running"]
+    assert (running["running"], running["hosts"], running["left_seconds"]) == (0, {}, None)
+    assert cli.main(["status", build.out]) == 0
+    shown = capsys.readouterr().err
+    assert "no process is building here" in shown
+    assert "a.cn" not in shown
+    with build_json.sole_owner(build):
+        assert build_json.status(run.reopen(build.out))["running"]["done"] == 5, "as of one that runs"
+
+
 def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_build, monkeypatch, capsys):
-    monkeypatch.setattr(observe, "PULSE_S", 0.1)
+    monkeypatch.setattr(pulse, "PULSE_S", 0.1)
     monkeypatch.setattr(fetch, "FLUSH_S", 0.0)
     asked = threading.Event()
 
@@ -125,7 +140,7 @@ def test_while_it_fetches_the_status_shows_each_host_and_its_rate(serve, make_bu
         attempt.commit({"seen": 10, "kept": 10, "dropped": 0})
 
     def work() -> None:
-        with observe.pulse(build.stage("fetch").folder, "00000-of-00001"):
+        with pulse.pulse(build.stage("fetch").folder, "00000-of-00001"):
             fetch.run_partition(build, "00000-of-00001")
 
     with build_json.sole_owner(build):

@@ -15,8 +15,9 @@ from PIL import Image
 
 from data_specs.shard import read_manifest
 from pipeline.errors import StoreError
+from pipeline.exports import export
+from pipeline.exports.brivl_jsonl import sentences, whole_pixels
 from pipeline.plugins import configure
-from pipeline.publish.export import sentences, to_brivl_jsonl, whole_pixels
 from pipeline.records import Candidate, Decision
 from pipeline.sources import TableSource
 from pipeline.store.dataset import Dataset
@@ -25,7 +26,7 @@ from tests.stages import run_stage
 
 def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    counts = to_brivl_jsonl(Dataset.open(shards_of), out)
+    counts = export(Dataset.open(shards_of), "brivl-jsonl", out)
     assert counts == read_manifest(shards_of).samples
     rows = [json.loads(line) for split in counts for line in (out / f"{split}.jsonl").read_text().splitlines()]
     assert len({row["image_id"] for row in rows}) == sum(counts.values())
@@ -38,7 +39,7 @@ def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_pat
 
 
 def test_it_is_read_back_by_url_table(shards_of: Path, tmp_path: Path) -> None:
-    to_brivl_jsonl(Dataset.open(shards_of), tmp_path / "out")
+    export(Dataset.open(shards_of), "brivl-jsonl", tmp_path / "out")
     options = {"name": "back", "source_kind": "library", "format": "brivl_jsonl", "images": str(tmp_path / "out")}
     source = configure("sources", "url_table", {**options, "path": str(tmp_path / "out/*.jsonl")}, TableSource)
     found = [entry for part in range(source.parts()) for entry in source.read(part)]
@@ -74,7 +75,7 @@ def test_boxes_are_whole_pixels_inside_the_picture(raw: list[tuple[float, ...]])
 
 def test_a_detector_that_is_not_there_is_named(shards_of: Path, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"has no one detector 'yolo'; its detectors: grid-"):
-        to_brivl_jsonl(Dataset.open(shards_of), tmp_path / "out", "yolo")
+        export(Dataset.open(shards_of), "brivl-jsonl", tmp_path / "out", detector="yolo")
     assert not (tmp_path / "out").exists()
 
 

@@ -1,0 +1,69 @@
+"""Optional dependencies: which extra a package that is missing comes with, read from the metadata of the distribution.
+
+A base install has neither the pipeline's packages nor the trainer's. A command that needs one of them imports it in its
+function; the command lines turn the ModuleNotFoundError into the one line of `missing_line`.
+
+Limits: names of packages are derived from those of their distributions, but for the few in `_IMPORTED_AS`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import importlib.util
+import re
+
+from data_specs.ownership import DISTRIBUTION, PACKAGES
+
+_IMPORTED_AS = {"opencv_python_headless": "cv2", "pillow": "PIL"}
+"""Packages by their distribution, where the names differ by more than a hyphen."""
+
+_FOR_PEOPLE = ("all", "dev")
+"""Extras that no command asks for: everything, and the tools of developers."""
+
+
+@functools.cache
+def extras() -> dict[str, frozenset[str]]:
+    """The import names of the packages of each extra; empty where wenlan runs without being installed."""
+    try:
+        requirements = importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return {}
+    packages: dict[str, set[str]] = {}
+    for requirement in requirements:
+        of = re.search(r"extra\s*==\s*['\"]([\w-]+)['\"]", requirement)
+        name = re.match(r"[\w.-]+", requirement)
+        if of and name and of[1] not in _FOR_PEOPLE:
+            plain = re.sub(r"[-.]", "_", name[0]).lower()
+            packages.setdefault(of[1], set()).add(_IMPORTED_AS.get(plain, plain))
+    return {extra: frozenset(own) for extra, own in packages.items()}
+
+
+def is_installed(extra: str) -> bool:
+    """Whether every package of an extra can be found; none is imported."""
+    return all(importlib.util.find_spec(package) is not None for package in extras().get(extra, ()))
+
+
+def require(package: str) -> None:
+    """Raise the ModuleNotFoundError of a package that is missing, before a command has written anything."""
+    if importlib.util.find_spec(package) is None:
+        raise ModuleNotFoundError(f"No module named {package!r}", name=package)
+
+
+def missing_line(error: ImportError, command: str, own: str) -> str | None:
+    """One line that says which extra to install; None if nothing is missing but what is ours, and the fault too.
+
+    error: what an import raised, or fsspec because of it; command: what was called, for example `wenlan-data plan`;
+    own: the extra of its half, preferred where several extras have the package.
+    """
+    cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
+    if not isinstance(cause, ModuleNotFoundError) or isinstance(cause, importlib.metadata.PackageNotFoundError):
+        return None
+    package = (cause.name or "").partition(".")[0]
+    if not package or package in PACKAGES:
+        return None
+    having = sorted(extra for extra, packages in extras().items() if package in packages)
+    if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there
+        return f"{command} needs the package {package}, which is not installed"
+    extra = own if own in having or not having else having[0]
+    return f"{command} needs the extra {extra} ({package} is not installed): pip install '{DISTRIBUTION}[{extra}]'"

@@ -1,0 +1,183 @@
+"""Chooses what a new spec sets, from what is in its sources: filters, and the options that differ from the defaults.
+
+Sources that are asked for over the web get the filters of web crawls. Somebody's own pictures get only those that keep
+what is there: lengths and sides reach as far as the texts and pictures that were looked at.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_specs.build import DEFAULT_FILTERS
+from data_specs.shard import Text
+from pipeline.commands.guesses import LOOKED_AT, Source
+from pipeline.commands.options import about
+from pipeline.filters import RUNNING_KINDS
+from pipeline.filters.han_share import HanShare
+from pipeline.filters.image_sides import ImageSides
+from pipeline.filters.text_length import TextLength
+from pipeline.plugins import find, names
+
+OWN_FILTERS = ("text_length", "han_share", "personal_data", "image_sides", "image_blank")
+"""Filters of a spec that asks nobody for anything."""
+
+WARC_FILTERS = ("language", "image_bytes")
+"""Filters of pages of an open crawl besides the default ones, as in data_specs/common_crawl.yaml."""
+
+_ORDER = (
+    *("text_length", "han_share", "language", "boilerplate", "repetition", "ads", "lexicon", "personal_data"),
+    *("to_simplified", "image_sides", "image_aspect", "image_bytes", "image_blank", "image_entropy"),
+    *("image_sharpness", "image_frames", "image_text", "image_nsfw"),
+)
+"""The order of filters in a spec: what searches stands before what masks and rewrites. Those not named here follow."""
+
+MIN_CHARS, MAX_CHARS, MAX_RUNNING = 5, 50, 1_000
+"""Bounds that are only widened: Chinese-CLIP's, and ours for running text."""
+
+FEW = 0.05
+"""Share of the texts of a web source that a threshold may drop before it is moved."""
+
+SMALL = 2_000
+"""Samples below which a share of 0.01 would leave the splits dev and val without enough to measure by."""
+
+_PATHS = ("path", "path_list", "images")
+"""Options of sources that are paths relative to the spec."""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """A filter of the draft. `why` is its comment; one that is not `used` is written as a comment."""
+
+    name: str
+    options: dict[str, Any]
+    why: str
+    used: bool = True
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A spec to be written. `sections`: option -> (value, comment) of each part of a spec that sets one."""
+
+    name: str
+    description: str
+    licence: str
+    contact: str
+    sources: tuple[Source, ...]
+    filters: tuple[Filter, ...]
+    sections: dict[str, dict[str, tuple[Any, str]]]
+
+
+def draft(
+    sources: Sequence[Source], folder: Path, *, name: str, contact: str, licence: str = "", description: str = ""
+) -> Draft:
+    """What a spec in `folder` says about these sources: paths are made relative to it, as specs have them."""
+    placed = tuple(dataclasses.replace(source, options=_placed(source.options, folder)) for source in sources)
+    return Draft(name, description, licence, contact, placed, _filters(sources), _sections(sources))
+
+
+def _placed(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    def moved(path: str) -> str:
+        if "://" in path or Path(path).is_absolute():
+            return path
+        return os.path.relpath(path, folder)
+
+    return {
+        key: ([moved(path) for path in value] if isinstance(value, list) else moved(value)) if key in _PATHS else value
+        for key, value in options.items()
+    }
+
+
+def _filters(sources: Sequence[Source]) -> tuple[Filter, ...]:
+    asks = any(source.asks for source in sources)
+    wanted = [ref.name for ref in DEFAULT_FILTERS] if asks else list(OWN_FILTERS)
+    if any(source.kind == "warc" for source in sources):
+        wanted += WARC_FILTERS
+    chosen = {name: _plain(name) for name in wanted}
+    texts = [text for source in sources for text in source.texts]
+    sides = [both for source in sources for both in source.sides]
+    if texts:
+        chosen["text_length"] = _lengths(texts, FEW if asks else 0.0)
+        chosen["han_share"] = _han(texts, asks)
+    if sides or not asks:
+        chosen["image_sides"] = _sides(sides)
+    known = [*_ORDER, *(name for name in names("filters") if name not in _ORDER)]
+    return tuple(chosen[name] if name in chosen else _plain(name, used=False) for name in known)
+
+
+def _plain(name: str, used: bool = True) -> Filter:
+    """A filter with its defaults; its comment says what it does, and where its thresholds come from."""
+    told = about(find("filters", name))
+    whence = f" Thresholds: {told.thresholds}" if told.thresholds not in ("", "none.") else ""
+    return Filter(name, {}, told.summary + whence, used)
+
+
+def _lengths(texts: Sequence[Text], may_drop: float) -> Filter:
+    """text_length as it is where its defaults drop at most this share of the texts; else with bounds that do."""
+    every = sorted(map(_chars, texts))
+    found = f"{len(every):,} texts that were looked at have {every[0]:,} to {every[-1]:,} characters"
+    dropped = sum(1 for text in texts if TextLength().check(text))
+    why = f"{found}; the defaults would drop {dropped:,} of them. Thresholds: {_whence('text_length')}"
+    if dropped <= may_drop * len(every):
+        return Filter("text_length", {}, why)
+    naming = sorted(_chars(text) for text in texts if text.kind not in RUNNING_KINDS)
+    running = sorted(_chars(text) for text in texts if text.kind in RUNNING_KINDS)
+    options = {"min_chars": max(1, min(MIN_CHARS, every[int(may_drop * len(every))]))}
+    for key, usual, lengths in (("max_chars", MAX_CHARS, naming), ("max_chars_running", MAX_RUNNING, running)):
+        if lengths:
+            options[key] = max(usual, lengths[-1 - int(may_drop * len(lengths))])
+    return Filter("text_length", options, why)
+
+
+def _whence(name: str) -> str:
+    """Where the default thresholds of a filter come from."""
+    return about(find("filters", name)).thresholds
+
+
+def _chars(text: Text) -> int:
+    return sum(map(len, text.text.split()))
+
+
+def _han(texts: Sequence[Text], asks: bool) -> Filter:
+    """han_share, unless many of the texts that somebody has are not Chinese: that person knows it."""
+    foreign = sum(1 for text in texts if HanShare().check(text))
+    why = f"drops texts that are not Chinese: {foreign:,} of {len(texts):,} that were looked at"
+    return Filter("han_share", {}, why, used=asks or foreign <= FEW * len(texts))
+
+
+def _sides(sides: Sequence[tuple[int, int]]) -> Filter:
+    """image_sides that keeps the smallest picture there is; Wukong's 200 pixels where all are larger."""
+    usual = ImageSides()
+    if not sides:
+        return Filter("image_sides", {"min_side": 1}, "no picture was looked at; Wukong's smallest side is 200")
+    small = sum(1 for both in sides if min(both) < usual.min_side)
+    options = {"min_side": min(usual.min_side, min(map(min, sides)))}
+    if max(map(max, sides)) > usual.max_side:
+        options["max_side"] = max(map(max, sides))
+    return Filter(
+        "image_sides", options, f"Wukong's 200 pixels would drop {small:,} of {len(sides):,} that were looked at"
+    )
+
+
+def _sections(sources: Sequence[Source]) -> dict[str, dict[str, tuple[Any, str]]]:
+    """Options that differ from the defaults, by part of the spec, each with its reason."""
+    sections: dict[str, dict[str, tuple[Any, str]]] = {}
+    if allow := [host for source in sources for host in source.allow]:
+        why = "loopback addresses are refused unless the spec names them"
+        sections["egress"] = {"allow": (allow, why), "delay_s": (0, "no pause: it is this machine")}
+    counted = Counter(text.text for source in sources for text in source.texts)
+    text, times = max(counted.items(), key=lambda pair: pair[1], default=("", 0))
+    if times > 10 and not any(source.asks for source in sources):
+        why = f"one text stands with {times:,} pictures ({text[:20]}); Wukong's 10 would drop the others"
+        sections["dedup"] = {"max_pairs_per_text": (1_000_000, why)}
+    pictures = sum(source.entries for source in sources)
+    whole = all(not source.asks and source.entries < LOOKED_AT for source in sources)
+    if whole and pictures < SMALL:
+        why = f"of {pictures:,} pictures, 0.01 would be too few to measure by"
+        sections["shards"] = {"dev_share": (0.1, why), "val_share": (0.1, why)}
+    return sections

@@ -1,0 +1,375 @@
+"""Looks at the input of a new spec: which kind of source it is, its options, and what is in it.
+
+What was concluded stands in the spec with its reason. Texts and sides of pictures are read by the source plug-in itself
+(at most LOOKED_AT of them), so that what is measured here is what a build will read; nothing is requested from a web
+site, and images behind URLs are not fetched.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+
+from data_specs.build import SpecError
+from data_specs.shard import TEXT_KINDS, SourceKind, Text
+from pipeline.commands.columns import guess_columns
+from pipeline.errors import SourceError
+from pipeline.files.inputs import Lines, expand, reason
+from pipeline.plugins import configure
+from pipeline.records import Candidate, encodable
+from pipeline.sources import TableSource
+from pipeline.sources._text_files import AUTO, columns_of, opened, separator_of
+from pipeline.sources.folder import SUFFIXES
+
+LOOKED_AT = 1_000
+"""Entries of a source that are looked at."""
+
+LOOK_S = 10.0
+"""Seconds after which no further picture of a source is opened: each is read whole."""
+
+TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_PACKED = re.compile(r"\.(?:gz|zst|bz2|xz)$")
+_FORMAT = re.compile(r"\.(?:csv|tsv|jsonl|ndjson|json|parquet|tar|warc|paths)$", re.I)
+_WEB = ("http://", "https://")
+
+_COUNTING = ("url_table", "microblog")
+"""Kinds of which the first file stands for all: a `url_table` reads each of its files through to count its rows."""
+
+_KINDS: dict[SourceKind, str] = {
+    "encyclopedia": "wiki|baike|encyclop|handbook",
+    "microblog": "weibo|microblog",
+    "wechat": "weixin|wechat",
+}
+"""Kinds of pages by the words of an address."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source as guessed. `options` are the plug-in's; paths among them as they were given."""
+
+    kind: str
+    name: str
+    source_kind: SourceKind
+    options: dict[str, Any]
+    why: tuple[str, ...]
+    asks: bool = False  # whether a build sends requests for it
+    texts: tuple[Text, ...] = ()
+    sides: tuple[tuple[int, int], ...] = ()  # width and height of pictures
+    entries: int = 0  # that were looked at: LOOKED_AT or more of a source that has others
+    allow: tuple[str, ...] = ()  # loopback hosts that were named as input
+
+
+def look(inputs: Sequence[str]) -> list[Source]:
+    """The sources that inputs are: files of one format in one folder are one, a folder may be several.
+
+    Raises SpecError for an input that is of no known format, SourceError for one that cannot be read.
+    """
+    together: dict[tuple[str, str], list[str]] = {}
+    for given in inputs:
+        suffix = _suffix(given)
+        folder = given.rpartition("/")[0] if suffix in _READERS else given
+        together.setdefault((folder, suffix), []).append(given)
+    sources = [source for (_, suffix), given in together.items() for source in _look(suffix, given)]
+    names = [source.name for source in sources]
+    return [
+        replace(source, name=f"{source.name}-{number}") if names.count(source.name) > 1 else source
+        for number, source in enumerate(sources, 1)
+    ]
+
+
+def _suffix(given: str) -> str:
+    """The format of an input by its name, in small letters and without that of a packer."""
+    path = urlsplit(given).path if "://" in given else given
+    return PurePosixPath(_PACKED.sub("", path.lower())).suffix
+
+
+def _look(suffix: str, paths: list[str]) -> list[Source]:
+    """The sources that one input is, or files of one format in one folder."""
+    if suffix in _READERS:
+        return [_READERS[suffix](*paths)]
+    given = paths[0]
+    if given.startswith(_WEB):
+        return [_site(given)]
+    if _is_folder(given):
+        return _folder(given)
+    known = "a folder, .parquet, .csv, .tsv, .jsonl, .tar, .warc.gz, warc.paths.gz or https://"
+    raise SpecError([f"--from {given}: no such folder, and the name is of no format that is known: {known}"])
+
+
+def _is_folder(given: str) -> bool:
+    try:
+        fs, root = fsspec.url_to_fs(given)
+        return bool(fs.isdir(root))
+    except ImportError:
+        raise
+    except Exception as e:  # each storage behind fsspec has exceptions of its own
+        raise SourceError(given, f"cannot be looked at ({reason(e)})") from None
+
+
+def _folder(given: str) -> list[Source]:
+    """What a folder holds: pictures, or else tars, WARC files or tables."""
+    files = _files_below(given)
+    by_suffix: dict[str, list[str]] = {}
+    for name in files:
+        by_suffix.setdefault(_suffix(name), []).append(name)
+    tables = [name for suffix in TABLES for name in by_suffix.get(suffix, [])]
+    pictures = [name for name in files if name.lower().endswith(SUFFIXES)]
+    if pictures:
+        return [_pictures(given, len(pictures), tables)]
+    present = next((own for own in ([".tar"], [".warc"], TABLES) if any(suffix in by_suffix for suffix in own)), ())
+    sources = []
+    for suffix in (suffix for suffix in present if suffix in by_suffix):
+        endings = dict.fromkeys(name[name.lower().rindex(suffix) :] for name in by_suffix[suffix])  # .csv, .csv.gz
+        globs = [f"{given.rstrip('/')}/{_glob(by_suffix[suffix], ending)}" for ending in endings]
+        sources.append(_READERS[suffix](*globs))
+    if not sources:
+        raise SourceError(given, f"holds no pictures ({', '.join(SUFFIXES)}), tars, WARC files or tables")
+    return sources
+
+
+def _files_below(folder: str) -> list[str]:
+    """Paths of all files of a folder, relative to it."""
+    fs, root = fsspec.url_to_fs(folder)
+    return [str(name)[len(root.rstrip("/")) + 1 :] for name in sorted(fs.find(root))]
+
+
+def _pictures_below(folder: str) -> bool:
+    return any(name.lower().endswith(SUFFIXES) for name in _files_below(folder))
+
+
+def _glob(names: list[str], ending: str) -> str:
+    return f"**/*{ending}" if any("/" in name for name in names) else f"*{ending}"
+
+
+def _pictures(given: str, count: int, tables: list[str]) -> Source:
+    """A folder of pictures, with texts beside them or in a table of captions."""
+    why = [f"{count:,} pictures"]
+    options: dict[str, Any] = {"path": given}
+    for name in tables:
+        rows = list(_rows(f"{given.rstrip('/')}/{name}"))
+        columns = _caption_columns(rows)
+        if columns:
+            image, texts = columns["image"], [own for kind, own in columns.items() if kind != "image"]
+            options |= {"captions": name} if _has_usual_names(rows) else {"captions": name, "columns": columns}
+            said = ", ".join(own if isinstance(own, str) else ", ".join(own) for own in texts)
+            why.append(f"captions are in {name}: column {image} names the picture, {said} the text")
+            break
+        if rows and {"image_id", "sentences"} <= set(rows[0]):
+            return _table(f"{given.rstrip('/')}/{name}")
+    source = _measured("folder", (given,), options, why, "library")
+    if not source.texts:
+        wanted = "X.jpg needs X.txt or X.json beside it, or a row of a table with the columns file and caption"
+        raise SourceError(given, f"{count:,} pictures and no text: {wanted}")
+    return source
+
+
+def _has_usual_names(rows: list[dict[str, Any]]) -> bool:
+    """Whether a table of captions has the columns that a folder looks for without being told."""
+    return bool(rows) and "file" in rows[0] and bool(set(rows[0]) & set(TEXT_KINDS))
+
+
+def _caption_columns(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The option `columns` of a folder for a table of its captions; empty for any other table."""
+    if _has_usual_names(rows):
+        return {"image": "file", **{kind: kind for kind in TEXT_KINDS if kind in rows[0]}}
+    guess = guess_columns(rows)
+    return {"image": guess.paths, **guess.columns["texts"]} if guess.paths and guess.has_texts else {}
+
+
+def _webdataset(*given: str) -> Source:
+    tars = len(expand(given, _name(*given)))
+    why = [f"{tars:,} tar{'s' * (tars > 1)} in the format of webdataset"]
+    source = _measured("webdataset", given, {"path": _one_or_many(given)}, why, "library")
+    if not source.texts:
+        raise SourceError(given[0], "no member KEY.jpg with a text: KEY.txt, or KEY.json with texts by kind")
+    return source
+
+
+def _warc(*given: str) -> Source:
+    """WARC files of pages. Their pages are not read here: only the stage extract tells what is on them."""
+    files = len(expand(given, _name(*given)))
+    why = (f"{files:,} WARC file{'s' * (files > 1)}; the pictures on the pages are fetched from the web",)
+    return Source("warc", _name(*given), _kind_of_pages(given[0]), {"path": _one_or_many(given)}, why, asks=True)
+
+
+def _warc_list(given: str) -> Source:
+    expand((given,), _name(given))
+    why = ("a list of WARC files, as Common Crawl publishes for each crawl; limit takes the first 10 of them",)
+    return Source("warc", "common-crawl", "news", {"path_list": given, "limit": 10}, why, asks=True)
+
+
+def _one_or_many(paths: tuple[str, ...]) -> str | list[str]:
+    return paths[0] if len(paths) == 1 else list(paths)
+
+
+def _site(given: str) -> Source:
+    parts = urlsplit(given)
+    if not parts.hostname:
+        raise SpecError([f"--from {given}: names no host"])
+    options: dict[str, Any] = {"start": [given]}
+    why = ["a web site, crawled from this page, politely: robots.txt, one request per second and host"]
+    if parts.path.endswith("/") and parts.path != "/":
+        options["within"] = [parts.path]
+        why.append(f"pages below {parts.path} only, since the address ends there")
+    local = parts.hostname == "localhost" or parts.hostname.startswith("127.")
+    allow = (f"{parts.hostname}:{parts.port or 80}",) if local else ()
+    return Source("site", _name(given), _kind_of_pages(given), options, tuple(why), asks=True, allow=allow)
+
+
+def _kind_of_pages(address: str) -> SourceKind:
+    """The kind of pages by the words of their address; news if it has none that is known."""
+    return next((kind for kind, words in _KINDS.items() if re.search(words, address, re.I)), "news")
+
+
+def _table(*given: str) -> Source:
+    """Tables of URLs with texts, or of posts; the columns are guessed from the first rows of the first file."""
+    first = expand(given, _name(*given))[0]
+    rows = list(_rows(first))
+    if not rows:
+        raise SourceError(first, "holds no row")
+    guess, folder = guess_columns(rows), first.rpartition("/")[0] or "."
+    captions = {} if guess.has_images else _caption_columns(rows)
+    if captions and not _pictures_below(folder):
+        raise SourceError(first, f"column {captions['image']} names pictures, and {folder} holds none; give the folder")
+    if captions:
+        return _folder(folder)[0]
+    why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
+    options: dict[str, Any] = {"path": _one_or_many(given)}
+    if {"image_id", "sentences"} <= set(rows[0]):
+        options |= {"format": "brivl_jsonl", "images": first.rpartition("/")[0] or "."}
+        why.append("rows of BriVL's release, by image_id and sentences; image paths start at the folder of the table")
+        return _measured("url_table", given, options, why, "library", asks=str(rows[0]["image_id"]).startswith(_WEB))
+    if _suffix(first) in (".jsonl", ".ndjson", ".json") and any(isinstance(v, (list, dict)) for v in rows[0].values()):
+        posts = _measured("microblog", given, options, [*why, "posts, each with its pictures"], "microblog", asks=True)
+        if posts.texts:
+            return posts
+    if _suffix(first) == ".json":
+        options["format"] = "jsonl"
+    if not (guess.has_images and guess.has_texts):
+        lacks = "no column of texts" if guess.has_images else "no column of web addresses"
+        hint = "name the columns in a spec: wenlan-data plugins url_table"
+        raise SourceError(first, f"{lacks} among {', '.join(map(str, rows[0]))}; {hint}")
+    options["columns"] = guess.columns
+    return _measured("url_table", given, options, [*why, *guess.why], "image_search", asks=True)
+
+
+def _measured(
+    kind: str,
+    given: tuple[str, ...],
+    options: dict[str, Any],
+    why: list[str],
+    source_kind: SourceKind,
+    asks: bool = False,
+) -> Source:
+    """A table source with the texts of its first entries, and the sides of those pictures that it holds itself."""
+    name, read = _name(*given), options
+    if others := kind in _COUNTING and len(files := expand(given, name)) > 1:
+        read = {**options, "path": files[:1]}
+    source = configure("sources", kind, {"name": name, "source_kind": source_kind, **read}, TableSource)
+    source.token()  # a listing that the plug-in keeps is of the folder as it is now
+    parts = itertools.chain.from_iterable(source.read(part) for part in range(source.parts()))
+    entries = list(itertools.islice(parts, LOOKED_AT))
+    candidates = [entry for entry in entries if isinstance(entry, Candidate)]
+    texts = tuple(text for candidate in candidates for text in candidate.texts)
+    sides = () if asks else tuple(_sides(source, candidates))
+    faults = [entry for entry in entries if not isinstance(entry, Candidate)]
+    why = [*why, f"{len(candidates):,} of {len(entries):,} entries with a text"]
+    if faults:
+        why.append(encodable(f"{len(faults):,} without one, for example {faults[0].evidence or faults[0].url}"[:200]))
+    if sides:
+        shorter = sorted(map(min, sides))
+        why.append(
+            f"shorter sides from {shorter[0]:,} to {shorter[-1]:,} pixels, median {shorter[len(shorter) // 2]:,}"
+        )
+    looked_at = max(len(entries), LOOKED_AT) if others else len(entries)
+    return Source(kind, name, source_kind, options, tuple(why), asks, texts, sides, looked_at)
+
+
+def _sides(source: TableSource, candidates: list[Candidate]) -> Iterator[tuple[int, int]]:
+    """Width and height of the candidates' pictures, by their headers; of as many as LOOK_S allows."""
+    from pipeline.pictures.decode import PictureError, header
+
+    end = time.monotonic() + LOOK_S
+    for candidate in candidates:
+        if time.monotonic() > end:
+            return
+        stored = candidate.provenance.stored_at if candidate.provenance else ""
+        data = source.read_image(stored or candidate.image_url)
+        if data:
+            try:
+                own = header(data)
+            except PictureError:
+                continue  # a build drops it with the reason
+            yield own.width, own.height
+
+
+def _rows(file: str) -> Iterator[dict[str, Any]]:
+    """The first rows of a table by column. Raises SourceError."""
+    suffix = _suffix(file)
+    try:
+        if suffix == ".parquet":
+            yield from _parquet_rows(file)
+            return
+        with opened(file, AUTO) as (f, _):
+            lines = Lines(f)
+            if suffix in (".csv", ".tsv"):
+                first = next(lines, "")
+                separator = separator_of(first, None, "\t" if suffix == ".tsv" else ",")
+                cells = csv.DictReader(lines, columns_of(first, separator), "", "", delimiter=separator)
+                yield from itertools.islice(cells, LOOKED_AT)
+                return
+            values = (_json(line) for line in lines if line.strip())
+            yield from itertools.islice((value for value in values if isinstance(value, dict)), LOOKED_AT)
+    except ImportError:
+        raise
+    except Exception as e:  # whatever a foreign table does to its reader: nobody has a whole list
+        raise SourceError(file, f"cannot be read as a table ({reason(e)})") from None
+
+
+def _json(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _parquet_rows(file: str) -> list[dict[str, Any]]:
+    import pyarrow.parquet as pq
+
+    with fsspec.open(file, "rb") as f:
+        batch = next(pq.ParquetFile(f).iter_batches(LOOKED_AT), None)
+        rows: list[dict[str, Any]] = batch.to_pylist() if batch is not None else []
+    return rows
+
+
+def _name(*given: str) -> str:
+    """A name for a source and a dataset: a site's host, or else the last part of a path that has letters in it.
+
+    Of several files, and of a glob, it is the folder's.
+    """
+    if given[0].startswith(_WEB) and _suffix(given[0]) not in _READERS:
+        parts: list[str] = [urlsplit(given[0]).hostname or ""]
+    else:
+        whole = PurePosixPath(given[0]).parent if len(given) > 1 else PurePosixPath(given[0])
+        parts = [_FORMAT.sub("", _PACKED.sub("", part)) for part in whole.parts if "*" not in part]
+    plain = [re.sub(r"[^a-z0-9]+", "-", part.lower()).strip("-") for part in parts]
+    return next((part[:40].strip("-") for part in reversed(plain) if part), "dataset")
+
+
+_READERS: dict[str, Callable[..., Source]] = {
+    **dict.fromkeys((*TABLES, ".json"), _table),
+    ".tar": _webdataset,
+    ".warc": _warc,
+    ".paths": _warc_list,
+}
+"""What reads the files of a format, by suffix."""

@@ -1,0 +1,125 @@
+"""`wenlan-data init`: writes the spec of a new dataset, from a look at its input or from answers on a terminal.
+
+It guesses what it can see (`pipeline.commands.guesses`), says what it guessed and why, and asks on a terminal for the
+rest. The spec is checked before it is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.prompt import Prompt
+
+from data_specs.build import NAME, SpecError, load
+from data_specs.shard import SourceKind
+from pipeline.commands.terminal import Commands, command, console, say
+
+UNKNOWN = "not stated"
+"""The contact of a spec whose build asks nobody for anything, and for which none was given."""
+
+
+def add_init(commands: Commands) -> None:
+    init = command(
+        commands,
+        "init",
+        _init,
+        "write the spec of a new dataset, from a look at its input",
+        "wenlan-data init --from photos/",
+        "wenlan-data init --from table.parquet shards/*.tar --contact https://example.org/our-crawler",
+        "wenlan-data init --from https://news.example.org/ --contact crawler@example.org --out news.yaml",
+    )
+    init.add_argument(
+        "--from",
+        dest="inputs",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="INPUT",
+        help="folders of pictures with captions, tables (.parquet .csv .tsv .jsonl) of image URLs or posts, tars "
+        "(webdataset), WARC files, web addresses of sites; asked for on a terminal",
+    )
+    init.add_argument("--name", default="", help="of the dataset (default: after the first input)")
+    init.add_argument("--contact", default="", help="URL or e-mail address for site owners, needed to ask web sites")
+    init.add_argument("--licence", default="", metavar="TEXT", help="terms of use of the dataset, for its card")
+    init.add_argument("--description", default="", metavar="TEXT", help="what the dataset is, for its card")
+    init.add_argument("--source-kind", choices=get_args(SourceKind), help="kind of the pages (default: guessed)")
+    init.add_argument("--out", default="", metavar="FILE", help="the spec (default: NAME.yaml)")
+    init.add_argument("--force", action="store_true", help="replace a file that is there")
+
+
+def _init(args: argparse.Namespace) -> dict[str, Any]:
+    import dataclasses
+
+    from pipeline.commands.drafts import draft
+    from pipeline.commands.guesses import look
+    from pipeline.commands.spec_text import spec_text
+
+    asking = console.is_terminal and sys.stdin.isatty()
+    inputs = args.inputs
+    if asking and not inputs:
+        inputs = shlex.split(_asked("Input: folder, table, tars, WARC files or web address"))
+    if not inputs:
+        raise SpecError(["init: --from INPUT is required, for example: wenlan-data init --from photos/"])
+    sources = look(inputs)
+    if args.source_kind:
+        sources = [dataclasses.replace(source, source_kind=args.source_kind) for source in sources]
+    name = _dataset_name(args.name or (_asked("Name of the dataset", sources[0].name) if asking else sources[0].name))
+    out = Path(args.out or f"{name}.yaml")
+    if out.exists() and not args.force:
+        raise SpecError([f"{out}: is there already; --force replaces it, --out FILE writes another"])
+    web = any(source.asks for source in sources)
+    contact = args.contact or (_asked("Contact for site owners (URL or e-mail address)") if asking and web else "")
+    if not contact and web:
+        raise SpecError(
+            ["init: --contact is required, since a build asks web sites: a URL or e-mail address for owners"]
+        )
+    licence = args.licence or (_asked("Licence of the dataset", "") if asking else "")
+    told = draft(
+        sources, out.parent, name=name, contact=contact or UNKNOWN, licence=licence, description=args.description
+    )
+    _write(out, spec_text(told))
+    for source in sources:
+        say(f"{source.name}: a source of kind {source.kind}")
+        for why in source.why:
+            say(f"  {why}")
+    say(f"written: {out}")
+    say(f"next: wenlan-data plan {out}")
+    say(f"then: wenlan-data build {out} --out builds/{name} --store store")
+    guessed = [{"kind": s.kind, "name": s.name, "source_kind": s.source_kind, "why": list(s.why)} for s in sources]
+    return {"spec": str(out), "name": name, "sources": guessed, "next": ["wenlan-data", "plan", str(out)]}
+
+
+def _asked(question: str, default: str | None = None) -> str:
+    """The answer to a question on the terminal, asked again while it is empty and there is no default."""
+    try:
+        while True:
+            answer = Prompt.ask(question, console=console, default=default, show_default=bool(default)) or ""
+            if answer.strip() or default is not None:
+                return answer.strip()
+    except EOFError:
+        raise SpecError([f"init: no answer to: {question}; wenlan-data init --help names the options"]) from None
+
+
+def _dataset_name(name: str) -> str:
+    if not re.fullmatch(NAME, name):
+        raise SpecError([f"--name {name}: small letters, digits, - and _ only, since it becomes part of file names"])
+    return name
+
+
+def _write(out: Path, text: str) -> None:
+    """Write a spec that a build accepts. Raises SpecError for one that it would not, and leaves no file then."""
+    from pipeline import plugins
+
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    try:
+        plugins.check(load(part), str(out))
+        part.replace(out)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,231 @@
+"""`wenlan-data plan`: what a build would read, ask, run, yield and cost, before it does.
+
+Every source looks at its own input (`Source.look`), start pages and a handful of images are tried as a build would
+(`pipeline.web.probe`), and the stages say what is done already. What must be mended first, such as a file that is not
+there, a column that its table lacks, or an address that the guard refuses, is one line and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from data_specs.build import BuildSpec, SpecError, load
+from pipeline.commands import generations
+from pipeline.commands.builds import add_build_arguments, opened
+from pipeline.commands.terminal import Commands, command, console, say, show, table_of
+from pipeline.errors import SourceError
+from pipeline.urls import shown
+
+if TYPE_CHECKING:
+    from pipeline.report.estimate import Forecast, Pace
+    from pipeline.sources import Source
+    from pipeline.sources._look import Look
+    from pipeline.store.build import Build
+    from pipeline.web.probe import Probe
+
+
+def add_plan(commands: Commands) -> None:
+    plan = command(
+        commands,
+        "plan",
+        _plan,
+        "look at the input, and show what a build would run, yield and cost",
+        "wenlan-data plan my-first.yaml",
+        "wenlan-data plan my-first.yaml --out builds/1 --store store",
+        "wenlan-data plan my-first.yaml --store store --estimate 1000000",
+    )
+    add_build_arguments(plan, needs_out=False)
+    plan.add_argument("--offline", action="store_true", help="send no request to a site")
+    plan.add_argument(
+        "--estimate", type=int, metavar="N", help="estimate the cost of N candidates from the newest published build"
+    )
+
+
+def _plan(args: argparse.Namespace) -> dict[str, Any]:
+    from pipeline import plugins
+    from pipeline.sources import sources_of
+
+    spec = load(args.spec)
+    plugins.check(spec, str(args.spec))
+    sources = sources_of(spec)
+    looks = _looks(str(args.spec), sources)
+    try:
+        build = opened(args)
+    except SourceError as e:  # it has gone since
+        raise SpecError([f"{args.spec}: {e}"]) from None
+    anew = generations.show_made_from(build) if build.made_from else {}
+    found, paces, refused = [], [], []
+    for number, (source, look) in enumerate(zip(sources, looks, strict=True)):
+        probes = [] if args.offline else _probes(build, source, look)
+        _show_source(source, look, probes)
+        found.append(_as_json(source, look, probes))
+        paces.append(_pace(build.spec, look, probes))
+        if look.start_urls and probes and all(probe.refused for probe in probes):
+            where = f"{args.spec}: sources[{number}].start: {probes[0].url}"
+            refused.append(f"{where}: {probes[0].said}; {probes[0].advice}")
+    answer: dict[str, Any] = {
+        "build_id": build.build_id,
+        "snapshot": build.snapshot,
+        "generation": build.generation,
+        "sources": found,
+        "stages": _show_stages(build),
+    }
+    answer["in_the_way"] = _in_the_way(build) if args.out else []
+    answer["forecast"] = _show_forecast(build, paces)
+    if args.estimate is not None:
+        answer["estimate"] = _estimate(build, args.estimate)
+    if refused:
+        raise SpecError(refused)
+    return {**answer, **anew}
+
+
+def _looks(spec: str, sources: list[Source]) -> list[Look]:
+    """What each source holds. Raises SpecError with a line for each whose input is missing or cannot be read."""
+    from pipeline.sources._look import Budget
+
+    looks, problems = [], []
+    for source in sources:
+        try:
+            with console.status(f"looking at source {source.name}"):
+                looks.append(source.look(Budget()))
+        except SourceError as e:
+            problems.append(f"{spec}: {e}")
+    if problems:
+        raise SpecError(problems)
+    return looks
+
+
+def _probes(build: Build, source: Source, look: Look) -> list[Probe]:
+    """Start pages and images of a source, tried; nothing for a build that would ask nobody, or has asked already."""
+    from pipeline.sources.site import Site
+    from pipeline.web.probe import probe_images, probe_pages
+
+    if not build.asks or build.stage("fetch" if look.image_urls else "crawl").finished():
+        return []
+    with console.status(f"asking the web for a few addresses of source {source.name}"):
+        if isinstance(source, Site):
+            return probe_pages(build.spec, source, build.store.takedowns())
+        takedowns = build.store.takedowns()
+        return probe_images(build.spec, [url for url in look.image_urls if not takedowns.why(url, "")])
+
+
+def _show_source(source: Source, look: Look, probes: list[Probe]) -> None:
+    from pipeline.store.progress import size_of
+
+    table = table_of(f"source {source.name} ({source.plugin_name()})", "", "")
+    table.show_header, table.columns[1].justify = False, "left"
+    counts = [str(count) for count in look.counts] + ([size_of(look.bytes)] if look.bytes else [])
+    rows = [("holds", ", ".join(counts)), *look.facts]
+    if look.candidates is not None:
+        rows.append(("candidates", f"{look.candidates.exactness} {look.candidates.number:,}".strip()))
+    for probe in probes:
+        fate = "tried" if probe.ok else "refused" if probe.refused else "failed"
+        rows.append((fate, f"{probe.url}: {probe.said}{f'; {probe.advice}' if probe.advice else ''}"))
+    rows += [("warning", warning) for warning in look.warnings]
+    for name, value in rows:
+        table.add_row(name, escape(shown(value)))
+    show(table)
+
+
+def _as_json(source: Source, look: Look, probes: list[Probe]) -> dict[str, Any]:
+    """A source as --json has it."""
+    values = dataclasses.asdict(look)
+    values["facts"] = dict(look.facts)
+    return {
+        "name": source.name,
+        "kind": source.plugin_name(),
+        **{name: value for name, value in values.items() if name not in ("start_urls", "image_urls")},
+        "tried": [dataclasses.asdict(probe) for probe in probes],
+    }
+
+
+def _pace(spec: BuildSpec, look: Look, probes: list[Probe]) -> Pace:
+    """What politeness costs a source: at the spec's delay, or at that which its robots.txt asks for."""
+    from pipeline.report.estimate import Pace
+
+    delay_s = max([spec.egress.delay_s, *(probe.delay_s for probe in probes)])
+    hosts = next((count.number for count in look.counts if count.what == "hosts"), 1)
+    candidates = None if look.candidates is None else look.candidates.number
+    busiest = 1.0 if look.pages and not look.start_urls else look.busiest_host  # of images of WARCs nobody knows hosts
+    size = look.bytes if candidates is not None and not busiest else 0
+    return Pace(candidates, look.pages, hosts, busiest, delay_s, size)
+
+
+def _show_stages(build: Build) -> dict[str, Any]:
+    """Show what is done, and what is to run."""
+    table = table_of(build.build_id, "stage", "state", "partitions committed", "fingerprint")
+    stages = {}
+    for name in build.stages:
+        stage = build.stage(name)
+        committed = len(stage.partitions())
+        state = "done" if stage.finished() else "partly done" if committed else "to run"
+        stages[name] = {"state": state, "committed": committed, "fingerprint": stage.fingerprint}
+        table.add_row(name, state, str(committed), stage.fingerprint[:12])
+    show(table)
+    return stages
+
+
+def _in_the_way(build: Build) -> list[str]:
+    from pipeline.publish import replacing
+
+    blocking = replacing.in_the_way(build)
+    for line in blocking:
+        say(f"a build would refuse: {line}")
+    return blocking
+
+
+def _show_forecast(build: Build, paces: list[Pace]) -> dict[str, Any]:
+    """Show what the build would yield and cost, and by what that was estimated."""
+    from pipeline.report.estimate import forecast
+    from pipeline.store.progress import duration, size_of
+
+    expected = forecast(build.store, build.spec.name, paces)
+    asks = build.asks
+    say(f"about {expected.pairs:,} pairs of {expected.candidates:,} candidates, {size_of(expected.bytes)} on disk")
+    crawl, fetch = (seconds if asks else 0.0 for seconds in (expected.crawl_seconds, expected.fetch_seconds))
+    parts = [f"{duration(s)} to {what}" for what, s in (("crawl", crawl), ("fetch", fetch)) if s >= 1]
+    if parts:
+        say(f"at least {' and '.join(parts)}: {_pauses(paces)}")
+    say(f"about {duration(expected.cpu_seconds)} of CPU time")
+    say(_basis(expected))
+    return dataclasses.asdict(expected)
+
+
+def _pauses(paces: list[Pace]) -> str:
+    """What holds up a polite client."""
+    delays = {pace.delay_s for pace in paces if pace.pages or pace.busiest_host}
+    seconds = " to ".join(f"{delay:g}" for delay in sorted({min(delays), max(delays)}))
+    return f"{seconds} s between requests to a host"
+
+
+def _basis(expected: Forecast) -> str:
+    by = expected.by
+    each = f"{by.kept:.0%} of the candidates kept, {by.bytes / 1000:,.0f} kB and {1000 * by.cpu_seconds:,.0f} ms each"
+    each = f"{by.candidates_per_page:.1f} candidates per page, {each}"
+    if by.build_id:
+        return f"as measured in build {by.build_id}: {each}"
+    return f"assumed, since STORE has no published build of it: {each}"
+
+
+def _estimate(build: Build, candidates: int) -> dict[str, Any] | None:
+    """Show the estimated cost of that many candidates; None if no published build exists to measure by."""
+    from pipeline.report.estimate import estimate
+
+    if candidates < 1:
+        raise SpecError([f"--estimate {candidates}: must be at least 1 candidate"])
+    estimated = estimate(build.store, build.spec.name, candidates)
+    if estimated is None:
+        say(f"no estimate: {build.store.url} has no published build to measure by; publish a small one first")
+        return None
+    measured = estimated["by"]
+    title = f"{candidates:,} candidates, as measured in build {measured['build_id']} of {measured['snapshot']}"
+    table = table_of(title, "stage", "seen", "CPU hours", "GPU hours", "GB written")
+    for name, stage in {**estimated["stages"], "all": estimated["total"]}.items():
+        hours = [f"{stage[key] / 3600:,.2f}" for key in ("cpu_seconds", "gpu_seconds")]
+        table.add_row(name, f"{stage['seen']:,}" if "seen" in stage else "", *hours, f"{stage['bytes'] / 1e9:,.2f}")
+    show(table)
+    return estimated

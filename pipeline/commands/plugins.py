@@ -1,0 +1,160 @@
+"""`wenlan-data plugins`: the sources, filters, features and detectors that a spec may name, and their options.
+
+Everything shown is read from the plug-ins themselves (`pipeline.commands.options`). Works in a base install too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from data_specs.build import SpecError
+from data_specs.command_line import completed_by, plugin_files
+from pipeline.commands.terminal import Commands, command, console, say
+from pipeline.plugins import Family
+
+FAMILIES: tuple[Family, ...] = ("sources", "filters", "features", "detectors")
+assert set(FAMILIES) == set(get_args(Family))
+
+
+def add_plugins(commands: Commands) -> None:
+    plugins = command(
+        commands,
+        "plugins",
+        _plugins,
+        "list the sources, filters, features and detectors that a spec may name",
+        "wenlan-data plugins",
+        "wenlan-data plugins text_length",
+        "wenlan-data plugins filters --json",
+    )
+    name = plugins.add_argument(
+        "name", nargs="?", default="", metavar="NAME", help="a plug-in, shown with an example, or one of the families"
+    )
+    completed_by(name, lambda **_: [*FAMILIES, *(name for _, name in _known())])
+
+
+def _known() -> list[tuple[Family, str]]:
+    """Family and name of every plug-in."""
+    return [(family, name) for family in FAMILIES for name in plugin_files(Path(__file__).parents[1] / family)]
+
+
+def _plugins(args: argparse.Namespace) -> dict[str, Any]:
+    wanted = _known()
+    if args.name:
+        wanted = [own for own in _known() if args.name in own]
+        if not wanted:
+            words = [*FAMILIES, *(name for _, name in _known())]
+            near = [word for word in words if args.name in word] or difflib.get_close_matches(args.name, words, n=1)
+            hint = f"did you mean {' or '.join(near)}?" if near else "wenlan-data plugins lists them"
+            raise SpecError([f"{args.name}: no such plug-in; {hint}"])
+    answers = [describe(family, name) for family, name in wanted]
+    if len(answers) == 1:
+        _show_one(answers[0])
+    else:
+        _show_all(answers)
+    return {"plugins": answers}
+
+
+def describe(family: Family, name: str) -> dict[str, Any]:
+    """What is known of a plug-in, as a JSON value."""
+    from pipeline.commands.options import about, options_of
+    from pipeline.plugins import find
+
+    plugin = find(family, name)
+    told, options = about(plugin), options_of(plugin)
+    return {
+        "family": family,
+        "name": name,
+        "version": plugin.VERSION,
+        "summary": told.summary,
+        "text": told.text,
+        "needs": told.needs,
+        "missing_extra": told.missing_extra,
+        "thresholds": told.thresholds,
+        "limits": told.limits,
+        "options": [option.to_json() for option in options],
+        "example": example(family, name),
+    }
+
+
+def example(family: Family, name: str) -> str:
+    """A piece of a spec that names the plug-in; "" for a feature, which no spec names."""
+    from pipeline.commands.options import example_of
+
+    options = example_of(family, name)
+    if family == "sources":
+        value: Any = {
+            family: [{"kind": name, "name": f"my-{name.replace('_', '-')}", "source_kind": "news", **options}]
+        }
+    elif family == "filters":
+        value = {family: [{"name": name, **options}]}
+    else:
+        value = {"regions": {family: [{"name": name, **options}]}}
+    text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+    return "" if family == "features" else text
+
+
+def _show_all(plugins: list[dict[str, Any]]) -> None:
+    """One paragraph per plug-in: what it does, its options with their defaults, what it needs."""
+    from pipeline.commands.options import as_yaml
+
+    family = ""
+    for own in plugins:
+        if own["family"] != family:
+            family = own["family"]
+            _heading(family)
+        say(f"  {own['name']}: {own['summary']}")
+        options = [
+            f"{o['name']} (required)"
+            if o["required"]
+            else o["name"]
+            if o.get("options")
+            else f"{o['name']} {as_yaml(o['default'])}"
+            for o in own["options"]
+        ]
+        for label, line in (("options", ", ".join(options)), ("thresholds", own["thresholds"]), ("needs", _needs(own))):
+            if line:
+                say(f"      {label}: {line}")
+    say("one of them with types, descriptions and an example: wenlan-data plugins NAME")
+
+
+def _show_one(own: dict[str, Any]) -> None:
+    _heading(f"{own['name']} ({own['family']}, version {own['version']})")
+    say(own["text"])
+    for label, line in (("needs", _needs(own)), ("thresholds", own["thresholds"]), ("limits", own["limits"])):
+        if line:
+            say(f"{label}: {line}")
+    if own["options"]:
+        say("")
+        _heading("options")
+        _show_options(own["options"], "  ")
+    if own["example"]:
+        say("")
+        _heading("example")
+        say(own["example"].rstrip())
+
+
+def _show_options(options: list[dict[str, Any]], indent: str) -> None:
+    from pipeline.commands.options import as_yaml
+
+    for option in options:
+        nested = option.get("options", [])
+        shown = "not set by default" if option["default"] is None else f"default {as_yaml(option['default'])}"
+        default = "required" if option["required"] else "" if nested else shown
+        say(f"{indent}{option['name']}: {'; '.join(part for part in (option['type'], default) if part)}")
+        if option["description"]:
+            say(f"{indent}    {option['description']}")
+        _show_options(nested, indent + "    ")
+
+
+def _needs(own: dict[str, Any]) -> str:
+    missing = own["missing_extra"]
+    return f"{own['needs']} Not installed: pip install 'wenlan[{missing}]'" if missing else own["needs"]
+
+
+def _heading(text: str) -> None:
+    console.print(text, style="bold", markup=False)

@@ -1,0 +1,105 @@
+"""Exports: a published dataset written in the format of another tool. One file per format.
+
+**File name = the name after --to**, with a hyphen for each underscore; a file `_*.py` is a helper. Each file ends with
+one `Format`, whose `write` gets the samples as a stream and an empty folder. Everything else is done here, the same for
+all formats: which samples (splits, takedowns), the detector of the boxes, and that the result appears whole or not at
+all. The same dataset gives the same bytes (`lance` alone names its files at random).
+
+Limits: exports go to a local folder. A killed export leaves a folder `.tmp-*` beside its target, which may be deleted.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_specs.build import SpecError
+from data_specs.shard import SPLITS, Split
+
+if TYPE_CHECKING:
+    from pipeline.store.dataset import Dataset
+    from pipeline.store.samples import Samples, Stored
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: samples of a dataset, split by split."""
+
+    samples: Samples
+    splits: tuple[Split, ...]
+
+    def of(self, split: Split) -> Iterator[Stored]:
+        """The samples of a split, in the order of the dataset."""
+        return self.samples.read(split)
+
+    @property
+    def dataset(self) -> Dataset:
+        dataset = self.samples.frames.dataset
+        assert dataset is not None  # `export` opens nothing else
+        return dataset
+
+
+Write = Callable[[Source, Path], dict[Split, int]]
+"""Writes the splits of a source into an empty folder; returns the number of samples per split."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format. splits: those that are written where none is asked for."""
+
+    write: Write
+    splits: tuple[Split, ...] = SPLITS
+
+
+def names() -> list[str]:
+    """Names of the formats, as --to takes them."""
+    modules = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name.replace("_", "-") for name in modules if not name.startswith("_"))
+
+
+def titles() -> dict[str, str]:
+    """What each format is: the first line of its file's docstring, read without an import, for the help."""
+    sources = {name: Path(__path__[0], f"{name.replace('-', '_')}.py").read_text(encoding="utf-8") for name in names()}
+    return {name: source.partition("\n")[0].partition(": ")[2] for name, source in sources.items()}
+
+
+def find(name: str) -> Format:
+    """A format by its name."""
+    form: Format = importlib.import_module(f"{__name__}.{name.replace('-', '_')}").FORMAT
+    return form
+
+
+def export(
+    dataset: Dataset, to: str, out: Path, splits: Sequence[Split] = (), detector: str = "", store: str = ""
+) -> dict[Split, int]:
+    """Write a dataset into the new folder `out`; returns the number of samples per split.
+
+    detector: the id of the detector whose boxes are exported, or its name if only one id has it; by default the
+    dataset's first one. store: the STORE whose takedowns must not be inside, by default the dataset's own.
+    Raises SpecError for a folder that holds something, StoreError for a damaged dataset or a detector that it lacks.
+    """
+    from pipeline.store.frames import Frames
+    from pipeline.store.samples import Samples
+    from pipeline.store.store import Store
+
+    form = find(to)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SpecError([f"{out}: is there already, and an export replaces nothing; delete it, or name another --out"])
+    takedowns = Store(store).takedowns() if store else None
+    samples = Samples.of(Frames.of_dataset(dataset), detector, takedowns)
+    chosen = tuple(split for split in SPLITS if split in (splits or form.splits))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.parent / f".tmp-{out.name}-{uuid.uuid4().hex[:8]}"
+    scratch.mkdir()
+    try:
+        counts = form.write(Source(samples, chosen), scratch)
+        scratch.replace(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)  # nothing is left of it where it was renamed
+    return counts

@@ -1,0 +1,47 @@
+"""Export `clip-benchmark`: a retrieval task for CLIP_benchmark, of split val unless --split names others.
+
+    OUT/dataset_type.txt        "retrieval"
+    OUT/test/nshards.txt        number of tars
+    OUT/test/0.tar ...          KEY.jpg and KEY.txt, one caption per line
+
+Split val is written as `test`, which the tool evaluates by default, the others under their own names. The caption of an
+image is its primary text, on which `wenlan-train eval` measures too.
+
+Limits: CLIP_benchmark counts only an image's own captions as hits; another image with the same text is a mistake there.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from data_specs.shard import Split
+from pipeline.exports import Format, Source
+from pipeline.exports._tars import Members, write_tars
+from pipeline.store.samples import Stored
+
+NAMES = {"val": "test"}
+"""The tool's names of our splits."""
+
+
+def write(source: Source, out: Path) -> dict[Split, int]:
+    counts = {}
+    (out / "dataset_type.txt").write_text("retrieval")
+    for split in source.splits:
+        folder = out / NAMES.get(split, split)
+        folder.mkdir()
+        tars, counts[split] = write_tars(source.of(split), functools.partial(_place, folder), _members)
+        (folder / "nshards.txt").write_text(str(tars))
+    return counts
+
+
+def _place(folder: Path, number: int) -> Path:
+    return folder / f"{number}.tar"
+
+
+def _members(stored: Stored) -> Members:
+    caption = " ".join(stored.text.split())  # a line break would begin another caption
+    return [(f"{stored.key}.jpg", stored.image), (f"{stored.key}.txt", caption.encode())]
+
+
+FORMAT = Format(write, splits=("val",))

@@ -1,0 +1,54 @@
+"""Export `csv`: one table per split, and the images as files; open_clip reads it.
+
+    OUT/train.csv dev.csv val.csv     filepath, title, key, texts, source, URLs, width, height, boxes
+    OUT/images/KEY.jpg                the stored images
+
+`filepath` (relative to OUT) and `title` (the primary text) are the columns that open_clip reads by default; its
+`--csv-separator` is a comma here. UTF-8, quoted as RFC 4180 says; `texts` and `boxes` hold JSON.
+
+Limits: texts are those of web pages, unchanged; a spreadsheet may take one that begins with = for a formula.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from data_specs.shard import Split
+from pipeline.exports import Format, Source
+from pipeline.exports._rows import COPIED
+from pipeline.store.samples import Stored
+
+COLUMNS = ("filepath", "title", "key", "texts", *COPIED, "boxes")
+
+
+def write(source: Source, out: Path) -> dict[Split, int]:
+    counts = dict.fromkeys(source.splits, 0)
+    (out / "images").mkdir()
+    for split in source.splits:
+        with (out / f"{split}.csv").open("w", encoding="utf-8", newline="") as f:
+            table = csv.DictWriter(f, COLUMNS)
+            table.writeheader()
+            for stored in source.of(split):
+                row = _row(stored)
+                (out / row["filepath"]).write_bytes(stored.image)
+                table.writerow(row)
+                counts[split] += 1
+    return counts
+
+
+def _row(stored: Stored) -> dict[str, Any]:
+    texts = [{"kind": text["kind"], "text": text["text"]} for text in stored.row["texts"]]
+    return {
+        "filepath": f"images/{stored.key}.jpg",
+        "title": stored.text,
+        "key": stored.key,
+        "texts": json.dumps(texts, ensure_ascii=False),
+        **{name: stored.row[name] for name in COPIED},
+        "boxes": json.dumps([[round(x, 2) for x in box] for box in stored.boxes_R4.tolist()]),
+    }
+
+
+FORMAT = Format(write)

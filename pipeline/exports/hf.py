@@ -1,0 +1,93 @@
+"""Export `hf`: a folder for the Hugging Face hub, which `datasets.load_dataset(OUT)` reads.
+
+    OUT/README.md                  dataset card; its head names the splits' files and the type of every column
+    OUT/data/train-00000.tar ...   KEY.jpg, KEY.txt and KEY.json of each sample; `load_dataset("webdataset", ...)` too
+
+Tars, since whatever reads WebDataset then reads the same folder; the export `parquet` is the other form of the hub.
+KEY.json is that of the dataset, and in addition has `boxes`, `scores` and `labels` of one detector.
+
+Limits: the card says what the manifest says; the dataset's own README.md says how it was made.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from data_specs.shard import Split, canonical_json
+from pipeline.exports import Format, Source
+from pipeline.exports._card import card
+from pipeline.exports._tars import Members, write_tars
+from pipeline.store.samples import Stored
+
+FEATURES: list[dict[str, Any]] = [
+    {"name": "jpg", "dtype": "image"},
+    {"name": "txt", "dtype": "string"},
+    {
+        "name": "json",
+        "struct": [
+            {"name": "boxes", "list": {"list": "float32"}},
+            {"name": "candidate_id", "dtype": "string"},
+            {"name": "height", "dtype": "int32"},
+            {"name": "image_url", "dtype": "string"},
+            {"name": "labels", "list": "int32"},
+            {"name": "page_url", "dtype": "string"},
+            {"name": "schema", "dtype": "int32"},
+            {"name": "scores", "list": "float32"},
+            {"name": "sha256", "dtype": "string"},
+            {"name": "source", "dtype": "string"},
+            {"name": "source_kind", "dtype": "string"},
+            {
+                "name": "texts",
+                "list": [
+                    {"name": "kind", "dtype": "string"},
+                    {"name": "original", "dtype": "string"},
+                    {"name": "text", "dtype": "string"},
+                ],
+            },
+            {"name": "width", "dtype": "int32"},
+        ],
+    },
+    {"name": "__key__", "dtype": "string"},
+    {"name": "__url__", "dtype": "string"},
+]
+"""Columns as `datasets` writes them into a card: without them it would guess each type from the first samples."""
+
+_FIELDS = [column["name"] for column in FEATURES[2]["struct"]]
+
+COLUMNS = """`jpg` is the image, `txt` its primary text, `json` all texts with their kind, source, page
+and image URL, sha256 of the bytes as fetched, and the boxes."""
+
+
+def write(source: Source, out: Path) -> dict[Split, int]:
+    (out / "data").mkdir()
+    counts = {}
+    for split in source.splits:
+        place = functools.partial(_place, out / "data", split)
+        _, counts[split] = write_tars(source.of(split), place, _members)
+    about = card(source, counts, "data/{split}-*.tar", COLUMNS, dataset_info={"features": FEATURES})
+    (out / "README.md").write_text(about, encoding="utf-8")
+    return counts
+
+
+def _place(folder: Path, split: str, number: int) -> Path:
+    return folder / f"{split}-{number:05d}.tar"
+
+
+def _members(stored: Stored) -> Members:
+    raw = json.loads(stored.json)
+    values = {
+        **{name: raw.get(name) for name in _FIELDS},  # a later wenlan may add some, and columns are fixed
+        "texts": [{"original": "", **text} for text in raw["texts"]],  # every row has every column
+        "boxes": stored.boxes_R4.tolist(),
+        "scores": stored.scores_R.tolist(),
+        "labels": stored.labels_R.tolist(),
+    }
+    key = stored.key
+    text = stored.text.encode()
+    return [(f"{key}.jpg", stored.image), (f"{key}.txt", text), (f"{key}.json", canonical_json(values))]
+
+
+FORMAT = Format(write)

@@ -1,0 +1,92 @@
+"""What a notebook shows of a build or a dataset: counts, and thumbnails of some samples with their texts.
+
+One piece of HTML that loads nothing: pictures are data: URIs, and everything that came from the web is escaped. It is
+bounded: SHOWN thumbnails of SIDE pixels, texts of TEXT characters.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from data_specs.shard import SPLITS
+from pipeline.pictures.decode import MAX_PIXELS
+from pipeline.report.pictures import thumbnail
+from pipeline.store.frames import Frames
+from pipeline.store.samples import Samples, Stored
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+SHOWN, SIDE, TEXT = 12, 128, 60
+
+BOX = "#e5482d"
+"""Colour of boxes that are drawn into a picture."""
+
+
+def picture(stored: Stored, boxes: bool = False) -> PIL.Image.Image:
+    """The image of a sample, RGB; with its boxes drawn into it, the best one last."""
+    from PIL import Image, ImageDraw
+
+    with Image.open(io.BytesIO(stored.image)) as opened:
+        image: PIL.Image.Image = opened.convert("RGB")
+    if boxes:
+        pen, width = ImageDraw.Draw(image), max(1, max(image.size) // 200)
+        for x1, y1, x2, y2 in stored.boxes_R4[::-1].tolist():
+            pen.rectangle((x1, y1, max(x1, x2 - 1), max(y1, y2 - 1)), outline=BOX, width=width)
+    return image
+
+
+def counts(frames: Frames) -> dict[str, int]:
+    """Samples of each split."""
+    samples: Counter[str] = Counter()
+    for _, shard in frames.shards:
+        samples[shard.split] += shard.samples
+    return {split: samples[split] for split in SPLITS}
+
+
+def title(frames: Frames) -> str:
+    """What a dataset is, in a line."""
+    manifest = frames.dataset.manifest if frames.dataset is not None else None
+    if manifest is None:
+        return f"build {frames.builds[0].build_id}, not published"
+    if manifest.release:
+        return f"release {manifest.release} of dataset {manifest.dataset}, {len(manifest.builds)} builds"
+    return f"build {manifest.build_id}, revision {manifest.revision}"
+
+
+def html(frames: Frames) -> str:
+    """The piece of HTML."""
+    cards = []
+    for stored in Samples(frames, takedowns=frames.takedowns).first(SHOWN):
+        made = thumbnail(stored.image, SIDE, MAX_PIXELS, stored.key)
+        uri = "data:image/jpeg;base64," + base64.b64encode(made[0]).decode() if made is not None else ""
+        cards.append({"key": stored.key, "uri": uri, "text": _cut(stored.text), "split": stored.row["split"]})
+    by_split = counts(frames)
+    facts = {"title": title(frames), "place": frames.place, "detectors": frames.detectors}
+    return str(_template().render(**facts, cards=cards, counts=by_split, total=sum(by_split.values())))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= TEXT else text[: TEXT - 1] + "…"
+
+
+@functools.cache
+def _template() -> Any:
+    import jinja2
+
+    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True).from_string(_HTML)
+
+
+_HTML = """<div class="wenlan"><p><b>{{ title }}</b><br><code>{{ place }}</code></p>
+<p>{{ "{:,}".format(total) }} samples: {% for split, n in counts.items() %}{{ split }} {{ "{:,}".format(n) }}
+{{- ", " if not loop.last }}{% endfor %}; regions of {{ detectors | join(", ") or "no detector" }}</p>
+<div style="display:flex;flex-wrap:wrap;gap:8px">
+{% for card in cards %}<figure style="width:136px;margin:0;font-size:12px" title="{{ card.key }}">
+{% if card.uri %}<img src="{{ card.uri }}" alt="{{ card.text }}" style="max-width:128px;max-height:128px">{% endif %}
+<figcaption lang="zh">{{ card.text }} <small>{{ card.split }}</small></figcaption></figure>
+{% endfor %}</div></div>
+"""

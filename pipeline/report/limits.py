@@ -1,0 +1,224 @@
+"""What the limits of filters keep out: by measure, what was kept and what was dropped, and what other limits let in.
+
+A filter says which of its options is a limit on which measure (`pipeline.filters.Limit`). What it dropped is measured
+again here: texts from the decisions of `admit`, pictures from the rows of `measure`. What later stages leave out,
+copies above all, has passed every limit and is not counted. Files are read one by one into fixed bins.
+
+"Let in" counts what was dropped for that limit alone and would pass the other one. It is a floor: a candidate with
+several texts is judged by its first. `wenlan-data try` says what a changed spec makes of the whole dataset.
+
+Limits: decisions hold 200 characters of a text, so a longer one that was dropped counts as one of 200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from data_specs.shard import SPLITS
+from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, pixel_filters, text_filters
+from pipeline.records import DropReason
+from pipeline.report.figures import Histogram, Numbers
+from pipeline.report.measures import MEASURES, Measure
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
+
+Mask = npt.NDArray[np.bool_]
+
+PASSED = frozenset({DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_URL.value, DropReason.FORGOTTEN.value})
+"""Reasons of `admit` that are no judgement of a text."""
+
+MOST_STEPS = 6
+"""Other limits that are listed for each limit."""
+
+
+@dataclass(eq=False)
+class _Tally:
+    """Counts of one limit: what was dropped for it, what for it alone, and what of that passes each step."""
+
+    filter: str
+    limit: Limit
+    measure: Measure
+    steps: list[float] = field(init=False)
+    dropped: int = 0
+    alone: int = 0
+    would: npt.NDArray[np.int64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        bound = self._bound
+        outer = [s for s in self.measure.steps if (s < bound if self._is_least else s > bound)]
+        self.steps = sorted(outer, key=lambda step: abs(step - bound))
+        self.would = np.zeros(len(self.steps), np.int64)
+
+    @property
+    def _is_least(self) -> bool:
+        return self.limit.least > -np.inf
+
+    @property
+    def _bound(self) -> float:
+        return self.limit.least if self._is_least else self.limit.most
+
+    def keeps_out(self, values: Numbers) -> Mask:
+        """Which of the values are beyond the limit."""
+        values = self._measured(values)
+        return values < self._bound if self._is_least else values > self._bound
+
+    def add(self, values: Numbers, own: Mask, alone: Mask) -> None:
+        """Count dropped ones. own, alone: those that were dropped for this limit, and for nothing else."""
+        self.dropped += int(own.sum())
+        values = self._measured(values)[own & alone]
+        self.alone += len(values)
+        for i, step in enumerate(self.steps):
+            self.would[i] += int((values >= step if self._is_least else values <= step).sum())
+
+    def _measured(self, values: Numbers) -> Numbers:
+        return np.maximum(values, 1 / np.maximum(values, 1e-9)) if self.limit.mirrored else values
+
+    def value(self) -> dict[str, Any]:
+        """As report.json has it. at: where the limit is drawn, in bins from the left."""
+        bound = self._bound
+        at = [bound + 1 if self.measure.whole and not self._is_least else bound]
+        if self.limit.mirrored:
+            at.insert(0, 1 / bound)
+        would: list[dict[str, float]] = []
+        before = 0
+        for step, count in zip(self.steps, self.would.tolist(), strict=True):
+            if count > before and len(would) < MOST_STEPS:
+                would.append({"value": step, "count": count})
+                before = count
+        return {
+            "filter": self.filter,
+            "option": self.limit.option,
+            "reason": self.limit.reason.value,
+            "value": bound,
+            "keeps": "from" if self._is_least else "to",
+            "at": [round(self.measure.place(value), 3) for value in at],
+            "dropped": self.dropped,
+            "alone": self.alone,
+            "would": would,
+        }
+
+
+class _Chart:
+    """One measure: dropped for a limit of it, and for another reason, by bin."""
+
+    def __init__(self, measure: Measure, tallies: list[_Tally]) -> None:
+        self.measure, self.tallies = measure, tallies
+        self.own, self.other = (np.zeros(len(measure.edges), np.int64) for _ in range(2))
+        self.kept = Histogram(measure.name, measure.title, measure.title_zh, measure.edges, measure.labels)
+
+    def value(self, kept: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """As report.json has it. kept: histograms of the samples by name, of which one may be this measure's."""
+        histogram = kept.get(self.measure.name) or self.kept.value()
+        bins = zip(histogram["bins"], self.own.tolist(), self.other.tolist(), strict=True)
+        return {
+            **histogram,
+            "bins": [{**bin, "own": own, "other": other} for bin, own, other in bins],
+            "limits": [tally.value() for tally in self.tallies],
+        }
+
+
+def collect(build: Build, histograms: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The charts of every measure that the spec's filters limit, as report.json has them.
+
+    histograms: of the samples kept (`figures.collect`).
+    """
+    filters: list[TextFilter | ImageFilter] = [*text_filters(build.spec), *image_filters(build.spec)]
+    limits = [(f.plugin_name(), limit) for f in filters for limit in f.limits()]
+    charts = []
+    for measure in MEASURES.values():
+        own = [_Tally(name, limit, measure) for name, limit in limits if limit.measure == measure.name]
+        if own:
+            charts.append(_Chart(measure, own))
+    kept = {h["name"]: h for h in histograms}
+    _add_texts(build, [chart for chart in charts if chart.measure.of_text])
+    _add_pictures(build, [chart for chart in charts if chart.measure.of_pictures])
+    _add_kept(build, [chart for chart in charts if chart.measure.name not in kept])
+    return [chart.value(kept) for chart in charts]
+
+
+def _count(charts: Sequence[_Chart], values: Sequence[Numbers], reasons: Sequence[Sequence[str]]) -> None:
+    """Count dropped ones in every chart. values: of each chart's measure; reasons: every one to drop, of each row.
+
+    Two filters may drop for one reason (too few pixels, too few bytes), so what was dropped for a limit alone has one
+    reason, and is beyond no other limit of that reason.
+    """
+    tallies = [(tally, of_chart) for chart, of_chart in zip(charts, values, strict=True) for tally in chart.tallies]
+    named = {r: np.array([r in own for own in reasons], np.bool_) for r in {t.limit.reason.value for t, _ in tallies}}
+    own = [tally.keeps_out(of_chart) & named[tally.limit.reason.value] for tally, of_chart in tallies]
+    single = np.array([len(of_row) == 1 for of_row in reasons], np.bool_)
+    times = np.sum(own, axis=0) if own else single
+    for (tally, of_chart), mask in zip(tallies, own, strict=True):
+        tally.add(of_chart, mask, single & (times == 1))
+    for chart, of_chart in zip(charts, values, strict=True):
+        mine = np.zeros(len(reasons), np.bool_)
+        for (tally, _), mask in zip(tallies, own, strict=True):
+            mine |= mask if tally in chart.tallies else False
+        bins = chart.measure.bins(of_chart)
+        chart.own += np.bincount(bins[mine], minlength=len(chart.own))
+        chart.other += np.bincount(bins[~mine], minlength=len(chart.own))
+
+
+def _add_texts(build: Build, charts: Sequence[_Chart]) -> None:
+    """Texts that `admit` dropped, as the decisions have them."""
+    for rows in _decisions(build, "admit", ["text", "reasons"]) if charts else ():
+        judged = [r for r in rows.to_pylist() if r["text"] and not PASSED.intersection(r["reasons"])]
+        measures = [chart.measure.of_text for chart in charts if chart.measure.of_text]
+        values = [np.array([of_text(row["text"]) for row in judged], np.float64) for of_text in measures]
+        _count(charts, values, [row["reasons"] for row in judged])
+
+
+def _add_pictures(build: Build, charts: Sequence[_Chart]) -> None:
+    """Pictures that `filter` dropped, with what `measure` knew of them: partitions of the two have one name."""
+    if not charts or "filter" not in build.fingerprints:
+        return
+    stages = {name: build.stage(name) for name in ("fetch", "measure", "filter")}
+    wanted = sorted({column for chart in charts for column in chart.measure.columns})
+    for record in stages["filter"].records():
+        if DECISIONS not in record.files:
+            continue
+        dropped = stages["filter"].table(record, DECISIONS, ["fetch_id", "reasons"])
+        if not dropped.num_rows:
+            continue
+        part = record.partition
+        images = stages["fetch"].table(stages["fetch"].record(part), columns=["fetch_id", "sha256"])
+        features = stages["measure"].table(stages["measure"].record(part), columns=["sha256", *wanted])
+        sha256 = images["sha256"].take(pc.index_in(dropped["fetch_id"], images["fetch_id"]))
+        place = pc.index_in(sha256, features["sha256"])  # null for a row that a takedown removed
+        rows, dropped = features.take(place.drop_null()), dropped.filter(place.is_valid())
+        columns = {name: rows[name].to_numpy() for name in wanted}
+        values = [chart.measure.of_pictures(columns) for chart in charts if chart.measure.of_pictures]
+        _count(charts, values, dropped["reasons"].to_pylist())
+
+
+def _add_kept(build: Build, charts: Sequence[_Chart]) -> None:
+    """What was kept, of measures of which the shards' rows say nothing: from the last stage before packing."""
+    name = "screen" if pixel_filters(build.spec) else "dedup"
+    if not charts or name not in build.fingerprints:
+        return
+    stage = build.stage(name)
+    wanted = {column for chart in charts if chart.measure.of_pictures for column in chart.measure.columns}
+    for record in stage.records():
+        for split in SPLITS:
+            rows = stage.table(record, f"{split}.parquet", columns=["texts", *sorted(wanted)])
+            texts = pc.struct_field(pc.list_element(rows["texts"], 0), "text").to_pylist() if rows.num_rows else []
+            columns = {column: rows[column].to_numpy() for column in wanted}
+            for chart in charts:
+                measure = chart.measure
+                if measure.of_text is not None:
+                    chart.kept.add([measure.of_text(text) for text in texts])
+                elif measure.of_pictures is not None:
+                    chart.kept.add(measure.of_pictures(columns))
+
+
+def _decisions(build: Build, name: str, columns: list[str]) -> Iterator[pa.Table]:
+    stage = build.stage(name)
+    for record in stage.records() if name in build.fingerprints else ():
+        if DECISIONS in record.files:
+            yield stage.table(record, DECISIONS, columns)

@@ -1,0 +1,193 @@
+"""What a bounded look at a source's input finds, before a build reads all of it: `wenlan-data plan` shows it.
+
+A look reads a few files as the build would (`Sample`), counts what a file's size or directory tells, and says of each
+figure whether it is exact, a lower bound or an estimate. Limits: seconds are counted between rows, so one row (a
+captions file is read whole) may take longer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import fsspec
+
+from pipeline.errors import SourceError
+from pipeline.files.inputs import FAULTS, reason, version
+from pipeline.records import Candidate, Decision
+
+Exactness = Literal["", "about", "at least"]
+
+MOST_SIZED = 1_000
+"""Files whose size is asked for; that of the others is taken to be like theirs."""
+
+MOST_READ = 3
+"""Files that a look reads rows of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """A number of things of a kind. exactness: "" for exact."""
+
+    what: str
+    number: int
+    exactness: Exactness = ""
+
+    def __str__(self) -> str:
+        what = self.what.removesuffix("s") if self.number == 1 else self.what
+        return f"{self.exactness} {self.number:,} {what}".strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What was found.
+
+    counts: files, rows, pictures, pages and whatever else the kind of source has. bytes: of its files, 0 where nobody
+    knows. candidates: images with texts, None where only the web knows. pages: that are to be crawled or read.
+    facts: further lines, (name, value). warnings: what the build would do, and probably nobody wants.
+    start_urls: pages that a crawl starts from. image_urls: some images that are to be fetched, of different hosts.
+    busiest_host: the largest share of the images that one host has, 0 to 1; 0 for images that lie in the source.
+    """
+
+    counts: tuple[Count, ...] = ()
+    bytes: int = 0
+    candidates: Count | None = None
+    pages: int = 0
+    facts: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = ()
+    start_urls: tuple[str, ...] = ()
+    image_urls: tuple[str, ...] = ()
+    busiest_host: float = 0.0
+
+
+@dataclass
+class Budget:
+    """How much a look at one source may cost. Its time begins when it is made."""
+
+    seconds: float = 3.0
+    rows: int = 5_000
+    bytes: int = 32 << 20
+    _began: float = field(default_factory=time.monotonic, init=False)
+
+    @property
+    def spent(self) -> bool:
+        """Whether the time is up."""
+        return time.monotonic() - self._began >= self.seconds
+
+
+class Sample:
+    """Entries of a source as a build would read them, up to a budget."""
+
+    MOST_URLS = 3
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget = budget
+        self.candidates = self.dropped = 0
+        self._rows: set[tuple[int, int]] = set()
+        self._reasons: Counter[str] = Counter()
+        self._evidence: dict[str, str] = {}
+        self._hosts: Counter[str] = Counter()
+        self._urls: dict[str, str] = {}  # by host
+        self._parts = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows looked at: those that are candidates, and those that are none."""
+        return len(self._rows) + self.dropped
+
+    def take(self, entries: Iterable[Candidate | Decision]) -> bool:
+        """Look at entries of one part; returns whether these were all of it."""
+        self._parts += 1
+        most = self._budget.rows
+        for number, entry in enumerate(entries, 1):
+            if isinstance(entry, Candidate):
+                self._add(entry)
+            else:
+                self.dropped += 1
+                self._reasons[entry.reason] += 1
+                self._evidence.setdefault(entry.reason, entry.evidence or entry.url)
+            if number >= most or self._budget.spent:
+                return False
+        return True
+
+    def _add(self, candidate: Candidate) -> None:
+        self.candidates += 1
+        self._rows.add((self._parts, candidate.row))
+        stored = candidate.provenance is not None and candidate.provenance.stored_at
+        if candidate.image_url.startswith(("http://", "https://")) and not stored:
+            host = urlsplit(candidate.image_url).netloc
+            self._hosts[host] += 1
+            if len(self._urls) < self.MOST_URLS and not candidate.userinfo:  # a password goes to the owner alone
+                self._urls.setdefault(host, candidate.image_url)
+
+    def estimated(self, rows: Count) -> Count:
+        """Candidates among so many rows, if the others are like those looked at."""
+        share = self.candidates / self.rows if self.rows else 0.0
+        exact = not rows.exactness and self.rows == rows.number
+        return Count("candidates", self.candidates if exact else round(rows.number * share), "" if exact else "about")
+
+    def described(self) -> dict[str, Any]:
+        """Fields of a Look: what was looked at, why rows are no candidates, and images to ask for."""
+        facts = [("looked at", f"{self.rows:,} rows, of which {self.dropped:,} are no candidates")]
+        facts += [(name, f"{n:,}, e.g. {self._evidence[name][:160]}") for name, n in self._reasons.most_common(3)]
+        nothing = self.rows and not self.candidates
+        return {
+            "facts": tuple(facts if self.dropped else facts[:1]),
+            "warnings": ("none of the rows looked at is a candidate",) if nothing else (),
+            "image_urls": tuple(self._urls.values()),
+            "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How far a file was read while something in it was counted. read, size: in bytes as it lies there."""
+
+    number: int
+    read: int
+    size: int
+    whole: bool
+
+
+def total_of(what: str, readings: Sequence[Reading], files: int, size: int) -> Count:
+    """How many there are in all files, from those that were read. size: of all files, in bytes."""
+    number, read = sum(r.number for r in readings), sum(r.read for r in readings)
+    if len(readings) == files and all(r.whole for r in readings):
+        return Count(what, number)
+    if not size or not read:
+        return Count(what, number, "at least")
+    return Count(what, max(number, round(number * size / read)), "about")
+
+
+def lines_of(file: str, budget: Budget) -> Reading:
+    """Lines of a text file, compressed or not, up to the budget. Raises SourceError."""
+    opened, lines, read, last = fsspec.open(file, "rb", compression="infer"), 0, 0, b"\n"
+    try:
+        with opened as f:
+            raw = opened.fobjects[0]
+            while block := f.read(1 << 18):
+                lines, last = lines + block.count(b"\n"), block[-1:]
+                read = raw.tell()
+                if read >= budget.bytes or budget.spent:
+                    return Reading(lines, read, 0, bool(not f.read(1)))
+    except FAULTS as e:
+        raise SourceError(file, f"cannot be read ({reason(e)})") from None
+    return Reading(lines + (last != b"\n"), read, read, True)
+
+
+def size_of_files(files: Sequence[str]) -> int:
+    """Bytes of files together; 0 where their server does not say. Raises SourceError."""
+    sized = files[:MOST_SIZED]
+    sizes = [version(file)[1] or 0 for file in sized]
+    return round(sum(sizes) * len(files) / max(1, len(sized)))
+
+
+def spread(number: int, most: int = MOST_READ) -> list[int]:
+    """At most so many of the numbers from 0 on, the first and the last among them."""
+    if number <= most:
+        return list(range(number))
+    return [round(at * (number - 1) / (most - 1)) for at in range(most)]

@@ -1,0 +1,141 @@
+"""Text files as people have them: their encoding, and the separator of a table's columns, told by their bytes.
+
+Encodings: a byte order mark is believed; bytes with zeros in every other place are UTF-16; whatever reads as UTF-8 is
+UTF-8; otherwise GBK (as gb18030, which includes it) and Big5 compete as they do for pages (`pipeline.texts.charset`).
+A file is judged by its first HEAD bytes, so a table in UTF-8 with a few broken rows stays UTF-8.
+
+Limits: a file of a few characters can be read in two ways, and the more usual text wins. A spec that says `encoding`
+is believed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+from collections.abc import Collection, Iterator, Sequence
+from typing import Annotated, Any
+
+import fsspec
+from pydantic import AfterValidator
+
+from pipeline.texts import charset
+
+AUTO = "auto"
+HEAD = 256 * 1024
+"""Bytes by which the encoding of a file is told."""
+
+SEPARATORS = (",", "\t", ";", "|", "，")
+"""Separators of columns that are looked for in the first row of a table, the most usual first."""
+
+_NO_TEXT = {b"PK\x03\x04": "an Excel workbook or a zip archive", b"\xd0\xcf\x11\xe0": "an old Excel workbook"}
+
+
+def _known(name: str) -> str:
+    try:
+        if name != AUTO and not codecs.lookup(name)._is_text_encoding:
+            raise LookupError
+    except LookupError:
+        raise ValueError(f"{name!r} is no encoding; gb18030 (includes GBK), big5, utf-8, utf-16, or auto") from None
+    return name
+
+
+Encoding = Annotated[str, AfterValidator(_known)]
+"""A Python codec of texts, or AUTO."""
+
+
+def encoding_of(head: bytes, whole: bool = True) -> str:
+    """The Python codec of a text that begins with these bytes; `utf-8` where none fits. whole: they are all of it.
+
+    Raises ValueError for bytes of a format that is no text.
+    """
+    for magic, what in _NO_TEXT.items():
+        if head.startswith(magic):
+            raise ValueError(f"is {what}, no text; save the table as CSV (UTF-8)")
+    if head.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    if head.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    if b"\0" in head:  # no text has zeros but UTF-16, where each ASCII character brings one: before it, or after it
+        return "utf-16-be" if head[::2].count(0) > head[1::2].count(0) else "utf-16-le"
+    if _reads_as_utf8(head, whole):
+        return "utf-8"
+    decoded = charset.decode(head, "")
+    return decoded[1] if decoded is not None else "utf-8"
+
+
+def _reads_as_utf8(head: bytes, whole: bool) -> bool:
+    """Whether bytes are UTF-8, or rows of UTF-8 with broken ones among them.
+
+    Of rows beyond ASCII in another encoding at most one in seven is valid UTF-8, and hardly one of several characters.
+    """
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(head, final=whole)
+    except UnicodeDecodeError:
+        rows = [row for row in head.split(b"\n") if not row.isascii()]
+        return 2 * sum(map(_is_utf8, rows)) >= len(rows)
+    return True
+
+
+def _is_utf8(row: bytes) -> bool:
+    try:
+        row.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def text_of(data: bytes, encoding: str) -> str:
+    """The text of a whole (small) file. Raises ValueError, UnicodeError among them, that names the encoding."""
+    codec = encoding_of(data) if encoding == AUTO else encoding
+    try:
+        return data.decode(codec).removeprefix("\ufeff")
+    except UnicodeError as e:
+        told = "no encoding fits it" if encoding == AUTO else f"is not {encoding}"
+        raise ValueError(f"{told} ({e}); set encoding, e.g. gb18030 or utf-8") from None
+
+
+@contextlib.contextmanager
+def opened(file: str, encoding: str) -> Iterator[tuple[Any, str]]:
+    """(a text file of rows, its encoding); bytes that are not of it become lone surrogates.
+
+    Compressed ones (.gz, .zst ...) are unpacked. Raises what fsspec raises, and ValueError for what is no text.
+    """
+    if encoding == AUTO:
+        with fsspec.open(file, "rb", compression="infer") as f:  # of its own: a compressed file cannot go back
+            head = bytes(f.read(HEAD))
+        encoding = encoding_of(head, whole=len(head) < HEAD)
+    with fsspec.open(file, "rt", compression="infer", encoding=encoding, errors="surrogateescape", newline="") as f:
+        yield f, encoding
+
+
+def separator_of(first_row: str, wanted: Collection[str] | None, usual: str = ",") -> str:
+    """The separator of a table whose first row is this: `usual`, or the first that yields all wanted columns.
+
+    Where none does, or no column is known (None), the one that yields the most.
+    """
+    separators = dict.fromkeys((usual, *SEPARATORS))
+    names = {separator: columns_of(first_row, separator) for separator in separators}
+    fitting = (separator for separator in separators if wanted is not None and set(wanted) <= set(names[separator]))
+    return next(fitting, max(separators, key=lambda separator: len(names[separator])))
+
+
+def columns_of(first_row: str, separator: str) -> list[str]:
+    """Names of the columns in the first row of a table."""
+    try:
+        return cleaned(next(csv.reader([first_row], delimiter=separator), []))
+    except csv.Error:
+        return []
+
+
+def cleaned(header: Sequence[str]) -> list[str]:
+    """Names of columns without byte order mark and white space."""
+    return [name.lstrip("\ufeff").strip() for name in header]
+
+
+def no_column(columns: Sequence[str], missing: str) -> str:
+    """The fault of a table without a column that is needed, for people."""
+    known = ", ".join(columns)[:300] or "none: it is empty"
+    return f"has no column {missing!r}; its columns: {known}"

@@ -1,0 +1,151 @@
+"""The templates of each host's texts, learnt over all pages of a build before `admit` reads any.
+
+What very many texts of a host share says nothing about a picture: it is cut off, and a picture that its template calls
+an avatar or a QR code is dropped (`pipeline.texts.templates` says what a template is).
+
+Learnt from a sample of the distinct texts, those with the smallest hashes: PER_HOST of a host and TEXTS of all hosts at
+most. Which texts are in it follows from the texts alone, so the templates are the same however pages lie in WARC files
+and however many workers read them. Names of pictures (alt, caption) and of pages (title) are two samples.
+
+The driver learns once (`learn`) and leaves the templates beside admit's files for the tasks (`read`).
+
+Limits: the driver reads two columns of all candidates of pages once, and holds the sample. A host of more than PER_HOST
+texts is judged by its sample; beyond TEXTS texts in all, the samples of all hosts become smaller alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from data_specs.shard import TextKind
+from pipeline.sources import PageSource, sources_of
+from pipeline.store import templates
+from pipeline.store.build import Build
+from pipeline.texts.cleaning import clean
+from pipeline.texts.templates import LEAST, Template, Templates, learn
+
+PER_HOST, TEXTS = 4_000, 1_000_000
+
+_GROUP: dict[TextKind, str] = {"alt": "own", "caption": "own", "title": "title"}
+"""Kinds whose texts are looked at, and the sample that they belong to."""
+
+_WHOLE = float(1 << 64)
+
+Key = tuple[str, str]
+"""(host, group)."""
+
+
+class Sample:
+    """The distinct texts of each key with the smallest hashes.
+
+    A text is in the sample if its hash is below `limit`, and among the PER_HOST smallest of its key. The limit is
+    halved whenever more than TEXTS are in it; since counts below a limit only grow, the last limit does not depend on
+    the order in which texts were added.
+    """
+
+    def __init__(self, per_host: int = PER_HOST, most: int = TEXTS) -> None:
+        self._per_host, self._most = per_host, most
+        self._limit, self._count = 1 << 64, 0
+        self._of: dict[Key, _Smallest] = {}
+
+    def add(self, key: Key, text: str) -> None:
+        number = int.from_bytes(hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+        if number >= self._limit:
+            return
+        own = self._of.get(key)
+        if own is None:
+            own = self._of[key] = _Smallest({}, [])
+        if number in own.texts or (len(own.heap) == self._per_host and number > -own.heap[0]):
+            return
+        own.texts[number] = text
+        heapq.heappush(own.heap, -number)
+        if len(own.heap) > self._per_host:
+            del own.texts[-heapq.heappop(own.heap)]
+        else:
+            self._count += 1
+        while self._count > self._most:
+            self._halve()
+
+    def _halve(self) -> None:
+        self._limit //= 2
+        for key, own in list(self._of.items()):
+            texts = {number: text for number, text in own.texts.items() if number < self._limit}
+            if texts:
+                self._of[key] = _Smallest(texts, sorted(-number for number in texts))
+            else:
+                del self._of[key]
+        self._count = sum(len(own.texts) for own in self._of.values())
+
+    def texts(self) -> Iterator[tuple[Key, list[str], float]]:
+        """(key, its texts, the share of its texts that they are), by key."""
+        for key, own in sorted(self._of.items()):
+            full = len(own.texts) == self._per_host
+            yield key, list(own.texts.values()), (-own.heap[0] if full else self._limit) / _WHOLE
+
+
+@dataclass(slots=True)
+class _Smallest:
+    texts: dict[int, str]  # by hash
+    heap: list[int]  # their hashes below zero: the largest hash comes first
+
+
+@dataclass(frozen=True)
+class HostTemplates:
+    """The templates of all hosts, by key."""
+
+    of: dict[Key, Templates]
+
+    def cut(self, page_url: str, kind: TextKind, text: str) -> tuple[str, Template | None]:
+        """As `Templates.cut`, of a text on a page."""
+        group = _GROUP.get(kind)
+        own = self.of.get((urlsplit(page_url).netloc, group)) if group and self.of else None
+        return own.cut(text) if own is not None else (text, None)
+
+
+NO_TEMPLATES = HostTemplates({})
+
+
+def learnt(build: Build) -> list[tuple[Key, Template]]:
+    """The templates of a build's pages, by host."""
+    names = {source.name for source in sources_of(build.spec) if isinstance(source, PageSource)}
+    sample, stage = Sample(), build.stage("extract")
+    for record in stage.records():
+        if record.partition.rpartition("-")[0] not in names:
+            continue
+        table = stage.table(record, columns=["page_url", "texts"])
+        for page_url, texts in zip(table["page_url"].to_pylist(), table["texts"].to_pylist(), strict=True):
+            host = urlsplit(page_url).netloc
+            for text in texts:
+                if group := _GROUP.get(text["kind"]):
+                    sample.add((host, group), clean(text["text"]))
+    return [
+        (key, template)
+        for key, texts, rate in sample.texts()
+        if len(texts) >= LEAST
+        for template in sorted(learn(texts, rate), key=lambda t: (-t.texts, t.side, t.text))
+    ]
+
+
+def prepare(build: Build) -> None:
+    """Learn the templates and leave them for the tasks, unless they are there already."""
+    if templates.read(build) is None:
+        templates.write(build, _rows(build))
+
+
+def read(build: Build) -> HostTemplates:
+    """The templates as they were learnt; learnt now if they are not there."""
+    written = templates.read(build)
+    of: dict[Key, list[Template]] = {}
+    for row in _rows(build) if written is None else written:
+        fields = {name: row[name] for name in ("side", "text", "texts", "example")}
+        of.setdefault((row["host"], row["group"]), []).append(Template(**fields))
+    return HostTemplates({key: Templates(found) for key, found in of.items()})
+
+
+def _rows(build: Build) -> list[dict[str, Any]]:
+    return [{"host": host, "group": group, **asdict(template)} for (host, group), template in learnt(build)]

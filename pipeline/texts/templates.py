@@ -1,0 +1,161 @@
+"""Templates: beginnings and ends that very many texts of one site share, such as 关注公众号【…】 or 「… 的图片」.
+
+`learn` finds them in a sample of a site's texts. A beginning is a template if many texts have it and go on differently:
+if it stands in a third of the site's texts, or in hundreds of them and ends at a separator. The longest such beginning
+counts. Ends are beginnings of the reversed texts. Numbers are all one: 「预览图-5」 and 「预览图-12」 end alike.
+
+`Templates.cut` takes a template off a text. Where nothing remains the text was the template.
+
+Limits: a site that names its pictures by a system (“模糊”滤镜选项, “锐化”滤镜选项) says something by it, and so would a
+beginning of a few letters that many texts have by chance (北京). Therefore a template without a separator needs LETTERS
+letters and the share of a third, and neither a quotation mark nor the space after a Latin word is a separator.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+LEAST = 20
+"""Texts of the sample that share a template at least."""
+
+SHARE = 1 / 3
+"""Share of a site's texts from which on a beginning is a template wherever it ends."""
+
+HUNDREDS = 100
+"""Texts of a site from which on a beginning that ends at a separator is a template, whatever their share."""
+
+LETTERS = 6
+"""Letters of a template that ends at no separator."""
+
+LONGEST = 40
+"""Characters of a template at most."""
+
+_NUMBER = re.compile(r"\d+")
+_SEPARATOR = re.compile(r"[\s|｜_:：\-–—·•/\\【】〖〗\[\]()（）>»#~,，。]")
+_BETWEEN_WORDS = re.compile(r"[A-Za-z]\s$|^\s[A-Za-z]")
+_LETTER = re.compile(r"[^\W\d_]")
+_EDGE = re.compile(r"^[\s|｜_:：\-–—·•/\\>»~,，、]+|[\s|｜_:：\-–—·•/\\>»~,，、]+$")
+_PAIRS = {"【": "】", "〖": "〗", "[": "]", "(": ")", "（": "）", "「": "」", "『": "』", "“": "”", "《": "》"}
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A beginning or an end of texts, with 0 for each number. texts: how many have it, as the sample tells.
+
+    example: a text of the sample that has it.
+    """
+
+    side: str  # "begins" or "ends"
+    text: str
+    texts: int
+    example: str
+
+
+class Templates:
+    """The templates of one site."""
+
+    def __init__(self, templates: Sequence[Template]) -> None:
+        self.templates = tuple(sorted(templates, key=lambda t: (-len(t.text), t.side, t.text)))
+        self._patterns = [(t, _pattern(t)) for t in self.templates]
+
+    def cut(self, text: str) -> tuple[str, Template | None]:
+        """The text without the longest template at its beginning and at its end, and the longer one of them.
+
+        A text without any is returned as it is. Where no letter would remain, it is "".
+        """
+        begins, ends = (next(self._matches(text, side), None) for side in ("begins", "ends"))
+        if begins is None and ends is None:
+            return text, None
+        start = begins[1].end() if begins else 0
+        stop = ends[1].start() if ends else len(text)
+        remaining = _mended(text[start:stop])  # both may claim the space between them, where nothing else stands there
+        longest = max((match[0] for match in (begins, ends) if match), key=lambda template: len(template.text))
+        return (remaining if _LETTER.search(remaining) else ""), longest
+
+    def _matches(self, text: str, side: str) -> Iterator[tuple[Template, re.Match[str]]]:
+        """The templates of one side that a text has, the longest first."""
+        for template, pattern in self._patterns:
+            if template.side == side and (match := pattern.search(text)):
+                yield template, match
+
+
+def learn(texts: Sequence[str], rate: float = 1.0) -> list[Template]:
+    """Templates of a site from a sample of its texts, each once.
+
+    rate: share of the site's texts that are in the sample, above 0. The result does not depend on the order of texts.
+    """
+    if len(texts) < LEAST:
+        return []
+    shapes = {_NUMBER.sub("0", text): text for text in sorted(texts)}
+    turned = {shape[::-1]: text for shape, text in shapes.items()}
+    templates = []
+    for side, of_side in (("begins", shapes), ("ends", turned)):
+        for beginning, count, shape in _beginnings(sorted(of_side)):
+            text = beginning if side == "begins" else beginning[::-1]
+            if _is_template(side, text, count, len(shapes), rate):
+                templates.append(Template(side, text, round(count / rate), of_side[shape]))
+    return templates
+
+
+def _beginnings(shapes: Sequence[str]) -> Iterator[tuple[str, int, str]]:
+    """(beginning, how many have it, the first that has it), for each from which LEAST shapes go on differently.
+
+    shapes: sorted. Those that share a beginning are neighbours, and a beginning from which they go on differently is a
+    branch of their tree: found in one pass over the lengths that neighbours have in common.
+    """
+    for length, first, end in _branches(shapes):
+        if _goes_on_differently(shapes, length, first, end):
+            yield shapes[first][:length], end - first, shapes[first]
+
+
+def _branches(shapes: Sequence[str]) -> Iterator[tuple[int, int, int]]:
+    """(length, first, end): shapes[first:end], LEAST or more, are all that begin with the same `length` characters."""
+    opened: list[tuple[int, int]] = [(0, 0)]  # (length, first), lengths ascending
+    for at in range(1, len(shapes) + 1):
+        shared = _in_common(shapes[at - 1], shapes[at]) if at < len(shapes) else 0
+        first = at - 1
+        while opened and opened[-1][0] > shared:
+            length, first = opened.pop()
+            if at - first >= LEAST:
+                yield length, first, at
+        if shared and (not opened or opened[-1][0] < shared):
+            opened.append((shared, first))
+
+
+def _in_common(one: str, other: str) -> int:
+    most = min(len(one), len(other), LONGEST)
+    return next((at for at in range(most) if one[at] != other[at]), most)
+
+
+def _is_template(side: str, text: str, count: int, of: int, rate: float) -> bool:
+    """Whether so many texts of a sample of `of` texts make what they share a template."""
+    letters = len(_LETTER.findall(text))
+    edge = text[-1] if side == "begins" else text[0]
+    separated = _SEPARATOR.match(edge) and not _BETWEEN_WORDS.search(text)
+    if separated or (side == "ends" and edge == "的"):
+        return letters >= 2 and (count >= SHARE * of or count / rate >= HUNDREDS)
+    return letters >= LETTERS and count >= SHARE * of
+
+
+def _goes_on_differently(shapes: Sequence[str], length: int, first: int, end: int) -> bool:
+    """Whether no single character follows in more than half of the texts."""
+    after = [shape[length : length + 1] for shape in shapes[first:end]]
+    return max(after.count(c) for c in set(after)) * 2 <= len(after)
+
+
+def _pattern(template: Template) -> re.Pattern[str]:
+    parts = r"\d+".join(re.escape(part) for part in template.text.split("0"))
+    return re.compile(rf"\A{parts}" if template.side == "begins" else rf"{parts}\Z")
+
+
+def _mended(text: str) -> str:
+    """What remains of a text, without separators at its edges and without the half of a pair of brackets."""
+    text = _EDGE.sub("", text)
+    for opening, closing in _PAIRS.items():
+        if text.endswith(closing) and text.count(closing) > text.count(opening):
+            text = text[: -len(closing)]
+        elif text.startswith(opening) and text.count(opening) > text.count(closing):
+            text = text[len(opening) :]
+    return _EDGE.sub("", text)

@@ -1,0 +1,160 @@
+"""Tries a few addresses as a build would: start pages as the crawl visits them, images as fetch opens them.
+
+`wenlan-data plan` shows the outcome, so that what robots.txt, the address guard or a server refuses is known before a
+build, together with the key of the spec that changes it. Nothing here has rules of its own: the requests are those of
+`page_visitor` and `image_opener`, at the pace of the spec.
+
+Limits: what is not answered within SECONDS is left; a page or image is received whole, as by a build.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from data_specs.build import BuildSpec
+from pipeline.records import DropReason
+from pipeline.sources.site import Site
+from pipeline.store.takedowns import NO_TAKEDOWNS, Takedowns
+from pipeline.web.image_opener import FetchFailed, GuardedOpener
+from pipeline.web.page_visitor import Page, Visit, Visitor
+
+SECONDS = 15.0
+"""Time for all start pages of a site together, and for each image."""
+
+MOST = 3
+"""Start pages of a site, and images of a source, that are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """The outcome for one address.
+
+    said: what was answered, or why nothing was asked. advice: what to change, "" where nothing helps. refused: the
+    address guard lets no build go there. delay_s: between two requests to its host.
+    """
+
+    url: str
+    ok: bool
+    said: str
+    advice: str = ""
+    refused: bool = False
+    delay_s: float = 0.0
+    images: int = 0
+
+
+def probe_pages(spec: BuildSpec, site: Site, takedowns: Takedowns = NO_TAKEDOWNS) -> list[Probe]:
+    """The first start pages of a site, each after its redirects."""
+    return asyncio.run(_pages(_hurried(spec), site, takedowns))
+
+
+async def _pages(spec: BuildSpec, site: Site, takedowns: Takedowns) -> list[Probe]:
+    visitor = Visitor(spec, site, takedowns)
+    probes: list[Probe] = []
+    end = asyncio.get_running_loop().time() + SECONDS
+    try:
+        for url in site.start_urls()[:MOST]:
+            seconds = max(0.1, end - asyncio.get_running_loop().time())
+            try:
+                probes.append(await asyncio.wait_for(_page(spec, visitor, url), seconds))
+            except asyncio.TimeoutError:
+                probes.append(Probe(url, False, f"no answer within {SECONDS:g} s"))
+    finally:
+        await visitor.close()
+    return probes
+
+
+async def _page(spec: BuildSpec, visitor: Visitor, url: str) -> Probe:
+    """Visit a page and what it redirects to."""
+    target, hops = url, 0
+    while True:
+        visit = await visitor.visit(Page(0, target, urlsplit(target).netloc, 0, hops, tries=1))
+        if visit.outcome != "moved" or hops >= spec.egress.max_redirects:
+            break
+        target, hops = visit.target, hops + 1
+    delay_s = await visitor.delay_of(target) if visit.outcome == "kept" else spec.egress.delay_s
+    by = "" if target == url else f"redirects to {target}; "
+    if visit.outcome == "kept":
+        said = f"{by}a page with {len(visit.links):,} links of the site and {visit.images:,} images"
+        return Probe(url, True, said, delay_s=delay_s, images=visit.images)
+    if visit.outcome == "moved":
+        return Probe(url, False, f"{by}more than {hops} redirects", "egress.max_redirects", delay_s=delay_s)
+    reason = DropReason.ROBOTS_UNREACHABLE if visit.outcome == "unreachable" else visit.reason
+    assert reason is not None
+    refused = reason is DropReason.EGRESS_REFUSED or _is_refusal(visit)
+    reason = DropReason.EGRESS_REFUSED if refused else reason
+    advice = advice_for(reason, visit.evidence, target)
+    said = visit.evidence.removeprefix("robots.txt: ") if refused else visit.evidence
+    return Probe(url, False, f"{by}{reason.value}: {said}", advice, refused, delay_s)
+
+
+def _is_refusal(visit: Visit) -> bool:
+    """Whether a robots.txt is unreachable because the guard lets nobody go there."""
+    return visit.outcome == "unreachable" and _REFUSED.search(visit.evidence) is not None
+
+
+def probe_images(spec: BuildSpec, urls: Sequence[str]) -> list[Probe]:
+    """Some images, at the same time."""
+    if not urls:
+        return []
+    opener = GuardedOpener(_hurried(spec))
+    try:
+        with ThreadPoolExecutor(MOST) as threads:
+            return list(threads.map(lambda url: _image(opener, url), urls[:MOST]))
+    finally:
+        opener.close()
+
+
+def _image(opener: GuardedOpener, url: str) -> Probe:
+    try:
+        body = opener.open(url)
+    except FetchFailed as e:
+        advice = advice_for(e.reason, e.evidence, url)
+        return Probe(url, False, f"{e.reason.value}: {e.evidence}", advice, e.reason is DropReason.EGRESS_REFUSED)
+    kind = str(body.headers.get("Content-Type") or "no content type")
+    return Probe(url, True, f"{len(body.getvalue()):,} bytes, {kind[:60]}")
+
+
+def _hurried(spec: BuildSpec) -> BuildSpec:
+    """The spec with a time limit per request that lets nobody wait for a plan."""
+    egress = spec.egress.model_copy(update={"timeout_s": min(spec.egress.timeout_s, SECONDS / 2)})
+    return spec.model_copy(update={"egress": egress})
+
+
+_REFUSED = re.compile(r"(\S+) port (\d+) is not a public address")
+
+_ADVICE = {
+    DropReason.ROBOTS_DISALLOWED: "start from a page that robots.txt allows (egress.obey_robots is for your own sites)",
+    DropReason.ROBOTS_UNREACHABLE: "its robots.txt must answer, be it with 404; is the address right?",
+    DropReason.NOT_HTML: "`start` names pages; images and files are found on them",
+    DropReason.TOO_LARGE: "egress.max_page_bytes, egress.max_image_bytes",
+    DropReason.OPT_OUT: "its owner forbids this use",
+    DropReason.FORGOTTEN: "STORE holds a takedown of it",
+    DropReason.TIMEOUT: "egress.timeout_s",
+}
+
+
+def advice_for(reason: DropReason, evidence: str, url: str) -> str:
+    """What to change in the spec so that an address may be taken, or what else is wrong with it."""
+    if reason is DropReason.EGRESS_REFUSED:
+        named = _REFUSED.search(evidence)
+        if named is not None and _is_loopback(named[1]):
+            host = f"[{named[1]}]" if ":" in named[1] else named[1]
+            return f"to allow it, set egress.allow: ['{host}:{named[2]}']"
+        return "builds ask public addresses only, and loopback ones that egress.allow names"
+    if reason is DropReason.HTTP_STATUS and evidence.endswith("outside the site"):
+        target = urlsplit(evidence.partition(" to ")[2].removesuffix(", outside the site")).netloc
+        return f"start from there, or set hosts: [{target}]"
+    return _ADVICE.get(reason, "")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,182 @@
+"""extras: without an extra, every command that needs it says so in one line, and what needs none works."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from data_specs import extras
+from tests.places import ROOT
+
+BARE = """
+import importlib.metadata, importlib.machinery, json, re, sys
+from packaging.requirements import Requirement
+
+def plain(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+def add_required(name, known):
+    for line in importlib.metadata.requires(name) or []:
+        wanted = Requirement(line)
+        if plain(wanted.name) not in known and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+            known.add(plain(wanted.name))
+            add_required(wanted.name, known)
+
+base = {"wenlan"}
+add_required("wenlan", base)
+base |= {plain(Requirement(line).name) for line in BASE}
+for name in sorted(base):
+    add_required(name, base)
+owners = importlib.metadata.packages_distributions()
+hidden = {package for package, names in owners.items() if not base & set(map(plain, names))}
+hidden -= set(sys.stdlib_module_names)
+
+class Hiding:  # in the place of the finders that would find them
+    find_distributions = importlib.machinery.PathFinder.find_distributions
+
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in hidden:
+            return None
+        return importlib.machinery.PathFinder.find_spec(name, path, target)
+
+for name in [name for name in sys.modules if name.partition(".")[0] in hidden]:
+    del sys.modules[name]
+sys.meta_path[:] = [importlib.machinery.BuiltinImporter, importlib.machinery.FrozenImporter, Hiding]
+
+import contextlib, io
+from pipeline import cli as data
+from training import cli as train
+
+data.check_ownership = train.check_ownership = lambda: None  # which reads what is installed here, once per command
+answers = []
+for program, *words in json.loads(sys.argv[1]):
+    err, out = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        import pipeline.commands.terminal as terminal
+        terminal.console.file = err
+        try:
+            code = (data if program == "wenlan-data" else train).main(words)
+        except SystemExit as e:
+            code = e.code
+    answers.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(answers))
+"""
+"""A process in which only what a base install has can be imported; runs commands and prints [code, stdout, stderr]."""
+
+
+def listed(key: str) -> list[str]:
+    """The requirements of a list of pyproject.toml; read with a pattern, since Python 3.10 reads no TOML."""
+    [body] = re.findall(rf"^{key} = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    return re.findall(r'"([^"]+)"', re.sub(r"(?m)#.*$", "", body))
+
+
+def in_a_base_install(*commands: list[str]) -> list[tuple[int, str, str]]:
+    base = listed("dependencies")
+    program = BARE.replace("BASE", json.dumps(base))
+    done = subprocess.run(
+        [sys.executable, "-c", program, json.dumps(commands)], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return [tuple(answer) for answer in json.loads(done.stdout)]
+
+
+def test_a_command_that_needs_an_extra_names_it_in_one_line_and_exits_with_2(tmp_path):
+    folder = str(tmp_path)
+    (tmp_path / "a.warc").touch()
+    commands = [
+        ["wenlan-data", "plan", "data_specs/site_crawl.yaml"],
+        ["wenlan-data", "build", "data_specs/site_crawl.yaml", "--out", folder],
+        ["wenlan-data", "try", "data_specs/site_crawl.yaml", "--on", folder],
+        ["wenlan-data", "publish", folder],
+        ["wenlan-data", "status", folder],
+        ["wenlan-data", "report", folder],
+        ["wenlan-data", "explain", folder, "0123456789"],
+        ["wenlan-data", "gc", "--store", folder],
+        ["wenlan-data", "release", "copy", "x", "--store", folder, "--out", f"{folder}/new"],
+        ["wenlan-train", "fit", "--recipe", "tiny", "--data", folder, "--out", folder],
+        ["wenlan-train", "eval", folder, "--data", folder, "--task", "retrieval"],
+        ["wenlan-train", "embed", folder, "--images", "a.jpg", "--out", "f"],
+        ["wenlan-train", "export", folder, "--to", "onnx", "--out", "f"],
+        ["wenlan-train", "import-brivl", "x.pth", "--out", folder],
+    ]
+    for (program, command, *_), (code, out, err) in zip(commands, in_a_base_install(*commands), strict=True):
+        extra = "pipeline" if program == "wenlan-data" else "training"
+        assert (code, out) == (2, ""), (command, err)
+        [line] = err.splitlines()
+        assert line.startswith(f"{program} {command} needs the extra {extra} ("), line
+        assert line.endswith(f": pip install 'wenlan[{extra}]'"), line
+    assert [path.name for path in tmp_path.iterdir()] == ["a.warc"], "and nothing was written"
+
+
+def test_what_needs_no_extra_works_in_a_base_install(tmp_path):
+    commands = [["wenlan-data", "--help"], ["wenlan-train", "--help"], ["wenlan-data", "--version"]]
+    commands += [["wenlan-train", "--version"], ["wenlan-data", "schema"], ["wenlan-data", "plugins", "--json"]]
+    commands += [["wenlan-data", name, "--help"] for name in ("plan", "build", "init", "release")]
+    commands += [["wenlan-train", name, "--help"] for name in ("fit", "embed")]
+    commands += [["wenlan-data", "release", "list", "--store", str(tmp_path)]]
+    answers = in_a_base_install(*commands)
+    assert [code for code, _, _ in answers] == [0] * (len(commands) - 1) + [2]
+    assert "there is no STORE" in answers[-1][2]
+    assert json.loads(answers[4][1])["title"] == "BuildSpec"
+    plugins = {own["name"]: own for own in json.loads(answers[5][1])["plugins"]}
+    assert plugins["image_nsfw"]["missing_extra"] == "models"
+    assert plugins["torchvision"]["missing_extra"] == "training"
+    assert plugins["text_length"]["missing_extra"] == ""
+
+
+def test_a_check_of_sums_works_and_a_check_of_pictures_names_the_extra(shards_of):
+    whole = ["wenlan-data", "verify", str(shards_of)]
+    (code, _, err), (full, _, line) = in_a_base_install([*whole, "--quick"], whole)
+    assert (code, err.splitlines()[-1]) == (0, f"{shards_of}: matches its manifest")
+    assert full == 2
+    assert line.startswith("wenlan-data verify needs the extra pipeline (")
+
+
+def test_a_storage_behind_fsspec_names_its_extra_too():
+    verify, init = ["wenlan-data", "verify", "s3://bucket/x"], ["wenlan-data", "init", "--from", "s3://bucket/x"]
+    for (_, command, *_), (code, _, err) in zip((verify, init), in_a_base_install(verify, init), strict=True):
+        line = f"wenlan-data {command} needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"
+        assert (code, err.splitlines()) == (2, [line])
+
+
+def test_json_has_the_line_too():
+    [(code, out, err)] = in_a_base_install(["wenlan-data", "status", "x", "--json"])
+    answer = json.loads(out)
+    assert (answer["ok"], answer["code"], answer["error"]) == (False, 2, err.strip())
+    assert code == 2
+
+
+@pytest.mark.parametrize(
+    ("missing", "line"),
+    [
+        ("w3lib.url", "p needs the extra pipeline (w3lib is not installed): pip install 'wenlan[pipeline]'"),
+        ("cv2", "p needs the extra pipeline (cv2 is not installed): pip install 'wenlan[pipeline]'"),
+        ("torch", "p needs the extra training (torch is not installed): pip install 'wenlan[training]'"),
+        ("s3fs", "p needs the extra s3 (s3fs is not installed): pip install 'wenlan[s3]'"),
+        ("nobodys", "p needs the package nobodys, which is not installed"),
+        ("pipeline.no_such", None),
+    ],
+)
+def test_the_extra_is_that_of_the_package(missing, line):
+    assert extras.missing_line(ModuleNotFoundError("", name=missing), "p", "pipeline") == line
+
+
+def test_the_names_of_packages_are_those_that_are_imported():
+    """Here everything is installed: each package of each extra can be found."""
+    assert {"pipeline", "models", "training", "onnx", "ray", "s3"} <= set(extras.extras())
+    assert "all" not in extras.extras()
+    for extra in ("pipeline", "models", "training", "onnx", "s3"):
+        assert extras.is_installed(extra), extra
+
+
+def test_everything_to_run_is_all_and_no_developers_tool_is_in_it():
+    [everything] = listed("all")
+    named = set(everything.removeprefix("wenlan[").removesuffix("]").split(","))
+    assert named == set(extras.extras())
+    assert "pytest" not in " ".join(line for extra in named for line in listed(extra))
+    assert "'.[all,dev]'" in (ROOT / "Makefile").read_text(encoding="utf-8")

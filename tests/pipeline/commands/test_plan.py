@@ -1,0 +1,116 @@
+"""`wenlan-data plan`: everything that is wrong with an input is known before a build, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pipeline import cli
+
+PAGE = "<html><body><p>正文</p><img src=/1.jpg></body></html>".encode()
+TABLE = {"kind": "url_table", "name": "t", "source_kind": "image_search", "path": "t.csv"}
+TABLE["columns"] = {"image_url": "url", "texts": {"alt": "zh"}}  # type: ignore[assignment]
+
+
+@pytest.fixture
+def plan(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """plan(*sources, words=(), **spec): (exit code, the object of --json, stderr)."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    def run(*sources: dict[str, Any], words: tuple[str, ...] = (), **spec: Any) -> tuple[int, dict[str, Any], str]:
+        path = tmp_path / "s.yaml"
+        path.write_text(yaml.safe_dump({"name": "p", "contact": "a@b.example", "sources": list(sources), **spec}))
+        code = cli.main(["plan", str(path), "--json", *words])
+        printed = capsys.readouterr()
+        assert list((tmp_path / "elsewhere").iterdir()) == [], "a plan writes nothing"
+        return code, json.loads(printed.out.splitlines()[-1]), printed.err
+
+    return run
+
+
+def site(*start: str, **options: Any) -> dict[str, Any]:
+    return {"kind": "site", "name": "s", "source_kind": "news", "start": list(start), **options}
+
+
+def test_what_the_input_holds_and_what_a_build_would_do(plan, serve, tmp_path):
+    web = serve({"/": PAGE, "/7.jpg": (200, {"Content-Type": "image/jpeg"}, b"123")})
+    (tmp_path / "t.csv").write_text("url,zh\n" + f"{web.url('/7.jpg')},一张照片\n" * 30 + "\n,\n", "utf-8")
+    code, said, shown = plan(site(web.url(), max_pages=600), TABLE, egress={"allow": [web.host], "delay_s": 2})
+    assert code == 0
+    first, second = said["sources"]
+    assert (first["kind"], first["pages"], first["tried"][0]["ok"], first["tried"][0]["images"]) == (
+        "site",
+        600,
+        True,
+        1,
+    )
+    assert (second["candidates"]["number"], second["busiest_host"]) == (30, 1.0)
+    assert second["tried"][0]["said"] == "3 bytes, image/jpeg"
+    assert set(said["stages"]) >= {"crawl", "shard"}
+    assert {stage["state"] for stage in said["stages"].values()} == {"to run"}
+    assert said["forecast"]["crawl_seconds"] == 1_200.0
+    assert said["forecast"]["candidates"] == 30 + 600 * said["forecast"]["by"]["candidates_per_page"]
+    assert "at least 20 min to crawl" in shown
+    assert "assumed, since STORE has no published build" in shown
+
+
+def test_offline_asks_nobody(plan, serve, tmp_path):
+    web = serve({"/": PAGE})
+    (tmp_path / "t.csv").write_text(f"url,zh\n{web.url('/7.jpg')},一张照片\n", "utf-8")
+    code, said, _ = plan(site(web.url()), TABLE, egress={"allow": [web.host]}, words=("--offline",))
+    assert (code, [source["tried"] for source in said["sources"]]) == (0, [[], []])
+    assert web.asked == []
+
+
+def test_missing_inputs_are_a_line_each_and_exit_2(plan, tmp_path):
+    code, said, shown = plan(
+        {**TABLE, "path": "no.csv"}, {"kind": "folder", "name": "f", "source_kind": "library", "path": "x"}
+    )
+    assert (code, said["code"]) == (2, 2)
+    assert shown.splitlines() == [
+        f"wenlan-data: {tmp_path}/s.yaml: {tmp_path}/no.csv: source t: there is no such file",
+        f"wenlan-data: {tmp_path}/s.yaml: {tmp_path}/x: there is no such folder",
+    ]
+
+
+def test_a_missing_column_is_a_line_that_names_those_there_are(plan, tmp_path):
+    (tmp_path / "t.csv").write_text("link,text\nhttp://a.cn/1.jpg,照片\n", "utf-8")
+    code, _, shown = plan(TABLE)
+    assert code == 2
+    [line] = shown.splitlines()
+    assert line.endswith("t.csv: source t: has no column 'url'; its columns: link, text")
+
+
+def test_a_site_that_the_guard_refuses_is_exit_2_with_the_key_to_set(plan, serve):
+    web = serve({"/": PAGE})
+    code, said, _ = plan(site(web.url()))
+    assert code == 2
+    assert said["error"].endswith(f"is not a public address; to allow it, set egress.allow: ['{web.host}']")
+    assert "sources[0].start" in said["error"]
+
+
+def test_images_that_cannot_be_had_are_shown_and_no_fault_of_the_spec(plan, serve, tmp_path):
+    web = serve({})
+    (tmp_path / "t.csv").write_text(f"url,zh\n{web.url('/7.jpg')},[red]照片\n", "utf-8")
+    code, said, shown = plan(TABLE, egress={"allow": [web.host], "delay_s": 0})
+    assert (code, said["sources"][0]["tried"][0]["ok"]) == (0, False)
+    assert "status 404" in shown
+
+
+def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_path):
+    web = serve({"/": PAGE})
+    spec = {"egress": {"allow": [web.host], "delay_s": 0}, "publish": {"min_samples": 0}}
+    path = tmp_path / "s.yaml"
+    assert plan(site(web.url()), **spec)[0] == 0
+    from pipeline import run
+
+    build = run.open_build(cli.builds.load(path), str(tmp_path / "out"))
+    list(run.run(build, until="crawl", here=True))
+    web.asked.clear()
+    code, said, _ = plan(site(web.url()), **spec, words=("--out", str(tmp_path / "out"), "--snapshot", build.snapshot))
+    assert (code, said["stages"]["crawl"]["state"], web.asked) == (0, "done", [])

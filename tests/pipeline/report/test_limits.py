@@ -1,0 +1,194 @@
+"""What limits of filters keep out, and what other limits let in: against the filters themselves, run with those."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text
+from pipeline import run
+from pipeline.filters import Limit, image_filters, text_filters
+from pipeline.plugins import find, names
+from pipeline.report import limits
+from pipeline.report.figures import Figures
+from pipeline.report.measures import MEASURES, SHOWN_TEXT, add_bins
+from pipeline.stages.filter import features_of, judge
+from pipeline.store.build import Build
+from pipeline.store.partitions import DECISIONS
+from tests.drawn import blobs
+from tests.stages import run_noted
+
+FILTERS: list[dict[str, Any]] = [
+    {"name": "text_length", "min_chars": 4, "max_chars": 30},
+    {"name": "han_share", "min_share": 0.7},
+    {"name": "image_sides", "min_side": 150, "max_side": 500},
+    {"name": "image_aspect", "max_aspect": 2.0},
+    {"name": "image_blank", "max_blankness": 0.6},
+    {"name": "image_bytes", "min_bytes": 2_000},
+    {"name": "image_entropy", "min_entropy": 3.0},
+    {"name": "image_sharpness", "min_sharpness": 10.0},
+    {"name": "image_frames"},
+]
+CAPTIONS = [
+    "公园里的花草树木",
+    "花",
+    "花草",
+    "公园里",
+    "a park in spring 春天的公园",
+    "春天 spring",
+    "春天的公园" * 8,
+    "春" * 250,
+]
+SIDES = [(320, 240), (140, 240), (100, 90), (460, 180), (700, 300), (640, 480), (200, 160)]
+
+
+def picture(number: int) -> Image.Image:
+    width, height = SIDES[number % len(SIDES)]
+    pixels = np.array(blobs(number, (width, height)))
+    pixels += np.random.default_rng(number).integers(0, 20, pixels.shape, dtype=np.uint8) // 2
+    if number % 5 == 1:  # flat in parts
+        pixels[: height * (number % 7 + 2) // 9] = 255
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """A build over pictures of many sizes with texts of many lengths, up to dedup."""
+    folder = tmp_path_factory.mktemp("limits")
+    (folder / "photos").mkdir()
+    for number in range(100):
+        path = folder / f"photos/{number}.jpg"
+        picture(number).save(path, quality=30 if number % 3 else 90)
+        caption = CAPTIONS[number // 2 % len(CAPTIONS)] if number % 2 else f"{CAPTIONS[0]}，第{number}张"
+        path.with_suffix(".txt").write_text(caption, "utf-8")
+    source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
+    spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(folder), "sources": [source], "filters": FILTERS}
+    made = run.open_build(BuildSpec.model_validate(spec), str(folder / "out"), str(folder / "store"), "1")
+    run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter", "rank", "lead", "dedup")
+    return made
+
+
+@pytest.fixture(scope="module")
+def charts(build: Build) -> dict[str, dict[str, Any]]:
+    return {chart["name"]: chart for chart in limits.collect(build, [])}
+
+
+def dropped(build: Build, stage: str) -> list[dict[str, Any]]:
+    tables = build.tables(stage, DECISIONS, ["id", "fetch_id", "text", "reasons"])
+    return [row for table in tables for row in table.to_pylist()]
+
+
+def with_limit(build: Build, option: dict[str, Any], value: float) -> BuildSpec:
+    """The spec with another value of one option."""
+    spec = build.spec.model_dump(mode="json")
+    for ref in spec["filters"]:
+        if ref["name"] == option["filter"]:
+            ref[option["option"]] = int(value) if value == int(value) else value
+    return BuildSpec.model_validate(spec)
+
+
+def limits_of(charts: dict[str, dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    yield from itertools.chain.from_iterable(chart["limits"] for chart in charts.values())
+
+
+def test_what_another_limit_lets_in_is_what_the_filters_let_in_with_it(
+    build: Build, charts: dict[str, dict[str, Any]]
+) -> None:
+    features = {r["sha256"]: r for t in build.tables("measure", "parquet", None) for r in t.to_pylist()}
+    images = {r["fetch_id"]: r["sha256"] for t in build.tables("fetch", "parquet", None) for r in t.to_pylist()}
+    pictures = [features_of(features[images[row["fetch_id"]]]) for row in dropped(build, "filter")]
+    texts = [row["text"] for row in dropped(build, "admit")]
+    for limit in limits_of(charts):
+        for would in limit["would"]:
+            spec = with_limit(build, limit, would["value"])
+            if limit["filter"] in ("text_length", "han_share"):
+                found = sum(all(f.check(Text("caption", text)) is None for f in text_filters(spec)) for text in texts)
+            else:
+                found = sum(not judge(picture, image_filters(spec)) for picture in pictures)
+            assert found == would["count"], (limit["option"], would)
+    assert {"min_side", "max_side", "max_aspect", "min_chars", "max_chars"} <= {
+        limit["option"] for limit in limits_of(charts) if limit["would"]
+    }
+
+
+def test_every_picture_and_every_text_is_in_one_bar(build: Build, charts: dict[str, dict[str, Any]]) -> None:
+    for name, chart in charts.items():
+        stage = "admit" if MEASURES[name].of_text else "filter"
+        assert sum(b["own"] + b["other"] for b in chart["bins"]) == len(dropped(build, stage)), name
+        kept = sum(record.counts["kept"] for record in build.stage("dedup").records())
+        assert sum(b["count"] for b in chart["bins"]) == chart["total"] == kept, name
+        reasons = [limit["reason"] for limit in chart["limits"]]
+        named = sum(1 for row in dropped(build, stage) if set(reasons) & set(row["reasons"]))
+        assert sum(b["own"] for b in chart["bins"]) <= named, name
+
+
+def test_a_bar_is_on_the_side_of_its_limit(charts: dict[str, dict[str, Any]]) -> None:
+    sides = charts["short_side"]
+    [limit] = sides["limits"]
+    assert (limit["value"], limit["keeps"], limit["at"]) == (150, "from", [round(2 + 22 / 72, 3)])  # bin 128–199
+    assert sum(b["own"] for b in sides["bins"][:3]) == limit["dropped"] > 0
+    [aspect] = charts["aspect"]["limits"]
+    assert aspect["at"] == [2.0, 7.0]  # 1:2 and 2:1, where their bins begin
+    least, most = charts["characters"]["limits"]
+    assert (least["at"], most["at"]) == ([2.0], [round(8 + 1 / 20, 3)])  # 30 is let in, 31 is not
+
+
+def test_a_spec_without_limits_has_no_charts(synthetic_build: Build, run_stage: Any) -> None:
+    spec = synthetic_build.spec.model_copy(update={"filters": ()})
+    assert limits.collect(replace(synthetic_build, spec=spec), []) == []
+
+
+@pytest.mark.parametrize("name", names("filters"))
+def test_limits_of_filters_name_their_options_and_known_measures(name: str) -> None:
+    plugin = find("filters", name).model_construct()
+    for limit in plugin.limits() if hasattr(plugin, "limits") else ():
+        assert isinstance(limit, Limit)
+        assert limit.option in type(plugin).model_fields
+        assert limit.measure in MEASURES
+        assert (limit.least > -np.inf) != (limit.most < np.inf)
+
+
+@given(st.sampled_from(sorted(MEASURES)), st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
+def test_measures_have_the_bins_of_their_histograms(name: str, values: list[float]) -> None:
+    measure = MEASURES[name]
+    figures = Figures([])
+    known = {h.name: h for h in (figures.characters, figures.short, figures.long, figures.aspect)}
+    assert len(measure.edges) == len(measure.labels)
+    assert list(measure.steps) == sorted(measure.steps)
+    if name in known:
+        known[name].add(values)
+        assert known[name].labels == measure.labels or list(known[name].labels) == list(measure.labels)
+        assert np.bincount(measure.bins(values), minlength=len(measure.edges)).tolist() == known[name].counts.tolist()
+    for value in values:
+        assert int(measure.bins([value])[0]) <= measure.place(value) <= len(measure.edges)
+
+
+def test_rows_of_the_sheet_have_the_bars_they_are_counted_in(build: Build) -> None:
+    rows = [
+        {"text": "春天的公园", "sha256": "", "width": 160, "height": 400},
+        {"text": "春" * SHOWN_TEXT, "sha256": "", "width": 0, "height": 0},
+        {"text": "", "sha256": "", "width": 0, "height": 0},
+    ]
+    [sha256] = [t["sha256"][0].as_py() for t in build.tables("measure", "parquet", None)][:1]
+    rows.append({"text": "", "sha256": sha256, "width": 0, "height": 0})
+    add_bins(build, rows)
+    labels = {name: MEASURES[name].labels[bar] for name, bar in rows[0]["bins"].items() if name in MEASURES}
+    assert labels == {
+        "characters": "4–5",
+        "han_letters": "90–100%",
+        "short_side": "128–199",
+        "long_side": "384–511",
+        "aspect": "1:3",
+    }
+    assert MEASURES["characters"].labels[rows[1]["bins"]["characters"]] == "200–499"
+    assert rows[2]["bins"] == {}
+    assert {"blankness", "entropy", "sharpness", "frames", "file_bytes", "short_side"} <= set(rows[3]["bins"])

@@ -1,0 +1,77 @@
+"""Text files: their encoding and the separator of their columns, told by their bytes."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.sources._text_files import HEAD, Encoding, encoding_of, opened, separator_of, text_of
+
+CAPTIONS = [
+    "雪后的黄山日出",
+    "我们在西湖边吃了一顿很好的晚饭。",
+    "小狗，在草地上奔跑",
+    "红烧肉",
+    "2019年5月，妈妈和外婆",
+]
+WRITTEN_AS = ["utf-8", "utf-8-sig", "gbk", "gb18030", "utf-16", "utf-16-le", "utf-16-be"]
+
+
+@given(st.lists(st.booleans(), min_size=1))
+def test_rows_of_two_encodings_are_read_in_that_of_most(utf8: list[bool]) -> None:
+    rows = [f"{i},云{i}".encode("utf-8" if is_utf8 else "gb18030") for i, is_utf8 in enumerate(utf8)]
+    if sum(utf8) * 2 >= len(utf8):
+        assert encoding_of(b"\n".join(rows)) == "utf-8"
+    if not any(utf8):
+        assert encoding_of(b"\n".join(rows)) == "gb18030"
+
+
+@given(st.lists(st.sampled_from(CAPTIONS), min_size=1), st.sampled_from(WRITTEN_AS), st.sampled_from(["\n", "\r\n"]))
+def test_what_people_save_is_read_back_whatever_their_editor_wrote(captions: list[str], codec: str, end: str) -> None:
+    text = f"a.jpg,{captions[0]}{end}" + end.join(captions)
+    assert text_of(text.encode(codec), "auto") == text
+
+
+def test_traditional_chinese_is_read_as_big5() -> None:
+    text = "台北的夜景,我們在這裡看見了很多的車。"
+    assert text_of(text.encode("big5"), "auto") == text
+
+
+def test_what_a_spec_says_is_believed_and_what_is_no_text_is_refused() -> None:
+    assert text_of("好".encode("gbk"), "gbk") == "好"
+    with pytest.raises(ValueError, match=r"is not utf-8 .* set encoding"):
+        text_of("好".encode("gbk"), "utf-8")
+    with pytest.raises(ValueError, match=r"Excel workbook .* save the table as CSV"):
+        text_of(b"PK\x03\x04 and so on", "auto")
+    for name in ("gb2321", "base64"):
+        with pytest.raises(ValidationError, match=f"'{name}' is no encoding"):
+            TypeAdapter(Encoding).validate_python(name)
+
+
+def test_a_table_in_utf8_with_broken_rows_stays_utf8() -> None:
+    rows = ["图,说明".encode(), "a,雪后的黄山日出".encode(), "b,坏了的一行".encode("gbk"), b"c,\xff"]
+    assert encoding_of(b"\n".join(rows)) == "utf-8"
+    assert encoding_of(("好" * HEAD).encode()[:HEAD], whole=False) == "utf-8"  # cut within a character
+
+
+def test_a_compressed_table_is_told_by_what_is_in_it(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv.gz"
+    path.write_bytes(gzip.compress("文件,说明\na.jpg,雪后的黄山日出\n".encode("gb18030")))
+    with opened(str(path), "auto") as (rows, encoding):
+        assert (encoding, list(rows)[1]) == ("gb18030", "a.jpg,雪后的黄山日出\n")
+
+
+@pytest.mark.parametrize("separator", [",", "\t", ";", "|", "，"])
+def test_the_separator_is_the_one_that_yields_the_columns(separator: str) -> None:
+    assert separator_of(f"文件名{separator}描述{separator}作者\n", ["文件名", "描述"]) == separator
+    assert separator_of(f"文件名{separator}描述{separator}作者\n", ["file"]) == separator
+
+
+def test_the_usual_separator_stays_where_it_yields_the_columns() -> None:
+    assert separator_of("url,a;b;c;d", ["url"]) == ","
+    assert separator_of("url,a\tb\tc", ["url"], usual="\t") == ","  # by the suffix it would be a tab

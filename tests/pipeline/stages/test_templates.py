@@ -1,0 +1,93 @@
+"""The sample that templates are learnt from: the same however pages are spread, and never larger than its bounds."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text
+from pipeline.records import Candidate, candidate_rows, sha256_hex
+from pipeline.stages import STAGES, _templates
+from pipeline.stages._templates import Sample
+from pipeline.store import templates
+from pipeline.store.build import Build
+from pipeline.store.rewrite import Removal
+from pipeline.store.store import Store
+from pipeline.store.takedowns import Takedowns
+
+TEXTS = st.lists(st.tuples(st.sampled_from(["a.cn", "b.cn", "c.cn"]), st.integers(0, 60)), max_size=120)
+
+
+@given(TEXTS, st.integers(1, 8), st.integers(8, 40), st.randoms(use_true_random=False))
+def test_the_sample_does_not_depend_on_the_order_of_texts_and_keeps_its_bounds(texts, per_host, most, dice):
+    def sampled(order: list[tuple[str, int]]) -> list[tuple[tuple[str, str], list[str], float]]:
+        sample = Sample(per_host, most)
+        for host, number in order:
+            sample.add((host, "own"), str(number))
+        return [(key, sorted(own), rate) for key, own, rate in sample.texts()]
+
+    first = sampled(texts)
+    shuffled = list(texts)
+    dice.shuffle(shuffled)
+    assert sampled(shuffled) == first
+    assert sum(len(own) for _, own, _ in first) <= most
+    assert all(len(own) <= per_host and 0 < rate <= 1 for _, own, rate in first)
+    if len(set(texts)) <= most and per_host == 8:
+        assert {host for (host, _), _, _ in first} == {host for host, _ in texts}
+
+
+def test_the_rate_of_a_sample_estimates_how_many_texts_there_are():
+    sample = Sample(per_host=1_000)
+    for number in range(20_000):
+        sample.add(("a.cn", "own"), f"第{number}条")
+    [(_, own, rate)] = sample.texts()
+    assert abs(len(own) / rate - 20_000) < 2_000  # three standard deviations of 1/sqrt(1000)
+
+
+def built(tmp_path: Path, parts: int) -> Build:
+    source = {"kind": "warc", "name": "s", "source_kind": "news", "path": "x.warc.gz"}
+    spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [source]})
+    prints = {"extract": "e" * 64, "admit": "a" * 64}
+    build = Build(spec, str(tmp_path), Store(str(tmp_path / "store")), "t", "2026-01-01", prints, stages=STAGES)
+    dice = random.Random(2)
+    candidates = []
+    for number in range(400):
+        page, name = f"http://a.cn/{number}", "".join(dice.choices("红烧肉鱼鸡豆腐茄子", k=6))
+        texts = (Text("alt", f"某某网【{name}】"), Text("title", name), Text("surrounding", f"某某网【{name}】"))
+        candidates.append(Candidate("s", "news", page, page, f"{page}.jpg", texts))
+    for part in range(parts):
+        own = candidates[part::parts]
+        with build.stage("extract").attempt(f"s-{part:05d}") as attempt:
+            attempt.write_table("parquet", candidate_rows(own, 0))
+            attempt.commit({"seen": len(own), "kept": len(own), "dropped": 0})
+    return build
+
+
+def test_templates_are_the_same_however_the_pages_are_cut_and_written_once(tmp_path):
+    one, three = built(tmp_path / "one", 1), built(tmp_path / "three", 3)
+    for build in (one, three):
+        assert templates.read(build) is None
+        _templates.prepare(build)
+    [row] = templates.read(one) or []
+    assert (row["host"], row["group"], row["side"], row["text"]) == ("a.cn", "own", "begins", "某某网【")
+    assert 350 <= row["texts"] <= 400
+    assert templates.read(three) == [row]
+    cut = _templates.read(one)
+    assert cut.cut("http://a.cn/x", "alt", "某某网【葱烧海参】")[0] == "葱烧海参"
+    for page, kind in (("http://b.cn/x", "alt"), ("http://a.cn/x", "title"), ("http://a.cn/x", "surrounding")):
+        assert cut.cut(page, kind, "某某网【葱烧海参】") == ("某某网【葱烧海参】", None)
+
+
+def test_a_takedown_leaves_no_example_and_no_template_of_its_host(tmp_path):
+    build = built(tmp_path, 1)
+    _templates.prepare(build)
+    none = Takedowns(frozenset())
+    templates.forget(build, Removal({"0" * 64}, none))
+    [row] = templates.read(build) or []
+    assert (row["text"], row["example"]) == ("某某网【", "")
+    templates.forget(build, Removal(set(), Takedowns(frozenset({sha256_hex("a.cn")}))))
+    assert templates.read(build) == []

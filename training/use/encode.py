@@ -1,0 +1,105 @@
+"""A finished checkpoint as an object: features and similarities of pictures and texts at hand, for Python.
+
+Features are those of `wenlan-train embed` to the last bit, since both go through `training.use.embed`.
+
+Limits: all features of a call are in memory. A picture that is already decoded is taken at its full size; a JPEG file
+may be decoded at a reduced one, and its features then differ a little.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from training.errors import InputError
+from training.use.embed import Image, image_features, text_features
+from training.use.load import Boxes, Loaded, load
+
+if TYPE_CHECKING:
+    import PIL.Image
+
+    Picture = str | Path | bytes | PIL.Image.Image
+    """A picture: where it lies, the content of its file, or itself."""
+
+Features = npt.NDArray[np.float32]
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
+"""Modes of PIL that a PNG keeps as they are."""
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A checkpoint's query towers, in eval mode on a device."""
+
+    loaded: Loaded
+
+    @property
+    def width(self) -> int:
+        """D, the length of a feature."""
+        return int(self.loaded.config.moco.feature_dim)
+
+    def encode_image(
+        self, images: Picture | Sequence[Picture], boxes: Sequence[Boxes | None] | None = None
+    ) -> Features:
+        """Unit rows [N, D], float32, one per picture.
+
+        boxes: of each picture x1 y1 x2 y2 in its pixels, best first, or None for the grid; by default all get the grid,
+        which is not what a model has seen that was trained on a detector's boxes. Raises InputError naming a picture
+        that cannot be read.
+        """
+        named = [_named(image, number) for number, image in enumerate(_listed(images))]
+        of_images = [None] * len(named) if boxes is None else list(boxes)
+        if len(of_images) != len(named):
+            raise InputError("boxes", f"{len(of_images)} lists of boxes for {len(named)} images; give each its own")
+        if not named:
+            return np.zeros((0, self.width), np.float32)
+        features: Features = image_features(self.loaded, named, of_images).numpy()
+        return features
+
+    def encode_text(self, texts: str | Sequence[str]) -> Features:
+        """Unit rows [M, D], float32, one per text."""
+        listed = [texts] if isinstance(texts, str) else list(texts)
+        if not listed:
+            return np.zeros((0, self.width), np.float32)
+        features: Features = text_features(self.loaded, listed).numpy()
+        return features
+
+    def similarity(
+        self,
+        images: Picture | Sequence[Picture],
+        texts: str | Sequence[str],
+        boxes: Sequence[Boxes | None] | None = None,
+    ) -> Features:
+        """Cosines [N, M] of every picture with every text."""
+        cosines: Features = self.encode_image(images, boxes) @ self.encode_text(texts).T
+        return cosines
+
+
+def open_encoder(path: Path, device: str) -> Encoder:
+    """The checkpoint in a folder, or a run's newest. Raises CheckpointError, and ConfigError on a missing device."""
+    return Encoder(load(path, device))
+
+
+def _listed(images: Any) -> list[Any]:
+    single = isinstance(images, (str, Path, bytes)) or hasattr(images, "save")
+    return [images] if single else list(images)
+
+
+def _named(image: Any, number: int) -> Image:
+    """A picture with its name in messages. Raises InputError for what is none."""
+    if isinstance(image, (str, Path)):
+        return str(image), Path(image)
+    name = f"images[{number}]"
+    if isinstance(image, bytes):
+        return name, image
+    if not hasattr(image, "save"):
+        raise InputError(name, f"a {type(image).__name__}; give a path, bytes of a file, or a PIL image")
+    out = io.BytesIO()
+    (image if image.mode in _PNG_MODES else image.convert("RGB")).save(out, "PNG")  # loses nothing
+    return name, out.getvalue()

@@ -1,0 +1,329 @@
+"""wenlan from Python: datasets as DataFrames and pictures, checkpoints as encoders.
+
+    >>> import wenlan
+    >>> data = wenlan.open("builds/1")              # a build's folder, its manifest, a release, or a copy of one
+    >>> data
+    <wenlan.Data: build weekly-2024-01-01-..., revision 0; 24 samples>
+    >>> frame = data.samples(columns=["key", "width", "height"], filters=[("width", ">=", 200)], split="train")
+    >>> list(frame.columns), len(frame) > 0
+    (['key', 'width', 'height'], True)
+    >>> data.image(frame.key[0], boxes="grid").size == (frame.width[0], frame.height[0])
+    True
+
+    >>> model = wenlan.load("runs/1")               # a run of wenlan-train fit, or a checkpoint
+    >>> model.similarity(["photo.jpg"], ["红色的花", "海边的日落"]).shape
+    (1, 2)
+
+This file is a facade: it is the one place that knows both halves, and nothing imports it. Importing it costs
+milliseconds; `open` needs the packages of `wenlan[pipeline]`, `load` and `Data.torch` those of `wenlan[training]`.
+
+What is wrong with a place is raised as `data_specs.shard.ContractError` (no dataset), `pipeline.errors.WenlanError`
+(something of it is not there) or `training.errors.TrainingError`, each with one line that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+    import PIL.Image
+    import pyarrow.dataset
+
+    from data_specs.shard import Split
+    from pipeline.store.frames import Filters, Frames
+    from training.data.loader import Loader
+    from training.use.encode import Encoder
+
+__all__ = ["Data", "load", "open"]
+
+_FATES = ("seen", "kept", "dropped", "known")
+
+
+def open(place: str | Path) -> Data:
+    """A build, or a dataset, by its path or URL.
+
+    place: BUILD (published or not), BUILD/shards/manifest.json, STORE/datasets/NAME/latest.json (the newest release) or
+    .../000003.json (that one), STORE/datasets/NAME, or the folder of a copied release. Reads the manifest alone.
+
+        >>> wenlan.open("store/datasets/weekly/latest.json")
+        <wenlan.Data: release 2 of dataset weekly, 2 builds; 32 samples>
+    """
+    with _packages_of("pipeline"):
+        from pipeline.stages import STAGES
+        from pipeline.store.frames import Frames
+
+    return Data(Frames.open(str(place), STAGES))
+
+
+def load(checkpoint: str | Path, device: str = "auto") -> Encoder:
+    """A checkpoint, or the newest of a run, as an encoder of pictures and texts.
+
+    >>> model = wenlan.load("runs/1")
+    >>> model.encode_text(["红色的花", "海边的日落"]).shape == (2, model.width)
+    True
+    >>> model.encode_image("photo.jpg", boxes=[[[0, 0, 50, 50], [20, 20, 90, 80]]]).shape == (1, model.width)
+    True
+    """
+    with _packages_of("training"):
+        import torch  # noqa: F401
+
+        from training.use.encode import open_encoder
+
+    return open_encoder(Path(checkpoint), device)
+
+
+@contextlib.contextmanager
+def _packages_of(extra: str) -> Iterator[None]:
+    """Say which extra a package belongs to that is not installed. Raises ImportError."""
+    try:
+        yield
+    except ModuleNotFoundError as e:
+        raise ImportError(f"{e}; install what is missing with: pip install 'wenlan[{extra}]'") from e
+
+
+class Data:
+    """The tables, pictures and loaders of a build or a dataset; made by `wenlan.open`.
+
+    Tables come as pandas DataFrames. `columns` and `filters` are pushed down to the Parquet files, so that what is not
+    asked for is not read. Besides its own columns each table has `build`, the id of the build that a row comes from.
+    filters: tuples as pandas takes them, or an expression of pyarrow.dataset.
+
+        >>> data = wenlan.open("builds/1")
+        >>> data.decisions(columns=["stage", "reason"]).value_counts().to_dict()
+        {('shard', ''): 24}
+    """
+
+    def __init__(self, frames: Frames) -> None:
+        self._frames = frames
+
+    def __repr__(self) -> str:
+        from pipeline.report import gallery
+
+        return f"<wenlan.Data: {gallery.title(self._frames)}; {len(self):,} samples>"
+
+    def _repr_html_(self) -> str:
+        from pipeline.report import gallery
+
+        return gallery.html(self._frames)
+
+    def __len__(self) -> int:
+        return sum(shard.samples for _, shard in self._frames.shards)
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Samples of each split.
+
+        >>> wenlan.open("builds/1").splits
+        {'train': 21, 'dev': 1, 'val': 2}
+        """
+        from pipeline.report import gallery
+
+        return gallery.counts(self._frames)
+
+    @property
+    def detectors(self) -> tuple[str, ...]:
+        """Ids of the detectors whose regions there are, the default one first."""
+        return self._frames.detectors
+
+    def samples(
+        self, columns: Sequence[str] | None = None, filters: Filters = None, split: str = ""
+    ) -> pandas.DataFrame:
+        """One row per sample: key, texts, URLs, size, split and the place of its members in the tar."""
+        return self._frame("samples", columns, filters, split)
+
+    def candidates(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
+        """One row per image URL that was found on a page, with its texts as they were there.
+
+        >>> texts = wenlan.open("builds/1").candidates(columns=["texts"]).texts
+        >>> texts[0][0]["kind"]
+        'caption'
+        """
+        return self._frame("candidates", columns, filters)
+
+    def decisions(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
+        """One row per candidate: kept, known, or dropped at a stage for a reason; and one per page that was dropped."""
+        return self._frame("decisions", columns, filters)
+
+    def measures(self, columns: Sequence[str] | None = None, filters: Filters = None) -> pandas.DataFrame:
+        """One row per distinct image that was fetched: format, size, perceptual hash and more, by its sha256."""
+        return self._frame("measures", columns, filters)
+
+    def regions(
+        self,
+        detector: str = "",
+        columns: Sequence[str] | None = None,
+        filters: Filters = None,
+        split: str = "",
+    ) -> pandas.DataFrame:
+        """Boxes of a detector (its id or name, by default the first one), row by row those of the samples.
+
+        >>> rows = wenlan.open("builds/1").regions("grid", columns=["key", "boxes"], split="val")
+        >>> len(rows), rows.boxes[0].reshape(-1, 4).shape
+        (2, (36, 4))
+        """
+        return self._frame(self._regions(detector), columns, filters, split)
+
+    def funnel(self) -> pandas.DataFrame:
+        """What entered each stage and what became of it: seen = kept + dropped + known. Of a release, build by build.
+
+        >>> frame = wenlan.open("store/datasets/weekly").funnel()
+        >>> frame[frame.stage == "dedup"][["seen", "kept", "dropped", "known"]].values.tolist()
+        [[24, 24, 0, 0], [16, 8, 0, 8]]
+        """
+        import pandas
+
+        from pipeline.errors import StoreError
+        from pipeline.report.funnel import read_funnels
+        from pipeline.store.stage import deciding
+
+        lacking = self._check("decisions")
+        builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]
+        if not builds:
+            raise StoreError(self._frames.place, "has no funnel yet: what is kept counts once stage shard has finished")
+        rows = []
+        for build in builds:
+            candidates, _ = read_funnels(build)
+            for row in candidates.stages(deciding(build.stages, "extract", "shard")):
+                rows.append({"build": build.build_id, "stage": row.stage, **{n: getattr(row, n) for n in _FATES}})
+        frame: pandas.DataFrame = pandas.DataFrame(rows, columns=["build", "stage", *_FATES])
+        return frame
+
+    def iter_batches(
+        self,
+        table: str,
+        columns: Sequence[str] | None = None,
+        filters: Filters = None,
+        split: str = "",
+        rows: int = 10_000,
+    ) -> Iterator[pandas.DataFrame]:
+        """A table that does not fit in memory, as DataFrames of at most `rows` rows, file by file.
+
+        table: "samples", "candidates", "decisions", "measures" or "regions/DETECTOR".
+
+            >>> batches = wenlan.open("builds/1").iter_batches("samples", ["width"], rows=10)
+            >>> sum(len(batch) for batch in batches)
+            24
+        """
+        self._check(table)
+        named = self._named(table)
+        asked = [*self._frames.schema(named).names, "build"] if columns is None else columns
+        for batch in self._frames.batches(named, asked, filters, split, rows):
+            yield batch.to_pandas()
+
+    def paths(self, table: str, split: str = "") -> list[str]:
+        """The Parquet files of a table, for Polars, DuckDB and whatever else reads them by path.
+
+        >>> import duckdb
+        >>> files = wenlan.open("builds/1").paths("samples")
+        >>> duckdb.sql(f"select count(*) from read_parquet({files})").fetchall()
+        [(24,)]
+        """
+        self._check(table)
+        return self._frames.paths(self._named(table), split)
+
+    def arrow(self, table: str, split: str = "") -> pyarrow.dataset.Dataset:
+        """A table as a pyarrow dataset, of which DuckDB, Polars and pyarrow read what a query asks for."""
+        self._check(table)
+        return self._frames.whole(self._named(table), split)
+
+    def image(self, key: str, boxes: str | bool = False) -> PIL.Image.Image:
+        """The picture of a sample, RGB.
+
+        key: of the sample, or its first 8 digits or more. boxes: True, or a detector's id or name, to draw its boxes.
+        Raises KeyError for a sample that is not there or is taken down.
+        """
+        from pipeline.report import gallery
+        from pipeline.store.samples import Samples
+
+        samples = Samples.of(self._frames, boxes if isinstance(boxes, str) else "")
+        return gallery.picture(samples.find(key), boxes=bool(boxes))
+
+    def webdataset(self, split: Split, detector: str = "") -> Any:
+        """A webdataset pipeline over the tars of a split, with the regions of a detector joined to each sample.
+
+        The fields are jpg, txt, json, and boxes.npy [R, 4], scores.npy, labels.npy.
+
+            >>> pipeline = wenlan.open("builds/1").webdataset("val").decode("pil").to_tuple("jpg", "txt", "boxes.npy")
+            >>> [boxes.shape for image, text, boxes in pipeline]
+            [(36, 4), (36, 4)]
+        """
+        from pipeline.store.samples import Samples, webdataset
+
+        return webdataset(Samples.of(self._frames, detector), split)
+
+    def torch(
+        self,
+        split: Split,
+        batch_size: int = 32,
+        *,
+        train: bool = False,
+        seed: int = 0,
+        cache: str | Path | None = None,
+        **options: Any,
+    ) -> Loader:
+        """The trainer's own loader of a split, for a model of yours: decoded, resized, tokenised, with boxes and ids.
+
+        Iterate `loader.once()`, every sample once, or `loader.batches(position)` from any position without end; both
+        yield `training.records.Batch`. train: shuffled and augmented. cache: folder of the index (default:
+        ~/.cache/wenlan). options: fields of `training.config.DataConfig`, such as image_size, max_boxes, max_tokens,
+        tokenizer, detector and num_workers.
+
+            >>> loader = wenlan.open("builds/1").torch("val", image_size=64, max_boxes=36, cache="cache", num_workers=0)
+            >>> [(batch.images_B3HW.shape, batch.boxes_BR4.shape) for batch in loader.once()]
+            [(torch.Size([2, 3, 64, 64]), torch.Size([2, 37, 4]))]
+        """
+        from data_specs.shard import ContractError
+
+        with _packages_of("training"):
+            import torch  # noqa: F401
+
+            from training.config import from_dict, to_dict
+            from training.data.index import open_dataset
+            from training.data.loader import Loader, Share
+            from training.data.tokenizer import load_tokenizer
+            from training.resolve import resolve
+
+        if self._frames.dataset is None:
+            raise ContractError(f"{self._frames.place}: is not published; a build without a manifest is not a dataset")
+        values = to_dict(resolve("tiny"))
+        values["text"]["max_positions"] = 1 << 20  # only `data` is used: no text tower bounds its max_tokens
+        data = from_dict({**values, "data": options}, "torch").data
+        where = Path(cache) if cache is not None else None
+        dataset = open_dataset([self._frames.dataset.path], split, detector=data.detector, cache=where)
+        return Loader(dataset, data, load_tokenizer(data.tokenizer), Share(batch_size), seed=seed, train=train)
+
+    def _frame(self, table: str, columns: Sequence[str] | None, filters: Filters, split: str = "") -> pandas.DataFrame:
+        self._check(table)
+        return self._frames.frame(table, columns, filters, split)
+
+    def _regions(self, detector: str) -> str:
+        return f"regions/{self._frames.detector(detector)}"
+
+    def _named(self, table: str) -> str:
+        """A table by its name, with the full id of a detector that is given by name."""
+        return self._regions(table.removeprefix("regions/")) if table.startswith("regions/") else table
+
+    def _check(self, table: str) -> dict[str, str]:
+        """Why builds lack a table, by build id. Warns of it, and raises StoreError if no build has the table."""
+        from pipeline.errors import StoreError
+
+        lacking = self._frames.lacking(table)
+        if not lacking:
+            return lacking
+        first = next(f"{build}: {why}" for build, why in lacking.items())
+        if len(lacking) >= max(1, len(self._builds)):
+            raise StoreError(self._frames.place, f"has no {table} ({first})")
+        which = f"of {len(lacking)} of {len(self._builds)} builds are left out"
+        warnings.warn(f"{self._frames.place}: {table} {which} ({first})", stacklevel=4)
+        return lacking
+
+    @functools.cached_property
+    def _builds(self) -> set[str]:
+        """Ids of all builds of the dataset, at hand or not."""
+        return {build.build_id for build in self._frames.builds} | set(self._frames.absent)
