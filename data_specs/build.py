@@ -218,6 +218,7 @@ class Regions(Spec):
 class Shards(Spec):
     """How samples are packed."""
 
+    later = ("apart",)
     samples_per_shard: int = Field(10_000, gt=0, description="samples of a tar at most")
     bytes_per_shard: int = Field(
         0,
@@ -226,6 +227,10 @@ class Shards(Spec):
     )
     dev_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images for the split dev: stopping, tuning")
     val_share: float = Field(0.01, ge=0, lt=0.5, description="share of the images for the split val: reporting")
+    apart: Literal["images", "texts"] = Field(
+        "images",
+        description="what no two splits share: groups of copies of an image; with texts also groups of equal texts",
+    )
     jpeg_quality: int = Field(92, ge=50, le=100, description="of images that are re-encoded")
     max_side: int = Field(
         0, ge=0, description="longest side in pixels; larger images are scaled down, with their boxes. 0 = no limit"

@@ -85,6 +85,7 @@ class DropReason(str, enum.Enum):
     PLACEHOLDER = "placeholder"  # one picture under many different texts
     CAP_PER_TEXT = "cap_per_text"
     CAP_PER_DOMAIN = "cap_per_domain"
+    OTHER_SPLIT = "other_split"  # each of its texts stands in another split than its image
     # screen
     NSFW = "nsfw"
     TEXT_HEAVY = "text_heavy"

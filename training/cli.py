@@ -24,6 +24,7 @@ from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, ReportedByFirstRank, TrainingError
+from training.use.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
 
@@ -155,20 +156,26 @@ def _keys(**_: object) -> list[str]:
 
 
 def _add_eval(commands: Any) -> None:
-    what = "recall of a checkpoint on a split, beside chance"
     evaluate = commands.add_parser(
         "eval",
-        help=what,
-        description=what,
+        help="recall of a checkpoint on a split or a benchmark, beside chance",
+        description="Recall both ways with chance and 95% intervals. On a split of a dataset: over the queries whose "
+        "image and text stand nowhere in train, over the others, and over all.",
         examples=[
             "wenlan-train eval runs/1 --data builds/1/shards/manifest.json --task retrieval",
             "wenlan-train eval runs/1 --data builds/2 --task retrieval --split dev --json",
+            "wenlan-train eval runs/1 --data coco-cn:DIR --task retrieval --split test --towers key",
         ],
     )
     evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
-    _add_data(evaluate)
+    _add_data(evaluate, f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
     evaluate.add_argument("--task", required=True, choices=["retrieval"])
-    evaluate.add_argument("--split", default="val", choices=SPLITS)
+    evaluate.add_argument(
+        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: benchmarks only"
+    )
+    evaluate.add_argument(
+        "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
+    )
     _add_detector(evaluate)
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
@@ -260,14 +267,14 @@ def _add_import(commands: Any) -> None:
     command.set_defaults(run=_import)
 
 
-def _add_data(command: argparse.ArgumentParser) -> None:
+def _add_data(command: argparse.ArgumentParser, more: str = "") -> None:
     command.add_argument(
         "--data",
         required=True,
         nargs="+",
         metavar="DATA",
         help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or plain tars: 'x-{000..099}.tar', "
-        "'x-*.tar' or their folder; NAME@WEIGHT mixes",
+        "'x-*.tar' or their folder; NAME@WEIGHT mixes" + more,
     )
 
 
@@ -324,7 +331,7 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.evaluate import evaluate_retrieval
+    from training.use.evaluate import evaluate_retrieval, summary
 
     result = evaluate_retrieval(
         arguments.checkpoint,
@@ -333,12 +340,10 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         detector=arguments.detector,
         device=arguments.device,
         cache=arguments.cache,
+        towers=arguments.towers,
     )
-    for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
-        recall = result[direction]
-        recalls = ", ".join(f"R@{k} {recall[f'r{k}']:.1%} (chance {recall[f'chance_r{k}']:.1%})" for k in (1, 5, 10))
-        LOG.info("%s: %s, median rank %.0f", words, recalls, recall["median_rank"])
-    LOG.info("%d samples of %s, mean recall %.1f%%", result["samples"], arguments.split, 100 * result["mean_recall"])
+    for line in summary(result):
+        LOG.info("%s", line)
     return result
 
 

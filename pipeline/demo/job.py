@@ -269,21 +269,39 @@ def _report(steps: list[Step]) -> None:
 
 
 def _print_recall(results: list[dict[str, Any]]) -> None:
-    """Print recall against chance in both directions; for several results (seeds) each R@k and their mean."""
+    """Print recall against chance in both directions; for several results (seeds) each R@k and their mean.
+
+    Recall is that of held-out pairs of which neither picture nor text stands in train; beside it that of the others and
+    of all. Where an evaluation does not tell them apart, of all only.
+    """
     from rich.table import Table
 
-    title = "Recall on the val split" + (f", {len(results)} seeds" if len(results) > 1 else "")
+    apart = all((result.get("unseen") or {}).get("samples") for result in results)
+    heads = [result["unseen"] if apart else result for result in results]
+    seeds = f", {len(results)} seeds" if len(results) > 1 else ""
+    title = f"Recall on the val split{seeds}"
+    if apart:
+        counts = results[0]["in_train"]
+        unseen = heads[0]["samples"]
+        title += f": {unseen} pairs unseen in train ({counts['either']} more share a text or picture with it)"
     table = Table(title=title, title_justify="left")
-    for column in ("", "R@k", "chance", "times chance"):
+    also = [("seen", [result["seen"] for result in results]), ("all", results)] if apart else []
+    also = [(name, parts) for name, parts in also if all("i2t" in part for part in parts)]
+    for column in ("", "R@k", "chance", "times chance", *(name for name, _ in also)):
         table.add_column(column, justify="right" if column else "left")
     for direction, words in (("i2t", "image -> text"), ("t2i", "text -> image")):
         for k in (1, 5, 10):
-            shares = [float(result[direction][f"r{k}"]) for result in results]
-            chance = fmean(float(result[direction][f"chance_r{k}"]) for result in results)
+            shares = [float(head[direction][f"r{k}"]) for head in heads]
+            chance = fmean(float(head[direction][f"chance_r{k}"]) for head in heads)
             each = f" ({', '.join(f'{100 * share:.1f}' for share in shares)})" if len(shares) > 1 else ""
             mean = fmean(shares)
+            others = [fmean(float(part[direction][f"r{k}"]) for part in parts) for _, parts in also]
             table.add_row(
-                f"{words} @{k}", f"{100 * mean:.1f}%{each}", f"{100 * chance:.1f}%", f"{mean / max(chance, 1e-9):.1f}"
+                f"{words} @{k}",
+                f"{100 * mean:.1f}%{each}",
+                f"{100 * chance:.1f}%",
+                f"{mean / max(chance, 1e-9):.1f}",
+                *(f"{100 * other:.1f}%" for other in others),
             )
     _console().print(table)
 

@@ -1,4 +1,4 @@
-"""The memory of the leader pass, split into shares: kept images, kept texts, and counts of pairs by text and domain.
+"""The memory of the leader pass, in shares: kept images, kept texts, splits of texts, counts by text and domain.
 
 Leader number n belongs to holder n % S of S, as its n // S-th one. A question goes to all shares and the smallest
 number wins, so the answer does not depend on S. With one share, or without a Ray cluster, holders are objects of this
@@ -11,7 +11,7 @@ that dies fails the stage, which is started anew.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import Dedup
+from data_specs.shard import SPLITS
 from pipeline.actors import Actors
 from pipeline.files.digests import Digests, bytes_of, digests_of, rows_of
 from pipeline.matching.near_images import Codes, ImageLeaders, Ints
@@ -141,6 +142,7 @@ class Holder:
         self._texts = TextIndex(rules.text_similarity)
         self._text_at: dict[bytes, int] = {}  # text id -> row of the columns below
         self._text_id, self._pairs = Column(np.uint8, 32), Column(np.int64)
+        self._split = Column(np.int8)  # number in SPLITS, -1 where nothing is known
         self._domains: Counter[int] = Counter()
 
     def same(self, sha256: Sequence[bytes]) -> Matches:
@@ -188,7 +190,19 @@ class Holder:
         self._text_at.update(zip(rows_of(texts.ids), at.tolist(), strict=True))
         self._text_id.add(texts.ids)
         self._pairs.add(np.zeros(len(texts), np.int64))
+        self._split.add(np.full(len(texts), -1, np.int8))
         self._texts.add(texts.sketches, at)
+
+    def text_splits(self, leaders: Sequence[bytes]) -> Ints:
+        """For each text leader the number of its cluster's split, -1 where it is not known in this share."""
+        rows = [self._text_at.get(leader, -1) for leader in leaders]
+        return np.array([self._split.values[row] if row >= 0 else -1 for row in rows], np.int64)
+
+    def place_texts(self, splits: Mapping[bytes, int]) -> None:
+        """Set the splits of clusters by their leaders; what is another share's is ignored."""
+        for leader, split in splits.items():
+            if (at := self._text_at.get(leader)) is not None:
+                self._split.values[at] = split
 
     def count(self, text_leaders: Counter[bytes], domains: Counter[int]) -> None:
         """Count kept pairs by the leader of their primary text and by domain; what is another share's is ignored."""
@@ -267,6 +281,16 @@ class Holders:
         arguments = [(texts.take(self._rows_of(share, self._texts)),) for share in range(self._count)]
         self._texts += len(texts)
         self._shares.ask("learn_texts", arguments)
+
+    def text_splits(self, leaders: Sequence[bytes]) -> list[str]:
+        """For each text leader the split of its cluster, "" where it has none yet."""
+        numbers = np.max(self._ask_each("text_splits", leaders), axis=0)
+        return [SPLITS[number] if number >= 0 else "" for number in numbers.tolist()]
+
+    def place_texts(self, splits: Mapping[bytes, str]) -> None:
+        """Set the splits of clusters by their leaders."""
+        if splits:
+            self._ask_each("place_texts", {leader: SPLITS.index(split) for leader, split in splits.items()})
 
     def count(self, text_leaders: Counter[bytes], domains: Counter[int]) -> None:
         """Count kept pairs by the leader of their primary text and by domain."""

@@ -42,6 +42,7 @@ REASONS = (
     DropReason.NEAR_IMAGE,
     DropReason.CAP_PER_TEXT,
     DropReason.CAP_PER_DOMAIN,
+    DropReason.OTHER_SPLIT,  # not the pass's own: stage `lead` says so of pairs that it keeps
 )
 """Bit i of `Verdicts.reasons` stands for the i-th reason; a pair counts under the first reason whose bit is set."""
 

@@ -66,6 +66,7 @@ REASONS = {
     "placeholder": ("placeholder image", "占位图"),
     "cap_per_text": ("over the cap per text", "同文本上限"),
     "cap_per_domain": ("over the cap per domain", "同域名上限"),
+    "other_split": ("texts of another split", "文本属于其他划分"),
     "nsfw": ("not safe for work", "不宜展示"),
     "text_heavy": ("mostly text", "文字过多"),
     "kept": ("kept", "保留"),

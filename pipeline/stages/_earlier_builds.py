@@ -24,7 +24,7 @@ from data_specs.shard import SPLITS
 from pipeline.files.digests import digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
-from pipeline.store.identities import IMAGE_SCHEMA, Identities, Published
+from pipeline.store.identities import IMAGE_SCHEMA, PLACED_TEXT_SCHEMA, Identities, Published
 
 log = logging.getLogger("wenlan")
 
@@ -43,17 +43,19 @@ def learn(
     rules: Dedup,
     features: str,
     band_keys: Iterable[npt.NDArray[np.uint32]],
+    *,
+    splits: bool = False,
 ) -> int:
     """Enter the published builds `names` into the holders; returns the number of images. Raises StoreError.
 
     dataset: that of the new build, which holds what its own earlier builds kept. features: the feature id of the new
-    build; band_keys: those of all its texts, in any shape and order.
+    build; band_keys: those of all its texts, in any shape and order. splits: enter those of the dataset's texts, too.
     """
     earlier = [identities.read(name) for name in names]
     bands = text_rows.BandFilter()
     for keys in band_keys:
         bands.add(keys)
-    _learn_texts(holders, identities, earlier, rules, bands)
+    _learn_texts(holders, identities, earlier, rules, bands, dataset if splits else None)
     images = 0
     where = _held_by(dataset)
     for table in _learn_images(holders, identities, earlier, features, where):
@@ -104,22 +106,60 @@ def _learn_images(
 
 
 def _learn_texts(
-    holders: Holders, identities: Identities, earlier: list[Published], rules: Dedup, bands: text_rows.BandFilter
+    holders: Holders,
+    identities: Identities,
+    earlier: list[Published],
+    rules: Dedup,
+    bands: text_rows.BandFilter,
+    placed: str | None,
 ) -> None:
-    """Enter the text leaders of earlier builds that share a band with the new one."""
+    """Enter the text leaders of earlier builds that share a band with the new one; those of dataset `placed` with their
+    splits.
+    """
     sketches = text_rows.sketch_id(rules.text_similarity)
     for other in (one for one in earlier if one.sketch != sketches):
         log.warning("dedup: texts of %s were compared otherwise: they feed no cap of this build", other.build)
 
-    empty = pa.schema([("text", text_rows.FIELDS)]).empty_table()
+    empty = PLACED_TEXT_SCHEMA.empty_table()
     waiting: list[pa.Table] = [empty]
-    comparable = [one for one in earlier if one.sketch == sketches]
-    for table in (table for one in comparable for table in identities.batches(one, "texts.parquet")):
-        waiting.append(table.take(pa.array(bands.rows(text_rows.read(table["text"]).sketches.keys))))
-        if sum(t.num_rows for t in waiting) >= LOADED:
-            holders.learn_texts(text_rows.read(pa.concat_tables(waiting)["text"]))
-            waiting = [empty]
-    holders.learn_texts(text_rows.read(pa.concat_tables(waiting)["text"]))
+    for one in (one for one in earlier if one.sketch == sketches):
+        for table in identities.batches(one, "texts.parquet"):
+            wanted = table.take(pa.array(bands.rows(text_rows.read(table["text"]).sketches.keys)))
+            waiting.append(_with_splits(identities, one, wanted, one.dataset == placed))
+            if sum(t.num_rows for t in waiting) >= LOADED:
+                _enter_texts(holders, pa.concat_tables(waiting))
+                waiting = [empty]
+    _enter_texts(holders, pa.concat_tables(waiting))
+
+
+def _enter_texts(holders: Holders, table: pa.Table) -> None:
+    texts = text_rows.read(table["text"])
+    holders.learn_texts(texts)
+    named = zip(rows_of(texts.ids), table["split"].to_pylist(), strict=True)
+    holders.place_texts({leader: split for leader, split in named if split})
+
+
+def _with_splits(identities: Identities, one: Published, texts: pa.Table, placed: bool) -> pa.Table:
+    """PLACED_TEXT_SCHEMA rows of a build's text leaders; no splits unless `placed`.
+
+    A build from before `shards.apart` noted none: a cluster is in the split of the first pair that has its primary text
+    of it, else in train.
+    """
+    if not placed:
+        splits = pa.nulls(texts.num_rows, pa.string())
+    elif "split" in texts.column_names:
+        return texts
+    else:
+        ids = rows_of(text_rows.read(texts["text"]).ids)
+        first = dict.fromkeys(ids, "")
+        for images in identities.batches(one, "images.parquet", ["text_leader", "split"]) if ids else ():
+            for leader, split in zip(
+                rows_of(digests_of(images["text_leader"])), images["split"].to_pylist(), strict=True
+            ):
+                if first.get(leader) == "":
+                    first[leader] = split
+        splits = pa.array([first[leader] or "train" for leader in ids], pa.string())
+    return texts.select(["text"]).append_column("split", splits)
 
 
 def _gathered(

@@ -4,8 +4,8 @@
 it decided, run by run and in parallel: kept pairs, with the texts of their copies, by split, and a Decision for each
 other one, with its leader and every failing reason. A pair whose image an earlier build of the dataset kept is `known`,
 which is not a drop. Kept pairs carry the ids by which training masks false negatives (image_leader, text_leaders), and
-their split: a keyed hash of the leader (or inherited, see `lead`), so that copies of one image never straddle two
-splits. A leader of an earlier build is never kept again within a generation, so its split cannot change.
+their split (`pipeline.stages._splits`): copies of one image never straddle two splits. A leader of an earlier build is
+never kept again within a generation, so its split cannot change.
 
 Limits: a run is held in memory (`rank.RUN` pairs).
 """
@@ -146,15 +146,17 @@ class _Texts:
 
 
 def _own_texts(rows: pa.Table, leaders: pa.ChunkedArray, max_texts: int) -> _Texts:
-    """The kept pairs' own texts, at most `max_texts` of each: as many as it has text leaders (lists of DIGEST)."""
+    """The kept pairs' own texts, at most `max_texts` of each: those that have text leaders (lists of DIGEST)."""
     if not rows.num_rows:
         nothing = pa.array([], pa.string())
         return _Texts(np.zeros(0, np.int64), nothing, nothing, np.zeros((0, 32), np.uint8))
     lists = leaders.combine_chunks()
     counts = lists.value_lengths().to_numpy(zero_copy_only=False)
     flat = pc.list_slice(rows["texts"].combine_chunks(), 0, max_texts).flatten()
-    row = np.repeat(np.arange(rows.num_rows), counts)
-    return _Texts(row, flat.field("kind"), flat.field("text"), digests_of(lists.flatten()))
+    row, digests = np.repeat(np.arange(rows.num_rows), counts), digests_of(lists.flatten())
+    allowed = digests.any(axis=1)  # LEFT_OUT: a text that stands in another split
+    texts = flat.filter(pa.array(allowed))
+    return _Texts(row[allowed], texts.field("kind"), texts.field("text"), digests[allowed])
 
 
 def _merged_texts(merged: pa.Table, row_of_position: npt.NDArray[np.int64]) -> _Texts:
@@ -204,6 +206,8 @@ def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: st
         return f"{rules.max_pairs_per_domain} pairs of {domain} are kept already"
     if reason is DropReason.PLACEHOLDER:
         return f"a picture under more than {rules.placeholder_texts} different texts"
+    if reason is DropReason.OTHER_SPLIT:
+        return "all its texts, or nearly these texts, stand in another split than its image (shards.apart: texts)"
     if reason is DropReason.KNOWN:
         return "the dataset holds its image"
     seen = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"

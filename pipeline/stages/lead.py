@@ -12,9 +12,7 @@ leader under more than `placeholder_texts` different primary texts is a placehol
 and remembered in STORE: later builds drop it at sight. Texts are counted within a build; what an earlier build has
 published stays.
 
-The split of a kept pair is a keyed hash of its bytes. In a build that begins a generation it is inherited: from the
-first leader of the last generation that has the same bytes or looks alike, whether or not that is kept again. So the
-split of a group of copies stays where it was although another of them leads it now.
+Kept pairs get their splits here, by `pipeline.stages._splits`.
 
 Limits: a placeholder has taken its place under the caps before it is known as one, and that place is not given back.
 """
@@ -33,20 +31,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
 from pipeline.matching import text_rows
-from pipeline.matching.holders import HELD, NONE, Holders, images_of
-from pipeline.matching.leader_pass import BLOCK, Block, LeaderPass, Verdicts
-from pipeline.records import split_of
+from pipeline.matching.holders import HELD, Holders, images_of
+from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass, Verdicts
+from pipeline.records import DropReason
 from pipeline.stages import _earlier_builds, _runs
 from pipeline.stages._spill import Rows, Spill
+from pipeline.stages._splits import Placed, Splits
 from pipeline.stages._taken_texts import COPY_SCHEMA, TakenTexts
 from pipeline.store.build import Build
 from pipeline.store.identities import (
     IMAGE_SCHEMA,
+    PLACED_TEXT_SCHEMA,
     PLACEHOLDER_SCHEMA,
     SIGNATURES,
     TEXT_SCHEMA,
@@ -65,7 +64,7 @@ VERDICT_SCHEMA = pa.schema(
         ("leader", DIGEST),  # candidate_id of the leader of a duplicate; zeros if there is none
         ("earlier", pa.bool_()),  # an earlier build kept that leader
         ("known", pa.bool_()),  # an earlier build of the same dataset did; not in files of an older wenlan
-        ("text_leaders", pa.list_(DIGEST)),  # of a kept pair
+        ("text_leaders", pa.list_(DIGEST)),  # of a kept pair; zeros for a text that it must not have (_splits)
         ("split", pa.string()),  # of a kept pair, null of another; not in files of an older wenlan
     ]
 )
@@ -81,6 +80,7 @@ def token(build: Build) -> Any:
         "dedup": spec.dedup.model_dump(mode="json", exclude={"pairs_per_holder"}),
         "seed": spec.seed,
         "shares": [spec.shards.dev_share, spec.shards.val_share],
+        **({"apart": spec.shards.apart} if spec.shards.apart != "images" else {}),
         "features": feature_id(),
         "identities": build.identity_revision,
         **({"splits": [own.identities for own in build.made_from]} if build.made_from else {}),
@@ -98,51 +98,31 @@ def run_partition(build: Build, partition: str) -> None:
     holders = -(-max(1, pairs) // build.spec.dedup.pairs_per_holder)
     with (
         Holders(build.spec.dedup, holders) as memory,
-        _Splits(build, holders) as splits,
+        Splits(build, memory, holders) as splits,
         build.stage("lead").attempt(partition) as attempt,
     ):
         pulse.expect(pairs)
         earlier = _learn_earlier(build, memory) if build.identities else 0
         counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, memory), splits).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
-        attempt.commit({"pairs": pairs, **counts, "earlier": earlier, "holders": holders}, info)
+        counted = {"pairs": pairs, **counts, **splits.counts, "earlier": earlier, "holders": holders}
+        attempt.commit(counted, info)
 
 
 def _learn_earlier(build: Build, holders: Holders) -> int:
     """Enter what the builds that this one reads have kept; returns the number of images."""
     identities, keys = Identities(build.store), _band_keys(build.stage("rank"))
     names, dataset = build.identities, build.spec.name
-    return _earlier_builds.learn(holders, identities, names, dataset, build.spec.dedup, feature_id(), keys)
-
-
-class _Splits:
-    """The splits of kept pairs. Use as a context manager."""
-
-    def __init__(self, build: Build, holders: int) -> None:
-        self._build, self._leaders = build, Holders(build.spec.dedup, holders) if build.made_from else None
-
-    def __enter__(self) -> _Splits:
-        if (
-            self._leaders is not None
-        ):  # leaders of the last generation, of which each has its split's number for a place
-            names = [own.identities for own in self._build.made_from]
-            _earlier_builds.learn_splits(self._leaders, Identities(self._build.store), names, feature_id())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._leaders is not None:
-            self._leaders.__exit__(*error)
-
-    def of(self, kept: pa.Table) -> list[str]:
-        """The split of each of some kept pairs, rows of RUN_SCHEMA [N]."""
-        spec, sha256s = self._build.spec, rows_of(digests_of(kept["sha256"]))
-        shares = spec.shards.dev_share, spec.shards.val_share
-        own: list[str] = [split_of(sha256.hex(), spec.seed, *shares) for sha256 in sha256s]
-        if self._leaders is None or not own:
-            return own
-        same, alike = self._leaders.same(sha256s), self._leaders.alike(images_of(kept))
-        first = np.where(same.number != NONE, same.place, np.where(alike.number != NONE, alike.place, -1))
-        return [SPLITS[number] if number >= 0 else split for number, split in zip(first.tolist(), own, strict=True)]
+    return _earlier_builds.learn(
+        holders,
+        identities,
+        names,
+        dataset,
+        build.spec.dedup,
+        feature_id(),
+        keys,
+        splits=build.spec.shards.apart == "texts",
+    )
 
 
 def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
@@ -183,7 +163,7 @@ class _Sequence:
     """The pass over a build's runs in order, and the files that it writes."""
 
     def __init__(
-        self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass, splits: _Splits
+        self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass, splits: Splits
     ) -> None:
         self._attempt, self._runs, self._pass, self._splits = attempt, runs, leader_pass, splits
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
@@ -196,18 +176,19 @@ class _Sequence:
             verdicts, copies = Spill(scratch, "verdicts"), Spill(scratch, "merges")
             images = stack.enter_context(Rows(self._attempt.path("images.parquet"), IMAGE_SCHEMA))
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
-            texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), TEXT_SCHEMA))
+            schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
+            texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
             for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
                 block = block_of(table, run_of_row, self._rules.max_texts)
                 decided = self._pass.decide(block)
                 kept = table.take(pa.array(decided.kept, pa.int64()))
-                splits = self._splits.of(kept)
-                verdicts.add(run_of_row, _verdict_rows(table, decided, splits))
+                placed = self._splits.of(kept, list(decided.text_leaders.values()))
+                verdicts.add(run_of_row, _verdict_rows(table, decided, placed))
                 if self._gathers_texts:
                     copies.add(*_copy_rows(table, decided))
-                images.add(_image_rows(kept, decided, splits))
+                images.add(_image_rows(kept, decided, placed.splits))
                 signatures.writelines(kept["signature"].to_pylist())
-                texts.add(pa.table({"text": block.texts.take(decided.new_texts).columns()}))
+                texts.add(_text_rows(block, decided, placed, schema))
                 self._counts["leaders"] += len(decided.text_leaders)
                 self._counts["text_clusters"] += len(decided.new_texts)
                 pulse.advance(table.num_rows)
@@ -225,12 +206,16 @@ class _Sequence:
             taken.add(part)
         ids = self._candidates(run, taken.placeholders)
         placeholders.add(pa.table({"candidate_id": pa.array(ids, DIGEST)}))
-        merged = taken.texts()
-        leaders: list[bytes] = []
-        for start in range(0, len(merged), BLOCK):
-            leaders += self._leaders_of([text for _, _, text in merged[start : start + BLOCK]])
-        columns = [list(values) for values in zip(*merged, strict=True)] if merged else [[], [], []]
-        rows = dict(zip(MERGED_SCHEMA.names, [*columns, leaders], strict=True))
+        split_at = dict(zip(table["position"].to_pylist(), table["split"].to_pylist(), strict=True))
+        merged: list[tuple[int, str, str, bytes]] = []
+        texts = taken.texts()
+        for start in range(0, len(texts), BLOCK):
+            some = texts[start : start + BLOCK]
+            leaders = self._leaders_of([text for _, _, text in some])
+            admitted = self._splits.admits(leaders, [split_at[position] for position, _, _ in some])
+            merged += ((*text, leader) for text, leader, in_ in zip(some, leaders, admitted, strict=True) if in_)
+        columns = [list(values) for values in zip(*merged, strict=True)] if merged else [[], [], [], []]
+        rows = dict(zip(MERGED_SCHEMA.names, columns, strict=True))
         self._attempt.write_table(f"{run.partition}.merged", pa.table(rows, schema=MERGED_SCHEMA))
         self._counts["merged_texts"] += len(merged)
         self._counts["placeholders"] += len(ids)
@@ -266,18 +251,31 @@ def _image_rows(kept: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Tabl
     return pa.table({name: added[name] if name in added else kept[name] for name in IMAGE_SCHEMA.names})
 
 
-def _verdict_rows(table: pa.Table, decided: Verdicts, splits: list[str]) -> pa.Table:
-    """VERDICT_SCHEMA rows of a block; `splits` of its kept pairs."""
-    split_at = dict(zip(decided.kept, splits, strict=True))
-    leaders: list[list[bytes]] = [decided.text_leaders.get(row, []) for row in range(table.num_rows)]
+def _text_rows(block: Block, decided: Verdicts, placed: Placed, schema: pa.Schema) -> pa.Table:
+    """TEXT_SCHEMA, or PLACED_TEXT_SCHEMA, rows of a block's texts that lead from now on."""
+    texts = block.texts.take(decided.new_texts)
+    columns: dict[str, Any] = {"text": texts.columns()}
+    if "split" in schema.names:
+        split_of_text = placed.split_of_texts()
+        columns["split"] = pa.array([split_of_text[leader] for leader in rows_of(texts.ids)], pa.string())
+    return pa.table(columns)
+
+
+def _verdict_rows(table: pa.Table, decided: Verdicts, placed: Placed) -> pa.Table:
+    """VERDICT_SCHEMA rows of a block, of which some kept pairs may be dropped for their texts."""
+    split_at = dict(zip(decided.kept, placed.splits, strict=True))
+    leaders_at = dict(zip(decided.kept, placed.text_leaders, strict=True))
+    reasons = list(decided.reasons)
+    for number in placed.dropped:
+        reasons[decided.kept[number]] |= 1 << REASONS.index(DropReason.OTHER_SPLIT)
     duplicate = decided.leader.any(axis=1)
     columns = {
         "position": table["position"],
-        "reasons": pa.array(decided.reasons, pa.uint8()),
+        "reasons": pa.array(reasons, pa.uint8()),
         "leader": column_of(decided.leader),
         "earlier": pa.array(duplicate & (decided.place < 0)),  # only leaders of this build have a place in a run
         "known": pa.array(duplicate & (decided.place == HELD)),
-        "text_leaders": pa.array(leaders, pa.list_(DIGEST)),
+        "text_leaders": pa.array([leaders_at.get(row, []) for row in range(table.num_rows)], pa.list_(DIGEST)),
         "split": pa.array([split_at.get(row) for row in range(table.num_rows)], pa.string()),
     }
     return pa.table(columns, schema=VERDICT_SCHEMA)

@@ -58,6 +58,9 @@ IMAGE_SCHEMA = pa.schema(
 TEXT_SCHEMA = pa.schema([("text", FIELDS)])
 """Texts that lead, in the order in which they began to. Digests and hashes only."""
 
+PLACED_TEXT_SCHEMA = TEXT_SCHEMA.append(pa.field("split", pa.string()))
+"""The same with the split of each one's cluster, of a build with `shards.apart: texts`."""
+
 PLACEHOLDER_SCHEMA = pa.schema([("candidate_id", DIGEST)])
 
 SIGNATURES = "signatures.bin"

@@ -22,7 +22,7 @@ import os
 import posixpath
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -147,6 +147,13 @@ class Dataset:
             boxes=boxes,
             **{name: record[name] for name in _ROW_COLUMNS},
         )
+
+    def leaders(self) -> Iterator[tuple[Any, Any]]:
+        """Shard by shard the image leaders of its samples and the leaders of all their texts: Arrow arrays of hex."""
+        for number, shard in enumerate(self._shards):
+            shard = self._shards[number] = shard.ready()
+            table = read_index(shard.index)
+            yield table["image_leader"], table["texts"].combine_chunks().flatten().field("text_leader")
 
     def image(self, row: Row) -> bytes:
         """Bytes of a row's image member. Raises ContractError when the tar ends before them."""

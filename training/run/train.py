@@ -45,7 +45,8 @@ from training.run.launch import Leave, LeaveSignal, ending_with_parent, process_
 from training.run.resume import flat, obeying
 from training.run.setup import Setup, set_up
 from training.run.step import Step, Stepper
-from training.use.evaluate import Retrieval, embed, retrieval
+from training.use.evaluate import embed, retrieval
+from training.use.retrieval import Retrieval
 
 MAX_NON_FINITE = 10
 """Non-finite steps in a row after which the run stops."""

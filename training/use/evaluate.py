@@ -1,39 +1,50 @@
-"""Cross-modal retrieval over a split, beside the recall of a random ranking on the same split.
+"""Evaluation of a checkpoint: retrieval over a dataset's split or over a public benchmark.
 
-Every image asks for its texts among all texts of the split, every text for its images. A hit is any sample with the
-same text leader or the same image leader: near-copies are not mistakes. Because hits may be many, chance is not k / N;
-it is computed for each query from its own number of hits, in the same averages as the recall itself.
+    a dataset's split    pairs; a hit shares the image leader or the text leader (near-copies are no mistakes)
+    a benchmark          images with captions (training/use/benchmarks.py); every caption is a query
 
-Ties count against us: a model that maps every sample to one feature ranks last, not first.
+A dataset's splits hold image clusters apart, not texts, unless its spec says so (`shards.apart`): a held-out pair may
+have a caption that stands in the train split too. So its figures are given three times: over all queries, over those
+whose image leader or text leader stands in train (`seen`), and over the others (`unseen`), which is the headline. The
+candidates are the same each time. Plain tars have no train split: there, and of a benchmark, this is unknown.
 
-Limits: exhaustive comparison, N x N in blocks; all features of the split in memory on every rank.
+Every result says by which protocol it was measured. Limits: what a checkpoint saw before, in the weights of its
+backbones or in an earlier dataset, is not known here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
-from data_specs.shard import Split
-from training.errors import InputError
-from training.use.load import load
+from data_specs.shard import SPLITS, ContractError, Split
+from training.data.index import open_dataset
+from training.data.index_cache import GRID
+from training.data.transforms import UnreadableImage
+from training.errors import ConfigError, InputError
+from training.outputs.whole import INDEX
+from training.use.benchmarks import Benchmark, Caption, is_benchmark, open_benchmark
+from training.use.load import BATCH, Loaded, Towers, load
+from training.use.retrieval import KS, Captions, Clusters, Features, Ids, Mask, Ranks, Retrieval, figures, rank
 
 if TYPE_CHECKING:
     import torch
 
     from training.moco import BriVL
     from training.records import Batch
+    from training.towers.tower import Modality
 
-KS = (1, 5, 10)
-_BLOCK = 1024
+LOG = logging.getLogger(__name__)
 
-Features = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
+SAID_EVERY = 1_000
+"""Images of a benchmark after which the log says how many are done."""
 
 
 @dataclass(frozen=True)
@@ -46,114 +57,190 @@ class Embeddings:
     text_ids_N: Ids
 
 
-@dataclass(frozen=True)
-class Direction:
-    """Recall by k, that of a random ranking, and the median rank of the best hit (1 is the first). Shares of 1."""
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    """How a result was measured. `checkpoint`: sha256 of its index, which names the sha256 of each of its files."""
 
-    recall: dict[int, float]
-    chance: dict[int, float]
-    median_rank: float
-
-    def to_json(self) -> dict[str, float]:
-        """r1, r5, r10, chance_r1 ... and median_rank."""
-        recall = {f"r{k}": value for k, value in self.recall.items()}
-        chance = {f"chance_r{k}": value for k, value in self.chance.items()}
-        return {**recall, **chance, "median_rank": self.median_rank}
-
-
-@dataclass(frozen=True)
-class Retrieval:
-    """Both directions over `samples` samples."""
-
-    samples: int
-    image_to_text: Direction
-    text_to_image: Direction
-
-    @property
-    def mean_recall(self) -> float:
-        """Mean of the six recalls."""
-        directions = (self.image_to_text, self.text_to_image)
-        return float(np.mean([value for d in directions for value in d.recall.values()]))
+    data: str
+    split: str
+    images: int
+    texts: int
+    hit: str
+    towers: Towers
+    checkpoint: str
 
     def to_json(self) -> dict[str, Any]:
-        """The numbers as `wenlan-train eval --json` prints them; recalls are shares of 1."""
-        return {
-            "samples": self.samples,
-            "i2t": self.image_to_text.to_json(),
-            "t2i": self.text_to_image.to_json(),
-            "mean_recall": self.mean_recall,
-        }
+        """The fields, and all of them as one `line`."""
+        return {**{name: getattr(self, name) for name in self.__slots__}, "line": str(self)}
+
+    def __str__(self) -> str:
+        candidates = f"{self.images:,} images, {self.texts:,} texts"
+        return f"{self.data}, {self.split}: {candidates}; {self.hit}; {self.towers} towers of {self.checkpoint[:12]}"
 
 
 def evaluate_retrieval(
     path: Path,
     data: Sequence[str],
-    split: Split,
+    split: str,
     *,
     detector: str = "",
     device: str = "auto",
     cache: Path | None = None,
+    towers: Towers = "query",
 ) -> dict[str, Any]:
-    """Recall of a checkpoint on a split: `Retrieval.to_json` with task, split, detector, corrupt samples, checkpoint.
+    """Retrieval figures of a checkpoint, as `wenlan-train eval --json` prints them.
 
-    `detector`: whose regions; the checkpoint's by default.
+    detector: whose regions, by default those that the checkpoint was trained with.
 
-    Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device).
+    `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
+    "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
+    (samples 0 alone where there are none). `in_train`: of how many images, of how many texts, and of how many pairs
+    (either) the leader stands in train.
+
+    Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device, usage).
     """
-    loaded = load(path, device)
-    loader = loaded.split_loader(data, split, cache, detector)
-    recall = retrieval(embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision))
-    about = {
-        "task": "retrieval",
-        "split": split,
-        "detector": detector or loaded.checkpoint.detector,
-        "checkpoint": str(loaded.checkpoint.folder),
-        "corrupt": loader.corrupt,
-    }
-    return {**about, **recall.to_json()}
+    benchmark = _benchmark(data, split)
+    if benchmark is None and split not in SPLITS:
+        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    loaded = load(path, device, towers)
+    if benchmark is not None:
+        return _on_benchmark(loaded, benchmark, towers)
+    of_data = next(name for name in SPLITS if name == split)
+    loader = loaded.split_loader(data, of_data, cache, detector)
+    embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
+    ranks = _ranks(embeddings, loaded.device)
+    protocol = Protocol(
+        " ".join(data),
+        split,
+        len(embeddings.image_ND),
+        len(embeddings.text_ND),
+        "a hit has the same image leader or text leader",
+        towers,
+        _digest(loaded),
+    )
+    about = _about(loaded, protocol, loader.corrupt, detector)
+    return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(data, of_data, embeddings, ranks, cache)}
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """Lines for people about a result of `evaluate_retrieval`, the headline first."""
+    lines = [str(result["protocol"]["line"])]
+    if result["in_train"] is None:
+        lines.append("whether queries stand in a train split is unknown: there is none beside this data")
+    else:
+        counts = result["in_train"]
+        lines.append(
+            f"{counts['either']} of {result['protocol']['images']} pairs stand in train "
+            f"(image leader of {counts['images']}, text leader of {counts['texts']})"
+        )
+        if result["headline"] == "all":
+            lines.append("no unseen query is left: the figures are those of all queries")
+    parts = [("all", result)]
+    if result["in_train"] is not None:
+        seen = ("seen in train", result["seen"])
+        parts = [("unseen", result["unseen"]), seen, *parts] if result["headline"] == "unseen" else [*parts, seen]
+    for name, of_part in parts:
+        if of_part["samples"]:
+            lines += [f"{name}, {words}: {_described(of_part[d])}" for d, words in DIRECTIONS]
+            mean, bounds = of_part["mean_recall"], of_part["mean_recall_interval"]
+            lines.append(f"{name}: mean recall {_share(mean)} {_span(bounds)}, {of_part['samples']:,} images")
+    return lines
+
+
+DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))
+
+
+def _described(direction: Mapping[str, Any]) -> str:
+    recalls = [
+        f"R@{k} {_share(direction[f'r{k}'])} {_span(direction[f'r{k}_interval'])} "
+        f"(chance {_share(direction[f'chance_r{k}'])})"
+        for k in KS
+    ]
+    return f"{', '.join(recalls)}, median rank {direction['median_rank']:.0f} of {direction['queries']:,} queries"
+
+
+def _share(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _span(bounds: Sequence[float]) -> str:
+    low, high = bounds
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def retrieval(embeddings: Embeddings) -> Retrieval:
     """Recall, median rank and chance both ways. Raises InputError on no sample and on features not finite."""
-    if not len(embeddings.image_ids_N):
-        raise InputError("retrieval", "no readable sample in the split")
-    if not (np.isfinite(embeddings.image_ND).all() and np.isfinite(embeddings.text_ND).all()):
-        raise InputError("retrieval", "the model returns features that are not finite")
-    return Retrieval(
-        samples=len(embeddings.image_ids_N),
-        image_to_text=_direction(embeddings.image_ND, embeddings.text_ND, embeddings),
-        text_to_image=_direction(embeddings.text_ND, embeddings.image_ND, embeddings),
-    )
+    return figures(_ranks(embeddings))
 
 
-def chance_recall(total: int, hits_N: Sequence[int] | Ids, k: int) -> float:
-    """Expected recall at k of a random ranking of `total` samples, averaged over queries with `hits_N` hits each.
+def _ranks(embeddings: Embeddings, device: torch.device | str = "cpu") -> Ranks:
+    hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
+    return rank(embeddings.image_ND, embeddings.text_ND, hits, device)
 
-    1 - C(N-h, k) / C(N, k): the chance that k draws without replacement meet one of h hits.
+
+def _about(loaded: Loaded, protocol: Protocol, corrupt: int, detector: str = "") -> dict[str, Any]:
+    return {
+        "task": "retrieval",
+        "split": protocol.split,
+        "detector": detector or loaded.checkpoint.detector,
+        "checkpoint": str(loaded.checkpoint.folder),
+        "corrupt": corrupt,
+        "protocol": protocol.to_json(),
+        "headline": "all",
+        "in_train": None,
+        "seen": None,
+        "unseen": None,
+    }
+
+
+def _digest(loaded: Loaded) -> str:
+    return hashlib.sha256((loaded.checkpoint.folder / INDEX).read_bytes()).hexdigest()
+
+
+# --- what stands in train
+
+
+def _held_out(
+    data: Sequence[str], split: Split, embeddings: Embeddings, ranks: Ranks, cache: Path | None
+) -> dict[str, Any]:
+    """headline, in_train, seen and unseen of a dataset's split; nothing where they are unknown."""
+    if split == "train":
+        return {}
+    train = open_dataset(data, "train", detector=GRID, cache=cache, plain_tars=False)
+    if not len(train) or len(train) < len(open_dataset(data, "train", detector=GRID, cache=cache)):
+        return {}  # plain tars have no splits
+    images, texts = _in_train(train.leaders(), embeddings.image_ids_N, embeddings.text_ids_N)
+    seen = images | texts
+    return {
+        "headline": "all" if seen.all() else "unseen",
+        "in_train": {"images": int(images.sum()), "texts": int(texts.sum()), "either": int(seen.sum())},
+        "seen": _figures_of(ranks, seen),
+        "unseen": _figures_of(ranks, ~seen),
+    }
+
+
+def _figures_of(ranks: Ranks, asks_N: Mask) -> dict[str, Any]:
+    return figures(ranks, asks_N, asks_N, intervals=True).to_json() if asks_N.any() else {"samples": 0}
+
+
+def _in_train(leaders: Iterator[tuple[Any, Any]], image_ids_N: Ids, text_ids_N: Ids) -> tuple[Mask, Mask]:
+    """Which image ids and which text ids are those of leaders in train; `leaders` as `Dataset.leaders` yields them.
+
+    Ids are the first 64 bits of a sha256, as a Batch carries them: 16 digits of hex.
     """
-    hits = np.asarray(hits_N, dtype=np.float64)
-    misses = np.ones_like(hits)
-    for drawn in range(min(k, total)):
-        misses *= np.clip((total - hits - drawn) / (total - drawn), 0.0, 1.0)
-    return float(np.mean(1 - misses))
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    asked = [pa.array([f"{i & (2**64 - 1):016x}" for i in ids.tolist()]) for ids in (image_ids_N, text_ids_N)]
+    found = [np.zeros(len(ids), np.bool_) for ids in asked]
+    for of_shard in leaders:
+        for ids, mask, column in zip(asked, found, of_shard, strict=True):
+            digits = pc.utf8_slice_codeunits(column, 0, 16)
+            mask |= pc.is_in(ids, value_set=pc.unique(digits)).to_numpy(zero_copy_only=False)
+    return found[0], found[1]
 
 
-def _direction(queries_ND: Features, gallery_ND: Features, ids: Embeddings) -> Direction:
-    ranks, hits = [], []
-    for start in range(0, len(queries_ND), _BLOCK):
-        block = slice(start, start + _BLOCK)
-        scores = queries_ND[block] @ gallery_ND.T
-        hit = ids.image_ids_N[block, None] == ids.image_ids_N
-        hit |= ids.text_ids_N[block, None] == ids.text_ids_N
-        best = np.where(hit, scores, -np.inf).max(1, keepdims=True)
-        ranks.append(1 + (~hit & (scores >= best)).sum(1))
-        hits.append(hit.sum(1))
-    rank_N, hits_N = np.concatenate(ranks), np.concatenate(hits)
-    return Direction(
-        recall={k: float(np.mean(rank_N <= k)) for k in KS},
-        chance={k: chance_recall(len(gallery_ND), hits_N, k) for k in KS},
-        median_rank=float(np.median(rank_N)),
-    )
+# --- features
 
 
 def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
@@ -186,3 +273,82 @@ def _of_all_ranks(parts: list[Any]) -> list[Any]:
     from training.method import distributed
 
     return [part for of_rank in distributed.gather_objects(parts) for part in of_rank]
+
+
+# --- benchmarks
+
+
+def _benchmark(data: Sequence[str], split: str) -> Benchmark | None:
+    """The benchmark that `--data` names, if it does. Raises ConfigError where it stands beside other data."""
+    named = [name for name in data if is_benchmark(name)]
+    if not named:
+        return None
+    if len(data) > 1:
+        raise ConfigError("--data", f"{named[0]} is a benchmark; it is evaluated alone, not beside other data")
+    return open_benchmark(named[0], split)
+
+
+def _on_benchmark(loaded: Loaded, benchmark: Benchmark, towers: Towers) -> dict[str, Any]:
+    """Figures over a benchmark. An image that cannot be read is left out, and so is a caption of no other image."""
+    image_ND, row_of, corrupt = _images(loaded, benchmark)
+    captions = [caption for caption in benchmark.captions if not corrupt.issuperset(caption.images)]
+    text_MD = _texts(loaded, captions, image_ND.shape[1])
+    pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
+    image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T
+    hits = Captions(len(image_ND), len(captions), image_P, text_P)
+    ranks = rank(image_ND, text_MD, hits, loaded.device)
+    protocol = Protocol(
+        benchmark.name, benchmark.split, hits.images, hits.texts, benchmark.hit, towers, _digest(loaded)
+    )
+    return {**_about(loaded, protocol, len(corrupt)), **figures(ranks, intervals=True).to_json()}
+
+
+def _images(loaded: Loaded, benchmark: Benchmark) -> tuple[Features, dict[str, int], set[str]]:
+    """Features [N, D] of the images that can be read, the row of each by its id, and the ids of the others.
+
+    Raises InputError for a caption whose image the benchmark does not hold, or where no image can be read.
+    """
+    wanted = {image for caption in benchmark.captions for image in caption.images}
+    row_of, corrupt, parts = dict[str, int](), set[str](), list[Features]()
+    pictures = benchmark.pictures()
+    while some := list(islice(pictures, BATCH)):
+        opened = []
+        for picture in some:
+            try:
+                opened.append(loaded.open_image(picture.read(), picture.boxes))
+            except (UnreadableImage, ContractError, OSError) as e:
+                LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)
+                corrupt.add(picture.id)
+            else:
+                row_of[picture.id] = len(row_of)
+        if opened:
+            batch = loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
+            parts.append(_encoded(loaded, "image", batch))
+        if len(row_of) // SAID_EVERY > (len(row_of) - len(opened)) // SAID_EVERY:
+            LOG.info("%s: %s images embedded", benchmark.name, f"{len(row_of):,}")
+    lacking = sorted(wanted - row_of.keys() - corrupt)
+    if lacking:
+        raise InputError(benchmark.name, f"has captions of {len(lacking)} images that it does not hold: {lacking[0]}")
+    if not parts:
+        raise InputError(benchmark.name, f"no image of it can be read ({len(corrupt)} tried)")
+    return np.concatenate(parts), row_of, corrupt
+
+
+def _texts(loaded: Loaded, captions: Sequence[Caption], width: int) -> Features:
+    """Features [M, D] of captions, written into one array: they are the most of what is in memory."""
+    text_MD = np.empty((len(captions), width), np.float32)
+    for start in range(0, len(captions), BATCH):
+        some = captions[start : start + BATCH]
+        text_MD[start : start + BATCH] = _encoded(loaded, "text", loaded.text_batch([c.text for c in some]))
+    return text_MD
+
+
+def _encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
+    """Unit features [B, D] of a batch, in the run's precision."""
+    import torch
+
+    encode = loaded.model.encode_image if modality == "image" else loaded.model.encode_text
+    mixed = loaded.config.run.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
+        features: Features = encode(batch.to(loaded.device)).float().cpu().numpy()
+    return features

@@ -1,4 +1,4 @@
-"""Loading of a finished checkpoint: its query towers on a device, and batches of what they are to encode.
+"""Loading of a finished checkpoint: its towers on a device, and batches of what they are to encode.
 
 Every way in (a dataset's split, image files, texts, released rows) makes batches here, so that the same image has the
 same feature by each of them.
@@ -6,7 +6,9 @@ same feature by each of them.
 A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxes unclipped, as the release did: its
 BERT sees the padding and its grid reads zero outside the image.
 
-Limits: key towers and queues are not loaded, and need not be there.
+Key towers take the query towers' place where they are asked for: they are the average of the query towers over the last
+steps, and often the better encoders. Queues are not loaded, and need not
+be there; nor need the key towers, where nobody asks for them.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +27,7 @@ from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
+from training.errors import CheckpointError, ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.records import Batch
 
@@ -36,8 +39,12 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
+KEY_FILE = "key_towers.safetensors"
+
 BATCH = 16
 """Samples of a batch when nothing is trained."""
+
+Towers = Literal["query", "key"]
 
 Boxes = Sequence[Sequence[float]]
 """Boxes of one image, x1 y1 x2 y2 in its pixels, best first."""
@@ -45,7 +52,7 @@ Boxes = Sequence[Sequence[float]]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """An opened checkpoint with its query towers on a device, in eval mode."""
+    """An opened checkpoint with one kind of its towers on a device, in eval mode."""
 
     checkpoint: Checkpoint
     model: BriVL
@@ -121,10 +128,10 @@ class Loaded:
         return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
 
 
-def load(path: Path, device: str) -> Loaded:
-    """The checkpoint in a folder, or a run's newest, with its query towers on a device.
+def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
+    """The checkpoint in a folder, or a run's newest, with its query towers, or their average, on a device.
 
-    Raises CheckpointError, and ConfigError on a device that is not there.
+    Raises CheckpointError, and ConfigError on a device, or key towers, that are not there.
     """
     from training.device import device_of, keep_memory
     from training.moco import BriVL
@@ -133,10 +140,26 @@ def load(path: Path, device: str) -> Loaded:
     if where.type == "cpu":
         keep_memory()
     with naming_older(path):
-        checkpoint = open_checkpoint(path, TOWERS)
+        checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
         # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
         config = checkpoint.config
         alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
         model = BriVL(alone, load_weights=False)
         checkpoint.load_towers(model)
+        if towers == "key":
+            _take_keys(checkpoint, model)
     return Loaded(checkpoint, model.to(where).eval(), where)
+
+
+def _take_keys(checkpoint: Checkpoint, model: BriVL) -> None:
+    """Fill the trunks of the query towers with those of the key towers; what both share is stored once, and stays."""
+    keys = checkpoint.tensors(KEY_FILE) if checkpoint.has(KEY_FILE) else {}
+    if not keys:
+        objective = checkpoint.config.moco.objective
+        raise ConfigError("--towers", f"{checkpoint.folder} has no key towers (objective {objective}); use query")
+    renamed = {name.replace("_key.", "_query.trunk.", 1): tensor for name, tensor in keys.items()}
+    own = model.state_dict()
+    wrong = sorted(name for name, tensor in renamed.items() if name not in own or own[name].shape != tensor.shape)
+    if wrong:
+        raise CheckpointError(str(checkpoint.folder), f"its key towers do not fit its query towers, first {wrong[0]}")
+    model.load_state_dict(renamed, strict=False)

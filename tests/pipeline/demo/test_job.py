@@ -99,6 +99,22 @@ def test_recall_of_seeds_is_their_mean_against_chance(capsys: pytest.CaptureFixt
     assert figures == ["20.0%", "20.0,", "30.0)", "2.0%", "10.0"]
 
 
+def test_the_headline_is_the_recall_of_unseen_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    def part(r1: float, samples: int) -> dict[str, object]:
+        direction = {"r1": r1, "r5": 0.4, "r10": 0.5, "chance_r1": 0.02, "chance_r5": 0.1, "chance_r10": 0.2}
+        return {"samples": samples, "i2t": direction, "t2i": direction}
+
+    apart = {"seen": part(0.4, 25), "unseen": part(0.1, 51), "in_train": {"images": 0, "texts": 25, "either": 25}}
+    demo._print_recall([{**part(0.2, 76), **apart}])
+    out = capsys.readouterr().out
+    assert "51 pairs unseen in train (25 more share a text or picture with it)" in " ".join(out.split())
+    (line,) = [line for line in out.splitlines() if "image -> text @1 " in line]
+    assert line.replace("│", " ").split()[4:] == ["10.0%", "2.0%", "5.0", "40.0%", "20.0%"]
+    demo._print_recall([{**part(0.2, 76), **apart, "seen": {"samples": 0}}])
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "image -> text @1 " in line]
+    assert line.replace("│", " ").split()[4:] == ["10.0%", "2.0%", "5.0", "20.0%"]
+
+
 def test_report_shows_funnel_steps_and_places(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
