@@ -2,6 +2,7 @@
 
     begun        the first rank locks the run's folder, chooses its newest checkpoint, and tells all which one it is
     together     what one rank cannot do stops all of them, with one line
+    stop         ends all ranks with an error on which they agree, said once
     Agreement    compares step and position in every step; weights, queues and optimiser before the first step and
                  before each checkpoint; weights and queues also every `run.compare_every` steps
 
@@ -117,7 +118,7 @@ def together(call: Callable[[], Result]) -> Result:
     if failed:
         hosts = distributed.gather_objects(platform.node())
         rank, first = next(iter(failed.items()))
-        _stop(first if len(failed) == len(errors) else _of_rank(first, f"rank {rank} on {hosts[rank]}"))
+        stop(first if len(failed) == len(errors) else _of_rank(first, f"rank {rank} on {hosts[rank]}"))
     assert result is not None
     return result[0]
 
@@ -227,7 +228,7 @@ def _from_first(call: Callable[[], Result]) -> Result:
     tried = distributed.of_first(_tried(call) if distributed.rank() == 0 else (None, None))
     result, error = tried
     if error is not None:
-        _stop(error)
+        stop(error)
     assert result is not None
     return result[0]
 
@@ -259,11 +260,11 @@ def _compare(seen: Sequence[Mapping[str, Any]], step: int) -> None:
         "was saved, the same command goes on from the last checkpoint. If it comes again: do all ranks run the same "
         "code, on machines of one kind?"
     )
-    _stop(RunError(f"step {step}", problem))
+    stop(RunError(f"step {step}", problem))
 
 
-def _stop(error: Error) -> NoReturn:
-    """End this rank: the first one with the error, the others without a word."""
+def stop(error: Error) -> NoReturn:
+    """End all ranks with an error that all of them have come to: the first one with it, the others without a word."""
     if distributed.rank() == 0:
         raise error
     time.sleep(_GRACE_S)
