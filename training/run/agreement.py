@@ -33,7 +33,7 @@ from torch import Tensor
 
 from data_specs.shard import ContractError
 from training.config import to_dict
-from training.errors import ReportedByFirstRank, RunError, TrainingError
+from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
@@ -110,7 +110,7 @@ def together(call: Callable[[], Result]) -> Result:
     """The result of `call` on this rank, once it has returned on all. What it raises on one rank ends all of them.
 
     The first rank raises the error, with the rank that it comes from unless all failed; the others raise
-    ReportedByFirstRank. That holds for our own errors and the operating system's; others are raised as they are.
+    FirstRankError. That holds for our own errors and the operating system's; others are raised as they are.
     """
     result, error = _tried(call)
     errors = distributed.gather_objects(error)
@@ -268,4 +268,4 @@ def stop(error: Error) -> NoReturn:
     if distributed.rank() == 0:
         raise error
     time.sleep(_GRACE_S)
-    raise ReportedByFirstRank("rank 0", f"ended the run: {error}")
+    raise FirstRankError("rank 0", f"ended the run: {error}")

@@ -23,7 +23,7 @@ MakeShards = Callable[..., Path]
 Outcomes = dict[str, list[str]]
 
 CPU = torch.device("cpu")
-QUIET = "ReportedByFirstRank: rank 0: ended the run: "
+QUIET = "FirstRankError: rank 0: ended the run: "
 
 
 @pytest.fixture(scope="module")
