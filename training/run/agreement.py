@@ -19,6 +19,7 @@ rank that dies is noticed by the exchange that it is missing from, not here.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from collections import Counter
@@ -100,7 +101,10 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             return None if newest is None else Start.of(newest)
 
         start = _from_first(choose)
-        folder = together(lambda: _same(start, out, mirror))
+        if mirror and start is not None:
+            name = Path(start.path).name
+            together(lambda: _fetch_missing(out, mirror, name))
+        folder = together(lambda: _same(start, out))
         if start is not None and distributed.world_size() > 1 and distributed.rank() == 0:
             LOG.info("all ranks go on from %s", start)
         yield folder
@@ -191,7 +195,13 @@ def digest(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
     return (torch.stack(sums) * factors_T).sum() if sums else factors_T.sum()
 
 
-def _same(start: Start | None, out: Path, mirror: str) -> Path | None:
+def _fetch_missing(out: Path, mirror: str, name: str) -> None:
+    """Fetch the checkpoint of a name where it is not there: one rank of each machine, the others share its disk."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not (out / "checkpoints" / name / INDEX).is_file():
+        fetch(out, mirror, name)
+
+
+def _same(start: Start | None, out: Path) -> Path | None:
     """This rank's path of the first rank's checkpoint. Raises RunError: it is not there, or another."""
     newest = checkpoint.latest(out)
     if start is None:
@@ -201,8 +211,6 @@ def _same(start: Start | None, out: Path, mirror: str) -> Path | None:
             )
         return None
     folder = out / "checkpoints" / Path(start.path).name
-    if mirror and not (folder / INDEX).is_file():
-        fetch(out, mirror, folder.name)
     if not (folder / INDEX).is_file():
         advice = "let --out lie on one disk for all ranks, or set run.mirror"
         raise RunError(str(folder), f"missing, but rank 0 goes on from {start}; {advice}")
