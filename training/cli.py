@@ -23,7 +23,7 @@ from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
-from training.errors import ConfigError, ReportedByFirstRank, TrainingError
+from training.errors import ConfigError, FirstRankError, TrainingError
 from training.use.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
         return _fail(str(e), 2, as_json)
-    except ReportedByFirstRank:
+    except FirstRankError:
         return 1
     except (ContractError, TrainingError) as e:
         return _fail(str(e), 1, as_json)

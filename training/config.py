@@ -188,8 +188,6 @@ class MocoConfig:
         learned = self.learn_temperature or self.objective == "siglip"
         if learned and not low <= self.temperature <= high:
             raise ConfigError("moco.temperature", f"{self.temperature} is outside of moco.temperature_range")
-        if self.init_queues and self.objective not in ("moco", "albef"):
-            raise ConfigError("moco.init_queues", f"objective {self.objective} has no queues")
 
 
 @dataclass(frozen=True, config=_STRICT)

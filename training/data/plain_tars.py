@@ -134,7 +134,9 @@ def _of_folder(name: str) -> list[str] | None:
         names = sorted(posixpath.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
     except (OSError, NotImplementedError):
         return None  # whoever opens it as a manifest says what is wrong
-    tars = [entry for entry in names if entry.endswith((".tar", *_COMPRESSED))]
+    # What lies decompressed beside its archive, as gunzip -k leaves it, is not refused for it.
+    tars = [n for n in names if n.endswith(".tar")]
+    tars += [n for n in names if n.endswith(_COMPRESSED) and re.sub(r"(\.tar)?\.\w+$", ".tar", n) not in tars]
     if any(_OF_A_BUILD.fullmatch(tar) and f"{tar.removesuffix('.tar')}.parquet" in names for tar in tars):
         raise ContractError(
             f"{name}: shards of a build that has no manifest.json: it is not published, see wenlan-data"

@@ -328,7 +328,7 @@ def naming_older(path: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as e:
-        damaged = path if (path / INDEX).is_file() else latest(path)
+        damaged = path.resolve() if (path / INDEX).is_file() else latest(path)
         if damaged is None or not STEP_FOLDER.fullmatch(damaged.name) or _is_whole(damaged):
             raise
         older = [folder for folder in folders(damaged.parent.parent) if step_of(folder) < step_of(damaged)]

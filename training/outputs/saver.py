@@ -95,10 +95,13 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
     try:
         for path in fs.ls(source, detail=False):
             fs.get_file(path, str(temporary / posixpath.basename(path)))
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (folder / INDEX).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError as e:
         shutil.rmtree(temporary, ignore_errors=True)
+        if (folder / INDEX).is_file():
+            return  # another process of this machine was quicker
         raise RunError(mirror, f"{folder.name} cannot be fetched ({e})") from None
 
 

@@ -2,6 +2,7 @@
 
     begun        the first rank locks the run's folder, chooses its newest checkpoint, and tells all which one it is
     together     what one rank cannot do stops all of them, with one line
+    stop         ends all ranks with an error on which they agree, said once
     Agreement    compares step and position in every step; weights, queues and optimiser before the first step and
                  before each checkpoint; weights and queues also every `run.compare_every` steps
 
@@ -18,6 +19,7 @@ rank that dies is noticed by the exchange that it is missing from, not here.
 from __future__ import annotations
 
 import logging
+import os
 import platform
 import time
 from collections import Counter
@@ -32,7 +34,7 @@ from torch import Tensor
 
 from data_specs.shard import ContractError
 from training.config import to_dict
-from training.errors import ReportedByFirstRank, RunError, TrainingError
+from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
@@ -99,7 +101,10 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
             return None if newest is None else Start.of(newest)
 
         start = _from_first(choose)
-        folder = together(lambda: _same(start, out, mirror))
+        if mirror and start is not None:
+            name = Path(start.path).name
+            together(lambda: _fetch_missing(out, mirror, name))
+        folder = together(lambda: _same(start, out))
         if start is not None and distributed.world_size() > 1 and distributed.rank() == 0:
             LOG.info("all ranks go on from %s", start)
         yield folder
@@ -109,7 +114,7 @@ def together(call: Callable[[], Result]) -> Result:
     """The result of `call` on this rank, once it has returned on all. What it raises on one rank ends all of them.
 
     The first rank raises the error, with the rank that it comes from unless all failed; the others raise
-    ReportedByFirstRank. That holds for our own errors and the operating system's; others are raised as they are.
+    FirstRankError. That holds for our own errors and the operating system's; others are raised as they are.
     """
     result, error = _tried(call)
     errors = distributed.gather_objects(error)
@@ -117,7 +122,7 @@ def together(call: Callable[[], Result]) -> Result:
     if failed:
         hosts = distributed.gather_objects(platform.node())
         rank, first = next(iter(failed.items()))
-        _stop(first if len(failed) == len(errors) else _of_rank(first, f"rank {rank} on {hosts[rank]}"))
+        stop(first if len(failed) == len(errors) else _of_rank(first, f"rank {rank} on {hosts[rank]}"))
     assert result is not None
     return result[0]
 
@@ -190,7 +195,13 @@ def digest(tensors: Mapping[str, Tensor], device: torch.device) -> Tensor:
     return (torch.stack(sums) * factors_T).sum() if sums else factors_T.sum()
 
 
-def _same(start: Start | None, out: Path, mirror: str) -> Path | None:
+def _fetch_missing(out: Path, mirror: str, name: str) -> None:
+    """Fetch the checkpoint of a name where it is not there: one rank of each machine, the others share its disk."""
+    if os.environ.get("LOCAL_RANK", "0") == "0" and not (out / "checkpoints" / name / INDEX).is_file():
+        fetch(out, mirror, name)
+
+
+def _same(start: Start | None, out: Path) -> Path | None:
     """This rank's path of the first rank's checkpoint. Raises RunError: it is not there, or another."""
     newest = checkpoint.latest(out)
     if start is None:
@@ -200,8 +211,6 @@ def _same(start: Start | None, out: Path, mirror: str) -> Path | None:
             )
         return None
     folder = out / "checkpoints" / Path(start.path).name
-    if mirror and not (folder / INDEX).is_file():
-        fetch(out, mirror, folder.name)
     if not (folder / INDEX).is_file():
         advice = "let --out lie on one disk for all ranks, or set run.mirror"
         raise RunError(str(folder), f"missing, but rank 0 goes on from {start}; {advice}")
@@ -227,7 +236,7 @@ def _from_first(call: Callable[[], Result]) -> Result:
     tried = distributed.of_first(_tried(call) if distributed.rank() == 0 else (None, None))
     result, error = tried
     if error is not None:
-        _stop(error)
+        stop(error)
     assert result is not None
     return result[0]
 
@@ -259,12 +268,12 @@ def _compare(seen: Sequence[Mapping[str, Any]], step: int) -> None:
         "was saved, the same command goes on from the last checkpoint. If it comes again: do all ranks run the same "
         "code, on machines of one kind?"
     )
-    _stop(RunError(f"step {step}", problem))
+    stop(RunError(f"step {step}", problem))
 
 
-def _stop(error: Error) -> NoReturn:
-    """End this rank: the first one with the error, the others without a word."""
+def stop(error: Error) -> NoReturn:
+    """End all ranks with an error that all of them have come to: the first one with it, the others without a word."""
     if distributed.rank() == 0:
         raise error
     time.sleep(_GRACE_S)
-    raise ReportedByFirstRank("rank 0", f"ended the run: {error}")
+    raise FirstRankError("rank 0", f"ended the run: {error}")

@@ -29,6 +29,7 @@ from training.errors import RunError
 from training.method import distributed
 from training.moco import BriVL, StepOutput
 from training.records import Batch
+from training.run.agreement import stop
 
 LOG = logging.getLogger(__name__)
 
@@ -137,7 +138,7 @@ class Health:
                 f"({config.optim.warmup_samples}), or raise moco.momentum ({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
-                raise RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless")
+                stop(RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless"))
             LOG.warning("step %d: %s", step, advice)
             self._alike[name] = 0
 

@@ -25,7 +25,7 @@ from typing import Any
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
-from training.errors import ConfigError, ReportedByFirstRank, TrainingError
+from training.errors import ConfigError, FirstRankError, TrainingError
 from training.outputs.trackers import PROMETHEUS, for_prometheus
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
@@ -176,7 +176,7 @@ def _work(task: dict[str, Any]) -> None:
                 leave_signal=Preemption(config.run.log_every),
                 tracker=_RayMetrics(out.name),
             )
-    except ReportedByFirstRank:
+    except FirstRankError:
         raise  # the first rank notes it, with its kind
     except (TrainingError, ContractError) as e:
         note(out, e)

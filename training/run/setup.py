@@ -158,6 +158,8 @@ def _build(
     config: Config, device: torch.device, start: Path | None, init: Path | None, beginning: RunState, samples: int
 ) -> tuple[BriVL, torch.optim.AdamW, RunState]:
     """Model and optimiser: from the run's own checkpoint, from `init`, or from the recipe; and where the run stands."""
+    if config.moco.init_queues and config.moco.objective not in ("moco", "albef"):
+        raise ConfigError("moco.init_queues", f"objective {config.moco.objective} has no queues")
     if config.moco.init_queues and start is None and init is None:
         raise ConfigError("moco.init_queues", "takes the queues of a checkpoint along; name it by --init")
     torch.manual_seed(config.seed)

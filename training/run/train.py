@@ -37,7 +37,7 @@ from training.outputs.saver import Saver
 from training.outputs.trackers import Tracker
 from training.outputs.whole import writing_to
 from training.records import Batch
-from training.run.agreement import Agreement, begun, together
+from training.run.agreement import Agreement, begun, stop, together
 from training.run.flops import Meter
 from training.run.footprint import used_memory
 from training.run.health import Health
@@ -170,9 +170,8 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            raise RunError(
-                f"step {self.state.step}", "received a signal to end; saved, the same command continues from here"
-            )
+            problem = "received a signal to end; saved, the same command continues from here"
+            stop(RunError(f"step {self.state.step}", problem))
         return self._result(time.monotonic() - started)
 
     def _due(self, every: int, leave: Leave) -> bool:
@@ -185,7 +184,7 @@ class _Run:
         self.failures = self.failures + 1 if step.skipped else 0
         if self.failures > MAX_NON_FINITE:
             problem = f"{self.failures} steps in a row with a gradient that is not finite"
-            raise RunError(f"step {self.state.step}", problem)
+            stop(RunError(f"step {self.state.step}", problem))
         self.health.saw(self.state.step, step.micros, step.outputs)
         self.state = replace(
             self.state,

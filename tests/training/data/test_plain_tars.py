@@ -233,6 +233,17 @@ def test_compressed_tars_are_refused_with_the_reason_by_name_in_a_folder_and_by_
             open_dataset([str(argument)], "train")
 
 
+def test_a_folder_in_which_archives_lie_beside_what_was_in_them_is_read(tmp_path: Path) -> None:
+    for name in ("x.0", "y"):
+        _pair(tmp_path / f"{name}.tar", name[0], "山水".encode())
+    (tmp_path / "x.0.tar.gz").write_bytes(b"")
+    (tmp_path / "y.tgz").write_bytes(b"")
+    assert _keys(str(tmp_path)) == ["x", "y"]
+    (tmp_path / "z.tgz").write_bytes(b"")
+    with pytest.raises(ContractError, match=r"z.tgz: a compressed tar"):
+        open_dataset([str(tmp_path)], "train")
+
+
 def test_each_line_of_a_text_is_a_caption_and_the_text_choice_takes_one(tmp_path: Path) -> None:
     _pair(tmp_path / "x.tar", "a", "\ufeff红色小船\r\n\n山水\u2028画\n红色小船\n".encode())
     _pair(tmp_path / "x.tar", "b", json.dumps({"caption": ["飞鸟", " ", "白云"]}).encode(), "json")

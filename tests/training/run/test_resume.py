@@ -14,6 +14,7 @@ from training.errors import CheckpointError, ConfigError, RunError
 from training.outputs.journal import read_metrics
 from training.resolve import resolve
 from training.run.train import fit
+from training.use.load import load
 
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
@@ -116,7 +117,8 @@ def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_p
     with pytest.raises(ConfigError, match=r"^moco.init_queues: .*name it by --init"):
         fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "third")
     with pytest.raises(ConfigError, match=r"^moco.init_queues: objective clip has no queues"):
-        config(2, 16, "moco.init_queues=true", "moco.objective=clip")
+        fit(config(2, 16, "moco.init_queues=true", "moco.objective=clip"), data, tmp_path / "clip")
+    assert load(tmp_path / "second", "cpu").config.moco.init_queues, "a run that began so is used as any other"
 
 
 def test_a_damaged_newest_checkpoint_names_the_one_before_it(
