@@ -106,6 +106,7 @@ _PHRASES = [
         (r"(\d+) pairs of (\S+) are kept already", r"已保留 \2 的 \1 个图文对"),
         (r"a picture under more than (\d+) different texts", r"同一图片配有 \1 种以上的文本"),
         (r"the dataset holds its image", "数据集中已有此图像"),
+        (r"all its texts, or nearly these texts, stand in another split than its image", "其文本均属于其他划分"),
         (r"same bytes as", "字节相同："),
         (r"looks like", "看起来像"),
         (r", which an earlier build kept", "（早先构建已保留）"),

@@ -8,8 +8,10 @@ have a caption that stands in the train split too. So its figures are given thre
 whose image leader or text leader stands in train (`seen`), and over the others (`unseen`), which is the headline. The
 candidates are the same each time. Plain tars have no train split: there, and of a benchmark, this is unknown.
 
-Every result says by which protocol it was measured. Limits: what a checkpoint saw before, in the weights of its
-backbones or in an earlier dataset, is not known here.
+Every result says by which protocol it was measured.
+
+Limits: what a checkpoint saw before, in the weights of its backbones or in an earlier dataset, is not known here. The
+leaders of every train shard are read, which takes as long as opening the dataset for a training does.
 """
 
 from __future__ import annotations
@@ -42,6 +44,9 @@ if TYPE_CHECKING:
     from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
+
+MANY_SHARDS = 100
+"""Train shards above which the log says that they are read: each one's leaders, by its index."""
 
 SAID_EVERY = 1_000
 """Images of a benchmark after which the log says how many are done."""
@@ -209,6 +214,8 @@ def _held_out(
     train = open_dataset(data, "train", detector=GRID, cache=cache, plain_tars=False)
     if not len(train) or len(train) < len(open_dataset(data, "train", detector=GRID, cache=cache)):
         return {}  # plain tars have no splits
+    if len(train.shard_sizes) > MANY_SHARDS:
+        LOG.info("looking up the queries' leaders in %s train shards", f"{len(train.shard_sizes):,}")
     images, texts = _in_train(train.leaders(), embeddings.image_ids_N, embeddings.text_ids_N)
     seen = images | texts
     return {

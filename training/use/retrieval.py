@@ -378,8 +378,8 @@ def _all_finite(features: Features) -> bool:
 def _ranges(low: Ids, counts: Ids) -> Ids:
     """low[0], low[0] + 1, ... counts[0] of them, then those of low[1], end to end."""
     before = np.cumsum(counts) - counts
-    places: Ids = np.arange(int(counts.sum())) + np.repeat(low - before, counts)
-    return places
+    ranges: Ids = np.arange(int(counts.sum())) + np.repeat(low - before, counts)
+    return ranges
 
 
 def _numpy(tensor: Tensor) -> Ids:
