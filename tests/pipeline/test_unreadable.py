@@ -154,7 +154,7 @@ PAGE_PARSERS = [
     (page.linked_data, "read"),
     (linked_data, "_walk"),
     (walk.Walk, "_place"),
-    (page._Meta, "of"),
+    (page.Meta, "of"),
 ]
 
 
