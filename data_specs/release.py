@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from data_specs.shard import SCHEMA_VERSION, ContractError, Manifest, Split, parse_manifest
+from data_specs.shard import MANIFEST, SCHEMA_VERSION, ContractError, Manifest, Split, parse_manifest
 
 LATEST = "latest.json"
 
@@ -117,7 +117,7 @@ def open_manifest(place: str, read: Read) -> tuple[str, Manifest]:
     place: a manifest, a latest.json, or a folder that holds one of them. Raises ContractError for what is none, for a
     dataset without a release, and for one that a takedown has withdrawn; whatever else `read` raises.
     """
-    for path in [place] if place.endswith(".json") else [posixpath.join(place, n) for n in ("manifest.json", LATEST)]:
+    for path in [place] if place.endswith(".json") else [posixpath.join(place, n) for n in (MANIFEST, LATEST)]:
         try:
             data = read(path)
         except FileNotFoundError:

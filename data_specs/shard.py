@@ -35,6 +35,9 @@ from pydantic import BaseModel, ConfigDict, Field
 SCHEMA_VERSION = 1
 """Raised when a field changes its meaning; new optional fields keep it. Readers refuse a higher version."""
 
+MANIFEST = "manifest.json"
+"""Name of the manifest in a dataset's folder; a folder without it is not a dataset."""
+
 KEY_LENGTH = 32
 """`KEY` is the first 32 hex digits of candidate_id: unique across builds, unchanged by a takedown or a repacking."""
 
@@ -311,7 +314,7 @@ def parse_manifest(data: bytes | str, name: str) -> Manifest:
 
 def read_manifest(path: Path) -> Manifest:
     """Read `manifest.json`, given its path or that of its folder, from the local disk. Raises ContractError."""
-    path = path / "manifest.json" if path.is_dir() else path
+    path = path / MANIFEST if path.is_dir() else path
     try:
         return parse_manifest(path.read_bytes(), str(path))
     except OSError as e:

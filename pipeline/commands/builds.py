@@ -14,6 +14,7 @@ from rich.table import Table
 from data_specs.build import SpecError, load
 from data_specs.command_line import completed_by, plugin_files
 from data_specs.release import LATEST
+from data_specs.shard import MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, WenlanError
@@ -122,7 +123,7 @@ def _publish_unless_manual(build: Build) -> dict[str, Any]:
         "revision": manifest.revision,
         "samples": manifest.samples,
         "content_digest": manifest.content_digest,
-        "manifest": build.shards.at("manifest.json"),
+        "manifest": build.shards.at(MANIFEST),
         **released(build),
     }
 

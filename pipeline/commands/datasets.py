@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.build import SpecError
-from data_specs.shard import SPLITS
+from data_specs.shard import MANIFEST, SPLITS
 from pipeline import exports
 from pipeline.commands import builds
 from pipeline.commands.generations import show_diff
@@ -55,7 +55,7 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
         say(f"not published: {e.message}")
         return {"build_id": build.build_id, "published": False, "nothing_new": True, **builds.left_out(build)}
     lost = builds.left_out(build)
-    path = build.shards.at("manifest.json")
+    path = build.shards.at(MANIFEST)
     say(f"published: {path}, revision {manifest.revision}, {sum(manifest.samples.values())} samples")
     answer = {"build_id": manifest.build_id, "published": True, "revision": manifest.revision}
     return {**answer, **lost, "samples": manifest.samples, "manifest": path, **builds.released(build)}

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from data_specs.build import BuildSpec
 from data_specs.shard import (
+    MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
     FileDigest,
@@ -35,9 +36,6 @@ from pipeline.store.build import Build
 from pipeline.store.releases import Releases
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED
-
-MANIFEST = "manifest.json"
-
 
 _Part = tuple[ReleasedBuild, Sequence[ShardFiles]]
 """A build of a release, and its shards as a release lists them."""

@@ -23,12 +23,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from data_specs.shard import (
+    MANIFEST,
     SCHEMA_VERSION,
     SPLITS,
     Manifest,
     StoredImages,
     content_digest,
-    parse_manifest,
     pretty_manifest,
 )
 from pipeline import observe
@@ -40,6 +40,7 @@ from pipeline.report import gates, page
 from pipeline.report.funnel import Funnel, read_funnels
 from pipeline.store import build_json
 from pipeline.store.build import Build, shard_files
+from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record
 
@@ -70,10 +71,10 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
 def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) -> Manifest:
     records = _finished(build)
     identities = Identities(build.store)
-    if not build.shards.exists("manifest.json"):
+    if not build.shards.exists(MANIFEST):
         dataset.check(build)
     identities.check(build)  # before anything is removed; and once more under the lock
-    manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), _published(build)
+    manifest, before = _manifest(build, records, dict.fromkeys(sorted(accept), because)), manifest_in(build.shards)
     if before is not None and _same(before, manifest, accepting=bool(accept)):
         manifest = before
         with build.store.lock():
@@ -109,7 +110,7 @@ def renew(build: Build, accepted: Mapping[str, str]) -> Manifest:
     judged = gates.judge(build.spec, build.stages, candidates, captures, undetected=undetected)
     failing = {gate.name: "after a takedown" for gate in judged if not gate.holds}
     manifest = _manifest(build, _finished(build), dict(sorted({**failing, **accepted}.items())))
-    before = _published(build)
+    before = manifest_in(build.shards)
     if before is not None and _same(before, manifest, accepting=False):
         return before  # the takedown was in no shard
     return _write(build, manifest, candidates, captures, Identities(build.store).replace, _alone)
@@ -150,7 +151,7 @@ def _write(
         identify(build)
         if build.spec.shards.energon:
             energon.complete(folder, manifest)
-        make_visible(build, manifest, functools.partial(folder.write, "manifest.json"))
+        make_visible(build, manifest, functools.partial(folder.write, MANIFEST))
         build.store.register(build, manifest.revision)
     _remember(build, manifest)
     return manifest
@@ -158,7 +159,7 @@ def _write(
 
 def withdraw(folder: Folder) -> None:
     """Turn a dataset back into a plain folder of shards, before any of them changes: the manifest is deleted first."""
-    folder.delete("manifest.json")
+    folder.delete(MANIFEST)
     energon.withdraw(folder)
 
 
@@ -207,14 +208,6 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         accepted=accepted,
         images=StoredImages(**build.spec.shards.model_dump(include=set(StoredImages.model_fields))),
     )
-
-
-def _published(build: Build) -> Manifest | None:
-    """The manifest of a build that is published; None if it is not."""
-    folder = build.shards
-    if not folder.exists("manifest.json"):
-        return None
-    return parse_manifest(folder.read("manifest.json"), folder.at("manifest.json"))
 
 
 def _same(a: Manifest, b: Manifest, accepting: bool) -> bool:

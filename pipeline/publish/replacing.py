@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_specs.shard import ContractError, Manifest, parse_manifest
+from data_specs.shard import MANIFEST, ContractError, Manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import dataset, release
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 
@@ -84,13 +85,13 @@ def _is_packed(known: dict[str, Any]) -> bool:
 def _published_in(build: Build) -> Folder | None:
     """The folder of the shards of the dataset that lies in the build's folder: a published one, or a copy of one."""
     places = (build.shards, build.folder)
-    return next((place for place in places if place.exists("manifest.json")), None)
+    return next((place for place in places if place.exists(MANIFEST)), None)
 
 
 def _manifest(place: Folder) -> Manifest | None:
     """The manifest of a folder of shards; None if it cannot be read."""
     try:
-        return parse_manifest(place.read("manifest.json"), place.at("manifest.json"))
+        return manifest_in(place)
     except ContractError:
         return None
 
@@ -98,7 +99,7 @@ def _manifest(place: Folder) -> Manifest | None:
 def _described(build: Build, known: dict[str, Any], place: Folder, manifest: Manifest | None) -> tuple[str, str]:
     """(what a published folder holds, what would be lost of it)."""
     if manifest is None:
-        return f"a dataset whose manifest cannot be read ({place.at('manifest.json')})", "all of it"
+        return f"a dataset whose manifest cannot be read ({place.at(MANIFEST)})", "all of it"
     ours = known.get("build_id") == manifest.build_id
     what = f"dataset {known['name']}, snapshot {known['snapshot']}" if ours else f"the dataset of {manifest.build_id}"
     samples = ", ".join(f"{count:,} {split}" for split, count in manifest.samples.items())

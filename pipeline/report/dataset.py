@@ -18,11 +18,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_specs.shard import SPLITS, Manifest, ShardFiles, parse_manifest
+from data_specs.shard import SPLITS, Manifest, ShardFiles
 from pipeline.files.folder import Folder
 from pipeline.report import drift, state
 from pipeline.report.figures import DOMAINS, VOCABULARY, ranked
 from pipeline.store.build import Build
+from pipeline.store.dataset import manifest_in
 
 Values = dict[str, Any]
 
@@ -117,10 +118,7 @@ def _before_releases(build: Build) -> Before | None:
 
 
 def _manifest(out: str) -> Manifest | None:
-    shards = Folder(out) / "shards"
-    if not shards.exists("manifest.json"):
-        return None
-    return parse_manifest(shards.read("manifest.json"), shards.at("manifest.json"))
+    return manifest_in(Folder(out) / "shards")
 
 
 def totals(shards: Iterable[ShardFiles]) -> Values:

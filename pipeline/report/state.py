@@ -15,10 +15,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from data_specs.release import ReleaseName
-from data_specs.shard import Manifest, parse_manifest
+from data_specs.shard import Manifest
 from pipeline.report import drift
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.dataset import manifest_in
 
 Verdict = Literal["published", "refused", "nothing_new", "waiting", "ready"]
 
@@ -55,10 +56,8 @@ class State(BaseModel):
 
 def manifest_of(build: Build) -> Manifest | None:
     """The manifest of a published build, None for one that is not published."""
-    if not build.shards.exists("manifest.json"):
-        return None
-    manifest = parse_manifest(build.shards.read("manifest.json"), build.shards.at("manifest.json"))
-    return manifest if manifest.build_id == build.build_id else None
+    manifest = manifest_in(build.shards)
+    return manifest if manifest is not None and manifest.build_id == build.build_id else None
 
 
 def remembered(build: Build) -> State | None:

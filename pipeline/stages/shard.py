@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 
 from data_specs.shard import (
     KEY_LENGTH,
+    MANIFEST,
     REGION_SCHEMA,
     SCHEMA_VERSION,
     SHARD_SCHEMA,
@@ -71,7 +72,7 @@ def partitions(build: Build) -> list[str]:
     """`train-000000`, ...; deletes what another fingerprint wrote, the manifest first."""
     plan = _boundaries.make(build)
     stage = build.stage("shard")
-    if stage.folder.exists("manifest.json"):
+    if stage.folder.exists(MANIFEST):
         todo = "publish that, or roll back to a release without it"
         with build.store.lock():
             dataset.withdraw(build, f"{build.out}, of which it lists shards, is being built anew; {todo}")

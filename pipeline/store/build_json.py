@@ -24,6 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, describe
+from data_specs.shard import MANIFEST
 from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -215,7 +216,7 @@ def status(build: Build) -> dict[str, Any]:
         "running": running,
         "stages": stages,
         "cost": known.get("cost"),
-        "published": build.shards.exists("manifest.json"),
+        "published": build.shards.exists(MANIFEST),
     }
 
 

@@ -8,9 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_specs.release import LATEST, open_manifest
-from data_specs.shard import ContractError, FileDigest, Manifest, ShardFiles, parse_manifest
+from data_specs.shard import MANIFEST, ContractError, FileDigest, Manifest, ShardFiles, parse_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, read_url
+
+
+def manifest_in(shards: Folder) -> Manifest | None:
+    """The manifest in a folder of shards; None if there is none. Raises ContractError for one that cannot be read."""
+    return parse_manifest(shards.read(MANIFEST), shards.at(MANIFEST)) if shards.exists(MANIFEST) else None
 
 
 @dataclass(frozen=True)
@@ -34,13 +39,13 @@ class Dataset:
         folder = Folder(str(place))
         if folder.url.endswith(".json") or folder.exists(LATEST):
             return Dataset._released(folder.url)
-        in_build = folder.exists("shards/manifest.json") or folder.exists("build.json")
+        in_build = folder.exists(f"shards/{MANIFEST}") or folder.exists("build.json")
         shards = folder / "shards" if in_build else folder
         try:
-            data = shards.read("manifest.json")
+            data = shards.read(MANIFEST)
         except StoreError as e:
             raise ContractError(f"{e}; a build without a manifest is not a dataset") from None
-        path = shards.at("manifest.json")
+        path = shards.at(MANIFEST)
         return Dataset(shards, parse_manifest(data, path), folder if in_build else None, path)
 
     @staticmethod

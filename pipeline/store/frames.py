@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pf
 import pyarrow.parquet as pq
 
-from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, ShardFiles
+from data_specs.shard import MANIFEST, REGION_SCHEMA, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
@@ -180,7 +180,7 @@ class Frames:
         folder = Folder(place)
         if not folder.url.endswith(".json") and folder.exists(build_json.NAME):
             build = build_json.reopen(place, stages)
-            if not folder.exists("shards/manifest.json"):
+            if not folder.exists(f"shards/{MANIFEST}"):
                 return Frames.of(build)
             return Frames.of_dataset(Dataset.open(place), [build])
         dataset, builds, absent = Dataset.open(place), list[Build](), dict[str, str]()

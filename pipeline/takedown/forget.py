@@ -34,12 +34,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
-from data_specs.shard import canonical_json, parse_manifest
+from data_specs.shard import canonical_json
 from pipeline.errors import StoreError
 from pipeline.publish import dataset, release
 from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.dataset import manifest_in
 from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
@@ -178,9 +179,7 @@ def _shows(build: Build, hashes: set[str], takedowns: Takedowns) -> bool:
 def _state(build: Build) -> dict[str, Any]:
     """What a build was before anything was taken out of it."""
     state = {"published": False, "accepted": {}, "reported": False}
-    folder = build.shards
-    if folder.exists("manifest.json"):
-        manifest = parse_manifest(folder.read("manifest.json"), folder.at("manifest.json"))
+    if (manifest := manifest_in(build.shards)) is not None:
         state |= {"published": True, "accepted": manifest.accepted}
     if "report" in build.fingerprints:
         state["reported"] = build.stage("report").finished()

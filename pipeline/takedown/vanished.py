@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.shard import MANIFEST
 from pipeline.files.folder import Folder
 from pipeline.records import DropReason
 from pipeline.store import build_json
@@ -90,4 +91,4 @@ def _earlier(build: Build) -> list[Build]:
 
 
 def _is_published(folder: Folder) -> bool:
-    return folder.exists("build.json") and (folder / "shards").exists("manifest.json")
+    return folder.exists("build.json") and (folder / "shards").exists(MANIFEST)

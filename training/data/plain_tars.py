@@ -34,7 +34,7 @@ import fsspec
 import pyarrow as pa
 
 from data_specs.release import LATEST
-from data_specs.shard import SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
+from data_specs.shard import MANIFEST, SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
 from training.errors import first_line
 
 TEXT_BYTES = 16 << 20
@@ -129,7 +129,7 @@ def _of_folder(name: str) -> list[str] | None:
         return None
     fs, path = _opened(name)
     try:
-        if any(fs.exists(posixpath.join(path, file)) for file in ("manifest.json", LATEST)) or not fs.isdir(path):
+        if any(fs.exists(posixpath.join(path, file)) for file in (MANIFEST, LATEST)) or not fs.isdir(path):
             return None
         names = sorted(posixpath.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
     except (OSError, NotImplementedError):
