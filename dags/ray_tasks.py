@@ -1,7 +1,8 @@
-"""The Airflow tasks around one Ray job: submit (setup), wait (a rescheduling sensor), stop (teardown). Defines no DAG.
+"""The Airflow tasks around one Ray job: submit (setup), wait (a sensor), stop (teardown). Defines no DAG.
 
 Why a sensor and not a deferrable operator: Airflow's triggerer cannot import from a DAG bundle (apache/airflow#65455),
-so a trigger would have to be installed apart from the DAG files. The sensor occupies a worker for seconds per poll.
+so a trigger would have to be installed apart from the DAG files. With polls a minute or more apart the sensor gives its
+worker back between two of them; with shorter ones it keeps it (RESCHEDULED_FROM_S says why).
 
 Why setup and teardown: clearing `wait` also clears `submit`, and `stop` also runs if the wait timed out or a person
 marked the run failed. So no job keeps running that nobody waits for.
@@ -41,8 +42,14 @@ RUNTIME_ENV = Param(
     json.loads(os.environ.get("WENLAN_RUNTIME_ENV") or "{}"), type="object", description="Ray's runtime environment"
 )
 """Parameter of every DAG. A scheduled run uses the JSON object in WENLAN_RUNTIME_ENV."""
-POLL_S = float(os.environ.get("WENLAN_POLL_S", "30"))
+POLL_S = float(os.environ.get("WENLAN_POLL_S", "60"))
 """Seconds between two polls of a job."""
+RESCHEDULED_FROM_S = 60.0
+"""Seconds between two polls from which the sensor is rescheduled; below, it keeps its worker and sleeps.
+
+The scheduler fails a rescheduled sensor when the executor reports the end of one poll after the next one was queued
+("finished with state success, but the task instance's state attribute is queued": apache/airflow#71172). The report
+comes seconds after the end, so polls a few seconds apart lose a retry nearly every time."""
 LONGEST = timedelta(days=float(os.environ.get("WENLAN_LONGEST_DAYS", "7")))
 """Time after which a job is stopped."""
 RETRIES: dict[str, Any] = {"retries": 5, "retry_delay": timedelta(minutes=1), "retry_exponential_backoff": True}
@@ -117,7 +124,12 @@ def _id_of(name: tuple[str, ...], cleared_at: int) -> str:
     return f"{submission_id(*name)}-{cleared_at}"
 
 
-@task.sensor(mode="reschedule", poke_interval=POLL_S, timeout=LONGEST.total_seconds(), **RETRIES)
+@task.sensor(
+    mode="reschedule" if POLL_S >= RESCHEDULED_FROM_S else "poke",
+    poke_interval=POLL_S,
+    timeout=LONGEST.total_seconds(),
+    **RETRIES,
+)
 def wait(job: str, link: str) -> PokeReturnValue:
     """Copy the job's log to the task's log until the job ends; fails if the job fails."""
     try:

@@ -414,7 +414,7 @@ def describe(error: ValidationError, model: type[BaseModel], where: str = "") ->
             continue  # pydantic counts only the valid items of a list; the invalid ones have their own lines
         path = where
         for part in fault["loc"]:
-            if str(part).startswith("<"):  # the tag of a union's member, which is not written in a spec
+            if str(part).startswith("<") or part == "[key]":  # the tag of a union's member: not written in a spec
                 continue
             path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
         if fault["type"] == "extra_forbidden":

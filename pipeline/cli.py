@@ -46,6 +46,7 @@ COMMANDS = (
 """Adds each command to the parser, in the order of the help."""
 
 EXAMPLES = (
+    "wenlan-data init --from photos/",
     "wenlan-data plan my-first.yaml",
     "wenlan-data build my-first.yaml --out builds/1 --store store",
     "wenlan-data verify builds/1",

@@ -65,6 +65,7 @@ class Cluster:
         if not partitions:
             return
         ray = self.start()
+        observe.show("wenlan_building", 1)
         available = ray.cluster_resources()
         options = granted(resources, available)
         task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
@@ -128,6 +129,31 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
             why = next(iter(str(e).splitlines()), type(e).__name__)
             log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
     raise StageError("ray", f"could not be started on this machine ({why})")
+
+
+@contextlib.contextmanager
+def joined(address: str = "") -> Iterator[None]:
+    """Within the block this process belongs to the cluster at `address` or RAY_ADDRESS, which exports what it counts.
+
+    Changes nothing where there is no cluster. One that cannot be joined is a warning: metrics hold nothing up.
+    """
+    address = address or os.environ.get("RAY_ADDRESS", "")
+    if not address:
+        yield
+        return
+    import ray
+
+    ours = not ray.is_initialized()
+    if ours:
+        try:
+            _join(ray, address, {"log_to_driver": False, "logging_level": logging.ERROR})
+        except StageError as e:
+            log.warning("%s; gates and releases are not counted", e)
+    try:
+        yield
+    finally:
+        if ours and ray.is_initialized():
+            ray.shutdown()
 
 
 class Here:

@@ -4,9 +4,9 @@ Log: the logger `wenlan` writes to stderr, as plain lines or, with WENLAN_LOG=js
 log store. `about` states the context once (build, stage, partition); every line written within it carries that, in
 Ray's workers too.
 
-Metrics: `count` adds to a counter of METRICS through `ray.util.metrics`, which every node of a cluster exports for
-Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them. Where no Ray runs, and nobody
-could read them, they cost nothing.
+Metrics: `count` adds to a counter of METRICS, and `show` sets a gauge, through `ray.util.metrics`. Every node of a
+cluster exports them for Prometheus under the name that `exported` returns; `dags/deploy/grafana.json` draws them, and
+`dags/deploy/alerts.yaml` watches them. Where no Ray runs, and nobody could read them, they cost nothing.
 
 What is counted by host goes into the running partition's pulse too (`pipeline.pulse`).
 
@@ -38,10 +38,14 @@ log = logging.getLogger("wenlan")
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A counter's description, and the tags that each of its counts has."""
+    """A metric's description, the tags that each of its values has, and whether it is a gauge or a counter.
+
+    A node goes on exporting a counter after its process has ended, and drops a gauge within seconds.
+    """
 
     description: str
     tags: tuple[str, ...]
+    gauge: bool = False
 
 
 METRICS: dict[str, Metric] = {
@@ -52,17 +56,23 @@ METRICS: dict[str, Metric] = {
     "wenlan_requests": Metric("pages and images asked for, by host and fate: kept or a reason", ("host", "fate")),
     "wenlan_received_bytes": Metric("bytes of pages and images received, by host", ("host",)),
     "wenlan_written_bytes": Metric("bytes of the files that partitions committed", ()),
+    "wenlan_building": Metric("1 while a build runs", (), gauge=True),
+    "wenlan_builds": Metric("runs of a build that ended, by fate: done or failed", ("fate",)),
+    "wenlan_gates": Metric(
+        "gates asked at a publish, by fate: held, failed, accepted by a person, or waiting for one", ("gate", "fate")
+    ),
+    "wenlan_releases": Metric("releases of a dataset", ("dataset",)),
 }
-"""All counters. Each has the tags `build` and `stage` as well."""
+"""All metrics. Each has the tags `build` and `stage` as well."""
 
 
 def exported(name: str) -> str:
-    """The name under which Prometheus sees a counter of METRICS."""
-    return f"ray_{name}_total"
+    """The name under which Prometheus sees a metric of METRICS."""
+    return f"ray_{name}" if METRICS[name].gauge else f"ray_{name}_total"
 
 
 _about: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("about", default={})  # noqa: B039 (never changed)
-_counters: dict[str, Any] = {}
+_metrics: dict[str, Any] = {}
 
 
 @contextlib.contextmanager
@@ -80,16 +90,34 @@ def count(name: str, value: float = 1.0, **tags: str) -> None:
     if "host" in tags:
         fate = "kept" if tags.get("fate") == "kept" else "failed"
         pulse.of_host(tags["host"], "bytes" if name == "wenlan_received_bytes" else fate, int(value))
-    ray = sys.modules.get("ray")
-    if value <= 0 or ray is None or not ray.is_initialized():
-        return
-    if name not in _counters:
-        metric = METRICS[name]
-        from ray.util.metrics import Counter
+    if value > 0 and (counter := _metric(name)) is not None:
+        counter.inc(value, _tags(tags))
 
-        _counters[name] = Counter(name, metric.description, ("build", "stage", *metric.tags))
+
+def show(name: str, value: float, **tags: str) -> None:
+    """Set a gauge of METRICS, in Ray, where it runs; it is exported until this process ends."""
+    if (gauge := _metric(name)) is not None:
+        gauge.set(value, _tags(tags))
+
+
+def _metric(name: str) -> Any:
+    """Ray's metric of that name, or None where no Ray runs."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return None
+    if name not in _metrics:
+        metric = METRICS[name]
+        from ray.util.metrics import Counter, Gauge
+
+        _metrics[name] = (Gauge if metric.gauge else Counter)(
+            name, metric.description, ("build", "stage", *metric.tags)
+        )
+    return _metrics[name]
+
+
+def _tags(tags: dict[str, str]) -> dict[str, str]:
     context = _about.get()
-    _counters[name].inc(value, {"build": context.get("build_id", ""), "stage": context.get("stage", ""), **tags})
+    return {"build": context.get("build_id", ""), "stage": context.get("stage", ""), **tags}
 
 
 def form() -> str:

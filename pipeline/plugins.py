@@ -97,12 +97,14 @@ def check(spec: BuildSpec, name: str = "") -> None:
         named.append(("filters", ref.name, ref.options, f"filters[{i}]"))
     for i, ref in enumerate(spec.regions.detectors):
         named.append(("detectors", ref.name, ref.options, f"regions.detectors[{i}]"))
-    problems = _per_source(spec, named)
+    problems, faulty = list[str](), set[tuple[str, str]]()
     for family, plugin, options, where in named:
         try:
             configure(family, plugin, options, Plugin, where, spec.base)
         except SpecError as e:
             problems += e.problems
+            faulty.add((family, plugin))
+    problems += _per_source(spec, {name for family, name in faulty if family == "filters"})
     try:
         loopback_pairs(spec.egress.allow)
     except SpecError as e:
@@ -111,17 +113,22 @@ def check(spec: BuildSpec, name: str = "") -> None:
         raise SpecError([f"{name}: {line}" if name else line for line in problems])
 
 
-def _per_source(spec: BuildSpec, named: list[tuple[Family, str, dict[str, Any], str]]) -> list[str]:
-    """Faults of the filters that sources state options for; those that can be configured are added to `named`."""
+def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
+    """Faults of what sources state for the build's filters, but for filters that are `faulty` themselves."""
     problems: list[str] = []
     of_build = {ref.name: ref.options for ref in spec.filters}
     for i, source in enumerate(spec.sources):
-        for filter_name, options in source.filters.items():
-            where = f"sources[{i}].filters.{filter_name}"
-            if filter_name not in of_build:
+        for name, options in source.filters.items():
+            where = f"sources[{i}].filters.{name}"
+            if name not in of_build:
                 problems.append(f"{where}: is not in the build's filters; add it there first, without options")
-            elif not find("filters", filter_name).PER_SOURCE:
+            elif name in faulty:
+                continue
+            elif not find("filters", name).PER_SOURCE:
                 problems.append(f"{where}: judges pictures, not texts, and is the same for all sources")
             else:
-                named.append(("filters", filter_name, {**of_build[filter_name], **options}, where))
+                try:
+                    configure("filters", name, {**of_build[name], **options}, Plugin, where, spec.base)
+                except SpecError as e:
+                    problems += e.problems
     return problems

@@ -199,6 +199,10 @@ def run(
                     result = _run_stage(build, name, cluster, progress, crawls)
                     build_json.note(build, result)
                 yield result
+            observe.count("wenlan_builds", fate="done")
+        except Exception:
+            observe.count("wenlan_builds", fate="failed")
+            raise
         finally:
             cluster.close()
 

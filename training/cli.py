@@ -23,7 +23,7 @@ from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
-from training.errors import ConfigError, TrainingError
+from training.errors import ConfigError, FirstRankError, TrainingError
 from training.use.benchmarks import BENCHMARKS
 
 LOG = logging.getLogger("training")
@@ -48,6 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
         return _fail(str(e), 2, as_json)
+    except FirstRankError:
+        return 1
     except (ContractError, TrainingError) as e:
         return _fail(str(e), 1, as_json)
     except OSError as e:
@@ -114,7 +116,12 @@ def _add_fit(commands: Any) -> None:
     completed_by(recipe, _recipes)
     _add_data(fit)
     fit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
-    fit.add_argument("--init", type=Path, metavar="CHECKPOINT", help="begin from the towers of a checkpoint")
+    fit.add_argument(
+        "--init",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues)",
+    )
     keys = fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
     )
@@ -169,6 +176,7 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument(
         "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
     )
+    _add_detector(evaluate)
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -212,6 +220,7 @@ def _add_embed(commands: Any) -> None:
         help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
     embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
+    _add_detector(embed)
     embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
@@ -264,8 +273,17 @@ def _add_data(command: argparse.ArgumentParser, more: str = "") -> None:
         required=True,
         nargs="+",
         metavar="DATA",
-        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or 'x-{000..099}.tar'; NAME@WEIGHT mixes"
-        + more,
+        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or plain tars: 'x-{000..099}.tar', "
+        "'x-*.tar' or their folder; NAME@WEIGHT mixes" + more,
+    )
+
+
+def _add_detector(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--detector",
+        default="",
+        metavar="NAME",
+        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none",
     )
 
 
@@ -319,6 +337,7 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         arguments.checkpoint,
         arguments.data,
         arguments.split,
+        detector=arguments.detector,
         device=arguments.device,
         cache=arguments.cache,
         towers=arguments.towers,
@@ -339,7 +358,13 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
     if arguments.data:
         written = embed.embed_data(
-            checkpoint, arguments.data, arguments.split, out, device=device, cache=arguments.cache
+            checkpoint,
+            arguments.data,
+            arguments.split,
+            out,
+            detector=arguments.detector,
+            device=device,
+            cache=arguments.cache,
         )
     elif arguments.jsonl:
         written = embed.embed_rows(checkpoint, arguments.jsonl, arguments.text_kind, out, device=device)

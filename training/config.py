@@ -177,6 +177,9 @@ class MocoConfig:
     """Batch norms of the image key tower: averaged statistics, or those of a batch shuffled over the ranks."""
     prefill: bool = True
     """Fill the queues by key-only forwards before the first step."""
+    init_queues: bool = False
+    """Begin with the queues (and the learned temperature) of the --init checkpoint instead, where its data is still
+    trained on. Its key towers, which have made those keys, come along in any case."""
     feature_dim: Positive = 2048
     """D: width of image_features and text_features."""
 
@@ -251,7 +254,8 @@ class OptimConfig:
     """Share of the run over which the rate rises, where that is longer than warmup_samples."""
     schedule: Literal["cosine", "constant", "wsd"] = "cosine"
     """After the warm-up: down to 0 along a cosine; no change; or no change, then straight down to 0 (warm-up, stable,
-    decay: arXiv 2404.06395), so that a run can be made longer without having begun otherwise."""
+    decay: arXiv 2404.06395), so that a run can be made longer without having begun otherwise: set run.epochs
+    anew on the same --out. A run whose rate has fallen already goes on too, at the full rate again."""
     decay_share: Fraction = 0.2
     """wsd: share of the run, at its end, in which the rate falls."""
     lr_batch: Count = 0
@@ -294,9 +298,13 @@ class RunConfig:
     """Stop after so many recalls in a row without a higher mean; 0 for never."""
     stop_on_collapse: bool = True
     """Stop when all features of a modality have become alike; otherwise only warn."""
+    compare_every: Count = 100
+    """Steps between comparisons of the ranks' weights and queues, which must be equal (training/run/agreement.py); 0
+    for before the first step and before each checkpoint only."""
     log_every: Positive = 10
-    tracker: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"
-    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment."""
+    tracker: Literal["tensorboard", "wandb", "mlflow", "prometheus", "none"] = "tensorboard"
+    """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment; prometheus
+    is a text file for node_exporter, in the folder WENLAN_TEXTFILE_DIR. A run on Ray is exported without it too."""
     profile_steps: Count = 0
     """Steps, after the first three, of which torch's profiler writes a trace into OUT/profile."""
     device: str = "auto"

@@ -5,6 +5,7 @@
     ├── InputError                what a command was given cannot be used: vocabulary, rows, boxes, arrays, texts
     │   └── CheckpointError       a checkpoint is damaged, foreign, of a newer version, or of another model
     └── RunError                  a run cannot begin or go on: memory, its folder, its gradients, its data's quality
+        └── FirstRankError        the same on the other ranks: the first rank prints the line
 
 What breaks the shard contract is a ContractError of data_specs.shard. A sample that cannot be decoded, and a released
 row that cannot be read, are no exceptions: they are counted, named in the log, and left out.
@@ -44,3 +45,7 @@ class CheckpointError(InputError):
 
 class RunError(TrainingError):
     """A run cannot begin or go on."""
+
+
+class FirstRankError(RunError):
+    """What stopped all ranks, on a rank that need not print it: the first one does."""

@@ -59,6 +59,7 @@ def add_build(commands: Commands) -> None:
 
 def _build(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
+    from pipeline.cluster import joined
     from pipeline.stages import STAGES
 
     until = args.until
@@ -86,7 +87,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
         say(f"report: {build.folder.at('report/index.html')}")
     answer: dict[str, Any] = {"build_id": build.build_id, "out": build.out, "published": False}
     if until == "publish":
-        answer |= _publish_unless_manual(build)
+        with joined(args.address):
+            answer |= _publish_unless_manual(build)
     if answer["published"]:
         say(f"dataset: {answer['manifest']}")
     if answer["published"] and build.made_from:

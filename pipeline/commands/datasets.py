@@ -40,6 +40,7 @@ def add_publish(commands: Commands) -> None:
 
 def _publish(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline import run
+    from pipeline.cluster import joined
     from pipeline.publish import release
     from pipeline.report import gates
     from pipeline.stages import STAGES
@@ -48,7 +49,8 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     build = run.reopen(args.build)
     build.store.must_exist()
     try:
-        manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
+        with joined():
+            manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)
     except NothingNew as e:
         say(f"not published: {e.message}")
         return {"build_id": build.build_id, "published": False, "nothing_new": True, **builds.left_out(build)}

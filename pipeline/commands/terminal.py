@@ -77,9 +77,9 @@ class Bars:
         if console.is_terminal:
             columns = (
                 TextColumn("{task.description:8}"),
-                BarColumn(bar_width=20),
+                BarColumn(bar_width=20 if console.width >= 110 else 8),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[said]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+                TextColumn("{task.fields[said]}", table_column=Column(ratio=1)),  # of two lines if it must be
                 TimeElapsedColumn(),
             )
             self._bars = Progress(*columns, console=console, expand=True, refresh_per_second=4)

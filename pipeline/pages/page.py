@@ -7,7 +7,7 @@ around it, and whether it is page furniture (navigation, footer, sidebar). Texts
     caption       figcaption, or a block whose class says caption, within the image's figure or right after it;
                   DocBook's and Asciidoctor's `title` within a figure; a line that begins with ▲ or 图：
     title         the headline of the page's article: its h1; of several the one that og:title or <title> names, else
-                  og:title, JSON-LD's headline, or <title> without the site's name (`_headline`)
+                  og:title, JSON-LD's headline, or <title> without the site's name (`pipeline.pages.head`)
     surrounding   the nearest block of text before the image, and the nearest after it; on a page with several images
                   the sentence right beside an image, else its section's heading, comes before the title (`_Lookup`)
     abstract      og:description or meta description, else the first paragraph
@@ -32,10 +32,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
+from pipeline.pages.head import MAX_TAGS, Meta, headline_of
 from pipeline.pages.site_rules import SiteRule, SiteTexts
 from pipeline.pages.walk import SRCSETS, Place, Walk
 from pipeline.texts.cleaning import clean
@@ -61,11 +61,8 @@ MIN_HEADING, MAX_IN_SECTION = 3, 3
 """Han characters of a section's heading that can stand before the title (简介 is one of many sections), and images of
 the section."""
 
-MIN_NAMED = 4
-"""Letters of a headline that is looked for within a longer title: shorter ones (简介) are words of many."""
-
-MAX_TAGS, MAX_TAG = 10, 20
-"""Tags kept per page, and characters above which a keyword is a sentence and no tag."""
+MAX_TAG = 20
+"""Characters above which a keyword is a sentence and no tag."""
 
 MAX_SRCSET = 10_000
 """Characters read of a srcset."""
@@ -75,7 +72,6 @@ _LAZY = ("data-original", "data-src", "data-actualsrc", "data-lazy-src", "data-l
          "original", "lazy-src", "_src", "data-hi-res-src")  # fmt: skip
 _CAPTION_LINE = re.compile(r"^[（(]?(?:[▲△↑▼]|图[：:为注]|圖[：:為註])")
 _NUMBER = re.compile(r"^\s*(?:图|圖|表|[Ff]ig(?:ure)?\.?)\s*\d+(?:[.\-–—]\d+)*\s*[.:：、。)）]?\s*")
-_SITE_NAME = re.compile(r"\s*[_|｜]\s*[^_|｜]{1,30}$|\s+[-–—]+\s+[^-–—]{1,30}$")
 _LETTER = re.compile(r"[^\W\d_]")
 _HAN = re.compile("[\u3400-\u9fff\U00020000-\U0003ffff]")
 _POINTER = re.compile(
@@ -88,7 +84,6 @@ _REFERS = re.compile(
     r"|[详詳][情细細]?[见見]|[参參][见見考阅閱看]"
 )
 _SENTENCE_END = re.compile(r"(?<=[。！？；])|(?<=[.!?;])\s")
-_NO_LETTER = re.compile(r"[\W_]+")
 _COPY = re.compile(r"[\s,]*(\S+)")
 _DESCRIPTOR = re.compile(r"\s*(\d+(?:\.\d+)?)[wx]")
 
@@ -124,13 +119,13 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     """
     tree = bounds.tree_of(html)
     selected = site_rules.apply(tree, rule) if rule is not None else SiteTexts()
-    meta = _Meta.of(tree)
+    meta = Meta.of(tree)
     linked = linked_data.read(tree)
     walk = Walk()
     body = selected.content if selected.content is not None else tree.body
     if body is not None:
         walk.run(body)
-    headline = clean(selected.title or "") or _headline(walk.headlines, meta, clean(linked.headline))
+    headline = clean(selected.title or "") or headline_of(walk.headlines, meta, clean(linked.headline))
     abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description) or _first_paragraph(walk)
     tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
     lookup = _Lookup(walk, headline, abstract, tags)
@@ -139,29 +134,6 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
         images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
     return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
-
-
-def _headline(headlines: list[str], meta: _Meta, linked: str) -> str:
-    """The title of a page's article.
-
-    Sections of a page may have an h1 each, and a site may set its own name in one: so an h1 that stands alone is the
-    title unless it is the site's name, and of several ones it is the first that the head names too.
-    """
-    named = [name for name in (meta.named, meta.title, linked) if name]
-    own = [h1 for h1 in headlines if h1 != meta.site or h1 in named]
-    if own and (len(headlines) == 1 or not named):
-        return own[0]
-    for name in (*named, meta.whole):
-        for h1 in own:
-            if _names(name, h1):
-                return h1
-    return next(iter([*named, *own, *headlines]), "")
-
-
-def _names(name: str, headline: str) -> bool:
-    """Whether what the head says of a page is a headline of it, perhaps with more around it."""
-    whole, part = (_NO_LETTER.sub("", text).lower() for text in (name, headline))
-    return part == whole != "" or (len(part) >= MIN_NAMED and part in whole)
 
 
 def _first_paragraph(walk: Walk) -> str:
@@ -178,58 +150,6 @@ def _tags(keywords: Iterable[str]) -> tuple[str, ...]:
     """Tags of some lists of keywords, each tag once; a sentence is no tag."""
     parts = (clean(part) for text in keywords for part in re.split(r"[,，、;；|]", text[:500]))
     return tuple(dict.fromkeys(part for part in parts if 2 <= len(part) <= MAX_TAG))[:MAX_TAGS]
-
-
-@dataclass(frozen=True, slots=True)
-class _Meta:
-    """Metadata from the head of a page, and its rel=tag links."""
-
-    base: str
-    language: str
-    robots: tuple[str, ...]
-    whole: str  # <title>
-    title: str  # the same without the site's name
-    named: str  # og:title
-    site: str  # og:site_name
-    abstract: str
-    image: str
-    tags: tuple[str, ...]
-    reserved: bool
-
-    @classmethod
-    def of(cls, tree: Any) -> _Meta:
-        content_of: dict[str, str] = {}  # name or property of a meta tag -> content of the first such tag
-        robots: list[str] = []
-        tags: list[str] = []
-        for node in tree.tags("meta"):  # by name: a tenth of what a selector costs
-            attributes = node.attributes
-            name = (attributes.get("property") or attributes.get("name") or "").strip().lower()
-            content = attributes.get("content") or ""
-            if name in ("robots", "wenlan"):
-                robots.append(content)
-            elif name.endswith(("bot", "crawler")):
-                robots.append(f"{name}: {content}")
-            elif name in ("keywords", "article:tag"):
-                tags.append(content)
-            elif name:
-                content_of.setdefault(name, content.strip())
-        base = next((node for node in tree.tags("base") if "href" in node.attributes), None)
-        root, title = tree.root, next(iter(tree.tags("title")), None)
-        name_of_page = clean(title.text()) if title is not None else ""
-        marked = [node for node in tree.tags("a") if "tag" in (node.attributes.get("rel") or "").split()]
-        return cls(
-            base=((base.attributes.get("href") or "") if base is not None else "").strip(),
-            language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),
-            robots=tuple(robots),
-            whole=name_of_page,
-            title=_SITE_NAME.sub("", name_of_page) or name_of_page,
-            named=clean(content_of.get("og:title", "")),
-            site=clean(content_of.get("og:site_name", "")),
-            abstract=clean(content_of.get("og:description", "") or content_of.get("description", "")),
-            image=content_of.get("og:image", ""),
-            tags=(*(node.text() for node in marked[:MAX_TAGS]), *tags),
-            reserved=content_of.get("tdm-reservation", "") == "1",
-        )
 
 
 class _Lookup:

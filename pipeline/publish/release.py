@@ -31,6 +31,7 @@ from data_specs.shard import (
     parse_manifest,
     pretty_manifest,
 )
+from pipeline import observe
 from pipeline.detectors import detector_ids
 from pipeline.errors import GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
@@ -56,7 +57,7 @@ def publish(build: Build, accept: Sequence[str] = (), because: str = "", approve
     incomplete, and SpecError for an unknown gate or an acceptance without a reason.
     """
     gates.check_acceptance(build.stages, accept, because)
-    with build_json.sole_owner(build):
+    with build_json.sole_owner(build), observe.about(build_id=build.build_id, stage="publish"):
         try:
             manifest = _publish(build, accept, because, approved)
         except (GateError, NothingNew):
@@ -91,6 +92,7 @@ def _publish(build: Build, accept: Sequence[str], because: str, approved: bool) 
             known = f"all {candidates.known:,} images that passed are in dataset {build.spec.name} already"
             raise NothingNew(build.build_id, f"nothing new: {known}, which has {build.held:,} samples")
         manifest = _write(build, manifest, candidates, captures, identities.publish, dataset.publish)
+        observe.count("wenlan_releases", dataset=build.spec.name)
     return manifest
 
 

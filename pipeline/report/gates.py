@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_specs.build import BuildSpec, DropShares, SpecError
+from pipeline import observe
 from pipeline.errors import ApprovalError, GateError
 from pipeline.records import DropReason
 from pipeline.report import drift
@@ -93,17 +94,18 @@ def hold(
     approved: a person asked, which is what `approve: manual` waits for: ApprovalError if it is only that.
     """
     report = _report(build)
-    failed = [
-        gate
-        for gate in judge(build.spec, build.stages, candidates, captures, report, build.held, read_undetected(build))
-        if not gate.holds and gate.name not in accept
-    ]
+    judged = judge(build.spec, build.stages, candidates, captures, report, build.held, read_undetected(build))
+    failed = [gate for gate in judged if not gate.holds and gate.name not in accept]
+    for gate in judged:
+        fate = "held" if gate.holds else "accepted" if gate.name in accept else "failed"
+        observe.count("wenlan_gates", gate=gate.name, fate=fate)
     lines = [f"gate {gate.name}: {fault}" for gate in failed for fault in gate.faults]
     if report is None:
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
         lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
     waits = build.spec.publish.approve == "manual" and not approved and "approve" not in accept
     if waits:
+        observe.count("wenlan_gates", gate="approve", fate="waiting")
         hint = f"wenlan-data publish {build.out}"
         lines.append(f"gate approve: the spec requires manual approval (publish.approve: manual): {hint}")
     if not lines:

@@ -137,7 +137,7 @@ class Sample:
         nothing = self.rows and not self.candidates
         return {
             "facts": tuple(facts if self.dropped else facts[:1]),
-            "warnings": ("none of the rows looked at is a candidate",) if nothing else (),
+            "warnings": ("none of the rows looked at is a candidate; a build would drop them all",) if nothing else (),
             "image_urls": tuple(self._urls.values()),
             "busiest_host": max(self._hosts.values(), default=0) / max(1, self.candidates),
         }

@@ -22,7 +22,7 @@ import csv
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import chain, islice
@@ -262,12 +262,12 @@ class FolderOfImages(TableSource):
         if name.endswith((".jsonl", ".ndjson", ".json")):
             yield from (line for _, line in Lines(f).numbered())
             return
-        following = Lines(f)
-        first, *more = lines = list(islice(following, 6)) or [""]
+        lines = Lines(f)
+        first = next(lines, "")
         separator = separator_of(first, self.columns.required(), "\t" if name.endswith(".tsv") else ",")
-        rows = csv.DictReader(chain(lines, following), delimiter=separator)
+        rows = csv.DictReader(chain([first], lines), delimiter=separator)
         rows.fieldnames = cleaned(rows.fieldnames or [])
-        self._check_columns(rows.fieldnames, [columns_of(line, separator) for line in more], pictures)
+        self._check_columns(rows.fieldnames, (columns_of(line, separator) for line in islice(lines, 5)), pictures)
         while True:
             try:
                 yield next(rows)
@@ -276,12 +276,16 @@ class FolderOfImages(TableSource):
             except (csv.Error, LongLine) as e:
                 yield e
 
-    def _check_columns(self, header: Sequence[str], rows: list[list[str]], pictures: _Names) -> None:
-        """Raises ValueError for a table without a column that is needed, and says what to write into the spec."""
+    def _check_columns(self, header: Sequence[str], rows: Iterable[list[str]], pictures: _Names) -> None:
+        """Raises ValueError for a table without a column that is needed, and says what to write into the spec.
+
+        rows: some rows of the table, read only in that case.
+        """
         missing = next((name for name in self.columns.required() if name not in header), None)
         if missing is None:
             return
-        named = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in rows)]
+        some = list(rows)
+        named = [i for i in range(len(header)) if any(len(r) > i and pictures.find(r[i]) in pictures for r in some)]
         advice = ""
         if named:
             texts = [name for i, name in enumerate(header) if i != named[0] and name]

@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text, TextKind
+from data_specs.shard import Text
 from pipeline import pulse
 from pipeline.filters import Drop, TextFilter, text_filters
 from pipeline.records import (
@@ -47,6 +47,7 @@ from pipeline.records import (
 from pipeline.stages import _templates
 from pipeline.stages._furniture import SHOWN_ON_PAGES
 from pipeline.stages._templates import NO_TEMPLATES, HostTemplates
+from pipeline.stages._text_order import TextOrder
 from pipeline.store import templates as store_templates
 from pipeline.store.build import Build
 from pipeline.store.ranges import KeyRange
@@ -199,36 +200,6 @@ def _judged_by_source(
     return [judged[at] for at in range(len(candidates))]
 
 
-@dataclass(frozen=True)
-class TextOrder:
-    """The order of a candidate's texts: by kind, and within a kind as they stand on the page.
-
-    sentences: whether a surrounding text that `extract` has put before the page's title stays there. It does so with
-    the sentence beside a picture where the title is that of several pictures (`pipeline.pages.page`).
-    """
-
-    kinds: tuple[str, ...] = ()
-    sentences: bool = False
-
-    @classmethod
-    def of(cls, spec: BuildSpec) -> TextOrder:
-        return cls(spec.text_kinds, spec.text_kinds == BuildSpec.model_fields["text_kinds"].default)
-
-    def rank(self, kind: TextKind) -> int:
-        return self.kinds.index(kind) if kind in self.kinds else len(self.kinds)
-
-    def sorted(self, candidate: Candidate) -> list[Text]:
-        """The texts of a candidate, the one that should be its primary text first."""
-        texts = candidate.texts
-        titles = [at for at, text in enumerate(texts) if text.kind == "title"]
-        by_title = titles[0] if self.sentences and titles and candidate.origin == candidate.page_url else 0
-        ranked = []
-        for at, text in enumerate(texts):
-            kind: TextKind = "title" if at < by_title and text.kind == "surrounding" else text.kind
-            ranked.append((self.rank(kind), at, text))
-        return [text for _, _, text in sorted(ranked, key=lambda entry: entry[:2])]
-
-
 def _tie(candidate: Candidate) -> tuple[Any, ...]:
     """Order in which candidates are looked at: depends on what they are, not on where they were read."""
     return candidate.candidate_id, candidate.row, [(t.kind, t.text) for t in candidate.texts]
@@ -367,22 +338,22 @@ def _judged(
     cut: texts that were nothing but a template, each with the number of the texts before it.
     """
     good: dict[str, Text] = {}
-    removed, first = list(cut), len(texts)
+    failed, first = list[tuple[int, RemovedText]](), len(texts)
     for at, (text, own) in enumerate(zip(texts, faults, strict=True)):
         if own:
-            removed.append((at, RemovedText.of(text, own[0].reason, "; ".join(fault.evidence for fault in own))))
+            failed.append((at, RemovedText.of(text, own[0].reason, "; ".join(fault.evidence for fault in own))))
         else:
             first = min(first, at)
             good.setdefault(text.text, text)
     if good:
-        better = sum(at < first or (at == first and entry in cut) for entry in removed for at in (entry[0],))
+        better = sum(at < first for at, _ in failed) + sum(before <= first for before, _ in cut)
         better += sum(order.rank(text.kind) < order.rank(texts[first].kind) for text in candidate.removed)
-        facts = tuple(text for _, text in sorted(removed, key=lambda entry: entry[0]))
+        facts = tuple(text for _, text in sorted([*cut, *failed], key=lambda entry: entry[0]))
         return replace(candidate, texts=tuple(good.values()), text_rank=better, removed=facts)
     ordered = replace(candidate, texts=tuple(texts) or candidate.texts)
     all_faults = [fault for own in faults for fault in own]
     if not all_faults:
-        why = [text.evidence for _, text in removed] or [text.evidence for text in candidate.removed]
+        why = [text.evidence for _, text in cut] or [text.evidence for text in candidate.removed]
         return drop(ordered, "admit", DropReason.NO_TEXT, "; ".join(why))
     reasons = tuple(dict.fromkeys(fault.reason.value for fault in all_faults))
     return drop(ordered, "admit", all_faults[0].reason, all_faults[0].evidence, reasons=reasons)

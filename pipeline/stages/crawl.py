@@ -260,6 +260,7 @@ def _commit(stage: StageDir, site: Site, frontier: Frontier, digest: str) -> Rec
                 "seen": totals.kept + dropped,
                 "kept": totals.kept,
                 "dropped": dropped,
+                "failed": totals.dropped,  # the others were over the limits of the source
                 "unchanged": totals.unchanged,
                 "in_sitemaps": frontier.counted("in_sitemaps"),
                 "traps": frontier.counted("traps"),

@@ -182,7 +182,7 @@ def figures(
         done=done,
         total=total,
         kept=counts.get("kept", 0) + said["kept"],
-        failed=counts.get("dropped", 0) + said["failed"],
+        failed=counts.get("failed", counts.get("dropped", 0)) + said["failed"],
         rates={name: round(sum(beat.rates.get(name, 0.0) for beat in beats), 2) for name in ("done", "bytes")},
         more={name: counts.get(name, 0) + said[name] for name in ("images", "bytes", "queue") if name in said},
         left_seconds=_left(partitions - committed, waiting, shares, beats, ran),

@@ -143,14 +143,14 @@ def scheduled_and_killed(drill: Drill) -> dict[str, Figure]:
     drill.unpause("dataset_build")
     [job] = until("the build's job", 120, lambda: drill.running("--until report"))
     run = next(run for run in drill.runs("dataset_build") if run.startswith("scheduled"))
-    until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "up_for_reschedule")
+    until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "running")
     for name in ("scheduler", "triggerer"):
         drill.services.kill(name)
     time.sleep(5)
     survived = drill.running("--until report") == [job]
     for name in ("scheduler", "triggerer"):
         drill.services.start_again(name)
-    state = drill.ends("dataset_build", run)
+    state = drill.ends("dataset_build", run, 480)  # a dead worker is noticed after 30 s, and its task waits to retry
     until("pretrain", 60, lambda: drill.runs("pretrain"))
     trained = drill.ends("pretrain", next(iter(drill.runs("pretrain"))), 300)
     missed = drill.events("wenlan_dataset")[0]["extra"]["missed"] or {}
@@ -206,12 +206,12 @@ def cleared_and_failed(drill: Drill) -> dict[str, Figure]:
     spec = drill.spec("cleared", delay_s=2)
     run = drill.trigger("dataset_build", spec=spec)
     [first] = until("the job", 120, lambda: drill.running("cleared.yaml"))
-    until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "up_for_reschedule")
+    until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "running")
     body = {"dry_run": False, "dag_run_id": run, "task_ids": ["build.wait"], "only_failed": False}
     drill.api("dags/dataset_build/clearTaskInstances", {**body, "include_downstream": True, "reset_dag_runs": True})
     [second] = until("the next job", 120, lambda: drill.running("cleared.yaml", but=(first,)))
     after_clear = drill.jobs("cleared.yaml")[first]
-    until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "up_for_reschedule")
+    until("a look at the job", 60, lambda: drill.tasks("dataset_build", run)["build.wait"] == "running")
     drill.api(f"dags/dataset_build/dagRuns/{run}", {"state": "failed"}, "PATCH")
     until("no job", 120, lambda: not drill.running("cleared.yaml"))
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -15,8 +16,8 @@ import pytest
 class FakeRay(ThreadingHTTPServer):
     """Jobs in a dict. `faults` are answers to give first: (status, body, headers); `lose_answers` drops a POST's.
 
-    A job runs until it is stopped, and then for `stops_in` more answers; `outcome`, if set, ends each at once: it gives
-    state and log of an entrypoint.
+    A job runs until it is stopped, and then for `stops_in` more answers; `outcome`, if set, ends each after `lasts_s`
+    seconds: it gives state and log of an entrypoint.
     """
 
     def __init__(self) -> None:
@@ -26,9 +27,24 @@ class FakeRay(ThreadingHTTPServer):
         self.seen: list[tuple[str, str, str]] = []
         self.lose_answers = False
         self.stops_in = 1
+        self.lasts_s = 0.0
         self.outcome: Callable[[str], tuple[str, str]] = lambda entrypoint: ("RUNNING", "line 1\n")
         self.submissions = 0
         self.lock = threading.Lock()
+
+    @staticmethod
+    def good_day(entrypoint: str) -> tuple[str, str]:
+        """What the commands of a good day print."""
+        words = entrypoint.split()
+        published = {"manifest": "/b/n/shards/manifest.json", "build_id": "n", "revision": 0, "content_digest": "d"}
+        published |= {"dataset": "news", "release": 2, "release_manifest": "/s/datasets/news/000002.json"}
+        published |= {"samples": {"train": 3}, "dataset_samples": {"train": 30}}
+        told: dict[str, Any] = {
+            "build": {"published": False} if "--until" in words else {"published": True, **published},
+            "fit": {"checkpoint": "/runs/c"},
+            "eval": {"mean_recall": 0.25},
+        }.get(words[1], {})
+        return "SUCCEEDED", f"working\n{json.dumps(told)}\n"
 
     @property
     def url(self) -> str:
@@ -59,6 +75,8 @@ class _Handler(BaseHTTPRequestHandler):
             if name not in self.server.jobs:
                 return self._answer(404, f"Job {name} does not exist".encode(), {})
             job = self.server.jobs[name]
+            if job["status"] == "RUNNING" and time.monotonic() >= job["ends"]:
+                job["status"] = job["outcome"]
             if verb == "stop":
                 found: dict[str, Any] = {"stopped": job["status"] == "RUNNING"}
                 job["stopping"] = self.server.stops_in
@@ -78,7 +96,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(500, text.encode(), {})
         self.server.submissions += 1
         status, logs = self.server.outcome(request["entrypoint"])
-        self.server.jobs[name] = {"status": status, "entrypoint": request["entrypoint"], "message": None, "logs": logs}
+        job = {"status": "RUNNING", "entrypoint": request["entrypoint"], "message": None, "logs": logs}
+        self.server.jobs[name] = job | {"outcome": status, "ends": time.monotonic() + self.server.lasts_s}
         if self.server.lose_answers:
             self.connection.shutdown(socket.SHUT_RDWR)
             return None

@@ -257,24 +257,10 @@ print(json.dumps({"runs": runs, "tasks": tasks, "events": events}))
 """
 
 
-def _outcome(entrypoint: str) -> tuple[str, str]:
-    """What the commands of a good day print."""
-    words = entrypoint.split()
-    published = {"manifest": "/b/n/shards/manifest.json", "build_id": "n", "revision": 0, "content_digest": "d"}
-    published |= {"dataset": "news", "release": 2, "release_manifest": "/s/datasets/news/000002.json"}
-    published |= {"samples": {"train": 3}, "dataset_samples": {"train": 30}}
-    told: dict[str, Any] = {
-        "build": {"published": False} if "--until" in words else {"published": True, **published},
-        "fit": {"checkpoint": "/runs/c"},
-        "eval": {"mean_recall": 0.25},
-    }.get(words[1], {})
-    return "SUCCEEDED", f"working\n{json.dumps(told)}\n"
-
-
 @needs_airflow
 @pytest.mark.slow
 def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
-    fake.outcome = _outcome
+    fake.outcome = fake.good_day
     env = {"RAY_API_SERVER_ADDRESS": fake.url, "RAY_AUTH_MODE": "disabled", "WENLAN_POLL_S": "1"}
     told = _in_airflow(tmp_path, RUN, env=env)
     assert told["runs"] == {"dataset_build": "success", "pretrain": "success", "housekeeping": "success"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from dags.ray_jobs import (
 )
 from pipeline import observe
 from tests.places import ROOT
+from training.outputs.trackers import PROMETHEUS
 
 TOKEN = "a-token-of-this-test-alone-0123456789"
 
@@ -214,14 +217,18 @@ class Head:
     jobs: RayJobs
     folder: Path
 
-    def metrics(self) -> set[str]:
-        """The names that Prometheus would see right now."""
+    def exposition(self) -> str:
+        """What Prometheus would read right now."""
         targets = json.loads((self.folder / "prom_metrics_service_discovery.json").read_text(encoding="utf-8"))
-        found: set[str] = set()
+        text = ""
         for target in {t for group in targets for t in group["targets"]}:
             with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{target}/metrics", timeout=5) as answer:
-                found |= set(re.findall(r"^(ray_\w+)", answer.read().decode(), re.MULTILINE))
-        return found
+                text += answer.read().decode()
+        return text
+
+    def metrics(self) -> set[str]:
+        """The names in it."""
+        return set(re.findall(r"^(ray_\w+)", self.exposition(), re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -326,37 +333,129 @@ def test_against_a_real_ray_head(ray_head: Head) -> None:
 SPEC = """
 name: small
 contact: mailto:x@example.org
-sources: [{kind: folder, name: pictures, source_kind: library, path: pictures}]
+sources: [{{kind: site, name: site, source_kind: news, start: ["{url}/"]}}]
+egress: {{allow: ["{host}"], delay_s: 0}}
+filters: [{{name: text_length, min_chars: 4}}, {{name: image_sides, min_side: 64}}]
+shards: {{dev_share: 0.2, val_share: 0.2}}
+publish: {{min_samples: {min_samples}}}
 """
+PICTURES = 24
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The URL of a loopback site: one page with PICTURES captioned pictures."""
+    dice = random.Random(1)
+    pages: dict[str, tuple[str, bytes]] = {}
+    figures = []
+    for i in range(PICTURES):
+        data = io.BytesIO()
+        Image.effect_noise((300 + i, 300), 90).resize((320, 320 + 7 * i)).save(data, "JPEG")
+        pages[f"/{i}.jpg"] = ("image/jpeg", data.getvalue())
+        text = "".join(chr(dice.randrange(0x4E00, 0x6E00)) for _ in range(12))
+        figures.append(f"<figure><img src='/{i}.jpg'><figcaption>{text}</figcaption></figure>")
+    pages["/"] = ("text/html; charset=utf-8", f"<html><body>{''.join(figures)}</body></html>".encode())
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, body = pages.get(self.path, ("", b""))
+            self.send_response(200 if body else 404)
+            self.send_header("Content-Type", kind or "text/plain")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def _run(head: Head, name: str, folder: Path, *words: str) -> tuple[Job, str, set[str]]:
+    """Run a command of ours as a job; the job, its log, and the metrics that were seen meanwhile and just after."""
+    env = {"WENLAN_LOG": "json", "PYTHONPATH": str(ROOT)}
+    command = shlex.join([sys.executable, "-m", *words, "--json"])
+    head.jobs.attach_or_submit(name, f"cd {folder} && {command}", {"env_vars": env})
+    seen: set[str] = set()
+    until = time.monotonic() + 200
+    while not (job := head.jobs.status(name)).ended and time.monotonic() < until:
+        seen |= head.metrics()
+        time.sleep(0.3)
+    time.sleep(1.5)  # two reports
+    return job, head.jobs.logs(name), seen | head.metrics()
+
+
+@pytest.fixture(scope="module")
+def small(ray_head: Head, site: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Any]]:
+    """A folder in which a build has failed at a gate and another was published; what `_run` says of each."""
+    folder = tmp_path_factory.mktemp("small")
+    runs = []
+    for name, least in (("refused", 1000), ("published", 1)):
+        text = SPEC.format(url=site, host=site.removeprefix("http://"), min_samples=least)
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+        words = ("pipeline", "build", f"{name}.yaml", "--out", name, "--store", "store")
+        runs.append(_run(ray_head, name, folder, *words))
+    return folder, runs
+
+
+def asked_metrics() -> set[str]:
+    """Names of the metrics that the dashboard draws and the alerts watch, as they come from Ray."""
+    text = "".join((ROOT / "dags" / "deploy" / name).read_text("utf-8") for name in ("grafana.json", "alerts.yaml"))
+    text = text.replace("(ray_)?", "ray_")
+    return set(re.findall(r"\bray_\w+", text)) - {"ray_cluster", "ray_node_type"}
 
 
 @pytest.mark.slow
-def test_a_build_as_a_ray_job_is_logged_counted_and_costed(ray_head: Head, tmp_path: Path) -> None:
+def test_a_build_as_a_ray_job_is_logged_counted_and_costed(small: tuple[Path, list[Any]]) -> None:
     """The command of the runbook, on a cluster that has a token; then what Prometheus sees, by METRICS' own names."""
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "spec.yaml").write_text(SPEC, encoding="utf-8")
-    dice = random.Random(1)
-    for i in range(6):
-        Image.effect_noise((300 + i, 300), 90).resize((320, 320 + 7 * i)).save(tmp_path / f"pictures/{i}.jpg")
-        text = "".join(chr(dice.randrange(0x4E00, 0x6E00)) for _ in range(12))
-        (tmp_path / f"pictures/{i}.txt").write_text(text, encoding="utf-8")
-    command = [sys.executable, "-m", "pipeline", "build", "spec.yaml", "--out", "b", "--until", "admit", "--json"]
-    env = {"WENLAN_LOG": "json", "PYTHONPATH": str(ROOT)}
-    jobs, seen = ray_head.jobs, set()
-    jobs.attach_or_submit("build-0", f"cd {tmp_path} && {shlex.join(command)}", {"env_vars": env})
-    text = (ROOT / "dags" / "deploy" / "grafana.json").read_text(encoding="utf-8")
-    asked = {observe.exported(name) for name in observe.METRICS} | set(re.findall(r"\bray_\w+", text))
-    asked -= {observe.exported(name) for name in ("wenlan_requests", "wenlan_received_bytes")}  # a folder: no server
-    until = time.monotonic() + 150
-    while not ((job := jobs.status("build-0")).ended and asked <= seen) and time.monotonic() < until:
-        seen |= ray_head.metrics()
-        time.sleep(0.3)
-    logs = jobs.logs("build-0")
+    folder, [(refused, why, _), (job, logs, _)] = small
+    assert (refused.state, refused.exit_code) == ("FAILED", 1), why
+    assert "gate min_samples: " in why_it_failed(refused, why)
     assert job.state == "SUCCEEDED", logs
-    assert asked <= seen
+    told = last_object(logs)
+    assert told is not None
+    assert (told["published"], told["release"]) == (True, 1)
     lines = [json.loads(line) for line in logs.splitlines() if line.startswith('{"time"')]
     done = [line for line in lines if line["message"] == "stage done"]
-    assert [(line["stage"], line["build_id"]) for line in done][-1] == ("admit", last_object(logs)["build_id"])
-    known = json.loads((tmp_path / "b" / "build.json").read_text(encoding="utf-8"))
+    assert [(line["stage"], line["build_id"]) for line in done][-1] == ("report", told["build_id"])
+    known = json.loads((folder / "published" / "build.json").read_text(encoding="utf-8"))
     assert known["stages"]["extract"]["cost"]["bytes"] > 0
     assert known["cost"]["seconds"] > 0
+    seen = small[1][0][2] | small[1][1][2]
+    assert {observe.exported(name) for name in observe.METRICS} <= seen
+    assert {name for name in asked_metrics() if "_train_" not in name} <= seen
+
+
+@pytest.mark.slow
+def test_gates_and_releases_are_counted_though_their_process_ends_at_once(
+    ray_head: Head, small: tuple[Path, list[Any]]
+) -> None:
+    told = last_object(small[1][1][1])
+    assert told is not None
+    text = ray_head.exposition()
+    assert re.search(r'^ray_wenlan_gates_total\{.*fate="failed",gate="min_samples".*\} 1\.0$', text, re.MULTILINE)
+    assert re.search(r'^ray_wenlan_gates_total\{.*fate="held",gate="min_samples".*\} 1\.0$', text, re.MULTILINE)
+    releases = re.findall(r"^ray_wenlan_releases_total\{(.*)\} (.*)$", text, re.MULTILINE)
+    assert [value for _, value in releases] == ["1.0"]
+    assert f'build="{told["build_id"]}",dataset="small"' in releases[0][0]
+    answers = re.findall(
+        r'^ray_wenlan_requests_total\{.*fate="kept",host="127\.0\.0\.1:\d+".*\} (.*)$', text, re.MULTILINE
+    )
+    assert sum(map(float, answers)) >= PICTURES
+
+
+@pytest.mark.slow
+def test_a_training_on_ray_exports_what_the_dashboard_draws(ray_head: Head, small: tuple[Path, list[Any]]) -> None:
+    settings = ("run.epochs=20", "run.log_every=1", "run.eval_every=0")
+    words = ["training", "fit", "--recipe", "tiny", "--data", "published/shards/manifest.json", "--out", "runs/one"]
+    words += ["--workers", "1", *(word for setting in settings for word in ("--set", setting))]
+    job, logs, seen = _run(ray_head, "fit", small[0], *words)
+    assert job.state == "SUCCEEDED", logs
+    no_peak = {"ray_wenlan_train_mfu"}  # of a CPU; test_trackers.py sees it where there is one
+    assert {f"ray_{name}" for name in PROMETHEUS} - no_peak <= seen
+    assert {name for name in asked_metrics() if "_train_" in name} - no_peak <= seen

@@ -211,3 +211,15 @@ def test_any_bytes_are_a_spec_with_a_digest_or_a_spec_error(tmp_path: Path, data
     except SpecError as e:
         problems = e.problems
     assert all(problem.startswith(str(path)) and "\n" not in problem for problem in problems)
+
+
+def test_filters_of_a_source_count_for_the_digest_only_where_they_are_stated():
+    source = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"]}
+    value = {"name": "t", "contact": "a@b.cn"}
+    plain = BuildSpec.model_validate({**value, "sources": [source]})
+    empty = BuildSpec.model_validate({**value, "sources": [{**source, "filters": {}}]})
+    stated = BuildSpec.model_validate({**value, "sources": [{**source, "filters": {"text_length": {"min_chars": 1}}}]})
+    assert "filters" not in plain.sources[0].model_dump()
+    assert plain.digest == empty.digest != stated.digest
+    assert "filters" not in stated.sources[0].options, "no option of the source's own plug-in"
+    assert BuildSpec.model_validate(stated.model_dump()).digest == stated.digest

@@ -70,8 +70,8 @@ print(json.dumps(answers))
 
 
 def listed(key: str) -> list[str]:
-    """The requirements of a list of pyproject.toml; read with a pattern, since Python 3.10 reads no TOML."""
-    [body] = re.findall(rf"^{key} = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
+    """The requirements of the first list of this name in pyproject.toml. A pattern, since Python 3.10 reads no TOML."""
+    body, *_ = re.findall(rf"^{key} = \[(.*?)\]$", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.M | re.S)
     return re.findall(r'"([^"]+)"', re.sub(r"(?m)#.*$", "", body))
 
 

@@ -70,6 +70,16 @@ def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
     assert "\n" not in str(e.value)
 
 
+def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFixture) -> None:
+    """Its metrics are not counted, and that is said."""
+    published = False
+    with cluster.joined("127.0.0.1:1"):
+        published = True
+    assert published
+    assert "127.0.0.1:1: no Ray cluster can be joined" in caplog.text
+    assert caplog.text.rstrip().endswith("gates and releases are not counted")
+
+
 def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
     small = {"CPU": 2.0, "memory": 1e9}
     assert cluster.granted({"num_cpus": 4, "num_gpus": 0.5}, small) == {"num_cpus": 2}

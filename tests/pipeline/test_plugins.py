@@ -153,6 +153,20 @@ def test_a_spec_names_every_faulty_plug_in_at_once():
     assert third.startswith("demo.yaml: filters[1].min_share: ")
 
 
+def test_what_a_source_states_for_a_filter_is_checked_with_what_the_build_states():
+    own = {"text_length": {"min_char": 3}, "image_sides": {"min_side": 3}, "ads": {}, "han_share": {"min_share": 0.1}}
+    site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"], "filters": own}
+    filters = [{"name": "text_length"}, {"name": "image_sides"}, {"name": "han_share", "min_share": {"alx": 0.1}}]
+    spec = BuildSpec.model_validate({"name": "t", "contact": "a@b.cn", "sources": [site], "filters": filters})
+    with pytest.raises(SpecError) as raised:
+        check(spec)
+    alx, typo, pictures, missing = raised.value.problems
+    assert alx.startswith("filters[2].min_share.alx: input should be 'alt', 'caption'")
+    assert typo == "sources[0].filters.text_length.min_char: unknown option; did you mean min_chars?"
+    assert pictures.startswith("sources[0].filters.image_sides: judges pictures, not texts")
+    assert missing.startswith("sources[0].filters.ads: is not in the build's filters")
+
+
 def test_what_a_spec_opens_beyond_loopback_is_told_with_its_file_before_anything_runs():
     site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["http://a.test/"]}
     values = {"name": "t", "contact": "mailto:x@example.org", "sources": [site]}

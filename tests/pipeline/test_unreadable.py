@@ -22,7 +22,7 @@ from pipeline.filters.han_share import HanShare
 from pipeline.filters.image_blank import ImageBlank
 from pipeline.filters.image_nsfw import ImageNsfw
 from pipeline.filters.personal_data import PersonalData
-from pipeline.pages import linked_data, page, walk
+from pipeline.pages import head, linked_data, page, walk
 from pipeline.pictures import decode as pictures_decode
 from pipeline.pictures.decode import decode
 from pipeline.pictures.thumbs import THUMB, Views, fill
@@ -154,7 +154,7 @@ PAGE_PARSERS = [
     (page.linked_data, "read"),
     (linked_data, "_walk"),
     (walk.Walk, "_place"),
-    (page._Meta, "of"),
+    (head.Meta, "of"),
 ]
 
 

@@ -67,6 +67,30 @@ def test_fit_eval_and_embed(
         assert json.loads(stdout.splitlines()[-1])["rows"] == rows
 
 
+def test_a_checkpoint_trained_with_a_detector_is_evaluated_on_plain_tars_by_an_option_and_without_its_queues(
+    shards_of_module: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest, out = (
+        shards_of_module(train=(16,), val=(14,), detector="yolo", name="with-regions"),
+        str(tmp_path / "run"),
+    )
+    fit = ("fit", "--recipe", "tiny", "--data", str(manifest), "--out", out, "--set", "run.epochs=0.5")
+    assert run(capsys, *fit)[0] == 0
+    [checkpoint] = (tmp_path / "run" / "checkpoints").iterdir()
+    for name in ("queues", "key_towers", "optimizer"):
+        (checkpoint / f"{name}.safetensors").unlink()
+    tars = ("eval", out, "--task", "retrieval", "--json", "--data", str(manifest.parent / "val-*.tar"))
+    code, _, stderr = run(capsys, *tars)
+    assert (code, "has no regions of 'yolo'; use the grid: --detector grid" in stderr) == (1, True)
+    code, stdout, stderr = run(capsys, *tars, "--detector", "grid")
+    assert (code, json.loads(stdout)["detector"], json.loads(stdout)["samples"]) == (0, "grid", 14)
+    assert "regions are those of 'grid'; the checkpoint was trained with those of 'yolo'" in stderr
+    features = ("embed", *tars[1:2], "--data", tars[-1], "--out", str(tmp_path / "f"), "--detector", "grid")
+    assert run(capsys, *features)[0] == 0
+    code, stdout, _ = run(capsys, *tars[:-1], str(manifest))
+    assert (code, json.loads(stdout)["detector"]) == (0, "yolo")
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [

@@ -34,7 +34,7 @@ from data_specs.release import open_manifest
 from data_specs.shard import SPLITS, ContractError, Manifest, Split
 from training.config import DataConfig
 from training.data.index_cache import COLUMNS, GRID, Shard, check_regular, index_plain_tar, read_index, shard_of
-from training.data.plain_tars import expand
+from training.data.plain_tars import plain_tars_of
 from training.data.remote import TarCache
 from training.errors import ConfigError
 
@@ -246,7 +246,7 @@ def open_dataset(
     cache_gb: float = DataConfig.cache_gb,
     plain_tars: bool = True,
 ) -> Dataset:
-    """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`) as one dataset.
+    """Open manifests (file, folder or URL) and plain tars (`x-{000..099}.tar`, `x-*.tar`, a folder) as one dataset.
 
     `NAME@WEIGHT` mixes: where any argument has a weight, samples come from the arguments in the proportion of their
     weights (1 where there is none), each in epochs of its own.
@@ -261,8 +261,9 @@ def open_dataset(
     cache = default_cache() if cache is None else cache
     cache.mkdir(parents=True, exist_ok=True)
     parts = [_weighted(argument) for argument in data]
-    tars = [(expand(name), weight) for name, weight in parts if name.endswith(".tar")]
-    manifests = [(*_manifest(name), weight) for name, weight in parts if not name.endswith(".tar")]
+    named = [(name, plain_tars_of(name), weight) for name, weight in parts]
+    tars = [(names, weight) for _, names, weight in named if names is not None]
+    manifests = [(*_manifest(name), weight) for name, names, weight in named if names is None]
     if not detector:
         detector = next((m.detectors[0] for _, m, _ in manifests if m.detectors), GRID)
         detector = GRID if tars else detector
@@ -275,7 +276,10 @@ def open_dataset(
         opened = [replace(o, shards=_at_once(Shard.ready, o.shards)) for o in opened]
     if tars and plain_tars:
         if detector != GRID:
-            raise ContractError(f"{tars[0][0][0]}: a plain tar has no regions of {detector!r}; use detector=grid")
+            raise ContractError(
+                f"{tars[0][0][0]}: a plain tar has no regions of {detector!r}; use the grid: --detector grid of eval "
+                "and embed, --set data.detector=grid of fit"
+            )
         if not any(weight for _, weight in tars):
             tars = [([name for names, _ in tars for name in names], None)]
         opened += [replace(_open_tars(names, cache), weight=weight) for names, weight in tars]

@@ -44,6 +44,9 @@ COLUMNS += ["image_offset", "image_size"]
 """Columns of the contract's Parquet that an index holds."""
 
 _CACHE_VERSION = 1
+_TAR_VERSION = 2
+"""Of the indexes of plain tars: raised when a tar is read otherwise (2: each line of a .txt is a caption)."""
+
 _ROWS = pa.schema([SHARD_SCHEMA.field(name) for name in COLUMNS])
 _BOXES = pa.schema([REGION_SCHEMA.field(name) for name in ("key", "sha256", "boxes")])
 
@@ -120,7 +123,7 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
     except OSError:
         raise ContractError(f"{tar}: no such file") from None
     changed = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
-    identity = f"{_CACHE_VERSION}\n{path}\n{info['size']}\n{changed}"
+    identity = f"{_TAR_VERSION}\n{path}\n{info['size']}\n{changed}"
     index = cache / f"tar-{hashlib.sha256(identity.encode()).hexdigest()}.arrow"
     if not index.exists():
         _write_arrow(index_tar(tar, COLUMNS), index)

@@ -6,8 +6,13 @@ contract's Parquet, so that the rest of `training` need not know the difference.
 A stranger's tar may hold anything. Of a member only the suffixes that are used are read: texts up to TEXT_BYTES, images
 in blocks, for their digest alone.
 
-Limits: texts come from KEY.txt or KEY.json ("caption", or a wenlan sample); width and height are left 0 (unknown);
-image and text ids are sha256 of the bytes, so that only exact copies are known as such. A sample without an image or
+Texts come from KEY.txt, or from "caption" of KEY.json (a text, or a list of them), or from a wenlan sample. A KEY.txt
+of several lines holds several captions, one per line. Which of them is trained on in an epoch is the choice of
+training/data/text_choice.py, as for every sample with several texts: the first one by default ("primary"), one drawn
+anew in each epoch with `data.text_kinds={"library": {"caption": 1}}`. Evaluation takes the first.
+
+Limits: compressed tars are refused, since an image is read by its offset; width and height are left 0 (unknown); image
+and text ids are sha256 of the bytes, so that only exact copies are known as such. A sample without an image or
 without a text is passed over, and so are members in a sparse format (2 kB that read as gigabytes of zeros, and that do
 not lie in one piece) and texts that are no text: too long, not UTF-8, JSON that is damaged or nested too deeply.
 """
@@ -19,6 +24,7 @@ import hashlib
 import itertools
 import json
 import posixpath
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -27,6 +33,7 @@ from typing import Any
 import fsspec
 import pyarrow as pa
 
+from data_specs.release import LATEST
 from data_specs.shard import SCHEMA_VERSION, SHARD_SCHEMA, ContractError, decode_sample, nfc
 from training.errors import first_line
 
@@ -35,6 +42,12 @@ TEXT_BYTES = 16 << 20
 
 _IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _TEXT_SUFFIXES = ("txt", "json")
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_OF_A_BUILD = re.compile(r"(train|dev|val)-\d{6}\.tar")
+_MAGIC = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"\x28\xb5\x2f\xfd")
+"""First bytes of gzip, bzip2, xz and zstd, also of a file that is called .tar."""
+_MAGIC_BYTES = max(map(len, _MAGIC))
+
 _BLOCK = 1 << 20
 
 
@@ -50,14 +63,93 @@ class _Member:
     text: bytes = b""
 
 
-def expand(pattern: str) -> list[str]:
-    """Names of a brace pattern as webdataset writes it: `x-{000..002}.tar` returns three."""
+def plain_tars_of(argument: str) -> list[str] | None:
+    """The plain tars that an argument of --data names, or None where it names a manifest.
+
+    A tar; a brace pattern as webdataset writes it, `x-{000..002}.tar`; a glob, `x-*.tar`, in the order of the names; or
+    a folder with tars and no manifest. Raises ContractError: no tar matches, a compressed one, a build's unpublished.
+    """
+    if not argument.endswith((".tar", *_COMPRESSED)):
+        _check_no_glob(argument)
+        return _of_folder(argument)
+    return _uncompressed([name for pattern in _braces(argument) for name in _globbed(pattern)])
+
+
+def _uncompressed(names: list[str]) -> list[str]:
+    """The same names. Raises ContractError on the first of a compressed tar."""
+    for name in names:
+        if name.endswith(_COMPRESSED):
+            raise _compressed(name)
+    return names
+
+
+def _compressed(name: str) -> ContractError:
+    return ContractError(
+        f"{name}: a compressed tar, but images are read from a tar by their offset; decompress it first (gunzip -k, "
+        "for example): pictures are compressed already, so it hardly grows"
+    )
+
+
+def _braces(pattern: str) -> list[str]:
     from braceexpand import braceexpand
 
     try:
         return list(braceexpand(pattern))
     except ValueError:
         raise ContractError(f"{pattern}: unbalanced braces") from None
+
+
+def _globbed(pattern: str) -> list[str]:
+    """Files that a glob matches, sorted; the name itself where it is no glob."""
+    if not _is_glob(pattern):
+        return [pattern]
+    fs, path = _opened(pattern)
+    found = sorted(fs.glob(path))
+    if not found:
+        raise ContractError(f"{pattern}: no file matches")
+    return [fs.unstrip_protocol(name) for name in found] if "://" in pattern else found
+
+
+def _check_no_glob(argument: str) -> None:
+    if _is_glob(argument):
+        raise ContractError(f"{argument}: a glob names plain tars, so it ends in .tar; name manifests one by one")
+
+
+def _is_glob(name: str) -> bool:
+    """Whether a name has a glob's marks, and is not the name of a file that has them."""
+    if name.startswith(("http://", "https://")) or not any(mark in name for mark in "*?["):
+        return False  # a ? is part of a URL there, and servers list nothing
+    fs, path = _opened(name)
+    return not fs.exists(path)
+
+
+def _of_folder(name: str) -> list[str] | None:
+    """The plain tars in a folder, sorted; None where it is none, or holds a manifest, or no tar."""
+    if name.endswith(".json") or name.startswith(("http://", "https://")):
+        return None
+    fs, path = _opened(name)
+    try:
+        if any(fs.exists(posixpath.join(path, file)) for file in ("manifest.json", LATEST)) or not fs.isdir(path):
+            return None
+        names = sorted(posixpath.basename(entry.rstrip("/")) for entry in fs.ls(path, detail=False))
+    except (OSError, NotImplementedError):
+        return None  # whoever opens it as a manifest says what is wrong
+    # What lies decompressed beside its archive, as gunzip -k leaves it, is not refused for it.
+    tars = [n for n in names if n.endswith(".tar")]
+    tars += [n for n in names if n.endswith(_COMPRESSED) and re.sub(r"(\.tar)?\.\w+$", ".tar", n) not in tars]
+    if any(_OF_A_BUILD.fullmatch(tar) and f"{tar.removesuffix('.tar')}.parquet" in names for tar in tars):
+        raise ContractError(
+            f"{name}: shards of a build that has no manifest.json: it is not published, see wenlan-data"
+        )
+    return _uncompressed([posixpath.join(name, tar) for tar in tars]) or None
+
+
+def _opened(name: str) -> tuple[Any, str]:
+    try:
+        fs, path = fsspec.core.url_to_fs(name)
+    except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
+        raise ContractError(f"{name}: cannot be opened ({e})") from None
+    return fs, path
 
 
 def index_tar(tar: str, columns: Sequence[str]) -> Any:
@@ -68,11 +160,15 @@ def index_tar(tar: str, columns: Sequence[str]) -> Any:
     try:
         # A name that is not UTF-8 has its bytes as \\xff: no column of Arrow, and no digest, takes it otherwise.
         opened = functools.partial(tarfile.open, mode="r:", encoding="utf-8", errors="backslashreplace")
-        with fsspec.open(tar, "rb") as file, opened(fileobj=file) as archive:
-            for key, members in itertools.groupby(_members(archive), key=lambda m: m.key):
-                record = _plain_record(tar, key, {member.suffix: member for member in members})
-                if record is not None:
-                    records.append(record)
+        with fsspec.open(tar, "rb") as file:
+            if file.read(_MAGIC_BYTES).startswith(_MAGIC):
+                raise _compressed(tar)
+            file.seek(0)
+            with opened(fileobj=file) as archive:
+                for key, members in itertools.groupby(_members(archive), key=lambda m: m.key):
+                    record = _plain_record(tar, key, {member.suffix: member for member in members})
+                    if record is not None:
+                        records.append(record)
     except ContractError:
         raise
     except Exception as e:  # tarfile's own, EOFError, OSError; hostile headers raise OverflowError, RecursionError ...
@@ -147,7 +243,7 @@ def _plain_record(tar: str, key: str, members: dict[str, _Member]) -> dict[str, 
 
 
 def _plain_texts(name: str, members: dict[str, _Member]) -> list[tuple[str, str]]:
-    """(kind, text) of a plain sample: a wenlan KEY.json, else KEY.txt, else "caption" of KEY.json; none of nonsense.
+    """(kind, text) of a plain sample: of a wenlan KEY.json, else the lines of KEY.txt, else "caption" of KEY.json.
 
     Raises ContractError on a sample of a newer wenlan.
     """
@@ -155,15 +251,18 @@ def _plain_texts(name: str, members: dict[str, _Member]) -> list[tuple[str, str]
         record = json.loads(members["json"].text) if "json" in members else None
         if isinstance(record, dict) and "schema" in record and "texts" in record:
             return _wenlan_texts(record, name)
+        texts: list[str] = []
         if "txt" in members:
-            text = members["txt"].text.decode()
-        else:
-            text = str((record or {}).get("caption") or "") if isinstance(record, dict) else ""
-        text.encode()  # JSON may hold half a surrogate pair
+            texts = members["txt"].text.decode("utf-8-sig").split("\n")
+        elif isinstance(record, dict):
+            caption = record.get("caption") or ""
+            texts = [str(text) for text in caption] if isinstance(caption, list) else [str(caption)]
+        for text in texts:
+            text.encode()  # JSON may hold half a surrogate pair
     except (ValueError, RecursionError):
         return []  # a text that is not UTF-8 is no text, nor is JSON nested too deeply or with a number of 4,300 digits
-    text = nfc(text).strip()
-    return [("caption", text)] if text else []
+    unique = dict.fromkeys(nfc(text).strip() for text in texts)
+    return [("caption", text) for text in unique if text]
 
 
 def _wenlan_texts(record: dict[str, Any], name: str) -> list[tuple[str, str]]:

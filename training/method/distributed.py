@@ -9,10 +9,13 @@ Limits: all ranks must pass tensors of one shape; a batch is divided evenly over
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+Object = TypeVar("Object")
 
 
 def active() -> bool:
@@ -47,6 +50,25 @@ def gather_with_grad(x: Tensor) -> Tensor:
         return x
     gathered: Tensor = _GatherWithGrad.apply(x)  # type: ignore[no-untyped-call]
     return gathered
+
+
+def gather_objects(value: Object) -> list[Object]:
+    """The ranks' values in rank order. They travel by pickle, which is safe among processes of one run."""
+    if world_size() == 1:
+        return [value]
+    gathered: list[Any] = [None] * world_size()
+    dist.all_gather_object(gathered, value)
+    return gathered
+
+
+def of_first(value: Object) -> Object:
+    """The first rank's value, on every rank."""
+    if world_size() == 1:
+        return value
+    told: list[Any] = [value]
+    dist.broadcast_object_list(told, src=0)
+    first: Object = told[0]
+    return first
 
 
 def average_(tensors: Sequence[Tensor]) -> None:

@@ -107,6 +107,13 @@ class KeyQueue(nn.Module):
             rows[:kept] = saved[name][newest].to(rows)
         self.cursor.fill_(kept % self.size)
 
+    def keys_of(self, sample_ids_B: Tensor, step: int, back: int) -> Tensor | None:
+        """Keys [B, D] of consecutive slots, the first `back` slots before the next to be written; None where they are
+        not the keys that those samples had in that step, because the queue has gone round or was laid out anew."""
+        slots = (self.cursor - back + torch.arange(len(sample_ids_B), device=self.cursor.device)) % self.size
+        same = (self.sample_ids_K[slots] == sample_ids_B) & (self.entered_K[slots] == step)
+        return self.keys_KD[slots].clone() if bool(same.all()) else None
+
     def ids(self) -> SampleIds:
         """Ids of all K slots; `valid_B` is whether the slot is filled."""
         return SampleIds(self.sample_ids_K, self.image_ids_K, self.text_ids_K, self.filled_K)

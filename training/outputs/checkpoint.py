@@ -24,7 +24,8 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,6 +50,9 @@ RELEASED_FILE = "released.safetensors"
 
 BEST = "best"
 """Name of a link beside the checkpoints of a run, to the one with the highest recall on the dev split."""
+
+TOWERS = ("config.json", "vocab.txt", "towers.safetensors")
+"""Files that a checkpoint must have to be used. The others are needed to go on with its training."""
 
 STEP_FOLDER = re.compile(r"step-(\d{8,})")
 CONFIG_FILE = "config.json"
@@ -104,14 +108,25 @@ class Checkpoint:
             update_average(model.image_key, model.image_query.trunk, 0.0)
             update_average(model.text_key, model.text_query.trunk, 0.0)
 
-    def load_start(self, model: BriVL) -> None:
-        """Fill what a new run begins from: the query towers, and the key towers where there are any in it."""
-        from training.moco import KEY_PREFIXES
+    def load_start(self, model: BriVL, *, queues: bool = False) -> None:
+        """Fill what a new run begins from: the query towers, and the key towers where there are any in it.
+
+        `queues`: the queues as well, in the model's size; their keys are then as old as before at step 0. Raises
+        CheckpointError, also where it has none.
+        """
+        from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
 
         self.load_towers(model)
         keys = self.tensors("key_towers.safetensors") if self.has("key_towers.safetensors") else {}
         if keys and any(name.startswith(KEY_PREFIXES) for name in model.state_dict()):
             self._fill(model, keys, KEY_PREFIXES, set(model.shared_tensors()))
+        if queues:
+            if not self.has("queues.safetensors") or not keys:
+                raise CheckpointError(str(self.folder), "has no queues to begin with; leave out moco.init_queues")
+            self._fill(model, self._queues(model), QUEUE_PREFIXES, set())
+            steps = self.state().step
+            for queue in (model.image_queue, model.text_queue):
+                queue.entered_K.sub_(steps)  # steps of a run that has ended; what enters next does so in step 0
 
     def tensors(self, file: str) -> dict[str, Tensor]:
         """All tensors of one of its files, checked. Raises CheckpointError."""
@@ -305,8 +320,35 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
     (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a checkpoint folder, or the newest one of a run's folder.
+@contextmanager
+def naming_older(path: Path) -> Iterator[None]:
+    """Add to a CheckpointError about a damaged checkpoint of a run which older one is whole, and how to take it.
+
+    `path`: the checkpoint, or the run's folder for its newest."""
+    try:
+        yield
+    except CheckpointError as e:
+        damaged = path.resolve() if (path / INDEX).is_file() else latest(path)
+        if damaged is None or not STEP_FOLDER.fullmatch(damaged.name) or _is_whole(damaged):
+            raise
+        older = [folder for folder in folders(damaged.parent.parent) if step_of(folder) < step_of(damaged)]
+        whole = next((folder for folder in reversed(older) if _is_whole(folder)), None)
+        if whole is None:
+            raise
+        advice = f"give that one to eval, embed or --init, or move {damaged.name} away and fit goes on"
+        raise CheckpointError(e.subject, f"{e.problem}; {whole} is whole: {advice}") from None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        Sealed.open(folder).whole()
+    except CheckpointError:
+        return False
+    return True
+
+
+def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkpoint:
+    """Open a checkpoint folder, or the newest one of a run's folder. `needed`: the files that must be there, or all.
 
     Raises CheckpointError with one sentence on a file (a pickle above all), a folder that is none of ours, one of a
     newer version, and files that are missing, cut or changed.
@@ -316,7 +358,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
         raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
-    sealed = Sealed.open(folder)
+    sealed = Sealed.open(folder, needed)
     described = sealed.object(CONFIG_FILE)
     try:
         config = from_dict(described["config"], str(folder / CONFIG_FILE))
@@ -341,4 +383,15 @@ def _laid_out_as(parameter: Tensor, saved: Tensor) -> Tensor:
 def folders(run: Path) -> list[Path]:
     """Checkpoints of a run, oldest first."""
     whole = [p for p in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(p.name) and (p / INDEX).exists()]
-    return sorted(whole, key=lambda p: int(p.name.partition("-")[2]))
+    return sorted(whole, key=step_of)
+
+
+def without_index(run: Path) -> list[Path]:
+    """Folders of a run that are called as checkpoints are, and have lost their index."""
+    named = [path for path in (run / "checkpoints").glob("step-*") if STEP_FOLDER.fullmatch(path.name)]
+    return sorted(path for path in named if not (path / INDEX).exists())
+
+
+def step_of(folder: Path) -> int:
+    """Step of a checkpoint's folder by its name, step-N."""
+    return int(folder.name.partition("-")[2])

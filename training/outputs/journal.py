@@ -43,22 +43,32 @@ class Journal:
     """Records of one run in its folder. Use as a context: `write` after a logged step, `advance` after every step."""
 
     def __init__(
-        self, out: Path, step: int, total: int, config: Config, *, about: Mapping[str, Any], silent: bool = False
+        self,
+        out: Path,
+        step: int,
+        total: int,
+        config: Config,
+        *,
+        about: Mapping[str, Any],
+        silent: bool = False,
+        tracker: Tracker | None = None,
     ) -> None:
-        """`about`: facts of the machine (device, processes) that go into environment.json."""
+        """`about`: facts of the machine (device, processes) that go into environment.json. `tracker`: receives the
+        metrics beside the one that the config names."""
         self._silent = silent
         self._total = total
         self._out = out
         self._last_line = 0.0
         self._shown = ""
         self._bar: Any = None
-        self._tracker: Tracker | None = None
+        self._trackers: list[Tracker] = []
         if not silent:
             self._log = _log_file(out / "log.txt")
             _write_json(out / "config.json", to_dict(config))
             _write_json(out / "environment.json", _environment() | dict(about))
             self._file = _cut(out / METRICS, step).open("a", encoding="utf-8")
-            self._tracker = open_tracker(config.run.tracker, out, step, to_dict(config))
+            named = open_tracker(config.run.tracker, out, step, to_dict(config))
+            self._trackers = [one for one in (named, tracker) if one is not None]
             self._bar = _bar(step, total)
 
     def __enter__(self) -> Journal:
@@ -73,8 +83,8 @@ class Journal:
             self._bar.stop()
         if error is not None:
             LOG.info("ended by %s: %s", type(error).__name__, " ".join(str(error).split()))
-        if self._tracker is not None:
-            self._tracker.close()
+        for tracker in self._trackers:
+            tracker.close()
         self._file.close()
         self.draw()
         logging.getLogger("training").removeHandler(self._log)
@@ -87,8 +97,8 @@ class Journal:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        if self._tracker is not None:
-            self._tracker.write(step, metrics)
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
         self._shown = _summary(metrics) or self._shown
 
     def advance(self, step: int) -> None:

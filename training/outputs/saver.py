@@ -75,14 +75,18 @@ class Saver:
             _copy(folder, self._config.run.mirror, kept)
 
 
-def fetch(run: Path, mirror: str) -> None:
-    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there. Raises RunError."""
+def fetch(run: Path, mirror: str, name: str = "") -> None:
+    """Bring the newest checkpoint of `mirror` into `run`, if it is newer than what is there; or the one of a name.
+
+    Nothing is done where the mirror has no such checkpoint. Raises RunError.
+    """
     fs, root = _filesystem(mirror)
-    whole = [name for name in _names(fs, root) if fs.exists(posixpath.join(root, name, INDEX))]
+    whole = [step for step in _names(fs, root) if fs.exists(posixpath.join(root, step, INDEX))]
+    wanted = name or max(whole, default="")
     ours = checkpoint.latest(run)
-    if not whole or (ours is not None and ours.name >= max(whole)):
+    if wanted not in whole or (not name and ours is not None and ours.name >= wanted):
         return
-    folder = run / "checkpoints" / max(whole)
+    folder = run / "checkpoints" / wanted
     LOG.info("%s: fetched from %s", folder, mirror)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -91,10 +95,13 @@ def fetch(run: Path, mirror: str) -> None:
     try:
         for path in fs.ls(source, detail=False):
             fs.get_file(path, str(temporary / posixpath.basename(path)))
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (folder / INDEX).is_file():
+            shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
     except OSError as e:
         shutil.rmtree(temporary, ignore_errors=True)
+        if (folder / INDEX).is_file():
+            return  # another process of this machine was quicker
         raise RunError(mirror, f"{folder.name} cannot be fetched ({e})") from None
 
 

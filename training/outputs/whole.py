@@ -4,25 +4,30 @@
     whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
     Sealed                  a folder with such an index: sizes are compared at once, a file's sha256 when it is read
 
-A killed process leaves a temporary file or folder, never half of what readers look for.
+A killed process leaves a temporary file or folder, never half of what readers look for. A write that fails (a full
+disk) leaves nothing, and is one line with the name of what was to be written. Files have the mode that the umask asks
+for.
 
 Limits: local disks. A file is read whole once to compare its sha256.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.errors import CheckpointError, first_line
+from training.errors import CheckpointError, RunError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,17 +38,20 @@ CHECKPOINT_VERSION = 1
 INDEX = "checkpoint.json"
 """Names the files of a folder with their bytes and sha256; written last, so a folder that has it is whole."""
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
 
 @contextmanager
 def whole_file(out: Path) -> Iterator[Path]:
     """A temporary name that becomes `out` when the block ends without an error, and is removed when it does not."""
-    out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.tmp")
-    try:
-        yield temporary
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with writing_to(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            temporary.replace(out)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -54,20 +62,43 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    with writing_to(folder):
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+            index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
+            (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+            flush(temporary / INDEX)
+            if folder.exists():
+                shutil.rmtree(folder)
+            temporary.rename(folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        flush(folder.parent)
+
+
+@contextmanager
+def writing_to(out: Path) -> Iterator[None]:
+    """Turn an error of writing into a RunError that names `out`: the operating system's own often names no file."""
     try:
-        yield temporary
-        files = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
-        index = {"checkpoint_version": CHECKPOINT_VERSION, "wenlan": _version(), "files": files}
-        (temporary / INDEX).write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
-        flush(temporary / INDEX)
-        if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        yield
+    except OSError as e:
+        # A file that was only to be read has its own name in the error, and is not what could not be written.
+        if e.filename is not None and not str(e.filename).startswith(str(out.parent)):
+            raise
+        raise _unwritten(out, e) from None
+    except RuntimeError as e:
+        # torch.save closes its archive, which fails anew and hides why the archive could not be written.
+        if isinstance(e.__context__, OSError) and e.__context__.errno in _FULL:
+            raise _unwritten(out, e.__context__) from None
         raise
-    flush(folder.parent)
+
+
+def _unwritten(out: Path, error: OSError) -> RunError:
+    advice = "; make room, and the same command does it again" if error.errno in _FULL else ""
+    return RunError(str(out), f"cannot be written: {error.strerror or first_line(error)}{advice}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +109,8 @@ class Sealed:
     files: Mapping[str, str]
 
     @staticmethod
-    def open(folder: Path) -> Sealed:
-        """Read the index and compare the files' sizes.
+    def open(folder: Path, needed: Collection[str] | None = None) -> Sealed:
+        """Read the index and compare the files' sizes; only of those that are `needed`, if that is given.
 
         Raises CheckpointError: no index of ours, a newer version, a file that is missing or of another size.
         """
@@ -97,6 +128,8 @@ class Sealed:
                 "upgrade with: pip install -U wenlan",
             )
         for file, (size, _) in files.items():
+            if needed is not None and file not in needed:
+                continue
             path = folder / file
             if path.parent != folder or not path.is_file():
                 raise CheckpointError(str(path), "missing from the checkpoint")
@@ -110,9 +143,14 @@ class Sealed:
         if file not in self.files:
             raise CheckpointError(str(self.folder / INDEX), f"names no {file}; not a checkpoint to go on from")
         path = self.folder / file
-        if _sha256(path) != self.files[file]:
+        if sha256_of(path) != self.files[file]:
             raise CheckpointError(str(path), "its sha256 is not the one in checkpoint.json: damaged or replaced")
         return path
+
+    def whole(self) -> None:
+        """Compare the sha256 of every file. Raises CheckpointError on the first that differs."""
+        for file in self.files:
+            self.verified(file)
 
     def text(self, file: str) -> str:
         """Content of a UTF-8 file. Raises CheckpointError."""
@@ -149,11 +187,21 @@ class Sealed:
         return tensors
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file and flush it to the disk."""
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file and flush it to the disk. Raises OSError."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path)
+    path.touch()
+    mode = stat.S_IMODE(path.stat().st_mode)  # of the umask, which cannot be asked for without changing it
+    try:
+        about = None if metadata is None else dict(metadata)
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, path, metadata=about)
+    except SafetensorError as e:  # as it reports a full disk: `I/O error: No space left on device (os error 28)`
+        code = re.search(r"os error (\d+)", str(e))
+        number = int(code.group(1)) if code else errno.EIO
+        raise OSError(number, os.strerror(number) if code else first_line(e), str(path)) from None
+    path.chmod(mode)  # safetensors renames a file of its own, of mode 0600, into place
     flush(path)
 
 
@@ -167,10 +215,11 @@ def flush(path: Path) -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """sha256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from training.errors import RunError
 from training.method import distributed
 from training.moco import BriVL, StepOutput
 from training.records import Batch
+from training.run.agreement import stop
 
 LOG = logging.getLogger(__name__)
 
@@ -63,6 +64,22 @@ class Health:
         self._stale: dict[str, float] = {}
         self._alike: dict[str, int] = {}
         self._losses: Tensor | None = None
+
+    def take_up(self, step: int, read: Callable[[int], Batch]) -> None:
+        """Go on at `step` with the probe that the run had then: its keys are in the queues.
+
+        `read(steps)`: this rank's first micro-batch of so many steps ago. Probes begin at multiples of their span.
+        """
+        ago = step % (self._span + 1)
+        if not ago or not self._model.has_keys:
+            return
+        micro = read(ago)
+        rows = micro.rows(0, _PROBED).to(self._model.image_queue.keys_KD.device)
+        back = ago * self._config.run.batch_size - distributed.rank() * len(micro)
+        image_BD = self._model.image_queue.keys_of(rows.sample_ids_B, step - ago, back)
+        text_BD = self._model.text_queue.keys_of(rows.sample_ids_B, step - ago, back)
+        if image_BD is not None and text_BD is not None:
+            self._probe = _Probe(step - ago, rows, image_BD, text_BD)
 
     def saw(self, step: int, micros: Sequence[Batch], outputs: Sequence[StepOutput]) -> None:
         """Take note of a step that has just been done."""
@@ -121,7 +138,7 @@ class Health:
                 f"({config.optim.warmup_samples}), or raise moco.momentum ({config.moco.momentum:g})"
             )
             if config.run.stop_on_collapse:
-                raise RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless")
+                stop(RunError(f"step {step}", f"{advice}; run.stop_on_collapse=false goes on regardless"))
             LOG.warning("step %d: %s", step, advice)
             self._alike[name] = 0
 

@@ -1,9 +1,13 @@
 """Surroundings of a run: its process group, the lock on its folder, and requests to save or to end.
 
+A rank ends with the process that started it. When torchrun's agent is killed its ranks are not: they would train on and
+save, beside those that the next start of the same command begins.
+
 The same loop runs under plain `python`, under `torchrun -m training` (the group is made here from torchrun's
 environment) and under Ray Train (which has made the group before the loop begins).
 
-Limits: one device a process; NCCL on CUDA, Gloo otherwise.
+Limits: one device a process; NCCL on CUDA, Gloo otherwise. A launcher that is gone before its rank has imported torch
+is not missed: that rank waits for a process group that nobody makes.
 """
 
 from __future__ import annotations
@@ -26,6 +30,42 @@ from training.errors import RunError
 from training.method import distributed
 
 LOG = logging.getLogger(__name__)
+
+
+_LOOKS_S = 0.5
+"""Seconds between two looks for the process that started this one."""
+
+
+def under_torchrun() -> bool:
+    """Whether an agent of torchrun started this process."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+@contextmanager
+def ending_with_parent(watch: bool = True) -> Iterator[None]:
+    """End this process at once, without saving, when the process that started it is gone. `watch=False`: do nothing.
+
+    Only where that is a launcher: who starts a run from a shell may close the shell. A thread looks, and not the
+    kernel (PR_SET_PDEATHSIG), which would take the end of the launcher's *thread* for that of the launcher.
+    """
+    parent, done = os.getppid(), threading.Event()
+
+    def look() -> None:
+        while not done.wait(_LOOKS_S):
+            if os.getppid() != parent:
+                words = "rank %s: the process that started it (%d) is gone; it ends, and saves nothing"
+                # In a thread of its own: who was to read the log may be gone too, and a full pipe is waited for.
+                teller = threading.Thread(target=LOG.error, args=(words, distributed.rank(), parent), daemon=True)
+                teller.start()
+                teller.join(1.0)
+                os._exit(1)
+
+    if watch:
+        threading.Thread(target=look, name="parent", daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 @contextmanager
@@ -90,14 +130,6 @@ def terminated() -> Iterator[LeaveSignal]:
         yield lambda: Leave.STOP if received else Leave.NO
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def agree(valid: int, leave: Leave, device: torch.device) -> tuple[int, Leave]:
-    """The sum of `valid` over the ranks, and the most pressing of what they are asked to do, in one exchange."""
-    if distributed.world_size() == 1:
-        return valid, leave
-    of_ranks_N2 = distributed.gather(torch.tensor([[valid, leave]], device=device))
-    return int(of_ranks_N2[:, 0].sum()), Leave(int(of_ranks_N2[:, 1].max()))
 
 
 @contextmanager

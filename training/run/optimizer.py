@@ -26,7 +26,7 @@ _NEVER_DECAY = ("pos_embed", "cls_token", "reg_token", "relative_position_bias_t
 
 def schedule(config: OptimConfig, position: int, samples: int) -> float:
     """Factor on the learning rate at a position of a run of `samples`: linear warm-up, then what the config names."""
-    warmup = max(config.warmup_samples, math.floor(config.warmup_share * samples))
+    warmup = warmup_samples(config, samples)
     if position < warmup:
         return (position + 1) / (warmup + 1)
     if config.schedule == "constant":
@@ -36,6 +36,11 @@ def schedule(config: OptimConfig, position: int, samples: int) -> float:
         return min(max((samples - position) / falling, 0.0), 1.0)
     rest = max(samples - warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * min((position - warmup) / rest, 1.0)))
+
+
+def warmup_samples(config: OptimConfig, samples: int) -> int:
+    """Samples of the warm-up in a run of `samples`."""
+    return max(config.warmup_samples, math.floor(config.warmup_share * samples))
 
 
 def batch_factor(config: OptimConfig, batch_size: int) -> float:

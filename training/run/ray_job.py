@@ -3,7 +3,8 @@
 The only module of `training` that imports ray. Ray starts the processes and the process group, starts them again when
 one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data, queue, checkpoint and resume are the
 loop's own, so every start goes on from the last checkpoint of OUT, whatever the number of workers now and then, and a
-run may go on without Ray. When a node is about to be taken away the loop is asked to save.
+run may go on without Ray. When a node is about to be taken away the loop is asked to save. Ray exports the metrics of
+rank 0 for Prometheus (`ray_` before the names in training/outputs/trackers.py).
 
 Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it, and what Ray
 then starts again ends at once (training/run/ray_errors.py).
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,9 @@ from typing import Any
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
-from training.errors import ConfigError, TrainingError
-from training.run.launch import Leave
+from training.errors import ConfigError, FirstRankError, TrainingError
+from training.outputs.trackers import PROMETHEUS, for_prometheus
+from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 
 _RESULT = "fit.json"
@@ -164,19 +166,40 @@ def _work(task: dict[str, Any]) -> None:
     if _anyone(noted(out) is not None, config.run.device):
         return
     try:
-        result = fit(
-            config,
-            task["data"],
-            out,
-            init=None if task["init"] is None else Path(task["init"]),
-            cache=None if task["cache"] is None else Path(task["cache"]),
-            leave_signal=Preemption(config.run.log_every),
-        )
+        with ending_with_parent():  # the raylet of this node
+            result = fit(
+                config,
+                task["data"],
+                out,
+                init=None if task["init"] is None else Path(task["init"]),
+                cache=None if task["cache"] is None else Path(task["cache"]),
+                leave_signal=Preemption(config.run.log_every),
+                tracker=_RayMetrics(out.name),
+            )
+    except FirstRankError:
+        raise  # the first rank notes it, with its kind
     except (TrainingError, ContractError) as e:
         note(out, e)
         raise
     if distributed.rank() == 0:
         (out / _RESULT).write_text(json.dumps(result.to_json()), encoding="utf-8")
+
+
+class _RayMetrics:
+    """A tracker: gauges of this process, which Ray exports until it ends."""
+
+    def __init__(self, run: str) -> None:
+        from ray.util.metrics import Gauge
+
+        self._gauges = {name: Gauge(name, description, ("run",)) for name, description in PROMETHEUS.items()}
+        self._tags = {"run": run}
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in for_prometheus(step, metrics).items():
+            self._gauges[name].set(value, self._tags)
+
+    def close(self) -> None:
+        """Nothing to end: the gauges go with the process."""
 
 
 class Preemption:

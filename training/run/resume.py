@@ -6,14 +6,17 @@ Limits: a key that is in neither list must stay the same; a new key of the confi
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from training.config import Config, to_dict
 from training.errors import ConfigError
+from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
+from training.run.optimizer import schedule, warmup_samples
 
 LOG = logging.getLogger(__name__)
 
@@ -29,6 +32,7 @@ _FREE_TO_CHANGE = {
     "run.mirror",
     "run.eval_every",
     "run.patience",
+    "run.compare_every",
     "run.log_every",
     "run.tracker",
     "run.profile_steps",
@@ -57,10 +61,46 @@ def check_same(saved: Config, asked: Config, folder: Path) -> None:
     """Raise ConfigError naming the keys in which a continued run differs from the saved one and must not."""
     before, now = flat("", to_dict(saved)), flat("", to_dict(asked))
     may = _FREE_TO_CHANGE | _CHANGED_ALOUD
+    if asked.optim.schedule in ("constant", "wsd"):
+        may = may | {"run.epochs"}  # judged by `check_length`
     keys = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k) and k not in may)
     if keys:
         changes = ", ".join(f"{k} was {before.get(k)!r}, is {now.get(k)!r}" for k in keys[:3])
-        raise ConfigError(str(folder), f"the run began otherwise ({changes}); use the same recipe or another --out")
+        advice = "use the same recipe or another --out"
+        if keys == ["run.epochs"]:
+            advice = "its cosine was laid out for that length; only optim.schedule=wsd and constant can be made longer"
+        raise ConfigError(str(folder), f"the run began otherwise ({changes}); {advice}")
+
+
+def check_length(saved: Config, asked: Config, state: RunState, samples: int) -> None:
+    """Raise ConfigError if the run cannot be made as long, or as short, as it is asked to be from here on.
+
+    `samples` of one epoch. What has been trained must be what a run of the new length would have trained by now: its
+    warm-up (a share of the run) the same. A rate that has begun to fall already rises again, and that is logged.
+    """
+    was, now = saved.run.epochs, asked.run.epochs
+    if was == now:
+        return
+    before, after = (math.ceil(epochs * samples) for epochs in (was, now))
+    if after < state.position:
+        raise ConfigError("run.epochs", f"{now:g} is below the {state.position / samples:.2f} that the run has done")
+    warmups = warmup_samples(asked.optim, before), warmup_samples(asked.optim, after)
+    if warmups[0] != warmups[1] and max(warmups) > state.position:
+        raise ConfigError(
+            "run.epochs",
+            f"was {was:g}, is {now:g}: the warm-up is a share of the run (optim.warmup_share), would be {warmups[1]} "
+            f"samples and was {warmups[0]}, and the run is at {state.position}; make it longer once it is over",
+        )
+    if distributed.rank():
+        return
+    LOG.warning("step %d: run.epochs: was %g, is %g now", state.step, was, now)
+    rates = [schedule(asked.optim, state.position, length) for length in (before, after)]
+    if rates[0] < rates[1]:
+        LOG.warning(
+            "step %d: the learning rate had begun to fall (to %.0f%% of its height) and rises again to %.0f%%: a "
+            "checkpoint from before its fall would go on without a break",
+            *(state.step, 100 * rates[0], 100 * rates[1]),
+        )
 
 
 def log_changes(state: RunState, batch_size: int, world_size: int) -> None:

@@ -30,7 +30,7 @@ from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
-from training.run.resume import check_same, log_changes
+from training.run.resume import check_length, check_same, log_changes
 
 LOG = logging.getLogger(__name__)
 
@@ -66,9 +66,15 @@ class Setup:
 
 
 def set_up(
-    config: Config, data: Sequence[str], out: Path, device: torch.device, *, init: Path | None, cache: Path | None
+    config: Config,
+    data: Sequence[str],
+    device: torch.device,
+    *,
+    start: Path | None,
+    init: Path | None,
+    cache: Path | None,
 ) -> Setup:
-    """Open the data and build the model of the run in `out`.
+    """Open the data and build the model of a run. `start`: the run's own checkpoint to go on from.
 
     Raises ConfigError (bad usage, or a run that began otherwise), ContractError (bad data), RunError (no room, or a run
     on other data).
@@ -91,7 +97,7 @@ def set_up(
             dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
             _go_without(dev_split)
-    model, optimizer, state = _build(config, out, device, init, _beginning(dataset))
+    model, optimizer, state = _build(config, device, start, init, _beginning(dataset), len(dataset))
     total_steps = state.step + steps_of(config, len(dataset), state.position)
     return Setup(config, device, tokenizer, dataset, loader, dev, model, optimizer, state, total_steps)
 
@@ -149,27 +155,38 @@ def _beginning(dataset: Dataset) -> RunState:
 
 
 def _build(
-    config: Config, out: Path, device: torch.device, init: Path | None, beginning: RunState
+    config: Config, device: torch.device, start: Path | None, init: Path | None, beginning: RunState, samples: int
 ) -> tuple[BriVL, torch.optim.AdamW, RunState]:
     """Model and optimiser: from the run's own checkpoint, from `init`, or from the recipe; and where the run stands."""
-    newest = checkpoint.latest(out)
+    if config.moco.init_queues and config.moco.objective not in ("moco", "albef"):
+        raise ConfigError("moco.init_queues", f"objective {config.moco.objective} has no queues")
+    if config.moco.init_queues and start is None and init is None:
+        raise ConfigError("moco.init_queues", "takes the queues of a checkpoint along; name it by --init")
     torch.manual_seed(config.seed)
-    model = BriVL(config, load_weights=newest is None and init is None).to(device)
+    model = BriVL(config, load_weights=start is None and init is None).to(device)
     optimizer = build_optimizer(model, config.optim)
     state = beginning
-    if newest is not None:
-        state = _resume(newest, config, model, optimizer, beginning)
+    if start is not None:
+        state = _resume(start, config, model, optimizer, beginning, samples)
     elif init is not None:
-        checkpoint.open_checkpoint(init).load_start(model)
+        checkpoint.open_checkpoint(init).load_start(model, queues=config.moco.init_queues)
     if config.run.compile:
         model.compile_towers()
     return model, optimizer, state
 
 
-def _resume(folder: Path, config: Config, model: BriVL, optimizer: torch.optim.AdamW, beginning: RunState) -> RunState:
+def _resume(
+    folder: Path,
+    config: Config,
+    model: BriVL,
+    optimizer: torch.optim.AdamW,
+    beginning: RunState,
+    samples: int,
+) -> RunState:
     """Fill model and optimiser from a checkpoint of this run. Raises ConfigError, RunError if it is one of another."""
     opened = checkpoint.open_checkpoint(folder)
     check_same(opened.config, config, folder)
+    check_length(opened.config, config, opened.state(), samples)
     state = opened.load_training(model, optimizer)
     for what in ("content_digests", "region_digests", "weights"):
         if getattr(state, what) != getattr(beginning, what):

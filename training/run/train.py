@@ -6,7 +6,8 @@ backward -> mean of the gradients over the ranks -> clip -> optimiser -> key tow
 that was killed and started again by the same command has the losses that it would have had.
 
 Between two steps the ranks agree on whether any of them was asked to leave: to save because a machine may go, or to
-save and end (SIGTERM). A run is the only one that writes into its folder.
+save and end (SIGTERM). A run is the only one that writes into its folder, all its ranks begin from one checkpoint, and
+they are compared before what they have become is saved (training/run/agreement.py).
 
 Limits: those of a step. Recall on the dev split is computed by all ranks while training stands still.
 """
@@ -32,11 +33,15 @@ from training.errors import RunError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.journal import Journal, read_metrics
-from training.outputs.saver import Saver, fetch
+from training.outputs.saver import Saver
+from training.outputs.trackers import Tracker
+from training.outputs.whole import writing_to
+from training.records import Batch
+from training.run.agreement import Agreement, begun, stop, together
 from training.run.flops import Meter
 from training.run.footprint import used_memory
 from training.run.health import Health
-from training.run.launch import Leave, LeaveSignal, agree, owned, process_group, terminated
+from training.run.launch import Leave, LeaveSignal, ending_with_parent, process_group, terminated, under_torchrun
 from training.run.resume import flat, obeying
 from training.run.setup import Setup, set_up
 from training.run.step import Step, Stepper
@@ -84,12 +89,14 @@ def fit(
     init: Path | None = None,
     cache: Path | None = None,
     leave_signal: LeaveSignal | None = None,
+    tracker: Tracker | None = None,
     save: bool = True,
 ) -> FitResult:
     """Train by `config` on the train split of `data` into the folder `out`; go on where `out` has a checkpoint.
 
     `init`: a checkpoint whose towers to begin from (a new run only). `leave_signal`: asked after every step, instead of
-    SIGTERM, whether to save and whether to end. `save=False` writes no checkpoint. Every rank calls it alike.
+    SIGTERM, whether to save and whether to end. `tracker`: receives the metrics beside the one that the config names.
+    `save=False` writes no checkpoint. Every rank calls it alike.
 
     Raises ConfigError (bad usage), ContractError (bad data), CheckpointError, RunError (the run failed). One line each.
     """
@@ -97,33 +104,35 @@ def fit(
     if device.type == "cpu":
         keep_memory()
     exact_float32(device)
-    with process_group(device), owned(out) if distributed.rank() == 0 else nullcontext():
-        if config.run.mirror:
-            _fetch(out, config.run.mirror)
-        config = obeying(config, checkpoint.latest(out) or init)
-        with nullcontext(leave_signal) if leave_signal is not None else terminated() as signal:
-            return _Run(set_up(config, data, out, device, init=init, cache=cache), out).go(signal, save=save)
+    with (
+        ending_with_parent(under_torchrun()),
+        writing_to(out),
+        process_group(device),
+        begun(out, config.run.mirror) as start,
+        nullcontext(leave_signal) if leave_signal is not None else terminated() as signal,
+    ):
+        setup = together(lambda: _set_up(config, data, device, start, init, cache))
+        return _Run(setup, out, start, tracker).go(signal, save=save)
 
 
-def _fetch(out: Path, mirror: str) -> None:
-    """Fetch the mirror's newest checkpoint: on the first rank, then on those that see another disk."""
-    if distributed.rank() == 0:
-        fetch(out, mirror)
-    if distributed.world_size() > 1:
-        torch.distributed.barrier()
-        if distributed.rank() > 0:
-            fetch(out, mirror)
+def _set_up(
+    config: Config, data: Sequence[str], device: torch.device, start: Path | None, init: Path | None, cache: Path | None
+) -> Setup:
+    with nullcontext() if start is None else checkpoint.naming_older(start):
+        return set_up(obeying(config, start or init), data, device, start=start, init=init, cache=cache)
 
 
 class _Run:
     """One process of one run, from its first step to the last checkpoint."""
 
-    def __init__(self, setup: Setup, out: Path) -> None:
-        self.setup, self.out = setup, out
+    def __init__(self, setup: Setup, out: Path, start: Path | None, tracker: Tracker | None = None) -> None:
+        self.setup, self.out, self.tracker = setup, out, tracker
         self.config, self.device, self.model = setup.config, setup.device, setup.model
         self.rank, self.world = distributed.rank(), distributed.world_size()
         self.state, self.first = setup.state, setup.state.step
         self.stepper = Stepper(setup)
+        self.agreement = Agreement(setup)
+        self.agreement.before_first_step(start)
         self.meter = Meter(setup.config, setup.device)
         self.health = Health(setup.model, setup.config)
         self.recall: Retrieval | None = None
@@ -136,19 +145,22 @@ class _Run:
         with self._journal() as journal, self._saver(save) as saver, self._profiler() as profiler:
             journal.say(self._opening())
             self._prefill()
+            self._take_up_probe()
             batches = self.setup.loader.batches(self.state.position, self.setup.end)
             while leave is not Leave.STOP and self.state.step < self.setup.total_steps and not self._patience_ended():
                 begun = time.monotonic()
                 loaded = [next(batches) for _ in range(self.config.run.accumulate)]
                 waited = time.monotonic() - begun
                 valid = sum(int(batch.valid_B.sum()) for batch in loaded)  # before a GPU has to be waited for
-                valid, leave = agree(valid, leave_signal(), self.device)
+                valid, leave = self.agreement.before_step(self.state, valid, leave_signal())
                 step = self.stepper.step(loaded, self.state, valid)
                 self._count(step)
                 if self._due(self.config.run.log_every, leave):
                     journal.write(self.state.step, self._metrics(step, waited, time.monotonic() - begun))
                 better = self._evaluate(journal)
                 if leave or better or self._due(self.config.run.checkpoint_every, leave) or self._patience_ended():
+                    if save:
+                        self.agreement.before_checkpoint(self.state)
                     self._save(saver, journal, best=better)
                 journal.advance(self.state.step)
                 if profiler is not None:
@@ -158,9 +170,8 @@ class _Run:
         if self.world > 1:
             torch.distributed.barrier()
         if leave is Leave.STOP and self.state.step < self.setup.total_steps:
-            raise RunError(
-                f"step {self.state.step}", "received a signal to end; saved, the same command continues from here"
-            )
+            problem = "received a signal to end; saved, the same command continues from here"
+            stop(RunError(f"step {self.state.step}", problem))
         return self._result(time.monotonic() - started)
 
     def _due(self, every: int, leave: Leave) -> bool:
@@ -173,7 +184,7 @@ class _Run:
         self.failures = self.failures + 1 if step.skipped else 0
         if self.failures > MAX_NON_FINITE:
             problem = f"{self.failures} steps in a row with a gradient that is not finite"
-            raise RunError(f"step {self.state.step}", problem)
+            stop(RunError(f"step {self.state.step}", problem))
         self.health.saw(self.state.step, step.micros, step.outputs)
         self.state = replace(
             self.state,
@@ -208,14 +219,26 @@ class _Run:
         return (state.step - state.best_step) // run.eval_every >= run.patience
 
     def _prefill(self) -> None:
-        if self.first == 0 and self.config.moco.prefill and self.model.has_keys:
+        moco = self.config.moco
+        if self.first == 0 and moco.prefill and self.model.has_keys and not moco.init_queues:
             begin = -self.stepper.prefill_steps * self.config.run.batch_size
             self.stepper.prefill(self.setup.loader.batches(begin, 0))
+
+    def _take_up_probe(self) -> None:
+        """Staleness is measured again from where it was, so that a resumed run has the metrics of one that was not."""
+        batch_size = self.config.run.batch_size
+
+        def read(ago: int) -> Batch:
+            begin = self.state.position - ago * batch_size
+            return next(self.setup.loader.batches(begin, begin + batch_size))
+
+        if self.first and self.state.batch_size == batch_size:
+            self.health.take_up(self.first, read)
 
     def _journal(self) -> Journal:
         about = {"device": str(self.device), "processes": self.world, "host": platform.node(), "pid": os.getpid()}
         total, silent = self.setup.total_steps, self.rank > 0
-        return Journal(self.out, self.first, total, self.config, about=about, silent=silent)
+        return Journal(self.out, self.first, total, self.config, about=about, silent=silent, tracker=self.tracker)
 
     def _saver(self, save: bool) -> AbstractContextManager[Saver | None]:
         if save and self.rank == 0:

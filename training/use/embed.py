@@ -25,7 +25,7 @@ from training.data.index_cache import GRID
 from training.data.released_rows import Broken, ReleasedRow, read_rows
 from training.data.transforms import UnreadableImage
 from training.errors import InputError
-from training.outputs.whole import whole_file
+from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
 from training.use.arrays import read_arrays
 from training.use.evaluate import embed
@@ -41,13 +41,20 @@ LOG = logging.getLogger(__name__)
 
 
 def embed_data(
-    path: Path, data: Sequence[str], split: Split, out: Path, *, device: str = "auto", cache: Path | None = None
+    path: Path,
+    data: Sequence[str],
+    split: Split,
+    out: Path,
+    *,
+    detector: str = "",
+    device: str = "auto",
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Write image_features [N, D], text_features [N, D], image_ids [N], text_ids [N] of a split's readable samples."""
     import torch
 
     loaded = load(path, device)
-    features = embed(loaded.model, loaded.split_loader(data, split, cache).once(), loaded.device, "fp32")
+    features = embed(loaded.model, loaded.split_loader(data, split, cache, detector).once(), loaded.device, "fp32")
     tensors = {
         "image_features": torch.from_numpy(features.image_ND),
         "text_features": torch.from_numpy(features.text_ND),
@@ -225,10 +232,8 @@ def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> T
 
 def _write(out: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Save atomically; the shape of the first tensor is the answer."""
-    from safetensors.torch import save_file
-
     with whole_file(out) as temporary:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
+        write_tensors(temporary, tensors)
     rows, width = next(iter(tensors.values())).shape
     return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(tensors)}
 

@@ -88,11 +88,14 @@ def evaluate_retrieval(
     data: Sequence[str],
     split: str,
     *,
+    detector: str = "",
     device: str = "auto",
     cache: Path | None = None,
     towers: Towers = "query",
 ) -> dict[str, Any]:
     """Retrieval figures of a checkpoint, as `wenlan-train eval --json` prints them.
+
+    detector: whose regions, by default those that the checkpoint was trained with.
 
     `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
     "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
@@ -108,7 +111,7 @@ def evaluate_retrieval(
     if benchmark is not None:
         return _on_benchmark(loaded, benchmark, towers)
     of_data = next(name for name in SPLITS if name == split)
-    loader = loaded.split_loader(data, of_data, cache)
+    loader = loaded.split_loader(data, of_data, cache, detector)
     embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
     ranks = _ranks(embeddings, loaded.device)
     protocol = Protocol(
@@ -120,7 +123,7 @@ def evaluate_retrieval(
         towers,
         _digest(loaded),
     )
-    about = _about(loaded, protocol, loader.corrupt)
+    about = _about(loaded, protocol, loader.corrupt, detector)
     return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(data, of_data, embeddings, ranks, cache)}
 
 
@@ -180,10 +183,11 @@ def _ranks(embeddings: Embeddings, device: torch.device | str = "cpu") -> Ranks:
     return rank(embeddings.image_ND, embeddings.text_ND, hits, device)
 
 
-def _about(loaded: Loaded, protocol: Protocol, corrupt: int) -> dict[str, Any]:
+def _about(loaded: Loaded, protocol: Protocol, corrupt: int, detector: str = "") -> dict[str, Any]:
     return {
         "task": "retrieval",
         "split": protocol.split,
+        "detector": detector or loaded.checkpoint.detector,
         "checkpoint": str(loaded.checkpoint.folder),
         "corrupt": corrupt,
         "protocol": protocol.to_json(),
@@ -205,11 +209,11 @@ def _held_out(
     data: Sequence[str], split: Split, embeddings: Embeddings, ranks: Ranks, cache: Path | None
 ) -> dict[str, Any]:
     """headline, in_train, seen and unseen of a dataset's split; nothing where they are unknown."""
-    if split == "train" or any(name.rpartition("@")[0].endswith(".tar") or name.endswith(".tar") for name in data):
+    if split == "train":
         return {}
-    train = open_dataset(data, "train", detector=GRID, cache=cache)
-    if not len(train):
-        return {}
+    train = open_dataset(data, "train", detector=GRID, cache=cache, plain_tars=False)
+    if not len(train) or len(train) < len(open_dataset(data, "train", detector=GRID, cache=cache)):
+        return {}  # plain tars have no splits
     if len(train.shard_sizes) > MANY_SHARDS:
         LOG.info("looking up the queries' leaders in %s train shards", f"{len(train.shard_sizes):,}")
     images, texts = _in_train(train.leaders(), embeddings.image_ids_N, embeddings.text_ids_N)
@@ -272,16 +276,10 @@ def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precisio
 
 
 def _of_all_ranks(parts: list[Any]) -> list[Any]:
-    """The ranks' lists joined; sizes may differ, hence objects (arrays made by our own ranks) and not tensors."""
-    import torch.distributed
-
+    """The ranks' lists joined; sizes may differ, hence objects and not tensors."""
     from training.method import distributed
 
-    if distributed.world_size() == 1:
-        return parts
-    gathered: list[Any] = [None] * distributed.world_size()
-    torch.distributed.all_gather_object(gathered, parts)
-    return [part for of_rank in gathered for part in of_rank]
+    return [part for of_rank in distributed.gather_objects(parts) for part in of_rank]
 
 
 # --- benchmarks

@@ -7,6 +7,10 @@
 ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes [B, R, 4] in pixels of S, n_boxes [B];
 input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
 
+Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
+recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, and the tokenizer's
+name and vocabulary.
+
 Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
 """
 
@@ -24,8 +28,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from training.config import Config, to_dict
 from training.data.tokenizer import vocabulary_text
 from training.errors import ConfigError
-from training.outputs.checkpoint import open_checkpoint
-from training.outputs.whole import whole_file
+from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
+from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
 from training.use.load import load
 
@@ -52,19 +56,29 @@ def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
 
 
 def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
-    from safetensors.torch import save_file
+    with naming_older(path):
+        opened = open_checkpoint(path, TOWERS)
+        towers = opened.tensors("towers.safetensors")
+    about = {"format": "pt", "wenlan": "query towers", **_about(opened)}
+    with whole_file(out) as temporary:
+        write_tensors(temporary, towers, about)
+    return {"out": [str(out)], "format": "safetensors", "tensors": len(towers)}
 
-    opened = open_checkpoint(path)
-    towers = opened.tensors("towers.safetensors")
-    about = {
-        "format": "pt",
-        "wenlan": "query towers",
-        "config": json.dumps(to_dict(opened.config), ensure_ascii=False),
+
+def _about(opened: Checkpoint) -> dict[str, str]:
+    """What one must know to use the towers."""
+    config = opened.config
+    sizes = {"image_size": config.data.image_size, "max_boxes": config.data.max_boxes}
+    sizes |= {"max_tokens": config.data.max_tokens, "feature_dim": config.moco.feature_dim}
+    return {
+        "recipe": config.recipe,
+        "config": json.dumps(to_dict(config), ensure_ascii=False),
+        "towers_sha256": opened.sealed.files["towers.safetensors"],
+        **{name: str(size) for name, size in sizes.items()},
+        "detector": opened.detector,
+        "tokenizer": config.data.tokenizer,
         "vocabulary": vocabulary_text(opened.tokenizer),
     }
-    with whole_file(out) as temporary:
-        save_file(towers, temporary, metadata=about)
-    return {"out": [str(out)], "format": "safetensors", "tensors": len(towers)}
 
 
 def _export_released(path: Path, out: Path) -> dict[str, Any]:
@@ -72,9 +86,10 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
 
     from training.use.released import to_released
 
-    learnable = to_released(open_checkpoint(path))
-    with whole_file(out) as temporary:
-        torch.save({"learnable": learnable}, temporary)
+    with naming_older(path):
+        learnable = to_released(open_checkpoint(path))
+    with whole_file(out) as temporary, temporary.open("wb") as file:  # of a path torch hides why it cannot be written
+        torch.save({"learnable": learnable}, file)
     return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}
 
 
@@ -85,8 +100,10 @@ def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
     loaded = load(path, "cpu")
     stem = out.with_suffix("") if out.suffix == ".onnx" else out
     files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
-    _write_onnx(_image_tower(loaded.model), _image_example(loaded.config), "image_features", files["image"])
-    _write_onnx(_text_tower(loaded.model), _text_example(), "text_features", files["text"])
+    about = {"wenlan": "query towers", **_about(loaded.checkpoint)}
+    image, text = _image_example(loaded.config), _text_example()
+    _write_onnx(_image_tower(loaded.model), image, "image_features", files["image"], about)
+    _write_onnx(_text_tower(loaded.model), text, "text_features", files["text"], about)
     return {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
 
 
@@ -151,16 +168,19 @@ def _text_example() -> dict[str, tuple[torch.Tensor, tuple[str, ...]]]:
 
 
 def _write_onnx(
-    tower: torch.nn.Module, example: dict[str, tuple[torch.Tensor, tuple[str, ...]]], output: str, out: Path
+    tower: torch.nn.Module,
+    example: dict[str, tuple[torch.Tensor, tuple[str, ...]]],
+    output: str,
+    out: Path,
+    about: dict[str, str],
 ) -> None:
     import torch
 
     axes = {name: dict(enumerate(names)) for name, (_, names) in example.items()}
     with whole_file(out) as temporary, _quiet(), torch.no_grad():
-        torch.onnx.export(
+        program = torch.onnx.export(
             tower,
             tuple(tensor for tensor, _ in example.values()),
-            temporary,
             input_names=list(example),
             output_names=[output],
             dynamic_shapes={
@@ -169,8 +189,10 @@ def _write_onnx(
             },
             opset_version=_OPSET,
             dynamo=True,
-            external_data=False,
         )
+        assert program is not None
+        program.model.metadata_props.update(about)
+        program.save(temporary, external_data=False)
 
 
 @contextlib.contextmanager

@@ -7,11 +7,13 @@ A checkpoint of `compat="brivl-1.0"` reads texts padded to `max_tokens` and boxe
 BERT sees the padding and its grid reads zero outside the image.
 
 Key towers take the query towers' place where they are asked for: they are the average of the query towers over the last
-steps, and often the better encoders. Queues are not loaded.
+steps, and often the better encoders. Queues are not loaded, and need not
+be there; nor need the key towers, where nobody asks for them.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +28,7 @@ from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
 from training.errors import CheckpointError, ConfigError
-from training.outputs.checkpoint import Checkpoint, open_checkpoint
+from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.records import Batch
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from training.moco import BriVL
+
+LOG = logging.getLogger(__name__)
 
 KEY_FILE = "key_towers.safetensors"
 
@@ -59,9 +63,15 @@ class Loaded:
         """The checkpoint's config."""
         return self.checkpoint.config
 
-    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None) -> Loader:
-        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty."""
-        dataset = open_dataset(data, split, detector=self.checkpoint.detector, cache=cache)
+    def split_loader(self, data: Sequence[str], split: Split, cache: Path | None, detector: str = "") -> Loader:
+        """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty.
+
+        `detector`: whose regions instead of those that it was trained with, which is logged.
+        """
+        trained = self.checkpoint.detector
+        if detector and detector != trained:
+            LOG.warning("regions are those of %r; the checkpoint was trained with those of %r", detector, trained)
+        dataset = open_dataset(data, split, detector=detector or trained, cache=cache)
         dataset.check_not_empty()
         return Loader(
             dataset,
@@ -126,17 +136,18 @@ def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
     from training.device import device_of, keep_memory
     from training.moco import BriVL
 
-    checkpoint = open_checkpoint(path)
     where = device_of(device)
     if where.type == "cpu":
         keep_memory()
-    # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
-    config = checkpoint.config
-    alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
-    model = BriVL(alone, load_weights=False)
-    checkpoint.load_towers(model)
-    if towers == "key":
-        _take_keys(checkpoint, model)
+    with naming_older(path):
+        checkpoint = open_checkpoint(path, (*TOWERS, KEY_FILE) if towers == "key" else TOWERS)
+        # The objective that trains the query towers alone: half the memory, and nothing to fill by copies.
+        config = checkpoint.config
+        alone = replace(config, moco=replace(config.moco, objective="clip"), run=replace(config.run, accumulate=1))
+        model = BriVL(alone, load_weights=False)
+        checkpoint.load_towers(model)
+        if towers == "key":
+            _take_keys(checkpoint, model)
     return Loaded(checkpoint, model.to(where).eval(), where)
 
 

@@ -29,7 +29,7 @@
     }
     $("by-bin").hidden = !bar;
     $("by-bin").textContent = bar ? `${bar.title.textContent}: ${bar.label} ✕` : "";
-    for (const g of document.querySelectorAll("g[data-bin]")) {
+    for (const g of document.querySelectorAll("g[role=button]")) {
       const own = bar && g.dataset.bin === bar.bin && g.closest("figure").dataset.measure === bar.measure;
       g.setAttribute("aria-pressed", String(Boolean(own)));
     }
@@ -43,6 +43,7 @@
     if (bar) $("samples").scrollIntoView();
   }
 
+  const counted = new Set(samples.flatMap((sample) => sample.dataset.bins.trim().split(" ")));
   for (const figure of document.querySelectorAll("figure[data-measure]")) {
     figure.querySelector("svg").setAttribute("role", "group"); // an image has no buttons in it
     for (const g of figure.querySelectorAll("g[data-bin]")) {
@@ -50,6 +51,7 @@
         measure: figure.dataset.measure, bin: g.dataset.bin, label: g.dataset.label,
         title: figure.querySelector("figcaption"),
       };
+      if (!counted.has(`${chosen.measure}:${chosen.bin}`)) continue; // none of the samples here is counted in it
       g.setAttribute("role", "button");
       g.setAttribute("tabindex", "0");
       g.addEventListener("click", () => show(chosen));

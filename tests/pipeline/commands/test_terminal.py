@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+import re
 
+import pytest
+from rich.console import Console
+
+from pipeline.commands import terminal
 from pipeline.commands.terminal import Bars, say, show, table_of
 from pipeline.pulse import Beat
 from pipeline.stages import STAGES
@@ -43,3 +48,20 @@ def test_a_long_stage_says_now_and_then_how_far_it_is(
         bars.done(StageResult("fetch", False, 3, 2, 1.25, {}, Cost()))
         bars.done(StageResult("measure", True, 3, 0, 0.0, {}, Cost()))
     assert capsys.readouterr().err == "fetch    2 of 3 partitions, 1.2 s\nmeasure  already done, 0.0 s\n"
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_a_terminal_shows_every_figure_however_narrow_it_is(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(terminal, "console", Console(file=screen, force_terminal=True, width=width))
+    counts = {"kept": 300, "failed": 12, "images": 4_000, "bytes": 9_000_000, "queue": 1_234}
+    beat = Beat("site", 60.0, 300, 10_000, counts, {"done": 2.0, "bytes": 123_456.0}, {})
+    with Bars() as bars:
+        with bars.starting("Ray"):
+            pass
+        bars.update(figures(STAGES["crawl"], 2, 0, {}, [beat], Ran(0, 60.0)))
+        bars.done(StageResult("extract", True, 3, 0, 0.0, {}, Cost()))
+    words = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", screen.getvalue()).split())
+    for figure in ("Ray", "started", "300 pages", "4,000 images", "12 failed", "123 kB/s", "1,234 in the"):
+        assert figure.split()[0] in words, figure
+    assert "extract already done" in words

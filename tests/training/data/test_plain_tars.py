@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -15,7 +16,9 @@ from PIL import Image
 
 from data_specs.shard import ContractError
 from training.data.index import open_dataset
+from training.data.text_choice import choose_text
 from training.data.transforms import decode
+from training.resolve import resolve
 
 MakeShards = Callable[..., Path]
 
@@ -177,3 +180,80 @@ def test_a_name_that_is_not_utf_8_is_read(tmp_path: Path) -> None:
         _add(tar, "\xff.txt", "山水".encode())
     data = open_dataset([str(tmp_path / "x.tar")], "train")
     assert [data.row(i).key for i in range(len(data))] == ["\\xff"]
+
+
+def _pair(tar: Path, key: str, text: bytes, name: str = "txt") -> None:
+    with tarfile.open(tar, "a") as file:
+        _add(file, f"{key}.png", _png())
+        _add(file, f"{key}.{name}", text)
+
+
+def _keys(*data: str) -> list[str]:
+    dataset = open_dataset(data, "train")
+    return [dataset.row(i).key for i in range(len(dataset))]
+
+
+def test_tars_are_named_by_a_glob_by_braces_or_by_their_folder(tmp_path: Path) -> None:
+    for number in (0, 1, 10):
+        _pair(tmp_path / f"x-{number:02d}.tar", str(number), "山水".encode())
+    (tmp_path / "x-00_stats.json").write_text("{}")
+    (tmp_path / "x-00.parquet").write_bytes(b"")  # as img2dataset leaves them beside
+    assert _keys(f"{tmp_path}/x-*.tar") == ["0", "1", "10"]
+    assert _keys(f"{tmp_path}/x-0?.tar", f"{tmp_path}/x-1[0-9].tar") == ["0", "1", "10"]
+    assert _keys(f"{tmp_path}/x-{{00,10}}.tar") == ["0", "10"]
+    assert _keys(str(tmp_path)) == _keys(f"{tmp_path}/") == _keys(f"file://{tmp_path}/*.tar") == ["0", "1", "10"]
+    odd = tmp_path / "a[1].tar"
+    _pair(odd, "odd", "山水".encode())
+    assert _keys(str(odd)) == ["odd"], "a file of that very name is no glob"
+    with pytest.raises(ContractError, match=r"y-\*.tar: no file matches"):
+        open_dataset([f"{tmp_path}/y-*.tar"], "train")
+    with pytest.raises(ContractError, match=r"\*/manifest.json: a glob names plain tars, so it ends in .tar"):
+        open_dataset([f"{tmp_path}/*/manifest.json"], "train")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ContractError, match="empty: cannot be read; a build without a manifest is not a dataset"):
+        open_dataset([str(tmp_path / "empty")], "train")
+
+
+def test_a_folder_with_a_manifest_is_that_dataset_and_an_unpublished_build_is_none(make_shards: MakeShards) -> None:
+    manifest = make_shards(train=(3,), val=(2,))
+    assert len(open_dataset([str(manifest.parent)], "train")) == 3
+    manifest.unlink()
+    with pytest.raises(ContractError, match=r"shards of a build that has no manifest.json: it is not published"):
+        open_dataset([str(manifest.parent)], "train")
+
+
+def test_compressed_tars_are_refused_with_the_reason_by_name_in_a_folder_and_by_their_bytes(tmp_path: Path) -> None:
+    _pair(tmp_path / "x.tar", "a", "山水".encode())
+    packed = tmp_path / "packed"
+    packed.mkdir()
+    (packed / "x.tar.gz").write_bytes(gzip.compress((tmp_path / "x.tar").read_bytes()))
+    (tmp_path / "called.tar").write_bytes((packed / "x.tar.gz").read_bytes())
+    for argument in (packed / "x.tar.gz", packed / "*.tar.gz", packed, tmp_path / "called.tar", "x-{0,1}.tgz"):
+        with pytest.raises(ContractError, match=r": a compressed tar, but images are read from a tar by their offset"):
+            open_dataset([str(argument)], "train")
+
+
+def test_a_folder_in_which_archives_lie_beside_what_was_in_them_is_read(tmp_path: Path) -> None:
+    for name in ("x.0", "y"):
+        _pair(tmp_path / f"{name}.tar", name[0], "山水".encode())
+    (tmp_path / "x.0.tar.gz").write_bytes(b"")
+    (tmp_path / "y.tgz").write_bytes(b"")
+    assert _keys(str(tmp_path)) == ["x", "y"]
+    (tmp_path / "z.tgz").write_bytes(b"")
+    with pytest.raises(ContractError, match=r"z.tgz: a compressed tar"):
+        open_dataset([str(tmp_path)], "train")
+
+
+def test_each_line_of_a_text_is_a_caption_and_the_text_choice_takes_one(tmp_path: Path) -> None:
+    _pair(tmp_path / "x.tar", "a", "\ufeff红色小船\r\n\n山水\u2028画\n红色小船\n".encode())
+    _pair(tmp_path / "x.tar", "b", json.dumps({"caption": ["飞鸟", " ", "白云"]}).encode(), "json")
+    data = open_dataset([str(tmp_path / "x.tar")], "train")
+    texts = [[(text.kind, text.text) for text in data.row(i).texts] for i in range(2)]
+    assert texts == [
+        [("caption", "红色小船"), ("caption", "山水\u2028画")],
+        [("caption", "飞鸟"), ("caption", "白云")],
+    ]
+    first = resolve("tiny").data
+    drawn = resolve("tiny", ['data.text_kinds={"library": {"caption": 1}}']).data
+    assert {choose_text(data.row(1), first, 0, epoch).text for epoch in range(20)} == {"飞鸟"}
+    assert {choose_text(data.row(1), drawn, 0, epoch).text for epoch in range(20)} == {"飞鸟", "白云"}

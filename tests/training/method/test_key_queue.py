@@ -83,3 +83,16 @@ def test_ids_join_and_part() -> None:
         assert torch.equal(getattr(again, name), getattr(ids, name))
         assert torch.equal(getattr(ids.of_all_ranks(), name), getattr(ids, name))
     assert ids.of_all_ranks().valid_B.dtype == torch.bool
+
+
+def test_keys_of_a_step_are_found_until_the_ring_has_gone_round() -> None:
+    queue, keys = KeyQueue(10, 2), torch.randn(4, 3, 2)
+    for step in range(4):
+        numbers = torch.arange(3) + 10 * step
+        queue.enqueue(keys[step], SampleIds(numbers, numbers, numbers, numbers != 11), step)
+    for step in (1, 2, 3):  # rows 1 and 2 of a step's three, of which row 1 of step 1 could not be read
+        found = queue.keys_of(torch.tensor([1, 2]) + 10 * step, step, back=3 * (4 - step) - 1)
+        assert found is not None
+        assert torch.equal(found, keys[step, 1:])
+    assert queue.keys_of(torch.tensor([0]), 0, back=12) is None  # the newest ten of twelve are there
+    assert queue.keys_of(torch.tensor([30]), 3, back=2) is None

@@ -16,7 +16,7 @@ from training.data.tokenizer import load_tokenizer
 from training.errors import CheckpointError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL
-from training.outputs.checkpoint import RunState, clean, latest, open_checkpoint, save
+from training.outputs.checkpoint import TOWERS, RunState, clean, latest, naming_older, open_checkpoint, save
 from training.resolve import resolve
 from training.run.optimizer import build_optimizer
 
@@ -314,3 +314,63 @@ def test_moments_that_are_missing_or_of_another_shape_are_refused(saved: Saved, 
         _vouch(saved[0], path.name)
         with pytest.raises(CheckpointError, match=r"optimizer.safetensors: .* has another shape"):
             open_checkpoint(saved[0]).load_training(*build(1))
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "flipped"])
+def test_the_towers_alone_are_enough_to_use_a_checkpoint(saved: Saved, damage: str) -> None:
+    folder, model, *_ = saved
+    for name in ("queues", "optimizer", "key_towers"):
+        path = folder / f"{name}.safetensors"
+        data = path.read_bytes()
+        path.unlink()
+        if damage != "missing":
+            path.write_bytes(data[:-9] if damage == "cut" else data[:-1] + bytes([data[-1] ^ 1]))
+    other, optimizer = build(1)
+    open_checkpoint(folder, TOWERS).load_towers(other)
+    assert torch.equal(other.text_query.trunk.tokens.weight, model.text_query.trunk.tokens.weight)
+    with pytest.raises(CheckpointError, match=r"\.safetensors: "):
+        open_checkpoint(folder).load_training(other, optimizer)
+    _cut(folder)
+    with pytest.raises(CheckpointError, match=r"towers.safetensors: \d+ bytes, the checkpoint says"):
+        open_checkpoint(folder, TOWERS)
+
+
+def test_a_damaged_checkpoint_names_the_newest_older_one_that_is_whole(saved: Saved) -> None:
+    first, model, optimizer, config = saved
+    run = first.parent.parent
+    tokenizer = load_tokenizer("gb2312")
+    second, third = (
+        save(run, model, optimizer, config, tokenizer, replace(STATE, step=step), keep_last=9) for step in (8, 12)
+    )
+    _flip(third)
+    _missing(second)
+
+    def read(path: Path) -> None:
+        with naming_older(path):
+            open_checkpoint(path).load_towers(model)
+
+    advice = rf"{first} is whole: give that one to eval, embed or --init, or move {third.name} away and fit goes on$"
+    for path in (run, third):
+        with pytest.raises(CheckpointError, match=rf"towers.safetensors: its sha256 is not .*; {advice}"):
+            read(path)
+    _flip(first)
+    with pytest.raises(CheckpointError, match=r"damaged or replaced$"):
+        read(run)  # none is whole: no advice
+    _flip(third)
+    with pytest.raises(CheckpointError, match=r"does not fit this model: [^;]*$"), naming_older(run):
+        open_checkpoint(run).load_towers(BriVL(replace(config, moco=replace(config.moco, feature_dim=16))))
+
+
+def test_a_start_takes_the_queues_along_in_the_new_size_with_the_ages_of_their_keys(saved: Saved) -> None:
+    folder, model, _, config = saved
+    for size in (10, 6, 25):
+        other = BriVL(replace(config, moco=replace(config.moco, queue_size=size)))
+        open_checkpoint(folder).load_start(other, queues=True)
+        kept = min(size, 10)
+        assert torch.equal(other.text_queue.keys_KD[:kept], model.text_queue.keys_KD[10 - kept :])
+        ages = STATE.step - model.text_queue.entered_K[10 - kept :]
+        assert torch.equal(0 - other.text_queue.entered_K[:kept], ages)
+    (folder / "queues.safetensors").unlink()
+    _edit_index(folder, lambda index: index["files"].pop("queues.safetensors"))
+    with pytest.raises(CheckpointError, match=r"has no queues to begin with; leave out moco.init_queues"):
+        open_checkpoint(folder).load_start(other, queues=True)

@@ -78,6 +78,9 @@ def test_a_run_whose_folder_is_gone_goes_on_from_the_mirror(tmp_path: Path, sche
     open_checkpoint(tmp_path / "elsewhere").load_towers(other)  # every sha256 is that of the index
     names = [p.name for p in (tmp_path / "elsewhere" / "checkpoints").iterdir()]
     assert names == ["step-00000004"]
+    for name in ("step-00000002", "step-00000004"):  # of keep_last=1 the first is gone there too
+        fetch(tmp_path / name, mirror, name)
+        assert [p.name for p in tmp_path.glob(f"{name}/checkpoints/*")] == ([] if name.endswith("2") else [name])
     fetch(tmp_path / "run", mirror)  # nothing newer there
     assert latest(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "step-00000004"
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from contextlib import AbstractContextManager
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
-from training.errors import CheckpointError
-from training.outputs.whole import INDEX, Sealed, whole_file, whole_folder
+from training.errors import CheckpointError, RunError
+from training.outputs.whole import INDEX, Sealed, whole_file, whole_folder, write_tensors
 
 
 def interrupted(writing: AbstractContextManager[Path], name: str) -> None:
@@ -59,3 +64,55 @@ def test_a_file_is_verified_when_it_is_read_and_only_one_that_the_index_names(tm
     (folder / "a.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"a.json: 2 bytes, the checkpoint says 8"):
         Sealed.open(folder)
+
+
+@contextmanager
+def files_up_to(size: int) -> Iterator[None]:
+    """A write beyond so many bytes of a file fails, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "npz", "torch", "bytes"])
+def test_a_disk_without_room_is_one_line_with_the_name_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    tensor = torch.zeros(50_000)
+
+    def write(path: Path) -> None:
+        if kind == "safetensors":
+            write_tensors(path, {"a": tensor})
+            return
+        with path.open("wb") as file:
+            if kind == "npz":
+                np.savez(file, a=tensor.numpy())
+            elif kind == "torch":
+                torch.save({"a": tensor}, file)
+            else:
+                file.write(bytes(200_000))
+
+    line = rf"^{tmp_path}/sub/out: cannot be written: File too large; make room, and the same command does it again$"
+    with files_up_to(100_000):
+        with pytest.raises(RunError, match=line), whole_file(tmp_path / "sub" / "out") as temporary:
+            write(temporary)
+        with pytest.raises(RunError, match=line), whole_folder(tmp_path / "sub" / "out") as temporary:
+            write(temporary / "a")
+    assert list((tmp_path / "sub").iterdir()) == []
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_files_have_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with whole_folder(tmp_path / "ck") as temporary:
+            write_tensors(temporary / "a.safetensors", {"a": torch.zeros(3)})
+            (temporary / "b.json").write_text("{}")
+        with whole_file(tmp_path / "out.safetensors") as temporary:
+            write_tensors(temporary, {"a": torch.zeros(3)}, {"about": "this"})
+    finally:
+        os.umask(before)
+    files = [*(tmp_path / "ck").iterdir(), tmp_path / "out.safetensors"]
+    assert len(files) == 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~umask}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -9,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from training.config import Config
-from training.errors import ConfigError, RunError
+from training.errors import CheckpointError, ConfigError, RunError
 from training.outputs.journal import read_metrics
 from training.resolve import resolve
 from training.run.train import fit
+from training.use.load import load
 
 MakeShards = Callable[..., Path]
 StoppedAfter = Callable[[int], AbstractContextManager[None]]
@@ -63,3 +65,73 @@ def test_a_run_goes_on_with_another_batch_from_the_same_position_and_says_so(
         (5, 48),
         (6, 64),
     ]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "wsd"])
+def test_a_run_is_made_longer_as_if_it_had_begun_so(
+    schedule: str, make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With its queues and optimiser; of a wsd run whose rate has not begun to fall at the checkpoint."""
+    data, asked = [str(make_shards(train=(20, 12)))], [f"optim.schedule={schedule}", "run.checkpoint_every=6"]
+    fit(config(20, 32, *asked), data, tmp_path / "whole")
+    fit(config(8, 32, *asked), data, tmp_path / "longer")
+    if schedule == "wsd":  # of 8 steps the last two have lower rates: go on from the checkpoint before them
+        shutil.rmtree(tmp_path / "longer" / "checkpoints" / "step-00000008")
+    result = fit(config(20, 32, *asked), data, tmp_path / "longer")
+    assert (result.resumed_from, result.steps) == (8 if schedule == "constant" else 6, 20)
+    assert "run.epochs: was 2, is 5 now" in caplog.text
+    assert "rises again" not in caplog.text
+    for name in ("loss", "lr", "text_queue_age"):
+        whole, longer = ([line[name] for line in read_metrics(tmp_path / run)] for run in ("whole", "longer"))
+        assert longer == pytest.approx(whole, abs=1e-5)
+
+
+def test_a_length_that_the_schedule_does_not_allow_is_refused(
+    make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = [str(make_shards(train=(16,)))]
+    fit(config(4, 16), data, tmp_path / "cosine")
+    with pytest.raises(ConfigError, match=r"run.epochs was 2.0, is 4.0\); its cosine was laid out for that length"):
+        fit(config(8, 16), data, tmp_path / "cosine")
+    wsd = ("optim.schedule=wsd", "run.checkpoint_every=3", "optim.decay_share=0.5")
+    fit(config(4, 16, *wsd), data, tmp_path / "wsd")
+    with pytest.raises(ConfigError, match=r"^run.epochs: 1 is below the 2.00 that the run has done"):
+        fit(config(2, 16, *wsd), data, tmp_path / "wsd")
+    result = fit(config(6, 16, *wsd), data, tmp_path / "wsd")
+    assert (result.resumed_from, result.steps) == (4, 6)
+    assert "had begun to fall (to 0% of its height) and rises again to 67%" in caplog.text
+    share = ("optim.schedule=wsd", "optim.warmup_share=0.8", "optim.decay_share=0.1")
+    fit(config(4, 16, *share), data, tmp_path / "share")
+    with pytest.raises(ConfigError, match=r"the warm-up is a share of the run .* would be 51 samples and was 25"):
+        fit(config(8, 16, *share), data, tmp_path / "share")
+
+
+def test_a_new_run_takes_the_queues_of_init_along(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(16,)))]
+    fit(config(8, 16), data, tmp_path / "first")
+    fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "second", init=tmp_path / "first")
+    first, second = (read_metrics(tmp_path / run) for run in ("first", "second"))
+    assert (second[0]["text_queue_fill"], second[0]["text_queue_oldest"]) == (1.0, first[-1]["text_queue_oldest"])
+    again = fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "second", init=tmp_path / "first")
+    assert again.resumed_from == 2
+    with pytest.raises(ConfigError, match=r"^moco.init_queues: .*name it by --init"):
+        fit(config(2, 16, "moco.init_queues=true"), data, tmp_path / "third")
+    with pytest.raises(ConfigError, match=r"^moco.init_queues: objective clip has no queues"):
+        fit(config(2, 16, "moco.init_queues=true", "moco.objective=clip"), data, tmp_path / "clip")
+    assert load(tmp_path / "second", "cpu").config.moco.init_queues, "a run that began so is used as any other"
+
+
+def test_a_damaged_newest_checkpoint_names_the_one_before_it(
+    make_shards: MakeShards, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data, asked = [str(make_shards(train=(16,)))], config(4, 16, "run.checkpoint_every=2")
+    fit(asked, data, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "step-00000004"
+    (newest / "queues.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"queues.safetensors: 0 bytes.*step-00000002 is whole: give that one"):
+        fit(asked, data, tmp_path / "run")
+    (newest / "checkpoint.json").unlink()
+    assert fit(asked, data, tmp_path / "run").resumed_from == 2
+    assert f"{newest}: has no checkpoint.json, so it is no checkpoint; passed over" in caplog.text
+    newest.rename(tmp_path / "away")
+    assert fit(asked, data, tmp_path / "run").resumed_from == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors import safe_open
 
 from training import cli
 from training.config import Config, from_dict
-from training.data.tokenizer import load_tokenizer
+from training.data.tokenizer import load_tokenizer, vocabulary_text
 from training.errors import ConfigError
 from training.moco import BriVL
 from training.outputs.checkpoint import RunState, save
@@ -53,11 +54,19 @@ def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(
 ) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
-    folder, model, _ = saved
+    folder, model, config = saved
     assert cli.main(["export", str(folder), "--to", "onnx", "--out", str(tmp_path / "m.onnx"), "--json"]) == 0
     written = json.loads(capsys.readouterr().out)["out"]
     assert written == [str(tmp_path / "m.image.onnx"), str(tmp_path / "m.text.onnx")]
     image, text = (runtime.InferenceSession(file) for file in written)
+    for session in (image, text):
+        about = session.get_modelmeta().custom_metadata_map
+        assert from_dict(json.loads(about["config"])) == config
+        assert about["vocabulary"] == vocabulary_text(load_tokenizer("gb2312"))
+        assert about["towers_sha256"] == hashlib.sha256((folder / "towers.safetensors").read_bytes()).hexdigest()
+        sizes = {name: about[name] for name in ("image_size", "max_boxes", "max_tokens", "feature_dim")}
+        assert sizes == {"image_size": "64", "max_boxes": "4", "max_tokens": "16", "feature_dim": "32"}
+        assert (about["recipe"], about["tokenizer"], about["detector"]) == ("tiny", "gb2312", "grid")
     generator = torch.Generator().manual_seed(0)
     for count, boxes, length in ((1, 1, 2), (2, 3, 5), (5, 5, 16)):
         corners = torch.rand(count, boxes, 2, 2, generator=generator) * 64

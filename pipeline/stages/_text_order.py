@@ -1,0 +1,39 @@
+"""The order of a candidate's texts: which of them should be its primary text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from data_specs.build import BuildSpec
+from data_specs.shard import Text, TextKind
+from pipeline.records import Candidate
+
+
+@dataclass(frozen=True)
+class TextOrder:
+    """The order of a candidate's texts: by kind, and within a kind as they stand on the page.
+
+    sentences: whether a surrounding text that `extract` has put before the page's title stays there. It does so with
+    the sentence beside a picture where the title is that of several pictures (`pipeline.pages.page`).
+    """
+
+    kinds: tuple[str, ...] = ()
+    sentences: bool = False
+
+    @classmethod
+    def of(cls, spec: BuildSpec) -> TextOrder:
+        return cls(spec.text_kinds, spec.text_kinds == BuildSpec.model_fields["text_kinds"].default)
+
+    def rank(self, kind: TextKind) -> int:
+        return self.kinds.index(kind) if kind in self.kinds else len(self.kinds)
+
+    def sorted(self, candidate: Candidate) -> list[Text]:
+        """The texts of a candidate, the one that should be its primary text first."""
+        texts = candidate.texts
+        titles = [at for at, text in enumerate(texts) if text.kind == "title"]
+        by_title = titles[0] if self.sentences and titles and candidate.origin == candidate.page_url else 0
+        ranked = []
+        for at, text in enumerate(texts):
+            kind: TextKind = "title" if at < by_title and text.kind == "surrounding" else text.kind
+            ranked.append((self.rank(kind), at, text))
+        return [text for _, _, text in sorted(ranked, key=lambda entry: entry[:2])]

@@ -1,0 +1,219 @@
+"""Ranks begin from one checkpoint, stay equal, and stop with one line where they do not; two and four of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training.run.agreement import digest
+
+MakeShards = Callable[..., Path]
+Outcomes = dict[str, list[str]]
+
+CPU = torch.device("cpu")
+QUIET = "FirstRankError: rank 0: ended the run: "
+
+
+@pytest.fixture(scope="module")
+def outcomes(shards_of_module: MakeShards, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Outcomes]:
+    """What ranks.py noted, by (number of ranks, rank)."""
+    folder = tmp_path_factory.mktemp("ranks")
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py"))]
+    manifest = shards_of_module(train=(20, 12))
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
+    processes = [
+        subprocess.Popen([*command, str(rank), str(folder), str(manifest)], env=environment, stderr=subprocess.PIPE)
+        for rank in range(4)
+    ]
+    for process in processes:
+        _, error = process.communicate(timeout=400)
+        assert process.returncode == 0, error.decode()[-3000:]
+    ranks = [(world, rank) for world in (4, 2) for rank in range(world)]
+    return {key: json.loads((folder / f"{key[0]}-{key[1]}.json").read_text()) for key in ranks}
+
+
+def said(outcomes: dict[tuple[int, int], Outcomes], world: int, scene: str) -> list[str]:
+    """What the first rank raised or returned; the other ranks raised the same under the name that is not printed."""
+    first = outcomes[world, 0][scene]
+    for rank in range(1, world):
+        for mine, theirs in zip(first, outcomes[world, rank][scene], strict=True):
+            kind, _, words = mine.partition(": ")
+            assert theirs == (f"{QUIET}{words}" if kind.endswith("Error") else mine)
+    return first
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_go_on_from_one_checkpoint(outcomes: dict[tuple[int, int], Outcomes], world: int) -> None:
+    stopped, again, checkpoints = said(outcomes, world, "stopped")
+    assert stopped.startswith("RunError: step 4: received a signal to end")
+    assert (again, checkpoints) == ("4 -> 6", "step-00000004 step-00000006")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize(
+    ("world", "scene", "step", "part"),
+    [
+        (2, "weight", 4, "towers"),
+        (4, "weight", 4, "towers"),
+        (2, "key", 4, "queues"),
+        (2, "checkpoint", 3, "towers"),
+        (2, "moment", 3, "optimizer"),
+        (2, "position", 0, r"position \(88, not 0\)"),
+        (4, "position", 0, r"position \(88, not 0\)"),
+    ],
+)
+def test_ranks_that_have_come_apart_stop_and_save_nothing(
+    outcomes: dict[tuple[int, int], Outcomes], world: int, scene: str, step: int, part: str
+) -> None:
+    line, *checkpoints = said(outcomes, world, scene)
+    pattern = rf"RunError: step {step}: rank {world - 1} on \S+ differs from rank 0 in {part}; nothing of it was saved"
+    assert re.match(pattern, line), line
+    assert checkpoints in ([], [""])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_what_is_chosen_is_the_newest_once_the_lock_is_held(outcomes: dict[tuple[int, int], Outcomes]) -> None:
+    assert said(outcomes, 2, "lock") == ["6 -> 6"]
+    [line] = said(outcomes, 2, "taken")
+    assert line.startswith("RunError: ")
+    assert line.endswith("/2/taken: another run writes into it; choose another --out")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_rank_on_another_disk_stops_all_or_fetches_the_same_from_the_mirror(
+    outcomes: dict[tuple[int, int], Outcomes], world: int
+) -> None:
+    of_first = [outcomes[world, 0]["disks"][i] for i in range(4)]
+    lacks, newer, another, mirrored = of_first
+    assert "rank 1 on " in lacks
+    assert "disk-1/checkpoints/step-00000004: missing, but rank 0 goes on from " in lacks
+    assert "disk-0/checkpoints/step-00000004 (step 4, sha256 " in lacks
+    assert "run.mirror" in lacks
+    assert "step-00000006: is newer than what rank 0 goes on from" in newer
+    assert "step-00000004: its sha256 is " in another
+    assert mirrored == "4 -> 6"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_what_one_rank_cannot_read_ends_all_and_what_none_can_is_said_once(
+    outcomes: dict[tuple[int, int], Outcomes],
+) -> None:
+    of_one, of_all = said(outcomes, 2, "data")
+    assert of_one.startswith("ContractError: rank 1 on ")
+    assert of_one.endswith(": nothing: cannot be read; a build without a manifest is not a dataset")
+    assert of_all.startswith("ConfigError: text.vocab_size: 100 is below")
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_any_other_bit_is_another_digest(data: st.DataObject) -> None:
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool]))
+    shapes = data.draw(st.lists(st.sampled_from([(), (1,), (3,), (2, 3), (4, 2, 3, 3)]), min_size=1, max_size=4))
+    torch.manual_seed(data.draw(st.integers(0, 99)))
+    tensors = {str(i): (torch.randn(shape) * 9).to(dtype) for i, shape in enumerate(shapes)}
+    before = digest(tensors, CPU)
+    assert digest({name: tensor.clone() for name, tensor in tensors.items()}, CPU) == before
+    changed = tensors[data.draw(st.sampled_from(sorted(tensors)))]
+    bits = changed.view(torch.uint8).view(-1) if changed.ndim else changed.view(1).view(torch.uint8)
+    bits[data.draw(st.integers(0, len(bits) - 1))] ^= 1
+    assert digest(tensors, CPU) != before
+
+
+def test_a_digest_is_the_same_in_any_memory_format_and_tells_tensors_apart() -> None:
+    images, others = torch.randn(2, 3, 5, 5), torch.randn(2, 3, 5, 5)
+    tensors = {"a": images, "b": others}
+    turned = {"a": images.to(memory_format=torch.channels_last), "b": others}
+    assert digest(turned, CPU) == digest(tensors, CPU)
+    assert digest({"a": others, "b": images}, CPU) != digest(tensors, CPU)
+    assert digest({}, CPU) == 0
+
+
+_PARENT = """
+import subprocess, sys, time
+print(subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=sys.stderr).pid, flush=True)
+time.sleep(600)
+"""
+
+_CHILD = """
+import logging, sys, time
+from training.run.launch import ending_with_parent
+logging.basicConfig(format="%(message)s")
+with ending_with_parent():
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_a_rank_ends_with_the_process_that_started_it() -> None:
+    command = [sys.executable, "-c", _PARENT, _CHILD]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stderr is not None
+        child = int(parent.stdout.readline())
+        assert parent.stderr.readline() == "ready\n"
+        parent.send_signal(signal.SIGKILL)
+        assert "is gone; it ends, and saves nothing" in parent.stderr.read()
+    until = time.monotonic() + 60
+    while alive(child) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not alive(child)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+def test_orphans_of_torchrun_end_and_the_same_command_goes_on(make_shards: MakeShards, tmp_path: Path) -> None:
+    """A kill of the agent leaves its ranks; were they to train on they would hold the lock and write checkpoints."""
+    manifest, out = make_shards(train=(20, 12)), tmp_path / "run"
+    fit = ["-m", "training", "fit", "--recipe", "tiny", "--data", str(manifest), "--out", str(out), "--json"]
+    settings = ["--set", "run.checkpoint_every=2", "--set", "run.keep_last=99"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "env": environment}
+    agent = subprocess.Popen([*launch, *fit, *settings, "--set", "run.epochs=2000"], **quiet)  # type: ignore[call-overload]
+    until = time.monotonic() + 180
+    while not (out / "checkpoints" / "step-00000004").is_dir() and time.monotonic() < until:
+        time.sleep(0.05)
+    ranks = json.loads((out / "environment.json").read_text())["pid"], *_children(agent.pid)
+    assert len(set(ranks)) == 2
+    agent.send_signal(signal.SIGKILL)
+    agent.wait()
+    while any(map(alive, ranks)) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not any(map(alive, ranks))
+    newest = max(int(path.name[5:]) for path in (out / "checkpoints").glob("step-????????"))
+    config = ["--set", "optim.schedule=constant"]  # not that of the run, so the refusal names the checkpoint it read
+    again = subprocess.run([*launch, *fit, *settings, *config], env=environment, capture_output=True, text=True)
+    assert f"step-{newest:08d}: the run began otherwise" in again.stderr
+    lines = [line for line in again.stderr.splitlines() if line.startswith("wenlan-train: ")]
+    assert len(lines) == 1, "of two ranks one says it"
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
