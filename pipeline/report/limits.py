@@ -13,7 +13,7 @@ Limits: decisions hold 200 characters of a text, so a longer one that was droppe
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -21,8 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.filters import ImageFilter, Limit, TextFilter, image_filters, pixel_filters, text_filters
+from pipeline.filters import Limit, image_filters, pixel_filters, text_filters
 from pipeline.records import DropReason
 from pipeline.report.figures import Histogram, Numbers
 from pipeline.report.measures import MEASURES, Measure
@@ -129,8 +130,8 @@ def collect(build: Build, histograms: Sequence[dict[str, Any]]) -> list[dict[str
 
     histograms: of the samples kept (`figures.collect`).
     """
-    filters: list[TextFilter | ImageFilter] = [*text_filters(build.spec), *image_filters(build.spec)]
-    limits = [(f.plugin_name(), limit) for f in filters for limit in f.limits()]
+    limits = [(f.plugin_name(), limit) for f in image_filters(build.spec) for limit in f.limits()]
+    limits = [*limits_of_texts(build.spec), *limits]
     charts = []
     for measure in MEASURES.values():
         own = [_Tally(name, limit, measure) for name, limit in limits if limit.measure == measure.name]
@@ -141,6 +142,25 @@ def collect(build: Build, histograms: Sequence[dict[str, Any]]) -> list[dict[str
     _add_pictures(build, [chart for chart in charts if chart.measure.of_pictures])
     _add_kept(build, [chart for chart in charts if chart.measure.name not in kept])
     return [chart.value(kept) for chart in charts]
+
+
+def limits_of_texts(spec: BuildSpec) -> list[tuple[str, Limit]]:
+    """(filter, limit) of the text filters; where sources have limits of their own the widest, which holds for all."""
+    of_sources = [
+        {
+            (i, f.plugin_name(), limit.option): limit
+            for i, f in enumerate(text_filters(spec, source))
+            for limit in f.limits()
+        }
+        for source in spec.sources
+    ]
+    shared = [key for key in of_sources[0] if all(key in own for own in of_sources)]
+    widest = []
+    for key in shared:
+        limits = [own[key] for own in of_sources]
+        least, most = min(limit.least for limit in limits), max(limit.most for limit in limits)
+        widest.append((key[1], replace(limits[0], least=least, most=most)))
+    return widest
 
 
 def _count(charts: Sequence[_Chart], values: Sequence[Numbers], reasons: Sequence[Sequence[str]]) -> None:

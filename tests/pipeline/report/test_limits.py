@@ -157,6 +157,17 @@ def test_limits_of_filters_name_their_options_and_known_measures(name: str) -> N
         assert (limit.least > -np.inf) != (limit.most < np.inf)
 
 
+def test_of_sources_with_limits_of_their_own_the_widest_are_drawn() -> None:
+    """A folder's captions may be of one character, a site's need two: only what no source would take is beyond it."""
+    site = {"kind": "site", "name": "s", "source_kind": "news", "start": ["https://a.example/"]}
+    folder = {"kind": "folder", "name": "f", "source_kind": "library", "path": "x"}
+    strict = {**folder, "filters": {"text_length": {"min_chars": 6}}}
+    for sources, least, most in (([site], 2, 50), ([site, folder], 1, 1000), ([site, strict], 2, 1000)):
+        values = {"name": "n", "contact": "a@b.example", "sources": sources, "filters": [{"name": "text_length"}]}
+        drawn = {limit.option: limit for _, limit in limits.limits_of_texts(BuildSpec.model_validate(values))}
+        assert (drawn["min_chars"].least, drawn["max_chars"].most) == (least, most)
+
+
 @given(st.sampled_from(sorted(MEASURES)), st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_measures_have_the_bins_of_their_histograms(name: str, values: list[float]) -> None:
     measure = MEASURES[name]
