@@ -177,6 +177,8 @@ def _crossmodal_3600(place: Path, split: str) -> Benchmark:
 
 def _folder(place: Path, split: str) -> Benchmark:
     files = [path for path in _images_below(place) if path.with_suffix(".txt").is_file()]
+    if not files:
+        raise InputError(str(place), "holds no image with a .txt of its name beside it")
     captions = [Caption(text, (str(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
     pictures = [Picture(str(path), path) for path in files]
     return Benchmark(f"folder:{place.name}", "all", tuple(captions), lambda: iter(pictures))

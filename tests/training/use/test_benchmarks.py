@@ -251,6 +251,8 @@ def test_missing_images_and_bad_base64_are_named(tmp_path: Path) -> None:
         write(tmp_path / "b" / "test_imgs.tsv", row)
         with pytest.raises(InputError, match=problem):
             list(open_benchmark(f"chinese-clip:{tmp_path / 'b'}", "test").pictures())
+    with pytest.raises(InputError, match="holds no image with a "):
+        open_benchmark(f"folder:{tmp_path / 'b'}", "val")
     for name in ("folder:", "folder:/no/such", f"muge:{tmp_path / 'b' / 'test_imgs.tsv'}"):
         with pytest.raises(InputError):
             open_benchmark(name, "val")
