@@ -1,4 +1,4 @@
-"""What stands on many pages of a site: furniture, endless pages, and more images than a host may bring.
+"""What stands on many pages of a site: furniture, covers in lists, endless pages, more images than a host may bring.
 
 Judged over the candidates of one partition of `extract`, a WARC file.
 """
@@ -18,6 +18,9 @@ REPEATED_ON_PAGES = 5
 
 SHOWN_ON_PAGES = 20
 """An image on so many pages of a partition is a logo or a button, whatever it is called."""
+
+LIST_IMAGES, LIST_SHARE = 6, 0.8
+"""A page with so many images, of which so many stand on a page with at most half as many, is a list of those pages."""
 
 _FURNITURE_KINDS = ("surrounding", "abstract", "title", "tag")
 
@@ -58,6 +61,34 @@ def capped(candidates: list[Candidate], most: int) -> tuple[list[Candidate], lis
             kept.append(candidate)
         else:
             dropped.append(drop(candidate, "extract", DropReason.CAP_PER_HOST, f"{host} has more than {most} images"))
+    return kept, dropped
+
+
+def without_list_covers(candidates: list[Candidate]) -> tuple[list[Candidate], list[Decision]]:
+    """Drop the images of lists that a page of their own has as well (LIST_COVER): its texts are about them, those of a
+    list, its title above all, about the list. An image that stands in lists alone stays.
+    """
+    shown: dict[str, dict[str, Candidate]] = {}  # by image, by page
+    sizes: Counter[str] = Counter()
+    for candidate in candidates:
+        shown.setdefault(candidate.image_url, {})[candidate.page_url] = candidate
+        sizes[candidate.page_url] += 1
+    covers: Counter[str] = Counter()
+    for pages in shown.values():
+        fewest = min(sizes[page] for page in pages)
+        covers.update(page for page in pages if 2 * fewest <= sizes[page])
+    lists = {page for page, size in sizes.items() if size >= LIST_IMAGES and covers[page] >= LIST_SHARE * size}
+    if not lists:
+        return candidates, []
+    kept, dropped = [], []
+    for candidate in candidates:
+        own = sorted(shown[candidate.image_url].keys() - lists, key=lambda page: (sizes[page], page))
+        if candidate.page_url in lists and own:
+            leader = shown[candidate.image_url][own[0]].candidate_id
+            evidence = f"stands in a list; its own page is {own[0]}"
+            dropped.append(drop(candidate, "extract", DropReason.LIST_COVER, evidence, duplicate_of=leader))
+        else:
+            kept.append(candidate)
     return kept, dropped
 
 

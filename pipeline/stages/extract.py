@@ -53,7 +53,7 @@ from pipeline.records import (
 from pipeline.sources import PageSource, Source, TableSource, sources_of
 from pipeline.sources.site import Site
 from pipeline.stages._anew import SiteAnew
-from pipeline.stages._furniture import capped, without_furniture, without_traps
+from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
 from pipeline.stages._page_candidates import Entries, Reading, page_reader, read_within_limits
 from pipeline.store.build import Build
 from pipeline.store.partitions import FileRef, Record
@@ -130,8 +130,9 @@ def _sifted(
     if isinstance(source, PageSource):
         candidates, traps = without_traps(candidates, wordings)
         candidates, bare = without_furniture(candidates)
+        candidates, covers = without_list_covers(candidates)
         candidates, beyond = capped(candidates, source.max_images_per_host)
-        decisions += traps + bare + beyond
+        decisions += traps + bare + covers + beyond
         tally["pages_dropped"] += len(traps)
     return candidates, decisions
 

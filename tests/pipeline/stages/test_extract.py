@@ -183,6 +183,34 @@ def test_texts_on_many_pages_and_images_on_very_many_are_taken_off():
     assert removed.evidence == f"stands on {len(pages)} pages of a.test"
 
 
+def test_a_picture_of_a_list_is_known_by_its_own_page():
+    """Two pages of a list of ten articles, each with its cover; the last two covers have no article here."""
+
+    def entries(url: str, html: str) -> list[Candidate]:
+        return [c for c in extract_page(capture(html, url=url), "s", "news") if isinstance(c, Candidate)]
+
+    candidates = []
+    for number in range(8):
+        html = (
+            f"<h1>第{number}道家常菜</h1><p>做法</p><img src=/i/{number}.jpg alt=成品{number}><img src=/x/{number}.jpg>"
+        )
+        candidates += entries(f"http://a.test/article/{number}.html", html)
+    for url in ("http://a.test/", "http://a.test/hot.html"):
+        covers = "".join(f"<a href=/article/{n}.html><img src=/i/{n}.jpg></a>" for n in range(10))
+        candidates += entries(url, f"<h1>全部家常菜</h1><p>列表</p>{covers}")
+    kept, dropped = _furniture.without_list_covers(candidates)
+    assert len(kept) + len(dropped) == len(candidates) == 36
+    assert {(d.reason, d.page_url) for d in dropped} == {
+        ("list_cover", "http://a.test/"), ("list_cover", "http://a.test/hot.html")
+    }  # fmt: skip
+    assert [d.url for d in dropped] == [f"http://a.test/i/{n}.jpg" for n in range(8)] * 2
+    own = {c.image_url: c.candidate_id for c in candidates if "/article/" in c.page_url}
+    assert all(d.duplicate_of == own[d.url] for d in dropped)
+    alone = [c for c in kept if c.page_url in ("http://a.test/", "http://a.test/hot.html")]
+    assert {c.image_url for c in alone} == {"http://a.test/i/8.jpg", "http://a.test/i/9.jpg"}
+    assert _furniture.without_list_covers(candidates[:16]) == (candidates[:16], [])
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
