@@ -9,6 +9,7 @@ from typing import Any
 from pipeline.records import DropReason, drop_capture
 from pipeline.report.funnel import faults, read_funnels, top_reasons
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 
 Run = Callable[[Build, str], None]
 
@@ -39,7 +40,7 @@ def test_the_most_frequent_reasons_are_those_of_the_funnel_with_an_example_that_
     for stage in {name for name, _ in expected} - {"extract", "crawl"}:
         found = {(r.stage, r.reason): r.count for r in top_reasons(synthetic_build, stage, most=99)}
         assert found == {key: n for key, n in expected.items() if key[0] == stage and key[1] not in ("", "known")}
-    rows = [row for table in synthetic_build.decisions() for row in table.to_pylist()]
+    rows = [row for table in Frames.of(synthetic_build).tables("decisions") for row in table.to_pylist()]
     [first] = top_reasons(synthetic_build, "filter", most=1)
     assert first.exact
     assert any(
