@@ -19,6 +19,7 @@ from pipeline.report.at_source import in_sources
 from pipeline.report.pictures import add_pictures, choose
 from pipeline.sources import folder
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.takedowns import NO_TAKEDOWNS, Look, Takedowns
 from tests.drawn import blobs
 from tests.stages import run_noted
@@ -43,7 +44,7 @@ def build(tmp_path: Path) -> Build:
 
 
 def rows_of(build: Build) -> list[dict[str, Any]]:
-    return [row for table in build.decisions() for row in table.to_pylist()]
+    return [row for table in Frames.of(build).tables("decisions") for row in table.to_pylist()]
 
 
 def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
