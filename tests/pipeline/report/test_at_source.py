@@ -37,7 +37,8 @@ def build(tmp_path: Path) -> Build:
     (photos / "own.txt").write_text("短", "utf-8")
     (photos / "web.json").write_text(json.dumps({"url": WEB, "caption": "网"}), "utf-8")
     source = {"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}
-    spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), "sources": [source]}
+    filters = [{"name": "text_length", "min_chars": 5}]
+    spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), "sources": [source], "filters": filters}
     made = run.open_build(BuildSpec.model_validate(spec), str(tmp_path / "out"), str(tmp_path / "store"), "1")
     run_noted(made, "crawl", "extract", "admit", "fetch", "measure", "filter")
     return made
