@@ -300,7 +300,8 @@ class Data:
 
     def _frame(self, table: str, columns: Sequence[str] | None, filters: Filters, split: str = "") -> pandas.DataFrame:
         self._check(table)
-        return self._frames.frame(table, columns, filters, split)
+        with _packages_of("pipeline"):
+            return self._frames.frame(table, columns, filters, split)
 
     def _regions(self, detector: str) -> str:
         return f"regions/{self._frames.detector(detector)}"

@@ -33,7 +33,8 @@ class Got:
 
 def begun(folder: Path, name: str, snapshot: str, store: str, more: dict[str, Any]) -> Build:
     """A Build below `folder` with a fingerprint for each stage and nothing committed; `more` goes into its spec."""
-    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
+    source = {"kind": "url_table", "name": "table", "source_kind": "library", "path": "never-read.csv"}
+    source["columns"] = {"texts": {"caption": "text"}}
     spec = BuildSpec.model_validate({"name": name, "contact": "mailto:a@b.c", "sources": [source], **more})
     kept, build_id = Store(store or str(folder / "store")), f"{name}-{snapshot}-{spec.digest[:8]}"
     build = Build(

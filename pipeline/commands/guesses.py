@@ -157,6 +157,8 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
     options: dict[str, Any] = {"path": given}
     for name in tables:
         rows = list(_rows(f"{given.rstrip('/')}/{name}"))
+        if rows and {"image_id", "sentences"} <= set(rows[0]):
+            return _table(f"{given.rstrip('/')}/{name}")
         columns = _caption_columns(rows)
         if columns:
             image, texts = columns["image"], [own for kind, own in columns.items() if kind != "image"]
@@ -164,8 +166,6 @@ def _pictures(given: str, count: int, tables: list[str]) -> Source:
             said = ", ".join(own if isinstance(own, str) else ", ".join(own) for own in texts)
             why.append(f"captions are in {name}: column {image} names the picture, {said} the text")
             break
-        if rows and {"image_id", "sentences"} <= set(rows[0]):
-            return _table(f"{given.rstrip('/')}/{name}")
     source = _measured("folder", (given,), options, why, "library")
     if not source.texts:
         wanted = "X.jpg needs X.txt or X.json beside it, or a row of a table with the columns file and caption"
@@ -238,14 +238,15 @@ def _table(*given: str) -> Source:
     if not rows:
         raise SourceError(first, "holds no row")
     guess, folder = guess_columns(rows), first.rpartition("/")[0] or "."
-    captions = {} if guess.has_images else _caption_columns(rows)
+    is_brivl = {"image_id", "sentences"} <= set(rows[0])
+    captions = {} if guess.has_images or is_brivl else _caption_columns(rows)
     if captions and not _pictures_below(folder):
         raise SourceError(first, f"column {captions['image']} names pictures, and {folder} holds none; give the folder")
     if captions:
         return _folder(folder)[0]
     why = [f"{len(rows):,}{' and more' * (len(rows) == LOOKED_AT)} rows in {PurePosixPath(first).name}"]
     options: dict[str, Any] = {"path": _one_or_many(given)}
-    if {"image_id", "sentences"} <= set(rows[0]):
+    if is_brivl:
         options |= {"format": "brivl_jsonl", "images": first.rpartition("/")[0] or "."}
         why.append("rows of BriVL's release, by image_id and sentences; image paths start at the folder of the table")
         return _measured("url_table", given, options, why, "library", asks=str(rows[0]["image_id"]).startswith(_WEB))

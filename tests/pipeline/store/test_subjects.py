@@ -103,11 +103,11 @@ def test_explain_and_forget_understand_the_same_names(
 ) -> None:
     short = tmp_path / "甲/短.jpg"
     picture(short, 9)
-    short.with_suffix(".txt").write_text("短", "utf-8")
+    short.with_suffix(".txt").write_text("short", "utf-8")
     made = run.open_build(build.spec, build.out, build.store.url, "1")
     run_noted(made, "crawl", "extract", "admit", "fetch")
     [row] = explain(made, str(short))
-    assert (row["reason"], row["url"]) == ("text_too_short", "folder:///a/%E7%9F%AD.jpg")
+    assert (row["reason"], row["url"]) == ("low_han_share", "folder:///a/%E7%9F%AD.jpg")
     assert cli.main(["explain", build.out, str(short)]) == 0
     assert cli.main(["explain", build.out, str(tmp_path / "甲/无.jpg")]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
