@@ -166,6 +166,12 @@ SPARSE = b"%011o\0%011o\0" % ((1 << 32) - 1, 512) + bytes(73) + b"\x80" + (6 << 
 
 HUGE = b"\x80" + (2**62).to_bytes(11, "big")
 
+
+def _index_of(file: str) -> bytes:
+    """An index of a checkpoint that names one file."""
+    return json.dumps({"checkpoint_version": 1, "files": {file: {"bytes": 2, "sha256": ""}}}).encode()
+
+
 FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
     "row": {
         "labels": lambda: b"a." * 49_000 + b"@",  # boilerplate: hours for a megabyte
@@ -276,6 +282,7 @@ FINDS: dict[str, dict[str, Callable[[], bytes]]] = {
         "name": lambda: tar({"a.png": picture("PNG"), "a.txt": b"x"}).replace(b"a.", b"\xff."),
     },
     "checkpoint": {
+        "long name": lambda: _index_of("config.json" + ".g" * 5_000),
         **{name: lambda data=data: data for name, data in DEEP.items()},
         "infinity": lambda: b'{"checkpoint_version": 1, "files": {"a": {"bytes": 1e999, "sha256": ""}}}',
         "type": lambda: _tensors(b'{"a":{"dtype":"F8_E8M0","shape":[4],"data_offsets":[0,4]}}', 4),

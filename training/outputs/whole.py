@@ -131,8 +131,8 @@ class Sealed:
             if needed is not None and file not in needed:
                 continue
             path = folder / file
-            if path.parent != folder or not path.is_file():
-                raise CheckpointError(str(path), "missing from the checkpoint")
+            if path.parent != folder or not _is_file(path):
+                raise CheckpointError(str(path)[:500], "missing from the checkpoint")
             if path.stat().st_size != size:
                 problem = f"{path.stat().st_size} bytes, the checkpoint says {size}: truncated or replaced"
                 raise CheckpointError(str(path), problem)
@@ -185,6 +185,14 @@ class Sealed:
             problem = f"{damaged[0]} holds NaN or infinity; the run had gone wrong before it was saved"
             raise CheckpointError(str(path), problem)
         return tensors
+
+
+def _is_file(path: Path) -> bool:
+    """Whether there is such a file; no also for a name that no file can have."""
+    try:
+        return path.is_file()
+    except OSError:  # a name of thousands of characters, as a damaged index may hold
+        return False
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
