@@ -3,7 +3,8 @@
 Phrases come from `boilerplate.txt` beside this file, one per line, and from the spec; width, case and Traditional
 characters do not matter. A text is boilerplate if at most one letter remains once the phrases are removed:
 「点击查看大图」 is dropped, 「点击查看大图：黄山云海」 is kept. A line that begins with = is a word that counts only as
-the whole text, whatever number and marks it has: 首页, [警告], 二维码2.
+the whole text, whatever number and marks it has: 首页, [警告], 二维码2. In a collection
+(`pipeline.filters.is_collection`) such a word stays by default: people gave it to the picture of a button, 按钮.
 
 Limits: set phrases of a single site are not known here; stage `extract` removes texts that many of its pages
 share.
@@ -18,8 +19,9 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
+from data_specs.build import SourceRef
 from data_specs.shard import Text
-from pipeline.filters import Drop, TextFilter
+from pipeline.filters import Drop, TextFilter, is_collection
 from pipeline.records import DropReason
 from pipeline.texts.forms import even
 
@@ -45,8 +47,14 @@ class Boilerplate(TextFilter):
 
     phrases: tuple[str, ...] = Field((), description="more set phrases, besides the packaged ones")
     packaged: bool = Field(True, description="use the packaged list of phrases")
+    words: bool | None = Field(
+        None, description="drop a text that is one word of the packaged list; by default not in a folder or library"
+    )
 
     VERSION: ClassVar[int] = 4
+
+    def for_source(self, source: SourceRef) -> Boilerplate:
+        return self.model_copy(update={"words": False}) if self.words is None and is_collection(source) else self
 
     def check(self, text: Text) -> Drop | None:
         whole = text.text.strip()
@@ -58,7 +66,7 @@ class Boilerplate(TextFilter):
         if (dotted or "://" in whole) and _URL.search(whole) and not _letters(_URL.sub("", whole)):
             return Drop(DropReason.BOILERPLATE, "a URL")
         plain = even(whole)
-        if len(whole) <= LONGEST_WORD and self.packaged and _NO_WORD.sub("", plain) in _words():
+        if len(whole) <= LONGEST_WORD and self._drops_words and _NO_WORD.sub("", plain) in _words():
             return Drop(DropReason.BOILERPLATE, whole)
         matches = _phrases(self.phrases, self.packaged).find_matches_as_indexes(plain)
         if not matches:
@@ -68,6 +76,10 @@ class Boilerplate(TextFilter):
             return None
         _, start, end = matches[0]
         return Drop(DropReason.BOILERPLATE, whole[start:end])
+
+    @property
+    def _drops_words(self) -> bool:
+        return self.packaged and self.words is not False
 
 
 def _letters(text: str) -> int:

@@ -90,6 +90,10 @@ def test_a_collection_has_no_threshold_of_the_web_unless_the_spec_states_one():
         assert reason(TextLength(min_chars=2, max_chars=50).for_source(collection), "门") == "text_too_short"
         assert reason(HanShare().for_source(collection), "GNU Image Manipulation Program 图") == ""
         assert reason(HanShare(min_share=0.5).for_source(collection), "Chrome 调试") == "low_han_share"
+        assert reason(Boilerplate().for_source(collection), "按钮。") == ""  # a picture of a button
+        assert reason(Boilerplate(words=True).for_source(collection), "按钮。") == "boilerplate"
+        assert reason(Boilerplate().for_source(collection), "点击查看大图") == "boilerplate"
+    assert reason(Boilerplate().for_source(source()), "按钮。") == "boilerplate"
     assert reason(TextLength().for_source(source()), "门") == "text_too_short"
 
 
