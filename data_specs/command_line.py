@@ -7,9 +7,11 @@ asks what may come next; DECISIONS.md says why not another library.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.metadata
 import os
 import platform
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -61,7 +63,18 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.formatter_class = argparse.HelpFormatter  # colours follow stdout, and this goes to stderr
         self.print_usage(sys.stderr)
-        raise UsageError(f"{self.prog}: error: {message}")
+        raise UsageError(f"{self.prog}: error: {message}{_suggestion(message)}")
+
+
+_CHOICES = re.compile(r"invalid choice: '(.*?)' \(choose from (.*)\)")
+
+
+def _suggestion(message: str) -> str:
+    """`; did you mean plan?` behind argparse's line about a word that is none of its choices, where one is like it."""
+    wrong = _CHOICES.search(message)
+    known = re.findall(r"[\w-]+", wrong[2]) if wrong else []
+    near = difflib.get_close_matches(wrong[1], known, n=1) if wrong else []
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class VersionAction(argparse.Action):

@@ -128,3 +128,16 @@ def test_the_stages_that_a_shell_is_told_are_the_stages():
     from pipeline.stages import STAGES
 
     assert set(plugin_files(ROOT / "pipeline" / "stages")) == set(STAGES)
+
+
+def test_a_mistyped_command_or_choice_is_told_what_may_be_meant(capsys):
+    data_main, train_main = (importlib.import_module(f"{half}.cli").main for half in ("pipeline", "training"))
+    for main, words, meant in (
+        (data_main, ["pln", "x.yaml"], "plan"),
+        (data_main, ["export", "builds/1", "--to", "parket"], "parquet"),
+        (train_main, ["evl", "runs/1"], "eval"),
+    ):
+        assert main(words) == 2
+        assert capsys.readouterr().err.endswith(f"; did you mean {meant}?\n")
+    assert data_main(["zzz"]) == 2
+    assert "did you mean" not in capsys.readouterr().err
