@@ -30,6 +30,9 @@ MOST_HOSTS = 10
 FATES = ("seen", "kept", "dropped", "known")
 """Columns of the funnel: seen = kept + dropped + known."""
 
+BESIDE_EXAMPLES = 34
+"""Characters of a line that the rules of the table of reasons, its stages and its counts take."""
+
 SHOWN_CHARACTERS = 80
 """Length at which `explain` cuts a value."""
 
@@ -175,7 +178,10 @@ def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, An
     table = table_of("dropped, the most frequent reasons", "stage", "reason", "count", "for example")
     for number in (1, 3):
         table.columns[number].justify = "left"
-    table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", console.is_terminal
+    widest = max(len(r.reason) for r in reasons)
+    if console.is_terminal:  # the example is cut where the line ends; the other columns are never narrowed for it
+        table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", True
+        table.columns[3].max_width = max(20, console.width - widest - BESIDE_EXAMPLES)
     for at, r in enumerate(reasons):
         example = escape(shown(": ".join(part for part in (r.url, r.evidence) if part)))
         new = not at or reasons[at - 1].stage != r.stage
