@@ -87,6 +87,7 @@ def url(data: bytes) -> None:
 def row(data: bytes) -> None:
     """The data is a row of JSON, and plain text; what comes of it goes through the text filters, as in admit."""
     from collections import Counter
+    from functools import partial
     from itertools import chain
 
     from pipeline.records import Candidate
@@ -96,10 +97,12 @@ def row(data: bytes) -> None:
 
     posts, text = Microblog(name="s", source_kind="microblog", path=("x",)), data.decode("utf-8", "replace")
 
-    def plain() -> list[Candidate]:
-        return [Candidate("s", "news", "o", "", URL, tuple(texts_of({"alt": text, "content": text})))]
+    def plain(kind: str) -> list[Candidate]:
+        return [Candidate("s", "news", "o", "", URL, tuple(texts_of({kind: text})))]
 
-    read = (posts.entries("row", 1, lambda: posts._post(text, "row", 1)), posts.entries("row", 2, plain))
+    # rows of their own, since the texts of one row together have a limit
+    read = [posts.entries("row", number, partial(plain, kind)) for number, kind in enumerate(("alt", "content"))]
+    read.append(posts.entries("row", 2, lambda: posts._post(text, "row", 2)))
     judge([entry for entry in chain(*read) if isinstance(entry, Candidate)], _text_filters(), {}, Counter())
 
 

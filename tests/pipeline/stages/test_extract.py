@@ -209,6 +209,11 @@ def test_a_picture_of_a_list_is_known_by_its_own_page():
     alone = [c for c in kept if c.page_url in ("http://a.test/", "http://a.test/hot.html")]
     assert {c.image_url for c in alone} == {"http://a.test/i/8.jpg", "http://a.test/i/9.jpg"}
     assert _furniture.without_list_covers(candidates[:16]) == (candidates[:16], [])
+    shots = "".join(f"<img src=/g/{n}.jpg alt=风景{n}>" for n in range(6))  # a gallery, and most of it once more
+    gallery = entries("http://a.test/g/all.html", f"<h1>全部风景</h1>{shots}")
+    gallery += entries("http://a.test/g/best.html", f"<h1>精选风景</h1>{shots[: shots.index('<img src=/g/5')]}")
+    assert len(gallery) == 11
+    assert _furniture.without_list_covers(gallery) == (gallery, [])
 
 
 @pytest.mark.parametrize(
