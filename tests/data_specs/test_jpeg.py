@@ -34,6 +34,7 @@ def test_what_lies_in_a_thumbnail_or_behind_the_picture_does_not_count(options, 
     thumbnail = b"\xff\xe1" + (2 + 6 + len(film)).to_bytes(2, "big") + b"Exif\0\0" + film
     whole = picture_of(64, 64, "JPEG", **options)
     assert not has_too_many_scans(whole[:2] + thumbnail + whole[2:] + behind + film)
+    assert not has_too_many_scans(whole + b"\0\x02" + film)
 
 
 def test_what_is_no_jpeg_is_not_walked():
