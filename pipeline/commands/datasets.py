@@ -73,7 +73,10 @@ def add_verify(commands: Commands) -> None:
     verify.add_argument("build", metavar="BUILD", help="a build's folder or its shards folder, or a release")
     verify.add_argument("--quick", action="store_true", help="checksums only")
     verify.add_argument(
-        "--store", default="", metavar="DIR", help="STORE whose takedowns must not be inside (default: the build's)"
+        "--store",
+        default="",
+        metavar="DIR",
+        help="STORE whose takedowns must not be inside (default: that of the build or release)",
     )
 
 

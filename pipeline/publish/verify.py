@@ -32,7 +32,6 @@ from pipeline.publish.shard_content import (
     row_faults,
     tar_faults,
 )
-from pipeline.store import build_json
 from pipeline.store.dataset import Dataset
 from pipeline.store.store import Store
 from pipeline.store.takedowns import Takedowns
@@ -43,22 +42,16 @@ Uint64s = npt.NDArray[np.uint64]
 def verify(folder: str | Path, quick: bool = False, store: str = "") -> list[str]:
     """Faults of a dataset, one line each; empty if it is sound. `folder` is a build's folder or its shard folder.
 
-    store: the STORE whose takedowns must not be inside; if not given, that of the build's folder, or none for a shard
-    folder. Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version.
+    store: the STORE whose takedowns must not be inside; if not given, the one that the build or the release belongs to,
+    none for a copy. Raises ContractError if there is no manifest, or one that cannot be read or is of a newer version.
     """
     dataset = Dataset.open(folder)
-    if not store and dataset.build is not None and dataset.build.exists("build.json"):
-        store = _store_of(dataset.build)
+    store = store or dataset.store
     across = _AcrossShards(Store(store).takedowns() if store else Takedowns())
     faults = [*_manifest_faults(dataset.manifest), *_unnamed_shards(dataset)]
     for shard in dataset.manifest.shards:
         faults += _shard_faults(dataset, shard, quick, across)
     return faults + across.faults()
-
-
-def _store_of(build: Folder) -> str:
-    """The STORE that a build's build.json names, "" for none. Raises StoreError."""
-    return str(build_json.read(build).get("store", ""))
 
 
 @dataclass

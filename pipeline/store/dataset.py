@@ -11,6 +11,7 @@ from data_specs.release import LATEST, open_manifest
 from data_specs.shard import MANIFEST, ContractError, FileDigest, Manifest, ShardFiles, parse_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, read_url
+from pipeline.store import build_json
 
 
 def manifest_in(shards: Folder) -> Manifest | None:
@@ -64,7 +65,7 @@ class Dataset:
         """
         build = self.build or Folder(self.shards.url.rpartition("/")[0])
         if not self.manifest.dataset and build.exists("build.json"):
-            return str(build.read_json("build.json").get("store", ""))
+            return str(build_json.read(build).get("store", ""))
         place = self.shards.url.removesuffix(f"/datasets/{self.manifest.dataset}")
         return place if place != self.shards.url and Folder(place).exists("store.json") else ""
 

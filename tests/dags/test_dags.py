@@ -138,6 +138,8 @@ context["inlet_events"][ray_tasks.CHECKPOINT] = [types.SimpleNamespace(extra={"c
 said["last"] = pretrain.evaluation_of_last.function("/m.json", {"checkpoint": "/runs/c"})
 judge = lambda new, last: pretrain.judge.function({"mean_recall": new}, last and {"mean_recall": last})
 said["judged"] = [judge(.2, None), judge(.2, .1), judge(.2, .2099)]
+split = lambda all_, unseen: {"mean_recall": all_, "headline": "unseen", "unseen": {"mean_recall": unseen}}
+said["judged_unseen"] = pretrain.judge.function(split(.4, .2), split(.9, .2))
 def fault(f):
     try: f()
     except Exception as e: return f"{type(e).__name__}: {e}"
@@ -192,6 +194,7 @@ def test_what_the_dags_run(tmp_path: Path) -> None:
     assert said["evaluation"] == evaluation
     assert said["last"] == evaluation.replace("/runs/c", "/runs/l")
     assert said["judged"] == [0.2, 0.2, 0.2]
+    assert said["judged_unseen"] == 0.2, "by the pairs that stand nowhere in train, not by all"
 
     named = "--url 'https://a.example/1.jpg?x=1&y=2' --domain b.example"
     assert said["keep"]["takedowns"] == f"wenlan-data forget --store s3://store {named} --missing-ok --json"

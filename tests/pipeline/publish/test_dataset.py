@@ -20,6 +20,7 @@ from pipeline.errors import ApprovalError, NothingNew, StoreError
 from pipeline.files.folder import read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
+from pipeline.records import sha256_hex
 from pipeline.report.diff import diff
 from pipeline.stages import STAGES
 from pipeline.store import build_json
@@ -152,6 +153,15 @@ def test_a_takedown_is_the_next_release_and_a_rollback_brings_nothing_back(week:
     assert sum(back.samples.values()) == 11
     assert verify(releases.folder.url, store=second.store.url) == []
     assert forget(second.store, [first, second], request)["releases"] == {"photos": 4}, "nothing left to take down"
+
+
+def test_a_release_is_verified_against_the_takedowns_of_the_store_it_lies_in(week: Week) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    latest = releases_of(build).folder.at("latest.json")
+    assert verify(latest, quick=True) == []
+    build.store.folder.write_json("forgotten/1.json", {"hashes": [sha256_hex("folder:///mine/3.jpg")]})
+    assert [fault.rpartition(": ")[2] for fault in verify(latest, quick=True)] == ["was taken down"]
 
 
 def test_after_a_rollback_what_was_left_out_is_new_again(week: Week) -> None:
