@@ -1,7 +1,8 @@
 """One captured page as candidates: its images with their texts, and a Decision for each image that is none.
 
-Pages are decoded (`pipeline.texts.charset`) and read in one walk (`pipeline.pages.page`). A page that asks not to be
-used, that is not Chinese or cannot be read is a Decision about the capture. One image shown twice on a page is one
+Pages are decoded (`pipeline.texts.charset`), looked at (`pipeline.pages.first_look`) and, where they may be Chinese and
+may show a picture, read in one walk (`pipeline.pages.page`). A page that asks not to be used, that is not Chinese or
+cannot be read is a Decision about the capture. One image shown twice on a page is one
 candidate with the texts of both places. `read_within_limits` reads a page that may take long in a process of its own.
 
 Limits: whether a page is Chinese is judged by script.
@@ -17,7 +18,7 @@ from urllib.parse import urlsplit
 
 from data_specs.shard import SourceKind, Text
 from pipeline.confined import Confined
-from pipeline.pages import bounds
+from pipeline.pages import bounds, first_look
 from pipeline.pages.page import Page, PageImage, parse
 from pipeline.pages.site_rules import rule_of
 from pipeline.records import Candidate, Capture, Decision, DropReason, drop, drop_capture
@@ -72,8 +73,11 @@ def read_within_limits(
     name, kind, most = source.name, source.source_kind, source.max_images_per_page
     if len(capture.body) <= bounds.LIGHT_CHARACTERS:
         decoded = decode(capture.body, capture.content_type)
+        seen = _at_first_look(capture, decoded[0], name) if decoded is not None else None
+        if seen is not None:
+            return list(seen)
         if decoded is None or bounds.is_light(decoded[0]):
-            return list(_of_text(capture, decoded, name, kind, most, wordings))
+            return list(_parsed(capture, decoded, name, kind, most, wordings))
     entries, wording = reader(capture, name, kind, most)
     if wording is not None:
         wordings[capture.url] = wording
@@ -110,7 +114,10 @@ def extract_page(
         yield refusal
         return
     decoded = decode(capture.body, capture.content_type)
-    yield from _of_text(capture, decoded, source, source_kind, max_images, wordings)
+    if decoded is not None and (seen := _at_first_look(capture, decoded[0], source)) is not None:
+        yield from seen
+        return
+    yield from _parsed(capture, decoded, source, source_kind, max_images, wordings)
 
 
 def _refusal(capture: Capture, source: str) -> Decision | None:
@@ -122,7 +129,7 @@ def _refusal(capture: Capture, source: str) -> Decision | None:
     return None
 
 
-def _of_text(
+def _parsed(
     capture: Capture,
     decoded: tuple[str, str] | None,
     source: str,
@@ -130,7 +137,7 @@ def _of_text(
     max_images: int,
     wordings: dict[str, str] | None,
 ) -> Iterator[Candidate | Decision]:
-    """As `extract_page`, of what `decode` returned."""
+    """As `extract_page`, of what `decode` returned, by a walk over the DOM."""
     if decoded is None:
         why = "neither UTF-8, gb18030, Big5 nor what it declares"
         yield drop_capture(capture.url, source, "extract", DropReason.BAD_CHARSET, why)
@@ -147,6 +154,21 @@ def _of_text(
     if wordings is not None:
         wordings[capture.url] = wording_of(page.text)
     yield from _images(capture, page, source, source_kind, max_images)
+
+
+def _at_first_look(capture: Capture, html: str, source: str) -> list[Decision] | None:
+    """What becomes of a page that need not be parsed: nothing, or one Decision about the capture; None for others."""
+    if first_look.may_opt_out(html):
+        return None
+    foreign = first_look.is_without_han(html)
+    if not foreign and not first_look.is_without_pictures(html):
+        return None
+    if outs := policy.opt_outs(capture.headers):
+        return [drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))]
+    if not foreign:
+        return []
+    evidence = f"no Han character among {len(html)} characters"
+    return [drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, evidence)]
 
 
 def not_chinese(page: Page) -> str:

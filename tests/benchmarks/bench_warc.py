@@ -1,0 +1,183 @@
+"""Extract from WARC files, where most pages are not Chinese: pages a second, beside the least that any reader must do.
+
+Synthetic captures, gzip members, pages of 36 kB median (log-normal): 5% Chinese with pictures, the rest English
+documentation with curly quotes, character references and pictures. Timed is the stage's own reading of one file, from
+gzip to candidates, on one core, in turns with
+
+    walked    the same code without the first look (`pipeline.pages.first_look`): every page gets the walk over its DOM
+    parsing   fastwarc and lexbor: every record unpacked, every page parsed, nothing looked up
+
+None of the candidates of the walk may be missing after the first look. The cost per byte of Chinese pages from 3 kB to
+2 MB, and the memory of a process that reads the file, are figures of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import random
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+from harness import Figure, at_least, at_most, quick, report
+
+MEDIAN, SPREAD = 36_000, 0.7
+"""Bytes of a page: median, and standard deviation of their logarithm."""
+
+CHINESE = 0.05
+MEMORY_MB = 500
+SIZES = (3_000, 30_000, 300_000, 2_000_000)
+
+
+def main() -> int:
+    small = quick(__doc__ or "")
+    pages, rounds = (600, 3) if small else (4_000, 5)
+    figures: dict[str, Figure] = {}
+    with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as folder:
+        mixed = written(Path(folder) / "mixed.warc.gz", pages, CHINESE)
+        chinese = written(Path(folder) / "chinese.warc.gz", pages // 10, 1.0)
+        looked, walked = extracted(mixed), extracted_by_walk(mixed)
+        missing = set(walked) - set(looked)
+        print(f"{len(looked)} candidates at first look, {len(walked)} by the walk", file=sys.stderr)
+        figures["candidates_lost"] = at_most(len(missing), 0, "candidates")
+        ours, whole = in_turns(lambda: extracted(mixed), lambda: extracted_by_walk(mixed), rounds)
+        print(f"{pages / ours:.0f} pages a second, {pages / whole:.0f} if all are walked", file=sys.stderr)
+        figures["rate_to_walking_all"] = at_least(whole / ours, 6)
+        ours, least = in_turns(lambda: extracted(mixed), lambda: parsed(mixed), rounds)
+        figures["time_to_parsing_mixed"] = at_most(ours / least, 1.5)
+        ours, least = in_turns(lambda: extracted(chinese), lambda: parsed(chinese), rounds)
+        figures["time_to_parsing_chinese"] = at_most(ours / least, 5)
+        figures["memory"] = at_most(memory_mb(mixed), MEMORY_MB, "MB")
+        figures["cost_per_byte_largest_to_30kB"] = at_most(growth(Path(folder), small), 1.5)
+    return report(figures)
+
+
+def in_turns(ours: Callable[[], object], peer: Callable[[], object], rounds: int) -> tuple[float, float]:
+    """Median CPU seconds of each side over `rounds` turns, those of the process that reads odd pages included."""
+    times = [(cpu_seconds(ours), cpu_seconds(peer)) for _ in range(rounds)]
+    return statistics.median(t for t, _ in times), statistics.median(t for _, t in times)
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """CPU seconds of this process and of the children that it waited for."""
+    start = os.times()
+    work()
+    end = os.times()
+    return sum(end[:4]) - sum(start[:4])
+
+
+def extracted(path: Path) -> list[str]:
+    """Ids of the candidates of a WARC file, by the stage's own code."""
+    from pipeline.records import Candidate
+    from pipeline.sources.warc import Warc
+    from pipeline.stages.extract import _extract
+    from pipeline.web.warc import read_captures
+
+    source = Warc(name="bench", source_kind="news", path=(str(path),))  # type: ignore[call-arg]
+    entries = _extract(read_captures(str(path), 1 << 23, {}), source, Counter(), {})
+    return [entry.candidate_id for entry in entries if isinstance(entry, Candidate)]
+
+
+def extracted_by_walk(path: Path) -> list[str]:
+    """`extracted` without the first look."""
+    with mock.patch("pipeline.stages._page_candidates._at_first_look", return_value=None):
+        return extracted(path)
+
+
+def parsed(path: Path) -> int:
+    """Pages that fastwarc reads and lexbor parses."""
+    from fastwarc.warc import ArchiveIterator, WarcRecordType
+    from selectolax.lexbor import LexborHTMLParser
+
+    count = 0
+    with path.open("rb") as file:
+        for record in ArchiveIterator(file, record_types=WarcRecordType.response):
+            LexborHTMLParser(record.reader.read().decode("utf-8", "replace"))
+            count += 1
+    return count
+
+
+def memory_mb(path: Path) -> float:
+    """Peak memory of a process that extracts the file, less what its imports take."""
+    code = (
+        "import sys, resource; sys.path[:0] = sys.argv[2:]\n"
+        "import bench_warc as b; from pathlib import Path\n"
+        "b.extracted(Path(sys.argv[1])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    here = Path(__file__).resolve().parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(here), str(here.parent.parent)], stdout=subprocess.PIPE, check=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def growth(folder: Path, small: bool) -> float:
+    """How many times as much a byte of the largest Chinese pages costs as one of pages of 30 kB."""
+    seconds: dict[int, float] = {}
+    for size in SIZES:
+        count = max(3, (6_000_000 if small else 30_000_000) // size)
+        path = written(folder / f"{size}.warc.gz", min(count, 1_000), 1.0, size)
+        seconds[size] = cpu_seconds(lambda path=path: extracted(path)) / (min(count, 1_000) * size)
+        print(f"{size:>9} bytes a page: {1e9 * seconds[size]:.0f} ns a byte", file=sys.stderr)
+    return seconds[SIZES[-1]] / seconds[30_000]
+
+
+def written(path: Path, pages: int, chinese: float, size: int = 0) -> Path:
+    """A WARC file of so many pages, of which a share is Chinese; all of `size` bytes, if it is given."""
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    rng = random.Random(0)
+    with path.open("wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        for number in range(pages):
+            bytes_ = size or int(MEDIAN * rng.lognormvariate(0, SPREAD))
+            html = page(rng, bytes_, rng.random() < chinese)
+            http = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.1")
+            url, body = f"http://h{number % 97}.example.org/{number}.html", io.BytesIO(html.encode())
+            writer.write_record(writer.create_warc_record(url, "response", payload=body, http_headers=http))
+    return path
+
+
+def page(rng: random.Random, size: int, chinese: bool) -> str:
+    """An HTML page of about so many bytes: navigation, paragraphs, code, figures."""
+    words = _WORDS
+    links = "".join(
+        f"<li class='nav item-{i}'><a href='/p{i}.html' title='{w}'>{w}</a></li>"
+        for i, w in enumerate(rng.choices(words, k=min(80, size // 200)))
+    )
+    parts = [
+        "<!doctype html><html><head><meta charset=utf-8><title>Reference</title>"
+        "<meta name=robots content='index,follow'><style>.a{color:#123}</style><script>var t=[1,2,3];</script></head>"
+        f"<body><nav><ul>{links}</ul></nav><main><h1>{'一页说明' if chinese else 'A page of the manual'}</h1>"
+    ]
+    length = len(parts[0])
+    while length < size:
+        if chinese:
+            text = "".join(rng.choices(_HAN, k=rng.randint(40, 120)))
+        else:
+            text = " ".join(rng.choices(words, k=rng.randint(20, 60)))
+        if rng.random() < 0.15:
+            picture = f"/images/{rng.randrange(10**9)}.jpg"
+            part = f"<figure class='fig'><img src='{picture}' alt='{text[:14]}'><span>{text[:30]}</span></figure>\n"
+        else:
+            quoted = f"“{text[:9]}” &#8217;s <a href='/x'>{text[:5]}</a> <code>f(x)</code>"
+            part = f"<p class='p{length % 7}'>{text} {quoted}</p>\n"
+        parts.append(part)
+        length += len(part.encode())
+    return "".join([*parts, "</main></body></html>"])
+
+
+_WORDS = re.findall(r"[A-Za-z]{2,12}", " ".join(str(x) for x in (__doc__, io.__doc__, re.__doc__, subprocess.__doc__)))
+_HAN = [chr(code) for code in range(0x4E00, 0x4E00 + 3_000)]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
