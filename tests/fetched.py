@@ -61,8 +61,8 @@ def make(
 ) -> Build:
     """A Build below `folder` with admit and fetch committed; `more` goes into its spec."""
     build = begun(folder, name, snapshot, store, more)
-    found = [Candidate("table", "library", g.page, g.page, g.url, _texts(g)) for g in images]
-    rows = candidate_rows(found, build.spec.seed)
+    candidates = [Candidate("table", "library", g.page, g.page, g.url, _texts(g)) for g in images]
+    rows = candidate_rows(candidates, build.spec.seed)
     for part in range(parts):
         low, high = order_range(part, parts)
         here = [low <= key < high for key in rows["order_key"].to_pylist()]
