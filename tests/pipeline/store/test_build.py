@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from data_specs.shard import SPLITS
 from pipeline.store.build import Build, shard_files
-from pipeline.store.dataset import Dataset
 from tests.fetched import begun
 
 
@@ -62,8 +62,13 @@ def test_a_trial_reads_what_it_has_not_changed_from_its_build_and_writes_the_res
     assert fetching.elsewhere == build
 
 
-def test_files_of_the_shards_are_those_of_the_manifest(synthetic_build: Build, shards_of: Path) -> None:
-    manifest = Dataset.open(shards_of).manifest
-    records = synthetic_build.packed()
-    listed = sorted((shard_files(record) for record in records), key=lambda s: (SPLITS.index(s.split), s.tar.path))
-    assert listed == sorted(manifest.shards, key=lambda s: (SPLITS.index(s.split), s.tar.path))
+def test_files_of_the_shards_are_those_that_lie_there(synthetic_build: Build, shards_of: Path) -> None:
+    shards = [shard_files(record) for record in synthetic_build.packed()]
+    assert sorted(shard.tar.path for shard in shards) == sorted(path.name for path in shards_of.glob("*.tar"))
+    for shard in shards:
+        assert shard.parquet.path.startswith(f"{shard.split}-")
+        assert shard.samples == pq.read_metadata(shards_of / shard.parquet.path).num_rows
+        for file in (shard.tar, shard.parquet, *shard.regions.values()):
+            data = (shards_of / file.path).read_bytes()
+            assert (file.bytes, file.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    assert {name for shard in shards for name in shard.regions} == {p.name for p in (shards_of / "regions").iterdir()}
