@@ -5,14 +5,14 @@ from __future__ import annotations
 from pipeline.records import Capture
 
 URL = "http://a.test/x/page.html"
+ARTICLES = 22
+"""Pages that `article` has words for."""
 
 
 def capture(html: str | bytes, url: str = URL, kind: str = "text/html", status: int = 200, **headers: str) -> Capture:
+    """A response of a site; `headers` are those beside the content type."""
     body = html if isinstance(html, bytes) else html.encode()
     return Capture(url, status, "2026-01-01T00:00:00Z", kind, body, tuple(headers.items()))
-
-
-ARTICLES = 22
 
 
 def article(number: int) -> tuple[str, str]:

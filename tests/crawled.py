@@ -14,10 +14,12 @@ from pipeline.store.partitions import DECISIONS
 
 
 def site(url: str, **options: object) -> list[dict[str, object]]:
+    """The sources of a spec that crawls one site from one page."""
     return [{"kind": "site", "name": "s", "source_kind": "news", "start": [url], **options}]
 
 
 def html(*links: str, head: str = "", text: str = "") -> bytes:
+    """A page with links."""
     anchors = "".join(f'<a href="{link}">链接</a>' for link in links)
     return f"<!doctype html><html><head>{head}</head><body>{anchors}{text}</body></html>".encode()
 
@@ -58,4 +60,5 @@ def run(build: Build) -> tuple[dict[str, int], dict[str, bytes], dict[str, str]]
 
 
 def take_down(build: Build, *hashes: str) -> None:
+    """Make STORE hold a takedown of these hashes."""
     build.store.folder.write_json("forgotten/x.json", {"version": 1, "hashes": sorted(hashes), "looks": []})

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from data_specs.shard import SPLITS
 from pipeline.records import DEDUP_SCHEMA
 from pipeline.store.identities import IMAGE_SCHEMA, Identities
 from tests.stages import run_stage
-
-SPLITS = ("train", "dev", "val")
 
 
 def run(build: Any) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]], dict[str, int]]:
@@ -40,6 +39,7 @@ def _name(page: str, url: str) -> str:
 
 
 def texts(row: dict[str, Any]) -> list[str]:
+    """The texts of a kept row, the primary one first."""
     return [text["text"] for text in row["texts"]]
 
 

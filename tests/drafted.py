@@ -43,6 +43,7 @@ def built(spec: Path, *hosts: str) -> int:
 
 
 def rows(web: Any) -> list[dict[str, Any]]:
+    """A table of the pictures of the fixture `web`, with its columns named in Chinese."""
     return [
         {"nr": seed, "链接": web.url(f"/i/{seed}.jpg"), "网页": web.url(f"/p/{seed}.html"), "说明": words}
         for seed, words in enumerate(WORDS)

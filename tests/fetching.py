@@ -21,11 +21,13 @@ HEADERS = {"Content-Type": "image/png"}
 
 
 def picture(seed: int, kind: str = "PNG", side: int = 40) -> bytes:
+    """A file of noise, as many pixels a side."""
     pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
     return encoded(Image.fromarray(pixels), kind)
 
 
 def candidate(url: str, page: str = "http://a.cn/1.html", source: str = "s") -> Candidate:
+    """An image on a page with one text."""
     return Candidate(source, "news", page, page, url, (Text("alt", "一张图片"),))
 
 
@@ -44,6 +46,7 @@ def run(build: Build, *urls: str) -> dict[str, dict]:
 
 
 def outcome(build: Build) -> dict[str, dict]:
+    """The same rows of a partition that was fetched, checked against its tar, its decisions and its counts."""
     stage = build.stage("fetch")
     record = stage.record(PARTITION)
     table = stage.table(record)

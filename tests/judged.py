@@ -13,11 +13,13 @@ from pipeline.plugins import configure
 
 
 def reason(f: TextFilter, text: str, kind: TextKind = "alt") -> str:
+    """Why a filter drops a text, "" if it keeps it."""
     drop = f.check(Text(kind, text))
     return drop.reason.value if drop else ""
 
 
 def source(source_kind: str = "news", kind: str = "site", **options: Any) -> SourceRef:
+    """A source of a spec, for filters whose thresholds depend on where a text comes from."""
     return SourceRef(name="s", kind=kind, source_kind=source_kind, **options)
 
 

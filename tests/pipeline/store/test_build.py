@@ -16,7 +16,7 @@ from tests.fetched import begun
 
 @pytest.fixture
 def build(tmp_path: Path) -> Build:
-    return begun(tmp_path, "test", "2026-01-02", "", {})
+    return begun(tmp_path)
 
 
 def commit(build: Build, name: str, *rows: int) -> None:
