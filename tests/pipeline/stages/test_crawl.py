@@ -140,10 +140,10 @@ def test_a_site_that_answers_nothing_or_may_not_be_reached(serve, make_build):
 
 def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch):
     monkeypatch.setattr(crawler, "MAX_STREAK", 3)
-    is_back = []
+    gone = []
 
     def page(handler) -> None:
-        if len(is_back) < 1:
+        if len(gone) < 1:
             handler.connection.shutdown(socket.SHUT_RDWR)
             return
         handler.send_response(200)
@@ -155,7 +155,7 @@ def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_b
     build = make_build(web, sources=site(web.url()))
     with pytest.raises(SourceError, match="3 requests in a row failed"):
         crawl.run_partition(build, "s")
-    is_back.append(True)
+    gone.append(True)
     _, bodies, reasons = run(build)
     assert len(bodies) == 5
     assert reasons == {}
