@@ -32,20 +32,20 @@ class Page:
         self._number += 1
         await self._socket.send_json({"id": self._number, "method": method, "params": parameters})
         while True:
-            found = await self._socket.receive_json(timeout=WAIT_S)
-            if found.get("id") == self._number:
-                assert "error" not in found, found
-                return dict(found["result"])
-            self.events.append(found)
+            message = await self._socket.receive_json(timeout=WAIT_S)
+            if message.get("id") == self._number:
+                assert "error" not in message, message
+                return dict(message["result"])
+            self.events.append(message)
 
     async def until(self, event: str) -> None:
         while not any(known["method"] == event for known in self.events):
             self.events.append(await self._socket.receive_json(timeout=WAIT_S))
 
     async def run(self, script: str) -> Any:
-        found = await self.say("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in found, found["exceptionDetails"]
-        return found["result"].get("value")
+        answer = await self.say("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer["exceptionDetails"]
+        return answer["result"].get("value")
 
     async def open(self, path: Path) -> float:
         """Open a file; gives the seconds until it is loaded and answers."""
@@ -59,18 +59,18 @@ class Page:
 
     def faults(self, path: Path) -> list[str]:
         """Console errors, exceptions, and requests to anything but the page itself."""
-        found = []
+        faults = []
         for event in self.events:
             said = event["params"]
             if event["method"] == "Log.entryAdded" and said["entry"]["level"] == "error":
-                found.append(said["entry"]["text"])
+                faults.append(said["entry"]["text"])
             elif event["method"] == "Runtime.exceptionThrown":
-                found.append(str(said["exceptionDetails"]))
+                faults.append(str(said["exceptionDetails"]))
             elif event["method"] == "Network.requestWillBeSent":
                 url = said["request"]["url"]
                 if url != path.as_uri() and not url.startswith("data:"):
-                    found.append(f"asked for {url}")
-        return found
+                    faults.append(f"asked for {url}")
+        return faults
 
 
 @contextlib.contextmanager
@@ -82,8 +82,8 @@ def chromium(folder: Path) -> Iterator[str]:
         assert process.stderr is not None
         try:
             for line in process.stderr:
-                if found := re.search(r"ws://(127\.0\.0\.1:\d+)/", line):
-                    yield found[1]
+                if address := re.search(r"ws://(127\.0\.0\.1:\d+)/", line):
+                    yield address[1]
                     break
             else:
                 raise RuntimeError("Chromium has not started")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +28,35 @@ def views(*pictures: np.ndarray[Any, Any]) -> Views:
     return Views(
         squares_of([Picture(of, np.ascontiguousarray(pixels)) for of, pixels in zip(headers, pictures, strict=True)])
     )
+
+
+def encoded(image: Image.Image, kind: str = "JPEG", **more: Any) -> bytes:
+    """The bytes of a file; `more` goes to Pillow."""
+    out = io.BytesIO()
+    image.save(out, kind, **more)
+    return out.getvalue()
+
+
+def picture(seed: int, size: tuple[int, int] = (160, 120), kind: str = "JPEG", **more: Any) -> bytes:
+    """A file of smooth blobs, of which each seed has its own."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    return encoded(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC), kind, **more)
+
+
+def mosaic(seed: int, side: int = 240) -> bytes:
+    """A JPEG of 8 x 8 squares of any colours: sharp, and of high entropy, as the filters of web crawls want it."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
+    return encoded(Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST), quality=90)
+
+
+def rectangles(seed: int, side: int = 240, wide: int = 0) -> Image.Image:
+    """A picture unlike the others: random coloured rectangles. `wide`: its width, if it is no square."""
+    dice = random.Random(seed)
+    image = Image.new("RGB", (wide or side, side), tuple(dice.randrange(256) for _ in range(3)))
+    for _ in range(12):
+        x, y, w, h = (dice.randrange(side) for _ in range(4))
+        image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, x + w + 8, y + h + 8))
+    return image
 
 
 def blobs(seed: int, size: tuple[int, int] = (500, 400)) -> np.ndarray[Any, Any]:

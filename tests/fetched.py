@@ -31,7 +31,7 @@ class Got:
     page: str = "http://site.test/a.html"
 
 
-def begun(folder: Path, name: str, snapshot: str, store: str, more: dict[str, Any]) -> Build:
+def begun(folder: Path, *, name: str = "test", snapshot: str = "2026-01-02", store: str = "", **more: Any) -> Build:
     """A Build below `folder` with a fingerprint for each stage and nothing committed; `more` goes into its spec."""
     source = {"kind": "url_table", "name": "table", "source_kind": "library", "path": "never-read.csv"}
     source["columns"] = {"texts": {"caption": "text"}}
@@ -49,20 +49,11 @@ def begun(folder: Path, name: str, snapshot: str, store: str, more: dict[str, An
     return replace(build, identities=Identities(kept).before(build))
 
 
-def make(
-    folder: Path,
-    images: Sequence[Got],
-    parts: int = 1,
-    *,
-    name: str = "test",
-    snapshot: str = "2026-01-02",
-    store: str = "",
-    **more: Any,
-) -> Build:
-    """A Build below `folder` with admit and fetch committed; `more` goes into its spec."""
-    build = begun(folder, name, snapshot, store, more)
-    found = [Candidate("table", "library", g.page, g.page, g.url, _texts(g)) for g in images]
-    rows = candidate_rows(found, build.spec.seed)
+def make(folder: Path, images: Sequence[Got], parts: int = 1, **more: Any) -> Build:
+    """A Build below `folder` with admit and fetch committed; `more` is what `begun` takes."""
+    build = begun(folder, **more)
+    candidates = [Candidate("table", "library", g.page, g.page, g.url, _texts(g)) for g in images]
+    rows = candidate_rows(candidates, build.spec.seed)
     for part in range(parts):
         low, high = order_range(part, parts)
         here = [low <= key < high for key in rows["order_key"].to_pylist()]

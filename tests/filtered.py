@@ -39,18 +39,9 @@ class Shown:
         return hashlib.sha256(f"{self.picture} {self.data or self.name}".encode()).hexdigest()
 
 
-def make(
-    folder: Path,
-    shown: Sequence[Shown],
-    parts: int = 1,
-    *,
-    name: str = "test",
-    snapshot: str = "2026-01-02",
-    store: str = "",
-    **more: Any,
-) -> Build:
-    """A Build below `folder` with filter committed; `more` goes into its spec."""
-    build = begun(folder, name, snapshot, store, more)
+def make(folder: Path, shown: Sequence[Shown], parts: int = 1, **more: Any) -> Build:
+    """A Build below `folder` with filter committed; `more` is what `begun` of tests/fetched.py takes."""
+    build = begun(folder, **more)
     rows = _pairs(shown, build.spec.seed)
     for part in range(parts):
         low, high = order_range(part, parts)

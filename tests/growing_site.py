@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +15,18 @@ from data_specs.shard import Manifest
 from pipeline import cli
 from pipeline.store.dataset import Dataset
 from pipeline.store.store import Store
+from tests.drawn import encoded, rectangles
 
 NAMES = ["故宫雪景", "黄山云海", "江南水乡古镇", "草原上的骏马", "城市夜景灯光秀", "小熊猫在吃竹子", "一碗牛肉面"]
 
 
 def picture(seed: int, side: int = 240) -> Image.Image:
-    """A picture unlike the others: random coloured rectangles."""
-    dice = random.Random(seed)
-    image = Image.new("RGB", (240, 240), tuple(dice.randrange(256) for _ in range(3)))
-    for _ in range(12):
-        x, y, w, h = (dice.randrange(240) for _ in range(4))
-        image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, min(240, x + w + 8), min(240, y + h + 8)))
-    return image.resize((side, side), Image.Resampling.LANCZOS)
+    """A picture unlike the others; an equal seed, another side: the same picture smaller or larger."""
+    return rectangles(seed).resize((side, side), Image.Resampling.LANCZOS)
 
 
 def jpeg(image: Image.Image) -> bytes:
-    data = io.BytesIO()
-    image.save(data, "JPEG", quality=92)
-    return data.getvalue()
+    return encoded(image, quality=92)
 
 
 class Weeks:

@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+"""What keeps tools that read a dataset from asking the internet, and from more threads than a test may have."""
 
 
 def descendants(root: int) -> dict[int, bytes]:
@@ -31,3 +45,11 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
         time.sleep(0.02)
+
+
+def value_of(script: str, *args: object) -> Any:
+    """The JSON value that a script prints as its last line, in a process of its own."""
+    words = [sys.executable, "-c", script, *map(str, args)]
+    done = subprocess.run(words, env=os.environ | QUIET, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

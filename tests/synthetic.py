@@ -132,25 +132,25 @@ def spec(**options: Any) -> BuildSpec:
 @functools.cache
 def items() -> tuple[Item, ...]:
     """All candidates of the build with their fates."""
-    found = []
+    items = []
     for i in range(KEPT):
         data = encode(FORMATS[i % len(FORMATS)], i, (160 + 7 * i, 120 + 5 * (i % 9)))
-        found.append(Item(_candidate(i), data, "shard", ""))
+        items.append(Item(_candidate(i), data, "shard", ""))
     number = KEPT
     for stage, reasons in FATES.items():
         for reason, count in reasons.items():
             for _ in range(count):
                 data, leader = b"", ""
                 if stage == "measure":
-                    data = found[0].data[:200]
+                    data = items[0].data[:200]
                 elif stage == "filter":
                     data = encode("png", number, (20, 20))
                 elif stage == "dedup":
-                    data = found[0].data if reason == "same_image" else encode("jpeg", 1, (150, 110))
-                    leader = found[0 if reason == "same_image" else 1].candidate.candidate_id
-                found.append(Item(_candidate(number), data, stage, reason, leader))
+                    data = items[0].data if reason == "same_image" else encode("jpeg", 1, (150, 110))
+                    leader = items[0 if reason == "same_image" else 1].candidate.candidate_id
+                items.append(Item(_candidate(number), data, stage, reason, leader))
                 number += 1
-    return tuple(found)
+    return tuple(items)
 
 
 def _candidate(i: int) -> Candidate:
@@ -187,12 +187,12 @@ def make(
         attempt.commit({"seen": 12, "kept": 10, "dropped": 2})
     entered = list(everything)
     for stage in FATES:
-        left = [item for item in entered if item.stage != stage]
+        remaining = [item for item in entered if item.stage != stage]
         for partition in _ranges():
             here = [item for item in entered if _within(item, partition)]
             name = f"{partition[:5]}-{partition}" if stage == "dedup" else partition
             _write(build, stage, name, here)
-        entered = left
+        entered = remaining
     _lead(build, entered)
     return build, everything
 
@@ -320,9 +320,9 @@ def _dedup(kept: list[Item], seed: int) -> pa.Table:
 def _regions(kept: list[Item]) -> pa.Table:
     rows = []
     for item in kept:
-        found = pictures.header(item.data)
-        half = [0.0, 0.0, found.width / 2, found.height / 2]
-        rest = [found.width / 2, found.height / 2, float(found.width), float(found.height)]
+        header = pictures.header(item.data)
+        half = [0.0, 0.0, header.width / 2, header.height / 2]
+        rest = [header.width / 2, header.height / 2, float(header.width), float(header.height)]
         boxes = [*half, *rest][: 8 if item.candidate.row % 4 else 4]
         scores = [0.9, 0.5][: len(boxes) // 4]
         rows.append({"sha256": item.sha256, "boxes": boxes, "scores": scores, "labels": [0] * len(scores)})

@@ -29,9 +29,9 @@ def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
 
 
 def modules(package: str) -> list[Path]:
-    found = sorted((ROOT / package).rglob("*.py"))
-    assert found
-    return found
+    paths = sorted((ROOT / package).rglob("*.py"))
+    assert paths
+    return paths
 
 
 def offenders(package: str, forbidden: tuple[str, ...], but: tuple[str, ...] = ()) -> list[str]:
@@ -213,9 +213,33 @@ def test_encoders_know_neither_the_method_nor_the_loop():
 def test_no_module_is_called_like_one_of_the_standard_library():
     # plug-ins are named by the spec (`kind: site`), and nobody imports them but through `pipeline.plugins`
     plugins = {"sources", "filters", "detectors", "features", "encoders", "exports"}
-    found = [p for package in PACKAGES for p in modules(package) if p.parent.name not in plugins]
-    shadowing = [p for p in found if p.stem in sys.stdlib_module_names - {"__main__"}]
+    named = [p for package in PACKAGES for p in modules(package) if p.parent.name not in plugins]
+    shadowing = [p for p in named if p.stem in sys.stdlib_module_names - {"__main__"}]
     assert shadowing == []
+
+
+TESTED_ELSEWHERE = {
+    "pipeline/proposals/cutouts.py": "packages of Debian and npm; test_composites.py draws its own",
+    "pipeline/proposals/net.py": "test_train.py trains it and reads it back",
+    "pipeline/report/trial.py": "commands/test_trials.py: trials of a whole build",
+    "pipeline/store/stage.py": "test_stages.py adds a stage and sees it in all that asks stages",
+    "pipeline/takedown/affected.py": "test_forget.py: a takedown is one story, from its request to the last byte",
+    "pipeline/takedown/rewrite_shards.py": "test_forget.py",
+    "pipeline/watchdog.py": "test_cluster.py: the cluster whose driver is killed",
+}
+"""Modules of more than 100 lines whose tests are in a file of another name, and why."""
+
+
+def test_the_test_of_a_module_has_its_path_and_name():
+    """A helper `_*.py` of a folder may be tested with what uses it; what holds little needs no file of its own."""
+    without = {
+        str(path.relative_to(ROOT))
+        for package in ("data_specs", "pipeline")
+        for path in modules(package)
+        if not path.name.startswith("_") and len(path.read_text(encoding="utf-8").splitlines()) > 100
+        if not (ROOT / "tests" / path.relative_to(ROOT).with_name(f"test_{path.name}")).exists()
+    }
+    assert without == set(TESTED_ELSEWHERE)
 
 
 def test_tests_and_dags_are_no_packages():

@@ -150,9 +150,9 @@ def test_duckdb_and_polars_query_a_table_without_a_copy(here: Path) -> None:
     data = wenlan.open("store/datasets/weekly")
     table, wide = data.arrow("samples"), int((data.samples(["width"]).width > 200).sum())
     polars = pytest.importorskip("polars", reason="polars is not installed")
-    found = polars.scan_pyarrow_dataset(table).filter(polars.col("width") > 200).select("key", "build").collect()
-    assert found.height == wide > 0
-    assert set(found["build"]) == set(data.samples(["build"]).build)
+    wide_rows = polars.scan_pyarrow_dataset(table).filter(polars.col("width") > 200).select("key", "build").collect()
+    assert wide_rows.height == wide > 0
+    assert set(wide_rows["build"]) == set(data.samples(["build"]).build)
     assert polars.scan_parquet(data.paths("samples")).select(polars.len()).collect().item() == 32
     duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
     with duckdb.connect() as connection:

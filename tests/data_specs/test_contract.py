@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from pipeline.publish import release
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
+from tests.processes import value_of
 
 TRUTH = dict[str, tuple[str, int, int]]
 """key -> (primary text, width, height)."""
@@ -73,8 +73,8 @@ def place(request: pytest.FixtureRequest, folder: Path, synthetic: Any, run_stag
     if request.param == "copy":
         data = lists = root / "copied"
         assert cli.main(["release", "copy", "synthetic", "--store", str(root / "store"), "--out", str(data)]) == 0
-        for left in ("store", *(f"build{i}" for i in range(3))):
-            (root / left).rename(root / f"moved {left}")  # a copy needs nothing else
+        for folder_name in ("store", *(f"build{i}" for i in range(3))):
+            (root / folder_name).rename(root / f"moved {folder_name}")  # a copy needs nothing else
     card = _card(lists) if request.param != "release" else {}
     return Place(data, lists, urls or _tars(data), _truth(data, synthetic), card)
 
@@ -136,21 +136,10 @@ def _sides(data: bytes) -> tuple[int, int]:
         return image.size
 
 
-def _in_a_process(script: str, *args: str) -> Any:
-    """The JSON value that a script prints as its last line."""
-    env = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    env |= {"RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0", "RAY_USAGE_STATS_ENABLED": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, *args], env=env, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def _as_truth(found: list[list[Any]]) -> TRUTH:
-    keys = [key for key, *_ in found]
+def _as_truth(rows: list[list[Any]]) -> TRUTH:
+    keys = [key for key, *_ in rows]
     assert len(keys) == len(set(keys))
-    return {key: (text, width, height) for key, text, width, height in found}
+    return {key: (text, width, height) for key, text, width, height in rows}
 
 
 def _every(place: Place) -> list[str]:
@@ -167,7 +156,7 @@ for s in webdataset.WebDataset(sys.argv[1:], shardshuffle=False, empty_check=Fal
     found.append([s["__key__"], s["txt"].decode(), *Image.open(io.BytesIO(s["jpg"])).convert("RGB").size])
 print(json.dumps(found))
 """
-    assert _as_truth(_in_a_process(script, *_every(place))) == place.truth
+    assert _as_truth(value_of(script, *_every(place))) == place.truth
 
 
 def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, tmp_path: Path) -> None:
@@ -181,7 +170,7 @@ for split in ("train", "dev", "val"):
         found.append([sample["__key__"], sample[".txt"], *sample[".jpg"].size])
 print(json.dumps(found))
 """
-    assert _as_truth(_in_a_process(script, str(place.lists), str(tmp_path / "cache"))) == place.truth
+    assert _as_truth(value_of(script, str(place.lists), str(tmp_path / "cache"))) == place.truth
 
 
 def test_ray_data_reads_every_sample(place: Place) -> None:
@@ -192,7 +181,7 @@ ray.data.DataContext.get_current().enable_progress_bars = False
 rows = ray.data.read_webdataset(sys.argv[1:]).take_all()
 print(json.dumps([[r["__key__"], r["txt"], r["jpg"].shape[1], r["jpg"].shape[0]] for r in rows]))
 """
-    assert _as_truth(_in_a_process(script, *_every(place))) == place.truth
+    assert _as_truth(value_of(script, *_every(place))) == place.truth
 
 
 def test_hugging_face_datasets_reads_every_sample(place: Place, tmp_path: Path) -> None:
@@ -208,24 +197,24 @@ print(json.dumps(found))
     files: dict[str, Any] = dict(place.urls)
     if place.card:
         files = {split: f"{place.lists}/{pattern}" for split, pattern in place.card.items()}
-    assert _as_truth(_in_a_process(script, json.dumps(files), str(tmp_path / "cache"))) == place.truth
+    assert _as_truth(value_of(script, json.dumps(files), str(tmp_path / "cache"))) == place.truth
 
 
 def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Path) -> None:
     from training.data.index import open_dataset
 
     [detector] = place.manifest.detectors
-    found = {}
+    samples = {}
     for split in ("train", "dev", "val"):
         dataset = open_dataset([str(place.data)], split, detector=detector, cache=tmp_path / "index")
         for number in range(len(dataset)):
             row = dataset.row(number)
-            found[row.key] = (row.texts[0].text, *_sides(dataset.image(row)))
+            samples[row.key] = (row.texts[0].text, *_sides(dataset.image(row)))
             assert row.boxes is not None
             assert len(row.boxes) in (4, 8)
             assert max(row.boxes[2::4]) <= row.width
         dataset.close()
-    assert found == place.truth
+    assert samples == place.truth
 
 
 def test_a_checkpoint_names_the_release_that_it_was_trained_on(place: Place, tmp_path: Path) -> None:

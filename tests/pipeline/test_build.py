@@ -37,6 +37,7 @@ from pipeline.records import sha256_hex
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from tests.drawn import encoded, rectangles
 from tests.processes import descendants
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -54,15 +55,8 @@ WORDS = [
 
 
 def picture(seed: int, side: int = 240, form: str = "JPEG") -> bytes:
-    """A picture unlike the others: random coloured rectangles."""
-    dice = random.Random(seed)
-    image = Image.new("RGB", (side, side), tuple(dice.randrange(256) for _ in range(3)))
-    for _ in range(12):
-        x, y, w, h = (dice.randrange(side) for _ in range(4))
-        image.paste(tuple(dice.randrange(256) for _ in range(3)), (x, y, min(side, x + w + 8), min(side, y + h + 8)))
-    data = io.BytesIO()
-    image.save(data, form, quality=90)
-    return data.getvalue()
+    """A file of a picture unlike the others."""
+    return encoded(rectangles(seed, side), form, quality=90)
 
 
 class Web:
@@ -250,14 +244,14 @@ def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_
     manifest = read_manifest(out / "shards")
     assert sum(manifest.samples.values()) == sum(bool(row["kept"]) for row in candidates) == 28
     assert verify(out / "shards") == []
-    for words, told in (
+    for words, message in (
         (["status", str(out)], "published: yes"),
         (["verify", str(out)], "matches its manifest"),
         (["explain", str(out), f"http://{web.host}/i/cut.jpg"], "dropped at measure: corrupt_image"),
         (["report", str(out)], "report/index.html"),
     ):
         assert cli.main(words) == 0
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
 def test_manual_approval_waits_for_a_person(web, tmp_path, capsys, build_here):

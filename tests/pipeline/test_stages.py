@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from data_specs.build import BuildSpec, DropShares
 from pipeline import run
@@ -25,6 +22,7 @@ from pipeline.store.partitions import DECISIONS
 from pipeline.store.stage import Stage, StageFile, deciding
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import Request, forget
+from tests.drawn import mosaic
 
 LENGTH_SCHEMA = pa.schema([("candidate_id", pa.string()), ("order_key", pa.string()), ("characters", pa.int32())])
 
@@ -64,13 +62,6 @@ def with_toy() -> dict[str, Stage]:
     return stages
 
 
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).resize((240, 240), Image.Resampling.NEAREST).save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
     """A real build of eight pictures with the toy stage, run on Ray and published."""
@@ -88,7 +79,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Build:
             "小笼包冒热气",
         ]
     ):
-        (folder / f"photos/{i}.jpg").write_bytes(picture(i))
+        (folder / f"photos/{i}.jpg").write_bytes(mosaic(i))
         (folder / f"photos/{i}.txt").write_text(text, encoding="utf-8")
     source = {"kind": "folder", "name": "photos", "source_kind": "library", "path": str(folder / "photos")}
     spec = BuildSpec.model_validate({"name": "toy", "contact": "mailto:a@b.c", "sources": [source]})
@@ -126,8 +117,8 @@ def test_one_more_stage_is_one_object_and_one_line(built: Build) -> None:
         attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
     (Path(built.out) / "lengths/00000-of-00001-dead.parquet").write_bytes(b"half")
     garbage.collect(built.store, built.stages)
-    left = sorted(path.name for path in (Path(built.out) / "lengths").glob("*.parquet"))
-    assert left == sorted(ref.name for record in stage.records() for ref in record.files.values()), "gc"
+    remaining = sorted(path.name for path in (Path(built.out) / "lengths").glob("*.parquet"))
+    assert remaining == sorted(ref.name for record in stage.records() for ref in record.files.values()), "gc"
 
     [victim] = [row["image_url"] for row in _admitted(built) if row["candidate_id"] == rows[0]["candidate_id"]]
     forget(built.store, [built], Request(urls=[victim]))

@@ -36,6 +36,7 @@ from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web import crawler, frontier, links, page_visitor, policy, sitemaps
 from pipeline.web import warc as warcs
+from tests.drawn import picture
 from tests.pipeline.stages.test_extract import warc
 from tests.stages import run_stage
 
@@ -410,17 +411,6 @@ def test_a_record_on_which_a_parser_fails_costs_itself_only(tmp_path, monkeypatc
 # admit to shard: texts and pictures
 
 
-def picture(seed: int) -> bytes:
-    import io
-
-    from PIL import Image
-
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(small).resize((160, 120), Image.Resampling.BICUBIC).save(out, "JPEG")
-    return out.getvalue()
-
-
 def fails_on(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, odd: Any, error: Exception) -> None:
     """Make a function raise where one of its arguments is odd, and work everywhere else."""
     real = getattr(owner, name)
@@ -632,8 +622,8 @@ def test_the_log_has_a_traceback_per_kind_and_the_evidence_is_one_line(caplog, m
 def judged(publish: dict[str, Any], candidates: dict[Any, int], captures: dict[Any, int]) -> list[gates.Gate]:
     source = {"kind": "site", "name": "a", "source_kind": "news", "start": ["http://a.test/"]}
     value = {"name": "t", "contact": "a@b.cn", "sources": [source], "publish": publish}
-    found = gates.judge(BuildSpec.model_validate(value), STAGES, Funnel(candidates), Funnel(captures))
-    return [gate for gate in found if gate.name == "max_unreadable"]
+    judgements = gates.judge(BuildSpec.model_validate(value), STAGES, Funnel(candidates), Funnel(captures))
+    return [gate for gate in judgements if gate.name == "max_unreadable"]
 
 
 def test_a_build_in_which_our_own_fault_hits_everything_is_not_published():

@@ -102,16 +102,16 @@ PARTS = [
     base=st.sampled_from(["", "http://h.cn", "http://h.cn/a/b/c.html", "https://h.cn:8443/a/", "http://h.cn/a/../b/"]),
 )
 def test_the_short_way_gives_what_the_library_gives(url: str, base: str) -> None:
-    def found() -> str:
+    def answer() -> str:
         try:
             return canonical_url(url, base)
         except ValueError as e:
             return f"ValueError: {e}"
 
-    short = found()
+    short = answer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(urls, "_PLAINLY_CANONICAL", re.compile("(?!)"))
-        assert found() == short
+        assert answer() == short
 
 
 def test_a_domain_is_the_registered_one() -> None:

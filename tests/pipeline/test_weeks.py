@@ -90,7 +90,7 @@ def _numbers(releases: dict[str, Manifest]) -> list[int]:
 def _check(step: str, answer: dict[str, Any], release: Manifest, urls: dict[str, set[str]], site: Site) -> None:
     """What is said of each step, and which pictures its release has."""
     now, first = urls[step], 2 * site.pages
-    gone, old_small = {f"i{weekly.TAKEN_DOWN}.jpg"}, {f"i{first - 2}.jpg", f"i{first - 1}.jpg"}
+    removed, old_small = {f"i{weekly.TAKEN_DOWN}.jpg"}, {f"i{first - 2}.jpg", f"i{first - 1}.jpg"}
     out = {f"i{2 * weekly.OPTED_OUT}.jpg", f"i{2 * weekly.OPTED_OUT + 1}.jpg"}
     total = sum(release.samples.values())
     made = counts({stage["name"]: stage["funnel"] for stage in answer["stages"]}) if "stages" in answer else {}
@@ -112,10 +112,10 @@ def _check(step: str, answer: dict[str, Any], release: Manifest, urls: dict[str,
         assert (release.generation, len(release.builds)) == (2, 1)
         assert now == urls["4"] - old_small, "and to all of it in a new generation"
     elif step == "5 takedown":
-        assert urls[list(urls)[-2]] - now == gone
+        assert urls[list(urls)[-2]] - now == removed
     elif step == "5":
         assert len(now - urls["5 takedown"]) == 2
         assert urls["5 takedown"] - now == out, "an owner who opts out later is heard"
     elif step == "back":
-        assert not now & gone, "what was taken down does not come back"
-        assert now == urls["2"] - gone - out
+        assert not now & removed, "what was taken down does not come back"
+        assert now == urls["2"] - removed - out

@@ -172,8 +172,8 @@ def test_what_is_taken_down_leaves_both_generations(weeks: Weeks) -> None:
     weeks.command("forget", "--store", weeks.store.url, "--url", weeks.web.url("/i/2.jpg"))
     assert urls(weeks.samples()) == {"0", "1", "3", "4", "5"}
     for build in ("1", "anew"):
-        held = b"".join(warc.read_bytes() for warc in (weeks.folder / build / "captures").glob("*.warc.gz"))
-        pages = [record for record in gzip.decompress(held).split(b"WARC/1.0") if b"/i/2.jpg" in record]
+        captures = b"".join(warc.read_bytes() for warc in (weeks.folder / build / "captures").glob("*.warc.gz"))
+        pages = [record for record in gzip.decompress(captures).split(b"WARC/1.0") if b"/i/2.jpg" in record]
         assert pages == [], "its page is in no capture"
     assert weeks.command("verify", weeks.store.releases("growing").folder.at("latest.json"))["ok"]
     weeks.build("again", "--generation", "new", "--snapshot", "2026-02-01")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline import cli
+from tests.places import SPECS
 
 PAGE = "<html><body><p>正文</p><img src=/1.jpg></body></html>".encode()
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "image_search", "path": "t.csv"}
@@ -114,3 +118,73 @@ def test_a_finished_crawl_is_not_asked_for_again(plan, serve, make_build, tmp_pa
     web.asked.clear()
     code, said, _ = plan(site(web.url()), **spec, words=("--out", str(tmp_path / "out"), "--snapshot", build.snapshot))
     assert (code, said["stages"]["crawl"]["state"], web.asked) == (0, "done", [])
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("path", SPECS, ids=lambda p: p.stem)
+def test_every_shipped_spec_plans_and_says_what_it_misses(path, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = cli.main(["plan", str(path), "--json", "--offline"])
+    plan = json.loads(capsys.readouterr().out)
+    if code == 2:
+        assert f"{path}: {path.parent.parent}" in plan["error"]  # its own folder, or the demo's corpus
+    else:
+        assert code == 0
+        assert {stage["state"] for stage in plan["stages"].values()} == {"to run"}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_spec_that_is_no_yaml_is_named_with_its_line(tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("name: a\nsources: [\n")
+    assert cli.main(["plan", str(tmp_path / "bad.yaml")]) == 2
+    [line] = lines(capsys)
+    assert line.startswith(f"wenlan-data: {tmp_path}/bad.yaml:3: is not YAML: ")
+
+
+def test_all_faults_of_a_spec_are_told_at_once(tmp_path, capsys):
+    (tmp_path / "s.yaml").write_text(
+        "name: a\ncontact: a@b.example\n"
+        "sources: [{kind: sight, name: x, source_kind: news}]\n"
+        "filters: [{name: text_length, min_char: 2}, {name: image_side}]\n"
+    )
+    assert cli.main(["plan", str(tmp_path / "s.yaml")]) == 2
+    assert [line.removeprefix(f"wenlan-data: {tmp_path}/s.yaml: ") for line in lines(capsys)] == [
+        "sources[0]: 'sight' is not one of the sources; did you mean site?",
+        "filters[0].min_char: unknown option; did you mean min_chars?",
+        "filters[1]: 'image_side' is not one of the filters; did you mean image_sides?",
+    ]
+
+
+def test_a_source_behind_a_password_is_read_and_its_password_is_never_shown(tmp_path, capsys):
+    class Guarded(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            is_known = self.headers.get("Authorization") == f"Basic {base64.b64encode(b'user:pa55').decode()}"
+            self.send_response(200 if is_known and self.path == "/t.tsv" else 401)
+            self.send_header("Content-Length", str(len(content) if self.command == "GET" else 0))
+            self.end_headers()
+            self.wfile.write(content if self.command == "GET" else b"")
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    content = b"image_url\ttext\nhttp://example.org/a.jpg\t\xe5\xb1\xb1\n"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Guarded) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        codes = []
+        for password in ("pa55", "wr0ng"):
+            path = f"http://user:{password}@127.0.0.1:{server.server_port}/t.tsv"
+            table = {**TABLE, "source_kind": "library", "columns": {"texts": {"caption": "text"}}, "path": path}
+            values = {"name": "trial", "contact": "owner@example.org", "sources": [table]}
+            (tmp_path / "s.yaml").write_text(yaml.safe_dump(values))
+            words = ["plan", str(tmp_path / "s.yaml"), "--out", str(tmp_path / password), "--json", "--offline"]
+            codes.append(cli.main(words))
+            printed = capsys.readouterr()
+            assert ("cannot be looked at" in printed.out) == (password == "wr0ng"), printed
+            assert password not in printed.out + printed.err
+        server.shutdown()
+    assert codes == [0, 2]

@@ -9,8 +9,8 @@ import yaml
 
 from data_specs.build import BuildSpec
 from pipeline import cli, plugins
-from pipeline.commands.options import about, as_yaml, options_of
-from pipeline.commands.plugins import FAMILIES, describe, example
+from pipeline.commands.options import about, options_of
+from pipeline.commands.plugins import FAMILIES, example
 from pipeline.plugins import find, names
 
 ALL = [(family, name) for family in FAMILIES for name in names(family)]
@@ -18,11 +18,11 @@ ALL = [(family, name) for family in FAMILIES for name in names(family)]
 
 def test_json_has_every_plug_in_with_its_options_as_the_models_have_them(capsys):
     assert cli.main(["plugins", "--json"]) == 0
-    told = {(own["family"], own["name"]): own for own in json.loads(capsys.readouterr().out)["plugins"]}
-    assert list(told) == ALL
+    plug_ins = {(own["family"], own["name"]): own for own in json.loads(capsys.readouterr().out)["plugins"]}
+    assert list(plug_ins) == ALL
     for family, name in ALL:
         fields = find(family, name).model_fields
-        listed = {option["name"]: option for option in told[family, name]["options"]}
+        listed = {option["name"]: option for option in plug_ins[family, name]["options"]}
         assert set(listed) == set(fields) - {"base", "name", "source_kind"}
         for option in listed.values():
             field = fields[option["name"]]
@@ -60,20 +60,3 @@ def test_an_unknown_name_is_bad_usage_with_what_may_be_meant(capsys):
     assert capsys.readouterr().err == "wenlan-data: textlength: no such plug-in; did you mean text_length?\n"
     assert cli.main(["plugins", "nsfw"]) == 2
     assert "did you mean image_nsfw?" in capsys.readouterr().err
-
-
-def test_paragraphs_of_a_docstring_are_told_apart():
-    told = about(find("filters", "image_nsfw"))
-    assert told.summary.endswith("(Mahadeokar and Pesavento, 2016; BSD-2-Clause).")
-    assert told.needs.startswith("the extra models")
-    assert told.limits.startswith("knows nudity")
-    assert "Limits:" not in told.text
-    assert describe("sources", "site")["summary"].startswith("A web site")
-
-
-@pytest.mark.parametrize(
-    "value", ["", "a: b", "yes", None, True, 1, 0.5, [], {}, ["x", 1], {"a": {"b": "c # d"}}, "山"]
-)
-def test_a_value_on_one_line_of_yaml_is_read_as_it_was(value):
-    assert yaml.safe_load(f"key: {as_yaml(value)}  # why") == {"key": value}
-    assert "\n" not in as_yaml(value)

@@ -58,15 +58,15 @@ def test_an_image_filter_is_tried_in_pictures_and_changes_nothing(weeks: Weeks) 
     assert len(weeks.web.asked) == asked
     [change] = answer["spec"]
     assert (change["path"], change["before"], change["now"]) == ("filters[1].min_side", 64, 160)
-    gone = answer["went_out"]
-    assert gone["count"] == answer["kept"]["before"] - answer["kept"]["after"] > 0
-    assert gone["reasons"] == [{"stage": "filter", "reason": "image_too_small", "count": gone["count"]}]
+    removed = answer["went_out"]
+    assert removed["count"] == answer["kept"]["before"] - answer["kept"]["after"] > 0
+    assert removed["reasons"] == [{"stage": "filter", "reason": "image_too_small", "count": removed["count"]}]
     assert answer["came_in"]["count"] == answer["not_stored"]["count"] == 0
     assert [row["stage"] for row in answer["stages"] if row["ran"]] == ["filter", "dedup", "screen"]
     page = Path(answer["page"]).read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg;base64,") == gone["count"]
+    assert page.count("data:image/jpeg;base64,") == removed["count"]
     assert not (weeks.folder / "trial" / "build.json").exists(), "nobody goes on with it as a build"
-    assert f"went out: {gone['count']}" in answer["said"]
+    assert f"went out: {removed['count']}" in answer["said"]
 
 
 def test_what_a_text_filter_lets_in_is_shown_as_far_as_it_was_fetched(weeks: Weeks) -> None:

@@ -92,8 +92,8 @@ def test_npm_tarball_is_unpacked_below_its_prefixes_only(tmp_path: Path) -> None
     tarball = tmp_path / "p-1.tgz"
     _tarball(tarball, {"package/zh/data.json": b"[]", "package/fr/data.json": b"[]", "package/LICENSE": b"MIT"})
     demo_packages.unpack_npm(tarball, tmp_path / "out", ["zh/", "LICENSE"])
-    found = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
-    assert found == ["LICENSE", "zh/data.json"]
+    unpacked = sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file())
+    assert unpacked == ["LICENSE", "zh/data.json"]
 
 
 def test_npm_tarball_that_reaches_outside_is_refused(tmp_path: Path) -> None:

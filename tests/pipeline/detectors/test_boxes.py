@@ -22,8 +22,8 @@ floats = st.floats(-50, 150, width=32) | st.just(np.nan) | st.just(np.inf)
 )
 def test_cleaned_boxes_keep_the_contract(raw: list[tuple[float, ...]], cap: int, data: st.DataObject) -> None:
     values = np.array(raw, np.float32).reshape(-1, 5)
-    found = cleaned((values[:, :4], values[:, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
-    boxes, scores, labels = found
+    once = cleaned((values[:, :4], values[:, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
+    boxes, scores, labels = once
     assert boxes.dtype == scores.dtype == np.float32
     assert labels.dtype == np.int32
     assert len(boxes) == len(scores) == len(labels) <= cap
@@ -36,7 +36,7 @@ def test_cleaned_boxes_keep_the_contract(raw: list[tuple[float, ...]], cap: int,
     assert [0, 0, 100, 60] not in boxes.tolist()
     order = data.draw(st.permutations(range(len(values))))
     other = cleaned((values[order, :4], values[order, 4], np.zeros(len(values), np.int32)), 100, 60, cap)
-    assert all(np.array_equal(a, b) for a, b in zip(found, other, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(once, other, strict=True))
 
 
 def test_cleaning_keeps_sound_boxes_as_they_are() -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from pipeline.detectors import Detector, detector_of
 from pipeline.detectors.onnx import Onnx
 from pipeline.errors import DetectorError
+from pipeline.pictures.decode import decode
+from pipeline.stages import detect
+from tests.places import CORPUS, needs_corpus
 
 
 def named_model(path: Path, size: tuple[int | str, int | str], rank: int = 4, **outputs: str) -> Path:
@@ -66,3 +71,59 @@ def test_a_model_without_boxes_is_named_with_what_it_returns(tmp_path: Path) -> 
         DetectorError, match=r"blind\.onnx: returns \{'scores'.*any other detector boxes, scores, labels"
     ):
         Onnx(weights=str(path)).load()
+
+
+MODEL = CORPUS / "models" / "yolox_nano.onnx"
+
+
+@needs_corpus("models", "yolox_nano.onnx")
+def test_yolox_finds_what_the_model_is_known_to_find() -> None:
+    detector = Onnx(weights=str(MODEL), classes=str(MODEL.with_name("coco80.txt")))
+    names = MODEL.with_name("coco80.txt").read_text().split("\n")
+    shown = decode((CORPUS / "howtocook-site/images/7a10d81a0c750a44.jpg").read_bytes()).pixels
+    boxes, scores, labels = detector.detect(detector.load(), [shown])[0]
+    best = {names[label]: round(float(score), 2) for score, label in reversed(list(zip(scores, labels, strict=True)))}
+    assert best == pytest.approx({"dining table": 0.81, "knife": 0.70, "sandwich": 0.52, "fork": 0.45}, abs=0.015)
+    table = boxes[labels.tolist().index(names.index("dining table"))]
+    height, width = shown.shape[:2]
+    assert (table[2] - table[0]) * (table[3] - table[1]) > 0.5 * height * width
+
+
+@needs_corpus("models", "yolox_nano.onnx")
+def test_weights_are_in_the_id_and_paths_and_threads_are_not(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.onnx"
+    copy.write_bytes(MODEL.read_bytes())
+    one, two = Onnx(weights=str(MODEL)), Onnx(weights="copy.onnx", base=str(tmp_path), threads=2)
+    assert one.detector_id == two.detector_id
+    assert one.detector_id != Onnx(weights=str(MODEL), score=0.5).detector_id
+    copy.write_bytes(MODEL.read_bytes() + b"\0")
+    assert one.detector_id != two.detector_id
+
+
+def _load(detector: Detector) -> None:
+    assert detector.weights_digest()
+    detector.load()
+
+
+def test_unusable_weights_are_named(fetched_build: Any, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.onnx"
+    bad.write_bytes(b"not a model")
+    with pytest.raises(DetectorError, match=r"bad\.onnx: is not an ONNX model"):
+        _load(Onnx(weights=str(bad)))
+    with pytest.raises(DetectorError, match=r"none\.onnx: cannot be read \(No such file or directory\)"):
+        _load(Onnx(weights="none.onnx", base=str(tmp_path)))
+    refs = [{"name": "onnx", "weights": "none.onnx"}]
+    build = fetched_build([], base=str(tmp_path), regions={"detectors": refs})
+    with pytest.raises(DetectorError, match=r"none\.onnx"):
+        detect.token(build)
+    assert isinstance(detector_of(build.spec, build.spec.regions.detectors[0]), Onnx)
+
+
+@needs_corpus("models", "yolox_nano.onnx")
+def test_a_model_of_another_shape_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DetectorError, match=r"yolox_nano\.onnx: takes .*416"):
+        _load(Onnx(weights=str(MODEL), side=640))
+    few = tmp_path / "few.txt"
+    few.write_text("cat\ndog\n")
+    with pytest.raises(DetectorError, match=r"few\.txt: names 2 classes, .* has 80"):
+        _load(Onnx(weights=str(MODEL), classes=str(few)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +17,9 @@ from pipeline.errors import StoreError
 from pipeline.exports import export
 from pipeline.exports.brivl_jsonl import sentences, whole_pixels
 from pipeline.plugins import configure
-from pipeline.records import Candidate, Decision
+from pipeline.records import Candidate
 from pipeline.sources import TableSource
 from pipeline.store.dataset import Dataset
-from tests.stages import run_stage
 
 
 def test_rows_images_and_boxes_are_those_of_the_dataset(shards_of: Path, tmp_path: Path) -> None:
@@ -42,9 +40,9 @@ def test_it_is_read_back_by_url_table(shards_of: Path, tmp_path: Path) -> None:
     export(Dataset.open(shards_of), "brivl-jsonl", tmp_path / "out")
     options = {"name": "back", "source_kind": "library", "format": "brivl_jsonl", "images": str(tmp_path / "out")}
     source = configure("sources", "url_table", {**options, "path": str(tmp_path / "out/*.jsonl")}, TableSource)
-    found = [entry for part in range(source.parts()) for entry in source.read(part)]
-    assert len(found) == sum(read_manifest(shards_of).samples.values())
-    for entry in found:
+    entries = [entry for part in range(source.parts()) for entry in source.read(part)]
+    assert len(entries) == sum(read_manifest(shards_of).samples.values())
+    for entry in entries:
         assert isinstance(entry, Candidate)
         assert len(entry.boxes) in (4, 8)
         assert {text.kind for text in entry.texts} <= {"caption", "alt"}
@@ -77,53 +75,3 @@ def test_a_detector_that_is_not_there_is_named(shards_of: Path, tmp_path: Path) 
     with pytest.raises(StoreError, match=r"has no one detector 'yolo'; its detectors: grid-"):
         export(Dataset.open(shards_of), "brivl-jsonl", tmp_path / "out", detector="yolo")
     assert not (tmp_path / "out").exists()
-
-
-def test_given_boxes_become_the_regions_of_a_build(fetched_build: Any, got: Any, tmp_path: Path) -> None:
-    """Through extract and detect, over two fetch partitions; what the stages between do is not of interest here."""
-    pictures, rows = [], []
-    for i in range(6):
-        out = io.BytesIO()
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (90, 120, 3), dtype=np.uint8)).save(out, "PNG")
-        pictures.append(got(f"{i}", out.getvalue(), f"第{i}张"))
-        boxes = [[10 * i, 0, 10 * i + 50, 500], [1.5, 2, 3.5, 80]] if i else None
-        rows.append({"url": pictures[-1].url, "zh": f"第{i}张", "boxes": boxes})
-    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
-    table = {"kind": "url_table", "name": "table", "source_kind": "library", "path": str(tmp_path / "t.jsonl")}
-    build = fetched_build(pictures, parts=2, filters=[], regions={"detectors": [{"name": "given"}]})
-    spec = build.spec.model_validate({**build.spec.model_dump(), "sources": [{**table, "columns": columns}]})
-    build = type(build)(**{**{f: getattr(build, f) for f in build.__dataclass_fields__}, "spec": spec})
-    run_stage(build, "extract", "measure", "filter", "rank", "lead", "dedup", "detect")
-    found = {}
-    for record in build.stage("detect").records():
-        (suffix,) = (name for name in record.files if name.startswith("given"))
-        table_rows = build.stage("detect").table(record, suffix).to_pylist()
-        found |= {row["sha256"]: np.array(row["boxes"]).reshape(-1, 4).tolist() for row in table_rows}
-    import hashlib
-
-    for i, picture in enumerate(pictures):
-        expected = [[10 * i, 0, 10 * i + 50, 90], [1.5, 2, 3.5, 80]] if i else []
-        assert found[hashlib.sha256(picture.data).hexdigest()] == expected
-
-
-@pytest.mark.parametrize(
-    ("bbox", "fault"),
-    [
-        ("[[1, 2, 3]]", "lists of four"),
-        ('[[1, 2, 3, "x"]]', "finite numbers"),
-        ("[[1,", "not JSON"),
-        ("7", "lists of four"),
-    ],
-)
-def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> None:
-    import csv
-
-    with (tmp_path / "t.csv").open("w", newline="") as f:
-        csv.writer(f).writerows([["url", "zh", "boxes"], ["http://a.test/1.jpg", "图", bbox]])
-    columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
-    options = {"name": "s", "source_kind": "news", "path": str(tmp_path / "t.csv"), "columns": columns}
-    (found,) = configure("sources", "url_table", options, TableSource).read(0)
-    assert isinstance(found, Decision)
-    assert found.reason == "bad_row"
-    assert fault in found.evidence

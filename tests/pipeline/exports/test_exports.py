@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import csv
 import hashlib
-import io
 import itertools
 import json
 import tarfile
@@ -15,7 +13,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from data_specs.build import SpecError
 from data_specs.shard import SPLITS
@@ -25,8 +22,6 @@ from pipeline.publish import release
 from pipeline.records import sha256_hex
 from pipeline.store import build_json
 from pipeline.store.dataset import Dataset
-from pipeline.store.frames import Frames
-from pipeline.store.samples import Samples
 
 EVERY = exports.names()
 
@@ -68,11 +63,11 @@ def bytes_of(out: Path) -> dict[str, str]:
 @pytest.fixture
 def truth(shards_of: Path) -> dict[str, bytes]:
     """key -> stored JPEG, by the standard library."""
-    found = {}
+    images = {}
     for path in sorted(shards_of.glob("*.tar")):
         with tarfile.open(path) as tar:
-            found |= {m.name[:-4]: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}  # type: ignore[union-attr]
-    return found
+            images |= {m.name[:-4]: tar.extractfile(m).read() for m in tar if m.name.endswith(".jpg")}  # type: ignore[union-attr]
+    return images
 
 
 @pytest.mark.parametrize("to", EVERY)
@@ -183,19 +178,3 @@ def test_a_tar_that_ends_early_is_named(shards_of: Path, tmp_path: Path) -> None
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(Exception, match=rf"{tar.name}: ends before the sample [0-9a-f]{{32}}"):
         export(Dataset.open(shards_of), "csv", tmp_path / "out")
-
-
-def test_a_table_of_csv_reads_back(shards_of: Path, tmp_path: Path) -> None:
-    export(Dataset.open(shards_of), "csv", tmp_path / "out")
-    frames = Frames.of_dataset(Dataset.open(shards_of))
-    stored = {own.key: own for own in Samples.of(frames).read()}
-    for split in SPLITS:
-        with (tmp_path / f"out/{split}.csv").open(encoding="utf-8", newline="") as f:
-            for row in csv.DictReader(f):
-                own = stored.pop(row["key"])
-                assert row["title"] == own.text
-                assert json.loads(row["texts"])[0]["text"] == own.text
-                assert json.loads(row["boxes"]) == [[pytest.approx(x, abs=0.01) for x in box] for box in own.boxes_R4]
-                with Image.open(io.BytesIO((tmp_path / "out" / row["filepath"]).read_bytes())) as image:
-                    assert image.size == (int(row["width"]), int(row["height"]))
-    assert not stored

@@ -53,14 +53,14 @@ def _name(row: int) -> bytes:
     return (row + 1).to_bytes(32, "big")
 
 
-def decide(found: Items, rules: Dedup, block: int = BLOCK, shares: int = 1) -> dict[int, tuple[list[DropReason], int]]:
+def decide(pairs: Items, rules: Dedup, block: int = BLOCK, shares: int = 1) -> dict[int, tuple[list[DropReason], int]]:
     """(reasons, leader or -1) of each dropped row."""
     dropped = {}
-    with Holders(rules, shares) as held:
-        deciding = LeaderPass(rules, held)
-        for start in range(0, len(found.sha256), block):
-            rows = range(start, min(len(found.sha256), start + block))
-            verdicts = deciding.decide(found.block(rows, rules.text_similarity))
+    with Holders(rules, shares) as holders:
+        deciding = LeaderPass(rules, holders)
+        for start in range(0, len(pairs.sha256), block):
+            rows = range(start, min(len(pairs.sha256), start + block))
+            verdicts = deciding.decide(pairs.block(rows, rules.text_similarity))
             for row, bits, leader in zip(rows, verdicts.reasons, verdicts.leader, strict=True):
                 if bits:
                     reasons = [reason for i, reason in enumerate(REASONS) if bits & 1 << i]
@@ -93,7 +93,7 @@ def _same(one: str, other: str, threshold: float) -> bool:
     return bool(same(both, row, both, row + 1, threshold)[0])
 
 
-def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason], int]]:
+def brute_force(pairs: Items, rules: Dedup) -> dict[int, tuple[list[DropReason], int]]:
     """The definition, word by word; whether two images look alike is asked of them alone."""
     kept: list[int] = []
     dropped: dict[int, tuple[list[DropReason], int]] = {}
@@ -102,23 +102,23 @@ def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason],
     def leader(text: str) -> str | None:
         return next((t for t in leading if _same(t, text, rules.text_similarity)), None)
 
-    looks = np.zeros((len(found.texts),) * 2, bool)
+    looks = np.zeros((len(pairs.texts),) * 2, bool)
     for j in range(len(looks)):
         one = ImageLeaders(rules.image_distance, rules.image_signature)
-        one.add(found.phash[[j]], found.signature[[j]])
-        looks[:, j] = one.first(found.phash, found.signature) == 0
+        one.add(pairs.phash[[j]], pairs.signature[[j]])
+        looks[:, j] = one.first(pairs.phash, pairs.signature) == 0
 
-    for i, own in enumerate(found.texts):
-        same = [j for j in kept if found.sha256[j] == found.sha256[i]]
+    for i, own in enumerate(pairs.texts):
+        same = [j for j in kept if pairs.sha256[j] == pairs.sha256[i]]
         near = [j for j in kept if looks[i, j]]
         reasons, holder = [], -1
         if same or near:
             reasons, holder = [DropReason.SAME_IMAGE if same else DropReason.NEAR_IMAGE], (same or near)[0]
         first = leader(own[0])
-        if first and sum(leader(found.texts[j][0]) == first for j in kept) >= rules.max_pairs_per_text:
+        if first and sum(leader(pairs.texts[j][0]) == first for j in kept) >= rules.max_pairs_per_text:
             reasons.append(DropReason.CAP_PER_TEXT)
-        domain, cap = found.domain[i], rules.max_pairs_per_domain
-        if cap and domain and sum(found.domain[j] == domain for j in kept) >= cap:
+        domain, cap = pairs.domain[i], rules.max_pairs_per_domain
+        if cap and domain and sum(pairs.domain[j] == domain for j in kept) >= cap:
             reasons.append(DropReason.CAP_PER_DOMAIN)
         if reasons:
             dropped[i] = reasons, holder
@@ -133,7 +133,7 @@ def brute_force(found: Items, rules: Dedup) -> dict[int, tuple[list[DropReason],
 @settings(max_examples=100, deadline=None)
 @given(items(), st.integers(1, 4), st.integers(0, 6), st.sampled_from([1, 3, 7, 512]), st.integers(1, 5), st.booleans())
 def test_the_pass_agrees_with_the_definition(
-    found: Items, cap: int, of_domain: int, block: int, shares: int, halved: bool
+    pairs: Items, cap: int, of_domain: int, block: int, shares: int, halved: bool
 ) -> None:
     """Whatever the size of a block, and however many shares hold what is remembered."""
     rules = Dedup(image_distance=6, max_pairs_per_text=cap, max_pairs_per_domain=of_domain)
@@ -141,7 +141,7 @@ def test_the_pass_agrees_with_the_definition(
         if halved:
             patch.setattr("pipeline.matching.leader_pass.CROWDED", 0)
             patch.setattr("pipeline.matching.leader_pass.SMALLEST", 2)
-        assert decide(found, rules, block, shares) == brute_force(found, rules)
+        assert decide(pairs, rules, block, shares) == brute_force(pairs, rules)
 
 
 @settings(max_examples=25, deadline=None)
@@ -150,7 +150,7 @@ def test_texts_that_bands_miss_and_full_buckets_change_nothing(seed: int, block:
     """Templated captions, a bucket that is full with two, and so few bands that every other pair is missed."""
     rng = np.random.default_rng(seed)
     texts = ["公园里的" + "".join(rng.choice(list("红黄蓝白花草树木"), 6)) + "很好看" for _ in range(50)]
-    found = alike(50, rng.integers(1, 2**63, 50, dtype=np.uint64), texts)
+    pairs = alike(50, rng.integers(1, 2**63, 50, dtype=np.uint64), texts)
     rules = Dedup(image_distance=0, max_pairs_per_text=2, text_similarity=0.6)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.matching.sketches.MISS", 0.5)
@@ -168,7 +168,7 @@ def test_texts_that_bands_miss_and_full_buckets_change_nothing(seed: int, block:
             if first is None:
                 leading.append(text)
             kept[first or text] += 1
-        assert sorted(decide(found, rules, block, shares)) == expected
+        assert sorted(decide(pairs, rules, block, shares)) == expected
 
 
 # --- what follows from it
@@ -183,27 +183,27 @@ def alike(size: int, codes: Any, texts: list[str]) -> Items:
 
 def test_leaders_make_no_chains() -> None:
     """a - b - c, each 6 bits from the next: c is 12 from a, so b follows a and c leads."""
-    found = alike(3, [0b1, 0b1 | 0b111111 << 10, 0b1 | 0b111111111111 << 10], ["甲", "乙", "丙"])
-    assert decide(found, Dedup(image_distance=6)) == {1: ([DropReason.NEAR_IMAGE], 0)}
+    pairs = alike(3, [0b1, 0b1 | 0b111111 << 10, 0b1 | 0b111111111111 << 10], ["甲", "乙", "丙"])
+    assert decide(pairs, Dedup(image_distance=6)) == {1: ([DropReason.NEAR_IMAGE], 0)}
 
 
 def test_identical_short_captions_on_different_pictures_stay_and_only_feed_the_cap() -> None:
     codes = np.random.default_rng(0).integers(1, 2**63, 60, dtype=np.uint64)
-    found = alike(60, codes, ["故宫雪景"] * 60)
-    assert decide(found, Dedup(max_pairs_per_text=60)) == {}
-    capped = decide(found, Dedup(max_pairs_per_text=10))
+    pairs = alike(60, codes, ["故宫雪景"] * 60)
+    assert decide(pairs, Dedup(max_pairs_per_text=60)) == {}
+    capped = decide(pairs, Dedup(max_pairs_per_text=10))
     assert {row: reasons for row, (reasons, _) in capped.items()} == {
         row: [DropReason.CAP_PER_TEXT] for row in range(10, 60)
     }
 
 
 def test_an_earlier_placeholder_is_dropped_at_sight() -> None:
-    found = alike(2, [0b1, 2**50 - 2**20], ["甲", "乙"])
+    pairs = alike(2, [0b1, 2**50 - 2**20], ["甲", "乙"])
     rules = Dedup()
-    with Holders(rules, 2) as held:
+    with Holders(rules, 2) as holders:
         known = Known(np.full((1, 32), 7, np.uint8), np.array([-1]), np.array([EARLIER | PLACEHOLDER], np.uint8))
-        held.learn_images([b"x" * 32], known, (found.phash[:1], [found.signature[:1]]))
-        verdicts = LeaderPass(rules, held).decide(found.block(range(2), rules.text_similarity))
+        holders.learn_images([b"x" * 32], known, (pairs.phash[:1], [pairs.signature[:1]]))
+        verdicts = LeaderPass(rules, holders).decide(pairs.block(range(2), rules.text_similarity))
     reasons = [[reason for i, reason in enumerate(REASONS) if bits & 1 << i] for bits in verdicts.reasons]
     assert reasons == [[DropReason.PLACEHOLDER, DropReason.NEAR_IMAGE], []]
     assert verdicts.leader[0].tolist() == [7] * 32
@@ -235,12 +235,12 @@ def test_a_hot_cluster_is_not_quadratic(what: str) -> None:
     rng, size = np.random.default_rng(0), 20_000
     if what == "image":
         bits = np.uint64(1) << rng.integers(0, 64, size, dtype=np.uint64)
-        found, rules = alike(size, np.uint64(2**63 + 12345) ^ bits, [f"说明{i}" for i in range(size)]), Dedup()
+        copies, rules = alike(size, np.uint64(2**63 + 12345) ^ bits, [f"说明{i}" for i in range(size)]), Dedup()
     else:
-        found = alike(size, rng.integers(1, 2**63, size, dtype=np.uint64), ["故宫的雪景真的是非常好看"] * size)
+        copies = alike(size, rng.integers(1, 2**63, size, dtype=np.uint64), ["故宫的雪景真的是非常好看"] * size)
         rules = Dedup(image_distance=0, max_pairs_per_text=10)
     with compared() as pairs:
-        reasons = Counter(own[0] for own, _ in decide(found, rules).values())
+        reasons = Counter(own[0] for own, _ in decide(copies, rules).values())
     expected = (DropReason.NEAR_IMAGE, size - 1) if what == "image" else (DropReason.CAP_PER_TEXT, size - 10)
     assert reasons == Counter(dict([expected]))
     assert sum(pairs.values()) < 30 * size

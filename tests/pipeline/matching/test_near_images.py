@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 from collections.abc import Iterator
 
@@ -25,6 +24,7 @@ from pipeline.matching.near_images import (
 from pipeline.pictures.decode import decode
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
+from tests.drawn import encoded
 from tests.places import CORPUS, ROOT
 
 PHOTOS = CORPUS / "howtocook-site" / "images"
@@ -176,9 +176,7 @@ def test_the_short_way_to_a_distance_agrees_with_it(seed: int, threshold: float,
 
 
 def _jpeg(image: Image.Image, quality: int = 85) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    return out.getvalue()
+    return encoded(image, quality=quality)
 
 
 def _look(*files: bytes) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pipeline.features._rows import measure_image
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.decode import PictureError, decode, encode_jpeg, header, resized, to_jpeg
-from tests.drawn import HEIC
+from tests.drawn import HEIC, encoded
 
 RNG = np.random.default_rng(0)
 BLOCKS = RNG.integers(0, 256, (5, 8, 3), dtype=np.uint8)
@@ -26,18 +26,12 @@ NOISE = Image.fromarray(
 )
 
 
-def saved(image: Image.Image, kind: str, **more: Any) -> bytes:
-    out = io.BytesIO()
-    image.save(out, kind, **more)
-    return out.getvalue()
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_orientation_is_applied_as_pillow_would(kind: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[274] = orientation
-    data = saved(NOISE, kind, exif=exif)
+    data = encoded(NOISE, kind, exif=exif)
     shown = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
     picture = pictures.decode(data)
     assert np.array_equal(picture.pixels, shown)
@@ -51,14 +45,14 @@ def test_orientation_is_applied_as_pillow_would(kind: str, orientation: int) -> 
 
 def test_alpha_lies_on_white_and_the_first_frame_is_taken() -> None:
     clear = Image.new("RGBA", (10, 10), (255, 0, 0, 0))
-    assert (pictures.decode(saved(clear, "PNG")).pixels == 255).all()
-    half = pictures.decode(saved(Image.new("LA", (10, 10), (0, 128)), "PNG"))
+    assert (pictures.decode(encoded(clear, "PNG")).pixels == 255).all()
+    half = pictures.decode(encoded(Image.new("LA", (10, 10), (0, 128)), "PNG"))
     assert half.header.alpha
     assert abs(int(half.pixels[0, 0, 0]) - 127) <= 1
     palette = Image.new("P", (10, 10), 0)
     palette.putpalette([0, 0, 255] * 256)
-    assert (pictures.decode(saved(palette, "PNG", transparency=0)).pixels == 255).all()
-    frames = saved(
+    assert (pictures.decode(encoded(palette, "PNG", transparency=0)).pixels == 255).all()
+    frames = encoded(
         Image.new("RGB", (10, 10), "red"), "GIF", save_all=True, append_images=[Image.new("RGB", (10, 10), "blue")]
     )
     moving = pictures.decode(frames)
@@ -76,7 +70,7 @@ def test_every_mode_becomes_rgb_of_the_same_brightness(mode: str) -> None:
     else:
         image = ramp.convert("RGB").convert(mode)
     kind = {"CMYK": "JPEG", "F": "TIFF"}.get(mode, "PNG")
-    shown = pictures.decode(saved(image, kind)).pixels.astype(int)
+    shown = pictures.decode(encoded(image, kind)).pixels.astype(int)
     assert shown.shape == (64, 64, 3)
     assert abs(shown[:32].mean() - np.asarray(ramp)[:32].mean()) < 6
     assert abs(shown[32:].mean() - np.asarray(ramp)[32:].mean()) < 6
@@ -84,7 +78,7 @@ def test_every_mode_becomes_rgb_of_the_same_brightness(mode: str) -> None:
 
 def test_a_jpeg_whose_orientation_only_xmp_tells_is_stored_without_it() -> None:
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
-    data = saved(NOISE, "JPEG", xmp=xmp)
+    data = encoded(NOISE, "JPEG", xmp=xmp)
     header = pictures.header(data)
     assert (header.width, header.height, header.orientation) == (64, 40, 1)
     stored = pictures.to_jpeg(data, 92)
@@ -93,7 +87,7 @@ def test_a_jpeg_whose_orientation_only_xmp_tells_is_stored_without_it() -> None:
 
 
 def test_storing_is_deterministic() -> None:
-    data = saved(NOISE, "PNG")
+    data = encoded(NOISE, "PNG")
     assert pictures.to_jpeg(data, 80) == pictures.to_jpeg(data, 80)
     assert len(pictures.to_jpeg(data, 60)) < len(pictures.to_jpeg(data, 95))
 
@@ -102,7 +96,7 @@ def test_a_reduced_decode_keeps_the_asked_side_and_looks_the_same() -> None:
     smooth = Image.fromarray(RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize(
         (800, 600), Image.Resampling.BICUBIC
     )
-    data = saved(smooth, "JPEG")
+    data = encoded(smooth, "JPEG")
     small = pictures.decode(data, reduce_to=128)
     assert (small.header.width, small.header.height) == (800, 600)
     assert 128 <= min(small.pixels.shape[:2]) < 600
@@ -112,7 +106,7 @@ def test_a_reduced_decode_keeps_the_asked_side_and_looks_the_same() -> None:
 
 
 def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = saved(Image.new("1", (20_000, 20_000)), "PNG")
+    data = encoded(Image.new("1", (20_000, 20_000)), "PNG")
     assert len(data) < 100_000
     monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", lambda *_: pytest.fail("it was decoded"))
     with pytest.raises(PictureError, match="20000 x 20000 pixels, 100,000,000 are allowed") as caught:
@@ -122,7 +116,7 @@ def test_a_bomb_is_refused_from_its_header(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize("reduce_to", [0, 8])
 def test_a_picture_that_no_jpeg_can_hold_is_refused_from_its_header(reduce_to: int) -> None:
-    data = saved(Image.new("RGB", (pictures.JPEG_MAX_SIDE + 1, 1)), "PNG")
+    data = encoded(Image.new("RGB", (pictures.JPEG_MAX_SIDE + 1, 1)), "PNG")
     with pytest.raises(PictureError, match="65501 x 1 pixels do not fit into a JPEG"):
         pictures.decode(data, reduce_to=reduce_to)
 
@@ -130,7 +124,7 @@ def test_a_picture_that_no_jpeg_can_hold_is_refused_from_its_header(reduce_to: i
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("reduce_to", [0, 8])
 def test_a_truncated_file_is_refused(kind: str, reduce_to: int) -> None:
-    data = saved(NOISE, kind)
+    data = encoded(NOISE, kind)
     for share in (0.3, 0.6, 0.9):
         with pytest.raises(PictureError):
             pictures.decode(data[: int(len(data) * share)], reduce_to=reduce_to)
@@ -152,33 +146,33 @@ def by_pillow_alone(data: bytes, reduce_to: int) -> Any:
 def outcome(data: bytes, reduce_to: int) -> Any:
     """(header, pixels as bytes), or what the error says."""
     try:
-        found = pictures.decode(data, 1_000_000, reduce_to)
+        picture = pictures.decode(data, 1_000_000, reduce_to)
     except PictureError as e:
         return str(e)
-    return found.header, found.pixels.shape, found.pixels.tobytes()
+    return picture.header, picture.pixels.shape, picture.pixels.tobytes()
 
 
 def mutated(data: st.DataObject, whole: bytes) -> bytes:
     """Bytes changed, cut out or put in, mostly where the headers are."""
-    found = bytearray(whole)
+    damaged = bytearray(whole)
     for _ in range(data.draw(st.integers(1, 4))):
-        if not found:
+        if not damaged:
             break
-        end = len(found) - 1 if data.draw(st.booleans()) else min(700, len(found) - 1)
+        end = len(damaged) - 1 if data.draw(st.booleans()) else min(700, len(damaged) - 1)
         at, what = data.draw(st.integers(0, end)), data.draw(st.sampled_from(["change", "insert", "cut", "end"]))
         if what == "change":
-            found[at] = data.draw(st.integers(0, 255))
+            damaged[at] = data.draw(st.integers(0, 255))
         elif what == "insert":
-            found[at:at] = data.draw(st.binary(min_size=1, max_size=9))
+            damaged[at:at] = data.draw(st.binary(min_size=1, max_size=9))
         elif what == "cut":
-            del found[at : at + data.draw(st.integers(1, 9))]
+            del damaged[at : at + data.draw(st.integers(1, 9))]
         else:
-            del found[max(at, 4) :]
-    return bytes(found)
+            del damaged[max(at, 4) :]
+    return bytes(damaged)
 
 
 JPEGS = [
-    saved(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive, exif=exif)
+    encoded(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive, exif=exif)
     for image in (NOISE, NOISE.convert("L"), NOISE.resize((301, 207)))
     for quality, subsampling, progressive in ((60, 2, False), (95, 0, True))
     for exif in (b"", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
@@ -201,8 +195,8 @@ def test_the_short_way_to_a_header_says_what_pillow_says(number: int, monkeypatc
     with Image.open(io.BytesIO(JPEGS[number])) as image:
         theirs = image.size if image.getexif().get(274, 1) < 5 else image.size[::-1]
     monkeypatch.setattr(pictures, "_open", lambda *_: pytest.fail("Pillow was asked"))
-    found = pictures.header(JPEGS[number])
-    assert (found.format, found.width, found.height) == ("jpeg", *theirs)
+    ours = pictures.header(JPEGS[number])
+    assert (ours.format, ours.width, ours.height) == ("jpeg", *theirs)
 
 
 @settings(max_examples=300)
@@ -214,9 +208,9 @@ def test_of_damaged_jpegs_both_ways_say_the_same(whole: bytes, reduce_to: int, d
 
 def test_a_jpeg_of_four_components_and_one_with_a_phones_second_picture() -> None:
     ramp = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
-    inverted = pictures.decode(saved(ramp.convert("CMYK"), "JPEG"), reduce_to=8)
+    inverted = pictures.decode(encoded(ramp.convert("CMYK"), "JPEG"), reduce_to=8)
     assert np.abs(inverted.pixels.astype(int).mean() - np.asarray(ramp).mean()) < 8
-    two = saved(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(180)])
+    two = encoded(NOISE, "MPO", save_all=True, append_images=[NOISE.rotate(180)])
     shown = pictures.decode(two)
     assert (shown.header.format, shown.header.frames) == ("jpeg", 1)
     assert np.abs(shown.pixels.astype(int) - np.asarray(NOISE)).mean() < 12
@@ -226,7 +220,7 @@ def test_a_jpeg_of_four_components_and_one_with_a_phones_second_picture() -> Non
 def test_other_formats_come_smaller_too_by_whole_factors(kind: str) -> None:
     whole = np.asarray(NOISE.resize((300, 200)).convert("P").convert("RGB"))
     small = pictures.decode(
-        saved(Image.fromarray(whole), kind, **({"lossless": True} if kind == "WEBP" else {})), 10**6, 60
+        encoded(Image.fromarray(whole), kind, **({"lossless": True} if kind == "WEBP" else {})), 10**6, 60
     )
     assert (small.header.width, small.header.height) == (300, 200)
     assert small.pixels.shape == (67, 100, 3)
@@ -237,7 +231,7 @@ def test_other_formats_come_smaller_too_by_whole_factors(kind: str) -> None:
 @settings(max_examples=200, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF"]), data=st.data())
 def test_damaged_bytes_give_a_picture_or_a_picture_error(kind: str, data: st.DataObject) -> None:
-    whole = bytearray(saved(NOISE, kind))
+    whole = bytearray(encoded(NOISE, kind))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     shown, message = None, ""
@@ -303,7 +297,7 @@ def _gif(frames: int) -> bytes:
 
 
 def _tiff(directories: int) -> bytes:
-    first = bytearray(saved(Image.new("L", (1, 1)), "TIFF"))
+    first = bytearray(encoded(Image.new("L", (1, 1)), "TIFF"))
     end = 10 + 12 * int.from_bytes(first[8:10], "little")  # the count has 2 bytes, an entry 12
     directory, size, start = bytes(first[8:end]), end - 4, len(first)
     first[end : end + 4] = struct.pack("<I", start if directories > 1 else 0)
@@ -321,7 +315,7 @@ def test_frames_are_counted_to_a_bound(make: Callable[[int], bytes]) -> None:
 
 
 def test_a_png_that_claims_two_billion_frames_fits_into_the_features() -> None:
-    data = saved(Image.new("RGB", (9, 9)), "PNG")
+    data = encoded(Image.new("RGB", (9, 9)), "PNG")
     control = b"acTL" + struct.pack(">II", 2**31, 0)
     data = data[:33] + struct.pack(">I", 8) + control + struct.pack(">I", zlib.crc32(control)) + data[33:]
     assert measure_image(data, 1000)["frames"] == pictures.MAX_FRAMES
@@ -330,7 +324,7 @@ def test_a_png_that_claims_two_billion_frames_fits_into_the_features() -> None:
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
 def test_alpha_is_laid_on_white_strip_by_strip_as_at_once(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (37, 21, 4), np.uint8), "RGBA")
-    data = saved(image.quantize(64) if mode == "P" else image.convert(mode), "PNG")
+    data = encoded(image.quantize(64) if mode == "P" else image.convert(mode), "PNG")
     whole = decode(data).pixels
     monkeypatch.setattr(pictures, "STRIP", 21 * 4)
     assert np.array_equal(decode(data).pixels, whole)
@@ -354,7 +348,7 @@ def test_a_picture_of_a_phone_is_read() -> None:
     ("data", "said"),
     [
         (HEIC, r"HEIC \(HEIF\) pictures .* pip install 'wenlan\[heif\]'"),
-        (saved(NOISE, "AVIF"), "AVIF pictures .*pillow>=11.3"),
+        (encoded(NOISE, "AVIF"), "AVIF pictures .*pillow>=11.3"),
     ],
 )
 def test_a_format_whose_reader_is_missing_is_named_with_what_to_install(

@@ -45,7 +45,7 @@ def small(synthetic: Any, run_stage: Run, tmp_path_factory: pytest.TempPathFacto
 
 def samples(build: Build) -> dict[str, tuple[dict[str, Any], dict[str, bytes], list[float]]]:
     """candidate_id -> row of the index, members of the tar, boxes of the first detector."""
-    place, found = Path(build.out) / "shards", {}
+    place, stored = Path(build.out) / "shards", {}
     [detector, *_] = detector_ids(build.spec)
     for path in place.glob("*.tar"):
         with tarfile.open(path) as tar:
@@ -54,15 +54,15 @@ def samples(build: Build) -> dict[str, tuple[dict[str, Any], dict[str, bytes], l
         boxes = pq.read_table(place / "regions" / detector / f"{path.stem}.parquet").to_pylist()
         for row, entry in zip(rows, boxes, strict=True):
             mine = {suffix: members[f"{row['key']}.{suffix}"] for suffix in ("jpg", "txt", "json")}
-            found[row["candidate_id"]] = (row, mine, entry["boxes"])
-    return found
+            stored[row["candidate_id"]] = (row, mine, entry["boxes"])
+    return stored
 
 
 def test_larger_pictures_are_stored_smaller_with_their_sides_and_boxes(small: Build, synthetic: Any) -> None:
     items = {item.candidate.candidate_id: item for item in synthetic.items() if item.stage == "shard"}
-    found, shrunk = samples(small), 0
-    assert set(found) == set(items)
-    for name, (row, members, boxes) in found.items():
+    stored, shrunk = samples(small), 0
+    assert set(stored) == set(items)
+    for name, (row, members, boxes) in stored.items():
         fetched = pictures.header(items[name].data)
         with Image.open(io.BytesIO(members["jpg"])) as image:
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", (row["width"], row["height"]))
@@ -80,7 +80,7 @@ def test_larger_pictures_are_stored_smaller_with_their_sides_and_boxes(small: Bu
         assert boxes == pytest.approx(expected, abs=1e-3)
     assert shrunk == 30
     looks = [pictures.decode(items[n].data).pixels.mean() - pictures.decode(m["jpg"]).pixels.mean()
-             for n, (_, m, _) in found.items()]  # fmt: skip
+             for n, (_, m, _) in stored.items()]  # fmt: skip
     assert np.abs(looks).max() < 3, "it is the same picture"
 
 
@@ -104,12 +104,12 @@ def test_the_manifest_says_how_and_verify_holds_it_to_that(small: Build, tmp_pat
 def test_training_reads_pictures_sides_and_boxes_that_fit(small: Build, tmp_path: Path) -> None:
     from training.data.index import open_dataset
 
-    found = samples(small)
+    stored = samples(small)
     dataset = open_dataset([str(Path(small.out) / "shards/manifest.json")], split="train", cache=tmp_path)
     assert dataset.has_regions
     for number in range(len(dataset)):
         row = dataset.row(number)
-        index, members, boxes = found[row.candidate_id]
+        index, members, boxes = stored[row.candidate_id]
         assert (row.width, row.height) == (index["width"], index["height"])
         assert dataset.image(row) == members["jpg"]
         assert row.boxes is not None
@@ -118,8 +118,8 @@ def test_training_reads_pictures_sides_and_boxes_that_fit(small: Build, tmp_path
 
 
 def test_the_report_draws_boxes_on_stored_sides(small: Build) -> None:
-    found = json.loads((Path(small.out) / "report/report.json").read_bytes())
-    rows = [row for row in found["sheet"] if row["kept"] and row["boxes"]]
+    report = json.loads((Path(small.out) / "report/report.json").read_bytes())
+    rows = [row for row in report["sheet"] if row["kept"] and row["boxes"]]
     assert rows
     for row in rows:
         assert max(row["width"], row["height"]) <= SIDE
@@ -132,10 +132,10 @@ def test_a_takedown_keeps_stored_pictures_as_they_are(tmp_path: Path, synthetic:
     run_stage(build, "shard")
     release.publish(build)
     before = {name: members for name, (_, members, _) in samples(build).items()}
-    gone = next(item for item in items if item.stage == "shard").candidate
-    forget(build.store, [build], Request(urls=[gone.image_url]))
+    removed = next(item for item in items if item.stage == "shard").candidate
+    forget(build.store, [build], Request(urls=[removed.image_url]))
     after = {name: members for name, (_, members, _) in samples(build).items()}
-    assert set(before) - set(after) == {gone.candidate_id}
+    assert set(before) - set(after) == {removed.candidate_id}
     assert all(before[name] == members for name, members in after.items())
     assert verify.verify(Path(build.out) / "shards") == []
 
@@ -145,9 +145,9 @@ def test_reencode_all_leaves_no_byte_of_a_camera(tmp_path: Path, synthetic: Any,
     run_stage(build, "shard")
     assert release.publish(build).images == StoredImages(reencode="all", jpeg_quality=70)
     fetched = {item.candidate.candidate_id: item.data for item in items}
-    found = samples(build)
-    assert all(members["jpg"] != fetched[name] for name, (_, members, _) in found.items())
-    assert sum(r.counts["reencoded"] for r in build.stage("shard").records()) == len(found) == 30
+    stored = samples(build)
+    assert all(members["jpg"] != fetched[name] for name, (_, members, _) in stored.items())
+    assert sum(r.counts["reencoded"] for r in build.stage("shard").records()) == len(stored) == 30
     assert verify.verify(Path(build.out) / "shards") == []
     exif = Image.Exif()
     exif[270] = "where it was taken"

@@ -28,8 +28,8 @@ def test_parts_are_products_of_each_plane_with_each_box(count: int) -> None:
         return cells(start, stop, THUMB, 5, 64)
 
     planes = np.random.default_rng(count).integers(0, 256, (count, THUMB, THUMB), dtype=np.uint8)
-    found = Parts(BOXES + HALVES, matrix).of(planes)
-    for plane, own in zip(planes, found, strict=True):
+    values = Parts(BOXES + HALVES, matrix).of(planes)
+    for plane, own in zip(planes, values, strict=True):
         for box, part in zip(BOXES + HALVES, own, strict=True):
             assert np.array_equal(part, matrix(box.top, box.bottom) @ plane @ matrix(box.left, box.right).T)
 

@@ -60,8 +60,8 @@ def test_pictures_of_files_that_were_dropped_are_shown(build: Build) -> None:
 
 def test_what_was_taken_down_is_not_shown_by_its_bytes_nor_by_its_looks(build: Build, tmp_path: Path) -> None:
     rows = rows_of(build)
-    found = list(in_sources(build, rows, NO_TAKEDOWNS))
-    by_bytes = Takedowns(frozenset([found[0].sha256]))
+    shown = list(in_sources(build, rows, NO_TAKEDOWNS))
+    by_bytes = Takedowns(frozenset([shown[0].sha256]))
     add_pictures(build, rows, by_bytes)
     assert sum(bool(row["picture"]) for row in rows) == 1
     own = measure_image((tmp_path / "photos/own.jpg").read_bytes(), 10**8)

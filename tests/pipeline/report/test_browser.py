@@ -68,8 +68,8 @@ async def serious(page: Any) -> list[str]:
     assert AXE is not None
     assert AXE.origin is not None
     await page.run((Path(AXE.origin).parent / "axe.min.js").read_text("utf-8"))
-    found = json.loads(await page.run("axe.run().then(r => JSON.stringify(r.violations))"))
-    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in found if v["impact"] in ("serious", "critical")]
+    violations = json.loads(await page.run("axe.run().then(r => JSON.stringify(r.violations))"))
+    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in violations if v["impact"] in ("serious", "critical")]
 
 
 def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp_path: Path) -> None:
@@ -105,10 +105,10 @@ def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp
 
 
 def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_path: Path) -> None:
-    found = drift.read(built.out)
-    assert found is not None
-    [chart] = found["limits"]
-    bar = min(row["bins"]["characters"] for row in found["sheet"] if "characters" in row["bins"])
+    report = drift.read(built.out)
+    assert report is not None
+    [chart] = report["limits"]
+    bar = min(row["bins"]["characters"] for row in report["sheet"] if "characters" in row["bins"])
 
     async def visit(page: Any) -> None:
         shown = "[...document.querySelectorAll('#sheet li')].filter(n => n.offsetParent !== null).length"
@@ -128,7 +128,7 @@ def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_p
                 assert all(f"characters:{bar} " in bins for bins in await page.run(of_bar))
         assert await page.run(shown) == everything, "pressed again, the bar lets go"
         await page.run("document.querySelector('.why a[data-reason=image_too_small]').click()")
-        assert await page.run(shown) == sum(row["reason"] == "image_too_small" for row in found["sheet"]) > 0
+        assert await page.run(shown) == sum(row["reason"] == "image_too_small" for row in report["sheet"]) > 0
         assert await page.run("location.hash") == "#samples"
         more = "document.querySelector('#sheet li:not([hidden]) details')"
         assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is False

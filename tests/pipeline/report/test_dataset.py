@@ -35,15 +35,15 @@ def second(weeks: Any) -> tuple[Build, Build]:
 def test_the_dataset_before_and_after_is_what_the_releases_hold(weeks: Any, second: tuple[Build, Build]) -> None:
     first, build = second
     assert report_of(first)["dataset"] is None
-    found = report_of(build)["dataset"]
+    totals = report_of(build)["dataset"]
     one, two = (build.store.releases("weekly").read(number) for number in (1, 2))
-    assert (found["release"], found["builds"], found["missing"]) == (1, [first.build_id], [])
+    assert (totals["release"], totals["builds"], totals["missing"]) == (1, [first.build_id], [])
     for part, manifest in (("before", one), ("after", two)):
-        assert found[part] == dataset.totals(manifest.shards), part
-        assert found[part]["samples"] == manifest.samples
-    assert found["own"]["all"] == 3
-    assert found["after"]["all"] == 15
-    assert found["drift"]["samples"] == [12, 15]
+        assert totals[part] == dataset.totals(manifest.shards), part
+        assert totals[part]["samples"] == manifest.samples
+    assert totals["own"]["all"] == 3
+    assert totals["after"]["all"] == 15
+    assert totals["drift"]["samples"] == [12, 15]
 
 
 def test_a_published_build_is_skipped_whatever_is_released_later(weeks: Any, second: tuple[Build, Build]) -> None:
@@ -67,17 +67,17 @@ def test_a_report_is_written_anew_when_the_release_before_changed(weeks: Any, se
     releases.rollback(second[0].store, "weekly", 1)
     build = weeks.open("2026-01-15", range(18))
     assert not build.stage("report").finished()
-    found = report_of(weeks.finish(build))["dataset"]
-    assert (found["release"], found["before"]["all"], found["after"]["all"]) == (3, 12, 18)
+    totals = report_of(weeks.finish(build))["dataset"]
+    assert (totals["release"], totals["before"]["all"], totals["after"]["all"]) == (3, 12, 18)
 
 
 def test_a_build_whose_report_is_gone_is_named_and_left_out(weeks: Any, second: tuple[Build, Build]) -> None:
     (Path(second[0].out) / "report/report.json").unlink()
     build = weeks.build("2026-01-15", range(18))
-    found = report_of(build)["dataset"]
-    assert found["missing"] == [second[0].build_id]
-    assert found["before"]["all"] == 15, "the release lists its samples all the same"
-    assert found["drift"]["samples"] == [3, 6]
+    totals = report_of(build)["dataset"]
+    assert totals["missing"] == [second[0].build_id]
+    assert totals["before"]["all"] == 15, "the release lists its samples all the same"
+    assert totals["drift"]["samples"] == [3, 6]
     assert second[0].build_id in (Path(build.out) / "report/index.html").read_text("utf-8")
 
 

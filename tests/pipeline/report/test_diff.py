@@ -37,10 +37,10 @@ def test_diff_names_what_a_takedown_removed(two: list[Build], synthetic: Any) ->
     copy = Path(two[0].out).with_name("copy")
     shutil.copytree(two[0].out, copy)
     forget(two[0].store, [two[0]], Request(urls=[item.candidate.image_url]))
-    found = diff(str(copy), two[0].out)
-    assert found["removed"] == {"count": 1, "keys": [item.candidate.candidate_id[:32]]}
-    assert found["b"]["revision"] == 1
-    assert {row["name"] for row in found["reasons"]} >= {"forgotten", "kept"}
+    changes = diff(str(copy), two[0].out)
+    assert changes["removed"] == {"count": 1, "keys": [item.candidate.candidate_id[:32]]}
+    assert changes["b"]["revision"] == 1
+    assert {row["name"] for row in changes["reasons"]} >= {"forgotten", "kept"}
 
 
 def test_changes_of_nested_values() -> None:

@@ -69,24 +69,27 @@ def test_what_moved_is_named_and_a_gate_holds_it_back(two: list[Build], run_stag
     assert [row["name"] for row in made["drift"]["domains"]["new"]] == ["img0.example", "img1.example"]
     assert [row["name"] for row in made["drift"]["domains"]["lost"]] == ["gone.example"]
     strict = build.spec.publish.model_copy(update={"max_drift": 0.2, "max_domain_share": 0.4, "min_regions": 5.0})
-    held = replace(build, spec=build.spec.model_copy(update={"publish": strict}))
-    found = {
+    strict_build = replace(build, spec=build.spec.model_copy(update={"publish": strict}))
+    gate_of = {
         g.name: g
         for g in gates.judge(
-            held.spec, STAGES, *read_funnels(build), {**made, "drift": {**made["drift"], "samples": [5000, 5000]}}
+            strict_build.spec,
+            STAGES,
+            *read_funnels(build),
+            {**made, "drift": {**made["drift"], "samples": [5000, 5000]}},
         )
     }
-    assert not found["max_drift"].holds
-    assert "has moved by" in found["max_drift"].faults[0]
-    assert found["max_domain_share"].faults == ("50.0% of the samples come from img0.example, the spec allows 40.0%",)
-    assert not found["min_regions"].holds
-    assert "max_drift" not in {g.name for g in gates.judge(held.spec, STAGES, *read_funnels(build), made)}, (
+    assert not gate_of["max_drift"].holds
+    assert "has moved by" in gate_of["max_drift"].faults[0]
+    assert gate_of["max_domain_share"].faults == ("50.0% of the samples come from img0.example, the spec allows 40.0%",)
+    assert not gate_of["min_regions"].holds
+    assert "max_drift" not in {g.name for g in gates.judge(strict_build.spec, STAGES, *read_funnels(build), made)}, (
         "30 samples are few"
     )
     with pytest.raises(GateError, match=r"gate max_domain_share: 50\.0%") as caught:
-        gates.hold(held, *read_funnels(build))
+        gates.hold(strict_build, *read_funnels(build))
     assert "gate min_regions" in str(caught.value)
-    gates.hold(held, *read_funnels(build), accept=["max_domain_share", "min_regions"])
+    gates.hold(strict_build, *read_funnels(build), accept=["max_domain_share", "min_regions"])
     shutil.rmtree(Path(build.out) / "report")
     with pytest.raises(GateError, match="no report of this build to judge by"):
-        gates.hold(held, *read_funnels(build))
+        gates.hold(strict_build, *read_funnels(build))

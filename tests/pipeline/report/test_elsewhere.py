@@ -32,10 +32,15 @@ def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build
     first, build = copied
     rows = [row for row in explain(build, "folder:///album/copy1.jpg") if row["reason"] == "known"]
     [row] = rows
-    held = row["held_by"]
-    assert (held["build_id"], held["dataset"], held["release"], held["out"]) == (first.build_id, "weekly", 1, first.out)
-    assert row["duplicate_of"].startswith(held["key"])
-    [kept] = [r for r in explain(first, held["key"]) if r["kept"]]
+    holder = row["held_by"]
+    assert (holder["build_id"], holder["dataset"], holder["release"], holder["out"]) == (
+        first.build_id,
+        "weekly",
+        1,
+        first.out,
+    )
+    assert row["duplicate_of"].startswith(holder["key"])
+    [kept] = [r for r in explain(first, holder["key"]) if r["kept"]]
     assert kept["held_by"] is None
     assert kept["id"] == row["duplicate_of"]
 
@@ -57,9 +62,9 @@ def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Bui
 def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_stage: Any) -> None:
     first, build = copied
     shutil.rmtree(first.out)
-    held = elsewhere.holders(build, {row["duplicate_of"] for row in explain(build, "folder:///album/copy1.jpg")})
-    assert [holder.build_id for holder in held.values()] == [first.build_id]
-    assert list(elsewhere.samples(held)) == []
+    holder_of = elsewhere.holders(build, {row["duplicate_of"] for row in explain(build, "folder:///album/copy1.jpg")})
+    assert [holder.build_id for holder in holder_of.values()] == [first.build_id]
+    assert list(elsewhere.samples(holder_of)) == []
     shutil.rmtree(Path(build.out) / "report")
     run_stage(build, "report")
     html = (Path(build.out) / "report/index.html").read_text("utf-8")
@@ -70,7 +75,7 @@ def test_a_build_that_is_not_at_hand_is_named(copied: tuple[Build, Build], run_s
 def test_samples_are_read_as_they_are_stored(copied: tuple[Build, Build]) -> None:
     first, build = copied
     ids = {row["duplicate_of"] for number in range(4) for row in explain(build, f"folder:///album/copy{number}.jpg")}
-    found = {row["id"]: data for row, data in elsewhere.samples(elsewhere.holders(build, ids))}
-    assert set(found) == ids
-    assert all(data.startswith(b"\xff\xd8") for data in found.values())
+    images = {row["id"]: data for row, data in elsewhere.samples(elsewhere.holders(build, ids))}
+    assert set(images) == ids
+    assert all(data.startswith(b"\xff\xd8") for data in images.values())
     assert elsewhere.holders(first, ids) == {}, "it was compared with no build"

@@ -37,12 +37,12 @@ def published(make_build: Callable[..., Build]) -> Callable[..., Build]:
 
 def test_cost_and_rows_grow_with_the_candidates(published):
     build = published("a", "2026-01-01", cpu=3.0)
-    found = estimate(build.store, "a", 50_000)
-    assert found is not None
-    assert [found["stages"][name]["seen"] for name in ("admit", "fetch")] == [50_000, 20_000]
-    assert found["stages"]["fetch"]["bytes"] == 50 * 4_000
-    assert found["total"]["cpu_seconds"] == 50 * 6.0
-    assert found["total"]["seconds"] == 50 * 12.0
+    estimated = estimate(build.store, "a", 50_000)
+    assert estimated is not None
+    assert [estimated["stages"][name]["seen"] for name in ("admit", "fetch")] == [50_000, 20_000]
+    assert estimated["stages"]["fetch"]["bytes"] == 50 * 4_000
+    assert estimated["total"]["cpu_seconds"] == 50 * 6.0
+    assert estimated["total"]["seconds"] == 50 * 12.0
 
 
 def test_the_newest_build_of_the_same_name_is_the_measure_and_else_the_newest(published):

@@ -20,8 +20,8 @@ def test_explain_finds_by_id_key_image_and_page(synthetic_build: Build, syntheti
     items = synthetic.items()
     kept, dropped = items[1], next(item for item in items if item.reason == "image_too_small")
     for subject in (kept.candidate.candidate_id, kept.candidate.candidate_id[:32], kept.candidate.image_url):
-        found = explain(synthetic_build, subject)
-        assert [(row["id"], row["kept"]) for row in found if not row["duplicate_of"]] == [
+        rows = explain(synthetic_build, subject)
+        assert [(row["id"], row["kept"]) for row in rows if not row["duplicate_of"]] == [
             (kept.candidate.candidate_id, True)
         ]
     [row] = explain(synthetic_build, sha256_hex(dropped.candidate.image_url))
@@ -74,7 +74,7 @@ def test_beyond_a_number_of_rows_decisions_are_given_without_their_trace(
     monkeypatch.setattr("pipeline.report.explain.TRACED", 1)
     run_stage(synthetic_build, "shard")
     page = next(item.candidate.page_url for item in synthetic.items() if item.candidate.page_url)
-    found = explain(synthetic_build, page)
-    assert len(found) > 1
-    assert found[0]["saw"] is not None
-    assert all(more["saw"] is None for more in found[1:])
+    rows = explain(synthetic_build, page)
+    assert len(rows) > 1
+    assert rows[0]["saw"] is not None
+    assert all(more["saw"] is None for more in rows[1:])

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from data_specs.build import BuildSpec, DropShares, SourceDropShares, SpecError
 from pipeline.errors import GateError
@@ -20,6 +17,7 @@ from pipeline.report import gates
 from pipeline.report.funnel import Funnel, faults, read_funnels
 from pipeline.report.sections.sources import pages
 from pipeline.stages import STAGES
+from tests.drawn import mosaic
 
 NONE = Funnel({})
 
@@ -42,8 +40,8 @@ def spec(publish: dict[str, Any] | None = None, **of_sources: dict[str, float]) 
     )
 
 
-def named(found: list[gates.Gate]) -> dict[str, gates.Gate]:
-    return {gate.name: gate for gate in found}
+def named(judged: list[gates.Gate]) -> dict[str, gates.Gate]:
+    return {gate.name: gate for gate in judged}
 
 
 def test_a_stage_that_drops_nearly_everything_fails_by_default() -> None:
@@ -61,8 +59,8 @@ def test_a_source_is_judged_by_its_own_share_before_the_builds() -> None:
         ("b", "fetch", "timeout"): 70,
         ("b", "shard", ""): 30,
     }
-    found = gates.judge(spec(a={"fetch": 0.75}, b={}), STAGES, Funnel(counts), NONE)
-    gate = named(found)["max_drop.fetch"]
+    judged = gates.judge(spec(a={"fetch": 0.75}, b={}), STAGES, Funnel(counts), NONE)
+    gate = named(judged)["max_drop.fetch"]
     assert gate.sources == ("b",)
     assert len(gate.faults) == 1
     assert " of b " in gate.faults[0]
@@ -96,7 +94,7 @@ def test_a_gate_fails_exactly_where_a_share_is_above_its_limit(
     counts: dict[tuple[str, str, str], int], kept: int, limit: float
 ) -> None:
     everything = {**counts, ("a", "shard", ""): kept, ("b", "shard", ""): kept}
-    found = named(
+    judged = named(
         gates.judge(
             spec({"max_drop": dict.fromkeys(DropShares.model_fields, limit), "judged_from": 1}, a={}, b={}),
             STAGES,
@@ -108,11 +106,11 @@ def test_a_gate_fails_exactly_where_a_share_is_above_its_limit(
     for number, stage in enumerate(stages):
         over = set()
         for source in "ab":
-            left = kept + sum(n for (s, at, _), n in counts.items() if s == source and stages.index(at) >= number)
+            entered = kept + sum(n for (s, at, _), n in counts.items() if s == source and stages.index(at) >= number)
             dropped = sum(n for (s, at, _), n in counts.items() if s == source and at == stage)
-            if left and dropped / left > limit:
+            if entered and dropped / entered > limit:
                 over.add(source)
-        gate = found.get(f"max_drop.{stage}")
+        gate = judged.get(f"max_drop.{stage}")
         assert set(gate.sources if gate else ()) == over
 
 
@@ -161,13 +159,6 @@ def test_an_unknown_gate_is_refused() -> None:
         gates.check_acceptance(STAGES, ["max_drop.dedupe"], "why")
 
 
-def picture(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels).resize((240, 240), Image.Resampling.NEAREST).save(out, "JPEG", quality=90)
-    return out.getvalue()
-
-
 def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusals(
     serve: Any, make_build: Any, run_stage: Any
 ) -> None:
@@ -180,7 +171,7 @@ def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusa
         text = "".join(chr(0x4E00 + 97 * i + k) for k in range(12))  # no two alike, nor but for their numbers
         web.pages[f"/p{i}.html"] = f'<html><body>{text}<img src="/{i}.jpg" alt="{text}"></body></html>'.encode()
         if i < 40:
-            web.pages[f"/{i}.jpg"] = (200, {"Content-Type": "image/jpeg"}, picture(i))
+            web.pages[f"/{i}.jpg"] = (200, {"Content-Type": "image/jpeg"}, mosaic(i))
     for i in range(40):
         odd = bytes(range(128, 255)) * (i + 1)
         web.pages[f"/odd{i}.html"] = b"<html><meta charset='utf-8'><body>" + b"x" * i + odd
@@ -194,10 +185,10 @@ def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusa
     [extracted] = [record.counts for record in build.stage("extract").records()]
     assert extracted["pages_dropped"] >= 35
     assert (captures.total, captures.dropped) == (401, 300 + extracted["pages_dropped"])
-    found = named(gates.judge(build.spec, build.stages, candidates, captures))
-    assert found["max_drop.crawl"].faults[0].startswith("crawl dropped 300 of 401 pages of s (74.8%)")
+    judged = named(gates.judge(build.spec, build.stages, candidates, captures))
+    assert judged["max_drop.crawl"].faults[0].startswith("crawl dropped 300 of 401 pages of s (74.8%)")
     for name in build.stages:
-        gate = found.get(f"max_drop.{name}")
+        gate = judged.get(f"max_drop.{name}")
         if gate is None:
             continue
         rows = (captures if gate.subject == "capture" else candidates).stages(list(build.stages))
@@ -210,10 +201,10 @@ def test_every_gate_counts_as_the_funnel_does_on_a_crawl_with_hundreds_of_refusa
         counts = [record.counts for record in build.stage(name).records()]
         assert row.dropped == sum(count["dropped"] for count in counts), "what the stage itself counts"
         assert row.seen == sum(count["seen"] for count in counts) or name == "screen", "which has nothing to look at"
-    assert (found["max_drop.crawl"].faults, found["max_drop.fetch"].faults) != ((), ())
+    assert (judged["max_drop.crawl"].faults, judged["max_drop.fetch"].faults) != ((), ())
     kept = sum(count["kept"] for count in (record.counts for record in build.stage("shard").records()))
-    assert (found["min_samples"].found, candidates.kept) == (f"{kept}", kept)
-    assert found["max_drop_share"].found == f"{candidates.dropped / candidates.total:.1%}"
+    assert (judged["min_samples"].found, candidates.kept) == (f"{kept}", kept)
+    assert judged["max_drop_share"].found == f"{candidates.dropped / candidates.total:.1%}"
     assert pages(build, captures) == {"seen": 401, "kept": 101, "dropped": 300, "too_deep": 0, "beyond": 0}
     assert faults(build, candidates, captures) == []
 

@@ -31,13 +31,13 @@ def _shown(html: str) -> set[str]:
 
 
 def test_opted_out_and_forgotten_items_are_not_shown(written: tuple[str, dict[str, Any]], synthetic: Any) -> None:
-    html, found = written
+    html, figures = written
     hidden = [item for item in synthetic.items() if item.reason in ("opt_out", "forgotten")]
-    assert len(hidden) == found["not_shown"] == 2
+    assert len(hidden) == figures["not_shown"] == 2
     for item in hidden:
         assert item.candidate.texts[0].text.split("，")[1] not in _shown(html)
         assert item.candidate.image_url not in html
-        assert item.candidate.candidate_id not in json.dumps(found)
+        assert item.candidate.candidate_id not in json.dumps(figures)
 
 
 def test_an_image_opted_out_on_one_page_is_shown_from_no_other(

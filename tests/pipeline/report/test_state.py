@@ -15,7 +15,7 @@ from pipeline.report import page
 from pipeline.store.build import Build
 
 
-def told(build: Build) -> dict[str, Any]:
+def state_of(build: Build) -> dict[str, Any]:
     """`state` of report.json."""
     state: dict[str, Any] = json.loads((Path(build.out) / "report/report.json").read_bytes())["state"]
     return state
@@ -30,10 +30,10 @@ def shown(build: Build) -> str:
 
 def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12))
-    assert (told(build)["verdict"], told(build)["release"]) == ("ready", 0)
+    assert (state_of(build)["verdict"], state_of(build)["release"]) == ("ready", 0)
     assert f"wenlan-data publish {build.out}" in shown(build)
     manifest = release.publish(build)
-    state = told(build)
+    state = state_of(build)
     assert (state["verdict"], state["release"], state["new"], state["held"]) == ("published", 1, 12, 0)
     assert state["since"] == manifest.created_at
     assert "Published as release" in shown(build)
@@ -47,16 +47,16 @@ def test_a_build_is_ready_and_then_published_as_a_release(weeks: Any) -> None:
 
 def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"min_samples": 50})
-    assert (told(build)["verdict"], told(build)["failing"]) == ("refused", ["min_samples"])
+    assert (state_of(build)["verdict"], state_of(build)["failing"]) == ("refused", ["min_samples"])
     assert "12 samples were kept, the spec requires 50" in shown(build)
     assert f"wenlan-data publish {build.out} --accept min_samples --because" in shown(build)
-    since = told(build)["since"]
+    since = state_of(build)["since"]
     with pytest.raises(GateError):
         release.publish(build)
-    assert told(build)["since"] == since, "it has been refused since then"
+    assert state_of(build)["since"] == since, "it has been refused since then"
     why = "a trial <b>only</b> <!--/state-->"
     release.publish(build, accept=["min_samples"], because=why)
-    state = told(build)
+    state = state_of(build)
     assert (state["verdict"], state["accepted"]) == ("published", {"min_samples": why})
     assert "a trial &lt;b&gt;only&lt;/b&gt; &lt;!--/state--&gt;" in shown(build)
     assert "Accepted" in shown(build)
@@ -64,23 +64,23 @@ def test_a_refusal_names_gates_and_figures_and_an_acceptance_its_reason_as_text(
 
 def test_manual_approval_waits_since_the_report_said_so(weeks: Any) -> None:
     build = weeks.build("2026-01-01", range(12), publish={"approve": "manual"})
-    state = told(build)
+    state = state_of(build)
     assert state["verdict"] == "waiting"
     assert f"Waiting for approval since</span> {state['since'][:10]} {state['since'][11:16]} UTC" in shown(build)
     with pytest.raises(GateError):
         release.publish(build)
-    assert told(build) == state
+    assert state_of(build) == state
     release.publish(build, approved=True)
-    assert told(build)["verdict"] == "published"
+    assert state_of(build)["verdict"] == "published"
 
 
 def test_a_week_with_nothing_new_says_so(weeks: Any) -> None:
     release.publish(weeks.build("2026-01-01", range(12)))
     again = weeks.build("2026-01-08", range(12))
-    assert (told(again)["verdict"], told(again)["held"]) == ("nothing_new", 12)
+    assert (state_of(again)["verdict"], state_of(again)["held"]) == ("nothing_new", 12)
     with pytest.raises(NothingNew):
         release.publish(again)
-    assert told(again)["verdict"] == "nothing_new"
+    assert state_of(again)["verdict"] == "nothing_new"
     assert "Nothing new" in shown(again)
     assert "No release was made" in shown(again)
 
@@ -101,9 +101,9 @@ def test_telling_that_is_killed_anywhere_is_done_by_the_next_publish(
         patch.setattr(Folder, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             release.publish(build)
-    assert told(build)["verdict"] == "ready"
+    assert state_of(build)["verdict"] == "ready"
     release.publish(build)
-    assert told(build)["verdict"] == "published"
+    assert state_of(build)["verdict"] == "published"
     assert "Published" in shown(build)
 
 
@@ -114,7 +114,7 @@ def test_a_page_of_an_older_wenlan_is_left_as_it_is(weeks: Any) -> None:
     path.write_text(old, "utf-8")
     release.publish(build)
     assert path.read_text("utf-8") == old
-    assert told(build)["verdict"] == "published"
+    assert state_of(build)["verdict"] == "published"
 
 
 def test_a_build_without_a_report_is_published_without_one(synthetic_build: Build, run_stage: Any) -> None:

@@ -59,8 +59,11 @@ def test_a_captions_file_for_all(tmp_path):
         {"i/a.jpg": b"A", "i/b.jpg": b"B", "t.csv": "file,caption,alt,x\ni/a.jpg,说明,别名,1\ni/gone.jpg,无,,\n"},
     )
     source = folder(tmp_path, captions="t.csv")
-    gone, a, b = read(source)
-    assert (gone.reason, gone.evidence) == ("bad_row", "t.csv names i/gone.jpg, which is no picture of the folder")
+    missing, a, b = read(source)
+    assert (missing.reason, missing.evidence) == (
+        "bad_row",
+        "t.csv names i/gone.jpg, which is no picture of the folder",
+    )
     assert texts(a) == [("alt", "别名"), ("caption", "说明")]
     assert (b.reason, b.evidence) == ("no_text", "i/b.jpg")
     put(tmp_path, {"t.jsonl": '{"file": "i/b.jpg", "tag": ["一", "二"]}\n'})
@@ -76,8 +79,8 @@ def test_texts_as_windows_saves_them(tmp_path):
         {"a.jpg": b"A", "a.txt": "雪后的黄山".encode("gbk"), "b.jpg": b"B", "b.txt": "西湖的晚上".encode("utf-16")},
     )
     put(tmp_path, {"c.jpg": b"C", "c.json": '{"caption": "小狗在草地上"}'.encode("gb18030")})
-    found = [("caption", "雪后的黄山"), ("caption", "西湖的晚上"), ("caption", "小狗在草地上")]
-    assert [texts(x) for x in read(folder(tmp_path))] == [[text] for text in found]
+    expected = [("caption", "雪后的黄山"), ("caption", "西湖的晚上"), ("caption", "小狗在草地上")]
+    assert [texts(x) for x in read(folder(tmp_path))] == [[text] for text in expected]
     refused = read(folder(tmp_path, encoding="utf-8"))
     assert [x.reason for x in refused] == ["bad_row"] * 3
     assert refused[0].evidence.startswith("a.txt: cannot be read (ValueError: is not utf-8")

@@ -17,8 +17,8 @@ def read(tmp_path: Path, *posts: object, **options: object) -> tuple[list, list]
     (tmp_path / "posts.jsonl").write_text("\n".join(lines), encoding="utf-8")
     source = Microblog(name="wb", source_kind="microblog", base=str(tmp_path), path="posts.jsonl", **options)
     assert source.parts() == 1
-    found = list(source.read(0))
-    return [f for f in found if isinstance(f, Candidate)], [f for f in found if not isinstance(f, Candidate)]
+    entries = list(source.read(0))
+    return [f for f in entries if isinstance(f, Candidate)], [f for f in entries if not isinstance(f, Candidate)]
 
 
 def test_a_post_s_words_go_with_each_of_its_pictures_and_its_topics_are_tags(tmp_path):

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
+from pipeline.plugins import configure
 from pipeline.records import Candidate, Decision
+from pipeline.sources import TableSource
 from pipeline.sources.url_table import UrlTable
 
 ROWS = [{"url": f"http://i.test/{i}.jpg", "zh": f"第{i}张，“图”\n片", "page": f"http://p.test/{i}"} for i in range(7)]
@@ -46,8 +48,8 @@ def write(folder: Path, kind: str, rows: list[dict[str, str]] = ROWS) -> Path:
 @pytest.mark.parametrize("kind", ["csv", "tsv", "jsonl", "parquet", "csv.gz", "jsonl.gz"])
 @pytest.mark.parametrize("rows_per_part", [2, 3, 100])
 def test_every_format_gives_the_same_candidates_however_it_is_cut(tmp_path, kind, rows_per_part):
-    found = read(table(write(tmp_path, kind), rows_per_part=rows_per_part))
-    assert [(c.image_url, c.texts[0].kind, c.texts[0].text, c.page_url, c.row) for c in found] == [
+    entries = read(table(write(tmp_path, kind), rows_per_part=rows_per_part))
+    assert [(c.image_url, c.texts[0].kind, c.texts[0].text, c.page_url, c.row) for c in entries] == [
         (r["url"], "alt", r["zh"].replace("\n", " "), r["page"], i + 1) for i, r in enumerate(ROWS)
     ]
 
@@ -73,8 +75,8 @@ def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
         "",
     ]
     path.write_text("\n".join([*lines, "http://i.test/6.jpg,好,"]))
-    found = read(table(path))
-    assert [f.reason if isinstance(f, Decision) else f.row for f in found] == [
+    entries = read(table(path))
+    assert [f.reason if isinstance(f, Decision) else f.row for f in entries] == [
         1,
         "bad_row",
         "bad_url",
@@ -82,9 +84,9 @@ def test_a_broken_row_is_one_decision_that_names_file_and_row(tmp_path):
         "no_text",
         6,
     ]
-    assert found[1].evidence == "t.csv, row 2: 4 fields, the header has 3"
-    assert all("t.csv, row" in f.evidence for f in found if isinstance(f, Decision))
-    assert len({f.id for f in found if isinstance(f, Decision)}) == 4
+    assert entries[1].evidence == "t.csv, row 2: 4 fields, the header has 3"
+    assert all("t.csv, row" in f.evidence for f in entries if isinstance(f, Decision))
+    assert len({f.id for f in entries if isinstance(f, Decision)}) == 4
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -194,9 +196,9 @@ def test_what_a_csv_writer_writes_is_read_back_row_for_row(tmp_path_factory, cel
         writer = csv.writer(f)
         writer.writerow(["url", "zh", "page"])
         writer.writerows([[f"http://i.test/{i}", text, page] for i, (text, page) in enumerate(cells)])
-    found = read(table(path, rows_per_part=rows_per_part))
-    assert len(found) == len(cells)
-    assert all(isinstance(f, Candidate) or f.reason == "no_text" for f in found)
+    entries = read(table(path, rows_per_part=rows_per_part))
+    assert len(entries) == len(cells)
+    assert all(isinstance(f, Candidate) or f.reason == "no_text" for f in entries)
 
 
 def brivl(tmp_path: Path, *rows: Any, **more: Any) -> list[Candidate | Decision]:
@@ -208,9 +210,9 @@ def brivl(tmp_path: Path, *rows: Any, **more: Any) -> list[Candidate | Decision]
 
 def test_rows_of_brivl_s_release_are_read(tmp_path):
     sentences = [["alt_text", "甲"], ["sur_text", "乙。丙"], ["easy", "乙。丙"], ["first", "乙"]]
-    found = brivl(tmp_path, {"image_id": "a/1 2.jpg", "sentences": sentences, "bbox": [[0, 0, 5, 5]]})
-    assert [(t.kind, t.text) for t in found[0].texts] == [("alt", "甲"), ("surrounding", "乙。丙")]
-    assert found[0].image_url == "url-table:///t/a/1%202.jpg"
+    entries = brivl(tmp_path, {"image_id": "a/1 2.jpg", "sentences": sentences, "bbox": [[0, 0, 5, 5]]})
+    assert [(t.kind, t.text) for t in entries[0].texts] == [("alt", "甲"), ("surrounding", "乙。丙")]
+    assert entries[0].image_url == "url-table:///t/a/1%202.jpg"
     [news] = brivl(tmp_path, {"image_id": "n.jpg", "sentences": [["easy", "只有这个"], ["first", "只有"]]})
     assert [(t.kind, t.text) for t in news.texts] == [("surrounding", "只有这个")]
     [aic] = brivl(tmp_path, {"image_id": "n.jpg", "sentences": ["一个 戴 帽子 的 人 ， iPhone 手机", "另 一 句"]})
@@ -236,3 +238,25 @@ def test_pictures_of_brivl_rows_are_read_from_their_folder_and_from_nowhere_else
     [bad] = brivl(tmp_path, {"image_id": "../secret", "sentences": ["一"]})
     assert isinstance(bad, Decision)
     assert bad.reason == "bad_url"
+
+
+@pytest.mark.parametrize(
+    ("bbox", "fault"),
+    [
+        ("[[1, 2, 3]]", "lists of four"),
+        ('[[1, 2, 3, "x"]]', "finite numbers"),
+        ("[[1,", "not JSON"),
+        ("7", "lists of four"),
+    ],
+)
+def test_boxes_that_are_none_are_told(tmp_path: Path, bbox: str, fault: str) -> None:
+    import csv
+
+    with (tmp_path / "t.csv").open("w", newline="") as f:
+        csv.writer(f).writerows([["url", "zh", "boxes"], ["http://a.test/1.jpg", "图", bbox]])
+    columns = {"image_url": "url", "texts": {"alt": "zh"}, "bbox": "boxes"}
+    options = {"name": "s", "source_kind": "news", "path": str(tmp_path / "t.csv"), "columns": columns}
+    (decision,) = configure("sources", "url_table", options, TableSource).read(0)
+    assert isinstance(decision, Decision)
+    assert decision.reason == "bad_row"
+    assert fault in decision.evidence

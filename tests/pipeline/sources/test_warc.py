@@ -20,8 +20,8 @@ def warc(base: Path, **options: object) -> Warc:
 def test_paths_and_globs_relative_to_the_spec_each_once(tmp_path):
     for name in ("b.warc.gz", "a.warc.gz", "c.txt"):
         (tmp_path / name).write_bytes(b"x")
-    found = warc(tmp_path, path=["*.warc.gz", "b.warc.gz", "c.txt"]).warcs()
-    assert [Path(f).name for f in found] == ["a.warc.gz", "b.warc.gz", "c.txt"]
+    paths = warc(tmp_path, path=["*.warc.gz", "b.warc.gz", "c.txt"]).warcs()
+    assert [Path(f).name for f in paths] == ["a.warc.gz", "b.warc.gz", "c.txt"]
     assert warc(tmp_path, path="a.warc.gz").warcs() == [str(tmp_path / "a.warc.gz")]
     assert len(warc(tmp_path, path="*.warc.gz", limit=1).warcs()) == 1
 

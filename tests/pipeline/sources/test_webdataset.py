@@ -21,6 +21,7 @@ from pipeline.stages import STAGES
 from pipeline.store.partitions import DECISIONS
 from pipeline.takedown.forget import Request, forget
 from tests.candidates import put, read, texts
+from tests.drawn import encoded
 
 
 def tars(path: str | list[str]) -> WebDataset:
@@ -113,16 +114,16 @@ def test_a_picture_with_a_url_is_read_from_its_tar_and_found_by_takedowns(tmp_pa
     assert web.asked == []
 
     build.store.check()
-    for request, left in (
+    for request, remaining in (
         (Request(urls=[urls[0]], exact=True), urls[1:]),
         (Request(sha256s=[digests[1]], exact=True), urls[2:]),
         (Request(domains=[web.host], exact=True), []),
     ):
         assert forget(build.store, [build], request)["matched"] >= 1
         [record] = build.stage("fetch").records()
-        assert {row["image_url"] for row in build.stage("fetch").table(record).to_pylist()} == set(left)
+        assert {row["image_url"] for row in build.stage("fetch").table(record).to_pylist()} == set(remaining)
         [record] = build.stage("extract").records()
-        assert build.stage("extract").table(record, PROVENANCE).num_rows == len(left)
+        assert build.stage("extract").table(record, PROVENANCE).num_rows == len(remaining)
     later = replace(build, out=str(tmp_path / "later"))
     run_stage(later, "extract", "admit")
     [record] = later.stage("admit").records()
@@ -146,9 +147,7 @@ def test_a_picture_that_left_its_tar_is_not_asked_for_on_the_web(tmp_path, serve
 
 
 def picture(seed: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (64, 64), (40 * seed, 20, 200)).save(out, "JPEG")
-    return out.getvalue()
+    return encoded(Image.new("RGB", (64, 64), (40 * seed, 20, 200)))
 
 
 def test_samples_without_picture_or_text_are_decisions(tmp_path):

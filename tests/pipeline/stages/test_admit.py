@@ -39,8 +39,8 @@ def spec(**more: Any) -> BuildSpec:
 def candidate(
     image: str = "http://i.test/a.jpg", *texts: tuple[TextKind, str], origin: str = "1", page: str = "", row: int = 0
 ) -> Candidate:
-    found = tuple(Text(kind, text) for kind, text in texts or [("alt", "故宫雪景图片")])
-    return Candidate("t", "news", origin, page, image, found, row)
+    own_texts = tuple(Text(kind, text) for kind, text in texts or [("alt", "故宫雪景图片")])
+    return Candidate("t", "news", origin, page, image, own_texts, row)
 
 
 def reasons(candidates: list[Candidate], **more: Any) -> list[str]:

@@ -61,8 +61,8 @@ def site_build(make_build: Callable[..., Build]) -> Build:
 
 
 def test_a_page_counts_with_its_newest_capture_and_older_ones_add_what_it_no_longer_shows(make_build: Any) -> None:
-    page, gone = "http://a.test/1", "http://a.test/2"
-    first = {page: {"a": "旧的说明", "b": "已撤下的图", "c": "曾有说明"}, gone: {"d": "消失的页"}}
+    page, vanished = "http://a.test/1", "http://a.test/2"
+    first = {page: {"a": "旧的说明", "b": "已撤下的图", "c": "曾有说明"}, vanished: {"d": "消失的页"}}
     site, tally = anew(site_build(make_build), (first, ()), ({page: {"a": "新的说明", "c": "", "e": ""}}, ()))
     assert texts(site) == {"a": "新的说明", "b": "已撤下的图", "c": "曾有说明", "d": "消失的页"}
     assert {site.first_snapshot[c.candidate_id] for c in site.candidates()} == {"s0"}

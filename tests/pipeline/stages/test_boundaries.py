@@ -46,9 +46,9 @@ def test_cuts_are_those_of_the_plain_rule(synthetic: Any, parts: list[list[int]]
     records = [(_Record(str(i), {"train": len(part)}), np.array(part, np.int64)) for i, part in enumerate(parts)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_boundaries, "_sizes", lambda build, split: iter(records))
-        found = list(_boundaries._cuts(build, "train"))
+        cuts = list(_boundaries._cuts(build, "train"))
     starts = np.cumsum([0, *map(len, parts)])
-    rows = [[int(starts[int(p)]) + i for p, low, high in cut.runs for i in range(low, high)] for cut in found]
+    rows = [[int(starts[int(p)]) + i for p, low, high in cut.runs for i in range(low, high)] for cut in cuts]
     assert rows == plainly([size for part in parts for size in part], most, limit)
 
 
@@ -74,7 +74,7 @@ def test_shards_end_at_their_bytes_and_hold_what_they_held(tmp_path: Path, synth
 
 
 def test_without_its_plan_a_task_packs_the_same_shard(tmp_path: Path, synthetic: Any) -> None:
-    found = []
+    tars = []
     for name in ("a", "b"):
         build, _ = synthetic.make(tmp_path / name, shards={"samples_per_shard": 5, "bytes_per_shard": 9_000})
         partitions = shard.partitions(build)
@@ -82,6 +82,6 @@ def test_without_its_plan_a_task_packs_the_same_shard(tmp_path: Path, synthetic:
             (Path(build.out) / "shards" / _boundaries.FILE).unlink()
         for partition in reversed(partitions):
             shard.run_partition(build, partition)
-        found.append({p.name: p.read_bytes() for p in (Path(build.out) / "shards").glob("*.tar")})
-    assert found[0] == found[1]
-    assert len(found[0]) > 5
+        tars.append({p.name: p.read_bytes() for p in (Path(build.out) / "shards").glob("*.tar")})
+    assert tars[0] == tars[1]
+    assert len(tars[0]) > 5

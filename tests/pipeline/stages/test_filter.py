@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,19 +10,16 @@ from PIL import Image
 from data_specs.build import SpecError
 from pipeline.records import PAIR_SCHEMA
 from pipeline.stages import filter
+from tests.drawn import encoded
 from tests.stages import run_stage
 
 
 def flat(colour: str, size: tuple[int, int]) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", size, colour).save(out, "PNG")
-    return out.getvalue()
+    return encoded(Image.new("RGB", size, colour), "PNG")
 
 
 def busy(size: tuple[int, int]) -> bytes:
-    out = io.BytesIO()
-    Image.effect_noise(size, 80).convert("RGB").save(out, "PNG")
-    return out.getvalue()
+    return encoded(Image.effect_noise(size, 80).convert("RGB"), "PNG")
 
 
 def run(build: Any) -> tuple[list[dict[str, Any]], dict[str, dict[str, Any]], dict[str, int]]:
@@ -71,60 +66,6 @@ def test_pairs_are_sorted_and_carry_both_halves(fetched_build: Any, got: Any) ->
     )
     assert {p["width"]: p["texts"][0]["text"] for p in pairs} == {90 + i: f"图{i}" for i in range(9)}
     assert {p["fetched_at"] for p in pairs} == {"2026-01-02T03:04:05Z"}
-
-
-@pytest.mark.parametrize(
-    ("options", "width", "height", "size", "blankness", "reason"),
-    [
-        ({"name": "image_sides"}, 200, 199, 9_000, 0.1, "image_too_small"),
-        ({"name": "image_sides"}, 200, 200, 9_000, 0.1, None),
-        ({"name": "image_sides", "max_side": 1000}, 1001, 200, 9_000, 0.1, "image_too_large"),
-        ({"name": "image_aspect"}, 300, 100, 9_000, 0.1, None),
-        ({"name": "image_aspect"}, 100, 301, 9_000, 0.1, "image_aspect"),
-        ({"name": "image_blank"}, 100, 100, 9_000, 0.99, "image_blank"),
-        ({"name": "image_blank", "max_blankness": 0.99}, 100, 100, 9_000, 0.99, None),
-        ({"name": "image_bytes"}, 100, 100, 4_999, 0.1, "image_too_small"),
-        ({"name": "image_bytes", "max_bytes": 8_000}, 100, 100, 9_000, 0.1, "image_too_large"),
-        ({"name": "image_bytes"}, 100, 100, 5_000, 0.1, None),
-    ],
-)
-def test_thresholds(
-    options: dict[str, Any], width: int, height: int, size: int, blankness: float, reason: str | None
-) -> None:
-    from pipeline.filters import ImageFilter
-    from pipeline.plugins import configure
-    from pipeline.records import Features
-
-    options = dict(options)
-    judge = configure("filters", options.pop("name"), options, ImageFilter)
-    features = Features("0" * 64, "png", width, height, size, 1, False, 1, blankness, (1, 2, 3), b"")
-    dropped = judge.check(features)
-    assert (dropped and dropped.reason.value) == reason
-    assert dropped is None or any(c.isdigit() for c in dropped.evidence)
-
-
-@pytest.mark.parametrize(
-    ("options", "seen", "reason"),
-    [
-        ({"name": "image_sharpness"}, {"sharpness": 49.0}, "image_blurred"),
-        ({"name": "image_sharpness"}, {"sharpness": 50.0}, None),
-        ({"name": "image_sharpness", "min_sharpness": 0}, {"sharpness": 0.0}, None),
-        ({"name": "image_entropy"}, {"entropy": 0.9}, "image_entropy"),
-        ({"name": "image_entropy"}, {"entropy": 1.0}, None),
-        ({"name": "image_frames"}, {"frames": 2}, "image_animated"),
-        ({"name": "image_frames", "max_frames": 2}, {"frames": 2}, None),
-    ],
-)
-def test_thresholds_of_what_pixels_tell(options: dict[str, Any], seen: dict[str, Any], reason: str | None) -> None:
-    from pipeline.filters import ImageFilter
-    from pipeline.plugins import configure
-    from pipeline.records import Features
-
-    options = dict(options)
-    judge = configure("filters", options.pop("name"), options, ImageFilter)
-    dropped = judge.check(replace(Features("0" * 64, "gif", 100, 100, 9_000, 1, False, 1, 0.1, (1, 2, 3), b""), **seen))
-    assert (dropped and dropped.reason.value) == reason
-    assert dropped is None or any(c.isdigit() for c in dropped.evidence)
 
 
 def test_a_wrong_option_is_named() -> None:

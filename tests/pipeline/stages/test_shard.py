@@ -63,8 +63,8 @@ def test_members_are_where_the_index_says(synthetic_build: Build, synthetic: Any
                 at, size = row[f"{what}_offset"], row[f"{what}_size"]
                 assert members[f"{row['key']}.{suffix}"] == data[at : at + size]
             image, item = members[f"{row['key']}.jpg"], images[row["candidate_id"]]
-            found = pictures.header(image)
-            assert (found.format, found.width, found.height) == ("jpeg", row["width"], row["height"])
+            header = pictures.header(image)
+            assert (header.format, header.width, header.height) == ("jpeg", row["width"], row["height"])
             with Image.open(io.BytesIO(item.data)) as fetched, Image.open(io.BytesIO(image)) as stored:
                 assert stored.mode == "RGB"
                 upright = fetched.getexif().get(274, 1) == 1
@@ -73,12 +73,12 @@ def test_members_are_where_the_index_says(synthetic_build: Build, synthetic: Any
 
 
 def test_two_builds_in_other_folders_give_the_same_bytes(tmp_path: Path, synthetic: Any, run_stage: Run) -> None:
-    found = []
+    digests = []
     for name in ("a", "b"):
         build, _ = synthetic.make(tmp_path / name)
         run_stage(build, "shard")
-        found.append(_tars(build))
-    assert found[0] == found[1]
+        digests.append(_tars(build))
+    assert digests[0] == digests[1]
 
 
 def test_a_killed_stage_does_only_what_is_missing(synthetic_build: Build, run_stage: Run) -> None:
@@ -112,12 +112,12 @@ def test_another_spec_clears_the_manifest_and_stale_shards_first(
 def test_the_manifest_goes_before_anything_else(
     shards_of: Path, tmp_path: Path, synthetic: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gone: list[str] = []
-    monkeypatch.setattr(Folder, "delete", lambda self, name: gone.append(name))
+    deleted: list[str] = []
+    monkeypatch.setattr(Folder, "delete", lambda self, name: deleted.append(name))
     build, _ = synthetic.make(tmp_path, shards={"samples_per_shard": 100})
     shard.partitions(build)
-    assert gone[0] == "manifest.json"
-    assert "train-000000.tar" in gone, "so it matters"
+    assert deleted[0] == "manifest.json"
+    assert "train-000000.tar" in deleted, "so it matters"
 
 
 def test_going_back_to_an_earlier_spec_trusts_no_old_record(

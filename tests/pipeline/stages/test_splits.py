@@ -52,7 +52,7 @@ def straddling(kept: Kept) -> dict[str, set[str]]:
     for row in kept.values():
         for leader in row["text_leaders"]:
             splits.setdefault(leader, set()).add(row["split"])
-    return {leader: found for leader, found in splits.items() if len(found) > 1}
+    return {leader: own for leader, own in splits.items() if len(own) > 1}
 
 
 def hashed(row: dict[str, Any]) -> str:
@@ -98,11 +98,11 @@ def test_the_option_leaves_digests_and_fingerprints_as_they_were(tmp_path: Path,
 
 def one_of_each(filtered: Any, most: int = 200) -> dict[str, Any]:
     """A picture of each split, by the hash of its bytes."""
-    found: dict[str, Any] = {}
+    shown_of: dict[str, Any] = {}
     for i in range(most):
         shown = filtered.Shown(f"p{i}", i, (f"只有第{i}张图片有的文字",), 900 - i)
-        found.setdefault(split_of(shown.sha256, 0, 0.25, 0.25), shown)
-    return found
+        shown_of.setdefault(split_of(shown.sha256, 0, 0.25, 0.25), shown)
+    return shown_of
 
 
 def test_a_second_text_of_another_split_is_left_out_and_the_pair_stays(tmp_path: Path, filtered: Any) -> None:

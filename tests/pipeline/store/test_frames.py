@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest
+from data_specs.shard import SHARD_SCHEMA, SPLITS
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.stages import STAGES
@@ -125,20 +123,3 @@ def test_a_dataset_in_a_bucket_is_read_where_it_is(shards_of: Path, bucket: str,
     assert [own.key for own in samples.first(3)] == list(stored)[:3]
     read = [sample for split in SPLITS for sample in webdataset(samples, split)]
     assert {sample["__key__"]: sample["jpg"] for sample in read} == stored
-
-
-def test_regions_of_other_samples_stop_the_reading(shards_of: Path) -> None:
-    detector = Dataset.open(shards_of).manifest.detectors[0]
-    first, second = sorted((shards_of / "regions" / detector).glob("train-*.parquet"))[:2]
-    shutil.copyfile(second, first)
-    frames = Frames.of_dataset(Dataset.open(shards_of))
-    shards = [
-        (folder, shard.model_copy(update={"regions": {detector: _as_it_is(shards_of, shard.regions[detector])}}))
-        for folder, shard in frames.shards
-    ]
-    with pytest.raises(StoreError, match=rf"{first.name}: [0-9a-f]{{32}}: has the regions of another sample"):
-        list(Samples.of(replace(frames, shards=tuple(shards))).read("train"))
-
-
-def _as_it_is(folder: Path, file: FileDigest) -> FileDigest:
-    return file.model_copy(update={"bytes": (folder / file.path).stat().st_size})

@@ -1,4 +1,4 @@
-"""Records, attempts, caches and the store: what is visible, and when."""
+"""Records and attempts: what is visible, and when."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Decision
 from pipeline.store.partitions import DECISIONS, StageDir
-from pipeline.store.store import Store
 
 
 def stage(folder: Path, fingerprint: str = "f" * 64) -> StageDir:
@@ -149,9 +148,3 @@ def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     assert [n for n in remote.folder.names() if n.startswith(".tmp")] == []
     remote.folder.write("_decisions/00001-dead.decisions.parquet", b"half")
     assert remote.sweep() == ["_decisions/00001-dead.decisions.parquet"]
-
-
-def test_a_store_of_a_newer_version_is_refused(tmp_path):
-    (tmp_path / "store.json").write_text('{"version": 99}')
-    with pytest.raises(StoreError, match="is of version 99, this wenlan knows 2; upgrade"):
-        Store(str(tmp_path)).check()

@@ -63,7 +63,7 @@ def test_figures_are_sound_whatever_partitions_say(
     assert now.line()
 
 
-class Told:
+class Observer:
     def __init__(self) -> None:
         self.figures: list[Figures] = []
 
@@ -78,18 +78,20 @@ def test_a_watch_tells_of_running_partitions_and_leaves_nothing_behind(make_buil
     monkeypatch.setattr("pipeline.pulse.PULSE_S", 0.05)
     monkeypatch.setattr("pipeline.store.progress.NEAR_S", 0.05)
     build = make_build(sources=[{"kind": "site", "name": "s", "source_kind": "news", "start": ["http://127.0.0.1/"]}])
-    folder, told = build.stage("fetch").folder, Told()
+    folder, observer = build.stage("fetch").folder, Observer()
     (folder / pulse.PULSE).write_json("of-a-killed-run.json", {})
     record = Record(stage="fetch", partition="0", fingerprint="f", attempt="a", files={}, seconds=1, cpu_seconds=1,
                     counts={"images": 4, "failed": 1})  # fmt: skip
-    with Watch(build, "fetch", 3, [record], told) as watch, pulse.pulse(folder, "1"):
+    with Watch(build, "fetch", 3, [record], observer) as watch, pulse.pulse(folder, "1"):
         pulse.expect(10)
         pulse.advance(5)
-        wait_until(lambda: told.figures[-1].done == 10, "five done of a committed partition, five of a running one", 20)
-        assert told.figures[-1].share == 0.5
+        wait_until(
+            lambda: observer.figures[-1].done == 10, "five done of a committed partition, five of a running one", 20
+        )
+        assert observer.figures[-1].share == 0.5
         watch.commit(record.model_copy(update={"partition": "1"}))
-    assert told.figures[0].committed == 1
-    assert told.figures[-1].committed == 2
+    assert observer.figures[0].committed == 1
+    assert observer.figures[-1].committed == 2
     assert (folder / pulse.PULSE).names() == []
 
 

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import json
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from pipeline import cli
 from pipeline.detectors import detector_of
 from pipeline.store import region_cache
-
-
-def picture(seed: int) -> bytes:
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(small).resize((100, 90), Image.Resampling.BICUBIC).save(out, "JPEG")
-    return out.getvalue()
+from tests.drawn import picture
 
 
 def test_detectors_are_counted_and_removed(
     fetched_build: Any, got: Any, run_stage: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     detectors = [{"name": "grid", "n": 3}, {"name": "grid", "n": 2}]
-    images = [got(f"{i}", picture(i), f"第{i}张") for i in range(3)]
+    images = [got(f"{i}", picture(i, (100, 90)), f"第{i}张") for i in range(3)]
     build = fetched_build(images, filters=[], regions={"detectors": detectors})
     for stage in ("measure", "filter", "rank", "lead", "dedup", "detect"):
         run_stage(build, stage)

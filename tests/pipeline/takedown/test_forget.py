@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import shutil
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_specs.build import SpecError
 from data_specs.shard import decode_sample, read_manifest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -30,7 +28,6 @@ from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 from pipeline.takedown import rewrite_shards
 from pipeline.takedown.forget import Request, forget
-from pipeline.web.warc import copy_without
 
 Run = Callable[[Build, str], None]
 
@@ -72,15 +69,15 @@ def copied(build: Build, folder: Path) -> Build:
 
 def everything(folder: Path) -> dict[str, str]:
     """What every file below a folder says, Parquet and gzip unpacked, as text in which hex and bytes can be found."""
-    found = {}
+    contents = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file():
             data = path.read_bytes()
             text = repr(pq.read_table(io.BytesIO(data)).to_pylist()) if path.suffix == ".parquet" else data.hex()
             if path.suffix not in (".parquet", ".tar", ".bin", ".arrow"):
                 text = data.decode(errors="replace")
-            found[str(path.relative_to(folder))] = text
-    return found
+            contents[str(path.relative_to(folder))] = text
+    return contents
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -100,9 +97,9 @@ def shard_of(build: Build, item: Any) -> str:
 
 def test_a_dry_run_says_what_would_go_and_changes_nothing(published: Build, synthetic: Any) -> None:
     item, before = kept(synthetic), tree(Path(published.out).parent)
-    found = forget(published.store, [published], Request(urls=[item.candidate.image_url]), dry_run=True)
+    answer = forget(published.store, [published], Request(urls=[item.candidate.image_url]), dry_run=True)
     assert tree(Path(published.out).parent) == before
-    [one] = found["builds"]
+    [one] = answer["builds"]
     assert (one["candidates"], one["images"], one["shards"]) == (1, 1, [shard_of(published, item)])
     assert [sample["key"] for sample in one["samples"]] == [item.candidate.candidate_id[:32]]
 
@@ -136,9 +133,9 @@ def test_what_is_taken_down_is_in_no_file_and_all_else_is_as_it_was(
     }  # fmt: skip
     assert {Path(path).stem for path in changed if path.startswith("regions")} == {name}
     assert verify(folder) == []
-    left = read_funnels(published)[0]
-    assert (left.total, left.kept) == (funnel.total, funnel.kept - 1)
-    assert faults(published, left) == []
+    remaining = read_funnels(published)[0]
+    assert (remaining.total, remaining.kept) == (funnel.total, funnel.kept - 1)
+    assert faults(published, remaining) == []
     text = item.candidate.texts[0].text
     for path, said in everything(Path(published.out).parent).items():
         if path == "seen.jpg" or "/_forget" in path:
@@ -178,20 +175,22 @@ def test_a_domain_takes_what_was_found_there_and_leaves_pictures_that_others_sho
     published: Build, synthetic: Any, tmp_path: Path
 ) -> None:
     answer = forget(published.store, [published], Request(domains=["IMG1.example."]))
-    gone = [i for i in synthetic.items() if i.stage == "shard" and "img1" in i.candidate.image_url]
-    assert {s["key"] for s in answer["builds"][0]["samples"]} == {i.candidate.candidate_id[:32] for i in gone}
+    removed = [i for i in synthetic.items() if i.stage == "shard" and "img1" in i.candidate.image_url]
+    assert {s["key"] for s in answer["builds"][0]["samples"]} == {i.candidate.candidate_id[:32] for i in removed}
     assert verify(Path(published.out)) == []
     said = everything(Path(published.out))
     assert [path for path, text in said.items() if "img1.example" in text] == []
     assert any("img0.example" in text for text in said.values())
-    assert not published.store.takedowns().images(i.sha256 for i in gone), "the same picture elsewhere is no part of it"
+    assert not published.store.takedowns().images(i.sha256 for i in removed), (
+        "the same picture elsewhere is no part of it"
+    )
 
 
 def test_a_page_takes_its_candidates(published: Build, synthetic: Any) -> None:
     page = "https://www.pages.example/1.html"
     answer = forget(published.store, [published], Request(urls=[page]))
-    gone = {i.candidate.candidate_id[:32] for i in synthetic.items() if i.candidate.page_url == page}
-    assert {sample["key"] for sample in answer["builds"][0]["samples"]} == gone
+    removed = {i.candidate.candidate_id[:32] for i in synthetic.items() if i.candidate.page_url == page}
+    assert {sample["key"] for sample in answer["builds"][0]["samples"]} == removed
     assert not any(page in text for text in everything(Path(published.out)).values())
 
 
@@ -268,8 +267,8 @@ def test_a_kill_anywhere_leaves_what_the_same_command_finishes(
 
 
 def test_a_shard_of_which_nothing_is_left_goes(published: Build, synthetic: Any) -> None:
-    gone = [i for i in synthetic.items() if i.stage == "shard" and synthetic.split_of(i) == "val"]
-    forget(published.store, [published], Request(urls=[i.candidate.image_url for i in gone]))
+    removed = [i for i in synthetic.items() if i.stage == "shard" and synthetic.split_of(i) == "val"]
+    forget(published.store, [published], Request(urls=[i.candidate.image_url for i in removed]))
     folder = Path(published.out) / "shards"
     assert read_manifest(folder).samples["val"] == 0
     assert not list(folder.glob("val-*"))
@@ -282,9 +281,9 @@ def test_images_that_stay_are_found_where_they_lie_now(published: Build, synthet
     halves = {i: order_key(i.candidate.fetch_id, 0) < "8" for i in synthetic.items() if i.stage == "shard"}
     other = next(i for i in halves if halves[i] == halves[item] and i != item)
     forget(published.store, [published], Request(urls=[item.candidate.image_url]))
-    found = published.store.fetched().get([other.candidate.fetch_id])
-    assert found is not None
-    [row] = found.to_pylist()
+    rows = published.store.fetched().get([other.candidate.fetch_id])
+    assert rows is not None
+    [row] = rows.to_pylist()
     data = Path(row["tar"]).read_bytes()
     assert data[row["offset"] : row["offset"] + row["size"]] == other.data
     assert published.store.fetched().get([item.candidate.fetch_id]) is None
@@ -302,49 +301,6 @@ def test_a_build_that_was_not_named_is_not_published_with_what_was_taken_down(
         release.publish(synthetic_build)
     forget(synthetic_build.store, [synthetic_build], Request())
     assert sum(release.publish(synthetic_build).samples.values()) == synthetic.KEPT - 1
-
-
-@pytest.mark.parametrize(
-    ("request_", "said"),
-    [
-        (Request(sha256s=["abc"]), "--sha256 abc: is not 64 hex digits"),
-        (Request(urls=["example.org"]), "--url example.org: is no URL; a domain is taken down with --domain"),
-        (Request(domains=["https://example.org/"]), "is not the name of a domain"),
-    ],
-)
-def test_what_cannot_be_meant_is_refused(tmp_path: Path, request_: Request, said: str) -> None:
-    with pytest.raises(SpecError, match=said):
-        forget(Store(str(tmp_path)), [], request_)
-
-
-def test_pages_leave_a_warc_and_the_others_stay_byte_for_byte(tmp_path: Path) -> None:
-    from warcio.archiveiterator import ArchiveIterator
-    from warcio.statusandheaders import StatusAndHeaders
-    from warcio.warcwriter import WARCWriter
-
-    source, target = tmp_path / "a.warc.gz", tmp_path / "b.warc.gz"
-    with source.open("wb") as f:
-        writer = WARCWriter(f, gzip=True)
-        writer.write_record(writer.create_warcinfo_record("a.warc.gz", {"software": "test"}))
-        for i in range(4):
-            with io.BytesIO(f"page {i}".encode()) as body:
-                headers = StatusAndHeaders("200 OK", [], protocol="HTTP/1.1")
-                record = writer.create_warc_record(
-                    f"https://a.example/{i}", "response", payload=body, length=6, http_headers=headers
-                )
-                writer.write_record(record)
-    moved = copy_without(source, target, lambda url: url.endswith("/1"))
-    assert moved is not None
-    with target.open("rb") as f:
-        records = ArchiveIterator(f)
-        urls = {}
-        for record in records:
-            urls[record.rec_headers.get_header("WARC-Target-URI")] = record.content_stream().read()
-    assert urls == {None: urls[None], **{f"https://a.example/{i}": f"page {i}".encode() for i in (0, 2, 3)}}
-    data = target.read_bytes()
-    for old, new in moved.items():
-        assert gzip.decompress(data[new:])[:40] == gzip.decompress(source.read_bytes()[int(old) :])[:40]
-    assert copy_without(source, target, lambda url: False) is None
 
 
 def test_a_sample_with_fewer_texts_says_so_in_all_three_places(published: Build, synthetic: Any) -> None:

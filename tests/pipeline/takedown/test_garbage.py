@@ -80,16 +80,16 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
     assert {Path(one["place"]).name for one in dry["deleted"]} >= {"0" * 16}
     assert files(build.out) > before
     collect(builds)
-    left = files(build.out) - before
-    assert {path.split("/")[0] for path in left} == {"images"}, "they cost the network"
+    remaining = files(build.out) - before
+    assert {path.split("/")[0] for path in remaining} == {"images"}, "they cost the network"
     assert not (Path(build.store.url) / "features/features-000000000000").exists()
 
 
 def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(builds: list[Build], synthetic: Any) -> None:
     old, new = builds
     whole = files(new.out)
-    found = collect(builds, keep=1)
-    assert found["bytes"] > 10_000
+    collected = collect(builds, keep=1)
+    assert collected["bytes"] > 10_000
     assert {path.name for path in Path(old.out).iterdir() if path.name != "_lock"} == {
         "build.json", "captures", "releases.json", "report", "shards"
     }  # fmt: skip

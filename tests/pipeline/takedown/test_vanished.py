@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.takedown import vanished
-from tests.drawn import blobs
+from tests.drawn import blobs, encoded
 from tests.stages import run_noted
 
 PAGES = 6
@@ -29,9 +28,7 @@ def page(n: int, head: str = "") -> bytes:
 
 
 def picture(n: int) -> bytes:
-    data = io.BytesIO()
-    Image.fromarray(blobs(n, (320, 240))).save(data, "jpeg")
-    return data.getvalue()
+    return encoded(Image.fromarray(blobs(n, (320, 240))))
 
 
 @pytest.fixture

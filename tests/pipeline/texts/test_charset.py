@@ -82,8 +82,8 @@ def test_every_declared_gb_text_comes_back(text):
 
 @given(st.binary(max_size=300), st.text(max_size=40))
 def test_any_bytes_give_text_of_a_charset_or_none(body, header):
-    found = decode(body, header)
-    assert found is None or (isinstance(found[0], str) and codecs.lookup(found[1]))
+    decoded = decode(body, header)
+    assert decoded is None or (isinstance(decoded[0], str) and codecs.lookup(decoded[1]))
 
 
 NEWS = "国务院总理今天在北京会见外国客人，双方就两国关系和共同关心的问题交换意见。" * 5

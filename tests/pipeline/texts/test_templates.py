@@ -14,7 +14,7 @@ DISHES = [
 ]
 
 
-def found(texts: list[str], rate: float = 1.0) -> set[tuple[str, str]]:
+def learnt(texts: list[str], rate: float = 1.0) -> set[tuple[str, str]]:
     return {(t.side, t.text) for t in learn(texts, rate)}
 
 
@@ -32,8 +32,8 @@ def test_a_prefix_of_hundreds_of_texts_is_cut_with_its_bracket_whatever_their_sh
     others = [f"{chr(0x4E00 + 7 * n)}{chr(0x5000 + 3 * n)}说明文字" for n in range(900)]
     templates = Templates(learn([*prefixed, *others]))
     assert templates.cut("关注公众号【葱烧海参】")[0] == "葱烧海参"
-    assert not found([*prefixed[:60], *others]), "sixty of a thousand are not hundreds"
-    assert found([*prefixed[:60], *others], rate=0.1), "they are, if the sample holds a tenth of the texts"
+    assert not learnt([*prefixed[:60], *others]), "sixty of a thousand are not hundreds"
+    assert learnt([*prefixed[:60], *others], rate=0.1), "they are, if the sample holds a tenth of the texts"
 
 
 def test_numbers_of_a_template_are_one_and_the_end_of_a_gallery_is_learnt():
@@ -43,11 +43,11 @@ def test_numbers_of_a_template_are_one_and_the_end_of_a_gallery_is_learnt():
 
 def test_names_by_a_system_and_chance_beginnings_are_no_templates():
     names = [f"{chr(0x4E00 + 7 * n)}{chr(0x5000 + 3 * n)}{chr(0x5200 + 5 * n)}" for n in range(300)]
-    assert not found([f"“{name}”滤镜选项" for name in names[:80]] + names), "a quotation mark is no separator"
-    assert not found([f"北京{name}" for name in names]), "two letters that all texts have may be what they speak of"
-    assert not found([f"The {name} curve" for name in names]), "a space after a Latin word separates nothing"
-    assert not found([f"黄山云海日出{n}" for n in range(300)]), "they differ in a number only"
-    assert not found([f"某某网【{name}】" for name in names[: LEAST - 1]])
+    assert not learnt([f"“{name}”滤镜选项" for name in names[:80]] + names), "a quotation mark is no separator"
+    assert not learnt([f"北京{name}" for name in names]), "two letters that all texts have may be what they speak of"
+    assert not learnt([f"The {name} curve" for name in names]), "a space after a Latin word separates nothing"
+    assert not learnt([f"黄山云海日出{n}" for n in range(300)]), "they differ in a number only"
+    assert not learnt([f"某某网【{name}】" for name in names[: LEAST - 1]])
 
 
 @given(st.lists(st.text(st.sampled_from("图片的【】 -红烧1")), max_size=60), st.randoms(use_true_random=False))

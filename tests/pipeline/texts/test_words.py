@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.words import count_words, has_words
+from pipeline.texts.words import count_words, has_words, weight
 
 WORDS = "清晨 的 第一缕 阳光 照 在 故宫 角楼 上 卡拉OK T恤 hello 3.14 年 、 ， 一 帆 风 顺 𠮷 a+b 侵华日军 南京"
 
@@ -23,3 +23,10 @@ def test_words_are_those_of_jieba(text):
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=12).map("".join) | st.text(max_size=20), st.integers(1, 8))
 def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
+
+
+@given(st.text(st.sampled_from("云abc1 -é，"), max_size=30))
+def test_a_text_weighs_its_characters_at_most_and_a_latin_word_as_much_as_a_third_of_four(text):
+    assert 0 <= weight(text) <= sum(map(len, text.split()))
+    assert weight("three English words") == pytest.approx(4)
+    assert weight("云" + text) == pytest.approx(1 + weight(text))

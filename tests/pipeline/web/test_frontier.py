@@ -1,11 +1,17 @@
-"""frontier: what it counts on the way is what its file says. Kills and limits: tests/pipeline/stages/test_crawl.py."""
+"""frontier: figures are those of its file, one process holds it, and a torn WARC is cut where it is whole."""
 
 from __future__ import annotations
 
+import io
 import random
 from pathlib import Path
 
+import pytest
+from warcio.archiveiterator import ArchiveIterator
+
+from pipeline.errors import StoreError
 from pipeline.records import Capture, DropReason
+from pipeline.web import frontier
 from pipeline.web.frontier import Frontier
 
 
@@ -41,3 +47,34 @@ def test_figures_of_progress_are_those_of_the_file_whatever_happens_and_after_a_
     with Frontier(tmp_path, 200, {"software": "test"}) as again:
         totals = again.totals()
         assert (again.waiting, again.dropped, again.images) == (totals.waiting, totals.dropped, images)
+
+
+def test_two_processes_never_go_on_with_one_crawl(tmp_path, monkeypatch):
+    monkeypatch.setattr(frontier, "LOCK_WAIT_S", 0.2)
+    with frontier.Frontier(tmp_path, 10, {}), pytest.raises(StoreError, match="another process goes on"):
+        frontier.Frontier(tmp_path, 10, {})
+    with frontier.Frontier(tmp_path, 10, {}):
+        pass  # free again
+
+
+def test_a_torn_record_at_the_end_of_the_warc_is_cut_off(tmp_path):
+    from pipeline.records import Capture
+    from pipeline.web.frontier import Frontier
+
+    def capture(url: str) -> Capture:
+        return Capture(url, 200, "2026-01-01T00:00:00Z", "text/html", b"body of " + url.encode())
+
+    with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
+        frontier.add(["http://a.cn/1", "http://a.cn/2", "http://a.cn/3"], 0)
+        for name in ("1", "2"):
+            page = frontier.next("a.cn")
+            frontier.keep(page, capture(f"http://a.cn/{name}"), [])
+    whole = frontier.warc.read_bytes()
+    for damage in (whole + whole[-40:], whole[:-7]):
+        frontier.warc.write_bytes(damage)
+        with Frontier(tmp_path, 10, {"software": "t"}) as frontier:
+            while (page := frontier.next("a.cn")) is not None:
+                frontier.keep(page, capture(page.url), [])
+        entries = ArchiveIterator(io.BytesIO(frontier.warc.read_bytes()), check_digests="raise")
+        urls = [entry.rec_headers.get_header("WARC-Target-URI") for entry in entries]
+        assert sorted(filter(None, urls)) == [f"http://a.cn/{i}" for i in (1, 2, 3)]

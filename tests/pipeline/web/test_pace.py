@@ -26,14 +26,14 @@ def requests(workers: int, delay_s: float, gaps: list[float], until: float) -> l
     schedule = HostSchedule(clock)
     sides = [RateLimiter(schedule, clock) for _ in range(workers)]
     ready = [(clock.now, number) for number in range(workers)]
-    rng, found = random.Random(0), []
+    rng, starts = random.Random(0), []
     while (at := min(ready))[0] < 1000 + until:
         ready.remove(at)
         clock.now, number = at
         start = clock.now + sides[number].next_slot("a.cn", delay_s)
-        found.append(start)
+        starts.append(start)
         ready.append((start + rng.choice(gaps), number))
-    return sorted(found)
+    return sorted(starts)
 
 
 @given(
@@ -42,18 +42,18 @@ def requests(workers: int, delay_s: float, gaps: list[float], until: float) -> l
     st.lists(st.floats(0.001, 2.0), min_size=1, max_size=4),
 )
 def test_no_window_of_time_holds_more_requests_than_the_pace_allows(workers, delay_s, gaps):
-    found = requests(workers, delay_s, gaps, until=20 * delay_s + 3)
+    starts = requests(workers, delay_s, gaps, until=20 * delay_s + 3)
     if delay_s >= LEASE_S:
-        assert all(b - a >= delay_s - 1e-6 for a, b in itertools.pairwise(found))
-    for first, start in enumerate(found):
-        for last in range(first, len(found)):
-            assert last - first + 1 <= (found[last] - start + 2 * LEASE_S) / delay_s + workers + 1
+        assert all(b - a >= delay_s - 1e-6 for a, b in itertools.pairwise(starts))
+    for first, start in enumerate(starts):
+        for last in range(first, len(starts)):
+            assert last - first + 1 <= (starts[last] - start + 2 * LEASE_S) / delay_s + workers + 1
 
 
 @pytest.mark.parametrize("delay_s", [0.002, 1.0])
 def test_workers_in_a_hurry_use_the_whole_pace(delay_s):
-    found = requests(3, delay_s, [0.0001], until=1000 * delay_s)
-    assert len(found) >= 0.8 * 1000
+    starts = requests(3, delay_s, [0.0001], until=1000 * delay_s)
+    assert len(starts) >= 0.8 * 1000
 
 
 def test_a_pause_that_the_host_asks_for_holds_for_every_worker():

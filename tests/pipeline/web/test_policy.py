@@ -23,7 +23,7 @@ def policy_of(**egress: object) -> policy.Policy:
 
 
 @pytest.mark.parametrize(
-    ("headers", "metas", "found"),
+    ("headers", "metas", "directives"),
     [
         (["noai"], [], ["noai"]),
         (["noai, max-image-preview:large"], [], ["noai"]),
@@ -44,10 +44,10 @@ def policy_of(**egress: object) -> policy.Policy:
         (["https://noai.example/"], [], []),
     ],
 )
-def test_opt_outs(headers, metas, found):
+def test_opt_outs(headers, metas, directives):
     outs = policy.opt_outs([("X-Robots-Tag", value) for value in headers], metas)
-    assert (list(outs.directives), outs.reserved) == (found, False)
-    assert bool(outs) == bool(found)
+    assert (list(outs.directives), outs.reserved) == (directives, False)
+    assert bool(outs) == bool(directives)
 
 
 @given(st.lists(st.text(max_size=60), max_size=3), st.lists(st.text(max_size=60), max_size=3))
@@ -65,8 +65,12 @@ def test_links_of_a_nofollow_page_are_not_followed():
 
 def test_robots_by_status():
     rules = b"User-agent: *\nDisallow: /private/\nCrawl-delay: 3\n"
-    found = policy.robots_of(200, rules)
-    assert (found.allows("http://a.cn/x"), found.allows("http://a.cn/private/x"), found.delay_s) == (True, False, 3.0)
+    rules_of_host = policy.robots_of(200, rules)
+    assert (
+        rules_of_host.allows("http://a.cn/x"),
+        rules_of_host.allows("http://a.cn/private/x"),
+        rules_of_host.delay_s,
+    ) == (True, False, 3.0)
     assert policy.robots_of(404, b"Disallow: /").allows("http://a.cn/x")
     assert policy.robots_of(403, b"").allows("http://a.cn/x")
     assert not policy.robots_of(500, b"").allows("http://a.cn/x")
@@ -75,9 +79,9 @@ def test_robots_by_status():
 
 
 def test_robots_for_our_name_go_before_those_for_all():
-    found = policy.robots_of(200, b"User-agent: *\nDisallow: /\n\nUser-agent: WenLan\nDisallow: /a\n")
-    assert found.allows("http://a.cn/b")
-    assert not found.allows("http://a.cn/a")
+    rules = policy.robots_of(200, b"User-agent: *\nDisallow: /\n\nUser-agent: WenLan\nDisallow: /a\n")
+    assert rules.allows("http://a.cn/b")
+    assert not rules.allows("http://a.cn/a")
 
 
 def test_a_host_that_asks_for_very_long_pauses_is_left_alone():

@@ -29,22 +29,22 @@ def site(*start: str, **options: Any) -> Site:
 def test_a_start_page_is_read_as_the_crawl_reads_it_after_its_redirects(serve):
     web = serve({"/": (302, {"Location": "/a.html"}, b""), "/a.html": PAGE})
     web.pages["/robots.txt"] = (200, {"Content-Type": "text/plain"}, b"User-agent: *\nCrawl-delay: 3\n")
-    [found] = probe_pages(spec_of(web.host), site(web.url("/a.html")))
-    assert (found.ok, found.images, found.delay_s) == (True, 2, 3.0)
-    assert found.said == "a page with 1 links of the site and 2 images"
+    [answer] = probe_pages(spec_of(web.host), site(web.url("/a.html")))
+    assert (answer.ok, answer.images, answer.delay_s) == (True, 2, 3.0)
+    assert answer.said == "a page with 1 links of the site and 2 images"
     web.pages["/robots.txt"] = (404, {}, b"")
-    [found] = probe_pages(spec_of(web.host), site(web.url("/")))
-    assert found.said.startswith(f"redirects to {web.url('/a.html')}; a page with")
+    [answer] = probe_pages(spec_of(web.host), site(web.url("/")))
+    assert answer.said.startswith(f"redirects to {web.url('/a.html')}; a page with")
     assert {agent.partition("/")[0] for agent in web.agents} == {"wenlan"}
 
 
 def test_what_the_guard_refuses_names_the_entry_that_would_allow_it_and_nothing_is_asked(serve):
     web = serve({"/": PAGE, "/1.jpg": b"x"})
     [page], [image] = probe_pages(spec_of(), site(web.url())), probe_images(spec_of(), [web.url("/1.jpg")])
-    for found in (page, image):
-        assert (found.ok, found.refused) == (False, True)
-        assert found.advice == f"to allow it, set egress.allow: ['{web.host}']"
-        assert found.said == f"egress_refused: 127.0.0.1 port {web.port} is not a public address"
+    for answer in (page, image):
+        assert (answer.ok, answer.refused) == (False, True)
+        assert answer.advice == f"to allow it, set egress.allow: ['{web.host}']"
+        assert answer.said == f"egress_refused: 127.0.0.1 port {web.port} is not a public address"
     assert web.asked == []
     assert probe_pages(spec_of(web.host), site(web.url()))[0].ok, "the advice holds"
 
@@ -62,8 +62,8 @@ def test_what_robots_txt_disallows_is_said_and_not_asked_for(serve):
 
 def test_a_redirect_to_another_host_names_it(serve):
     web = serve({"/": (301, {"Location": "http://www.elsewhere.cn/x"}, b"")})
-    [found] = probe_pages(spec_of(web.host), site(web.url()))
-    assert found.advice == "start from there, or set hosts: [www.elsewhere.cn]"
+    [answer] = probe_pages(spec_of(web.host), site(web.url()))
+    assert answer.advice == "start from there, or set hosts: [www.elsewhere.cn]"
 
 
 @pytest.mark.parametrize(("answer", "said"), [
@@ -72,24 +72,27 @@ def test_a_redirect_to_another_host_names_it(serve):
 ])  # fmt: skip
 def test_a_page_that_would_not_be_kept_is_no_success(serve, answer, said):
     web = serve({"/": answer})
-    [found] = probe_pages(spec_of(web.host), site(web.url()))
-    assert (found.ok, found.refused, found.said) == (False, False, said)
+    [answered] = probe_pages(spec_of(web.host), site(web.url()))
+    assert (answered.ok, answered.refused, answered.said) == (False, False, said)
 
 
 def test_nobody_waits_long_for_a_host_that_says_nothing(serve, monkeypatch):
     monkeypatch.setattr(probe, "SECONDS", 0.6)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         host = f"127.0.0.1:{silent.getsockname()[1]}"
-        found = probe_pages(spec_of(host, obey_robots=False), site(f"http://{host}/", f"http://{host}/2"))
+        answers = probe_pages(spec_of(host, obey_robots=False), site(f"http://{host}/", f"http://{host}/2"))
         [image] = probe_images(spec_of(host, obey_robots=False), [f"http://{host}/1.jpg"])
-    assert [one.ok for one in (*found, image)] == [False] * 3
+    assert [one.ok for one in (*answers, image)] == [False] * 3
     assert image.said.startswith("timeout")
 
 
 def test_images_say_what_came(serve):
     web = serve({"/1.jpg": (200, {"Content-Type": "image/jpeg"}, b"12345")})
-    found = probe_images(spec_of(web.host), [web.url("/1.jpg"), web.url("/2.jpg")])
-    assert [(one.ok, one.said) for one in found] == [(True, "5 bytes, image/jpeg"), (False, "http_status: status 404")]
+    answers = probe_images(spec_of(web.host), [web.url("/1.jpg"), web.url("/2.jpg")])
+    assert [(one.ok, one.said) for one in answers] == [
+        (True, "5 bytes, image/jpeg"),
+        (False, "http_status: status 404"),
+    ]
     assert probe_images(spec_of(), []) == []
 
 

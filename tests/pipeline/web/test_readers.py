@@ -56,8 +56,8 @@ def test_a_page_over_the_limits_is_ended_and_others_are_read():
     readings = read(SLOW, long, b"<a href=y.html>", SLOW, long)
     assert isinstance(readings[0], OverLimit)
     assert isinstance(readings[3], OverLimit)
-    found = [reading.links for reading in readings if isinstance(reading, links.Reading)]
-    assert found == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
+    links_of = [reading.links for reading in readings if isinstance(reading, links.Reading)]
+    assert links_of == [("http://a.cn/d/x.html",), ("http://a.cn/d/y.html",), ("http://a.cn/d/x.html",)]
 
 
 def test_other_hosts_pages_are_asked_for_and_kept_while_a_slow_page_is_read(serve, make_build, monkeypatch):

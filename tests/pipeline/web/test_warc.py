@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from pipeline.records import Capture, Decision
-from pipeline.web.warc import MAX_HEADERS, capture_of, read_captures
+from pipeline.web.warc import MAX_HEADERS, capture_of, copy_without, read_captures
 
 PAGE = "<p>雪后的黄山</p>".encode()
 
@@ -214,3 +214,33 @@ def test_the_password_of_a_page_is_not_kept(tmp_path: Path) -> None:
     [capture], _ = read(tmp_path / "x.warc", record("http://user:pa55@a.test/1"))
     assert isinstance(capture, Capture)
     assert capture.url == "http://a.test/1"
+
+
+def test_pages_leave_a_warc_and_the_others_stay_byte_for_byte(tmp_path: Path) -> None:
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.statusandheaders import StatusAndHeaders
+    from warcio.warcwriter import WARCWriter
+
+    source, target = tmp_path / "a.warc.gz", tmp_path / "b.warc.gz"
+    with source.open("wb") as f:
+        writer = WARCWriter(f, gzip=True)
+        writer.write_record(writer.create_warcinfo_record("a.warc.gz", {"software": "test"}))
+        for i in range(4):
+            with io.BytesIO(f"page {i}".encode()) as body:
+                headers = StatusAndHeaders("200 OK", [], protocol="HTTP/1.1")
+                record = writer.create_warc_record(
+                    f"https://a.example/{i}", "response", payload=body, length=6, http_headers=headers
+                )
+                writer.write_record(record)
+    moved = copy_without(source, target, lambda url: url.endswith("/1"))
+    assert moved is not None
+    with target.open("rb") as f:
+        records = ArchiveIterator(f)
+        urls = {}
+        for record in records:
+            urls[record.rec_headers.get_header("WARC-Target-URI")] = record.content_stream().read()
+    assert urls == {None: urls[None], **{f"https://a.example/{i}": f"page {i}".encode() for i in (0, 2, 3)}}
+    data = target.read_bytes()
+    for old, new in moved.items():
+        assert gzip.decompress(data[new:])[:40] == gzip.decompress(source.read_bytes()[int(old) :])[:40]
+    assert copy_without(source, target, lambda url: False) is None

@@ -36,8 +36,8 @@ def test_hosts_are_listed_largest_first_without_those_that_were_taken_down() -> 
     others = Counter({"c.example": 1})
     rows = new_of(counted, others, Takedowns())
     assert rows == [{"name": "b.example", "count": 9}, {"name": "a.example", "count": 5}]
-    gone = Takedowns(frozenset({sha256_hex("b.example")}))
-    assert [row["name"] for row in new_of(counted, others, gone)] == ["a.example"]
+    takedowns = Takedowns(frozenset({sha256_hex("b.example")}))
+    assert [row["name"] for row in new_of(counted, others, takedowns)] == ["a.example"]
     assert new_of(counted, Counter(), Takedowns(), total=8_000) == [{"name": "b.example", "count": 9}]
     assert len(new_of(Counter({f"{n}.example": n + 1 for n in range(50)}), Counter(), Takedowns())) == LISTED
 

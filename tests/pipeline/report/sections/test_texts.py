@@ -32,8 +32,8 @@ def test_removed_texts_and_templates_are_shown_and_what_pages_say_is_escaped(
     build, stage = synthetic_build, synthetic_build.stage("admit")
     partition = stage.partitions()[0]
     record = stage.record(partition)
-    found = candidates_of(stage.table(record))[:3]
-    kept, _ = admit([replace(c, texts=(Text("caption", "<"), *c.texts)) for c in found], build.spec)
+    candidates = candidates_of(stage.table(record))[:3]
+    kept, _ = admit([replace(c, texts=(Text("caption", "<"), *c.texts)) for c in candidates], build.spec)
     assert all(c.text_rank == 1 for c in kept)
     with stage.attempt(partition) as attempt:
         attempt.write_table("parquet", candidate_rows(kept, build.spec.seed))

@@ -1,0 +1,99 @@
+"""build, status, report and explain: usage, and one line for what cannot be read or written."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pipeline import cli
+from tests.places import SPECS
+
+TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "t.tsv"}
+SPEC = {
+    "name": "trial",
+    "contact": "owner@example.org",
+    "sources": [{**TABLE, "columns": {"texts": {"caption": "text"}}}],
+}
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().err.splitlines()
+
+
+def test_an_unknown_stage_is_bad_usage(capsys, tmp_path):
+    site = next(path for path in SPECS if path.stem == "site_crawl")
+    assert cli.main(["build", str(site), "--out", str(tmp_path / "out"), "--until", "shards"]) == 2
+    [line] = lines(capsys)
+    assert "--until shards: no such stage; one of crawl, extract" in line
+
+
+@pytest.fixture
+def read_only() -> Iterator[Path]:
+    """An empty folder that this process may not write, though the tests run as root."""
+    with tempfile.TemporaryDirectory(prefix="wenlan-") as name:
+        folder = Path(name)
+        (folder / "it").mkdir()
+        folder.chmod(0o755)
+        (folder / "it").chmod(0o555)
+        root = os.geteuid() == 0
+        if root:
+            os.seteuid(65534)
+        try:
+            yield folder / "it"
+        finally:
+            if root:
+                os.seteuid(0)
+            (folder / "it").chmod(0o755)
+
+
+@pytest.mark.parametrize("place", ["out", "store", "new"])
+def test_a_folder_that_may_not_be_written_is_one_line(read_only, place, capsys):
+    with tempfile.TemporaryDirectory(prefix="wenlan-") as name:
+        (Path(name) / "s.yaml").write_text(yaml.safe_dump(SPEC))
+        (Path(name) / "t.tsv").write_text("image_url\ttext\nhttp://example.org/a.jpg\t雪后的黄山\n")
+        out = {"out": read_only, "new": read_only / "a" / "b"}.get(place, Path(name) / "out")
+        store = read_only if place == "store" else Path(name) / "store"
+        code = cli.main(["build", f"{name}/s.yaml", "--out", str(out), "--store", str(store), "--until", "extract"])
+    assert code == 1
+    [line] = lines(capsys)
+    assert line.startswith(f"wenlan-data: {read_only}")
+    assert line.endswith("cannot be written (Permission denied)")
+
+
+def test_an_index_that_may_not_be_written_is_one_line(read_only, capsys):
+    assert cli.main(["report", "--index", str(read_only)]) == 1
+    [line] = lines(capsys)
+    assert line.startswith(f"wenlan-data: {read_only}")
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"spec": {}}', '"x"', "nonsense"])
+def test_a_build_json_that_is_none_is_one_line(record, capsys, tmp_path):
+    (tmp_path / "build.json").write_text(record)
+    for command in (["status"], ["explain", str(tmp_path), "x"], ["report"], ["publish"]):
+        words = command if len(command) > 1 else [*command, str(tmp_path)]
+        assert cli.main(words) == 1
+        [line] = lines(capsys)
+        assert line.startswith(f"wenlan-data: {tmp_path}/build.json: ")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("--snapshot", "../x", "--snapshot ../x: letters, digits and . _ - only, since it becomes part of file names"),
+        ("--workers", "-1", "--workers -1: a number of CPUs, 0 for all of them"),
+    ],
+)
+def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys, tmp_path):
+    (tmp_path / "photos").mkdir()
+    spec = tmp_path / "s.yaml"
+    spec.write_text(
+        "{name: a, contact: a@b.example, sources: [{kind: folder, name: x, source_kind: news, path: photos}]}"
+    )
+    assert cli.main(["build", str(spec), "--out", str(tmp_path / "out"), option, value]) == 2
+    assert lines(capsys) == [f"wenlan-data: {line}"]
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,45 @@
+"""columns: what a column holds, by its cells first and by its name second."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.commands.columns import guess_columns
+
+
+def test_columns_by_content_and_name():
+    texts = [{"alt_text": f"图{n}的说明文字", "title": f"标题{n}", "tags": ["山", "水"], "width": n} for n in range(5)]
+    urls = [{"src": f"https://a.cn/{n}.jpg", "ref": f"https://a.cn/{n}", "sample_id": f"x{n}"} for n in range(5)]
+    guess = guess_columns([{**a, **b} for a, b in zip(texts, urls, strict=True)])
+    assert guess.columns == {
+        "image_url": "src",
+        "page_url": "ref",
+        "id": "sample_id",
+        "texts": {"alt": "alt_text", "title": "title", "tag": "tags"},
+    }
+    assert guess_columns([]).columns == {}
+    assert not guess_columns([{"a": None, "b": 1}]).has_images
+
+
+cells = (
+    st.none()
+    | st.integers()
+    | st.text()
+    | st.sampled_from(["https://a.cn/1.jpg", "//b.cn/x", "黄山"])
+    | st.lists(st.text())
+)
+
+
+@given(st.lists(st.dictionaries(st.text(min_size=1, max_size=8), cells, max_size=5), max_size=6))
+def test_a_guess_names_columns_that_are_there_each_once(rows):
+    columns = dict(guess_columns(rows).columns)
+    texts = columns.pop("texts", {}).values()
+    named = [*columns.values(), *(n for names in texts for n in ([names] if isinstance(names, str) else names))]
+    assert len(named) == len(set(named))
+    assert set(named) <= {name for row in rows for name in row}
+
+
+def test_texts_that_are_not_chinese_are_taken_by_the_name_of_their_column():
+    rows = [{"url": f"https://a.org/{n}.png", "TEXT": f"a photo of {n} dogs", "hash": f"{n:x}"} for n in range(3)]
+    assert guess_columns(rows).columns == {"image_url": "url", "texts": {"caption": "TEXT"}}

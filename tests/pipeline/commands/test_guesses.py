@@ -1,0 +1,182 @@
+"""guesses: the kind of an input, and what is in it."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from warcio.statusandheaders import StatusAndHeaders
+from warcio.warcwriter import WARCWriter
+
+from data_specs.build import load
+from pipeline import cli
+from pipeline.commands import guesses
+from tests.drafted import CONTACT, WORDS, built, init, picture, rows
+
+
+def test_a_captions_table_in_the_folder_is_found(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    table = "file,caption\n" + "".join(f"{seed}.jpg,{words}\n" for seed, words in enumerate(WORDS))
+    (photos / "texts.csv").write_text(table, encoding="utf-8")
+    init(capsys, "--from", "photos")
+    assert load("photos.yaml").sources[0].options["captions"] == "texts.csv"
+    assert built(Path("photos.yaml")) == 6
+
+
+def test_a_table_of_captions_stands_for_the_folder_around_it(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    (photos / "texts.csv").write_text(f"file,caption\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
+    init(capsys, "--from", "photos/texts.csv")
+    [source] = load("photos.yaml").sources
+    assert source.options == {"path": "photos", "captions": "texts.csv"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "gb18030"])
+def test_a_table_of_captions_may_name_its_columns_as_it_likes(photos, capsys, encoding):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    table = "编号;文件名;描述\n" + "".join(f"{seed};{seed}.jpg;{words}\n" for seed, words in enumerate(WORDS))
+    (photos / "texts.csv").write_text(table, encoding=encoding)
+    init(capsys, "--from", "photos/texts.csv")
+    [source] = load("photos.yaml").sources
+    columns = {"image": "文件名", "caption": "描述"}
+    assert source.options == {"path": "photos", "captions": "texts.csv", "columns": columns}
+    assert built(Path("photos.yaml")) == 6
+
+
+def test_a_table_of_captions_without_its_pictures_is_one_line(here, capsys):
+    (here / "texts.csv").write_text(f"file,caption\n0.jpg,{WORDS[0]}\n", encoding="utf-8")
+    assert cli.main(["init", "--from", "texts.csv"]) == 1
+    assert "column file names pictures, and . holds none; give the folder" in capsys.readouterr().err
+
+
+def test_pictures_are_opened_for_some_seconds_only(photos, capsys, monkeypatch):
+    monkeypatch.setattr(guesses, "LOOK_S", -1.0)
+    init(capsys, "--from", "photos")
+    assert {ref.name: ref.options for ref in load("photos.yaml").filters}["image_sides"] == {"min_side": 1}
+
+
+def test_a_folder_with_rows_as_brivl_was_released(photos, capsys):
+    for text in photos.glob("*.txt"):
+        text.unlink()
+    sentences = [[["caption", " ".join(words)]] for words in WORDS]
+    lines = [json.dumps({"image_id": f"{n}.jpg", "sentences": own}) for n, own in enumerate(sentences)]
+    (photos / "rows.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    init(capsys, "--from", "photos", "--out", "b.yaml")
+    [source] = load("b.yaml").sources
+    assert source.options == {"path": "photos/rows.jsonl", "format": "brivl_jsonl", "images": "photos"}
+    assert {ref.name: ref.options for ref in load("b.yaml").filters}["image_sides"]["min_side"] == 90
+    assert built(Path("b.yaml")) == 6
+
+
+def test_posts_of_a_microblog(web, here, capsys):
+    posts = [
+        {"mid": str(n), "text": f"{words}真好看", "pics": [{"large": {"url": web.url(f"/i/{n}.jpg")}}]}
+        for n, words in enumerate(WORDS)
+    ]
+    (here / "posts.jsonl").write_text("\n".join(map(json.dumps, posts)), encoding="utf-8")
+    init(capsys, "--from", "posts.jsonl", *CONTACT)
+    [source] = load("posts.yaml").sources
+    assert (source.kind, source.source_kind) == ("microblog", "microblog")
+    assert built(Path("posts.yaml"), web.host) == 6
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet", "gb18030.csv"])
+def test_a_table_is_understood_by_its_cells(form, web, here, capsys):
+    file = here / f"table.{form}"
+    if form == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows(web)), file)
+    elif form == "jsonl":
+        file.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows(web)), encoding="utf-8")
+    else:
+        mark = "\t" if form == "tsv" else ","
+        lines = [mark.join(rows(web)[0]), *(mark.join(map(str, row.values())) for row in rows(web))]
+        file.write_text("\n".join(lines) + "\n", encoding="gb18030" if "gb" in form else "utf-8")
+    answer = init(capsys, "--from", file.name, "--name", "t", *CONTACT)
+    options = load("t.yaml").sources[0].options
+    assert options["columns"] == {"image_url": "链接", "page_url": "网页", "texts": {"caption": "说明"}}
+    assert "encoding" not in options  # a build tells it by the bytes, as init did
+    reasons = " ".join(answer["sources"][0]["why"])
+    assert "column 链接 is the image's URL: 100% web addresses" in reasons
+    assert "columns that are not used: nr" in reasons
+    assert built(Path("t.yaml"), web.host) == 6
+
+
+def test_of_many_tables_the_first_is_looked_at(web, here, capsys):
+    (here / "t").mkdir()
+    for number, row in enumerate(rows(web)):
+        pq.write_table(pa.Table.from_pylist([row]), here / f"t/{number}.parquet")
+    (here / "t/9.parquet").write_bytes(b"damaged, and not opened")
+    answer = init(capsys, "--from", "t/", *CONTACT)
+    assert load("t.yaml").sources[0].options["path"] == "t/*.parquet"
+    assert "1 of 1 entries with a text" in answer["sources"][0]["why"]
+    (here / "t/9.parquet").unlink()
+    assert built(Path("t.yaml"), web.host) == 6
+
+
+def test_tars_are_a_webdataset(here, capsys):
+    (here / "shards").mkdir()
+    for number in range(2):
+        with tarfile.open(here / f"shards/{number}.tar", "w") as tar:
+            for seed in range(3 * number, 3 * number + 3):
+                members = {"jpg": picture(seed, 150), "txt": WORDS[seed].encode()}
+                for suffix, data in members.items():
+                    info = tarfile.TarInfo(f"{seed:05}.{suffix}")
+                    info.size = len(data)
+                    tar.addfile(info, io.BytesIO(data))
+    init(capsys, "--from", "shards/0.tar", "shards/1.tar", "--out", "both.yaml")
+    init(capsys, "--from", "shards/", "--out", "folder.yaml")
+    assert load("both.yaml").sources[0].options["path"] == ["shards/0.tar", "shards/1.tar"]
+    [source] = load("folder.yaml").sources
+    assert (source.kind, source.name, source.options["path"]) == ("webdataset", "shards", "shards/*.tar")
+    assert {ref.name: ref.options for ref in load("both.yaml").filters}["image_sides"] == {"min_side": 150}
+    assert built(Path("both.yaml")) == 6
+
+
+def test_a_warc_file(web, here, capsys):
+    with (here / "crawl.warc.gz").open("wb") as file:
+        writer = WARCWriter(file, gzip=True)
+        for seed in range(len(WORDS)):
+            headers = StatusAndHeaders("200 OK", [("Content-Type", "text/html; charset=utf-8")], protocol="HTTP/1.0")
+            body = io.BytesIO(web.pages[f"/p/{seed}.html"])
+            url = web.url(f"/p/{seed}.html")
+            record = writer.create_warc_record(url, "response", payload=body, http_headers=headers)
+            writer.write_record(record)
+            record.raw_stream.close()
+    init(capsys, "--from", "crawl.warc.gz", *CONTACT)
+    spec = load("crawl.yaml")
+    assert (spec.sources[0].kind, spec.sources[0].options) == ("warc", {"path": "crawl.warc.gz"})
+    names = [ref.name for ref in spec.filters]
+    assert {"language", "ads", "image_bytes"} <= set(names)
+    assert names.index("ads") < names.index("personal_data"), "what is masked cannot be searched for"
+    assert built(Path("crawl.yaml"), web.host) == 6
+
+
+def test_a_site(web, here, capsys):
+    init(capsys, "--from", web.url("/"), "--name", "site", *CONTACT)
+    spec = load("site.yaml")
+    assert spec.sources[0].options == {"start": [web.url("/")]}
+    assert spec.egress.allow == (web.host,), "a loopback address is allowed because it was named"
+    assert built(Path("site.yaml")) == 6
+
+
+@pytest.mark.parametrize(
+    ("paths", "name"),
+    [
+        (["photos/"], "photos"),
+        (["shards/*.tar"], "shards"),
+        (["a/My Table.csv.gz"], "my-table"),
+        (["https://www.example.org/zh/"], "www-example-org"),
+        (["相册"], "dataset"),
+        (["x/1.tar", "x/2.tar"], "x"),
+    ],
+)
+def test_names_are_made_of_paths(paths, name):
+    assert guesses._name(*paths) == name

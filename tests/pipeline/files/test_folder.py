@@ -1,0 +1,95 @@
+"""folder: a file appears whole or not at all, and a folder behind a URL is used like one on a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder, file_sha256, read_url
+
+names = st.sampled_from(["a", "b", "deep/c", "deep/d"])
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), names, st.binary(max_size=50)),
+        st.tuples(st.just("take"), names, st.binary(max_size=50)),
+        st.tuples(st.just("delete"), names, st.none()),
+        st.tuples(st.just("move"), names, names),
+    ),
+    max_size=12,
+)
+
+
+@pytest.fixture(params=["disk", "memory"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return str(tmp_path / "it") if request.param == "disk" else f"memory://{tmp_path.name}"
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+@settings(max_examples=40)
+@given(steps=steps)
+def test_a_folder_is_a_dictionary_of_files(
+    tmp_path_factory: pytest.TempPathFactory, kind: str, steps: list[tuple[str, str, Any]]
+) -> None:
+    base = tmp_path_factory.mktemp("folder")
+    folder = Folder(str(base / "it") if kind == "disk" else f"memory://{uuid.uuid4()}")
+    files: dict[str, bytes] = {}
+    for step, name, value in steps:
+        if step == "write":
+            folder.write(name, value)
+            files[name] = value
+        elif step == "take":
+            (base / "local").write_bytes(value)
+            folder.take(base / "local", name)
+            files[name] = value
+            assert not (base / "local").exists(), "it is moved, not copied"
+        elif step == "delete":
+            folder.delete(name)
+            files.pop(name, None)
+        elif name in files and name != value:
+            folder.move(name, value)
+            files[value] = files.pop(name)
+        for known in ("a", "b", "deep/c", "deep/d"):
+            assert folder.exists(known) == (known in files)
+        for known, data in files.items():
+            assert folder.read(known) == read_url(folder.at(known)) == data
+            assert folder.read_range(known, 3, 10) == data[3:13]
+            with folder.opened(known) as f:
+                assert f.read() == data
+            with folder.local(known) as path:
+                assert path.read_bytes() == data
+                assert file_sha256(path) == hashlib.sha256(data).hexdigest()
+        assert {name for name in folder.names() if name != "deep"} == {name for name in files if "/" not in name}
+
+
+def test_a_file_whose_making_fails_leaves_what_was_there_and_nothing_else(place: str) -> None:
+    folder = Folder(place)
+    folder.write("a", b"before")
+    with contextlib.suppress(KeyError), folder.making("a") as f:
+        f.write(b"half of")
+        raise KeyError
+    assert folder.read("a") == b"before"
+    assert folder.names() == ["a"]
+
+
+def test_what_cannot_be_read_is_named(place: str) -> None:
+    folder = Folder(place)
+    assert folder.names() == []
+    with pytest.raises(StoreError, match=rf"{place}/none: cannot be read"):
+        folder.read("none")
+    with pytest.raises(StoreError, match=rf"{place}/none: cannot be read"), folder.opened("none"):
+        pass
+    with pytest.raises(FileNotFoundError):
+        read_url(folder.at("none"))
+    folder.write("odd.json", b"{")
+    with pytest.raises(StoreError, match=r"odd\.json: is not JSON"):
+        folder.read_json("odd.json")
+    folder.write_json("sound.json", {"字": [1, None]})
+    assert folder.read_json("sound.json") == {"字": [1, None]}

@@ -1,0 +1,139 @@
+"""_page_candidates: every image of a page is a candidate, or leaves with a reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.records import Candidate, Decision
+from pipeline.stages._page_candidates import extract_page
+from tests.captured import URL, capture
+
+
+def run(html: str | bytes, **more: Any) -> tuple[list[Candidate], list[Decision]]:
+    entries = list(extract_page(capture(html, **more), "s", "news"))
+    return [f for f in entries if isinstance(f, Candidate)], [f for f in entries if isinstance(f, Decision)]
+
+
+def test_relative_and_lazy_addresses_become_canonical_candidates():
+    kept, dropped = run(
+        "<h1>标题</h1><img src=data:x data-src='../i/a.jpg#t' alt=故宫雪景><base href=/y/><img src=b.jpg alt=云海>"
+    )
+    assert [(c.image_url, c.texts[0].text, c.row) for c in kept] == [
+        ("http://a.test/i/a.jpg", "故宫雪景", 0),
+        ("http://a.test/y/b.jpg", "云海", 1),
+    ]
+    assert all((c.origin, c.page_url, c.source_kind) == (URL, URL, "news") for c in kept)
+    assert dropped == []
+
+
+@pytest.mark.parametrize(
+    ("img", "reason"),
+    [
+        ("<img src='data:image/gif;base64,AA' alt=云>", "data_uri"),
+        ("<img alt=云>", "bad_url"),
+        ("<img src='javascript:x()' alt=云>", "bad_url"),
+        ("<img src='http://u:p@/a.jpg' alt=云>", "bad_url"),
+        ("<img src=a.jpg width=1 height=1 alt=云>", "spacer"),
+        ("<img src=/static/logo.png alt=云>", "spacer"),
+        ("<img class='user-avatar' src=a.jpg alt=云>", "spacer"),
+        ("<nav><img src=a.jpg alt=云></nav>", "spacer"),
+        ("<img src=https://hm.baidu.com/hm.gif?x alt=云>", "spacer"),
+        ("<img src=https://s4.cnzz.com/z_stat.php alt=云>", "spacer"),
+    ],
+)
+def test_an_image_that_is_no_candidate_leaves_with_a_reason(img, reason):
+    kept, dropped = run(f"<p>一段中文</p>{img}")
+    assert kept == []
+    assert [(d.subject, d.reason, d.stage) for d in dropped] == [("candidate", reason, "extract")]
+
+
+def test_an_image_without_any_text_is_no_candidate():
+    kept, dropped = run("<nav>首页新闻体育</nav><img src=a.jpg>")
+    assert (kept, [d.reason for d in dropped]) == ([], ["no_text"])
+
+
+def test_names_that_only_contain_a_word_like_icon_are_no_icons():
+    kept, _ = run("<p>中文</p><img src=/silicon-valley.jpg><img src=/i/lexicon.jpg><img src=/logos-tempel.jpg>")
+    assert len(kept) == 3
+
+
+def test_an_image_shown_twice_is_one_candidate_with_both_texts_and_one_decision():
+    kept, dropped = run(
+        "<img src=a.jpg alt=一号图><img src=./a.jpg alt=二号图><noscript><img src=a.jpg alt=三号图></noscript>"
+    )
+    assert [t.text for t in kept[0].texts if t.kind == "alt"] == ["一号图", "二号图", "三号图"]
+    assert [(d.reason, d.duplicate_of) for d in dropped] == [("repeated_on_page", kept[0].candidate_id)]
+    assert dropped[0].id != kept[0].candidate_id
+
+
+def test_the_page_image_is_a_candidate_unless_the_page_shows_it():
+    head = "<meta property=og:image content=http://a.test/x/a.jpg><title>故宫雪景</title>"
+    assert [c.image_url for c in run(head)[0]] == ["http://a.test/x/a.jpg"]
+    kept, dropped = run(head + "<img src=a.jpg alt=云海>")
+    assert [c.row for c in kept] == [0]
+    assert dropped == []
+
+
+@pytest.mark.parametrize(
+    ("page", "reason"),
+    [
+        (capture("<img src=a.jpg alt=云>", status=404), "http_status"),
+        (capture("<img src=a.jpg alt=云>", kind="application/pdf"), "not_html"),
+        (capture(bytes(range(128, 256)) * 20, kind="text/html"), "bad_charset"),
+        (capture("<meta name=robots content='noai, noimageai'><img src=a.jpg alt=云>"), "opt_out"),
+        (capture("<img src=a.jpg alt=云>", **{"X-Robots-Tag": "noai"}), "opt_out"),
+        (capture("<p>only English words stand on this page</p><img src=a.jpg alt=cloud>"), "not_chinese"),
+        (capture("<p>桜の花が咲いています、とてもきれいです</p><img src=a.jpg>"), "not_chinese"),
+        (capture("<p>서울의 겨울 풍경 漢字</p><img src=a.jpg alt=서울>"), "not_chinese"),
+    ],
+)
+def test_a_page_that_is_not_used_is_one_decision_about_the_capture(page, reason):
+    [decision] = extract_page(page, "s", "news")
+    assert isinstance(decision, Decision)
+    assert (decision.subject, decision.reason, decision.url, decision.kept) == ("capture", reason, URL, False)
+
+
+def test_a_page_for_other_robots_is_used():
+    assert len(run("<meta name=robots content='max-image-preview:large'><img src=a.jpg alt=云海>")[0]) == 1
+    assert len(run("<meta name=googlebot content='noindex'><img src=a.jpg alt=云海>")[0]) == 1
+
+
+@given(
+    st.lists(st.sampled_from(["a.jpg", "b.jpg", "data:x", "", "logo.png", "javascript:1"]), max_size=8), st.booleans()
+)
+def test_every_image_element_is_counted_once(sources, text):
+    html = ("<p>中文</p>" if text else "") + "".join(f'<img src="{src}">' for src in sources)
+    kept, dropped = run(html)
+    captures = [d for d in dropped if d.subject == "capture"]
+    if captures:
+        assert (kept, len(dropped)) == ([], 1)
+    else:
+        assert len(kept) + len(dropped) == len(sources)
+        assert len({d.id for d in dropped} | {c.candidate_id for c in kept}) == len(sources)
+
+
+@given(st.binary(max_size=400))
+def test_no_page_raises(body):
+    list(extract_page(capture(b"<p>\xe4\xba\x91</p><img src=a.jpg>" + body), "s", "news"))
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        ("<img src=/dialog_button_ok.png alt=确定按钮>", ""),
+        ("<div class=banner><img src=/head.jpg alt=雪后的故宫></div>", ""),
+        ("<img src=/btn_ok.png alt=确定>", "spacer"),
+        ("<img src=/button.png alt=确定>", "spacer"),
+        ("<img src=/user-avatar.png alt=张三>", "spacer"),
+        ("<img src=/upload/avatar/17.jpg alt=张三>", "spacer"),
+        ("<img src=/img/weixin_ewm.jpg alt=联系我们>", "spacer"),
+        ("<img src=/avatar-film/still.jpg alt=阿凡达剧照>", ""),
+    ],
+)
+def test_an_image_is_not_dropped_for_a_name_that_may_be_its_subject(image, expected):
+    [entry] = extract_page(capture(f"<p>中文的一段话</p>{image}"), "s", "news")
+    assert (entry.reason if isinstance(entry, Decision) else "") == expected

@@ -1,0 +1,66 @@
+"""rank: runs of the build's pairs, each by rank, with what the leader pass compares."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.matching import text_rows
+from pipeline.stages import rank
+from pipeline.stages._runs import RUN_SCHEMA, partitions_of
+from pipeline.store.build import Build
+from pipeline.texts.folding import normals
+from pipeline.urls import domain_key
+from tests.stages import run_stage
+
+
+def made(folder: Path, filtered: Any, parts: int) -> Build:
+    """24 pairs of six sizes with a text or two, in so many partitions of filter."""
+    shown = [
+        filtered.Shown(f"p{i}", i, (f"第{i % 5}张图片", "说明")[: 1 + i % 2], 100 + i % 6, page=f"http://s{i % 3}.cn/")
+        for i in range(24)
+    ]
+    return filtered.make(folder, shown, parts)
+
+
+def pairs_of(build: Build, partitions: list[str]) -> list[dict[str, Any]]:
+    stage = build.stage("filter")
+    return [row for name in partitions for row in stage.table(stage.record(name)).to_pylist()]
+
+
+def test_a_run_has_its_pairs_by_size_and_id_with_a_sketch_for_each_text(tmp_path: Path, filtered: Any) -> None:
+    build = made(tmp_path, filtered, 3)
+    run_stage(build, "rank")
+    [record] = build.stage("rank").records()
+    table = build.stage("rank").table(record)
+    assert table.schema.equals(RUN_SCHEMA)
+    pairs = pairs_of(build, partitions_of(record.partition))
+    expected = sorted(range(24), key=lambda at: (-pairs[at]["width"] * pairs[at]["height"], pairs[at]["candidate_id"]))
+    rows = table.to_pylist()
+    assert [row["position"] for row in rows] == expected
+    for row in rows:
+        pair = pairs[row["position"]]
+        for name in ("candidate_id", "fetch_id", "sha256"):
+            assert row[name].hex() == pair[name]
+        for name in ("width", "height", "phash", "signature", "texts"):
+            assert row[name] == pair[name]
+        assert row["domain"] == domain_key(pair["page_url"])
+        own = normals([text["text"] for text in pair["texts"]])
+        assert row["sketches"] == text_rows.made(own, build.spec.dedup.text_similarity).columns().to_pylist()
+    assert (record.counts["pairs"], record.counts["texts"]) == (24, 36)
+
+
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_runs_are_neighbouring_partitions_within_the_bound(
+    tmp_path: Path, filtered: Any, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    monkeypatch.setattr(rank, "RUN", most)
+    build = made(tmp_path, filtered, 8)
+    runs = [partitions_of(run) for run in rank.partitions(build)]
+    assert [name for run in runs for name in run] == [record.partition for record in build.stage("filter").records()]
+    assert all(len(pairs_of(build, run)) <= most for run in runs if len(run) > 1)
+    for run, following in itertools.pairwise(runs):
+        assert len(pairs_of(build, [*run, following[0]])) > most, "a run takes as many as fit"

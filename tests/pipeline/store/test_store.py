@@ -1,0 +1,66 @@
+"""store: what STORE knows of builds, caches and takedowns, who may write to it, and which version it has."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.store.store import Store
+from tests.fetched import begun
+
+
+def test_a_store_of_a_newer_version_is_refused(tmp_path):
+    (tmp_path / "store.json").write_text('{"version": 99}')
+    with pytest.raises(StoreError, match="is of version 99, this wenlan knows 2; upgrade"):
+        Store(str(tmp_path)).check()
+
+
+def test_published_builds_are_known_by_snapshot_until_they_are_taken_back(tmp_path):
+    store = Store(str(tmp_path / "store"))
+    builds = [begun(tmp_path, snapshot=f"2026-01-0{day}", store=store.url) for day in (3, 1, 2)]
+    for revision, build in enumerate(builds):
+        store.register(build, revision)
+    store.register(builds[0], 7)  # again, as after a takedown
+    assert [(entry["snapshot"], entry["revision"]) for entry in store.registered()] == [
+        ("2026-01-01", 1),
+        ("2026-01-02", 2),
+        ("2026-01-03", 7),
+    ]
+    assert [entry["out"] for entry in store.registered()] == [builds[number].out for number in (1, 2, 0)]
+    store.unregister(builds[1].build_id)
+    store.unregister(builds[1].build_id)
+    assert [entry["build_id"] for entry in store.registered()] == [builds[2].build_id, builds[0].build_id]
+
+
+def test_every_cache_that_was_written_to_is_listed_by_its_place(tmp_path):
+    store = Store(str(tmp_path))
+    rows = pa.table({"sha256": ["a" * 64], "value": [1]})
+    for cache in (store.features("f-1"), store.features("f-2"), store.regions("grid-0")):
+        cache.put(rows)
+    listed = dict(store.caches())
+    assert list(listed) == ["fetched", "features/f-1", "features/f-2", "regions/grid-0"]
+    assert listed["features/f-2"].get(["a" * 64]).num_rows == 1
+    assert listed["fetched"].get(["a" * 64]) is None
+
+
+def test_the_revision_of_takedowns_follows_what_they_hold_and_not_how_it_is_filed(tmp_path):
+    store = Store(str(tmp_path))
+    revisions = [store.forgotten_revision()]
+    for name, hashes in (("one", ["a"]), ("two", ["b"]), ("three", ["a", "b"])):
+        store.folder.write_json(f"forgotten/{name}.json", {"hashes": hashes})
+        revisions.append(store.forgotten_revision())
+    assert store.takedowns().hashes == {"a", "b"}
+    assert len(set(revisions[:3])) == 3
+    assert revisions[3] == revisions[2]
+
+
+def test_one_process_at_a_time_holds_the_lock_and_a_store_is_made_by_it(tmp_path, monkeypatch):
+    store = Store(str(tmp_path / "store"))
+    with pytest.raises(StoreError, match="is no STORE"):
+        store.must_exist()
+    monkeypatch.setattr("pipeline.store.store.time.sleep", lambda seconds: None)
+    with store.lock(), pytest.raises(StoreError, match=r"_lock: is held by another publish"), store.lock():
+        pass
+    with store.lock():
+        store.must_exist()

@@ -1,0 +1,98 @@
+"""takedowns: URLs, domains, bytes and looks are recognised from hashes alone, and nothing beside them is."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE
+from pipeline.records import sha256_hex
+from pipeline.store.takedowns import NO_TAKEDOWNS, Look, Takedowns, domain_hashes, merged
+
+IMAGE, PAGE = "http://img.a.cn/1.jpg", "http://www.b.cn/1.html"
+
+
+def of(*names: str) -> Takedowns:
+    return Takedowns(frozenset(sha256_hex(name) for name in names))
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        (IMAGE, "this image URL was taken down"),
+        (PAGE, "its page was taken down"),
+        ("a.cn", "its domain was taken down"),
+        ("img.a.cn", "its domain was taken down"),
+        ("b.cn", "its domain was taken down"),
+        ("http://img.a.cn/2.jpg", ""),
+        (".a.cn", ""),
+        ("mg.a.cn", ""),
+        ("c.cn", ""),
+    ],
+)
+def test_an_image_on_a_page_is_taken_down_by_either_url_or_any_domain_above_them(name: str, why: str) -> None:
+    takedowns = of(name)
+    assert takedowns.why(IMAGE, PAGE) == why
+    row = {"fetch_id": sha256_hex("other"), "url": IMAGE, "page_url": PAGE}
+    assert takedowns.names(row) == bool(why)
+    sample = {"key": "k", "image_url": IMAGE, "page_url": PAGE, "sha256": "0" * 64}
+    assert takedowns.among(pa.Table.from_pylist([sample, {**sample, "key": "m", "sha256": sha256_hex(name)}])) == (
+        ["k", "m"] if why else ["m"]
+    )
+
+
+def test_an_address_of_a_host_without_parents_and_no_takedown_at_all() -> None:
+    assert of("10.0.0.1").host("http://10.0.0.1:8080/x")
+    assert not of("0.0.1").host("http://10.0.0.1/x")
+    assert NO_TAKEDOWNS.why(IMAGE, PAGE) == ""
+    assert not NO_TAKEDOWNS
+
+
+def test_a_domain_is_known_in_the_spelling_of_people_and_of_urls() -> None:
+    takedowns = Takedowns(frozenset(domain_hashes("例子.测试.")))
+    assert takedowns.host("http://www.例子.测试/")
+    assert takedowns.host("http://xn--fsqu00a.xn--0zwm56d/")
+    assert domain_hashes("A.CN") == {sha256_hex("a.cn")}
+
+
+looks = st.builds(
+    Look,
+    st.tuples(*[st.integers(0, 2**64 - 1)] * 3),
+    st.binary(min_size=4, max_size=4),
+    st.integers(0, 16),
+    st.floats(0, 1),
+    st.text(max_size=5),
+)
+
+
+@given(st.lists(st.tuples(st.sets(st.sampled_from("abc")), st.lists(looks, max_size=2)), max_size=3))
+def test_files_of_takedowns_come_back_as_one(files: list[tuple[set[str], list[Look]]]) -> None:
+    raw = [{"hashes": sorted(names), "looks": [look.value() for look in own]} for names, own in files]
+    together = merged(json.loads(json.dumps(raw)))
+    assert together.hashes == frozenset(name for names, _ in files for name in names)
+    assert {look.signature for look in together.looks} == {look.signature for _, own in files for look in own}
+    assert set(together.looks) <= {look for _, own in files for look in own}
+
+
+def test_a_picture_that_looks_like_one_within_its_distance_is_found_among_those_of_its_features() -> None:
+    rng = np.random.default_rng(1)
+    phash = rng.integers(1, 2**63, HASHES, dtype=np.uint64)
+    near, far = phash ^ np.uint64(0b1111), phash ^ np.uint64(2**20 - 1)
+    signature = np.full(GRIDS * SIZE, 100, np.uint8).tobytes()
+    names = pa.array(["same", "near", "far"])
+    phashes = pa.array([phash.tolist(), near.tolist(), far.tolist()], pa.list_(pa.uint64()))
+    rows = pa.table({"sha256": names, "phash": phashes, "signature": pa.array([signature] * 3, pa.binary())})
+
+    def alike(distance: int, features: str = "f") -> list[str]:
+        return Takedowns(looks=(Look(tuple(phash.tolist()), signature, distance, 0.1, "f"),)).alike(rows, features)
+
+    assert alike(6) == ["same", "near"]
+    assert alike(0) == ["same"]
+    assert alike(6, "measured otherwise") == []
+    assert Takedowns().alike(rows, "f") == []
