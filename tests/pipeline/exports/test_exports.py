@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -21,6 +22,7 @@ from data_specs.build import SpecError
 from data_specs.shard import SPLITS
 from pipeline import cli, exports
 from pipeline.exports import Format, Source, export
+from pipeline.exports import csv as table
 from pipeline.publish import release
 from pipeline.records import sha256_hex
 from pipeline.store import build_json
@@ -199,3 +201,27 @@ def test_a_table_of_csv_reads_back(shards_of: Path, tmp_path: Path) -> None:
                 with Image.open(io.BytesIO((tmp_path / "out" / row["filepath"]).read_bytes())) as image:
                     assert image.size == (int(row["width"]), int(row["height"]))
     assert not stored
+
+
+def test_a_key_that_leads_out_of_the_export_is_refused(shards_of: Path, tmp_path: Path, edit: Any, reseal: Any) -> None:
+    """A stranger's dataset, whose digests hold: what writes a file for each key must not write `../../x.jpg`."""
+
+    def climb(rows: list[dict[str, Any]]) -> None:
+        rows[0]["key"] = "../../climbed"
+
+    for path in (shards_of / "train-000000.parquet", *shards_of.glob("regions/*/train-000000.parquet")):
+        edit(path, climb)
+    reseal(shards_of)
+    with pytest.raises(Exception, match=r"\.\./\.\./climbed: is no key of a sample"):
+        export(Dataset.open(shards_of), "csv", tmp_path / "a/b/out")
+    assert not list(tmp_path.rglob("*climbed*"))
+
+
+@pytest.mark.parametrize("title", ['=HYPERLINK("http://a.cn","x")', "@SUM(1)", "-1+2", "+1", "＝1", "\t=1"])
+def test_a_title_is_no_formula_for_a_spreadsheet(shards_of: Path, title: str) -> None:
+    [stored] = Samples.of(Frames.of_dataset(Dataset.open(shards_of))).first(1)
+    texts = [{**stored.row["texts"][0], "text": title}]
+    row = table._row(dataclasses.replace(stored, row={**stored.row, "texts": texts}))
+    assert row["title"] == f"'{title}"
+    assert json.loads(row["texts"])[0]["text"] == title, "the text itself stays"
+    assert table._row(stored)["title"] == stored.text

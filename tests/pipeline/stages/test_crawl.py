@@ -754,3 +754,50 @@ def test_robots_that_lead_where_nobody_may_go_are_asked_for_once_and_paced(serve
     assert 1 <= len(asked) <= policy.TRIES
     assert all(b - a >= 0.18 for a, b in itertools.pairwise(asked)), "at the host's pace"
     assert [path for path in odd.asked if path != "/robots.txt"] == []
+
+
+def test_nothing_that_a_host_names_leads_inside(serve, make_build):
+    """Server-side request forgery by everything that a page, robots.txt or a sitemap can name."""
+    inside = serve({"/": html(), "/s.xml": b"<urlset/>", "/latest/meta-data/": html()})
+    secret, metadata = inside.url("/latest/meta-data/"), "http://169.254.169.254/latest/meta-data/"
+    head = "".join(
+        f'<link rel="{rel}" href="{secret}">'
+        for rel in ("canonical", "alternate", "amphtml", "next", "manifest", "icon")
+    )
+    head += f'<meta http-equiv="refresh" content="0; url={secret}"><base href="{inside.url("/")}">'
+    frames = f'<iframe src="{secret}"></iframe><frame src="{metadata}"><area href="{secret}"><img src="{secret}x.png">'
+    web = serve()
+    index = f"<sitemapindex><sitemap><loc>{inside.url('/s.xml')}</loc></sitemap></sitemapindex>"
+    web.pages = {
+        "/robots.txt": f"Sitemap: {inside.url('/s.xml')}\nSitemap: {web.url('/index.xml')}\n".encode(),
+        "/index.xml": index.encode(),
+        "/": html(secret, metadata, "relative.html", head=head, text=frames),
+    }
+    _, bodies, _ = run(make_build(web, sources=site(web.url())))
+    assert web.url() in bodies
+    assert inside.asked == []
+
+
+def test_a_host_that_sets_cookies_gets_none_back_and_endless_headers_end(serve, make_build):
+    sent = []
+
+    def sets(handler) -> None:
+        sent.append(handler.headers.get("Cookie"))
+        body = html("/two.html", "/headers.html")
+        handler.send_response(200)
+        handler.send_header("Content-Type", "text/html")
+        handler.send_header("Set-Cookie", "id=1; Path=/")
+        handler.send_header("Content-Length", str(len(body)))
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    def endless(handler) -> None:
+        handler.send_response(200)
+        while True:
+            handler.wfile.write(b"X-Header: " + b"x" * 4000 + b"\r\n")
+
+    web = serve({"/": sets, "/two.html": sets, "/headers.html": endless})
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url(), web.url("/two.html")}
+    assert sent == [None, None]
+    assert reasons == {web.url("/headers.html"): "connection"}
