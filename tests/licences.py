@@ -1,7 +1,7 @@
 """Licences of every distribution that the extras of pyproject.toml bring, as their metadata states them.
 
-`python tests/licences.py [EXTRA...]` writes a table in Markdown, by default of every extra that is shipped. `make audit`
-keeps it in dist/licences.md; tests/test_licences.py says which licences may come in.
+`python tests/licences.py [EXTRA...]` writes a table in Markdown, by default of every extra that is shipped. The make
+target `audit` keeps it as dist/licences.md. tests/test_licences.py says which licences may come in.
 
 Limits: what is installed here is looked at, on this platform and this Python; wheels may hold libraries under licences
 that their metadata does not name (OpenCV's has FFmpeg, under the LGPL).
@@ -14,6 +14,7 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import Distribution
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -53,18 +54,16 @@ def packages(extra: str) -> list[Package]:
     return [found[name] for name in sorted(found)]
 
 
-def _needed(
-    distribution: importlib.metadata.Distribution, extras: frozenset[str]
-) -> Iterator[tuple[str, frozenset[str]]]:
+def _needed(distribution: Distribution, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:
     """(name, extras) of what a distribution needs here when it is installed with `extras`."""
-    for line in package.requires or ():
+    for line in distribution.requires or ():
         requirement = Requirement(line)
         marker = requirement.marker
         if marker is None or any(marker.evaluate({"extra": extra}) for extra in extras or {""}):
             yield canonicalize_name(requirement.name), frozenset(requirement.extras)
 
 
-def licence_of(distribution: importlib.metadata.Distribution) -> str:
+def licence_of(distribution: Distribution) -> str:
     """The licence by PEP 639's field, else by the classifiers, else by the first line of the old field."""
     metadata = distribution.metadata
     if expression := metadata.get("License-Expression"):
@@ -76,9 +75,7 @@ def licence_of(distribution: importlib.metadata.Distribution) -> str:
     return (metadata.get("License") or "").strip().split("\n")[0][:80]
 
 
-_COPYLEFT = re.compile(
-    r"(?<!L)(?<!Lesser )(?:\bA?GPL|(?<!Lesser )General Public|Affero|\bSSPL|\bEUPL|CC-BY-(?:NC|SA)|BUSL)", re.I
-)
+_COPYLEFT = re.compile(r"\bA?GPL|General Public|Affero|\bSSPL|\bEUPL|CC-BY-(?:NC|SA)|BUSL", re.I)
 
 
 def is_strong_copyleft(licence: str) -> bool:

@@ -249,3 +249,11 @@ def test_aliases_may_be_used(tmp_path: Path) -> None:
     text = yaml.safe_dump({**GOOD, "sources": []}).replace("sources: []", "")
     text += "".join(["sources:\n", "- &s ", json.dumps(two[0]), "\n- {<<: *s, name: two}\n"])
     assert [source.name for source in load(_write(tmp_path, text)).sources] == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".", "", "a\n", "a b", "A", "é", "a\\b", "a%2fb", "-a"])
+def test_names_cannot_be_paths(tmp_path: Path, name: str) -> None:
+    """Names of datasets and sources become folders of STORE and parts of addresses."""
+    sources = [GOOD["sources"][0] | {"name": name}]
+    for spec, where in (({**GOOD, "name": name}, "name"), ({**GOOD, "sources": sources}, "sources[0].name")):
+        assert any(f": {where}: string should match" in problem for problem in _problems(_write(tmp_path, spec)))

@@ -219,3 +219,11 @@ def test_links_and_climbing_names_in_a_tar_read_nothing_outside(tmp_path):
         assert source.read_image(f"webdataset:///s/a.tar/{name}") is None
         assert source.read_image(f"webdataset:///s/..%2F..%2Fsecret.txt/{name}") is None
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "in", "secret.txt"]
+
+
+@pytest.mark.parametrize("path", ["pipe:touch ran", ["a.tar", "pipe:touch ran; cat x.tar"]])
+def test_a_pipe_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="runs a command"):
+        tars(path)
+    assert list(tmp_path.iterdir()) == []
