@@ -27,7 +27,10 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHON
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fast lint fuzz bench bench-venv dags-venv drill clean
+# pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
+AUDIT   := .audit
+
+.PHONY: help setup demo test check fast lint fuzz audit wheels deploy bench bench-venv dags-venv drill clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -54,6 +57,16 @@ fast: $(STAMP) ## the tests that take seconds
 fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
 
+audit: $(STAMP) $(AUDIT)/.installed ## licences, bill of materials (CycloneDX), known vulnerabilities, into dist/
+	@sh .ci/audit $(BIN)/python $(AUDIT)
+
+wheels: ## build the wheel, and try it in a fresh environment of each Python (minutes, 2 GB each; EXTRAS=a,b)
+	@sh .ci/wheels $(EXTRAS)
+
+deploy: ## write dags/deploy/prometheusrule.yaml anew from alerts.yaml
+	@f=dags/deploy/prometheusrule.yaml && { sed '/^spec:/q' $$f; \
+	    sed -n '/^groups:/,$$p' dags/deploy/alerts.yaml | sed 's/^\(.\)/  \1/'; } > $$f.new && mv $$f.new $$f
+
 bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
 	@failed=; for bench in tests/benchmarks/bench_*.py; do \
 	    [ -e "$$bench" ] || { echo "no benchmarks in tests/benchmarks" >&2; exit 1; }; \
@@ -68,7 +81,7 @@ drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a r
 	@$(BIN)/python tests/benchmarks/drill_schedule.py
 
 clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too
-	rm -rf $(VENV) $(BENCH) $(DAGS) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml .ci/setup
@@ -87,6 +100,11 @@ $(BENCH)/.installed: Makefile .ci/setup
 	@sh .ci/setup venv $(BENCH)
 	@$(BENCH)/bin/python -m pip install --quiet $(PEERS)
 	@$(BENCH)/bin/python -m pip install --quiet --no-deps --target $(BENCH)/contrib opencv-contrib-python-headless
+	@touch $@
+
+$(AUDIT)/.installed: Makefile .ci/setup
+	@sh .ci/setup venv $(AUDIT)
+	@$(AUDIT)/bin/python -m pip install --quiet 'cyclonedx-bom>=7' 'pip-audit>=2.9'
 	@touch $@
 
 $(DAGS)/.installed: Makefile .ci/setup

@@ -10,6 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from data_specs.printable import printable_json
+
 
 def wants_json(words: Sequence[str]) -> bool:
     """Whether --json, or a beginning of it that argparse takes for it, is among arguments, also of a wrong command."""
@@ -18,9 +20,9 @@ def wants_json(words: Sequence[str]) -> bool:
 
 def answer(result: dict[str, Any]) -> str:
     """The line of a command that came to its end; its own "ok" counts, if it has one."""
-    return json.dumps({"ok": True, **result}, ensure_ascii=False)
+    return printable_json(json.dumps({"ok": True, **result}, ensure_ascii=False))
 
 
 def failure(error: str, code: int) -> str:
     """The line of a command that failed."""
-    return json.dumps({"ok": False, "error": error, "code": code}, ensure_ascii=False)
+    return printable_json(json.dumps({"ok": False, "error": error, "code": code}, ensure_ascii=False))

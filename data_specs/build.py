@@ -380,12 +380,23 @@ def _read(path: Path) -> Any:
         raise SpecError([f"{path}: is nested too deeply"]) from None
 
 
+MAX_VALUES = 1_000_000
+"""Values of a spec at most, each alias counted as all that it stands for: nine lines can stand for 10^9 of them."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, in which a scalar that its type refuses is a YAMLError with its line.
 
     PyYAML raises whatever the type's constructor does: ValueError for the date 2024-13-45 and for an integer of more
-    than 4,300 digits, AttributeError for `!!timestamp x`, KeyError for `!!bool x`.
+    than 4,300 digits, AttributeError for `!!timestamp x`, KeyError for `!!bool x`. An alias costs PyYAML nothing; the
+    models, which copy what it stands for, it can cost all memory (CWE-776).
     """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            _count(node, {})
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
@@ -394,6 +405,26 @@ class _Loader(yaml.SafeLoader):
             kind = str(node.tag).rpartition(":")[2]
             problem = f"this is no {kind} ({_one_line(e)})"
             raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
+
+def _count(node: yaml.Node, counts: dict[int, int]) -> int:
+    """Values that a node stands for, aliases as often as they occur. Raises YAMLError for too many, and for a circle.
+
+    counts: of the nodes counted so far, by id; 0 for one that is being counted.
+    """
+    known = counts.get(id(node))
+    if known == 0:
+        raise yaml.composer.ComposerError(None, None, "an alias of what it is in", node.start_mark)
+    if known is None:
+        counts[id(node)] = 0
+        pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+        inner = [part for pair in pairs for part in pair] if pairs else node.value
+        known = 1 + sum(_count(part, counts) for part in inner) if isinstance(inner, list) else 1
+        counts[id(node)] = known
+    if known > MAX_VALUES:
+        problem = f"its aliases stand for more than {MAX_VALUES:,} values"
+        raise yaml.composer.ComposerError(None, None, problem, node.start_mark)
+    return known
 
 
 def _one_line(e: object) -> str:

@@ -154,6 +154,11 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")  # additive fields keep the version
 
 
+def leaves_folder(path: str) -> bool:
+    """Whether a path that a manifest names leads out of the folder that it is relative to: nothing is written there."""
+    return path.startswith("/") or "://" in path or ".." in path.split("/")
+
+
 class FileDigest(_Model):
     """A file of the shard folder: path relative to the manifest, size in bytes, sha256 in hex."""
 

@@ -18,6 +18,7 @@ from data_specs.build import SpecError
 from data_specs.command_line import Parser, UsageError, VersionAction, complete
 from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
+from data_specs.printable import printable, printable_line
 from data_specs.shard import ContractError
 from pipeline import observe
 from pipeline.commands import builds, datasets, init, plan, plugins, releases, schema, store, trials
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete(parser)
         args = parser.parse_args(words)
     except UsageError as e:
-        print(e, file=sys.stderr)
+        print(printable(str(e)), file=sys.stderr)
         return _failed(str(e), 2, as_json)
     observe.log_as(observe.form())
     if problem := check_ownership():
@@ -101,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _fail(message: str, code: int, as_json: bool, prefix: str = "wenlan-data: ") -> int:
     for line in shown(message).splitlines():
-        print(f"{prefix}{line}", file=sys.stderr)
+        print(printable_line(f"{prefix}{line}"), file=sys.stderr)
     return _failed(message, code, as_json)
 
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from data_specs.loopback import on_loopback
 from pipeline import observe
 from pipeline.errors import StageError, WenlanError
 from pipeline.pulse import pulse
@@ -98,15 +99,14 @@ class Cluster:
 
         if not ray.is_initialized():
             os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-            loopback: dict[str, Any] = {"_node_ip_address": "127.0.0.1"}
             quiet: dict[str, Any] = {"log_to_driver": True, "logging_level": logging.ERROR}
             if self._address:
                 _join(ray, self._address, quiet)
             else:
-                # "local": never join a cluster that happens to run here; loopback: its ports are for nobody else
+                # "local": never join a cluster that happens to run here
                 self._watchdog = Watchdog()
-                options = {"num_cpus": self._workers or None, "include_dashboard": False, **loopback, **quiet}
-                with self._watchdog.marking():
+                options = {"num_cpus": self._workers or None, "include_dashboard": False, **quiet}
+                with self._watchdog.marking(), on_loopback():
                     _start_here(ray, options)
             self._ours = True
         self.started = True

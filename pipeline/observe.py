@@ -27,6 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from data_specs.printable import printable, printable_json
 from pipeline import pulse
 from pipeline.urls import shown
 
@@ -131,7 +132,7 @@ def log_as(form: str) -> None:
     A process whose logging is set up already keeps its own handlers.
     """
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter("%(levelname)s %(name)s: %(message)s"))
+    handler.setFormatter(_Json() if form == "json" else _Text("%(levelname)s %(name)s: %(message)s"))
     handler.addFilter(_add_context)
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     log.setLevel(logging.INFO if form == "json" else logging.NOTSET)
@@ -148,6 +149,13 @@ def _add_context(record: logging.LogRecord) -> bool:
 _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "about", "taskName"}
 
 
+class _Text(logging.Formatter):
+    """Lines for people. A record's further lines are indented, so that what a page says cannot pass for a record."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(shown(super().format(record))).replace("\n", "\n  ")
+
+
 class _Json(logging.Formatter):
     """One JSON object per line: time, level, message, the context of `about`, and the call's `extra`."""
 
@@ -162,4 +170,4 @@ class _Json(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = shown(self.formatException(record.exc_info))
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return printable_json(json.dumps(line, ensure_ascii=False, default=str))

@@ -21,6 +21,7 @@ from data_specs import answers
 from data_specs.command_line import Parser, UsageError, VersionAction, complete, completed_by
 from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
+from data_specs.printable import printable, printable_line
 from data_specs.shard import SPLITS, ContractError
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, FirstRankError, TrainingError
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complete(parser)
         arguments = parser.parse_args(words)
     except UsageError as e:
-        print(e, file=sys.stderr)
+        print(printable(str(e)), file=sys.stderr)
         return _failed(str(e), 2, as_json)
     _log_to_stderr()
     foreign = check_ownership()
@@ -409,7 +410,7 @@ class _OneLine(logging.Formatter):
     """One line per record; an error names the command that it comes from."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = " ".join(record.getMessage().splitlines())
+        line = printable_line(" ".join(record.getMessage().splitlines()))
         return f"wenlan-train: {line}" if record.levelno >= logging.ERROR else line
 
 

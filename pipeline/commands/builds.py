@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from data_specs.build import SpecError, load
@@ -18,7 +17,6 @@ from data_specs.shard import MANIFEST
 from pipeline.commands import generations
 from pipeline.commands.terminal import Bars, Commands, add_spec, command, console, say, show, table_of
 from pipeline.errors import ApprovalError, NothingNew, WenlanError
-from pipeline.urls import shown
 
 if TYPE_CHECKING:
     from pipeline.store.build import Build
@@ -183,7 +181,7 @@ def _show_reasons(build: Build, results: list[StageResult]) -> list[dict[str, An
         table.columns[3].overflow, table.columns[3].no_wrap = "ellipsis", True
         table.columns[3].max_width = max(20, console.width - widest - BESIDE_EXAMPLES)
     for at, r in enumerate(reasons):
-        example = escape(shown(": ".join(part for part in (r.url, r.evidence) if part)))
+        example = ": ".join(part for part in (r.url, r.evidence) if part)
         new = not at or reasons[at - 1].stage != r.stage
         table.add_row(r.stage if new else "", r.reason, f"{'' if r.exact else 'about '}{r.count:,}", example)
     show(table)

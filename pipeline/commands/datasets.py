@@ -85,7 +85,7 @@ def _verify(args: argparse.Namespace) -> dict[str, Any]:
 
     faults = verify(args.build, quick=args.quick, store=args.store)
     for fault in faults:
-        console.print(fault, style="red" if console.is_terminal else None, soft_wrap=True, markup=False)
+        say(fault, style="red" if console.is_terminal else "")
     say(f"{args.build}: {f'{len(faults)} faults' if faults else 'matches its manifest'}")
     return {"ok": not faults, "faults": faults}
 

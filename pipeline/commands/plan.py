@@ -11,14 +11,11 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
-
 from data_specs.build import BuildSpec, SpecError, load
 from pipeline.commands import generations
 from pipeline.commands.builds import add_build_arguments, opened
 from pipeline.commands.terminal import Commands, command, console, say, show, table_of
 from pipeline.errors import SourceError
-from pipeline.urls import shown
 
 if TYPE_CHECKING:
     from pipeline.report.estimate import Forecast, Pace
@@ -127,7 +124,7 @@ def _show_source(source: Source, look: Look, probes: list[Probe]) -> None:
         rows.append((fate, f"{probe.url}: {probe.said}{f'; {probe.advice}' if probe.advice else ''}"))
     rows += [("warning", warning) for warning in look.warnings]
     for name, value in rows:
-        table.add_row(name, escape(shown(value)))
+        table.add_row(name, value)
     show(table)
 
 

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import HEAVY_HEAD
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
+from rich.text import Text
 
 from data_specs.command_line import completed_by, files_like
+from data_specs.printable import printable_line
 from pipeline import observe
 from pipeline.urls import shown
 
@@ -54,9 +56,12 @@ def add_spec(parser: argparse.ArgumentParser) -> None:
     completed_by(spec, lambda prefix, **_: files_like(prefix, (".yaml", ".yml")))
 
 
-def say(line: str) -> None:
-    """Print one line as it is: unwrapped, and with square brackets taken for text, as paths and pages hold them."""
-    console.print(shown(line), soft_wrap=True, markup=False)
+def say(line: str, style: str = "") -> None:
+    """Print one line as it is: unwrapped, and with square brackets taken for text, as paths and pages hold them.
+
+    What a terminal would obey in it is escaped.
+    """
+    console.print(printable_line(shown(line)), style=style or None, soft_wrap=True, markup=False)
 
 
 class Bars:
@@ -132,10 +137,18 @@ class Bars:
                 self._bars.update(self._tasks[result.name], total=1.0, completed=1.0, said=said)
 
 
+class _Table(Table):
+    """A table whose cells are text as it is: pages and paths have square brackets, and worse."""
+
+    def add_row(self, *cells: RenderableType | None, **options: Any) -> None:
+        texts = [Text(printable_line(shown(cell))) if isinstance(cell, str) else cell for cell in cells]
+        super().add_row(*texts, **options)
+
+
 def table_of(title: str, *columns: str) -> Table:
     """An empty table: its first column is text, the others are right-aligned figures. Ruled on a terminal only."""
     drawn = HEAVY_HEAD if console.is_terminal else None
-    table = Table(title=title, title_justify="left", box=drawn, pad_edge=drawn is not None)
+    table = _Table(title=title, title_justify="left", box=drawn, pad_edge=drawn is not None)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left")
     return table

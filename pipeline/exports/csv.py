@@ -6,7 +6,8 @@
 `filepath` (relative to OUT) and `title` (the primary text) are the columns that open_clip reads by default; its
 `--csv-separator` is a comma here. UTF-8, quoted as RFC 4180 says; `texts` and `boxes` hold JSON.
 
-Limits: texts are those of web pages, unchanged; a spreadsheet may take one that begins with = for a formula.
+A title that a spreadsheet would take for a formula (`=HYPERLINK(...)`, `@SUM(...)`; OWASP, CSV Injection) has an
+apostrophe before it, and `texts` has it as it is: pages write titles, and people open tables by a double click.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ from pipeline.exports._rows import COPIED
 from pipeline.store.samples import Stored
 
 COLUMNS = ("filepath", "title", "key", "texts", *COPIED, "boxes")
+
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""How formulas begin; full width too, which spreadsheets in Chinese and Japanese take for the same."""
 
 
 def write(source: Source, out: Path) -> dict[Split, int]:
@@ -43,7 +47,7 @@ def _row(stored: Stored) -> dict[str, Any]:
     texts = [{"kind": text["kind"], "text": text["text"]} for text in stored.row["texts"]]
     return {
         "filepath": f"images/{stored.key}.jpg",
-        "title": stored.text,
+        "title": f"'{stored.text}" if stored.text.startswith(FORMULAS) else stored.text,
         "key": stored.key,
         "texts": json.dumps(texts, ensure_ascii=False),
         **{name: stored.row[name] for name in COPIED},

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -117,11 +118,14 @@ class Folder:
         self.write(name, json.dumps(value, indent=1, ensure_ascii=False).encode() + b"\n")
 
     def take(self, local: Path, name: str, private: bool = False) -> None:
-        """Move a finished local file into the folder under its final name. private: for its owner's eyes only."""
+        """Move a finished local file into the folder under its final name, with the mode that the umask asks for.
+
+        private: for its owner's eyes only.
+        """
         if self.is_local:
             target = Path(self.at(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            local.chmod(0o600 if private else 0o644)
+            local.chmod(0o600 if private else 0o666 & ~_umask())
             local.replace(target)
             return
         fs, path = fsspec.url_to_fs(self.at(name))
@@ -176,6 +180,17 @@ class Folder:
             return tempfile.gettempdir()
         Path(self.url).mkdir(parents=True, exist_ok=True)
         return self.url
+
+
+_asking = threading.Lock()
+
+
+def _umask() -> int:
+    """The umask of the process, which cannot be asked for without setting it: for a moment to the strictest one."""
+    with _asking:
+        mask = os.umask(0o077)
+        os.umask(mask)
+    return mask
 
 
 def read_url(url: str) -> bytes:

@@ -26,6 +26,7 @@ from data_specs.shard import (
     ReleasedBuild,
     ShardFiles,
     content_digest,
+    leaves_folder,
     parse_manifest,
     pretty_manifest,
 )
@@ -315,6 +316,8 @@ def copy(store: Store, dataset: str, target: str, number: int = 0) -> Manifest:
     for shard in release.shards:
         source, place = Folder(release.folder_of(shard, releases.folder.url)), out / shard.build
         for file in (shard.tar, shard.parquet, *shard.regions.values()):
+            if leaves_folder(file.path) or leaves_folder(shard.build):
+                raise StoreError(releases.folder.url, f"names {file.path!r}, out of its folder")
             _copy_file(source, place, file)
     spec = _spec_of(release.builds[-1].out)
     if spec.shards.energon:

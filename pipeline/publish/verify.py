@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest
+from data_specs.shard import SHARD_SCHEMA, SPLITS, FileDigest, Manifest, ShardFiles, content_digest, leaves_folder
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.publish.shard_content import (
     PER_FILE,
@@ -107,7 +107,7 @@ def _manifest_faults(manifest: Manifest) -> Iterator[str]:
     for (_, path), times in paths.items():
         if times > 1:
             yield f"manifest.json: names {path} {times} times"
-        if _leaves_folder(path):
+        if leaves_folder(path):
             yield f"manifest.json: path {path!r} leaves the shard folder"
 
 
@@ -126,14 +126,10 @@ def _files(shard: ShardFiles) -> list[FileDigest]:
     return [shard.tar, shard.parquet, *shard.regions.values()]
 
 
-def _leaves_folder(path: str) -> bool:
-    return path.startswith("/") or "://" in path or ".." in path.split("/")
-
-
 def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _AcrossShards) -> list[str]:
     """Faults of one shard. The content of a file is checked only if its size and sha256 match, and that of tar and
     regions only if the index is sound, so that one damage is reported once."""
-    if any(_leaves_folder(file.path) for file in _files(shard)):
+    if any(leaves_folder(file.path) for file in _files(shard)):
         return []  # reported by _manifest_faults; nothing outside the folder is opened
     folder = dataset.folder_of(shard)
     damaged = {file.path: fault for file in _files(shard) if (fault := _digest_fault(folder, file))}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_specs.shard import SPLITS
 from pipeline.pictures.decode import MAX_PIXELS
+from pipeline.report.page import harmless
 from pipeline.report.pictures import thumbnail
 from pipeline.store.frames import Frames
 from pipeline.store.samples import Samples, Stored
@@ -31,7 +32,7 @@ def picture(stored: Stored, boxes: bool = False) -> PIL.Image.Image:
     """The image of a sample, RGB; with its boxes drawn into it, the best one last."""
     from PIL import Image, ImageDraw
 
-    with Image.open(io.BytesIO(stored.image)) as opened:
+    with Image.open(io.BytesIO(stored.image), formats=("JPEG",)) as opened:  # an EPS would start Ghostscript
         image: PIL.Image.Image = opened.convert("RGB")
     if boxes:
         pen, width = ImageDraw.Draw(image), max(1, max(image.size) // 200)
@@ -78,7 +79,8 @@ def _cut(text: str) -> str:
 def _template() -> Any:
     import jinja2
 
-    return jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True).from_string(_HTML)
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=True, finalize=harmless)
+    return environment.from_string(_HTML)
 
 
 _HTML = """<div class="wenlan"><p><b>{{ title }}</b><br><code>{{ place }}</code></p>

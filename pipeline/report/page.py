@@ -21,6 +21,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_specs.printable import printable, printable_json
 from pipeline.report import drift, state
 from pipeline.report.section import Material, Values, compute, merged
 from pipeline.report.sections import SECTIONS
@@ -91,13 +92,21 @@ def _restated(html: str, report: Values, stages: Stages) -> str:
 
 def as_json(report: Values) -> str:
     """The text of report.json."""
-    return shown(json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True)) + "\n"
+    return printable_json(shown(json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True))) + "\n"
+
+
+def harmless(value: Any) -> Any:
+    """What a template prints of a value: text of the web without what would turn the order of the page's own text.
+
+    HTML of ours, which is Markup, stays as it is. The engine escapes what this returns.
+    """
+    return printable(value) if type(value) is str else value
 
 
 def environment(stages: Stages) -> Any:
     """The templates beside this file, and the macros of macros.html as globals of every template and fragment.
 
-    Everything that came from the web is escaped by the engine. stages: for their Chinese names.
+    Everything that came from the web is escaped by the engine (`harmless` before it). stages: for their Chinese names.
     """
     import jinja2
     from markupsafe import Markup
@@ -106,6 +115,7 @@ def environment(stages: Stages) -> Any:
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
         autoescape=True,
+        finalize=harmless,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -187,7 +188,13 @@ def _joined(rows: Part, boxes: Part | None) -> Iterator[tuple[dict[str, Any], di
 _NO_REGIONS: dict[str, Any] = {"boxes": (), "scores": (), "labels": ()}
 
 
+_KEY = re.compile(f"[0-9a-f]{{{KEY_LENGTH}}}")
+
+
 def _stored(row: dict[str, Any], regions: dict[str, Any] | None, read: Read) -> Stored:
+    """Raises StoreError for a key that is none: an export names files by it, and `../../x` leaves its folder."""
+    if not _KEY.fullmatch(str(row["key"])):
+        raise StoreError(str(row["key"])[:100], f"is no key of a sample: {KEY_LENGTH} hex digits")
     own = regions or _NO_REGIONS
     return Stored(
         row,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,10 @@ def test_a_spec_error_comes_whole_out_of_another_process():
         ("a: \x00\n", "s.yaml: is not YAML: unacceptable character #x0000"),
         (yaml.safe_dump(GOOD) + 'description: "\\ud800"\n', "s.yaml: a value cannot be written as JSON: "),
         (yaml.safe_dump(GOOD) + "seed: 0x" + "f" * 6000, "s.yaml: a value cannot be written as JSON: "),
-        (yaml.safe_dump(GOOD) + "filters: [&f {name: x, self: *f}]", "s.yaml: a value cannot be written as JSON: "),
+        (
+            yaml.safe_dump(GOOD) + "filters: [&f {name: x, self: *f}]",
+            "s.yaml:8: is not YAML: an alias of what it is ",
+        ),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else None,
 )
@@ -223,3 +227,33 @@ def test_filters_of_a_source_count_for_the_digest_only_where_they_are_stated():
     assert plain.digest == empty.digest != stated.digest
     assert "filters" not in stated.sources[0].options, "no option of the source's own plug-in"
     assert BuildSpec.model_validate(stated.model_dump()).digest == stated.digest
+
+
+def _bomb(inside: str) -> str:
+    """Nine lines whose last stands for 10^9 values (CWE-776), within a flow mapping."""
+    lines = ["a0: &a0 [x,x,x,x,x,x,x,x,x,x]"]
+    lines += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 9)]
+    return inside % ",\n  ".join(lines)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("inside", ["bomb: {%s}\n", "filters: [{name: text_length, bomb: {%s}}]\n"])
+def test_aliases_that_stand_for_a_billion_values_cost_nothing(tmp_path: Path, inside: str) -> None:
+    """An option of a plug-in may be anything until the plug-in is asked: such a spec took all memory."""
+    [problem] = _problems(_write(tmp_path, yaml.safe_dump(GOOD) + _bomb(inside)))
+    assert problem.endswith("is not YAML: its aliases stand for more than 1,000,000 values")
+
+
+def test_aliases_may_be_used(tmp_path: Path) -> None:
+    two = [GOOD["sources"][0] | {"name": name} for name in ("one", "two")]  # type: ignore[index]
+    text = yaml.safe_dump({**GOOD, "sources": []}).replace("sources: []", "")
+    text += "".join(["sources:\n", "- &s ", json.dumps(two[0]), "\n- {<<: *s, name: two}\n"])
+    assert [source.name for source in load(_write(tmp_path, text)).sources] == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/b", "..", ".", "", "a\n", "a b", "A", "é", "a\\b", "a%2fb", "-a"])
+def test_names_cannot_be_paths(tmp_path: Path, name: str) -> None:
+    """Names of datasets and sources become folders of STORE and parts of addresses."""
+    sources = [GOOD["sources"][0] | {"name": name}]
+    for spec, where in (({**GOOD, "name": name}, "name"), ({**GOOD, "sources": sources}, "sources[0].name")):
+        assert any(f": {where}: string should match" in problem for problem in _problems(_write(tmp_path, spec)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pipeline import cluster, run, watchdog
 from pipeline.errors import StageError
 from pipeline.store.build import Build
 from pipeline.watchdog import MARK
+from tests.places import ROOT
 from tests.processes import descendants, wait_until
 
 
@@ -209,3 +211,36 @@ def test_marks_are_of_the_processes_that_bear_them_only() -> None:
             one.kill()
             other.kill()
             other.communicate()
+
+
+LISTENING = """
+import contextlib, json, sys, psutil
+from pipeline import cluster
+from training.run import ray_job
+with contextlib.ExitStack() as stack:
+    if sys.argv[1] == "pipeline":
+        own = cluster.Cluster(workers=1)
+        own.start()
+        stack.callback(own.close)
+    else:
+        stack.enter_context(ray_job._cluster(1))
+    import ray
+    ray.get(ray.remote(lambda: 1).remote())
+    addresses = set()
+    for process in (psutil.Process(), *psutil.Process().children(recursive=True)):
+        with contextlib.suppress(psutil.Error):
+            addresses |= {c.laddr.ip for c in process.net_connections("inet") if c.status == "LISTEN"}
+    print(json.dumps(sorted(addresses)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", ["pipeline", "training"])
+def test_an_embedded_ray_listens_to_this_machine_alone(half: str) -> None:
+    """Whoever reaches Ray's GCS, raylet or dashboard can run commands as its user."""
+    words = [sys.executable, "-c", LISTENING, half]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    addresses = json.loads(done.stdout.splitlines()[-1])
+    assert addresses
+    assert set(addresses) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}

@@ -71,3 +71,33 @@ def test_metric_names_are_what_prometheus_takes():
     for name in observe.METRICS:
         assert name.startswith("wenlan_")
         assert observe.exported(name).isidentifier()
+
+
+FORGE = """
+import logging
+from pipeline import observe
+observe.log_as(observe.form())
+evil = chr(27) + "[2J" + chr(0x202e) + "x" + chr(10) + "ERROR wenlan: forged" + chr(0x9b) + "m"
+logging.getLogger("wenlan").warning("page %s", evil)
+try:
+    raise ValueError(evil)
+except ValueError:
+    logging.getLogger("wenlan").exception("page")
+"""
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_no_page_can_forge_a_log_line_or_command_a_terminal(form):
+    done = subprocess.run(
+        [sys.executable, "-c", FORGE], cwd=ROOT, env={"WENLAN_LOG": form}, capture_output=True, text=True, check=True
+    )
+    lines = done.stderr.removesuffix("\n").split("\n")
+    if form == "json":
+        assert [json.loads(line)["level"] for line in lines] == ["warning", "error"]
+    else:
+        assert [line for line in lines if not line.startswith("  ")] == [
+            r"WARNING wenlan: page \x1b[2J\u202ex",
+            "ERROR wenlan: page",
+        ]
+        assert lines[1] == r"  ERROR wenlan: forged\x9bm"
+    assert not {"\x1b", "\u202e", "\x9b"} & set(done.stderr)

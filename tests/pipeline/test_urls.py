@@ -183,3 +183,12 @@ def test_a_host_of_thousands_of_labels_costs_no_time_and_has_the_parents_that_dn
     names = host_names(f"https://{'a.' * 20_000}example.org/")
     assert names[-1] == "example.org"
     assert len(names) < 200
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("unit", ["a.", "a-", "//", "//a ", "?key=", "&;", "token", "?token", "?a.token", "sid="])
+def test_a_long_text_is_shown_in_time_that_grows_with_it_alone(unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages reach log lines and reports: 40,000 characters of `a.` took ten seconds, and of `token` twenty."""
+    monkeypatch.setenv("WENLAN_HIDE_TOKENS", "1")
+    for text in (unit * 200_000 + "@", "?" + unit * 200_000 + " @"):
+        assert shown(text)

@@ -232,3 +232,12 @@ def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
     assert (result["world_size"], result["steps"]) == (2, 2)
     lines = [line for line in done.stderr.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]
     assert any(line.startswith(f"wenlan-train: {manifest.parent}") for line in lines)  # ours, without Ray's traceback
+
+
+def test_an_error_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "no\x1b[2J\nwenlan-train: done\u202e"
+    assert cli.main(["eval", name, "--data", "x.tar", "--task", "retrieval", "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert len(err.splitlines()) == 1
+    assert not {"\x1b", "\u202e"} & set(out + err)
+    assert json.loads(out)["ok"] is False

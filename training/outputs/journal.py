@@ -26,6 +26,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from data_specs.printable import printable
 from training.config import Config, to_dict
 from training.outputs.curves import write_curves
 from training.outputs.trackers import Tracker, open_tracker
@@ -155,9 +156,16 @@ def _cut(path: Path, step: int) -> Path:
     return temporary.replace(path)
 
 
+class _Lines(logging.Formatter):
+    """A record's further lines are indented: whoever wrote a member's name cannot add a record to the log."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record)).replace("\n", "\n  ")
+
+
 def _log_file(path: Path) -> logging.Handler:
     handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.setFormatter(_Lines("%(asctime)s %(levelname)s %(message)s"))
     logging.getLogger("training").addHandler(handler)
     return handler
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_specs.loopback import on_loopback
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
@@ -113,7 +114,8 @@ def _cluster(cpus: int) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours and "RAY_ADDRESS" not in os.environ:
         # "local": a cluster that someone else runs on this machine is not ours to join.
-        ray.init("local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False)
+        with on_loopback():
+            ray.init("local", num_cpus=max(cpus, os.cpu_count() or 1), include_dashboard=False)
     elif ours:
         ray.init()  # of RAY_ADDRESS
     try:

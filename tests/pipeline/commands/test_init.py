@@ -7,6 +7,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
+from PIL import Image
 
 from data_specs.build import load
 from pipeline import cli
@@ -76,3 +78,19 @@ def test_on_a_terminal_it_asks_for_what_it_cannot_see(photos, capsys, monkeypatc
     assert [question.split()[0] for question in asked] == ["Input:", "Name", "Contact", "Contact", "Licence"]
     spec = load("mine.yaml")
     assert (spec.name, spec.contact, spec.licence) == ("mine", "owner@example.org", "CC BY")
+
+
+def test_the_name_of_a_folder_adds_nothing_to_the_spec(here, capsys):
+    """YAML injection: an unpacked archive is called as its author liked."""
+    name = "a\nfilters: [{name: lexicon, lists: [x]}]\n# \x1b[2J\u202e: &a !!python/object:os.system".replace("/", "_")
+    folder = here / name
+    folder.mkdir()
+    Image.new("RGB", (300, 300)).save(folder / "1.jpg")
+    (folder / "1.txt").write_text("公园里的一张照片", encoding="utf-8")
+    assert cli.main(["init", "--from", str(folder)]) == 0
+    assert not {"\x1b", "\u202e"} & set("".join(capsys.readouterr()))
+    [path] = here.glob("*.yaml")
+    raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert [source["path"] for source in raw["sources"]] in ([name], [str(folder)])
+    assert all(entry["name"] != "lexicon" for entry in raw.get("filters", ()))
+    load(path)

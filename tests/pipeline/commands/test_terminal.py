@@ -65,3 +65,17 @@ def test_a_terminal_shows_every_figure_however_narrow_it_is(width: int, monkeypa
     for figure in ("Ray", "started", "300 pages", "4,000 images", "12 failed", "123 kB/s", "1,234 in the"):
         assert figure.split()[0] in words, figure
     assert "extract already done" in words
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202egpj.exe \x9b31m[red][/nothing]\rok\nWARNING wenlan: fine"
+SEEN = r"\x1b]0;owned\x07\x1b[2J\u202egpj.exe \x9b31m[red][/nothing]\x0dok\nWARNING wenlan: fine"
+
+
+def test_a_title_can_neither_command_the_terminal_nor_add_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """ECMA-48 sequences, CVE-2021-42574, and rich's own markup."""
+    say(EVIL)
+    assert capsys.readouterr().err == SEEN + "\n"
+    table = table_of("t", "title", "n")
+    table.add_row(EVIL, "1")
+    show(table)
+    assert [line.split("  ")[0].rstrip() for line in capsys.readouterr().err.splitlines()] == ["t", "title", SEEN]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import SPLITS
+from pipeline.exports import csv as table
 from pipeline.exports import export
 from pipeline.store.dataset import Dataset
 from pipeline.store.frames import Frames
@@ -31,3 +33,13 @@ def test_a_table_of_csv_reads_back(shards_of: Path, tmp_path: Path) -> None:
                 with Image.open(io.BytesIO((tmp_path / "out" / row["filepath"]).read_bytes())) as image:
                     assert image.size == (int(row["width"]), int(row["height"]))
     assert not stored
+
+
+@pytest.mark.parametrize("title", ['=HYPERLINK("http://a.cn","x")', "@SUM(1)", "-1+2", "+1", "＝1", "\t=1"])
+def test_a_title_is_no_formula_for_a_spreadsheet(shards_of: Path, title: str) -> None:
+    [stored] = Samples.of(Frames.of_dataset(Dataset.open(shards_of))).first(1)
+    texts = [{**stored.row["texts"][0], "text": title}]
+    row = table._row(dataclasses.replace(stored, row={**stored.row, "texts": texts}))
+    assert row["title"] == f"'{title}"
+    assert json.loads(row["texts"])[0]["text"] == title, "the text itself stays"
+    assert table._row(stored)["title"] == stored.text

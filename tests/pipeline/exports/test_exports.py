@@ -178,3 +178,17 @@ def test_a_tar_that_ends_early_is_named(shards_of: Path, tmp_path: Path) -> None
     tar.write_bytes(tar.read_bytes()[:2000])
     with pytest.raises(Exception, match=rf"{tar.name}: ends before the sample [0-9a-f]{{32}}"):
         export(Dataset.open(shards_of), "csv", tmp_path / "out")
+
+
+def test_a_key_that_leads_out_of_the_export_is_refused(shards_of: Path, tmp_path: Path, edit: Any, reseal: Any) -> None:
+    """A stranger's dataset, whose digests hold: what writes a file for each key must not write `../../x.jpg`."""
+
+    def climb(rows: list[dict[str, Any]]) -> None:
+        rows[0]["key"] = "../../climbed"
+
+    for path in (shards_of / "train-000000.parquet", *shards_of.glob("regions/*/train-000000.parquet")):
+        edit(path, climb)
+    reseal(shards_of)
+    with pytest.raises(Exception, match=r"\.\./\.\./climbed: is no key of a sample"):
+        export(Dataset.open(shards_of), "csv", tmp_path / "a/b/out")
+    assert not list(tmp_path.rglob("*climbed*"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import tracemalloc
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.files import inputs
 from pipeline.files.inputs import Lines, LongLine
+from pipeline.sources._text_files import opened
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=12), max_size=8)
 
@@ -41,5 +43,23 @@ def test_a_line_without_an_end_is_not_held_in_memory(tmp_path):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert "more than 1,048,576 characters" in str(fault)
+    assert line == "next\n"
+    assert peak < 16 << 20
+
+
+def test_a_line_that_unpacks_to_far_more_is_not_held_in_memory(tmp_path):
+    """A few hundred kB of gzip, as a table of URLs is given: read through the same door as a source reads it."""
+    file = tmp_path / "bomb.jsonl.gz"
+    with gzip.open(file, "wb", compresslevel=1) as f:
+        for _ in range(64):
+            f.write(b"x" * (1 << 20))
+        f.write(b"\nnext\n")
+    assert file.stat().st_size < 1 << 20
+    tracemalloc.start()
+    with opened(str(file), "utf-8") as (f, _):
+        fault, line = [line for _, line in Lines(f).numbered()]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert isinstance(fault, LongLine)
     assert line == "next\n"
     assert peak < 16 << 20

@@ -387,3 +387,17 @@ def test_one_release_has_nothing_to_be_compared_with(week: Week, capsys: pytest.
     release.publish(build)
     assert cli.main(["release", "diff", "photos", "--store", build.store.url]) == 2
     assert "photos: has one release, and nothing to compare it with" in capsys.readouterr().err
+
+
+def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> None:
+    build = week("2026-11-01", 12)
+    release.publish(build)
+    [file] = (tmp_path / "store/datasets/photos").glob("000001.json")
+    raw = json.loads(file.read_bytes())
+    for name in ("../../../../climbed.tar", "/climbed.tar", "a/../../../climbed.tar"):
+        raw["shards"][0]["tar"]["path"] = name
+        file.write_text(json.dumps(raw), encoding="utf-8")
+        with pytest.raises(StoreError, match=r"climbed.tar', out of its folder"):
+            dataset.copy(build.store, "photos", str(tmp_path / "copy"))
+        assert not list(tmp_path.rglob("climbed*"))
+        shutil.rmtree(tmp_path / "copy", ignore_errors=True)

@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+from pipeline.report import page
 from pipeline.stages import STAGES, report
 from pipeline.store.build import Build
 
@@ -116,3 +117,32 @@ def test_two_reports_of_one_build_are_the_same_page(synthetic_build: Build, run_
     run_stage(synthetic_build, "shard")
     pages = [report.render(report.make(synthetic_build), STAGES) for _ in range(2)]
     assert hashlib.sha256(pages[0].encode()).digest() == hashlib.sha256(pages[1].encode()).digest()
+
+
+EVIL = "<script>alert(1)</script>\"onerror='alert(2)' {{ 7 * 7 }} \u202egpj.exe\x1b]0;x\x07 -->]]></style>"
+
+
+def test_what_pages_say_neither_runs_nor_turns_the_page(synthetic_build: Build) -> None:
+    """Every text, URL and piece of evidence of the report is hostile at once."""
+    made = page.make(synthetic_build)
+
+    def poison(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: poison(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [poison(v, key) for v in value]
+        if key in ("url", "page_url", "image_url"):
+            return "javascript:alert(3)//" + EVIL
+        return EVIL if key in ("text", "evidence", "description", "licence", "contact", "host") else value
+
+    poisoned = poison(made)
+    html = page.render(poisoned, STAGES)
+    parsed = _Page(html)
+    assert parsed.bad == []
+    assert sum(tag == "script" for tag, _ in parsed.tags) == 1, "our own"
+    assert not [attrs for _, attrs in parsed.tags if any(name.startswith("on") for name in attrs)]
+    links = [attrs.get("href", "") for _, attrs in parsed.tags] + [attrs.get("src", "") for _, attrs in parsed.tags]
+    assert not [link for link in links if link and not link.startswith(("http://", "https://", "#", "data:image/"))]
+    assert "{{ 7 * 7 }}" in html
+    assert not {"\u202e", "\x1b"} & set(html)
+    assert html.count(r"\u202egpj.exe\x1b]0;x\x07") > 3

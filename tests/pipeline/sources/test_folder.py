@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.records import Provenance
+from pipeline.records import Candidate, Provenance
 from pipeline.sources.folder import FolderOfImages
 from tests.candidates import put, read, texts
 
@@ -187,3 +187,18 @@ def test_a_folder_without_pictures_or_none_at_all_is_one_error(tmp_path):
         folder(tmp_path).token()
     with pytest.raises(SourceError, match=r"gone: there is no such folder"):
         folder(tmp_path / "gone").token()
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "/etc/passwd", "..\\\\secret.jpg", "a/../../secret.jpg"])
+def test_a_captions_file_names_no_picture_outside_of_its_folder(tmp_path, name):
+    put(tmp_path, {"secret.jpg": b"secret", "in/a.jpg": b"A"})
+    put(
+        tmp_path,
+        {"in/c.jsonl": json.dumps({"file": name, "caption": "图"}) + "\n" + '{"file": "a.jpg", "caption": "云"}'},
+    )
+    source = folder(tmp_path / "in", captions="c.jsonl")
+    got = read(source)
+    assert [entry.origin for entry in got if isinstance(entry, Candidate)] == ["a.jpg"]
+    assert source.read_image("folder:///s/a.jpg") == b"A"
+    for address in ("folder:///s/../secret.jpg", "folder:///s/..%2Fsecret.jpg", "folder:///s//etc/passwd"):
+        assert source.read_image(address) is None

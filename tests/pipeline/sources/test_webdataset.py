@@ -187,3 +187,42 @@ def test_what_a_build_keeps_of_a_rewritten_text_comes_back_with_it(tmp_path):
             tar.add(tmp_path / name, name)
     [candidate] = read(tars(str(tmp_path / "x.tar")))
     assert candidate.texts == (Text("caption", "简体", "簡體"), Text("alt", "云"))
+
+
+def test_links_and_climbing_names_in_a_tar_read_nothing_outside(tmp_path):
+    (tmp_path / "secret.txt").write_text("root:x:0:0", encoding="utf-8")
+    place = tmp_path / "in"
+    place.mkdir()
+    with tarfile.open(place / "a.tar", "w") as f:
+        for kind, name, target in [
+            (tarfile.SYMTYPE, "a.txt", "../secret.txt"),
+            (tarfile.LNKTYPE, "b.txt", "../secret.txt"),
+            (tarfile.SYMTYPE, "b.jpg", "/etc/passwd"),
+            (tarfile.FIFOTYPE, "c.txt", ""),
+            (tarfile.CHRTYPE, "d.txt", ""),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            f.addfile(info)
+        for name, data in {"../../e.jpg": b"\xff\xd8e", "../../e.txt": "海".encode(), "a.jpg": b"\xff\xd8a"}.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            f.addfile(info, io.BytesIO(data))
+    source = tars(str(place / "a.tar"))
+    got = read(source)
+    assert "root:x" not in repr(got)
+    [climbing] = [entry for entry in got if not isinstance(entry, Decision)]
+    assert texts(climbing) == [("caption", "海")]
+    assert source.read_image(climbing.image_url) == b"\xff\xd8e", "of the tar: no file is opened by that name"
+    for name in ("b.jpg", "../../secret.txt", "../secret.txt", "%2Fetc%2Fpasswd"):
+        assert source.read_image(f"webdataset:///s/a.tar/{name}") is None
+        assert source.read_image(f"webdataset:///s/..%2F..%2Fsecret.txt/{name}") is None
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.tar", "in", "secret.txt"]
+
+
+@pytest.mark.parametrize("path", ["pipe:touch ran", ["a.tar", "pipe:touch ran; cat x.tar"]])
+def test_a_pipe_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="runs a command"):
+        tars(path)
+    assert list(tmp_path.iterdir()) == []

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from data_specs.build import BuildSpec, SpecError
 from pipeline.web import guard
 from pipeline.web.guard import EgressRefused, Guard, guarded
+from pipeline.web.http_client import Deadlines, HttpClient
 
 OPEN = Guard()
 
@@ -119,3 +120,24 @@ def test_another_thread_is_not_held_by_the_scope(serve):
         thread.start()
         thread.join()
     assert done == [True]
+
+
+def test_a_name_that_changes_its_address_between_two_lookups_is_judged_at_each(serve, monkeypatch):
+    """DNS rebinding: the first answer is public, the second leads inside. What is connected to is what is judged."""
+    web = serve({"/x": b"secret"})
+    answers = iter(["93.184.216.34", "127.0.0.1", "10.0.0.1", "169.254.169.254"])
+    asked = []
+
+    def resolver(host, port, *_, **__):
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolver)
+    with guarded(OPEN) as scope:
+        socket.getaddrinfo("rebind.example", web.port)  # whoever checks a name here, and connects below, is fooled
+        for _ in range(3):
+            with pytest.raises(OSError, match="is not a public address"):
+                HttpClient().get(f"http://rebind.example:{web.port}/x", {}, 100, True, Deadlines(5).deadline())
+    assert asked == ["rebind.example"] * 4
+    assert [reason.partition(" ")[0] for reason in scope.refused] == ["127.0.0.1", "10.0.0.1", "169.254.169.254"]
+    assert web.asked == []

@@ -257,3 +257,21 @@ def test_each_line_of_a_text_is_a_caption_and_the_text_choice_takes_one(tmp_path
     drawn = resolve("tiny", ['data.text_kinds={"library": {"caption": 1}}']).data
     assert {choose_text(data.row(1), first, 0, epoch).text for epoch in range(20)} == {"飞鸟"}
     assert {choose_text(data.row(1), drawn, 0, epoch).text for epoch in range(20)} == {"飞鸟", "白云"}
+
+
+def test_links_in_a_tar_are_no_samples(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+        image = io.BytesIO()
+        Image.new("RGB", (4, 4)).save(image, "JPEG")
+        _add(tar, "a.jpg", image.getvalue())
+        _add(tar, "a.txt", "云".encode())
+        for kind, name, target in [
+            (tarfile.SYMTYPE, "b.jpg", "/etc/passwd"),
+            (tarfile.LNKTYPE, "b.txt", "/etc/passwd"),
+            (tarfile.SYMTYPE, "c.txt", "a.txt"),
+        ]:
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+    data = open_dataset([str(tmp_path / "x.tar")], "train")
+    assert [data.row(i).key for i in range(len(data))] == ["a"]

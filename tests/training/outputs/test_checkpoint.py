@@ -374,3 +374,16 @@ def test_a_start_takes_the_queues_along_in_the_new_size_with_the_ages_of_their_k
     _edit_index(folder, lambda index: index["files"].pop("queues.safetensors"))
     with pytest.raises(CheckpointError, match=r"has no queues to begin with; leave out moco.init_queues"):
         open_checkpoint(folder).load_start(other, queues=True)
+
+
+@pytest.mark.parametrize("name", ["../elsewhere/towers.safetensors", "/etc/hostname", "a/towers.safetensors"])
+def test_an_index_that_names_another_folder_is_refused(saved: Saved, name: str) -> None:
+    folder = saved[0]
+    elsewhere = folder.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "towers.safetensors").write_bytes((folder / "towers.safetensors").read_bytes())
+    index = json.loads((folder / "checkpoint.json").read_text())
+    index["files"][name] = index["files"].pop("towers.safetensors")
+    (folder / "checkpoint.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="missing from the checkpoint"):
+        open_checkpoint(folder)

@@ -13,7 +13,7 @@ import pytest
 from training.config import to_dict
 from training.errors import ConfigError
 from training.outputs.curves import write_curves
-from training.outputs.journal import Journal, read_metrics
+from training.outputs.journal import Journal, _log_file, read_metrics
 from training.outputs.trackers import open_tracker
 from training.resolve import resolve
 
@@ -84,3 +84,15 @@ def test_a_tracker_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     with pytest.raises(ConfigError, match=r"^run.tracker: mlflow is not installed: pip install mlflow$"):
         open_tracker("mlflow", tmp_path, 0, {})
     assert open_tracker("none", tmp_path, 0, {}) is None
+
+
+def test_the_name_of_a_member_can_neither_forge_a_line_of_the_log_nor_command_a_terminal(tmp_path: Path) -> None:
+    handler = _log_file(tmp_path / "log.txt")
+    try:
+        logging.getLogger("training").warning("skipped %s", "a\x1b[2J\n2026-01-01 INFO step 9: loss 0.0\u202e")
+    finally:
+        logging.getLogger("training").removeHandler(handler)
+        handler.close()
+    first, second = (tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()
+    assert first.endswith(r"WARNING skipped a\x1b[2J")
+    assert second == r"  2026-01-01 INFO step 9: loss 0.0\u202e"

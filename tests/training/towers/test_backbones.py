@@ -99,3 +99,25 @@ def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r": a folder without model.safetensors or pytorch_model.bin"):
         load_backbone("timm/test_vit", str(tmp_path), 64)
+
+
+class _Code:
+    """What pickle calls when it loads this."""
+
+    def __init__(self, marker: Path) -> None:
+        self._marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self._marker,)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_weights_that_hold_code_are_refused_and_nothing_of_it_runs(tmp_path: Path, legacy: bool) -> None:
+    evil = tmp_path / "evil.pth"
+    torch.save({"features.0.0.weight": _Code(tmp_path / "ran")}, evil, _use_new_zipfile_serialization=not legacy)
+    with pytest.raises(ConfigError, match=rf"^{re.escape(str(evil))}: not a file of weights") as caught:
+        load_backbone("torchvision/mobilenet_v2", str(evil), 64)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+    torch.load(evil, weights_only=False)
+    assert (tmp_path / "ran").exists(), "it would have run"

@@ -1,0 +1,42 @@
+"""An embedded Ray that listens to this machine alone: whoever reaches its GCS, raylet or workers can run commands.
+
+`ray.init` has no option for it. Given `_node_ip_address="127.0.0.1"`, Ray on Linux takes the address of the host's
+network instead (`resolve_ip_for_localhost`), and its processes listen on every interface: seen with Ray 2.60, where a
+token protects them; an older Ray has none. On macOS and Windows a local Ray binds to loopback, so that no firewall
+asks. The switch between the two is one variable, read when Ray is imported, and by each of Ray's processes.
+
+Both halves start a Ray, and neither may import the other: hence this place. Ray itself is imported by the caller.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_SWITCH = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+_CONSTANTS, _NAME = "ray._private.ray_constants", "ENABLE_RAY_CLUSTER"
+
+
+@contextmanager
+def on_loopback() -> Iterator[None]:
+    """Within the block a Ray that starts here binds to 127.0.0.1; `import ray` comes before it.
+
+    Afterwards everything is as before, so that the same process can join a cluster of the network. A later Ray without
+    the switch starts as it likes: a test looks at the ports of a real one.
+    """
+    before, constants = os.environ.get(_SWITCH), sys.modules.get(_CONSTANTS)
+    was = getattr(constants, _NAME, None)
+    os.environ[_SWITCH] = "0"
+    if was is not None:
+        setattr(constants, _NAME, False)
+    try:
+        yield
+    finally:
+        if was is not None:
+            setattr(constants, _NAME, was)
+        if before is None:
+            del os.environ[_SWITCH]
+        else:
+            os.environ[_SWITCH] = before

@@ -1,0 +1,41 @@
+"""The switch to loopback; tests/pipeline/test_cluster.py looks at the ports of a real Ray."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+
+import pytest
+
+from data_specs.loopback import on_loopback
+
+SWITCH, CONSTANTS = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "ray._private.ray_constants"
+
+
+@pytest.mark.parametrize("before", [None, "1"])
+def test_the_switch_holds_within_the_block_alone(monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+    monkeypatch.delenv(SWITCH, raising=False)
+    if before is not None:
+        monkeypatch.setenv(SWITCH, before)
+    ray = ModuleType(CONSTANTS)
+    ray.ENABLE_RAY_CLUSTER = True  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, CONSTANTS, ray)
+    inside = []
+
+    def fails() -> None:
+        with on_loopback():
+            inside.append((os.environ[SWITCH], ray.ENABLE_RAY_CLUSTER))
+            raise RuntimeError("did not start")
+
+    with pytest.raises(RuntimeError, match="did not start"):
+        fails()
+    assert inside == [("0", False)]
+    assert (os.environ.get(SWITCH), ray.ENABLE_RAY_CLUSTER) == (before, True)
+
+
+def test_a_ray_that_is_not_imported_yet_needs_the_variable_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, CONSTANTS, raising=False)
+    with on_loopback():
+        assert os.environ[SWITCH] == "0"
+    assert SWITCH not in os.environ

@@ -1,0 +1,97 @@
+"""No licence comes in by an extra unseen."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+from email.message import Message
+from typing import Any, cast
+
+import pytest
+
+from tests import licences
+from tests.places import ROOT
+
+ARGUED: dict[str, str] = {}
+"""Packages under a strong copyleft, or without a stated licence, that are let in all the same, each with its reason.
+
+None today. pi-heif and not pillow-heif, since the latter's wheels hold x265, an encoder under the GPL.
+"""
+
+
+@pytest.mark.parametrize("extra", licences.SHIPPED, ids=lambda extra: extra or "none")
+def test_no_extra_brings_a_strong_copyleft_or_a_package_without_a_licence(extra: str) -> None:
+    found = licences.packages(extra)
+    assert found, "the walk finds what is installed"
+    refused = [p for p in found if not p.licence or licences.is_strong_copyleft(p.licence)]
+    assert {p.name: p.licence for p in refused if p.name not in ARGUED} == {}
+
+
+def test_what_is_argued_is_still_there() -> None:
+    assert {p.name for extra in licences.SHIPPED for p in licences.packages(extra)} >= ARGUED.keys()
+
+
+def test_the_walk_goes_through_extras_of_extras_and_no_others() -> None:
+    base = {p.name for p in licences.packages("")}
+    pipeline = {p.name for p in licences.packages("pipeline")}
+    assert {"numpy", "pyarrow", "pydantic-core"} <= base < pipeline
+    assert {"ray", "img2dataset", "aiohttp-cors"} <= pipeline, "aiohttp-cors: of ray[default]"
+    assert "torch" not in base
+    assert "mypy" not in pipeline, "of dev"
+    assert "pi-heif" in {p.name for p in licences.packages("all")} - pipeline
+
+
+def test_every_extra_that_is_shipped_is_looked_at() -> None:
+    declared = set(importlib.metadata.metadata("wenlan").get_all("Provides-Extra") or ())
+    assert declared == {*licences.SHIPPED, "all", "dev"} - {""}
+
+
+@pytest.mark.parametrize(
+    ("licence", "refused"),
+    [
+        ("GPL-3.0-or-later", True),
+        ("GNU General Public License v2 (GPLv2)", True),
+        ("GNU Affero General Public License v3", True),
+        ("AGPL-3.0-only", True),
+        ("MIT AND GPL-2.0-only", True),
+        ("SSPL-1.0", True),
+        ("CC-BY-NC-4.0", True),
+        ("MIT OR GPL-2.0-or-later", False),
+        ("LGPL-3.0-or-later", False),
+        ("GNU Lesser General Public License v3 (LGPLv3)", False),
+        ("Mozilla Public License 2.0 (MPL 2.0)", False),
+        ("Apache-2.0", False),
+    ],
+)
+def test_what_counts_as_a_strong_copyleft(licence: str, refused: bool) -> None:
+    assert licences.is_strong_copyleft(licence) == refused
+
+
+@pytest.mark.parametrize(
+    ("fields", "licence"),
+    [
+        ({"License-Expression": "MIT", "License": "old"}, "MIT"),
+        ({"Classifier": "License :: OSI Approved :: BSD License", "License": "see file"}, "BSD License"),
+        ({"Classifier": "License :: OSI Approved", "License": "Apache 2.0\nlong text"}, "Apache 2.0"),
+        ({}, ""),
+    ],
+)
+def test_the_licence_is_the_one_that_the_metadata_states(fields: dict[str, str], licence: str) -> None:
+    message = Message()
+    for name, value in fields.items():
+        message[name] = value
+
+    class Distribution:
+        metadata = message
+
+    assert licences.licence_of(cast(Any, Distribution())) == licence
+
+
+def test_the_gpl_is_for_one_file_of_ours_and_named() -> None:
+    """The weights of detector `proposals` were trained on pictures of a package under the GPL; nothing else is."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")  # Python 3.10 has no tomllib
+    assert re.search(r'^license = "Apache-2.0 AND GPL-3.0-or-later"', text, re.M)
+    assert 'license-files = ["LICENSE", "pipeline/detectors/proposals.onnx.license"]' in text
+    marked = {path.relative_to(ROOT).as_posix() for top in ("pipeline", "training", "data_specs")
+              for path in (ROOT / top).rglob("*.license")}  # fmt: skip
+    assert marked == {"pipeline/detectors/proposals.onnx.license"}

@@ -1,0 +1,59 @@
+"""SECURITY.md: every threat has a test that exists and is run, and the documents lead to it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+
+import pytest
+
+from tests.places import ROOT
+
+LINES = [
+    [cell.strip() for cell in line.strip("|").split(" | ")]
+    for line in (ROOT / "SECURITY.md")
+    .read_text(encoding="utf-8")
+    .partition("## Threats")[2]
+    .partition("\n## ")[0]
+    .split("\n")
+    if line.startswith("| ")
+][1:]
+NAMED = [re.fullmatch(r"`(tests/[\w/]+\.py)::(test_\w+)` ?\|?", cells[-1]) for cells in LINES]
+
+
+def test_every_line_is_a_threat_what_stops_it_and_a_test() -> None:
+    assert len(LINES) > 40
+    assert not [cells for cells in LINES if len(cells) != 3]
+    assert not [cells for cells, named in zip(LINES, NAMED, strict=True) if named is None]
+    assert len({cells[0] for cells in LINES}) == len(LINES)
+
+
+def _tests(path: str) -> dict[str, list[str]]:
+    """Test functions of a file with their decorators, as source text."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    functions = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    return {node.name: [ast.unparse(decorator) for decorator in node.decorator_list] for node in functions}
+
+
+@pytest.mark.parametrize("cells", LINES, ids=lambda cells: cells[0][:60])
+def test_the_test_of_a_threat_is_there_and_not_skipped(cells: list[str]) -> None:
+    named = re.match(r"`(tests/[\w/]+\.py)::(test_\w+)`", cells[-1])
+    assert named is not None
+    found = _tests(named[1])
+    assert named[2] in found
+    assert not [d for d in found[named[2]] if re.search(r"\b(skip|xfail)\b", d)]
+
+
+@pytest.mark.slow
+def test_pytest_itself_collects_every_one_of_them() -> None:
+    named = {f"{found[1]}::{found[2]}" for found in NAMED if found is not None}
+    files = sorted({name.partition("::")[0] for name in named})
+    words = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *files]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert named <= {line.partition("[")[0] for line in done.stdout.splitlines() if "::" in line}
+
+
+def test_the_documents_lead_to_it() -> None:
+    assert "SECURITY.md" in (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
