@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import fsspec
 
+from data_specs import object_store
 from pipeline.errors import SourceError
 
 try:
@@ -88,7 +89,7 @@ def _expand(path: str, source: str) -> list[str]:
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
         names = sorted(str(name) for name in fs.glob(inner) if not fs.isdir(name))
-    except (*FAULTS, ValueError, ImportError) as e:
+    except (*FAULTS, *object_store.faults(), ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: matches no file")
@@ -100,7 +101,7 @@ def version(file: str) -> list[Any]:
     try:
         fs, inner = fsspec.url_to_fs(file)
         info = fs.info(inner)
-    except (*FAULTS, ValueError) as e:
+    except (*FAULTS, *object_store.faults(), ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [file.rpartition("/")[2], info.get("size"), str(mark)]
