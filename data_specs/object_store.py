@@ -103,10 +103,10 @@ _KEY = re.compile(
 _USERINFO = re.compile(r"//[^/\s\"']*@")
 
 
-def faults() -> tuple[type[BaseException], ...]:
-    """Exceptions of the clients that are loaded and are no OSError, for an `except` clause."""
+def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Exceptions of the clients that are loaded and are no OSError, and `more`: for an `except` clause."""
     botocore = sys.modules.get("botocore.exceptions")
-    return (botocore.BotoCoreError, botocore.ClientError) if botocore is not None else ()
+    return (botocore.BotoCoreError, botocore.ClientError, *more) if botocore is not None else more
 
 
 def reason(e: BaseException) -> str:
@@ -141,7 +141,7 @@ def told(url: str) -> Iterator[None]:
         raise
     except PermissionError as e:
         raise StorageError(url, reason(e), errno.EACCES) from e
-    except (OSError, *faults()) as e:
+    except faults(OSError) as e:
         raise StorageError(url, reason(e)) from e
 
 
@@ -207,7 +207,7 @@ def _put(url: str, data: bytes, condition: dict[str, str]) -> str:
         for attempt in range(8):
             try:
                 return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
-            except (OSError, *faults()) as e:
+            except faults(OSError) as e:
                 if _code(e) not in ("ConditionalRequestConflict", "OperationAborted", "409"):
                     if not _is_refusal(e):
                         raise
