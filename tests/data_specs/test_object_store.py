@@ -99,8 +99,8 @@ def test_what_a_store_cannot_do_is_found_out_and_said_once(remote: Remote, caplo
 
 @pytest.mark.slow
 def test_a_store_that_ignores_conditions_is_found_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Ceph's gateway over SQLite answers 200 to both conditions, and overwrites what is there."""
-    with s3_server.remote(tmp_path, s3_server.radosgw) as gateway:
+    """nanio answers 200 to both conditions, and overwrites what is there."""
+    with s3_server.remote(tmp_path, s3_server.nanio) as gateway:
         assert not object_store.is_conditional(f"{gateway.url}/a/_lock")
         assert fsspec.filesystem("s3").find(f"{gateway.url}/a") == []
     [line] = [record.getMessage() for record in caplog.records]
