@@ -24,9 +24,17 @@ except ModuleNotFoundError:  # a base install, in which fsspec opens no web addr
         """Raised by nobody."""
 
 
+try:
+    from botocore.exceptions import BotoCoreError
+except ModuleNotFoundError:  # without the extra s3
+
+    class BotoCoreError(Exception):  # type: ignore[no-redef]
+        """Raised by nobody."""
+
+
 _MAGIC = "*?["
 
-NO_DAMAGE = (OSError, ClientError, asyncio.TimeoutError)
+NO_DAMAGE = (OSError, ClientError, BotoCoreError, asyncio.TimeoutError)
 """What a disk or a server raises, and no content of a file."""
 
 FAULTS = (*NO_DAMAGE, EOFError, zlib.error)
