@@ -145,6 +145,32 @@ def told(url: str) -> Iterator[None]:
         raise StorageError(url, reason(e)) from e
 
 
+def names(url: str) -> list[str]:
+    """Names of what lies directly below a URL of a store, sorted. Raises StorageError.
+
+    One listing of that folder, in pages of a thousand. s3fs's own `ls` of a folder that is not there lists the one
+    above it as well, and that one may hold a dataset.
+    """
+    with told(url):
+        if not _is_s3(url):
+            fs, path = fsspec.url_to_fs(url)
+            fs.invalidate_cache(path)
+            try:
+                listed = fs.ls(path, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                listed = []
+            return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in listed)
+        fs, bucket, key = _s3(url)
+        prefix, found, more = f"{key}/" if key else "", list[str](), dict[str, str]()
+        while True:
+            page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
+            found += [entry["Key"] for entry in page.get("Contents", ())]
+            found += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+            if not page.get("IsTruncated"):
+                return sorted({own.removeprefix(prefix).rstrip("/") for own in found} - {""})
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
 # Conditional writes: the one place that knows how they are done.
 
 

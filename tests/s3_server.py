@@ -254,7 +254,7 @@ def asked(method: str, target: str) -> tuple[str, str]:
     parts = urlsplit(target)
     path, query = unquote(parts.path).strip("/"), parse_qs(parts.query, keep_blank_values=True)
     if method == "GET" and "/" not in path:
-        is_one = "delimiter" in query or query.get("max-keys") == ["1"]
+        is_one = query.get("delimiter", [""])[0] or query.get("max-keys") == ["1"]
         return "LIST" if is_one else "LIST ALL", f"{path}/{query.get('prefix', [''])[0]}"
     return method, path
 

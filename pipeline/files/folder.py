@@ -59,13 +59,7 @@ class Folder:
     def names(self) -> list[str]:
         """Names of the entries of the folder, sorted; empty if there is no such folder."""
         with self._told(""):
-            fs, path = fsspec.url_to_fs(self.url)
-            fs.invalidate_cache(path)
-            try:
-                entries = fs.ls(path, detail=False)
-            except (FileNotFoundError, NotADirectoryError):
-                return []
-        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
+            return object_store.names(self.url)
 
     def read(self, name: str) -> bytes:
         """The whole content of a (small) file. Raises StoreError that names it."""

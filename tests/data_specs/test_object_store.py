@@ -85,6 +85,20 @@ def test_a_conditional_write_whose_answer_is_lost_has_happened(remote: Remote, k
     assert object_store.replace(url, b"not any more", version) == ""
 
 
+def test_names_are_those_of_one_folder_and_no_other_is_listed(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("s3")
+    for name in ("a/1", "a/2", "a/b/3", "a.txt"):
+        fs.pipe_file(f"{remote.url}/names/{name}", b"1")
+    remote.proxy.requests.clear()
+    assert object_store.names(f"{remote.url}/names/a") == ["1", "2", "b"]
+    assert object_store.names(f"{remote.url}/names") == ["a", "a.txt"]
+    assert object_store.names(f"{remote.url}/names/a/missing") == []
+    assert remote.proxy.lists() == ["data/names/a/", "data/names/", "data/names/a/missing/"]
+    real = fs.call_s3
+    monkeypatch.setattr(fs, "call_s3", lambda *words, **more: real(*words, **more, MaxKeys=1))
+    assert object_store.names(f"{remote.url}/names/a") == ["1", "2", "b"], "page by page"
+
+
 def test_what_a_store_cannot_do_is_found_out_and_said_once(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     assert object_store.is_conditional(f"{remote.url}/a/_lock")
     assert fsspec.filesystem("s3").find(f"{remote.url}/a") == []
