@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+import fsspec
 import yaml
 from pydantic import (
     BaseModel,
@@ -29,6 +30,7 @@ from pydantic import (
     model_validator,
 )
 
+from data_specs import object_store
 from data_specs.shard import SourceKind, canonical_json
 
 NAME = r"^[a-z0-9][a-z0-9_-]*$"
@@ -348,11 +350,11 @@ class BuildSpec(Spec):
 
 def load(path: str | Path) -> BuildSpec:
     """Read and check a spec. Raises a SpecError that names the file and every faulty field."""
-    path = Path(path)
+    path = str(path) if "://" in str(path) else Path(path)
     raw = _read(path)
     if not isinstance(raw, dict):
         raise SpecError([f"{path}: a spec is a mapping with name, contact and sources"])
-    raw.setdefault("base", str(path.resolve().parent))
+    raw.setdefault("base", path.rpartition("/")[0] if isinstance(path, str) else str(path.resolve().parent))
     try:
         spec = BuildSpec.model_validate(raw)
     except ValidationError as e:
@@ -364,12 +366,25 @@ def load(path: str | Path) -> BuildSpec:
     return spec
 
 
-def _read(path: Path) -> Any:
-    """The value that a YAML file holds. Raises SpecError."""
+def within(base: str, path: str) -> str:
+    """A path or URL of a spec, made absolute against its `base`, a folder or its URL."""
+    if "://" in path or Path(path).is_absolute() or not base:
+        return path
+    return f"{base.rstrip('/')}/{path}" if "://" in base else str(Path(base) / path)
+
+
+def _read(path: Path | str) -> Any:
+    """The value that a YAML file, at a path or a URL, holds. Raises SpecError, also if there is a key of a store in it.
+
+    A key would go into build.json, and from there into whatever shows it.
+    """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)  # derives from SafeLoader
+        text = _text_at(path) if isinstance(path, str) else path.read_text(encoding="utf-8")
+        if why := object_store.credentials_in(text):
+            raise SpecError([f"{path}: {why}"])
+        return yaml.load(text, _Loader)  # derives from SafeLoader
     except OSError as e:
-        raise SpecError([f"{path}: cannot be read: {e.strerror}"]) from None
+        raise SpecError([f"{path}: cannot be read: {e.strerror or 'there is no such file'}"]) from None
     except UnicodeDecodeError:
         raise SpecError([f"{path}: is not UTF-8 text"]) from None
     except yaml.YAMLError as e:
@@ -382,6 +397,16 @@ def _read(path: Path) -> Any:
 
 MAX_VALUES = 1_000_000
 """Values of a spec at most, each alias counted as all that it stands for: nine lines can stand for 10^9 of them."""
+
+
+def _text_at(url: str) -> str:
+    try:
+        with object_store.told(url), fsspec.open(url, "rb") as file:
+            return bytes(file.read()).decode()
+    except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
+        if isinstance(e, UnicodeDecodeError):
+            raise
+        raise SpecError([f"{url}: cannot be opened: {_one_line(e)}"]) from None
 
 
 class _Loader(yaml.SafeLoader):

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from data_specs import answers
+from data_specs import answers, object_store
 from data_specs.build import SpecError
 from data_specs.command_line import Parser, UsageError, VersionAction, complete
 from data_specs.extras import missing_line
@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     as_json = answers.wants_json(words)
+    if keyed := object_store.credentials_in(" ".join(words)):  # before anything repeats it
+        return _fail(keyed, 2, as_json)
     try:
         parser = _parser()
         complete(parser)
@@ -76,6 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:  # a folder that may not be written, a disk that fails: nothing that a traceback would explain
         return _fail(f"{e.filename or type(e).__name__}: {e.strerror or e}", 1, as_json)
+    except object_store.faults() as e:
+        return _fail(f"{args.command}: {object_store.reason(e)}", 1, as_json)
     except ImportError as e:
         line = missing_line(e, f"wenlan-data {args.command}", "pipeline")
         if line is None:

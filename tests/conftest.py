@@ -124,3 +124,12 @@ def bucket() -> Iterator[str]:
         yield f"s3://data-{port}"
         fsspec.get_filesystem_class("s3").clear_instance_cache()
     server.stop()
+
+
+@pytest.fixture(scope="module")
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """tests/s3_server.py's Remote: a bucket of moto's server, in a process of its own, behind a proxy that can fail."""
+    servers = importlib.import_module("tests.s3_server")
+    with servers.remote(tmp_path_factory.mktemp("s3"), servers.moto) as made:
+        yield made
+        made.proxy.heal()

@@ -10,14 +10,15 @@ Limits: torch and the rest are imported inside the commands, so that `--help` an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_specs import answers
+from data_specs import answers, object_store
 from data_specs.command_line import Parser, UsageError, VersionAction, complete, completed_by
 from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
@@ -34,6 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = sys.argv[1:] if argv is None else argv
     as_json = answers.wants_json(words) and _first_rank()
+    if problem := object_store.credentials_in(" ".join(words)):  # before anything repeats it
+        _log_to_stderr()
+        return _fail(problem, 2, as_json)
     try:
         parser = _parser()
         complete(parser)
@@ -46,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if foreign is not None:
         return _fail(foreign, 2, as_json)
     try:
-        result: dict[str, Any] = arguments.run(arguments)
+        with _brought_here(arguments):
+            result: dict[str, Any] = arguments.run(arguments)
     except ConfigError as e:
         return _fail(str(e), 2, as_json)
     except FirstRankError:
@@ -55,6 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(e), 1, as_json)
     except OSError as e:
         return _fail(f"{e.filename or 'input/output'}: {e.strerror or e}", 1, as_json)
+    except object_store.faults() as e:
+        return _fail(f"{arguments.command}: {object_store.reason(e)}", 1, as_json)
     except ImportError as e:
         line = missing_line(e, f"wenlan-train {arguments.command}", "training")
         if line is None:
@@ -80,6 +87,43 @@ def _failed(message: str, code: int, as_json: bool) -> int:
     if as_json:
         print(answers.failure(message, code))
     return code
+
+
+_LOCAL = {
+    "out": "is written on a local disk",
+    "cache": "is mapped from a local disk",
+    "regions": "is read from a local disk",
+    "texts": "is read from a local disk",
+    "jsonl": "is read from a local disk",
+    "tensors": "is read from a local disk",
+    "file": "is read from a local disk",
+}
+"""Arguments that must be paths, and why."""
+
+
+def _path(text: str) -> Path | str:
+    """An argument that is a path; a URL stays as it is for `_brought_here`, since a Path would make another of it."""
+    return text if "://" in text else Path(text)
+
+
+@contextlib.contextmanager
+def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
+    """Give the command paths: checkpoints behind URLs are fetched for as long as it runs. Raises ConfigError."""
+    with contextlib.ExitStack() as stack:
+        for name, value in vars(arguments).items():
+            if not isinstance(value, str) or "://" not in value:
+                continue
+            if name in _LOCAL:
+                option = f"--{name}" if name != "file" else name
+                todo = "set run.mirror to this URL" if arguments.command == "fit" and name == "out" else "copy it"
+                raise ConfigError(option, f"{value}: {_LOCAL[name]}; give a path, and {todo}")
+            if name == "init" and arguments.workers is not None:
+                raise ConfigError("--init", f"{value}: with --workers it is a folder that all machines see; copy it")
+            if name in ("checkpoint", "init"):
+                from training.outputs.saver import here
+
+                setattr(arguments, name, stack.enter_context(here(value)))
+        yield
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,10 +160,10 @@ def _add_fit(commands: Any) -> None:
     recipe = fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
     completed_by(recipe, _recipes)
     _add_data(fit)
-    fit.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    fit.add_argument("--out", required=True, type=_path, metavar="DIR", help="folder of the run")
     fit.add_argument(
         "--init",
-        type=Path,
+        type=_path,
         metavar="CHECKPOINT",
         help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues)",
     )
@@ -168,7 +212,7 @@ def _add_eval(commands: Any) -> None:
             "wenlan-train eval runs/1 --data coco-cn:DIR --task retrieval --split test --towers key",
         ],
     )
-    evaluate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    evaluate.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     _add_data(evaluate, f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
     evaluate.add_argument("--task", required=True, choices=["retrieval"])
     evaluate.add_argument(
@@ -194,22 +238,22 @@ def _add_embed(commands: Any) -> None:
             "wenlan-train embed runs/1 --data builds/1 --split val --out val.safetensors",
         ],
     )
-    embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    embed.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     embed.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
     embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
     embed.add_argument(
         "--regions",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] per image, or a dataset's regions .parquet",
     )
-    embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text per line")
+    embed.add_argument("--texts", type=_path, metavar="FILE", help="UTF-8 file, one text per line")
     embed.add_argument(
-        "--jsonl", type=Path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
+        "--jsonl", type=_path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
     )
     embed.add_argument(
         "--tensors",
-        type=Path,
+        type=_path,
         metavar="FILE",
         help=".npz with images, boxes and n_boxes, or input_ids and n_tokens, or all five",
     )
@@ -222,7 +266,7 @@ def _add_embed(commands: Any) -> None:
     )
     embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
     _add_detector(embed)
-    embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the features go")
+    embed.add_argument("--out", required=True, type=_path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
     embed.set_defaults(run=_embed)
@@ -239,14 +283,14 @@ def _add_export(commands: Any) -> None:
             "wenlan-train export runs/1 --to onnx --out brivl.onnx",
         ],
     )
-    export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    export.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     export.add_argument(
         "--to",
         required=True,
         choices=["safetensors", "onnx", "brivl-1.0"],
         help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), or the released format",
     )
-    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    export.add_argument("--out", required=True, type=_path, metavar="FILE")
     _add_json(export)
     export.set_defaults(run=_export)
 
@@ -262,8 +306,8 @@ def _add_import(commands: Any) -> None:
             "wenlan-train import-brivl BriVL-1.0.pth --out brivl --json",
         ],
     )
-    command.add_argument("file", type=Path, metavar="FILE", help="a BriVL-1.0 checkpoint (.pth)")
-    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the checkpoint's folder")
+    command.add_argument("file", type=_path, metavar="FILE", help="a BriVL-1.0 checkpoint (.pth)")
+    command.add_argument("--out", required=True, type=_path, metavar="DIR", help="the checkpoint's folder")
     _add_json(command)
     command.set_defaults(run=_import)
 
@@ -289,7 +333,7 @@ def _add_detector(command: argparse.ArgumentParser) -> None:
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--cache", type=Path, metavar="DIR", help="where indexes of shards are kept")
+    command.add_argument("--cache", type=_path, metavar="DIR", help="where indexes of shards are kept")
     _add_json(command)
 
 

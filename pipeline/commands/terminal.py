@@ -9,7 +9,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.box import HEAVY_HEAD
@@ -52,7 +51,7 @@ def command(
 
 def add_spec(parser: argparse.ArgumentParser) -> None:
     """Add the argument SPEC, which a shell completes from YAML files and folders."""
-    spec = parser.add_argument("spec", type=Path, metavar="SPEC", help="a dataset's specification, a YAML file")
+    spec = parser.add_argument("spec", metavar="SPEC", help="a dataset's specification, a YAML file or its URL")
     completed_by(spec, lambda prefix, **_: files_like(prefix, (".yaml", ".yml")))
 
 

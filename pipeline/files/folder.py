@@ -1,8 +1,8 @@
 """A folder on the local disk or behind a URL, in which a file appears whole or not at all.
 
 Every path of the pipeline goes through here, so that a build on a disk and one on an object store run the same code: on
-a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT. Credentials are fsspec's business
-(environment, profiles).
+a disk a finished file is renamed into place, elsewhere it is uploaded by one PUT, or in parts if it is large. What is
+particular to object stores (credentials, patience, writes on a condition) is the business of `data_specs.object_store`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,22 @@ from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
+from data_specs import object_store
+from data_specs.build import SpecError
+from data_specs.object_store import StorageError, told
+from data_specs.store_lock import check_locks
 from pipeline.errors import StoreError
 
 
 class Folder:
-    """A folder on the local disk or behind any URL that fsspec opens. Picklable; opens nothing until used."""
+    """A folder on the local disk or behind any URL that fsspec opens. Picklable; opens nothing until used.
+
+    Raises SpecError for a URL with credentials in it: it would be written into records. Methods raise StoreError.
+    """
 
     def __init__(self, url: str) -> None:
+        if why := object_store.credentials_in(url):
+            raise SpecError([why])
         url = url.removeprefix("file://")
         self.url = url.rstrip("/") if "://" in url else str(Path(url).absolute())
 
@@ -44,42 +53,41 @@ class Folder:
         return f"{self.url}/{name}"
 
     def exists(self, name: str) -> bool:
-        fs, path = fsspec.url_to_fs(self.at(name))
-        return bool(fs.exists(path))
+        with self._told(name):
+            fs, path = fsspec.url_to_fs(self.at(name))
+            return bool(fs.exists(path))
 
     def names(self) -> list[str]:
         """Names of the entries of the folder, sorted; empty if there is no such folder."""
-        fs, path = fsspec.url_to_fs(self.url)
-        fs.invalidate_cache(path)
-        try:
-            entries = fs.ls(path, detail=False)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in entries)
+        with self._told(""):
+            return object_store.names(self.url)
 
     def read(self, name: str) -> bytes:
         """The whole content of a (small) file. Raises StoreError that names it."""
         try:
-            with fsspec.open(self.at(name), "rb") as f:
-                return bytes(f.read())
+            with told(self.at(name)):
+                fs, path = fsspec.url_to_fs(self.at(name))
+                return bytes(fs.cat_file(path))
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
         """A file open for reading at any position, without a copy of the whole. Raises StoreError that names it."""
-        fs, path = fsspec.url_to_fs(self.at(name))
         try:
-            with fs.open(path, "rb", block_size=1 << 20) as f:
-                yield f
+            with told(self.at(name)):
+                fs, path = fsspec.url_to_fs(self.at(name))
+                with fs.open(path, "rb", block_size=1 << 20) as f:
+                    yield f
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def read_range(self, name: str, offset: int, size: int) -> bytes:
         """`size` bytes of a file from `offset` on; fewer if it ends before that. Raises StoreError that names it."""
-        fs, path = fsspec.url_to_fs(self.at(name))
         try:
-            return bytes(fs.cat_file(path, start=offset, end=offset + size))
+            with told(self.at(name)):
+                fs, path = fsspec.url_to_fs(self.at(name))
+                return bytes(fs.cat_file(path, start=offset, end=offset + size))
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
@@ -128,9 +136,11 @@ class Folder:
             local.chmod(0o600 if private else 0o666 & ~_umask())
             local.replace(target)
             return
-        fs, path = fsspec.url_to_fs(self.at(name))
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        fs.put_file(str(local), path)
+        with self._changing(name):
+            fs, path = fsspec.url_to_fs(self.at(name))
+            if not object_store.is_object_store(self.url):  # which has no folders
+                fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            fs.put_file(str(local), path)
         local.unlink()
 
     def move(self, name: str, to: str) -> None:
@@ -140,15 +150,16 @@ class Folder:
             target.parent.mkdir(parents=True, exist_ok=True)
             Path(self.at(name)).replace(target)
             return
-        fs, path = fsspec.url_to_fs(self.at(name))
-        _, target = fsspec.url_to_fs(self.at(to))
-        fs.copy(path, target)
-        fs.rm(path)
+        with self._changing(name):
+            fs, path = fsspec.url_to_fs(self.at(name))
+            _, target = fsspec.url_to_fs(self.at(to))
+            fs.copy(path, target)
+            fs.rm_file(path)
 
     def delete(self, name: str) -> None:
         """Delete a file or a whole folder; nothing happens if there is none."""
-        fs, path = fsspec.url_to_fs(self.at(name))
-        with contextlib.suppress(FileNotFoundError):
+        with self._changing(name), contextlib.suppress(FileNotFoundError):
+            fs, path = fsspec.url_to_fs(self.at(name))
             fs.rm(path, recursive=True)
 
     @contextlib.contextmanager
@@ -158,10 +169,53 @@ class Folder:
             yield Path(self.at(name))
             return
         with tempfile.TemporaryDirectory(prefix="wenlan-") as scratch:
-            fs, path = fsspec.url_to_fs(self.at(name))
             copy = Path(scratch) / Path(name).name
-            fs.get_file(path, str(copy))
+            with self._told(name):
+                fs, path = fsspec.url_to_fs(self.at(name))
+                fs.get_file(path, str(copy))
             yield copy
+
+    def read_version(self, name: str) -> tuple[bytes, str] | None:
+        """(content, version) of a small file, for `replace`; None if there is none."""
+        if self._has_versions():
+            with self._told(name):
+                return object_store.read(self.at(name))
+        return (self.read(name), "") if self.exists(name) else None
+
+    def replace(self, name: str, data: bytes, version: str | None) -> None:
+        """Write a file that is still of the version that was read; None: that was not there.
+
+        Raises StoreError if somebody else wrote it since. Where there are no versions (on a disk, where whoever calls
+        holds a lock) it is written in any case.
+        """
+        if version == "" or not self._has_versions():
+            self.write(name, data)
+            return
+        url = self.at(name)
+        with self._changing(name):
+            written = object_store.create(url, data) if version is None else object_store.replace(url, data, version)
+        if not written:
+            raise StoreError(url, "was written by another process meanwhile; run the same command again")
+
+    def _has_versions(self) -> bool:
+        with self._told(""):
+            return object_store.is_object_store(self.url) and object_store.is_conditional(self.at("_lock"))
+
+    @contextlib.contextmanager
+    def _told(self, name: str) -> Iterator[None]:
+        """Faults of an object store as a StoreError that names the file; those of a disk stay as they are."""
+        try:
+            with told(self.url):
+                yield
+        except StorageError as e:
+            raise StoreError(self.at(name).rstrip("/"), f"cannot be reached: {e.strerror}") from e
+
+    @contextlib.contextmanager
+    def _changing(self, name: str) -> Iterator[None]:
+        """The same around a change, before which no lock may be lost."""
+        with self._told(name):
+            check_locks()
+            yield
 
     def lock_file(self) -> IO[str]:
         """The file `_lock` of a local folder, open, for flock; both are made where they are missing.

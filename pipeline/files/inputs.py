@@ -13,6 +13,7 @@ from typing import Any, TextIO
 
 import fsspec
 
+from data_specs import object_store
 from pipeline.errors import SourceError
 
 try:
@@ -23,9 +24,17 @@ except ModuleNotFoundError:  # a base install, in which fsspec opens no web addr
         """Raised by nobody."""
 
 
+try:
+    from botocore.exceptions import BotoCoreError
+except ModuleNotFoundError:  # without the extra s3
+
+    class BotoCoreError(Exception):  # type: ignore[no-redef]
+        """Raised by nobody."""
+
+
 _MAGIC = "*?["
 
-NO_DAMAGE = (OSError, ClientError, asyncio.TimeoutError)
+NO_DAMAGE = (OSError, ClientError, BotoCoreError, asyncio.TimeoutError)
 """What a disk or a server raises, and no content of a file."""
 
 FAULTS = (*NO_DAMAGE, EOFError, zlib.error)
@@ -82,13 +91,14 @@ def expand(paths: tuple[str, ...], source: str) -> list[str]:
 
 def _expand(path: str, source: str) -> list[str]:
     try:
+        object_store.prepare(path.partition("://")[0])
         fs, inner = fsspec.url_to_fs(path)
         if not any(c in path for c in _MAGIC) or path.startswith(("http://", "https://")):
             if fs.info(inner)["type"] == "directory":
                 raise SourceError(path, f"source {source}: is a folder; a file or a glob is wanted")
             return [path]
         names = sorted(str(name) for name in fs.glob(inner) if not fs.isdir(name))
-    except (*FAULTS, ValueError, ImportError) as e:
+    except object_store.faults(*FAULTS, ValueError, ImportError) as e:
         raise SourceError(path, f"source {source}: {_absence(e)}") from None
     if not names:
         raise SourceError(path, f"source {source}: matches no file")
@@ -100,7 +110,7 @@ def version(file: str) -> list[Any]:
     try:
         fs, inner = fsspec.url_to_fs(file)
         info = fs.info(inner)
-    except (*FAULTS, ValueError) as e:
+    except object_store.faults(*FAULTS, ValueError) as e:
         raise SourceError(file, _absence(e)) from None
     mark = next((info[k] for k in ("ETag", "etag", "mtime", "LastModified", "updated") if info.get(k)), "")
     return [file.rpartition("/")[2], info.get("size"), str(mark)]
@@ -108,6 +118,8 @@ def version(file: str) -> list[Any]:
 
 def reason(e: BaseException) -> str:
     """An exception as one short line; the status if it is an HTTP response."""
+    if isinstance(e, object_store.faults()) or (isinstance(e, PermissionError) and not e.filename):
+        return object_store.reason(e)  # of a store
     status = getattr(e, "status", 0)
     line = f"status {status}" if status else getattr(e, "strerror", "") or str(e)
     return " ".join(line.split())[:200] or type(e).__name__

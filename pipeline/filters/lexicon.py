@@ -28,12 +28,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import fsspec
 from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
+from data_specs.build import within
 from data_specs.shard import Text
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, reason
@@ -80,7 +80,7 @@ class Lexicon(TextFilter):
         return _searcher(self._files, self.allow, self.min_letters).check(text.text)
 
     def _resolve(self, path: str) -> str:
-        return path if "://" in path or Path(path).is_absolute() or not self.base else str(Path(self.base) / path)
+        return within(self.base, path)
 
 
 def _read(path: str) -> tuple[str, list[str]]:

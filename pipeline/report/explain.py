@@ -107,9 +107,9 @@ def _look(
                 yield suffix.removesuffix(".parquet"), f"{len(scores)} boxes, scores {scores[:5]}"
             elif rows:
                 yield "partition", record.partition
-                yield from (
-                    (name, value) for name, value in rows[0].items() if name not in ASKED and value not in ("", [])
-                )
+                for name, value in rows[0].items():
+                    if name not in ASKED and value not in ("", []):
+                        yield name, value.hex() if isinstance(value, bytes) else value  # JSON has no bytes
                 return
 
 

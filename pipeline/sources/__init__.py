@@ -11,13 +11,12 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field
 
-from data_specs.build import BuildSpec, SourceRef
+from data_specs.build import BuildSpec, SourceRef, within
 from data_specs.shard import SourceKind
 from pipeline.files.inputs import expand, version
 from pipeline.plugins import Plugin, configure
@@ -44,9 +43,7 @@ class Source(Plugin):
 
     def resolve(self, path: str) -> str:
         """A path or URL of the spec, made absolute against `base`."""
-        if "://" in path or Path(path).is_absolute() or not self.base:
-            return path
-        return str(Path(self.base) / path)
+        return within(self.base, path)
 
     def token(self) -> Any:
         """A JSON value that changes with the source's content (sizes and times of files, ETags), for the fingerprint.

@@ -34,6 +34,7 @@ from urllib.parse import quote, unquote
 import fsspec
 from pydantic import BaseModel, ConfigDict, Field
 
+from data_specs.object_store import StorageError, told
 from data_specs.shard import TEXT_KINDS, Text, TextKind, canonical_json
 from pipeline.errors import SourceError
 from pipeline.files.inputs import FAULTS, MAX_LINE, Lines, LongLine, reason
@@ -156,8 +157,10 @@ class FolderOfImages(TableSource):
         if image not in self._listing():
             return None
         try:
-            with fsspec.open(self._at(image), "rb") as f:
+            with told(self._at(image)), fsspec.open(self._at(image), "rb") as f:
                 return bytes(f.read())
+        except StorageError as e:  # of a store that fails nobody knows whether the picture is gone
+            raise SourceError(self._at(image), f"source {self.name}: {e.strerror}") from None
         except OSError:
             return None
 
@@ -213,7 +216,7 @@ class FolderOfImages(TableSource):
             if name not in self._listing():
                 continue
             try:
-                with fsspec.open(self._at(name), "rb") as f:
+                with told(self._at(name)), fsspec.open(self._at(name), "rb") as f:
                     read = f.read(MAX_LINE + 1)
                 if len(read) > MAX_LINE:
                     raise ValueError(f"more than {MAX_LINE:,} bytes")
@@ -223,6 +226,8 @@ class FolderOfImages(TableSource):
                 else:
                     value = json.loads(content)
                     texts += texts_of(value)
+            except StorageError as e:
+                raise SourceError(self._at(name), f"source {self.name}: {e.strerror}") from None
             except (OSError, ValueError, RecursionError) as e:
                 raise ValueError(f"{name}: cannot be read ({type(e).__name__}: {e})"[:300]) from None
         return texts, value
@@ -383,10 +388,13 @@ def _writable(name: str) -> str:
 def _list(folder: str) -> Listing:
     """All files below a folder. Raises SourceError if there is no such folder."""
     try:
-        fs, root = fsspec.url_to_fs(folder)
-        if not fs.isdir(root):
-            raise SourceError(folder, "there is no such folder")
-        files = fs.find(root, detail=True)
+        with told(folder):
+            fs, root = fsspec.url_to_fs(folder)
+            if not fs.isdir(root):
+                raise SourceError(folder, "there is no such folder")
+            files = fs.find(root, detail=True)
+    except StorageError as e:
+        raise SourceError(folder, f"cannot be listed: {e.strerror}") from None
     except (OSError, ValueError, ImportError) as e:
         raise SourceError(folder, f"cannot be listed ({e or type(e).__name__})") from None
     root = root.rstrip("/")

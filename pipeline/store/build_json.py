@@ -4,8 +4,8 @@ It holds the spec (without the user names and passwords of its URLs, its digest 
 the versions of the tools, each stage's counts, time and cost, and the stage that runs. What a dataset is made of lies
 in the stages' records; nothing here decides what is done again.
 
-Limits: one process writes it, and on a local disk holds the lock BUILD/_lock. An object store has no locks, so a stage
-whose build was killed there is still shown as running.
+Limits: one process writes it, and holds the lock BUILD/_lock. Whether that of an object store is held by a process that
+lives is known on its own machine only; elsewhere a stage whose build was killed is still shown as running.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, describe
 from data_specs.shard import MANIFEST
+from data_specs.store_lock import LockedError, is_held, locked
 from pipeline import pulse
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -238,9 +239,17 @@ def _figures(build: Build, directory: StageDir, running: Running, alive: bool | 
 
 @contextlib.contextmanager
 def sole_owner(build: Build) -> Iterator[None]:
-    """Only one build at a time writes a folder. Raises StoreError at once if another does, or nobody can."""
+    """Only one build at a time writes a folder. Raises StoreError if another does, or nobody can.
+
+    At once on a disk; on an object store as soon as it is known that the other lives (`data_specs.store_lock`).
+    """
     if not build.folder.is_local:
-        yield
+        with contextlib.ExitStack() as held:
+            try:
+                held.enter_context(locked(build.folder.at("_lock"), 0.0))
+            except LockedError as e:
+                raise StoreError(build.out, f"another wenlan-data is building here: the lock {e.strerror}") from None
+            yield
         return
     with build.folder.lock_file() as f:
         for _ in range(5):
@@ -254,9 +263,9 @@ def sole_owner(build: Build) -> Iterator[None]:
 
 
 def _is_owned(build: Build) -> bool | None:
-    """Whether a process builds in the folder right now; None on an object store, which knows no locks."""
+    """Whether a process builds in the folder right now; None where that cannot be known."""
     if not build.folder.is_local:
-        return None
+        return is_held(build.folder.at("_lock"))
     path = Path(build.folder.at("_lock"))
     if not path.exists():
         return False

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pf
 import pyarrow.parquet as pq
 
+from data_specs.object_store import StorageError, told
 from data_specs.shard import MANIFEST, REGION_SCHEMA, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
@@ -108,7 +109,10 @@ class Part:
         """Raise StoreError that names the file if it is not there, or has another size than its record says."""
         fs, path = fsspec.url_to_fs(self.url)
         try:
-            size = Path(path).stat().st_size if self.folder.is_local else int(fs.size(path))
+            with told(self.url):
+                size = Path(path).stat().st_size if self.folder.is_local else int(fs.size(path))
+        except StorageError as e:
+            raise StoreError(self.url, f"cannot be reached: {e.strerror}") from None
         except OSError:
             size = -1
         if size != self.bytes:

@@ -1,14 +1,15 @@
 """STORE/datasets/NAME: the releases of one dataset (`data_specs.release`), as files.
 
 `pipeline.publish.dataset` decides what a release consists of; this module numbers them, writes them, and makes one
-visible. Readers need no lock; whoever writes holds STORE's.
+visible. Readers need no lock; whoever writes holds STORE's. On an object store `latest.json` is written besides on the
+condition that it is as it was read: who has lost that lock overwrites nobody's release.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from data_specs.release import LATEST, BuildName, Latest, Pending, ReleaseName, parse_latest
@@ -29,9 +30,7 @@ class Releases:
 
     def latest(self) -> Latest:
         """What is the newest release now; of a dataset that has none, a Latest without one. Raises ContractError."""
-        if not self.folder.exists(LATEST):
-            return Latest(dataset=self.dataset)
-        return parse_latest(self.folder.read(LATEST), self.folder.at(LATEST)).settled(read_url)
+        return self._parsed(self.folder.read(LATEST) if self.folder.exists(LATEST) else None)
 
     def numbers(self) -> list[int]:
         """Numbers of the releases whose manifests are kept, oldest first."""
@@ -93,24 +92,31 @@ class Releases:
     def await_commit(self, release: ReleaseName, commit: str, data: bytes) -> None:
         """Let a prepared release become the newest in the moment in which `data` is written to the file `commit`."""
         pending = Pending(release=release, commit=commit, commit_sha256=hashlib.sha256(data).hexdigest())
-        self._write(self.latest().model_copy(update={"pending": pending}))
+        self._change(lambda latest: latest.model_copy(update={"pending": pending}))
 
     def settle(self) -> None:
         """Name the newest release plainly, so that readers need not look whether a pending one was committed."""
-        self._write(self.latest())
+        self._change(lambda latest: latest)
 
     def make_newest(self, release: ReleaseName) -> None:
         """Let a prepared release be the newest, and end a withdrawal."""
-        self._write(Latest(dataset=self.dataset, current=release))
+        self._change(lambda _: Latest(dataset=self.dataset, current=release))
 
     def withdraw(self, why: str) -> None:
         """Let nobody read the dataset by its name, since its shards are being rewritten; `make_newest` ends it."""
         if self.latest().current is not None:
-            self._write(self.latest().model_copy(update={"withdrawn": why}))
+            self._change(lambda latest: latest.model_copy(update={"withdrawn": why}))
 
-    def _write(self, latest: Latest) -> None:
-        text = json.dumps(latest.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        self.folder.write(LATEST, text.encode() + b"\n")
+    def _parsed(self, data: bytes | None) -> Latest:
+        if data is None:
+            return Latest(dataset=self.dataset)
+        return parse_latest(data, self.folder.at(LATEST)).settled(read_url)
+
+    def _change(self, change: Callable[[Latest], Latest]) -> None:
+        """Write latest.json anew, from what it says now. Raises StoreError if somebody else writes it meanwhile."""
+        data, version = self.folder.read_version(LATEST) or (None, None)
+        text = json.dumps(change(self._parsed(data)).model_dump(mode="json"), indent=1, ensure_ascii=False)
+        self.folder.replace(LATEST, text.encode() + b"\n", version)
 
 
 def file_name(number: int) -> str:

@@ -1,7 +1,7 @@
 """STORE: what outlives a build: caches, identities, takedowns, and where published builds lie.
 
-Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; on an object store the
-scheduler must run one publisher at a time.
+Limits: STORE's lock is a file lock, good for one machine or a shared disk that honours flock; on an object store it is
+one of `data_specs.store_lock`, whose limits it has.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from data_specs.shard import canonical_json
+from data_specs.store_lock import LockedError, locked
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.store.cache import Cache
@@ -24,6 +25,9 @@ from pipeline.store.takedowns import Takedowns, merged
 if TYPE_CHECKING:
     from pipeline.store.build import Build
 
+
+WAIT_S = 60.0
+"""Seconds to wait for another publisher."""
 
 STORE_VERSION = 2
 """2: identities are columns under a record (`pipeline.store.identities`); those of 1 are refused there."""
@@ -94,21 +98,26 @@ class Store:
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold STORE's lock. Raises StoreError after 60 seconds, naming the lock file."""
+        """Hold STORE's lock. Raises StoreError after WAIT_S seconds, naming the lock file."""
         self.check()
+        path, later = self.folder.at("_lock"), f"for more than {WAIT_S:g} s; try again when it is done"
         if not self.folder.is_local:
-            yield
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(locked(path, WAIT_S))
+                except LockedError as e:
+                    raise StoreError(path, f"{e.strerror} {later}") from None
+                yield
             return
-        path = self.folder.at("_lock")
         with self.folder.lock_file() as f:
-            for _ in range(600):
+            for _ in range(round(WAIT_S * 10)):
                 try:
                     fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     time.sleep(0.1)
             else:
-                raise StoreError(path, "is held by another publish for more than 60 s; try again when it is done")
+                raise StoreError(path, f"is held by another publish {later}")
             yield
 
     def must_exist(self) -> None:

@@ -1,25 +1,46 @@
-"""A build on S3: packed, published, verified and corrected through a real server (moto's) over HTTP."""
+"""Builds, releases and takedowns on S3, through real servers over HTTP: the same bytes as on a disk, one winner of
+each release, no key anywhere, and few listings.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import contextlib
+import io
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 
-from data_specs.shard import read_manifest
-from pipeline.files.folder import Folder
-from pipeline.publish import release
+import wenlan
+from data_specs.release import open_manifest
+from data_specs.shard import Manifest, read_manifest
+from pipeline import cli, run
+from pipeline.files.folder import Folder, read_url
+from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.takedown.forget import Request, forget
-from tests.stages import run_stage
+from tests import s3_server
+from tests.places import ROOT
+from tests.s3_server import Remote
+from tests.stages import run_noted, run_stage
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(1200),
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -59,3 +80,308 @@ def test_a_large_file_goes_up_in_parts(bucket: str, tmp_path: Path) -> None:
     assert found["size"] == 110 << 20
     assert found["ETag"].strip('"').endswith("-3"), "S3 marks so what came in three parts"
     assert not path.exists()
+
+
+SPEC = """
+name: weekly
+contact: owner@example.org
+sources:
+  - {kind: folder, name: album, source_kind: library, path: photos}
+filters:
+  - {name: text_length, min_chars: 2}
+shards: {samples_per_shard: 5, dev_share: 0.2, val_share: 0.2, energon: true}
+"""
+
+WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒蛋的做法", "北京故宫的角楼", "山上的雪和云", "老式蒸汽火车")
+
+
+@dataclass
+class Drive:
+    """Two weeks of a dataset by the commands, below a folder or its URL; `said`: all that they printed."""
+
+    root: str
+    encode: Callable[[str, int, tuple[int, int]], bytes]
+    said: list[str] = field(default_factory=list)
+
+    @property
+    def store(self) -> str:
+        return f"{self.root}/store"
+
+    @property
+    def latest(self) -> str:
+        return f"{self.store}/datasets/weekly/latest.json"
+
+    def write(self, name: str, data: bytes) -> None:
+        if "://" not in self.root:
+            (Path(self.root) / name).parent.mkdir(parents=True, exist_ok=True)
+        fs, path = fsspec.url_to_fs(f"{self.root}/{name}")
+        fs.pipe_file(path, data)
+
+    def show(self, week: str, pictures: int) -> None:
+        """Put so many pictures with their texts into a folder of the week, and a spec beside it that names it."""
+        self.write(f"{week}.yaml", SPEC.replace("path: photos", f"path: photos-{week}").encode())
+        for number in range(pictures):
+            self.write(f"photos-{week}/{number:03d}.jpg", self.encode("jpeg", number, (260, 220)))
+            self.write(f"photos-{week}/{number:03d}.txt", f"{WORDS[number % len(WORDS)]}，第{number}幅".encode())
+
+    def __call__(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """A command of wenlan-data in this process: the object that it prints."""
+        with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+            got = cli.main([*words, "--json"])
+        self.said += [out.getvalue(), err.getvalue()]
+        assert got == code, err.getvalue()[-4000:]
+        return dict(json.loads(out.getvalue().splitlines()[-1]))
+
+    def build(self, week: str) -> None:
+        words = ("--out", f"{self.root}/{week}", "--store", self.store, "--snapshot", week)
+        assert self("build", f"{self.root}/{week}.yaml", *words)["published"]
+
+    def newest(self) -> Manifest:
+        return open_manifest(self.latest, read_url)[1]
+
+    def steps(self, folder: Path) -> Iterator[str]:
+        """Run the two weeks; folder: for what goes to a disk in any case. Yields each step's name when it is done."""
+        self.show("2026-01-05", 12)
+        assert self("plan", f"{self.root}/2026-01-05.yaml", "--store", self.store)["sources"]
+        yield "plan"
+        self.build("2026-01-05")
+        yield "week 1"
+        assert self("status", f"{self.root}/2026-01-05")["published"]
+        assert self("verify", f"{self.root}/2026-01-05")["ok"]
+        yield "look"
+        self.show("2026-01-12", 15)
+        self.build("2026-01-12")
+        yield "week 2"
+        a_key = wenlan.open(self.latest).samples(columns=["key", "image_url"]).sort_values("image_url").key.iloc[0]
+        assert self("explain", f"{self.root}/2026-01-05", a_key)
+        self("diff", f"{self.root}/2026-01-05", f"{self.root}/2026-01-12")
+        self("report", f"{self.root}/2026-01-12", "--baseline", f"{self.root}/2026-01-05")
+        self("report", "--index", self.root)
+        self("publish", f"{self.root}/2026-01-12")
+        self("export", self.latest, "--to", "csv", "--out", str(folder / "csv"))
+        self("try", f"{self.root}/2026-01-12.yaml", "--on", f"{self.root}/2026-01-12", "--out", str(folder / "trial"))
+        draft = ("--contact", "owner@example.org", "--out", str(folder / "draft.yaml"))
+        self("init", "--from", f"{self.root}/photos-2026-01-05", *draft)
+        self("release", "copy", "weekly", "--store", self.store, "--out", f"{self.root}/copy")
+        assert self("verify", f"{self.root}/copy")["ok"]
+        yield "use"
+        self("forget", "--store", self.store, "--item", a_key)
+        yield "forget"
+        self("release", "rollback", "weekly", "1", "--store", self.store)
+        yield "rollback"
+        self("gc", "--store", self.store, "--keep-releases", "2")
+        self("regions", "stats", "--store", self.store)
+        self("regions", "prune", "--store", self.store, "--before", "2020-01-01")
+        assert self("verify", self.latest, "--store", self.store)["ok"]
+        assert len(self("release", "list", "weekly", "--store", self.store)["datasets"]["weekly"]) == 2
+        yield "gc"
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    """A Ray in this process, whose workers ask what this process asks. It must begin after the server."""
+    import ray
+
+    ray.init("local", num_cpus=1, include_dashboard=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+    yield
+    ray.shutdown()
+
+
+def test_two_weeks_by_the_commands_are_those_of_a_disk(
+    remote: Remote, ray: None, synthetic: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    there, here = Drive(f"{remote.url}/weeks", synthetic.encode), Drive(str(tmp_path / "weeks"), synthetic.encode)
+    local = here.steps(tmp_path / "here")
+    counts, lists = {}, {}
+    for step in there.steps(tmp_path / "there"):
+        assert next(local) == step
+        if step not in ("plan", "look"):
+            mine, theirs = there.newest(), here.newest()
+            assert mine.release == theirs.release
+            assert [s.tar for s in mine.shards] == [s.tar for s in theirs.shards], step
+        counts[step] = Counter(request.operation for request in remote.proxy.requests)
+        lists[step] = remote.proxy.lists(), remote.proxy.lists("LIST ALL")
+        remote.proxy.requests.clear()
+        if step == "look":
+            remote.proxy.fail("503", share=0.01)  # to the end
+    assert next(local, None) is None
+    (tmp_path / "requests.json").write_text(json.dumps({step: [*map(list, counts[step].items())] for step in counts}))
+    (tmp_path / "lists.json").write_text(json.dumps(lists))
+    _few_listings(lists)
+    written = [*_objects(remote), *_files(tmp_path), *_files(Path(tempfile.gettempdir()) / "ray/session_latest")]
+    said = "".join([*there.said, *capfd.readouterr()]).encode()
+    keys = {remote.server.secret.encode(), remote.server.key.encode()}
+    for name, data in [*written, ("what was printed", said)]:
+        assert not [key for key in keys if key in data], f"{name} holds a key"
+    assert len(written) > 100
+
+
+def _few_listings(lists: dict[str, tuple[list[str], list[str]]]) -> None:
+    """No listing is of a whole bucket, of a build or of STORE; all below a folder is listed to read or to delete it."""
+    for step, (one, everything) in lists.items():
+        assert not [path for path in (*one, *everything) if path.rstrip("/") == "data"], step
+        assert "data/weeks/" not in everything, step
+        assert one.count("data/weeks/") <= (step == "use"), "`report --index` is asked to look there"
+        wide = re.compile(r"data/weeks/(?:store|[\d-]+)/?")
+        assert not [path for path in everything if wide.fullmatch(path)], step
+        source = [path for path in everything if path.startswith("data/weeks/photos")]
+        others = Counter(path for path in everything if path not in source)
+        assert len(source) <= 20, f"{step}: the source's own folder"
+        assert others.total() <= 150, (step, others)
+        assert len(one) <= 900, (step, Counter(one).most_common(5))
+
+
+def _objects(remote: Remote) -> Iterator[tuple[str, bytes]]:
+    """Every object of the bucket; Parquet files as their rows."""
+    client = remote.server.client()
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket="data"):
+        for entry in page.get("Contents", ()):
+            data = client.get_object(Bucket="data", Key=entry["Key"])["Body"].read()
+            yield entry["Key"], _plain(entry["Key"], data)
+
+
+def _files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    for path in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # a socket of Ray, or what has gone since
+            if path.is_file() and not path.is_socket():
+                yield str(path), _plain(path.name, path.read_bytes())
+
+
+def _plain(name: str, data: bytes) -> bytes:
+    if name.endswith(".parquet"):
+        return repr(pq.read_table(io.BytesIO(data)).to_pydict()).encode() + data
+    return data
+
+
+PUBLISHER = """
+import pickle, sys
+from pipeline.publish import dataset, release
+from pipeline.errors import StoreError
+
+with open(sys.argv[1], "rb") as f:
+    what, subject, times = pickle.load(f)
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(times):
+    if what == "publish":
+        try:
+            release.publish(subject)
+            print("published", flush=True)
+        except StoreError as e:
+            print(e, flush=True)
+    else:
+        print(dataset.rollback(subject, "weekly", 1).release, flush=True)
+"""
+
+
+@pytest.fixture
+def at_once(tmp_path: Path) -> Callable[..., list[list[str]]]:
+    """at_once("publish", [build, build], times=1): processes that begin together; the lines that each of them says."""
+
+    def start(what: str, subjects: list[Any], times: int = 1) -> list[list[str]]:
+        processes = []
+        for number, subject in enumerate(subjects):
+            path = tmp_path / f"{number}.pickle"
+            path.write_bytes(pickle.dumps((what, subject, times)))
+            words = [sys.executable, "-W", "ignore", "-c", PUBLISHER, str(path)]
+            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            processes.append(subprocess.Popen(words, stdin=-1, stdout=-1, stderr=-1, text=True, env=environment))
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        said = [process.communicate(timeout=600) for process in processes]
+        assert [process.returncode for process in processes] == [0] * len(processes), said
+        return [out.splitlines() for out, _ in said]
+
+    return start
+
+
+def built(weeks: Any, root: str, week: str, pictures: list[int]) -> Build:
+    """A week's build on S3, up to its report, not published."""
+    build = run.open_build(weeks.spec(pictures), f"{root}/{week}", f"{root}/store", week)
+    run_noted(build, *build.stages)
+    return build
+
+
+def test_of_two_publishers_one_wins_each_release_and_nothing_is_lost(
+    remote: Remote, weeks: Any, at_once: Callable[..., list[list[str]]]
+) -> None:
+    root = f"{remote.url}/publishers"
+    first = built(weeks, root, "2026-01-05", list(range(6)))
+    release.publish(first)
+    two = [built(weeks, root, f"2026-01-{12 + i}", [*range(6), 6 + i]) for i in range(2)]
+    said = [lines[0] for lines in at_once("publish", two)]
+    assert sorted(line == "published" for line in said) == [False, True], said
+    [refused] = [line for line in said if line != "published"]
+    assert "was published since this build began" in refused
+    winner, loser = sorted(two, key=lambda build: said[two.index(build)] != "published")
+    releases = winner.store.releases("weekly")
+    assert [own.build_id for own in releases.read().builds] == [first.build_id, winner.build_id]
+    again = run.open_build(loser.spec, loser.out, loser.store.url, loser.snapshot)
+    run_noted(again, *again.stages)
+    release.publish(again)
+    assert {own.build_id for own in releases.read().builds} == {own.build_id for own in (first, *two)}
+    assert verify(f"{root}/store/datasets/weekly/latest.json") == []
+    # Many rounds: each makes a release, and two that made the same one would leave a gap, or a number twice.
+    rounds, before = 12, releases.read().release
+    made = [[int(line) for line in lines] for lines in at_once("rollback", [winner.store] * 2, rounds)]
+    assert sorted(made[0] + made[1]) == list(range(before + 1, before + 1 + 2 * rounds))
+    assert releases.numbers() == list(range(1, before + 1 + 2 * rounds))
+    chain = [releases.read(number) for number in releases.numbers()]
+    assert [one.parent for one in chain[1:]] == [one.build_id for one in chain[:-1]]
+    assert verify(f"{root}/store/datasets/weekly/latest.json", quick=True) == []
+
+
+def test_who_lost_the_lock_overwrites_nobodys_release(remote: Remote, weeks: Any) -> None:
+    """A publisher that another one overtook between reading latest.json and writing it, whatever the lock says."""
+    from pipeline.errors import StoreError
+
+    build = built(weeks, f"{remote.url}/overtaken", "2026-01-05", list(range(6)))
+    release.publish(build)
+    releases = build.store.releases("weekly")
+
+    def overtaken(latest: Any) -> Any:
+        dataset.rollback(build.store, "weekly", 1)
+        return latest
+
+    with pytest.raises(StoreError, match=r"latest\.json: was written by another process meanwhile"):
+        releases._change(overtaken)
+    assert releases.read().release == 2
+
+
+def test_a_build_on_a_gateway_that_knows_no_conditions(
+    tmp_path: Path, weeks: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """nanio checks signatures, and ignores conditions: one line says that nothing is locked."""
+    with s3_server.remote(tmp_path, s3_server.nanio) as gateway:
+        build = built(weeks, f"{gateway.url}/builds", "2026-01-05", list(range(6)))
+        mine = release.publish(build)
+        assert verify(f"{build.out}/shards", store=build.store.url) == []
+        local = weeks.build("2026-01-05", list(range(6)))
+        assert [shard.tar for shard in release.publish(local).shards] == [shard.tar for shard in mine.shards]
+    lines = [record.getMessage() for record in caplog.records if "conditional" in record.getMessage()]
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize("where", ["spec", "--out", "--store", "BUILD"])
+def test_a_key_in_a_url_is_refused_and_repeated_nowhere(tmp_path: Path, where: str) -> None:
+    keyed = "s3://AKIDEXAMPLE:wJalr/XUtnFEMI@bucket/x"
+    spec = tmp_path / "weekly.yaml"
+    spec.write_text(SPEC.replace("path: photos", f"path: {keyed if where == 'spec' else 'photos'}"))
+    words = {
+        "spec": ["plan", str(spec)],
+        "--out": ["build", str(spec), "--out", keyed],
+        "--store": ["build", str(spec), "--out", str(tmp_path / "1"), f"--store={keyed}"],
+        "BUILD": ["verify", keyed],
+    }[where]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        assert cli.main([*words, "--json"]) == 2
+    [line] = err.getvalue().splitlines()
+    assert "holds credentials; take them out, and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in line
+    for secret in ("AKIDEXAMPLE", "XUtnFEMI", "wJalr"):
+        assert secret not in out.getvalue() + err.getvalue()
+    assert sorted(tmp_path.iterdir()) == [spec]

@@ -30,6 +30,7 @@ from typing import Any
 
 import fsspec
 
+from data_specs.object_store import StorageError, told
 from data_specs.release import open_manifest
 from data_specs.shard import SPLITS, ContractError, Manifest, Split
 from training.config import DataConfig
@@ -194,7 +195,8 @@ class Dataset:
         remote = "://" in row.tar
         if remote and self._copies is None:
             fs, path = fsspec.core.url_to_fs(row.tar)
-            data: bytes = fs.cat_file(path, start=row.image_offset, end=row.image_offset + row.image_size)
+            with told(row.tar):
+                data: bytes = fs.cat_file(path, start=row.image_offset, end=row.image_offset + row.image_size)
             return data
         handle = self._files.get(row.tar)
         if handle is None:
@@ -317,6 +319,8 @@ def _manifest(name: str) -> tuple[str, Manifest]:
     """The path and the content of the manifest of a build or a release; `name` as `open_manifest` takes it."""
     try:
         return open_manifest(name, _read)
+    except StorageError as e:
+        raise ContractError(f"{name}: {e.strerror}") from None
     except OSError:
         raise ContractError(f"{name}: cannot be read; a build without a manifest is not a dataset") from None
     except ContractError:
@@ -329,7 +333,7 @@ def _manifest(name: str) -> tuple[str, Manifest]:
 
 def _read(path: str) -> bytes:
     check_regular(path)
-    with fsspec.open(path, "rb") as file:
+    with told(path), fsspec.open(path, "rb") as file:
         return bytes(file.read())
 
 

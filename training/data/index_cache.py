@@ -31,6 +31,7 @@ import pyarrow.compute as pc
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
+from data_specs.object_store import StorageError, told
 from data_specs.shard import REGION_SCHEMA, SHARD_SCHEMA, ContractError, FileDigest, ShardFiles
 from training.data.index_checks import check_boxes, check_places, check_rows, typed
 from training.data.plain_tars import index_tar
@@ -119,7 +120,10 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
     check_regular(tar)
     fs, path = fsspec.core.url_to_fs(tar)
     try:
-        info = fs.info(path)
+        with told(tar):
+            info = fs.info(path)
+    except StorageError as e:
+        raise ContractError(f"{tar}: {e.strerror}") from None
     except OSError:
         raise ContractError(f"{tar}: no such file") from None
     changed = next((str(info[k]) for k in ("ETag", "etag", "mtime", "LastModified") if k in info), "")
@@ -173,7 +177,10 @@ def _check_size(name: str, expected: int) -> None:
     check_regular(name)
     fs, path = fsspec.core.url_to_fs(name)
     try:
-        size = fs.size(path)
+        with told(name):
+            size = fs.size(path)
+    except StorageError as e:
+        raise ContractError(f"{name}: {e.strerror}") from None
     except OSError:
         raise ContractError(f"{name}: missing, but the manifest names it") from None
     if size != expected:
@@ -189,8 +196,10 @@ def _read_parquet(name: str, digest: str, schema: Any) -> Any:
     """Table with the columns of `schema` from a Parquet file whose sha256 is `digest`."""
     check_regular(name)
     try:
-        with fsspec.open(name, "rb") as file:
+        with told(name), fsspec.open(name, "rb") as file:
             data = file.read()
+    except StorageError as e:
+        raise ContractError(f"{name}: {e.strerror}") from None
     except OSError:
         raise ContractError(f"{name}: missing, but the manifest names it") from None
     if hashlib.sha256(data).hexdigest() != digest:

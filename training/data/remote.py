@@ -22,6 +22,7 @@ from pathlib import Path
 
 import fsspec
 
+from data_specs.object_store import reason, told
 from data_specs.shard import ContractError
 
 _BLOCK = 8 << 20
@@ -102,7 +103,7 @@ def _copy(url: str, target: Path) -> int:
     """Bytes fetched; three attempts, since a connection may break in the middle of a gigabyte."""
     for attempt in range(3):
         try:
-            with fsspec.open(url, "rb") as source, target.open("wb") as file:
+            with told(url), fsspec.open(url, "rb") as source, target.open("wb") as file:
                 got = 0
                 while block := source.read(_BLOCK):
                     got += file.write(block)
@@ -111,7 +112,7 @@ def _copy(url: str, target: Path) -> int:
             raise ContractError(f"{url}: missing, but the manifest names it") from None
         except Exception as e:  # what a store's client raises is its own
             if attempt == 2:
-                raise ContractError(f"{url}: cannot be fetched ({' '.join(str(e).split())[:200]})") from None
+                raise ContractError(f"{url}: cannot be fetched ({reason(e)})") from None
             time.sleep(2.0**attempt)
     raise AssertionError
 

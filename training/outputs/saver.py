@@ -12,17 +12,22 @@ Limits: `run.save_in_background` holds one more copy of the training state in me
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import logging
 import os
 import posixpath
 import shutil
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fsspec
 
+from data_specs.object_store import told
+from data_specs.store_lock import LockedError, check_locks, locked
 from training.config import Config
 from training.data.tokenizer import Tokenizer
 from training.errors import ConfigError, RunError
@@ -57,7 +62,8 @@ class Saver:
         """Begin to write the model as it is now. Raises the error of an earlier write, if it failed."""
         self.wait()
         parts = checkpoint.parts_of(model, optimizer, copied=self._config.run.save_in_background)
-        self._underway = self._thread.submit(self._write, parts, state, best)
+        context = contextvars.copy_context()  # with the lock that is held on the mirror
+        self._underway = self._thread.submit(context.run, self._write, parts, state, best)
         if not self._config.run.save_in_background:
             self.wait()
 
@@ -81,7 +87,8 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
     Nothing is done where the mirror has no such checkpoint. Raises RunError.
     """
     fs, root = _filesystem(mirror)
-    whole = [step for step in _names(fs, root) if fs.exists(posixpath.join(root, step, INDEX))]
+    with told(mirror):
+        whole = [step for step in _names(fs, root) if fs.exists(posixpath.join(root, step, INDEX))]
     wanted = name or max(whole, default="")
     ours = checkpoint.latest(run)
     if wanted not in whole or (not name and ours is not None and ours.name >= wanted):
@@ -93,8 +100,9 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
     temporary.mkdir(parents=True)
     source = posixpath.join(root, folder.name)
     try:
-        for path in fs.ls(source, detail=False):
-            fs.get_file(path, str(temporary / posixpath.basename(path)))
+        with told(mirror):
+            for path in fs.ls(source, detail=False):
+                fs.get_file(path, str(temporary / posixpath.basename(path)))
         if not (folder / INDEX).is_file():
             shutil.rmtree(folder, ignore_errors=True)
         temporary.rename(folder)
@@ -102,7 +110,42 @@ def fetch(run: Path, mirror: str, name: str = "") -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         if (folder / INDEX).is_file():
             return  # another process of this machine was quicker
-        raise RunError(mirror, f"{folder.name} cannot be fetched ({e})") from None
+        raise RunError(mirror, f"{folder.name} cannot be fetched ({e.strerror or e})") from None
+
+
+@contextlib.contextmanager
+def owned_mirror(mirror: str) -> Iterator[None]:
+    """Be the only run that copies to `mirror`, where that is on an object store with locks. Raises RunError.
+
+    On a disk nothing is locked: there the run's own folder is.
+    """
+    with contextlib.ExitStack() as held:
+        if mirror.startswith(("s3://", "s3a://")):
+            try:
+                held.enter_context(locked(posixpath.join(mirror, "_lock"), 0.0))
+            except LockedError as e:
+                raise RunError(mirror, f"another run copies to it, its lock {e.strerror}; choose another") from None
+        yield
+
+
+@contextlib.contextmanager
+def here(url: str) -> Iterator[Path]:
+    """A local copy of the checkpoint at `url`, or of the newest one of a mirror, that is gone when the block ends.
+
+    Raises RunError.
+    """
+    url = url.rstrip("/")
+    fs, path = _filesystem(url)
+    with told(url):
+        is_one = fs.exists(posixpath.join(path, INDEX))
+    mirror, _, name = url.rpartition("/") if is_one else (url, "", "")
+    with tempfile.TemporaryDirectory(prefix="wenlan-") as scratch:
+        run = Path(scratch)
+        fetch(run, mirror, name)
+        found = run / "checkpoints" / name if is_one else checkpoint.latest(run)
+        if found is None or not found.is_dir():
+            raise RunError(url, f"holds no checkpoint (no {INDEX}, and no folder step-N with one)")
+        yield found
 
 
 def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
@@ -110,14 +153,16 @@ def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
     fs, root = _filesystem(mirror)
     target = posixpath.join(root, folder.name)
     try:
-        fs.makedirs(target, exist_ok=True)
-        for path in sorted(folder.iterdir(), key=lambda p: p.name == INDEX):
-            fs.put_file(str(path), posixpath.join(target, path.name))
-        for name in _names(fs, root):
-            if name not in kept:
-                fs.rm(posixpath.join(root, name), recursive=True)
+        with told(mirror):
+            fs.makedirs(target, exist_ok=True)
+            for path in sorted(folder.iterdir(), key=lambda p: p.name == INDEX):
+                check_locks()
+                fs.put_file(str(path), posixpath.join(target, path.name))
+            for name in _names(fs, root):
+                if name not in kept:
+                    fs.rm(posixpath.join(root, name), recursive=True)
     except OSError as e:
-        raise RunError(mirror, f"{folder.name} cannot be copied there ({e})") from None
+        raise RunError(mirror, f"{folder.name} cannot be copied there ({e.strerror or e})") from None
 
 
 def _names(fs: Any, root: str) -> list[str]:

@@ -38,7 +38,7 @@ from training.errors import FirstRankError, RunError, TrainingError
 from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
-from training.outputs.saver import fetch
+from training.outputs.saver import fetch, owned_mirror
 from training.outputs.whole import INDEX, sha256_of
 from training.run.launch import Leave, owned
 from training.run.resume import flat
@@ -93,6 +93,7 @@ def begun(out: Path, mirror: str) -> Iterator[Path | None]:
         def choose() -> Start | None:
             stack.enter_context(owned(out))
             if mirror:
+                stack.enter_context(owned_mirror(mirror))
                 fetch(out, mirror)
             newest = checkpoint.latest(out)
             for folder in checkpoint.without_index(out):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import tracemalloc
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.errors import SourceError
 from pipeline.files import inputs
-from pipeline.files.inputs import Lines, LongLine
+from pipeline.files.inputs import Lines, LongLine, expand
 from pipeline.sources._text_files import opened
 
 LINES = st.lists(st.text(st.characters(exclude_characters="\r\n"), max_size=12), max_size=8)
@@ -63,3 +66,19 @@ def test_a_line_that_unpacks_to_far_more_is_not_held_in_memory(tmp_path):
     assert isinstance(fault, LongLine)
     assert line == "next\n"
     assert peak < 16 << 20
+
+
+@pytest.mark.parametrize("path", ["s3://bucket/2026/*.csv", "s3://bucket/rows.csv"])
+def test_an_input_on_s3_without_a_key_is_one_line(path: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fs = pytest.importorskip("s3fs").S3FileSystem
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    fs.clear_instance_cache()
+    with pytest.raises(SourceError) as e:
+        expand((path,), "rows")
+    fs.clear_instance_cache()
+    todo = "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
+    assert str(e.value) == f"{path}: source rows: cannot be looked at ({todo})"
+    assert "\n" not in str(e.value)

@@ -1,0 +1,274 @@
+"""Object stores, for both halves: patience with a busy one, faults in one line, no credentials in URLs, and files that
+are written on a condition.
+
+Whatever opens a URL goes through fsspec, and finds its credentials where the store's own tools do: environment
+variables, profiles, the machine's role. A URL with a key in it is refused (`credentials_in`), since URLs are written
+into records, manifests and reports.
+
+A store that is busy (503 SlowDown), breaks a connection or fails (500) is asked ATTEMPTS times, with growing pauses:
+for about a minute, and a few at most. AWS_MAX_ATTEMPTS and AWS_RETRY_MODE, and fsspec's own configuration, override it.
+
+A conditional write (`create`, `replace`) succeeds for one of several writers only: S3's `If-None-Match: *` and
+`If-Match: ETAG`. Where what is there already is what was to be written, byte for byte, it has succeeded: the answer to
+an earlier try was lost on the way. `data_specs.store_lock` makes a lock of them.
+
+Limits: conditional writes on S3 alone (`s3://`), as AWS, MinIO, R2 and newer Ceph gateways know them; `is_conditional`
+tries that out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import os
+import random
+import re
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+import fsspec.asyn
+import fsspec.config
+
+OBJECT_STORES = frozenset({"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "r2"})
+"""Schemes of stores that take their credentials from the environment."""
+
+ATTEMPTS = 12
+"""Requests until a busy store is given up. The pauses between them are random, below 1, 2, 4, 8, 16, 20, 20 ... s."""
+
+LOG = logging.getLogger("wenlan.object_store")
+
+
+class StorageError(OSError):
+    """A store's answer, or that there was none, in one line: `filename` is the URL, `strerror` says what to do."""
+
+    def __init__(self, url: str, message: str, number: int = errno.EIO) -> None:
+        super().__init__(number, message, url)
+
+    def __reduce__(self) -> tuple[type[StorageError], tuple[str, str, int]]:
+        return type(self), (self.filename, self.strerror or "", self.errno or errno.EIO)
+
+
+def _patient() -> None:
+    """Let fsspec open S3 with more patience than its client has: whole weeks of work should not end with 503."""
+    config = fsspec.config.conf.setdefault("s3", {}).setdefault("config_kwargs", {})
+    retries = {"AWS_RETRY_MODE": ("mode", "standard"), "AWS_MAX_ATTEMPTS": ("total_max_attempts", ATTEMPTS)}
+    own = {name: value for variable, (name, value) in retries.items() if variable not in os.environ}
+    config["retries"] = {**own, **config.get("retries", {})}
+
+
+# At import, because fsspec has no other moment: it is opened in fifty places and in Ray's workers, by URL alone.
+_patient()
+
+
+@functools.cache
+def prepare(scheme: str) -> None:
+    """Ready a client before its first use: s3fs multiplies its own tries with those of its client."""
+    if scheme in ("s3", "s3a"):
+        with contextlib.suppress(ImportError, ValueError):  # whoever opens the URL says which extra is missing
+            fsspec.get_filesystem_class("s3").retries = 2
+
+
+def is_object_store(url: str) -> bool:
+    """Whether a path or URL, also a chained one (`simplecache::s3://...`), is on an object store."""
+    scheme, separator, _ = url.partition("://")
+    return bool(separator) and scheme.rpartition("::")[2].lower() in OBJECT_STORES
+
+
+def credentials_in(text: str) -> str:
+    """Why a text, such as a spec or a command line, is refused: a URL of an object store in it holds a key. "" if none.
+
+    No bucket has a colon in its name; in `abfs://container@account.host/` the part before the @ is the container.
+    """
+    found = _KEY.search(text)
+    if found is None:
+        return ""
+    scheme = (found[1] or found[2]).lower()
+    variables = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" if scheme.startswith("s3") else "the store's variables"
+    return (
+        f"a URL {scheme}://... holds credentials; take them out, and set {variables}, or a profile, in the environment"
+    )
+
+
+_KEY = re.compile(
+    r"(?<![\w+.-])(s3a?|gs|gcs|r2|oss|adl)://[^/\s\"'<>]*:|(?<![\w+.-])(abfss?|az)://[^/\s\"'<>@]*:[^/\s\"'<>]*@", re.I
+)
+"""A URL with something before its bucket. What follows the colon may hold slashes: AWS's secrets do."""
+
+_USERINFO = re.compile(r"//[^/\s\"']*@")
+
+
+def faults(*more: type[Exception]) -> tuple[type[Exception], ...]:
+    """Exceptions of the clients that are loaded and are no OSError, and `more`: for an `except` clause."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (botocore.BotoCoreError, botocore.ClientError, *more) if botocore is not None else more
+
+
+def reason(e: BaseException) -> str:
+    """What a store's client raised, as one line that says what to do."""
+    said = " ".join((getattr(e, "strerror", None) or str(e) or type(e).__name__).split())
+    said = _USERINFO.sub("//", said)[:200]  # an address in the environment may hold some
+    kind = type(e).__name__
+    if "Credentials" in kind or "TokenRetrieval" in kind:
+        return "no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, in the environment"
+    if isinstance(e, PermissionError):
+        return f"access denied ({said}); check the keys in the environment, and what they may do in this bucket"
+    if kind in ("EndpointConnectionError", "ConnectionClosedError", "ConnectTimeoutError", "ReadTimeoutError"):
+        return f"the store does not answer ({said}); check AWS_ENDPOINT_URL and the network, then run the same again"
+    if getattr(e, "errno", None) in (errno.EBUSY, errno.EREMOTEIO) or _code(e) in ("SlowDown", "InternalError"):
+        return f"the store kept failing ({said}); run the same again when it is well"
+    return said
+
+
+@contextlib.contextmanager
+def told(url: str) -> Iterator[None]:
+    """Raise what a store's client raises in the block as a StorageError with the URL, but for what is not there.
+
+    Elsewhere nothing changes.
+    """
+    if not is_object_store(url):
+        yield
+        return
+    prepare(url.partition("://")[0].lower())
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError, StorageError):
+        raise
+    except PermissionError as e:
+        raise StorageError(url, reason(e), errno.EACCES) from e
+    except faults(OSError) as e:
+        raise StorageError(url, reason(e)) from e
+
+
+def names(url: str) -> list[str]:
+    """Names of what lies directly below a URL of a store, sorted. Raises StorageError.
+
+    One listing of that folder, in pages of a thousand. s3fs's own `ls` of a folder that is not there lists the one
+    above it as well, and that one may hold a dataset.
+    """
+    with told(url):
+        if not _is_s3(url):
+            fs, path = fsspec.url_to_fs(url)
+            fs.invalidate_cache(path)
+            try:
+                listed = fs.ls(path, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                listed = []
+            return sorted(str(entry).rstrip("/").rpartition("/")[2] for entry in listed)
+        fs, bucket, key = _s3(url)
+        prefix, found, more = f"{key}/" if key else "", list[str](), dict[str, str]()
+        while True:
+            page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=prefix, Delimiter="/", **more)
+            found += [entry["Key"] for entry in page.get("Contents", ())]
+            found += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+            if not page.get("IsTruncated"):
+                return sorted({own.removeprefix(prefix).rstrip("/") for own in found} - {""})
+            more = {"ContinuationToken": page["NextContinuationToken"]}
+
+
+# Conditional writes: the one place that knows how they are done.
+
+
+def read(url: str) -> tuple[bytes, str] | None:
+    """(content, version) of a small file; None if there is none. The version is for `replace`. Raises StorageError."""
+    with told(url):
+        fs, bucket, key = _s3(url)
+        try:
+            return _read(fs, bucket, key)
+        except FileNotFoundError:
+            return None
+
+
+def create(url: str, data: bytes) -> str:
+    """Write a file if there is none of that name; returns its version, "" if there is one. Raises StorageError."""
+    return _put(url, data, {"IfNoneMatch": "*"})
+
+
+def replace(url: str, data: bytes, version: str) -> str:
+    """Write a file if it is still of that version; returns its new one, "" if it is not. Raises StorageError."""
+    return _put(url, data, {"IfMatch": version})
+
+
+_conditional: dict[tuple[str, str], bool] = {}
+"""Of (address of the store, bucket): what `is_conditional` found out."""
+
+
+def is_conditional(url: str) -> bool:
+    """Whether the bucket of a URL refuses what a condition forbids.
+
+    Tried out once in a process, with a file beside `url` that is deleted again; a store that does not is logged.
+    """
+    root = "/".join(url.split("/", 3)[:3])
+    about = os.environ.get("AWS_ENDPOINT_URL", ""), root
+    if about not in _conditional:
+        why = _unconditional(f"{url}-probe-{uuid.uuid4().hex}")
+        _conditional[about] = not why
+        if why:
+            LOG.warning("%s: %s, so nothing is locked there; run one build and one publisher at a time", root, why)
+    return _conditional[about]
+
+
+def _unconditional(probe: str) -> str:
+    """Why the store of a URL cannot write on a condition; "" if it can."""
+    if not _is_s3(probe):
+        return "knows no conditional writes"
+    with told(probe):
+        fs, bucket, key = _s3(probe)
+        fs.call_s3("put_object", Bucket=bucket, Key=key, Body=b"1")
+        try:
+            ignored = create(probe, b"2") or replace(probe, b"3", '"00000000000000000000000000000000"')
+        finally:
+            fs.call_s3("delete_object", Bucket=bucket, Key=key)
+    return "ignores conditional writes" if ignored else ""
+
+
+def _put(url: str, data: bytes, condition: dict[str, str]) -> str:
+    with told(url):
+        fs, bucket, key = _s3(url)
+        for attempt in range(8):
+            try:
+                return str(fs.call_s3("put_object", Bucket=bucket, Key=key, Body=data, **condition)["ETag"])
+            except faults(OSError) as e:
+                if _code(e) not in ("ConditionalRequestConflict", "OperationAborted", "409"):
+                    if not _is_refusal(e):
+                        raise
+                    break
+            time.sleep(random.uniform(0.0, 0.1 * 2**attempt))  # another writer is at work on the same file
+        # Refused: because of another's file, or of our own, written by a try whose answer was lost.
+        there = read(url)
+        return there[1] if there is not None and there[0] == data else ""
+
+
+def _is_refusal(e: BaseException) -> bool:
+    """Whether a condition did not hold; also of a file to be replaced that is not there."""
+    return isinstance(e, (FileExistsError, FileNotFoundError)) or _code(e) in ("PreconditionFailed", "412")
+
+
+def _read(fs: Any, bucket: str, key: str) -> tuple[bytes, str]:
+    answer = fs.call_s3("get_object", Bucket=bucket, Key=key)
+    return bytes(fsspec.asyn.sync(fs.loop, answer["Body"].read)), str(answer["ETag"])
+
+
+def _is_s3(url: str) -> bool:
+    return url.partition("://")[0].lower() in ("s3", "s3a")
+
+
+def _s3(url: str) -> tuple[Any, str, str]:
+    """(file system, bucket, key) of a URL."""
+    fs, path = fsspec.url_to_fs(url)
+    bucket, _, key = path.partition("/")
+    return fs, bucket, key
+
+
+def _code(e: BaseException) -> str:
+    """The code of S3's answer in an exception of s3fs or botocore, "" if there is none."""
+    for one in (e, e.__cause__, e.__context__):
+        answer = getattr(one, "response", None)
+        if isinstance(answer, dict):
+            return str(answer.get("Error", {}).get("Code", ""))
+    return ""
