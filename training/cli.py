@@ -22,9 +22,10 @@ from data_specs.command_line import Parser, UsageError, VersionAction, complete,
 from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.shard import SPLITS, ContractError
+from training.config import Config
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, FirstRankError, TrainingError
-from training.use.benchmarks import BENCHMARKS
+from training.use.benchmarks import BENCHMARKS, is_benchmark
 
 LOG = logging.getLogger("training")
 
@@ -95,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(commands)
     _add_eval(commands)
     _add_embed(commands)
+    _add_calibrate(commands)
     _add_export(commands)
     _add_import(commands)
     return parser
@@ -177,6 +179,13 @@ def _add_eval(commands: Any) -> None:
         "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
     )
     _add_detector(evaluate)
+    evaluate.add_argument(
+        "--regions",
+        type=Path,
+        metavar="PLACE",
+        help="boxes of a benchmark's images by their sha256: a regions .parquet, or a folder of them such as "
+        "STORE/regions/DETECTOR",
+    )
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -187,20 +196,28 @@ def _add_embed(commands: Any) -> None:
         "embed",
         help="features of images, texts, released rows or ready arrays",
         description="Features (float32 unit rows) of one kind of input. --data and files make a .safetensors file, "
-        "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file.",
+        "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file, a benchmark with "
+        "--to chinese-clip a folder.",
         examples=[
             "wenlan-train embed runs/1 --images a.jpg b.jpg --texts texts.txt --out features.safetensors",
             "wenlan-train embed runs/1 --data builds/1 --split val --out val.safetensors",
+            "wenlan-train embed runs/1 --data coco-cn:DIR --split test --to chinese-clip --out features",
         ],
     )
     embed.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
-    embed.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
+    embed.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help="manifests or tars, or a benchmark KIND:PATH: both features of one split",
+    )
     embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
     embed.add_argument(
         "--regions",
         type=Path,
-        metavar="FILE",
-        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] per image, or a dataset's regions .parquet",
+        metavar="PLACE",
+        help="boxes of --images or of a benchmark: one JSON line [[x1, y1, x2, y2], ...] per image (--images only), "
+        "a dataset's regions .parquet, or a folder of them such as STORE/regions/DETECTOR",
     )
     embed.add_argument("--texts", type=Path, metavar="FILE", help="UTF-8 file, one text per line")
     embed.add_argument(
@@ -219,12 +236,41 @@ def _add_embed(commands: Any) -> None:
         metavar="KIND",
         help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
-    embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
+    embed.add_argument(
+        "--split", default="val", choices=(*SPLITS, "test"), help="of --data; default val; test: benchmarks only"
+    )
+    embed.add_argument(
+        "--to",
+        default="",
+        choices=["chinese-clip"],
+        help="features and answers of a benchmark for Chinese-CLIP's evaluation scripts; --out is their folder",
+    )
     _add_detector(embed)
     embed.add_argument("--out", required=True, type=Path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
     embed.set_defaults(run=_embed)
+
+
+def _add_calibrate(commands: Any) -> None:
+    what = "add to a checkpoint what its scores are measured against; fit does it at its end"
+    calibrate = commands.add_parser(
+        "calibrate",
+        help=what,
+        description="Writes the distribution of the cosines of unrelated training pairs into a checkpoint. A score is "
+        "the share of it below a cosine: eval, embed, export and wenlan.load(...).similarity have it from there.",
+        examples=[
+            "wenlan-train calibrate runs/1 --data builds/1",
+            "wenlan-train calibrate runs/1/checkpoints/best --data builds/1 --images 4000",
+        ],
+    )
+    calibrate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    _add_data(calibrate)
+    calibrate.add_argument("--images", type=int, default=1000, metavar="N", help="of the train split (default 1000)")
+    _add_detector(calibrate)
+    calibrate.add_argument("--device", default="auto")
+    _add_shared(calibrate)
+    calibrate.set_defaults(run=_calibrate)
 
 
 def _add_export(commands: Any) -> None:
@@ -323,11 +369,34 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         from training.run.train import fit
 
         result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
+        if config.run.background and _first_rank():
+            _add_background(config, arguments, Path(result["checkpoint"]))
     LOG.info(
         "%s steps, %s samples seen, loss %s, checkpoint %s",
         *(result[name] for name in ("steps", "position", "loss", "checkpoint")),
     )
     return result
+
+
+def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: Path) -> None:
+    """Calibrate a run's last checkpoint, unless an earlier call has; without one a checkpoint is as good."""
+    from training.outputs.checkpoint import open_checkpoint
+    from training.use.calibrate import calibrate
+
+    opened = open_checkpoint(checkpoint)
+    if opened.background() is not None:
+        return
+    try:
+        calibrate(
+            checkpoint,
+            arguments.data,
+            images=config.run.background,
+            detector=opened.detector,
+            device=config.run.device,
+            cache=arguments.cache,
+        )
+    except TrainingError as e:
+        LOG.info("no background for scores: %s", e)
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -341,26 +410,63 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         device=arguments.device,
         cache=arguments.cache,
         towers=arguments.towers,
+        regions=arguments.regions,
     )
     for line in summary(result):
         LOG.info("%s", line)
     return result
 
 
+def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.calibrate import calibrate
+
+    if arguments.images < 2:
+        raise ConfigError("--images", f"{arguments.images} images have no unrelated pair; give at least 2")
+    counted = calibrate(
+        arguments.checkpoint,
+        arguments.data,
+        images=arguments.images,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
+    LOG.info(
+        "%s: %s pairs of %s unrelated images and texts; half have a cosine above %.3f, one of a hundred above %.3f",
+        *(counted[name] for name in ("checkpoint", "pairs", "images", "median_cosine", "cosine_of_0.99")),
+    )
+    return counted
+
+
 def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     given = [name for name in ("data", "images", "texts", "jsonl", "tensors") if getattr(arguments, name)]
     if len(given) != 1 and given != ["images", "texts"]:
         raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
-    if arguments.regions and not arguments.images:
+    of_benchmark = bool(arguments.data) and any(is_benchmark(name) for name in arguments.data)
+    if arguments.regions and not (arguments.images or of_benchmark):
         raise ConfigError("--regions", "are boxes of --images; give both")
+    if arguments.to and not of_benchmark:
+        raise ConfigError(
+            "--to", f"{arguments.to} wants a benchmark, --data KIND:PATH; a dataset can be exported to one"
+        )
     from training.use import embed
+    from training.use.evaluate import split_of_dataset
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
-    if arguments.data:
-        written = embed.embed_data(
+    if of_benchmark:
+        written = embed.embed_benchmark(
             checkpoint,
             arguments.data,
             arguments.split,
+            out,
+            to=arguments.to,
+            regions=arguments.regions,
+            device=device,
+        )
+    elif arguments.data:
+        written = embed.embed_data(
+            checkpoint,
+            arguments.data,
+            split_of_dataset(arguments.split),
             out,
             detector=arguments.detector,
             device=device,

@@ -5,6 +5,7 @@
       vocab.txt              the tokenizer's vocabulary, one token per line
       towers.safetensors     the query towers: all that eval, embed and export read
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
+      background.safetensors what scores are measured against, where it was calibrated (training/outputs/background.py)
       released.safetensors   instead of the last three in an imported one: what only an export needs
       checkpoint.json        version, and bytes and sha256 of each file above; written last
     OUT/checkpoints/best     link to the one with the highest recall on the dev split, which is kept
@@ -35,6 +36,7 @@ from pydantic import TypeAdapter, ValidationError
 from training.config import Config, from_dict, to_dict
 from training.data.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
 from training.errors import CheckpointError, ConfigError
+from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.whole import INDEX, Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
@@ -97,6 +99,12 @@ class Checkpoint:
     def has(self, file: str) -> bool:
         """Whether it has a file: an imported one has no queues and no optimiser."""
         return file in self.sealed.files
+
+    def background(self) -> Background | None:
+        """What scores are measured against; None where nobody has calibrated it. Raises CheckpointError."""
+        if not self.has(BACKGROUND_FILE) or not (self.folder / BACKGROUND_FILE).is_file():
+            return None
+        return Background.from_tensors(self.tensors(BACKGROUND_FILE), str(self.folder / BACKGROUND_FILE))
 
     def load_towers(self, model: BriVL) -> None:
         """Fill the query towers, and let the key towers begin as their copies. Raises CheckpointError."""

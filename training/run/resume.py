@@ -33,6 +33,7 @@ _FREE_TO_CHANGE = {
     "run.eval_every",
     "run.patience",
     "run.compare_every",
+    "run.background",
     "run.log_every",
     "run.tracker",
     "run.profile_steps",

@@ -8,8 +8,9 @@ ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes
 input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
 
 Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
-recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, and the tokenizer's
-name and vocabulary.
+recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, the tokenizer's name
+and vocabulary, and `background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine
+into a score by linear interpolation (training/outputs/background.py).
 
 Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
 """
@@ -67,7 +68,7 @@ def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
 
 def _about(opened: Checkpoint) -> dict[str, str]:
     """What one must know to use the towers."""
-    config = opened.config
+    config, background = opened.config, opened.background()
     sizes = {"image_size": config.data.image_size, "max_boxes": config.data.max_boxes}
     sizes |= {"max_tokens": config.data.max_tokens, "feature_dim": config.moco.feature_dim}
     return {
@@ -78,6 +79,7 @@ def _about(opened: Checkpoint) -> dict[str, str]:
         "detector": opened.detector,
         "tokenizer": config.data.tokenizer,
         "vocabulary": vocabulary_text(opened.tokenizer),
+        **({} if background is None else {"background": background.to_json()}),
     }
 
 
