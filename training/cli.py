@@ -99,6 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_calibrate(commands)
     _add_export(commands)
     _add_import(commands)
+    _add_import_transformers(commands)
     return parser
 
 
@@ -122,7 +123,8 @@ def _add_fit(commands: Any) -> None:
         "--init",
         type=Path,
         metavar="CHECKPOINT",
-        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues)",
+        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues), or from a folder of "
+        "transformers (CLIP, Chinese-CLIP, SigLIP), whose towers and tokenizer then take the recipe's place",
     )
     keys = fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
@@ -282,16 +284,18 @@ def _add_export(commands: Any) -> None:
         examples=[
             "wenlan-train export runs/1 --to safetensors --out towers.safetensors",
             "wenlan-train export runs/1 --to onnx --out brivl.onnx",
+            "wenlan-train export runs/1 --to transformers --out brivl",
         ],
     )
     export.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     export.add_argument(
         "--to",
         required=True,
-        choices=["safetensors", "onnx", "brivl-1.0"],
-        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), or the released format",
+        choices=["safetensors", "onnx", "brivl-1.0", "transformers"],
+        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), the released format, or a folder "
+        "that transformers loads",
     )
-    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    export.add_argument("--out", required=True, type=Path, metavar="FILE", help="a folder with --to transformers")
     _add_json(export)
     export.set_defaults(run=_export)
 
@@ -311,6 +315,20 @@ def _add_import(commands: Any) -> None:
     command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the checkpoint's folder")
     _add_json(command)
     command.set_defaults(run=_import)
+
+
+def _add_import_transformers(commands: Any) -> None:
+    command = commands.add_parser(
+        "import-transformers",
+        help="a folder of transformers (CLIP, Chinese-CLIP, SigLIP) into a checkpoint that eval, embed and export read",
+        description="Reads weights, tokenizer and pixel statistics, and runs no code of the folder. The features are "
+        "those of get_image_features and get_text_features, of length 1, on a picture scaled to a square.",
+        examples=["wenlan-train import-transformers chinese-clip-vit-base-patch16 --out chinese-clip"],
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, weights and tokenizer in it")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the checkpoint's folder")
+    _add_json(command)
+    command.set_defaults(run=_import_transformers)
 
 
 def _add_data(command: argparse.ArgumentParser, more: str = "") -> None:
@@ -345,7 +363,12 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.resolve import resolve
 
-    config = resolve(arguments.recipe, arguments.set)
+    taken: list[str] = []
+    if arguments.init is not None:
+        from training.use.two_towers import is_two_towers, overrides_of
+
+        taken = overrides_of(arguments.init) if is_two_towers(arguments.init) else []
+    config = resolve(arguments.recipe, [*taken, *arguments.set])
     if arguments.dry_run:
         from training.run.dry_run import dry_run
 
@@ -500,6 +523,16 @@ def _import(arguments: argparse.Namespace) -> dict[str, Any]:
         "%s: %d tensors, %s with compat %s, %d of them kept for export only",
         *(read[name] for name in ("out", "tensors", "recipe", "compat", "kept_for_export")),
     )
+    return read
+
+
+def _import_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.two_towers import import_transformers, is_two_towers
+
+    if not is_two_towers(arguments.folder):
+        raise ConfigError(str(arguments.folder), "no folder of transformers with two towers known here (config.json)")
+    read = import_transformers(arguments.folder, arguments.out)
+    LOG.info("%s: %d tensors of %s", *(read[name] for name in ("out", "tensors", "model_type")))
     return read
 
 

@@ -89,8 +89,8 @@ class ImageTowerConfig:
     encoder: str = "cnn_regions"
     """File name in training/encoders."""
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
-    """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`. Of encoder clip_image `transformers/TYPE`, TYPE one
-    of clip, chinese_clip, siglip and siglip2."""
+    """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`. Of encoder clip_image `transformers/TYPE`, TYPE
+    one of clip, chinese_clip, siglip and siglip2."""
     backbone_options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
     """clip_image: settings of the architecture that differ from the model type's defaults, sizes among them."""
     mean: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)

@@ -250,7 +250,7 @@ def make_model() -> Callable[..., BriVL]:
     return tiny_model
 
 
-def moved_checkpoint(folder: Path, *overrides: str, detector: str = "") -> Path:
+def moved_checkpoint(folder: Path, *overrides: str, detector: str = "", tokenizer: str = "gb2312") -> Path:
     """A tiny model with random weights, whose key towers are no copies of the query towers, as a run leaves it."""
     import torch
 
@@ -266,8 +266,8 @@ def moved_checkpoint(folder: Path, *overrides: str, detector: str = "") -> Path:
     with torch.no_grad():
         for parameter in (*model.image_key.parameters(), *model.text_key.parameters()):
             parameter.add_(0.1 * torch.randn_like(parameter))
-    state, tokenizer = RunState(1, 8, 0, (), (), detector), load_tokenizer("gb2312")
-    return save(folder, model, build_optimizer(model, config.optim), config, tokenizer, state, 1)
+    state, optimizer = RunState(1, 8, 0, (), (), detector), build_optimizer(model, config.optim)
+    return save(folder, model, optimizer, config, load_tokenizer(tokenizer), state, 1)
 
 
 @pytest.fixture(scope="session")

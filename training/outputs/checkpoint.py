@@ -3,6 +3,7 @@
     OUT/checkpoints/step-00000200/
       config.json            the resolved recipe, tokenizer, detector, digests of data and regions
       vocab.txt              the tokenizer's vocabulary, one token per line
+      tokenizer.json         the tokenizer, where it is neither of characters nor a BERT's
       towers.safetensors     the query towers: all that eval, embed and export read
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
       background.safetensors what scores are measured against, where it was calibrated (training/outputs/background.py)
@@ -34,7 +35,14 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from training.config import Config, from_dict, to_dict
-from training.data.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
+from training.data.tokenizer import (
+    JSON_FILE,
+    VOCAB_FILE,
+    JsonTokenizer,
+    Tokenizer,
+    from_vocabulary,
+    vocabulary_text,
+)
 from training.errors import CheckpointError, ConfigError
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.whole import INDEX, Sealed, whole_folder, write_tensors
@@ -326,6 +334,8 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
     described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **about}
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
+    if isinstance(tokenizer, JsonTokenizer):
+        (folder / JSON_FILE).write_text(tokenizer.content, encoding="utf-8")
 
 
 @contextmanager
@@ -375,6 +385,8 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         raise CheckpointError(str(folder / CONFIG_FILE), f"lacks {e}") from None
     except ConfigError as e:
         raise CheckpointError(e.subject, e.problem) from None
+    if JSON_FILE in sealed.files:
+        return Checkpoint(sealed, config, JsonTokenizer(sealed.text(JSON_FILE), str(folder / JSON_FILE)), detector)
     vocabulary = sealed.text(VOCAB_FILE).split("\n")[:-1]
     return Checkpoint(sealed, config, from_vocabulary(vocabulary, str(folder / VOCAB_FILE)), detector)
 

@@ -14,8 +14,10 @@ run. Models of encoder and decoder are refused.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -149,7 +151,8 @@ def architecture(
         close = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
         raise ConfigError(f"{section}.backbone", f"transformers knows no model type {model_type!r}{hint}")
-    config = CONFIG_MAPPING[model_type]()
+    with quiet():  # the defaults of some do not fit each other
+        config = CONFIG_MAPPING[model_type]()
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for name in options:
         if name not in known:
@@ -210,7 +213,8 @@ def quiet() -> Iterator[None]:
     verbosity.set_verbosity_error()
     verbosity.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):  # which carries results only
+            yield
     finally:
         verbosity.set_verbosity(level)
         if bar:

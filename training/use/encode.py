@@ -59,7 +59,7 @@ class Encoder:
         a picture that cannot be read.
         """
         named = [_named(image, number) for number, image in enumerate(_listed(images))]
-        of_images = [None] * len(named) if boxes is None else list(boxes)
+        of_images: list[Boxes | None] = [None] * len(named) if boxes is None else list(boxes)
         if len(of_images) != len(named):
             raise InputError("boxes", f"{len(of_images)} lists of boxes for {len(named)} images; give each its own")
         if not named:

@@ -3,6 +3,7 @@
     safetensors   one file: the query towers' tensors; config and vocabulary as metadata
     onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length
     brivl-1.0     the released format, for the released code: see `released`
+    transformers  a folder that AutoModel and AutoProcessor of transformers load: see `transformers_folder`
 
 ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes [B, R, 4] in pixels of S, n_boxes [B];
 input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.config import Config, to_dict
-from training.data.tokenizer import vocabulary_text
+from training.data.tokenizer import JsonTokenizer, vocabulary_text
 from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
 from training.use.load import load
+from training.use.transformers_folder import export_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-Format = Literal["safetensors", "onnx", "brivl-1.0"]
+Format = Literal["safetensors", "onnx", "brivl-1.0", "transformers"]
 
 _OPSET = 18
 
@@ -51,6 +53,8 @@ def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
 
     Raises TrainingError (no checkpoint, towers without a place in the format), ConfigError (ONNX is not installed).
     """
+    if to == "transformers":
+        return export_transformers(path, out)
     if to == "onnx":
         return _export_onnx(path, out)
     return _export_released(path, out) if to == "brivl-1.0" else _export_safetensors(path, out)
@@ -79,6 +83,7 @@ def _about(opened: Checkpoint) -> dict[str, str]:
         "detector": opened.detector,
         "tokenizer": config.data.tokenizer,
         "vocabulary": vocabulary_text(opened.tokenizer),
+        **({"tokenizer_json": opened.tokenizer.content} if isinstance(opened.tokenizer, JsonTokenizer) else {}),
         **({} if background is None else {"background": background.to_json()}),
     }
 

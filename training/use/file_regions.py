@@ -88,7 +88,7 @@ def _sides(content: bytes) -> tuple[int, int]:
 
     try:
         with Image.open(io.BytesIO(content)) as image:
-            return image.size
+            return int(image.width), int(image.height)
     except Exception as e:  # Pillow raises many types on damage
         raise ValueError(f"no image ({first_line(e)})") from None
 
