@@ -375,7 +375,9 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         raise CheckpointError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
     folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
-        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
+        foreign = (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
+        advice = f"; of transformers? wenlan-train import-transformers {path} --out DIR" if foreign else ""
+        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it{advice}")
     sealed = Sealed.open(folder, needed)
     described = sealed.object(CONFIG_FILE)
     try:

@@ -118,7 +118,7 @@ def overrides_of(folder: Path) -> list[str]:
         "moco.feature_dim": dimension,
         "data.image_size": size,
         "data.max_tokens": min(text.max_position_embeddings, _MOST_TOKENS.get(family, text.max_position_embeddings)),
-        "data.tokenizer": str(folder),
+        "data.tokenizer": str(folder.resolve()),
     }
     if len(tokenizer.vocabulary) > text.vocab_size:
         raise InputError(

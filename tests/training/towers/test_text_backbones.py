@@ -85,7 +85,10 @@ def text_batch(*tokens: list[int]) -> Batch:
         ("bert", {}, 2),
         ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-5}, 0),
         ("roberta", {"type_vocab_size": 1}, 2),
+        ("xlm-roberta", {}, 1),
         ("ernie", {}, 1),
+        ("modernbert", {}, 0),  # rotary positions, local and global layers: whole
+        ("modernbert", {}, 3),
         ("electra", {"embedding_size": 16}, 3),
         ("distilbert", {"hidden_dim": 40}, 1),
         ("albert", {"embedding_size": 16}, 0),  # its layers are one layer: whole

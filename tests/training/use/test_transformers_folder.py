@@ -22,6 +22,7 @@ from training import cli
 from training.data.tokenizer import CharTokenizer, gb2312_vocabulary, load_tokenizer
 from training.errors import ConfigError
 from training.use.encode import open_encoder
+from training.use.evaluate import evaluate_retrieval
 from training.use.export import export
 from training.use.transformers_folder import _characters
 
@@ -156,6 +157,63 @@ def test_regions_need_their_sources(files: list[Path], tmp_path: Path) -> None:
     written = export(checkpoint, "transformers", tmp_path / "folder")
     assert written["trust_remote_code"]
     assert_same(use(tmp_path / "folder", files, tmp_path, remote=True, padding=True), checkpoint, files)
+
+
+MTEB = """
+import json, sys
+from pathlib import Path
+import mteb
+from datasets import Dataset, Image
+from mteb.models.model_implementations.siglip_models import SiglipModelWrapper
+from mteb.models.model_meta import ModelMeta, ScoringFunction
+folder, pairs = sys.argv[1:]
+images = sorted(map(str, Path(pairs).glob("*.png")))
+texts = [Path(image).with_suffix(".txt").read_text(encoding="utf-8").strip() for image in images]
+ids = [str(i) for i in range(len(images))]
+of = {
+    "I": Dataset.from_dict({"id": ids, "image": images}).cast_column("image", Image()),
+    "T": Dataset.from_dict({"id": ids, "text": texts}),
+}
+model = SiglipModelWrapper(folder, revision=None, device="cpu")
+about = {"name": "x/y", "revision": "1", "similarity_fn_name": ScoringFunction.COSINE, "modalities": ["image", "text"]}
+model.mteb_model_meta = ModelMeta.create_empty(about)
+found = {}
+for queries, corpus in ("IT", "TI"):
+    task = mteb.get_task(f"Flickr30k{queries}2{corpus}Retrieval")  # the protocol; the pairs are those above
+    pairs = {"relevant_docs": {i: {i: 1} for i in ids}, "top_ranked": None}
+    task.dataset = {"default": {"test": {"corpus": of[corpus], "queries": of[queries], **pairs}}}
+    task.data_loaded = True
+    [result] = mteb.evaluate(model, task, cache=None, show_progress_bar=False, co2_tracker=False).task_results
+    [scores] = result.scores["test"]
+    found[f"{queries}2{corpus}".lower()] = [scores[f"recall_at_{k}"] for k in (1, 5, 10)]
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_mteb_measures_a_folder_with_the_recalls_of_eval(tmp_path: Path) -> None:
+    """By its own wrapper for SigLIP, to the five digits that it gives."""
+    if importlib.util.find_spec("mteb") is None:
+        pytest.skip("mteb is not installed (extra: dev)")
+    two_tower_tests().make_folder("siglip", tmp_path / "their")
+    assert cli.main(["import-transformers", str(tmp_path / "their"), "--out", str(tmp_path / "ck")]) == 0
+    export(tmp_path / "ck", "transformers", tmp_path / "folder")
+    (tmp_path / "pairs").mkdir()
+    for i in range(24):
+        generator = np.random.default_rng(i)
+        pixels = generator.integers(0, 256, (50, 70, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "pairs" / f"{i:02}.png")
+        text = "".join(generator.choice(list("红色的船山水相连白云飞"), 5))
+        (tmp_path / "pairs" / f"{i:02}.txt").write_text(f"{text} a small cat {i}\n", encoding="utf-8")
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    command = [sys.executable, "-c", MTEB, str(tmp_path / "folder"), str(tmp_path / "pairs")]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    theirs = json.loads(done.stdout.splitlines()[-1])
+    ours = evaluate_retrieval(tmp_path / "ck", [f"folder:{tmp_path / 'pairs'}"], "val", device="cpu")
+    for direction in ("i2t", "t2i"):
+        assert theirs[direction] == pytest.approx([ours[direction][f"r{k}"] for k in (1, 5, 10)], abs=1e-5)
+    assert 0 < ours["t2i"]["r10"] < 1
 
 
 def test_a_model_that_reads_as_the_release_did_is_refused(tmp_path: Path) -> None:

@@ -232,6 +232,8 @@ def test_what_does_not_fit_is_one_line(tmp_path: Path, capsys: pytest.CaptureFix
         with pytest.raises(ConfigError) as caught:
             BriVL(config_of(place, override))
         assert str(caught.value).startswith(line)
+    assert cli.main(["eval", str(place), "--data", "x", "--task", "retrieval"]) == 1
+    assert f"of transformers? wenlan-train import-transformers {place} --out DIR" in capsys.readouterr().err
     (place / "model.safetensors").write_bytes(b"no")
     with pytest.raises(InputError) as broken:
         import_transformers(place, tmp_path / "ck")
