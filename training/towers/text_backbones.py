@@ -165,11 +165,24 @@ def architecture(
                 setattr(config, theirs, getattr(sizes, ours))
         for name, value in options.items():
             setattr(config, name, value)
+        config = _with_its_layers(config)
     except (TypeError, ValueError, NotImplementedError) as e:
         raise ConfigError(f"{section}.backbone", f"{model_type} does not take these sizes ({first_line(e)})") from None
     if sizes is not None:
         _set_dropout(config, sizes)
     return config
+
+
+def _with_its_layers(config: Any) -> Any:
+    """The config with a kind for each of its layers (ModernBERT: local or global), which it lists when it is made."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or len(kinds) == config.num_hidden_layers:
+        return config
+    return type(config)(**{name: value for name, value in vars(config).items() if name in _init(config)})
+
+
+def _init(config: Any) -> set[str]:
+    return {name for name in inspect.signature(type(config)).parameters if name not in ("layer_types", "kwargs")}
 
 
 def _set_dropout(config: Any, text: TextTowerConfig) -> None:
