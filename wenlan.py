@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,10 @@ if TYPE_CHECKING:
     from training.data.loader import Loader
     from training.use.encode import Encoder
 
-__all__ = ["Data", "load", "open"]
+__all__ = ["Data", "clip_benchmark", "load", "open"]
+
+_MOST_BOXES = 1_000
+"""Boxes of a picture that `load` takes from a detector, best first: more than any tower reads."""
 
 _FATES = ("seen", "kept", "dropped", "known")
 
@@ -61,8 +65,11 @@ def open(place: str | Path) -> Data:
     return Data(Frames.open(str(place), STAGES))
 
 
-def load(checkpoint: str | Path, device: str = "auto") -> Encoder:
+def load(checkpoint: str | Path, device: str = "auto", detector: str = "") -> Encoder:
     """A checkpoint, or the newest of a run, as an encoder of pictures and texts.
+
+    detector: makes the boxes of pictures that come without, by its name in a spec and with its defaults, for towers
+    that were trained on them ("proposals" comes with the package); by default they get the grid.
 
     >>> model = wenlan.load("runs/1")
     >>> model.encode_text(["红色的花", "海边的日落"]).shape == (2, model.width)
@@ -75,7 +82,47 @@ def load(checkpoint: str | Path, device: str = "auto") -> Encoder:
 
         from training.use.encode import open_encoder
 
-    return open_encoder(Path(checkpoint), device)
+    return open_encoder(Path(checkpoint), device, _boxes_by(detector) if detector else None)
+
+
+def clip_benchmark(detector: str = "") -> None:
+    """clip_benchmark's command line, of sys.argv, with checkpoints as models of the type `wenlan`, and exit.
+
+    python -c 'import wenlan; wenlan.clip_benchmark("proposals")' eval --model_type wenlan --model runs/1 ...
+
+    detector: as of `load`. The other words are those of `python -m training.use.clip_benchmark`, which has the grid.
+    """
+    with _packages_of("training"):
+        from training.use.clip_benchmark import main
+
+    main(_boxes_by(detector) if detector else None)
+
+
+def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
+    """Makes a picture's boxes as stage `detect` does, but for the spec's cap on their number: a tower has its own."""
+    with _packages_of("pipeline"):
+        from pipeline.detectors import Detector
+        from pipeline.detectors._boxes import cleaned, look
+        from pipeline.pictures.decode import PictureError, decode
+        from pipeline.plugins import configure
+    from training.data.transforms import UnreadableImage
+
+    detector = configure("detectors", name, {}, Detector, "detector")
+
+    @functools.cache
+    def state(_process: int) -> Any:
+        return detector.load()  # a session does not survive a fork: each worker of a loader has its own
+
+    def boxes_of(content: bytes) -> Sequence[Sequence[float]]:
+        try:
+            pixels = decode(content).pixels
+        except PictureError as e:
+            raise UnreadableImage(str(e)) from None
+        [raw] = look(detector, state(os.getpid()), [pixels])
+        boxes: list[list[float]] = cleaned(raw, pixels.shape[1], pixels.shape[0], _MOST_BOXES)[0].tolist()
+        return boxes
+
+    return boxes_of
 
 
 @contextlib.contextmanager

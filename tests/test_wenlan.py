@@ -355,3 +355,24 @@ print(json.dumps([cell.outputs for cell in book.cells if cell.cell_type == "code
     assert any("image/png" in shown for shown in last), "the picture with its boxes"
     assert "array" in "".join(last[-1]["text/plain"])
     assert not any(output["output_type"] == "error" for cell in outputs for output in cell)
+
+
+def test_pictures_without_boxes_get_those_of_a_detector(place: Path) -> None:
+    """The shipped one, run here beside it."""
+    from pipeline.detectors._boxes import cleaned, look
+    from pipeline.detectors.proposals import Proposals
+    from training.errors import InputError
+
+    photo = place / "photo.jpg"
+    model = wenlan.load(place / "runs/1", "cpu", detector="proposals")
+    pixels = np.asarray(Image.open(photo))
+    detector = Proposals()
+    boxes = cleaned(look(detector, detector.load(), [pixels])[0], 120, 90, 1000)[0].tolist()
+    assert len(boxes) > 1
+    plain = wenlan.load(place / "runs/1", "cpu")
+    assert (model.encode_image(photo) == plain.encode_image(photo, [boxes])).all()
+    given = model.encode_image([photo, photo], [None, boxes[:1]])[1:]
+    assert np.allclose(given, plain.encode_image(photo, [boxes[:1]]), atol=1e-6)
+    assert not np.allclose(model.encode_image(photo), plain.encode_image(photo), atol=1e-3)
+    with pytest.raises(InputError, match=r"images\[0\]: "):
+        model.encode_image([b"no picture"])

@@ -24,9 +24,10 @@ from data_specs.extras import missing_line
 from data_specs.ownership import check_ownership
 from data_specs.printable import printable, printable_line
 from data_specs.shard import SPLITS, ContractError
+from training.config import Config
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, FirstRankError, TrainingError
-from training.use.benchmarks import BENCHMARKS
+from training.use.benchmarks import BENCHMARKS, is_benchmark
 
 LOG = logging.getLogger("training")
 
@@ -140,8 +141,10 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(commands)
     _add_eval(commands)
     _add_embed(commands)
+    _add_calibrate(commands)
     _add_export(commands)
     _add_import(commands)
+    _add_import_transformers(commands)
     return parser
 
 
@@ -165,7 +168,8 @@ def _add_fit(commands: Any) -> None:
         "--init",
         type=_path,
         metavar="CHECKPOINT",
-        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues)",
+        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues), or from a folder of "
+        "transformers (CLIP, Chinese-CLIP, SigLIP), whose towers and tokenizer then take the recipe's place",
     )
     keys = fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
@@ -222,6 +226,13 @@ def _add_eval(commands: Any) -> None:
         "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
     )
     _add_detector(evaluate)
+    evaluate.add_argument(
+        "--regions",
+        type=Path,
+        metavar="PLACE",
+        help="boxes of a benchmark's images by their sha256: a regions .parquet, or a folder of them such as "
+        "STORE/regions/DETECTOR",
+    )
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -232,20 +243,28 @@ def _add_embed(commands: Any) -> None:
         "embed",
         help="features of images, texts, released rows or ready arrays",
         description="Features (float32 unit rows) of one kind of input. --data and files make a .safetensors file, "
-        "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file.",
+        "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file, a benchmark with "
+        "--to chinese-clip a folder.",
         examples=[
             "wenlan-train embed runs/1 --images a.jpg b.jpg --texts texts.txt --out features.safetensors",
             "wenlan-train embed runs/1 --data builds/1 --split val --out val.safetensors",
+            "wenlan-train embed runs/1 --data coco-cn:DIR --split test --to chinese-clip --out features",
         ],
     )
     embed.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
-    embed.add_argument("--data", nargs="+", metavar="DATA", help="manifests or tars: both features of one split")
+    embed.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help="manifests or tars, or a benchmark KIND:PATH: both features of one split",
+    )
     embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
     embed.add_argument(
         "--regions",
         type=_path,
-        metavar="FILE",
-        help="boxes of --images: one JSON line [[x1, y1, x2, y2], ...] per image, or a dataset's regions .parquet",
+        metavar="PLACE",
+        help="boxes of --images or of a benchmark: one JSON line [[x1, y1, x2, y2], ...] per image (--images only), "
+        "a dataset's regions .parquet, or a folder of them such as STORE/regions/DETECTOR",
     )
     embed.add_argument("--texts", type=_path, metavar="FILE", help="UTF-8 file, one text per line")
     embed.add_argument(
@@ -264,12 +283,41 @@ def _add_embed(commands: Any) -> None:
         metavar="KIND",
         help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
-    embed.add_argument("--split", default="val", choices=SPLITS, help="of --data")
+    embed.add_argument(
+        "--split", default="val", choices=(*SPLITS, "test"), help="of --data; default val; test: benchmarks only"
+    )
+    embed.add_argument(
+        "--to",
+        default="",
+        choices=["chinese-clip"],
+        help="features and answers of a benchmark for Chinese-CLIP's evaluation scripts; --out is their folder",
+    )
     _add_detector(embed)
     embed.add_argument("--out", required=True, type=_path, metavar="FILE", help="where the features go")
     embed.add_argument("--device", default="auto")
     _add_shared(embed)
     embed.set_defaults(run=_embed)
+
+
+def _add_calibrate(commands: Any) -> None:
+    what = "add to a checkpoint what its scores are measured against; fit does it at its end"
+    calibrate = commands.add_parser(
+        "calibrate",
+        help=what,
+        description="Writes the distribution of the cosines of unrelated training pairs into a checkpoint. A score is "
+        "the share of it below a cosine: eval, embed, export and wenlan.load(...).similarity have it from there.",
+        examples=[
+            "wenlan-train calibrate runs/1 --data builds/1",
+            "wenlan-train calibrate runs/1/checkpoints/best --data builds/1 --images 4000",
+        ],
+    )
+    calibrate.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    _add_data(calibrate)
+    calibrate.add_argument("--images", type=int, default=1000, metavar="N", help="of the train split (default 1000)")
+    _add_detector(calibrate)
+    calibrate.add_argument("--device", default="auto")
+    _add_shared(calibrate)
+    calibrate.set_defaults(run=_calibrate)
 
 
 def _add_export(commands: Any) -> None:
@@ -281,16 +329,18 @@ def _add_export(commands: Any) -> None:
         examples=[
             "wenlan-train export runs/1 --to safetensors --out towers.safetensors",
             "wenlan-train export runs/1 --to onnx --out brivl.onnx",
+            "wenlan-train export runs/1 --to transformers --out brivl",
         ],
     )
     export.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
     export.add_argument(
         "--to",
         required=True,
-        choices=["safetensors", "onnx", "brivl-1.0"],
-        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), or the released format",
+        choices=["safetensors", "onnx", "brivl-1.0", "transformers"],
+        help="one file of tensors, two ONNX files (FILE.image.onnx, FILE.text.onnx), the released format, or a folder "
+        "that transformers loads",
     )
-    export.add_argument("--out", required=True, type=_path, metavar="FILE")
+    export.add_argument("--out", required=True, type=_path, metavar="FILE", help="a folder with --to transformers")
     _add_json(export)
     export.set_defaults(run=_export)
 
@@ -310,6 +360,20 @@ def _add_import(commands: Any) -> None:
     command.add_argument("--out", required=True, type=_path, metavar="DIR", help="the checkpoint's folder")
     _add_json(command)
     command.set_defaults(run=_import)
+
+
+def _add_import_transformers(commands: Any) -> None:
+    command = commands.add_parser(
+        "import-transformers",
+        help="a folder of transformers (CLIP, Chinese-CLIP, SigLIP) into a checkpoint that eval, embed and export read",
+        description="Reads weights, tokenizer and pixel statistics, and runs no code of the folder. The features are "
+        "those of get_image_features and get_text_features, of length 1, on a picture scaled to a square.",
+        examples=["wenlan-train import-transformers chinese-clip-vit-base-patch16 --out chinese-clip"],
+    )
+    command.add_argument("folder", type=Path, metavar="FOLDER", help="config.json, weights and tokenizer in it")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="the checkpoint's folder")
+    _add_json(command)
+    command.set_defaults(run=_import_transformers)
 
 
 def _add_data(command: argparse.ArgumentParser, more: str = "") -> None:
@@ -344,7 +408,12 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.resolve import resolve
 
-    config = resolve(arguments.recipe, arguments.set)
+    taken: list[str] = []
+    if arguments.init is not None:
+        from training.use.two_towers import is_two_towers, overrides_of
+
+        taken = overrides_of(arguments.init) if is_two_towers(arguments.init) else []
+    config = resolve(arguments.recipe, [*taken, *arguments.set])
     if arguments.dry_run:
         from training.run.dry_run import dry_run
 
@@ -368,11 +437,34 @@ def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
         from training.run.train import fit
 
         result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
+        if config.run.background and _first_rank():
+            _add_background(config, arguments, Path(result["checkpoint"]))
     LOG.info(
         "%s steps, %s samples seen, loss %s, checkpoint %s",
         *(result[name] for name in ("steps", "position", "loss", "checkpoint")),
     )
     return result
+
+
+def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: Path) -> None:
+    """Calibrate a run's last checkpoint, unless an earlier call has; without one a checkpoint is as good."""
+    from training.outputs.checkpoint import open_checkpoint
+    from training.use.calibrate import calibrate
+
+    opened = open_checkpoint(checkpoint)
+    if opened.background() is not None:
+        return
+    try:
+        calibrate(
+            checkpoint,
+            arguments.data,
+            images=config.run.background,
+            detector=opened.detector,
+            device=config.run.device,
+            cache=arguments.cache,
+        )
+    except TrainingError as e:
+        LOG.info("no background for scores: %s", e)
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -386,26 +478,63 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
         device=arguments.device,
         cache=arguments.cache,
         towers=arguments.towers,
+        regions=arguments.regions,
     )
     for line in summary(result):
         LOG.info("%s", line)
     return result
 
 
+def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.calibrate import calibrate
+
+    if arguments.images < 2:
+        raise ConfigError("--images", f"{arguments.images} images have no unrelated pair; give at least 2")
+    counted = calibrate(
+        arguments.checkpoint,
+        arguments.data,
+        images=arguments.images,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
+    LOG.info(
+        "%s: %s pairs of %s unrelated images and texts; half have a cosine above %.3f, one of a hundred above %.3f",
+        *(counted[name] for name in ("checkpoint", "pairs", "images", "median_cosine", "cosine_of_0.99")),
+    )
+    return counted
+
+
 def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
     given = [name for name in ("data", "images", "texts", "jsonl", "tensors") if getattr(arguments, name)]
     if len(given) != 1 and given != ["images", "texts"]:
         raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
-    if arguments.regions and not arguments.images:
+    of_benchmark = bool(arguments.data) and any(is_benchmark(name) for name in arguments.data)
+    if arguments.regions and not (arguments.images or of_benchmark):
         raise ConfigError("--regions", "are boxes of --images; give both")
+    if arguments.to and not of_benchmark:
+        raise ConfigError(
+            "--to", f"{arguments.to} wants a benchmark, --data KIND:PATH; a dataset can be exported to one"
+        )
     from training.use import embed
+    from training.use.evaluate import split_of_dataset
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
-    if arguments.data:
-        written = embed.embed_data(
+    if of_benchmark:
+        written = embed.embed_benchmark(
             checkpoint,
             arguments.data,
             arguments.split,
+            out,
+            to=arguments.to,
+            regions=arguments.regions,
+            device=device,
+        )
+    elif arguments.data:
+        written = embed.embed_data(
+            checkpoint,
+            arguments.data,
+            split_of_dataset(arguments.split),
             out,
             detector=arguments.detector,
             device=device,
@@ -439,6 +568,16 @@ def _import(arguments: argparse.Namespace) -> dict[str, Any]:
         "%s: %d tensors, %s with compat %s, %d of them kept for export only",
         *(read[name] for name in ("out", "tensors", "recipe", "compat", "kept_for_export")),
     )
+    return read
+
+
+def _import_transformers(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.two_towers import import_transformers, is_two_towers
+
+    if not is_two_towers(arguments.folder):
+        raise ConfigError(str(arguments.folder), "no folder of transformers with two towers known here (config.json)")
+    read = import_transformers(arguments.folder, arguments.out)
+    LOG.info("%s: %d tensors of %s", *(read[name] for name in ("out", "tensors", "model_type")))
     return read
 
 

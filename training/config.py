@@ -89,7 +89,14 @@ class ImageTowerConfig:
     encoder: str = "cnn_regions"
     """File name in training/encoders."""
     backbone: str = "timm/tf_efficientnet_b5.ns_jft_in1k"
-    """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`."""
+    """`timm/NAME` of any model there, or `torchvision/mobilenet_v2`. Of encoder clip_image `transformers/TYPE`, TYPE
+    one of clip, chinese_clip, siglip and siglip2."""
+    backbone_options: Mapping[str, Scalar] = dataclasses.field(default_factory=dict)
+    """clip_image: settings of the architecture that differ from the model type's defaults, sizes among them."""
+    mean: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
+    """Mean of the pixels in [0, 1] that is taken off; used where `std` is given."""
+    std: tuple[Amount, Amount, Amount] = (0.0, 0.0, 0.0)
+    """Standard deviation by which pixels are divided; zeros: mean and deviation are the backbone's own."""
     weights: str = ""
     """Weights of the backbone: empty for random, `hub` to let timm download them, a file (.pth, .bin, .safetensors), or
     a folder with model.safetensors or pytorch_model.bin."""
@@ -301,6 +308,9 @@ class RunConfig:
     compare_every: Count = 100
     """Steps between comparisons of the ranks' weights and queues, which must be equal (training/run/agreement.py); 0
     for before the first step and before each checkpoint only."""
+    background: Count = 1000
+    """Training images whose cosines with each other's texts a finished run keeps, to measure scores against
+    (wenlan-train calibrate); 0 for none. Not with --workers."""
     log_every: Positive = 10
     tracker: Literal["tensorboard", "wandb", "mlflow", "prometheus", "none"] = "tensorboard"
     """Where metrics go beside metrics.jsonl. W&B and MLflow take their settings from their own environment; prometheus

@@ -101,6 +101,34 @@ def demo() -> Config:
     )
 
 
+def two_towers() -> Config:
+    """A folder of transformers fine-tuned, or read as it is: `--init FOLDER`; without one Chinese-CLIP's ViT-B/16.
+
+    Whole images (`data.max_boxes=0`), so that the towers stay what transformers calls by their name; rates ours.
+    """
+    base = brivl_b5_base()
+    return replace(
+        base,
+        recipe="two_towers",
+        image=replace(
+            base.image,
+            encoder="clip_image",
+            backbone="transformers/chinese_clip",
+            backbone_options={"patch_size": 16},
+            weights="",
+            frozen_stages=0,
+            width=512,
+            layers=1,
+            ffn=1024,
+            hidden=512,
+        ),
+        text=replace(base.text, encoder="clip_text", backbone="chinese_clip", weights="", frozen_layers=0),
+        moco=replace(base.moco, feature_dim=512),
+        data=replace(base.data, image_size=224, max_boxes=0, max_tokens=52),
+        optim=replace(base.optim, lr=2e-5, weight_decay=1e-3, warmup_samples=10_000),
+    )
+
+
 def brivl_b5_base() -> Config:
     """BriVL-1.0 as released: EfficientNet-B5 at 380 x 380, 36 boxes, RoBERTa base, joint dimension 2,048."""
     return Config(

@@ -1,8 +1,9 @@
 """Export `chinese-clip`: the tsv and jsonl files that Chinese-CLIP turns into its LMDB.
 
-    OUT/train_imgs.tsv      image id, a tab, the JPEG as base64 (the URL-safe alphabet, which its loader decodes)
-    OUT/train_texts.jsonl   {"text_id": 1, "text": "...", "image_ids": [1]}
-    OUT/train_keys.tsv      image id, a tab, KEY: what its predictions and features are joined by
+    OUT/train_imgs.tsv        image id, a tab, the JPEG as base64 (the URL-safe alphabet, which its loader decodes)
+    OUT/train_texts.jsonl     {"text_id": 1, "text": "...", "image_ids": [1]}
+    OUT/train_texts.tr.jsonl  {"image_id": 1, "text_ids": [1]}: the answers of image -> text for its evaluation
+    OUT/train_keys.tsv        image id, a tab, KEY: what its predictions and features are joined by
 
 Split dev is written as `valid` and val as `test`, its names. Ids count from 1 through all splits. The text of an image
 is its primary text. Images with the same text share one line in `valid` and `test`, so that none of them counts as a
@@ -37,6 +38,7 @@ def _write_split(source: Source, split: Split, out: Path, ids: Iterator[int], te
     with (
         (out / f"{name}_imgs.tsv").open("w", encoding="utf-8", newline="\n") as images,
         (out / f"{name}_texts.jsonl").open("w", encoding="utf-8", newline="\n") as texts,
+        (out / f"{name}_texts.tr.jsonl").open("w", encoding="utf-8", newline="\n") as answers,
         (out / f"{name}_keys.tsv").open("w", encoding="utf-8", newline="\n") as keys,
     ):
         for stored in source.of(split):
@@ -44,17 +46,19 @@ def _write_split(source: Source, split: Split, out: Path, ids: Iterator[int], te
             images.write(f"{number}\t{base64.urlsafe_b64encode(stored.image).decode()}\n")
             keys.write(f"{number}\t{stored.key}\n")
             if split == "train":
-                _write_text(texts, next(text_ids), stored.text, [number])
+                _write_text(texts, answers, next(text_ids), stored.text, [number])
             else:
                 shared.setdefault(stored.text, []).append(number)
         for text, of_images in shared.items():
-            _write_text(texts, next(text_ids), text, of_images)
+            _write_text(texts, answers, next(text_ids), text, of_images)
     return count
 
 
-def _write_text(file: TextIO, number: int, text: str, images: list[int]) -> None:
+def _write_text(file: TextIO, answers: TextIO, number: int, text: str, images: list[int]) -> None:
+    """A text's line, and one for each of its images, which has no other text."""
     line = {"text_id": number, "text": text, "image_ids": images}
     file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    answers.writelines(json.dumps({"image_id": image, "text_ids": [number]}) + "\n" for image in images)
 
 
 FORMAT = Format(write)

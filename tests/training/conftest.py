@@ -248,3 +248,29 @@ def make_batch() -> Callable[..., Batch]:
 def make_model() -> Callable[..., BriVL]:
     """The function `tiny_model` above."""
     return tiny_model
+
+
+def moved_checkpoint(folder: Path, *overrides: str, detector: str = "", tokenizer: str = "gb2312") -> Path:
+    """A tiny model with random weights, whose key towers are no copies of the query towers, as a run leaves it."""
+    import torch
+
+    from training.data.tokenizer import load_tokenizer
+    from training.moco import BriVL
+    from training.outputs.checkpoint import RunState, save
+    from training.resolve import resolve
+    from training.run.optimizer import build_optimizer
+
+    torch.manual_seed(0)
+    config = resolve("tiny", overrides)
+    model = BriVL(config)
+    with torch.no_grad():
+        for parameter in (*model.image_key.parameters(), *model.text_key.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    state, optimizer = RunState(1, 8, 0, (), (), detector), build_optimizer(model, config.optim)
+    return save(folder, model, optimizer, config, load_tokenizer(tokenizer), state, 1)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_with_moved_keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`moved_checkpoint`, once for all tests: they only read it."""
+    return moved_checkpoint(tmp_path_factory.mktemp("moved"))

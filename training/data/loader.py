@@ -162,6 +162,14 @@ class Loader:
         starts = range(self.share.rank * size, total, self.share.world_size * size)
         return self._load((start, min(start + size, total)) for start in starts)
 
+    def spread(self, samples: int) -> Iterator[Batch]:
+        """Yields about `samples` samples (all, if there are no more), in batches evenly spread over the order."""
+        size, total = self.share.micro, len(self._order)
+        count = -(-samples // size)
+        if count * size >= total:
+            return self.once()
+        return self._load((start, start + size) for start in (i * total // count for i in range(count)))
+
     def _load(self, spans: Iterator[tuple[int, int]]) -> Iterator[Batch]:
         from torch.utils.data import DataLoader
 

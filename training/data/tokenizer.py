@@ -6,8 +6,11 @@ serves small text towers that start from nothing; a released text tower needs th
 `bert_chinese` is that one: the 21,128 tokens of BERT-base-Chinese (google-research/bert, Apache-2.0), which the
 RoBERTa-wwm models and BriVL-1.0 share. It lies beside this file, so that released weights need no download.
 
-A vocabulary is written into every checkpoint as `vocab.txt`, one token per line, the line number is the id: ids can
-never drift between training and use.
+Any other tokenizer of transformers (SentencePiece, byte-level BPE: XLM-R, RoBERTa, ModernBERT, CLIP, SigLIP) is its
+`tokenizer.json`, run by PyPI's `tokenizers`, which transformers itself does.
+
+A vocabulary is written into every checkpoint as `vocab.txt`, one token per line, the line number is the id, and a
+`tokenizer.json` beside it where there is one: ids can never drift between training and use.
 
 Limits: characters outside the vocabulary are [UNK] (id 1), many traditional ones too. Padding (0) is the caller's.
 """
@@ -27,7 +30,7 @@ PAD, UNK, CLS, SEP = 0, 1, 2, 3
 """Ids of the character vocabularies; those of a BERT vocabulary are its own."""
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-VOCAB_FILE = "vocab.txt"
+VOCAB_FILE, JSON_FILE = "vocab.txt", "tokenizer.json"
 BERT_CHINESE = "bert_chinese"
 _BERT_CHINESE_FILE = Path(__file__).with_name("bert_chinese.txt")
 
@@ -87,6 +90,31 @@ class BertTokenizer:
         return ids
 
 
+class JsonTokenizer:
+    """A tokenizer by the content of its tokenizer.json."""
+
+    def __init__(self, content: str, subject: str) -> None:
+        from tokenizers import Tokenizer as Backend
+
+        try:
+            backend: Any = Backend.from_str(content)
+        except Exception as e:  # the library's own type is Exception
+            raise InputError(subject, f"not a tokenizer.json ({first_line(e)})") from None
+        backend.no_padding()
+        backend.no_truncation()
+        self.content = str(backend.to_str())
+        self._backend = backend
+        ids: dict[str, int] = backend.get_vocab(with_added_tokens=True)
+        names = {number: token for token, number in ids.items()}
+        self.vocabulary: Sequence[str] = tuple(names.get(i, f"[unused{i}]") for i in range(max(names, default=-1) + 1))
+
+    def encode(self, text: str, max_tokens: int) -> list[int]:
+        """Ids with the marks that the tokenizer puts around a text; see `Tokenizer.encode`."""
+        self._backend.enable_truncation(max_tokens)
+        ids: list[int] = self._backend.encode(_beginning(text, max_tokens)).ids
+        return ids
+
+
 def _beginning(text: str, max_tokens: int) -> str:
     return text[: max(_READ, 8 * max_tokens)]
 
@@ -106,7 +134,8 @@ def _decode(high: int, low: int) -> str:
 
 
 def load_tokenizer(name: str) -> Tokenizer:
-    """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a folder with `vocab.txt`, or a BERT's hub name.
+    """Tokenizer by name: `gb2312`, `bert_chinese`, a vocabulary file, a tokenizer.json, a folder of transformers, or a
+    hub name. Of a folder a BERT's `vocab.txt` is read first.
 
     Raises InputError when there is no such vocabulary.
     """
@@ -114,25 +143,37 @@ def load_tokenizer(name: str) -> Tokenizer:
         return CharTokenizer(gb2312_vocabulary())
     path = _BERT_CHINESE_FILE if name == BERT_CHINESE else Path(name)
     if not path.exists() and re.fullmatch(r"[\w.-]+/[\w.-]+", name) and not name.endswith(".txt"):
-        return BertTokenizer(_hub_vocabulary(name), name)
+        return _of_transformers(name)
+    if path.is_dir() and not (path / VOCAB_FILE).is_file() and any(path.glob("tokenizer*")):
+        return _of_transformers(name)
     path = path / VOCAB_FILE if path.is_dir() else path
     try:
+        if path.suffix == ".json":
+            return JsonTokenizer(path.read_text(encoding="utf-8"), name)
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError):
         raise InputError(
-            str(path), "no readable vocabulary; tokenizer is gb2312, bert_chinese, a vocab.txt, or a folder with one"
+            str(path),
+            "no readable vocabulary; tokenizer is gb2312, bert_chinese, vocab.txt, tokenizer.json, or a folder of one",
         ) from None
     return from_vocabulary(lines[:-1] if lines[-1] == "" else lines, str(path))
 
 
-def _hub_vocabulary(name: str) -> list[str]:
+def _of_transformers(name: str) -> Tokenizer:
+    """The tokenizer of a local folder or of the hub: a BERT's by its vocabulary, any other as transformers runs it."""
     from transformers import AutoTokenizer
 
     try:
-        ids: dict[str, int] = AutoTokenizer.from_pretrained(name).get_vocab()
-    except (OSError, ValueError) as e:
+        published: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        ids: dict[str, int] = published.get_vocab()
+        backend: Any = getattr(published, "backend_tokenizer", None)
+    except Exception as e:  # transformers raises many types on a folder without, and on a foreign one
         raise InputError(name, f"neither a local vocabulary nor one on the hub ({first_line(e)})") from None
-    return sorted(ids, key=lambda token: ids[token])
+    if set(SPECIAL) <= ids.keys() and any(token.startswith("##") for token in ids):
+        return BertTokenizer(sorted(ids, key=lambda token: ids[token]), name)
+    if backend is None:
+        raise InputError(name, "its tokenizer has no tokenizer.json; save it by transformers' fast tokenizer first")
+    return JsonTokenizer(backend.to_str(), name)
 
 
 def from_vocabulary(tokens: Sequence[str], subject: str) -> Tokenizer:
@@ -143,5 +184,9 @@ def from_vocabulary(tokens: Sequence[str], subject: str) -> Tokenizer:
 
 
 def vocabulary_text(tokenizer: Tokenizer) -> str:
-    """Content of `vocab.txt`."""
-    return "".join(f"{token}\n" for token in tokenizer.vocabulary)
+    """Content of `vocab.txt`. A token with a line break in it, which no BERT has, is written with its escape."""
+    return "".join(f"{_one_line(token)}\n" for token in tokenizer.vocabulary)
+
+
+def _one_line(token: str) -> str:
+    return token.replace("\n", "\\n") if "\n" in token else token

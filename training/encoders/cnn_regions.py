@@ -16,7 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from training.config import Config
+from training.config import Config, ImageTowerConfig
 from training.errors import ConfigError
 from training.records import Batch
 from training.towers.backbones import Backbone, load_backbone
@@ -32,10 +32,11 @@ class Prefix(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, backbone: Backbone, frozen: int) -> None:
+    def __init__(self, backbone: Backbone, frozen: int, image: ImageTowerConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(backbone.std).view(1, 3, 1, 1), persistent=False)
+        mean, std = (image.mean, image.std) if any(image.std) else (backbone.mean, backbone.std)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.backbone = nn.ModuleDict(dict(backbone.stages[:frozen]))
         self.layout = torch.channels_last
         """Memory format of pixels and so of all maps: the fastest for convolutions, on CPUs and tensor cores alike."""
@@ -121,6 +122,6 @@ def build(config: Config, load_weights: bool) -> Tower:
         )
     frozen = image.frozen_stages
     trained = [f"backbone.{name}" for name in names[frozen:]]
-    tower = Tower("image", Prefix(backbone, frozen), Trunk(backbone, frozen, config), trained)
+    tower = Tower("image", Prefix(backbone, frozen, image), Trunk(backbone, frozen, config), trained)
     tower.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return tower

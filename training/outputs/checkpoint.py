@@ -3,8 +3,10 @@
     OUT/checkpoints/step-00000200/
       config.json            the resolved recipe, tokenizer, detector, digests of data and regions
       vocab.txt              the tokenizer's vocabulary, one token per line
+      tokenizer.json         the tokenizer, where it is neither of characters nor a BERT's
       towers.safetensors     the query towers: all that eval, embed and export read
       key_towers.safetensors, queues.safetensors, optimizer.safetensors (by parameter name), state.json
+      background.safetensors what scores are measured against, where it was calibrated (training/outputs/background.py)
       released.safetensors   instead of the last three in an imported one: what only an export needs
       checkpoint.json        version, and bytes and sha256 of each file above; written last
     OUT/checkpoints/best     link to the one with the highest recall on the dev split, which is kept
@@ -33,8 +35,16 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter, ValidationError
 
 from training.config import Config, from_dict, to_dict
-from training.data.tokenizer import VOCAB_FILE, Tokenizer, from_vocabulary, vocabulary_text
+from training.data.tokenizer import (
+    JSON_FILE,
+    VOCAB_FILE,
+    JsonTokenizer,
+    Tokenizer,
+    from_vocabulary,
+    vocabulary_text,
+)
 from training.errors import CheckpointError, ConfigError
+from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.whole import INDEX, Sealed, whole_folder, write_tensors
 
 if TYPE_CHECKING:
@@ -97,6 +107,12 @@ class Checkpoint:
     def has(self, file: str) -> bool:
         """Whether it has a file: an imported one has no queues and no optimiser."""
         return file in self.sealed.files
+
+    def background(self) -> Background | None:
+        """What scores are measured against; None where nobody has calibrated it. Raises CheckpointError."""
+        if not self.has(BACKGROUND_FILE) or not (self.folder / BACKGROUND_FILE).is_file():
+            return None
+        return Background.from_tensors(self.tensors(BACKGROUND_FILE), str(self.folder / BACKGROUND_FILE))
 
     def load_towers(self, model: BriVL) -> None:
         """Fill the query towers, and let the key towers begin as their copies. Raises CheckpointError."""
@@ -318,6 +334,8 @@ def _write_description(folder: Path, config: Config, tokenizer: Tokenizer, about
     described = {"config": to_dict(config), "tokenizer": VOCAB_FILE, **about}
     (folder / CONFIG_FILE).write_text(json.dumps(described, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     (folder / VOCAB_FILE).write_text(vocabulary_text(tokenizer), encoding="utf-8")
+    if isinstance(tokenizer, JsonTokenizer):
+        (folder / JSON_FILE).write_text(tokenizer.content, encoding="utf-8")
 
 
 @contextmanager
@@ -357,7 +375,9 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         raise CheckpointError(str(path), "a file, but a checkpoint is a folder; pickle files (.pt, .pth) are not read")
     folder = path if (path / INDEX).is_file() else latest(path)
     if folder is None:
-        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it")
+        foreign = (path / CONFIG_FILE).is_file() and any(path.glob("*.safetensors"))
+        advice = f"; of transformers? wenlan-train import-transformers {path} --out DIR" if foreign else ""
+        raise CheckpointError(str(path), f"not a wenlan checkpoint: no {INDEX} in it{advice}")
     sealed = Sealed.open(folder, needed)
     described = sealed.object(CONFIG_FILE)
     try:
@@ -367,6 +387,8 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
         raise CheckpointError(str(folder / CONFIG_FILE), f"lacks {e}") from None
     except ConfigError as e:
         raise CheckpointError(e.subject, e.problem) from None
+    if JSON_FILE in sealed.files:
+        return Checkpoint(sealed, config, JsonTokenizer(sealed.text(JSON_FILE), str(folder / JSON_FILE)), detector)
     vocabulary = sealed.text(VOCAB_FILE).split("\n")[:-1]
     return Checkpoint(sealed, config, from_vocabulary(vocabulary, str(folder / VOCAB_FILE)), detector)
 

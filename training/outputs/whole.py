@@ -2,6 +2,7 @@
 
     whole_file(out)         a temporary name beside `out` that is renamed at the end
     whole_folder(folder)    the same for a folder, flushed to the disk, with an index of its files written last
+    add_tensors(folder)     one more file in such a folder
     Sealed                  a folder with such an index: sizes are compared at once, a file's sha256 when it is read
 
 A killed process leaves a temporary file or folder, never half of what readers look for. A write that fails (a full
@@ -77,6 +78,29 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         flush(folder.parent)
+
+
+def add_tensors(folder: Path, name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file into a folder with an index, in place of an earlier one, and name it in the index.
+
+    The index names it only while it is whole: a killed process leaves the folder without the file. Raises RunError.
+    """
+    with writing_to(folder / name):
+        index = json.loads((folder / INDEX).read_bytes())
+        if index["files"].pop(name, None) is not None:
+            _write_index(folder, index)
+        with whole_file(folder / name) as temporary:
+            write_tensors(temporary, tensors)
+        index["files"][name] = _describe(folder / name)
+        index["files"] = dict(sorted(index["files"].items()))
+        _write_index(folder, index)
+
+
+def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    with whole_file(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(index, indent=1) + "\n", encoding="utf-8")
+        flush(temporary)
+    flush(folder)
 
 
 @contextmanager

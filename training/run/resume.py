@@ -17,6 +17,7 @@ from training.method import distributed
 from training.outputs import checkpoint
 from training.outputs.checkpoint import RunState
 from training.run.optimizer import schedule, warmup_samples
+from training.use.two_towers import is_two_towers
 
 LOG = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ _FREE_TO_CHANGE = {
     "run.eval_every",
     "run.patience",
     "run.compare_every",
+    "run.background",
     "run.log_every",
     "run.tracker",
     "run.profile_steps",
@@ -49,7 +51,7 @@ _CHANGED_ALOUD = {"moco.queue_size", "run.batch_size"}
 
 def obeying(config: Config, start: Path | None) -> Config:
     """The config with `compat` of the checkpoint that the run begins from: its weights mean nothing without it."""
-    if start is None:
+    if start is None or is_two_towers(start):
         return config
     compat = checkpoint.open_checkpoint(start).config.compat
     if compat != config.compat:

@@ -31,6 +31,7 @@ from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
 from training.run.resume import check_length, check_same, log_changes
+from training.use.two_towers import fill, is_two_towers
 
 LOG = logging.getLogger(__name__)
 
@@ -168,6 +169,10 @@ def _build(
     state = beginning
     if start is not None:
         state = _resume(start, config, model, optimizer, beginning, samples)
+    elif init is not None and is_two_towers(init):
+        if config.moco.init_queues:
+            raise ConfigError("moco.init_queues", f"{init} is a folder of transformers, which has no queues")
+        fill(model, init)
     elif init is not None:
         checkpoint.open_checkpoint(init).load_start(model, queues=config.moco.init_queues)
     if config.run.compile:

@@ -92,12 +92,16 @@ class Head(nn.Module):
 
     def forward(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """Parts [B, L, width] and which of them exist [B, L] -> unit features [B, feature_dim], float32 or wider."""
+        return unit(self.added_up(x_BLD, mask_BL))
+
+    def added_up(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """The same before its length is made 1."""
         if self.positions is not None:
             x_BLD = x_BLD + self.positions[: x_BLD.shape[1]]
         for layer in self.layers:
             x_BLD = run_block(layer, x_BLD, mask_BL, recompute=self.recompute)
-        feature_BD = self.fc2(F.relu(self.fc1(masked_mean(x_BLD, mask_BL))))
-        return unit(feature_BD)
+        feature_BD: Tensor = self.fc2(F.relu(self.fc1(masked_mean(x_BLD, mask_BL))))
+        return feature_BD
 
 
 def unit(x: Tensor) -> Tensor:

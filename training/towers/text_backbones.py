@@ -14,8 +14,10 @@ run. Models of encoder and decoder are refused.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import io
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -88,8 +90,8 @@ def load_text_backbone(text: TextTowerConfig, load_weights: bool) -> TextBackbon
 
 
 def _model(text: TextTowerConfig, load_weights: bool) -> Any:
-    described = _architecture(text, text.backbone, text.backbone_options)
-    with _quiet():
+    described = architecture(text.backbone, text.backbone_options, "text", text)
+    with quiet():
         if not (load_weights and text.weights):
             return _of_class(described, lambda model_class, **more: model_class._from_config(described, **more))
         try:
@@ -136,31 +138,51 @@ def _read(model_class: Any, weights: str, config: Any, **more: Any) -> Any:
     return model
 
 
-def _architecture(text: TextTowerConfig, model_type: str, options: Mapping[str, Any]) -> Any:
-    """The transformers config that ours describes."""
+def architecture(
+    model_type: str, options: Mapping[str, Any], section: str, sizes: TextTowerConfig | None = None
+) -> Any:
+    """The transformers config that ours describes: its options, and for a text tower its sizes.
+
+    section: image or text, whose keys errors name. Raises ConfigError.
+    """
     from transformers import CONFIG_MAPPING
 
     if model_type not in CONFIG_MAPPING:
         close = difflib.get_close_matches(model_type, list(CONFIG_MAPPING), n=3)
         hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ConfigError("text.backbone", f"transformers knows no model type {model_type!r}{hint}")
-    config = CONFIG_MAPPING[model_type]()
+        raise ConfigError(f"{section}.backbone", f"transformers knows no model type {model_type!r}{hint}")
+    with quiet():  # the defaults of some do not fit each other
+        config = CONFIG_MAPPING[model_type]()
     known = set(config.to_dict()) | set(getattr(config, "attribute_map", {}))
     for name in options:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ConfigError(f"text.backbone_options.{name}", f"{model_type} has no such option{hint}")
+            raise ConfigError(f"{section}.backbone_options.{name}", f"{model_type} has no such option{hint}")
     try:
-        for ours, theirs in _SIZES.items():
+        for ours, theirs in _SIZES.items() if sizes is not None else ():
             if theirs in known:
-                setattr(config, theirs, getattr(text, ours))
+                setattr(config, theirs, getattr(sizes, ours))
         for name, value in options.items():
             setattr(config, name, value)
+        config = _with_its_layers(config)
     except (TypeError, ValueError, NotImplementedError) as e:
-        raise ConfigError("text.backbone", f"{model_type} does not take these sizes ({first_line(e)})") from None
-    _set_dropout(config, text)
+        raise ConfigError(f"{section}.backbone", f"{model_type} does not take these sizes ({first_line(e)})") from None
+    if sizes is not None:
+        _set_dropout(config, sizes)
     return config
+
+
+def _with_its_layers(config: Any) -> Any:
+    """The config with a kind for each of its layers (ModernBERT: local or global), which it lists when it is made."""
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None or len(kinds) == config.num_hidden_layers:
+        return config
+    return type(config)(**{name: value for name, value in vars(config).items() if name in _init(config)})
+
+
+def _init(config: Any) -> set[str]:
+    return {name for name in inspect.signature(type(config)).parameters if name not in ("layer_types", "kwargs")}
 
 
 def _set_dropout(config: Any, text: TextTowerConfig) -> None:
@@ -175,7 +197,7 @@ def _compare(text: TextTowerConfig, described: Any, published: Any) -> None:
     options = dict(text.backbone_options)
     if published.model_type != text.backbone:
         changes["text.backbone"], options = published.model_type, {}
-        described = _architecture(text, published.model_type, {})
+        described = architecture(published.model_type, {}, "text", text)
     for ours, theirs in _SIZES.items():
         if hasattr(published, theirs) and getattr(published, theirs) != getattr(text, ours):
             changes[f"text.{ours}"] = getattr(published, theirs)
@@ -194,7 +216,7 @@ def _compare(text: TextTowerConfig, described: Any, published: Any) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence transformers: no page about the unused pooler and masked-word head, and no progress bar."""
     from transformers.utils import logging
 
@@ -204,7 +226,8 @@ def _quiet() -> Iterator[None]:
     verbosity.set_verbosity_error()
     verbosity.disable_progress_bar()
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):  # which carries results only
+            yield
     finally:
         verbosity.set_verbosity(level)
         if bar:

@@ -69,6 +69,8 @@ class Caption:
 
     text: str
     images: tuple[str, ...]
+    number: int | None = None
+    """Its id in the benchmark's own files, where those number texts."""
 
 
 @dataclass(frozen=True)
@@ -254,11 +256,14 @@ def _images_below(place: Path) -> list[Path]:
 
 def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> Benchmark:
     """A benchmark of a table of images (id, tab, base64) and JSON lines of texts with the ids of their images."""
-    ids_key, captions = "item_ids" if text_key == "query_text" else "image_ids", list[Caption]()
+    ids_key, number_key = ("item_ids", "query_id") if text_key == "query_text" else ("image_ids", "text_id")
+    captions = list[Caption]()
     for where, row in _json_lines(texts):
         try:
-            captions.append(Caption(str(row[text_key]).strip(), tuple(str(i) for i in row[ids_key])))
-        except (KeyError, TypeError) as e:
+            number = row.get(number_key)
+            images_of = tuple(str(i) for i in row[ids_key])
+            captions.append(Caption(str(row[text_key]).strip(), images_of, number if isinstance(number, int) else None))
+        except (AttributeError, KeyError, TypeError) as e:
             raise InputError(
                 where, f"no {text_key} with {ids_key} ({first_line(e)}); has this split answers?"
             ) from None

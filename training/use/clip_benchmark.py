@@ -9,20 +9,26 @@ the towers (query or key). `load_wenlan` is what it calls, `loader(model_name, p
 Its retrieval hits are ours of a benchmark (training/use/benchmarks.py): any caption of the image, or the image. Only
 the words differ: its `image_retrieval_recall` is text -> image.
 
-Limits: one tensor per image passes through it, so boxes are the grid: a tower trained on a detector's boxes sees others
-here. Images arrive decoded, at full size; `wenlan-train eval` decodes large JPEGs at a part of it, less than one grey
-level away.
+One tensor per image passes through it, so an image travels with its boxes as one row of bytes. They are the grid's, or
+made on the way by a detector: `wenlan.clip_benchmark(words, detector="proposals")`, for towers trained on its boxes.
+
+Limits: images arrive decoded, at full size, without the sha256 by which boxes could be looked up; `wenlan-train eval`
+decodes large JPEGs at a part of their size, less than one grey level away.
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from training.errors import ConfigError
-from training.use.load import Loaded, load
+from training.use.load import Boxes, Loaded, load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,7 +42,7 @@ MODEL_TYPE = "wenlan"
 
 
 class Model:
-    """The towers as clip_benchmark asks them: images [B, 3, S, S] uint8, and texts as `tokenizer` returns them."""
+    """The towers as clip_benchmark asks them: images as `pack` returns them, and texts as `tokenizer` does."""
 
     def __init__(self, loaded: Loaded) -> None:
         self._loaded = loaded
@@ -45,13 +51,11 @@ class Model:
         """The model, which is in eval mode anyway."""
         return self
 
-    def encode_image(self, images_B3SS: Tensor) -> Tensor:
-        """Unit features [B, D] of images, with the grid as their boxes."""
-        from training.data.transforms import input_boxes
-
-        data = self._loaded.config.data
-        grid_R4 = input_boxes(None, data.image_size, data.image_size, data.image_size, data.max_boxes)
-        batch = self._loaded.image_batch(list(images_B3SS.cpu()), [grid_R4] * len(images_B3SS))
+    def encode_image(self, packed_BN: Tensor) -> Tensor:
+        """Unit features [B, D] of packed images."""
+        size = self._loaded.config.data.image_size
+        images, boxes = zip(*(_unpack(packed_N, size) for packed_N in packed_BN.cpu()), strict=True)
+        batch = self._loaded.image_batch(images, boxes)
         return self._loaded.model.encode_image(batch.to(self._loaded.device)).float()
 
     def encode_text(self, texts: Batch) -> Tensor:
@@ -59,10 +63,36 @@ class Model:
         return self._loaded.model.encode_text(texts.to(self._loaded.device)).float()
 
 
+def pack(pixels_3SS: Tensor, boxes_R4: npt.NDArray[np.float32], max_boxes: int) -> Tensor:
+    """An image and its boxes as one row of bytes [3 * S * S + 2 + 16 * (max_boxes + 1)]: pixels, R, boxes, zeros."""
+    import torch
+
+    content = np.zeros((max_boxes + 1, 4), np.float32)
+    content[: len(boxes_R4)] = boxes_R4
+    tail = np.concatenate([np.array([len(boxes_R4)], np.uint16).view(np.uint8), content.view(np.uint8).ravel()])
+    return torch.cat([pixels_3SS.reshape(-1), torch.from_numpy(tail)])
+
+
+def _unpack(packed_N: Tensor, size: int) -> tuple[Tensor, npt.NDArray[np.float32]]:
+    """Pixels uint8 [3, S, S] and boxes [R, 4] of what `pack` made."""
+    pixels = 3 * size * size
+    tail: npt.NDArray[np.uint8] = packed_N[pixels:].numpy()
+    boxes: npt.NDArray[np.float32] = tail[2:].copy().view(np.float32).reshape(-1, 4)
+    return packed_N[:pixels].view(3, size, size), boxes[: int(tail[:2].view(np.uint16)[0])]
+
+
 def load_wenlan(
-    model_name: str, pretrained: str = "query", cache_dir: str | None = None, device: Any = "cpu"
+    model_name: str,
+    pretrained: str = "query",
+    cache_dir: str | None = None,
+    device: Any = "cpu",
+    *,
+    boxes_of: Callable[[bytes], Boxes] | None = None,
 ) -> tuple[Model, Callable[[Image], Tensor], Callable[[Sequence[str]], Batch]]:
-    """(model, transform, tokenizer) of a checkpoint. Raises CheckpointError, ConfigError."""
+    """(model, transform, tokenizer) of a checkpoint. `boxes_of`: boxes of an encoded image, the grid by default.
+
+    Raises CheckpointError, ConfigError.
+    """
     if pretrained not in ("query", "key"):
         raise ConfigError("--pretrained", f"{pretrained}: name the towers, query or key")
     loaded = load(Path(model_name), str(device), "key" if pretrained == "key" else "query")
@@ -73,24 +103,25 @@ def load_wenlan(
         (image if image.mode in ("RGB", "RGBA", "L", "LA", "P") else image.convert("RGB")).save(
             encoded, "PNG", compress_level=0
         )
-        pixels_3SS: Tensor = loaded.open_image(encoded.getvalue(), None)[0]
-        return pixels_3SS
+        content = encoded.getvalue()
+        opened = loaded.open_image(content, None if boxes_of is None else boxes_of(content))
+        return pack(*opened, loaded.config.data.max_boxes)
 
     return Model(loaded), transform, loaded.text_batch
 
 
-def register() -> None:
+def register(boxes_of: Callable[[bytes], Boxes] | None = None) -> None:
     """Add the model type `wenlan`; to be called before `clip_benchmark.cli` is imported, which copies the list."""
     from clip_benchmark import models
 
-    models.TYPE2FUNC[MODEL_TYPE] = load_wenlan
+    models.TYPE2FUNC[MODEL_TYPE] = functools.partial(load_wenlan, boxes_of=boxes_of)
     if MODEL_TYPE not in models.MODEL_TYPES:
         models.MODEL_TYPES.append(MODEL_TYPE)
 
 
-def main() -> None:
-    """clip_benchmark's command line with the model type `wenlan`."""
-    register()
+def main(boxes_of: Callable[[bytes], Boxes] | None = None) -> None:
+    """clip_benchmark's command line, of sys.argv, with the model type `wenlan`."""
+    register(boxes_of)
     from clip_benchmark import cli
 
     sys.exit(cli.main())

@@ -3,6 +3,10 @@
 Features are float32 unit rows, computed in float32 whatever the run's precision was, so that the same image has the
 same feature by every way in. Results of whole files are written atomically, released rows as they come, batch by batch.
 
+Of a calibrated checkpoint each file has its background too, for whoever searches in it later: `background_cosines` and
+`background_shares` [Q] turn a cosine into a score by linear interpolation (training/outputs/background.py). A Parquet
+file has it as JSON in its metadata, under `wenlan.background`.
+
 Limits: image files without regions get the grid; a tower trained on a detector's boxes sees other boxes there than it
 was trained on, and that is logged.
 """
@@ -24,9 +28,10 @@ from data_specs.shard import Split
 from training.data.index_cache import GRID
 from training.data.released_rows import Broken, ReleasedRow, read_rows
 from training.data.transforms import UnreadableImage
-from training.errors import InputError
+from training.errors import ConfigError, InputError
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
+from training.use import evaluate
 from training.use.arrays import read_arrays
 from training.use.evaluate import embed
 from training.use.file_regions import read_regions
@@ -35,6 +40,7 @@ from training.use.load import BATCH, Boxes, Loaded, load
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from training.outputs.background import Background
     from training.towers.tower import Modality
 
 LOG = logging.getLogger(__name__)
@@ -61,7 +67,43 @@ def embed_data(
         "image_ids": torch.from_numpy(features.image_ids_N),
         "text_ids": torch.from_numpy(features.text_ids_N),
     }
-    return _write(out, tensors)
+    return _write(out, tensors, loaded)
+
+
+def embed_benchmark(
+    path: Path,
+    data: Sequence[str],
+    split: str,
+    out: Path,
+    *,
+    to: str = "",
+    regions: Path | None = None,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Write the features of a benchmark, those that `eval` measures there: in the run's precision.
+
+    to: "" for a .safetensors file with image_features [N, D], text_features [M, D] and hits [P, 2], pairs of an image's
+    and a text's row; "chinese-clip" for a folder of the files that Chinese-CLIP's scripts read (use/chinese_clip.py).
+    """
+    import torch
+
+    from training.use import chinese_clip
+
+    benchmark = evaluate.named_benchmark(data, split)
+    if benchmark is None:
+        raise ConfigError("--to", f"{to} takes a benchmark as --data, KIND:PATH; export a dataset to one first")
+    loaded = load(path, device)
+    features = evaluate.embed_benchmark(loaded, benchmark, regions)
+    if to == "chinese-clip":
+        files = chinese_clip.write(out, benchmark, features)
+        rows = len(features.images) + len(features.captions)
+        return {"out": str(out), "rows": rows, "width": features.image_ND.shape[1], "files": files}
+    tensors = {
+        "image_features": torch.from_numpy(features.image_ND),
+        "text_features": torch.from_numpy(features.text_MD),
+        "hits": torch.from_numpy(np.stack([features.hits.image_P, features.hits.text_P], axis=1)),
+    }
+    return _write(out, tensors, loaded)
 
 
 def embed_files(
@@ -88,7 +130,7 @@ def embed_files(
         tensors["image_features"] = image_features(loaded, [(file, Path(file)) for file in images], boxes)
     if lines:
         tensors["text_features"] = text_features(loaded, lines)
-    return _write(out, tensors)
+    return _write(out, tensors, loaded)
 
 
 Image = tuple[str, Path | bytes]
@@ -116,7 +158,8 @@ def embed_rows(path: Path, file: Path, text_kind: str, out: Path, *, device: str
     loaded = load(path, device)
     counts = {"rows": 0, "broken": 0}
     with whole_file(out) as temporary:
-        _write_parquet(temporary, _features_of_rows(read_rows(file), text_kind, loaded, counts))
+        parts = _features_of_rows(read_rows(file), text_kind, loaded, counts)
+        _write_parquet(temporary, parts, loaded.background())
         if not counts["rows"]:
             raise InputError(str(file), f"no row of it could be embedded ({counts['broken']} broken)")
     if counts["broken"]:
@@ -153,15 +196,16 @@ def embed_arrays(path: Path, file: Path, out: Path, *, device: str = "auto") -> 
     """Write image_features and text_features [B, D] of an .npz file's ready arrays (see `arrays`) into another."""
     arrays = read_arrays(file)
     loaded = load(path, device)
-    features: dict[str, npt.NDArray[np.float32]] = {}
+    features: dict[str, npt.NDArray[Any]] = {}
     if arrays.images is not None:
         features["image_features"] = _features(arrays.image_batches(BATCH), loaded, "image").numpy()
     if arrays.tokens is not None:
         arrays.check_tokens(loaded.config.text)
         features["text_features"] = _features(arrays.text_batches(BATCH), loaded, "text").numpy()
+    rows, width = next(iter(features.values())).shape
+    features |= {name: tensor.numpy() for name, tensor in _background(loaded).items()}
     with whole_file(out) as temporary, temporary.open("wb") as sink:
         np.savez(sink, allow_pickle=False, **features)
-    rows, width = next(iter(features.values())).shape
     return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(features)}
 
 
@@ -230,21 +274,31 @@ def _features(batches: Iterable[Batch], loaded: Loaded, modality: Modality) -> T
         return torch.cat([encode(batch.to(loaded.device)).float().cpu() for batch in batches])
 
 
-def _write(out: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Save atomically; the shape of the first tensor is the answer."""
+def _background(loaded: Loaded) -> dict[str, Tensor]:
+    """background_cosines and background_shares [Q] of a calibrated checkpoint."""
+    background = loaded.background()
+    tensors = {} if background is None else background.tensors()
+    return {f"background_{name}": tensors[name] for name in ("cosines", "shares") if tensors}
+
+
+def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, Any]:
+    """Save atomically, with the checkpoint's background; the shape of the first tensor is the answer."""
+    tensors = {**tensors, **_background(loaded)}
     with whole_file(out) as temporary:
         write_tensors(temporary, tensors)
     rows, width = next(iter(tensors.values())).shape
     return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(tensors)}
 
 
-def _write_parquet(file: Path, parts: Iterator[dict[str, Any]]) -> None:
+def _write_parquet(file: Path, parts: Iterator[dict[str, Any]], background: Background | None) -> None:
     """Write the parts as row groups, one at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     features = pa.list_(pa.float32())
     schema = pa.schema([("id", pa.string()), ("image_features", features), ("text_features", features)])
+    if background is not None:
+        schema = schema.with_metadata({"wenlan.background": background.to_json()})
     with pq.ParquetWriter(file, schema) as writer:
         for part in parts:
             writer.write_table(pa.table(part, schema=schema))

@@ -9,7 +9,7 @@ may be decoded at a reduced one, and its features then differ a little.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from training.data.transforms import UnreadableImage
 from training.errors import InputError
 from training.use.embed import Image, image_features, text_features
 from training.use.load import Boxes, Loaded, load
@@ -35,9 +36,13 @@ _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 @dataclass(frozen=True)
 class Encoder:
-    """A checkpoint's query towers, in eval mode on a device."""
+    """A checkpoint's query towers, in eval mode on a device.
+
+    boxes_of: makes the boxes of a picture that comes without, from its file's content; None for the grid.
+    """
 
     loaded: Loaded
+    boxes_of: Callable[[bytes], Boxes] | None = None
 
     @property
     def width(self) -> int:
@@ -49,16 +54,20 @@ class Encoder:
     ) -> Features:
         """Unit rows [N, D], float32, one per picture.
 
-        boxes: of each picture x1 y1 x2 y2 in its pixels, best first, or None for the grid; by default all get the grid,
-        which is not what a model has seen that was trained on a detector's boxes. Raises InputError naming a picture
-        that cannot be read.
+        boxes: of each picture x1 y1 x2 y2 in its pixels, best first, or None. Pictures without get those of `boxes_of`,
+        or the grid, which is not what a model has seen that was trained on a detector's boxes. Raises InputError naming
+        a picture that cannot be read.
         """
         named = [_named(image, number) for number, image in enumerate(_listed(images))]
-        of_images = [None] * len(named) if boxes is None else list(boxes)
+        of_images: list[Boxes | None] = [None] * len(named) if boxes is None else list(boxes)
         if len(of_images) != len(named):
             raise InputError("boxes", f"{len(of_images)} lists of boxes for {len(named)} images; give each its own")
         if not named:
             return np.zeros((0, self.width), np.float32)
+        if self.boxes_of is not None:
+            of_images = [
+                self._made(image) if given is None else given for image, given in zip(named, of_images, strict=True)
+            ]
         features: Features = image_features(self.loaded, named, of_images).numpy()
         return features
 
@@ -75,15 +84,34 @@ class Encoder:
         images: Picture | Sequence[Picture],
         texts: str | Sequence[str],
         boxes: Sequence[Boxes | None] | None = None,
+        *,
+        calibrated: bool = False,
     ) -> Features:
-        """Cosines [N, M] of every picture with every text."""
+        """Cosines [N, M] of every picture with every text.
+
+        calibrated: scores instead, the share of unrelated training pairs that are less alike (training/outputs/
+        background.py). Raises InputError where the checkpoint has none to compare with.
+        """
+        background = self.loaded.background() if calibrated else None
+        if calibrated and background is None:
+            folder = self.loaded.checkpoint.folder
+            raise InputError(str(folder), f"has no background; add it by wenlan-train calibrate {folder} --data TRAIN")
         cosines: Features = self.encode_image(images, boxes) @ self.encode_text(texts).T
-        return cosines
+        return cosines if background is None else background.score(cosines)
+
+    def _made(self, image: Image) -> Boxes:
+        """Boxes of a picture by `boxes_of`. Raises InputError naming it."""
+        name, file = image
+        assert self.boxes_of is not None
+        try:
+            return self.boxes_of(file if isinstance(file, bytes) else file.read_bytes())
+        except (OSError, UnreadableImage) as e:
+            raise InputError(name, getattr(e, "strerror", None) or str(e)) from None
 
 
-def open_encoder(path: Path, device: str) -> Encoder:
+def open_encoder(path: Path, device: str, boxes_of: Callable[[bytes], Boxes] | None = None) -> Encoder:
     """The checkpoint in a folder, or a run's newest. Raises CheckpointError, and ConfigError on a missing device."""
-    return Encoder(load(path, device))
+    return Encoder(load(path, device), boxes_of)
 
 
 def _listed(images: Any) -> list[Any]:

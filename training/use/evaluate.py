@@ -33,6 +33,7 @@ from training.data.transforms import UnreadableImage
 from training.errors import ConfigError, InputError
 from training.outputs.whole import INDEX
 from training.use.benchmarks import Benchmark, Caption, is_benchmark, open_benchmark
+from training.use.file_regions import RegionTable
 from training.use.load import BATCH, Loaded, Towers, load
 from training.use.retrieval import KS, Captions, Clusters, Features, Ids, Mask, Ranks, Retrieval, figures, rank
 
@@ -47,6 +48,9 @@ LOG = logging.getLogger(__name__)
 
 MANY_SHARDS = 100
 """Train shards above which the log says that they are read: each one's leaders, by its index."""
+
+MOST_SCORED = 20_000
+"""Matching pairs of a benchmark whose scores are summed up."""
 
 SAID_EVERY = 1_000
 """Images of a benchmark after which the log says how many are done."""
@@ -92,25 +96,28 @@ def evaluate_retrieval(
     device: str = "auto",
     cache: Path | None = None,
     towers: Towers = "query",
+    regions: Path | None = None,
 ) -> dict[str, Any]:
     """Retrieval figures of a checkpoint, as `wenlan-train eval --json` prints them.
 
-    detector: whose regions, by default those that the checkpoint was trained with.
+    detector: whose regions of a dataset, by default those that the checkpoint was trained with. regions: boxes of a
+    benchmark's images by their sha256, a file or a folder (training/use/file_regions.py).
 
     `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
     "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
     (samples 0 alone where there are none). `in_train`: of how many images, of how many texts, and of how many pairs
-    (either) the leader stands in train.
+    (either) the leader stands in train. `scores`: calibrated scores of matching pairs, None without a background.
 
     Raises CheckpointError, InputError (no readable sample), ContractError (data), ConfigError (device, usage).
     """
-    benchmark = _benchmark(data, split)
-    if benchmark is None and split not in SPLITS:
-        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    benchmark = named_benchmark(data, split)
+    of_data = None if benchmark is not None else split_of_dataset(split)
+    if regions is not None and benchmark is None:
+        raise ConfigError("--regions", "are boxes of a benchmark's images; a dataset has its own, see --detector")
     loaded = load(path, device, towers)
-    if benchmark is not None:
-        return _on_benchmark(loaded, benchmark, towers)
-    of_data = next(name for name in SPLITS if name == split)
+    if of_data is None:
+        assert benchmark is not None
+        return _on_benchmark(loaded, benchmark, towers, regions)
     loader = loaded.split_loader(data, of_data, cache, detector)
     embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
     ranks = _ranks(embeddings, loaded.device)
@@ -124,6 +131,7 @@ def evaluate_retrieval(
         _digest(loaded),
     )
     about = _about(loaded, protocol, loader.corrupt, detector)
+    about["scores"] = _scores(loaded, towers, np.einsum("nd,nd->n", embeddings.image_ND, embeddings.text_ND))
     return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(data, of_data, embeddings, ranks, cache)}
 
 
@@ -149,7 +157,21 @@ def summary(result: Mapping[str, Any]) -> list[str]:
             lines += [f"{name}, {words}: {_described(of_part[d])}" for d, words in DIRECTIONS]
             mean, bounds = of_part["mean_recall"], of_part["mean_recall_interval"]
             lines.append(f"{name}: mean recall {_share(mean)} {_span(bounds)}, {of_part['samples']:,} images")
-    return lines
+    return [*lines, _described_scores(result)]
+
+
+def _described_scores(result: Mapping[str, Any]) -> str:
+    scores = result["scores"]
+    if scores is not None:
+        return (
+            f"scores: half of {scores['pairs']:,} matching pairs have a cosine above {scores['median_cosine']:.3f}, "
+            f"which is above {_share(scores['median_score'])} of the background; "
+            f"{_share(scores['above_0.99'])} are above 99% of it"
+        )
+    if result["protocol"]["towers"] == "key":
+        return "scores: cosines alone; a background is that of the query towers"
+    how = f"wenlan-train calibrate {result['checkpoint']} --data TRAIN"
+    return f"scores: cosines alone, as this checkpoint has no background to measure them against; add it by {how}"
 
 
 DIRECTIONS = (("i2t", "image -> text"), ("t2i", "text -> image"))
@@ -190,11 +212,28 @@ def _about(loaded: Loaded, protocol: Protocol, corrupt: int, detector: str = "")
         "detector": detector or loaded.checkpoint.detector,
         "checkpoint": str(loaded.checkpoint.folder),
         "corrupt": corrupt,
+        "scores": None,
         "protocol": protocol.to_json(),
         "headline": "all",
         "in_train": None,
         "seen": None,
         "unseen": None,
+    }
+
+
+def _scores(loaded: Loaded, towers: Towers, cosines_P: Features) -> dict[str, Any] | None:
+    """Cosines and calibrated scores of pairs that belong together; None without a background of these towers."""
+    background = loaded.background() if towers == "query" else None
+    if background is None:
+        return None
+    scores_P = background.score(cosines_P)
+    return {
+        "pairs": len(cosines_P),
+        "median_cosine": float(np.median(cosines_P)),
+        "median_score": float(np.median(scores_P)),
+        "above_0.95": float(np.mean(scores_P > 0.95)),
+        "above_0.99": float(np.mean(scores_P > 0.99)),
+        "background": {"images": background.images, "texts": background.texts, "pairs": background.pairs},
     }
 
 
@@ -251,7 +290,19 @@ def _in_train(leaders: Iterator[tuple[Any, Any]], image_ids_N: Ids, text_ids_N: 
 
 
 def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
-    """Features of all valid samples of the batches, those of every rank included, in rank order.
+    """`embed_batches` of every rank, in rank order. Raises InputError where there is no sample."""
+    from training.method import distributed
+
+    parts = distributed.gather_objects([embed_batches(model, batches, device, precision)])
+    every = [part for of_rank in parts for part in of_rank if len(part.image_ND)]
+    if not every:
+        raise InputError("retrieval", "no sample in the split")
+    columns = ([getattr(part, name) for part in every] for name in Embeddings.__dataclass_fields__)
+    return Embeddings(*map(np.concatenate, columns))
+
+
+def embed_batches(model: BriVL, batches: Iterator[Batch], device: torch.device, precision: str) -> Embeddings:
+    """Features of all valid samples of the batches, of this rank alone; there may be none.
 
     The model returns to the mode that it was in.
     """
@@ -268,24 +319,25 @@ def embed(model: BriVL, batches: Iterator[Batch], device: torch.device, precisio
             ids = batch.image_ids_B[valid].numpy(), batch.text_ids_B[valid].numpy()
             parts.append((image[valid].numpy(), text[valid].numpy(), *ids))
     model.train(training)
-    parts = _of_all_ranks(parts)
     if not parts:
-        raise InputError("retrieval", "no sample in the split")
+        empty = np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
+        return Embeddings(empty[0], empty[0], empty[1], empty[1])
     image_ND, text_ND, image_ids_N, text_ids_N = (np.concatenate(column) for column in zip(*parts, strict=True))
     return Embeddings(image_ND, text_ND, image_ids_N, text_ids_N)
-
-
-def _of_all_ranks(parts: list[Any]) -> list[Any]:
-    """The ranks' lists joined; sizes may differ, hence objects and not tensors."""
-    from training.method import distributed
-
-    return [part for of_rank in distributed.gather_objects(parts) for part in of_rank]
 
 
 # --- benchmarks
 
 
-def _benchmark(data: Sequence[str], split: str) -> Benchmark | None:
+def split_of_dataset(split: str) -> Split:
+    """A split's name as a dataset's. Raises ConfigError for one that benchmarks alone have."""
+    for name in SPLITS:
+        if name == split:
+            return name
+    raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+
+
+def named_benchmark(data: Sequence[str], split: str) -> Benchmark | None:
     """The benchmark that `--data` names, if it does. Raises ConfigError where it stands beside other data."""
     named = [name for name in data if is_benchmark(name)]
     if not named:
@@ -295,25 +347,58 @@ def _benchmark(data: Sequence[str], split: str) -> Benchmark | None:
     return open_benchmark(named[0], split)
 
 
-def _on_benchmark(loaded: Loaded, benchmark: Benchmark, towers: Towers) -> dict[str, Any]:
-    """Figures over a benchmark. An image that cannot be read is left out, and so is a caption of no other image."""
-    image_ND, row_of, corrupt = _images(loaded, benchmark)
-    captions = [caption for caption in benchmark.captions if not corrupt.issuperset(caption.images)]
+@dataclass(frozen=True)
+class BenchmarkFeatures:
+    """Features of a benchmark: unit rows [N, D] of the images that could be read and [M, D] of their captions.
+
+    images: the images' ids in the benchmark, row by row. corrupt: how many images could not be read.
+    """
+
+    image_ND: Features
+    text_MD: Features
+    images: tuple[str, ...]
+    captions: tuple[Caption, ...]
+    hits: Captions
+    corrupt: int
+
+
+def embed_benchmark(loaded: Loaded, benchmark: Benchmark, regions: Path | None = None) -> BenchmarkFeatures:
+    """Features of a benchmark in the run's precision, with the boxes of `regions` (training/use/file_regions.py).
+
+    An image that cannot be read is left out, and so is a caption of no other image. Without `regions` the boxes are
+    those that the benchmark brings, or the grid. Raises InputError.
+    """
+    image_ND, row_of, corrupt = _images(loaded, benchmark, None if regions is None else RegionTable.open(regions))
+    captions = tuple(caption for caption in benchmark.captions if not corrupt.issuperset(caption.images))
     text_MD = _texts(loaded, captions, image_ND.shape[1])
     pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
     image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T
     hits = Captions(len(image_ND), len(captions), image_P, text_P)
-    ranks = rank(image_ND, text_MD, hits, loaded.device)
+    return BenchmarkFeatures(image_ND, text_MD, tuple(row_of), captions, hits, len(corrupt))
+
+
+def _on_benchmark(loaded: Loaded, benchmark: Benchmark, towers: Towers, regions: Path | None) -> dict[str, Any]:
+    """Figures over a benchmark."""
+    features = embed_benchmark(loaded, benchmark, regions)
+    hits = features.hits
+    ranks = rank(features.image_ND, features.text_MD, hits, loaded.device)
     protocol = Protocol(
         benchmark.name, benchmark.split, hits.images, hits.texts, benchmark.hit, towers, _digest(loaded)
     )
-    return {**_about(loaded, protocol, len(corrupt)), **figures(ranks, intervals=True).to_json()}
+    about = _about(loaded, protocol, features.corrupt, "" if regions is None else str(regions))
+    some = slice(MOST_SCORED)
+    matching = features.image_ND[hits.image_P[some]], features.text_MD[hits.text_P[some]]
+    about["scores"] = _scores(loaded, towers, np.einsum("pd,pd->p", *matching))
+    return {**about, **figures(ranks, intervals=True).to_json()}
 
 
-def _images(loaded: Loaded, benchmark: Benchmark) -> tuple[Features, dict[str, int], set[str]]:
+def _images(
+    loaded: Loaded, benchmark: Benchmark, regions: RegionTable | None
+) -> tuple[Features, dict[str, int], set[str]]:
     """Features [N, D] of the images that can be read, the row of each by its id, and the ids of the others.
 
-    Raises InputError for a caption whose image the benchmark does not hold, or where no image can be read.
+    Raises InputError for a caption whose image the benchmark does not hold, for an image that `regions` does not know,
+    or where no image can be read.
     """
     wanted = {image for caption in benchmark.captions for image in caption.images}
     row_of, corrupt, parts = dict[str, int](), set[str](), list[Features]()
@@ -322,7 +407,9 @@ def _images(loaded: Loaded, benchmark: Benchmark) -> tuple[Features, dict[str, i
         opened = []
         for picture in some:
             try:
-                opened.append(loaded.open_image(picture.read(), picture.boxes))
+                content = picture.read()
+                boxes = picture.boxes if regions is None else regions.of(content, picture.id)
+                opened.append(loaded.open_image(content, boxes))
             except (UnreadableImage, ContractError, OSError) as e:
                 LOG.warning("image left out: %s: %s", picture.id, getattr(e, "strerror", None) or e)
                 corrupt.add(picture.id)

@@ -3,13 +3,15 @@
     safetensors   one file: the query towers' tensors; config and vocabulary as metadata
     onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length
     brivl-1.0     the released format, for the released code: see `released`
+    transformers  a folder that AutoModel and AutoProcessor of transformers load: see `transformers_folder`
 
 ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes [B, R, 4] in pixels of S, n_boxes [B];
 input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
 
 Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
-recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, and the tokenizer's
-name and vocabulary.
+recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, the tokenizer's name
+and vocabulary, and `background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine
+into a score by linear interpolation (training/outputs/background.py).
 
 Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
 """
@@ -26,12 +28,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from training.config import Config, to_dict
-from training.data.tokenizer import vocabulary_text
+from training.data.tokenizer import JsonTokenizer, vocabulary_text
 from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
 from training.use.load import load
+from training.use.transformers_folder import export_transformers
 
 if TYPE_CHECKING:
     import torch
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger(__name__)
 
-Format = Literal["safetensors", "onnx", "brivl-1.0"]
+Format = Literal["safetensors", "onnx", "brivl-1.0", "transformers"]
 
 _OPSET = 18
 
@@ -50,6 +53,8 @@ def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
 
     Raises TrainingError (no checkpoint, towers without a place in the format), ConfigError (ONNX is not installed).
     """
+    if to == "transformers":
+        return export_transformers(path, out)
     if to == "onnx":
         return _export_onnx(path, out)
     return _export_released(path, out) if to == "brivl-1.0" else _export_safetensors(path, out)
@@ -67,7 +72,7 @@ def _export_safetensors(path: Path, out: Path) -> dict[str, Any]:
 
 def _about(opened: Checkpoint) -> dict[str, str]:
     """What one must know to use the towers."""
-    config = opened.config
+    config, background = opened.config, opened.background()
     sizes = {"image_size": config.data.image_size, "max_boxes": config.data.max_boxes}
     sizes |= {"max_tokens": config.data.max_tokens, "feature_dim": config.moco.feature_dim}
     return {
@@ -78,6 +83,8 @@ def _about(opened: Checkpoint) -> dict[str, str]:
         "detector": opened.detector,
         "tokenizer": config.data.tokenizer,
         "vocabulary": vocabulary_text(opened.tokenizer),
+        **({"tokenizer_json": opened.tokenizer.content} if isinstance(opened.tokenizer, JsonTokenizer) else {}),
+        **({} if background is None else {"background": background.to_json()}),
     }
 
 

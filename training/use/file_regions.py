@@ -1,27 +1,112 @@
-"""Boxes of image files that lie in no dataset.
+"""Boxes of images that lie in no dataset.
 
     boxes.jsonl      one JSON line per image, in the images' order: [[x1, y1, x2, y2], ...], or a released row's `bbox`
-    boxes.parquet    a regions file of the shard contract: joined by the sha256 of the image's bytes
+    boxes.parquet    boxes by the sha256 of an image's bytes: a regions file of the shard contract
+    DETECTOR/        a folder of such files: a dataset's regions/DETECTOR, or STORE/regions/DETECTOR, the cache of all
+                     images that any build has shown to that detector
 
-Boxes are pixels of the image, best first.
+Boxes are pixels of the image, best first. Those of STORE's cache are raw; what a build does to them on the way into a
+dataset (clipped, none twice, not the whole picture, sorted by score) is done here too, so that they are the same boxes.
 
-Limits: the file is read into memory; it belongs to the images of one command.
+Limits: what is read stays in memory, 16 bytes per box.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
 
 from training.data.released_rows import Box, boxes_of
 from training.errors import InputError, first_line
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 
 def read_regions(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
     """Boxes of each image. Raises InputError naming the line or image that has none, OSError."""
-    return _by_sha256(file, images) if file.suffix == ".parquet" else _by_line(file, images)
+    if file.suffix == ".parquet" or file.is_dir():
+        table = RegionTable.open(file)
+        return [table.of(Path(image).read_bytes(), image) for image in images]
+    return _by_line(file, images)
+
+
+@dataclass(frozen=True)
+class RegionTable:
+    """Boxes by the sha256 of an image's bytes, from one file or from all of a folder."""
+
+    place: Path
+    table: pa.Table
+    row_of: dict[str, int]
+    raw: bool
+    """Whether they are a detector's own, as STORE caches them."""
+
+    @staticmethod
+    def open(place: Path) -> RegionTable:
+        """Read regions. Raises InputError for what are none."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        files = sorted(place.glob("*.parquet")) if place.is_dir() else [place]
+        if not files:
+            raise InputError(str(place), "holds no regions (.parquet); name a dataset's regions/DETECTOR or STORE's")
+        try:
+            tables = [pq.read_table(file, columns=["sha256", "boxes", "scores"]) for file in files]
+            raw = "key" not in pq.read_schema(files[0]).names
+            table = pa.concat_tables(tables)
+            row_of = {str(sha256): row for row, sha256 in enumerate(table["sha256"].to_pylist())}
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as e:
+            raise InputError(str(place), f"not regions of the contract ({first_line(e)})") from None
+        return RegionTable(place, table, row_of, raw)
+
+    def of(self, content: bytes, name: str) -> tuple[Box, ...]:
+        """Boxes of an image by the bytes of its file. Raises InputError naming it where there are none of it."""
+        digest = hashlib.sha256(content).hexdigest()
+        row = self.row_of.get(digest)
+        if row is None:
+            raise InputError(str(self.place), f"has no boxes of {name} (sha256 {digest})")
+        flat, scores = self.table["boxes"][row].as_py(), self.table["scores"][row].as_py()
+        try:
+            if self.raw:
+                boxes_R4 = np.asarray(flat, np.float32).reshape(-1, 4)
+                flat = _cleaned(boxes_R4, np.asarray(scores, np.float32), *_sides(content)).ravel().tolist()
+            return _grouped(flat)
+        except (ValueError, TypeError) as e:
+            raise InputError(str(self.place), f"boxes of {name}: {first_line(e)}") from None
+
+
+def _sides(content: bytes) -> tuple[int, int]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return int(image.width), int(image.height)
+    except Exception as e:  # Pillow raises many types on damage
+        raise ValueError(f"no image ({first_line(e)})") from None
+
+
+def _cleaned(
+    boxes_R4: npt.NDArray[np.float32], scores_R: npt.NDArray[np.float32], width: int, height: int
+) -> npt.NDArray[np.float32]:
+    """A detector's boxes as a dataset has them (data_specs/shard.py), but for the spec's cap on their number."""
+    finite = np.isfinite(boxes_R4).all(axis=1) & np.isfinite(scores_R)
+    boxes_R4, scores_R = boxes_R4[finite], scores_R[finite]
+    whole_4 = np.array([0, 0, width, height], np.float32)
+    boxes_R4 = boxes_R4.clip(0, whole_4[[2, 3, 2, 3]])
+    sound = (boxes_R4[:, 2:] - boxes_R4[:, :2] >= 1).all(axis=1) & (boxes_R4 != whole_4).any(axis=1)
+    boxes_R4, scores_R = boxes_R4[sound], scores_R[sound]
+    # by score, and equal ones by their place from the top left
+    order = np.lexsort((boxes_R4[:, 2], boxes_R4[:, 3], boxes_R4[:, 0], boxes_R4[:, 1], -scores_R))
+    _, first = np.unique(boxes_R4[order], axis=0, return_index=True)
+    return boxes_R4[order][np.sort(first)]
 
 
 def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
@@ -38,26 +123,7 @@ def _by_line(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
     return boxes
 
 
-def _by_sha256(file: Path, images: Sequence[str]) -> list[tuple[Box, ...]]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        columns = pq.read_table(file, columns=["sha256", "boxes"]).to_pydict()
-        of_sha256 = {sha: _grouped(flat) for sha, flat in zip(columns["sha256"], columns["boxes"], strict=True)}
-    except (pa.ArrowException, ValueError, KeyError, TypeError) as e:
-        reason = first_line(e)
-        raise InputError(str(file), f"not a regions file of the contract ({reason})") from None
-    of_images = []
-    for image in images:
-        digest = hashlib.sha256(Path(image).read_bytes()).hexdigest()
-        if digest not in of_sha256:
-            raise InputError(str(file), f"has no boxes of {image} (sha256 {digest})")
-        of_images.append(of_sha256[digest])
-    return of_images
-
-
-def _grouped(flat: list[float]) -> tuple[Box, ...]:
+def _grouped(flat: Any) -> tuple[Box, ...]:
     if len(flat) % 4:
         raise ValueError("boxes that are not groups of four numbers")
     return boxes_of([flat[i : i + 4] for i in range(0, len(flat), 4)])

@@ -28,6 +28,7 @@ from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.transforms import UnreadableImage, input_boxes, picture
 from training.errors import CheckpointError, ConfigError
+from training.outputs.background import Background
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.records import Batch
 
@@ -62,6 +63,10 @@ class Loaded:
     def config(self) -> Config:
         """The checkpoint's config."""
         return self.checkpoint.config
+
+    def background(self) -> Background | None:
+        """What the scores of its query towers are measured against, if it was calibrated. Raises CheckpointError."""
+        return self.checkpoint.background()
 
     def split_loader(self, data: Sequence[str], split: Split, cache: Path | None, detector: str = "") -> Loader:
         """Batches of a split as this checkpoint reads it. Raises ContractError, also when the split is empty.

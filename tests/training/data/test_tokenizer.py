@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,3 +72,79 @@ def test_a_text_of_stacked_marks_takes_no_minutes(name: str) -> None:
     """NFC and NFKC sort the marks of one letter by insertion: 0.8 MB of them took 269 s."""
     text = "a" + "\u0301\u0323" * 200_000
     assert len(load_tokenizer(name).encode(text, 80)) <= 80
+
+
+TEXTS = ["红色的小船", "A small cat, on the hill!", "ｆｕｌｌ  width　字", "", "长" * 90]
+
+
+def small_tokenizer(kind: str, folder: Path) -> None:
+    """A tokenizer as models of a kind have it, trained on a few words and saved by transformers."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from transformers import BertTokenizer, PreTrainedTokenizerFast
+
+    if kind == "ernie":
+        tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"红色的小船长字", "small", "##s", "cat", "a"]
+        BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}, do_lower_case=True).save_pretrained(folder)
+        return
+    sentence_piece = kind == "xlm-roberta"
+    marks = (
+        ["<s>", "<pad>", "</s>", "<unk>", "<mask>"] if kind != "modernbert" else ["[UNK]", "[CLS]", "[SEP]", "[PAD]"]
+    )
+    first, last, pad, unk = (
+        ("<s>", "</s>", "<pad>", "<unk>") if kind != "modernbert" else ("[CLS]", "[SEP]", "[PAD]", "[UNK]")
+    )
+    backend: Any = Tokenizer(models.Unigram() if sentence_piece else models.BPE())
+    if sentence_piece:
+        backend.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")])
+        backend.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer: Any = trainers.UnigramTrainer(vocab_size=60, special_tokens=marks, unk_token=unk)
+    else:
+        backend.normalizer = normalizers.NFC()
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=kind == "roberta")
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+        trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=marks, initial_alphabet=alphabet)
+    backend.train_from_iterator(TEXTS * 20, trainer)
+    around = [(mark, backend.token_to_id(mark)) for mark in (first, last)]
+    backend.post_processor = processors.TemplateProcessing(single=f"{first} $A {last}", special_tokens=around)
+    named = {"pad_token": pad, "unk_token": unk, "cls_token": first, "sep_token": last}
+    PreTrainedTokenizerFast(tokenizer_object=backend, **named).save_pretrained(folder)
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "roberta", "modernbert", "ernie"])
+def test_any_tokenizer_of_transformers_gives_its_ids_and_survives_a_checkpoint(kind: str, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from training.outputs.checkpoint import open_checkpoint, save_imported
+    from training.resolve import resolve
+
+    small_tokenizer(kind, tmp_path / "folder")
+    theirs: Any = AutoTokenizer.from_pretrained(tmp_path / "folder")
+    ours = load_tokenizer(str(tmp_path / "folder"))
+    save_imported(tmp_path / "ck", resolve("tiny"), ours, {"image_query.x": _one()}, {}, {}, {})
+    read = open_checkpoint(tmp_path / "ck").tokenizer
+    assert list(read.vocabulary) == list(ours.vocabulary)
+    assert len(ours.vocabulary) == len(theirs)
+    for text in TEXTS:
+        for most in (5, 40):
+            ids = theirs(text, truncation=True, max_length=most)["input_ids"]
+            assert ours.encode(text, most) == read.encode(text, most) == ids
+            assert len(ids) <= most
+            assert ids[-1] == theirs.sep_token_id
+
+
+def _one() -> Any:
+    import torch
+
+    return torch.zeros(1)
+
+
+def test_what_is_no_tokenizer_json_is_named(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(InputError, match=r"tokenizer.json: not a tokenizer.json \("):
+        load_tokenizer(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "x").mkdir()
+    with pytest.raises(InputError, match="no readable vocabulary"):
+        load_tokenizer(str(tmp_path / "x"))
+    (tmp_path / "x" / "tokenizer_config.json").write_text("{}")
+    with pytest.raises(InputError, match="neither a local vocabulary nor one on the hub"):
+        load_tokenizer(str(tmp_path / "x"))

@@ -73,7 +73,8 @@ def test_weights_are_not_wanted_where_a_checkpoint_follows() -> None:
     [
         (
             "image.encoder=cnn_region",
-            "image.encoder: no encoder 'cnn_region'; there are bert_text, char_text, cnn_regions",
+            "image.encoder: no encoder 'cnn_region'; "
+            "there are bert_text, char_text, clip_image, clip_text, cnn_regions",
         ),
         ("image.encoder=char_text", "image.encoder: char_text encodes text"),
         (

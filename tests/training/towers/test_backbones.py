@@ -96,6 +96,49 @@ def test_timm_weights_of_a_file_or_folder_are_loaded_and_positions_fit_the_image
     assert nn.Sequential(*(stage for _, stage in smaller.stages)).eval()(x[..., ::2, ::2]).isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("vit_tiny_patch16_224", 160),
+        ("deit_tiny_distilled_patch16_224", 96),  # two tokens that are no patch
+        ("vit_base_patch16_clip_224", 96),  # CLIP's mean and standard deviation
+        ("vit_base_patch16_siglip_224", 96),  # no class token, 0.5 and 0.5
+        ("eva02_tiny_patch14_224", 98),  # rotary positions
+        ("beit_base_patch16_224", 96),
+    ],
+)
+def test_any_vit_takes_another_size_and_has_its_own_mean_and_deviation(name: str, size: int) -> None:
+    """Small ones of each kind of ViT: the tower's map is timm's, on pixels as timm normalises them."""
+    import timm
+
+    from training.encoders import build_tower
+    from training.records import Batch
+    from training.resolve import resolve
+
+    if not timm.is_model(name):
+        pytest.skip(f"this timm has no {name}")
+    torch.manual_seed(0)
+    backbone = load_backbone(f"timm/{name}", "", size)
+    torch.manual_seed(0)
+    whole = timm.create_model(name, num_classes=0, img_size=size).eval()
+    pixels = torch.randint(0, 256, (1, 3, size, size), dtype=torch.uint8)
+    described = timm.data.resolve_data_config({}, model=whole)
+    mean, std = (torch.tensor(described[word]).view(3, 1, 1) for word in ("mean", "std"))
+    with torch.no_grad():
+        expected = whole.forward_features((pixels / 255 - mean) / std)[:, whole.num_prefix_tokens :]
+    side = round(expected.shape[1] ** 0.5)
+    overrides = [f"image.backbone=timm/{name}", f"data.image_size={size}", "image.frozen_stages=1"]
+    torch.manual_seed(0)
+    tower = build_tower("image", resolve("tiny", overrides), load_weights=False).eval()
+    batch = Batch.of(images_B3HW=pixels)
+    with torch.no_grad():
+        x = tower.prefix(batch)
+        for stage in tower.trunk.get_submodule("backbone").children():
+            x = stage(x)
+    assert (backbone.mean, backbone.std) == (tuple(described["mean"]), tuple(described["std"]))
+    assert torch.allclose(x, expected.transpose(1, 2).unflatten(2, (side, side)), atol=1e-4)
+
+
 def test_a_folder_without_weights_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r": a folder without model.safetensors or pytorch_model.bin"):
         load_backbone("timm/test_vit", str(tmp_path), 64)

@@ -59,6 +59,8 @@ def small_model(model_type: str, folder: Path, **options: object) -> nn.Module:
     }
     for name, value in (sizes | options).items():
         setattr(config, name, value)
+    if hasattr(config, "layer_types"):  # made for the number of layers
+        config = AutoConfig.for_model(model_type, **(sizes | options))
     model: nn.Module = AutoModel.from_config(config).eval()
     model.save_pretrained(folder)  # type: ignore[operator]
     return model
@@ -85,7 +87,10 @@ def text_batch(*tokens: list[int]) -> Batch:
         ("bert", {}, 2),
         ("bert", {"hidden_act": "relu", "layer_norm_eps": 1e-5}, 0),
         ("roberta", {"type_vocab_size": 1}, 2),
+        ("xlm-roberta", {}, 1),
         ("ernie", {}, 1),
+        ("modernbert", {"pad_token_id": 3}, 0),  # rotary positions, local and global layers: whole
+        ("modernbert", {"pad_token_id": 3}, 3),
         ("electra", {"embedding_size": 16}, 3),
         ("distilbert", {"hidden_dim": 40}, 1),
         ("albert", {"embedding_size": 16}, 0),  # its layers are one layer: whole

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -9,34 +10,29 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from training.data.tokenizer import load_tokenizer
+from pipeline.detectors._boxes import cleaned, look, rows_of
+from pipeline.detectors.proposals import Proposals
+from pipeline.pictures.decode import decode
+from pipeline.store.store import Store
 from training.errors import ConfigError
-from training.moco import BriVL
-from training.outputs.checkpoint import RunState, save
-from training.resolve import resolve
-from training.run.optimizer import build_optimizer
 from training.use.clip_benchmark import load_wenlan
+from training.use.encode import open_encoder
 from training.use.evaluate import evaluate_retrieval
+from training.use.file_regions import RegionTable
 
 IMAGES, EACH = 24, 2
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    torch.manual_seed(0)
-    config = resolve("tiny")
-    model = BriVL(config)
-    with torch.no_grad():
-        for parameter in (*model.image_key.parameters(), *model.text_key.parameters()):
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    state, folder = RunState(1, 8, 0, (), (), ""), tmp_path_factory.mktemp("run")
-    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+@pytest.fixture
+def checkpoint(checkpoint_with_moved_keys: Path) -> Path:
+    return checkpoint_with_moved_keys
 
 
 def pixels(number: int) -> Image.Image:
@@ -65,19 +61,20 @@ def write_both(folder: Path) -> None:
                 (folder / "files" / info.name).write_bytes(content)
 
 
-@pytest.mark.parametrize("towers", ["query", "key"])
-def test_its_recalls_are_ours(towers: str, checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("clip_benchmark", reason="clip-benchmark is not installed (extra: dev)")
-    write_both(tmp_path)
-    command = [sys.executable, "-m", "training.use.clip_benchmark", "eval", "--model_type", "wenlan", "--no_amp"]
+def measure(program: list[str], folder: Path, checkpoint: Path, towers: str) -> dict[str, float]:
+    """clip_benchmark's metrics of a checkpoint, in a process of its own."""
+    command = [sys.executable, *program, "eval", "--model_type", "wenlan", "--no_amp"]
     command += ["--model", str(checkpoint), "--pretrained", towers, "--dataset", "wds/pictures"]
-    command += ["--dataset_root", str(tmp_path / "wds"), "--task", "zeroshot_retrieval", "--recall_k", "1", "5", "10"]
-    command += ["--output", str(tmp_path / "out.json"), "--num_workers", "0", "--batch_size", "7", "--split", "test"]
+    command += ["--dataset_root", str(folder / "wds"), "--task", "zeroshot_retrieval", "--recall_k", "1", "5", "10"]
+    command += ["--output", str(folder / "out.json"), "--num_workers", "0", "--batch_size", "7", "--split", "test"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, done.stderr[-3000:]
-    theirs = json.loads((tmp_path / "out.json").read_bytes())["metrics"]
-    ours = evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", towers=towers)  # type: ignore[arg-type]
+    metrics: dict[str, float] = json.loads((folder / "out.json").read_bytes())["metrics"]
+    return metrics
+
+
+def assert_same(theirs: dict[str, float], ours: dict[str, Any]) -> None:
     assert (ours["samples"], ours["t2i"]["queries"]) == (IMAGES, IMAGES * EACH)
     for k in (1, 5, 10):
         assert theirs[f"text_retrieval_recall@{k}"] == pytest.approx(ours["i2t"][f"r{k}"])
@@ -85,11 +82,48 @@ def test_its_recalls_are_ours(towers: str, checkpoint: Path, tmp_path: Path) -> 
     assert 0 < ours["t2i"]["r10"] < 1
 
 
+@pytest.mark.parametrize("towers", ["query", "key"])
+def test_its_recalls_are_ours(towers: str, checkpoint: Path, tmp_path: Path) -> None:
+    pytest.importorskip("clip_benchmark", reason="clip-benchmark is not installed (extra: dev)")
+    write_both(tmp_path)
+    theirs = measure(["-m", "training.use.clip_benchmark"], tmp_path, checkpoint, towers)
+    assert_same(theirs, evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", towers=towers))  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(checkpoint: Path, tmp_path: Path) -> None:
+    """Made inside by the shipped detector there; here found by the files' sha256 in STORE, as a build filled it."""
+    pytest.importorskip("clip_benchmark", reason="clip-benchmark is not installed (extra: dev)")
+    write_both(tmp_path)
+    detector, store = Proposals(), Store(str(tmp_path / "store"))
+    state, files = detector.load(), sorted((tmp_path / "files").glob("*.png"))
+    raw = {
+        hashlib.sha256(file.read_bytes()).hexdigest(): look(detector, state, [decode(file.read_bytes()).pixels])[0]
+        for file in files
+    }
+    store.regions(detector.detector_id).put(rows_of(raw))
+    regions = tmp_path / "store" / "regions" / detector.detector_id
+    program = ["-c", "import wenlan; wenlan.clip_benchmark('proposals')"]
+    ours = evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", regions=regions)
+    assert_same(measure(program, tmp_path, checkpoint, "query"), ours)
+
+    content, size = files[0].read_bytes(), (70, 50)
+    found = RegionTable.open(regions).of(content, "0")
+    boxes = cleaned(raw[hashlib.sha256(content).hexdigest()], *size, 1000)[0]
+    assert np.array_equal(np.array(found, np.float32), boxes)
+    assert len(boxes) > 4
+    encoder = open_encoder(checkpoint, "cpu")
+    model, transform, _ = load_wenlan(str(checkpoint), boxes_of=lambda _: boxes.tolist())
+    features = model.encode_image(transform(pixels(0))[None])
+    assert np.allclose(features, encoder.encode_image(content, [boxes.tolist()]), atol=1e-6)
+    assert not np.allclose(features, encoder.encode_image(content), atol=1e-3)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "CMYK", "1"])
 def test_pictures_of_any_mode_become_the_same_tensor(mode: str, checkpoint: Path) -> None:
     _, transform, tokenizer = load_wenlan(str(checkpoint))
     tensor = transform(pixels(1).convert(mode))
-    assert (tuple(tensor.shape), tensor.dtype) == ((3, 64, 64), torch.uint8)
+    assert (tuple(tensor.shape), tensor.dtype) == ((3 * 64 * 64 + 2 + 16 * 5,), torch.uint8)
     assert len(tokenizer(["一", "二二"]).to("cpu")) == 2
 
 
