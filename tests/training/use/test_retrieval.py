@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from training.errors import InputError
 from training.use import retrieval as module
 from training.use.evaluate import Embeddings, retrieval
-from training.use.retrieval import KS, Captions, Clusters, Features, Hits, chance_recall, figures, rank
+from training.use.hits import Captions, Clusters, Features, Hits
+from training.use.retrieval import KS, chance_recall, figures, rank
 
 
 def unit(rows: np.ndarray) -> Features:
