@@ -96,6 +96,17 @@ def _short(folder: str) -> str:
     return "/".join(Path(folder).parts[-2:])
 
 
+def _name(data: str) -> str:
+    """What data are called in a title: the last part of their path that is a name; the protocol has all of it."""
+    names = []
+    for one in data.split(" "):
+        parts = [part for part in one.split("/") if part] or [one]
+        while len(parts) > 1 and parts[-1] in ("manifest.json", "latest.json", "shards"):
+            parts.pop()
+        names.append(parts[-1].rpartition(":")[2])
+    return " ".join(names)
+
+
 # --- from a result to what is drawn
 
 Words = tuple[str, str]
@@ -222,7 +233,7 @@ def _section(number: int, result: Mapping[str, Any]) -> Values:
         "id": f"result-{number}",
         "title": TITLES[task],
         "about": ABOUT[task],
-        "data": result["protocol"]["data"],
+        "name": _name(result["protocol"]["data"]),
         "split": result["protocol"]["split"],
         "checkpoint": _short(result["checkpoint"]),
         "part": PARTS[main_name],

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_specs.extras import require
 from training.errors import ConfigError, InputError
 from training.use.classification import classify, cosines, figures
 from training.use.examples import ANSWERS, choose, with_pictures
@@ -72,6 +73,7 @@ def run(request: Request) -> Result:
     """
     if request.k < 1:
         raise ConfigError("--k", f"{request.k} neighbours; at least 1 is needed")
+    require("sklearn")
     loaded = load(request.checkpoint, request.device, request.towers)
     detector = request.detector or loaded.checkpoint.detector
     labelled = open_labelled(request.source, request.split, detector)
