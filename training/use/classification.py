@@ -117,7 +117,7 @@ def figures(
             "top1": float(right_C[c] / count_C[c]),
             "top1_interval": list(wilson(int(right_C[c]), int(count_C[c]))),
         }
-        for c in np.flatnonzero(some_C)
+        for c in np.flatnonzero(some_C).tolist()
     ]
     values["worst_pairs"] = _worst_pairs(label_Q, said_Q, count_C, names)
     return values

@@ -32,7 +32,7 @@ from typing import Any
 
 from data_specs.shard import SPLITS
 from training.errors import ConfigError, InputError, first_line
-from training.use.benchmarks import SUFFIXES, Picture
+from training.use.benchmarks import SUFFIXES, Picture, is_benchmark
 
 KINDS = ("classes", "wds")
 """Kinds of labelled images, as `--data KIND:PATH` spells them."""
@@ -105,6 +105,9 @@ def open_labelled(source: Source, split: str, detector: str) -> Labelled:
     missing or not in their form, ContractError (dataset).
     """
     if source.is_dataset:
+        other = next((name for name in source.data if is_benchmark(name) or name.startswith(("coco:", "boxes:"))), None)
+        if other is not None:
+            raise ConfigError("--data", f"{other} has no classes of images; give classes:DIR, wds:DIR or a dataset")
         return _of_dataset(source, split, detector)
     if len(source.data) > 1:
         raise ConfigError("--data", f"{source.data[0]} is evaluated alone, not beside other data")

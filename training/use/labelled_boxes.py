@@ -28,7 +28,8 @@ import numpy as np
 from data_specs.shard import SPLITS, Split
 from training.data.released_rows import Box, boxes_of
 from training.errors import ConfigError, InputError, first_line
-from training.use.benchmarks import Picture, images_below
+from training.use.benchmarks import Picture, images_below, is_benchmark
+from training.use.labelled import KINDS as IMAGES
 from training.use.labelled import ClassName, Source, boxes_of_flat, check_names, read_classes
 
 KINDS = ("coco", "boxes")
@@ -63,7 +64,9 @@ def open_boxed(source: Source, split: str, detector: str, min_score: float) -> B
     Raises ConfigError for options that do not go together, InputError for files that are missing or not in their form,
     ContractError (dataset).
     """
-    kind, _, path = source.data[0].partition(":")
+    kind, colon, path = source.data[0].partition(":")
+    if colon and (kind in IMAGES or is_benchmark(source.data[0])):
+        raise ConfigError("--data", f"{source.data[0]} has no labelled boxes; give coco:FILE, boxes:FILE or a dataset")
     if source.labels is not None:
         raise ConfigError("--labels", "are of images; boxes have labels of their own")
     if kind not in KINDS:

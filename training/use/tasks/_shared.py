@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -45,13 +46,16 @@ def embed_labelled(loaded: Loaded, labelled: Labelled) -> Embedded:
             if picture.id in found:
                 raise InputError(labelled.name, f"{picture.id} stands in it twice")
             try:
-                content = picture.read()
+                picture = Picture(picture.id, picture.read(), picture.boxes)
             except (ContractError, OSError):
-                content = b""  # counted and named as unreadable by who decodes it
-            number = short_id(item.image_leader or hashlib.sha256(content).hexdigest())
+                found[picture.id] = item, 0
+                yield picture  # who reads it again says what is wrong, and counts it
+                continue
+            assert isinstance(picture.content, bytes)
+            number = short_id(item.image_leader or hashlib.sha256(picture.content).hexdigest())
             bare = LabelledPicture(Picture(picture.id, b""), item.label, item.image_leader, item.text_leader)
             found[picture.id] = bare, number
-            yield Picture(picture.id, content, picture.boxes)
+            yield picture
 
     features_ND, row_of, corrupt = picture_features(loaded, pictures(), labelled.name)
     if not row_of:
@@ -119,12 +123,19 @@ def shown_items(seen_N: Mask | None) -> Mask | None:
 
 
 def class_answers(found: Classified, item: int, classes: Sequence[ClassName], count: int) -> list[dict[str, Any]]:
-    """The best classes of an item as answers of an example, and the right one where it is not among them."""
+    """The best classes of an item as answers of an example, and the right one where it is not among them.
+
+    A class that is never said (a score of -inf) is no answer; if it is the right one, it has no score.
+    """
     own = int(found.label_N[item])
-    best = found.best(item, count)
+    best = [(c, score) for c, score in found.best(item, count) if math.isfinite(score)]
+    answers = [{"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best]
     if own not in [number for number, _ in best]:
-        best.append((own, float(found.scores_NC[item, own])))
-    return [{"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best]
+        score = float(found.scores_NC[item, own])
+        answers.append(
+            {"text": classes[own].names[0], "right": True} | ({"score": score} if math.isfinite(score) else {})
+        )
+    return answers
 
 
 def parts(result: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,21 @@ def test_a_class_without_training_images_is_never_said_and_two_classes_have_one_
     assert np.isneginf(scores[:, 2]).all()
     assert (scores[:, 0] == -scores[:, 1]).all()
     assert (scores[:, :2].argmax(1) == two.label_N).mean() > 0.8
+
+
+def test_a_class_that_is_never_said_has_no_score_in_an_example(run: Run, folder: Path, tmp_path: Path) -> None:
+    """The page's file is JSON, which knows no infinity."""
+    for split in ("train", "val"):
+        for file in (folder / split).rglob("*.jpg"):
+            if split == "val" or file.parent.name != "bird":
+                place = tmp_path / split / file.parent.name
+                place.mkdir(parents=True, exist_ok=True)
+                (place / file.name).write_bytes(file.read_bytes())
+    result = run("probe", f"classes:{tmp_path}", pictures=True)
+    json.dumps(result, allow_nan=False)
+    birds = [one for one in result["examples"] if one["query"]["name"] == "bird"]
+    assert birds
+    assert not any(one["right"] or "score" in one["answers"][-1] for one in birds)
 
 
 def test_both_ways_over_folders_with_splits(run: Run, folder: Path) -> None:
