@@ -166,7 +166,7 @@ def _classes_of_json(file: Path, text: str) -> list[ClassName]:
 def _classes_of_lines(file: Path, text: str) -> list[ClassName]:
     classes = []
     for number, line in enumerate(text.split("\n"), 1):
-        key, tab, after = line.strip().partition("\t")
+        key, tab, after = line.strip(" \r").partition("\t")
         if not key:
             continue
         names = tuple(dict.fromkeys(filter(None, (name.strip() for name in re.split("[,，、;；]", after)))))

@@ -229,6 +229,8 @@ def _section(number: int, result: Mapping[str, Any]) -> Values:
     main_name, main = parts[0]
     task = str(result["task"])
     charts = (_recall_charts if task in ("retrieval", "image-to-image", "text-to-text") else _class_charts)(task, parts)
+    widest = max((chart["end"] for chart in charts), default=1.0)
+    charts = [chart | {"end": widest} for chart in charts]  # side by side, so on one scale
     return {
         "id": f"result-{number}",
         "title": TITLES[task],

@@ -17,7 +17,7 @@ import numpy as np
 from data_specs.shard import SPLITS
 from training.data.batch_maker import short_id
 from training.data.index import Dataset, open_dataset
-from training.errors import ConfigError
+from training.errors import ConfigError, InputError
 from training.use.benchmarks import Picture, is_benchmark
 from training.use.evaluate import embed, stands_in_train
 from training.use.hits import Features, Mask, Peers
@@ -85,6 +85,10 @@ def _by_text(request: Request) -> Result:
     }
     result = result_of(request, NAME, loaded, protocol, f"{len(features_ND):,} images", loader.corrupt)
     ranks = rank(features_ND, features_ND, peers, loaded.device)
+    if not ranks.text_hits_M.any():
+        raise InputError(
+            NAME, f"no two of {len(features_ND):,} images have texts of one leader; give classes with --labels FILE"
+        )
     result |= figures_by_seen(ranks, peers, seen_N)
     if request.pictures:
         dataset = open_dataset(source.data, split, detector="grid", cache=source.cache)

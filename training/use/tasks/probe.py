@@ -191,7 +191,7 @@ def _probe(train: _Set, c: float, asked_ND: Features, classes: int) -> tuple[Fea
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=c, max_iter=ITERATIONS, tol=1e-6)
+    model = LogisticRegression(C=c, max_iter=ITERATIONS)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(train.features_ND.astype(np.float64), train.label_N)

@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.training.use.conftest import CLASSES
+from training.errors import InputError
 from training.use.embed import embed_files
 from training.use.retrieval import KS
 from training.use.tasks import Result, task
@@ -79,6 +80,12 @@ def test_texts_and_images_of_a_dataset(run: Run, make_shards: Callable[..., Path
     assert (result["queries"], result["protocol"]["images"]) == (18, 9), "two texts each"
     assert (result["headline"], result["unseen"]["queries"], result["seen"]["queries"]) == ("unseen", 18, 0)
     assert len(task("text-to-text").summary(result)) == 3
+
+
+def test_a_dataset_whose_texts_all_differ_is_asked_for_labels(run: Run, make_shards: Callable[..., Path]) -> None:
+    manifest = make_shards(train=(), val=(4,))
+    with pytest.raises(InputError, match="no two of 4 images have texts of one leader; give classes with --labels"):
+        run("image-to-image", manifest)
 
 
 def test_retrieval_brings_examples_of_both_directions(run: Run, make_shards: Callable[..., Path], folder: Path) -> None:

@@ -49,7 +49,7 @@ def test_the_probe_is_at_the_optimum_of_the_logistic_loss() -> None:
 
     train = clouds(0, 30)
     for c in (0.1, 10.0):
-        model = LogisticRegression(C=c, max_iter=1000, tol=1e-6).fit(train.features_ND.astype(float), train.label_N)
+        model = LogisticRegression(C=c, max_iter=1000).fit(train.features_ND.astype(float), train.label_N)
         scores, converged = _probe(train, c, train.features_ND, 4)
         assert converged
         weights = torch.tensor(model.coef_, requires_grad=True)
