@@ -45,7 +45,7 @@ def test_top_1_and_top_5_equal_those_of_clip_benchmark_on_the_same_logits(monkey
     from clip_benchmark.metrics import zeroshot_classification
 
     # 1.6.2 asks `float` for the number in an array of one, which NumPy refuses since 2.4
-    monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
+    monkeypatch.setattr(zeroshot_classification, "float", lambda value: float(np.asarray(value).item()), raising=False)
     values, label = scores(1, 300, 9)
     found = figures(classify(values, label), names(9))
     theirs = zeroshot_classification.accuracy(torch.from_numpy(values), torch.from_numpy(label), topk=(1, 5))

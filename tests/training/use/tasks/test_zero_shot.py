@@ -83,7 +83,7 @@ def test_clip_benchmark_measures_the_same(
     from training.use.clip_benchmark import load_wenlan
 
     # 1.6.2 asks `float` for the number in an array of one, which NumPy refuses since 2.4
-    monkeypatch.setattr(zeroshot_classification, "float", lambda array: array.item(), raising=False)
+    monkeypatch.setattr(zeroshot_classification, "float", lambda value: float(np.asarray(value).item()), raising=False)
     place = as_tars(folder, tmp_path)
     model, transform, tokenizer = load_wenlan(str(checkpoint))
     dataset = build_dataset("wds/ours", root=str(place), transform=transform, split="test", download=False)
