@@ -129,12 +129,14 @@ def class_answers(found: Classified, item: int, classes: Sequence[ClassName], co
     """
     own = int(found.label_N[item])
     best = [(c, score) for c, score in found.best(item, count) if math.isfinite(score)]
-    answers = [{"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best]
+    answers: list[dict[str, Any]] = [
+        {"text": classes[c].names[0], "score": score, "right": c == own} for c, score in best
+    ]
     if own not in [number for number, _ in best]:
+        answers.append({"text": classes[own].names[0], "right": True})
         score = float(found.scores_NC[item, own])
-        answers.append(
-            {"text": classes[own].names[0], "right": True} | ({"score": score} if math.isfinite(score) else {})
-        )
+        if math.isfinite(score):
+            answers[-1]["score"] = score
     return answers
 
 

@@ -181,7 +181,7 @@ def embed_regions(loaded: Loaded, boxed: Boxed) -> Regions:
         if knows_regions:
             alone.append(_alone(loaded, pixels, boxes, (width, height)))
         crops.append(_crops(loaded, full_3HW, boxes))
-        shares.append(np.array(boxes, np.float32) / np.array([width, height] * 2, np.float32))
+        shares.append((np.array(boxes) / np.array([width, height] * 2)).astype(np.float32))
         labels += [item.labels[number] for number in taken]
         image_N += [len(images)] * len(boxes)
         leaders += [(item.image_leader, item.text_leader)] * len(boxes)
