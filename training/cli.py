@@ -28,6 +28,9 @@ from training.config import Config
 from training.data.released_rows import PRIMARY, ROW_TEXT_KINDS
 from training.errors import ConfigError, FirstRankError, TrainingError
 from training.use.benchmarks import BENCHMARKS, is_benchmark
+from training.use.labelled import KINDS as LABELLED
+from training.use.labelled_boxes import KINDS as BOXED
+from training.use.tasks import MIN_SCORE, NEIGHBOURS, TASKS
 
 LOG = logging.getLogger("training")
 
@@ -207,20 +210,36 @@ def _keys(**_: object) -> list[str]:
 def _add_eval(commands: Any) -> None:
     evaluate = commands.add_parser(
         "eval",
-        help="recall of a checkpoint on a split or a benchmark, beside chance",
-        description="Recall both ways with chance and 95% intervals. On a split of a dataset: over the queries whose "
-        "image and text stand nowhere in train, over the others, and over all.",
+        help="recall or accuracy of a checkpoint on a split, a benchmark or labelled images, beside chance",
+        description="Figures with chance and 95% intervals. On a split of a dataset: over the queries whose image and "
+        "text stand nowhere in train, over the others, and over all. retrieval: recall both ways; zero-shot: images "
+        "against class names; regions: boxes against class names; probe: linear probe and nearest neighbours; "
+        "image-to-image and text-to-text: search within one kind.",
         examples=[
             "wenlan-train eval runs/1 --data builds/1/shards/manifest.json --task retrieval",
             "wenlan-train eval runs/1 --data builds/2 --task retrieval --split dev --json",
             "wenlan-train eval runs/1 --data coco-cn:DIR --task retrieval --split test --towers key",
+            "wenlan-train eval runs/1 --data classes:DIR --task zero-shot --report evals/1",
+            "wenlan-train eval runs/1 --data builds/1 --labels labels.jsonl --task probe --report evals/1",
+            "wenlan-train eval runs/1 --data coco:instances_val.json --classes names.json --task regions",
         ],
     )
     evaluate.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
-    _add_data(evaluate, f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
-    evaluate.add_argument("--task", required=True, choices=["retrieval"])
+    _add_data(
+        evaluate,
+        f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}; labelled images: "
+        f"{', '.join(LABELLED)}; labelled boxes: {', '.join(BOXED)}",
+    )
+    evaluate.add_argument("--task", required=True, choices=TASKS)
     evaluate.add_argument(
-        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: benchmarks only"
+        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: not of a dataset"
+    )
+    _add_classes(evaluate)
+    evaluate.add_argument(
+        "--report",
+        type=Path,
+        metavar="PATH",
+        help="add the result, with hits and misses as pictures, to the page PATH/index.html, or PATH.html",
     )
     evaluate.add_argument(
         "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
@@ -236,6 +255,32 @@ def _add_eval(commands: Any) -> None:
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
+
+
+def _add_classes(evaluate: argparse.ArgumentParser) -> None:
+    """Options of the tasks that have classes."""
+    evaluate.add_argument(
+        "--labels", type=Path, metavar="FILE", help="key and label of a dataset's samples: .jsonl, .csv or .parquet"
+    )
+    evaluate.add_argument(
+        "--classes",
+        type=Path,
+        metavar="FILE",
+        help='classes in order with their names: .txt lines "CLASS<tab>NAME,NAME" or .json {"CLASS": ["NAME"]}',
+    )
+    evaluate.add_argument(
+        "--templates", type=Path, metavar="FILE", help="sentences for class names, one per line, with {} for the name"
+    )
+    evaluate.add_argument(
+        "--k", type=int, default=NEIGHBOURS, metavar="K", help=f"neighbours that vote in probe (default {NEIGHBOURS})"
+    )
+    evaluate.add_argument(
+        "--min-score",
+        type=float,
+        default=MIN_SCORE,
+        metavar="S",
+        help=f"regions of a dataset: the detector's boxes from this score on (default {MIN_SCORE})",
+    )
 
 
 def _add_embed(commands: Any) -> None:
@@ -468,20 +513,35 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
 
 
 def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.evaluate import evaluate_retrieval, summary
+    from training.use.labelled import Source
+    from training.use.tasks import Request, task
 
-    result = evaluate_retrieval(
-        arguments.checkpoint,
-        arguments.data,
-        arguments.split,
-        detector=arguments.detector,
-        device=arguments.device,
-        cache=arguments.cache,
-        towers=arguments.towers,
-        regions=arguments.regions,
+    if arguments.regions is not None and arguments.task != "retrieval":
+        raise ConfigError("--regions", f"are boxes of a benchmark for retrieval; {arguments.task} takes none")
+    asked = task(arguments.task)
+    result = asked.run(
+        Request(
+            arguments.checkpoint,
+            Source(tuple(arguments.data), arguments.labels, arguments.classes, arguments.cache),
+            arguments.split,
+            detector=arguments.detector,
+            device=arguments.device,
+            towers=arguments.towers,
+            regions=arguments.regions,
+            templates=arguments.templates,
+            k=arguments.k,
+            min_score=arguments.min_score,
+            pictures=arguments.report is not None,
+        )
     )
-    for line in summary(result):
+    for line in asked.summary(result):
         LOG.info("%s", line)
+    if arguments.report is not None:
+        from training.use.page import add_result
+
+        page = add_result(arguments.report, result)
+        LOG.info("page: %s", page)
+        result = {**{name: value for name, value in result.items() if name != "examples"}, "report": str(page)}
     return result
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from harness import at_most, quick, report
 
-from training.use.retrieval import Captions, Features, figures, rank
+from training.use.hits import Captions, Features
+from training.use.retrieval import figures, rank
 
 EACH, ROWS = 5, 1_000
 

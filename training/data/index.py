@@ -315,10 +315,15 @@ def _weighted(argument: str) -> tuple[str, float | None]:
     return name, float(weight)
 
 
+def manifest_of(argument: str) -> tuple[str, Manifest]:
+    """The path and the content of the manifest that an argument of `open_dataset` names. Raises ContractError."""
+    return _manifest(_weighted(argument)[0])
+
+
 def _manifest(name: str) -> tuple[str, Manifest]:
     """The path and the content of the manifest of a build or a release; `name` as `open_manifest` takes it."""
     try:
-        return open_manifest(name, _read)
+        return open_manifest(name, read_file)
     except StorageError as e:
         raise ContractError(f"{name}: {e.strerror}") from None
     except OSError:
@@ -331,7 +336,8 @@ def _manifest(name: str) -> tuple[str, Manifest]:
         raise ContractError(f"{name}: cannot be opened ({e})") from None
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """Content of a file, path or URL. Raises ContractError for what is no regular file, OSError."""
     check_regular(path)
     with told(path), fsspec.open(path, "rb") as file:
         return bytes(file.read())

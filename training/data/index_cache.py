@@ -100,7 +100,7 @@ def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: 
 
     Raises ContractError for names and digests that are none, and for a shard without boxes of the detector.
     """
-    tar, parquet = _locate(base, manifest, files.tar), _locate(base, manifest, files.parquet)
+    tar, parquet = locate(base, manifest, files.tar), locate(base, manifest, files.parquet)
     index = cache / f"{_sha256(manifest, files.parquet)}.v{_CACHE_VERSION}.arrow"
     if detector == GRID and GRID not in files.regions:
         return Shard(tar, files.samples, index, None, files.tar.bytes, _Made(files, parquet, None))
@@ -108,7 +108,7 @@ def shard_of(base: str, manifest: str, files: ShardFiles, detector: str, cache: 
         raise ContractError(f"{manifest}: shard {files.tar.path} has no regions of detector {detector!r}")
     digest = files.regions[detector]
     regions = cache / f"{files.parquet.sha256[:32]}-{_sha256(manifest, digest)[:32]}.v{_CACHE_VERSION}.arrow"
-    boxes = _locate(base, manifest, digest), digest
+    boxes = locate(base, manifest, digest), digest
     return Shard(tar, files.samples, index, regions, files.tar.bytes, _Made(files, parquet, boxes))
 
 
@@ -134,7 +134,8 @@ def index_plain_tar(tar: str, cache: Path) -> Shard:
     return Shard(tar, read_index(index).num_rows, index, None, int(info["size"]))
 
 
-def _locate(base: str, manifest: str, file: FileDigest) -> str:
+def locate(base: str, manifest: str, file: FileDigest) -> str:
+    """Where a file of a manifest lies, below the folder `base`. Raises ContractError for a path that leaves it."""
     parts = file.path.split("/")
     # "::" chains file systems for fsspec
     if ".." in parts or file.path.startswith("/") or "::" in file.path or "://" in file.path:

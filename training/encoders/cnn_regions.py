@@ -90,6 +90,19 @@ class Trunk(nn.Module):
         return self
 
     def forward(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        regions_BRD = self._tokens(map_BCHW, batch)
+        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return features_BD
+
+    def each_region(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """Unit features [B, R, D] of every box by itself: those of a batch whose images have that one box only."""
+        tokens_BRW = self._tokens(map_BCHW, batch)
+        alone_N1W = tokens_BRW.flatten(0, 1)[:, None]  # N = B * R sets of one region
+        features_ND: Tensor = self.head(alone_N1W, alone_N1W.new_ones(len(alone_N1W), 1, dtype=torch.bool))
+        return features_ND.view(*tokens_BRW.shape[:2], -1)
+
+    def _tokens(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """What the encoder layers see of every box: [B, R, width]."""
         for stage in self.backbone.values():
             map_BCHW = run_stage(stage, map_BCHW, recompute=self.recompute)
         regions_BRD = unit(self.regions(map_BCHW, batch))
@@ -97,8 +110,7 @@ class Trunk(nn.Module):
             height, width = batch.images_B3HW.shape[-2:]
             sides_4 = regions_BRD.new_tensor([width, height, width, height])
             regions_BRD = regions_BRD + self.boxes(batch.boxes_BR4.to(regions_BRD.dtype) / sides_4)
-        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
-        return features_BD
+        return regions_BRD
 
     def regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         """Each box's mean of the map under the 1x1 convolution: [B, R, width]."""

@@ -43,3 +43,13 @@ class Tower(nn.Module):
         """Unit features [B, D] of the batch."""
         features_BD: Tensor = self.trunk(self.prefix(batch), batch)
         return features_BD
+
+    @property
+    def knows_regions(self) -> bool:
+        """Whether the trunk has `each_region`: an encoder without boxes has not."""
+        return hasattr(self.trunk, "each_region")
+
+    def each_region(self, batch: Batch) -> Tensor:
+        """Unit features [B, R, D] of every box of the batch by itself; only where `knows_regions`."""
+        features_BRD: Tensor = self.trunk.each_region(self.prefix(batch), batch)  # type: ignore[operator]
+        return features_BRD

@@ -36,7 +36,9 @@ from training.errors import ConfigError, InputError, first_line
 CAPTIONS_OF_IMAGES = "a hit is a caption of the image; every caption is a query"
 
 _STANDARD = bytes.maketrans(b"-_", b"+/")
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+"""Of image files, in lower case."""
+
 _TAGGED = re.compile(r"(?:\S+:[A-Za-z]+(?:\s+|$))+")
 """A caption in which every word has its part of speech, as BosonNLP writes it."""
 _TAG = re.compile(r":[A-Za-z]+(?=\s|$)")
@@ -178,7 +180,7 @@ def _crossmodal_3600(place: Path, split: str) -> Benchmark:
 
 
 def _folder(place: Path, split: str) -> Benchmark:
-    files = [path for path in _images_below(place) if path.with_suffix(".txt").is_file()]
+    files = [path for path in images_below(place) if path.with_suffix(".txt").is_file()]
     if not files:
         raise InputError(str(place), "holds no image with a .txt of its name beside it")
     captions = [Caption(text, (str(path),)) for path in files for text in _lines(path.with_suffix(".txt"))]
@@ -238,20 +240,20 @@ def _find(place: Path, pattern: str) -> Path:
 
 def _of_files(kind: str, split: str, place: Path, ids: list[str], captions: list[Caption]) -> Benchmark:
     """A benchmark whose images are files named ID.jpg, or ID, somewhere below `place`."""
-    files = {path.name: path for path in reversed(_images_below(place))}  # of one name the first
+    files = {path.name: path for path in reversed(images_below(place))}  # of one name the first
     pictures = []
     for name in ids:
-        path = files.get(name) or next((files[name + s] for s in _SUFFIXES if name + s in files), None)
+        path = files.get(name) or next((files[name + s] for s in SUFFIXES if name + s in files), None)
         if path is None:
             raise InputError(str(place), f"holds no image {name}, which {kind} lists; put its images below that folder")
         pictures.append(Picture(name, path))
     return Benchmark(kind, split, tuple(captions), lambda: iter(pictures))
 
 
-def _images_below(place: Path) -> list[Path]:
+def images_below(place: Path) -> list[Path]:
     """Image files in the order of their paths."""
     found = (Path(folder, name) for folder, _, names in os.walk(place) for name in names)
-    return sorted(path for path in found if path.suffix.lower() in _SUFFIXES)
+    return sorted(path for path in found if path.suffix.lower() in SUFFIXES)
 
 
 def _of_tsv(kind: str, split: str, images: Path, texts: Path, text_key: str) -> Benchmark:

@@ -18,8 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,10 +32,11 @@ from training.data.index_cache import GRID
 from training.data.transforms import UnreadableImage
 from training.errors import ConfigError, InputError
 from training.outputs.whole import INDEX
-from training.use.benchmarks import Benchmark, Caption, is_benchmark, open_benchmark
+from training.use.benchmarks import Benchmark, Caption, Picture, is_benchmark, open_benchmark
 from training.use.file_regions import RegionTable
+from training.use.hits import Captions, Clusters, Features, Hits, Ids, Mask
 from training.use.load import BATCH, Loaded, Towers, load
-from training.use.retrieval import KS, Captions, Clusters, Features, Ids, Mask, Ranks, Retrieval, figures, rank
+from training.use.retrieval import KS, Ranks, Retrieval, figures, rank
 
 if TYPE_CHECKING:
     import torch
@@ -58,12 +59,33 @@ SAID_EVERY = 1_000
 
 @dataclass(frozen=True)
 class Embeddings:
-    """Features of N samples: unit rows [N, D], and the ids that say which of them are hits of each other."""
+    """Features of N samples: unit rows [N, D], the ids that say which of them are hits of each other, and their own."""
 
     image_ND: Features
     text_ND: Features
     image_ids_N: Ids
     text_ids_N: Ids
+    sample_ids_N: Ids = field(default_factory=lambda: np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the figures of a retrieval were made of, for who wants to look at single queries.
+
+    image_names, text_names: of the rows: ids of a benchmark's pictures and its captions, sample ids of a dataset.
+    headline_N: of a dataset, the pairs whose queries make the headline.
+    """
+
+    image_ND: Features
+    text_MD: Features
+    hits: Hits
+    ranks: Ranks
+    image_names: Sequence[str]
+    text_names: Sequence[str]
+    headline_N: Mask | None = None
+
+
+Look = Callable[[Measured], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +119,13 @@ def evaluate_retrieval(
     cache: Path | None = None,
     towers: Towers = "query",
     regions: Path | None = None,
+    look: Look | None = None,
 ) -> dict[str, Any]:
     """Retrieval figures of a checkpoint, as `wenlan-train eval --json` prints them.
 
     detector: whose regions of a dataset, by default those that the checkpoint was trained with. regions: boxes of a
-    benchmark's images by their sha256, a file or a folder (training/use/file_regions.py).
+    benchmark's images by their sha256, a file or a folder (training/use/file_regions.py). look: is called with what was
+    measured, before it is freed.
 
     `Retrieval.to_json` over all queries, with task, split, checkpoint, corrupt samples, protocol, headline ("unseen" or
     "all"), and `seen` and `unseen`: None where it is unknown which queries are, else Retrieval.to_json over them
@@ -117,10 +141,11 @@ def evaluate_retrieval(
     loaded = load(path, device, towers)
     if of_data is None:
         assert benchmark is not None
-        return _on_benchmark(loaded, benchmark, towers, regions)
+        return _on_benchmark(loaded, benchmark, towers, regions, look)
     loader = loaded.split_loader(data, of_data, cache, detector)
     embeddings = embed(loaded.model, loader.once(), loaded.device, loaded.config.run.precision)
-    ranks = _ranks(embeddings, loaded.device)
+    hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
+    ranks = rank(embeddings.image_ND, embeddings.text_ND, hits, loaded.device)
     protocol = Protocol(
         " ".join(data),
         split,
@@ -128,11 +153,16 @@ def evaluate_retrieval(
         len(embeddings.text_ND),
         "a hit has the same image leader or text leader",
         towers,
-        _digest(loaded),
+        checkpoint_digest(loaded),
     )
+    in_train = stands_in_train(data, of_data, embeddings.image_ids_N, embeddings.text_ids_N, cache)
+    if look is not None:
+        names = [str(number) for number in embeddings.sample_ids_N]
+        asks_N = None if in_train is None or np.logical_or(*in_train).all() else ~np.logical_or(*in_train)
+        look(Measured(embeddings.image_ND, embeddings.text_ND, hits, ranks, names, names, asks_N))
     about = _about(loaded, protocol, loader.corrupt, detector)
     about["scores"] = _scores(loaded, towers, np.einsum("nd,nd->n", embeddings.image_ND, embeddings.text_ND))
-    return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(data, of_data, embeddings, ranks, cache)}
+    return {**about, **figures(ranks, intervals=True).to_json(), **_held_out(in_train, ranks)}
 
 
 def summary(result: Mapping[str, Any]) -> list[str]:
@@ -197,12 +227,8 @@ def _span(bounds: Sequence[float]) -> str:
 
 def retrieval(embeddings: Embeddings) -> Retrieval:
     """Recall, median rank and chance both ways. Raises InputError on no sample and on features not finite."""
-    return figures(_ranks(embeddings))
-
-
-def _ranks(embeddings: Embeddings, device: torch.device | str = "cpu") -> Ranks:
     hits = Clusters(embeddings.image_ids_N, embeddings.text_ids_N)
-    return rank(embeddings.image_ND, embeddings.text_ND, hits, device)
+    return figures(rank(embeddings.image_ND, embeddings.text_ND, hits))
 
 
 def _about(loaded: Loaded, protocol: Protocol, corrupt: int, detector: str = "") -> dict[str, Any]:
@@ -237,25 +263,36 @@ def _scores(loaded: Loaded, towers: Towers, cosines_P: Features) -> dict[str, An
     }
 
 
-def _digest(loaded: Loaded) -> str:
+def checkpoint_digest(loaded: Loaded) -> str:
+    """sha256 of a checkpoint's index, which names the sha256 of each of its files."""
     return hashlib.sha256((loaded.checkpoint.folder / INDEX).read_bytes()).hexdigest()
 
 
 # --- what stands in train
 
 
-def _held_out(
-    data: Sequence[str], split: Split, embeddings: Embeddings, ranks: Ranks, cache: Path | None
-) -> dict[str, Any]:
-    """headline, in_train, seen and unseen of a dataset's split; nothing where they are unknown."""
+def stands_in_train(
+    data: Sequence[str], split: Split, image_ids_N: Ids, text_ids_N: Ids, cache: Path | None
+) -> tuple[Mask, Mask] | None:
+    """Of which samples of a dataset's split the image leader, and of which the text leader, stands in its train split.
+
+    Ids as a Batch carries them. None where it is unknown: of the train split itself, and where there is none.
+    """
     if split == "train":
-        return {}
+        return None
     train = open_dataset(data, "train", detector=GRID, cache=cache, plain_tars=False)
     if not len(train) or len(train) < len(open_dataset(data, "train", detector=GRID, cache=cache)):
-        return {}  # plain tars have no splits
+        return None  # plain tars have no splits
     if len(train.shard_sizes) > MANY_SHARDS:
         LOG.info("looking up the queries' leaders in %s train shards", f"{len(train.shard_sizes):,}")
-    images, texts = _in_train(train.leaders(), embeddings.image_ids_N, embeddings.text_ids_N)
+    return _in_train(train.leaders(), image_ids_N, text_ids_N)
+
+
+def _held_out(in_train: tuple[Mask, Mask] | None, ranks: Ranks) -> dict[str, Any]:
+    """headline, in_train, seen and unseen of a dataset's split; nothing where they are unknown."""
+    if in_train is None:
+        return {}
+    images, texts = in_train
     seen = images | texts
     return {
         "headline": "all" if seen.all() else "unseen",
@@ -308,7 +345,7 @@ def embed_batches(model: BriVL, batches: Iterator[Batch], device: torch.device, 
     """
     import torch
 
-    parts: list[tuple[Features, Features, Ids, Ids]] = []
+    parts: list[tuple[Features, Features, Ids, Ids, Ids]] = []
     training = model.training
     model.eval()
     with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
@@ -316,14 +353,15 @@ def embed_batches(model: BriVL, batches: Iterator[Batch], device: torch.device, 
             valid = batch.valid_B
             moved = batch.to(device)
             image, text = model.encode_image(moved).float().cpu(), model.encode_text(moved).float().cpu()
-            ids = batch.image_ids_B[valid].numpy(), batch.text_ids_B[valid].numpy()
-            parts.append((image[valid].numpy(), text[valid].numpy(), *ids))
+            image_ids, text_ids, sample_ids = (
+                ids_B[valid].numpy() for ids_B in (batch.image_ids_B, batch.text_ids_B, batch.sample_ids_B)
+            )
+            parts.append((image[valid].numpy(), text[valid].numpy(), image_ids, text_ids, sample_ids))
     model.train(training)
     if not parts:
-        empty = np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
-        return Embeddings(empty[0], empty[0], empty[1], empty[1])
-    image_ND, text_ND, image_ids_N, text_ids_N = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return Embeddings(image_ND, text_ND, image_ids_N, text_ids_N)
+        rows, ids = np.zeros((0, 1), np.float32), np.zeros(0, np.int64)
+        return Embeddings(rows, rows, ids, ids, ids)
+    return Embeddings(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
 # --- benchmarks
@@ -370,21 +408,26 @@ def embed_benchmark(loaded: Loaded, benchmark: Benchmark, regions: Path | None =
     """
     image_ND, row_of, corrupt = _images(loaded, benchmark, None if regions is None else RegionTable.open(regions))
     captions = tuple(caption for caption in benchmark.captions if not corrupt.issuperset(caption.images))
-    text_MD = _texts(loaded, captions, image_ND.shape[1])
+    text_MD = text_rows(loaded, [caption.text for caption in captions])
     pairs = [(row_of[i], text) for text, caption in enumerate(captions) for i in caption.images if i in row_of]
     image_P, text_P = np.array(pairs, np.int64).reshape(-1, 2).T
     hits = Captions(len(image_ND), len(captions), image_P, text_P)
     return BenchmarkFeatures(image_ND, text_MD, tuple(row_of), captions, hits, len(corrupt))
 
 
-def _on_benchmark(loaded: Loaded, benchmark: Benchmark, towers: Towers, regions: Path | None) -> dict[str, Any]:
+def _on_benchmark(
+    loaded: Loaded, benchmark: Benchmark, towers: Towers, regions: Path | None, look: Look | None
+) -> dict[str, Any]:
     """Figures over a benchmark."""
     features = embed_benchmark(loaded, benchmark, regions)
     hits = features.hits
     ranks = rank(features.image_ND, features.text_MD, hits, loaded.device)
     protocol = Protocol(
-        benchmark.name, benchmark.split, hits.images, hits.texts, benchmark.hit, towers, _digest(loaded)
+        benchmark.name, benchmark.split, hits.images, hits.texts, benchmark.hit, towers, checkpoint_digest(loaded)
     )
+    if look is not None:
+        names = list(features.images), [caption.text for caption in features.captions]
+        look(Measured(features.image_ND, features.text_MD, hits, ranks, *names))
     about = _about(loaded, protocol, features.corrupt, "" if regions is None else str(regions))
     some = slice(MOST_SCORED)
     matching = features.image_ND[hits.image_P[some]], features.text_MD[hits.text_P[some]]
@@ -395,15 +438,31 @@ def _on_benchmark(loaded: Loaded, benchmark: Benchmark, towers: Towers, regions:
 def _images(
     loaded: Loaded, benchmark: Benchmark, regions: RegionTable | None
 ) -> tuple[Features, dict[str, int], set[str]]:
-    """Features [N, D] of the images that can be read, the row of each by its id, and the ids of the others.
+    """`picture_features` of a benchmark.
 
     Raises InputError for a caption whose image the benchmark does not hold, for an image that `regions` does not know,
     or where no image can be read.
     """
+    image_ND, row_of, corrupt = picture_features(loaded, benchmark.pictures(), benchmark.name, regions)
     wanted = {image for caption in benchmark.captions for image in caption.images}
+    lacking = sorted(wanted - row_of.keys() - corrupt)
+    if lacking:
+        raise InputError(benchmark.name, f"has captions of {len(lacking)} images that it does not hold: {lacking[0]}")
+    if not len(image_ND):
+        raise InputError(benchmark.name, f"no image of it can be read ({len(corrupt)} tried)")
+    return image_ND, row_of, corrupt
+
+
+def picture_features(
+    loaded: Loaded, pictures: Iterable[Picture], name: str, regions: RegionTable | None = None
+) -> tuple[Features, dict[str, int], set[str]]:
+    """Features [N, D] of the pictures that can be read, the row of each by its id, and the ids of the others.
+
+    regions: boxes by the pictures' sha256; without it those that they bring, or the grid.
+    """
     row_of, corrupt, parts = dict[str, int](), set[str](), list[Features]()
-    pictures = benchmark.pictures()
-    while some := list(islice(pictures, BATCH)):
+    rest = iter(pictures)
+    while some := list(islice(rest, BATCH)):
         opened = []
         for picture in some:
             try:
@@ -417,27 +476,22 @@ def _images(
                 row_of[picture.id] = len(row_of)
         if opened:
             batch = loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
-            parts.append(_encoded(loaded, "image", batch))
+            parts.append(encoded(loaded, "image", batch))
         if len(row_of) // SAID_EVERY > (len(row_of) - len(opened)) // SAID_EVERY:
-            LOG.info("%s: %s images embedded", benchmark.name, f"{len(row_of):,}")
-    lacking = sorted(wanted - row_of.keys() - corrupt)
-    if lacking:
-        raise InputError(benchmark.name, f"has captions of {len(lacking)} images that it does not hold: {lacking[0]}")
-    if not parts:
-        raise InputError(benchmark.name, f"no image of it can be read ({len(corrupt)} tried)")
-    return np.concatenate(parts), row_of, corrupt
+            LOG.info("%s: %s images embedded", name, f"{len(row_of):,}")
+    width = loaded.config.moco.feature_dim
+    return np.concatenate([np.zeros((0, width), np.float32), *parts]), row_of, corrupt
 
 
-def _texts(loaded: Loaded, captions: Sequence[Caption], width: int) -> Features:
-    """Features [M, D] of captions, written into one array: they are the most of what is in memory."""
-    text_MD = np.empty((len(captions), width), np.float32)
-    for start in range(0, len(captions), BATCH):
-        some = captions[start : start + BATCH]
-        text_MD[start : start + BATCH] = _encoded(loaded, "text", loaded.text_batch([c.text for c in some]))
+def text_rows(loaded: Loaded, texts: Sequence[str]) -> Features:
+    """Features [M, D] of texts, written into one array: of a benchmark they are the most of what is in memory."""
+    text_MD = np.empty((len(texts), loaded.config.moco.feature_dim), np.float32)
+    for start in range(0, len(texts), BATCH):
+        text_MD[start : start + BATCH] = encoded(loaded, "text", loaded.text_batch(texts[start : start + BATCH]))
     return text_MD
 
 
-def _encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
+def encoded(loaded: Loaded, modality: Modality, batch: Batch) -> Features:
     """Unit features [B, D] of a batch, in the run's precision."""
     import torch
 

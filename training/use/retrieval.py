@@ -1,7 +1,8 @@
 """Retrieval figures from features: recall at k both ways, median rank, chance, and bootstrap intervals.
 
 Every image asks for its texts among all texts, every text for its images among all images; which pairs are hits is
-said by `Clusters` (near-copies are no mistakes) or by `Captions` (several captions per image). Because a query may have
+said by `Clusters` (near-copies are no mistakes) or by `Captions` (several captions per image). Items of one kind that
+ask for one another (texts for texts, images for images) are `Peers`. Because a query may have
 many hits, chance is not k / N; it is computed for each query from its own number of hits, in the same averages as the
 recall itself. Intervals are percentiles over resampled images, each with all of its captions: captions of one image
 are no independent queries. The seed is fixed, so equal ranks have equal intervals.
@@ -18,15 +19,15 @@ they count as ties without being computed again.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from training.errors import InputError
+from training.use.hits import Features, Hits, Ids, Mask, Peers
 
 if TYPE_CHECKING:
     import torch
@@ -46,96 +47,6 @@ _BLOCK = 16 << 20
 """Similarities of a block: 64 MB."""
 _GATHERED = 4 << 20
 """Numbers of a side that are gathered at once for a similarity in float64: 32 MB."""
-
-Features = npt.NDArray[np.float32]
-Ids = npt.NDArray[np.int64]
-Mask = npt.NDArray[np.bool_]
-
-
-class Hits(Protocol):
-    """Which of N images and M texts belong together."""
-
-    @property
-    def images(self) -> int:
-        """N."""
-
-    @property
-    def texts(self) -> int:
-        """M."""
-
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """(image, text) of each hit of images start..stop-1, in order of images; no pair twice."""
-
-    def unit(self) -> Ids:
-        """[M]: the image with which a text is resampled for an interval."""
-
-
-@dataclass(frozen=True)
-class Clusters:
-    """N pairs of an image and a text; a hit is any pair with the same image id or the same text id."""
-
-    image_ids_N: Ids
-    text_ids_N: Ids
-
-    @property
-    def images(self) -> int:
-        """N."""
-        return len(self.image_ids_N)
-
-    @property
-    def texts(self) -> int:
-        """N."""
-        return len(self.text_ids_N)
-
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """As in `Hits`."""
-        size = len(self.image_ids_N)
-        pairs = [np.zeros(0, np.int64)]
-        for order, sorted_ids, ids in self._sorted:
-            low, high = (np.searchsorted(sorted_ids, ids[start:stop], side) for side in ("left", "right"))
-            rows = np.repeat(np.arange(start, stop), high - low)
-            pairs.append(rows * size + order[_ranges(low, high - low)])
-        found = np.unique(np.concatenate(pairs))
-        return found // size, found % size
-
-    def unit(self) -> Ids:
-        """As in `Hits`: a text belongs to the image of its own pair."""
-        return np.arange(self.texts)
-
-    @functools.cached_property
-    def _sorted(self) -> list[tuple[Ids, Ids, Ids]]:
-        orders = [(np.argsort(ids, kind="stable"), ids) for ids in (self.image_ids_N, self.text_ids_N)]
-        return [(order, ids[order], ids) for order, ids in orders]
-
-
-@dataclass(frozen=True)
-class Captions:
-    """Texts that describe images: pairs [P] of the number of an image and of a text, in any order.
-
-    A text may describe several images, and an image may have no text: then it is a candidate, but no query.
-    """
-
-    images: int
-    texts: int
-    image_P: Ids
-    text_P: Ids
-
-    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
-        """As in `Hits`."""
-        image_P, text_P = self._by_image
-        low, high = np.searchsorted(image_P, [start, stop])
-        return image_P[low:high], text_P[low:high]
-
-    def unit(self) -> Ids:
-        """As in `Hits`: a text belongs to the first of its images."""
-        first = np.full(self.texts, self.images)
-        np.minimum.at(first, self.text_P, self.image_P)
-        return first
-
-    @functools.cached_property
-    def _by_image(self) -> tuple[Ids, Ids]:
-        pairs = np.unique(self.image_P * max(self.texts, 1) + self.text_P)
-        return pairs // max(self.texts, 1), pairs % max(self.texts, 1)
 
 
 @dataclass(frozen=True)
@@ -223,7 +134,7 @@ def rank(image_ND: Features, text_MD: Features, hits: Hits, device: torch.device
     best_N[hits_N == 0], best_M[hits_M == 0] = 2, 2
     counter = _Counter(image_ND, text_MD, best_N, best_M, device)
     for start, stop in blocks:
-        counter.add(start, stop, *hits.of(start, stop))
+        counter.add(start, stop, *(hits.uncounted if isinstance(hits, Peers) else hits.of)(start, stop))
     image_N, text_M = np.where(hits_N > 0, 1 + counter.above_N, 0), np.where(hits_M > 0, 1 + counter.above_M, 0)
     return Ranks(image_N, text_M, hits_N, hits_M, hits.unit())
 
@@ -249,22 +160,35 @@ def figures(
     )
 
 
-def chance_recall(total: int, hits_N: Sequence[int] | Ids, k: int) -> float:
+def peer_figures(ranks: Ranks, peers: Peers, asks: Mask | None = None) -> Direction:
+    """The one direction of items that ask for one another, with intervals; `asks`: a mask [N] of queries.
+
+    Raises InputError where no item has a hit.
+    """
+    asks_N = (ranks.text_hits_M > 0) & (True if asks is None else asks)
+    if not asks_N.any():
+        raise InputError("retrieval", "no query with a hit among the candidates")
+    intervals = _intervals(ranks, asks_N, asks_N)[1]
+    return _direction(ranks.text_M[asks_N], ranks.text_hits_M[asks_N], peers.candidates()[asks_N], intervals)
+
+
+def chance_recall(total: int | Ids, hits_N: Sequence[int] | Ids, k: int) -> float:
     """Expected recall at k of a random ranking of `total` candidates, averaged over queries with `hits_N` hits each.
 
-    1 - C(N-h, k) / C(N, k): the chance that k draws without replacement meet one of h hits.
+    1 - C(N-h, k) / C(N, k): the chance that k draws without replacement meet one of h hits. total: of all queries, or
+    of each.
     """
     hits = np.asarray(hits_N, dtype=np.float64)
     misses = np.ones_like(hits)
-    for drawn in range(min(k, total)):
-        misses *= np.clip((total - hits - drawn) / (total - drawn), 0.0, 1.0)
+    for drawn in range(k):
+        misses *= np.clip((total - hits - drawn) / np.maximum(np.asarray(total) - drawn, 1), 0.0, 1.0)
     return float(np.mean(1 - misses))
 
 
 Bounds = tuple[float, float]
 
 
-def _direction(rank_Q: Ids, hits_Q: Ids, candidates: int, intervals: dict[int, Bounds] | None) -> Direction:
+def _direction(rank_Q: Ids, hits_Q: Ids, candidates: int | Ids, intervals: dict[int, Bounds] | None) -> Direction:
     return Direction(
         recall={k: float(np.mean(rank_Q <= k)) for k in KS},
         chance={k: chance_recall(candidates, hits_Q, k) for k in KS},
@@ -324,7 +248,7 @@ class _Counter:
         self.above_N, self.above_M = np.zeros(len(best_N), np.int64), np.zeros(len(best_M), np.int64)
 
     def add(self, start: int, stop: int, image_P: Ids, text_P: Ids) -> None:
-        """Count images start..stop-1 against all texts, both ways; the pairs [P] are their hits."""
+        """Count images start..stop-1 against all texts, both ways; the pairs [P], their hits, are not."""
         import torch
 
         similar_BM = torch.from_numpy(self._image_ND[start:stop]).to(self._device) @ self._texts_DM
@@ -373,13 +297,6 @@ def _blocks(images: int, texts: int) -> list[tuple[int, int]]:
 
 def _all_finite(features: Features) -> bool:
     return all(bool(np.isfinite(features[i : i + 4096]).all()) for i in range(0, len(features), 4096))
-
-
-def _ranges(low: Ids, counts: Ids) -> Ids:
-    """low[0], low[0] + 1, ... counts[0] of them, then those of low[1], end to end."""
-    before = np.cumsum(counts) - counts
-    ranges: Ids = np.arange(int(counts.sum())) + np.repeat(low - before, counts)
-    return ranges
 
 
 def _count_true(mask: Tensor, axis: int) -> Ids:

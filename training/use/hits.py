@@ -1,0 +1,183 @@
+"""Which candidates are hits of a query: the three definitions by which retrieval is measured.
+
+    Clusters    pairs of an image and a text; a hit has the same image leader or text leader (near-copies count)
+    Captions    images and the texts that describe them, several per image
+    Peers       items of one kind that ask for one another: texts for texts, images for images
+
+Each lists its hits for a block of rows, so that no matrix of all pairs is in memory.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Features = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+
+class Hits(Protocol):
+    """Which of N images and M texts belong together."""
+
+    @property
+    def images(self) -> int:
+        """N."""
+
+    @property
+    def texts(self) -> int:
+        """M."""
+
+    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """(image, text) of each hit of images start..stop-1, in order of images; no pair twice."""
+
+    def unit(self) -> Ids:
+        """[M]: the image with which a text is resampled for an interval."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """N pairs of an image and a text; a hit is any pair with the same image id or the same text id."""
+
+    image_ids_N: Ids
+    text_ids_N: Ids
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.image_ids_N)
+
+    @property
+    def texts(self) -> int:
+        """N."""
+        return len(self.text_ids_N)
+
+    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """As in `Hits`."""
+        size = len(self.image_ids_N)
+        pairs = [np.zeros(0, np.int64)]
+        for by_id in self._sorted:
+            rows, others = _same(*by_id, start, stop)
+            pairs.append(rows * size + others)
+        found = np.unique(np.concatenate(pairs))
+        return found // size, found % size
+
+    def unit(self) -> Ids:
+        """As in `Hits`: a text belongs to the image of its own pair."""
+        return np.arange(self.texts)
+
+    @functools.cached_property
+    def _sorted(self) -> list[tuple[Ids, Ids, Ids]]:
+        return [_sorted(self.image_ids_N), _sorted(self.text_ids_N)]
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Texts that describe images: pairs [P] of the number of an image and of a text, in any order.
+
+    A text may describe several images, and an image may have no text: then it is a candidate, but no query.
+    """
+
+    images: int
+    texts: int
+    image_P: Ids
+    text_P: Ids
+
+    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """As in `Hits`."""
+        image_P, text_P = self._by_image
+        low, high = np.searchsorted(image_P, [start, stop])
+        return image_P[low:high], text_P[low:high]
+
+    def unit(self) -> Ids:
+        """As in `Hits`: a text belongs to the first of its images."""
+        first = np.full(self.texts, self.images)
+        np.minimum.at(first, self.text_P, self.image_P)
+        return first
+
+    @functools.cached_property
+    def _by_image(self) -> tuple[Ids, Ids]:
+        pairs = np.unique(self.image_P * max(self.texts, 1) + self.text_P)
+        return pairs // max(self.texts, 1), pairs % max(self.texts, 1)
+
+
+@dataclass(frozen=True)
+class Peers:
+    """N items of one kind that ask for one another: a hit shares the query's group.
+
+    copy_N: items with the query's own number are copies of it, or itself; they are neither hits nor candidates, since
+    to find a copy shows nothing. unit_N: the item with which each is resampled for an interval.
+    """
+
+    group_N: Ids
+    copy_N: Ids
+    unit_N: Ids
+
+    @property
+    def images(self) -> int:
+        """N."""
+        return len(self.group_N)
+
+    @property
+    def texts(self) -> int:
+        """N."""
+        return len(self.group_N)
+
+    def of(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """As in `Hits`."""
+        row_P, other_P = _same(*self._groups, start, stop)
+        hit_P = self.copy_N[row_P] != self.copy_N[other_P]
+        return row_P[hit_P], other_P[hit_P]
+
+    def uncounted(self, start: int, stop: int) -> tuple[Ids, Ids]:
+        """(item, other) that are hits or copies: whatever their similarity, they are above no hit."""
+        parts = _same(*self._groups, start, stop), _same(*self._copies, start, stop)
+        row_P, other_P = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+        return row_P, other_P
+
+    def candidates(self) -> Ids:
+        """[N]: how many items are candidates of each: all but its copies."""
+        _, copies, ids = self._copies
+        return len(ids) - (np.searchsorted(copies, ids, "right") - np.searchsorted(copies, ids, "left"))
+
+    def unit(self) -> Ids:
+        """As in `Hits`."""
+        return self.unit_N
+
+    @functools.cached_property
+    def _groups(self) -> tuple[Ids, Ids, Ids]:
+        return _sorted(self.group_N)
+
+    @functools.cached_property
+    def _copies(self) -> tuple[Ids, Ids, Ids]:
+        return _sorted(self.copy_N)
+
+
+def first_of_group(group_N: Ids) -> Ids:
+    """[N]: the first item of each item's group, as `Peers.unit_N`: what is of one image is no independent query."""
+    _, first, inverse = np.unique(group_N, return_index=True, return_inverse=True)
+    units: Ids = first[inverse]
+    return units
+
+
+def _sorted(ids: Ids) -> tuple[Ids, Ids, Ids]:
+    """The order of ids, the ids in that order, and the ids."""
+    order = np.argsort(ids, kind="stable")
+    return order, ids[order], ids
+
+
+def _same(order: Ids, sorted_ids: Ids, ids: Ids, start: int, stop: int) -> tuple[Ids, Ids]:
+    """(row, other) of all pairs with the same id, of rows start..stop-1, in order of rows."""
+    low, high = (np.searchsorted(sorted_ids, ids[start:stop], side) for side in ("left", "right"))
+    return np.repeat(np.arange(start, stop), high - low), order[_ranges(low, high - low)]
+
+
+def _ranges(low: Ids, counts: Ids) -> Ids:
+    """low[0], low[0] + 1, ... counts[0] of them, then those of low[1], end to end."""
+    before = np.cumsum(counts) - counts
+    ranges: Ids = np.arange(int(counts.sum())) + np.repeat(low - before, counts)
+    return ranges
