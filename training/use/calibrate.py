@@ -21,8 +21,8 @@ from training.errors import InputError
 from training.outputs.background import BACKGROUND_FILE, Background
 from training.outputs.whole import add_tensors
 from training.use.evaluate import embed_batches
+from training.use.hits import Clusters
 from training.use.load import load
-from training.use.retrieval import Clusters
 
 LOG = logging.getLogger(__name__)
 

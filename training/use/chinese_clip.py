@@ -27,7 +27,7 @@ from typing import Any
 from training.outputs.whole import whole_file
 from training.use.benchmarks import Benchmark
 from training.use.evaluate import BenchmarkFeatures
-from training.use.retrieval import Features
+from training.use.hits import Features
 
 _NAMES = {"val": "valid"}
 """Chinese-CLIP's names of splits, where they differ."""
