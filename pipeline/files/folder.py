@@ -8,6 +8,7 @@ a disk a finished file is renamed into place, elsewhere it is uploaded by one PU
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,12 @@ from typing import IO, Any, BinaryIO, cast
 import fsspec
 
 from pipeline.errors import StoreError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk, or of a user's share of one, that is full."""
+
+MAKE_ROOM = "make room and run the same command again: what is committed stays"
+"""What to do about a full disk."""
 
 
 class Folder:
@@ -108,7 +115,8 @@ class Folder:
                 os.fsync(f.fileno())
             self.take(Path(scratch), name)
         except OSError as e:
-            raise StoreError(self.at(name), f"cannot be written ({e.strerror or e})") from e
+            hint = f"; {MAKE_ROOM}" if e.errno in DISK_FULL else ""
+            raise StoreError(self.at(name), f"cannot be written ({e.strerror or e}){hint}") from e
         finally:
             if scratch:
                 Path(scratch).unlink(missing_ok=True)
