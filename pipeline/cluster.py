@@ -13,6 +13,7 @@ task whose worker dies is tried twice more; what is committed stays whatever hap
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import logging
@@ -21,6 +22,7 @@ import shutil
 import socket
 import sqlite3
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -59,6 +61,7 @@ class Cluster:
     def __init__(self, address: str = "", workers: int = 0) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
         self._watchdog: Watchdog | None = None
+        self._lost = False
         self.started = False
 
     def each(
@@ -75,12 +78,16 @@ class Cluster:
         limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
+        head = _Head(ray.get_runtime_context().gcs_address)
         lost = Counter[str]()  # by partition: how often an actor that its task used was lost
         while waiting or in_flight:
             while waiting and len(in_flight) < limit:
                 partition = waiting.pop()
                 in_flight[task.remote(passed, stage, run, partition, log_form)] = partition
-            ready, _ = ray.wait(list(in_flight), num_returns=1)
+            ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
+            if not ready and head.is_lost():
+                self._lost = True
+                raise head.error()
             for ref in ready:
                 partition = in_flight.pop(ref)
                 if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
@@ -96,6 +103,9 @@ class Cluster:
         if self._ours:
             import ray
 
+            if self._lost:  # a shutdown would wait for the head, until Ray aborts this process
+                atexit.unregister(ray.shutdown)
+                return
             ray.shutdown()
         if self._watchdog is not None:
             self._watchdog.close()
@@ -156,6 +166,27 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
             why = next(iter(str(e).splitlines()), type(e).__name__)
             log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
     raise StageError("ray", f"could not be started on this machine ({why})")
+
+
+class _Head:
+    """The head of a cluster, as this process sees it from time to time: whether anybody listens at its address."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._address, self._place, self._heard = address, (host.strip("[]"), int(port)), time.monotonic()
+
+    def is_lost(self) -> bool:
+        """Look, and say whether nobody has listened for HEAD_LOST_S."""
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._place, timeout=HEAD_LOOK_S).close()
+            self._heard = time.monotonic()
+        return time.monotonic() - self._heard > HEAD_LOST_S
+
+    def error(self) -> StageError:
+        """What people read then. Ray itself would end this process a little later, with a stack trace."""
+        silent = time.monotonic() - self._heard
+        hint = "start it, then run the same command again: what is committed stays"
+        return StageError(self._address, f"the head of the Ray cluster has been gone for {silent:.0f} s; {hint}")
 
 
 @contextlib.contextmanager
@@ -221,6 +252,12 @@ def granted(asked: Resources, available: Resources) -> Resources:
 
 NO_SPACE = 1 << 20
 """Bytes free on a disk below which an unexplained failure of SQLite is taken for a full one."""
+
+HEAD_LOOK_S = 2.0
+"""Seconds without a finished task after which the driver looks for the head of its cluster."""
+
+HEAD_LOST_S = max(1.0, float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")) - 5.0)  # noqa: SIM112
+"""Seconds for which a head may be gone: as long as Ray waits for one that comes back, but for the last few."""
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a file or folder that this user may not write (or read)."""

@@ -188,8 +188,7 @@ class Build:
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise DrillFailed(f"the build did not end within {seconds:.0f} s: {self.tail()}") from None
-        lines = self._log.with_suffix(".out").read_text(encoding="utf-8").splitlines()
-        return Ended(code, self.said(), json.loads(lines[-1]) if lines else {})
+        return Ended(code, self.said(), _answer(self._log.with_suffix(".out").read_text(encoding="utf-8")))
 
     def said(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
@@ -277,8 +276,14 @@ def command(*words: str, environment: Mapping[str, str] | None = None, seconds: 
     done = subprocess.run(
         argv, cwd=ROOT, env=environment_of(environment), capture_output=True, text=True, timeout=seconds, check=False
     )
-    lines = done.stdout.splitlines()
-    return Ended(done.returncode, done.stderr, json.loads(lines[-1]) if lines else {})
+    return Ended(done.returncode, done.stderr, _answer(done.stdout))
+
+
+def _answer(stdout: str) -> dict[str, Any]:
+    """The object that a command printed last; empty where it has printed none, or Ray something else."""
+    with contextlib.suppress(ValueError, IndexError):
+        return dict(json.loads(stdout.splitlines()[-1]))
+    return {}
 
 
 def manifest_of(place: str, environment: Mapping[str, str] | None = None) -> Manifest:
