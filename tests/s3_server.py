@@ -66,6 +66,8 @@ class Server:
         import fsspec
 
         with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+                patch.delenv(name)
             for name, value in self.environment(url).items():
                 patch.setenv(name, value)
             fsspec.get_filesystem_class("s3").clear_instance_cache()
@@ -83,6 +85,22 @@ class Server:
         """Make a bucket; returns its URL."""
         self.client().create_bucket(Bucket=name)
         return f"s3://{name}"
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A bucket that is asked through a proxy, by this process and those that it starts. url: of the bucket."""
+
+    server: Server
+    proxy: Proxy
+    url: str
+
+
+@contextlib.contextmanager
+def remote(folder: Path, start: Callable[[Path], contextlib.AbstractContextManager[Server]]) -> Iterator[Remote]:
+    """A bucket on a server of its own: `moto` or `radosgw`. folder: for the server's files and log."""
+    with start(folder) as server, Proxy(server.url) as proxy, server.entered(proxy.url):
+        yield Remote(server, proxy, server.make_bucket("data"))
 
 
 def free_port() -> int:
@@ -120,6 +138,7 @@ def moto(folder: Path) -> Iterator[Server]:
 
     folder: for its log. Skips where moto is not installed.
     """
+    pytest.importorskip("s3fs", reason="s3fs is not installed: pip install 'wenlan[s3]'")
     boto3 = pytest.importorskip("boto3")
     pytest.importorskip("moto.server", reason="moto[server] is not installed: no S3 server to test against")
     port = free_port()
