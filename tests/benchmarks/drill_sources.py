@@ -112,7 +112,7 @@ READ_CLOCK = "import time; print(time.time())"
 
 def clock(scene: Scene) -> Iterator[Row]:
     """The clock of all nodes jumps 300 days ahead in crawl, and back in fetch; a retry of that time is not lost."""
-    file = scene.folder / "clock"
+    file = scene.folder / "offset"
     file.write_text("+0d\n")
     faked = {
         "LD_PRELOAD": _libfaketime(),

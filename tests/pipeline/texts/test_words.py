@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jieba
 import pytest
 from hypothesis import given
@@ -23,3 +28,22 @@ def test_words_are_those_of_jieba(text):
 @given(st.lists(st.sampled_from(WORDS.split()), max_size=12).map("".join) | st.text(max_size=20), st.integers(1, 8))
 def test_the_short_cut_never_errs(text, at_least):
     assert has_words(text, at_least) == (count_words(text) >= at_least)
+
+
+COUNTING = """
+import shutil, sys
+from types import SimpleNamespace
+shutil.disk_usage = lambda folder: SimpleNamespace(free=int(sys.argv[1]))
+from pipeline.texts.words import count_words
+print(count_words("故宫雪景"))
+"""
+
+
+@pytest.mark.parametrize(("free", "kept"), [(1 << 20, []), (1 << 30, ["jieba.cache"])])
+def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_path: Path, free: int, kept: list[str]):
+    """jieba left what it had written of it when the disk was full, and printed a traceback."""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    words = [sys.executable, "-c", COUNTING, str(free)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == kept
