@@ -74,6 +74,22 @@ def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
     assert "\n" not in str(e.value)
 
 
+def test_a_head_is_lost_when_nobody_has_listened_for_a_while_and_not_when_it_comes_back(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "HEAD_LOST_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        head = cluster._Head(address)
+        assert not head.is_lost()
+    assert not head.is_lost(), "Ray waits for a head that is started again"
+    time.sleep(0.4)
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        assert not head.is_lost()
+    time.sleep(0.4)
+    assert head.is_lost()
+    assert str(head.error()).startswith(f"{address}: the head of the Ray cluster has been gone for ")
+    assert str(head.error()).endswith("run the same command again: what is committed stays")
+
+
 def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFixture) -> None:
     """Its metrics are not counted, and that is said."""
     published = False
