@@ -21,6 +21,7 @@ import os
 import shutil
 import socket
 import sqlite3
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -105,6 +106,7 @@ class Cluster:
 
             if self._lost:  # a shutdown would wait for the head, until Ray aborts this process
                 atexit.unregister(ray.shutdown)
+                atexit.register(_end_at_once)
                 return
             ray.shutdown()
         if self._watchdog is not None:
@@ -166,6 +168,13 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
             why = next(iter(str(e).splitlines()), type(e).__name__)
             log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
     raise StageError("ray", f"could not be started on this machine ({why})")
+
+
+def _end_at_once() -> None:
+    """End this process, which has failed: Ray's threads crash an interpreter that is taken down beneath them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 class _Head:
