@@ -157,7 +157,9 @@ def _retried(scene: Scene, nodes: Nodes, source: Source, file: Path, faked: dict
 
 def _jump(file: Path, to: str, faked: dict[str, str]) -> float:
     """Set the clock; returns by how many days a new process sees it off."""
-    file.write_text(f"{to}\n")
+    new = file.with_suffix(".new")
+    new.write_text(f"{to}\n")
+    new.replace(file)  # whole or not at all: the library ends a process that finds it empty
     words = [sys.executable, "-S", "-c", READ_CLOCK]
     done = subprocess.run(words, capture_output=True, text=True, env=environment_of(faked), check=True)
     return (float(done.stdout) - time.time()) / 86400
