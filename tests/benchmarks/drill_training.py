@@ -32,6 +32,7 @@ from typing import Any
 
 from drilling import Row, Scene, environment_of, is_running, wait_for
 from harness import Figure, at_least, at_most
+from ray_nodes import children
 from services import ROOT, DrillFailed
 
 EVERY, BATCH, SAMPLES = 5, 12, 240
@@ -184,11 +185,9 @@ class Torchrun(Run):
             super().__init__(out, [*agent, *fit(manifest, str(out), settings(STEPS))])
 
     def ranks(self) -> list[int]:
-        """Processes of the ranks, rank 0 first."""
-        every = [pid for pid in of_session(self.process.pid) if pid != self.process.pid and " fit " in command_of(pid)]
-        every = [pid for pid in every if "torch.distributed.run" not in command_of(pid)]
+        """Processes of the ranks, which are children of the agent in sessions of their own, rank 0 first."""
         first = self.first()
-        return [first, *(pid for pid in every if pid != first)] if first in every else []
+        return sorted(children(self.process.pid), key=lambda pid: pid != first)
 
 
 def of_session(session: int) -> list[int]:
@@ -228,19 +227,17 @@ def agent(scene: Scene) -> Iterator[Row]:
     """torchrun's agent is killed, and an orphan holds the lock: the same command waits, and goes on as undisturbed."""
     run = Torchrun(manifest_of(scene), scene.folder / "run")
     run.start()
-    if not run.until(lambda: run.step() > 2 * EVERY and len(run.ranks()) == 2):
+    if not run.until(lambda: run.step() > 2 * EVERY and run.first() in run.ranks() and len(run.ranks()) == 2):
         raise DrillFailed(f"did not hit: the run did not get there: {run.said()[-1500:]}")
     agent, ranks, reached = run.process.pid, run.ranks(), run.step()
     os.kill(ranks[0], signal.SIGSTOP)  # rank 0 has the lock, and keeps it as long as it is there
     os.kill(agent, signal.SIGKILL)
     run.process.wait()
     wait_for("the end of the other orphan", 60, lambda: not is_running(ranks[1]))
-    began, known = time.monotonic(), len(run.starts())
+    began, known, lock = time.monotonic(), len(run.starts()), run.out / ".lock"
     run.start()
-    wait_for(
-        "the new ranks", 120, lambda: len([p for p in of_session(run.process.pid) if " fit " in command_of(p)]) >= 3
-    )
-    time.sleep(6.0)  # the new rank 0 asks for the lock meanwhile
+    wait_for("the new ranks to ask for the lock", 180, lambda: any(_has_open(pid, lock) for pid in run.ranks()))
+    time.sleep(3.0)
     waited = len(run.starts()) == known and run.process.poll() is None
     os.kill(ranks[0], signal.SIGCONT)
     wait_for("the end of the orphan with the lock", 60, lambda: not is_running(ranks[0]))
@@ -250,6 +247,13 @@ def agent(scene: Scene) -> Iterator[Row]:
     done = f"agent {agent} killed at step {reached}; orphan {ranks[0]} kept the lock {held:.0f} s, {ranks[1]} had ended"
     outcome = f"waited for the lock: {waited}; went on from step {again}"
     yield Row("step", done, outcome, same=words, held=good and waited and again[:1] == [reached // EVERY * EVERY])
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    with contextlib.suppress(OSError):
+        return any(link.resolve() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
 
 
 def rank_on_another_disk(scene: Scene) -> Iterator[Row]:

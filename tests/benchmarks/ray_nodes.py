@@ -137,15 +137,19 @@ def _read(log: Path) -> str:
     return log.read_text(encoding="utf-8", errors="replace")
 
 
-def _below(pid: int) -> list[int]:
-    """Ids of all processes below one; by the kernel's lists of children, which is cheap enough to ask all the time."""
-    found = []
+def children(pid: int) -> list[int]:
+    """Ids of a process's children, by the kernel's lists of them: cheap enough to ask all the time."""
+    found: list[int] = []
     with contextlib.suppress(OSError):
         for task in Path(f"/proc/{pid}/task").iterdir():
             with contextlib.suppress(OSError):
-                for child in (task / "children").read_text().split():
-                    found += [int(child), *_below(int(child))]
+                found += map(int, (task / "children").read_text().split())
     return found
+
+
+def _below(pid: int) -> list[int]:
+    """Ids of all processes below one."""
+    return [one for child in children(pid) for one in (child, *_below(child))]
 
 
 LOOK_AGAIN_S = 0.1
