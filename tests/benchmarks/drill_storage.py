@@ -20,10 +20,10 @@ from services import DrillFailed
 
 from tests.s3_server import Proxy, moto
 
-FIRST_KB, GROWTH, MOST_RUNGS = 300, 1.25, 30
+FIRST_KB, GROWTH, MOST_RUNGS = 600, 1.25, 30
 """Size of the first disk, what it grows by after each failure, and a bound on that."""
-NEARLY_KB = 64
-"""What may be seen free of a full disk: a file that is larger was not let in, or was gone before the next look."""
+NEARLY_FULL = 0.2
+"""Share that may be seen free of a full disk: a larger file was not let in, or was gone before the next look."""
 
 
 def disk(scene: Scene) -> Iterator[Row]:
@@ -44,7 +44,7 @@ def disk(scene: Scene) -> Iterator[Row]:
             stages[stage] += 1
             line = ended.one_line
             good = re.search(r"wenlan-data: /\S+: .*(no space|No space).*run the same command again", line)
-            if not good or ended.code != 1 or least[0] > NEARLY_KB:
+            if not good or ended.code != 1 or least[0] > NEARLY_FULL * kilobytes:
                 said = line or ended.tail()
                 faults.append(f"{kilobytes} kB, {stage}, {least[0]} kB free at least: exit {ended.code}: {said}")
             _say(rung, kilobytes, stage, least[0], line)
