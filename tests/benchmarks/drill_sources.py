@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from drilling import NEXT_SNAPSHOT, Build, Row, Scene, Source, environment_of, manifest_of, wait_for
+from drilling import NEXT_SNAPSHOT, Build, Row, Scene, Source, environment_of, wait_for
 from ray_nodes import Nodes
 from services import ROOT, DrillFailed
 
-from data_specs.shard import Manifest
+from pipeline.store.dataset import Dataset
 
 
 def site(scene: Scene) -> Iterator[Row]:
@@ -90,19 +90,17 @@ def images(scene: Scene) -> Iterator[Row]:
 
 def _samples_missing(scene: Scene, store: str) -> int:
     """Samples of the undisturbed build that the newest release lacks, or holds with another picture."""
-    expected = _samples(manifest_of(f"{scene.reference}/undisturbed-build/shards/manifest.json"), "")
-    latest = Path(store) / "datasets/drill/latest.json"
-    found = _samples(manifest_of(str(latest)), str(latest.parent))
-    return sum(found.get(key) != sha256 for key, sha256 in expected.items())
+    found = _samples(f"{store}/datasets/drill")
+    return sum(found.get(key) != sha256 for key, sha256 in _samples(f"{scene.reference}/undisturbed-build").items())
 
 
-def _samples(manifest: Manifest, folder: str) -> dict[str, str]:
-    """sha256 of the picture by key, of all samples that a manifest names."""
-    rows = {}
-    for shard in manifest.shards:
-        path = shard.parquet.path
-        table = pq.read_table(path if path.startswith("/") else Path(folder) / path, columns=["key", "sha256"])
-        rows |= dict(zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+def _samples(place: str) -> dict[str, str]:
+    """sha256 of the picture by key, of all samples of a dataset."""
+    dataset, rows = Dataset.open(place), dict[str, str]()
+    for shard in dataset.manifest.shards:
+        with dataset.local(shard, shard.parquet) as path:
+            table = pq.read_table(path, columns=["key", "sha256"])
+            rows |= dict(zip(table["key"].to_pylist(), table["sha256"].to_pylist(), strict=True))
     return rows
 
 

@@ -29,8 +29,7 @@ from services import ROOT, DrillFailed
 
 sys.path.insert(0, str(ROOT))
 
-from data_specs.release import open_manifest
-from data_specs.shard import Manifest
+from pipeline.store.dataset import Dataset
 
 SNAPSHOT, NEXT_SNAPSHOT = "2026-01-05", "2026-01-12"
 
@@ -286,18 +285,6 @@ def _answer(stdout: str) -> dict[str, Any]:
     return {}
 
 
-def manifest_of(place: str, environment: Mapping[str, str] | None = None) -> Manifest:
-    """The manifest of a build's shards, on a disk or behind a URL."""
-    with _entered(environment or {}):
-        import fsspec
-
-        def read(path: str) -> bytes:
-            fs, name = fsspec.url_to_fs(path)
-            return bytes(fs.cat_file(name))
-
-        return open_manifest(place, read)[1]
-
-
 @contextlib.contextmanager
 def _entered(environment: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in environment}
@@ -313,9 +300,9 @@ def _entered(environment: Mapping[str, str]) -> Iterator[None]:
 
 
 def tars_of(place: str, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """sha256 of the tars of a build's dataset by name."""
-    place = place if place.endswith(".json") else f"{place}/shards/manifest.json"
-    return {shard.tar.path: shard.tar.sha256 for shard in manifest_of(place, environment).shards}
+    """sha256 of the tars of a build's dataset by name, on a disk or behind a URL."""
+    with _entered(environment or {}):
+        return {shard.tar.path: shard.tar.sha256 for shard in Dataset.open(place).manifest.shards}
 
 
 def _difference(mine: Mapping[str, str], theirs: Mapping[str, str]) -> str:
