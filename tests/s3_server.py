@@ -6,8 +6,9 @@
         proxy.fail("503", share=0.01)  # until `proxy.heal()`, or for `seconds`
         proxy.requests  # what was asked of the server
 
-Both servers check signatures and refuse small parts. moto honours conditional writes (If-None-Match, If-Match); Ceph's
-gateway over SQLite (Debian's package `radosgw`, no cluster) ignores them without a word, as a number of stores do.
+Both servers check signatures. moto honours conditional writes (If-None-Match, If-Match) and refuses small parts; nanio
+ignores conditions without a word, as a number of stores do. (So does Ceph's gateway over SQLite, Debian's `radosgw`,
+which also answers a request for a range with another range, and so is of no use here.)
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ class Remote:
 
 @contextlib.contextmanager
 def remote(folder: Path, start: Callable[[Path], contextlib.AbstractContextManager[Server]]) -> Iterator[Remote]:
-    """A bucket on a server of its own: `moto` or `radosgw`. folder: for the server's files and log."""
+    """A bucket on a server of its own: `moto` or `nanio`. folder: for the server's files and log."""
     with start(folder) as server, Proxy(server.url) as proxy, server.entered(proxy.url):
         yield Remote(server, proxy, server.make_bucket("data"))
 
@@ -156,34 +157,24 @@ def moto(folder: Path) -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def radosgw(folder: Path) -> Iterator[Server]:
-    """Ceph's object gateway over SQLite files in `folder`. Skips where the program is not installed."""
-    if shutil.which("radosgw") is None or shutil.which("radosgw-admin") is None:
-        pytest.skip("radosgw is not installed: apt-get install radosgw")
-    port, server = free_port(), Server("", "AKRADOSGW", "a-secret-of-this-gateway-alone")
-    config = folder / "ceph.conf"
-    settings = {
-        "rgw backend store": "dbstore",
-        "rgw config store": "dbstore",
-        "dbstore db dir": folder,
-        "dbstore config uri": f"file:{folder}/config.db",
-        "rgw data": folder,
-        "run dir": folder,
-        "log file": folder / "ceph.log",
-        "admin socket": "",
-    }
-    config.write_text("\n".join(["[global]", *(f"{name} = {value}" for name, value in settings.items())]) + "\n")
-    common = ["-c", str(config), "--no-mon-config"]
-    user = ["--uid", "builder", "--display-name", "builder", "--access-key", server.key, "--secret-key", server.secret]
-    subprocess.run(["radosgw-admin", *common, "user", "create", *user], check=True, capture_output=True)
-    listen = ["--rgw_frontends", f"beast endpoint=127.0.0.1:{port}"]
-    with _process(["radosgw", *common, "-n", "client.rgw.x", "-f", *listen], folder / "rgw.log", port) as url:
+def nanio(folder: Path) -> Iterator[Server]:
+    """A server that checks signatures and ignores conditions. Skips where its program is not on the path."""
+    program = shutil.which("nanio")
+    if program is None:
+        pytest.skip(
+            "nanio is not installed: no S3 server without conditional writes to test against (pip install nanio)"
+        )
+    port, server = free_port(), Server("", "AKNANIO", "a-secret-of-this-server-alone")
+    command = [program, "serve", "--data-dir", str(folder / "data"), "--host", "127.0.0.1", "--port", str(port)]
+    keys = {"NANIO_ACCESS_KEY": server.key, "NANIO_SECRET_KEY": server.secret}
+    with _process(command, folder / "nanio.log", port, **keys) as url:
         yield Server(url, server.key, server.secret)
 
 
 @dataclass(frozen=True)
 class Request:
-    """One request: `operation` is the method, or LIST for a listing; `path` is bucket/key, of a listing bucket/prefix.
+    """One request: `operation` is the method, LIST for a listing of one folder (or of one name), LIST ALL for one of
+    all that lies below it; `path` is bucket/key, of a listing bucket/prefix.
 
     status: of the answer, 0 where the connection was broken.
     """
@@ -234,9 +225,9 @@ class Proxy:
         """The requests that were failed, or that the server refused with a fault of its own."""
         return [request for request in self.requests if request.status in (0, 500, 503)]
 
-    def lists(self) -> list[str]:
-        """bucket/prefix of every listing."""
-        return [request.path for request in self.requests if request.operation == "LIST"]
+    def lists(self, operation: str = "LIST") -> list[str]:
+        """bucket/prefix of every listing of one folder, or (LIST ALL) of all below one."""
+        return [request.path for request in self.requests if request.operation == operation]
 
     def fault(self, operation: str, path: str) -> FaultKind | None:
         """The fault of one request."""
@@ -263,7 +254,8 @@ def asked(method: str, target: str) -> tuple[str, str]:
     parts = urlsplit(target)
     path, query = unquote(parts.path).strip("/"), parse_qs(parts.query, keep_blank_values=True)
     if method == "GET" and "/" not in path:
-        return "LIST", f"{path}/{query.get('prefix', [''])[0]}"
+        is_one = query.get("delimiter", [""])[0] or query.get("max-keys") == ["1"]
+        return "LIST" if is_one else "LIST ALL", f"{path}/{query.get('prefix', [''])[0]}"
     return method, path
 
 
