@@ -103,11 +103,9 @@ def s3(scene: Scene) -> Iterator[Row]:
                 source.asked.clear()
                 before = len(proxy.requests)
                 build = Build(scene, name, place=bucket, environment=nodes.environment | environment)
-                if share < 1:
-                    proxy.fail("503", share=share, seconds=seconds)
-                else:
+                if share == 1:
                     wait_for("pictures to be asked for", 240, lambda: source.pictures_asked() > 20, build)
-                    proxy.fail("503", share=share, seconds=seconds)
+                proxy.fail("503", share=share, seconds=seconds)
                 began = time.monotonic()
                 ended = build.ended(400)
                 proxy.heal()
@@ -118,7 +116,8 @@ def s3(scene: Scene) -> Iterator[Row]:
                     time.sleep(max(0.0, seconds - (time.monotonic() - began)))
                     build.start()
                     ended = build.ended(400)
-                done = f"{len(failed)} of {len(proxy.requests) - before} requests were answered with 503"
+                span = f" in {seconds:.0f} s" if share == 1 else ""
+                done = f"{len(failed)} of {len(proxy.requests) - before} requests were answered with 503{span}"
                 row = build.row(name, done, f"{again}exit 0", ended, environment=environment)
                 whole = not again or bool(re.search(r"wenlan-data: \S+: .*run the same command again", again))
                 yield replace(row, held=row.held and bool(failed) and whole)
