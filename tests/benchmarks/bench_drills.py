@@ -68,6 +68,7 @@ DRILLS: Mapping[str, Drill] = {
     "site": Drill(drill_sources.site, 300, quick=True),
     "images": Drill(drill_sources.images, 300),
     "clock": Drill(drill_sources.clock, 300),
+    "clock_retry": Drill(drill_sources.clock_retry, 300),
     "agent": Drill(drill_training.agent, 300, quick=True, trains=True),
     "rank_disk": Drill(drill_training.rank_on_another_disk, 300, trains=True),
     "train_ray": Drill(drill_training.kills_on_ray, 900, trains=True),
@@ -90,7 +91,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.list:
         for name, drill in DRILLS.items():
-            print(f"{name:10} {(drill.run.__doc__ or '').splitlines()[0]}")
+            print(f"{name:12} {(drill.run.__doc__ or '').splitlines()[0]}")
         return 0
     if args.inside:
         return inside(
