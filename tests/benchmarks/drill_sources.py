@@ -127,7 +127,7 @@ def clock(scene: Scene) -> Iterator[Row]:
 
 
 def clock_retry(scene: Scene) -> Iterator[Row]:
-    """A picture fails while the clock is ahead: that does not hold until the clock gets there, the next build has it."""
+    """A picture fails while the clock is ahead: that holds no longer than usual, and the next build has the picture."""
     file, faked = _clock(scene)
     with scene.source() as source, Nodes(scene.folder, environment=faked) as nodes:
         environment = nodes.environment | faked
