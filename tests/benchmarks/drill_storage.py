@@ -33,6 +33,7 @@ def disk(scene: Scene) -> Iterator[Row]:
     _mounted(place, FIRST_KB)
     with scene.source(), Nodes(scene.folder, environment={"TMPDIR": str(place)}) as nodes:
         kilobytes, faults, stages = FIRST_KB if not scene.quick else 1000, list[str](), Counter[str]()
+        first = kilobytes
         _remounted(place, kilobytes)
         build = Build(scene, "disk", place=str(place), environment=nodes.environment | {"TMPDIR": str(place)})
         for rung in range(MOST_RUNGS):
@@ -53,7 +54,7 @@ def disk(scene: Scene) -> Iterator[Row]:
             build.start()
         hit = ", ".join(f"{stage} {n}" for stage, n in stages.items())
         outcome = f"{sum(stages.values())} times one line with a path and what to do"
-        done = f"a disk of {FIRST_KB} kB to {kilobytes} kB; no space while running: {hit}"
+        done = f"a disk of {first} kB to {kilobytes} kB; no space while running: {hit}"
         yield Row("each", done, "; ".join(faults) or outcome, held=not faults and bool(stages))
         yield build.row("all of them", "room was made after each", "the same command went on, exit 0", ended)
 
