@@ -72,7 +72,7 @@ DRILLS: Mapping[str, Drill] = {
     "agent": Drill(drill_training.agent, 300, quick=True, trains=True),
     "rank_disk": Drill(drill_training.rank_on_another_disk, 300, trains=True),
     "train_ray": Drill(drill_training.kills_on_ray, 900, trains=True),
-    "elastic": Drill(drill_training.elastic, 420, trains=True),
+    "elastic": Drill(drill_training.elastic, 900, trains=True),
 }
 """The table. The first line of each function's docstring says what it does and what is expected."""
 

@@ -394,7 +394,7 @@ def elastic(scene: Scene) -> Iterator[Row]:
     run.command = [sys.executable, "-c", ELASTIC, str(manifest_of(scene)), str(run.out), *config]
     run.start()
     try:
-        code = run.process.wait(PATIENCE_S)
+        code = run.process.wait(2 * PATIENCE_S)
     except subprocess.TimeoutExpired:
         code = -1
     run.end()
