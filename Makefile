@@ -30,7 +30,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz audit wheels deploy bench bench-venv dags-venv drill clean
+.PHONY: help setup demo test check fast lint fuzz audit wheels deploy bench bench-venv dags-venv drill drills clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -79,6 +79,9 @@ dags-venv: $(DAGS)/.installed ## Airflow's environment, for dags/ and its tests 
 
 drill: $(STAMP) $(DAGS)/.installed ## scheduled builds on a real Airflow and a real Ray cluster, with kills (twenty minutes)
 	@$(BIN)/python tests/benchmarks/drill_schedule.py
+
+drills: $(STAMP) ## disturb builds and trainings and see that they go on (40 minutes); QUICK=1 for five, ONLY='disk s3' for some
+	@$(BIN)/python tests/benchmarks/bench_drills.py $(if $(QUICK),--quick) $(foreach name,$(ONLY),--only $(name))
 
 clean: ## remove the environments, the demo's output and every cache; the downloaded corpus too
 	rm -rf $(VENV) $(BENCH) $(DAGS) $(AUDIT) demo build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

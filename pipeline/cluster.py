@@ -13,21 +13,27 @@ task whose worker dies is tried twice more; what is committed stays whatever hap
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import logging
 import os
 import shutil
 import socket
+import sqlite3
+import sys
 import tempfile
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from data_specs.loopback import on_loopback
 from pipeline import observe
+from pipeline.actors import LARGE
 from pipeline.errors import StageError, WenlanError
+from pipeline.files.folder import DISK_FULL, MAKE_ROOM
 from pipeline.pulse import pulse
 from pipeline.store.build import Build
 from pipeline.store.partitions import timed
@@ -57,6 +63,7 @@ class Cluster:
     def __init__(self, address: str = "", workers: int = 0) -> None:
         self._address, self._workers, self._ours = address or os.environ.get("RAY_ADDRESS", ""), workers, False
         self._watchdog: Watchdog | None = None
+        self._lost = False
         self.started = False
 
     def each(
@@ -67,20 +74,29 @@ class Cluster:
             return
         ray = self.start()
         observe.show("wenlan_building", 1)
-        available = ray.cluster_resources()
-        options = granted(resources, available)
+        options = granted(resources, _largest_node(ray))
         task = ray.remote(run_task).options(max_retries=TASK_RETRIES, name=f"wenlan:{stage}", **options)
-        build_ref = ray.put(build)
-        limit = max(2, 2 * int(available.get("CPU", 1)))
+        passed = _passed(ray, build)
+        limit = max(2, 2 * int(ray.cluster_resources().get("CPU", 1)))
         waiting, log_form = list(reversed(partitions)), observe.form()
         in_flight: dict[Any, str] = {}
+        head = _Head(ray.get_runtime_context().gcs_address)
+        lost = Counter[str]()  # by partition: how often an actor that its task used was lost
         while waiting or in_flight:
             while waiting and len(in_flight) < limit:
                 partition = waiting.pop()
-                in_flight[task.remote(build_ref, stage, run, partition, log_form)] = partition
-            ready, _ = ray.wait(list(in_flight), num_returns=1)
+                in_flight[task.remote(passed, stage, run, partition, log_form)] = partition
+            ready, _ = ray.wait(list(in_flight), num_returns=1, timeout=HEAD_LOOK_S)
+            if not ready and head.is_lost():
+                self._lost = True
+                raise head.error()
             for ref in ready:
                 partition = in_flight.pop(ref)
+                if lost[partition] < TASK_RETRIES and _lost_an_actor(ray, ref):
+                    lost[partition] += 1
+                    waiting.append(partition)
+                    log.warning("%s/%s: an actor that it used is gone, with its node; done again", stage, partition)
+                    continue
                 _wait_for(ray, ref, f"{stage}/{partition}")
                 yield partition
 
@@ -89,6 +105,10 @@ class Cluster:
         if self._ours:
             import ray
 
+            if self._lost:  # a shutdown would wait for the head, until Ray aborts this process
+                atexit.unregister(ray.shutdown)
+                atexit.register(_end_at_once)
+                return
             ray.shutdown()
         if self._watchdog is not None:
             self._watchdog.close()
@@ -113,6 +133,25 @@ class Cluster:
         return ray
 
 
+def _passed(ray: Any, build: Build) -> Any:
+    """What tasks are given for a build: itself, as long as it is small, which needs nothing of the object store.
+
+    Raises StageError where a large one finds no room there: another program may have filled it.
+    """
+    if len(ray.cloudpickle.dumps(build)) <= LARGE:
+        return build
+    try:
+        return ray.put(build)
+    except ray.exceptions.RayError as e:
+        raise StageError("ray", _no_room(e)) from None
+
+
+def _no_room(e: BaseException) -> str:
+    """What people read where the object store of a node, or the disk that it spills to, is full."""
+    hint = "give its nodes more (ray start --object-store-memory), or room on the disk of --temp-dir, then"
+    return f"the object store of Ray is full ({type(e).__name__}); {hint} run the same command again"
+
+
 def _start_here(ray: Any, options: dict[str, Any]) -> None:
     """Start Ray on this machine. Raises StageError.
 
@@ -129,6 +168,34 @@ def _start_here(ray: Any, options: dict[str, Any]) -> None:
             why = next(iter(str(e).splitlines()), type(e).__name__)
             log.warning("Ray did not start (%d of %d): %s", tries + 1, START_TRIES, why)
     raise StageError("ray", f"could not be started on this machine ({why})")
+
+
+def _end_at_once() -> None:
+    """End this process, which has failed: Ray's threads crash an interpreter that is taken down beneath them."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+class _Head:
+    """The head of a cluster, as this process sees it from time to time: whether anybody listens at its address."""
+
+    def __init__(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
+        self._address, self._place, self._heard = address, (host.strip("[]"), int(port)), time.monotonic()
+
+    def is_lost(self) -> bool:
+        """Look, and say whether nobody has listened for HEAD_LOST_S."""
+        with contextlib.suppress(OSError):
+            socket.create_connection(self._place, timeout=HEAD_LOOK_S).close()
+            self._heard = time.monotonic()
+        return time.monotonic() - self._heard > HEAD_LOST_S
+
+    def error(self) -> StageError:
+        """What people read then. Ray itself would end this process a little later, with a stack trace."""
+        silent = time.monotonic() - self._heard
+        hint = "start it, then run the same command again: what is committed stays"
+        return StageError(self._address, f"the head of the Ray cluster has been gone for {silent:.0f} s; {hint}")
 
 
 @contextlib.contextmanager
@@ -176,12 +243,30 @@ class Here:
         """Nothing was started."""
 
 
+def _largest_node(ray: Any) -> Resources:
+    """The most CPUs, GPUs and so on of any live node: a task runs on one, whatever all of them have together."""
+    largest: Resources = {}
+    for node in ray.nodes():
+        for name, amount in node["Resources"].items() if node["Alive"] else ():
+            largest[name] = max(amount, largest.get(name, 0.0))
+    return largest
+
+
 def granted(asked: Resources, available: Resources) -> Resources:
-    """The resources asked for, cut to what the cluster has: a task that asks for more would wait without end."""
+    """The resources asked for, cut to what a node has: a task that asks for more would wait without end."""
     cpus = {"num_cpus": min(asked["num_cpus"], available.get("CPU", 1.0))}
     gpus = asked.get("num_gpus", 0.0)
     return cpus | ({"num_gpus": gpus} if 0 < gpus <= available.get("GPU", 0.0) else {})
 
+
+NO_SPACE = 1 << 20
+"""Bytes free on a disk below which an unexplained failure of SQLite is taken for a full one."""
+
+HEAD_LOOK_S = 2.0
+"""Seconds without a finished task after which the driver looks for the head of its cluster."""
+
+HEAD_LOST_S = max(1.0, float(os.environ.get("RAY_gcs_rpc_server_reconnect_timeout_s", "60")) - 5.0)  # noqa: SIM112
+"""Seconds for which a head may be gone: as long as Ray waits for one that comes back, but for the last few."""
 
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 """Errors of a file or folder that this user may not write (or read)."""
@@ -200,16 +285,29 @@ def run_task(build: Build, stage: str, run: RunPartition, partition: str, log_fo
         except OSError as e:
             if e.errno in _NOT_WRITABLE and e.filename:
                 raise StageError(str(e.filename), f"{e.strerror} ({stage}/{partition})") from None
-            if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if e.errno not in DISK_FULL:
                 raise
-            hint = "make room and run the same command again: what is committed stays"
-            raise StageError(_fullest(build), f"no space is left on its disk ({stage}/{partition}); {hint}") from None
+            raise StageError(_fullest(build), _no_space(stage, partition)) from None
+        except sqlite3.OperationalError as e:  # of the frontier of a crawl; Python 3.10 has no error codes
+            # where the file beside its log cannot grow SQLite speaks of I/O, as of a disk that fails
+            if "disk is full" not in str(e) and not ("disk I/O" in str(e) and _free(_fullest(build)) < NO_SPACE):
+                raise
+            raise StageError(_fullest(build), _no_space(stage, partition)) from None
+
+
+def _no_space(stage: str, partition: str) -> str:
+    return f"no space is left on its disk ({stage}/{partition}); {MAKE_ROOM}"
 
 
 def _fullest(build: Build) -> str:
     """The folder whose disk has the least space left, of those written to: an OSError seldom says which it was."""
     folders = [f.url for f in (build.folder, build.store.folder) if f.is_local] + [tempfile.gettempdir()]
-    return min((f for f in folders if Path(f).is_dir()), key=lambda f: shutil.disk_usage(f).free)
+    return min(filter(os.path.isdir, folders), key=_free)
+
+
+def _free(folder: str) -> int:
+    """Bytes that are free on a folder's disk."""
+    return shutil.disk_usage(folder).free
 
 
 def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
@@ -224,6 +322,17 @@ def _join(ray: Any, address: str, options: dict[str, Any]) -> None:
         raise StageError(address, f"no Ray cluster can be joined ({_first_line(e)}){hint}") from None
 
 
+def _lost_an_actor(ray: Any, ref: Any) -> bool:
+    """Whether a task that has ended failed since an actor on another node died: Ray repeats no such task."""
+    try:
+        ray.get(ref)
+    except ray.exceptions.RayTaskError as e:
+        return isinstance(e.cause, ray.exceptions.RayActorError)
+    except ray.exceptions.RayError:
+        return False
+    return False
+
+
 def _wait_for(ray: Any, ref: Any, name: str) -> None:
     """Wait for one task. A WenlanError of the task is raised as it is; a dead worker becomes a StageError."""
     try:
@@ -232,8 +341,12 @@ def _wait_for(ray: Any, ref: Any, name: str) -> None:
         cause = e.cause
         if isinstance(cause, WenlanError):
             raise cause from None
+        if isinstance(cause, ray.exceptions.ObjectStoreFullError | ray.exceptions.OutOfDiskError):
+            raise StageError(name, _no_room(cause)) from None
         log.error("%s", e)  # the remote traceback: it is a fault of ours, not of the input
         raise StageError(name, f"failed: {type(cause).__name__}: {_first_line(cause)}") from None
+    except (ray.exceptions.ObjectStoreFullError, ray.exceptions.OutOfDiskError) as e:
+        raise StageError(name, _no_room(e)) from None
     except ray.exceptions.RayError as e:
         raise StageError(name, f"its worker died again and again: {type(e).__name__}: {_first_line(e)}") from None
 

@@ -8,6 +8,7 @@ particular to object stores (credentials, patience, writes on a condition) is th
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,6 +25,12 @@ from data_specs.build import SpecError
 from data_specs.object_store import StorageError, told
 from data_specs.store_lock import check_locks
 from pipeline.errors import StoreError
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a disk, or of a user's share of one, that is full."""
+
+MAKE_ROOM = "make room and run the same command again: what is committed stays"
+"""What to do about a full disk."""
 
 
 class Folder:
@@ -117,7 +124,8 @@ class Folder:
                 os.fsync(f.fileno())
             self.take(Path(scratch), name)
         except OSError as e:
-            raise StoreError(self.at(name), f"cannot be written ({e.strerror or e})") from e
+            hint = f"; {MAKE_ROOM}" if e.errno in DISK_FULL else ""
+            raise StoreError(self.at(name), f"cannot be written ({e.strerror or e}){hint}") from e
         finally:
             if scratch:
                 Path(scratch).unlink(missing_ok=True)

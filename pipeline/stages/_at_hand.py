@@ -141,7 +141,8 @@ def userinfos_of(build: Build, fetch_ids: Mapping[str, str]) -> dict[str, str]:
 def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Mapping[str, str]) -> dict[str, Outcome]:
     """Outcomes by fetch_id that STORE/fetched knows and that still hold.
 
-    A failure of an image with a password may be one without it, or with another: it is asked for again.
+    A failure of an image with a password may be one without it, or with another: it is asked for again. So is one that
+    happened in the future: the clock was ahead then, and with it the time until which the failure would hold.
     """
     known = build.store.fetched().get(fetch_ids)
     if known is None:
@@ -153,7 +154,9 @@ def _from_store(build: Build, fetch_ids: list[str], spool: Spool, userinfos: Map
         if row["ok"]:
             by_tar.setdefault(row["tar"], []).append(row)
         elif not build.asks or (
-            row["policy"] == limits and row["retry_after"] > now and row["fetch_id"] not in userinfos
+            row["policy"] == limits
+            and row["fetched_at"] <= now < row["retry_after"]
+            and row["fetch_id"] not in userinfos
         ):
             when = {name: row[name] for name in ("fetched_at", "etag", "retry_after")}
             outcomes[row["fetch_id"]] = Outcome(row["reason"], row["evidence"], **when)

@@ -68,10 +68,19 @@ class Cache:
         if not rows.num_rows:
             return
         rows = rows.sort_by(self.key)
-        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        name = self._next_name()
         self._commit(rows, name)
         self._write(0, _segment(name, rows[self.key].to_pylist()))
         self._merge()
+
+    def _next_name(self) -> str:
+        """A name that sorts behind those of all commits: the time, unless one was made by a clock that was ahead.
+
+        Else what is put after the clock was set back would lose to what it replaces, for as long as it was ahead.
+        """
+        last = max((segment.commits[-1] for segment in self._segments() if segment.commits), default="")
+        behind = int(last.partition("-")[0]) + 1 if last else 0
+        return f"{max(time.time_ns(), behind):020d}-{uuid.uuid4().hex[:8]}.parquet"
 
     def forget(self, removed: Callable[[pa.Table], pa.Array]) -> int:
         """Remove rows from all commits; returns how many. removed: a mask over the rows of a table.

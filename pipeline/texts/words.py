@@ -14,7 +14,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import re
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,10 @@ LATIN = re.compile("[0-9A-Za-z\u00c0-\u024f]+")
 
 LATIN_WEIGHT = 4 / 3
 """Han characters that say what a Latin word does: four stand for three English words."""
+
+
+CACHE_ROOM = 64 << 20
+"""Bytes free in the temporary folder from which on jieba may keep its dictionary there, which takes 9 MB."""
 
 
 def weight(text: str) -> float:
@@ -112,6 +119,8 @@ def _jieba() -> Any:
         warnings.simplefilter("ignore")  # invalid escapes and pkg_resources in jieba's own source
         import jieba
 
-        jieba.setLogLevel(logging.ERROR)
+        jieba.setLogLevel(logging.CRITICAL)  # it prints the traceback of a cache that it cannot write, and goes on
+        if shutil.disk_usage(tempfile.gettempdir()).free < CACHE_ROOM:
+            jieba.dt.tmp_dir = os.devnull  # no folder: what it had written of a cache when the disk was full would stay
         jieba.initialize()
     return jieba

@@ -3,8 +3,13 @@
 The frontier and the limits live here, in one process per site. The visits (`pipeline.web.page_visitor`: requests,
 parsing) are spread by host over actors (`pipeline.actors`) where the site has several hosts and there is a cluster: the
 pages of one host are always asked for by the same visitor. A failure that may pass is tried again after all other
-pages; a host that fails MAX_STREAK times in a row ends the crawl with an error instead of turning every remaining page
-into a Decision, and the next run goes on from there. A visitor whose process dies is started again, its visits with it.
+pages. A visitor whose process dies is started again, its visits with it.
+
+A host that is down for a while costs no page. When its requests have failed MAX_STREAK times in a row, or it has no
+page left and the last ones failed, it is asked for its robots.txt. If it answers, the pages that were lost meanwhile
+are tried once more; if not, the crawl ends with an error instead of turning pages into Decisions, and the next run goes
+on from there. At the end that holds for the hosts of start pages; another host that is still down then is one that the
+next crawl asks again.
 
 Limits: one frontier per site, which takes some thousand pages a second.
 """
@@ -33,7 +38,7 @@ from pipeline.web.page_visitor import Earlier, Page, Visit, Visitor
 from pipeline.web.policy import policy_of
 
 MAX_STREAK = 20
-"""Requests without an answer in a row after which a host is taken to be down."""
+"""Requests in a row without an answer, or with one that says so, after which a host is asked whether it is down."""
 
 MAX_ALIKE = 20
 """Pages of one host that differ in their numbers only: what comes after them is a trap (a calendar, a counter)."""
@@ -64,7 +69,8 @@ class Crawler:
         self._spec, self._site, self._frontier, self._takedowns = spec, site, frontier, takedowns
         self._policy, self._hosts = policy_of(spec), site.all_hosts()
         self._in_flight: dict[asyncio.Task[set[str]], Page] = {}
-        self._streak: dict[str, list[Page]] = {}  # by host: pages that got no answer, since one got one
+        self._streak: dict[str, list[Page]] = {}  # by host: pages that failed as if it were down, since one did not
+        self._second_chance: set[int] = set()  # ids of pages that were lost while their host was down, and tried anew
         self._began: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -79,7 +85,10 @@ class Crawler:
                 hosts.clear()
                 self._show_progress()
                 if not self._in_flight:
-                    return
+                    hosts = await self._lost_at_the_end(visitors)
+                    if not hosts:
+                        return
+                    continue
                 done, _ = await asyncio.wait(self._in_flight, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     page = self._in_flight.pop(task)
@@ -136,7 +145,7 @@ class Crawler:
             record = b""
             if visit.capture is not None and not visit.member and len(visit.capture.body) > LARGE:
                 record = await asyncio.to_thread(record_of, visit.capture)  # compressing holds no lock of Python's
-            await self._apply(page, visit, record)
+            await self._apply(page, visit, record, visitors)
         if visit is None:
             return set()
         if visit.endless:
@@ -157,14 +166,14 @@ class Crawler:
         except Exception as e:
             self._frontier.refuse(url, DropReason.UNREADABLE, evidence(e, url))
 
-    async def _apply(self, page: Page, visit: Visit, record: bytes) -> None:
+    async def _apply(self, page: Page, visit: Visit, record: bytes, visitors: _Visitors) -> None:
         """Write the outcome of a visit into the frontier. Raises SourceError where the site cannot be crawled."""
         fate = visit.reason.value if visit.reason else "kept" if visit.outcome == "unchanged" else visit.outcome
         count("wenlan_requests", host=page.host, fate=fate)
         if visit.outcome == "unreachable":
             raise SourceError(visit.target, f"source {self._site.name}: {visit.evidence}; not crawled")
         if visit.outcome == "dropped":
-            self._failed(page, visit, await self._last_of(page, visit.links))
+            await self._failed(page, visit, await self._last_of(page, visit.links), visitors)
             return
         self._streak.pop(page.host, None)
         if visit.outcome == "moved":
@@ -194,10 +203,10 @@ class Crawler:
             await asyncio.sleep(0)
         return links
 
-    def _failed(self, page: Page, visit: Visit, links: Sequence[str]) -> None:
-        """Put a page back for another try, or drop it; raises SourceError when its host answers no more."""
+    async def _failed(self, page: Page, visit: Visit, links: Sequence[str], visitors: _Visitors) -> None:
+        """Put a page back for another try, or drop it; raises SourceError when its host is down."""
         assert visit.reason is not None
-        if visit.no_answer:
+        if visit.down:
             self._streak.setdefault(page.host, []).append(page)
         else:
             self._streak.pop(page.host, None)
@@ -205,11 +214,32 @@ class Crawler:
             self._frontier.retry_later(page)
         else:
             self._frontier.drop(page, visit.reason, visit.evidence, links)
-        streak = self._streak.get(page.host, [])
-        if len(streak) >= MAX_STREAK:
+        if len(self._streak.get(page.host, ())) >= MAX_STREAK:
+            await self._ask_whether_down(page.host, visitors)
+
+    async def _ask_whether_down(self, host: str, visitors: _Visitors) -> bool:
+        """Have the pages tried anew that failed in a row; returns whether there is one. Raises SourceError: it is down.
+
+        A page gets one such chance in a run: one that always fails would else be asked for without end.
+        """
+        streak = self._streak.pop(host)
+        if outage := await visitors.at(streak[-1].url).outage(streak[-1].url):
             self._frontier.reopen(streak)
-            message = f"source {self._site.name}: {len(streak)} requests in a row failed ({visit.evidence}); "
-            raise SourceError(page.url, message + "start again to go on with the crawl")
+            message = (
+                f"source {self._site.name}: {len(streak)} requests in a row failed, and the host is down ({outage})"
+            )
+            raise SourceError(streak[-1].url, f"{message}; start again to go on with the crawl")
+        dropped = (page for page in streak if self._frontier.fate(page.url)[0] == "dropped")
+        lost = [page for page in dropped if page.id not in self._second_chance]
+        self._second_chance.update(page.id for page in lost)
+        self._frontier.reopen(lost)
+        return bool(lost)
+
+    async def _lost_at_the_end(self, visitors: _Visitors) -> set[str]:
+        """Hosts that were down when their last pages were asked for, and are up again: with those pages to visit."""
+        starts = {urlsplit(url).netloc for url in self._site.start_urls()}
+        failing = [host for host in self._streak if host in starts and not self._limit_reached(host)]
+        return {host for host in failing if await self._ask_whether_down(host, visitors)}
 
     async def _read_sitemaps(self, visitors: _Visitors) -> None:
         """Add the pages in the sitemaps of the start pages' hosts; once per crawl, however often it is killed."""

@@ -102,13 +102,15 @@ class Frontier:
         self._kept = {host: Kept(pages, size) for host, pages, size in kept}  # asked for before each request
         self.kept_pages = sum(kept.pages for kept in self._kept.values())
         self.kept_bytes = sum(kept.bytes for kept in self._kept.values())
-        self._note("started", time.time(), keep=True)
+        self._spent, self._since = self._hours_before(), time.monotonic()
 
     def __enter__(self) -> Frontier:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None) -> None:
         self._out.close()
+        self._note_time()
+        self._db.commit()
         self._db.close()
         self._lock.close()
 
@@ -240,6 +242,7 @@ class Frontier:
                 (page.host, likeness),
             )
             self._add(links, page.depth + 1, 0)
+            self._note_time()
             if images:
                 self._note("images", self.images + images)
         self.images += images
@@ -257,6 +260,7 @@ class Frontier:
                 (reason.value, evidence[:300], page.id),
             )
             self._add(links, page.depth + 1, 0)
+            self._note_time()
         self.waiting -= 1
         self.dropped += 1
 
@@ -287,10 +291,11 @@ class Frontier:
             self._db.execute("UPDATE page SET tries = tries + 1 WHERE id = ?", (page.id,))
 
     def reopen(self, pages: Iterable[Page]) -> None:
-        """Take failures back: the pages count as never tried."""
+        """Take failures back: pages that were put back or dropped count as never tried."""
         with self._db:
             self._db.executemany(
-                "UPDATE page SET state = 'todo', tries = 0, reason = '', evidence = '' WHERE id = ?",
+                "UPDATE page SET state = 'todo', tries = 0, reason = '', evidence = '' "
+                "WHERE id = ? AND state IN ('todo', 'dropped')",
                 [(page.id,) for page in pages],
             )
         self._count_states()
@@ -308,8 +313,24 @@ class Frontier:
         return Totals(waiting, kept, dropped, moved, self.kept_bytes, self.counted("beyond"), unchanged, too_deep)
 
     def hours(self) -> float:
-        """Hours since the crawl began, pauses between runs included."""
-        return (time.time() - self._noted("started")) / 3600
+        """Hours since the crawl began, pauses between runs included.
+
+        Of a run the monotonic clock counts: a wall clock that is set meanwhile must not end a crawl of an hour as one
+        of three days. The wall clock counts between two runs only, from the last page of one to the start of the next.
+        """
+        return (self._spent + time.monotonic() - self._since) / 3600
+
+    def _hours_before(self) -> float:
+        """Seconds from the beginning of the crawl until now, as earlier runs noted them."""
+        if started := self._noted("started"):  # a crawl that an older wenlan began
+            return max(0.0, time.time() - started)
+        noted_at = self._noted("noted_at")
+        return self._noted("spent") + (max(0.0, time.time() - noted_at) if noted_at else 0.0)
+
+    def _note_time(self) -> None:
+        """Note how long the crawl has taken, within the transaction of the caller."""
+        self._note("spent", self._spent + time.monotonic() - self._since)
+        self._note("noted_at", time.time())
 
     def fate(self, url: str) -> tuple[str, str, str]:
         """(state, reason, evidence) of a page; all empty for one that is not known."""
@@ -361,12 +382,9 @@ class Frontier:
         row = self._db.execute("SELECT value FROM note WHERE name = ?", (name,)).fetchone()
         return float(row[0]) if row else 0.0
 
-    def _note(self, name: str, value: float, keep: bool = False) -> None:
-        """Store a named number; with `keep` a value that is there stays."""
-        word = "IGNORE" if keep else "REPLACE"
-        self._db.execute(f"INSERT OR {word} INTO note VALUES (?, ?)", (name, value))
-        if keep:
-            self._db.commit()
+    def _note(self, name: str, value: float) -> None:
+        """Store a named number."""
+        self._db.execute("INSERT OR REPLACE INTO note VALUES (?, ?)", (name, value))
 
 
 def record_of(capture: Capture) -> bytes:

@@ -184,7 +184,8 @@ class GuardedOpener(urllib.request.OpenerDirector):
         if response.status == 200:
             return response
         evidence = f"status {response.status}"
-        retry = policy.retry_of(policy.is_transient(response.status), response.headers.get("Retry-After"))
+        headers = response.headers
+        retry = policy.retry_of(policy.is_transient(response.status), headers.get("Retry-After"), headers.get("Date"))
         if not retry.transient:
             raise FetchFailed(DropReason.HTTP_STATUS, evidence)
         if retry.pause_s:

@@ -73,7 +73,7 @@ class Visit:
     kept         `capture` is to be written
     unchanged    since the earlier crawl: `member` is the record to be written again, `capture` what it holds
     moved        to `target`
-    dropped      for `reason`; `again`: asking once more may help, `no_answer`: the host did not answer at all
+    dropped      for `reason`; `again`: asking once more may help, `down`: the host may be down, no answer or a 503
     unreachable  the host of a start page cannot be crawled: `evidence` says why, `target` is its robots.txt
     """
 
@@ -81,7 +81,7 @@ class Visit:
     reason: DropReason | None = None
     evidence: str = ""
     again: bool = False
-    no_answer: bool = False
+    down: bool = False
     status: int = 0
     target: str = ""
     capture: Capture | None = None
@@ -157,6 +157,17 @@ class Visitor:
         """Seconds between two requests to a URL's host."""
         return self._policy.delay_s(await self._rules_of(url))
 
+    async def outage(self, url: str) -> str:
+        """Why a URL's host is down: what came of asking for a file of it that any host answers; "" if it is up."""
+        address = policy.robots_url(url)
+        if not self._egress.obey_robots:  # it was not asked for its robots.txt before
+            address = urljoin(url, "/")
+        response = await self._get(address, HostRules(), policy.MAX_ROBOTS_BYTES, page=False)
+        no_answer = response.reason in (DropReason.TIMEOUT, DropReason.CONNECTION)
+        if no_answer or policy.is_outage(response.status):
+            return response.evidence or f"status {response.status}"
+        return ""
+
     async def sitemap(self, url: str) -> tuple[list[str], list[str]]:
         """(pages of the site, further sitemaps) that a sitemap names; both empty where it cannot be had or may not be
         asked for."""
@@ -207,15 +218,13 @@ class Visitor:
 
     def _failed(self, page: Page, response: _Response) -> Visit:
         """A failure, with a pause for the host if it is to be asked again."""
-        retry = policy.retry_of(response.transient, response.header("retry-after"))
+        retry = policy.retry_of(response.transient, response.header("retry-after"), response.header("date"))
         again = retry.soon and page.tries + 1 < policy.TRIES
         if again:
             failures = self._failures[page.host] = self._failures.get(page.host, 0) + 1
             self._limiter.pause(page.host, max(policy.backoff_s(failures), retry.pause_s))
-        no_answer = response.reason in (DropReason.TIMEOUT, DropReason.CONNECTION)
-        return Visit(
-            "dropped", response.reason, response.evidence, again=again, no_answer=no_answer, status=response.status
-        )
+        down = response.reason in (DropReason.TIMEOUT, DropReason.CONNECTION) or policy.is_outage(response.status)
+        return Visit("dropped", response.reason, response.evidence, again=again, down=down, status=response.status)
 
     def _moved(self, page: Page, response: _Response) -> Visit:
         """A redirect, if it leads to another page of the site."""

@@ -63,6 +63,7 @@ OPT_OUTS = frozenset({"noai", "noimageai", "noindex", "noimageindex", "noml", "n
 """Robots directives that forbid us a page or an image."""
 
 _TRANSIENT = frozenset({408, 425, 429})  # and every 5xx
+_OUTAGE = frozenset({429, 502, 503, 504})
 _SNIFFED = 1024
 _HTML_STARTS = (b"<!doctype html", b"<html", b"<head", b"<?xml")
 
@@ -150,9 +151,14 @@ def is_transient(status: int) -> bool:
     return status >= 500 or status in _TRANSIENT
 
 
-def retry_of(transient: bool, retry_after: str | None) -> Retry:
-    """Whether and when a failed request may be repeated. retry_after: the header of that name in the response."""
-    return Retry(transient, retry_after_seconds(retry_after) or 0.0)
+def is_outage(status: int) -> bool:
+    """Whether a status says that the host as a whole does not serve just now, rather than that a page is broken."""
+    return status in _OUTAGE
+
+
+def retry_of(transient: bool, retry_after: str | None, date: str | None = None) -> Retry:
+    """Whether and when a failed request may be repeated, by the headers Retry-After and Date of the response."""
+    return Retry(transient, retry_after_seconds(retry_after, date) or 0.0)
 
 
 def backoff_s(failures: int) -> float:
@@ -160,19 +166,30 @@ def backoff_s(failures: int) -> float:
     return float(min(MAX_BACKOFF_S, BACKOFF_S * 2.0 ** min(failures - 1, 20)))
 
 
-def retry_after_seconds(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for (a number or an HTTP date), None if absent or senseless."""
+def retry_after_seconds(value: str | None, date: str | None = None) -> float | None:
+    """Seconds that a Retry-After header asks for (a number or an HTTP date), None if absent or senseless.
+
+    date: the Date header. A date counts from the host's clock (RFC 9110, 10.2.3 and 6.6.1), from ours only where the
+    response does not tell it: one of the two may be hours off.
+    """
     if not value:
         return None
     if re.fullmatch(r"\d{1,9}", value.strip()):
         return float(value.strip())
+    when = _http_date(value)
+    if when is None:
+        return None
+    now = (_http_date(date) if date else None) or datetime.datetime.now(datetime.timezone.utc)
+    return max(0.0, (when - now).total_seconds())
+
+
+def _http_date(value: str) -> datetime.datetime | None:
+    """The moment that an HTTP date names, None for what is none."""
     try:
         when = email.utils.parsedate_to_datetime(value)
     except ValueError:
         return None
-    if when.tzinfo is None:
-        when = when.replace(tzinfo=datetime.timezone.utc)
-    return max(0.0, (when - datetime.datetime.now(datetime.timezone.utc)).total_seconds())
+    return when if when.tzinfo is not None else when.replace(tzinfo=datetime.timezone.utc)
 
 
 def media_type(content_type: str) -> str:

@@ -1,360 +1,234 @@
-"""What becomes of a run whose processes are killed, and of one whose number of workers changes while it runs.
+"""Drills: what becomes of builds and trainings that are disturbed, on a Ray cluster of several nodes. `make drills`.
 
-    kills_TARGET_N       whether a run on N Ray workers finished with the losses of an undisturbed run (to 1e-5, step by
-                         step) after `kill -9` of the TARGET (worker, first: rank 0, driver) at random steps
-    repeated_most        most steps that were done twice after one kill, as a share of run.checkpoint_every
-    elastic_complete     share of the epoch's samples that are in the queue exactly once after an epoch on 2, 1 and 2
-                         workers: K is the number of samples, so the queue is the order in which they were consumed
-    elastic_sizes        how often the number of workers changed
-    elastic_away         seconds from the loss of a node until the run goes on without it
+Each drill is a function of the table DRILLS, run in a process of its own with a limit of time, one after the other. It
+does something to a build or a training, sees that it hit, and says what came of it: a drill that did not hit has failed
+as much as one whose build did not go on. Builds are verified in the end, and the sha256 of their shards are those of
+the undisturbed build; trainings end with the losses of the undisturbed one, step by step.
 
-One run takes all kills of its target: Ray starts lost workers again, this program a lost driver. `--quick` does one
-kill of each on 2 workers and no elastic drill. Limits: one machine; a node is a raylet of its own.
+    --only NAME    this drill (again and again for several); --list shows all
+    --quick        the short form of some, under 5 minutes
+    --kills N      kills of each target in the drills of training on Ray
+
+A table goes to stderr; the last line of stdout is one JSON object (`harness`), with the rows of the table as `drills`.
+One figure per row: 1 where it held. Drills of training on Ray have figures of their own (`drill_training`).
+
+Limits: one machine; a node is a raylet of its own. `disk` needs a mount namespace (`unshare -rm`), `memory` a cgroup
+that may be written, `clock` Debian's libfaketime. `make drill` (drill_schedule.py) is the same for Airflow.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import itertools
+import ctypes
 import json
-import math
 import os
-import random
-import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from harness import Figure, at_least, at_most, report
+import drill_nodes
+import drill_sources
+import drill_storage
+import drill_training
+from drilling import Build, Row, Scene, command, tars_of
+from harness import Figure, at_least, report
+from services import ROOT, DrillFailed, free_ports
 
-ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-EVERY, BATCH, SAMPLES = 5, 12, 240
-TOLERANCE = 1e-5
-PATIENCE_S = 900.0
+from tests.processes import descendants
+
+
+@dataclass(frozen=True)
+class Drill:
+    """A drill: its function, the seconds that it may take, whether it belongs to --quick, what it is prepared for."""
+
+    run: Callable[[Scene], Iterator[Row]]
+    limit_s: int
+    quick: bool = False
+    trains: bool = False
+    unshared: bool = False
+
+
+DRILLS: Mapping[str, Drill] = {
+    "raylet": Drill(drill_nodes.raylet, 600, quick=True),
+    "holder": Drill(drill_nodes.holder, 240),
+    "head": Drill(drill_nodes.head, 300),
+    "driver": Drill(drill_nodes.driver, 240),
+    "store": Drill(drill_nodes.store, 240),
+    "memory": Drill(drill_nodes.memory, 240),
+    "disk": Drill(drill_storage.disk, 480, quick=True, unshared=True),
+    "s3": Drill(drill_storage.s3, 900),
+    "site": Drill(drill_sources.site, 420, quick=True),
+    "images": Drill(drill_sources.images, 420),
+    "clock": Drill(drill_sources.clock, 420),
+    "clock_retry": Drill(drill_sources.clock_retry, 420),
+    "agent": Drill(drill_training.agent, 300, quick=True, trains=True),
+    "rank_disk": Drill(drill_training.rank_on_another_disk, 300, trains=True),
+    "train_ray": Drill(drill_training.kills_on_ray, 900, trains=True),
+    "elastic": Drill(drill_training.elastic, 900, trains=True),
+}
+"""The table. The first line of each function's docstring says what it does and what is expected."""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one kill of each target on 2 workers, under 5 minutes")
-    parser.add_argument("--kills", type=int, default=10, help="kills of each target")
-    parser.add_argument("--workers", type=int, help="kill drills at this number of workers only")
-    parser.add_argument("--elastic-only", action="store_true")
-    given = parser.parse_args()
-    kills, worlds = (1, (2,)) if given.quick else (given.kills, (1, 2))
-    worlds = (given.workers,) if given.workers else worlds
-    with tempfile.TemporaryDirectory(prefix="wenlan-drills-") as name:
-        folder = Path(name)
-        manifest = make_dataset(folder)
-        figures: dict[str, Figure] = {}
-        if not given.elastic_only:
-            figures |= kill_drills(folder, manifest, kills, worlds)
-        if not given.quick and not given.workers:
-            figures |= elastic_drill(folder, manifest)
-    return report(figures)
-
-
-def make_dataset(folder: Path) -> Path:
-    """A dataset of the tests' own making: small JPEGs in four shards."""
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("made", ROOT / "tests" / "training" / "conftest.py")
-    assert spec is not None
-    assert spec.loader is not None
-    made = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
-    root = folder / "shards"
-    root.mkdir()
-    shards = []
-    for number in range(4):
-        numbers = range(number * SAMPLES // 4, (number + 1) * SAMPLES // 4)
-        images = [made.picture(n) for n in numbers]
-        shards.append(made.write_shard(root, "train", number, [made.sample(n, "train") for n in numbers], images, None))
-    path: Path = made.write_manifest(root, shards)
-    return path
-
-
-def settings(steps: int, *more: str) -> list[str]:
-    return [
-        f"run.epochs={steps * BATCH / SAMPLES}",
-        f"run.batch_size={BATCH}",
-        f"run.checkpoint_every={EVERY}",
-        "run.log_every=1",
-        "run.tracker=none",
-        "run.stop_on_collapse=false",  # pictures of noise: there is little to learn
-        "data.window_shards=2",
-        *more,
-    ]
-
-
-class Run:
-    """The command `wenlan-train fit --workers`, watched through its folder."""
-
-    def __init__(self, manifest: Path, out: Path, workers: str, config: list[str]) -> None:
-        self.out = out
-        words = [
-            sys.executable,
-            "-m",
-            "training",
-            "fit",
-            "--recipe",
-            "tiny",
-            "--data",
-            str(manifest),
-            "--out",
-            str(out),
-        ]
-        words += [w for s in config for w in ("--set", s)]
-        self.command = [*words, "--workers", workers, "--max-failures", "100", "--json"]
-        self.log = out.with_suffix(".log")
-        self.restarts = 0
-        self.start()
-
-    def start(self) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-
-    def step(self) -> int:
-        """Last recorded step."""
-        return max((int(line["step"]) for line in self.lines()), default=0)
-
-    def lines(self) -> list[dict[str, Any]]:
-        try:
-            text = (self.out / "metrics.jsonl").read_text(encoding="utf-8")
-        except OSError:
-            return []
-        found = []
-        for line in text.splitlines():
-            try:
-                found.append(json.loads(line))
-            except ValueError:
-                break
-        return found
-
-    def workers(self) -> dict[int, int]:
-        """pid by rank of the live workers. The first is in environment.json; others differ in nothing that matters."""
-        try:
-            first = int(json.loads((self.out / "environment.json").read_text())["pid"])
-        except (OSError, ValueError):
-            return {}
-        every = [pid for pid in of_session(self.process.pid) if "RayTrainWorker" in command_of(pid)]
-        others = [pid for pid in every if pid != first]
-        return ({0: first} if first in every else {}) | dict(enumerate(others, 1))
-
-    def end(self) -> None:
-        """Kill what is left of it, with all that it started."""
-        sweep(self.process.pid)
-
-
-def of_session(session: int) -> list[int]:
-    """Live processes of a session that this program began."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
-def command_of(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""
-
-
-def sweep(session: int) -> None:
-    """Kill what is left of a session that this program began (Ray's daemons leave the group, not the session)."""
-    for pid in of_session(session):
-        with contextlib.suppress(OSError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def kill_drills(folder: Path, manifest: Path, kills: int, worlds: tuple[int, ...]) -> dict[str, Figure]:
-    steps = 12 * EVERY * max(1, kills // 5) if kills > 1 else 8 * EVERY
-    figures, repeated = {}, [0]
-    for world in worlds:
-        whole = Run(manifest, folder / f"whole-{world}", str(world), settings(steps))
-        expected = finished(whole, steps)
-        assert expected is not None, whole.log.read_text(errors="replace")[-3000:]
-        for target in ("worker", "first", "driver"):
-            out = folder / f"{target}-{world}"
-            run = Run(manifest, out, str(world), settings(steps))
-            again = disturb(run, target, kills, steps, random.Random(f"{target}{world}"))
-            repeated += again
-            found = finished(run, steps)
-            good = found is not None and all(
-                math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE) for a, b in zip(found, expected, strict=True)
-            )
-            worst = math.nan if found is None else max(abs(a - b) for a, b in zip(found, expected, strict=True))
-            told(f"{target} x {len(again)}, {world} worker(s): losses differ by {worst:.2g} at most, repeated {again}")
-            if not good:
-                told(run.log.read_text(errors="replace")[-3000:])
-            figures[f"kills_{target}_{world}"] = at_least(float(good and len(again) == kills), 1.0, "share")
-            shutil.rmtree(out)
-    return {**figures, "repeated_most": at_most(max(repeated) / EVERY, 1.0, "of checkpoint_every")}
-
-
-def disturb(run: Run, target: str, kills: int, steps: int, chance: random.Random) -> list[int]:
-    """Kill the target at random steps; how many steps were done twice each time."""
-    at = sorted(chance.sample(range(2, steps - 2), kills))
-    again = []
-    for step in at:
-        if not wait(lambda step=step: run.step() >= step, run):
-            break
-        pids = run.workers()
-        victim = run.process.pid if target == "driver" else pids.get(0 if target == "first" else max(pids, default=0))
-        if victim is None:
-            break
-        reached = run.step()
-        os.kill(victim, signal.SIGKILL)
-        if target == "driver":
-            run.process.wait()
-            run.end()
-            run.start()
-        resumed = resumed_after(run, victim, reached)
-        if resumed is None:
-            break
-        again.append(max(reached - resumed, 0))
-        told(f"{target}: killed {victim} at step {reached}, went on from {resumed}")
-    return again
-
-
-def resumed_after(run: Run, victim: int, reached: int) -> int | None:
-    """The step that the run said it goes on from, once it has gone on."""
-    known = len(starts(run))
-
-    def gone_on() -> bool:
-        return len(starts(run)) > known
-
-    # It may already have said so between the kill and the first look; then the journal has been cut.
-    return starts(run)[-1] if wait(gone_on, run) else None
-
-
-def starts(run: Run) -> list[int]:
-    text = (run.out / "log.txt").read_text(encoding="utf-8") if (run.out / "log.txt").exists() else ""
-    found = re.findall(r"(?:goes on from step (\d+)|(begins)):", text)
-    return [int(step or 0) for step, _ in found]
-
-
-def wait(condition: Any, run: Run) -> bool:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        if run.process.poll() is not None:
-            return bool(condition())
-        time.sleep(0.01)
-    return False
-
-
-def finished(run: Run, steps: int) -> list[float] | None:
-    """Losses of all steps, or None if the run did not end well."""
-    try:
-        code = run.process.wait(PATIENCE_S)
-    except subprocess.TimeoutExpired:
-        code = -1
-    run.end()
-    losses = {line["step"]: line["loss"] for line in run.lines() if "loss" in line}
-    return [losses[s] for s in range(1, steps + 1)] if code == 0 and sorted(losses) == [*range(1, steps + 1)] else None
-
-
-ELASTIC = """
-import json, os, subprocess, sys, threading, time
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from training.resolve import resolve
-from training.outputs.journal import read_metrics
-from training.run.ray_job import fit_on_ray
-
-manifest, out, *config = sys.argv[1:]
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-second = [cluster.add_node(num_cpus=1)]
-ray.init(cluster.address)
-
-def reached(step):
-    while max((line["step"] for line in read_metrics(Path(out))), default=0) < step:
-        time.sleep(0.05)
-
-def shrink_and_grow():
-    reached(150)
-    cluster.remove_node(second[0], allow_graceful=False)
-    print("removed a node", time.time(), file=sys.stderr, flush=True)
-    reached(300)
-    ray_command = str(Path(sys.executable).with_name("ray"))  # Cluster.add_node wants the main thread
-    subprocess.run([ray_command, "start", "--address", cluster.address, "--num-cpus", "1"], check=True)
-    print("added a node", file=sys.stderr, flush=True)
-
-threading.Thread(target=shrink_and_grow, daemon=True).start()
-result = fit_on_ray(resolve("tiny", config), [manifest], Path(out), (1, 2), max_failures=100, resize_every=2.0)
-print(json.dumps(result))
-ray.shutdown()
-cluster.shutdown()
-"""
-
-
-def elastic_drill(folder: Path, manifest: Path) -> dict[str, Figure]:
-    from safetensors.torch import load_file
-
-    passes = 120  # Ray looks for new nodes every 20 seconds: the run has to last until it has seen one
-    steps = SAMPLES // BATCH * passes
-    config = settings(steps, f"moco.queue_size={SAMPLES}")
-    out = folder / "elastic"
-    words = [sys.executable, "-c", ELASTIC, str(manifest), str(out), *config]
-    process = subprocess.Popen(
-        words,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.DEVNULL,
-        stderr=(folder / "elastic.log").open("wb"),
-        start_new_session=True,
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="the short form of some drills, under 5 minutes")
+    parser.add_argument("--only", action="append", default=[], choices=DRILLS, metavar="NAME", help="this drill only")
+    parser.add_argument("--list", action="store_true", help="show the drills, and what is expected of each")
+    parser.add_argument(
+        "--kills", type=int, default=3, help="kills of each target in `train_ray`; 10 take half an hour"
     )
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="work in this folder, and keep it with all logs")
+    parser.add_argument("--inside", metavar="NAME", help=argparse.SUPPRESS)  # this process runs the drill itself
+    parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.list:
+        for name, drill in DRILLS.items():
+            print(f"{name:12} {(drill.run.__doc__ or '').splitlines()[0]}")
+        return 0
+    if args.inside:
+        return inside(
+            args.inside, Scene(args.keep, args.keep.parent / "undisturbed", args.port, args.quick, args.kills)
+        )
+    folder = args.keep or Path(tempfile.mkdtemp(prefix="wd"))  # short: a socket's path holds 107 bytes
     try:
-        code = process.wait(PATIENCE_S)
+        return everything(folder.absolute(), args)
+    finally:
+        if not args.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def everything(folder: Path, args: argparse.Namespace) -> int:
+    """Run the drills; the exit code."""
+    names = args.only or [name for name, drill in DRILLS.items() if drill.quick or not args.quick]
+    _adopt_orphans()
+    reference = folder / "undisturbed"
+    reference.mkdir(parents=True, exist_ok=True)
+    noted = reference / "port"  # a folder that was kept is used again, with the site on the same port
+    if not noted.exists():
+        noted.write_text(str(free_ports(1)[0]), encoding="utf-8")
+    scene = Scene(folder, reference, int(noted.read_text(encoding="utf-8")), args.quick, args.kills)
+    if not all(DRILLS[name].trains for name in names) and not (reference / "tars.json").exists():
+        prepare_build(scene)
+    if any(DRILLS[name].trains for name in names) and not (reference / "losses.json").exists():
+        drill_training.prepare(scene)
+    rows: list[dict[str, object]] = []
+    figures: dict[str, Figure] = {}
+    for name in names:
+        began = time.monotonic()
+        own, measured = one(name, scene, args)
+        rows += [{"drill": name, **asdict(row)} for row in own]
+        figures[f"drill_{name}"] = at_least(sum(row.held for row in own), len(own), "rows")
+        print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr)
+        figures |= measured
+    table(rows)
+    return report(figures, drills=rows)
+
+
+def prepare_build(scene: Scene) -> None:
+    """The undisturbed build, on a Ray of its own."""
+    began = time.monotonic()
+    with scene.source():
+        build = Build(scene, "undisturbed-build", place=str(scene.reference))
+        ended = build.ended(300)
+    if ended.code or command("verify", build.out).code:
+        raise SystemExit(f"the undisturbed build failed: {ended.tail()}")
+    tars = tars_of(build.out)
+    (scene.reference / "tars.json").write_text(json.dumps(tars), encoding="utf-8")
+    print(f"undisturbed build: {len(tars)} tars, {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def one(name: str, scene: Scene, args: argparse.Namespace) -> tuple[list[Row], dict[str, Figure]]:
+    """Run a drill in a process of its own: its rows and figures. What it leaves behind is killed."""
+    drill, folder = DRILLS[name], scene.folder / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    words = [sys.executable, __file__, "--inside", name, "--keep", str(folder), "--port", str(scene.port)]
+    words += ["--kills", str(args.kills), *(["--quick"] if scene.quick else [])]
+    if drill.unshared:
+        words = ["unshare", "-m" if os.geteuid() == 0 else "-rm", *words]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        printed, _ = process.communicate(timeout=drill.limit_s)
     except subprocess.TimeoutExpired:
-        code = -1
-    sweep(process.pid)
-    if code:
-        told((folder / "elastic.log").read_text(errors="replace")[-4000:])
-        return {"elastic_complete": at_least(0.0, 1.0, "share")}
-    ids = load_file(out / "checkpoints" / f"step-{steps:08d}" / "queues.safetensors")["image_queue.sample_ids_K"]
-    log = (out / "log.txt").read_text(encoding="utf-8")
-    sizes = [int(n) for n in re.findall(r"trained parameters, (\d+) process", log)]
-    told(f"elastic: {passes} epochs of {SAMPLES} samples on {sizes} workers, {len(set(ids.tolist()))} ids in the queue")
-    changes = sum(a != b for a, b in itertools.pairwise(sizes))
-    removed = re.search(r"removed a node ([\d.]+)", (folder / "elastic.log").read_text(errors="replace"))
-    again = [at for at in opened(log) if removed is not None and at > float(removed[1])]
-    away = again[0] - float(removed[1]) if removed is not None and again else math.nan
-    return {
-        "elastic_complete": at_least(len(set(ids.tolist())) / SAMPLES, 1.0, "share"),
-        "elastic_sizes": at_least(changes, 2, "changes"),
-        "elastic_away": at_most(away, 60.0, "s"),
-    }
+        process.kill()
+        printed, _ = process.communicate()
+        printed += json.dumps(asdict(Row("", "", f"not done after {drill.limit_s} s", held=False))) + "\n"
+    finally:
+        sweep()
+    rows, figures = [], {}
+    for line in printed.splitlines():
+        said = json.loads(line)
+        if "figures" in said:
+            figures |= {figure: Figure(**values) for figure, values in said["figures"].items()}
+        else:
+            rows.append(Row(**said))
+    return rows or [Row("", "", f"exit {process.returncode}, and nothing said", held=False)], figures
 
 
-def opened(log: str) -> list[float]:
-    """When, in seconds since 1970, the run of a log began and went on."""
-    found = re.findall(r"^(\S+ \S+),(\d+) INFO \w+ (?:begins|goes on from)", log, re.MULTILINE)
-    return [time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000 for at, ms in found]
+def inside(name: str, scene: Scene) -> int:
+    """The drill itself: prints its rows as lines of JSON, then its figures."""
+    began = time.monotonic()
+    try:
+        for row in DRILLS[name].run(scene):
+            print(json.dumps(asdict(replace(row, seconds=round(time.monotonic() - began, 1)))), flush=True)
+            show(name, row)
+            began = time.monotonic()
+    except (DrillFailed, subprocess.SubprocessError, OSError) as e:
+        failed = Row("", "", f"{type(e).__name__}: {e}", seconds=round(time.monotonic() - began, 1), held=False)
+        print(json.dumps(asdict(failed)), flush=True)
+        show(name, failed)
+    print(json.dumps({"figures": {name: asdict(figure) for name, figure in scene.figures.items()}}), flush=True)
+    return 0
 
 
-def told(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _adopt_orphans() -> None:
+    """Be the parent of what drills leave behind (PR_SET_CHILD_SUBREAPER of prctl(2)), so that it can be found."""
+    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
+
+
+def sweep() -> None:
+    """Kill whatever is left below this process."""
+    for _ in range(20):
+        left = descendants(os.getpid())
+        if not left:
+            return
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+            except OSError:
+                continue
+        time.sleep(0.2)
+
+
+COLUMNS = ("drill", "stage", "done and seen", "outcome", "s", "verify", "same", "held")
+
+
+def table(rows: list[dict[str, object]]) -> None:
+    """The table on stderr."""
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*COLUMNS, title="drills", show_lines=True)
+    for row in rows:
+        cells = [str(row[name]) for name in ("drill", "stage", "done", "outcome", "seconds", "verify", "same")]
+        shown.add_row(*cells, "yes" if row["held"] else "NO")
+    Console(stderr=True, width=max(160, shutil.get_terminal_size().columns)).print(shown)
+
+
+def show(name: str, row: Row) -> None:
+    words = [row.stage, row.done, row.outcome, row.verify and f"verify {row.verify}", row.same]
+    said = "; ".join(filter(None, words))
+    print(f"{name}: {said} [{'held' if row.held else 'DID NOT HOLD'}]", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -56,10 +56,10 @@ def quick(description: str) -> bool:
     return bool(parser.parse_args().quick)
 
 
-def report(figures: dict[str, Figure]) -> int:
-    """Print the table and the JSON line; the exit code."""
+def report(figures: dict[str, Figure], **more: object) -> int:
+    """Print the table and the JSON line, with what else belongs there by name; the exit code."""
     for name, figure in figures.items():
         verdict = "holds" if figure.holds else "DOES NOT HOLD"
         print(f"{name:40} {figure.value:>10} {figure.unit:8} bar {figure.bar:<8} {verdict}", file=sys.stderr)
-    print(json.dumps({"figures": {name: asdict(figure) for name, figure in figures.items()}}))
+    print(json.dumps({"figures": {name: asdict(figure) for name, figure in figures.items()}, **more}))
     return 0 if all(figure.holds for figure in figures.values()) else 1

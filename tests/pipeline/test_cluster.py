@@ -5,17 +5,21 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from data_specs.build import load
 from pipeline import cluster, run, watchdog
+from pipeline.actors import Actors
 from pipeline.errors import StageError
 from pipeline.store.build import Build
 from pipeline.watchdog import MARK
@@ -72,6 +76,22 @@ def test_a_cluster_where_nobody_listens_is_one_line_at_once(tmp_path, spec):
     assert "\n" not in str(e.value)
 
 
+def test_a_head_is_lost_when_nobody_has_listened_for_a_while_and_not_when_it_comes_back(monkeypatch) -> None:
+    monkeypatch.setattr(cluster, "HEAD_LOST_S", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        head = cluster._Head(address)
+        assert not head.is_lost()
+    assert not head.is_lost(), "Ray waits for a head that is started again"
+    time.sleep(0.4)
+    with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
+        assert not head.is_lost()
+    time.sleep(0.4)
+    assert head.is_lost()
+    assert str(head.error()).startswith(f"{address}: the head of the Ray cluster has been gone for ")
+    assert str(head.error()).endswith("run the same command again: what is committed stays")
+
+
 def test_a_cluster_that_is_gone_holds_no_publish_up(caplog: pytest.LogCaptureFixture) -> None:
     """Its metrics are not counted, and that is said."""
     published = False
@@ -90,6 +110,89 @@ def test_nothing_is_asked_of_a_cluster_that_it_has_not() -> None:
         "num_gpus": 0.5,
     }
     assert cluster.granted({"num_cpus": 0.5}, small) == {"num_cpus": 0.5}
+
+
+def test_a_task_asks_for_no_more_than_one_node_has() -> None:
+    """Two nodes of two CPUs have four, and none can run a task of three: it would wait without end."""
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 2.0, "memory": 5e9}},
+        {"Alive": True, "Resources": {"CPU": 1.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
+    ]
+    largest = cluster._largest_node(SimpleNamespace(nodes=lambda: nodes))
+    assert cluster.granted({"num_cpus": 3, "num_gpus": 0.5}, largest) == {"num_cpus": 2, "num_gpus": 0.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("losses", [1, 3])
+def test_a_partition_is_done_again_when_an_actor_that_it_used_is_gone(ray, tmp_path, spec, losses):
+    """Ray repeats a task whose own worker dies, and not one that an actor has left alone."""
+
+    class Holder:
+        def __init__(self, share: int) -> None:
+            self._share = share
+
+        def pid(self) -> int:
+            return os.getpid()
+
+    def holding(build: Build, partition: str) -> None:
+        with Actors(Holder, [(0,), (1,)]) as holders:
+            pids = holders.ask("pid", [(), ()])
+            tries = len(list(tmp_path.glob("try-*")))
+            (tmp_path / f"try-{tries}").touch()
+            if tries < losses:
+                os.kill(pids[1], signal.SIGKILL)
+            holders.ask("pid", [(), ()])
+        with build.stage("measure").attempt(partition) as attempt:
+            attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
+
+    build = replace(run.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
+    each = cluster.Cluster().each(build, "measure", holding, {"num_cpus": 1}, ["00000"])
+    if losses == 1:
+        assert list(each) == ["00000"]
+        assert build.stage("measure").partitions() == ["00000"]
+    else:
+        with pytest.raises(StageError, match=r"^measure/00000: failed: Actor"):
+            list(each)
+    assert len(list(tmp_path.glob("try-*"))) == min(losses + 1, 3)
+
+
+@pytest.mark.slow
+def test_a_build_needs_the_object_store_only_if_it_is_large_and_a_full_one_is_one_line(
+    ray, tmp_path, spec, monkeypatch
+):
+    def full(*_: object) -> None:
+        raise ray.exceptions.ObjectStoreFullError("no room")
+
+    def nothing(build: Build, partition: str) -> None:
+        with build.stage("measure").attempt(partition) as attempt:
+            attempt.commit({"seen": 0, "kept": 0, "dropped": 0})
+
+    build = replace(run.open_build(load(spec), str(tmp_path / "out")), fingerprints={"measure": "f" * 64})
+    monkeypatch.setattr(ray, "put", full)
+    assert list(cluster.Cluster().each(build, "measure", nothing, {"num_cpus": 1}, ["00000"])) == ["00000"]
+    large = replace(build, identities=tuple(str(i) for i in range(20_000)))
+    with pytest.raises(StageError, match=r"^ray: the object store of Ray is full .*run the same command again$"):
+        list(cluster.Cluster().each(large, "measure", nothing, {"num_cpus": 1}, ["00001"]))
+
+
+def test_a_crawl_state_that_finds_no_room_is_told_like_any_full_disk(tmp_path, spec):
+    def writing(*_: object) -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "small.sqlite")) as db:
+            db.execute("CREATE TABLE t (x TEXT)")
+            db.execute("PRAGMA max_page_count = 3")  # SQLITE_FULL, as of a disk
+            db.executemany("INSERT INTO t VALUES (?)", [("x" * 4000,)] * 10)
+
+    build = run.open_build(load(spec), str(tmp_path / "out"), str(tmp_path / "store"))
+    Path(build.folder.url).mkdir()
+    with pytest.raises(StageError, match=r"no space is left on its disk \(crawl/s\); make room and run the same"):
+        cluster.run_task(build, "crawl", writing, "s", "text")
+
+    def failing(*_: object) -> None:
+        raise sqlite3.OperationalError("disk I/O error")
+
+    with pytest.raises(sqlite3.OperationalError):  # of a disk with room: it fails in another way
+        cluster.run_task(build, "crawl", failing, "s", "text")
 
 
 def test_a_partition_costs_what_all_its_work_took_not_only_its_writing(tmp_path, spec):

@@ -19,7 +19,7 @@ from pipeline.errors import SourceError
 from pipeline.stages import crawl, extract
 from pipeline.store.partitions import DECISIONS
 from pipeline.store.takedowns import domain_hashes
-from pipeline.web import crawler
+from pipeline.web import crawler, policy
 from tests import odd_site
 from tests.crawled import html, run, site, take_down
 from tests.stages import run_stage
@@ -138,28 +138,86 @@ def test_a_site_that_answers_nothing_or_may_not_be_reached(serve, make_build):
     assert web.asked == []
 
 
-def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch):
-    monkeypatch.setattr(crawler, "MAX_STREAK", 3)
-    gone = []
+class Failing:
+    """A site of a start page and some others, which answers as an outage has it once the start page was asked for.
 
-    def page(handler) -> None:
-        if len(gone) < 1:
-            handler.connection.shutdown(socket.SHUT_RDWR)
-            return
-        handler.send_response(200)
+    status: of every answer while it lasts, 0: it hangs up. up: whether the outage is over. broken: pages that have an
+    outage of their own, for ever. ends_at: the request during the outage with which it is over.
+    """
+
+    def __init__(self, pages: int, status: int = 0, broken: tuple[str, ...] = (), ends_at: int = 10**6) -> None:
+        self.status, self.broken, self.ends_at, self.up, self.failed = status, broken, ends_at, False, 0
+        paths = [f"/{i}.html" for i in range(1, pages + 1)]
+        self.start = html(*paths, text="目录")
+        self.pages = dict.fromkeys(("/", "/robots.txt", *paths), self.answer)
+
+    def answer(self, handler) -> None:
+        begun = "/" in handler.web.asked[:-1]
+        if handler.path in self.broken or (begun and not self.up):
+            self.failed += handler.path not in self.broken
+            self.up = self.up or self.failed >= self.ends_at
+            if not self.status:
+                handler.connection.shutdown(socket.SHUT_RDWR)
+                return
+            status, body = self.status, b""
+        else:
+            status = 404 if handler.path == "/robots.txt" else 200
+            body = self.start if handler.path == "/" else html(text=handler.path)
+        handler.send_response(status)
         handler.send_header("Content-Type", "text/html")
-        handler.send_header("Content-Length", "0")
+        handler.send_header("Content-Length", str(len(body)))
         handler.end_headers()
+        handler.wfile.write(body)
 
-    web = serve({"/": html("/1.html", "/2.html", "/3.html", "/4.html"), **{f"/{i}.html": page for i in range(1, 5)}})
+
+@pytest.mark.parametrize("status", [0, 503, 429])
+@pytest.mark.parametrize("pages", [1, 2, 8])
+def test_a_host_that_goes_away_stops_the_crawl_which_goes_on_later(serve, make_build, monkeypatch, pages, status):
+    monkeypatch.setattr(crawler, "MAX_STREAK", 5)
+    monkeypatch.setattr(policy, "BACKOFF_S", 0.001)
+    failing = Failing(pages, status)
+    web = serve(failing.pages)
     build = make_build(web, sources=site(web.url()))
-    with pytest.raises(SourceError, match="3 requests in a row failed"):
+    row = min(2 * pages, 5)
+    with pytest.raises(
+        SourceError, match=f"{row} requests in a row failed, and the host is down .*; start again to go"
+    ):
         crawl.run_partition(build, "s")
-    gone.append(True)
+    failing.up = True
     _, bodies, reasons = run(build)
-    assert len(bodies) == 5
+    assert len(bodies) == 1 + pages
     assert reasons == {}
     assert web.asked.count("/") == 1
+
+
+@pytest.mark.parametrize(("pages", "ends_at"), [(1, 2), (3, 6), (8, 5), (8, 12)])
+def test_pages_that_were_lost_while_a_host_was_down_are_asked_for_once_it_is_up(
+    serve, make_build, monkeypatch, pages, ends_at
+):
+    monkeypatch.setattr(crawler, "MAX_STREAK", 5)
+    monkeypatch.setattr(policy, "BACKOFF_S", 0.001)
+    failing = Failing(pages, 503, ends_at=ends_at)
+    failing.pages["/robots.txt"] = (404, {}, b"")  # by the time it is asked the outage is over
+    web = serve(failing.pages)
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert failing.failed == ends_at
+    assert len(bodies) == 1 + pages
+    assert reasons == {}
+
+
+def test_pages_that_never_answer_end_no_crawl_of_a_host_that_is_up(serve, make_build, monkeypatch):
+    """Such a crawl could never end: it stopped at the same pages each time that it was started again."""
+    monkeypatch.setattr(crawler, "MAX_STREAK", 3)
+    monkeypatch.setattr(policy, "BACKOFF_S", 0.001)
+    broken = tuple(f"/{i}.html" for i in range(1, 7))
+    failing = Failing(8, broken=broken)
+    failing.up = True
+    web = serve(failing.pages)
+    _, bodies, reasons = run(make_build(web, sources=site(web.url())))
+    assert set(bodies) == {web.url("/"), web.url("/7.html"), web.url("/8.html")}
+    assert reasons == dict.fromkeys(map(web.url, broken), "connection")
+    tries = 2 * policy.TRIES  # twice each in two rounds; aiohttp repeats a request whose kept connection was closed
+    assert max(web.asked.count(path) for path in broken) <= 2 * tries
 
 
 KILLED = """

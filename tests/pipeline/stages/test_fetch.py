@@ -72,6 +72,21 @@ def test_a_fault_of_ours_is_not_swallowed_by_the_downloader(serve, make_build, m
     assert build.stage("fetch").records() == []
 
 
+@pytest.mark.parametrize("status", [404, 503])
+def test_a_failure_that_a_wrong_clock_put_into_the_future_is_asked_for_again(serve, make_build, monkeypatch, status):
+    """With the clock a year ahead even a failure that may pass at once would have held for a year."""
+    web = serve({"/robots.txt": (404, {}, b""), "/a.png": (status, {}, b"")})
+    url, now = web.url("/a.png"), _spool.rfc3339
+    with monkeypatch.context() as patch:
+        patch.setattr(_spool, "rfc3339", lambda later_s=0.0: now(later_s + 365 * 24 * 3600))
+        assert run(make_build(web, out="one", sources=SITE), url)[url]["reason"] == "http_status"
+    web.pages["/a.png"] = picture(1)
+    assert run(make_build(web, out="two", sources=SITE), url)[url]["ok"]
+    web.asked.clear()
+    assert run(make_build(web, out="three", sources=SITE), url)[url]["ok"], "the later of the two counts"
+    assert "/a.png" not in web.asked
+
+
 KILLED = """
 import sys
 from data_specs.build import BuildSpec

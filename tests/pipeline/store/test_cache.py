@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import shutil
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,17 @@ def test_it_is_a_dictionary_in_which_the_last_commit_wins(
             expected.update(dict.fromkeys(keys, i))
         for wanted in ([], ["a", "b"], list("abcdefghij")):
             assert values(made.get(wanted)) == {k: v for k, v in expected.items() if k in wanted}
+
+
+def test_the_last_commit_wins_whatever_the_clock_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock of a machine was ahead for a day: what is put when it is right again must not lose for a day."""
+    made, now = in_folder(tmp_path), time.time_ns()
+    for value, at in enumerate((now, now + 10**14, now + 1, now + 2, now - 10**14)):
+        monkeypatch.setattr(time, "time_ns", lambda at=at: at)
+        made.put(rows("a", value=value))
+        assert values(made.get(["a"])) == {"a": value}
+        shutil.rmtree(tmp_path / "_index")
+        assert values(made.get(["a"])) == {"a": value}, "by an index that was made again too"
 
 
 def test_index_files_stay_few_and_the_commits_all_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

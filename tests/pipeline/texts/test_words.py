@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jieba
 import pytest
 from hypothesis import given
@@ -30,3 +35,22 @@ def test_a_text_weighs_its_characters_at_most_and_a_latin_word_as_much_as_a_thir
     assert 0 <= weight(text) <= sum(map(len, text.split()))
     assert weight("three English words") == pytest.approx(4)
     assert weight("云" + text) == pytest.approx(1 + weight(text))
+
+
+COUNTING = """
+import shutil, sys
+from types import SimpleNamespace
+shutil.disk_usage = lambda folder: SimpleNamespace(free=int(sys.argv[1]))
+from pipeline.texts.words import count_words
+print(count_words("故宫雪景"))
+"""
+
+
+@pytest.mark.parametrize(("free", "kept"), [(1 << 20, []), (1 << 30, ["jieba.cache"])])
+def test_a_temporary_folder_without_room_is_not_filled_by_the_dictionary(tmp_path: Path, free: int, kept: list[str]):
+    """jieba left what it had written of it when the disk was full, and printed a traceback."""
+    environment = os.environ | {"TMPDIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[3])}
+    words = [sys.executable, "-c", COUNTING, str(free)]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("2\n", "")
+    assert [path.name for path in tmp_path.iterdir()] == kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import email.utils
 import re
 import subprocess
 import sys
@@ -106,6 +108,18 @@ def test_retry_after():
     assert policy.retry_after_seconds("Wed, 21 Oct 2015 07:28:00 GMT") == 0
     assert policy.retry_after_seconds(None) is None
     assert policy.retry_after_seconds("soon") is None
+
+
+@pytest.mark.parametrize("hours", [-24 * 365 * 50, -5, 0, 30])
+def test_a_date_of_retry_after_counts_from_the_clock_of_the_host(hours: float) -> None:
+    """Ours may be wrong: an hour behind, it would take a pause of a minute for one that is too long to wait for."""
+    now = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=hours)
+    later = now + datetime.timedelta(seconds=60)
+    date, until = (email.utils.format_datetime(when, usegmt=True) for when in (now, later))
+    assert policy.retry_after_seconds(until, date) == 60
+    assert policy.retry_of(True, until, date) == policy.Retry(True, 60.0)
+    assert policy.retry_after_seconds("7", date) == 7
+    assert policy.retry_after_seconds(until, "noon") == pytest.approx(max(0.0, 3600 * hours + 60), abs=5)
 
 
 @pytest.mark.parametrize(

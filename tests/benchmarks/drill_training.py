@@ -1,0 +1,424 @@
+"""Drills of training: the agent of torchrun, a rank's disk, and kills and changes of the workers of Ray Train.
+
+    agent         torchrun's agent is killed while an orphan of it is frozen and holds the run's lock
+    rank_disk     a rank whose disk lacks the checkpoint from which the others go on
+    train_ray     kills of a worker, of rank 0 and of the driver: `kills_TARGET_N` on N workers, `repeated_most`: most
+                  steps that were done twice after one kill, as a share of run.checkpoint_every
+    elastic       an epoch on 2, 1 and 2 workers: `elastic_complete`, share of its samples that are in the queue exactly
+                  once (K is the number of samples, so the queue is the order in which they were consumed);
+                  `elastic_sizes`, changes; `elastic_away`, seconds from the loss of a node until the run goes on
+
+One run of `train_ray` takes all kills of its target: Ray starts lost workers again, this program a lost driver.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from drilling import Row, Scene, environment_of, is_running, wait_for
+from harness import Figure, at_least, at_most
+from ray_nodes import children
+from services import ROOT, DrillFailed
+
+EVERY, BATCH, SAMPLES = 5, 12, 240
+TOLERANCE = 1e-5
+PATIENCE_S = 400.0
+STEPS = 8 * EVERY
+"""Steps of the runs under torchrun."""
+
+
+def prepare(scene: Scene) -> None:
+    """The dataset, and the undisturbed run of two ranks under torchrun."""
+    began = time.monotonic()
+    manifest = make_dataset(scene.reference / "data")
+    run = Torchrun(manifest, scene.reference / "torchrun")
+    run.start()
+    losses = run.finished()
+    if losses is None:
+        raise SystemExit(f"the undisturbed training failed: {run.said()[-3000:]}")
+    (scene.reference / "losses.json").write_text(json.dumps(losses), encoding="utf-8")
+    print(f"undisturbed training: {len(losses)} steps, {time.monotonic() - began:.0f} s", file=sys.stderr)
+
+
+def make_dataset(folder: Path) -> Path:
+    """A dataset of the tests' own making: small JPEGs in four shards."""
+    spec = importlib.util.spec_from_file_location("made", ROOT / "tests" / "training" / "conftest.py")
+    assert spec is not None
+    assert spec.loader is not None
+    made = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(made)
+    root = folder / "shards"
+    root.mkdir(parents=True)
+    shards = []
+    for number in range(4):
+        numbers = range(number * SAMPLES // 4, (number + 1) * SAMPLES // 4)
+        pictures = [made.picture(n) for n in numbers]
+        shards.append(
+            made.write_shard(root, "train", number, [made.sample(n, "train") for n in numbers], pictures, None)
+        )
+    path: Path = made.write_manifest(root, shards)
+    return path
+
+
+def manifest_of(scene: Scene) -> Path:
+    return scene.reference / "data" / "shards" / "manifest.json"
+
+
+def settings(steps: int, *more: str) -> list[str]:
+    return [
+        f"run.epochs={steps * BATCH / SAMPLES}",
+        f"run.batch_size={BATCH}",
+        f"run.checkpoint_every={EVERY}",
+        "run.log_every=1",
+        "run.tracker=none",
+        "run.stop_on_collapse=false",  # pictures of noise: there is little to learn
+        "data.window_shards=2",
+        *more,
+    ]
+
+
+class Run:
+    """A training as processes of a session of their own, watched through its folder."""
+
+    def __init__(self, out: Path, command: list[str]) -> None:
+        self.out, self.command, self.log = out, command, out.with_name(f"{out.name}.log")
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command, cwd=ROOT, env=environment_of(), stdout=log, stderr=log, start_new_session=True
+            )
+
+    def said(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def step(self) -> int:
+        """Last recorded step."""
+        return max((int(line["step"]) for line in self.lines()), default=0)
+
+    def lines(self) -> list[dict[str, Any]]:
+        try:
+            text = (self.out / "metrics.jsonl").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        found = []
+        for line in text.splitlines():
+            try:
+                found.append(json.loads(line))
+            except ValueError:
+                break
+        return found
+
+    def first(self) -> int:
+        """The process of rank 0, 0 if it has not begun."""
+        with contextlib.suppress(OSError, ValueError):
+            return int(json.loads((self.out / "environment.json").read_text(encoding="utf-8"))["pid"])
+        return 0
+
+    def starts(self) -> list[int]:
+        """The steps from which the run began and went on, as its log says."""
+        with contextlib.suppress(OSError):
+            text = (self.out / "log.txt").read_text(encoding="utf-8")
+            return [int(step or 0) for step, _ in re.findall(r"(?:goes on from step (\d+)|(begins)):", text)]
+        return []
+
+    def until(self, condition: Callable[[], bool]) -> bool:
+        """Wait until a condition holds; False if the run has ended before, or it takes too long."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            if condition():
+                return True
+            if self.process.poll() is not None:
+                return bool(condition())
+            time.sleep(0.01)
+        return False
+
+    def finished(self, steps: int = STEPS) -> list[float] | None:
+        """Losses of all steps, or None if the run did not end well."""
+        try:
+            code = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            code = -1
+        self.end()
+        losses = {line["step"]: line["loss"] for line in self.lines() if "loss" in line}
+        whole = code == 0 and sorted(losses) == [*range(1, steps + 1)]
+        return [losses[s] for s in range(1, steps + 1)] if whole else None
+
+    def end(self) -> None:
+        """Kill what is left of its session (Ray's daemons leave the group, not the session)."""
+        for pid in of_session(self.process.pid):
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def fit(manifest: Path, out: str, config: list[str]) -> list[str]:
+    """The words of `wenlan-train fit` behind `python`."""
+    words = ["-m", "training", "fit", "--recipe", "tiny", "--data", str(manifest), "--out", out, "--json"]
+    return [*words, *(word for setting in config for word in ("--set", setting))]
+
+
+class Torchrun(Run):
+    """Two ranks under torchrun; `disks`: each rank has a folder of its own, OUT-0 and OUT-1."""
+
+    def __init__(self, manifest: Path, out: Path, disks: bool = False) -> None:
+        agent = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        if disks:
+            script = f'exec {sys.executable} "$@" --out "{out}-$LOCAL_RANK"'
+            words = [word for word in fit(manifest, "", settings(STEPS)) if word not in ("--out", "")]
+            super().__init__(Path(f"{out}-0"), [*agent, "--no-python", "bash", "-c", script, "rank", *words])
+        else:
+            super().__init__(out, [*agent, *fit(manifest, str(out), settings(STEPS))])
+
+    def ranks(self) -> list[int]:
+        """Processes of the ranks, which are children of the agent in sessions of their own, rank 0 first."""
+        first = self.first()
+        return sorted(children(self.process.pid), key=lambda pid: pid != first)
+
+
+def of_session(session: int) -> list[int]:
+    """Live processes of a session that this program began."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[3]) == session and fields[0] != "Z":
+            found.append(int(path.parent.name))
+    return found
+
+
+def command_of(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def compared(losses: list[float] | None, expected: list[float]) -> tuple[bool, str]:
+    """Whether the losses are the expected ones, and in words."""
+    if losses is None or len(losses) != len(expected):
+        return False, "NO TRACE: the run did not end well"
+    worst = max(abs(a - b) for a, b in zip(losses, expected, strict=True))
+    good = all(math.isclose(a, b, rel_tol=0, abs_tol=TOLERANCE) for a, b in zip(losses, expected, strict=True))
+    return good, f"{len(losses)} losses {'equal' if good else 'DIFFER'}, by {worst:.2g} at most"
+
+
+def _expected(scene: Scene) -> list[float]:
+    return list(json.loads((scene.reference / "losses.json").read_text(encoding="utf-8")))
+
+
+def agent(scene: Scene) -> Iterator[Row]:
+    """torchrun's agent is killed, and an orphan holds the lock: the same command waits, and goes on as undisturbed."""
+    run = Torchrun(manifest_of(scene), scene.folder / "run")
+    run.start()
+    if not run.until(lambda: run.step() > 2 * EVERY and run.first() in run.ranks() and len(run.ranks()) == 2):
+        raise DrillFailed(f"did not hit: the run did not get there: {run.said()[-1500:]}")
+    agent, ranks, reached = run.process.pid, run.ranks(), run.step()
+    os.kill(ranks[0], signal.SIGSTOP)  # rank 0 has the lock, and keeps it as long as it is there
+    os.kill(agent, signal.SIGKILL)
+    run.process.wait()
+    wait_for("the end of the other orphan", 60, lambda: not is_running(ranks[1]))
+    began, known, lock = time.monotonic(), len(run.starts()), run.out / ".lock"
+    run.start()
+    wait_for("the new ranks to ask for the lock", 180, lambda: any(_has_open(pid, lock) for pid in run.ranks()))
+    time.sleep(3.0)
+    waited = len(run.starts()) == known and run.process.poll() is None
+    os.kill(ranks[0], signal.SIGCONT)
+    wait_for("the end of the orphan with the lock", 60, lambda: not is_running(ranks[0]))
+    held = time.monotonic() - began
+    good, words = compared(run.finished(), _expected(scene))
+    again = run.starts()[known:]
+    done = f"agent {agent} killed at step {reached}; orphan {ranks[0]} kept the lock {held:.0f} s, {ranks[1]} had ended"
+    outcome = f"waited for the lock: {waited}; went on from step {again}"
+    yield Row("step", done, outcome, same=words, held=good and waited and again[:1] == [reached // EVERY * EVERY])
+
+
+def _has_open(pid: int, path: Path) -> bool:
+    """Whether a process has a file open."""
+    with contextlib.suppress(OSError):
+        return any(link.resolve() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    return False
+
+
+def rank_on_another_disk(scene: Scene) -> Iterator[Row]:
+    """Rank 1's disk lacks the checkpoint: all ranks stop in one line; with it there, they go on as undisturbed."""
+    run = Torchrun(manifest_of(scene), scene.folder / "disk", disks=True)
+    one, two = (Path(f"{scene.folder}/disk-{rank}") for rank in (0, 1))
+    started = Torchrun(manifest_of(scene), scene.folder / "first")
+    started.start()
+    if not started.until(lambda: (started.out / "checkpoints" / f"step-{2 * EVERY:08d}").is_dir()):
+        raise DrillFailed(f"did not hit: no checkpoint: {started.said()[-1500:]}")
+    started.end()
+    started.process.wait()
+    shutil.copytree(started.out, one)
+    newest = sorted((one / "checkpoints").glob("step-????????"))[-1].name
+    run.start()
+    code = run.process.wait(PATIENCE_S)
+    run.end()
+    lines = [line for line in run.said().splitlines() if line.startswith("wenlan-train: ")]
+    good = code != 0 and len(lines) == 1 and "missing, but rank 0 goes on from" in lines[0] and newest in lines[0]
+    saved = sorted(path.name for path in two.glob("checkpoints/step-????????"))
+    done = f"disk-0 has {newest}, disk-1 none"
+    yield Row("start", done, "; ".join(lines) or f"exit {code}: {run.said()[-1500:]}", held=good and not saved)
+    shutil.copytree(one / "checkpoints", two / "checkpoints", dirs_exist_ok=True)
+    run.start()
+    good, words = compared(run.finished(), _expected(scene))
+    yield Row("start", f"disk-1 has {newest} too", f"went on from step {run.starts()[-1:]}", same=words, held=good)
+
+
+class OnRay(Run):
+    """The command `wenlan-train fit --workers`."""
+
+    def __init__(self, manifest: Path, out: Path, workers: int, steps: int) -> None:
+        words = [*fit(manifest, str(out), settings(steps)), "--workers", str(workers), "--max-failures", "100"]
+        super().__init__(out, [sys.executable, *words])
+        self.start()
+
+    def workers(self) -> dict[int, int]:
+        """pid by rank of the live workers. The first is in environment.json; others differ in nothing that matters."""
+        every = [pid for pid in of_session(self.process.pid) if "RayTrainWorker" in command_of(pid)]
+        first = self.first()
+        others = [pid for pid in every if pid != first]
+        return ({0: first} if first in every else {}) | dict(enumerate(others, 1))
+
+
+def kills_on_ray(scene: Scene) -> Iterator[Row]:
+    """Workers, rank 0 and the driver of a run on Ray Train are killed at random steps: it ends with the same losses."""
+    kills, worlds = (1, (2,)) if scene.quick else (scene.kills, (1, 2))
+    steps = 12 * EVERY * max(1, kills // 5) if kills > 1 else 8 * EVERY
+    repeated = [0]
+    for world in worlds:
+        whole = OnRay(manifest_of(scene), scene.folder / f"whole-{world}", world, steps)
+        expected = whole.finished(steps)
+        if expected is None:
+            raise DrillFailed(f"the undisturbed run failed: {whole.said()[-1500:]}")
+        for target in ("worker", "first", "driver"):
+            out = scene.folder / f"{target}-{world}"
+            run = OnRay(manifest_of(scene), out, world, steps)
+            again = disturb(run, target, kills, steps, random.Random(f"{target}{world}"))
+            repeated += again
+            good, words = compared(run.finished(steps), expected)
+            held = good and len(again) == kills
+            scene.figures[f"kills_{target}_{world}"] = at_least(float(held), 1.0, "share")
+            done = f"{len(again)} kills of {target} of {world} worker(s); {again} steps were done twice"
+            yield Row("step", done, "went on" if good else run.said()[-1500:], same=words, held=held)
+            shutil.rmtree(out, ignore_errors=True)
+    scene.figures["repeated_most"] = at_most(max(repeated) / EVERY, 1.0, "of checkpoint_every")
+
+
+def disturb(run: OnRay, target: str, kills: int, steps: int, chance: random.Random) -> list[int]:
+    """Kill the target at random steps; how many steps were done twice each time."""
+    at = sorted(chance.sample(range(2, steps - 2), kills))
+    again = []
+    for step in at:
+        if not run.until(lambda step=step: run.step() >= step):  # type: ignore[misc]
+            break
+        pids = run.workers()
+        victim = run.process.pid if target == "driver" else pids.get(0 if target == "first" else max(pids, default=0))
+        if victim is None:
+            break
+        reached, known = run.step(), len(run.starts())
+        os.kill(victim, signal.SIGKILL)
+        if target == "driver":
+            run.process.wait()
+            run.end()
+            run.start()
+        # It may have gone on between the kill and the first look; then the journal has been cut.
+        if not run.until(lambda known=known: len(run.starts()) > known):  # type: ignore[misc]
+            break
+        resumed = run.starts()[-1]
+        again.append(max(reached - resumed, 0))
+        print(f"{target}: killed {victim} at step {reached}, went on from {resumed}", file=sys.stderr, flush=True)
+    return again
+
+
+ELASTIC = """
+import json, os, subprocess, sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from training.resolve import resolve
+from training.outputs.journal import read_metrics
+from training.run.ray_job import fit_on_ray
+
+manifest, out, *config = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+second = [cluster.add_node(num_cpus=1)]
+ray.init(cluster.address)
+
+def reached(step):
+    while max((line["step"] for line in read_metrics(Path(out))), default=0) < step:
+        time.sleep(0.05)
+
+def shrink_and_grow():
+    reached(150)
+    cluster.remove_node(second[0], allow_graceful=False)
+    print("removed a node", time.time(), file=sys.stderr, flush=True)
+    reached(300)
+    ray_command = str(Path(sys.executable).with_name("ray"))  # Cluster.add_node wants the main thread
+    subprocess.run([ray_command, "start", "--address", cluster.address, "--num-cpus", "1"], check=True)
+    print("added a node", file=sys.stderr, flush=True)
+
+threading.Thread(target=shrink_and_grow, daemon=True).start()
+result = fit_on_ray(resolve("tiny", config), [manifest], Path(out), (1, 2), max_failures=100, resize_every=2.0)
+print(json.dumps(result))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+def elastic(scene: Scene) -> Iterator[Row]:
+    """A node is lost and another one joins while a run trains: each sample of each epoch is used exactly once."""
+    from safetensors.torch import load_file
+
+    passes = 120  # Ray looks for new nodes every 20 seconds: the run has to last until it has seen one
+    steps = SAMPLES // BATCH * passes
+    config = settings(steps, f"moco.queue_size={SAMPLES}")
+    run = Run(scene.folder / "elastic", [])
+    run.command = [sys.executable, "-c", ELASTIC, str(manifest_of(scene)), str(run.out), *config]
+    run.start()
+    try:
+        code = run.process.wait(2 * PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        code = -1
+    run.end()
+    if code:
+        raise DrillFailed(f"the run did not end well: {run.said()[-3000:]}")
+    ids = load_file(run.out / "checkpoints" / f"step-{steps:08d}" / "queues.safetensors")["image_queue.sample_ids_K"]
+    log = (run.out / "log.txt").read_text(encoding="utf-8")
+    sizes = [int(n) for n in re.findall(r"trained parameters, (\d+) process", log)]
+    changes = sum(a != b for a, b in itertools.pairwise(sizes))
+    removed = re.search(r"removed a node ([\d.]+)", run.said())
+    again = [at for at in opened(log) if removed is not None and at > float(removed[1])]
+    away = again[0] - float(removed[1]) if removed is not None and again else math.nan
+    figures: dict[str, Figure] = {
+        "elastic_complete": at_least(len(set(ids.tolist())) / SAMPLES, 1.0, "share"),
+        "elastic_sizes": at_least(changes, 2, "changes"),
+        "elastic_away": at_most(away, 60.0, "s"),
+    }
+    scene.figures |= figures
+    done = f"{passes} epochs of {SAMPLES} samples on {sizes} workers"
+    outcome = f"{len(set(ids.tolist()))} ids in the queue; {away:.0f} s until the run went on without the node"
+    yield Row("step", done, outcome, held=all(figure.holds for figure in figures.values()))
+
+
+def opened(log: str) -> list[float]:
+    """When, in seconds since 1970, the run of a log began and went on."""
+    found = re.findall(r"^(\S+ \S+),(\d+) INFO \w+ (?:begins|goes on from)", log, re.MULTILINE)
+    return [time.mktime(time.strptime(at, "%Y-%m-%d %H:%M:%S")) + int(ms) / 1000 for at, ms in found]
