@@ -89,6 +89,18 @@ class Trunk(nn.Module):
         return self
 
     def forward(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        regions_BRD = self._tokens(map_BCHW, batch)
+        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return features_BD
+
+    def seen_regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """Every box as the encoder layers leave it, having seen the others: [B, R, width], what the mean is of."""
+        regions_BRD = self._tokens(map_BCHW, batch)
+        seen_BRD: Tensor = self.head.parts(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return seen_BRD
+
+    def _tokens(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """What the encoder layers see of every box: [B, R, width]."""
         for stage in self.backbone.values():
             map_BCHW = run_stage(stage, map_BCHW, recompute=self.recompute)
         regions_BRD = unit(self.regions(map_BCHW, batch))
@@ -96,8 +108,7 @@ class Trunk(nn.Module):
             height, width = batch.images_B3HW.shape[-2:]
             sides_4 = regions_BRD.new_tensor([width, height, width, height])
             regions_BRD = regions_BRD + self.boxes(batch.boxes_BR4.to(regions_BRD.dtype) / sides_4)
-        features_BD: Tensor = self.head(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
-        return features_BD
+        return regions_BRD
 
     def regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         """Each box's mean of the map under the 1x1 convolution: [B, R, width]."""
