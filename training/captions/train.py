@@ -23,10 +23,11 @@ from typing import Any
 
 import torch
 
+from data_specs.extras import require
 from training.captions import checkpoint
 from training.captions.checkpoint import Captioner, State
 from training.captions.decoder import CaptionerConfig, beam_search
-from training.captions.metrics import cider
+from training.captions.metrics import COCO, cider
 from training.captions.regions import Captioned, open_captioned
 from training.data.order import fraction, seed_of
 from training.errors import ConfigError, RunError
@@ -79,6 +80,8 @@ def fit_captioner(
     Raises ConfigError (bad usage), CheckpointError, ContractError (bad data), InputError, RunError. One line each.
     """
     started = time.monotonic()
+    if config.eval_epochs:
+        require(COCO)
     with writing_to(out), owned(out), terminated() as leave:
         loaded = load(path, device)
         train = open_captioned(loaded, data, "train", cache, detector)
