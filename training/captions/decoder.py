@@ -17,6 +17,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Annotated
 
 import torch
@@ -95,8 +96,11 @@ class Vocabulary:
 
     def encode(self, caption: str, most: int) -> list[int]:
         """BEGIN, the ids of at most `most` characters, END."""
-        ids = {character: number for number, character in enumerate(self.characters, UNKNOWN + 1)}
-        return [BEGIN, *(ids.get(c, UNKNOWN) for c in folded(caption)[:most]), END]
+        return [BEGIN, *(self._ids.get(c, UNKNOWN) for c in folded(caption)[:most]), END]
+
+    @cached_property
+    def _ids(self) -> dict[str, int]:
+        return {character: number for number, character in enumerate(self.characters, UNKNOWN + 1)}
 
     def decode(self, ids: Iterable[int]) -> str:
         """The characters up to END; the marks are left out."""

@@ -152,6 +152,7 @@ class _Training:
         self.steps = max(1, math.ceil(config.epochs * self.of_epoch))
         self.eval_steps = max(1, round(config.eval_epochs * self.of_epoch))
         self.loss: float | None = None
+        self.epoch, self.order = -1, list[int]()
 
     def _taken_up(self, start: Path) -> Captioner:
         """The captioner of the run's own checkpoint. Raises ConfigError, RunError if it began otherwise."""
@@ -208,9 +209,10 @@ class _Training:
     def _batch(self, step: int) -> tuple[list[int], list[str]]:
         """Images of a step and one caption of each, by the order of its epoch."""
         epoch, inside = divmod(step, self.of_epoch)
-        generator = torch.Generator().manual_seed(seed_of("captions", self.config.seed, epoch))
-        order = torch.randperm(len(self.train), generator=generator).tolist()
-        rows = order[inside * self.config.batch_size : (inside + 1) * self.config.batch_size]
+        if epoch != self.epoch:
+            generator = torch.Generator().manual_seed(seed_of("captions", self.config.seed, epoch))
+            self.order, self.epoch = torch.randperm(len(self.train), generator=generator).tolist(), epoch
+        rows = self.order[inside * self.config.batch_size : (inside + 1) * self.config.batch_size]
         captions = []
         for row in rows:
             of_image = self.train.captions[row]
