@@ -106,18 +106,18 @@ def _pack(name: str, benchmark: Benchmark, folder: Path, stem: str, part: str) -
         for number, picture in enumerate(benchmark.pictures()):
             if picture.id not in captions:
                 continue
-            image = picture.read()
-            suffix = _suffix(image)
+            content = picture.read()
+            suffix = _suffix(content)
             if suffix is None:
                 LOG.warning("image left out: %s: neither JPEG, PNG nor WebP", picture.id)
                 continue
-            one = parts[0] if part != "train" or _is_dev(image) else "train"
+            one = parts[0] if part != "train" or _is_dev(content) else "train"
             counts[one] += 1
             text = "\n".join(captions[picture.id]).encode()
-            for ending, content in ((suffix, image), ("txt", text)):
+            for ending, data in ((suffix, content), ("txt", text)):
                 member = tarfile.TarInfo(f"{number:08d}.{ending}")
-                member.size = len(content)
-                tars[one].addfile(member, io.BytesIO(content))
+                member.size = len(data)
+                tars[one].addfile(member, io.BytesIO(data))
         if not counts[part]:
             raise InputError(name, f"no image with a caption in the {part} split")
     if not counts[parts[0]]:
