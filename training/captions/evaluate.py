@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,11 +34,9 @@ from training.data.order import fraction
 from training.data.transforms import UnreadableImage
 from training.errors import InputError
 from training.outputs.whole import INDEX
+from training.towers.layers import present
 from training.use.embed import text_features
 from training.use.load import BATCH, Boxes, Loaded, load
-
-if TYPE_CHECKING:
-    import torch
 
 LOG = logging.getLogger(__name__)
 
@@ -179,7 +177,7 @@ def caption_files(
                 raise InputError(file, str(e)) from None
         batch = loaded.image_batch([image for image, _ in opened], [boxes_R4 for _, boxes_R4 in opened])
         regions_BRW, _ = see(loaded, batch)
-        present_BR = _places(regions_BRW) < batch.n_boxes_B[:, None]
+        present_BR = present(batch.n_boxes_B, regions_BRW.shape[1])
         found = beam_search(
             captioner.decoder,
             regions_BRW.half().float().to(loaded.device),  # as the cache holds those of training
@@ -187,8 +185,8 @@ def caption_files(
             beams=beams or captioner.config.beams,
             length_power=captioner.config.length_power,
         )
-        for file, of_image in zip(some, found, strict=True):
-            ids, score = of_image[0]
+        for file, ranked in zip(some, found, strict=True):
+            ids, score = ranked[0]
             text = captioner.vocabulary.decode(ids)
             written.append({"image": file, "caption": text, "log_probability": score})
     return written
@@ -259,9 +257,3 @@ def _interval(values_N: _Numbers) -> list[float]:
     drawn = np.random.default_rng(0).integers(0, len(values_N), (RESAMPLED, len(values_N)))
     low, high = np.quantile(values_N[drawn].mean(1), (0.025, 0.975))
     return [float(low), float(high)]
-
-
-def _places(regions_BRW: torch.Tensor) -> torch.Tensor:
-    import torch
-
-    return torch.arange(regions_BRW.shape[1])

@@ -93,10 +93,17 @@ def open_captioned(
     if not folder.exists():
         _compute(loaded, dataset, folder)
     about = json.loads((folder / "about.json").read_bytes())
-    arrays = [np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("regions", "n_regions", "features")]
     captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
     dataset.close()
-    return Captioned(dataset.name, digest, *arrays, captions, about["corrupt"])
+    return Captioned(
+        name=dataset.name,
+        digest=digest,
+        regions_NRW=np.load(folder / "regions.npy", mmap_mode="r"),
+        n_regions_N=np.load(folder / "n_regions.npy", mmap_mode="r"),
+        features_ND=np.load(folder / "features.npy", mmap_mode="r"),
+        captions=captions,
+        corrupt=about["corrupt"],
+    )
 
 
 def captions_of(row: Row) -> tuple[str, ...]:
@@ -133,9 +140,7 @@ def _compute(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
         for number, regions_RW, feature_D in _seen(loaded, loader):
             if regions is None:
                 shape = len(dataset), most, regions_RW.shape[1]
-                regions = np.lib.format.open_memmap(  # type: ignore[no-untyped-call]
-                    temporary / "regions.npy", "w+", dtype=np.float16, shape=shape
-                )
+                regions = np.lib.format.open_memmap(temporary / "regions.npy", "w+", dtype=np.float16, shape=shape)
             regions[len(rows), : len(regions_RW)] = regions_RW
             rows.append(number)
             counts.append(len(regions_RW))
