@@ -1,10 +1,13 @@
 """The captioner: a Transformer decoder that writes a caption, character by character, on an image's region features.
 
-    regions [B, R, W] -> Linear, LayerNorm -> memory of the decoder layers (cross-attention)
+    regions [B, R, W] -> standardised -> Linear, LayerNorm -> memory of the decoder layers (cross-attention)
     characters so far [B, L] -> embedding + position -> pre-norm decoder layers -> LayerNorm -> scores of the next one
 
 The output layer is the embedding. Its vocabulary is the characters of the captions that it was trained on, folded as
 the tokenizers fold them (NFKC), so that a caption is read back without a word segmenter.
+
+Regions of all images have most of their direction in common, and no layer behind could tell the rest apart early in
+training: so each of their W numbers has the mean and deviation that it has in the training images taken out.
 
 Beam search keeps the `beams` most probable beginnings of every image; one that has ended stays a beam while the others
 go on, and the best ends by probability per character ** `length_power`. So it has no rule for stopping early.
@@ -121,9 +124,14 @@ class Vocabulary:
 class Decoder(nn.Module):
     """The Transformer decoder over regions of width W."""
 
+    region_mean_W: Tensor
+    region_scale_W: Tensor
+
     def __init__(self, config: CaptionerConfig, region_width: int, vocabulary: int) -> None:
         super().__init__()
         self.config = config
+        self.register_buffer("region_mean_W", torch.zeros(region_width))
+        self.register_buffer("region_scale_W", torch.ones(region_width))
         self.project = nn.Linear(region_width, config.width)
         self.memory_norm = nn.LayerNorm(config.width)
         self.characters = nn.Embedding(vocabulary, config.width, padding_idx=PAD)
@@ -142,11 +150,17 @@ class Decoder(nn.Module):
         )
         self.layers = nn.TransformerDecoder(layer, config.layers, nn.LayerNorm(config.width))
 
+    def standardise(self, regions_NW: Tensor) -> None:
+        """Take mean and deviation of the regions from these ones, of training images."""
+        self.region_mean_W.copy_(regions_NW.mean(0))
+        self.region_scale_W.copy_(1 / regions_NW.std(0).clamp(min=1e-4))
+
     def forward(self, ids_BL: Tensor, regions_BRW: Tensor, present_BR: Tensor) -> Tensor:
         """Scores [B, L, V] of the character that follows each of `ids_BL`; `present_BR`: which regions exist."""
         length = ids_BL.shape[1]
         places_L = torch.arange(length, device=ids_BL.device)
         x_BLD = self.dropout(self.characters(ids_BL) * self.config.width**0.5 + self.positions(places_L))
+        regions_BRW = (regions_BRW - self.region_mean_W) * self.region_scale_W
         later_LL = torch.ones(length, length, dtype=torch.bool, device=ids_BL.device).triu(1)
         out_BLD = self.layers(
             x_BLD,

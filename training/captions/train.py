@@ -40,6 +40,9 @@ from training.use.load import Loaded, load
 
 LOG = logging.getLogger(__name__)
 
+STANDARD = 2_000
+"""Training images, the first ones, by whose regions those of all are standardised."""
+
 LOG_EVERY = 10
 """Steps between two lines of metrics.jsonl."""
 
@@ -136,6 +139,8 @@ class _Training:
         towers = loaded.checkpoint.sealed.files["towers.safetensors"]
         captions = [caption for of_image in train.captions for caption in of_image]
         self.captioner = Captioner.begin(config, train.regions_NRW.shape[2], towers, train.digest, captions)
+        regions_BRW, present_BR = train.regions(range(min(len(train), STANDARD)))
+        self.captioner.decoder.standardise(regions_BRW[present_BR])
         start, self.state = latest(out), State()
         if start is not None:
             self.captioner = self._taken_up(start)

@@ -101,6 +101,19 @@ def test_one_beam_is_greedy_search() -> None:
         assert ids == [number for number in greedy[1:] if number != END]
 
 
+@given(st.floats(-50, 50), st.floats(0.01, 50))
+@settings(max_examples=10, deadline=None)
+def test_where_regions_lie_and_how_far_apart_makes_no_difference(shift: float, scale: float) -> None:
+    one, other = decoder(), decoder()
+    regions_BRW, present_BR = regions(3)
+    one.standardise(regions_BRW.flatten(0, 1))
+    other.standardise(regions_BRW.flatten(0, 1) * scale + shift)
+    ids_BL = torch.tensor([[BEGIN, 4, 5]] * 3)
+    with torch.no_grad():
+        expected = one(ids_BL, regions_BRW, present_BR)
+        assert torch.allclose(other(ids_BL, regions_BRW * scale + shift, present_BR), expected, atol=1e-2, rtol=1e-2)
+
+
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^heads: the width 10 is not a multiple of 4 heads$"):
         CaptionerConfig(width=10, heads=4)
