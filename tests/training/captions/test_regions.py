@@ -61,7 +61,7 @@ def test_a_split_is_computed_once_for_a_checkpoint(
 def test_what_cannot_be_read_is_left_out_with_its_captions(
     loaded: Loaded, make_shards: MakeShards, tmp_path: Path
 ) -> None:
-    data = [str(make_shards(train=(4, 3), damage={1: b"no image", 5: b"\xff\xd8\xff"}))]
+    data = [str(make_shards(train=(4, 3), damage={1: b"\xff\xd8 no image", 5: b"\xff\xd8\xff"}))]
     found = open_captioned(loaded, data, "train", tmp_path)
     whole = open_captioned(loaded, [str(make_shards(train=(4, 3), name="whole"))], "train", tmp_path)
     assert found is not None
@@ -70,7 +70,7 @@ def test_what_cannot_be_read_is_left_out_with_its_captions(
     kept = [0, 2, 3, 4, 6]
     assert found.captions == tuple(whole.captions[number] for number in kept)
     assert np.allclose(found.features_ND, whole.features_ND[kept], atol=1e-5)
-    nothing = [str(make_shards(train=(1,), name="nothing", damage={0: b"no image"}))]
+    nothing = [str(make_shards(train=(1,), name="nothing", damage={0: b"\xff\xd8 no image"}))]
     with pytest.raises(InputError, match=r"no image of it can be read \(1 tried\)$"):
         open_captioned(loaded, nothing, "train", tmp_path)
 

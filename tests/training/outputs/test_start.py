@@ -65,9 +65,8 @@ def test_another_cut_has_the_same_features(
     open_checkpoint(folder).load_start(other, config)
     trained = {name for name, p in other.named_parameters() if p.requires_grad and name.startswith("text_query")}
     assert any("backbone.layer" in name for name in trained) == (text < 3)
-    for ours, theirs in list(zip(features(other, batch), features(model, batch), strict=True))[
-        : 4 if image <= 2 else 2
-    ]:
+    kept = 4 if image <= 2 and text <= 1 else 2  # what is frozen from now on has no average of its own
+    for ours, theirs in list(zip(features(other, batch), features(model, batch), strict=True))[:kept]:
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
