@@ -1,4 +1,4 @@
-"""wenlan-train: fit, eval, embed, export and import-brivl on the command line.
+"""wenlan-train: fit, fit-captioner, eval, caption, embed, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
 (`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
@@ -33,6 +33,9 @@ from training.use.labelled_boxes import KINDS as BOXED
 from training.use.tasks import MIN_SCORE, NEIGHBOURS, TASKS
 
 LOG = logging.getLogger("training")
+
+CAPTIONING = "captioning"
+"""The task of `eval` that is none of training/use/tasks: its checkpoints are a captioner's (training/captions)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,7 +145,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=VersionAction)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     _add_fit(commands)
+    _add_fit_captioner(commands)
     _add_eval(commands)
+    _add_caption(commands)
     _add_embed(commands)
     _add_calibrate(commands)
     _add_export(commands)
@@ -161,11 +166,12 @@ def _add_fit(commands: Any) -> None:
             "wenlan-train fit --recipe demo --data builds/1/shards/manifest.json --out runs/1",
             "wenlan-train fit --recipe brivl_b5_base --data s3://bucket/a@3 /mnt/b --out runs/2 --set optim.lr=1e-4",
             "wenlan-train fit --recipe brivl_b5_base --data builds/1 --out runs/3 --dry-run",
+            "wenlan-train fit --recipe finetune_captions --init runs/2 --data aic-icc:DIR --out runs/4",
         ],
     )
     recipe = fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
     completed_by(recipe, _recipes)
-    _add_data(fit)
+    _add_data(fit, f"; or a caption set, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
     fit.add_argument("--out", required=True, type=_path, metavar="DIR", help="folder of the run")
     fit.add_argument(
         "--init",
@@ -195,6 +201,48 @@ def _add_fit(commands: Any) -> None:
     fit.set_defaults(run=_fit)
 
 
+def _add_fit_captioner(commands: Any) -> None:
+    command = commands.add_parser(
+        "fit-captioner",
+        help="train a decoder that writes captions, on a checkpoint's image tower",
+        description="Train a Transformer decoder on the region features of a checkpoint, whose towers stay as they are "
+        "and come along; the same command on the same --out goes on from the last checkpoint.",
+        examples=[
+            "wenlan-train fit-captioner runs/1 --data builds/1 --out runs/2",
+            "wenlan-train fit-captioner runs/1 --data aic-icc:DIR --out runs/2 --set layers=4",
+        ],
+    )
+    command.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    _add_data(command, f"; or a caption set, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
+    command.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder of the run")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example layers=4; may be repeated"
+    )
+    _add_detector(command)
+    command.add_argument("--device", default="auto")
+    _add_shared(command)
+    command.set_defaults(run=_fit_captioner)
+
+
+def _add_caption(commands: Any) -> None:
+    what = "write a caption of each image by a captioner"
+    command = commands.add_parser(
+        "caption",
+        help=what,
+        description=what + "; one line an image: FILE, a tab, the caption",
+        examples=["wenlan-train caption runs/2/checkpoints/best --images a.jpg b.jpg"],
+    )
+    command.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of fit-captioner, or its run"
+    )
+    command.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
+    _add_regions(command)
+    _add_beams(command)
+    command.add_argument("--device", default="auto")
+    _add_json(command)
+    command.set_defaults(run=_caption)
+
+
 def _recipes(**_: object) -> list[str]:
     from training.resolve import known_recipes
 
@@ -222,6 +270,7 @@ def _add_eval(commands: Any) -> None:
             "wenlan-train eval runs/1 --data classes:DIR --task zero-shot --report evals/1",
             "wenlan-train eval runs/1 --data builds/1 --labels labels.jsonl --task probe --report evals/1",
             "wenlan-train eval runs/1 --data coco:instances_val.json --classes names.json --task regions",
+            "wenlan-train eval runs/2 --data coco-cn:DIR --task captioning --split test",
         ],
     )
     evaluate.add_argument("checkpoint", type=_path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
@@ -230,7 +279,9 @@ def _add_eval(commands: Any) -> None:
         f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}; labelled images: "
         f"{', '.join(LABELLED)}; labelled boxes: {', '.join(BOXED)}",
     )
-    evaluate.add_argument("--task", required=True, choices=TASKS)
+    evaluate.add_argument(
+        "--task", required=True, choices=(*TASKS, CAPTIONING), help="captioning: of a checkpoint of fit-captioner"
+    )
     evaluate.add_argument(
         "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: not of a dataset"
     )
@@ -252,6 +303,13 @@ def _add_eval(commands: Any) -> None:
         help="boxes of a benchmark's images by their sha256: a regions .parquet, or a folder of them such as "
         "STORE/regions/DETECTOR",
     )
+    evaluate.add_argument(
+        "--tokens",
+        default="jieba",
+        choices=["jieba", "characters"],
+        help="captioning: what figures count (default jieba)",
+    )
+    _add_beams(evaluate)
     evaluate.add_argument("--device", default="auto")
     _add_shared(evaluate)
     evaluate.set_defaults(run=_eval)
@@ -304,13 +362,7 @@ def _add_embed(commands: Any) -> None:
         help="manifests or tars, or a benchmark KIND:PATH: both features of one split",
     )
     embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
-    embed.add_argument(
-        "--regions",
-        type=_path,
-        metavar="PLACE",
-        help="boxes of --images or of a benchmark: one JSON line [[x1, y1, x2, y2], ...] per image (--images only), "
-        "a dataset's regions .parquet, or a folder of them such as STORE/regions/DETECTOR",
-    )
+    _add_regions(embed)
     embed.add_argument("--texts", type=_path, metavar="FILE", help="UTF-8 file, one text per line")
     embed.add_argument(
         "--jsonl", type=_path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
@@ -432,6 +484,25 @@ def _add_data(command: argparse.ArgumentParser, more: str = "") -> None:
     )
 
 
+def _add_regions(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--regions",
+        type=_path,
+        metavar="PLACE",
+        help="boxes of --images or of a benchmark: one JSON line [[x1, y1, x2, y2], ...] per image (--images only), "
+        "a dataset's regions .parquet, or a folder of them such as STORE/regions/DETECTOR",
+    )
+
+
+def _add_beams(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--beams",
+        type=int,
+        metavar="N",
+        help="captioning: width of the beam search, 1 for greedy (default: as trained)",
+    )
+
+
 def _add_detector(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--detector",
@@ -451,14 +522,18 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.resolve import resolve
+    from training.resolve import fine_tunes, resolve
 
-    taken: list[str] = []
+    taken, begin = list[str](), None
     if arguments.init is not None:
+        from training.outputs.checkpoint import TOWERS, open_checkpoint
         from training.use.two_towers import is_two_towers, overrides_of
 
-        taken = overrides_of(arguments.init) if is_two_towers(arguments.init) else []
-    config = resolve(arguments.recipe, [*taken, *arguments.set])
+        if is_two_towers(arguments.init):
+            taken = overrides_of(arguments.init)
+        elif fine_tunes(arguments.recipe):
+            begin = open_checkpoint(arguments.init, TOWERS).config
+    config = resolve(arguments.recipe, [*taken, *arguments.set], begin)
     if arguments.dry_run:
         from training.run.dry_run import dry_run
 
@@ -516,6 +591,8 @@ def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.use.labelled import Source
     from training.use.tasks import Request, task
 
+    if arguments.task == CAPTIONING:
+        return _eval_captioning(arguments)
     if arguments.regions is not None and arguments.task != "retrieval":
         raise ConfigError("--regions", f"are boxes of a benchmark for retrieval; {arguments.task} takes none")
     asked = task(arguments.task)
@@ -563,6 +640,69 @@ def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
         *(counted[name] for name in ("checkpoint", "pairs", "images", "median_cosine", "cosine_of_0.99")),
     )
     return counted
+
+
+def _eval_captioning(arguments: argparse.Namespace) -> dict[str, Any]:
+    for option in ("report", "regions", "labels", "classes", "templates"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option}", f"--task {CAPTIONING} does not take it")
+    from training.captions.evaluate import evaluate_captioning, summary
+
+    result = evaluate_captioning(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.split,
+        tokens=arguments.tokens,
+        beams=_beams(arguments),
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
+    for line in summary(result):
+        LOG.info("%s", line)
+    return result
+
+
+def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.captions.decoder import CaptionerConfig
+    from training.captions.train import fit_captioner
+    from training.resolve import overridden
+
+    config = overridden(CaptionerConfig(), arguments.set)
+    result = fit_captioner(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.out,
+        config,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    ).to_json()
+    LOG.info(
+        "%s steps, loss %s, CIDEr on dev %s, best checkpoint %s",
+        *(result[name] for name in ("steps", "loss", "dev_cider", "best")),
+    )
+    return result
+
+
+def _caption(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.captions.evaluate import caption_files
+    from training.use.file_regions import read_regions
+
+    files = arguments.images
+    boxes = read_regions(arguments.regions, files) if arguments.regions else [None] * len(files)
+    written = caption_files(arguments.checkpoint, files, boxes, beams=_beams(arguments), device=arguments.device)
+    if not arguments.json:
+        for one in written:
+            print(f"{one['image']}\t{one['caption']}")
+    return {"captions": written}
+
+
+def _beams(arguments: argparse.Namespace) -> int | None:
+    beams: int | None = arguments.beams
+    if beams is not None and not 1 <= beams <= 100:
+        raise ConfigError("--beams", f"{beams} is out of range; it lies between 1 and 100")
+    return beams
 
 
 def _embed(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, GetCoreSchemaHandler, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -79,10 +79,12 @@ _PrimaryOrKinds = Annotated[
 ]
 """A wrong value is judged as what it was meant to be. pydantic puts the tag into the place of an error."""
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+Record = TypeVar("Record")
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ImageTowerConfig:
     """Image tower: a CNN's feature map, pooled by box, through transformer encoder layers to one feature."""
 
@@ -102,6 +104,8 @@ class ImageTowerConfig:
     a folder with model.safetensors or pytorch_model.bin."""
     frozen_stages: Count = 4
     """Leading stages that are not trained; the stem is one. They are the prefix that query and key tower share."""
+    frozen: bool = False
+    """Train nothing of this tower: its features stay those that it begins with (LiT, arXiv 2111.07991)."""
     freeze_head: bool = True
     """Do not train the backbone's last 1x1 convolution and its batch norm, if it has them; gradient still flows
     through them."""
@@ -123,7 +127,7 @@ class ImageTowerConfig:
         _check_heads("image", self.width, self.heads)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TextTowerConfig:
     """Text tower: a token encoder, then transformer encoder layers, a masked mean and an MLP to one feature."""
 
@@ -145,6 +149,8 @@ class TextTowerConfig:
     backbone_dropout: Dropout = 0.1
     frozen_layers: Count = 8
     """Leading backbone layers that are not trained; if above 0 the embeddings are not either."""
+    frozen: bool = False
+    """Train nothing of this tower: its features stay those that it begins with."""
     layers: Count = 4
     heads: Positive = 4
     ffn: Positive = 2048
@@ -157,7 +163,7 @@ class TextTowerConfig:
         _check_heads("text", self.backbone_width, self.heads)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class MocoConfig:
     """The objective: the paper's MoCo over two modalities, or a baseline on the same towers (training/moco.py)."""
 
@@ -197,7 +203,7 @@ class MocoConfig:
             raise ConfigError("moco.temperature", f"{self.temperature} is outside of moco.temperature_range")
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """The part of the dataset that is read, and how it is turned into tensors."""
 
@@ -242,7 +248,7 @@ class DataConfig:
             _check_kinds(self.text_kinds)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class OptimConfig:
     """AdamW with warm-up, in samples so that another batch size keeps the curve."""
 
@@ -274,7 +280,7 @@ class OptimConfig:
     betas: tuple[Beta, Beta] = (0.9, 0.999)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """Length of a run, size of its steps, and how often it saves, evaluates and logs."""
 
@@ -300,7 +306,9 @@ class RunConfig:
     mirror: str = ""
     """Folder or URL to which every checkpoint is copied as well; a run that has lost its folder goes on from there."""
     eval_every: Count = 0
-    """Steps between recalls on the dev split; 0 for never."""
+    """Steps between recalls on the dev split; 0 for never, or for eval_epochs."""
+    eval_epochs: Amount = 0.0
+    """Epochs between recalls on the dev split, where eval_every is 0: for datasets of a size not known beforehand."""
     patience: Count = 0
     """Stop after so many recalls in a row without a higher mean; 0 for never."""
     stop_on_collapse: bool = True
@@ -325,11 +333,16 @@ class RunConfig:
         if self.compile and self.recompute == "blocks":
             problem = "does not go with run.recompute=blocks: batch norms would move twice a step"
             raise ConfigError("run.compile", problem)
-        if self.patience and not self.eval_every:
+        if self.patience and not self.evaluates:
             raise ConfigError("run.patience", "counts recalls on the dev split; set run.eval_every")
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether recalls on the dev split are asked for."""
+        return bool(self.eval_every or self.eval_epochs)
 
-@dataclass(frozen=True, config=_STRICT)
+
+@dataclass(frozen=True, config=STRICT)
 class Config:
     """Everything that decides what a run computes. `compat="brivl-1.0"` reproduces the released code's behaviour."""
 
@@ -346,6 +359,8 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.max_tokens > self.text.max_positions:
             raise ConfigError("data.max_tokens", f"{self.data.max_tokens} exceeds text.max_positions")
+        if self.image.frozen and self.text.frozen:
+            raise ConfigError("text.frozen", "image.frozen is set too, and then there is nothing to train")
 
 
 def _check_heads(section: str, width: int, heads: int) -> None:
@@ -376,8 +391,13 @@ def from_dict(values: Mapping[str, Any], name: str = "config", *, separator: str
     Errors name `name` (a file), `separator` and the key. Raises ConfigError on an unknown key, on a missing one without
     a default, on a value of the wrong type or range, and on values that do not go together.
     """
+    return read_record(_CONFIG, values, name, separator=separator)
+
+
+def read_record(adapter: TypeAdapter[Record], values: Mapping[str, Any], name: str, *, separator: str = ": ") -> Record:
+    """The record of these values, strictly read, with the errors of `from_dict`."""
     try:
-        return _CONFIG.validate_json(json.dumps(values))
+        return adapter.validate_json(json.dumps(values))
     except ValidationError as e:
         faults = e.errors(include_url=False)
     raise _worded(min(faults, key=_order), name, separator)

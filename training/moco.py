@@ -105,7 +105,7 @@ class BriVL(nn.Module):
         if self.has_keys:
             self.image_key.eval()
             self.text_key.eval()
-            if self.moco.key_norm == "shuffle":
+            if self.moco.key_norm == "shuffle" and not self.image_query.frozen:
                 use_batch_statistics(self.image_key, mode)
         return self
 

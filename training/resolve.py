@@ -12,19 +12,22 @@ Limits: an override replaces a whole value; one key of a mapping cannot be set b
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import types
 from collections.abc import Callable, Sequence
 from typing import Any, get_origin
 
+from pydantic import TypeAdapter
+
 from training import recipes
-from training.config import Config, fields_of, from_dict, suggestion, to_dict
+from training.config import Config, Record, fields_of, from_dict, read_record, suggestion, to_dict
 from training.errors import ConfigError
 
 _WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
-def known_recipes() -> dict[str, Callable[[], Config]]:
+def known_recipes() -> dict[str, Callable[..., Config]]:
     """Every recipe by its name: the public functions that training/recipes.py defines."""
     return {
         name: value
@@ -41,8 +44,16 @@ def known_keys(*sections: str) -> list[str]:
     return keys
 
 
-def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
+def fine_tunes(recipe: str) -> bool:
+    """Whether a recipe makes its config of that of the checkpoint that the run begins from."""
+    function = known_recipes().get(recipe)
+    return function is not None and bool(inspect.signature(function).parameters)
+
+
+def resolve(recipe: str, overrides: Sequence[str] = (), begin: Config | None = None) -> Config:
     """The config of a recipe with overrides such as `moco.queue_size=512`; of two on one key the later one counts.
+
+    begin: the config of the checkpoint that the run begins from; a recipe that fine-tunes needs it, others do not look.
 
     Raises ConfigError on an unknown recipe or key and on a value of the wrong type or range.
     """
@@ -51,13 +62,37 @@ def resolve(recipe: str, overrides: Sequence[str] = ()) -> Config:
         hint = suggestion(recipe, known)
         there = f"there are {', '.join(sorted(known))}"
         raise ConfigError(f"recipe {recipe}", f"unknown; {hint + ' ' if hint else ''}{there}")
-    values = to_dict(known[recipe]())
+    if fine_tunes(recipe):
+        if begin is None:
+            raise ConfigError(f"recipe {recipe}", "fine-tunes a checkpoint; name it by --init")
+        values = to_dict(known[recipe](begin))
+    else:
+        values = to_dict(known[recipe]())
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
             raise ConfigError(f"--set {override}", "write it as key=value, for example moco.queue_size=512")
         _set(values, key.strip(), value)
     return from_dict(values, "--set", separator=" ")
+
+
+def overridden(record: Record, overrides: Sequence[str]) -> Record:
+    """A record of plain fields, such as the config of a captioner, with overrides such as `layers=4`.
+
+    Raises ConfigError on an unknown key and on a value of the wrong type or range.
+    """
+    adapter = TypeAdapter(type(record))
+    values: dict[str, Any] = adapter.dump_python(record, mode="json")
+    fields = {field.name: field.type for field in dataclasses.fields(record)}  # type: ignore[arg-type]
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ConfigError(f"--set {override}", f"write it as key=value, for example {next(iter(fields))}=8")
+        if key.strip() not in fields:
+            hint = suggestion(key, fields)
+            raise ConfigError(f"--set {key}", f"unknown key; {hint or 'there are ' + ', '.join(fields)}")
+        values[key.strip()] = _parse(None, value)
+    return read_record(adapter, values, "--set", separator=" ")
 
 
 def _set(values: dict[str, Any], key: str, text: str) -> None:

@@ -21,6 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("outputs",),
     ("use",),
     ("run",),
+    ("captions",),
     ("cli",),
     ("__main__",),
 )

@@ -241,3 +241,47 @@ def test_an_error_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFi
     assert len(err.splitlines()) == 1
     assert not {"\x1b", "\u202e"} & set(out + err)
     assert json.loads(out)["ok"] is False
+
+
+def test_fine_tuning_begins_from_a_checkpoint_and_keeps_its_towers(
+    trained: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, manifest, _ = trained
+    fit = ("fit", "--recipe", "finetune_captions", "--data", str(manifest), "--out", str(tmp_path / "run"))
+    code, _, stderr = run(capsys, *fit)
+    assert (code, stderr) == (2, "wenlan-train: recipe finetune_captions: fine-tunes a checkpoint; name it by --init\n")
+    settings = ("run.epochs=0.5", "run.eval_epochs=0", "run.patience=0", "image.frozen=true", "run.tracker=none")
+    code, stdout, stderr = run(
+        capsys, *fit, "--init", str(out), "--json", *(part for s in settings for part in ("--set", s))
+    )
+    assert code == 0, stderr
+    assert json.loads(stdout.splitlines()[-1])["steps"] == 1
+    saved = json.loads((tmp_path / "run" / "config.json").read_bytes())
+    assert (saved["recipe"], saved["image"]["width"], saved["image"]["frozen"]) == ("finetune_captions", 32, True)
+
+
+def test_a_captioner_is_trained_by_keys_of_its_own(
+    trained: tuple[Path, Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out, manifest, _ = trained
+    fit = ("fit-captioner", str(out), "--data", str(manifest), "--out", str(tmp_path / "run"), "--device", "cpu")
+    code, _, stderr = run(capsys, *fit, "--set", "queue_size=3")
+    assert code == 2
+    assert stderr.startswith("wenlan-train: --set queue_size: unknown key; ")
+    settings = (
+        "width=16",
+        "layers=1",
+        "heads=2",
+        "ffn=16",
+        "epochs=0.5",
+        "eval_epochs=0",
+        "patience=0",
+        "batch_size=8",
+    )
+    code, stdout, stderr = run(capsys, *fit, "--json", *(part for s in settings for part in ("--set", s)))
+    assert code == 0, stderr
+    result = json.loads(stdout.splitlines()[-1])
+    assert (result["steps"], result["dev_cider"]) == (1, None)
+    code, _, stderr = run(capsys, "eval", str(out), "--data", str(manifest), "--task", "captioning")
+    assert code == 1
+    assert "holds no captioner; train one by wenlan-train fit-captioner" in stderr

@@ -14,13 +14,13 @@ from pydantic import ValidationError
 
 from training.config import Config, Range, from_dict, to_dict
 from training.errors import ConfigError
-from training.resolve import known_recipes, resolve
+from training.resolve import fine_tunes, known_recipes, resolve
 from training.run.resume import flat
 
 
 @pytest.mark.parametrize("recipe", list(known_recipes()))
 def test_a_recipe_survives_json_and_names_itself(recipe: str) -> None:
-    config = resolve(recipe)
+    config = resolve(recipe, (), resolve("tiny") if fine_tunes(recipe) else None)
     assert config.recipe == recipe
     assert from_dict(json.loads(json.dumps(to_dict(config)))) == config
 

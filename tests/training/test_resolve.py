@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from training.captions.decoder import CaptionerConfig
+from training.config import to_dict
 from training.errors import ConfigError
-from training.resolve import resolve
+from training.resolve import fine_tunes, known_recipes, overridden, resolve
 
 
 def test_overrides_are_typed_by_their_field() -> None:
@@ -95,3 +97,41 @@ def test_a_number_without_end_and_nesting_without_end_are_one_line(value: str) -
         with pytest.raises(ConfigError) as e:
             resolve("tiny", [f"{key}={value}"])
         assert "\n" not in str(e.value)
+
+
+FINE_TUNING = [name for name in known_recipes() if fine_tunes(name)]
+
+
+@pytest.mark.parametrize("recipe", FINE_TUNING)
+def test_a_recipe_that_fine_tunes_keeps_the_towers_of_its_checkpoint(recipe: str) -> None:
+    begin = resolve("tiny", ["image.width=64", "text.layers=2", "moco.queue_size=99", "run.batch_size=6"])
+    config = resolve(recipe, ["optim.layer_decay=0.5"], begin)
+    before, now = to_dict(begin), to_dict(config)
+    assert (now["image"], now["text"], now["seed"], now["compat"]) == tuple(
+        before[key] for key in ("image", "text", "seed", "compat")
+    )
+    assert (config.moco.queue_size, config.run.batch_size, config.optim.layer_decay) == (99, 6, 0.5)
+    assert config.run.patience
+    assert config.run.evaluates
+    assert resolve(recipe, ["optim.layer_decay=0.5"], config) == config, "of its own checkpoint the same config"
+
+
+def test_a_recipe_that_fine_tunes_wants_a_checkpoint() -> None:
+    assert FINE_TUNING == ["finetune_captions", "finetune_classes"]
+    with pytest.raises(ConfigError, match=r"^recipe finetune_classes: fine-tunes a checkpoint; name it by --init$"):
+        resolve("finetune_classes")
+    assert resolve("tiny", (), resolve("demo")) == resolve("tiny"), "others do not look at it"
+
+
+def test_a_record_of_plain_fields_takes_overrides_too() -> None:
+    assert overridden(CaptionerConfig(), ["layers=2", "lr=1e-3", "layers=5"]) == CaptionerConfig(layers=5, lr=1e-3)
+    for override, line in (
+        ("layerz=1", "--set layerz: unknown key; did you mean layers?"),
+        ("layers=many", "--set layers: 'many' is not a whole number"),
+        ("layers=0", "layers: 0 is out of range; it lies between 1 and inf"),
+        ("heads=3", "heads: the width 512 is not a multiple of 3 heads"),
+        ("layers", "--set layers: write it as key=value, for example width=8"),
+    ):
+        with pytest.raises(ConfigError) as e:
+            overridden(CaptionerConfig(), [override])
+        assert str(e.value) == line

@@ -262,7 +262,7 @@ def open_dataset(
     """
     cache = default_cache() if cache is None else cache
     cache.mkdir(parents=True, exist_ok=True)
-    parts = [_weighted(argument) for argument in data]
+    parts = [weighted(argument) for argument in data]
     named = [(name, plain_tars_of(name), weight) for name, weight in parts]
     tars = [(names, weight) for _, names, weight in named if names is not None]
     manifests = [(*_manifest(name), weight) for name, names, weight in named if names is None]
@@ -305,7 +305,7 @@ def _at_once(call: Callable[[Shard], Shard], shards: Iterable[Shard]) -> list[Sh
         return list(pool.map(call, shards))
 
 
-def _weighted(argument: str) -> tuple[str, float | None]:
+def weighted(argument: str) -> tuple[str, float | None]:
     """An argument's name and, after a last @, its weight."""
     name, at, weight = argument.rpartition("@")
     if not at or not re.fullmatch(r"\d+(\.\d+)?", weight):
@@ -317,7 +317,7 @@ def _weighted(argument: str) -> tuple[str, float | None]:
 
 def manifest_of(argument: str) -> tuple[str, Manifest]:
     """The path and the content of the manifest that an argument of `open_dataset` names. Raises ContractError."""
-    return _manifest(_weighted(argument)[0])
+    return _manifest(weighted(argument)[0])
 
 
 def _manifest(name: str) -> tuple[str, Manifest]:

@@ -26,4 +26,6 @@ def build_tower(modality: Modality, config: Config, *, load_weights: bool) -> To
     tower: Tower = importlib.import_module(f"{__name__}.{name}").build(config, load_weights)
     if tower.modality != modality:
         raise ConfigError(f"{modality}.encoder", f"{name} encodes {tower.modality}")
+    if config.image.frozen if modality == "image" else config.text.frozen:
+        tower.freeze()
     return tower

@@ -101,6 +101,12 @@ class Trunk(nn.Module):
         features_ND: Tensor = self.head(alone_N1W, alone_N1W.new_ones(len(alone_N1W), 1, dtype=torch.bool))
         return features_ND.view(*tokens_BRW.shape[:2], -1)
 
+    def seen_regions(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
+        """Every box as the encoder layers leave it, having seen the others: [B, R, width], what the mean is of."""
+        regions_BRD = self._tokens(map_BCHW, batch)
+        seen_BRD: Tensor = self.head.parts(regions_BRD, present(batch.n_boxes_B, regions_BRD.shape[1]))
+        return seen_BRD
+
     def _tokens(self, map_BCHW: Tensor, batch: Batch) -> Tensor:
         """What the encoder layers see of every box: [B, R, width]."""
         for stage in self.backbone.values():

@@ -116,26 +116,33 @@ class Checkpoint:
 
     def load_towers(self, model: BriVL) -> None:
         """Fill the query towers, and let the key towers begin as their copies. Raises CheckpointError."""
+        self._fill_queries(model, self.tensors("towers.safetensors"))
+
+    def _fill_queries(self, model: BriVL, tensors: Mapping[str, Tensor]) -> None:
         from training.method.key_towers import update_average
         from training.moco import QUERY_PREFIXES
 
-        self._fill(model, self.tensors("towers.safetensors"), QUERY_PREFIXES, set())
+        self._fill(model, tensors, QUERY_PREFIXES, set())
         if model.has_keys:
             update_average(model.image_key, model.image_query.trunk, 0.0)
             update_average(model.text_key, model.text_query.trunk, 0.0)
 
-    def load_start(self, model: BriVL, *, queues: bool = False) -> None:
+    def load_start(self, model: BriVL, config: Config | None = None, *, queues: bool = False) -> None:
         """Fill what a new run begins from: the query towers, and the key towers where there are any in it.
 
+        `config`: the model's, where its towers may be frozen up to another stage (training/outputs/start.py).
         `queues`: the queues as well, in the model's size; their keys are then as old as before at step 0. Raises
         CheckpointError, also where it has none.
         """
         from training.moco import KEY_PREFIXES, QUEUE_PREFIXES
+        from training.outputs.start import key_tensors, query_tensors
 
-        self.load_towers(model)
+        saved, now = self.tensors("towers.safetensors"), config or self.config
+        self._fill_queries(model, query_tensors(saved, self.config, model, now))
         keys = self.tensors("key_towers.safetensors") if self.has("key_towers.safetensors") else {}
         if keys and any(name.startswith(KEY_PREFIXES) for name in model.state_dict()):
-            self._fill(model, keys, KEY_PREFIXES, set(model.shared_tensors()))
+            renamed = key_tensors(keys, saved, self.config, model, now)
+            self._fill(model, renamed, KEY_PREFIXES, set(model.shared_tensors()))
         if queues:
             if not self.has("queues.safetensors") or not keys:
                 raise CheckpointError(str(self.folder), "has no queues to begin with; leave out moco.init_queues")
@@ -268,6 +275,12 @@ def write(
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
         for name, part in parts.items():
             write_tensors(temporary / f"{name}.safetensors", part)
+    keep(folder, keep_last, best=best)
+    return folder
+
+
+def keep(folder: Path, keep_last: int, *, best: bool) -> None:
+    """Let `best` name the checkpoint just written, if it is that; remove all but the newest ones and the best."""
     link = folder.with_name(BEST)
     if best:
         fresh = folder.with_name(f".{BEST}.{os.getpid()}")
@@ -275,10 +288,9 @@ def write(
         fresh.symlink_to(folder.name)
         fresh.replace(link)
     kept = link.resolve().name if link.exists() else ""
-    for old in folders(run)[:-keep_last]:
+    for old in folders(folder.parent.parent)[:-keep_last]:
         if old.name != kept:
             shutil.rmtree(old)
-    return folder
 
 
 def save(

@@ -64,9 +64,9 @@ def _cached(model: BriVL, micros: Sequence[Batch], samples: float, autocast: Aut
         with autocast():
             again = model.features(batch, keys=False)
         stop = start + len(batch)
-        torch.autograd.backward(
-            [again.image_BD, again.text_BD], [_gradient(x)[start:stop] for x in (whole.image_BD, whole.text_BD)]
-        )
+        pairs = ((again.image_BD, whole.image_BD), (again.text_BD, whole.text_BD))
+        trained = [(out, _gradient(leaf)[start:stop]) for out, leaf in pairs if out.requires_grad]  # not frozen
+        torch.autograd.backward([out for out, _ in trained], [gradient for _, gradient in trained])
         outputs.append(_share(output, start, stop, len(micros)))
         start = stop
     return outputs

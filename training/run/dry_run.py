@@ -31,9 +31,10 @@ def dry_run(
     from training.data.index import open_dataset
     from training.run.setup import steps_of
     from training.run.train import fit
+    from training.use.packed import packed
 
     device = device_of(config.run.device)
-    samples = len(open_dataset(data, "train", detector=config.data.detector, cache=cache))
+    samples = len(open_dataset(packed(data, "train", cache), "train", detector=config.data.detector, cache=cache))
     steps = steps_of(config, samples)
     with tempfile.TemporaryDirectory(prefix="wenlan-dry-run-") as folder:
         fit(_shortened(config, samples), data, Path(folder), init=init, cache=cache, save=False)
@@ -66,6 +67,7 @@ def _shortened(config: Config, samples: int) -> Config:
         epochs=STEPS * config.run.batch_size / max(samples, 1),
         log_every=1,
         eval_every=0,
+        eval_epochs=0,
         patience=0,
         checkpoint_every=0,
         profile_steps=0,

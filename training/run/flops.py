@@ -127,7 +127,9 @@ def _step_flops(config: Config, modality: Modality, parts: int) -> int:
             prefix = tower.prefix(batch)
             if config.moco.objective in ("moco", "albef"):
                 tower.trunk(prefix, batch)
-        tower.trunk(prefix, batch).sum().backward()
+        features_BD = tower.trunk(prefix, batch)
+        if not tower.frozen:
+            features_BD.sum().backward()
     return int(counter.get_total_flops())
 
 

@@ -32,6 +32,7 @@ _FREE_TO_CHANGE = {
     "run.save_in_background",
     "run.mirror",
     "run.eval_every",
+    "run.eval_epochs",
     "run.patience",
     "run.compare_every",
     "run.background",

@@ -31,6 +31,7 @@ from training.outputs.checkpoint import RunState
 from training.run.footprint import check_fits
 from training.run.optimizer import build_optimizer
 from training.run.resume import check_length, check_same, log_changes
+from training.use.packed import packed
 from training.use.two_towers import fill, is_two_towers
 
 LOG = logging.getLogger(__name__)
@@ -61,6 +62,12 @@ class Setup:
         return math.ceil(self.config.run.epochs * len(self.dataset))
 
     @property
+    def eval_steps(self) -> int:
+        """Steps between recalls on the dev split."""
+        run = self.config.run
+        return run.eval_every or max(1, round(run.eval_epochs * len(self.dataset) / run.batch_size))
+
+    @property
     def end(self) -> int:
         """Position after the last step."""
         return self.state.position + (self.total_steps - self.state.step) * self.config.run.batch_size
@@ -85,15 +92,16 @@ def set_up(
     check_fits(config, device, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     tokenizer = _tokenizer(config)
     cache_gb = config.data.cache_gb
-    dataset = open_dataset(data, "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb)
+    dataset = open_dataset(
+        packed(data, "train", cache), "train", detector=config.data.detector, cache=cache, cache_gb=cache_gb
+    )
     dataset.check_not_empty()
     loader = _loader(config, dataset, tokenizer, share, device, train=True)
     dev = None
-    if config.run.eval_every:
-        # The train split's detector; a plain tar has no dev split and must not serve as one.
-        dev_split = open_dataset(
-            data, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb, plain_tars=False
-        )
+    if config.run.evaluates:
+        # The train split's detector; a plain tar has no dev split and must not serve as one, a packed set's own does.
+        held_out = packed(data, "dev", cache)
+        dev_split = open_dataset(held_out, "dev", detector=dataset.detector, cache=cache, cache_gb=cache_gb)
         if len(dev_split):
             dev = _loader(config, dev_split, tokenizer, share, device, train=False)
         else:
@@ -114,7 +122,9 @@ def _go_without(dev_split: Dataset) -> None:
     try:
         dev_split.check_not_empty()
     except ContractError as e:
-        raise ContractError(f"{e}; or train without recalls on it: --set run.eval_every=0") from None
+        raise ContractError(
+            f"{e}; or train without recalls on it: --set run.eval_every=0 --set run.eval_epochs=0"
+        ) from None
 
 
 def steps_of(config: Config, samples: int, position: int = 0) -> int:
@@ -174,7 +184,7 @@ def _build(
             raise ConfigError("moco.init_queues", f"{init} is a folder of transformers, which has no queues")
         fill(model, init)
     elif init is not None:
-        checkpoint.open_checkpoint(init).load_start(model, queues=config.moco.init_queues)
+        checkpoint.open_checkpoint(init).load_start(model, config, queues=config.moco.init_queues)
     if config.run.compile:
         model.compile_towers()
     return model, optimizer, state

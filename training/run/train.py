@@ -198,7 +198,7 @@ class _Run:
     def _evaluate(self, journal: Journal) -> bool:
         """Recall on the dev split, where it is due; whether it counts for `best` and is to be kept as such."""
         done, run = self.state.step, self.config.run
-        if self.setup.dev is None or (done != self.setup.total_steps and done % run.eval_every):
+        if self.setup.dev is None or (done != self.setup.total_steps and done % self.setup.eval_steps):
             return False
         self.recall = retrieval(embed(self.model, self.setup.dev.once(), self.device, run.precision))
         journal.write(done, flat("dev", self.recall.to_json()))
@@ -216,7 +216,7 @@ class _Run:
         run, state = self.config.run, self.state
         if not run.patience or state.best_step < 0:
             return False
-        return (state.step - state.best_step) // run.eval_every >= run.patience
+        return (state.step - state.best_step) // self.setup.eval_steps >= run.patience
 
     def _prefill(self) -> None:
         moco = self.config.moco

@@ -96,12 +96,16 @@ class Head(nn.Module):
 
     def added_up(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
         """The same before its length is made 1."""
+        feature_BD: Tensor = self.fc2(F.relu(self.fc1(masked_mean(self.parts(x_BLD, mask_BL), mask_BL))))
+        return feature_BD
+
+    def parts(self, x_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Parts [B, L, width] after the encoder layers: what the mean is of."""
         if self.positions is not None:
             x_BLD = x_BLD + self.positions[: x_BLD.shape[1]]
         for layer in self.layers:
             x_BLD = run_block(layer, x_BLD, mask_BL, recompute=self.recompute)
-        feature_BD: Tensor = self.fc2(F.relu(self.fc1(masked_mean(x_BLD, mask_BL))))
-        return feature_BD
+        return x_BLD
 
 
 def unit(x: Tensor) -> Tensor:

@@ -29,15 +29,28 @@ class Tower(nn.Module):
     def __init__(self, modality: Modality, prefix: nn.Module, trunk: nn.Module, stages: Sequence[str] = ()) -> None:
         super().__init__()
         self.stages = tuple(stages)
+        self.frozen = False
         self.modality = modality
         self.prefix = prefix.requires_grad_(False)
         self.trunk = trunk
+
+    def freeze(self) -> None:
+        """Train nothing of this tower from now on: the trunk too has no gradient and stays in eval mode."""
+        self.frozen = True
+        self.trunk.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> Tower:
         """Set the mode as torch does, but keep the prefix in eval mode: no dropout, and its batch norms stand still."""
         super().train(mode)
         self.prefix.eval()
+        if self.frozen:
+            self.trunk.eval()
         return self
+
+    def seen_regions(self, batch: Batch) -> Tensor | None:
+        """Every box of the batch as the tower's layers leave it, [B, R, width]; None of an encoder without boxes."""
+        seen = getattr(self.trunk, "seen_regions", None)
+        return None if seen is None else seen(self.prefix(batch), batch)
 
     def forward(self, batch: Batch) -> Tensor:
         """Unit features [B, D] of the batch."""

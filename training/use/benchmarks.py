@@ -8,6 +8,7 @@
     flickr30k-cn:DIR     Flickr30k-CN (seg.flickr30kzh*{split}.caption.txt) or Flickr30k-CNA (flickr30k_cn_{split}.txt)
     crossmodal-3600:DIR  Crossmodal-3600: captions.jsonl (its `zh`) and images/KEY.jpg; it has one split
     folder:DIR           image files, each beside a .txt of its name with one caption per line
+    classes:DIR          a folder per class, named as the class, its images' caption: DIR/CLASS or DIR/SPLIT/CLASS
     rows:FILE            rows of BriVL's release (training/data/released_rows.py) with their boxes; primary texts
 
 DIR is what the archive unpacks to, or a folder above it: files are found by name. Where a benchmark has the words of
@@ -188,6 +189,24 @@ def _folder(place: Path, split: str) -> Benchmark:
     return Benchmark(f"folder:{place.name}", "all", tuple(captions), lambda: iter(pictures))
 
 
+def _classes(place: Path, split: str) -> Benchmark:
+    names = {"val": ("val", "valid", "validation")}.get(split, (split,))
+    folders = {path.name for path in place.iterdir() if path.is_dir()}
+    of_splits = bool(folders) and folders <= {"train", "dev", "val", "valid", "validation", "test"}
+    name = next((n for n in names if n in folders), None) if of_splits else ""
+    if name is None:
+        raise ConfigError("--split", f"classes:{place} has no {split} split; it has {', '.join(sorted(folders))}")
+    root = place / name
+    classes = sorted(path for path in root.iterdir() if path.is_dir())
+    files = {path: one.name for one in classes for path in images_below(one)}
+    captions = [Caption(of_class, (str(path),)) for path, of_class in files.items()]
+    pictures = [Picture(str(path), path) for path in files]
+    hit = "a hit is the name of the image's class"
+    return Benchmark(
+        f"classes:{place.name}", split if of_splits else "all", tuple(captions), lambda: iter(pictures), hit
+    )
+
+
 def _rows(place: Path, split: str) -> Benchmark:
     pictures, captions = dict[str, Picture](), list[Caption]()
     for row in read_rows(place):
@@ -210,6 +229,7 @@ _READERS: Mapping[str, Callable[[Path, str], Benchmark]] = {
     "flickr30k-cn": _flickr30k_cn,
     "crossmodal-3600": _crossmodal_3600,
     "folder": _folder,
+    "classes": _classes,
     "rows": _rows,
 }
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 
+from training.errors import ConfigError
 from training.method.key_queue import SampleIds
 from training.moco import BriVL, Features
 from training.records import Batch
@@ -104,3 +105,31 @@ def test_under_autocast_the_weights_still_get_their_gradient(make_model: MakeMod
             assert a.grad is not None, name
             cosine = torch.nn.functional.cosine_similarity(a.grad.flatten(), b.grad.flatten(), dim=0)
             assert float(cosine) > 0.9, name
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+@pytest.mark.parametrize("objective", ["moco", "clip"])
+def test_a_frozen_tower_stays_and_the_other_is_trained(
+    tower: str, objective: str, make_model: MakeModel, make_batch: MakeBatch
+) -> None:
+    """In one micro-batch and in two, where features are cached: not even its batch norms' statistics move."""
+    model = make_model(f"{tower}.frozen=true", f"moco.objective={objective}", "moco.queue_size=8")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "_query." in name}
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.1)
+    for step in range(2):
+        batch = make_batch(4, step)
+        outputs = backward(model, [batch] if step else parts(batch, 2), 4.0)
+        optimizer.step()
+        model.after_step(outputs, step)
+    changed = {name for name, tensor in before.items() if not torch.equal(tensor, model.state_dict()[name])}
+    assert changed
+    assert not [name for name in changed if name.startswith(f"{tower}_query.")]
+    if model.has_keys:
+        query, key = getattr(model, f"{tower}_query").trunk, getattr(model, f"{tower}_key")
+        for name, tensor in query.state_dict().items():
+            assert torch.equal(tensor, key.state_dict()[name]), name
+
+
+def test_both_towers_frozen_are_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ConfigError, match=r"^text.frozen: image.frozen is set too, and then there is nothing to train"):
+        make_model("image.frozen=true", "text.frozen=true")

@@ -51,6 +51,15 @@ def test_a_step_is_prefix_once_key_trunk_once_and_three_times_the_query_trunk() 
     assert clip < step - 0.9 * text["tower"]
 
 
+def test_a_frozen_tower_has_no_backward() -> None:
+    whole, frozen = (
+        Meter(resolve("tiny", [f"text.frozen={how}"]), torch.device("cpu")).step_flops(1, 5, 16)
+        for how in ("false", "true")
+    )
+    text = forward_flops(resolve("tiny"), "text", 16)
+    assert whole - frozen == pytest.approx(2 * text["tower"], rel=0.1), "gradients of weights and of inputs"
+
+
 def test_recomputing_is_no_progress() -> None:
     plain, again = (
         Meter(resolve("tiny", [f"run.recompute={how}"]), torch.device("cpu")).step_flops(8, 5, 16)

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from data_specs.shard import ContractError
 from training import moco
@@ -187,6 +188,34 @@ def test_sigterm_saves_and_the_same_command_goes_on(make_shards: MakeShards, tmp
     assert (result.resumed_from, result.steps) == (4, 8)
     fit(config(8, 32), data, tmp_path / "whole")
     assert losses(tmp_path / "run") == pytest.approx(losses(tmp_path / "whole"), abs=1e-5)
+
+
+def test_recalls_may_be_asked_for_by_epochs(make_shards: MakeShards, tmp_path: Path) -> None:
+    data = [str(make_shards(train=(16,), dev=(12,)))]
+    fit(config(7, 16, "run.eval_epochs=1.5"), data, tmp_path / "run")
+    assert [line["step"] for line in read_metrics(tmp_path / "run") if "dev.mean_recall" in line] == [3, 6, 7]
+
+
+def test_a_caption_set_is_fine_tuned_on_from_a_checkpoint_with_a_dev_part_of_its_own(
+    make_shards: MakeShards, tmp_path: Path
+) -> None:
+    fit(config(2, 16), [str(make_shards(train=(16,)))], tmp_path / "first")
+    begin = checkpoint.open_checkpoint(tmp_path / "first")
+    root = tmp_path / "set"
+    for number in range(40):
+        for name in ("猫", "狗"):
+            (root / name).mkdir(parents=True, exist_ok=True)
+            colour = (6 * number, 200 if name == "猫" else 20, 90)  # every picture another: copies stay on one side
+            Image.new("RGB", (40, 40), colour).save(root / name / f"{number}.jpg")
+    more = ["run.epochs=1", "run.eval_epochs=0.5", "image.frozen_stages=1", "run.tracker=none"]
+    asked = resolve("finetune_classes", more, begin.config)
+    data = [f"classes:{root}"]
+    result = fit(asked, data, tmp_path / "tuned", init=tmp_path / "first")
+    assert result.samples < 80
+    assert result.dev is not None
+    assert result.samples + result.dev["samples"] == 80
+    again = fit(asked, data, tmp_path / "tuned", init=tmp_path / "first")
+    assert (again.resumed_from, again.steps) == (result.steps, result.steps)
 
 
 def test_a_run_stops_when_recall_no_longer_rises_and_keeps_its_best(make_shards: MakeShards, tmp_path: Path) -> None:

@@ -163,10 +163,23 @@ def test_each_form_holds_the_same_pictures_with_the_same_captions(form: str, tmp
 
 
 def test_every_kind_is_tested() -> None:
-    assert {kind for kind, _ in WRITERS.values()} | {"rows"} == set(BENCHMARKS)
+    assert {kind for kind, _ in WRITERS.values()} | {"rows", "classes"} == set(BENCHMARKS)
     assert is_benchmark("muge:x")
     assert not is_benchmark("muge")
     assert not is_benchmark("s3://bucket/manifest.json")
+
+
+@pytest.mark.parametrize("names", [{"test": "test"}, {"val": "validation"}, {"": ""}])
+def test_the_caption_of_an_image_in_a_folder_per_class_is_the_class(names: dict[str, str], tmp_path: Path) -> None:
+    [(split, folder)] = names.items()
+    for i in TEST:
+        write(tmp_path / folder / f"{COLOURS[int(i) % 2]}色" / f"{i}.jpg", picture(int(i)))
+    benchmark = open_benchmark(f"classes:{tmp_path}", split or "train")
+    assert content(benchmark) == [(picture(i), [f"{COLOURS[i % 2]}色"]) for i in (100, 102, 101, 103)]
+    assert benchmark.split == (split or "all")
+    if split:
+        with pytest.raises(ConfigError, match=rf"has no dev split; it has {folder}$"):
+            open_benchmark(f"classes:{tmp_path}", "dev")
 
 
 def test_rows_of_one_image_are_its_captions_with_its_boxes(tmp_path: Path) -> None:

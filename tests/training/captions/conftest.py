@@ -1,0 +1,77 @@
+"""A tiny checkpoint, pictures whose captions name their colour, and a small captioner's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from training.data.tokenizer import load_tokenizer
+from training.moco import BriVL
+from training.outputs.checkpoint import RunState, save
+from training.outputs.journal import Journal
+from training.resolve import resolve
+from training.run.optimizer import build_optimizer
+
+COLOURS = {"红": (200, 20, 20), "绿": (20, 180, 20), "蓝": (20, 20, 200), "黄": (220, 220, 20)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def towers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of recipe tiny with random weights."""
+    torch.manual_seed(0)
+    config = resolve("tiny")
+    model = BriVL(config)
+    folder, state = tmp_path_factory.mktemp("towers"), RunState(1, 8, 0, (), (), "grid")
+    return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`train` and `test`: plain pictures with one or two captions that name the colour."""
+    root, generator = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for split, count in (("train", 44), ("test", 8)):
+        (root / split).mkdir()
+        for number in range(count):
+            name, colour = list(COLOURS.items())[number % 4]
+            pixels = np.clip(np.array(colour) + generator.integers(-20, 21, (40, 48, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(root / split / f"{number:02d}.jpg", quality=95)
+            captions = (
+                [f"一面{name}色的墙。", f"{name}色"] if split == "test" or number % 8 < 4 else [f"一面{name}色的墙。"]
+            )
+            (root / split / f"{number:02d}.txt").write_text("\n".join(captions), encoding="utf-8")
+    return root
+
+
+@pytest.fixture
+def stopped_after() -> Callable[[int], AbstractContextManager[None]]:
+    """stopped_after(step): what runs within is interrupted at that step, as by a person."""
+
+    @contextmanager
+    def stopped(last: int) -> Iterator[None]:
+        advance = Journal.advance
+
+        def stopping(self: Journal, step: int) -> None:
+            advance(self, step)
+            if step == last:
+                raise KeyboardInterrupt
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Journal, "advance", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                yield
+
+    return stopped

@@ -1,0 +1,101 @@
+"""Checkpoints of a captioner: all of it comes back, and what is damaged is said in one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.captions import checkpoint
+from training.captions.checkpoint import ABOUT, Captioner, State, read, read_training, write
+from training.captions.decoder import CaptionerConfig
+from training.errors import CheckpointError
+from training.outputs.whole import sha256_of
+
+CONFIG = CaptionerConfig(width=16, layers=1, heads=2, ffn=16, max_characters=5)
+
+
+def stepped(captioner: Captioner) -> torch.optim.AdamW:
+    optimizer = torch.optim.AdamW(captioner.decoder.parameters())
+    captioner.decoder(torch.tensor([[1, 4]]), torch.ones(1, 2, 6), torch.ones(1, 2, dtype=torch.bool)).sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+@pytest.fixture
+def written(towers: Path, tmp_path: Path) -> tuple[Path, Captioner, torch.optim.AdamW]:
+    captioner = Captioner.begin(CONFIG, 6, "a" * 64, "b" * 32, ["红船", "红 船", "红船", "船\n歌"])
+    optimizer = stepped(captioner)
+    return write(tmp_path, captioner, optimizer, State(7, 0.5, 3), towers, best=True), captioner, optimizer
+
+
+def test_everything_comes_back(written: tuple[Path, Captioner, torch.optim.AdamW], towers: Path) -> None:
+    folder, captioner, optimizer = written
+    again = read(folder)
+    assert (again.config, again.vocabulary, again.towers, again.data) == (
+        CONFIG,
+        captioner.vocabulary,
+        "a" * 64,
+        "b" * 32,
+    )
+    assert again.captions == ("红船", "红 船", "船 歌"), "each once, on one line"
+    for name, tensor in captioner.decoder.state_dict().items():
+        assert torch.equal(tensor, again.decoder.state_dict()[name]), name
+    other = torch.optim.AdamW(again.decoder.parameters())
+    assert read_training(folder, again, other) == State(7, 0.5, 3)
+    for ours, theirs in zip(captioner.decoder.parameters(), again.decoder.parameters(), strict=True):
+        assert optimizer.state[ours].keys() == other.state[theirs].keys()
+        assert all(torch.equal(optimizer.state[ours][key], other.state[theirs][key]) for key in optimizer.state[ours])
+    assert (folder / "towers.safetensors").read_bytes() == (towers / "towers.safetensors").read_bytes()
+
+
+def test_the_newest_and_the_best_are_kept(
+    written: tuple[Path, Captioner, torch.optim.AdamW], towers: Path, tmp_path: Path
+) -> None:
+    _, captioner, optimizer = written
+    for step in (8, 9):
+        write(tmp_path, captioner, optimizer, State(step, 0.5, 3), towers)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["best", "step-00000007", "step-00000009"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"captioner": {"layers": 0}}, r"is none of a captioner \(layers: 0 is out of range"),
+        ({"characters": "红"}, r"does not fit its captioner.json: 1 tensors differ, first characters.weight"),
+        ({"region_width": 7}, r"does not fit its captioner.json: 1 tensors differ, first project.weight"),
+        ({"towers": None, "captioner": 3}, r"is none of a captioner"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_one_line(
+    written: tuple[Path, Captioner, torch.optim.AdamW], change: dict[str, object], line: str
+) -> None:
+    folder, *_ = written
+    about = json.loads((folder / ABOUT).read_bytes()) | change
+    (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+    index = json.loads((folder / "checkpoint.json").read_bytes())
+    index["files"][ABOUT] = {"bytes": (folder / ABOUT).stat().st_size, "sha256": sha256_of(folder / ABOUT)}
+    (folder / "checkpoint.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=line):
+        read(folder)
+
+
+def test_a_file_that_was_changed_is_refused(written: tuple[Path, Captioner, torch.optim.AdamW]) -> None:
+    folder, *_ = written
+    content = bytearray((folder / checkpoint.WEIGHTS).read_bytes())
+    content[-1] ^= 1
+    (folder / checkpoint.WEIGHTS).write_bytes(bytes(content))
+    with pytest.raises(CheckpointError, match=r"captioner.safetensors: its sha256 is not the one in checkpoint.json"):
+        read(folder)
+
+
+def test_keys_that_decide_nothing_may_change() -> None:
+    assert (
+        checkpoint.changes(CONFIG, CaptionerConfig(width=16, layers=1, heads=2, ffn=16, max_characters=5, beams=9))
+        == {}
+    )
+    other = CaptionerConfig(width=16, layers=2, heads=2, ffn=16, max_characters=5)
+    assert checkpoint.changes(CONFIG, other) == {"layers": (1, 2)}

@@ -1,0 +1,173 @@
+"""Checkpoints of a captioner: a checkpoint of its towers with files beside them, so whatever reads towers reads it too.
+
+    OUT/checkpoints/step-00000200/
+      config.json, vocab.txt, towers.safetensors   those of the checkpoint that it writes on (linked, or copied)
+      captioner.json           its config, its characters, what it was trained on
+      captions.txt             the distinct training captions, one a line: the gallery of the retrieval baseline
+      captioner.safetensors    the decoder
+      captioner_training.safetensors, captioner_state.json    what going on takes
+      checkpoint.json          the index, written last
+    OUT/checkpoints/best       link to the one with the highest CIDEr on the dev split
+
+Files were added and none changed its meaning, so CHECKPOINT_VERSION stays.
+
+Limits: those of training/outputs/checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from training.captions.decoder import CaptionerConfig, Decoder, Vocabulary
+from training.config import read_record
+from training.errors import CheckpointError, ConfigError, first_line
+from training.outputs import checkpoint
+from training.outputs.checkpoint import TOWERS
+from training.outputs.whole import Sealed, whole_folder, write_tensors
+
+if TYPE_CHECKING:
+    import torch
+
+ABOUT, CAPTIONS, WEIGHTS = "captioner.json", "captions.txt", "captioner.safetensors"
+_TRAINING, _STATE = "captioner_training.safetensors", "captioner_state.json"
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+_CONFIG = TypeAdapter(CaptionerConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Progress: steps done, the highest CIDEr on the dev split so far and its step, -1 before the first."""
+
+    step: int = 0
+    best: float = 0.0
+    best_step: int = -1
+
+
+@dataclass(frozen=True)
+class Captioner:
+    """A decoder with all that it takes to write captions by it.
+
+    towers: sha256 of the towers that it reads regions of. data: digest of the images and the towers' config that it was
+    trained on. captions: the distinct training captions.
+    """
+
+    config: CaptionerConfig
+    vocabulary: Vocabulary
+    region_width: int
+    towers: str
+    data: str
+    captions: tuple[str, ...]
+    decoder: Decoder
+
+    @staticmethod
+    def begin(config: CaptionerConfig, region_width: int, towers: str, data: str, captions: Sequence[str]) -> Captioner:
+        """A captioner of random weights for the characters of these captions."""
+        distinct = tuple(dict.fromkeys(" ".join(caption.split()) for caption in captions))
+        vocabulary = Vocabulary.of(captions, config.min_count)
+        decoder = Decoder(config, region_width, len(vocabulary))
+        return Captioner(config, vocabulary, region_width, towers, data, distinct, decoder)
+
+
+def write(
+    run: Path,
+    captioner: Captioner,
+    optimizer: torch.optim.Optimizer,
+    state: State,
+    towers: Path,
+    *,
+    best: bool = False,
+) -> Path:
+    """Write `run/checkpoints/step-N` atomically; it and the best are kept, the others removed. `towers`: the folder of
+    the checkpoint whose towers come along."""
+    folder = run / "checkpoints" / f"step-{state.step:08d}"
+    about = {
+        "captioner": _CONFIG.dump_python(captioner.config, mode="json"),
+        "characters": captioner.vocabulary.characters,
+        "region_width": captioner.region_width,
+        "towers": captioner.towers,
+        "data": captioner.data,
+    }
+    moments = {
+        f"{moment}/{name}": optimizer.state[parameter][moment]
+        for name, parameter in captioner.decoder.named_parameters()
+        for moment in _MOMENTS
+        if moment in optimizer.state.get(parameter, {})
+    }
+    with whole_folder(folder) as temporary:
+        for name in TOWERS:
+            _link(towers / name, temporary / name)
+        (temporary / ABOUT).write_text(json.dumps(about, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        (temporary / CAPTIONS).write_text("".join(f"{text}\n" for text in captioner.captions), encoding="utf-8")
+        (temporary / _STATE).write_text(json.dumps(asdict(state), indent=1) + "\n", encoding="utf-8")
+        write_tensors(temporary / WEIGHTS, captioner.decoder.state_dict())
+        write_tensors(temporary / _TRAINING, moments)
+    checkpoint.keep(folder, 1, best=best)
+    return folder
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under another name; a copy where the file system, or another disk, allows no link."""
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def read(folder: Path) -> Captioner:
+    """The captioner in a checkpoint's folder. Raises CheckpointError where there is none, or it is damaged."""
+    sealed = Sealed.open(folder, (ABOUT, CAPTIONS, WEIGHTS))
+    if ABOUT not in sealed.files:
+        raise CheckpointError(str(folder), "holds no captioner; train one by wenlan-train fit-captioner")
+    about, name = sealed.object(ABOUT), str(folder / ABOUT)
+    captions = tuple(sealed.text(CAPTIONS).split("\n")[:-1])
+    try:
+        config = read_record(_CONFIG, about["captioner"], name)
+        vocabulary = Vocabulary(str(about["characters"]))
+        width, towers, data = int(about["region_width"]), str(about["towers"]), str(about["data"])
+    except (ConfigError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(name, f"is none of a captioner ({first_line(e)})") from None
+    decoder = Decoder(config, width, len(vocabulary))
+    _fill(decoder, sealed.tensors(WEIGHTS), str(folder / WEIGHTS))
+    return Captioner(config, vocabulary, width, towers, data, captions, decoder)
+
+
+def read_training(folder: Path, captioner: Captioner, optimizer: torch.optim.Optimizer) -> State:
+    """Fill the optimiser of a captioner that was read, and return where its training stood. Raises CheckpointError."""
+    sealed = Sealed.open(folder)
+    tensors = sealed.tensors(_TRAINING)
+    for name, parameter in captioner.decoder.named_parameters():
+        state = {m: tensors[f"{m}/{name}"] for m in _MOMENTS if f"{m}/{name}" in tensors}
+        if state and state["exp_avg"].shape != parameter.shape:
+            raise CheckpointError(str(folder / _TRAINING), f"{name} has another shape")
+        if state:
+            optimizer.state[parameter] = {m: tensor.to(parameter.device) for m, tensor in state.items()}
+    try:
+        state_of: State = TypeAdapter(State).validate_python(sealed.object(_STATE))
+    except ValidationError as e:
+        raise CheckpointError(str(folder / _STATE), str(e).splitlines()[-1].strip()) from None
+    return state_of
+
+
+def changes(saved: CaptionerConfig, asked: CaptionerConfig) -> dict[str, tuple[Any, Any]]:
+    """Keys in which a continued training differs and must not, with what they were and are."""
+    free = {"beams", "length_power", "patience", "checkpoint_every", "eval_epochs", "dev_images"}
+    before, now = (_CONFIG.dump_python(one, mode="json") for one in (saved, asked))
+    return {key: (before[key], now[key]) for key in before if key not in free and before[key] != now[key]}
+
+
+def _fill(decoder: Decoder, tensors: Mapping[str, torch.Tensor], name: str) -> None:
+    own = decoder.state_dict()
+    wrong = sorted(own.keys() ^ tensors.keys())
+    wrong += [key for key, tensor in own.items() if key in tensors and tensors[key].shape != tensor.shape]
+    if wrong:
+        raise CheckpointError(name, f"does not fit its captioner.json: {len(wrong)} tensors differ, first {wrong[0]}")
+    decoder.load_state_dict(dict(tensors))

@@ -1,0 +1,182 @@
+"""Region features of a split, computed once: what a captioner sees of every image, and the captions of each.
+
+The towers stay as they are, so their output is the same in every epoch. It is written into an array of float16 in the
+cache, CACHE/captions/..., named by checkpoint, dataset and detector, and mapped: memory does not grow with the images.
+
+Limits: 2 bytes x regions x width an image (37 x 2,048: 150 kB). The image tower is not trained with the decoder.
+Colours are not changed at random, and every image has its first boxes only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.shard import SPLITS, Split
+from training.data.index import Dataset, Row, default_cache, open_dataset
+from training.data.loader import Loader, Share
+from training.errors import ConfigError, InputError
+from training.outputs.whole import whole_folder
+from training.records import Batch
+from training.use.benchmarks import is_benchmark
+from training.use.load import BATCH, Loaded
+from training.use.packed import packed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LOG = logging.getLogger(__name__)
+
+_VERSION = 1
+"""Raised when features are computed otherwise."""
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """N images that could be read, in the dataset's order: regions, image features, and the captions of each.
+
+    regions_NRW: float16, rows after the n_regions_N first are zero. features_ND: unit features of the image tower,
+    float32. text_leaders: of each image the leaders of its captions' texts.
+    """
+
+    name: str
+    digest: str
+    regions_NRW: npt.NDArray[np.float16]
+    n_regions_N: npt.NDArray[np.int64]
+    features_ND: npt.NDArray[np.float32]
+    captions: tuple[tuple[str, ...], ...]
+    corrupt: int
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def regions(self, rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Regions [B, R, W], float32, of some images, and which of them exist [B, R]."""
+        import torch
+
+        some = list(rows)
+        regions_BRW = torch.from_numpy(np.asarray(self.regions_NRW[some], np.float32))
+        places_R = torch.arange(regions_BRW.shape[1])
+        return regions_BRW, places_R < torch.from_numpy(self.n_regions_N[some])[:, None]
+
+    def first(self, count: int) -> Captioned:
+        """The same of the first images only."""
+        arrays = self.regions_NRW[:count], self.n_regions_N[:count], self.features_ND[:count]
+        return Captioned(self.name, self.digest, *arrays, self.captions[:count], self.corrupt)
+
+
+def open_captioned(
+    loaded: Loaded, data: Sequence[str], split: str, cache: Path | None, detector: str = ""
+) -> Captioned | None:
+    """A split of manifests, tars or caption sets (KIND:PATH) as a checkpoint sees it; None where it has no sample.
+
+    Raises ConfigError (an image tower without regions), InputError (no readable image), ContractError (data).
+    """
+    if split not in SPLITS and not all(is_benchmark(name) for name in data):
+        raise ConfigError("--split", f"a dataset has no {split} split; it has {', '.join(SPLITS)}")
+    of_data: Split = "dev" if split == "dev" else "val" if split == "val" else "train"  # tars are of any split
+    dataset = open_dataset(
+        packed(data, split, cache), of_data, detector=detector or loaded.checkpoint.detector, cache=cache
+    )
+    if not len(dataset):
+        return None
+    digest = _digest(loaded, dataset)
+    folder = (default_cache() if cache is None else cache) / "captions" / digest
+    if not folder.exists():
+        _compute(loaded, dataset, folder)
+    about = json.loads((folder / "about.json").read_bytes())
+    captions = tuple(captions_of(dataset.row(number)) for number in about["rows"])
+    dataset.close()
+    return Captioned(
+        name=dataset.name,
+        digest=digest,
+        regions_NRW=np.load(folder / "regions.npy", mmap_mode="r"),
+        n_regions_N=np.load(folder / "n_regions.npy", mmap_mode="r"),
+        features_ND=np.load(folder / "features.npy", mmap_mode="r"),
+        captions=captions,
+        corrupt=about["corrupt"],
+    )
+
+
+def captions_of(row: Row) -> tuple[str, ...]:
+    """The texts of a sample that are captions by their kind; its primary text where none is."""
+    captions = tuple(text.text for text in row.texts if text.kind == "caption")
+    return captions or (row.texts[0].text,)
+
+
+def _digest(loaded: Loaded, dataset: Dataset) -> str:
+    towers = loaded.checkpoint.sealed.files["towers.safetensors"]
+    parts = [str(_VERSION), towers, dataset.split, dataset.detector, *dataset.content_digests, *dataset.region_digests]
+    config = loaded.config
+    parts += [str(part) for part in (config.data.image_size, config.data.max_boxes, config.compat)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def _compute(loaded: Loaded, dataset: Dataset, folder: Path) -> None:
+    """Write the arrays of a split. Raises InputError where no image can be read."""
+    config = loaded.config
+    loader = Loader(
+        dataset,
+        config.data,
+        loaded.checkpoint.tokenizer,
+        Share(BATCH),
+        seed=0,
+        train=False,
+        as_released=bool(config.compat),
+    )
+    LOG.info("%s: region features of %s images", dataset.name, f"{len(dataset):,}")
+    most = config.data.max_boxes + 1
+    with whole_folder(folder) as temporary:
+        rows, counts, features = list[int](), list[int](), list[npt.NDArray[np.float32]]()
+        regions: npt.NDArray[np.float16] | None = None
+        for number, regions_RW, feature_D in _seen(loaded, loader):
+            if regions is None:
+                shape = len(dataset), most, regions_RW.shape[1]
+                regions = np.lib.format.open_memmap(temporary / "regions.npy", "w+", dtype=np.float16, shape=shape)
+            regions[len(rows), : len(regions_RW)] = regions_RW
+            rows.append(number)
+            counts.append(len(regions_RW))
+            features.append(feature_D)
+        if regions is None:
+            raise InputError(dataset.name, f"no image of it can be read ({loader.corrupt} tried)")
+        np.save(temporary / "n_regions.npy", np.array(counts))
+        np.save(temporary / "features.npy", np.stack(features))
+        about = {"rows": rows, "corrupt": loader.corrupt, "data": dataset.name}
+        (temporary / "about.json").write_text(json.dumps(about), encoding="utf-8")
+
+
+def _seen(loaded: Loaded, loader: Loader) -> Iterator[tuple[int, npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    """(row number, regions [R, W], image feature [D]) of each image that can be read, in order."""
+    start = 0
+    for batch in loader.once():
+        regions_BRW, features_BD = see(loaded, batch)
+        for place in range(len(batch)):
+            if batch.valid_B[place]:
+                count = int(batch.n_boxes_B[place])
+                yield start + place, regions_BRW[place, :count].numpy(), features_BD[place].numpy()
+        start += len(batch)
+
+
+def see(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Region features [B, R, W] and unit image features [B, D] of a batch, float32 on the CPU.
+
+    Raises ConfigError where the image tower has no regions.
+    """
+    import torch
+
+    mixed = loaded.config.run.precision == "bf16"
+    with torch.inference_mode(), torch.autocast(loaded.device.type, torch.bfloat16, enabled=mixed):
+        moved = batch.to(loaded.device)
+        regions_BRW = loaded.model.image_query.seen_regions(moved)
+        if regions_BRW is None:
+            raise ConfigError("image.encoder", f"{loaded.config.image.encoder} has no regions to write captions on")
+        features_BD = loaded.model.encode_image(moved)
+    return regions_BRW.float().cpu(), features_BD.float().cpu()
