@@ -36,7 +36,7 @@ def run(request: Request) -> Result:
 
     Raises CheckpointError, InputError, ContractError, ConfigError (a benchmark, which has no classes).
     """
-    if any(is_benchmark(name) for name in request.source.data):
+    if request.source.is_dataset and any(map(is_benchmark, request.source.data)):
         raise ConfigError(
             "--data", f"{request.source.data[0]} has no classes; {NAME} takes labelled images or a dataset"
         )
