@@ -114,7 +114,7 @@ def _model_of(config: Config) -> str:
 def _curve(model: str, modality: Modality, most: int) -> Any:
     """Coefficients, highest first, of a sample's operations by its number of parts."""
     config = from_dict(json.loads(model))
-    at = sorted({1, most // 2 + 1, most + 2})
+    at = sorted({1, most // 2 + 2, most + 3})  # three of them, also where `most` is 1
     return np.polyfit(at, [_step_flops(config, modality, parts) for parts in at], 2)
 
 
