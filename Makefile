@@ -27,7 +27,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 export PYTHON
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check fast lint fuzz bench bench-venv dags-venv drill clean
+.PHONY: help setup demo test check fast lint fuzz study study-full bench bench-venv dags-venv drill clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -53,6 +53,12 @@ fast: $(STAMP) ## the tests that take seconds
 
 fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
+
+study: $(STAMP) $(WEIGHTS) ## does the queue beat in-batch CLIP? at most an hour; QUICK=1 for five minutes; goes on where it ended
+	@$(BIN)/python -m training.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
+
+study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratch (days; goes on where it ended)
+	@$(BIN)/python -m training.study run --plan full
 
 bench: $(STAMP) ## every benchmark; QUICK=1 for the short form. Run `make bench-venv` first for the peers
 	@failed=; for bench in tests/benchmarks/bench_*.py; do \
