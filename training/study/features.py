@@ -26,6 +26,7 @@ from torch import Tensor
 
 from training.encoders.cnn_regions import Prefix
 from training.errors import InputError
+from training.records import Batch
 from training.study.drawings import Drawings, Style, needed, raster
 from training.towers.backbones import load_backbone
 from training.towers.region_pooling import pool_regions
@@ -63,8 +64,6 @@ class Backbone:
     @torch.no_grad()
     def __call__(self, pictures_BHW3: npt.NDArray[np.uint8], boxes_BR4: Tensor) -> Rows:
         """float16 [B, R, CHANNELS]: the mean of the map over each box, in pixels of the pictures."""
-        from training.records import Batch
-
         images_B3HW = torch.from_numpy(np.ascontiguousarray(pictures_BHW3)).permute(0, 3, 1, 2)
         map_BCHW = self._prefix(Batch.of(images_B3HW=images_B3HW))
         side = (images_B3HW.shape[-2], images_B3HW.shape[-1])

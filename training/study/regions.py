@@ -35,7 +35,7 @@ from training.config import Config
 from training.data.index import open_dataset
 from training.data.loader import Loader, Share
 from training.data.order import Order
-from training.data.tokenizer import load_tokenizer
+from training.data.tokenizer import CLS, PAD, SEP, UNK, load_tokenizer
 from training.records import Batch
 from training.study.arms import Arm, config_of
 from training.study.corpus import Input, cell_boxes
@@ -77,7 +77,7 @@ class Half:
             count_B = torch.ones_like(count_B)
         boxes_R4 = cell_boxes(regions_BRC.shape[1])
         return replace(
-            self.rest._each(lambda x: x[which]),
+            self.rest.take(which),
             images_B3HW=regions_BRC.transpose(1, 2).unsqueeze(2),
             boxes_BR4=boxes_R4.expand(len(which), -1, -1),
             n_boxes_B=count_B,
@@ -158,7 +158,8 @@ def do(job: Job) -> float:
 def _config(sight: Sight, seed: int, train: Half) -> tuple[Arm, Config]:
     # A queue of a third of a small dataset at most: a longer one would hold little but the batch's own neighbours.
     arm = Arm("regions", queue=min(512, len(train) // 3))
-    config = config_of(arm, 0.07, seed, int(train.rest.token_ids_BL.max()) + 1)
+    vocabulary = int(train.rest.token_ids_BL.max()) + 1
+    config = config_of(arm, 0.07, seed, vocabulary)
     boxes = 0 if sight == "whole" else BOXES
     data = replace(config.data, max_boxes=boxes, max_tokens=MAX_TOKENS)
     return arm, replace(config, data=data, text=replace(config.text, max_positions=MAX_TOKENS))
@@ -176,7 +177,21 @@ class _Order:
         return self._half.batch([self._order.entry(position + i)[1] for i in range(size)], self._sight)
 
 
-def _train(job: Job, train: Half, dev: Half, val: Half) -> Run:
+def compact(train: Half, *others: Half) -> list[Half]:
+    """The splits with the characters of the first numbered without gaps; what it has not seen is [UNK] in the others.
+
+    A table of all characters would be mostly rows that are never trained, and most of a step.
+    """
+    marks = torch.tensor([PAD, UNK, CLS, SEP])
+    seen = torch.unique(torch.cat([marks, train.rest.token_ids_BL.flatten()]))  # sorted, so the marks stay 0 to 3
+    most = max(int(half.rest.token_ids_BL.max()) for half in (train, *others))
+    number = torch.full((max(most, int(seen[-1])) + 1,), UNK)
+    number[seen] = torch.arange(len(seen))
+    return [Half(h.regions_NRC, replace(h.rest, token_ids_BL=number[h.rest.token_ids_BL])) for h in (train, *others)]
+
+
+def _train(job: Job, *splits: Half) -> Run:
+    train, dev, val = compact(*splits)
     arm, config = _config(job.sight, job.seed, train)
     stream = _Order(train, job.sight, job.seed)
     began = time.process_time()
@@ -185,10 +200,10 @@ def _train(job: Job, train: Half, dev: Half, val: Half) -> Run:
     some = Half(train.regions_NRC[: len(val)], train.rest.rows(0, len(val)))
     number, figures_of = 0, []
     for end in ends:
-        for number in range(number, end):  # noqa: B020
+        while number < end:
             position = number * arm.batch
             towers.step(stream.batch(position, arm.batch), number, position)
-        number = end
+            number += 1
         figures_of.append([_measure(towers, half, job.sight) for half in (val, dev, some)])
     return Run(
         job.source.name,

@@ -59,6 +59,19 @@ def test_the_whole_picture_is_the_last_region_of_the_grid(source: Source, weight
     assert (grid.images_B3HW[..., 3:] == 0).all()
 
 
+def test_characters_that_train_has_not_seen_are_unknown(source: Source, weights: Path) -> None:
+    train, val = (regions._half(source.manifest, split, "grid", weights) for split in ("train", "val"))
+    strange = val.rest.token_ids_BL.clone()
+    strange[0, 1] = 7000
+    small, other = regions.compact(train, replace(val, rest=replace(val.rest, token_ids_BL=strange)))
+    assert sorted(set(small.rest.token_ids_BL.flatten().tolist()) | {1}) == list(
+        range(int(small.rest.token_ids_BL.max()) + 1)
+    )
+    assert other.rest.token_ids_BL[0, 1] == 1
+    assert int(other.rest.token_ids_BL.max()) <= int(small.rest.token_ids_BL.max())
+    assert torch.equal(small.rest.token_ids_BL == 0, train.rest.token_ids_BL == 0)
+
+
 def _record(job: Job, val: float) -> None:
     run = Run(
         job.source.name, job.sight, job.seed, (job.samples,), (val,), (val,), (val,), (val,), 0.1, (20, 8, 8), 1.0
