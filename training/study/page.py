@@ -108,7 +108,7 @@ def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
         lines = [
             Series(label(figures[n].arm), c, figures[n].curve("style")) for n, c in zip(shown, colours, strict=True)
         ]
-        if len(lines) > 1:
+        if len(lines) > 1 and set(shown) - set(_COLOURS):
             charts.append(
                 (title, note, markupsafe.Markup(curves(lines, study.plan.samples, chance.get("style"))), lines)
             )

@@ -342,11 +342,12 @@ _STATES = {"above": "holds", "below": "refuted", "open": "not shown"}
 def _says(by_seed: Mapping[Sight, Mapping[int, float]]) -> list[str]:
     """The two questions, answered from the intervals."""
     sentences = []
-    for better, other, words in (
+    questions: tuple[tuple[Sight, Sight, tuple[str, str, str, str]], ...] = (
         ("grid", "whole", ("Regions of a grid beat", "are worse than", "are not shown to beat", "the whole picture")),
         ("proposals", "whole", ("The detector’s beat", "are worse than", "are not shown to beat", "the whole picture")),
         ("proposals", "grid", ("The detector’s boxes beat", "are worse than", "are not shown to beat", "the grid’s")),
-    ):
+    )
+    for better, other, words in questions:
         gain = difference(by_seed[better], by_seed[other]) if {better, other} <= by_seed.keys() else None
         if gain is not None:
             subject = words[0].removesuffix(" beat")
