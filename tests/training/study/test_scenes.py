@@ -85,7 +85,7 @@ def test_photos_that_must_not_be_taken_are_not(tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_spec_is_one_that_a_build_takes(tmp_path: Path) -> None:
-    (tmp_path / "spec.yaml").write_text(scenes._SPEC.format(name="scenes", apart="images"), encoding="utf-8")
+    (tmp_path / "spec.yaml").write_text(scenes._SPEC.format(name="scenes"), encoding="utf-8")
     spec = load(tmp_path / "spec.yaml")
     assert [d.name for d in spec.regions.detectors] == ["grid", "proposals"]
     assert spec.regions.max_boxes == 9
