@@ -28,7 +28,7 @@ TEMPERATURES = (0.03, 0.07, 0.15)
 WIDTH, INNER = 128, 256
 """Width of both towers and of the joint space; width of their feed-forward layers and heads."""
 
-LEARNING_RATE, WARMUP = 1e-3, 3_200
+LEARNING_RATE, WARMUP = 5e-4, 1_600
 """At batch 16, scaled by the root of the batch; samples over which it rises."""
 
 

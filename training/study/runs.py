@@ -40,7 +40,7 @@ from training.study.trial import Trial, compute_ratio, one_thread, run
 
 LOG = logging.getLogger("wenlan.study")
 
-VERSION = 2
+VERSION = 3
 """Raised when the same arguments give other figures."""
 
 A = TypeVar("A")
