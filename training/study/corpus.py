@@ -2,8 +2,8 @@
 
 A training pair is a drawing of a training style and a text of its emoji, drawn anew in every epoch: half of the time
 its name, else its name and one of its keywords. (With keywords alone, which many emoji share, the queue had learnt
-next to nothing after 600 steps, and after 3,000 R@1 was 1.4.) Which pair comes at which place follows from the seed alone, so every
-arm sees the same pairs in the same order, whatever its batch.
+next to nothing after 600 steps, and after 3,000 R@1 was 1.4.) Which pair comes at which place follows from the seed
+alone, so every arm sees the same pairs in the same order, whatever its batch.
 
     gallery      drawings                                        texts
     style        val styles, one gallery each                    names of the training emoji that the style draws
