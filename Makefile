@@ -30,7 +30,7 @@ export PYTHON
 # pip-audit and CycloneDX's tool: an environment of its own, since chardet, which they bring, changes what requests says.
 AUDIT   := .audit
 
-.PHONY: help setup demo test check fast lint fuzz audit wheels deploy bench bench-venv dags-venv drill drills clean
+.PHONY: help setup demo test check fast lint fuzz study study-full audit wheels deploy bench bench-venv dags-venv drill drills clean
 
 help: ## list what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
@@ -56,6 +56,12 @@ fast: $(STAMP) ## the tests that take seconds
 
 fuzz: $(STAMP) ## fuzz every parser of foreign input, ten minutes in all; MINUTES=n for another time
 	@FUZZ_MINUTES=$(or $(MINUTES),10) $(BIN)/python -m pytest tests/fuzz/test_targets.py --log-cli-level=INFO
+
+study: $(STAMP) $(WEIGHTS) ## does the queue beat in-batch CLIP? at most an hour; QUICK=1 for five minutes; goes on where it ended
+	@$(BIN)/python -m training.study run --plan $(if $(QUICK),quick --minutes 5,hour --minutes 55)
+
+study-full: $(STAMP) $(WEIGHTS) ## the study's whole grid, and a CNN from scratch (days; goes on where it ended)
+	@$(BIN)/python -m training.study run --plan full
 
 audit: $(STAMP) $(AUDIT)/.installed ## licences, bill of materials (CycloneDX), known vulnerabilities, into dist/
 	@sh .ci/audit $(BIN)/python $(AUDIT)

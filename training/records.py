@@ -74,6 +74,10 @@ class Batch:
         """Samples start..stop-1: a micro-batch."""
         return self._each(lambda x: x[start:stop])
 
+    def take(self, which: Tensor) -> Batch:
+        """Samples of these numbers, in their order."""
+        return self._each(lambda x: x[which])
+
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory (called by torch's DataLoader)."""
         return self._each(lambda x: x.pin_memory())

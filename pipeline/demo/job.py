@@ -5,6 +5,7 @@
     run           serve, build the dataset, train, evaluate, and print the results and where they are
     seeds --n N   train and evaluate N seeds on the built dataset and print the mean recall
     unpack PKG D  unpack a Debian package into a folder: how `.ci/setup` gets pip where Python has none
+    npm PKG D     download an npm package into a folder and print its tarball's path: how the study gets its drawings
 
 The steps are subprocesses with the very commands that a user types, so the demo can do nothing that the command lines
 cannot. Finished work is skipped: the corpus by its marker, the build by its fingerprints, training and evaluation as
@@ -33,7 +34,7 @@ from statistics import fmean
 from typing import Any
 
 from pipeline.demo.corpus import prepare
-from pipeline.demo.packages import DemoError, unpack_package
+from pipeline.demo.packages import DemoError, download_npm, unpack_package
 from pipeline.demo.web import SITES, serve
 
 DEMO = Path("demo")
@@ -66,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unpack = commands.add_parser("unpack", help="unpack a Debian package into a folder, without root")
     unpack.add_argument("package")
     unpack.add_argument("folder", type=Path)
+    npm = commands.add_parser(
+        "npm", help="download an npm package into a folder, unless it is there, and print its path"
+    )
+    npm.add_argument("package")
+    npm.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     try:
         if options.command == "corpus":
@@ -77,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _run()
         elif options.command == "seeds":
             _seeds(options.n)
+        elif options.command == "npm":
+            print(download_npm(options.package, options.folder))
         else:
             unpack_package(options.package, options.folder)
     except DemoError as e:

@@ -96,10 +96,11 @@ def unpack_package(package: str, into: Path) -> None:
 def download_npm(package: str, into: Path) -> Path:
     """Path of the tarball of an npm package, downloaded into the folder `into` unless it is there already.
 
-    Raises DemoError with npm's last line.
+    A package of a scope, `@scope/name`, is in `scope-name-VERSION.tgz`. Raises DemoError with npm's last line.
     """
     into.mkdir(parents=True, exist_ok=True)
-    downloaded = sorted(into.glob(f"{package}-*.tgz"))
+    stem = package.lstrip("@").replace("/", "-")
+    downloaded = sorted(into.glob(f"{stem}-[0-9]*.tgz"))  # a digit: `noto-v1-1.2.5.tgz` is no `noto`
     if downloaded:
         return downloaded[-1]
     with tempfile.TemporaryDirectory(prefix=".download-", dir=into) as folder:

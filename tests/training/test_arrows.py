@@ -23,9 +23,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("run",),
     ("captions",),
     ("cli",),
-    ("__main__",),
+    ("__main__", "study"),
 )
-"""From the ground up: cli -> run -> use -> outputs -> {data, moco} -> encoders -> {method, towers} -> config."""
+"""From the ground up: cli -> run -> use -> outputs -> {data, moco} -> encoders -> {method, towers} -> config.
+
+`study` is a program of its own: nothing imports it."""
 
 FILES = sorted((ROOT / "training").rglob("*.py"))
 

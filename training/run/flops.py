@@ -114,8 +114,8 @@ def _model_of(config: Config) -> str:
 def _curve(model: str, modality: Modality, most: int) -> Any:
     """Coefficients, highest first, of a sample's operations by its number of parts."""
     config = from_dict(json.loads(model))
-    last = most + 2 if modality == "image" else min(most + 2, config.text.max_positions)
-    at = sorted({1, most // 2 + 1, last})
+    last = most + 3 if modality == "image" else min(most + 3, config.text.max_positions)
+    at = sorted({1, min(most // 2 + 2, last), last})  # three of them, also where `most` is 1
     return np.polyfit(at, [_step_flops(config, modality, parts) for parts in at], len(at) - 1)
 
 

@@ -88,6 +88,20 @@ def _system_lists() -> dict[str, float]:
     return {path.name: path.stat().st_mtime for path in Path("/var/lib/apt/lists").glob("*_*")}
 
 
+def test_npm_tarball_of_a_scope_is_found_and_no_other_whose_name_begins_alike(tmp_path: Path) -> None:
+    for name in ("scope-noto-1.2.3.tgz", "scope-noto-v1-9.0.0.tgz", "noto-4.0.0.tgz"):
+        _tarball(tmp_path / name, {})
+    found = {
+        package: demo_packages.download_npm(package, tmp_path).name
+        for package in ("@scope/noto", "@scope/noto-v1", "noto")
+    }
+    assert found == {
+        "@scope/noto": "scope-noto-1.2.3.tgz",
+        "@scope/noto-v1": "scope-noto-v1-9.0.0.tgz",
+        "noto": "noto-4.0.0.tgz",
+    }
+
+
 def test_npm_tarball_is_unpacked_below_its_prefixes_only(tmp_path: Path) -> None:
     tarball = tmp_path / "p-1.tgz"
     _tarball(tarball, {"package/zh/data.json": b"[]", "package/fr/data.json": b"[]", "package/LICENSE": b"MIT"})

@@ -1,0 +1,119 @@
+"""Runs of the second question: read from shards, the same for the same seed, and judged by their intervals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.study import regions
+from training.study.regions import SIGHTS, Job, Run, content, jobs_of
+from training.study.scenes import Source
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of the backbone."""
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    model = mobilenet_v2(weights=None)
+    for module in model.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.constant_(module.weight, 2.5)  # without it a random network's map is all but zero
+    path = tmp_path_factory.mktemp("weights") / "mobilenet.pth"
+    torch.save(model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def source(make_shards: Callable[..., Path]) -> Source:
+    return Source("howtocook", "HowToCook", "photos", make_shards(train=(24,), dev=(8,), val=(8,), detector="grid-1"))
+
+
+def test_a_run_is_written_once_and_is_the_same_again(source: Source, weights: Path, tmp_path: Path) -> None:
+    jobs = [Job(source, sight, 0, 64, tmp_path / name, weights) for name in ("a", "b") for sight in ("whole", "grid")]
+    for job in jobs:
+        regions.do(job)
+    runs = [replace(run, seconds=0.0) for job in jobs if (run := job.record()) is not None]
+    assert len(runs) == 4
+    assert runs[:2] == runs[2:]
+    assert runs[0] != runs[1]
+    assert runs[0].samples == (16, 32, 48, 64)
+    assert runs[0].pairs == (24, 8, 8)
+    assert runs[0].chance == pytest.approx(1 / 8, abs=0.06)
+    assert replace(jobs[0], samples=128).record() is None
+
+
+def test_the_whole_picture_is_the_last_region_of_the_grid(source: Source, weights: Path) -> None:
+    half = regions._half(source.manifest, "val", "grid", weights)
+    grid, whole = (half.batch(range(8), sight) for sight in ("grid", "whole"))
+    last = grid.n_boxes_B - 1
+    assert (grid.n_boxes_B == 3).all()  # the two boxes of the shard, and the whole picture
+    assert (whole.n_boxes_B == 1).all()
+    assert torch.equal(whole.images_B3HW[..., 0, 0], grid.images_B3HW[torch.arange(8), :, 0, last])
+    assert (grid.images_B3HW[..., 3:] == 0).all()
+
+
+def test_characters_that_train_has_not_seen_are_unknown(source: Source, weights: Path) -> None:
+    train, val = (regions._half(source.manifest, split, "grid", weights) for split in ("train", "val"))
+    strange = val.rest.token_ids_BL.clone()
+    strange[0, 1] = 7000
+    small, other = regions.compact(train, replace(val, rest=replace(val.rest, token_ids_BL=strange)))
+    assert sorted(set(small.rest.token_ids_BL.flatten().tolist()) | {1}) == list(
+        range(int(small.rest.token_ids_BL.max()) + 1)
+    )
+    assert other.rest.token_ids_BL[0, 1] == 1
+    assert int(other.rest.token_ids_BL.max()) <= int(small.rest.token_ids_BL.max())
+    assert torch.equal(small.rest.token_ids_BL == 0, train.rest.token_ids_BL == 0)
+
+
+def _record(job: Job, val: float) -> None:
+    run = Run(
+        job.source.name, job.sight, job.seed, (job.samples,), (val,), (val,), (val,), (val,), 0.1, (20, 8, 8), 1.0
+    )
+    job.folder.mkdir(parents=True, exist_ok=True)
+    job.file.write_text(json.dumps({"key": job.key(), "run": asdict(run)}))
+
+
+@pytest.mark.parametrize(
+    ("gains", "says"),
+    [
+        ({"grid": 0.2, "proposals": 0.3}, ("Regions of a grid beat the whole", "The detector’s boxes beat the grid’s")),
+        ({"grid": -0.2, "proposals": -0.1}, ("Regions of a grid are worse than the whole", "boxes beat the grid’s")),
+        (
+            {"grid": 0.0, "proposals": -0.1},
+            ("Regions of a grid are not shown to beat", "boxes are worse than the grid’s"),
+        ),
+    ],
+)
+def test_the_page_says_what_the_intervals_imply(
+    source: Source, weights: Path, tmp_path: Path, gains: dict[str, float], says: tuple[str, str]
+) -> None:
+    jobs = jobs_of([source], {"howtocook": 64}, (0, 1, 2), tmp_path, weights)
+    assert len(jobs) == 3 * len(SIGHTS)
+    for job in jobs:
+        wobble = 0.01 * job.seed * (1 if job.sight == "whole" else -1) * (gains["grid"] == 0)
+        _record(
+            job,
+            0.4
+            + gains.get(job.sight, 0.0)
+            + 0.001 * job.seed
+            + wobble
+            - 0.01 * (gains["grid"] == 0) * (job.sight == "whole"),
+        )
+    shown = content([source], jobs)
+    assert shown is not None
+    (part,) = shown["parts"]
+    assert all(sentence in part.says for sentence in says), part.says
+    assert [row.n for row in part.rows] == [3, 3, 3]
+
+
+def test_a_skipped_dataset_is_said_to_be(source: Source) -> None:
+    shown = content([replace(source, skipped="it is not there")], [])
+    assert shown is not None
+    assert shown["parts"][0].says == "Skipped: it is not there."

@@ -1,0 +1,1 @@
+"""The study (`make study`): does the paper's claim hold that the queue beats in-batch CLIP, and a single tower?"""
