@@ -24,6 +24,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from training.config import ImageTowerConfig
 from training.encoders.cnn_regions import Prefix
 from training.errors import InputError
 from training.records import Batch
@@ -58,7 +59,7 @@ class Backbone:
     def __init__(self, weights: Path) -> None:
         """Raises ConfigError if the file of weights is not there or does not fit."""
         backbone = load_backbone("torchvision/mobilenet_v2", str(weights), SIDE)
-        self._prefix = Prefix(backbone, len(backbone.stages)).eval()
+        self._prefix = Prefix(backbone, len(backbone.stages), ImageTowerConfig()).eval()
         self._prefix.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @torch.no_grad()

@@ -43,7 +43,8 @@ from training.study.features import SIDE, Backbone
 from training.study.paired import difference, interval
 from training.study.scenes import Source
 from training.study.trial import TwoTowers, one_thread
-from training.use.retrieval import Clusters, figures, rank
+from training.use.hits import Clusters
+from training.use.retrieval import figures, rank
 
 LOG = logging.getLogger("wenlan.study")
 

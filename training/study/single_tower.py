@@ -28,7 +28,7 @@ from training.run.optimizer import batch_factor, schedule
 from training.study.corpus import Corpus, Gallery
 from training.study.features import CHANNELS
 from training.towers.layers import EncoderLayer, masked_mean, present
-from training.use.retrieval import Features
+from training.use.hits import Features
 
 LAYERS = 3
 """So that its parameters are about as many as the two towers'."""

@@ -38,7 +38,8 @@ from training.run.flops import Meter, forward_flops
 from training.run.optimizer import batch_factor, build_optimizer, schedule
 from training.study.arms import BASE, Arm, config_of
 from training.study.corpus import Corpus, Gallery, Input, Stream
-from training.use.retrieval import Captions, Features, figures, rank
+from training.use.hits import Captions, Features
+from training.use.retrieval import figures, rank
 
 POINTS = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1.0)
 """Shares of N at which a run is measured, beside where equal compute ends: a measurement takes as long as 100 steps."""
