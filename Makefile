@@ -97,7 +97,7 @@ clean: ## remove the environments, the demo's output and every cache; the downlo
 # no wheel for a Python of today: hence --no-deps, and a folder of its own.
 $(STAMP): pyproject.toml .ci/setup
 	@sh .ci/setup venv $(VENV)
-	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 2 GB; once)" >&2
+	@echo "wenlan: installing the dependencies into $(VENV) (minutes, about 4 GB; once)" >&2
 	@$(BIN)/python -m pip install --quiet --editable '.[all,dev]'
 	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/cn-clip 'cn-clip>=1.6,<2' \
 	    || echo "wenlan: Chinese-CLIP's scripts could not be installed; the test that runs them skips" >&2
