@@ -124,7 +124,8 @@ def _show_all(plugins: list[dict[str, Any]]) -> None:
 
 def _show_one(own: dict[str, Any]) -> None:
     _heading(f"{own['name']} ({own['family']}, version {own['version']})")
-    say(own["text"])
+    for line in own["text"].splitlines():
+        say(line)
     for label, line in (("needs", _needs(own)), ("thresholds", own["thresholds"]), ("limits", own["limits"])):
         if line:
             say(f"{label}: {line}")
@@ -135,7 +136,8 @@ def _show_one(own: dict[str, Any]) -> None:
     if own["example"]:
         say("")
         _heading("example")
-        say(own["example"].rstrip())
+        for line in own["example"].rstrip().splitlines():
+            say(line)
 
 
 def _show_options(options: list[dict[str, Any]], indent: str) -> None:

@@ -160,12 +160,12 @@ def _at_first_look(capture: Capture, html: str, source: str) -> list[Decision] |
     """What becomes of a page that need not be parsed: nothing, or one Decision about the capture; None for others."""
     if first_look.may_opt_out(html):
         return None
-    foreign = first_look.is_without_han(html)
-    if not foreign and not first_look.is_without_pictures(html):
+    bare = first_look.is_without_pictures(html)
+    if not bare and not first_look.is_without_han(html):
         return None
     if outs := policy.opt_outs(capture.headers):
         return [drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))]
-    if not foreign:
+    if bare:
         return []
     evidence = f"no Han character among {len(html)} characters"
     return [drop_capture(capture.url, source, "extract", DropReason.NOT_CHINESE, evidence)]
