@@ -22,10 +22,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("use",),
     ("run",),
     ("captions",),
+    ("commands",),
     ("cli",),
     ("__main__", "study"),
 )
-"""From the ground up: cli -> run -> use -> outputs -> {data, moco} -> encoders -> {method, towers} -> config.
+"""From the ground up: cli -> commands -> captions -> run -> use -> outputs -> {data, moco} -> encoders ->
+{method, towers} -> config.
 
 `study` is a program of its own: nothing imports it."""
 

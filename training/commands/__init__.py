@@ -1,0 +1,1 @@
+"""Commands of `wenlan-train`, one file per group: their arguments, and what they call."""

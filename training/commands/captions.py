@@ -1,0 +1,115 @@
+"""The commands `fit-captioner` and `caption`, and the task `captioning` of `eval`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from typing import Any
+
+from training.commands.options import add_beams, add_data, add_detector, add_json, add_regions, add_shared, beams, path
+from training.errors import ConfigError
+from training.use.benchmarks import BENCHMARKS
+
+LOG = logging.getLogger("training")
+
+CAPTIONING = "captioning"
+"""The task of `eval` that is none of training/use/tasks: its checkpoints are a captioner's (training/captions)."""
+
+
+def add_fit_captioner(commands: Any) -> None:
+    command = commands.add_parser(
+        "fit-captioner",
+        help="train a decoder that writes captions, on a checkpoint's image tower",
+        description="Train a Transformer decoder on the region features of a checkpoint, whose towers stay as they are "
+        "and come along; the same command on the same --out goes on from the last checkpoint.",
+        examples=[
+            "wenlan-train fit-captioner runs/1 --data builds/1 --out runs/2",
+            "wenlan-train fit-captioner runs/1 --data aic-icc:DIR --out runs/2 --set layers=4",
+        ],
+    )
+    command.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    add_data(command, f"; or a caption set, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
+    command.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the run")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example layers=4; may be repeated"
+    )
+    add_detector(command)
+    command.add_argument("--device", default="auto")
+    add_shared(command)
+    command.set_defaults(run=_fit_captioner)
+
+
+def _fit_captioner(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.captions.decoder import CaptionerConfig
+    from training.captions.train import fit_captioner
+    from training.resolve import overridden
+
+    config = overridden(CaptionerConfig(), arguments.set)
+    result = fit_captioner(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.out,
+        config,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    ).to_json()
+    LOG.info(
+        "%s steps, loss %s, CIDEr on dev %s, best checkpoint %s",
+        *(result[name] for name in ("steps", "loss", "dev_cider", "best")),
+    )
+    return result
+
+
+def add_caption(commands: Any) -> None:
+    what = "write a caption of each image by a captioner"
+    command = commands.add_parser(
+        "caption",
+        help=what,
+        description=what + "; one line an image: FILE, a tab, the caption",
+        examples=["wenlan-train caption runs/2/checkpoints/best --images a.jpg b.jpg"],
+    )
+    command.add_argument(
+        "checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint of fit-captioner, or its run"
+    )
+    command.add_argument("--images", required=True, nargs="+", metavar="FILE", help="image files")
+    add_regions(command)
+    add_beams(command)
+    command.add_argument("--device", default="auto")
+    add_json(command)
+    command.set_defaults(run=_caption)
+
+
+def _caption(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.captions.evaluate import caption_files
+    from training.use.file_regions import read_regions
+
+    files = arguments.images
+    boxes = read_regions(arguments.regions, files) if arguments.regions else [None] * len(files)
+    written = caption_files(arguments.checkpoint, files, boxes, beams=beams(arguments), device=arguments.device)
+    if not arguments.json:
+        for one in written:
+            sys.stdout.write(f"{one['image']}\t{one['caption']}\n")
+    return {"captions": written}
+
+
+def eval_captioning(arguments: argparse.Namespace) -> dict[str, Any]:
+    for option in ("report", "regions", "labels", "classes", "templates"):
+        if getattr(arguments, option) is not None:
+            raise ConfigError(f"--{option}", f"--task {CAPTIONING} does not take it")
+    from training.captions.evaluate import evaluate_captioning, summary
+
+    result = evaluate_captioning(
+        arguments.checkpoint,
+        arguments.data,
+        arguments.split,
+        tokens=arguments.tokens,
+        beams=beams(arguments),
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
+    for line in summary(result):
+        LOG.info("%s", line)
+    return result

@@ -1,0 +1,180 @@
+"""The commands `eval` and `calibrate`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from typing import Any
+
+from data_specs.shard import SPLITS
+from training.commands.captions import CAPTIONING, eval_captioning
+from training.commands.options import add_beams, add_data, add_detector, add_shared, path
+from training.errors import ConfigError
+from training.use.benchmarks import BENCHMARKS
+from training.use.labelled import KINDS as LABELLED
+from training.use.labelled_boxes import KINDS as BOXED
+from training.use.tasks import MIN_SCORE, NEIGHBOURS, TASKS
+
+LOG = logging.getLogger("training")
+
+
+def add_eval(commands: Any) -> None:
+    evaluate = commands.add_parser(
+        "eval",
+        help="recall or accuracy of a checkpoint on a split, a benchmark or labelled images, beside chance",
+        description="Figures with chance and 95% intervals. On a split of a dataset: over the queries whose image and "
+        "text stand nowhere in train, over the others, and over all. retrieval: recall both ways; zero-shot: images "
+        "against class names; regions: boxes against class names; probe: linear probe and nearest neighbours; "
+        "image-to-image and text-to-text: search within one kind.",
+        examples=[
+            "wenlan-train eval runs/1 --data builds/1/shards/manifest.json --task retrieval",
+            "wenlan-train eval runs/1 --data builds/2 --task retrieval --split dev --json",
+            "wenlan-train eval runs/1 --data coco-cn:DIR --task retrieval --split test --towers key",
+            "wenlan-train eval runs/1 --data classes:DIR --task zero-shot --report evals/1",
+            "wenlan-train eval runs/1 --data builds/1 --labels labels.jsonl --task probe --report evals/1",
+            "wenlan-train eval runs/1 --data coco:instances_val.json --classes names.json --task regions",
+            "wenlan-train eval runs/2 --data coco-cn:DIR --task captioning --split test",
+        ],
+    )
+    evaluate.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    add_data(
+        evaluate,
+        f"; or one benchmark, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}; labelled images: "
+        f"{', '.join(LABELLED)}; labelled boxes: {', '.join(BOXED)}",
+    )
+    evaluate.add_argument(
+        "--task", required=True, choices=(*TASKS, CAPTIONING), help="captioning: of a checkpoint of fit-captioner"
+    )
+    evaluate.add_argument(
+        "--split", default="val", choices=(*SPLITS, "test"), help="default val; test: not of a dataset"
+    )
+    _add_classes(evaluate)
+    evaluate.add_argument(
+        "--report",
+        type=path,
+        metavar="PATH",
+        help="add the result, with hits and misses as pictures, to the page PATH/index.html, or PATH.html",
+    )
+    evaluate.add_argument(
+        "--towers", default="query", choices=["query", "key"], help="key: the moving average of the query towers"
+    )
+    add_detector(evaluate)
+    evaluate.add_argument(
+        "--regions",
+        type=path,
+        metavar="PLACE",
+        help="boxes of a benchmark's images by their sha256: a regions .parquet, or a folder of them such as "
+        "STORE/regions/DETECTOR",
+    )
+    evaluate.add_argument(
+        "--tokens",
+        default="jieba",
+        choices=["jieba", "characters"],
+        help="captioning: what figures count (default jieba)",
+    )
+    add_beams(evaluate)
+    evaluate.add_argument("--device", default="auto")
+    add_shared(evaluate)
+    evaluate.set_defaults(run=_eval)
+
+
+def _add_classes(evaluate: argparse.ArgumentParser) -> None:
+    """Options of the tasks that have classes."""
+    evaluate.add_argument(
+        "--labels", type=path, metavar="FILE", help="key and label of a dataset's samples: .jsonl, .csv or .parquet"
+    )
+    evaluate.add_argument(
+        "--classes",
+        type=path,
+        metavar="FILE",
+        help='classes in order with their names: .txt lines "CLASS<tab>NAME,NAME" or .json {"CLASS": ["NAME"]}',
+    )
+    evaluate.add_argument(
+        "--templates", type=path, metavar="FILE", help="sentences for class names, one per line, with {} for the name"
+    )
+    evaluate.add_argument(
+        "--k", type=int, default=NEIGHBOURS, metavar="K", help=f"neighbours that vote in probe (default {NEIGHBOURS})"
+    )
+    evaluate.add_argument(
+        "--min-score",
+        type=float,
+        default=MIN_SCORE,
+        metavar="S",
+        help=f"regions of a dataset: the detector's boxes from this score on (default {MIN_SCORE})",
+    )
+
+
+def _eval(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.labelled import Source
+    from training.use.tasks import Request, task
+
+    if arguments.task == CAPTIONING:
+        return eval_captioning(arguments)
+    if arguments.regions is not None and arguments.task != "retrieval":
+        raise ConfigError("--regions", f"are boxes of a benchmark for retrieval; {arguments.task} takes none")
+    asked = task(arguments.task)
+    result = asked.run(
+        Request(
+            arguments.checkpoint,
+            Source(tuple(arguments.data), arguments.labels, arguments.classes, arguments.cache),
+            arguments.split,
+            detector=arguments.detector,
+            device=arguments.device,
+            towers=arguments.towers,
+            regions=arguments.regions,
+            templates=arguments.templates,
+            k=arguments.k,
+            min_score=arguments.min_score,
+            pictures=arguments.report is not None,
+        )
+    )
+    for line in asked.summary(result):
+        LOG.info("%s", line)
+    if arguments.report is not None:
+        from training.use.page import add_result
+
+        page = add_result(arguments.report, result)
+        LOG.info("page: %s", page)
+        result = {**{name: value for name, value in result.items() if name != "examples"}, "report": str(page)}
+    return result
+
+
+def add_calibrate(commands: Any) -> None:
+    what = "add to a checkpoint what its scores are measured against; fit does it at its end"
+    calibrate = commands.add_parser(
+        "calibrate",
+        help=what,
+        description="Writes the distribution of the cosines of unrelated training pairs into a checkpoint. A score is "
+        "the share of it below a cosine: eval, embed, export and wenlan.load(...).similarity have it from there.",
+        examples=[
+            "wenlan-train calibrate runs/1 --data builds/1",
+            "wenlan-train calibrate runs/1/checkpoints/best --data builds/1 --images 4000",
+        ],
+    )
+    calibrate.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    add_data(calibrate)
+    calibrate.add_argument("--images", type=int, default=1000, metavar="N", help="of the train split (default 1000)")
+    add_detector(calibrate)
+    calibrate.add_argument("--device", default="auto")
+    add_shared(calibrate)
+    calibrate.set_defaults(run=_calibrate)
+
+
+def _calibrate(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.calibrate import calibrate
+
+    if arguments.images < 2:
+        raise ConfigError("--images", f"{arguments.images} images have no unrelated pair; give at least 2")
+    counted = calibrate(
+        arguments.checkpoint,
+        arguments.data,
+        images=arguments.images,
+        detector=arguments.detector,
+        device=arguments.device,
+        cache=arguments.cache,
+    )
+    LOG.info(
+        "%s: %s pairs of %s unrelated images and texts; half have a cosine above %.3f, one of a hundred above %.3f",
+        *(counted[name] for name in ("checkpoint", "pairs", "images", "median_cosine", "cosine_of_0.99")),
+    )
+    return counted

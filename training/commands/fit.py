@@ -1,0 +1,127 @@
+"""The command `fit`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from data_specs.command_line import completed_by
+from training.commands.options import add_data, add_shared, first_rank, path, recipes
+from training.config import Config
+from training.errors import TrainingError
+from training.use.benchmarks import BENCHMARKS
+
+LOG = logging.getLogger("training")
+
+
+def add_fit(commands: Any) -> None:
+    what = "train; the same command on the same --out goes on from the last checkpoint"
+    fit = commands.add_parser(
+        "fit",
+        help=what,
+        description=what,
+        examples=[
+            "wenlan-train fit --recipe demo --data builds/1/shards/manifest.json --out runs/1",
+            "wenlan-train fit --recipe brivl_b5_base --data s3://bucket/a@3 /mnt/b --out runs/2 --set optim.lr=1e-4",
+            "wenlan-train fit --recipe brivl_b5_base --data builds/1 --out runs/3 --dry-run",
+            "wenlan-train fit --recipe finetune_captions --init runs/2 --data aic-icc:DIR --out runs/4",
+        ],
+    )
+    recipe = fit.add_argument("--recipe", required=True, help="a function of training/recipes.py, for example demo")
+    completed_by(recipe, recipes)
+    add_data(fit, f"; or a caption set, KIND:PATH, of the kinds {', '.join(BENCHMARKS)}")
+    fit.add_argument("--out", required=True, type=path, metavar="DIR", help="folder of the run")
+    fit.add_argument(
+        "--init",
+        type=path,
+        metavar="CHECKPOINT",
+        help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues), or from a folder of "
+        "transformers (CLIP, Chinese-CLIP, SigLIP), whose towers and tokenizer then take the recipe's place",
+    )
+    keys = fit.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
+    )
+    completed_by(keys, keys)
+    fit.add_argument(
+        "--workers",
+        metavar="N",
+        help="run on N workers of Ray Train, or LO:HI for as many as there is room for (RAY_ADDRESS for a cluster)",
+    )
+    fit.add_argument(
+        "--max-failures", type=int, default=10, metavar="N", help="lost workers after which --workers gives up"
+    )
+    fit.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="train 5 steps, keep nothing, and say what the run would take: parameters, FLOPs, memory, time",
+    )
+    add_shared(fit)
+    fit.set_defaults(run=_fit)
+
+
+def _fit(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.resolve import fine_tunes, resolve
+
+    taken, begin = list[str](), None
+    if arguments.init is not None:
+        from training.outputs.checkpoint import TOWERS, open_checkpoint
+        from training.use.two_towers import is_two_towers, overrides_of
+
+        if is_two_towers(arguments.init):
+            taken = overrides_of(arguments.init)
+        elif fine_tunes(arguments.recipe):
+            begin = open_checkpoint(arguments.init, TOWERS).config
+    config = resolve(arguments.recipe, [*taken, *arguments.set], begin)
+    if arguments.dry_run:
+        from training.run.dry_run import dry_run
+
+        planned: dict[str, Any] = dry_run(config, arguments.data, init=arguments.init, cache=arguments.cache)
+        for line in planned.pop("lines"):
+            LOG.info("%s", line)
+        return planned
+    if arguments.workers is not None:
+        from training.run.ray_job import fit_on_ray, parse_workers
+
+        result: dict[str, Any] = fit_on_ray(
+            config,
+            arguments.data,
+            arguments.out,
+            parse_workers(arguments.workers),
+            init=arguments.init,
+            cache=arguments.cache,
+            max_failures=arguments.max_failures,
+        )
+    else:
+        from training.run.train import fit
+
+        result = fit(config, arguments.data, arguments.out, init=arguments.init, cache=arguments.cache).to_json()
+        if config.run.background and first_rank():
+            _add_background(config, arguments, Path(result["checkpoint"]))
+    LOG.info(
+        "%s steps, %s samples seen, loss %s, checkpoint %s",
+        *(result[name] for name in ("steps", "position", "loss", "checkpoint")),
+    )
+    return result
+
+
+def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: Path) -> None:
+    """Calibrate a run's last checkpoint, unless an earlier call has; without one a checkpoint is as good."""
+    from training.outputs.checkpoint import open_checkpoint
+    from training.use.calibrate import calibrate
+
+    opened = open_checkpoint(checkpoint)
+    if opened.background() is not None:
+        return
+    try:
+        calibrate(
+            checkpoint,
+            arguments.data,
+            images=config.run.background,
+            detector=opened.detector,
+            device=config.run.device,
+            cache=arguments.cache,
+        )
+    except TrainingError as e:
+        LOG.info("no background for scores: %s", e)

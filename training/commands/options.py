@@ -1,0 +1,89 @@
+"""Arguments that several commands of `wenlan-train` share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from training.errors import ConfigError
+
+LOG = logging.getLogger("training")
+
+
+def path(text: str) -> Path | str:
+    """An argument that is a path; a URL stays as it is for `_brought_here`, since a Path would make another of it."""
+    return text if "://" in text else Path(text)
+
+
+def recipes(**_: object) -> list[str]:
+    from training.resolve import known_recipes
+
+    return sorted(known_recipes())
+
+
+def keys(**_: object) -> list[str]:
+    from training.resolve import known_keys
+
+    return [f"{key}=" for key in known_keys()]
+
+
+def add_data(command: argparse.ArgumentParser, more: str = "") -> None:
+    command.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="DATA",
+        help="manifest.json, its folder, STORE/datasets/NAME/latest.json, or plain tars: 'x-{000..099}.tar', "
+        "'x-*.tar' or their folder; NAME@WEIGHT mixes" + more,
+    )
+
+
+def add_regions(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--regions",
+        type=path,
+        metavar="PLACE",
+        help="boxes of --images or of a benchmark: one JSON line [[x1, y1, x2, y2], ...] per image (--images only), "
+        "a dataset's regions .parquet, or a folder of them such as STORE/regions/DETECTOR",
+    )
+
+
+def add_beams(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--beams",
+        type=int,
+        metavar="N",
+        help="captioning: width of the beam search, 1 for greedy (default: as trained)",
+    )
+
+
+def add_detector(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--detector",
+        default="",
+        metavar="NAME",
+        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none",
+    )
+
+
+def add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--cache", type=path, metavar="DIR", help="where indexes of shards are kept")
+    add_json(command)
+
+
+def add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object as the last line of stdout")
+
+
+def beams(arguments: argparse.Namespace) -> int | None:
+    beams: int | None = arguments.beams
+    if beams is not None and not 1 <= beams <= 100:
+        raise ConfigError("--beams", f"{beams} is out of range; it lies between 1 and 100")
+    return beams
+
+
+def first_rank() -> bool:
+    """Whether this process prints and logs: the only one, or torchrun's first."""
+    return os.environ.get("RANK", "0") == "0"
