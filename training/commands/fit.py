@@ -125,3 +125,8 @@ def _add_background(config: Config, arguments: argparse.Namespace, checkpoint: P
         )
     except TrainingError as e:
         LOG.info("no background for scores: %s", e)
+        return
+    if config.run.mirror:
+        from training.outputs.saver import copy_again
+
+        copy_again(checkpoint, config.run.mirror)

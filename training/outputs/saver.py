@@ -148,6 +148,12 @@ def here(url: str) -> Iterator[Path]:
         yield found
 
 
+def copy_again(folder: Path, mirror: str) -> None:
+    """Copy a checkpoint to the run's mirror that was added to after it was copied. Raises RunError."""
+    with owned_mirror(mirror):
+        _copy(folder, mirror, [path.name for path in checkpoint.folders(folder.parent.parent)])
+
+
 def _copy(folder: Path, mirror: str, kept: Sequence[str]) -> None:
     """Copy a checkpoint, its index last; remove those of the mirror that the run does not keep either."""
     fs, root = _filesystem(mirror)
