@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.command_line import completed_by
-from training.commands.options import add_data, add_shared, first_rank, path, recipes
+from training.commands.options import add_data, add_shared, first_rank, path, recipes, settings
 from training.config import Config
 from training.errors import TrainingError
 from training.use.benchmarks import BENCHMARKS
@@ -40,10 +40,10 @@ def add_fit(commands: Any) -> None:
         help="begin from the towers of a checkpoint (--set moco.init_queues=true: and its queues), or from a folder of "
         "transformers (CLIP, Chinese-CLIP, SigLIP), whose towers and tokenizer then take the recipe's place",
     )
-    keys = fit.add_argument(
+    setting = fit.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="for example optim.lr=1e-4; may be repeated"
     )
-    completed_by(keys, keys)
+    completed_by(setting, settings)
     fit.add_argument(
         "--workers",
         metavar="N",

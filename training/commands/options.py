@@ -23,7 +23,7 @@ def recipes(**_: object) -> list[str]:
     return sorted(known_recipes())
 
 
-def keys(**_: object) -> list[str]:
+def settings(**_: object) -> list[str]:
     from training.resolve import known_keys
 
     return [f"{key}=" for key in known_keys()]
