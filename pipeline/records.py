@@ -64,6 +64,12 @@ class DropReason(str, enum.Enum):
     ADVERTISEMENT = "advertisement"
     LISTED_WORD = "listed_word"  # a word of a lexicon that the spec names
     PERSONAL_DATA = "personal_data"
+    NO_NOUN = "no_noun"  # fewer nouns than asked for
+    FEW_CONTENT_WORDS = "few_content_words"
+    STOP_WORDS = "stop_words"  # mostly stop words
+    TEXT_ENTROPY = "text_entropy"  # its words say little
+    UNKNOWN_CHARACTERS = "unknown_characters"
+    PERPLEXITY = "perplexity"  # too likely, or too unlikely, to a language model
     # fetch and measure
     EMPTY_BODY = "empty_body"
     NOT_AN_IMAGE = "not_an_image"

@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.features import feature_id
+from pipeline.filters import text_filters
 from pipeline.filters.han_share import han_of_letters
 from pipeline.report.figures import EDGES, Numbers, han_share, ranges
 from pipeline.store.build import Build
+from pipeline.texts.density import density
 
 SHOWN_TEXT = 200
 """Characters of a text that a Decision holds."""
@@ -29,6 +31,7 @@ class Measure:
     """A number that every text or every picture has.
 
     steps: limits that somebody may want to try. whole: it is a whole number, so that `at most 50` ends before 51.
+    of_words: needs a dictionary, and is taken only where a filter limits it.
     of_text, of_pictures: the measure of a text, and that of pictures by their columns of FEATURE_SCHEMA.
     """
 
@@ -42,6 +45,7 @@ class Measure:
     of_text: Callable[[str], float] | None = None
     of_pictures: Callable[[Columns], Numbers] | None = None
     columns: tuple[str, ...] = ("width", "height")
+    of_words: bool = False
 
     def place(self, value: float) -> float:
         """Where a value lies on the axis, in bins from the left."""
@@ -67,6 +71,9 @@ _BLANK = (*_TENTHS, 0.95, 0.98)
 _SHARP = (0, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000)
 _FRAMES = (1, 2, 3, 6, 11, 51)
 _KB = (0, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
+_NOUNS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 15)
+_ENTROPY = (0, 1e-4, 6e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.02, 0.05, 0.1)
+_PERPLEXITY = (0, 100, 1e3, 1e4, 3e4, 1e5, 3e5, 1e6, 3e6, 1e7)
 _SIDES = (32, 64, 100, 128, 150, 160, 180, 200, 224, 256, 320, 384, 512, 1024, 2048, 4096, 8192, 20_000, 30_000, 65_500)
 
 
@@ -93,6 +100,30 @@ MEASURES = {
         Measure(
             "han_letters", "Share of Han among the letters of the primary text", "主文本字母中汉字的比例", _TENTHS,
             _PERCENT, tuple(i / 20 for i in range(1, 20)), whole=False, of_text=han_of_letters,
+        ),
+        Measure(
+            "nouns", "Nouns of the primary text", "主文本名词数", _NOUNS, ranges(_NOUNS), (0, 1, 2, 3, 4, 5),
+            of_text=lambda text: density(text).nouns, of_words=True,
+        ),
+        Measure(
+            "content_share", "Share of content words in the primary text", "主文本实词比例", _TENTHS, _PERCENT,
+            tuple(i / 20 for i in range(20)), whole=False, of_words=True,
+            of_text=lambda text: density(text).content_share,
+        ),
+        Measure(
+            "stop_share", "Share of stop words in the primary text", "主文本停用词比例", _TENTHS, _PERCENT,
+            tuple(i / 20 for i in range(1, 21)), whole=False, of_words=True,
+            of_text=lambda text: density(text).stop_share,
+        ),
+        Measure(
+            "word_entropy", "Entropy of the words of the primary text, nats", "主文本词熵（奈特）", _ENTROPY,
+            [f"{edge:g}+" for edge in _ENTROPY], _ENTROPY, whole=False, of_words=True,
+            of_text=lambda text: density(text).entropy,
+        ),
+        Measure(
+            "perplexity", "Perplexity of the primary text by word frequencies", "主文本困惑度（按词频）", _PERPLEXITY,
+            [f"{edge:g}+" for edge in _PERPLEXITY], _PERPLEXITY[1:], whole=False,
+            of_text=lambda text: density(text).perplexity, of_words=True,
         ),
         Measure(
             "short_side", "Shorter side, pixels", "短边（像素）", EDGES["short_side"], _whole("short_side"),
@@ -143,7 +174,7 @@ def add_bins(build: Build, rows: Iterable[dict[str, Any]]) -> None:
     rows = list(rows)
     cached = build.store.features(feature_id()).get({row["sha256"] for row in rows if row["sha256"]})
     features = {} if cached is None else {row["sha256"]: row for row in cached.to_pylist()}
-    texts = [m for m in MEASURES.values() if m.of_text] + [_HAN_SHARE]
+    texts = [m for m in MEASURES.values() if m.of_text and m.name in names(build)] + [_HAN_SHARE]
     for row in rows:
         bins = {m.name: int(m.bins([m.of_text(row["text"])])[0]) for m in texts if m.of_text and row["text"]}
         known = {
@@ -160,6 +191,7 @@ def add_bins(build: Build, rows: Iterable[dict[str, Any]]) -> None:
 _HAN_SHARE = dataclasses.replace(MEASURES["han_letters"], name="han_share", of_text=han_share)
 
 
-def names() -> list[str]:
+def names(build: Build) -> list[str]:
     """Measures that `add_bins` may know of a row."""
-    return [*MEASURES, _HAN_SHARE.name]
+    limited = {limit.measure for f in text_filters(build.spec) for limit in f.limits()}
+    return [*(m.name for m in MEASURES.values() if not m.of_words or m.name in limited), _HAN_SHARE.name]

@@ -13,7 +13,7 @@ def figures(material: Material, inputs: Values) -> Values:
     """
     sheet = material.shown.sheet
     measures.add_bins(material.build, sheet)
-    return {"sheet": sheet, "not_shown": material.shown.hidden, "measured": measures.names()}
+    return {"sheet": sheet, "not_shown": material.shown.hidden, "measured": measures.names(material.build)}
 
 
 HTML = """
