@@ -4,6 +4,8 @@ A filter says which of its options is a limit on which measure (`pipeline.filter
 again here: texts from the decisions of `admit`, pictures from the rows of `measure`. What later stages leave out,
 copies above all, has passed every limit and is not counted. Files are read one by one into fixed bins.
 
+Of a limit on texts, the texts nearest to it on either side are shown: those just dropped for it, and those just kept.
+
 "Let in" counts what was dropped for that limit alone and would pass the other one. It is a floor: a candidate with
 several texts is judged by its first. `wenlan-data try` says what a changed spec makes of the whole dataset.
 
@@ -38,6 +40,28 @@ PASSED = frozenset({DropReason.SAME_CANDIDATE.value, DropReason.CAP_PER_IMAGE_UR
 MOST_STEPS = 6
 """Other limits that are listed for each limit."""
 
+EXAMPLES = 20
+"""Texts that are shown on each side of a limit."""
+
+
+class _Nearest:
+    """The EXAMPLES different texts whose values are nearest to a limit, those equally near by their code points."""
+
+    def __init__(self) -> None:
+        self._nearest: list[tuple[float, str]] = []
+
+    def add(self, distances: Numbers, texts: Sequence[str]) -> None:
+        farthest = self._nearest[-1][0] if len(self._nearest) == EXAMPLES else np.inf
+        near = np.flatnonzero(distances <= farthest)
+        if len(near) > 4 * EXAMPLES:  # a few more than wanted, since texts may repeat
+            near = near[distances[near] <= np.partition(distances[near], 4 * EXAMPLES)[4 * EXAMPLES]]
+        new = {(float(distances[row]), texts[row]) for row in near}
+        self._nearest = sorted({*self._nearest, *new})[:EXAMPLES]
+
+    def texts(self) -> list[str]:
+        """The texts, nearest first."""
+        return [text for _, text in self._nearest]
+
 
 @dataclass(eq=False)
 class _Tally:
@@ -50,6 +74,8 @@ class _Tally:
     dropped: int = 0
     alone: int = 0
     would: npt.NDArray[np.int64] = field(init=False)
+    just_dropped: _Nearest = field(default_factory=_Nearest)
+    just_kept: _Nearest = field(default_factory=_Nearest)
 
     def __post_init__(self) -> None:
         bound = self._bound
@@ -70,13 +96,23 @@ class _Tally:
         values = self._measured(values)
         return values < self._bound if self._is_least else values > self._bound
 
-    def add(self, values: Numbers, own: Mask, alone: Mask) -> None:
+    def add(self, values: Numbers, own: Mask, alone: Mask, texts: Sequence[str] = ()) -> None:
         """Count dropped ones. own, alone: those that were dropped for this limit, and for nothing else."""
         self.dropped += int(own.sum())
+        if texts:
+            self._show(self.just_dropped, values, own, texts)
         values = self._measured(values)[own & alone]
         self.alone += len(values)
         for i, step in enumerate(self.steps):
             self.would[i] += int((values >= step if self._is_least else values <= step).sum())
+
+    def keep(self, values: Numbers, texts: Sequence[str]) -> None:
+        """Look at kept texts."""
+        self._show(self.just_kept, values, ~self.keeps_out(values), texts)
+
+    def _show(self, nearest: _Nearest, values: Numbers, which: Mask, texts: Sequence[str]) -> None:
+        rows = np.flatnonzero(which)
+        nearest.add(np.abs(values[rows] - self._bound), [texts[row] for row in rows])
 
     def _measured(self, values: Numbers) -> Numbers:
         return np.maximum(values, 1 / np.maximum(values, 1e-9)) if self.limit.mirrored else values
@@ -103,6 +139,8 @@ class _Tally:
             "dropped": self.dropped,
             "alone": self.alone,
             "would": would,
+            "just_dropped": self.just_dropped.texts(),
+            "just_kept": self.just_kept.texts(),
         }
 
 
@@ -163,7 +201,9 @@ def limits_of_texts(spec: BuildSpec) -> list[tuple[str, Limit]]:
     return widest
 
 
-def _count(charts: Sequence[_Chart], values: Sequence[Numbers], reasons: Sequence[Sequence[str]]) -> None:
+def _count(
+    charts: Sequence[_Chart], values: Sequence[Numbers], reasons: Sequence[Sequence[str]], texts: Sequence[str] = ()
+) -> None:
     """Count dropped ones in every chart. values: of each chart's measure; reasons: every one to drop, of each row.
 
     Two filters may drop for one reason (too few pixels, too few bytes), so what was dropped for a limit alone has one
@@ -175,7 +215,7 @@ def _count(charts: Sequence[_Chart], values: Sequence[Numbers], reasons: Sequenc
     single = np.array([len(of_row) == 1 for of_row in reasons], np.bool_)
     times = np.sum(own, axis=0) if own else single
     for (tally, of_chart), mask in zip(tallies, own, strict=True):
-        tally.add(of_chart, mask, single & (times == 1))
+        tally.add(of_chart, mask, single & (times == 1), texts)
     for chart, of_chart in zip(charts, values, strict=True):
         mine = np.zeros(len(reasons), np.bool_)
         for (tally, _), mask in zip(tallies, own, strict=True):
@@ -191,7 +231,7 @@ def _add_texts(build: Build, charts: Sequence[_Chart]) -> None:
         judged = [r for r in rows.to_pylist() if r["text"] and not PASSED.intersection(r["reasons"])]
         measures = [chart.measure.of_text for chart in charts if chart.measure.of_text]
         values = [np.array([of_text(row["text"]) for row in judged], np.float64) for of_text in measures]
-        _count(charts, values, [row["reasons"] for row in judged])
+        _count(charts, values, [row["reasons"] for row in judged], [row["text"] for row in judged])
 
 
 def _add_pictures(build: Build, charts: Sequence[_Chart]) -> None:
@@ -232,7 +272,10 @@ def _add_kept(build: Build, charts: Sequence[_Chart]) -> None:
             for chart in charts:
                 measure = chart.measure
                 if measure.of_text is not None:
-                    chart.kept.add([measure.of_text(text) for text in texts])
+                    values = np.array([measure.of_text(text) for text in texts], np.float64)
+                    chart.kept.add(values)
+                    for tally in chart.tallies:
+                        tally.keep(values, texts)
                 elif measure.of_pictures is not None:
                     chart.kept.add(measure.of_pictures(columns))
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import BuildSpec
-from data_specs.shard import Text
+from data_specs.shard import SPLITS, Text
 from pipeline import run
 from pipeline.filters import Limit, image_filters, text_filters
 from pipeline.plugins import find, names
@@ -126,6 +126,23 @@ def test_every_picture_and_every_text_is_in_one_bar(build: Build, charts: dict[s
         reasons = [limit["reason"] for limit in chart["limits"]]
         named = sum(1 for row in dropped(build, stage) if set(reasons) & set(row["reasons"]))
         assert sum(b["own"] for b in chart["bins"]) <= named, name
+
+
+def test_beside_a_limit_on_texts_stand_those_just_dropped_and_just_kept(
+    build: Build, charts: dict[str, dict[str, Any]]
+) -> None:
+    least, most = charts["characters"]["limits"]
+    assert least["just_dropped"] == ["公园里", "花草", "花"]
+    assert most["just_dropped"] == ["春天的公园" * 8, "春" * SHOWN_TEXT]
+    stage = build.stage("dedup")
+    tables = [
+        stage.table(record, f"{split}.parquet", columns=["texts"]) for record in stage.records() for split in SPLITS
+    ]
+    kept = {texts[0]["text"] for table in tables for texts in table["texts"].to_pylist()}
+    for limit in (least, most):
+        nearest = sorted(kept, key=lambda text: (abs(sum(map(len, text.split())) - limit["value"]), text))
+        assert limit["just_kept"] == nearest[: limits.EXAMPLES]
+    assert charts["short_side"]["limits"][0]["just_dropped"] == []  # pictures have a sheet of their own
 
 
 def test_a_bar_is_on_the_side_of_its_limit(charts: dict[str, dict[str, Any]]) -> None:
