@@ -96,6 +96,7 @@ class DropReason(str, enum.Enum):
     # screen
     NSFW = "nsfw"
     TEXT_HEAVY = "text_heavy"
+    QR_CODE = "qr_code"
 
 
 @dataclass(frozen=True, slots=True)

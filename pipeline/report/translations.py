@@ -76,6 +76,7 @@ REASONS = {
     "other_split": ("texts of another split", "文本属于其他划分"),
     "nsfw": ("not safe for work", "不宜展示"),
     "text_heavy": ("mostly text", "文字过多"),
+    "qr_code": ("QR code", "二维码"),
     "kept": ("kept", "保留"),
 }
 """English and Chinese words of each reason."""
@@ -114,6 +115,7 @@ _PHRASES = [
         (rf"{_N} frames", r"\1 帧"),
         (rf"score {_N}", r"得分 \1"),
         (rf"text covers {_N}", r"文字占 \1"),
+        (rf"QR codes cover {_N}", r"二维码占 \1"),
         (r"(\d+) candidates for one image URL", r"同一图址有 \1 个候选"),
         (r"(\d+) pairs with this text, or nearly this text, are kept already", r"已保留 \1 个文本相同或相近的图文对"),
         (r"(\d+) pairs of (\S+) are kept already", r"已保留 \2 的 \1 个图文对"),
