@@ -7,9 +7,9 @@ Not among the default filters.
 
 Thresholds: NeMo Curator's (a code of more than 5% of the picture).
 
-Limits: of codes pasted into photos that were then saved as JPEG of quality 60, those of 140 pixels and more were detected
-in 93 to 94 of 100, those of 100 pixels and fewer in at most 4; none was seen in 346 photos of dishes. Codes that are
-curved or cut off are mostly missed, and bar codes are none.
+Limits: of codes pasted into photos that were then saved as JPEG of quality 60, those of 140 pixels and more were
+detected in 93 to 94 of 100, those of 100 pixels and fewer in at most 4; none was seen in 346 photos of dishes. Codes
+that are curved or cut off are mostly missed, and bar codes are none.
 """
 
 from __future__ import annotations
