@@ -97,11 +97,15 @@ WORDS = ("红色的花", "海边的日落", "一只小猫在睡觉", "番茄炒�
 
 @dataclass
 class Drive:
-    """Two weeks of a dataset by the commands, below a folder or its URL; `said`: all that they printed."""
+    """Two weeks of a dataset by the commands, below a folder or its URL.
+
+    said: all that they printed. answers: what must be said of a dataset wherever it lies, without its place.
+    """
 
     root: str
     encode: Callable[[str, int, tuple[int, int]], bytes]
     said: list[str] = field(default_factory=list)
+    answers: list[Any] = field(default_factory=list)
 
     @property
     def store(self) -> str:
@@ -155,6 +159,13 @@ class Drive:
         a_key = wenlan.open(self.latest).samples(columns=["key", "image_url"]).sort_values("image_url").key.iloc[0]
         assert self("explain", f"{self.root}/2026-01-05", a_key)
         self("diff", f"{self.root}/2026-01-05", f"{self.root}/2026-01-12")
+        shown = self("release", "show", "weekly", "--store", self.store)
+        self.answers += [
+            {name: shown[name] for name in ("release", "samples", "shards", "content_digest", "detectors")}
+        ]
+        for words in (("show", "weekly", "2", "--urls", "train"), ("diff", "weekly"), ("diff", "weekly", "1", "2")):
+            said = self("release", *words, "--store", self.store)
+            self.answers += [json.loads(json.dumps(said).replace(self.root, ""))]
         self("report", f"{self.root}/2026-01-12", "--baseline", f"{self.root}/2026-01-05")
         self("report", "--index", self.root)
         self("publish", f"{self.root}/2026-01-12")
@@ -205,6 +216,8 @@ def test_two_weeks_by_the_commands_are_those_of_a_disk(
         if step == "look":
             remote.proxy.fail("503", share=0.01)  # to the end
     assert next(local, None) is None
+    assert there.answers == here.answers
+    assert len(there.answers) == 4
     (tmp_path / "requests.json").write_text(json.dumps({step: [*map(list, counts[step].items())] for step in counts}))
     (tmp_path / "lists.json").write_text(json.dumps(lists))
     _few_listings(lists)
