@@ -205,6 +205,22 @@ class Dedup(Spec):
     )
 
 
+class Balance(Spec):
+    """Concept balance (MetaCLIP, arXiv 2309.16671): of pairs whose words are all frequent, a share is kept."""
+
+    entries: str = Field("", description="file of words, one per line; by default the words of jieba's dictionary")
+    min_letters: int = Field(2, ge=1, description="entries with fewer characters are ignored")
+    threshold: int = Field(
+        0,
+        ge=0,
+        description="an entry in more texts than this is kept with the probability threshold / texts; 0: by tail_share",
+    )
+    tail_share: float = Field(
+        0.06, gt=0, lt=1, description="share of all matches that entries below the threshold have together"
+    )
+    unmatched: Literal["keep", "drop"] = Field("keep", description="pairs in whose text no entry occurs")
+
+
 class Regions(Spec):
     """The detectors that run on the images. Training uses the first one by default."""
 
@@ -284,6 +300,7 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
+    later = ("balance",)
     name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
     description: str = Field("", description="what the dataset is; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")
@@ -302,6 +319,7 @@ class BuildSpec(Spec):
         DEFAULT_FILTERS, description="filters by name, with their options; `wenlan-data plugins` lists them"
     )
     dedup: Dedup = Dedup()
+    balance: Balance | None = Field(None, description="keep a share of the pairs of frequent concepts; by default all")
     regions: Regions = Regions()
     shards: Shards = Shards()
     report: Report = Report()

@@ -97,6 +97,9 @@ class DropReason(str, enum.Enum):
     NSFW = "nsfw"
     TEXT_HEAVY = "text_heavy"
     QR_CODE = "qr_code"
+    # balance
+    OVER_REPRESENTED = "over_represented"  # all its concepts are frequent, and its id is not among the share kept
+    NO_CONCEPT = "no_concept"
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,6 +164,11 @@ def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
     return [f for f in _filters(spec) if isinstance(f, PixelFilter)]
 
 
+def last_to_drop(spec: BuildSpec) -> str:
+    """The stage whose pairs are packed: the last of dedup, screen and balance that the spec asks for."""
+    return "balance" if spec.balance is not None else "screen" if pixel_filters(spec) else "dedup"
+
+
 def _filters(spec: BuildSpec, source: SourceRef | None = None) -> list[Plugin]:
     own = source.filters if source is not None else {}
     return [

@@ -67,13 +67,14 @@ def _share(detector: Any, picture: Pixels) -> float:
     """Share, 0 to 1, of a picture [H, W, 3] under its codes."""
     import cv2
 
-    height, width = picture.shape[:2]
+    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    height, width = grey.shape
     scale = LONGEST / max(height, width)
     if scale < 1:
         sides = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
-        height, width = picture.shape[:2]
-    found, corners_C42 = detector.detectMulti(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
+        grey = cv2.resize(grey, sides, interpolation=cv2.INTER_AREA)
+    found, corners_C42 = detector.detectMulti(grey)
     if not found:
         return 0.0
-    return min(1.0, sum(float(cv2.contourArea(corners_42)) for corners_42 in corners_C42) / (height * width))
+    covered = sum(float(cv2.contourArea(corners_42)) for corners_42 in corners_C42)
+    return min(1.0, covered / grey.size)

@@ -71,7 +71,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
         ],
-        stage_rows=candidates.stages(deciding(build.stages, "extract", "screen")),
+        stage_rows=candidates.stages(deciding(build.stages, "extract", "balance")),
         candidates=candidates,
         captures=captures,
         **_of_manifest(manifest),

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.filters import Limit, image_filters, pixel_filters, text_filters
+from pipeline.filters import Limit, image_filters, last_to_drop, text_filters
 from pipeline.records import DropReason
 from pipeline.report.figures import Histogram, Numbers
 from pipeline.report.measures import MEASURES, Measure
@@ -55,7 +55,7 @@ class _Nearest:
         near = np.flatnonzero(distances <= farthest)
         if len(near) > 4 * EXAMPLES:  # a few more than wanted, since texts may repeat
             near = near[distances[near] <= np.partition(distances[near], 4 * EXAMPLES)[4 * EXAMPLES]]
-        new = {(float(distances[row]), texts[row]) for row in near}
+        new = {(float(distances[row]), texts[row]) for row in near.tolist()}
         self._nearest = sorted({*self._nearest, *new})[:EXAMPLES]
 
     def texts(self) -> list[str]:
@@ -112,7 +112,7 @@ class _Tally:
 
     def _show(self, nearest: _Nearest, values: Numbers, which: Mask, texts: Sequence[str]) -> None:
         rows = np.flatnonzero(which)
-        nearest.add(np.abs(values[rows] - self._bound), [texts[row] for row in rows])
+        nearest.add(np.abs(values[rows] - self._bound), [texts[row] for row in rows.tolist()])
 
     def _measured(self, values: Numbers) -> Numbers:
         return np.maximum(values, 1 / np.maximum(values, 1e-9)) if self.limit.mirrored else values
@@ -259,7 +259,7 @@ def _add_pictures(build: Build, charts: Sequence[_Chart]) -> None:
 
 def _add_kept(build: Build, charts: Sequence[_Chart]) -> None:
     """What was kept, of measures of which the shards' rows say nothing: from the last stage before packing."""
-    name = "screen" if pixel_filters(build.spec) else "dedup"
+    name = last_to_drop(build.spec)
     if not charts or name not in build.fingerprints:
         return
     stage = build.stage(name)

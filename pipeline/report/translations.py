@@ -77,6 +77,8 @@ REASONS = {
     "nsfw": ("not safe for work", "不宜展示"),
     "text_heavy": ("mostly text", "文字过多"),
     "qr_code": ("QR code", "二维码"),
+    "over_represented": ("over-represented", "概念过多"),
+    "no_concept": ("no concept", "无概念词"),
     "kept": ("kept", "保留"),
 }
 """English and Chinese words of each reason."""

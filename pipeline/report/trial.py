@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
-from pipeline.filters import pixel_filters
+from pipeline.filters import last_to_drop
 from pipeline.records import DropReason, order_key
 from pipeline.report.diff import changes
 from pipeline.report.page import environment
@@ -85,7 +85,7 @@ def render(figures: Values, build: Build) -> str:
 
 def _kept(build: Build) -> Ids:
     """What has passed the last stage of a trial."""
-    stage = build.stage("screen" if pixel_filters(build.spec) else "dedup")
+    stage = build.stage(last_to_drop(build.spec))
     ids = [
         bytes.fromhex("".join(stage.column(record, f"{split}.parquet", "candidate_id").to_pylist()))
         for record in stage.records()

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from pipeline.stages import (
     admit,
+    balance,
+    concepts,
     crawl,
     dedup,
     detect,
@@ -36,6 +38,8 @@ STAGES: dict[str, Stage] = {
         lead.STAGE,
         dedup.STAGE,
         screen.STAGE,
+        concepts.STAGE,
+        balance.STAGE,
         detect.STAGE,
         shard.STAGE,
         report.STAGE,

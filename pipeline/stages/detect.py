@@ -45,7 +45,8 @@ Sides = Mapping[str, tuple[int, int]]
 
 def token(build: Build) -> Any:
     ids = [d.detector_id for d in detectors_of(build.spec)]
-    return {"detectors": ids, "max_boxes": build.spec.regions.max_boxes}
+    own = {"detectors": ids, "max_boxes": build.spec.regions.max_boxes}
+    return own if build.spec.balance is None else {**own, "balance": build.fingerprints["balance"]}
 
 
 def partitions(build: Build) -> list[str]:

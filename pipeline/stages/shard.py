@@ -134,7 +134,8 @@ def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tu
 
 def _packing(build: Build) -> str:
     """Digest of all that a shard's tar, index and decisions follow from: everything but the regions."""
-    value = [STAGE.version, build.fingerprints["screen"], token(build)]
+    kept = build.fingerprints["screen" if build.spec.balance is None else "balance"]
+    value = [STAGE.version, kept, token(build)]
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
 

@@ -314,17 +314,15 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
+IDLE = ("screen", "concepts", "balance")
+"""Stages without partitions here: no filter looks at pixels, and nothing is balanced."""
+
+
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
     out = tmp_path / "out"
     stages = {stage["name"]: stage["funnel"] for stage in build_here(fill(web, tmp_path), out)["stages"]}
     for name, funnel in stages.items():
-        if name not in (
-            "rank",
-            "lead",
-            "screen",
-            "detect",
-            "report",
-        ):  # no filter of pixels here, so screen has no part
+        if name not in ("rank", "lead", *IDLE, "detect", "report"):
             assert funnel["seen"] == funnel["kept"] + funnel["dropped"], name
     assert list(json.loads((out / "build.json").read_text(encoding="utf-8"))["stages"]) == list(STAGES)
     order = ["extract", "admit", "fetch", "measure", "filter", "dedup", "shard"]
@@ -349,7 +347,7 @@ def test_what_pandas_reads_in_a_stages_folder_are_its_rows(web, tmp_path, build_
     assert read == {
         name: sum(record.counts[named.get(name, "kept")] for record in done.stage(name).records()) for name in read
     }
-    assert list(read) == [name for name in done.stages if name not in ("screen", "report")], "no filter looks at pixels"
+    assert list(read) == [name for name in done.stages if name not in (*IDLE, "report")]
 
     dropped = sum(not row["kept"] for row in decisions(out))
     folders = [out / done.stages[name].folder / "_decisions" for name in done.stages]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pipeline.report.section import Section
 from pipeline.report.sections import (
+    balance,
     cost,
     dataset,
     drift,
@@ -34,6 +35,7 @@ SECTIONS: tuple[Section, ...] = (
     sources.SECTION,
     texts.SECTION,
     shapes.SECTION,
+    balance.SECTION,
     drift.SECTION,
     duplicates.SECTION,
     cost.SECTION,

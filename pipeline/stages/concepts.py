@@ -1,0 +1,76 @@
+"""Stage concepts: counts, for each entry of the word list, the pairs in whose primary text it occurs.
+
+The first of the two passes of concept balance; `pipeline.stages.balance` adds the counts of all partitions up and
+makes the second. A spec without `balance` has a stage without partitions.
+
+Limits: a takedown leaves the counts as they are, which hold no text and no id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_specs.shard import SPLITS
+from pipeline import pulse
+from pipeline.stages._survivors import primary_texts, screened_in
+from pipeline.store.build import Build
+from pipeline.store.concept_counts import COUNTS_SCHEMA
+from pipeline.store.rewrite import Rewrite
+from pipeline.store.stage import Stage, StageFile
+from pipeline.texts.concepts import concepts, digest
+
+
+def token(build: Build) -> Any:
+    balance = build.spec.balance
+    return None if balance is None else [digest(balance, build.spec.base), balance.min_letters]
+
+
+def partitions(build: Build) -> list[str]:
+    return [] if build.spec.balance is None else build.stage("fetch").partitions()
+
+
+def run_partition(build: Build, partition: str) -> None:
+    """Counts of the pairs in a fetch partition's range, of all splits."""
+    assert build.spec.balance is not None
+    known = concepts(build.spec.balance, build.spec.base)
+    counts = np.zeros(len(known.entries), np.int64)
+    pairs = matched = 0
+    for split in SPLITS:
+        texts = primary_texts(screened_in(build, partition, split, ["texts"]))
+        pulse.expect(pairs + len(texts), done=pairs)
+        for text in texts:
+            own = known.of(text)
+            counts[own] += 1
+            matched += bool(own)
+            pulse.advance()
+        pairs += len(texts)
+    entries = np.flatnonzero(counts)
+    table = pa.table([pa.array(entries, pa.int32()), pa.array(counts[entries])], schema=COUNTS_SCHEMA)
+    with build.stage("concepts").attempt(partition) as attempt:
+        attempt.write_table("parquet", table)
+        attempt.commit({"pairs": pairs, "matched": matched, "matches": int(counts.sum())})
+
+
+def _without(rewrite: Rewrite) -> None:
+    """Nothing: counts name nobody."""
+
+
+STAGE = Stage(
+    name="concepts",
+    zh="概念统计",
+    folder="concepts",
+    inputs=("screen",),
+    version=1,
+    token=token,
+    partitions=partitions,
+    run=run_partition,
+    files=(StageFile("parquet", COUNTS_SCHEMA),),
+    subject="",
+    unit="pairs",
+    done=("pairs",),
+    rewrites_others=False,
+    without=_without,
+)

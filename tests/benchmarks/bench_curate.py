@@ -1,0 +1,102 @@
+"""Curation: density filters, concept balance and QR codes, by themselves; what models cost is in other benchmarks.
+
+    density      captions a second through text_density and text_perplexity together, one process
+    balance      both passes over a million captions, one process: entries counted, threshold, every pair judged; peak
+                 memory of the process, the captions themselves left out
+    qr           milliseconds per picture of 512 pixels, one thread
+
+Seconds are those of the processor, so that other work on the machine counts little. --quick: a tenth of the captions.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import cv2
+import numpy as np
+from captions import captions
+from harness import Figure, at_least, at_most, quick, report
+
+from data_specs.build import Balance
+from data_specs.shard import Text
+from pipeline.filters.image_qr import ImageQr
+from pipeline.filters.text_density import TextDensity
+from pipeline.filters.text_perplexity import TextPerplexity
+from pipeline.stages.balance import draw, threshold_of
+from pipeline.store.concept_counts import Probabilities
+from pipeline.texts.concepts import concepts
+
+
+def density(texts: list[str]) -> float:
+    """Captions a second."""
+    filters = [TextDensity(min_entropy=6e-4), TextPerplexity(min_perplexity=100, max_perplexity=1e7)]
+    given = [Text("alt", text) for text in texts]
+    for f in filters:
+        f.check(given[0])  # reads the dictionary
+    start = time.process_time()
+    for text in given:
+        for f in filters:
+            f.check(text)
+    return len(given) / (time.process_time() - start)
+
+
+def balance(texts: list[str]) -> tuple[float, float, int]:
+    """(seconds of both passes, peak memory beside the captions in GB, captions kept)."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    options = Balance()
+    start = time.process_time()
+    known = concepts(options, "")
+    counts = np.zeros(len(known.entries), np.int64)
+    for text in texts:
+        counts[known.of(text)] += 1
+    threshold = threshold_of(counts, options)
+    probabilities = Probabilities(threshold, {int(e): int(counts[e]) for e in np.flatnonzero(counts > threshold)})
+    kept, after = 0, Counter[int]()
+    for number, text in enumerate(texts):
+        entries = known.of(text)
+        if not entries or draw(f"{number:064x}", 0) < probabilities.of(entries):
+            kept += 1
+            after.update(entries)
+    seconds = time.process_time() - start
+    return seconds, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20, kept
+
+
+def qr(pictures: int) -> float:
+    """Milliseconds per picture."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng(1)
+    shown = [
+        cv2.GaussianBlur(cv2.resize(rng.integers(0, 255, (24, 32, 3), dtype=np.uint8), (512, 384)), (0, 0), 1.5)
+        for _ in range(pictures)
+    ]
+    plugin = ImageQr()
+    detector = plugin.load()
+    plugin.score(detector, shown[:2])
+    start = time.process_time()
+    plugin.score(detector, shown)
+    return 1_000 * (time.process_time() - start) / len(shown)
+
+
+def main() -> int:
+    count = 100_000 if quick(__doc__ or "") else 1_000_000
+    print(f"making {count:,} captions", file=sys.stderr)
+    texts = captions(count, seed=7)
+    seconds, memory, kept = balance(texts)
+    print(f"balance keeps {kept:,} of {count:,}", file=sys.stderr)
+    figures: dict[str, Figure] = {
+        "density": at_least(density(texts[:100_000]), 20_000, "captions/s"),
+        "balance_seconds": at_most(seconds * 1_000_000 / count, 60, "s of 1M"),
+        "balance_memory": at_most(memory, 2, "GB"),
+        "qr": at_most(qr(100), 15, "ms"),
+    }
+    return report(figures)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
