@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def make(
     )
     writer = IndexWriter.begin(folder, about)
     bounds = [0, *np.minimum(np.cumsum(parts, dtype=int), len(rows)).tolist(), len(rows)]
-    for part, (low, high) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for part, (low, high) in enumerate(pairwise(bounds)):
         if low < high:
             of_part = (None if v is None else v[low:high] for v in (image_ND, text_ND))
             writer.add(part, table(rows[low:high]), *of_part)

@@ -161,7 +161,10 @@ def write_index(folder: Path, index: IndexFile) -> None:
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """For as long as the block runs no other process rewrites the index. Raises IndexFault if one does."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -247,7 +247,7 @@ def test_what_is_no_index_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(IndexFault, match=r"the index is damaged .*; embed it again"):
         SearchIndex.open(folder)
     (folder / INDEX).write_text('{"version": 1}')
-    with pytest.raises(IndexFault, match="is not the index.json of a search index"):
+    with pytest.raises(IndexFault, match=r"is not the index.json of a search index"):
         SearchIndex.open(folder)
     whole = make(tmp_path / "j", named(3), random_units(3, 8)) / INDEX
     whole.write_text(whole.read_text().replace('"version": 1', '"version": 2'))
