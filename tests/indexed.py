@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from data_specs.search.index import About, Background, IndexWriter
 from data_specs.search.rows import ROWS
@@ -73,3 +75,20 @@ def named(count: int, **more: Any) -> list[dict[str, Any]]:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file of a folder, by its path in it."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def of_shards(folder: Path, shards: Path, width: int = 16) -> Path:
+    """An index of all samples of a published build, with random vectors."""
+    rows: list[dict[str, Any]] = []
+    for file in sorted(shards.glob("*.parquet")):
+        tar = file.with_suffix(".tar").read_bytes()
+        for sample in pq.read_table(file).to_pylist():
+            start, size = sample["image_offset"], sample["image_size"]
+            stored = hashlib.sha256(tar[start : start + size]).hexdigest()
+            where = {"path": str(file.with_suffix(".tar")), "offset": start, "size": size, "sha256": stored}
+            texts = [{"kind": text["kind"], "text": text["text"]} for text in sample["texts"]]
+            own = {name: sample[name] for name in ("page_url", "sha256", "width", "height", "source", "split")}
+            more = {"id": sample["key"], "url": sample["image_url"], "caption": texts[0]["text"], "texts": texts}
+            rows.append({**own, **more, "image_leader": sample["image_leader"], "where": where})
+    vectors = random_units(len(rows), width)
+    return make(folder, rows, vectors, random_units(len(rows), width, seed=1), parts=[len(rows) // 2])
