@@ -30,8 +30,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from data_specs.search import index as index_folder
-from data_specs.search.index import About, Background, IndexWriter, Towers
+from data_specs.search import folder as index_folder
+from data_specs.search.folder import About, Background, Towers
+from data_specs.search.index import IndexWriter
+from data_specs.search.removal import remove
 from data_specs.search.rows import ROWS
 from data_specs.shard import SPLITS, Split
 from training.data.index import default_cache
@@ -156,6 +158,9 @@ def embed_index(
                 unreadable = run(job, folder, about, tasks, progress.add)
             else:
                 unreadable = write_parts(writer, loaded, source, units, tasks, job.detector, progress.add)
+        lost = {task.part for task in tasks} - writer.done()
+        if lost:
+            raise RunError(str(folder), "a takedown rewrote the index meanwhile; run the same command again")
         writer.finish()
         if onnx:
             from training.use.export import write_onnx
@@ -304,7 +309,7 @@ def _remove_missing(folder: Path, about: About, source: Source, units: Sequence[
         return 0
     LOG.info("%s rows are in the input no more, and leave the index", f"{len(going):,}")
     gone = pa.array(going, pa.string())
-    index_folder.remove(folder, lambda rows: _is_in(rows, gone))
+    remove(folder, lambda rows: _is_in(rows, gone))
     return len(going)
 
 
