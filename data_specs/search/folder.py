@@ -104,20 +104,30 @@ class File(_Model):
 
 
 class Part(_Model):
-    """Some rows with their vectors. files: by folder (img_emb, text_emb, metadata, rows)."""
+    """Some rows with their vectors.
+
+    files: by folder (img_emb, text_emb, metadata, rows); none where it has no row. token: what it was made of, by which
+    whoever wrote it knows it again.
+    """
 
     part: int
     rows: int
     files: dict[str, File]
+    token: str = ""
 
 
 class IndexFile(_Model):
-    """`index.json`. revision: grows with each takedown. words, approximate: files of those searches, where they are."""
+    """`index.json`. revision: grows with each takedown, and when parts are added to a finished index.
+
+    empty: tokens of the parts of which there is no row, by number. words, approximate: files of those searches, where
+    they are.
+    """
 
     version: int = INDEX_VERSION
     about: About
     rows: int
     parts: tuple[Part, ...]
+    empty: dict[int, str] = {}
     revision: int = 0
     words: File | None = None
     approximate: dict[Modality, File] = {}
@@ -174,9 +184,17 @@ def sole_owner(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def waiting(folder: Path) -> dict[Path, Part]:
+    """Parts that are committed and not yet in index.json, by the file of their record."""
+    return {
+        file: Part.model_validate_json(file.read_bytes()) for file in sorted((folder / UNFINISHED).glob("part-*.json"))
+    }
+
+
 def sweep(folder: Path, index: IndexFile) -> int:
-    """Delete what index.json does not name, in the folders that are an index's own; returns how many files."""
-    named, swept = index.named(), 0
+    """Delete what belongs neither to the index nor to a part that waits; returns how many files that were."""
+    named = index.named() | {file.path for part in waiting(folder).values() for file in part.files.values()}
+    swept = 0
     for kind in (*EMBEDDINGS.values(), "metadata", "rows", "words", "approximate"):
         for file in (folder / kind).iterdir() if (folder / kind).is_dir() else ():
             if f"{kind}/{file.name}" not in named:
@@ -184,7 +202,6 @@ def sweep(folder: Path, index: IndexFile) -> int:
                 swept += 1
     for left in folder.glob(".tmp-*"):
         left.unlink(missing_ok=True)
-    remove_folder(folder / UNFINISHED)
     return swept
 
 

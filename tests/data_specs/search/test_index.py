@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from data_specs.search.index import About, IndexFault, IndexWriter
+from data_specs.search.index import About, IndexFault, IndexWriter, Towers, read_index
 from data_specs.search.search import Query, SearchIndex
 from tests.indexed import contents, make, named, random_units, table
 
@@ -107,8 +108,6 @@ def test_one_folder_is_one_index(tmp_path: Path) -> None:
     folder = make(tmp_path / "i", named(2), random_units(2, 8))
     with pytest.raises(IndexFault, match="holds another index \\(its width is 8, not 9\\); give a new folder"):
         IndexWriter.begin(folder, ABOUT.model_copy(update={"width": 9}))
-    with pytest.raises(IndexFault, match="the index is finished; a new one needs a new folder"):
-        IndexWriter.begin(folder, ABOUT).add(1, table(named(2)), random_units(2, 8), None)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("x")
     with pytest.raises(IndexFault, match="is not empty and holds no index"):
@@ -128,3 +127,89 @@ def test_vectors_of_rows_without_one_are_zeros_and_never_found(tmp_path: Path) -
     rows = [{"id": "a", "has_image": False}, {"id": "b", "has_image": True}]
     index = SearchIndex.open(make(tmp_path / "i", rows, np.array([[np.nan] * 8, [1] + [0] * 7], np.float32)))
     assert [hit.id for hit in index.search(Query(np.ones(8, np.float32))).hits] == ["b"]
+
+
+WEEKLY = About(name="weekly", width=4, images=True, texts=False, checkpoint=Towers(recipe="tiny", sha256="1" * 64))
+
+
+def ids(*names: str) -> pa.Table:
+    return pa.table({"id": list(names)})
+
+
+def axes(*numbers: int) -> npt.NDArray[np.float32]:
+    return np.eye(4, dtype=np.float32)[list(numbers)]
+
+
+def test_a_finished_index_is_added_to_and_can_be_searched_meanwhile(tmp_path: Path) -> None:
+    folder = tmp_path / "index"
+    writer = IndexWriter.begin(folder, WEEKLY.model_copy(update={"created_from": ("a",)}))
+    writer.add(0, ids("x", "y"), axes(0, 1), None, token="first")
+    writer.finish()
+    assert (writer.is_finished(), read_index(folder).revision) == (True, 0)
+
+    grown = WEEKLY.model_copy(update={"created_from": ("a", "b")})
+    writer = IndexWriter.begin(folder, grown)
+    assert (writer.is_finished(), writer.parts()) == (False, {0: "first"})
+    with pytest.raises(IndexFault, match="part 0: the index has one of this number"):
+        writer.add(0, ids("z"), axes(2), None)
+    writer.add(1, ids("z"), axes(2), None, token="second")
+    assert SearchIndex.open(folder).rows == 2
+    assert IndexWriter.begin(folder, grown).parts() == {0: "first", 1: "second"}  # as after a kill
+    writer.finish()
+
+    index = SearchIndex.open(folder)
+    assert (index.rows, index.about.created_from, index.revision) == (3, ("a", "b"), 1)
+    assert index.search(Query(vector_D=axes(2)[0], target="image")).hits[0].id == "z"
+    stacked = np.concatenate([np.load(folder / p.files["img_emb"].path) for p in read_index(folder).parts])
+    named = [pq.read_table(folder / p.files["metadata"].path)["id"].to_pylist() for p in read_index(folder).parts]
+    np.testing.assert_array_equal(stacked, axes(0, 1, 2))
+    assert named == [["x", "y"], ["z"]]
+
+
+def test_beginning_a_finished_index_again_changes_nothing(tmp_path: Path) -> None:
+    IndexWriter.begin(tmp_path, WEEKLY).add(0, ids("x"), axes(0), None)
+    IndexWriter.begin(tmp_path, WEEKLY).finish()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    IndexWriter.begin(tmp_path, WEEKLY).finish()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"checkpoint": Towers(recipe="tiny", sha256="2" * 64)}, "its checkpoint is"),
+        ({"name": "other"}, "its name is 'weekly', not 'other'"),
+        ({"detector": "grid"}, "its detector is '', not 'grid'"),
+        ({"texts": True}, "its texts is False, not True"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_another_index_is_refused(tmp_path: Path, changes: dict[str, object], said: str, finished: bool) -> None:
+    writer = IndexWriter.begin(tmp_path, WEEKLY)
+    writer.add(0, ids("x"), axes(0), None)
+    if finished:
+        writer.finish()
+    with pytest.raises(IndexFault, match=said):
+        IndexWriter.begin(tmp_path, WEEKLY.model_copy(update=changes))
+
+
+def test_a_part_of_which_nothing_could_be_read_is_done_and_has_no_files(tmp_path: Path) -> None:
+    writer = IndexWriter.begin(tmp_path, WEEKLY)
+    writer.add(0, ids().cast(pa.schema([("id", pa.string())])), axes(), None, token="broken")
+    with pytest.raises(IndexFault, match="nothing was embedded"):
+        writer.finish()
+    writer.add(1, ids("x"), axes(0), None, token="sound")
+    writer.finish()
+    assert IndexWriter.begin(tmp_path, WEEKLY).parts() == {0: "broken", 1: "sound"}
+    assert [part.part for part in read_index(tmp_path).parts] == [1]
+    assert SearchIndex.open(tmp_path).rows == 1
+
+
+def test_a_part_that_is_discarded_is_not_in_the_index(tmp_path: Path) -> None:
+    writer = IndexWriter.begin(tmp_path, WEEKLY)
+    writer.add(0, ids("x"), axes(0), None)
+    writer.add(1, ids("y"), axes(1), None)
+    writer.discard(0)
+    writer.finish()
+    assert [part.part for part in read_index(tmp_path).parts] == [1]
+    assert [path.name for path in (tmp_path / "img_emb").iterdir()] == ["img_emb_0001.npy"]
