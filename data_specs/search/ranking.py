@@ -4,7 +4,7 @@ A ranking is a fixed order of all rows that may be found. `first(n)` returns its
 starts with the shorter one: so pages never overlap, however they are asked for.
 
     ByVector    cosine, exactly; or the DEEP best that an approximate search finds, and exactly from there on
-    ByWords     BM25
+    Listed      as given: by BM25, as the word search returns its rows, or in the order of the index
     ByBoth      reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009) of the DEEP best of each:
                 (1 - weight) / (60 + rank by vector) + weight / (60 + rank by words); behind them the rest by vector.
                 Ranks, because a cosine and a BM25 have no common scale
@@ -86,8 +86,8 @@ class ByVector:
         return rows[cosines >= self._least]
 
 
-class ByWords:
-    """By BM25: rows and their scores as the word search returns them."""
+class Listed:
+    """Rows in the order in which they are given."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows

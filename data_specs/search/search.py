@@ -29,7 +29,7 @@ from data_specs.search import rows as rows_of
 from data_specs.search.approximate import FROM, Cells
 from data_specs.search.folder import EMBEDDINGS, INDEX, About, IndexFault, IndexFile, Modality, read_index
 from data_specs.search.pictures import read_picture
-from data_specs.search.ranking import ByBoth, ByVector, ByWords, Ranking
+from data_specs.search.ranking import ByBoth, ByVector, Listed, Ranking
 from data_specs.search.rows import LOOKUPS, Filters, Flags, Row
 from data_specs.search.scan import Floats, Rows, Stack, cosines_of
 from data_specs.search.words import WordSearch
@@ -45,7 +45,8 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched. vector_D: float [D], of any length but 0; None: by words only.
+    """What is searched. vector_D: float [D], of any length but 0; None: by words only, and without those either all
+    rows in their order.
 
     exact: True: every row is looked at; False: the approximate search wherever there is one; None: as the module says.
     copies: show near-copies too. weight: of the words against the vector where both are given, 0 to 1.
@@ -136,6 +137,12 @@ class SearchIndex:
         """Whether it can be searched by words."""
         return self._state.words is not None
 
+    def counts(self) -> dict[Modality, int]:
+        """How many rows have an image, and how many a text."""
+        present = self._state.present
+        both: tuple[Modality, ...] = ("image", "text")
+        return {m: int(np.count_nonzero(present[m])) if m in present else 0 for m in both}
+
     def search(self, query: Query) -> Results:
         """A page of the ranking. Raises IndexFault for a query that does not fit the index."""
         return self._state.search(query)
@@ -204,7 +211,7 @@ class _State:
         least = self._least(query.filters.min_score)
         found, bm25 = self._by_words(query, allowed_N)
         if query_D is None:
-            ranking: Ranking = ByWords(found)
+            ranking: Ranking = Listed(found if query.words else np.flatnonzero(allowed_N))
         else:
             stack = self.stacks[query.target]
             by_vector = ByVector(stack, query_D, allowed_N, self._cells(query, allowed), least)
@@ -234,12 +241,10 @@ class _State:
         if query.limit < 1 or query.offset < 0 or query.limit + query.offset > MOST:
             raise IndexFault(f"limit {query.limit}, offset {query.offset}: at least 1 and 0, together at most {MOST:,}")
         if query.filters.min_score is not None and (about.background is None or query.vector_D is None):
-            what = "a search by words alone has" if query.vector_D is None else f"{self.folder}: its vectors have"
+            what = "a search without a vector has" if query.vector_D is None else f"{self.folder}: its vectors have"
             raise IndexFault(f"{what} no scores to filter by (min_score)")
         if not 0 <= query.weight <= 1:
             raise IndexFault(f"weight {query.weight}: of the words, between 0 and 1")
-        if query.vector_D is None and not query.words:
-            raise IndexFault("a query needs a vector, words, or both")
 
     def _unit(self, vector_D: npt.NDArray[np.float32]) -> Floats:
         """A query of length 1. Raises IndexFault."""
@@ -253,7 +258,7 @@ class _State:
     def _allowed(self, query: Query) -> Flags:
         allowed = self.present[query.target]
         if query.filters.of_rows() and self.tables:
-            allowed = allowed & np.concatenate([query.filters.mask(table) for table in self.tables])
+            allowed = allowed & np.concatenate([query.filters.mask(table, query.target) for table in self.tables])
         return allowed
 
     def _cells(self, query: Query, allowed: int) -> Cells | None:
