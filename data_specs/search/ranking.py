@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.approximate import Cells
-from data_specs.search.scan import ERROR, Floats, Rows, Stack, best, cosines_of, ordered
+from data_specs.search.scan import ERROR, Floats, Rows, Stack, best, kernel
 
 DEEP = 500
 """Rows of an approximate ranking, and of each ranking that is fused: 25 pages of 20."""
@@ -53,7 +53,7 @@ class ByVector:
     ) -> None:
         self._stack, self._query_D, self._allowed_N, self._cells, self._least = stack, query_D, allowed_N, cells, least
         self._products_N: Floats | None = None
-        self._near: Rows | None = None
+        self._near: tuple[Rows, Floats] | None = None
 
     @property
     def exact(self) -> bool:
@@ -62,20 +62,24 @@ class ByVector:
     def first(self, count: int) -> Rows:
         if self._cells is None:
             return self._exactly(count)
-        near = self._approximately()
+        near = self._approximately(min(count, DEEP))
         if count <= len(near):
-            return near[:count]
+            return near
+        near = self._approximately(DEEP)
         rest = self._exactly(count + len(near))
         return np.concatenate([near, rest[~np.isin(rest, near)]])[:count]
 
-    def _approximately(self) -> Rows:
+    def _approximately(self, count: int) -> Rows:
+        """The best of the rows that the approximate search finds."""
         if self._near is None:
             assert self._cells is not None
             allowed_N = None if self._allowed_N.all() else self._allowed_N
-            found = self._cells.candidates(self._query_D, allowed_N, CANDIDATES)
-            rows, cosines = ordered(found, cosines_of(self._stack.take(found), self._query_D))
-            self._near = rows[cosines >= self._least][:DEEP]
-        return self._near
+            rows = self._cells.candidates(self._query_D, allowed_N, CANDIDATES)
+            products = kernel()(self._stack.take(rows), self._query_D) if len(rows) else np.empty(0, np.float32)
+            self._near = rows, products
+        rows, products = self._near
+        found, cosines = best(self._stack, self._query_D, products, count, rows)
+        return found[cosines >= self._least]
 
     def _exactly(self, count: int) -> Rows:
         if self._products_N is None:

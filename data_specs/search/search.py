@@ -48,7 +48,9 @@ class Query:
     """What is searched. vector_D: float [D], of any length but 0; None: by words only, and without those either all
     rows in their order.
 
-    exact: True: every row is looked at; False: the approximate search wherever there is one; None: as the module says.
+    of: what the vector is of, where that is known. The background is that of images with texts, so hits of the same
+    kind have no score then. exact: True: every row is looked at; False: the approximate search wherever there is one;
+    None: as the module says.
     copies: show near-copies too. weight: of the words against the vector where both are given, 0 to 1.
     """
 
@@ -61,6 +63,12 @@ class Query:
     exact: bool | None = None
     copies: bool = False
     weight: float = 0.5
+    of: Modality | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether a cosine of it has a place in the background of an index."""
+        return self.vector_D is not None and self.of != self.target
 
 
 @dataclass(frozen=True)
@@ -240,8 +248,10 @@ class _State:
             raise IndexFault(f"{self.folder}: has no {query.target}s to search")
         if query.limit < 1 or query.offset < 0 or query.limit + query.offset > MOST:
             raise IndexFault(f"limit {query.limit}, offset {query.offset}: at least 1 and 0, together at most {MOST:,}")
-        if query.filters.min_score is not None and (about.background is None or query.vector_D is None):
-            what = "a search without a vector has" if query.vector_D is None else f"{self.folder}: its vectors have"
+        if query.filters.min_score is not None and (about.background is None or not query.is_scored):
+            what = f"{self.folder}: its vectors have"
+            if not query.is_scored:
+                what = f"a search {f'of {query.of}s by {query.of}s' if query.of else 'without a vector'} has"
             raise IndexFault(f"{what} no scores to filter by (min_score)")
         if not 0 <= query.weight <= 1:
             raise IndexFault(f"weight {query.weight}: of the words, between 0 and 1")
@@ -303,7 +313,9 @@ class _State:
     ) -> Iterator[Hit]:
         cosines = None if query_D is None else cosines_of(self.stacks[query.target].take(rows), query_D)
         background = self.index.about.background
-        scores = None if cosines is None or background is None else background.score(cosines)
+        scores = None
+        if cosines is not None and background is not None and query.is_scored:
+            scores = background.score(cosines)
         groups = self._groups(rows, query.target)
         copies = np.zeros(len(rows), np.int64)
         for table, start in self._parts():

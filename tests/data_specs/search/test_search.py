@@ -139,6 +139,8 @@ def test_a_hit_says_all_that_the_index_knows(tmp_path: Path) -> None:
     assert hit.score == 1
     assert hit.record.similarity == pytest.approx(1, abs=1e-3)
     assert hit.words_score is not None
+    (alike,) = index.search(Query(vectors[0], of="image")).hits
+    assert (alike.cosine, alike.score) == (hit.cosine, None), "the background is not that of images with images"
     assert index.row("k1") == hit.record
     assert index.row("k2") is None
     assert np.allclose(index.vector("k1", "text"), vectors[0], atol=1e-3)
@@ -166,6 +168,10 @@ def test_images_and_texts_are_searched_apart(tmp_path: Path) -> None:
         (Query(np.ones(8, np.float32), offset=-1), "limit 20, offset -1: at least 1 and 0"),
         (Query(np.ones(8, np.float32), weight=2), "weight 2: of the words, between 0 and 1"),
         (Query(np.ones(8, np.float32), filters=Filters(min_score=0.5)), "its vectors have no scores to filter by"),
+        (
+            Query(np.ones(8, np.float32), of="image", filters=Filters(min_score=0.5)),
+            "a search of images by images has no scores to filter by",
+        ),
         (Query(words="x", filters=Filters(min_score=0.5)), "a search without a vector has no scores to filter by"),
     ],
 )
