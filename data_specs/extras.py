@@ -15,7 +15,7 @@ import re
 
 from data_specs.ownership import DISTRIBUTION, PACKAGES
 
-_IMPORTED_AS = {"opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn"}
+_IMPORTED_AS = {"faiss_cpu": "faiss", "opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn"}
 """Packages by their distribution, where the names differ by more than a hyphen."""
 
 _FOR_PEOPLE = ("all", "dev")
