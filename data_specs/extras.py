@@ -15,7 +15,7 @@ import re
 
 from data_specs.ownership import DISTRIBUTION, PACKAGES
 
-_IMPORTED_AS = {"opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn"}
+_IMPORTED_AS = {"faiss_cpu": "faiss", "opencv_python_headless": "cv2", "pillow": "PIL", "scikit_learn": "sklearn"}
 """Packages by their distribution, where the names differ by more than a hyphen."""
 
 _FOR_PEOPLE = ("all", "dev")
@@ -54,7 +54,8 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     """One line that says which extra to install; None if nothing is missing but what is ours, and the fault too.
 
     error: what an import raised, or fsspec because of it; command: what was called, for example `wenlan-data plan`;
-    own: the extra of its half, preferred where several extras have the package.
+    own: the extra of its half, preferred where several extras have the package; one that is called like the command
+    comes before it.
     """
     cause = error if isinstance(error, ModuleNotFoundError) else error.__cause__
     if not isinstance(cause, ModuleNotFoundError) or isinstance(cause, importlib.metadata.PackageNotFoundError):
@@ -65,5 +66,6 @@ def missing_line(error: ImportError, command: str, own: str) -> str | None:
     having = sorted(extra for extra, packages in extras().items() if package in packages)
     if not having and extras() and is_installed(own):  # a package of nobody's: what extras bring is there
         return f"{command} needs the package {package}, which is not installed"
-    extra = own if own in having or not having else having[0]
+    named = command.rpartition(" ")[2]  # `wenlan-train search` and the extra `search`
+    extra = named if named in having else own if own in having or not having else having[0]
     return f"{command} needs the extra {extra} ({package} is not installed): pip install '{DISTRIBUTION}[{extra}]'"

@@ -166,6 +166,13 @@ def test_the_extra_is_that_of_the_package(missing, line):
     assert extras.missing_line(ModuleNotFoundError("", name=missing), "p", "pipeline") == line
 
 
+def test_an_extra_that_is_called_like_the_command_comes_first(monkeypatch):
+    own = {"captions": frozenset({"jieba"}), "pipeline": frozenset({"jieba"}), "search": frozenset({"jieba", "faiss"})}
+    monkeypatch.setattr(extras, "extras", lambda: own)
+    line = extras.missing_line(ModuleNotFoundError("", name="jieba"), "wenlan-train search", "training")
+    assert line == "wenlan-train search needs the extra search (jieba is not installed): pip install 'wenlan[search]'"
+
+
 def test_the_names_of_packages_are_those_that_are_imported():
     """Here everything is installed: each package of each extra can be found."""
     assert {"pipeline", "models", "training", "onnx", "ray", "s3"} <= set(extras.extras())
