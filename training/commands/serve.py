@@ -67,6 +67,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     import fastapi  # noqa: F401  which is missing where the extra is
 
     from training.serve.app import application, protected
+    from training.serve.galleries import Galleries, open_given
     from training.serve.options import Options
     from training.serve.server import listen, run
     from training.serve.service import Service
@@ -85,7 +86,8 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     checkpoint, towers = open_towers(arguments.checkpoint, arguments.engine, arguments.device)
     name = arguments.model_name or _name(arguments.checkpoint)
     service = Service(name, checkpoint, towers, options)
-    app = protected(application(service), service, token, hosts)
+    galleries = Galleries(service, open_given(arguments.index, checkpoint))
+    app = protected(application(service, galleries), service, token, hosts)
     port = bound.getsockname()[1]
     LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
     run(app, bound, options)

@@ -25,7 +25,8 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from data_specs.http_app import App, Limits, error_body, guarded
-from training.serve import embeddings
+from training.serve import clip_retrieval, embeddings, searching
+from training.serve.galleries import Galleries
 from training.serve.health import HealthCheck
 from training.serve.intake import REFUSED, Counted, Intake
 from training.serve.metrics import TEXT
@@ -80,7 +81,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
-def application(service: Service) -> FastAPI:
+def application(service: Service, galleries: Galleries) -> FastAPI:
     """All routes of a service, without the checks of `protected`."""
     health = HealthCheck(service)
 
@@ -94,6 +95,7 @@ def application(service: Service) -> FastAPI:
             LOG.error("the towers do not answer: %s", first.reason)
         yield
         service.close()
+        galleries.close()
 
     app = FastAPI(
         title="wenlan",
@@ -106,6 +108,8 @@ def application(service: Service) -> FastAPI:
     )
     _add_errors(app)
     app.include_router(embeddings.routes(service))
+    app.include_router(searching.routes(service, galleries))
+    app.include_router(clip_retrieval.routes(service, galleries))
     _add_state(app, service, health)
     _add_page(app, PAGE)
     return app

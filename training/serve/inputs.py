@@ -21,20 +21,20 @@ _ADDRESS = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*:|//)")
 """A URL of any scheme, or one that takes the page's; base64 has no colon, and of a JPEG it begins with /9j/."""
 
 _DATA = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
-_URL = "a picture is sent as a data URI (data:image/jpeg;base64,...) or as base64; no URL is ever fetched"
+URL_REFUSED = "a picture is sent as a data URI (data:image/jpeg;base64,...) or as base64; no URL is ever fetched"
 
 
 def picture_of(text: str, param: str) -> bytes:
     """Bytes of a picture from its data URI or base64. Raises Refused naming `param`."""
     begin = _DATA.match(text)
     if begin is None and _ADDRESS.match(text):
-        raise bad_request("url_refused", _URL, param)
+        raise bad_request("url_refused", URL_REFUSED, param)
     try:
         content = base64.b64decode(text[begin.end() :] if begin else text, validate=True)
     except (binascii.Error, ValueError):
-        raise bad_request("not_base64", f"no base64; {_URL}", param) from None
+        raise bad_request("not_base64", f"no base64; {URL_REFUSED}", param) from None
     if not content:
-        raise bad_request("empty", f"an empty picture; {_URL}", param)
+        raise bad_request("empty", f"an empty picture; {URL_REFUSED}", param)
     return content
 
 

@@ -22,7 +22,7 @@ class Options:
     body_mb, body_s: of a request's body, and the seconds in which it must have arrived. bodies_mb: of all bodies in
     memory. header_s: in which a request's headers must have arrived. connections: open at once.
     pixels: of a picture, by its header. texts: of one request. per_minute: requests of one client; None for any number.
-    drain_s: what is in flight at SIGTERM has so long to end. decoders: threads that decode pictures.
+    drain_s: what is in flight at SIGTERM has so long to end. decoders, searchers: threads that decode pictures, and that read indexes; waiting_searches: requests before them.
     """
 
     batch: int = 16
@@ -40,4 +40,6 @@ class Options:
     texts: int = 2048
     per_minute: int | None = None
     drain_s: float = 30.0
+    waiting_searches: int = 128
+    searchers: int = 2
     decoders: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))

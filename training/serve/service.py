@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from training.data.transforms import UnreadableImage
+from training.data.transforms import UnreadableImage, decode
 from training.outputs.checkpoint import Checkpoint
 from training.serve.inputs import too_many
 from training.serve.metrics import Metrics
@@ -45,6 +45,8 @@ class Service:
         self.reader = Reader(checkpoint, options.pixels)
         self.model = Model(towers, options, self.metrics, threads)
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="wenlan-decode")
+        self._searchers = ThreadPoolExecutor(options.searchers, thread_name_prefix="wenlan-search")
+        self._searches = 0
         self.metrics.watch(
             {"image": lambda: self.model.depth("image"), "text": lambda: self.model.depth("text")},
             lambda: self.model.state().alive,
@@ -63,11 +65,22 @@ class Service:
     def close(self) -> None:
         """End after the batch in hand."""
         self.model.stop()
-        self._decoders.shutdown(wait=False, cancel_futures=True)
+        for pool in (self._decoders, self._searchers):
+            pool.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run what would block the event loop in a thread that decodes; within a request's time. Raises Refused."""
         return await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, work))
+
+    async def searched(self, work: Callable[[], T]) -> T:
+        """The same in a thread that reads indexes and pictures. Raises Refused, also where too many wait for one."""
+        if self._searches >= self.options.waiting_searches:
+            raise overloaded("queue_full", f"{self._searches} searches are waiting already; ask again later", 2)
+        self._searches += 1
+        try:
+            return await self._in_time(asyncio.get_running_loop().run_in_executor(self._searchers, work))
+        finally:
+            self._searches -= 1
 
     async def texts(self, texts: Sequence[str], param: str = "input") -> Embedded:
         """Features of texts. Raises Refused."""
@@ -107,6 +120,15 @@ class Service:
             opened = await self._opened(lambda: self.reader.region(content, box), param)
             rows_ND = await self._computed("image", [opened])
         return np.asarray(rows_ND[0])
+
+    async def readable(self, content: bytes, param: str = "files") -> tuple[int, int]:
+        """(width, height) of a picture that can be decoded. Raises Refused."""
+
+        def decoded() -> tuple[int, int]:
+            image = decode(content, self.options.pixels)
+            return int(image.shape[2]), int(image.shape[1])
+
+        return await self._opened(decoded, param)
 
     async def sides(self, content: bytes, param: str = "image") -> tuple[int, int]:
         """(width, height) of a picture. Raises Refused."""
