@@ -126,6 +126,14 @@ class SearchIndex:
         number = self._state.number(id)
         return None if number is None else self._state.record(number)
 
+    def at(self, row: int) -> Row | None:
+        """The row of a number (`Hit.row`); None if there is none."""
+        return self._state.record(row) if 0 <= row < self.rows else None
+
+    def counts(self) -> dict[Modality, int]:
+        """How many rows have a vector of each modality."""
+        return {m: int(np.count_nonzero(flags)) for m, flags in self._state.present.items()}
+
     def vector(self, id: str, modality: Modality) -> npt.NDArray[np.float32] | None:
         """float32 [D] of a row; None where the row has no such vector. Raises IndexFault for an unknown id."""
         state = self._state
@@ -189,6 +197,8 @@ class _State:
         return _State(folder, index, tables, stacks, present, starts)
 
     def search(self, query: Query) -> Results:
+        if query.vector_D is None and not query.words:
+            return self._browsed(query)
         query_D = self._checked(query)
         allowed_N = self._allowed(query)
         stack = self.stacks[query.target]
@@ -206,6 +216,20 @@ class _State:
         page = first[query.offset : query.offset + query.limit]
         hits = self._hits(rows[page], cosines[page], query, allowed_N)
         return Results(tuple(hits), True, len(first) > query.offset + query.limit, int(np.count_nonzero(allowed_N)))
+
+    def _browsed(self, query: Query) -> Results:
+        """Rows in their order."""
+        allowed_N = self._allowed(query)
+        rows = np.flatnonzero(allowed_N)
+        first = self._leading(rows, query)
+        page = rows[first[query.offset : query.offset + query.limit]]
+        hits = self._hits(page, np.zeros(len(page), np.float32), query, allowed_N)
+        return Results(
+            tuple(Hit(hit.row, hit.record, None, None, None, hit.copies) for hit in hits),
+            True,
+            len(first) > query.offset + query.limit,
+            len(rows),
+        )
 
     def _checked(self, query: Query) -> npt.NDArray[np.float32]:
         about = self.index.about

@@ -22,7 +22,8 @@ class Options:
     body_mb, body_s: of a request's body, and the seconds in which it must have arrived. bodies_mb: of all bodies in
     memory. header_s: in which a request's headers must have arrived. connections: open at once.
     pixels: of a picture, by its header. texts: of one request. per_minute: requests of one client; None for any number.
-    drain_s: what is in flight at SIGTERM has so long to end. decoders, searchers: threads that decode pictures, and that read indexes; waiting_searches: requests before them.
+    drain_s: what is in flight at SIGTERM has so long to end. decoders, searchers: threads
+    that decode pictures, and that read indexes; waiting_searches: requests before them.
     """
 
     batch: int = 16

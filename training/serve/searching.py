@@ -7,8 +7,8 @@
     GET    /collections/NAME/samples/ID        one sample as a hit
     GET    /collections/NAME/images/ID?side=   its picture, checked against its sha256
 
-A score is the cosine's place among those of unrelated pictures and texts, so it is null where a picture is searched by a
-picture, or a text by a text.
+A score is the cosine's place among those of unrelated pictures and texts, so it is null where a picture is searched by
+a picture, or a text by a text.
 """
 
 from __future__ import annotations

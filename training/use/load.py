@@ -52,6 +52,16 @@ Boxes = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A picture as the towers take it: uint8 [3, S, S], boxes [R, 4] in its pixels, the whole image last; its sides."""
+
+    image_3SS: Tensor
+    boxes_R4: npt.NDArray[np.float32]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """An opened checkpoint with one kind of its towers on a device, in eval mode."""
 
@@ -89,8 +99,32 @@ class Loaded:
         )
 
     def open_image(self, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
+<<<<<<< HEAD
         """`open_image` for this checkpoint. Raises UnreadableImage."""
         return open_image(self.config, file, boxes)
+=======
+        """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
+
+        `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
+        Raises UnreadableImage.
+        """
+        opened = self.open_sized(file, boxes)
+        return opened.image_3SS, opened.boxes_R4
+
+    def open_sized(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
+        """`open_image` with the sides of the picture as stored."""
+        data, as_released = self.config.data, bool(self.config.compat)
+        try:
+            content = file if isinstance(file, bytes) else file.read_bytes()
+            image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
+        except UnreadableImage:
+            raise
+        except (OSError, ValueError) as e:
+            raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
+        flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
+        boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
+        return Opened(image, boxes_R4, width, height)
+>>>>>>> embed
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
         """Batch of images as `open_image` returns them, with empty texts: encode_image does not look at them."""
