@@ -47,18 +47,18 @@ class Page:
         assert "exceptionDetails" not in answer, answer["exceptionDetails"]
         return answer["result"].get("value")
 
-    async def open(self, path: Path) -> float:
-        """Open a file; gives the seconds until it is loaded and answers."""
+    async def open(self, place: Path | str) -> float:
+        """Open a file or a URL; gives the seconds until it is loaded and answers."""
         for domain in ("Page", "Runtime", "Log", "Network"):
             await self.say(f"{domain}.enable")
         start = time.perf_counter()
-        await self.say("Page.navigate", url=path.as_uri())
+        await self.say("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         await self.until("Page.loadEventFired")
         await self.run("document.readyState")
         return time.perf_counter() - start
 
-    def faults(self, path: Path) -> list[str]:
-        """Console errors, exceptions, and requests to anything but the page itself."""
+    def faults(self, place: Path | str) -> list[str]:
+        """Console errors, exceptions, and requests to anything but the page itself, or below its URL."""
         faults = []
         for event in self.events:
             said = event["params"]
@@ -68,7 +68,8 @@ class Page:
                 faults.append(str(said["exceptionDetails"]))
             elif event["method"] == "Network.requestWillBeSent":
                 url = said["request"]["url"]
-                if url != path.as_uri() and not url.startswith("data:"):
+                own = url.startswith(place) if isinstance(place, str) else url == place.as_uri()
+                if not own and not url.startswith(("data:", "blob:")):
                     faults.append(f"asked for {url}")
         return faults
 
