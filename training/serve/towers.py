@@ -35,7 +35,7 @@ from training.data.index import default_cache
 from training.data.transforms import FORMATS, UnreadableImage, decode, input_boxes, prepare, square
 from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint
-from training.use.load import Boxes, Loaded, load, open_image
+from training.use.load import Boxes, Loaded, load, open_sized
 
 if TYPE_CHECKING:
     from training.config import Config
@@ -87,8 +87,8 @@ class Reader:
     def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
         """A picture from the bytes of its file, with boxes in its pixels (None: the grid). Raises UnreadableImage."""
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
-        image, boxes_R4 = open_image(config, content, boxes)
-        return Picture(image.contiguous().numpy(), boxes_R4)
+        opened = open_sized(config, content, boxes)
+        return Picture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
 
     def region(self, content: bytes, box: Sequence[float]) -> Picture:
         """One box (x1 y1 x2 y2) of a picture as a query of its own. Raises UnreadableImage.

@@ -99,10 +99,6 @@ class Loaded:
         )
 
     def open_image(self, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
-<<<<<<< HEAD
-        """`open_image` for this checkpoint. Raises UnreadableImage."""
-        return open_image(self.config, file, boxes)
-=======
         """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
 
         `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
@@ -113,18 +109,7 @@ class Loaded:
 
     def open_sized(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
         """`open_image` with the sides of the picture as stored."""
-        data, as_released = self.config.data, bool(self.config.compat)
-        try:
-            content = file if isinstance(file, bytes) else file.read_bytes()
-            image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
-        except UnreadableImage:
-            raise
-        except (OSError, ValueError) as e:
-            raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
-        flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
-        boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
-        return Opened(image, boxes_R4, width, height)
->>>>>>> embed
+        return open_sized(self.config, file, boxes)
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
         """Batch of images as `open_image` returns them, with empty texts: encode_image does not look at them."""
@@ -156,12 +141,8 @@ class Loaded:
         return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
 
 
-def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> tuple[Tensor, npt.NDArray[np.float32]]:
-    """An image file as the towers take it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last.
-
-    `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
-    Raises UnreadableImage.
-    """
+def open_sized(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
+    """`Loaded.open_sized` of a checkpoint whose towers need not be loaded. Raises UnreadableImage."""
     data, as_released = config.data, bool(config.compat)
     try:
         content = file if isinstance(file, bytes) else file.read_bytes()
@@ -172,7 +153,7 @@ def open_image(config: Config, file: Path | bytes, boxes: Boxes | None) -> tuple
         raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
     flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
     boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
-    return image, boxes_R4
+    return Opened(image, boxes_R4, width, height)
 
 
 def load(path: Path, device: str, towers: Towers = "query") -> Loaded:
