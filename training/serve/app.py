@@ -129,6 +129,11 @@ def _add_errors(app: FastAPI) -> None:
         request.scope[REFUSED] = error.code
         return JSONResponse(error.body(), error.status, error.headers())
 
+    @app.exception_handler(UnicodeEncodeError)
+    async def surrogate(request: Request, _: UnicodeEncodeError) -> JSONResponse:
+        request.scope[REFUSED] = "unicode"
+        return JSONResponse(error_body(400, "half of a surrogate pair in a text", code="unicode"), 400)
+
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         request.scope[REFUSED] = "invalid"
