@@ -36,8 +36,8 @@ from training.serve.service import Service
 LOG = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-OPEN = ("/health",)
-"""Answered without the token, for probes."""
+OPEN = ("/health", "/", *(f"/page/{path.name}" for path in sorted(PAGE.glob("*"))))
+"""Answered without the token: probes, and the page, which holds no secret and asks for the token itself."""
 
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 

@@ -169,7 +169,7 @@ TEXTS = [f"{list(COLOURS)[number % 5]}色的图片第{number}张" for number in 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A calibrated checkpoint of recipe `tiny`."""
-    from tests.training.conftest import moved_checkpoint  # noqa: PLC0415
+    from tests.training.conftest import moved_checkpoint
 
     return moved_checkpoint(tmp_path_factory.mktemp("served"))
 

@@ -161,11 +161,18 @@ def test_a_bomb_is_refused_by_its_header(server: Server) -> None:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     head = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
-    bomb = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"\0" * 100_000)) + chunk(b"IEND", b"")
+    bomb = (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 100_000))
+        + chunk(b"IEND", b"")
+    )
     answer = server.post("/image_query", files={"image": bomb})
     assert error(answer) == ("unreadable_image", "image")
     assert "60000 x 60000 pixels" in answer.json()["error"]["message"]
-    found = server.post("/search", json={"collection": "pictures", "image": data_uri(bomb, "png"), "region": [0, 0, 9, 9]})
+    found = server.post(
+        "/search", json={"collection": "pictures", "image": data_uri(bomb, "png"), "region": [0, 0, 9, 9]}
+    )
     assert error(found)[0] == "unreadable_image"
 
 
