@@ -66,6 +66,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     hosts = _hosts(arguments, token)
     import fastapi  # noqa: F401  which is missing where the extra is
 
+    from training.outputs.checkpoint import TOWERS, open_checkpoint
     from training.serve.app import application, protected
     from training.serve.galleries import Galleries, open_given
     from training.serve.options import Options
@@ -82,15 +83,15 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         body_mb=_positive("--body-mb", arguments.body_mb),
         pixels=_positive("--max-pixels", arguments.max_pixels),
     )
-    bound = listen(arguments.host, arguments.port)
-    checkpoint, towers = open_towers(arguments.checkpoint, arguments.engine, arguments.device)
-    name = arguments.model_name or _name(arguments.checkpoint)
-    service = Service(name, checkpoint, towers, options)
-    galleries = Galleries(service, open_given(arguments.index, checkpoint))
-    app = protected(application(service, galleries), service, token, hosts)
-    port = bound.getsockname()[1]
-    LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
-    run(app, bound, options)
+    with listen(arguments.host, arguments.port) as bound:
+        checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
+        given = open_given(arguments.index, checkpoint)
+        towers = open_towers(checkpoint, arguments.engine, arguments.device)
+        service = Service(arguments.model_name or _name(arguments.checkpoint), checkpoint, towers, options)
+        app = protected(application(service, Galleries(service, given)), service, token, hosts)
+        port = bound.getsockname()[1]
+        LOG.info("%s on http://%s:%d (Ctrl-C ends it)", service.name, arguments.host, port)
+        run(app, bound, options)
     return {"checkpoint": str(checkpoint.folder), "port": port}
 
 

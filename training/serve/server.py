@@ -32,6 +32,8 @@ _UNREAD_S = 30.0
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket of this address; port 0 for any free one. Raises ConfigError."""
+    if not 0 <= port < 2**16:  # getaddrinfo takes what is left of it in 16 bits
+        raise ConfigError("--port", f"{port} is not between 0 and 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import json
 import os
 import signal
@@ -36,8 +37,9 @@ def talk(server: Server, *parts: bytes, pause: float = 0) -> bytes:
             connection.sendall(part)
             time.sleep(pause)
         received = b""
-        while part := connection.recv(65_536):
-            received += part
+        with contextlib.suppress(ConnectionResetError):  # it closes with bytes of ours unread
+            while part := connection.recv(65_536):
+                received += part
         return received
 
 
@@ -70,8 +72,7 @@ def test_a_second_request_whose_headers_do_not_come_ends_too(narrow: Server) -> 
 
 
 def test_a_body_that_does_not_come_gets_408(narrow: Server) -> None:
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    received = talk(narrow, head)
+    received = talk(narrow, b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
     assert received.startswith(b"HTTP/1.1 408")
     assert b'"slow_body"' in received
 
@@ -138,7 +139,8 @@ def test_a_client_that_leaves_is_not_computed_for(tiny: Path) -> None:
     with running(tiny, towers=lambda towers: disturbed(made, towers)) as server:
         made[0].hang.clear()
         body = json.dumps({"input": "红"}).encode()
-        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = "POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
         for _ in range(5):
             with connect(server) as leaving:
                 leaving.sendall(head.encode() + body)
@@ -228,7 +230,7 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         assert server.get("/indices-list", headers=bearer).json() == ["中"]
         assert TOKEN not in Path(f"/proc/{server.process.pid}/cmdline").read_text()  # type: ignore[union-attr]
-        texts = [f"第{n}句话" for n in range(2000)]
+        texts = [f"第{n}句话" for n in range(1000)]
         answers: list[httpx.Response] = []
 
         def ask() -> None:
@@ -243,7 +245,7 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         for thread in asking:
             thread.join()
         assert [answer.status_code for answer in answers] == [200] * 4
-        assert {len(answer.json()["data"]) for answer in answers} == {2000}
+        assert {len(answer.json()["data"]) for answer in answers} == {1000}
         assert server.process.wait(30) == 0
         with pytest.raises(httpx.ConnectError):
             server.get("/health")
