@@ -53,7 +53,7 @@ const EN = {
   took: (n, more, ms) => `${more ? `First ${n}` : n} ${n === 1 ? "result" : "results"}${ms === null ? "" : ` · ${ms} ms`}`,
   nearly: "approximate",
   nearlyHelp: "Found through an approximate index; a few true neighbours may be missing.",
-  asked: { text: "for", like: "like a sample", picture: "for your picture", region: "for a part of it" },
+  asked: { like: "Like this sample", picture: "For this picture", region: "For a part of the picture" },
   examples: "Try",
   start: { image: "Pictures of this collection", text: "Texts of this collection" },
   // cards
@@ -217,7 +217,7 @@ const ZH = {
   took: (n, more, ms) => `${more ? `前 ${n}` : `${n}`} 条${ms === null ? "" : ` · ${ms} 毫秒`}`,
   nearly: "近似检索",
   nearlyHelp: "经由近似索引查找，可能漏掉少数真正的近邻。",
-  asked: { text: "搜索", like: "与样本相似", picture: "以图搜索", region: "以局部搜索" },
+  asked: { like: "与此样本相似", picture: "以图搜索", region: "以局部搜索" },
   examples: "试试",
   start: { image: "图库中的图片", text: "图库中的文本" },
   open: (text) => `打开：${text}`,
