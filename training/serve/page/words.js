@@ -55,6 +55,7 @@ const EN = {
   nearlyHelp: "Found through an approximate index; a few true neighbours may be missing.",
   asked: { like: "Like this sample", picture: "For this picture", region: "For a part of the picture" },
   examples: "Try",
+  alsoIn: "The same in",
   start: { image: "Pictures of this collection", text: "Texts of this collection" },
   // cards
   open: (text) => `Open: ${text}`,
@@ -219,6 +220,7 @@ const ZH = {
   nearlyHelp: "经由近似索引查找，可能漏掉少数真正的近邻。",
   asked: { like: "与此样本相似", picture: "以图搜索", region: "以局部搜索" },
   examples: "试试",
+  alsoIn: "换个图库搜索",
   start: { image: "图库中的图片", text: "图库中的文本" },
   open: (text) => `打开：${text}`,
   noText: "（无文本）",
