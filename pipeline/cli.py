@@ -21,7 +21,7 @@ from data_specs.ownership import check_ownership
 from data_specs.printable import printable, printable_line
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, init, plan, plugins, releases, schema, store, trials
+from pipeline.commands import boxes, builds, datasets, init, plan, plugins, releases, schema, store, trials
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
@@ -40,6 +40,7 @@ COMMANDS = (
     store.add_forget,
     store.add_gc,
     store.add_regions,
+    boxes.add_boxes,
     datasets.add_export,
     plugins.add_plugins,
     schema.add_schema,

@@ -9,9 +9,10 @@ ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes
 input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
 
 Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
-recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, the tokenizer's name
-and vocabulary, and `background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine
-into a score by linear interpolation (training/outputs/background.py).
+recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, `pixel_mean` and
+`pixel_std` of RGB pixels in [0, 1] by which `images` are normalised, the tokenizer's name and vocabulary, and
+`background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine into a score by linear
+interpolation (training/outputs/background.py).
 
 Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
 """
@@ -107,11 +108,17 @@ def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
     loaded = load(path, "cpu")
     stem = out.with_suffix("") if out.suffix == ".onnx" else out
     files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
-    about = {"wenlan": "query towers", **_about(loaded.checkpoint)}
+    about = {"wenlan": "query towers", **_about(loaded.checkpoint), **_pixels(loaded.model)}
     image, text = _image_example(loaded.config), _text_example()
     _write_onnx(_image_tower(loaded.model), image, "image_features", files["image"], about)
     _write_onnx(_text_tower(loaded.model), text, "text_features", files["text"], about)
     return {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
+
+
+def _pixels(model: BriVL) -> dict[str, str]:
+    """Mean and standard deviation by which the image tower normalises pixels of [0, 1], as JSON lists of three."""
+    prefix = model.image_query.prefix
+    return {f"pixel_{name}": json.dumps(getattr(prefix, name).flatten().tolist()) for name in ("mean", "std")}
 
 
 def _installed(package: str) -> bool:
