@@ -42,7 +42,7 @@ export function closeness(hit, { calibrated = true } = {}) {
 export function marked(text, query) {
   const words = query.mode === "meaning" ? [] : query.text.split(/[\s，。、！？,.!?]+/u).filter(Boolean);
   const pieces = new Set(words);
-  for (const word of words) for (let i = 0; i + 2 <= word.length; i++) pieces.add(word.slice(i, i + 2));
+  for (const word of words) for (let i = 0; i + 2 <= word.length; i++) if (!/[的了是在和与着过就也]/u.test(word.slice(i, i + 2))) pieces.add(word.slice(i, i + 2));
   if (!pieces.size) return [text];
   const escaped = [...pieces].sort((a, b) => b.length - a.length).map((piece) => piece.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
   return text.split(new RegExp(`(${escaped.join("|")})`, "iu")).map((part, i) => (i % 2 ? h("mark", {}, part) : part));

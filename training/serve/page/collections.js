@@ -99,7 +99,7 @@ export class Collections {
     const first = pictures[0] ?? texts[0];
     if (!first) return show(this.news, h("p", { class: "bad" }, t("nothingIn")));
     const folder = first.webkitRelativePath?.split("/")[0];
-    const name = (wanted || folder || first.name.replace(/\.[^.]*$/, "")).slice(0, 60);
+    const name = (wanted || folder || first.name.replace(/\.[^.]*$/, "")).replace(/[\p{Cc}/\\?#%]/gu, "-").trim().slice(0, 60) || "-";
     if (this.of(name) && !this.of(name).own) return show(this.news, h("p", { class: "bad" }, t("ofTheServer")));
     this.aborter = new AbortController();
     this.draw();

@@ -82,7 +82,8 @@ function buttons(hit, actions, settings) {
 
 function texts(hit) {
   const others = hit.texts.filter((text) => text.text);
-  if (!others.length) return null;
+  const told = hit.texts.find((text) => text.kind === "title");
+  if (others.every((text) => text === told || text.text === hit.text)) return null; // they stand above
   const kinds = [...new Set(others.map((text) => text.kind))];
   const rows = kinds.flatMap((kind) => [
     h("dt", {}, named("kind", kind)),
@@ -95,11 +96,11 @@ function facts(hit) {
   const rows = [];
   const fact = (name, value) => rows.push(h("dt", {}, name), h("dd", {}, value));
   if (hit.width) fact(t("size"), `${number(hit.width)} × ${number(hit.height)}`);
-  fact(t("facet.source"), hit.source || t("blank"));
-  fact(t("facet.license"), hit.license || t("blank"));
+  if (hit.source || hit.image) fact(t("facet.source"), hit.source || t("blank"));
+  if (hit.license || hit.image) fact(t("facet.license"), hit.license || t("blank"));
   if (hit.split) fact(t("facet.split"), named("split", hit.split));
   const leads = host(hit.page_url);
-  fact(t("page"), leads ? h("a", { href: hit.page_url, rel: "noreferrer noopener external", target: "_blank", title: hit.page_url }, t("leads", leads), icon("out")) : t("noPage"));
+  if (leads || hit.image) fact(t("page"), leads ? h("a", { href: hit.page_url, rel: "noreferrer noopener external", target: "_blank", title: hit.page_url }, t("leads", leads), icon("out")) : t("noPage"));
   fact(t("id"), h("code", {}, hit.id));
   return h("section", {}, h("h3", {}, t("facts")), h("dl", { class: "facts" }, rows));
 }

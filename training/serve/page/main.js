@@ -14,7 +14,7 @@ import { filterPanel, WITHOUT } from "./filters.js";
 import { recall, take } from "./pictures.js";
 import { faultWords, notice, Results } from "./results.js";
 import { ofOwn, ofSample, stage } from "./stage.js";
-import { address, changed, filtersOn, fromAddress, NOTHING, sameAnswer } from "./state.js";
+import { address, asks, changed, crosses, filtersOn, fromAddress, NOTHING, sameAnswer } from "./state.js";
 import { colour, onLanguage, speak, t } from "./words.js";
 
 let query = fromAddress(location.search);
@@ -38,7 +38,7 @@ const collections = new Collections({ choose: enter, changed: reload });
 const record = () => collections.of(query.collection) ?? {};
 
 function settings() {
-  return { calibrated: record().calibrated ?? true, texts: Math.max(0, ...collections.list.map((one) => one.texts)), images: record().images ?? 0 };
+  return { calibrated: record().calibrated ?? true, texts: Math.max(0, ...collections.list.map((one) => one.texts)), images: Math.max(0, ...collections.list.map((one) => one.images)) };
 }
 
 /** Change the query: a new entry of the history, or another form of this one. */
@@ -66,9 +66,7 @@ function toTop() {
   if (scrollY > 0) scrollTo({ top: 0, behavior: "instant" });
 }
 
-function asking() {
-  return Boolean(query.text || query.picture || query.like);
-}
+const asking = () => asks(query);
 
 function controls() {
   const one = record();
@@ -79,13 +77,10 @@ function controls() {
   radios("target", ["image", "text"], query.target, (value) => (one.name && !one[`${value}s`] ? t(`none.${value}`) : ""));
   radios("mode", ["meaning", "words", "both"], query.mode, (value) => (value !== "meaning" && !query.text ? t("wordsNeedText") : ""));
   const focused = [...$("filters").querySelectorAll("input, select")].indexOf(document.activeElement);
-  filterPanel(query, one, (one.calibrated ?? false) && crosses(), (change) => go(change));
+  filterPanel(query, one, (one.calibrated ?? false) && crosses(query), (change) => go(change));
   if (focused >= 0) $("filters").querySelectorAll("input, select")[focused]?.focus();
   chip();
 }
-
-/** Whether the query and what is found are of two kinds, picture and text: those cosines have scores. */
-const crosses = () => asking() && (query.text ? "text" : "image") !== query.target;
 
 function radios(name, values, current, unfit) {
   const field = $(name);
@@ -147,7 +142,8 @@ function answered(asked, answer) {
     pictured.set(asked.picture, answer.query);
     drawStage();
   }
-  if (!asking()) examples(answer.hits);
+  if (asking()) elsewhere();
+  else examples(answer.hits);
   if (document.activeElement === document.body) $("results").focus({ preventScroll: true });
   if (query.open) drawDetail();
 }
@@ -157,6 +153,13 @@ function examples(hits) {
   const texts = [...new Set(hits.map((hit) => hit.text.replace(/[。．.！!]+$/u, "")).filter((text) => text.length > 1 && text.length <= 12))].slice(0, 7);
   if (!texts.length) return;
   $("summary").append(h("p", { class: "examples" }, h("span", {}, t("examples")), texts.map((text) => h("button", { type: "button", lang: "zh", on: { click: () => ask(text) } }, text))));
+}
+
+/** The same query in the other collections: a picture's verse, a verse's picture. */
+function elsewhere() {
+  const others = collections.list.filter((one) => one.name !== query.collection && one.rows > 0).slice(0, 6);
+  if (!others.length) return;
+  $("summary").append(h("p", { class: "elsewhere" }, h("span", {}, t("alsoIn")), others.map((one) => h("button", { type: "button", on: { click: () => enter(one.name) } }, one.name))));
 }
 
 function ask(text) {
@@ -200,20 +203,20 @@ function step(by) {
 
 /** Texts for a hit's picture, or pictures for its text. */
 function find(hit, target) {
+  const holder = (part) => (record()[part] ? record() : collections.list.find((one) => one[part]));
   if (target === "image") {
     $("text").value = hit.text;
-    return go({ text: hit.text, target, open: "" });
+    return enter(holder("images").name, { text: hit.text, target });
   }
   if (record().texts) return go({ like: hit.id, target, open: "" });
-  const other = collections.list.find((one) => one.texts);
-  return enter(other.name, { like: hit.id, target });
+  return enter(holder("texts").name, { like: hit.id, target });
 }
 
 /** Search another collection. A sample of this one is taken along as a picture. */
 async function enter(name, along = {}) {
   const one = collections.of(name);
-  const next = { ...along, collection: name, ...WITHOUT, open: "" };
-  const id = along.like ?? query.like;
+  const next = { ...along, collection: name, ...(name === query.collection ? {} : WITHOUT), open: "" };
+  const id = along.text ? "" : along.like ?? query.like;
   delete next.like;
   try {
     if (id && name !== query.collection) {

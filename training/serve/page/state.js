@@ -78,8 +78,15 @@ export function changed(query, change) {
   if (change.like) Object.assign(next, { text: "", picture: "", region: change.region ?? null });
   if (!next.picture && !next.like) next.region = null;
   if (!next.text) next.mode = "meaning";
+  if (!crosses(next)) next.score = 0;
   return Object.freeze(next);
 }
+
+/** Whether something is asked with at all. */
+export const asks = (query) => Boolean(query.text || query.picture || query.like);
+
+/** Whether what is asked with and what is found are of two kinds, picture and text: only those cosines have scores. */
+export const crosses = (query) => asks(query) && query.mode !== "words" && (query.text ? "text" : "image") !== query.target;
 
 /** Whether two queries have the same answer: all but what is open. */
 export const sameAnswer = (a, b) => address({ ...a, open: "" }) === address({ ...b, open: "" });
