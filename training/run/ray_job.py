@@ -81,7 +81,7 @@ def fit_on_ray(
     out.mkdir(parents=True, exist_ok=True)
     for name in (_RESULT, NOTE):
         (out / name).unlink(missing_ok=True)
-    with _cluster(cpus=workers[1] + 1):
+    with cluster(cpus=workers[1] + 1):
         trainer = TorchTrainer(
             _work,
             train_loop_config=_task(config, data, out, init, cache),
@@ -113,7 +113,7 @@ def _check_shares(config: Config, workers: tuple[int, int]) -> None:
 
 
 @contextmanager
-def _cluster(cpus: int) -> Iterator[None]:
+def cluster(cpus: int) -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here."""
     import ray
 
@@ -255,7 +255,7 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
         os.environ["RAY_ADDRESS"] = address
 
     def run(job: Job, folder: Path, about: About, tasks: Sequence[Task], done: Done) -> int:
-        with _cluster(cpus=workers):
+        with cluster(cpus=workers):
             try:
                 return _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks, done)
             except (TrainingError, ContractError):

@@ -256,3 +256,31 @@ def test_a_server_whose_index_is_of_other_towers_does_not_begin(
     with pytest.raises(ConfigError, match="other towers"):
         open_given([str(index)], open_checkpoint(other))
     assert list(open_given([f"名={index}"], open_checkpoint(checkpoint_with_moved_keys))) == ["名"]
+
+
+def test_words_find_the_texts_that_have_them_alone_and_beside_the_meaning(server: Server) -> None:
+    by_words = search(server, text="绿色", mode="words", target="text", limit=12)["hits"]
+    assert by_words
+    assert all("绿色" in hit["text"] and hit["words"] > 0 and hit["cosine"] is None for hit in by_words)
+    both = search(server, text="绿色", mode="both", target="text", limit=12)["hits"]
+    assert {hit["id"] for hit in both[: len(by_words)]} >= {by_words[0]["id"]}
+    assert all(hit["cosine"] is not None for hit in both)
+
+
+def test_what_a_takedown_removed_is_not_found_by_a_running_server(tiny: Path, index: Path, tmp_path: Path) -> None:
+    from data_specs.search.removal import remove
+
+    folder = shutil.copytree(index.parent, tmp_path / "copy") / "index"
+    with running(tiny, indexes={"pictures": folder}) as server:
+        first = search(server, image=data_uri(PICTURES[3]), limit=1)["hits"][0]
+        small = server.get(f"{first['image']}?side=16")
+        assert small.status_code == 200
+        remove(folder, lambda rows: np.array([id == first["id"] for id in rows["id"].to_pylist()]))
+        every = [hit["id"] for hit in search(server, image=data_uri(PICTURES[3]), limit=12)["hits"]]
+        assert len(every) == 11
+        assert first["id"] not in every
+        assert first["text"] not in [h["text"] for h in search(server, text=first["text"], mode="words")["hits"]]
+        for path in (first["image"], f"{first['image']}?side=16", first["image"].replace("images", "samples")):
+            assert error(server.get(path), 404)[0] == "no_sample"
+        ids = [hit["id"] for hit in server.post("/knn-service", json={"text": "红", "num_images": 12}).json()]
+        assert len(ids) == 11
