@@ -260,9 +260,7 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
         with cluster(cpus=workers):
             try:
                 return _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks, done)
-            except (TrainingError, ContractError):
-                raise
-            except Exception as e:  # Ray wraps whatever an actor raised
+            except Exception as e:  # Ray wraps whatever an actor raised; only one of ours is turned back
                 raise cause(e) from e
 
     return run
