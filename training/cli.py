@@ -95,6 +95,8 @@ def _failed(message: str, code: int, as_json: bool) -> int:
 _LOCAL = {
     "out": "is written on a local disk",
     "cache": "is mapped from a local disk",
+    "index": "is mapped from a local disk",
+    "region_cache": "is kept on a local disk",
     "regions": "is read from a local disk",
     "texts": "is read from a local disk",
     "jsonl": "is read from a local disk",
@@ -117,7 +119,7 @@ def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
             if not isinstance(value, str) or "://" not in value:
                 continue
             if name in _LOCAL:
-                option = name if name in ("file", "folder") else f"--{name}"
+                option = name if name in ("file", "folder") else f"--{name.replace('_', '-')}"
                 todo = "set run.mirror to this URL" if arguments.command == "fit" and name == "out" else "copy it"
                 raise ConfigError(option, f"{value}: {_LOCAL[name]}; give a path, and {todo}")
             if name == "init" and arguments.workers is not None:

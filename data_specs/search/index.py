@@ -6,168 +6,57 @@
     metadata/metadata_0000.parquet          ROWS: row i belongs to row i of both
     rows/rows_0000.arrow                    the same rows, memory-mapped by searches
     queries/text.onnx, image.onnx           optional: the towers, for queries without torch
-    words/, graph/                          what the word search and the approximate search keep
+    words/words.sqlite                      the inverted index of `words.py`
+    approximate/image.faiss                 of an index that is large: `approximate.py`
 
 The first three folders are clip-retrieval's layout, so that its tools and everything that reads it take the folder as
-it is. Files never change: a takedown writes new ones under names of their own (`img_emb_0000_r1.npy`), replaces
-index.json in one step, and deletes the old ones. Whoever has the index open goes on with what it has mapped, until
-`SearchIndex.reload_if_changed`. What index.json does not name is left over from a killed command, and is swept.
+it is.
 
 Limits: a folder on a local disk, because it is memory-mapped. A part in memory while it is written.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
+import functools
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
+from data_specs.extras import require
+from data_specs.search import approximate, words
 from data_specs.search import rows as rows_of
-from data_specs.shard import ContractError
+from data_specs.search.folder import (
+    EMBEDDINGS,
+    INDEX,
+    UNFINISHED,
+    About,
+    Background,
+    File,
+    IndexFault,
+    IndexFile,
+    Modality,
+    Part,
+    Towers,
+    Vectors,
+    made,
+    read_index,
+    sole_owner,
+    sweep,
+    write_file,
+    write_index,
+)
+from data_specs.search.scan import Stack
 
-INDEX_VERSION = 1
-"""Raised when a file of the folder changes its meaning; readers refuse a higher one."""
-
-INDEX = "index.json"
-UNFINISHED = "_writing"
-"""Folder of an index that is being written: about.json, and the record of each committed part."""
-
-Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
-"""[n, D] unit rows."""
-
-Modality = Literal["image", "text"]
-EMBEDDINGS: dict[Modality, str] = {"image": "img_emb", "text": "text_emb"}
-"""Folders of the vectors by modality: the names that clip-retrieval knows."""
+__all__ = ["About", "Background", "IndexFault", "IndexWriter", "Modality", "Towers", "read_index"]
 
 _ROW_GROUP = 1_000
 _LENGTH = 5e-3
 """How far the length of a vector may be from 1: float16 rounds each number by at most 5e-4 of itself."""
-
-
-class IndexFault(ContractError):
-    """An index folder cannot be written, opened or searched. The message names the folder or the file."""
-
-
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")  # additive fields keep the version
-
-
-class Towers(_Model):
-    """Which towers made the vectors: recipe, and sha256 of `towers.safetensors`. A query must come from the same."""
-
-    recipe: str
-    sha256: str
-
-
-class Background(_Model):
-    """Cosines of pairs that do not belong together: `shares[i]` of them lie below `cosines[i]`, which ascend."""
-
-    cosines: tuple[float, ...]
-    shares: tuple[float, ...]
-
-    def score(self, cosines: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Share of the background below each cosine, in [0, 1], by linear interpolation; never falling."""
-        shares = np.interp(np.asarray(cosines, np.float64), self.cosines, self.shares, left=0.0, right=1.0)
-        return shares.astype(np.float32)
-
-
-class About(_Model):
-    """What an index is of.
-
-    width: D. images, texts: which vectors its parts have. checkpoint: None where the vectors are of another model.
-    detector: whose regions the image tower saw. created_from: content_digest of the manifests.
-    """
-
-    name: str
-    width: int
-    images: bool
-    texts: bool
-    checkpoint: Towers | None = None
-    background: Background | None = None
-    detector: str = ""
-    created_from: tuple[str, ...] = ()
-
-    @property
-    def modalities(self) -> tuple[Modality, ...]:
-        """Which vectors there are."""
-        return tuple(m for m, present in (("image", self.images), ("text", self.texts)) if present)  # type: ignore[misc]
-
-
-class File(_Model):
-    """A file of the folder: path relative to it, bytes, sha256 in hex."""
-
-    path: str
-    bytes: int
-    sha256: str
-
-
-class Part(_Model):
-    """Some rows with their vectors.
-
-    files: by folder (img_emb, text_emb, metadata, rows); none where it has no row. token: what it was made of, by which
-    whoever wrote it knows it again.
-    """
-
-    part: int
-    rows: int
-    files: dict[str, File]
-    token: str = ""
-
-
-class IndexFile(_Model):
-    """`index.json`. revision: grows with each takedown, and when parts are added to a finished index.
-
-    words, graph: files of the two searches, by what they are. empty: tokens of the parts of which no row could be made,
-    by number.
-    """
-
-    version: int = INDEX_VERSION
-    about: About
-    rows: int
-    parts: tuple[Part, ...]
-    empty: dict[int, str] = {}
-    revision: int = 0
-    words: dict[str, File] = {}
-    graph: dict[str, File] = {}
-    graph_kind: str = ""
-
-    def named(self) -> set[str]:
-        """Paths of all files that belong to the index, index.json aside."""
-        files = [file for part in self.parts for file in part.files.values()]
-        return {file.path for file in (*files, *self.words.values(), *self.graph.values())}
-
-
-def read_index(folder: Path) -> IndexFile:
-    """Read index.json. Raises IndexFault for a folder that is no index, is not finished, or is of a newer version."""
-    path = folder / INDEX
-    try:
-        text = path.read_bytes()
-    except OSError as e:
-        if (folder / UNFINISHED).is_dir():
-            raise IndexFault(f"{folder}: the index is not finished; run the command that writes it again") from None
-        raise IndexFault(f"{path}: cannot be read ({e.strerror}); an index is written by wenlan-train embed") from None
-    try:
-        index = IndexFile.model_validate_json(text)
-    except ValueError as e:
-        problem = " ".join(str(e).split())[:200]
-        raise IndexFault(f"{path}: is not the index.json of a search index ({problem})") from None
-    if index.version > INDEX_VERSION:
-        raise IndexFault(
-            f"{path}: version {index.version} is newer than this wenlan reads ({INDEX_VERSION}); "
-            "upgrade with: pip install -U wenlan"
-        )
-    return index
 
 
 class IndexWriter:
@@ -185,6 +74,8 @@ class IndexWriter:
         """
         if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
             raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
+        for package in ("jieba", "opencc"):  # rather than when the first part is ready
+            require(package)
         started = folder / UNFINISHED / "about.json"
         try:
             there = _about(started) or (read_index(folder).about if (folder / INDEX).exists() else None)
@@ -192,7 +83,7 @@ class IndexWriter:
                 raise IndexFault(f"{folder}: is not empty and holds no index; give a new folder")
             if there is not None and (differs := _difference(there, about)):
                 raise IndexFault(f"{folder}: holds another index ({differs}); give a new folder")
-            _write(started, about.model_dump_json(indent=1).encode())
+            write_file(started, about.model_dump_json(indent=1).encode())
         except OSError as e:
             raise IndexFault(f"{folder}: cannot be written ({e.strerror or e})") from None
         return IndexWriter(folder, about)
@@ -212,7 +103,7 @@ class IndexWriter:
     def add(
         self, part: int, rows: pa.Table, image_ND: Vectors | None, text_ND: Vectors | None, token: str = ""
     ) -> None:
-        """Commit a part: its files, then one small record. In the place of a part that a finished index has is none.
+        """Commit a part: its files, then one small record. A finished index keeps its parts: new ones have new numbers.
 
         rows: columns of ROWS, those that are missing are empty; has_image and has_text may be left out where all rows
         have what the index has. Without a row the part counts as done, and has no files. image_ND, text_ND: float
@@ -234,30 +125,50 @@ class IndexWriter:
         }
         if len(kept) == 2:
             table = _with_similarity(table, kept["image"], kept["text"])
-        revision = 0 if there is None else there.revision + 1
-        files = write_part(self.folder, part, revision, table, kept) if table.num_rows else {}
+        files: dict[str, File] = {}
+        if table.num_rows:
+            mapped = rows_of.mapped_form(table, words.cut_rows(table))
+            files = write_part(self.folder, part, _revision_after(there), mapped, kept)
         record = Part(part=part, rows=table.num_rows, files=files, token=token)
-        _write(self.folder / UNFINISHED / f"part-{part:06d}.json", record.model_dump_json().encode())
+        write_file(self.folder / UNFINISHED / f"part-{part:06d}.json", record.model_dump_json().encode())
 
     def discard(self, part: int) -> None:
         """Forget a part that was committed since the index was begun: nothing is made of it any more."""
         (self.folder / UNFINISHED / f"part-{part:06d}.json").unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Write index.json. Raises IndexFault when no part was added, or an id is in two parts."""
+    def finish(self, approximate: bool | None = None) -> None:
+        """Write what the searches need, and index.json.
+
+        approximate: whether the index gets an approximate search beside the exact one; None: if it is large.
+        Raises IndexFault when no part was added, or an id is in two parts.
+        """
         if self.is_finished():
             return
-        there, parts = self._index(), self._parts()
-        whole = tuple(part for _, part in sorted(parts.items()) if part.rows)
-        empty = {number: part.token for number, part in sorted(parts.items()) if not part.rows}
-        if not whole:
+        with sole_owner(self.folder):
+            self._finish(approximate)
+
+    def _finish(self, approximate: bool | None) -> None:
+        there, committed = self._index(), self._parts()
+        parts = tuple(part for _, part in sorted(committed.items()) if part.rows)
+        empty = {number: part.token for number, part in sorted(committed.items()) if not part.rows}
+        if not parts:
             raise IndexFault(f"{self.folder}: nothing was embedded: the index would have no row")
-        index = IndexFile(about=self.about, rows=sum(part.rows for part in whole), parts=whole, empty=empty)
-        if there is not None and (there.parts, there.about, there.empty) != (whole, self.about, empty):
-            index = index.model_copy(update={"revision": there.revision + 1})
-        elif there is not None:
-            index = there
+        if there is not None and (there.parts, there.empty) == (parts, empty):  # nothing was added
+            write_index(self.folder, there.model_copy(update={"about": self.about}))
+            sweep(self.folder, there)
+            return
+        tables = [rows_of.read_mapped(self.folder / part.files["rows"].path) for part in parts]
+        _check_ids(self.folder, parts, tables)
+        rows, revision = sum(part.rows for part in parts), _revision_after(there)
+        index = IndexFile(about=self.about, rows=rows, parts=parts, empty=empty, revision=revision)
+        index = index.model_copy(
+            update={
+                "words": write_words(self.folder, revision, tables),
+                "approximate": _write_approximate(self.folder, index, tables, approximate),
+            }
+        )
         write_index(self.folder, index)
+        del tables
         sweep(self.folder, index)
 
     def _index(self) -> IndexFile | None:
@@ -277,43 +188,66 @@ class IndexWriter:
 
 
 def write_part(
-    folder: Path, part: int, revision: int, rows: pa.Table, vectors: Mapping[Modality, Vectors]
+    folder: Path, part: int, revision: int, mapped: pa.Table, vectors: Mapping[Modality, Vectors]
 ) -> dict[str, File]:
     """Write the files of a part under the names of a revision; returns them by folder."""
-    stem = f"{part:04d}" + (f"_r{revision}" if revision else "")
+    stem = f"{part:04d}{_suffix(revision)}"
     files = {}
     for modality, vector_ND in vectors.items():
         kind = EMBEDDINGS[modality]
         half = np.ascontiguousarray(vector_ND, np.float16)
-        files[kind] = _made(folder, f"{kind}/{kind}_{stem}.npy", lambda path, half=half: _save(path, half))  # type: ignore[misc]
-    files["metadata"] = _made(
+        files[kind] = made(folder, f"{kind}/{kind}_{stem}.npy", functools.partial(_save, half))
+    rows = rows_of.plain_form(mapped)
+    files["metadata"] = made(
         folder,
         f"metadata/metadata_{stem}.parquet",
         lambda path: pq.write_table(rows, path, compression="zstd", row_group_size=_ROW_GROUP),
     )
-    files["rows"] = _made(folder, f"rows/rows_{stem}.arrow", lambda path: rows_of.write_mapped(path, rows))
+    files["rows"] = made(folder, f"rows/rows_{stem}.arrow", lambda path: rows_of.write_mapped(path, mapped))
     return files
 
 
-def write_index(folder: Path, index: IndexFile) -> None:
-    """Replace index.json in one step: one part per line."""
-    head = index.model_dump_json(exclude={"parts"}, indent=1).rstrip().removesuffix("}").rstrip()
-    parts = ",\n  ".join(part.model_dump_json() for part in index.parts)
-    _write(folder / INDEX, f'{head},\n "parts": [\n  {parts}\n ]\n}}\n'.encode())
+def write_words(folder: Path, revision: int, tables: Sequence[pa.Table]) -> File:
+    """Write the inverted index over all parts."""
+    texts = (table[rows_of.WORDS].to_pylist() for table in tables)
+    return made(folder, f"words/words{_suffix(revision)}.sqlite", lambda path: words.write(path, texts))
 
 
-def sweep(folder: Path, index: IndexFile) -> int:
-    """Delete what index.json does not name, in the folders that are an index's own; returns how many files."""
-    named, swept = index.named(), 0
-    for kind in (*EMBEDDINGS.values(), "metadata", "rows", "words", "graph"):
-        for file in (folder / kind).glob("*") if (folder / kind).is_dir() else ():
-            if f"{kind}/{file.name}" not in named:
-                file.unlink()
-                swept += 1
-    for left in folder.glob(".tmp-*"):
-        left.unlink()
-    _remove_folder(folder / UNFINISHED)
-    return swept
+def _write_approximate(
+    folder: Path, index: IndexFile, tables: Sequence[pa.Table], wanted: bool | None
+) -> dict[Modality, File]:
+    files: dict[Modality, File] = {}
+    for modality in index.about.modalities:
+        paths = [folder / part.files[EMBEDDINGS[modality]].path for part in index.parts]
+        stack = Stack([np.load(path, mmap_mode="r") for path in paths], index.about.width)
+        present = np.flatnonzero(np.concatenate([table[f"has_{modality}"].to_numpy() for table in tables]))
+        large = 2 * index.about.width * len(present) >= approximate.FROM
+        if (large if wanted is None else wanted) and len(present) >= approximate.LEAST:
+            make = functools.partial(approximate.write, stack=stack, present=present.astype(np.int64))
+            files[modality] = made(folder, f"approximate/{modality}{_suffix(index.revision)}.faiss", make)
+    return files
+
+
+def _check_ids(folder: Path, parts: Sequence[Part], tables: Sequence[pa.Table]) -> None:
+    """Raises IndexFault where an id is in two parts."""
+    hashes = np.concatenate([rows_of.numbers(table, "id_hash") for table in tables])
+    order = np.argsort(hashes, kind="stable")
+    twice = np.flatnonzero(hashes[order][1:] == hashes[order][:-1])
+    if len(twice):
+        starts = np.cumsum([0, *(part.rows for part in parts)])
+        rows = order[twice[0] : twice[0] + 2]
+        of = np.searchsorted(starts, rows, "right") - 1
+        name = tables[of[0]]["id"][int(rows[0] - starts[of[0]])].as_py()
+        raise IndexFault(f"{folder}: id {name} is in parts {parts[of[0]].part} and {parts[of[1]].part}")
+
+
+def _suffix(revision: int) -> str:
+    return f"_r{revision}" if revision else ""
+
+
+def _revision_after(there: IndexFile | None) -> int:
+    """The revision of what is written now: files of the one that is there must not change."""
+    return 0 if there is None else there.revision + 1
 
 
 def _about(started: Path) -> About | None:
@@ -368,54 +302,6 @@ def _with_similarity(table: pa.Table, image_ND: Vectors, text_ND: Vectors) -> pa
     return table.set_column(at, "similarity", pa.array(cosines, pa.float32(), mask=~both))
 
 
-def _save(path: Path, half_ND: npt.NDArray[np.float16]) -> None:
+def _save(half_ND: npt.NDArray[np.float16], path: Path) -> None:
     with path.open("wb") as f:  # given a path, np.save adds a suffix
         np.save(f, half_ND)
-
-
-def _made(folder: Path, name: str, make: Callable[[Path], object]) -> File:
-    """A file that `make` writes to a path, moved to its name when it is whole."""
-    with _whole(folder / name) as temporary:
-        make(temporary)
-        digest = hashlib.sha256()
-        with temporary.open("rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
-        return File(path=name, bytes=temporary.stat().st_size, sha256=digest.hexdigest())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with _whole(path) as temporary:
-        temporary.write_bytes(data)
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A path to write to; the file appears under its own name when the block ends, and not at all if it fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-")
-    temporary = Path(name)
-    try:
-        os.fchmod(handle, 0o666 & ~_umask())
-        os.close(handle)
-        yield temporary
-        with temporary.open("rb") as f:
-            os.fsync(f.fileno())
-        temporary.replace(path)
-    except OSError as e:
-        raise IndexFault(f"{path}: cannot be written ({e.strerror or e})") from e
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _remove_folder(folder: Path) -> None:
-    if folder.is_dir():
-        for file in folder.iterdir():
-            file.unlink()
-        folder.rmdir()

@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,9 @@ _REPEATING = ("source", "license", "split")
 
 LOOKUPS = {"id": "id", "image": "image_leader", "text": "text_leader"}
 """Columns that rows are looked up by: NAME_hash (uint64) and NAME_order (int32, which sorts the hashes) of each."""
+
+WORDS = "words"
+"""Column of the Arrow file: all texts of a row cut into words (`words.cut_rows`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +130,7 @@ class Filters:
         for name in _REPEATING:
             if values := getattr(self, name):
                 passed &= _flags(pc.is_in(rows[name], pa.array(sorted(values), pa.string())))
-        width, height = (rows[name].to_numpy() for name in ("width", "height"))
+        width, height = (numbers(rows, name) for name in ("width", "height"))
         for bound, low, side in (
             (self.min_side, True, np.minimum(width, height) if self.min_side is not None else width),
             (self.min_width, True, width),
@@ -183,35 +187,41 @@ def _filled(column: pa.Array, field: pa.Field) -> pa.Array:
     return pc.fill_null(column, pa.scalar(empty, field.type))
 
 
-def mapped_form(rows: pa.Table) -> pa.Table:
-    """The rows as the Arrow file keeps them: repeated strings as codes, and LOOKUPS."""
+def mapped_form(rows: pa.Table, words: Sequence[str]) -> pa.Table:
+    """The rows as the Arrow file keeps them: repeated strings as codes, WORDS, and LOOKUPS."""
     table = rows
     for name in _REPEATING:
         at = table.column_names.index(name)
         table = table.set_column(at, name, rows[name].combine_chunks().dictionary_encode())
+    table = table.append_column(WORDS, pa.array(words, pa.string()))
     for name, column in LOOKUPS.items():
         hashes = _hashes(rows[column].to_pylist())
         table = table.append_column(f"{name}_hash", pa.array(hashes))
         table = table.append_column(f"{name}_order", pa.array(np.argsort(hashes, kind="stable").astype(np.int32)))
-    return table
+    return table.combine_chunks()
 
 
 def plain_form(mapped: pa.Table) -> pa.Table:
-    """The inverse of `mapped_form`."""
+    """The columns of ROWS, as they were before `mapped_form`."""
     return mapped.select(ROWS.names).cast(ROWS)
 
 
-def write_mapped(path: Path, rows: pa.Table) -> None:
+def write_mapped(path: Path, mapped: pa.Table) -> None:
     """Write the Arrow file of a part: one record batch, uncompressed."""
-    table = mapped_form(rows).combine_chunks()
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table, max_chunksize=max(1, table.num_rows))
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, mapped.schema) as writer:
+        writer.write_table(mapped, max_chunksize=max(1, mapped.num_rows))
 
 
 def read_mapped(path: Path) -> pa.Table:
     """The rows of a part, memory-mapped. Raises OSError, pa.ArrowInvalid."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
+
+
+def numbers(part: pa.Table, name: str) -> npt.NDArray[Any]:
+    """A column of numbers of a part: a view of the file."""
+    view: npt.NDArray[Any] = part[name].chunk(0).to_numpy()
+    return view
 
 
 def hash_of(name: str) -> int:
@@ -225,8 +235,7 @@ def _hashes(names: Sequence[str]) -> Groups:
 
 def rows_with(part: pa.Table, lookup: str, hashes: Groups) -> Iterator[npt.NDArray[np.int64]]:
     """For each hash the rows of a part that have it, in no order."""
-    order = part[f"{lookup}_order"].to_numpy()
-    known = part[f"{lookup}_hash"].to_numpy()
+    order, known = numbers(part, f"{lookup}_order"), numbers(part, f"{lookup}_hash")
     first, last = (np.searchsorted(known, hashes, side, sorter=order) for side in ("left", "right"))
     for low, high in zip(first.tolist(), last.tolist(), strict=True):
         yield order[low:high].astype(np.int64)

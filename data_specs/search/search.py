@@ -1,18 +1,21 @@
-"""Search in an index folder: by vector, with filters, near-copies shown once, scores calibrated.
+"""Search in an index folder: by vector, by words or by both, with filters, near-copies shown once, scores calibrated.
 
-`SearchIndex.open` maps files and reads only index.json. A query's answer is one ranking, of which `limit` and `offset`
-cut a page: pages of one query never overlap, and miss nothing.
+`SearchIndex.open` maps files and reads none but index.json. A query's answer is one ranking (`ranking.py`), of which
+`offset` and `limit` cut a page: pages of one query never overlap, and miss nothing.
 
-    by vector     cosine, best first, ties by row
     filters       decide which rows are searched, so that a filter yields every hit that there is
     near-copies   of rows with the same leader (image_leader for images, text_leader for texts) the best is shown, and
                   says how many others stand behind it; `copies=True` shows all
-    score         the place of the cosine in the index's background (None without one)
+    score         the place of a cosine in the index's background (None without one)
+    approximate   where the index has it (`approximate.py`) and the filters leave more rows than an exact search does at
+                  once, unless the query asks for `exact`
+
+Limits: flags of all rows in memory, one bit a modality; a filter reads the columns that it needs of all rows.
 """
 
 from __future__ import annotations
 
-import hashlib
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,22 +26,30 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from data_specs.search import rows as rows_of
-from data_specs.search.index import EMBEDDINGS, About, IndexFault, IndexFile, Modality, read_index
+from data_specs.search.approximate import FROM, Cells
+from data_specs.search.folder import EMBEDDINGS, INDEX, About, IndexFault, IndexFile, Modality, read_index
+from data_specs.search.pictures import read_picture
+from data_specs.search.ranking import ByBoth, ByVector, ByWords, Ranking
 from data_specs.search.rows import LOOKUPS, Filters, Flags, Row
-from data_specs.search.scan import Floats, Rows, Stack, best
+from data_specs.search.scan import Floats, Rows, Stack, cosines_of
+from data_specs.search.words import WordSearch
 
 __all__ = ["Filters", "Hit", "Query", "Results", "Row", "SearchIndex"]
 
-MOST = 1_000_000
+MOST = 100_000
 """Largest limit + offset."""
+
+_TRIES = 5
+"""How often an index that is being rewritten is opened again."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched. vector_D: float32 [D], of any length but 0; None: by words only.
+    """What is searched. vector_D: float [D], of any length but 0; None: by words
+    only, and without words too all rows in their order.
 
-    exact: True: every row is looked at; None: where an approximate index lies beside large ones, it is used.
-    copies: show near-copies too. weight: of the words against the vector in the ranking, 0 to 1.
+    exact: True: every row is looked at; False: the approximate search wherever there is one; None: as the module says.
+    copies: show near-copies too. weight: of the words against the vector where both are given, 0 to 1.
     """
 
     vector_D: npt.NDArray[np.float32] | None = None
@@ -56,8 +67,8 @@ class Query:
 class Hit:
     """One row of an answer. row: its number in the index of this revision. cosine: None where only words were asked.
 
-    score: of the cosine, by the background. words_score: BM25, None where no word is in it. copies: other rows with
-    the same leader that pass the filters.
+    score: of the cosine, by the background. words_score: BM25, None where none of the words is in it. copies: other
+    rows with the same leader that pass the filters.
     """
 
     row: int
@@ -80,7 +91,7 @@ class Hit:
 class Results:
     """A page of an answer. exact: whether every allowed row was looked at. more: whether another page follows.
 
-    allowed: how many rows pass the filters and have what is asked for.
+    allowed: how many rows have what is asked for and pass the filters, `min_score` aside.
     """
 
     hits: tuple[Hit, ...]
@@ -92,13 +103,16 @@ class Results:
 class SearchIndex:
     """An open index. Any thread may search; `reload_if_changed` swaps what all later calls see."""
 
-    def __init__(self, folder: Path, state: _State) -> None:
-        self.folder, self._state = folder, state
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._reloading = threading.Lock()
+        self._seen = _signature(folder)
+        self._state = _opened(folder)
 
     @staticmethod
     def open(folder: Path) -> SearchIndex:
         """Map an index folder. Raises IndexFault for what is no index, or is damaged."""
-        return SearchIndex(folder, _State.open(folder))
+        return SearchIndex(folder)
 
     @property
     def about(self) -> About:
@@ -115,7 +129,13 @@ class SearchIndex:
 
     @property
     def revision(self) -> int:
+        """How many takedowns have rewritten it."""
         return self._state.index.revision
+
+    @property
+    def has_words(self) -> bool:
+        """Whether it can be searched by words."""
+        return self._state.words is not None
 
     def search(self, query: Query) -> Results:
         """A page of the ranking. Raises IndexFault for a query that does not fit the index."""
@@ -123,12 +143,14 @@ class SearchIndex:
 
     def row(self, id: str) -> Row | None:
         """The row of an id; None if there is none."""
-        number = self._state.number(id)
-        return None if number is None else self._state.record(number)
+        state = self._state
+        number = state.number(id)
+        return None if number is None else state.record(number)
 
     def at(self, row: int) -> Row | None:
         """The row of a number (`Hit.row`); None if there is none."""
-        return self._state.record(row) if 0 <= row < self.rows else None
+        state = self._state
+        return state.record(row) if 0 <= row < state.index.rows else None
 
     def counts(self) -> dict[Modality, int]:
         """How many rows have a vector of each modality."""
@@ -137,31 +159,38 @@ class SearchIndex:
     def vector(self, id: str, modality: Modality) -> npt.NDArray[np.float32] | None:
         """float32 [D] of a row; None where the row has no such vector. Raises IndexFault for an unknown id."""
         state = self._state
-        number = state.number(id)
-        if number is None:
-            raise IndexFault(f"{self.folder}: has no row {id}")
+        number = state.must(id)
         if modality not in state.stacks or not state.present[modality][number]:
             return None
         vector_D: npt.NDArray[np.float32] = state.stacks[modality].take(np.array([number]))[0].astype(np.float32)
         return vector_D
 
     def facets(self) -> dict[str, dict[str, int]]:
-        """How many rows each value of source, license and split has."""
+        """How many rows each value of source, license and split has, most frequent first."""
         return self._state.facets()
 
     def picture(self, id: str) -> tuple[bytes, str]:
         """(bytes, media type) of a row's stored picture, checked against its sha256. Raises IndexFault."""
-        number = self._state.number(id)
-        if number is None:
-            raise IndexFault(f"{self.folder}: has no row {id}")
-        return _picture(self._state.record(number))
+        state = self._state
+        return read_picture(state.record(state.must(id)))
 
     def reload_if_changed(self) -> bool:
-        """Map the index anew if a takedown has rewritten it; whether it had."""
-        if read_index(self.folder).revision == self._state.index.revision:
-            return False
-        self._state = _State.open(self.folder)
-        return True
+        """Map the index anew if a takedown has rewritten it; whether it had. Costs one stat where it had not."""
+        with self._reloading:
+            seen = _signature(self.folder)
+            if seen == self._seen:
+                return False
+            self._state, self._seen = _opened(self.folder), seen
+            return True
+
+
+def _signature(folder: Path) -> tuple[int, int, int]:
+    """What changes when index.json is replaced."""
+    try:
+        status = (folder / INDEX).stat()
+    except OSError:
+        return (0, 0, 0)  # `read_index` says what is wrong
+    return (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 @dataclass(frozen=True)
@@ -173,90 +202,84 @@ class _State:
     tables: tuple[pa.Table, ...]
     stacks: dict[Modality, Stack]
     present: dict[Modality, Flags]
+    words: WordSearch | None
+    cells: dict[Modality, Cells]
     starts: Rows
 
-    @staticmethod
-    def open(folder: Path) -> _State:
-        index = read_index(folder)
-        try:
-            tables = tuple(rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts)
-            stacks = {
-                modality: Stack(
-                    [np.load(folder / p.files[EMBEDDINGS[modality]].path, mmap_mode="r") for p in index.parts],
-                    index.about.width,
-                )
-                for modality in index.about.modalities
-            }
-        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as e:
-            raise IndexFault(f"{folder}: the index is damaged ({e}); embed it again") from None
-        starts = np.concatenate([[0], np.cumsum([part.rows for part in index.parts], dtype=np.int64)])
-        present = {
-            m: np.concatenate([t[f"has_{m}"].to_numpy() for t in tables]) if tables else np.empty(0, np.bool_)
-            for m in index.about.modalities
-        }
-        return _State(folder, index, tables, stacks, present, starts)
-
     def search(self, query: Query) -> Results:
-        if query.vector_D is None and not query.words:
-            return self._browsed(query)
-        query_D = self._checked(query)
+        self._check(query)
         allowed_N = self._allowed(query)
-        stack = self.stacks[query.target]
-        products = stack.products(query_D, allowed_N)
-        wanted, count = query.offset + query.limit + 1, query.offset + query.limit + 1
+        allowed = int(np.count_nonzero(allowed_N))
+        query_D = None if query.vector_D is None else self._unit(query.vector_D)
+        least = self._least(query.filters.min_score)
+        found, bm25 = self._by_words(query, allowed_N)
+        if query_D is None:
+            ranking: Ranking = ByWords(found if query.words else np.flatnonzero(allowed_N))
+        else:
+            stack = self.stacks[query.target]
+            by_vector = ByVector(stack, query_D, allowed_N, self._cells(query, allowed), least)
+            if least > -2 and len(found):
+                stays = cosines_of(stack.take(found), query_D) >= least
+                found, bm25 = found[stays], bm25[stays]
+            ranking = ByBoth(by_vector, found, query.weight) if query.words else by_vector
+        rows, more = self._page(ranking, query)
+        hits = self._hits(rows, query, query_D, allowed_N, dict(zip(found.tolist(), bm25.tolist(), strict=True)))
+        return Results(tuple(hits), ranking.exact, more, allowed)
+
+    def _page(self, ranking: Ranking, query: Query) -> tuple[Rows, bool]:
+        """The rows that are shown, and whether more follow."""
+        end = query.offset + query.limit
+        count = end + 1
         while True:
-            rows, cosines = best(stack, query_D, products, count)
-            if query.filters.min_score is not None:
-                passed = self._scores(cosines) >= query.filters.min_score
-                rows, cosines = rows[passed], cosines[passed]
-            first = self._leading(rows, query)
-            if len(first) >= wanted or len(rows) < count:
-                break
-            count *= 4
-        page = first[query.offset : query.offset + query.limit]
-        hits = self._hits(rows[page], cosines[page], query, allowed_N)
-        return Results(tuple(hits), True, len(first) > query.offset + query.limit, int(np.count_nonzero(allowed_N)))
+            rows = ranking.first(count)
+            shown = rows[self._leading(rows, query)]
+            if len(shown) > end or len(rows) < count:
+                return shown[query.offset : end], len(shown) > end
+            count *= 4  # near-copies: look further
 
-    def _browsed(self, query: Query) -> Results:
-        """Rows in their order."""
-        allowed_N = self._allowed(query)
-        rows = np.flatnonzero(allowed_N)
-        first = self._leading(rows, query)
-        page = rows[first[query.offset : query.offset + query.limit]]
-        hits = self._hits(page, np.zeros(len(page), np.float32), query, allowed_N)
-        return Results(
-            tuple(Hit(hit.row, hit.record, None, None, None, hit.copies) for hit in hits),
-            True,
-            len(first) > query.offset + query.limit,
-            len(rows),
-        )
-
-    def _checked(self, query: Query) -> npt.NDArray[np.float32]:
+    def _check(self, query: Query) -> None:
         about = self.index.about
         if query.target not in about.modalities:
             raise IndexFault(f"{self.folder}: has no {query.target}s to search")
         if query.limit < 1 or query.offset < 0 or query.limit + query.offset > MOST:
             raise IndexFault(f"limit {query.limit}, offset {query.offset}: at least 1 and 0, together at most {MOST:,}")
-        if query.filters.min_score is not None and about.background is None:
-            raise IndexFault(f"{self.folder}: has no scores to filter by: its checkpoint was not calibrated")
-        if query.vector_D is None:
-            raise IndexFault("a query needs a vector")
-        query_D = np.asarray(query.vector_D, np.float32)
-        length = float(np.linalg.norm(query_D.astype(np.float64))) if query_D.shape == (about.width,) else 0.0
+        if query.filters.min_score is not None and (about.background is None or query.vector_D is None):
+            what = "a search by words alone has" if query.vector_D is None else f"{self.folder}: its vectors have"
+            raise IndexFault(f"{what} no scores to filter by (min_score)")
+        if not 0 <= query.weight <= 1:
+            raise IndexFault(f"weight {query.weight}: of the words, between 0 and 1")
+
+    def _unit(self, vector_D: npt.NDArray[np.float32]) -> Floats:
+        """A query of length 1. Raises IndexFault."""
+        whole, width = np.asarray(vector_D, np.float64), self.index.about.width
+        length = float(np.linalg.norm(whole)) if whole.shape == (width,) else 0.0
         if not length > 0 or not np.isfinite(length):
-            raise IndexFault(f"a query of this index is a vector of {about.width} finite numbers, not all 0")
-        return (query_D / length).astype(np.float32)
+            raise IndexFault(f"a query of this index is a vector of {width} finite numbers, not all 0")
+        unit: Floats = (whole / length).astype(np.float32)
+        return unit
 
     def _allowed(self, query: Query) -> Flags:
         allowed = self.present[query.target]
-        if query.filters.of_rows():
+        if query.filters.of_rows() and self.tables:
             allowed = allowed & np.concatenate([query.filters.mask(table) for table in self.tables])
         return allowed
 
-    def _scores(self, cosines: Floats) -> Floats:
+    def _cells(self, query: Query, allowed: int) -> Cells | None:
+        """The approximate search where it is wanted."""
+        small = 2 * self.index.about.width * allowed <= FROM // 4
+        return None if query.exact or (query.exact is None and small) else self.cells.get(query.target)
+
+    def _by_words(self, query: Query, allowed_N: Flags) -> tuple[Rows, Floats]:
+        if not query.words:
+            return np.empty(0, np.int64), np.empty(0, np.float32)
+        if self.words is None:
+            raise IndexFault(f"{self.folder}: cannot be searched by words")
+        return self.words.ranked(query.words, allowed_N)
+
+    def _least(self, min_score: float | None) -> float:
+        """The least float32 cosine with that score; below every cosine without one."""
         background = self.index.about.background
-        assert background is not None
-        return background.score(cosines)
+        return -2.0 if min_score is None or background is None else background.least(min_score)
 
     def _leading(self, rows: Rows, query: Query) -> npt.NDArray[np.intp]:
         """Positions of the rows that are shown: of each group of near-copies the first."""
@@ -264,9 +287,9 @@ class _State:
             return np.arange(len(rows))
         groups = self._groups(rows, query.target)
         _, first = np.unique(groups, return_index=True)
-        shown = np.zeros(len(rows), np.bool_)
+        shown = groups == 0
         shown[first] = True
-        return np.flatnonzero(shown | (groups == 0))
+        return np.flatnonzero(shown)
 
     def _groups(self, rows: Rows, target: Modality) -> rows_of.Groups:
         """[n] the group of near-copies of each row, 0 for none."""
@@ -274,33 +297,54 @@ class _State:
         of = np.searchsorted(self.starts, rows, "right") - 1
         for part in np.unique(of).tolist():
             here = of == part
-            groups[here] = self.tables[part][f"{target}_hash"].to_numpy()[rows[here] - self.starts[part]]
+            known = rows_of.numbers(self.tables[part], f"{target}_hash")
+            groups[here] = known[rows[here] - self.starts[part]]
         return groups
 
-    def _hits(self, rows: Rows, cosines: Floats, query: Query, allowed_N: Flags) -> Iterator[Hit]:
-        scores = None if self.index.about.background is None else self._scores(cosines)
+    def _hits(
+        self, rows: Rows, query: Query, query_D: Floats | None, allowed_N: Flags, bm25: dict[int, float]
+    ) -> Iterator[Hit]:
+        cosines = None if query_D is None else cosines_of(self.stacks[query.target].take(rows), query_D)
+        background = self.index.about.background
+        scores = None if cosines is None or background is None else background.score(cosines)
         groups = self._groups(rows, query.target)
         copies = np.zeros(len(rows), np.int64)
-        for table, start in zip(self.tables, self.starts.tolist(), strict=False):
+        for table, start in self._parts():
             for n, same in enumerate(rows_of.rows_with(table, query.target, groups)):
                 copies[n] += np.count_nonzero(allowed_N[start + same]) if groups[n] else 0
         for n, row in enumerate(rows.tolist()):
-            score = None if scores is None else float(scores[n])
-            others = int(copies[n]) - 1 if groups[n] else 0
-            yield Hit(row, self.record(row), float(cosines[n]), score, None, others)
+            yield Hit(
+                row,
+                self.record(row),
+                None if cosines is None else float(cosines[n]),
+                None if scores is None else float(scores[n]),
+                bm25.get(row),
+                int(copies[n]) - 1 if groups[n] else 0,
+            )
+
+    def _parts(self) -> Iterator[tuple[pa.Table, int]]:
+        """(rows of a part, number of the first)."""
+        yield from zip(self.tables, self.starts.tolist(), strict=False)  # one start more than parts
 
     def record(self, row: int) -> Row:
         part = int(np.searchsorted(self.starts, row, "right")) - 1
         return rows_of.record(self.tables[part], row - int(self.starts[part]))
 
     def number(self, id: str) -> int | None:
-        """Number of the row of an id."""
+        """Number of the row of an id; None if there is none."""
         hashes = np.array([rows_of.hash_of(id)], np.uint64)
-        for table, start in zip(self.tables, self.starts.tolist(), strict=False):
+        for table, start in self._parts():
             for row in next(rows_of.rows_with(table, LOOKUPS["id"], hashes)).tolist():
                 if table["id"][row].as_py() == id:
-                    return int(start) + int(row)
+                    return start + int(row)
         return None
+
+    def must(self, id: str) -> int:
+        """The same. Raises IndexFault if there is none."""
+        number = self.number(id)
+        if number is None:
+            raise IndexFault(f"{self.folder}: has no row {id}")
+        return number
 
     def facets(self) -> dict[str, dict[str, int]]:
         counts: dict[str, Counter[str]] = {name: Counter() for name in ("source", "license", "split")}
@@ -311,32 +355,43 @@ class _State:
         return {name: dict(counter.most_common()) for name, counter in counts.items()}
 
 
-_MEDIA = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"BM": "image/bmp"}
+def _opened(folder: Path) -> _State:
+    """The newest revision. A takedown may delete files of the one whose index.json was just read: then once more."""
+    index = read_index(folder)
+    for _ in range(_TRIES):
+        try:
+            return _mapped(folder, index)
+        except (OSError, ValueError, KeyError, pa.ArrowInvalid) as e:
+            newest = read_index(folder)
+            if newest.revision == index.revision:
+                problem = getattr(e, "strerror", None) or " ".join(str(e).split())[:200]
+                raise IndexFault(f"{folder}: the index is damaged ({problem}); embed it again") from None
+            index = newest
+    raise IndexFault(f"{folder}: is being rewritten all the time; try again later")
 
 
-def _picture(record: Row) -> tuple[bytes, str]:
-    if record.where is None:
-        raise IndexFault(f"{record.id}: the index does not say where its picture lies")
-    data = _range(record.where.path, record.where.offset, record.where.size)
-    if hashlib.sha256(data).hexdigest() != (record.where.sha256 or record.sha256):
-        raise IndexFault(f"{record.id}: {record.where.path}: is no longer the picture that was embedded (sha256)")
-    return data, media_type(data)
-
-
-def media_type(data: bytes) -> str:
-    """The media type of a picture by its first bytes."""
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "image/webp"
-    if data[4:8] == b"ftyp":
-        return "image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic"
-    return next((kind for start, kind in _MEDIA.items() if data.startswith(start)), "application/octet-stream")
-
-
-def _range(path: str, offset: int, size: int) -> bytes:
-    import fsspec
-
-    try:
-        fs, name = fsspec.url_to_fs(path)
-        return bytes(fs.cat_file(name, start=offset, end=offset + size))
-    except OSError as e:
-        raise IndexFault(f"{path}: cannot be read ({e.strerror or type(e).__name__})") from None
+def _mapped(folder: Path, index: IndexFile) -> _State:
+    tables = tuple(rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts)
+    counts = [part.rows for part in index.parts]
+    stacks: dict[Modality, Stack] = {}
+    for modality in index.about.modalities:
+        files = [part.files[EMBEDDINGS[modality]].path for part in index.parts]
+        vectors = [np.load(folder / file, mmap_mode="r") for file in files]
+        for file, vector_ND, count in zip(files, vectors, counts, strict=True):
+            if vector_ND.shape != (count, index.about.width) or vector_ND.dtype != np.float16:
+                raise ValueError(f"{file}: {vector_ND.dtype} {list(vector_ND.shape)}")
+        stacks[modality] = Stack(vectors, index.about.width)
+    present = {
+        m: np.concatenate([np.empty(0, np.bool_), *(t[f"has_{m}"].to_numpy() for t in tables)])
+        for m in index.about.modalities
+    }
+    return _State(
+        folder=folder,
+        index=index,
+        tables=tables,
+        stacks=stacks,
+        present=present,
+        words=None if index.words is None else WordSearch(folder / index.words.path),
+        cells={m: Cells(folder / file.path) for m, file in index.approximate.items()},
+        starts=np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]),
+    )

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_specs.http_app import LOOPBACK, is_loopback
 from training.commands.options import add_json, path
 from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.outputs.checkpoint import Checkpoint
+    from training.serve.options import Options
+    from training.serve.towers import Towers
 
 LOG = logging.getLogger("training")
 
@@ -50,6 +57,9 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--model-name", default="", metavar="NAME", help="in /v1/models (default: the run's folder)")
     serve.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="what computes the towers")
     serve.add_argument("--device", default="auto", help="of the engine torch")
+    serve.add_argument(
+        "--replicas", type=int, metavar="N", help="of the towers, by Ray Serve: here, or on RAY_ADDRESS's cluster"
+    )
     serve.add_argument("--batch", type=int, default=16, metavar="N", help="inputs computed at once (default 16)")
     serve.add_argument("--gather-ms", type=float, default=50.0, metavar="MS", help="longest wait for more of them")
     serve.add_argument("--request-s", type=float, default=60.0, metavar="S", help="an answer's limit (default 60)")
@@ -66,12 +76,12 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     hosts = _hosts(arguments, token)
     import fastapi  # noqa: F401  which is missing where the extra is
 
+    from training.outputs.checkpoint import TOWERS, open_checkpoint
     from training.serve.app import application, protected
     from training.serve.galleries import Galleries, open_given
     from training.serve.options import Options
     from training.serve.server import listen, run
     from training.serve.service import Service
-    from training.serve.towers import open_towers
 
     options = Options(
         batch=_positive("--batch", arguments.batch),
@@ -82,16 +92,31 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         body_mb=_positive("--body-mb", arguments.body_mb),
         pixels=_positive("--max-pixels", arguments.max_pixels),
     )
-    bound = listen(arguments.host, arguments.port)
-    checkpoint, towers = open_towers(arguments.checkpoint, arguments.engine, arguments.device)
-    name = arguments.model_name or _name(arguments.checkpoint)
-    service = Service(name, checkpoint, towers, options)
-    galleries = Galleries(service, open_given(arguments.index, checkpoint))
-    app = protected(application(service, galleries), service, token, hosts)
-    port = bound.getsockname()[1]
-    LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
-    run(app, bound, options)
+    with listen(arguments.host, arguments.port) as bound:
+        checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
+        given = open_given(arguments.index, checkpoint)
+        name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
+        with _towers(checkpoint, arguments, options) as (towers, threads):
+            service = Service(name, checkpoint, towers, options, threads)
+            app = protected(application(service, Galleries(service, given)), service, token, hosts)
+            LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
+            run(app, bound, options)
     return {"checkpoint": str(checkpoint.folder), "port": port}
+
+
+@contextlib.contextmanager
+def _towers(checkpoint: Checkpoint, arguments: argparse.Namespace, options: Options) -> Iterator[tuple[Towers, int]]:
+    """The towers, and how many threads may call them."""
+    engine, device, count = arguments.engine, arguments.device, arguments.replicas
+    if count is None:
+        from training.serve.towers import open_towers
+
+        yield open_towers(checkpoint, engine, device), 1
+        return
+    from training.serve.replicas import replicas
+
+    with replicas(checkpoint.folder, engine, device, _positive("--replicas", count), options.request_s) as towers:
+        yield towers, count
 
 
 def _token(file: Path | None) -> str | None:

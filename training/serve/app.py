@@ -36,8 +36,8 @@ from training.serve.service import Service
 LOG = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
-OPEN = ("/health",)
-"""Answered without the token, for probes."""
+OPEN = ("/health", "/", *(f"/page/{path.name}" for path in sorted(PAGE.glob("*"))))
+"""Answered without the token: probes, and the page, which holds no secret and asks for the token itself."""
 
 _TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
 
@@ -128,6 +128,11 @@ def _add_errors(app: FastAPI) -> None:
     async def refused(request: Request, error: Refused) -> JSONResponse:
         request.scope[REFUSED] = error.code
         return JSONResponse(error.body(), error.status, error.headers())
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def surrogate(request: Request, _: UnicodeEncodeError) -> JSONResponse:
+        request.scope[REFUSED] = "unicode"
+        return JSONResponse(error_body(400, "half of a surrogate pair in a text", code="unicode"), 400)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -123,9 +123,9 @@ async def _knn(service: Service, galleries: Galleries, asked: KnnRequest) -> lis
 async def _vector(service: Service, asked: KnnRequest) -> Features:
     """The query [D], by the first that is given, in clip-retrieval's order. Raises Refused."""
     if asked.text:
-        return (await service.texts([asked.text], "text")).rows_ND[0]
+        return (await service.texts([asked.text], "text")).first
     if asked.image:
-        return (await service.pictures([picture_of(asked.image, "image")], param="image")).rows_ND[0]
+        return (await service.pictures([picture_of(asked.image, "image")], param="image")).first
     if asked.image_url:
         raise bad_request("url_refused", URL_REFUSED, "image_url")
     if asked.embedding_input:

@@ -111,12 +111,12 @@ def routes(service: Service) -> APIRouter:
     async def image_query(image: Annotated[UploadFile, File()]) -> Response:
         """Feature of a picture (the released WenLan API)."""
         embedded = await service.pictures([await image.read()], param="image")
-        return _released("image", embedded.rows_ND[0])
+        return _released("image", embedded.first)
 
     @router.get("/text_query", response_model=Embedding)
     async def text_query(text: Annotated[str, Query()]) -> Response:
         """Feature of a text (the released WenLan API)."""
-        return _released("text", (await service.texts([text], param="text")).rows_ND[0])
+        return _released("text", (await service.texts([text], param="text")).first)
 
     @router.post("/v1/embeddings", response_model=EmbeddingsAnswer)
     @router.post("/embeddings", include_in_schema=False)

@@ -43,10 +43,11 @@ def vector_of(numbers: Sequence[float], width: int, param: str) -> Features:
     if len(numbers) != width:
         raise bad_request("width", f"{len(numbers)} numbers, and the features here have {width}", param)
     row_D = np.asarray(numbers, np.float64)
-    length = math.sqrt(float(row_D @ row_D)) if np.isfinite(row_D).all() else math.nan
-    if not 0 < length < math.inf:
+    largest = float(np.abs(row_D).max())
+    if not 0 < largest < math.inf:
         raise bad_request("not_finite", "numbers of a vector are finite and not all zero", param)
-    return (row_D / length).astype(np.float32)
+    row_D /= largest  # so that no square overflows
+    return (row_D / math.sqrt(float(row_D @ row_D))).astype(np.float32)
 
 
 def too_many(count: int, most: int, what: str, param: str) -> Refused:

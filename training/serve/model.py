@@ -167,6 +167,7 @@ class Model:
 
     def _run(self, number: int) -> None:
         why = "stopped"
+        batch: tuple[Kind, list[_Item]] | None = None
         try:
             while (batch := self._next(number)) is not None:
                 self._compute(number, *batch)
@@ -174,7 +175,7 @@ class Model:
             why = f"{type(e).__name__}: {e}"
             LOG.exception("the model thread has ended")
         finally:
-            self._refuse_all(why)
+            self._refuse_all(why, batch[1] if batch else [])
 
     def _next(self, number: int) -> tuple[Kind, list[_Item]] | None:
         """Wait for the next batch; None at the end."""
@@ -246,11 +247,11 @@ class Model:
             raise ArithmeticError("features that are no finite numbers")
         return rows_ND
 
-    def _refuse_all(self, why: str) -> None:
+    def _refuse_all(self, why: str, in_hand: Sequence[_Item]) -> None:
         with self._lock:
             self._ended, self._stop = why, True
             self._lock.notify_all()
-            items = [item for line in self._lines.values() for item in line.waiting]
+            items = [*in_hand, *(item for line in self._lines.values() for item in line.waiting)]
             for line in self._lines.values():
                 line.waiting.clear()
         _deliver(items, [overloaded("model_down", f"the model thread has ended ({why})", 30)] * len(items))

@@ -100,6 +100,7 @@ class HitAnswer(BaseModel):
     boxes: list[list[float]]
     source: str
     license: str
+    split: str
     page_url: str
     leader: str
     copies: int
@@ -256,14 +257,14 @@ async def _vector(
     if request.id:
         return await _of_sample(service, gallery, request)
     if request.text and request.mode != "words":
-        return (await service.texts([request.text], "text")).rows_ND[0], "text", None
+        return (await service.texts([request.text], "text")).first, "text", None
     return None, None, None
 
 
 async def _of_picture(service: Service, content: bytes, region: Sequence[float] | None) -> tuple[Features, Modality]:
     if region is not None:
         return await service.region(content, region), "image"
-    return (await service.pictures([content], param="image")).rows_ND[0], "image"
+    return (await service.pictures([content], param="image")).first, "image"
 
 
 async def _of_sample(
@@ -314,6 +315,7 @@ def _hit(hit: Hit, target: Modality, collection: str, score: float | None) -> di
         "boxes": [list(box) for box in record.boxes],
         "source": record.source,
         "license": record.license,
+        "split": record.split,
         "page_url": record.page_url,
         "leader": record.image_leader if target == "image" else record.text_leader,
         "copies": hit.copies,

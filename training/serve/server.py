@@ -32,6 +32,8 @@ _UNREAD_S = 30.0
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket of this address; port 0 for any free one. Raises ConfigError."""
+    if not 0 <= port < 2**16:  # getaddrinfo takes what is left of it in 16 bits
+        raise ConfigError("--port", f"{port} is not between 0 and 65535")
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, kind, protocol)
@@ -125,6 +127,12 @@ class _Protocol(H11Protocol):
         if not self._is_idle():
             self._disarm()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP in the one form of errors."""
+        self._disarm()
+        self.transport.write(_NO_HTTP)
+        self.transport.close()
+
     def pause_writing(self) -> None:
         """The client does not read: it has so long to begin again."""
         super().pause_writing()
@@ -157,7 +165,9 @@ class _Protocol(H11Protocol):
 def _raw(status: str, message: str, code: str) -> bytes:
     body = json.dumps(error_body(int(status[:3]), message, code=code)).encode()
     head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
-    return f"{head}retry-after: 2\r\nconnection: close\r\n\r\n".encode() + body
+    head += "retry-after: 2\r\n" if status.startswith("503") else ""
+    return f"{head}connection: close\r\n\r\n".encode() + body
 
 
+_NO_HTTP = _raw("400 Bad Request", "no request of HTTP/1.1; of a URL percent-encode what is not ASCII", "no_http")
 _FULL = _raw("503 Service Unavailable", "too many connections; ask again later", "connections")

@@ -35,6 +35,12 @@ class Embedded:
     rows_ND: Features
     tokens: int
 
+    @property
+    def first(self) -> Features:
+        """The feature [D] of the one input."""
+        row_D: Features = self.rows_ND[0]
+        return row_D
+
 
 class Service:
     """A checkpoint that answers: its reader, its model thread, and the threads that decode."""
@@ -89,6 +95,8 @@ class Service:
         for number, text in enumerate(texts):
             if not text.strip():
                 raise bad_request("empty", "an empty text", _place(param, number, len(texts)))
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise bad_request("unicode", "half of a surrogate pair in a text", _place(param, number, len(texts)))
         with self.model.admit("text", len(texts)):
             tokens = await self.in_thread(lambda: [self.reader.tokens(text) for text in texts])
             rows_ND = await self._computed("text", tokens)
@@ -153,7 +161,8 @@ class Service:
     async def _computed(self, kind: Kind, inputs: Sequence[Picture | Tokens]) -> Features:
         if not inputs:
             return np.zeros((0, self.width), np.float32)
-        return np.stack(await self._in_time(asyncio.gather(*self.model.submit(kind, inputs))))
+        rows: list[Features] = await self._in_time(asyncio.gather(*self.model.submit(kind, inputs)))
+        return np.stack(rows)
 
     async def _in_time(self, waiting: asyncio.Future[T]) -> T:
         try:

@@ -34,7 +34,7 @@ from training.config import to_dict
 from training.data.index import default_cache
 from training.data.transforms import FORMATS, UnreadableImage, decode, input_boxes, prepare, square
 from training.errors import ConfigError
-from training.outputs.checkpoint import TOWERS, Checkpoint, open_checkpoint
+from training.outputs.checkpoint import Checkpoint
 from training.use.load import Boxes, Loaded, load, open_sized
 
 if TYPE_CHECKING:
@@ -201,18 +201,16 @@ def _session(file: Path, threads: int | None) -> Any:
     return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
 
 
-def open_towers(path: Path, engine: Engine, device: str, threads: int | None = None) -> tuple[Checkpoint, Towers]:
-    """The checkpoint of a folder, or a run's newest, and its towers.
+def open_towers(checkpoint: Checkpoint, engine: Engine, device: str, threads: int | None = None) -> Towers:
+    """The query towers of a checkpoint.
 
     threads: of onnxruntime; None for as many as there are cores. Raises CheckpointError, ConfigError.
     """
     if engine == "auto":
         engine = _fastest(device)
     if engine == "onnx":
-        checkpoint = open_checkpoint(path, TOWERS)
-        return checkpoint, OnnxTowers(_exported(checkpoint), checkpoint.config, threads)
-    loaded = load(path, device)
-    return loaded.checkpoint, TorchTowers(loaded)
+        return OnnxTowers(_exported(checkpoint), checkpoint.config, threads)
+    return TorchTowers(load(checkpoint.folder, device))
 
 
 def _fastest(device: str) -> Engine:

@@ -25,7 +25,6 @@ from training.data.index_cache import GRID
 from training.errors import ConfigError, RunError
 from training.use.load import Boxes
 
-
 _ENDS_S = 60.0
 """Seconds that the end of the detectors' processes is waited for."""
 
@@ -48,7 +47,8 @@ class Detecting:
         words += ["--id", wanted] if wanted else []
         words += ["--regions", regions] if regions else []
         self._name = name
-        self._said = tempfile.TemporaryFile()  # a pipe that nobody reads would fill up, and stop it
+        # A file: a pipe that nobody reads would fill up, and stop it.
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             words,
             stdin=subprocess.PIPE,
