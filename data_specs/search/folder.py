@@ -171,7 +171,10 @@ def write_index(folder: Path, index: IndexFile) -> None:
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """For as long as the block runs no other process rewrites the index. Raises IndexFault if one does."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -181,9 +184,17 @@ def sole_owner(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def waiting(folder: Path) -> dict[Path, Part]:
+    """Parts that are committed and not yet in index.json, by the file of their record."""
+    return {
+        file: Part.model_validate_json(file.read_bytes()) for file in sorted((folder / UNFINISHED).glob("part-*.json"))
+    }
+
+
 def sweep(folder: Path, index: IndexFile) -> int:
-    """Delete what index.json does not name, in the folders that are an index's own; returns how many files."""
-    named, swept = index.named(), 0
+    """Delete what belongs neither to the index nor to a part that waits; returns how many files that were."""
+    named = index.named() | {file.path for part in waiting(folder).values() for file in part.files.values()}
+    swept = 0
     for kind in (*EMBEDDINGS.values(), "metadata", "rows", "words", "approximate"):
         for file in (folder / kind).iterdir() if (folder / kind).is_dir() else ():
             if f"{kind}/{file.name}" not in named:
@@ -191,7 +202,6 @@ def sweep(folder: Path, index: IndexFile) -> int:
                 swept += 1
     for left in folder.glob(".tmp-*"):
         left.unlink(missing_ok=True)
-    remove_folder(folder / UNFINISHED)
     return swept
 
 

@@ -45,8 +45,10 @@ from data_specs.search.folder import (
     Vectors,
     made,
     read_index,
+    remove_folder,
     sole_owner,
     sweep,
+    waiting,
     write_file,
     write_index,
 )
@@ -155,6 +157,7 @@ class IndexWriter:
             raise IndexFault(f"{self.folder}: nothing was embedded: the index would have no row")
         if there is not None and (there.parts, there.empty) == (parts, empty):  # nothing was added
             write_index(self.folder, there.model_copy(update={"about": self.about}))
+            remove_folder(self.folder / UNFINISHED)
             sweep(self.folder, there)
             return
         tables = [rows_of.read_mapped(self.folder / part.files["rows"].path) for part in parts]
@@ -168,7 +171,7 @@ class IndexWriter:
             }
         )
         write_index(self.folder, index)
-        del tables
+        remove_folder(self.folder / UNFINISHED)
         sweep(self.folder, index)
 
     def _index(self) -> IndexFile | None:
@@ -181,10 +184,7 @@ class IndexWriter:
         if there is not None:
             parts = {part.part: part for part in there.parts}
             parts |= {number: Part(part=number, rows=0, files={}, token=token) for number, token in there.empty.items()}
-        for file in sorted((self.folder / UNFINISHED).glob("part-*.json")):
-            part = Part.model_validate_json(file.read_bytes())
-            parts[part.part] = part
-        return parts
+        return parts | {part.part: part for part in waiting(self.folder).values()}
 
 
 def write_part(

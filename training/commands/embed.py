@@ -84,9 +84,7 @@ def add_embed(commands: Any) -> None:
     embed.add_argument("--out", type=path, metavar="FILE", help="where the features go")
     embed.add_argument("--index", type=path, metavar="DIR", help="folder of the index, instead of --out")
     embed.add_argument("--onnx", action="store_true", help="--index: put the ONNX towers into it (wenlan[onnx])")
-    embed.add_argument(
-        "--part-rows", type=int, default=0, metavar="N", help="--index: rows of a part (default: 1,000 to 10,000)"
-    )
+    embed.add_argument("--part-rows", type=int, metavar="N", help="--index: rows of a part (default: 1,000 to 10,000)")
     embed.add_argument(
         "--workers", type=int, metavar="N", help="--index: embed on N workers of Ray, on this machine or --address"
     )
@@ -170,8 +168,9 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.address and arguments.workers is None:
         raise ConfigError("--address", "is the cluster of --workers; give their number")
     for name in ("part_rows", "workers"):
-        if (getattr(arguments, name) or 1) < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}", f"{getattr(arguments, name)} is below 1")
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{number} is below 1")
     whole = arguments.index is not None or arguments.out.suffix == ".parquet"
     if whole and len(given) > 1:
         raise ConfigError("embed", "pictures and texts that do not belong together are two files, or two indexes")
@@ -211,7 +210,7 @@ def _into_index(arguments: argparse.Namespace) -> dict[str, Any]:
         Path(arguments.index),
         detector=arguments.detector,
         device=arguments.device,
-        rows=arguments.part_rows,
+        rows=arguments.part_rows or 0,
         regions_cache=arguments.region_cache,
         onnx=arguments.onnx,
         run=run,

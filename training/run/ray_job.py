@@ -36,6 +36,8 @@ from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
 from training.use.embedding import Done
 from training.use.indexing import Job, Run, Task, write_parts
+from training.use.load import Loaded
+from training.use.sources import Source, Unit
 
 _RESULT = "fit.json"
 _ROOM_S = 25
@@ -317,22 +319,22 @@ class _Embedding:
     """An actor: a checkpoint's towers and the input, from which it makes parts."""
 
     def __init__(self, job: Job, folder: str, about: About, started_in: str) -> None:
-        import logging
-
-        if Path(started_in).is_dir():
-            os.chdir(started_in)
-        logging.basicConfig(level=logging.INFO, format="%(message)s")
-        self._job = job
-        self._loaded, self._source, self._units = job.open()
-        self._writer = IndexWriter.begin(Path(folder), about)
+        self._job, self._folder, self._about, self._started_in = job, folder, about, started_in
+        self._opened: tuple[Loaded, Source, list[Unit]] | None = None
 
     def embed(self, tasks: Sequence[Task]) -> int:
         """Make the parts that are not committed; returns how many rows were left out."""
-        committed = self._writer.parts()
+        if self._opened is None:  # not in __init__: Ray takes an error there for a lost actor
+            import logging
+
+            if Path(self._started_in).is_dir():
+                os.chdir(self._started_in)
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            self._opened = self._job.open()
+        writer = IndexWriter.begin(Path(self._folder), self._about)
+        committed = writer.parts()
         missing = [task for task in tasks if committed.get(task.part) != task.token]
-        return write_parts(
-            self._writer, self._loaded, self._source, self._units, missing, self._job.detector, lambda rows: None
-        )
+        return write_parts(writer, *self._opened, missing, self._job.detector, lambda rows: None)
 
 
 def _anyone(yes: bool, device: str) -> bool:

@@ -146,7 +146,7 @@ def embed_index(
     job = replace(job, rows=rows or unit_rows(len(source)))
     about = _about(loaded, source, job)
     units = source.units(job.rows)
-    with _alone(folder):
+    with alone(folder):
         removed = _remove_missing(folder, about, source, units)
         writer = IndexWriter.begin(folder, about)
         tasks, kept = _plan(writer, source, units)
@@ -271,7 +271,7 @@ def _about(loaded: Loaded, source: Source, job: Job) -> About:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """Be the one that writes into an index, by a locked file beside its folder. Raises RunError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder.with_name(f".{folder.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
