@@ -39,7 +39,9 @@ class Visitor:
 
     async def texts(self, selector: str) -> list[str]:
         """Texts of all elements of a selector; of one that is out of sight, and so not laid out, what is in it."""
-        found = await self.page.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(n => n.innerText || n.textContent)")
+        found = await self.page.run(
+            f"[...document.querySelectorAll({json.dumps(selector)})].map(n => n.innerText || n.textContent)"
+        )
         return [str(text) for text in found]
 
     async def ids(self) -> list[int]:
