@@ -330,7 +330,7 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
     for fault in outcome.faults[:20]:
         print(f"    {fault}", file=sys.stderr)
     return {
-        "hostile_requests": at_least(outcome.requests, count * 0.9, "requests"),
+        "hostile_requests": at_least(outcome.requests, count, "requests"),
         "hostile_faults": at_most(len(outcome.faults), 0, "answers"),
         "hostile_unwell": at_most(unwell + (not ok), 0, "times"),
         "hostile_memory_growth": at_most(after / before, 1.5 if count < 1_000 else 1.15, "x"),

@@ -45,10 +45,18 @@ class Embedded:
 class Service:
     """A checkpoint that answers: its reader, its model thread, and the threads that decode."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint, towers: Towers, options: Options, threads: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        towers: Towers,
+        options: Options,
+        threads: int = 1,
+        boxes_of: Callable[[bytes], Boxes] | None = None,
+    ) -> None:
         self.name, self.checkpoint, self.options = name, checkpoint, options
         self.metrics = Metrics()
-        self.reader = Reader(checkpoint, options.pixels)
+        self.reader = Reader(checkpoint, options.pixels, boxes_of)
         self.model = Model(towers, options, self.metrics, threads)
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="wenlan-decode")
         self._searchers = ThreadPoolExecutor(options.searchers, thread_name_prefix="wenlan-search")
@@ -137,6 +145,10 @@ class Service:
             return int(image.shape[2]), int(image.shape[1])
 
         return await self._opened(decoded, param)
+
+    async def regions(self, content: bytes, param: str = "image") -> tuple[int, int, list[list[float]]]:
+        """Width, height, and the regions that the tower looks at. Raises Refused."""
+        return await self._opened(lambda: self.reader.boxes(content), param)
 
     async def sides(self, content: bytes, param: str = "image") -> tuple[int, int]:
         """(width, height) of a picture. Raises Refused."""

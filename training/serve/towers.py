@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from training.config import to_dict
 from training.data.index import default_cache
-from training.data.transforms import FORMATS, UnreadableImage, decode, input_boxes, prepare, square
+from training.data.transforms import FORMATS, UnreadableImage, decode, grid_boxes, input_boxes, prepare, square
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint
 from training.use.load import Boxes, Loaded, load, open_sized
@@ -77,18 +77,34 @@ class Towers(Protocol):
 class Reader:
     """Prepares inputs as the checkpoint's training read them. Any number of threads may call it."""
 
-    def __init__(self, checkpoint: Checkpoint, max_pixels: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, max_pixels: int, boxes_of: Callable[[bytes], Boxes] | None = None
+    ) -> None:
+        """boxes_of: makes the boxes of a picture that comes without, from its file's content; None for the grid."""
         prepare()
         config = checkpoint.config
         self.config: Config = config
         self._max_pixels = min(max_pixels, config.data.max_pixels)
+        self._boxes_of = boxes_of
         self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
 
     def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
-        """A picture from the bytes of its file, with boxes in its pixels (None: the grid). Raises UnreadableImage."""
+        """A picture from its file's content, with boxes in its pixels or those of `boxes_of`. Raises UnreadableImage."""
+        if boxes is None and self._boxes_of is not None:
+            sides(content, self._max_pixels)  # before anybody decodes it
+            boxes = self._boxes_of(content)
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
         opened = open_sized(config, content, boxes)
         return Picture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
+
+    def boxes(self, content: bytes) -> tuple[int, int, list[list[float]]]:
+        """Width, height, and the regions that the tower looks at, in pixels. Raises UnreadableImage."""
+        width, height = sides(content, self._max_pixels)
+        most = self.config.data.max_boxes
+        if self._boxes_of is not None:
+            return width, height, [list(map(float, box)) for box in self._boxes_of(content)[:most]]
+        boxes_R4 = grid_boxes(width, height, most)
+        return width, height, boxes_R4.tolist() if len(boxes_R4) > 1 else []
 
     def region(self, content: bytes, box: Sequence[float]) -> Picture:
         """One box (x1 y1 x2 y2) of a picture as a query of its own. Raises UnreadableImage.
