@@ -299,6 +299,9 @@ def small_clip(folder: Path) -> Path:
     )
     CLIPModel(described).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    described_so = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    described_so["tokenizer_class"] = "PreTrainedTokenizerFast"  # as transformers 4 knows it, which infinity wants
+    (folder / "tokenizer_config.json").write_text(json.dumps(described_so), encoding="utf-8")
     CLIPImageProcessor().save_pretrained(folder)
     return folder
 

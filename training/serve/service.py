@@ -132,10 +132,12 @@ class Service:
         if not (0 <= x1 < x2 <= width + 0.5 and 0 <= y1 < y2 <= height + 0.5):
             text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is no box within the picture's {width} x {height} pixels"
             raise bad_request("region", text, param)
-        with self.model.admit("image", 1):
+        with self.model.admit("image", 2):
             opened = await self._opened(lambda: self.reader.region(content, box), param)
-            rows_ND = await self._computed("image", [opened])
-        return np.asarray(rows_ND[0])
+            rows_ND = await self._computed("image", opened)
+        mean_D = rows_ND.mean(axis=0)
+        feature_D: Features = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
+        return feature_D
 
     async def readable(self, content: bytes, param: str = "files") -> tuple[int, int]:
         """(width, height) of a picture that can be decoded. Raises Refused."""

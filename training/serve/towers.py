@@ -89,7 +89,7 @@ class Reader:
         self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
 
     def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
-        """A picture from its file's content, with boxes in its pixels or those of `boxes_of`. Raises UnreadableImage."""
+        """A picture from its file's content, with boxes in its pixels or `boxes_of`'s. Raises UnreadableImage."""
         if boxes is None and self._boxes_of is not None:
             sides(content, self._max_pixels)  # before anybody decodes it
             boxes = self._boxes_of(content)
@@ -106,23 +106,24 @@ class Reader:
         boxes_R4 = grid_boxes(width, height, most)
         return width, height, boxes_R4.tolist() if len(boxes_R4) > 1 else []
 
-    def region(self, content: bytes, box: Sequence[float]) -> Picture:
-        """One box (x1 y1 x2 y2) of a picture as a query of its own. Raises UnreadableImage.
+    def region(self, content: bytes, box: Sequence[float]) -> list[Picture]:
+        """What is embedded of one box (x1 y1 x2 y2) of a picture; its feature is that of their mean.
 
-        For a tower with regions it is the picture with this box as its only one, as `eval --task regions` measures it
-        (`alone`); a tower without regions gets the crop. DECISIONS.md says why.
+        The crop as a picture of its own, and for a tower with regions also the whole picture with this box as its only
+        one, as `eval --task regions` measures both (`crop`, `alone`). DECISIONS.md says why. Raises UnreadableImage.
         """
-        size = self.config.data.image_size
+        size, most = self.config.data.image_size, self.config.data.max_boxes
         image = decode(content, self._max_pixels)
         height, width = image.shape[1:]
         x1, y1, x2, y2 = (float(side) for side in box)
         left, top = max(0, min(int(x1), width - 1)), max(0, min(int(y1), height - 1))
         right, bottom = max(left + 1, min(round(x2), width)), max(top + 1, min(round(y2), height))
-        if self.config.data.max_boxes == 0:
-            crop = square(image[:, top:bottom, left:right], size)
-            return Picture(crop.contiguous().numpy(), input_boxes([], size, size, size, 0))
+        cut = square(image[:, top:bottom, left:right], size).contiguous().numpy()
+        crop = Picture(cut, input_boxes(None if most else [], size, size, size, most))
+        if most == 0:
+            return [crop]
         boxes_R4 = input_boxes([left, top, right, bottom], width, height, size, 1)
-        return Picture(square(image, size).contiguous().numpy(), boxes_R4[:1])
+        return [Picture(square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
 
     def tokens(self, text: str) -> Tokens:
         """Ids of a text; what is longer than the towers read is cut."""
