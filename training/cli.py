@@ -1,4 +1,4 @@
-"""wenlan-train: fit, fit-captioner, eval, caption, embed, serve, export and import-brivl on the command line.
+"""wenlan-train: fit, fit-captioner, eval, caption, embed, search, serve, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
 (`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
@@ -28,6 +28,7 @@ from training.commands.evaluate import add_calibrate, add_eval
 from training.commands.exchange import add_export, add_import, add_import_transformers
 from training.commands.fit import add_fit
 from training.commands.options import first_rank
+from training.commands.search import add_search
 from training.commands.serve import add_serve
 from training.errors import ConfigError, FirstRankError, TrainingError
 
@@ -107,6 +108,7 @@ _LOCAL = {
     "classes": "is read from a local disk",
     "templates": "is read from a local disk",
     "folder": "is read from a local disk",
+    "image": "is read from a local disk",
 }
 """Arguments that must be paths, and why."""
 
@@ -149,6 +151,7 @@ def _parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_caption(commands)
     add_embed(commands)
+    add_search(commands)
     add_serve(commands)
     add_calibrate(commands)
     add_export(commands)

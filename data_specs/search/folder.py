@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from data_specs.shard import ContractError
+from data_specs.shard import ContractError, leaves_folder
 
 INDEX_VERSION = 1
 """Raised when a file of the folder changes its meaning; readers refuse a higher one."""
@@ -158,6 +158,8 @@ def read_index(folder: Path) -> IndexFile:
             f"{path}: version {index.version} is newer than this wenlan reads ({INDEX_VERSION}); "
             "upgrade with: pip install -U wenlan"
         )
+    if outside := sorted(path for path in index.named() if leaves_folder(path)):
+        raise IndexFault(f"{path}: names a file outside of its folder: {outside[0]}")
     return index
 
 

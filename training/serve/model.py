@@ -53,7 +53,7 @@ class _Item:
 
 @dataclass(slots=True)
 class _Line:
-    """Inputs of one kind. admitted: those that wait and those on their way here; rate: inputs per second, lately."""
+    """Inputs of one kind. admitted: those that wait and those on their way here. batch_s: of the last batch."""
 
     most: int
     waiting: deque[_Item] = field(default_factory=deque)
@@ -61,7 +61,6 @@ class _Line:
     expected: int = 0
     batch_s: float = 0.0
     freed: float = 0.0
-    rate: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +125,7 @@ class Model:
             if self._ended is not None:
                 raise overloaded("model_down", f"the model thread has ended ({self._ended})", 30)
             behind = line.admitted + count
-            seconds = behind / line.rate if line.rate else 0.0
+            seconds = -(-behind // self._options.batch) * line.batch_s
             if line.admitted and behind > line.most:
                 text = f"{line.admitted} inputs are waiting already; ask again later"
                 raise overloaded("queue_full", text, min(max(seconds, 1), 60))
@@ -223,8 +222,6 @@ class Model:
                 # Those of this batch are likely to ask again, beside those that wait already.
                 line.expected = max(line.admitted, len(items))
                 line.batch_s, line.freed = seconds, time.monotonic()
-                rate = len(items) / max(seconds, 1e-6)
-                line.rate = rate if not line.rate else 0.8 * line.rate + 0.2 * rate
         if items:
             self._metrics.batch(kind, len(items), seconds)
 

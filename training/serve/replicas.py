@@ -90,7 +90,8 @@ def replicas(checkpoint: Path, engine: Engine, device: str, count: int, seconds:
     with cluster(cpus=max(count, cores)):
         name = f"wenlan-serve-{os.getpid()}"
         serve.start(proxy_location="Disabled")
-        deployment: Any = serve.deployment(Replica).options(
+        deployed: Any = serve.deployment(Replica)
+        deployment = deployed.options(
             num_replicas=count,
             max_ongoing_requests=1,  # a batch at a time: another one is better off with another replica
             ray_actor_options={"num_cpus": 1, "num_gpus": _gpus(engine, device)},

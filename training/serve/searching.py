@@ -193,7 +193,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         if record is None:
             raise _missing(id)
         target: Modality = "image" if record.has_image else "text"
-        return json_of(_hit(Hit(0, record, None, None, None, 0), target, gallery.name, None))
+        return json_of(_hit(Hit(0, record, None, None, None, 0), target, gallery.name))
 
     @router.get(
         "/collections/{name}/images/{id:path}",
@@ -216,9 +216,6 @@ async def _search(service: Service, galleries: Galleries, request: SearchRequest
     vector_D, kind, seen = await _vector(service, gallery, request)
     words = request.text if request.mode != "meaning" else ""
     filters = _filters(request.filters)
-    applies = kind is not None and kind != request.target  # the background is of pictures with texts
-    if filters.min_score is not None and not applies:
-        raise bad_request("min_score", "there are scores only of texts for pictures and pictures for texts", "filters")
     query = Query(
         vector_D,
         words,
@@ -228,9 +225,10 @@ async def _search(service: Service, galleries: Galleries, request: SearchRequest
         filters,
         request.exact,
         request.copies,
+        of=kind,
     )
     results = await service.searched(lambda: _found(gallery.index, query))
-    hits = [_hit(hit, request.target, gallery.name, hit.score if applies else None) for hit in results.hits]
+    hits = [_hit(hit, request.target, gallery.name) for hit in results.hits]
     took_ms = (time.perf_counter() - began) * 1000
     return {"hits": hits, "took_ms": took_ms, "exact": results.exact, "more": results.more, "query": seen}
 
@@ -295,7 +293,7 @@ def _filters(given: FiltersRequest) -> Filters:
     return Filters(**values)
 
 
-def _hit(hit: Hit, target: Modality, collection: str, score: float | None) -> dict[str, Any]:
+def _hit(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
     from urllib.parse import quote
 
     record: Row = hit.record
@@ -305,7 +303,7 @@ def _hit(hit: Hit, target: Modality, collection: str, score: float | None) -> di
         "id": record.id,
         "modality": target,
         "cosine": hit.cosine,
-        "score": score,
+        "score": hit.score,
         "words": hit.words_score,
         "text": record.caption,
         "texts": [{"kind": text.kind, "text": text.text} for text in record.texts],

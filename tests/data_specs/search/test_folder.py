@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.search.folder import Background, IndexFault, sole_owner
+from data_specs.search.folder import Background, IndexFault, read_index, sole_owner
 from tests.indexed import make, named, random_units
 from training.outputs import background as of_checkpoint
 
@@ -42,3 +42,12 @@ def test_one_process_rewrites_an_index_at_a_time(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(IndexFault, match="cannot"), sole_owner(tmp_path / "none"):
         pass
+
+
+def test_an_index_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    folder = make(tmp_path / "i", named(3), random_units(3, 8))
+    text = (folder / "index.json").read_text()
+    for place in ("/etc/passwd", "../other/img_emb_0000.npy", "http://a.example/x.npy"):
+        (folder / "index.json").write_text(text.replace("img_emb/img_emb_0000.npy", place))
+        with pytest.raises(IndexFault, match=f"names a file outside of its folder: {place}"):
+            read_index(folder)

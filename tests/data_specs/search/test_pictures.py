@@ -49,7 +49,7 @@ def test_a_picture_is_found_again_after_its_tar_was_rewritten(tmp_path: Path, sh
     with pytest.raises(IndexFault, match="no longer holds the picture that was embedded"):
         index.picture("b")
     tar.unlink()
-    with pytest.raises(IndexFault, match="cannot be read"):
+    with pytest.raises(IndexFault, match="is no file; the index says that a picture lies there"):
         index.picture("b")
 
 
@@ -69,6 +69,22 @@ def test_a_picture_that_was_encoded_anew_has_a_digest_of_its_own(tmp_path: Path)
         index.picture("b")
     with pytest.raises(IndexFault, match="has no row c"):
         index.picture("c")
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("http://127.0.0.1:9/a.jpg", "never from a web address"),
+        ("https://a.example/a.jpg", "never from a web address"),
+        ("ftp://a.example/a.jpg", "never from a web address"),
+        ("/dev/zero", "is no file"),
+    ],
+)
+def test_a_stranger_s_index_leads_to_no_web_address_and_no_device(tmp_path: Path, path: str, line: str) -> None:
+    rows = [{"id": "a", "where": {"path": path, "offset": 0, "size": 9, "sha256": "0" * 64}}]
+    index = SearchIndex.open(make(tmp_path / "i", rows, random_units(1, 8)))
+    with pytest.raises(IndexFault, match=line):
+        index.picture("a")
 
 
 @pytest.mark.parametrize(

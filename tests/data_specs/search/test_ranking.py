@@ -9,7 +9,7 @@ import pytest
 
 from data_specs.search import approximate, ranking
 from data_specs.search.approximate import Cells
-from data_specs.search.ranking import ByBoth, ByVector, ByWords, Ranking
+from data_specs.search.ranking import ByBoth, ByVector, Listed, Ranking
 from data_specs.search.scan import Stack
 from tests.indexed import random_units
 
@@ -25,7 +25,7 @@ def rankings(tmp_path: Path) -> dict[str, Ranking]:
     return {
         "exact": exact,
         "near": near,
-        "words": ByWords(words),
+        "words": Listed(words),
         "both": ByBoth(exact, words, 0.4),
         "near and words": ByBoth(near, words, 0.4),
     }

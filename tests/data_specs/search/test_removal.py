@@ -19,10 +19,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.search import removal
-from data_specs.search.folder import IndexFault, sole_owner
+from data_specs.search.folder import IndexFault, read_index, sole_owner
+from data_specs.search.index import IndexWriter
 from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
-from tests.indexed import contents, make, random_units
+from tests.indexed import contents, make, random_units, table
 
 WORDS = ["红烧肉", "一只猫", "故宫的雪景", "清蒸鲈鱼", "Nikon"]
 
@@ -198,6 +199,25 @@ def test_a_takedown_that_is_killed_is_finished_by_the_same_command(tmp_path: Pat
     remove(folder, of("id-00001", "id-00008"))
     remove(undisturbed, of("id-00001", "id-00008"))
     assert contents(folder) == contents(undisturbed)
+
+
+def test_parts_that_wait_to_be_added_are_embedded_again_without_what_goes(tmp_path: Path) -> None:
+    vectors, whole = random_units(12, 8), rows(12)
+    folder = make(tmp_path / "i", whole[:4], vectors[:4])
+    about = read_index(folder).about
+    writer = IndexWriter.begin(folder, about)
+    for part in (1, 2):
+        writer.add(part, table(whole[4 * part : 4 * part + 4]), vectors[4 * part : 4 * part + 4], None)
+    remove(folder, of("id-00001", "id-00009"))
+    assert writer.done() == {0, 1}
+    assert not [name for name, data in contents(folder).items() if b"id-00009" in data or b"id-00001" in data]
+    writer.add(2, table([whole[n] for n in (8, 10, 11)]), vectors[[8, 10, 11]], None)
+    writer.finish()
+    index = SearchIndex.open(folder)
+    assert [hit.id for hit in index.search(Query(limit=20, copies=True)).hits] == [
+        row["id"] for n, row in enumerate(whole) if n not in (1, 9)
+    ]
+    assert index.revision == 2
 
 
 def test_two_takedowns_do_not_rewrite_one_index(tmp_path: Path) -> None:

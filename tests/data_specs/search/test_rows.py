@@ -69,5 +69,5 @@ def test_rows_are_looked_up_by_their_hashes() -> None:
 def test_a_row_without_a_similarity_has_not_the_least_one() -> None:
     rows = _rows().set_column(17, "similarity", pa.array([0.5, None, 0.1], pa.float32()))
     mapped = rows_of.mapped_form(rows, ["", "", ""])
-    assert rows_of.Filters(min_similarity=0.2).mask(mapped).tolist() == [True, False, False]
+    assert rows_of.Filters(min_similarity=0.2).mask(mapped, "image").tolist() == [True, False, False]
     assert not rows_of.Filters(min_score=0.5).of_rows()

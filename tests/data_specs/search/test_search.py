@@ -49,6 +49,7 @@ FILTERS = st.builds(
     max_height=st.none() | st.integers(2, 4),
     min_score=st.none() | st.sampled_from([0.0, 0.3, 0.5, 0.7, 0.95, 1.0]),
     url=st.sampled_from(["", "x.ex", "y.EXAMPLE", "none"]),
+    leader=st.sampled_from(["", "", "a", "none"]),
 )
 
 
@@ -63,6 +64,7 @@ def passes(row: dict[str, Any], f: Filters) -> bool:
         and (f.max_width is None or row["width"] <= f.max_width)
         and (f.min_height is None or row["height"] >= f.min_height)
         and (f.max_height is None or row["height"] <= f.max_height)
+        and (not f.leader or row["image_leader"] == f.leader)
         and (f.url.lower() in row["url"].lower() or f.url.lower() in row["page_url"].lower())
     )
 
@@ -137,6 +139,8 @@ def test_a_hit_says_all_that_the_index_knows(tmp_path: Path) -> None:
     assert hit.score == 1
     assert hit.record.similarity == pytest.approx(1, abs=1e-3)
     assert hit.words_score is not None
+    (alike,) = index.search(Query(vectors[0], of="image")).hits
+    assert (alike.cosine, alike.score) == (hit.cosine, None), "the background is not that of images with images"
     assert index.row("k1") == hit.record
     assert index.row("k2") is None
     assert np.allclose(index.vector("k1", "text"), vectors[0], atol=1e-3)
@@ -156,7 +160,6 @@ def test_images_and_texts_are_searched_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("query", "line"),
     [
-        (Query(), "a query needs a vector, words, or both"),
         (Query(np.ones(3, np.float32)), "a query of this index is a vector of 8 finite numbers, not all 0"),
         (Query(np.zeros(8, np.float32)), "a query of this index is a vector of 8 finite numbers, not all 0"),
         (Query(np.full(8, np.nan, np.float32)), "a query of this index is a vector of 8 finite numbers, not all 0"),
@@ -165,7 +168,11 @@ def test_images_and_texts_are_searched_apart(tmp_path: Path) -> None:
         (Query(np.ones(8, np.float32), offset=-1), "limit 20, offset -1: at least 1 and 0"),
         (Query(np.ones(8, np.float32), weight=2), "weight 2: of the words, between 0 and 1"),
         (Query(np.ones(8, np.float32), filters=Filters(min_score=0.5)), "its vectors have no scores to filter by"),
-        (Query(words="x", filters=Filters(min_score=0.5)), "a search by words alone has no scores to filter by"),
+        (
+            Query(np.ones(8, np.float32), of="image", filters=Filters(min_score=0.5)),
+            "a search of images by images has no scores to filter by",
+        ),
+        (Query(words="x", filters=Filters(min_score=0.5)), "a search without a vector has no scores to filter by"),
     ],
 )
 def test_a_query_that_does_not_fit_is_one_line(tmp_path: Path, query: Query, line: str) -> None:
@@ -174,6 +181,18 @@ def test_a_query_that_does_not_fit_is_one_line(tmp_path: Path, query: Query, lin
         index.search(query)
     assert line in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_without_a_query_the_rows_come_in_their_order(tmp_path: Path) -> None:
+    rows = [{"id": f"{n}", "source": "news" if n % 2 else "wechat", "image_leader": f"{n // 4}"} for n in range(20)]
+    index = SearchIndex.open(make(tmp_path / "i", rows, random_units(20, 8), parts=[7]))
+    news = Filters(source=frozenset({"news"}))
+    page = index.search(Query(filters=news, limit=3, offset=1))
+    assert [(hit.id, hit.copies, hit.cosine) for hit in page.hits] == [("5", 1, None), ("9", 1, None), ("13", 1, None)]
+    assert page.more
+    copies = index.search(Query(filters=Filters(leader="2"), copies=True))
+    assert [hit.id for hit in copies.hits] == ["8", "9", "10", "11"]
+    assert index.counts() == {"image": 20, "text": 0}
 
 
 def test_facets_count_the_rows_of_each_value(tmp_path: Path) -> None:

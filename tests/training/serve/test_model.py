@@ -193,3 +193,17 @@ def test_a_thread_that_dies_refuses_what_waits_and_all_that_comes() -> None:
             model.admit("text", 1)
 
     with_model(Counting(before), work, batch=1)
+
+
+def test_what_would_take_longer_than_a_request_may_is_refused_at_once() -> None:
+    towers = Counting(lambda texts: time.sleep(0.1))
+
+    async def work(model: Model) -> None:
+        assert await ask(model, [0]) == [0]
+        with model.admit("text", 60):  # 30 batches of two, a tenth of a second each
+            with pytest.raises(Refused, match="an answer would take about") as refused:
+                model.admit("text", 1)
+            assert refused.value.code == "too_busy"
+        assert await ask(model, [1]) == [1]
+
+    with_model(towers, work, batch=2, request_s=2)
