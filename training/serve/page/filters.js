@@ -32,7 +32,7 @@ function facetBox(facet, query, collection, change) {
   const rows = counts.map(([value, count]) => {
     const flip = (event) => change({ [facet]: event.target.checked ? [...chosen, value] : chosen.filter((one) => one !== value) });
     const box = h("input", { type: "checkbox", checked: chosen.includes(value), data: { facet, value }, on: { change: flip } });
-    return h("label", {}, box, h("span", { class: "value" }, called(facet, value)), h("span", { class: "amount" }, number(count)));
+    return h("label", {}, box, h("span", { class: "value", title: called(facet, value) }, called(facet, value)), h("span", { class: "amount" }, number(count)));
   });
   return h("fieldset", {}, h("legend", {}, t(`facet.${facet}`)), h("div", { class: "values" }, rows));
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from tests.browser import Page
@@ -39,9 +40,8 @@ class Visitor:
 
     async def texts(self, selector: str) -> list[str]:
         """Texts of all elements of a selector; of one that is out of sight, and so not laid out, what is in it."""
-        found = await self.page.run(
-            f"[...document.querySelectorAll({json.dumps(selector)})].map(n => n.innerText || n.textContent)"
-        )
+        every = f"[...document.querySelectorAll({json.dumps(selector)})]"
+        found = await self.page.run(f"{every}.map(n => n.innerText || n.textContent)")
         return [str(text) for text in found]
 
     async def ids(self) -> list[int]:
@@ -73,3 +73,18 @@ class Visitor:
     async def fits(self) -> None:
         """Nothing sticks out to the right."""
         assert await self.page.run("document.documentElement.scrollWidth - document.documentElement.clientWidth") <= 0
+
+    async def pick(self, number: int, value: str) -> None:
+        """Choose a value in one of the selects among the filters."""
+        chosen = f"document.querySelectorAll('#filters select')[{number}]"
+        await self.page.run(f"(n => {{ n.value = {value!r}; n.dispatchEvent(new Event('change')); }})({chosen})")
+
+    async def place(self, selector: str) -> tuple[float, float, float, float]:
+        """Left, top, width and height of an element in the window."""
+        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y, width, height = await self.page.run(f"(b => [b.x, b.y, b.width, b.height])({box})")
+        return x, y, width, height
+
+
+Visit = Callable[[Callable[[Visitor], Awaitable[None]]], None]
+"""The fixture `visit`."""
