@@ -347,7 +347,7 @@ def install_infinity() -> None:
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     needs = ["torch", "torchvision", "transformers>=4.47,<5", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
     needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog", "rich"]
-    needs += ["pillow", "timm", "diskcache", "requests", "einops"]
+    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp"]
     subprocess.run([*pip, *needs], check=True)
     subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)
 
