@@ -74,7 +74,7 @@ def test_ray_is_imported_where_it_is_needed_only():
 
 RAY = {
     "pipeline": ("pipeline/cluster.py", "pipeline/actors.py", "pipeline/observe.py"),
-    "training": ("training/run/ray_job.py",),
+    "training": ("training/run/ray_job.py", "training/serve/replicas.py"),
 }
 
 

@@ -1,4 +1,4 @@
-"""wenlan-train: fit, fit-captioner, eval, caption, embed, search, export and import-brivl on the command line.
+"""wenlan-train: fit, fit-captioner, eval, caption, embed, search, serve, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
 (`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
@@ -29,6 +29,7 @@ from training.commands.exchange import add_export, add_import, add_import_transf
 from training.commands.fit import add_fit
 from training.commands.options import first_rank
 from training.commands.search import add_search
+from training.commands.serve import add_serve
 from training.errors import ConfigError, FirstRankError, TrainingError
 
 LOG = logging.getLogger("training")
@@ -151,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     add_caption(commands)
     add_embed(commands)
     add_search(commands)
+    add_serve(commands)
     add_calibrate(commands)
     add_export(commands)
     add_import(commands)

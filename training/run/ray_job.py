@@ -1,10 +1,10 @@
 """Training on workers of Ray Train, and embedding on actors: on this machine, or the cluster that RAY_ADDRESS names.
 
-The only module of `training` that imports ray. Ray starts the processes and the process group, starts them again when
-one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data, queue, checkpoint and resume are the
-loop's own, so every start goes on from the last checkpoint of OUT, whatever the number of workers now and then, and a
-run may go on without Ray. When a node is about to be taken away the loop is asked to save. Ray exports the metrics of
-rank 0 for Prometheus (`ray_` before the names in training/outputs/trackers.py).
+With training/serve/replicas.py the only module of `training` that imports ray. Ray starts the processes and the
+process group, starts them again when one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data,
+queue, checkpoint and resume are the loop's own, so every start goes on from the last checkpoint of OUT, whatever the
+number of workers now and then, and a run may go on without Ray. When a node is about to be taken away the loop is asked
+to save. Ray exports the metrics of rank 0 for Prometheus (`ray_` before the names in training/outputs/trackers.py).
 
 Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it, and what Ray
 then starts again ends at once (training/run/ray_errors.py).
@@ -83,7 +83,7 @@ def fit_on_ray(
     out.mkdir(parents=True, exist_ok=True)
     for name in (_RESULT, NOTE):
         (out / name).unlink(missing_ok=True)
-    with _cluster(cpus=workers[1] + 1):
+    with cluster(cpus=workers[1] + 1):
         trainer = TorchTrainer(
             _work,
             train_loop_config=_task(config, data, out, init, cache),
@@ -115,7 +115,7 @@ def _check_shares(config: Config, workers: tuple[int, int]) -> None:
 
 
 @contextmanager
-def _cluster(cpus: int) -> Iterator[None]:
+def cluster(cpus: int) -> Iterator[None]:
     """The cluster of RAY_ADDRESS, or one of this machine with `cpus` CPUs at least; shut down if it was joined here."""
     import ray
 
@@ -257,7 +257,7 @@ def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run
         os.environ["RAY_ADDRESS"] = address
 
     def run(job: Job, folder: Path, about: About, tasks: Sequence[Task], done: Done) -> int:
-        with _cluster(cpus=workers):
+        with cluster(cpus=workers):
             try:
                 return _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks, done)
             except Exception as e:  # Ray wraps whatever an actor raised; only one of ours is turned back

@@ -10,9 +10,10 @@ ONNX inputs are those of `arrays`: images [B, 3, S, S] float32 normalised, boxes
 input_ids [B, L], n_tokens [B]. Outputs are image_features and text_features [B, D], unit rows.
 
 Each ONNX file says what it is in its metadata (`metadata_props`, which onnxruntime returns as `custom_metadata_map`):
-recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, the tokenizer's name
-and vocabulary, and `background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine
-into a score by linear interpolation (training/outputs/background.py).
+recipe, config, the sha256 of the towers in the checkpoint, the sizes that its inputs must have, `pixel_mean` and
+`pixel_std` of RGB pixels in [0, 1] by which `images` are normalised, the tokenizer's name and vocabulary, and
+`background` where the checkpoint was calibrated: JSON whose `cosines` and `shares` turn a cosine into a score by linear
+interpolation (training/outputs/background.py).
 
 Limits: S of an ONNX file is the recipe's image size. ONNX needs the extra `wenlan[onnx]`.
 """
@@ -131,11 +132,17 @@ def write_onnx(loaded: Loaded, image: Path, text: Path) -> None:
     for package in ("onnx", "onnxscript"):
         if not _installed(package):
             raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
-    about = {"wenlan": "query towers", **_about(loaded.checkpoint)}
+    about = {"wenlan": "query towers", **_about(loaded.checkpoint), **_pixels(loaded.model)}
     model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
     _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)
     _write_onnx(_text_tower(model), _text_example(), "text_features", text, about)
     model.to(loaded.device)
+
+
+def _pixels(model: BriVL) -> dict[str, str]:
+    """Mean and standard deviation by which the image tower normalises pixels of [0, 1], as JSON lists of three."""
+    prefix = model.image_query.prefix
+    return {f"pixel_{name}": json.dumps(getattr(prefix, name).flatten().tolist()) for name in ("mean", "std")}
 
 
 def _installed(package: str) -> bool:

@@ -109,17 +109,7 @@ class Loaded:
 
     def open_sized(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
         """`open_image` with the sides of the picture as stored."""
-        data, as_released = self.config.data, bool(self.config.compat)
-        try:
-            content = file if isinstance(file, bytes) else file.read_bytes()
-            image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
-        except UnreadableImage:
-            raise
-        except (OSError, ValueError) as e:
-            raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
-        flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
-        boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
-        return Opened(image, boxes_R4, width, height)
+        return open_sized(self.config, file, boxes)
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
         """Batch of images as `open_image` returns them, with empty texts: encode_image does not look at them."""
@@ -137,15 +127,33 @@ class Loaded:
 
     def text_batch(self, texts: Sequence[str]) -> Batch:
         """Batch of texts with black images: encode_text does not look at them."""
+        most = self.config.data.max_tokens
+        return self.token_batch([self.checkpoint.tokenizer.encode(text, most) for text in texts])
+
+    def token_batch(self, tokens: Sequence[Sequence[int]]) -> Batch:
+        """`text_batch` of texts that the tokenizer has read."""
         import torch
 
-        most = self.config.data.max_tokens
-        tokens = [self.checkpoint.tokenizer.encode(text, most) for text in texts]
-        length = most if self.config.compat else max(map(len, tokens))
-        ids_BL = torch.zeros(len(texts), length, dtype=torch.int64)
+        length = self.config.data.max_tokens if self.config.compat else max(map(len, tokens))
+        ids_BL = torch.zeros(len(tokens), length, dtype=torch.int64)
         for row, ids in enumerate(tokens):
             ids_BL[row, : len(ids)] = torch.tensor(ids)
         return Batch.of(token_ids_BL=ids_BL, n_tokens_B=torch.tensor([len(ids) for ids in tokens]))
+
+
+def open_sized(config: Config, file: Path | bytes, boxes: Boxes | None) -> Opened:
+    """`Loaded.open_sized` of a checkpoint whose towers need not be loaded. Raises UnreadableImage."""
+    data, as_released = config.data, bool(config.compat)
+    try:
+        content = file if isinstance(file, bytes) else file.read_bytes()
+        image, width, height = picture(content, data.image_size, full=as_released, max_pixels=data.max_pixels)
+    except UnreadableImage:
+        raise
+    except (OSError, ValueError) as e:
+        raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
+    flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
+    boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
+    return Opened(image, boxes_R4, width, height)
 
 
 def load(path: Path, device: str, towers: Towers = "query") -> Loaded:

@@ -6,7 +6,6 @@ Skipped where there is no Chromium (`apt-get install chromium`). tests/browser.p
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -61,15 +60,6 @@ def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
     before["histograms"][0]["bins"][0]["count"] += 20
     report.write(build, before)
     return build
-
-
-async def serious(page: Any) -> list[str]:
-    """What axe finds serious or critical."""
-    assert AXE is not None
-    assert AXE.origin is not None
-    await page.run((Path(AXE.origin).parent / "axe.min.js").read_text("utf-8"))
-    violations = json.loads(await page.run("axe.run().then(r => JSON.stringify(r.violations))"))
-    return [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in violations if v["impact"] in ("serious", "critical")]
 
 
 def test_the_report_works_and_asks_for_nothing(built: Build, browse: Browse, tmp_path: Path) -> None:
@@ -134,7 +124,7 @@ def test_a_bar_or_a_reason_shows_its_samples(built: Build, browse: Browse, tmp_p
         assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is False
         await page.run(f"{more}.querySelector('summary').click()")
         assert await page.run(f"{more}.querySelector('dl').checkVisibility()") is True
-        assert await serious(page) == []
+        assert await page.serious() == []
 
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
 
@@ -169,7 +159,7 @@ def test_axe_finds_nothing_serious(built: Build, browse: Browse, tmp_path: Path,
         await page.run(
             f"document.documentElement.dataset.theme = '{theme}'; document.getElementById('show-boxes').click()"
         )
-        assert await serious(page) == []
+        assert await page.serious() == []
 
     browse(Path(built.out) / "report/index.html", tmp_path, visit)
 
@@ -184,7 +174,7 @@ def test_the_report_of_a_dataset_that_grows_is_sound_in_both_themes_and_on_a_pho
     async def visit(page: Any) -> None:
         for theme in ("light", "dark"):
             await page.run(f"document.documentElement.dataset.theme = '{theme}'")
-            assert await serious(page) == [], theme
+            assert await page.serious() == [], theme
         first = "document.querySelector('main > section').innerText"
         assert (await page.run(first)).startswith("✓ Published as release 2 of dataset weekly")
         await page.run("document.getElementById('language').click()")
@@ -206,7 +196,7 @@ def test_the_index_over_builds_works_too(built: Build, browse: Browse, tmp_path:
     path, _ = report_index.write(str(folder))
 
     async def visit(page: Any) -> None:
-        assert await serious(page) == []
+        assert await page.serious() == []
         await page.run("document.getElementById('language').click()")
         assert "构建" in await page.run("document.querySelector('h1').innerText")
 

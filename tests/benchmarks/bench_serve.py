@@ -1,0 +1,378 @@
+"""`wenlan-train serve` under 16 concurrent clients beside its towers alone; then clients that mean ill.
+
+The towers alone compute ready inputs in batches of 16, in this process, by the same engine. The server is a process of
+its own, and gets JPEGs of 640 x 480 pixels and Chinese sentences, one in each request, over connections that stay open.
+Both take turns, on the same cores: what the server and the clients cost is the difference. The towers are those of the
+paper (brivl_b5_base, random weights, since features of any weights cost the same), in --quick those of recipe demo.
+
+infinity (PyPI `infinity-emb`, in its own environment below .bench/infinity; `python bench_serve.py --install-infinity`
+makes it) serves a small CLIP that transformers made, and so do we, imported, each under 16 clients in turns. Without it
+those figures are left out, and that is said.
+
+The hostile part sends 10,000 malformed requests (hostile_clients.py; 300 in --quick) to a server of a tiny model.
+Memory is the process's resident set after a fifth of them, and at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import contextlib
+import http.client
+import io
+import json
+import os
+import queue
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import Figure, at_least, at_most, report
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+INFINITY = ROOT / ".bench" / "infinity"
+CLIENTS, BATCH = 16, 16
+SENTENCE = "清晨的山谷里飘着薄雾，远处有几座白墙黛瓦的老房子，第{}张"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Inputs per second, and each request's seconds."""
+
+    rate: float
+    seconds: tuple[float, ...]
+
+    def percentile(self, share: float) -> float:
+        """Milliseconds."""
+        return statistics.quantiles(self.seconds, n=100)[round(share * 100) - 1] * 1000
+
+
+# --- servers
+
+
+def checkpoint_of(recipe: str, folder: Path, *overrides: str) -> Path:
+    """A checkpoint of random weights."""
+    import torch
+
+    from training.data.tokenizer import load_tokenizer
+    from training.moco import BriVL
+    from training.outputs.checkpoint import RunState, save
+    from training.resolve import resolve
+    from training.run.optimizer import build_optimizer
+
+    torch.manual_seed(0)
+    config = resolve(recipe, ["image.weights=", "text.weights=", "moco.objective=clip", *overrides])
+    model = BriVL(config, load_weights=False)
+    tokenizer, state = load_tokenizer(config.data.tokenizer), RunState(1, 8, 0, (), (), "")
+    return save(folder, model, build_optimizer(model, config.optim), config, tokenizer, state, 1)
+
+
+@contextlib.contextmanager
+def serving(checkpoint: Path, *words: str) -> Iterator[tuple[str, int]]:
+    """(host:port, process id) of `wenlan-train serve`."""
+    command = [sys.executable, "-m", "training", "serve", str(checkpoint), "--port", "0", *words]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        address = ""
+        for line in process.stderr:
+            print(f"    {line.rstrip()}", file=sys.stderr)
+            if " on http://" in line:
+                address = line.split(" on http://")[1].split()[0]
+            if "the towers answer" in line:
+                break
+        assert address, "the server did not begin"
+        yield address, process.pid
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def infinity(folder: Path) -> Iterator[str]:
+    """host:port of infinity with a folder of transformers."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [str(INFINITY / "bin" / "infinity_emb"), "v2", "--model-id", str(folder), "--served-model-name", "clip"]
+    command += [
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--engine",
+        "torch",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
+    command += ["--batch-size", str(BATCH), "--no-bettertransformer", "--no-model-warmup"]
+    quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
+    process = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + 180
+        while time.monotonic() < until and process.poll() is None:
+            with contextlib.suppress(OSError):
+                connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+                connection.request("GET", "/health")
+                if connection.getresponse().status == 200:
+                    break
+            time.sleep(0.5)
+        else:
+            log.seek(0)
+            raise RuntimeError(f"infinity did not begin: {log.read()[-1500:]}")
+        yield f"127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+# --- clients
+
+Request = tuple[str, str, bytes, dict[str, str]]
+"""Method, path, body and headers."""
+
+
+def under_load(address: str, requests: Sequence[Request], clients: int = CLIENTS) -> Measured:
+    """All requests, by so many clients at once."""
+    todo: queue.SimpleQueue[Request] = queue.SimpleQueue()
+    for request in requests:
+        todo.put(request)
+    seconds: list[float] = []
+    faults: list[str] = []
+
+    def client() -> None:
+        connection = http.client.HTTPConnection(address, timeout=600)
+        while True:
+            try:
+                method, path, body, headers = todo.get_nowait()
+            except queue.Empty:
+                return connection.close()
+            began = time.perf_counter()
+            connection.request(method, path, body, headers)
+            answer = connection.getresponse()
+            content = answer.read()
+            seconds.append(time.perf_counter() - began)
+            if answer.status != 200:
+                faults.append(f"{answer.status} {content[:200]!r}")
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    began = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    took = time.perf_counter() - began
+    assert not faults, faults[:3]
+    return Measured(len(requests) / took, tuple(seconds))
+
+
+def photo(number: int) -> bytes:
+    """A JPEG of 640 x 480, of noise that is smooth as a photo's."""
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng(number)
+    small = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+    out = io.BytesIO()
+    small.resize((640, 480), Image.Resampling.BICUBIC).save(out, "JPEG", quality=88)
+    return out.getvalue()
+
+
+def embedding(value: str, modality: str, model: str) -> Request:
+    body = {"input": [value], "model": model, "modality": modality, "encoding_format": "base64"}
+    return "POST", "/embeddings", json.dumps(body).encode(), {"content-type": "application/json"}
+
+
+def picture_requests(count: int, model: str) -> list[Request]:
+    uris = [f"data:image/jpeg;base64,{base64.b64encode(photo(n)).decode()}" for n in range(min(count, 32))]
+    return [embedding(uris[n % len(uris)], "image", model) for n in range(count)]
+
+
+def text_requests(count: int, model: str) -> list[Request]:
+    return [embedding(SENTENCE.format(n), "text", model) for n in range(count)]
+
+
+# --- the figures
+
+
+def beside_the_towers(checkpoint: Path, pictures: int, texts: int, rounds: int, bar: float) -> dict[str, Figure]:
+    """Throughput of the server as a share of its towers'."""
+    from training.outputs.checkpoint import TOWERS, open_checkpoint
+    from training.serve.towers import Reader, open_towers
+
+    opened = open_checkpoint(checkpoint, TOWERS)
+    towers, reader = open_towers(opened, "auto", "cpu"), Reader(opened, 50_000_000)
+    ready_pictures = [reader.picture(photo(n)) for n in range(BATCH)]
+    ready_texts = [reader.tokens(SENTENCE.format(n)) for n in range(BATCH)]
+
+    def alone(encode: Callable[[Any], object], inputs: Any, count: int) -> float:
+        began = time.perf_counter()
+        for _ in range(max(1, count // BATCH)):
+            encode(inputs)
+        return max(1, count // BATCH) * BATCH / (time.perf_counter() - began)
+
+    figures: dict[str, Figure] = {}
+    with serving(checkpoint, "--model-name", "bench") as (address, _):
+        for what, count, requests, encode, inputs in (
+            ("images", pictures, picture_requests(pictures, "bench"), towers.encode_images, ready_pictures),
+            ("texts", texts, text_requests(texts, "bench"), towers.encode_texts, ready_texts),
+        ):
+            served, own = [], []
+            under_load(address, requests[: 2 * BATCH])
+            alone(encode, inputs, BATCH)
+            for turn in range(rounds):
+                served.append(under_load(address, requests))
+                own.append(alone(encode, inputs, count))
+                print(f"{what} {turn + 1} of {rounds}: {served[-1].rate:.1f}/s, alone {own[-1]:.1f}/s", file=sys.stderr)
+            share = statistics.median(s.rate / o for s, o in zip(served, own, strict=True))
+            every = Measured(0, tuple(second for one in served for second in one.seconds))
+            single = under_load(address, requests[: max(8, count // 16)], clients=1)
+            p50, p99 = every.percentile(0.5), every.percentile(0.99)
+            print(f"{what}: 16 clients p50 {p50:.0f} ms, p99 {p99:.0f} ms", file=sys.stderr)
+            print(f"{what}: one client {single.rate:.1f}/s, p50 {single.percentile(0.5):.1f} ms", file=sys.stderr)
+            figures[f"serve_{what}_of_towers"] = at_least(share, bar, "x")
+            batch_ms = 1000 * BATCH / statistics.median(own)
+            figures[f"serve_{what}_p99_over_batch"] = at_most(p99 / batch_ms, 4 if bar >= 0.9 else 20, "x")
+    return figures
+
+
+def beside_infinity(folder: Path, count: int, rounds: int) -> dict[str, Figure]:
+    """Requests per second over infinity's, on the same small CLIP."""
+    if not (INFINITY / "bin" / "infinity_emb").exists():
+        print("infinity is not installed (--install-infinity): its figures are left out", file=sys.stderr)
+        return {}
+    from training.use.two_towers import import_transformers
+
+    model = small_clip(folder / "clip")
+    import_transformers(model, folder / "imported")
+    figures: dict[str, Figure] = {}
+    with infinity(model) as theirs, serving(folder / "imported", "--model-name", "clip") as (ours, _):
+        for what, requests in (("images", picture_requests(count, "clip")), ("texts", text_requests(count, "clip"))):
+            ratios = []
+            for address in (ours, theirs):
+                under_load(address, requests[: 2 * BATCH])
+            for turn in range(rounds):
+                mine, other = under_load(ours, requests), under_load(theirs, requests)
+                ratios.append(mine.rate / other.rate)
+                line = f"{what} {turn + 1} of {rounds}: {mine.rate:.1f}/s (p99 {mine.percentile(0.99):.0f} ms)"
+                print(f"{line}, infinity {other.rate:.1f}/s (p99 {other.percentile(0.99):.0f} ms)", file=sys.stderr)
+            figures[f"serve_{what}_over_infinity"] = at_least(statistics.median(ratios), 1.0, "x")
+    return figures
+
+
+def small_clip(folder: Path) -> Path:
+    """A CLIP of 6 and 6 layers with random weights and a byte-level tokenizer, as transformers saves it."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    marks = ["<pad>", "<s>", "</s>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet)
+    backend.train_from_iterator([SENTENCE] * 20, trainer)
+    special = [(mark, backend.token_to_id(mark)) for mark in marks[1:]]
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=special)
+    names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, model_max_length=77, padding_side="right", **names)
+    sizes = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 6}
+    text = {**sizes, "vocab_size": 640, "max_position_embeddings": 77, "pad_token_id": 0, "bos_token_id": 1}
+    torch.manual_seed(0)
+    described = CLIPConfig(
+        text_config={**text, "eos_token_id": 2},
+        vision_config={**sizes, "image_size": 224, "patch_size": 32},
+        projection_dim=256,
+    )
+    CLIPModel(described).eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    described_so = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    described_so["tokenizer_class"] = "PreTrainedTokenizerFast"  # as transformers 4 knows it, which infinity wants
+    (folder / "tokenizer_config.json").write_text(json.dumps(described_so), encoding="utf-8")
+    CLIPImageProcessor().save_pretrained(folder)
+    return folder
+
+
+def hostile(folder: Path, count: int) -> dict[str, Figure]:
+    """What malformed requests do to a server."""
+    import httpx
+
+    from tests.benchmarks.hostile_clients import Outcome, attack
+
+    def resident_mb() -> float:
+        return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+    def health() -> int:
+        return httpx.get(f"http://{address}/health", timeout=60).status_code
+
+    checkpoint, outcome, unwell = checkpoint_of("tiny", folder), Outcome(), 0
+    with serving(checkpoint, "--max-pixels", "30000000", "--engine", "torch") as (address, pid):
+        part = max(1, count // 10)
+        before = 0.0
+        for turn in range(10):
+            outcome.add(attack(f"http://{address}", part, seed=turn))
+            unwell += health() != 200
+            before = resident_mb() if turn == 1 else before
+            print(f"{outcome.requests:,} requests, {resident_mb():.0f} MB", file=sys.stderr)
+        after = resident_mb()
+        ok = httpx.get(f"http://{address}/text_query", params={"text": "山水"}, timeout=60).status_code == 200
+    print(f"statuses: {dict(sorted(outcome.statuses.items()))}", file=sys.stderr)
+    for fault in outcome.faults[:20]:
+        print(f"    {fault}", file=sys.stderr)
+    return {
+        "hostile_requests": at_least(outcome.requests, count, "requests"),
+        "hostile_faults": at_most(len(outcome.faults), 0, "answers"),
+        "hostile_unwell": at_most(unwell + (not ok), 0, "times"),
+        "hostile_memory_growth": at_most(after / before, 1.5 if count < 1_000 else 1.15, "x"),
+    }
+
+
+def install_infinity() -> None:
+    """Its environment, without the CUDA that its pins bring: torch's as it is there, and what it imports."""
+    python = INFINITY / "bin" / "python"
+    subprocess.run([sys.executable, "-m", "venv", str(INFINITY)], check=True)
+    pip = [str(python), "-m", "pip", "install", "--quiet"]
+    needs = ["torch", "torchvision", "transformers>=4.47,<5", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
+    needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog", "rich"]
+    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp"]
+    subprocess.run([*pip, *needs], check=True)
+    subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="smaller input, under 60 seconds")
+    parser.add_argument("--only", choices=["towers", "infinity", "hostile"], help="one part of it")
+    parser.add_argument("--install-infinity", action="store_true", help="make infinity's environment, and end")
+    arguments = parser.parse_args()
+    if arguments.install_infinity:
+        install_infinity()
+        return 0
+    small, figures = arguments.quick, {}
+    with tempfile.TemporaryDirectory(prefix="wenlan-bench-") as name:
+        folder = Path(name)
+        if arguments.only in (None, "towers"):
+            recipe, counts = ("demo", (64, 320, 1, 0.4)) if small else ("brivl_b5_base", (64, 320, 3, 0.9))
+            figures |= beside_the_towers(checkpoint_of(recipe, folder / "towers"), *counts)
+        if arguments.only in (None, "infinity") and not (small and arguments.only is None):
+            figures |= beside_infinity(folder, 320, 3)
+        if arguments.only in (None, "hostile"):
+            figures |= hostile(folder / "hostile", 300 if small else 10_000)
+    return report(figures)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

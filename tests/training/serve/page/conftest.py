@@ -1,0 +1,77 @@
+"""A server of a tiny checkpoint with one index, and a browser that visits its page."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_specs.search.index import IndexWriter
+from tests import browser
+from tests.training.conftest import moved_checkpoint
+from tests.training.serve.conftest import Server, command
+from tests.training.serve.page.pictured import ROWS, drawn, row, text_of
+from tests.training.serve.page.visitor import Visitor
+from training.outputs.background import BACKGROUND_FILE, Background
+from training.outputs.checkpoint import open_checkpoint
+from training.outputs.whole import add_tensors
+from training.serve.galleries import about_of
+from training.use.encode import open_encoder
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a server needs."""
+
+    checkpoint: Path
+    index: Path
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """A tiny checkpoint with a background of scores, and an index of ROWS pictures with texts."""
+    if browser.CHROMIUM is None or importlib.util.find_spec("axe_core_python") is None:
+        pytest.skip("needs Chromium and axe-core-python")
+    folder = tmp_path_factory.mktemp("page")
+    checkpoint = moved_checkpoint(folder / "checkpoint")
+    encoder, opened = open_encoder(checkpoint, "cpu"), open_checkpoint(checkpoint)
+    rows = [row(number, folder) for number in range(ROWS)]
+    images = encoder.encode_image([drawn(number) for number in range(ROWS)])
+    texts = encoder.encode_text([text_of(number) for number in range(ROWS)])
+    apart = (images @ texts.T)[~np.eye(ROWS, dtype=np.bool_)]
+    add_tensors(opened.folder, BACKGROUND_FILE, Background.of(apart, ROWS, ROWS).tensors())
+    writer = IndexWriter.begin(folder / "index", about_of(open_checkpoint(checkpoint), "pictures"))
+    copies = encoder.encode_image([Path(r["where"]["path"]).read_bytes() for r in rows])
+    writer.add(0, pa.Table.from_pylist(rows), copies, texts)
+    writer.finish()
+    return Made(checkpoint, folder / "index")
+
+
+@pytest.fixture(scope="session")
+def served(made: Made) -> Iterator[Server]:
+    """The server that most tests share."""
+    with command(made.checkpoint, "--index", f"pictures={made.index}") as server:
+        yield server
+
+
+@pytest.fixture
+def visit(served: Server, tmp_path: Path) -> Callable[[Callable[[Visitor], Awaitable[None]]], None]:
+    """visit(work): work(Visitor) on the shared server; the page then has no fault, and asked for nothing elsewhere."""
+
+    def visit(work: Callable[[Visitor], Awaitable[None]]) -> None:
+        async def whole(page: Any) -> None:
+            visitor = Visitor(page, served.url)
+            await visitor.desk()
+            await work(visitor)
+            assert page.faults(served.url) == []
+            assert await page.run("window.broken") is None
+
+        browser.visit(tmp_path / "profile", whole)
+
+    return visit

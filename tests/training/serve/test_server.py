@@ -1,0 +1,276 @@
+"""The process: its start, what it refuses before a route, connections that mean ill, and its end."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import wait_until
+from tests.training.serve.conftest import PICTURES, Server, command, running
+from tests.training.serve.test_embeddings import error
+from training import cli
+from training.serve.options import Options
+
+TOKEN = "a-token-of-some-length"
+
+
+def connect(server: Server) -> socket.socket:
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=20)
+
+
+def talk(server: Server, *parts: bytes, pause: float = 0) -> bytes:
+    """Send bytes over a connection of one's own; all that comes back until the server closes it."""
+    with connect(server) as connection:
+        for part in parts:
+            connection.sendall(part)
+            time.sleep(pause)
+        received = b""
+        with contextlib.suppress(ConnectionResetError):  # it closes with bytes of ours unread
+            while part := connection.recv(65_536):
+                received += part
+        return received
+
+
+@pytest.fixture(scope="module")
+def narrow(tiny: Path) -> Any:
+    """A server with short limits."""
+    options = Options(header_s=0.5, body_s=0.5, body_mb=1, bodies_mb=2, connections=8, request_s=20)
+    with running(tiny, options) as served:
+        yield served
+
+
+def test_headers_that_do_not_come_end_the_connection(narrow: Server) -> None:
+    began = time.monotonic()
+    assert talk(narrow, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n") == b""
+    assert time.monotonic() - began < 10
+    drops = [b"G", b"E", b"T", b" ", b"/", b" ", b"H"]
+    with connect(narrow) as slow, pytest.raises(OSError):  # noqa: PT012, PT011
+        for drop in drops * 10:
+            slow.sendall(drop)
+            time.sleep(0.1)
+        if slow.recv(1) == b"":
+            raise OSError("closed")
+    assert narrow.get("/health").status_code == 200
+
+
+def test_a_second_request_whose_headers_do_not_come_ends_too(narrow: Server) -> None:
+    whole = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    received = talk(narrow, whole, b"GET /v1/mod", pause=0.2)
+    assert received.count(b"HTTP/1.1 200") == 1
+
+
+def test_a_body_that_does_not_come_gets_408(narrow: Server) -> None:
+    received = talk(narrow, b"POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 100\r\n\r\n{")
+    assert received.startswith(b"HTTP/1.1 408")
+    assert b'"slow_body"' in received
+
+
+def test_a_body_that_is_too_large_gets_413_with_and_without_its_length(narrow: Server) -> None:
+    assert error(narrow.post("/v1/embeddings", content=b"x" * 2**20 + b"x"), 413)[0] == "body_too_large"
+
+    def parts() -> Any:
+        for _ in range(20):
+            yield b"x" * 100_000
+
+    try:
+        answer = narrow.post("/v1/embeddings", content=parts())
+    except httpx.TransportError:
+        return  # the server closed while we were sending
+    assert answer.status_code == 413
+
+
+def test_headers_that_are_too_large_are_refused(narrow: Server) -> None:
+    received = talk(narrow, b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 200_000 + b"\r\n\r\n")
+    assert received == b"" or received.startswith(b"HTTP/1.1 4")
+    assert narrow.get("/health").status_code == 200
+
+
+def test_uploads_share_one_room_in_memory(tiny: Path) -> None:
+    """Bodies that are on their way count, and give their room back."""
+    with running(tiny, Options(body_mb=2, bodies_mb=2, body_s=20)) as server:
+        head = b"POST /image_query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2000000\r\n\r\n"
+        with connect(server) as slow:
+            slow.sendall(head + b"x" * 1_900_000)
+            wait_until(
+                lambda: server.post("/v1/embeddings", content=b"x" * 500_000).status_code == 503, "the room is full"
+            )
+            answer = server.post("/v1/embeddings", content=b"x" * 500_000)
+            assert error(answer, 503)[0] == "no_room"
+            assert int(answer.headers["retry-after"]) >= 1
+        wait_until(lambda: server.post("/v1/embeddings", content=b"x" * 500_000).status_code == 400, "and free again")
+        assert 'wenlan_refused_total{reason="no_room"}' in server.get("/metrics").text
+
+
+def test_more_connections_than_allowed_are_refused(narrow: Server) -> None:
+    taken = [connect(narrow) for _ in range(8)]
+    try:
+        received = talk(narrow)
+        assert received.startswith(b"HTTP/1.1 503")
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "connections"
+    finally:
+        for connection in taken:
+            connection.close()
+    wait_until(lambda: narrow.get("/health").status_code == 200, "connections are free again")
+
+
+def test_what_is_no_http_is_refused_in_the_one_form(narrow: Server) -> None:
+    for words in (b"\x16\x03\x01\x02\x00\x01\x00", b"GET\r\n\r\n", "GET /text_query?text=山 HTTP/1.1\r\n\r\n".encode()):
+        received = talk(narrow, words + b"\r\n\r\n")
+        assert received.startswith(b"HTTP/1.1 400")
+        assert json.loads(received.partition(b"\r\n\r\n")[2])["error"]["code"] == "no_http"
+
+
+def test_a_client_that_leaves_is_not_computed_for(tiny: Path) -> None:
+    from tests.training.serve.test_health import Disturbed, disturbed
+
+    made: list[Disturbed] = []
+    with running(tiny, towers=lambda towers: disturbed(made, towers)) as server:
+        made[0].hang.clear()
+        body = json.dumps({"input": "红"}).encode()
+        head = "POST /v1/embeddings HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+        head += f"Content-Length: {len(body)}\r\n\r\n"
+        for _ in range(5):
+            with connect(server) as leaving:
+                leaving.sendall(head.encode() + body)
+                time.sleep(0.1)
+        assert server.service is not None
+        model = server.service.model
+        wait_until(lambda: model.depth("text") == 0, "all are given up")
+        made[0].hang.set()
+        assert server.embeddings(input="绿").status_code == 200
+
+
+def test_the_page_and_what_it_loads_are_served(server: Server) -> None:
+    page = server.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "script-src 'self'" in page.headers["content-security-policy"]
+    tag = page.headers["etag"]
+    assert server.get("/", headers={"if-none-match": tag}).status_code == 304
+    for path in ("/page/none.js", "/page/..%2fapp.py", "/page/../app.py"):
+        assert server.get(path).status_code == 404
+
+
+def test_openapi_names_every_route(server: Server) -> None:
+    paths = server.get("/openapi.json").json()["paths"]
+    assert {"/image_query", "/text_query", "/v1/embeddings", "/v1/models", "/health", "/metrics", "/search"} <= set(
+        paths
+    )
+    assert {"/collections", "/knn-service", "/metadata", "/indices-list"} <= set(paths)
+
+
+def test_metrics_count_answers_refusals_and_batches(server: Server) -> None:
+    from prometheus_client.parser import text_string_to_metric_families
+
+    server.embeddings(input="红")
+    server.embeddings(input="")
+    server.get("/nowhere/at/all")
+    text = server.get("/metrics").text
+    samples = {
+        (s.name, *sorted(s.labels.values())): s.value for f in text_string_to_metric_families(text) for s in f.samples
+    }
+    assert samples["wenlan_requests_total", "/v1/embeddings", "200"] >= 1
+    assert samples["wenlan_refused_total", "empty"] >= 1
+    assert samples["wenlan_requests_total", "404", "other"] >= 1
+    assert samples["wenlan_batch_size_count", "text"] >= 1
+    assert samples["wenlan_queue_depth", "text"] == 0
+    assert samples["wenlan_model_up",] == 1
+    assert "nowhere" not in text
+
+
+def test_sixteen_clients_share_batches(tiny: Path) -> None:
+    from tests.training.serve.test_health import Disturbed
+
+    class Slow(Disturbed):
+        def _disturb(self) -> None:
+            time.sleep(0.05)
+
+    with running(tiny, towers=Slow) as server, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        before = _batches(server)
+        answers = list(pool.map(lambda n: server.get("/text_query", params={"text": f"第{n}张"}), range(160)))
+        assert {answer.status_code for answer in answers} == {200}
+        assert _batches(server) - before <= 40, "160 requests in few batches"
+
+
+def _batches(server: Server) -> int:
+    from tests.training.serve.test_health import batches
+
+    return batches(server.get("/metrics").text)
+
+
+def test_one_client_may_ask_so_often(tiny: Path) -> None:
+    with running(tiny, Options(per_minute=5)) as server:
+        answers = [server.get("/v1/models") for _ in range(7)]
+        assert [answer.status_code for answer in answers] == [200] * 5 + [429] * 2
+        assert int(answers[-1].headers["retry-after"]) >= 1
+        assert server.get("/health").status_code == 200, "a probe is no client"
+
+
+def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
+    tiny: Path, index: Path, tmp_path: Path
+) -> None:
+    """A real process: SIGTERM lets requests in flight be answered, refuses new ones, and the process ends with 0."""
+    file = tmp_path / "token"
+    file.write_text(TOKEN + "\n", encoding="utf-8")
+    with command(tiny, "--token-file", str(file), "--index", f"中={index}", "--model-name", "own") as server:
+        assert server.get("/health").json()["model"] == "own"
+        assert error(server.get("/v1/models"), 401)[0] == "token"
+        assert error(server.get("/v1/models", headers={"Host": "evil.example"}), 421)[0] == "wrong_host"
+        bearer = {"Authorization": f"Bearer {TOKEN}"}
+        assert server.get("/indices-list", headers=bearer).json() == ["中"]
+        assert TOKEN not in Path(f"/proc/{server.process.pid}/cmdline").read_text()  # type: ignore[union-attr]
+        texts = [f"第{n}句话" for n in range(1000)]
+        answers: list[httpx.Response] = []
+
+        def ask() -> None:
+            answers.append(server.post("/v1/embeddings", json={"input": texts}, headers=bearer))
+
+        asking = [threading.Thread(target=ask) for _ in range(4)]
+        for thread in asking:
+            thread.start()
+        time.sleep(0.3)
+        assert server.process is not None
+        os.kill(server.process.pid, signal.SIGTERM)
+        for thread in asking:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 4
+        assert {len(answer.json()["data"]) for answer in answers} == {1000}
+        assert server.process.wait(30) == 0
+        with pytest.raises(httpx.ConnectError):
+            server.get("/health")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--host", "0.0.0.0"], "--host: 0.0.0.0 is reached from the network; give --token-file, or --insecure"),
+        (["--token-file", "SHORT"], "a token is one line of 16 ASCII characters or more"),
+        (["--batch", "0"], "--batch: 0 is not above 0"),
+        (["--index", "x=/nowhere"], "/nowhere/index.json: cannot be read"),
+        (["--port", "99999"], "--port"),
+    ],
+)
+def test_a_wrong_command_is_one_line(
+    tiny: Path, words: list[str], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "short").write_text("short", encoding="utf-8")
+    words = [word.replace("SHORT", str(tmp_path / "short")) for word in words]
+    assert cli.main(["serve", str(tiny), "--engine", "torch", *words]) in (1, 2)
+    [told] = [told for told in capsys.readouterr().err.splitlines() if told.startswith("wenlan-train:")]
+    assert line in told
+
+
+def test_a_picture_is_answered_by_a_running_command(tiny: Path) -> None:
+    with command(tiny) as server:
+        assert server.post("/image_query", files={"image": PICTURES[0]}).json()["emb_dim"] == 32

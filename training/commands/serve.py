@@ -1,0 +1,164 @@
+"""The command `serve`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_specs.http_app import LOOPBACK, is_loopback
+from training.commands.options import add_json, path
+from training.errors import ConfigError
+
+if TYPE_CHECKING:
+    from training.outputs.checkpoint import Checkpoint
+    from training.serve.options import Options
+    from training.serve.towers import Towers
+
+LOG = logging.getLogger("training")
+
+_TOKEN = "WENLAN_TOKEN"
+
+
+def add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="an HTTP server of a checkpoint: embeddings, search, and a page",
+        description="Answers WenLan's released API, OpenAI's and infinity's /v1/embeddings, clip-retrieval's "
+        "/knn-service, and the page at /. Ends on SIGTERM after what is in flight. Pictures come as bytes or data "
+        "URIs; no URL is ever fetched. Needs the extra serve.",
+        examples=[
+            "wenlan-train serve runs/1",
+            "wenlan-train serve runs/1 --index photos=indexes/photos --port 8080 --token-file token.txt",
+        ],
+    )
+    serve.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, or a run's folder")
+    serve.add_argument(
+        "--index",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="an index that embed --index wrote, to be searched; may be given several times",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1: this machine)")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 for any free one")
+    serve.add_argument(
+        "--token-file",
+        type=path,
+        metavar="FILE",
+        help=f"whose first line every request must bring as Bearer token; or the environment's {_TOKEN}",
+    )
+    serve.add_argument("--allow-host", action="append", default=[], metavar="NAME", help="name in the Host header")
+    serve.add_argument("--insecure", action="store_true", help="serve a network without a token")
+    serve.add_argument("--model-name", default="", metavar="NAME", help="in /v1/models (default: the run's folder)")
+    serve.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="what computes the towers")
+    serve.add_argument("--device", default="auto", help="of the engine torch")
+    serve.add_argument(
+        "--detector",
+        default="",
+        metavar="NAME",
+        help="of pictures without boxes: grid, a detector, or the spec (.yaml) that has it (default: the checkpoint's)",
+    )
+    serve.add_argument(
+        "--replicas", type=int, metavar="N", help="of the towers, by Ray Serve: here, or on RAY_ADDRESS's cluster"
+    )
+    serve.add_argument("--batch", type=int, default=16, metavar="N", help="inputs computed at once (default 16)")
+    serve.add_argument("--gather-ms", type=float, default=50.0, metavar="MS", help="longest wait for more of them")
+    serve.add_argument("--request-s", type=float, default=60.0, metavar="S", help="an answer's limit (default 60)")
+    serve.add_argument("--health-s", type=float, default=10.0, metavar="S", help="limit of a probe (default 10)")
+    serve.add_argument("--per-minute", type=int, metavar="N", help="requests of one client (default: no limit)")
+    serve.add_argument("--body-mb", type=int, default=32, metavar="MB", help="of a request's body (default 32)")
+    serve.add_argument("--max-pixels", type=int, default=50_000_000, metavar="N", help="of a picture")
+    add_json(serve)
+    serve.set_defaults(run=_serve)
+
+
+def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
+    token = _token(arguments.token_file)
+    hosts = _hosts(arguments, token)
+    import fastapi  # noqa: F401  which is missing where the extra is
+
+    from training.outputs.checkpoint import TOWERS, open_checkpoint
+    from training.serve.app import application, protected
+    from training.serve.galleries import Galleries, open_given
+    from training.serve.options import Options
+    from training.serve.regions import detector_of
+    from training.serve.server import listen, run
+    from training.serve.service import Service
+
+    options = Options(
+        batch=_positive("--batch", arguments.batch),
+        gather_ms=arguments.gather_ms,
+        request_s=_positive("--request-s", arguments.request_s),
+        health_s=_positive("--health-s", arguments.health_s),
+        per_minute=arguments.per_minute,
+        body_mb=_positive("--body-mb", arguments.body_mb),
+        pixels=_positive("--max-pixels", arguments.max_pixels),
+    )
+    with listen(arguments.host, arguments.port) as bound:
+        checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
+        given = open_given(arguments.index, checkpoint)
+        name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
+        with (
+            detector_of(checkpoint.detector, arguments.detector) as (detected, regions),
+            _towers(checkpoint, arguments, options) as (towers, threads),
+        ):
+            LOG.info("regions of pictures that come without: %s", regions)
+            service = Service(name, checkpoint, towers, options, threads, detected.of if detected else None)
+            app = protected(application(service, Galleries(service, given)), service, token, hosts)
+            LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
+            run(app, bound, options)
+    return {"checkpoint": str(checkpoint.folder), "port": port}
+
+
+@contextlib.contextmanager
+def _towers(checkpoint: Checkpoint, arguments: argparse.Namespace, options: Options) -> Iterator[tuple[Towers, int]]:
+    """The towers, and how many threads may call them."""
+    engine, device, count = arguments.engine, arguments.device, arguments.replicas
+    if count is None:
+        from training.serve.towers import open_towers
+
+        yield open_towers(checkpoint, engine, device), 1
+        return
+    from training.serve.replicas import replicas
+
+    with replicas(checkpoint.folder, engine, device, _positive("--replicas", count), options.request_s) as towers:
+        yield towers, count
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of a file or the environment. Raises ConfigError for one that is no token."""
+    where = str(file) if file else _TOKEN
+    text = file.read_text(encoding="utf-8").strip() if file else os.environ.get(_TOKEN, "").strip()
+    if not text and file is None:
+        return None
+    if len(text) < 16 or not text.isascii() or not text.isprintable() or " " in text:
+        raise ConfigError(where, "a token is one line of 16 ASCII characters or more, without spaces")
+    return text
+
+
+def _hosts(arguments: argparse.Namespace, token: str | None) -> tuple[str, ...]:
+    """Names that the Host header may have. Raises ConfigError for a network without a token."""
+    named: tuple[str, ...] = tuple(arguments.allow_host)
+    if is_loopback(arguments.host):
+        return (*LOOPBACK, *named)
+    if token is None and not arguments.insecure:
+        problem = f"{arguments.host} is reached from the network; give --token-file, or --insecure to serve everyone"
+        raise ConfigError("--host", problem)
+    return named or ("*",)
+
+
+def _name(checkpoint: Path) -> str:
+    """A run's name from its folder, also of one of its checkpoints."""
+    folder = checkpoint.resolve()
+    return folder.parent.parent.name if folder.parent.name == "checkpoints" else folder.name
+
+
+def _positive(option: str, number: Any) -> Any:
+    if number <= 0:
+        raise ConfigError(option, f"{number} is not above 0")
+    return number

@@ -1,0 +1,196 @@
+"""The application: its routes, its one form of errors, and what is asked of every request (data_specs/http_app.py).
+
+    GET /health          a real inference of both towers; 503 with the reason where it fails
+    GET /metrics         Prometheus
+    GET /, /page/NAME    the page, from files beside this module; a fixed list made at the start
+    GET /openapi.json
+
+Limits: the page and the API are one origin; there is no CORS header.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import mimetypes
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from data_specs.http_app import App, Limits, error_body, guarded
+from training.serve import clip_retrieval, embeddings, searching
+from training.serve.galleries import Galleries
+from training.serve.health import HealthCheck
+from training.serve.intake import REFUSED, Counted, Intake
+from training.serve.metrics import TEXT
+from training.serve.refusals import Refused
+from training.serve.service import Service
+
+LOG = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("page")
+OPEN = ("/health", "/", *(f"/page/{path.name}" for path in sorted(PAGE.glob("*"))))
+"""Answered without the token: probes, and the page, which holds no secret and asks for the token itself."""
+
+_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
+
+
+class ErrorBody(BaseModel):
+    """What is wrong: one line for people, a code for programs, the field of the request."""
+
+    message: str
+    type: str
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """Answer to a request that failed, as OpenAI's clients read it."""
+
+    error: ErrorBody
+
+
+class HealthAnswer(BaseModel):
+    """Answer of /health. status: ok, or failed with the reason."""
+
+    status: str
+    reason: str = ""
+    model: str
+    seconds: float
+    waiting: int
+
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorAnswer, "description": "the request is wrong"},
+    401: {"model": ErrorAnswer, "description": "the token is missing"},
+    403: {"model": ErrorAnswer, "description": "asked by a page of another site"},
+    404: {"model": ErrorAnswer, "description": "not here"},
+    408: {"model": ErrorAnswer, "description": "the body arrived too slowly"},
+    413: {"model": ErrorAnswer, "description": "too large"},
+    421: {"model": ErrorAnswer, "description": "the server is not called by that name"},
+    422: {"model": ErrorAnswer, "description": "never; wrong requests get 400"},
+    429: {"model": ErrorAnswer, "description": "too many requests of one client"},
+    503: {"model": ErrorAnswer, "description": "too much to do; Retry-After says when to ask again"},
+}
+
+
+def application(service: Service, galleries: Galleries) -> FastAPI:
+    """All routes of a service, without the checks of `protected`."""
+    health = HealthCheck(service)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        first = await health.check()
+        if first.ok:
+            LOG.info("the towers answer within %.2f s", first.seconds)
+        else:
+            LOG.error("the towers do not answer: %s", first.reason)
+        yield
+        service.close()
+        galleries.close()
+
+    app = FastAPI(
+        title="wenlan",
+        description="Embeddings and search of a BriVL checkpoint.",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        responses=_FAILURES,
+    )
+    _add_errors(app)
+    app.include_router(embeddings.routes(service))
+    app.include_router(searching.routes(service, galleries))
+    app.include_router(clip_retrieval.routes(service, galleries))
+    _add_state(app, service, health)
+    _add_page(app, PAGE)
+    return app
+
+
+def protected(app: App, service: Service, token: str | None, hosts: Sequence[str]) -> App:
+    """An application behind the checks of every request: host, origin, token, rate, body."""
+    options = service.options
+    limits = Limits(options.body_mb * 2**20, options.body_s, options.per_minute)
+    inner = Intake(app, options.bodies_mb * 2**20)
+    return Counted(guarded(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN), service.metrics)
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refused)
+    async def refused(request: Request, error: Refused) -> JSONResponse:
+        request.scope[REFUSED] = error.code
+        return JSONResponse(error.body(), error.status, error.headers())
+
+    @app.exception_handler(UnicodeEncodeError)
+    async def surrogate(request: Request, _: UnicodeEncodeError) -> JSONResponse:
+        request.scope[REFUSED] = "unicode"
+        return JSONResponse(error_body(400, "half of a surrogate pair in a text", code="unicode"), 400)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        request.scope[REFUSED] = "invalid"
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:]) or "body"
+        return JSONResponse(error_body(400, f"{place}: {first['msg']}", param=place, code="invalid"), 400)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        code = {404: "not_found", 405: "method"}.get(error.status_code, "invalid")
+        request.scope[REFUSED] = code
+        body = error_body(error.status_code, str(error.detail), code=code)
+        return JSONResponse(body, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def fault(request: Request, error: Exception) -> JSONResponse:
+        request.scope[REFUSED] = "fault"
+        return JSONResponse(error_body(500, "a fault of the server; its log says more", code="fault"), 500)
+
+
+def _add_state(app: FastAPI, service: Service, health: HealthCheck) -> None:
+    @app.get("/health", response_model=HealthAnswer, tags=["state"], responses={503: {"model": HealthAnswer}})
+    async def state(response: Response) -> HealthAnswer:
+        """Whether both towers answer; 503 with the reason where they do not."""
+        found = await health.check()
+        response.status_code = 200 if found.ok else 503
+        waiting = service.model.state().waiting
+        status = "ok" if found.ok else "failed"
+        return HealthAnswer(
+            status=status, reason=found.reason, model=service.name, seconds=found.seconds, waiting=waiting
+        )
+
+    @app.get("/metrics", tags=["state"], response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    async def metrics() -> Response:
+        """Figures for Prometheus."""
+        return Response(service.metrics.text(), media_type=TEXT)
+
+
+def _add_page(app: FastAPI, folder: Path) -> None:
+    """Serve the files of a folder, read once: no path of a request reaches the disk."""
+    files = {path.name: path.read_bytes() for path in sorted(folder.glob("*")) if path.is_file()}
+
+    def answer(name: str, request: Request) -> Response:
+        content = files.get(name)
+        if content is None:
+            raise Refused(404, "not_found", "there is no such page")
+        tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        kind = _TYPES.get(Path(name).suffix) or mimetypes.guess_type(name)[0] or "application/octet-stream"
+        return Response(content, media_type=kind, headers=headers)
+
+    @app.get("/", include_in_schema=False)
+    async def index(request: Request) -> Response:
+        return answer("index.html", request)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def page(name: str, request: Request) -> Response:
+        return answer(name, request)

@@ -1,0 +1,284 @@
+"""Collections that can be searched: indexes that were given at the start, and those that clients load.
+
+A given index is looked at again before every search: after a takedown (`wenlan-data forget ... INDEX`) what was
+forgotten is not found, without a new start. A client's own collection is an index in a temporary folder of this
+server's life, written by the same writer; it is bounded in rows, bytes and number, and everyone who reaches the server
+sees it.
+
+Limits: what a client loads is lost when the server ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_specs.search.index import About, Background, IndexFault, IndexWriter, Towers
+from data_specs.search.search import SearchIndex
+from training.errors import ConfigError
+from training.outputs.checkpoint import Checkpoint
+from training.serve.options import MOST_PICTURES
+from training.serve.refusals import Refused, bad_request
+from training.serve.service import Service
+from training.serve.towers import Features
+
+LOG = logging.getLogger(__name__)
+
+OWN_COLLECTIONS = 16
+OWN_ROWS = 20_000
+"""Rows of one own collection."""
+OWN_BYTES = 2**30
+"""Pictures of all own collections, on the disk."""
+MOST_FILES = 1_000
+"""Pictures, or lines of text, of one upload."""
+
+_NAME = re.compile(r"[^\x00-\x1f\x7f/\\?#%\s][^\x00-\x1f\x7f/\\?#%]{0,79}")
+
+
+@dataclass(frozen=True, slots=True)
+class Gallery:
+    """A collection. own: a client has loaded it, and may delete it. bytes: of its pictures, where it is own."""
+
+    name: str
+    index: SearchIndex
+    own: bool
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A file that a client sent: a picture, or lines of text."""
+
+    name: str
+    content: bytes
+    is_text: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A row of an own collection to be: its id, its texts, its picture."""
+
+    id: str
+    text: str = ""
+    title: str = ""
+    picture: bytes = b""
+    name: str = ""
+
+
+class Galleries:
+    """All collections of a server."""
+
+    def __init__(self, service: Service, given: Mapping[str, SearchIndex]) -> None:
+        self._service = service
+        self._all = {name: Gallery(name, index, own=False) for name, index in given.items()}
+        self._folder = Path(tempfile.mkdtemp(prefix="wenlan-serve-"))
+        self._writing = asyncio.Lock()
+
+    def close(self) -> None:
+        """Delete the own collections."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def names(self) -> list[str]:
+        """Names of all, the given ones first."""
+        return list(self._all)
+
+    def get(self, name: str | None) -> Gallery:
+        """The collection of a name (None: the first), as it lies on the disk now. Raises Refused (404)."""
+        gallery = next(iter(self._all.values()), None) if name is None else self._all.get(name)
+        if gallery is None:
+            known = ", ".join(self._all) or "none is there"
+            text = f"there is no collection {str(name)[:80]!r} here ({known})" if name is not None else "no collection"
+            raise Refused(404, "no_collection", text, param="collection")
+        try:
+            gallery.index.reload_if_changed()
+        except IndexFault as e:
+            raise Refused(503, "index_damaged", str(e), retry_after=10) from None
+        return gallery
+
+    def every(self) -> list[Gallery]:
+        """All, as they lie on the disk now."""
+        return [self.get(name) for name in self.names()]
+
+    async def delete(self, name: str) -> None:
+        """Delete an own collection. Raises Refused."""
+        async with self._writing:
+            gallery = self.get(name)
+            if not gallery.own:
+                raise Refused(403, "given", f"{name} was given at the start and is not deleted from here", param="name")
+            del self._all[name]
+            await asyncio.to_thread(shutil.rmtree, gallery.index.folder.parent, True)
+
+    async def add(self, name: str, uploads: Sequence[Upload]) -> tuple[Gallery, list[dict[str, str]]]:
+        """Embed files into an own collection, which is made if it is not there; it, and what was refused of them.
+
+        Raises Refused: a name that is none or given, too much, nothing in it that could be read.
+        """
+        async with self._writing:
+            before = self._room(name)
+            entries, refused = _entries(uploads)
+            known = set() if before is None else {e.id for e in entries if before.index.row(e.id) is not None}
+            entries = [entry for entry in entries if entry.id not in known]
+            self._check_room(before, entries)
+            embedded, unread = await self._embedded(entries)
+            refused += unread
+            if not embedded:
+                if before is not None and known:
+                    return before, refused
+                why = refused[0]["message"] if refused else "no file in it"
+                raise bad_request("nothing", f"nothing of it could be embedded: {why}", "files")
+            folder = before.index.folder.parent if before else Path(tempfile.mkdtemp(dir=self._folder))
+            gallery = await self._service.in_thread(lambda: self._write(name, folder, embedded, before))
+            self._all[name] = gallery
+            return gallery, refused
+
+    def _room(self, name: str) -> Gallery | None:
+        """The own collection of this name that is added to; None for a new one. Raises Refused."""
+        if not _NAME.fullmatch(name):
+            raise bad_request("name", "a name has 1 to 80 characters, none of / \\ ? # % among them", "name")
+        there = self._all.get(name)
+        if there is not None and not there.own:
+            raise Refused(409, "name_taken", f"{name} is a given collection; choose another name", param="name")
+        own = sum(gallery.own for gallery in self._all.values())
+        if there is None and own >= OWN_COLLECTIONS:
+            raise Refused(413, "too_many", f"{own} own collections are loaded; delete one first", param="name")
+        return there
+
+    def _check_room(self, before: Gallery | None, entries: Sequence[_Entry]) -> None:
+        rows = len(entries) + (before.index.rows if before else 0)
+        if rows > OWN_ROWS:
+            raise Refused(413, "too_many", f"{rows:,} rows; an own collection has at most {OWN_ROWS:,}", param="files")
+        size = sum(gallery.bytes for gallery in self._all.values()) + sum(len(entry.picture) for entry in entries)
+        if size > OWN_BYTES:
+            raise Refused(413, "too_large", f"own collections hold at most {OWN_BYTES >> 20} MB", param="files")
+
+    async def _embedded(
+        self, entries: Sequence[_Entry]
+    ) -> tuple[list[tuple[_Entry, Features, tuple[int, int]]], list[dict[str, str]]]:
+        """Each entry with its row [D] and sides; and the pictures that cannot be read."""
+        done: list[tuple[_Entry, Features, tuple[int, int]]] = []
+        refused: list[dict[str, str]] = []
+        texts = [entry for entry in entries if not entry.picture]
+        for start in range(0, len(texts), 64):
+            part = texts[start : start + 64]
+            rows_ND = (await self._service.texts([entry.text for entry in part], "files")).rows_ND
+            done += [(entry, row_D, (0, 0)) for entry, row_D in zip(part, rows_ND, strict=True)]
+        readable: list[tuple[_Entry, tuple[int, int]]] = []
+        for entry in (entry for entry in entries if entry.picture):
+            try:
+                readable.append((entry, await self._service.readable(entry.picture)))
+            except Refused as e:
+                refused.append({"file": entry.name, "message": e.message})
+        for start in range(0, len(readable), MOST_PICTURES):
+            chunk = readable[start : start + MOST_PICTURES]
+            rows_ND = (await self._service.pictures([entry.picture for entry, _ in chunk])).rows_ND
+            done += [(entry, row_D, size) for (entry, size), row_D in zip(chunk, rows_ND, strict=True)]
+        return done, refused
+
+    def _write(
+        self,
+        name: str,
+        folder: Path,
+        embedded: Sequence[tuple[_Entry, Features, tuple[int, int]]],
+        before: Gallery | None,
+    ) -> Gallery:
+        """Write the part, in a thread, and open the collection anew."""
+        place, width = folder / "pictures", self._service.width
+        place.mkdir(exist_ok=True)
+        rows, size = [], 0
+        for entry, _, (wide, high) in embedded:
+            row: dict[str, object] = {"id": entry.id, "has_image": bool(entry.picture), "has_text": bool(entry.text)}
+            texts = [("text", entry.text), ("title", entry.title)] if entry.text else [("title", entry.name)]
+            row["texts"] = [{"kind": kind, "text": text} for kind, text in texts if text]
+            row |= {"caption": entry.text, "width": wide, "height": high, "boxes": [], "where": None, "sha256": ""}
+            if entry.picture:
+                digest, file = hashlib.sha256(entry.picture).hexdigest(), place / entry.id
+                file.write_bytes(entry.picture)
+                size += len(entry.picture)
+                boxes = self._service.reader.boxes(entry.picture)[2]
+                row |= {"boxes": [side for box in boxes for side in box], "sha256": digest}
+                row["where"] = {"path": str(file), "offset": 0, "size": len(entry.picture), "sha256": digest}
+            rows.append(row)
+        rows_ND = np.stack([row_D for _, row_D, _ in embedded])
+        has_image = np.array([bool(entry.picture) for entry, _, _ in embedded])
+        zeros_ND = np.zeros((len(rows), width), np.float32)
+        writer = IndexWriter.begin(folder / "index", about_of(self._service.checkpoint, name))
+        writer.add(
+            max(writer.done(), default=-1) + 1,
+            pa.Table.from_pylist(rows),
+            np.where(has_image[:, None], rows_ND, zeros_ND),
+            np.where(has_image[:, None], zeros_ND, rows_ND),
+        )
+        writer.finish()
+        if before is None:
+            return Gallery(name, SearchIndex.open(folder / "index"), own=True, bytes=size)
+        before.index.reload_if_changed()
+        return replace(before, bytes=before.bytes + size)
+
+
+def about_of(checkpoint: Checkpoint, name: str) -> About:
+    """What an own collection's index says of itself."""
+    found = checkpoint.background()
+    return About(
+        name=name,
+        width=checkpoint.config.moco.feature_dim,
+        images=True,
+        texts=True,
+        checkpoint=Towers(recipe=checkpoint.config.recipe, sha256=checkpoint.sealed.files["towers.safetensors"]),
+        background=None
+        if found is None
+        else Background(cosines=tuple(found.cosines_Q.tolist()), shares=tuple(found.shares_Q.tolist())),
+        detector="grid",
+    )
+
+
+def open_given(arguments: Sequence[str], checkpoint: Checkpoint) -> dict[str, SearchIndex]:
+    """The indexes of `--index [NAME=]DIR`, by name. Raises ConfigError, IndexFault."""
+    given: dict[str, SearchIndex] = {}
+    for argument in arguments:
+        name, equals, place = argument.partition("=")
+        named = bool(equals) and not Path(argument).exists()
+        index = SearchIndex.open(Path(place if named else argument))
+        name = name if named else index.about.name
+        if not _NAME.fullmatch(name) or name in given:
+            raise ConfigError("--index", f"{argument}: give it a name of its own, as NAME=DIR")
+        of = index.about.checkpoint
+        towers = checkpoint.sealed.files["towers.safetensors"]
+        if index.width != checkpoint.config.moco.feature_dim or (of is not None and of.sha256 != towers):
+            raise ConfigError("--index", f"{argument}: was embedded by other towers; embed it again by this checkpoint")
+        given[name] = index
+    return given
+
+
+def _entries(uploads: Sequence[Upload]) -> tuple[list[_Entry], list[dict[str, str]]]:
+    """Rows of the files, each once; and the files that hold none."""
+    entries: dict[str, _Entry] = {}
+    refused: list[dict[str, str]] = []
+    for upload in uploads:
+        if not upload.is_text:
+            id = hashlib.sha256(upload.content).hexdigest()[:32]
+            entries.setdefault(id, _Entry(id, picture=upload.content, name=Path(upload.name).name[:200]))
+            continue
+        try:
+            lines = upload.content.decode("utf-8-sig").split("\n")
+        except UnicodeDecodeError as e:
+            refused.append({"file": upload.name, "message": f"not UTF-8 at byte {e.start}; save it as UTF-8"})
+            continue
+        for line in lines:
+            text, _, title = line.strip("\r").partition("\t")
+            if text.strip():
+                id = hashlib.sha256(text.encode()).hexdigest()[:32]
+                entries.setdefault(id, _Entry(id, text=text, title=title.strip()))
+    if len(entries) > OWN_ROWS or len(uploads) > MOST_FILES:
+        text = f"at most {MOST_FILES:,} files and {OWN_ROWS:,} rows at once; send it in parts"
+        raise Refused(413, "too_many", text, param="files")
+    return list(entries.values()), refused

@@ -1,0 +1,102 @@
+"""Health: a real inference of both towers, through the threads that decode and those that compute.
+
+The features of a picture and of a text are compared with those of the start, so that "ok" says that decoding works, the
+model thread runs, and the numbers are still the same. Whoever asks often gets the answer of the last second: a probe
+must not be a way to keep the model busy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from training.errors import first_line
+from training.serve.refusals import Refused
+from training.serve.service import Service
+from training.serve.towers import Features
+
+_FRESH_S = 1.0
+_TEXT = "山水"
+_APART = 1e-2
+"""How far the probe's features may be from those of the start: another engine's rounding is below a hundredth of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """Whether the server can do what it is for, and what stops it; seconds of the probe."""
+
+    ok: bool
+    reason: str
+    seconds: float
+
+
+class HealthCheck:
+    """Asks the towers; one probe at a time, whoever asks meanwhile gets its answer."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._picture = service, _picture()
+        self._first: tuple[Features, Features] | None = None
+        self._last: tuple[float, Health] | None = None
+        self._running: asyncio.Task[Health] | None = None
+
+    async def check(self) -> Health:
+        """The state of the last second, or that of a new probe."""
+        if self._last is not None and time.monotonic() - self._last[0] < _FRESH_S:
+            return self._last[1]
+        if self._running is None:
+            self._running = asyncio.get_running_loop().create_task(self._probe())
+        return await asyncio.shield(self._running)
+
+    async def _probe(self) -> Health:
+        began = time.monotonic()
+        try:
+            reason = await self._reason()
+            health = Health(not reason, reason, time.monotonic() - began)
+            self._last = time.monotonic(), health
+            return health
+        finally:
+            self._running = None
+
+    async def _reason(self) -> str:
+        """What is wrong; "" if nothing is."""
+        service, limit = self._service, self._service.options.health_s
+        if not (state := service.model.state()).alive:
+            return f"the model thread has ended ({state.why or 'it never began'}); start the server again"
+        try:
+            rows = await asyncio.wait_for(self._rows(), limit)
+        except asyncio.TimeoutError:
+            state = service.model.state()
+            batch = f"the model thread has been at a batch of {state.size} for {state.busy_s:.0f} s"
+            return f"no answer of the towers within {limit:g} s; {batch if state.size else 'nothing is decoded'}"
+        except Refused as e:
+            return e.message
+        except Exception as e:  # whatever it is, the server cannot do what it is for
+            return f"a picture and a text cannot be embedded ({type(e).__name__}: {first_line(e)})"
+        if self._first is None:
+            self._first = rows
+        if any(np.abs(now - then).max() > _APART for now, then in zip(rows, self._first, strict=True)):
+            return "the towers answer otherwise than at the start; start the server again"
+        return ""
+
+    async def _rows(self) -> tuple[Features, Features]:
+        reader = self._service.reader
+        # Bytes behind the end of a JPEG change no pixel, but make a file that no detector's cache knows.
+        content = self._picture + os.urandom(8)
+        picture, tokens = await self._service.in_thread(lambda: (reader.picture(content), reader.tokens(_TEXT)))
+        return await self._service.probe(picture, tokens)
+
+
+def _picture() -> bytes:
+    """A small JPEG of two colours."""
+    from PIL import Image
+
+    image = Image.new("RGB", (32, 24), (200, 120, 40))
+    image.paste((20, 90, 180), (0, 0, 16, 24))
+    out = io.BytesIO()
+    image.save(out, "JPEG", quality=90)
+    return out.getvalue()

@@ -1,0 +1,390 @@
+"""Routes of the page and of programs that search: /collections, /search, pictures.
+
+    GET    /collections                        name, rows, images, texts, facets, calibrated, own
+    POST   /collections                        multipart: name, files (pictures, or UTF-8 text files of lines)
+    DELETE /collections/NAME                   an own one
+    POST   /search                             by text, picture, a box of it, or a sample of the collection
+    GET    /collections/NAME/samples/ID        one sample as a hit
+    GET    /collections/NAME/images/ID?side=   its picture, checked against its sha256
+
+A score is the cosine's place among those of unrelated pictures and texts, so it is null where a picture is searched by
+a picture, or a text by a text.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, File, Form, Response, UploadFile
+from fastapi import Query as Parameter
+from pydantic import BaseModel, ConfigDict, Field
+
+from data_specs.search.index import IndexFault
+from data_specs.search.search import Filters, Hit, Query, Row, SearchIndex
+from training.data.transforms import UnreadableImage, decode
+from training.serve.embeddings import json_of
+from training.serve.galleries import Galleries, Gallery, Upload
+from training.serve.inputs import picture_of
+from training.serve.refusals import Refused, bad_request
+from training.serve.service import Service
+from training.serve.towers import Features
+
+Modality = Literal["image", "text"]
+Box = Annotated[list[Annotated[float, Field(allow_inf_nan=False)]], Field(min_length=4, max_length=4)]
+_Names = Annotated[list[Annotated[str, Field(max_length=1_000)]], Field(max_length=1_000)]
+_Side = Annotated[int, Field(ge=0, le=1_000_000)]
+
+_CACHED = "private, max-age=300"
+_AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")
+_LARGEST_SIDE = 4096
+
+
+class FiltersRequest(BaseModel):
+    """Which samples may be found; what is left out limits nothing."""
+
+    model_config = ConfigDict(extra="forbid")
+    source: _Names = []
+    license: _Names = []
+    split: _Names = []
+    min_side: _Side | None = None
+    min_width: _Side | None = None
+    max_width: _Side | None = None
+    min_height: _Side | None = None
+    max_height: _Side | None = None
+    min_score: float | None = Field(None, ge=0, le=1)
+    url: str = Field("", max_length=2_000, description="a part of the picture's or the page's URL")
+    leader: str = Field("", max_length=200, description="near-copies of one sample: a hit's `leader`")
+
+
+class SearchRequest(BaseModel):
+    """A search: by `text`, `image` (data URI), or `id` (a sample of the collection); by none of them all samples."""
+
+    model_config = ConfigDict(extra="forbid")
+    collection: str = Field(max_length=200)
+    text: str = Field("", max_length=100_000)
+    image: str = ""
+    region: Box | None = Field(None, description="x1, y1, x2, y2 in pixels of `image`, or of the sample's picture")
+    id: str = Field("", max_length=4_000)
+    target: Modality = "image"
+    mode: Literal["meaning", "words", "both"] = "meaning"
+    limit: int = Field(20, ge=1, le=200)
+    offset: int = Field(0, ge=0, le=100_000)
+    filters: FiltersRequest = FiltersRequest()
+    copies: bool = False
+    exact: bool | None = None
+
+
+class TextOf(BaseModel):
+    """A text of a sample and what it is."""
+
+    kind: str
+    text: str
+
+
+class HitAnswer(BaseModel):
+    """A sample that was found. words: BM25 of its text. copies: near-copies that stand behind it."""
+
+    id: str
+    modality: Modality
+    cosine: float | None
+    score: float | None
+    words: float | None
+    text: str
+    texts: list[TextOf]
+    image: str | None
+    width: int
+    height: int
+    boxes: list[list[float]]
+    source: str
+    license: str
+    split: str
+    page_url: str
+    leader: str
+    copies: int
+
+
+class QueryPicture(BaseModel):
+    """The picture that was searched by: its sides, and the boxes that the tower looked at."""
+
+    width: int
+    height: int
+    boxes: list[list[float]]
+
+
+class SearchAnswer(BaseModel):
+    """A page of the ranking. more: whether another one follows."""
+
+    hits: list[HitAnswer]
+    took_ms: float
+    exact: bool
+    more: bool
+    query: QueryPicture | None
+
+
+class CollectionAnswer(BaseModel):
+    """A collection. calibrated: whether its hits have scores. own: whether it may be deleted."""
+
+    name: str
+    rows: int
+    images: int
+    texts: int
+    facets: dict[str, dict[str, int]]
+    calibrated: bool
+    own: bool
+
+
+class Unread(BaseModel):
+    """A file that could not be read, and why."""
+
+    file: str
+    message: str
+
+
+class AddedAnswer(CollectionAnswer):
+    """The collection after an upload. refused: files that could not be read."""
+
+    refused: list[Unread]
+
+
+class DeletedAnswer(BaseModel):
+    """A collection that is no more."""
+
+    deleted: str
+
+
+def routes(service: Service, galleries: Galleries) -> APIRouter:
+    """The routes of this module."""
+    router = APIRouter(tags=["search"])
+    pictures = _Pictures(service)
+
+    @router.get("/collections", response_model=list[CollectionAnswer])
+    async def collections() -> Response:
+        """All collections."""
+        every = await service.searched(galleries.every)
+        return json_of([await service.searched(lambda g=one: _described(g)) for one in every])  # type: ignore[misc]
+
+    @router.post("/collections", response_model=AddedAnswer)
+    async def add(name: Annotated[str, Form(max_length=200)], files: Annotated[list[UploadFile], File()]) -> Response:
+        """Load pictures, or text files of lines, into a collection of one's own. A TAB in a line divides the text that
+        is embedded from what is told of it."""
+        uploads = [Upload(file.filename or "", await file.read(), _is_text(file)) for file in files]
+        gallery, refused = await galleries.add(name, uploads)
+        return json_of({**await service.searched(lambda: _described(gallery)), "refused": refused})
+
+    @router.delete("/collections/{name}", response_model=DeletedAnswer)
+    async def delete(name: str) -> Response:
+        """Delete a collection of one's own."""
+        await galleries.delete(name)
+        return json_of({"deleted": name})
+
+    @router.post("/search", response_model=SearchAnswer)
+    async def search(request: SearchRequest) -> Response:
+        """A page of the samples that are nearest to the query."""
+        return json_of(await _search(service, galleries, request))
+
+    @router.get("/collections/{name}/samples/{id:path}", response_model=HitAnswer)
+    async def sample(name: str, id: str) -> Response:
+        """One sample, as a hit without a query."""
+        gallery = galleries.get(name)
+        record = await service.searched(lambda: gallery.index.row(id))
+        if record is None:
+            raise _missing(id)
+        target: Modality = "image" if record.has_image else "text"
+        return json_of(_hit(Hit(0, record, None, None, None, 0), target, gallery.name))
+
+    @router.get(
+        "/collections/{name}/images/{id:path}",
+        response_class=Response,
+        responses={200: {"content": {"image/jpeg": {}, "image/png": {}, "image/webp": {}, "image/gif": {}}}},
+    )
+    async def image(
+        name: str, id: str, side: Annotated[int | None, Parameter(ge=16, le=_LARGEST_SIDE)] = None
+    ) -> Response:
+        """The picture of a sample: as it is stored, or a JPEG of at most `side` pixels on its longer side."""
+        content, kind = await pictures.of(galleries.get(name), id, side)
+        return Response(content, media_type=kind, headers={"Cache-Control": _CACHED})
+
+    return router
+
+
+async def _search(service: Service, galleries: Galleries, request: SearchRequest) -> dict[str, Any]:
+    began = time.perf_counter()
+    gallery = await service.searched(lambda: galleries.get(request.collection))
+    vector_D, kind, seen = await _vector(service, gallery, request)
+    words = request.text if request.mode != "meaning" else ""
+    filters = _filters(request.filters)
+    query = Query(
+        vector_D,
+        words,
+        request.target,
+        request.limit,
+        request.offset,
+        filters,
+        request.exact,
+        request.copies,
+        of=kind,
+    )
+    results = await service.searched(lambda: _found(gallery.index, query))
+    hits = [_hit(hit, request.target, gallery.name) for hit in results.hits]
+    took_ms = (time.perf_counter() - began) * 1000
+    return {"hits": hits, "took_ms": took_ms, "exact": results.exact, "more": results.more, "query": seen}
+
+
+def _found(index: SearchIndex, query: Query) -> Any:
+    try:
+        return index.search(query)
+    except IndexFault as e:
+        raise bad_request("query", str(e).removeprefix(f"{index.folder}: ")) from None
+
+
+async def _vector(
+    service: Service, gallery: Gallery, request: SearchRequest
+) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
+    """What is searched by: a vector, of which modality, and the picture that it is of. Raises Refused."""
+    given = [name for name in ("text", "image", "id") if getattr(request, name)]
+    if len(given) > 1:
+        raise bad_request("query", f"give one of text, image and id, not {' and '.join(given)}", given[1])
+    if request.region is not None and not request.image and not request.id:
+        raise bad_request("region", "a region is of `image`, or of the sample `id`", "region")
+    if request.image:
+        content = picture_of(request.image, "image")
+        return *await _of_picture(service, content, request.region), await _seen(service, content)
+    if request.id:
+        return await _of_sample(service, gallery, request)
+    if request.text and request.mode != "words":
+        return (await service.texts([request.text], "text")).first, "text", None
+    return None, None, None
+
+
+async def _of_picture(service: Service, content: bytes, region: Sequence[float] | None) -> tuple[Features, Modality]:
+    if region is not None:
+        return await service.region(content, region), "image"
+    return (await service.pictures([content], param="image")).first, "image"
+
+
+async def _of_sample(
+    service: Service, gallery: Gallery, request: SearchRequest
+) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
+    record = await service.searched(lambda: gallery.index.row(request.id))
+    if record is None:
+        raise _missing(request.id)
+    boxes = {"width": record.width, "height": record.height, "boxes": [list(box) for box in record.boxes]}
+    seen = boxes if record.has_image else None
+    if request.region is not None:
+        content, _ = await service.searched(lambda: _stored(gallery.index, request.id))
+        return *await _of_picture(service, content, request.region), seen
+    kind: Modality = "image" if record.has_image else "text"
+    return await service.searched(lambda: gallery.index.vector(request.id, kind)), kind, seen
+
+
+async def _seen(service: Service, content: bytes) -> dict[str, Any]:
+    width, height, boxes = await service.regions(content)
+    return {"width": width, "height": height, "boxes": boxes}
+
+
+def _filters(given: FiltersRequest) -> Filters:
+    values = given.model_dump()
+    for name in ("source", "license", "split"):
+        values[name] = frozenset(values[name])
+    return Filters(**values)
+
+
+def _hit(hit: Hit, target: Modality, collection: str) -> dict[str, Any]:
+    from urllib.parse import quote
+
+    record: Row = hit.record
+    has_picture = record.has_image and record.where is not None
+    place = f"/collections/{quote(collection, safe='')}/images/{quote(record.id, safe='')}"
+    return {
+        "id": record.id,
+        "modality": target,
+        "cosine": hit.cosine,
+        "score": hit.score,
+        "words": hit.words_score,
+        "text": record.caption,
+        "texts": [{"kind": text.kind, "text": text.text} for text in record.texts],
+        "image": place if has_picture else None,
+        "width": record.width,
+        "height": record.height,
+        "boxes": [list(box) for box in record.boxes],
+        "source": record.source,
+        "license": record.license,
+        "split": record.split,
+        "page_url": record.page_url,
+        "leader": record.image_leader if target == "image" else record.text_leader,
+        "copies": hit.copies,
+    }
+
+
+def _described(gallery: Gallery) -> dict[str, Any]:
+    index = gallery.index
+    counts = index.counts()
+    return {
+        "name": gallery.name,
+        "rows": index.rows,
+        "images": counts.get("image", 0),
+        "texts": counts.get("text", 0),
+        "facets": index.facets(),
+        "calibrated": index.about.background is not None,
+        "own": gallery.own,
+    }
+
+
+def _is_text(file: UploadFile) -> bool:
+    return (file.content_type or "").startswith("text/") or (file.filename or "").lower().endswith((".txt", ".tsv"))
+
+
+def _missing(id: str) -> Refused:
+    return Refused(404, "no_sample", f"there is no sample {id[:80]!r} in this collection", param="id")
+
+
+def _stored(index: SearchIndex, id: str) -> tuple[bytes, str]:
+    if index.row(id) is None:
+        raise _missing(id)
+    try:
+        return index.picture(id)
+    except IndexFault as e:
+        raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None
+
+
+class _Pictures:
+    """Stored pictures, as they are or smaller; the last ones that were made smaller are kept."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._smaller = lru_cache(maxsize=512)(self._make)
+
+    async def of(self, gallery: Gallery, id: str, side: int | None) -> tuple[bytes, str]:
+        """(bytes, media type) of a sample's picture. Raises Refused."""
+        index = gallery.index
+        if side is not None:
+            return await self._service.searched(lambda: self._smaller(index, index.revision, id, side))
+        content, kind = await self._service.searched(lambda: _stored(index, id))
+        if kind in _AS_STORED:
+            return content, kind
+        return await self._service.searched(lambda: self._smaller(index, index.revision, id, _LARGEST_SIDE))
+
+    def _make(self, index: SearchIndex, revision: int, id: str, side: int) -> tuple[bytes, str]:
+        """A JPEG of at most `side` pixels; `revision` makes a takedown forget what is kept."""
+        content, _ = _stored(index, id)
+        try:
+            image = decode(content, self._service.options.pixels)
+        except UnreadableImage as e:
+            raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None
+        return _jpeg(image, side), "image/jpeg"
+
+
+def _jpeg(image: Any, side: int) -> bytes:
+    import simplejpeg
+    from torchvision.transforms.v2 import functional
+
+    height, width = image.shape[1:]
+    share = side / max(height, width)
+    if share < 1:
+        size = [max(1, round(height * share)), max(1, round(width * share))]
+        image = functional.resize(image, size, antialias=True)
+    pixels = image.permute(1, 2, 0).contiguous().numpy()
+    return bytes(simplejpeg.encode_jpeg(pixels, quality=85, colorspace="RGB"))

@@ -1,0 +1,190 @@
+"""The path of an input through the server: admitted, decoded in a thread, gathered into a batch, computed, answered.
+
+Nothing here blocks the event loop. A request that is not answered within its time, or whose client has left, is given
+up: what of it still waits is not computed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from training.data.transforms import UnreadableImage, decode
+from training.outputs.checkpoint import Checkpoint
+from training.serve.inputs import too_many
+from training.serve.metrics import Metrics
+from training.serve.model import Kind, Model
+from training.serve.options import MOST_PICTURES, Options
+from training.serve.refusals import bad_request, overloaded
+from training.serve.towers import Features, Picture, Reader, Tokens, Towers, sides
+from training.use.load import Boxes
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Features [N, D] and how many tokens the texts had, marks included."""
+
+    rows_ND: Features
+    tokens: int
+
+    @property
+    def first(self) -> Features:
+        """The feature [D] of the one input."""
+        row_D: Features = self.rows_ND[0]
+        return row_D
+
+
+class Service:
+    """A checkpoint that answers: its reader, its model thread, and the threads that decode."""
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        towers: Towers,
+        options: Options,
+        threads: int = 1,
+        boxes_of: Callable[[bytes], Boxes] | None = None,
+    ) -> None:
+        self.name, self.checkpoint, self.options = name, checkpoint, options
+        self.metrics = Metrics()
+        self.reader = Reader(checkpoint, options.pixels, boxes_of)
+        self.model = Model(towers, options, self.metrics, threads)
+        self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="wenlan-decode")
+        self._searchers = ThreadPoolExecutor(options.searchers, thread_name_prefix="wenlan-search")
+        self._searches = 0
+        self.metrics.watch(
+            {"image": lambda: self.model.depth("image"), "text": lambda: self.model.depth("text")},
+            lambda: self.model.state().alive,
+        )
+        self.started = time.time()
+
+    @property
+    def width(self) -> int:
+        """D, the length of a feature."""
+        return int(self.checkpoint.config.moco.feature_dim)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        self.model.start()
+
+    def close(self) -> None:
+        """End after the batch in hand."""
+        self.model.stop()
+        for pool in (self._decoders, self._searchers):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what would block the event loop in a thread that decodes; within a request's time. Raises Refused."""
+        return await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, work))
+
+    async def searched(self, work: Callable[[], T]) -> T:
+        """The same in a thread that reads indexes and pictures. Raises Refused, also where too many wait for one."""
+        if self._searches >= self.options.waiting_searches:
+            raise overloaded("queue_full", f"{self._searches} searches are waiting already; ask again later", 2)
+        self._searches += 1
+        try:
+            return await self._in_time(asyncio.get_running_loop().run_in_executor(self._searchers, work))
+        finally:
+            self._searches -= 1
+
+    async def texts(self, texts: Sequence[str], param: str = "input") -> Embedded:
+        """Features of texts. Raises Refused."""
+        if len(texts) > self.options.texts:
+            raise too_many(len(texts), self.options.texts, "texts", param)
+        for number, text in enumerate(texts):
+            if not text.strip():
+                raise bad_request("empty", "an empty text", _place(param, number, len(texts)))
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise bad_request("unicode", "half of a surrogate pair in a text", _place(param, number, len(texts)))
+        with self.model.admit("text", len(texts)):
+            tokens = await self.in_thread(lambda: [self.reader.tokens(text) for text in texts])
+            rows_ND = await self._computed("text", tokens)
+        return Embedded(rows_ND, sum(map(len, tokens)))
+
+    async def pictures(
+        self, contents: Sequence[bytes], boxes: Sequence[Boxes | None] | None = None, param: str = "input"
+    ) -> Embedded:
+        """Features of pictures from the bytes of their files; boxes None: the grid. Raises Refused."""
+        if len(contents) > MOST_PICTURES:
+            raise too_many(len(contents), MOST_PICTURES, "pictures", param)
+        given = boxes or [None] * len(contents)
+        with self.model.admit("image", len(contents)):
+            opened = [
+                self._opened(lambda c=content, b=of: self.reader.picture(c, b), _place(param, number, len(contents)))  # type: ignore[misc]
+                for number, (content, of) in enumerate(zip(contents, given, strict=True))
+            ]
+            rows_ND = await self._computed("image", await asyncio.gather(*opened))
+        return Embedded(rows_ND, 0)
+
+    async def region(self, content: bytes, box: Sequence[float], param: str = "region") -> Features:
+        """Feature [D] of one box of a picture. Raises Refused."""
+        width, height = await self.sides(content)
+        x1, y1, x2, y2 = box
+        if not (0 <= x1 < x2 <= width + 0.5 and 0 <= y1 < y2 <= height + 0.5):
+            text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is no box within the picture's {width} x {height} pixels"
+            raise bad_request("region", text, param)
+        with self.model.admit("image", 2):
+            opened = await self._opened(lambda: self.reader.region(content, box), param)
+            rows_ND = await self._computed("image", opened)
+        mean_D = rows_ND.mean(axis=0)
+        feature_D: Features = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
+        return feature_D
+
+    async def readable(self, content: bytes, param: str = "files") -> tuple[int, int]:
+        """(width, height) of a picture that can be decoded. Raises Refused."""
+
+        def decoded() -> tuple[int, int]:
+            image = decode(content, self.options.pixels)
+            return int(image.shape[2]), int(image.shape[1])
+
+        return await self._opened(decoded, param)
+
+    async def regions(self, content: bytes, param: str = "image") -> tuple[int, int, list[list[float]]]:
+        """Width, height, and the regions that the tower looks at. Raises Refused."""
+        return await self._opened(lambda: self.reader.boxes(content), param)
+
+    async def sides(self, content: bytes, param: str = "image") -> tuple[int, int]:
+        """(width, height) of a picture. Raises Refused."""
+        return await self._opened(lambda: sides(content, self.options.pixels), param)
+
+    async def probe(self, picture: Picture, tokens: Tokens) -> tuple[Features, Features]:
+        """Both towers' rows [D] of these inputs, computed before all that waits."""
+        [image] = self.model.submit("image", [picture], first=True)
+        [text] = self.model.submit("text", [tokens], first=True)
+        try:
+            return await image, await text
+        finally:
+            image.cancel()
+            text.cancel()
+
+    async def _opened(self, work: Callable[[], T], param: str) -> T:
+        try:
+            return await self.in_thread(work)
+        except UnreadableImage as e:
+            raise bad_request("unreadable_image", f"the picture cannot be read: {e}", param) from None
+
+    async def _computed(self, kind: Kind, inputs: Sequence[Picture | Tokens]) -> Features:
+        if not inputs:
+            return np.zeros((0, self.width), np.float32)
+        rows: list[Features] = await self._in_time(asyncio.gather(*self.model.submit(kind, inputs)))
+        return np.stack(rows)
+
+    async def _in_time(self, waiting: asyncio.Future[T]) -> T:
+        try:
+            return await asyncio.wait_for(waiting, self.options.request_s)
+        except asyncio.TimeoutError:
+            text = f"no answer within {self.options.request_s:g} s; the server has too much to do"
+            raise overloaded("timeout", text, 5) from None
+
+
+def _place(param: str, number: int, count: int) -> str:
+    return param if count == 1 else f"{param}[{number}]"

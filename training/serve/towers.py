@@ -1,0 +1,266 @@
+"""The towers behind the server, and what they read: inputs are prepared by many threads, and computed by one.
+
+Two engines compute the same features to about 1e-6:
+
+    onnx     onnxruntime on the CPU, on the files that `export --to onnx` writes; exported once per checkpoint into the
+             cache, so that the next start takes seconds. Needs the extra `onnx`.
+    torch    as everywhere else, on any device
+
+`auto` is torch on a GPU, onnxruntime on a CPU where it is installed, else torch (DECISIONS.md has the figures).
+
+Limits: a tokenizer of `tokenizers` is not safe in several threads, hence a lock around it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from training.config import to_dict
+from training.data.index import default_cache
+from training.data.transforms import FORMATS, UnreadableImage, decode, grid_boxes, input_boxes, prepare, square
+from training.errors import ConfigError
+from training.outputs.checkpoint import Checkpoint
+from training.use.load import Boxes, Loaded, load, open_sized
+
+if TYPE_CHECKING:
+    from training.config import Config
+
+LOG = logging.getLogger(__name__)
+
+Engine = Literal["auto", "onnx", "torch"]
+Features = npt.NDArray[np.float32]
+"""[N, D] unit rows."""
+
+_EXPORT_VERSION = 1
+"""Raised when the export of the same towers writes other files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as the image tower takes it: uint8 [3, S, S], and boxes [R, 4] in its pixels, the whole image last."""
+
+    pixels_3SS: npt.NDArray[np.uint8]
+    boxes_R4: npt.NDArray[np.float32]
+
+
+Tokens = Sequence[int]
+"""Ids of a text with its marks."""
+
+
+class Towers(Protocol):
+    """Both query towers on prepared inputs. One thread calls them."""
+
+    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+        """Unit rows [N, D]."""
+        ...
+
+    def encode_texts(self, texts: Sequence[Tokens]) -> Features:
+        """Unit rows [N, D]."""
+        ...
+
+
+class Reader:
+    """Prepares inputs as the checkpoint's training read them. Any number of threads may call it."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, max_pixels: int, boxes_of: Callable[[bytes], Boxes] | None = None
+    ) -> None:
+        """boxes_of: makes the boxes of a picture that comes without, from its file's content; None for the grid."""
+        prepare()
+        config = checkpoint.config
+        self.config: Config = config
+        self._max_pixels = min(max_pixels, config.data.max_pixels)
+        self._boxes_of = boxes_of
+        self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
+
+    def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
+        """A picture from its file's content, with boxes in its pixels or `boxes_of`'s. Raises UnreadableImage."""
+        if boxes is None and self._boxes_of is not None:
+            sides(content, self._max_pixels)  # before anybody decodes it
+            boxes = self._boxes_of(content)
+        config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
+        opened = open_sized(config, content, boxes)
+        return Picture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
+
+    def boxes(self, content: bytes) -> tuple[int, int, list[list[float]]]:
+        """Width, height, and the regions that the tower looks at, in pixels. Raises UnreadableImage."""
+        width, height = sides(content, self._max_pixels)
+        most = self.config.data.max_boxes
+        if self._boxes_of is not None:
+            return width, height, [list(map(float, box)) for box in self._boxes_of(content)[:most]]
+        boxes_R4 = grid_boxes(width, height, most)
+        return width, height, boxes_R4.tolist() if len(boxes_R4) > 1 else []
+
+    def region(self, content: bytes, box: Sequence[float]) -> list[Picture]:
+        """What is embedded of one box (x1 y1 x2 y2) of a picture; its feature is that of their mean.
+
+        The crop as a picture of its own, and for a tower with regions also the whole picture with this box as its only
+        one, as `eval --task regions` measures both (`crop`, `alone`). DECISIONS.md says why. Raises UnreadableImage.
+        """
+        size, most = self.config.data.image_size, self.config.data.max_boxes
+        image = decode(content, self._max_pixels)
+        height, width = image.shape[1:]
+        x1, y1, x2, y2 = (float(side) for side in box)
+        left, top = max(0, min(int(x1), width - 1)), max(0, min(int(y1), height - 1))
+        right, bottom = max(left + 1, min(round(x2), width)), max(top + 1, min(round(y2), height))
+        cut = square(image[:, top:bottom, left:right], size).contiguous().numpy()
+        crop = Picture(cut, input_boxes(None if most else [], size, size, size, most))
+        if most == 0:
+            return [crop]
+        boxes_R4 = input_boxes([left, top, right, bottom], width, height, size, 1)
+        return [Picture(square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
+
+    def tokens(self, text: str) -> Tokens:
+        """Ids of a text; what is longer than the towers read is cut."""
+        with self._alone:
+            return self._tokenizer.encode(text, self.config.data.max_tokens)
+
+
+def sides(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """(width, height) of a picture by its header. Raises UnreadableImage, also above `max_pixels`."""
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=(*FORMATS, "JPEG")) as image:
+            width, height = int(image.width), int(image.height)
+    except Exception:  # Pillow raises many types on damage
+        raise UnreadableImage(f"no picture: it begins with the bytes {content[:4].hex()}") from None
+    if width * height > max_pixels:
+        raise UnreadableImage(f"{width} x {height} pixels, {max_pixels:,} are allowed")
+    return width, height
+
+
+class TorchTowers:
+    """The towers of a loaded checkpoint on its device."""
+
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+
+    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+        """Unit rows [N, D]."""
+        import torch
+
+        loaded = self._loaded
+        images = [torch.from_numpy(picture.pixels_3SS) for picture in pictures]
+        with torch.inference_mode():
+            batch = loaded.image_batch(images, [picture.boxes_R4 for picture in pictures])
+            features: Features = loaded.model.encode_image(batch.to(loaded.device)).float().cpu().numpy()
+        return features
+
+    def encode_texts(self, texts: Sequence[Tokens]) -> Features:
+        """Unit rows [N, D]."""
+        import torch
+
+        with torch.inference_mode():
+            batch = self._loaded.token_batch(texts).to(self._loaded.device)
+            features: Features = self._loaded.model.encode_text(batch).float().cpu().numpy()
+        return features
+
+
+class OnnxTowers:
+    """The towers of two ONNX files on the CPU."""
+
+    def __init__(self, files: dict[str, Path], config: Config, threads: int | None = None) -> None:
+        self._image, self._text = (_session(files[name], threads) for name in ("image", "text"))
+        about: dict[str, str] = self._image.get_modelmeta().custom_metadata_map
+        mean, std = (np.asarray(json.loads(about[f"pixel_{name}"]), np.float32) for name in ("mean", "std"))
+        self._scale, self._shift = (1 / (255 * std))[:, None, None], (mean / std)[:, None, None]
+        self._tokens = config.data.max_tokens if config.compat else 0
+
+    def encode_images(self, pictures: Sequence[Picture]) -> Features:
+        """Unit rows [N, D]."""
+        images = np.stack([picture.pixels_3SS for picture in pictures]).astype(np.float32)
+        images *= self._scale
+        images -= self._shift
+        counts = np.asarray([len(picture.boxes_R4) for picture in pictures], np.int64)
+        boxes = np.zeros((len(pictures), counts.max(), 4), np.float32)
+        for row, picture in enumerate(pictures):
+            boxes[row, : counts[row]] = picture.boxes_R4
+        return _only(self._image.run(None, {"images": images, "boxes": boxes, "n_boxes": counts}))
+
+    def encode_texts(self, texts: Sequence[Tokens]) -> Features:
+        """Unit rows [N, D]."""
+        counts = np.asarray([len(ids) for ids in texts], np.int64)
+        ids_BL = np.zeros((len(texts), max(self._tokens, counts.max())), np.int64)
+        for row, ids in enumerate(texts):
+            ids_BL[row, : counts[row]] = ids
+        return _only(self._text.run(None, {"input_ids": ids_BL, "n_tokens": counts}))
+
+
+def _only(outputs: Any) -> Features:
+    [features] = outputs
+    return np.asarray(features, np.float32)
+
+
+def _session(file: Path, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    # Threads that spin while they wait take a core from whoever reads requests and pictures meanwhile.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+def open_towers(checkpoint: Checkpoint, engine: Engine, device: str, threads: int | None = None) -> Towers:
+    """The query towers of a checkpoint.
+
+    threads: of onnxruntime; None for as many as there are cores. Raises CheckpointError, ConfigError.
+    """
+    if engine == "auto":
+        engine = _fastest(device)
+    if engine == "onnx":
+        return OnnxTowers(_exported(checkpoint), checkpoint.config, threads)
+    return TorchTowers(load(checkpoint.folder, device))
+
+
+def _fastest(device: str) -> Engine:
+    from training.device import device_of
+
+    if device_of(device).type != "cpu":
+        return "torch"
+    missing = [name for name in ("onnx", "onnxruntime", "onnxscript") if find_spec(name) is None]
+    if missing:
+        LOG.info("the towers run on torch; pip install 'wenlan[onnx]' makes them faster on a CPU")
+        return "torch"
+    return "onnx"
+
+
+def _exported(checkpoint: Checkpoint) -> dict[str, Path]:
+    """ONNX files of a checkpoint's towers in the cache, written if they are not there. Raises ConfigError, OSError."""
+    for name in ("onnx", "onnxruntime", "onnxscript"):
+        if find_spec(name) is None:
+            raise ConfigError("--engine", f"onnx needs {name}: pip install 'wenlan[onnx]'")
+    towers = checkpoint.sealed.files["towers.safetensors"]
+    described = json.dumps([_EXPORT_VERSION, towers, to_dict(checkpoint.config)], sort_keys=True)
+    folder = default_cache().parent / "onnx"
+    stem = folder / hashlib.sha256(described.encode()).hexdigest()[:32]
+    files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
+    if not all(file.is_file() for file in files.values()):
+        folder.mkdir(parents=True, exist_ok=True)
+        LOG.info("writing the towers for onnxruntime into %s; once per checkpoint", folder)
+        made = stem.with_name(f"{stem.name}-{os.getpid()}.onnx")  # another server may write the same ones
+        # In a process of its own, since the model that is traced would stay in this one's memory.
+        words = [sys.executable, "-m", "training", "export", str(checkpoint.folder), "--to", "onnx", "--out", str(made)]
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigError("--engine", f"the towers cannot be exported: {(done.stderr.splitlines() or ['?'])[-1]}")
+        for name, file in files.items():
+            made.with_name(f"{made.stem}.{name}.onnx").replace(file)
+    return files
