@@ -1,4 +1,4 @@
-"""wenlan from Python: datasets as DataFrames and pictures, checkpoints as encoders.
+"""wenlan from Python: datasets as DataFrames and pictures, checkpoints as encoders, indexes to search in.
 
     >>> import wenlan
     >>> data = wenlan.open("builds/1")              # a build's folder, its manifest, a release, or a copy of one
@@ -13,6 +13,9 @@
     >>> model = wenlan.load("runs/1")               # a run of wenlan-train fit, or a checkpoint
     >>> model.similarity(["photo.jpg"], ["红色的花", "海边的日落"]).shape
     (1, 2)
+
+    >>> wenlan.open_index("index").rows             # what wenlan-train embed --index has written
+    24
 
 This file is a facade: it is the one place that knows both halves, and nothing imports it. Importing it costs
 milliseconds; `open` needs the packages of `wenlan[pipeline]`, `load` and `Data.torch` those of `wenlan[training]`.
@@ -36,12 +39,13 @@ if TYPE_CHECKING:
     import PIL.Image
     import pyarrow.dataset
 
+    from data_specs.search.search import SearchIndex
     from data_specs.shard import Split
     from pipeline.store.frames import Filters, Frames
     from training.data.loader import Loader
     from training.use.encode import Encoder
 
-__all__ = ["Data", "clip_benchmark", "load", "open"]
+__all__ = ["Data", "clip_benchmark", "load", "open", "open_index"]
 
 _FATES = ("seen", "kept", "dropped", "known")
 
@@ -80,6 +84,24 @@ def load(checkpoint: str | Path, device: str = "auto", detector: str = "") -> En
         from training.use.encode import open_encoder
 
     return open_encoder(Path(checkpoint), device, _boxes_by(detector) if detector else None)
+
+
+def open_index(folder: str | Path) -> SearchIndex:
+    """An index as `wenlan-train embed --index` writes it: memory-mapped, so that opening takes milliseconds.
+
+    Its `search` takes a vector of the checkpoint that made the index, words, or both; `row`, `picture`, `vector` and
+    `facets` tell what it holds (data_specs/search/search.py). Raises data_specs.search.folder.IndexFault.
+
+    >>> from data_specs.search.search import Query
+    >>> index, model = wenlan.open_index("index"), wenlan.load("runs/1")
+    >>> query = Query(vector_D=model.encode_text("红色的花")[0], target="image", limit=3)
+    >>> [len(index.picture(hit.id)[0]) > 0 for hit in index.search(query).hits]
+    [True, True, True]
+    """
+    with _packages_of("search"):
+        from data_specs.search.search import SearchIndex
+
+        return SearchIndex.open(Path(folder))
 
 
 def clip_benchmark(detector: str = "") -> None:

@@ -30,11 +30,12 @@ from tests import synthetic
 from tests.places import ROOT
 from tests.stages import run_noted
 from tests.weeks import Weeks
+from training.use.indexing import Inputs, embed_index
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with builds/1, builds/2, store, copy, runs/1 and photo.jpg: what the docstrings name."""
+    """A folder with builds/1, builds/2, store, copy, runs/1, index and photo.jpg: what the docstrings name."""
     folder = tmp_path_factory.mktemp("first")
     weeks = Weeks(folder, synthetic.encode)
     for number, (snapshot, pictures) in enumerate([("2024-01-01", range(24)), ("2024-01-08", range(16, 32))], 1):
@@ -45,6 +46,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert cli.main(words) == 0
     (folder / "photo.jpg").write_bytes(synthetic.encode("jpeg", 3, (120, 90)))
     _checkpoint(folder / "runs/1")
+    inputs = Inputs(data=(str(folder / "builds/1/shards"),), cache=str(folder / "cache"))
+    embed_index(folder / "runs/1", inputs, folder / "index", device="cpu")
     return folder
 
 

@@ -1,7 +1,7 @@
 """Approximate search over millions of vectors: faiss's inverted lists of RaBitQ codes, ranked anew by the exact cosine.
 
-Vectors are rotated (so that no coordinate matters more than another), put into the cell of the nearest of about
-2 * sqrt(N) centroids, and kept there as one bit per coordinate (Gao and Long, RaBitQ, arXiv 2405.12497): a tenth of the
+Vectors are rotated (so that no coordinate matters more than another), put into the cell of the nearest of about sqrt(N)
+centroids, and kept there as one bit per coordinate (Gao and Long, RaBitQ, arXiv 2405.12497): a tenth of the
 float16 vectors' size, memory-mapped. A query looks into PROBED of the cells and returns the rows with the best
 estimates; whoever asks computes their cosines from the vectors themselves. DECISIONS.md has the figures of what else
 was tried.
@@ -38,8 +38,11 @@ _SEED = 1234
 
 
 def cells(rows: int) -> int:
-    """How many cells: a power of two near 2 * sqrt(rows), so that each trains on enough rows."""
-    return int(2 ** max(2, min(round(math.log2(2 * math.sqrt(rows))), int(math.log2(rows / _SAMPLES)))))
+    """How many cells: a power of two near sqrt(rows), and each trains on enough rows.
+
+    Twice as many would take four times as long to train.
+    """
+    return int(2 ** max(2, min(round(math.log2(math.sqrt(rows))), int(math.log2(rows / _SAMPLES)))))
 
 
 def write(path: Path, stack: Stack, present: Rows) -> None:

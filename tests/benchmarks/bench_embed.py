@@ -1,9 +1,9 @@
 """Embedding 10,000 images of shards on disk into an index, beside the towers' own rate on batches that are ready.
 
-    of_the_towers    images/s of `embed --index` from shards to a finished index / of the same towers, in this process, on
-                     batches of the same size that lie in memory. End to end: the dataset is opened, JPEGs (256 px, 20 KB)
-                     are read and decoded, both towers run, parts and the search's files are written
-    memory_growth    of the process that embeds: its largest memory in the second half of the run, over that of the first
+    of_the_towers    images/s of `embed --index` from shards to a finished index / of the same towers, in this process,
+                     on batches of the same size that lie in memory. End to end: the dataset is opened, JPEGs (256 px,
+                     20 KB) are read and decoded, both towers run, parts and the search's files are written
+    memory_growth    of the process that embeds: its largest memory in the second half of the run over that in the first
     repeated         pictures that the same command embeds again once the index is there
 
 The towers are those of recipe `demo` (MobileNetV2 at 192 px, two text layers) with random weights: the lightest that

@@ -299,6 +299,9 @@ def small_clip(folder: Path) -> Path:
     )
     CLIPModel(described).eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    described_so = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    described_so["tokenizer_class"] = "PreTrainedTokenizerFast"  # as transformers 4 knows it, which infinity wants
+    (folder / "tokenizer_config.json").write_text(json.dumps(described_so), encoding="utf-8")
     CLIPImageProcessor().save_pretrained(folder)
     return folder
 
@@ -330,7 +333,7 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
     for fault in outcome.faults[:20]:
         print(f"    {fault}", file=sys.stderr)
     return {
-        "hostile_requests": at_least(outcome.requests, count * 0.9, "requests"),
+        "hostile_requests": at_least(outcome.requests, count, "requests"),
         "hostile_faults": at_most(len(outcome.faults), 0, "answers"),
         "hostile_unwell": at_most(unwell + (not ok), 0, "times"),
         "hostile_memory_growth": at_most(after / before, 1.5 if count < 1_000 else 1.15, "x"),
@@ -344,7 +347,7 @@ def install_infinity() -> None:
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     needs = ["torch", "torchvision", "transformers>=4.47,<5", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
     needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog", "rich"]
-    needs += ["pillow", "timm", "diskcache", "requests", "einops"]
+    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp"]
     subprocess.run([*pip, *needs], check=True)
     subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)
 

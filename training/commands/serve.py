@@ -58,6 +58,12 @@ def add_serve(commands: Any) -> None:
     serve.add_argument("--engine", default="auto", choices=["auto", "onnx", "torch"], help="what computes the towers")
     serve.add_argument("--device", default="auto", help="of the engine torch")
     serve.add_argument(
+        "--detector",
+        default="",
+        metavar="NAME",
+        help="of pictures without boxes: grid, a detector, or the spec (.yaml) that has it (default: the checkpoint's)",
+    )
+    serve.add_argument(
         "--replicas", type=int, metavar="N", help="of the towers, by Ray Serve: here, or on RAY_ADDRESS's cluster"
     )
     serve.add_argument("--batch", type=int, default=16, metavar="N", help="inputs computed at once (default 16)")
@@ -80,6 +86,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     from training.serve.app import application, protected
     from training.serve.galleries import Galleries, open_given
     from training.serve.options import Options
+    from training.serve.regions import detector_of
     from training.serve.server import listen, run
     from training.serve.service import Service
 
@@ -96,8 +103,12 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
         checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
         given = open_given(arguments.index, checkpoint)
         name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
-        with _towers(checkpoint, arguments, options) as (towers, threads):
-            service = Service(name, checkpoint, towers, options, threads)
+        with (
+            detector_of(checkpoint.detector, arguments.detector) as (detected, regions),
+            _towers(checkpoint, arguments, options) as (towers, threads),
+        ):
+            LOG.info("regions of pictures that come without: %s", regions)
+            service = Service(name, checkpoint, towers, options, threads, detected.of if detected else None)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)
             LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
             run(app, bound, options)

@@ -76,7 +76,8 @@ class Regions(nn.Module):
     def forward(self, tokens_BNC: Tensor, batch: Batch) -> Tensor:
         tokens_BNC = tokens_BNC[:, self.extra :]
         side = round(tokens_BNC.shape[1] ** 0.5)
-        map_BCHW = tokens_BNC.transpose(1, 2).reshape(len(tokens_BNC), -1, side, side)
+        # shape[0], not len(): to the ONNX exporter that is a number, and every batch would be of two pictures
+        map_BCHW = tokens_BNC.transpose(1, 2).reshape(tokens_BNC.shape[0], -1, side, side)
         size = (batch.images_B3HW.shape[-2], batch.images_B3HW.shape[-1])
         with full_precision(map_BCHW.device):  # bf16 weights would move the samples
             exact = map_BCHW if map_BCHW.dtype == torch.float64 else map_BCHW.float()

@@ -25,7 +25,6 @@ import pyarrow as pa
 
 from data_specs.search.index import About, Background, IndexFault, IndexWriter, Towers
 from data_specs.search.search import SearchIndex
-from training.data.transforms import grid_boxes
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint
 from training.serve.options import MOST_PICTURES
@@ -205,8 +204,8 @@ class Galleries:
                 digest, file = hashlib.sha256(entry.picture).hexdigest(), place / entry.id
                 file.write_bytes(entry.picture)
                 size += len(entry.picture)
-                boxes_R4 = grid_boxes(wide, high, self._service.checkpoint.config.data.max_boxes)
-                row |= {"boxes": boxes_R4.ravel().tolist() if len(boxes_R4) > 1 else [], "sha256": digest}
+                boxes = self._service.reader.boxes(entry.picture)[2]
+                row |= {"boxes": [side for box in boxes for side in box], "sha256": digest}
                 row["where"] = {"path": str(file), "offset": 0, "size": len(entry.picture), "sha256": digest}
             rows.append(row)
         rows_ND = np.stack([row_D for _, row_D, _ in embedded])

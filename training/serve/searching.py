@@ -24,7 +24,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.search.index import IndexFault
 from data_specs.search.search import Filters, Hit, Query, Row, SearchIndex
-from training.data.transforms import UnreadableImage, decode, grid_boxes
+from training.data.transforms import UnreadableImage, decode
 from training.serve.embeddings import json_of
 from training.serve.galleries import Galleries, Gallery, Upload
 from training.serve.inputs import picture_of
@@ -251,7 +251,7 @@ async def _vector(
         raise bad_request("region", "a region is of `image`, or of the sample `id`", "region")
     if request.image:
         content = picture_of(request.image, "image")
-        return *await _of_picture(service, content, request.region), _seen(service, await service.sides(content))
+        return *await _of_picture(service, content, request.region), await _seen(service, content)
     if request.id:
         return await _of_sample(service, gallery, request)
     if request.text and request.mode != "words":
@@ -280,10 +280,9 @@ async def _of_sample(
     return await service.searched(lambda: gallery.index.vector(request.id, kind)), kind, seen
 
 
-def _seen(service: Service, sides: tuple[int, int]) -> dict[str, Any]:
-    boxes_R4 = grid_boxes(*sides, service.checkpoint.config.data.max_boxes)
-    boxes = boxes_R4.tolist() if len(boxes_R4) > 1 else []
-    return {"width": sides[0], "height": sides[1], "boxes": boxes}
+async def _seen(service: Service, content: bytes) -> dict[str, Any]:
+    width, height, boxes = await service.regions(content)
+    return {"width": width, "height": height, "boxes": boxes}
 
 
 def _filters(given: FiltersRequest) -> Filters:

@@ -45,10 +45,18 @@ class Embedded:
 class Service:
     """A checkpoint that answers: its reader, its model thread, and the threads that decode."""
 
-    def __init__(self, name: str, checkpoint: Checkpoint, towers: Towers, options: Options, threads: int = 1) -> None:
+    def __init__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        towers: Towers,
+        options: Options,
+        threads: int = 1,
+        boxes_of: Callable[[bytes], Boxes] | None = None,
+    ) -> None:
         self.name, self.checkpoint, self.options = name, checkpoint, options
         self.metrics = Metrics()
-        self.reader = Reader(checkpoint, options.pixels)
+        self.reader = Reader(checkpoint, options.pixels, boxes_of)
         self.model = Model(towers, options, self.metrics, threads)
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="wenlan-decode")
         self._searchers = ThreadPoolExecutor(options.searchers, thread_name_prefix="wenlan-search")
@@ -124,10 +132,12 @@ class Service:
         if not (0 <= x1 < x2 <= width + 0.5 and 0 <= y1 < y2 <= height + 0.5):
             text = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}] is no box within the picture's {width} x {height} pixels"
             raise bad_request("region", text, param)
-        with self.model.admit("image", 1):
+        with self.model.admit("image", 2):
             opened = await self._opened(lambda: self.reader.region(content, box), param)
-            rows_ND = await self._computed("image", [opened])
-        return np.asarray(rows_ND[0])
+            rows_ND = await self._computed("image", opened)
+        mean_D = rows_ND.mean(axis=0)
+        feature_D: Features = mean_D / max(float(np.linalg.norm(mean_D)), 1e-12)
+        return feature_D
 
     async def readable(self, content: bytes, param: str = "files") -> tuple[int, int]:
         """(width, height) of a picture that can be decoded. Raises Refused."""
@@ -137,6 +147,10 @@ class Service:
             return int(image.shape[2]), int(image.shape[1])
 
         return await self._opened(decoded, param)
+
+    async def regions(self, content: bytes, param: str = "image") -> tuple[int, int, list[list[float]]]:
+        """Width, height, and the regions that the tower looks at. Raises Refused."""
+        return await self._opened(lambda: self.reader.boxes(content), param)
 
     async def sides(self, content: bytes, param: str = "image") -> tuple[int, int]:
         """(width, height) of a picture. Raises Refused."""

@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -32,7 +32,7 @@ import numpy.typing as npt
 
 from training.config import to_dict
 from training.data.index import default_cache
-from training.data.transforms import FORMATS, UnreadableImage, decode, input_boxes, prepare, square
+from training.data.transforms import FORMATS, UnreadableImage, decode, grid_boxes, input_boxes, prepare, square
 from training.errors import ConfigError
 from training.outputs.checkpoint import Checkpoint
 from training.use.load import Boxes, Loaded, load, open_sized
@@ -77,36 +77,53 @@ class Towers(Protocol):
 class Reader:
     """Prepares inputs as the checkpoint's training read them. Any number of threads may call it."""
 
-    def __init__(self, checkpoint: Checkpoint, max_pixels: int) -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, max_pixels: int, boxes_of: Callable[[bytes], Boxes] | None = None
+    ) -> None:
+        """boxes_of: makes the boxes of a picture that comes without, from its file's content; None for the grid."""
         prepare()
         config = checkpoint.config
         self.config: Config = config
         self._max_pixels = min(max_pixels, config.data.max_pixels)
+        self._boxes_of = boxes_of
         self._tokenizer, self._alone = checkpoint.tokenizer, threading.Lock()
 
     def picture(self, content: bytes, boxes: Boxes | None = None) -> Picture:
-        """A picture from the bytes of its file, with boxes in its pixels (None: the grid). Raises UnreadableImage."""
+        """A picture from its file's content, with boxes in its pixels or `boxes_of`'s. Raises UnreadableImage."""
+        if boxes is None and self._boxes_of is not None:
+            sides(content, self._max_pixels)  # before anybody decodes it
+            boxes = self._boxes_of(content)
         config = replace(self.config, data=replace(self.config.data, max_pixels=self._max_pixels))
         opened = open_sized(config, content, boxes)
         return Picture(opened.image_3SS.contiguous().numpy(), opened.boxes_R4)
 
-    def region(self, content: bytes, box: Sequence[float]) -> Picture:
-        """One box (x1 y1 x2 y2) of a picture as a query of its own. Raises UnreadableImage.
+    def boxes(self, content: bytes) -> tuple[int, int, list[list[float]]]:
+        """Width, height, and the regions that the tower looks at, in pixels. Raises UnreadableImage."""
+        width, height = sides(content, self._max_pixels)
+        most = self.config.data.max_boxes
+        if self._boxes_of is not None:
+            return width, height, [list(map(float, box)) for box in self._boxes_of(content)[:most]]
+        boxes_R4 = grid_boxes(width, height, most)
+        return width, height, boxes_R4.tolist() if len(boxes_R4) > 1 else []
 
-        For a tower with regions it is the picture with this box as its only one, as `eval --task regions` measures it
-        (`alone`); a tower without regions gets the crop. DECISIONS.md says why.
+    def region(self, content: bytes, box: Sequence[float]) -> list[Picture]:
+        """What is embedded of one box (x1 y1 x2 y2) of a picture; its feature is that of their mean.
+
+        The crop as a picture of its own, and for a tower with regions also the whole picture with this box as its only
+        one, as `eval --task regions` measures both (`crop`, `alone`). DECISIONS.md says why. Raises UnreadableImage.
         """
-        size = self.config.data.image_size
+        size, most = self.config.data.image_size, self.config.data.max_boxes
         image = decode(content, self._max_pixels)
         height, width = image.shape[1:]
         x1, y1, x2, y2 = (float(side) for side in box)
         left, top = max(0, min(int(x1), width - 1)), max(0, min(int(y1), height - 1))
         right, bottom = max(left + 1, min(round(x2), width)), max(top + 1, min(round(y2), height))
-        if self.config.data.max_boxes == 0:
-            crop = square(image[:, top:bottom, left:right], size)
-            return Picture(crop.contiguous().numpy(), input_boxes([], size, size, size, 0))
+        cut = square(image[:, top:bottom, left:right], size).contiguous().numpy()
+        crop = Picture(cut, input_boxes(None if most else [], size, size, size, most))
+        if most == 0:
+            return [crop]
         boxes_R4 = input_boxes([left, top, right, bottom], width, height, size, 1)
-        return Picture(square(image, size).contiguous().numpy(), boxes_R4[:1])
+        return [Picture(square(image, size).contiguous().numpy(), boxes_R4[:1]), crop]
 
     def tokens(self, text: str) -> Tokens:
         """Ids of a text; what is longer than the towers read is cut."""

@@ -125,7 +125,7 @@ class _Map(nn.Module):
         inner: Any = getattr(self.inner, "forward_features", self.inner)
         x = inner(x)
         if self.side:
-            return x[:, self.extra :].transpose(1, 2).reshape(len(x), -1, self.side, self.side)
+            return x[:, self.extra :].transpose(1, 2).reshape(x.shape[0], -1, self.side, self.side)
         return x.permute(0, 3, 1, 2) if self.last else x
 
 

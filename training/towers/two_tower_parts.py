@@ -143,7 +143,7 @@ class _TextLayer(_Layer):
             seen = present(batch.n_tokens_B, length)[:, None, None, :]
         else:
             places = torch.arange(length, device=x_BLC.device)
-            seen = (places[:, None] >= places).expand(len(x_BLC), 1, length, length)
+            seen = (places[:, None] >= places).expand(x_BLC.shape[0], 1, length, length)
         if not self.additive:
             return seen
         lowest = torch.finfo(x_BLC.dtype).min
@@ -225,6 +225,6 @@ class TextPool(nn.Module):
         elif self.pool == "last":
             pooled_BC = x_BLC[:, -1]
         else:
-            pooled_BC = x_BLC[torch.arange(len(x_BLC), device=x_BLC.device), batch.n_tokens_B.clamp(min=1) - 1]
+            pooled_BC = x_BLC[torch.arange(x_BLC.shape[0], device=x_BLC.device), batch.n_tokens_B.clamp(min=1) - 1]
         feature_BD: Tensor = self.projection(pooled_BC if self.norm is None else self.norm(pooled_BC))
         return feature_BD

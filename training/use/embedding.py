@@ -127,7 +127,7 @@ class _Reader:
         batch = self._batch([entry for entry, _ in sound], [opened for _, opened in sound])
         if self.slots is None:
             return _Made(batch, facts)
-        tensors = [getattr(batch, name) for name in _sent()]
+        tensors = [getattr(batch, name).contiguous() for name in _sent()]  # blanks of a Batch are expanded
         return _Made(InSlot(self.slots, turn.slot, self.slots.write(turn.slot, tensors)), facts)
 
     def room(self, rows: int) -> int:

@@ -229,8 +229,16 @@ def _write_onnx(
             dynamo=True,
         )
         assert program is not None
+        fixed = [name for name in axes if not _is_free(program.model.graph, name, len(axes[name]))]
+        assert not fixed, f"the exporter fixed the size of {fixed}: some code takes it for a number"
         program.model.metadata_props.update(about)
         program.save(temporary, external_data=False)
+
+
+def _is_free(graph: Any, name: str, axes: int) -> bool:
+    """Whether an input's leading axes have no fixed size, if the graph has that input: a tower may not look at it."""
+    shapes = [given.shape for given in graph.inputs if given.name == name]
+    return not any(isinstance(shape[axis], int) for shape in shapes for axis in range(axes))
 
 
 @contextlib.contextmanager

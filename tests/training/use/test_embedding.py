@@ -51,6 +51,17 @@ def test_parts_come_in_order_with_their_rows_in_order(loaded: Loaded, tmp_path: 
     assert [part.text_ND for part in parts] == [None, None]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_texts_alone_come_through_worker_processes_too(loaded: Loaded, tmp_path: Path, workers: int) -> None:
+    lines = [chr(0x4E00 + number) * (1 + number % 5) for number in range(40)]
+    source = texts(tmp_path, lines)
+    parts = list(embed_units(loaded, source, source.units(15), workers=workers))
+    assert [caption for part in parts for caption in part.rows["caption"].to_pylist()] == lines
+    features = np.concatenate([part.text_ND for part in parts if part.text_ND is not None])
+    expected = open_encoder(loaded.checkpoint.folder, "cpu").encode_text(lines)
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
 def test_texts_of_like_length_go_together_and_come_back_in_their_order(
     loaded: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

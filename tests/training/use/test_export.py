@@ -87,6 +87,96 @@ def test_onnx_towers_equal_torch_at_other_sizes_than_they_were_traced_with(
         np.testing.assert_allclose(found, model.encode_text(of_text).numpy(), atol=1e-5)
 
 
+BERT = (
+    "text.encoder=bert_text",
+    "text.backbone_width=32",
+    "text.backbone_layers=2",
+    "text.frozen_layers=1",
+    "text.backbone_heads=4",
+    "text.backbone_ffn=48",
+    "text.vocab_size=8192",
+)
+
+
+def of_transformers(family: str, *overrides: str) -> tuple[str, ...]:
+    """Both towers of a family of transformers, small, with BriVL's regions beside the image tower's own pool."""
+    vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    vision |= {"patch_size": 16} | ({"num_patches": 16} if family == "siglip2" else {"image_size": 64})
+    text = {"projection_size": 32, "pad_token_id": 0} if family.startswith("siglip") else {"eos_token_id": 3}
+    return (
+        "image.encoder=clip_image",
+        f"image.backbone=transformers/{family}",
+        f"image.backbone_options={json.dumps(vision)}",
+        "text.encoder=clip_text",
+        f"text.backbone={family}",
+        f"text.backbone_options={json.dumps(text)}",
+        *(f"text.{name}" for name in ("backbone_width=32", "backbone_layers=2", "backbone_heads=4", "backbone_ffn=48")),
+        "text.frozen_layers=1",
+        "text.vocab_size=8192",
+        *overrides,
+    )
+
+
+KINDS = {
+    "compat": ("compat=brivl-1.0", *BERT),
+    "convolutions and positions": (
+        "image.backbone=timm/test_resnet",
+        "image.frozen_stages=2",
+        "image.box_embedding=true",
+        "image.position_embedding=true",
+        "text.position_embedding=true",
+        *BERT,
+    ),
+    "patches": ("image.backbone=timm/test_vit", "image.frozen_stages=2", *BERT),
+    **{family: of_transformers(family) for family in ("clip", "chinese_clip", "siglip", "siglip2")},
+    "clip without regions": of_transformers("clip", "data.max_boxes=0"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_onnx_towers_of_every_kind_equal_torch(kind: str, tmp_path: Path) -> None:
+    """Regions are pooled in the graph: any number of boxes, of pictures and of tokens, and those that only pad."""
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    config = resolve("tiny", KINDS[kind])
+    model = BriVL(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # what begins at zero, such as a region's addition, must count too
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    state, optimizer = RunState(1, 8, 0, (), (), "grid"), build_optimizer(model, config.optim)
+    folder = save(tmp_path / "run", model, optimizer, config, load_tokenizer("gb2312"), state, 1)
+    export(folder, "onnx", tmp_path / "m")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3
+    image, text = (runtime.InferenceSession(tmp_path / f"m.{name}.onnx", options) for name in ("image", "text"))
+    generator = torch.Generator().manual_seed(0)
+    most = config.data.max_tokens
+    for count, boxes, length in ((1, 1, 3), (2, 3, 5), (5, 5, most), (3, 1, most)):
+        boxes = boxes if config.data.max_boxes else 1
+        corners = torch.rand(count, boxes, 2, 2, generator=generator) * 64
+        given = {
+            "images": torch.randn(count, 3, 64, 64, generator=generator),
+            "boxes": torch.cat([corners.amin(2), corners.amax(2)], -1),
+            "n_boxes": torch.linspace(boxes, 1, count).long(),
+            "input_ids": torch.randint(4, 8000, (count, length), generator=generator),
+            "n_tokens": torch.linspace(length, 2, count).long(),
+        }
+        of_image = Batch.of(images_B3HW=given["images"], boxes_BR4=given["boxes"], n_boxes_B=given["n_boxes"])
+        of_text = Batch.of(token_ids_BL=given["input_ids"], n_tokens_B=given["n_tokens"])
+        for session, expected in ((image, model.encode_image(of_image)), (text, model.encode_text(of_text))):
+            names = {wanted.name for wanted in session.get_inputs()}
+            [found] = session.run(None, {name: given[name].numpy() for name in names})
+            np.testing.assert_allclose(found, expected.detach().numpy(), atol=1e-4)
+    if config.data.max_boxes and count > 1:
+        moved = {**given, "boxes": given["boxes"].roll(1, 0) * 0.5}
+        names = {wanted.name for wanted in image.get_inputs()}
+        [other] = image.run(None, {name: moved[name].numpy() for name in names})
+        [same] = image.run(None, {name: given[name].numpy() for name in names})
+        assert np.abs(other - same).max() > 1e-4  # the boxes are looked at
+
+
 def test_onnx_without_its_packages_says_what_to_install(
     saved: tuple[Path, BriVL, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
