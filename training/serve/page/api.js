@@ -23,7 +23,7 @@ async function ask(path, { signal, limit = LIMIT_MS, ...rest } = {}) {
   const late = AbortSignal.timeout(limit);
   let answer;
   try {
-    answer = await fetch(here(path), { ...rest, signal: signal ? AbortSignal.any([signal, late]) : late, redirect: "error" });
+    answer = await fetch(here(path), { ...rest, signal: signal ? (AbortSignal.any?.([signal, late]) ?? signal) : late, redirect: "error" });
     if (answer.ok) return await answer.json();
   } catch (error) {
     if (signal?.aborted) throw signal.reason;

@@ -69,7 +69,7 @@ export function card(hit, query, actions, settings) {
   const foot = h("div", { class: "under" });
   if (!asText) foot.append(h("p", { class: "caption", lang: "zh", title: hit.text.slice(0, LONGEST) }, marked(hit.text.slice(0, LONGEST), query)));
   const row = h("div", { class: "row" }, closeness(hit, settings), h("span", { class: "space" }));
-  if (hit.copies > 0 && hit.leader) row.append(copiesButton(hit, item, actions));
+  if (hit.copies > 0 && hit.leader && !query.copies) row.append(copiesButton(hit, item, actions));
   if (asText) row.append(h("button", { type: "button", class: "tool", title: t("like"), "aria-label": `${t("like")}: ${spoken(hit)}`, on: { click: () => actions.like(hit) } }, icon("like")));
   foot.append(row);
   item.append(foot);

@@ -101,7 +101,13 @@ def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path
     async def work(page: Any) -> None:
         with command(made.checkpoint, environment={"WENLAN_TOKEN": token}) as server:
             visitor = Visitor(page, server.url)
-            await visitor.open(f"/?token={token}")
+            await visitor.open("/")
+            assert "This server asks for a token." in (await visitor.texts("#notice"))[0]
+            assert await page.serious() == []
+            await page.run("document.querySelector('#notice input').focus()")
+            await page.write(token)
+            await page.press("Enter")
+            await page.wait("document.querySelector('.empty')")
             assert await page.run("location.search") == "", "the token stays in no address"
             assert (await visitor.texts(".empty"))[0].startswith("This server has no collection yet.")
             await page.say("Network.clearBrowserCookies")
@@ -109,8 +115,7 @@ def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path
             (tmp_path / "verses.txt").write_text("\n".join(VERSES), encoding="utf-8")
             await page.choose("#own-text", tmp_path / "verses.txt")
             await page.wait("document.querySelector('.news')?.innerText.includes('asks for a token')")
-            await visitor.page.run("location.assign('./?token=" + token + "')")
-            await page.wait("document.querySelector('.empty')")
+            await visitor.open(f"/?token={token}")
             await page.click(".empty button")
             await page.choose("#own-text", tmp_path / "verses.txt")
             await page.wait("document.querySelector('.news .good')")
