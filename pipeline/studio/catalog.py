@@ -13,14 +13,15 @@ Limits: one process; DuckDB keeps within MEMORY and spills beyond it. A search r
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import fsspec
 import pyarrow as pa
@@ -32,7 +33,10 @@ from pipeline.files.folder import Folder
 from pipeline.records import sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, Part
-from pipeline.studio.facets import SORTS, Facet, Filters, facets
+from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
+
+if TYPE_CHECKING:
+    from pipeline.studio.similar import Similar
 
 MEMORY = "450MB"
 """What DuckDB may take: with the process itself, less than 1 GB for any number of candidates."""
@@ -54,17 +58,14 @@ SHOWN = ("subject", "id", "fetch_id", "source", "page_url", "url", "stage", "kep
 
 @dataclass(frozen=True)
 class Source:
-    """A file of decisions. build: None for samples of a release whose build is not at hand. shard: where the samples
-    that it decides on are stored, of stage `shard`."""
+    """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is not at hand,
+    or of a search index. shard: where the samples that it decides on are stored, of stage `shard`."""
 
     part: Part
     build: Build | None
     stage: str
     shard: tuple[Folder, ShardFiles] | None = None
-
-    @property
-    def of_samples(self) -> bool:
-        return self.build is None
+    layout: Literal["decisions", "samples", "index"] = "decisions"
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,21 @@ def sources_of_place(frames: Frames) -> tuple[Source, ...]:
     sources.sort(key=lambda source: order[source.stage])  # stable: builds and partitions stay in their order
     if frames.dataset is not None:
         shards = zip(frames.shards, frames.parts(SAMPLES), strict=True)
-        sources += [Source(part, None, "shard", own) for own, part in shards if part.build not in builds]
+        sources += [Source(part, None, "shard", own, "samples") for own, part in shards if part.build not in builds]
     return tuple(sources)
+
+
+def sources_of_index(similar: Similar) -> tuple[Source, ...]:
+    """The files of a search index, of which each row is a kept sample."""
+    from data_specs.search.index import read_index
+    from data_specs.search.rows import ROWS
+
+    folder, found = Folder(str(similar.folder)), []
+    for own in read_index(similar.folder).parts:
+        file = own.files["metadata"]
+        part = Part(folder, file.path, file.bytes, similar.index.about.name, ROWS, "manifest")
+        found.append(Source(part, None, "shard", None, "index"))
+    return tuple(found)
 
 
 class Catalog:
@@ -99,11 +113,13 @@ class Catalog:
     scratch: a local folder for what does not fit into memory. scores: names of the filters whose scores are columns.
     """
 
-    def __init__(self, frames: Frames, scratch: Path, scores: Sequence[str] = ()) -> None:
+    def __init__(
+        self, frames: Frames, scratch: Path, scores: Sequence[str] = (), sources: tuple[Source, ...] | None = None
+    ) -> None:
         import duckdb
 
         self.frames, self.scores = frames, tuple(scores)
-        self.sources = sources_of_place(frames)
+        self.sources = sources_of_place(frames) if sources is None else sources
         self.facets: dict[str, Facet] = facets(scores, several=len({source.part.build for source in self.sources}) > 1)
         self.ready = False
         self._lock = threading.Lock()
@@ -154,27 +170,42 @@ class Catalog:
             rows: list[tuple[Any, ...]] = cursor.execute(sql, list(values)).fetchall()
             return rows
 
-    def counts(self, filters: Filters, names: Sequence[str] = ()) -> Counts:
+    def counts(self, filters: Filters, names: Sequence[str] | None = None) -> Counts:
         """Counts of the facets `names` (all that there are yet), each over what the other facets choose."""
-        where, values = self._where(filters)
-        total = self._total()
-        matching = self.query(f"SELECT count(*) FROM c WHERE {where}", values)[0][0] if where != "true" else total
-        counted: dict[str, list[tuple[str, int]]] = {}
-        for name in names or self.facets:
+        counted = {}
+        for name in self.facets if names is None else names:
             facet = self.facets[name]
-            if facet.prepared and not self.ready:
-                continue
-            where, values = self._where(filters.without(name))
-            sql = f"SELECT {facet.expression} AS value, count(*) FROM c WHERE {where} GROUP BY value ORDER BY 2 DESC, 1"
-            rows = self.query(f"{sql} LIMIT 200", values)
-            counted[name] = self._ordered(facet, rows)
-        return Counts(total, matching, counted)
+            if self.ready or not facet.prepared:
+                counted[name] = self._ordered(facet, self._counted(facet, filters.without(name)))
+        return Counts(sum(self._cube.values()), self._matching(filters), counted)
 
-    def _total(self) -> int:
-        return int(self.query("SELECT count(*) FROM c")[0][0])
+    def _matching(self, filters: Filters) -> int:
+        if _in_cube(filters):
+            return sum(count for values, count in self._cube.items() if _chosen(filters, values))
+        where, given = self._where(filters)
+        return int(self.query(f"SELECT count(*) FROM c WHERE {where}", given)[0][0])
 
-    def _ordered(self, facet: Facet, rows: list[tuple[Any, ...]]) -> list[tuple[str, int]]:
-        counted = [(str(value), int(count)) for value, count in rows]
+    def _counted(self, facet: Facet, filters: Filters) -> list[tuple[str, int]]:
+        """Counts of the values of a facet, the most frequent first."""
+        if facet.name in CUBE and _in_cube(filters):
+            counts: Counter[str] = Counter()
+            at = CUBE.index(facet.name)
+            for values, count in self._cube.items():
+                if _chosen(filters, values):
+                    counts[values[at]] += count
+            return sorted(counts.items(), key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
+        where, given = self._where(filters)
+        sql = f"SELECT {facet.expression} AS value, count(*) FROM c WHERE {where} GROUP BY value ORDER BY 2 DESC, 1"
+        return [(str(value), int(count)) for value, count in self.query(f"{sql} LIMIT {MOST_VALUES}", given)]
+
+    @functools.cached_property
+    def _cube(self) -> dict[tuple[str, ...], int]:
+        """Counts of the decisions by the values of CUBE together: one scan, and few numbers whatever is decided."""
+        columns = ", ".join(CUBE)
+        rows = self.query(f"SELECT {columns}, count(*) FROM c GROUP BY {columns}")
+        return {tuple(map(str, values)): int(count) for *values, count in rows}
+
+    def _ordered(self, facet: Facet, counted: list[tuple[str, int]]) -> list[tuple[str, int]]:
         if facet.order == "count":
             return counted
         stages = list(self.frames.builds[0].stages) if self.frames.builds else []
@@ -263,8 +294,8 @@ class Catalog:
         return [int(row[0]) for row in self.query(sql, values)]
 
     def at(self, candidate_ids: Sequence[str]) -> dict[str, int]:
-        """Places of candidates by id: of one that was decided twice where it was kept, else the first."""
-        heads = {int(name[:16], 16): name for name in candidate_ids if re.fullmatch("[0-9a-f]{64}", name)}
+        """Places of candidates by id or key: of one that was decided twice where it was kept, else the first."""
+        heads = {int(name[:16], 16): name for name in candidate_ids if re.fullmatch("[0-9a-f]{32,64}", name)}
         if not heads:
             return {}
         sql = f"SELECT cid, min(pos) FROM c WHERE cid IN ({', '.join('?' * len(heads))}) GROUP BY cid"
@@ -292,11 +323,10 @@ class Catalog:
                 count = file.metadata.row_group(group).num_rows
                 here = [n - first for n in numbers if first <= n < first + count]
                 if here:
-                    columns = SAMPLE_COLUMNS if source.of_samples else SHOWN
+                    columns = _LISTED[source.layout]
                     table = file.read_row_group(group, columns=list(columns)).take(pa.array(here))
                     for at, row in zip(here, table.to_pylist(), strict=True):
-                        shown = as_decision(row) if source.of_samples else row
-                        yield first + at, {**shown, "build": source.part.build}
+                        yield first + at, {**_AS_DECISION[source.layout](row), "build": source.part.build}
                 first += count
 
     def _rows_of(self, number: int) -> int:
@@ -320,31 +350,36 @@ class Catalog:
 
     def _decisions(self) -> str:
         """SQL of all decisions, with `pos` and `build`."""
-        own = [s.part.url for s in self.sources if not s.of_samples]
-        samples = [s.part.url for s in self.sources if s.of_samples]
-        selects = []
-        if own:
-            selects.append(
-                f"SELECT (file_index::UBIGINT << 32) | file_row_number::UBIGINT AS pos, file_index AS number, "
-                f"subject, id, fetch_id, source, page_url, url, stage, kept, reason, evidence, duplicate_of, text "
-                f"FROM {parquet(own)}"
-            )
-        if samples:
-            selects.append(
-                f"SELECT ((file_index + {len(own)})::UBIGINT << 32) | file_row_number::UBIGINT, file_index + {len(own)}, "
-                "'candidate', candidate_id, sha256(image_url), source, page_url, image_url, 'shard', true, '', '', '', "
-                f"texts[1].text FROM {parquet(samples)}"
-            )
+        selects, first = list[str](), 0
+        for layout, columns in _SELECTED.items():
+            urls = [source.part.url for source in self.sources if source.layout == layout]
+            if urls:
+                number = f"file_index + {first}"
+                pos = f"(({number})::UBIGINT << 32) | file_row_number::UBIGINT"
+                selects.append(f"SELECT {pos} AS pos, {number} AS number, {columns} FROM {parquet(urls)}")
+            first += len(urls)
         if not selects:
             nothing = [f"NULL::{kind} AS {name}" for name, kind in _NOTHING]
             selects.append(f"SELECT {', '.join(nothing)} WHERE false")
-        return f"SELECT d.*, s.build FROM ({' UNION ALL '.join(selects)}) d JOIN sources s USING (number)"
+        return f"SELECT d.*, s.build FROM ({' UNION ALL BY NAME '.join(selects)}) d JOIN sources s USING (number)"
 
 
 _NOTHING = (("pos", "UBIGINT"), ("number", "UBIGINT"), *((n, "BOOLEAN" if n == "kept" else "VARCHAR")
             for n in SHOWN if n != "reasons"))  # fmt: skip
 
 _FATE = "CASE WHEN kept THEN 'kept' WHEN reason = 'known' THEN 'known' ELSE 'dropped' END AS fate"
+
+
+CUBE = ("fate", "reason", "stage", "source", "build", "subject")
+"""Facets that are counted together, in one scan."""
+
+
+def _in_cube(filters: Filters) -> bool:
+    return not filters.words and not filters.leader and set(filters.values) <= set(CUBE)
+
+
+def _chosen(filters: Filters, values: tuple[str, ...]) -> bool:
+    return all(values[CUBE.index(name)] in chosen for name, chosen in filters.values.items())
 
 
 def _head(column: str) -> str:
@@ -357,16 +392,50 @@ Catalog.columns_sql = (
     f"leader, subject, source, build, stage, kept, reason, {_FATE}"
 )
 
-SAMPLE_COLUMNS = ("candidate_id", "source", "page_url", "image_url", "texts")
+def id_of_index(row_id: str) -> str:
+    """The id of a row of a search index as rows here have it: a sample's key, or the sha256 of another name."""
+    return row_id if re.fullmatch("[0-9a-f]{32,64}", row_id) else sha256_hex(row_id)
 
 
-def as_decision(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of a shard's table as the decision that kept it."""
-    return {
-        "subject": "candidate", "id": row["candidate_id"], "fetch_id": sha256_hex(row["image_url"]),
-        "source": row["source"], "page_url": row["page_url"], "url": row["image_url"], "stage": "shard", "kept": True,
-        "reason": "", "reasons": [], "evidence": "", "duplicate_of": "", "text": row["texts"][0]["text"],
-    }  # fmt: skip
+def _kept(row: dict[str, Any], **own: str) -> dict[str, Any]:
+    same = {name: row[name] or "" for name in ("source", "page_url")}
+    fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}
+    return {"subject": "candidate", **same, **fate, "duplicate_of": "", **own, "fetch_id": sha256_hex(own["url"])}
+
+
+def _of_sample(row: dict[str, Any]) -> dict[str, Any]:
+    return _kept(row, id=row["candidate_id"], url=row["image_url"], text=row["texts"][0]["text"])
+
+
+def _of_index(row: dict[str, Any]) -> dict[str, Any]:
+    own = _kept(row, id=id_of_index(row["id"]), url=row["url"] or "", text=row["caption"] or "")
+    return {**own, "row_id": row["id"]}
+
+
+_AS_DECISION: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "decisions": lambda row: row,
+    "samples": _of_sample,
+    "index": _of_index,
+}
+"""A row of a file as the decision about it, by the file's layout."""
+
+_LISTED = {
+    "decisions": SHOWN,
+    "samples": ("candidate_id", "source", "page_url", "image_url", "texts"),
+    "index": ("id", "source", "page_url", "url", "caption"),
+}
+"""The columns that this needs."""
+
+_FATE_OF_KEPT = "'shard' AS stage, true AS kept, '' AS reason, '' AS evidence, '' AS duplicate_of"
+_SELECTED = {
+    "decisions": "subject, id, fetch_id, source, page_url, url, stage, kept, reason, evidence, duplicate_of, text",
+    "samples": "'candidate' AS subject, candidate_id AS id, sha256(image_url) AS fetch_id, source, page_url, "
+    f"image_url AS url, {_FATE_OF_KEPT}, texts[1].text AS text",
+    "index": "'candidate' AS subject, CASE WHEN regexp_full_match(id, '[0-9a-f]{32,64}') THEN id ELSE sha256(id) END "
+    "AS id, sha256(coalesce(url, '')) AS fetch_id, coalesce(source, '') AS source, coalesce(page_url, '') AS page_url, "
+    f"coalesce(url, '') AS url, {_FATE_OF_KEPT}, coalesce(caption, '') AS text",
+}
+"""The same in SQL."""
 
 
 def settings(scratch: Path) -> dict[str, Any]:
