@@ -295,11 +295,12 @@ class Catalog:
 
     def at(self, candidate_ids: Sequence[str]) -> dict[str, int]:
         """Places of candidates by id or key: of one that was decided twice where it was kept, else the first."""
-        heads = {int(name[:16], 16): name for name in candidate_ids if re.fullmatch("[0-9a-f]{32,64}", name)}
+        heads = {name: int(name[:16], 16) for name in candidate_ids if re.fullmatch("[0-9a-f]{32,64}", name)}
         if not heads:
             return {}
         sql = f"SELECT cid, min(pos) FROM c WHERE cid IN ({', '.join('?' * len(heads))}) GROUP BY cid"
-        return {heads[int(cid)]: int(pos) for cid, pos in self.query(sql, list(heads))}
+        place_of = {int(cid): int(pos) for cid, pos in self.query(sql, list(heads.values()))}
+        return {name: place_of[head] for name, head in heads.items() if head in place_of}
 
     def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
         """The rows at these places, in their order: columns SHOWN, with `pos` and `build`."""
@@ -470,11 +471,15 @@ def variants(term: str) -> list[str]:
     """A term in both Chinese scripts, itself first."""
     spelled = dict.fromkeys([term])
     if re.search(r"[\u3400-\u9fff]", term):
-        with contextlib.suppress(ImportError):
-            import opencc
-
-            spelled |= dict.fromkeys(str(opencc.OpenCC(way).convert(term)) for way in ("t2s", "s2t"))
+        spelled |= dict.fromkeys(str(_opencc(way).convert(term)) for way in ("t2s", "s2t"))
     return list(spelled)
+
+
+@functools.cache
+def _opencc(way: str) -> Any:
+    import opencc
+
+    return opencc.OpenCC(way)
 
 
 def _contains(column: str, term: str) -> str:

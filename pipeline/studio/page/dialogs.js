@@ -3,7 +3,7 @@
 import { ended, get, send, thumb } from "./api.js";
 import { fill, h, icon } from "./dom.js";
 import { state } from "./state.js";
-import { lang, n, say, t } from "./words.js";
+import { n, say, t } from "./words.js";
 
 /** Open a dialog with a title; returns the element that its content goes into. */
 function opened(name, title, wide = false) {
@@ -169,5 +169,3 @@ export function keys() {
   const rows = [["/", "search"], ["← → ↑ ↓", "move"], ["Home End", "ends"], ["F", "flag"], ["R", "regions"], ["M", "like"], ["V", "view"], ["W", "why"], ["Esc", "close"]];
   fill(opened("keys", t("keys")), h("dl", { class: "keys" }, rows.map(([key, name]) => [h("dt", {}, key.split(" ").map((own) => h("kbd", {}, own))), h("dd", {}, t(`key_${name}`))])));
 }
-
-export { lang };

@@ -6,7 +6,7 @@ import { asked, clear, isFiltered, state, toggle } from "./state.js";
 import { n, say, t } from "./words.js";
 
 const SHORT = 7;
-const unfolded = new Set();
+const unfolded = new Set(), telling = new Set();
 const folded = new Set(["sharpness", "entropy", "blankness", "subject", "split"]);
 
 /** Draw the pane. counts: what the server answered; changed(): the choice is another one. */
@@ -31,7 +31,8 @@ function preparing(now) {
 
 function one(facet, rows, changed, again) {
   const chosen = state.chosen.get(facet.name) ?? [];
-  if (!rows || (rows.length < 2 && !chosen.length)) return null;
+  if (rows?.length > 1) telling.add(facet.name);
+  if (!rows || (!telling.has(facet.name) && !chosen.length)) return null; // with one value there is nothing to choose
   const known = rows.filter((row) => row.value !== "" || !facet.binned);
   const blank = facet.binned ? rows.filter((row) => row.value === "") : [];
   const whole = facet.binned || unfolded.has(facet.name) || known.length <= SHORT + 1;
@@ -43,7 +44,7 @@ function one(facet, rows, changed, again) {
   }
   const most = Math.max(1, ...shown.map((row) => row.count));
   const fold = h("details", { class: `facet${facet.binned ? " binned" : ""}`, open: chosen.length > 0 || !folded.has(facet.name) },
-    h("summary", {}, h("h3", {}, say(facet)), chosen.length ? h("span", { class: "count chosen" }, String(chosen.length)) : null),
+    h("summary", {}, h("h2", {}, say(facet)), chosen.length ? h("span", { class: "count chosen" }, String(chosen.length)) : null),
     h("ul", {}, [...shown, ...blank].map((row) => h("li", {}, value(facet, row, chosen, most, changed)))),
     facet.binned || known.length <= SHORT + 1 ? null : h("button", {
       type: "button", class: "plain more",
@@ -88,7 +89,7 @@ function views(changed, told) {
   };
   const now = asked().toString();
   return h("details", { class: "facet views", open: true },
-    h("summary", {}, h("h3", {}, t("views"))),
+    h("summary", {}, h("h2", {}, t("views"))),
     state.about.views.length ? h("ul", { class: "saved" }, state.about.views.map((view) => h("li", { class: view.query === now ? "chosen" : null },
       h("button", { type: "button", class: "plain open", on: { click: () => open(view) } }, icon("star"), view.name),
       h("button", { type: "button", class: "plain drop", "aria-label": t("delete_view", { name: view.name }), on: { click: () => drop(view) } }, icon("close"))))) : null,

@@ -5,7 +5,7 @@
 // is put where it belongs.
 
 import { get, thumb } from "./api.js";
-import { fill, h, marked } from "./dom.js";
+import { h, marked } from "./dom.js";
 import { asked, state } from "./state.js";
 import { say, t } from "./words.js";
 
@@ -182,10 +182,10 @@ export class List {
           row.near ? h("b", { class: "near" }, row.near.cosine.toFixed(3)) : null,
           state.flags.has(row.key) ? h("b", { class: "flagged", title: t("flagged") }, "⚑") : null)),
       state.view === "table" ? [
-        h("p", { class: "cell stage" }, say(row.stage)),
-        h("p", { class: "cell source" }, row.source),
-        h("p", { class: "cell evidence", title: say(row.evidence) }, say(row.evidence)),
-        h("p", { class: "cell url", title: row.url }, row.url.replace(/^https?:\/\//, "")),
+        h("p", { class: "cell" }, say(row.stage)),
+        h("p", { class: "cell" }, row.source),
+        h("p", { class: "cell because", title: say(row.evidence) }, say(row.evidence)),
+        h("p", { class: "cell at", title: row.url }, row.url.replace(/^https?:\/\//, "")),
       ] : null);
   }
 
@@ -236,5 +236,3 @@ export class List {
     this.choose(to);
   }
 }
-
-export { fill };

@@ -82,7 +82,7 @@ function tools() {
     state.about.store ? h("button", { type: "button", id: "open-takedown", class: flagged ? "on" : null, title: t("flagged"), on: { click: () => dialogs.takedown(flagsChanged, takenDown) } }, icon("flag"), h("span", { class: "label" }, t("flagged")), flagged ? h("b", { class: "count" }, String(flagged)) : null) : null,
     signed ? tool("seal", "publish", () => dialogs.publish(signedOff), { id: "open-publish" }) : null,
     state.about.report ? h("a", { class: "button", href: "/report", title: t("report") }, icon("report"), h("span", { class: "label" }, t("report"))) : null,
-    h("button", { type: "button", class: "only", title: t("keys"), "aria-label": t("keys"), on: { click: dialogs.keys } }, icon("keys")),
+    h("button", { type: "button", class: "only", id: "open-keys", title: t("keys"), "aria-label": t("keys"), on: { click: dialogs.keys } }, icon("keys")),
     h("button", { type: "button", id: "language", class: "only", lang: lang() === "en" ? "zh" : "en", on: { click: translate } }, lang() === "en" ? "中文" : "EN"),
     h("button", { type: "button", id: "theme", class: "only", "aria-label": t("theme"), title: t("theme"), on: { click: () => paint(dark() ? "light" : "dark") } }, icon("moon")));
 }
@@ -158,7 +158,7 @@ function bar() {
   const sorts = state.about.sorts.filter((own) => own.name === "" || own.name === "random" || counts.prepared.state === "ready");
   const kinds = ["grid", "table"].map((name) => h("button", { type: "button", class: "plain", "aria-pressed": String(state.view === name), title: t(name), "aria-label": t(name), on: { click: () => view(name) } }, icon(name === "grid" ? "grid" : "rows")));
   fill($("bar"),
-    h("button", { type: "button", class: "phone", on: { click: () => document.body.classList.add("filtering") } }, icon("filter"), t("filters")),
+    h("button", { type: "button", class: "phone", "aria-label": t("filters"), on: { click: () => document.body.classList.add("filtering") } }, icon("filter"), h("span", { class: "label" }, t("filters"))),
     h("p", { class: "found" }, matching === total ? t("all_of_it", { total: n(total) }) : [h("b", {}, n(matching)), ` ${t("of_total", { n: "", total: n(total) })}`]),
     h("div", { class: "chips" }, chips),
     h("div", { class: "ways" },
