@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from data_specs.folding import folding, text_id
 from data_specs.shard import canonical_json
 from pipeline.files.digests import DIGEST, Digests, bytes_of, column_of, digests_of, unhex
 from pipeline.matching.sketches import SHINGLES, Sketches, bands, sketch
-from pipeline.texts.folding import folding, text_id
 
 FIELDS = pa.struct(
     [

@@ -31,6 +31,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.features import feature_id
 from pipeline.files.digests import DIGEST, column_of, digests_of, rows_of
@@ -55,7 +56,6 @@ from pipeline.store.identities import (
 from pipeline.store.partitions import Attempt, Record, StageDir
 from pipeline.store.rewrite import Rewrite
 from pipeline.store.stage import Stage, StageFile
-from pipeline.texts.folding import normals
 
 VERDICT_SCHEMA = pa.schema(
     [

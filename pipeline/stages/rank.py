@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.folding import normals
 from pipeline import pulse
 from pipeline.files.digests import Digests, column_of, digests_of, unhex
 from pipeline.matching import text_rows
@@ -26,7 +27,6 @@ from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, pairs_of, run_name, sorte
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
 from pipeline.store.stage import Stage, StageFile
-from pipeline.texts.folding import normals
 from pipeline.urls import domain_key
 
 RUN = 100_000

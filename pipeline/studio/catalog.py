@@ -96,7 +96,7 @@ def sources_of_place(frames: Frames) -> tuple[Source, ...]:
 
 def sources_of_index(similar: Similar) -> tuple[Source, ...]:
     """The files of a search index, of which each row is a kept sample."""
-    from data_specs.search.index import read_index
+    from data_specs.search.folder import read_index
     from data_specs.search.rows import ROWS
 
     folder, found = Folder(str(similar.folder)), []

@@ -6,20 +6,17 @@ the shortest chain of dictionary words that covers the text, and that chain take
 
 `weight` is the length of a text in Han characters where Latin words stand among them, and needs no dictionary.
 
-jieba's dictionary is read once per process (0.8 s). Limits: `words_of` guesses words that the dictionary lacks (names)
+Limits: `words_of` guesses words that the dictionary lacks (names)
 by jieba's hidden Markov model; `count_words` does not.
 """
 
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import re
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any
+
+from data_specs.segmenter import segmenter
 
 _BLOCK = re.compile(r"[\u4e00-\u9fd5a-zA-Z0-9+#&._%\-]+")
 """A block: Han characters, Latin letters, digits and a few marks in a row. For jieba no word spans two blocks."""
@@ -29,10 +26,6 @@ LATIN = re.compile("[0-9A-Za-z\u00c0-\u024f]+")
 
 LATIN_WEIGHT = 4 / 3
 """Han characters that say what a Latin word does: four stand for three English words."""
-
-
-CACHE_ROOM = 64 << 20
-"""Bytes free in the temporary folder from which on jieba may keep its dictionary there, which takes 9 MB."""
 
 
 def weight(text: str) -> float:
@@ -46,13 +39,13 @@ def weight(text: str) -> float:
 
 def words_of(text: str) -> list[str]:
     """Words of a text, without punctuation and white space."""
-    return [word for word in _jieba().lcut(text) if any(c.isalnum() for c in word)]
+    return [word for word in segmenter().lcut(text) if any(c.isalnum() for c in word)]
 
 
 @functools.lru_cache(maxsize=1 << 14)  # the shortest captions, which must be segmented, are also those that recur
 def count_words(text: str) -> int:
     """Number of words in a text, by the dictionary alone; what it lacks counts by character."""
-    return sum(any(c.isalnum() for c in word) for word in _jieba().cut(text, HMM=False))
+    return sum(any(c.isalnum() for c in word) for word in segmenter().cut(text, HMM=False))
 
 
 def has_words(text: str, at_least: int) -> bool:
@@ -64,7 +57,7 @@ def has_words(text: str, at_least: int) -> bool:
 
 def _fewest(text: str, enough: int) -> int:
     """Lower bound of the number of words; counting stops at `enough`."""
-    words: dict[str, int] = _jieba().dt.FREQ  # word -> frequency; prefixes of words are keys too, with frequency 0
+    words: dict[str, int] = segmenter().dt.FREQ  # word -> frequency; prefixes of words are keys too, with frequency 0
     count = 0
     for block in _BLOCK.findall(text):
         if not block.isalnum():
@@ -109,18 +102,3 @@ def _reach(block: str, start: int, words: dict[str, int]) -> int:
 def stop_words() -> frozenset[str]:
     """Words that say nothing about what a picture shows. Readers leave out words of one character as well."""
     return frozenset(Path(__file__).with_name("stop_words.txt").read_text(encoding="utf-8").split())
-
-
-@functools.cache
-def _jieba() -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # invalid escapes and pkg_resources in jieba's own source
-        import jieba
-
-        jieba.setLogLevel(logging.CRITICAL)  # it prints the traceback of a cache that it cannot write, and goes on
-        if shutil.disk_usage(tempfile.gettempdir()).free < CACHE_ROOM:
-            jieba.dt.tmp_dir = os.devnull  # no folder: what it had written of a cache when the disk was full would stay
-        jieba.initialize()
-    return jieba

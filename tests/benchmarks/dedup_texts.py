@@ -17,11 +17,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_specs.build import Dedup
+from data_specs.folding import normals
 from pipeline.files.digests import rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import Holders
 from pipeline.matching.leader_pass import BLOCK, LeaderPass
-from pipeline.texts.folding import normals
 
 BATCH = 32_768
 """Rows read and sketched at once."""

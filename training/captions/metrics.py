@@ -16,17 +16,17 @@ another: its frequencies differ.
 
 from __future__ import annotations
 
-import logging
 import shutil
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from data_specs.segmenter import segmenter
 from training.captions.decoder import folded
 
 Tokens = Literal["jieba", "characters"]
@@ -66,7 +66,7 @@ def tokens_of(text: str, tokens: Tokens) -> list[str]:
     text = folded(text).lower()
     if tokens == "characters":
         return [character for character in text if _counts(character)]
-    return [word for word in _jieba().lcut(text) if any(map(_counts, word))]
+    return [word for word in segmenter().lcut(text) if any(map(_counts, word))]
 
 
 def figures(captions: Sequence[str], references: Sequence[Sequence[str]], tokens: Tokens) -> Figures:
@@ -133,17 +133,6 @@ def _meteor(given: _Texts, wanted: _Texts) -> tuple[float, Scores]:
 
 def _has_java() -> bool:
     return shutil.which("java") is not None
-
-
-def _jieba() -> Any:
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # jieba 0.42 imports pkg_resources, which says that it is deprecated
-        import jieba
-
-    jieba.setLogLevel(logging.WARNING)
-    return jieba
 
 
 def _counts(character: str) -> bool:

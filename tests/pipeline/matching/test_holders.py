@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
+from data_specs.folding import normals
 from data_specs.shard import SPLITS
 from pipeline.files.digests import rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import NONE, Holders, ImageRows, Known
 from pipeline.pictures.hashing import HASHES
 from pipeline.pictures.signatures import GRIDS, SIZE
-from pipeline.texts.folding import normals
 
 RULES = Dedup(image_distance=6, text_similarity=0.7)
 TEXTS = text_rows.made(

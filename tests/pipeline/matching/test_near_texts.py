@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_specs.build import Dedup
+from data_specs.folding import normal, normals, numerals_of
 from pipeline.files.digests import rows_of
 from pipeline.matching import near_texts, sketches, text_rows
 from pipeline.matching.holders import Holders
 from pipeline.matching.leader_pass import LeaderPass
 from pipeline.matching.near_texts import TextIndex
 from pipeline.matching.sketches import SHORT, sketch
-from pipeline.texts.folding import normal, normals, numerals_of
 from tests.sketched import LETTERS, likeness, shingles
 
 

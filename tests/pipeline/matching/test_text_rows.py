@@ -7,9 +7,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_specs.folding import normal, normals, text_id
 from pipeline.matching import text_rows
 from pipeline.matching.text_rows import FIELDS, BandFilter, TextRows
-from pipeline.texts.folding import normal, normals, text_id
 
 texts = st.lists(st.text("春夏秋冬天a1", min_size=1, max_size=40).filter(normal), max_size=12)
 

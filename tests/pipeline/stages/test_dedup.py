@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data_specs.folding import normal
 from data_specs.shard import SPLITS
-from pipeline.texts.folding import normal
 from tests.deduped import after, publish, run, texts
 from tests.drawn import picture
 from tests.places import CORPUS, needs_corpus

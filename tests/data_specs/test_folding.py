@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.texts.folding import normal, normals
+from data_specs.folding import normal, normals
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,17 @@ def normals(texts: Sequence[str]) -> list[str]:
     return forms
 
 
+def even(text: str) -> str:
+    """A text with width, case and variants folded, in which marks and spaces stay: what words are cut from.
+
+    OpenCC's variants are folded to simplified characters where there are any, which are those of jieba's dictionary.
+    """
+    wide = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    points = code_points(wide)
+    folded = _tables().stands_for[points]
+    return _text(np.where(folded == _DELETED, points, folded))
+
+
 def text_id(normal_text: str) -> str:
     """Id of a text: sha256, in hex, of its normal form. `text_leader` holds such ids."""
     return hashlib.sha256(normal_text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,76 @@
+"""Pictures of an index: read from where they lie, and checked.
+
+An index holds no picture, only where each lies: a range of a shard's tar, or a file. A takedown rewrites tars, and what
+stays in them moves: then the sample is looked up by its key in the Parquet beside the tar. Bytes that are not those
+that were embedded are never returned.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_specs.search.folder import IndexFault
+from data_specs.search.rows import Row
+
+MOST_BYTES = 256 << 20
+"""Of a picture: more is none."""
+
+_MEDIA = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"BM": "image/bmp"}
+
+
+def read_picture(row: Row) -> tuple[bytes, str]:
+    """(bytes, media type) of the stored picture of a row.
+
+    Raises IndexFault where the index does not know its place, the file is gone, or holds something else now.
+    """
+    if row.where is None or not row.has_image:
+        raise IndexFault(f"{row.id}: the index knows no picture of it")
+    wanted = row.where.sha256 or row.sha256
+    data = _range(row.where.path, row.where.offset, row.where.size)
+    if hashlib.sha256(data).hexdigest() != wanted and (moved := _looked_up(row)) is not None:
+        data = _range(row.where.path, *moved)
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise IndexFault(
+            f"{row.id}: {row.where.path} no longer holds the picture that was embedded; embed the dataset again"
+        )
+    return data, media_type(data)
+
+
+def media_type(data: bytes) -> str:
+    """The media type of a picture by its first bytes."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "image/webp"
+    if data[4:8] == b"ftyp":
+        return "image/avif" if data[8:12] in (b"avif", b"avis") else "image/heic"
+    return next((kind for start, kind in _MEDIA.items() if data.startswith(start)), "application/octet-stream")
+
+
+def _range(path: str, offset: int, size: int) -> bytes:
+    if not 0 < size <= MOST_BYTES:
+        raise IndexFault(f"{path}: a picture of {size:,} bytes is none")
+    try:
+        with fsspec.open(path, "rb") as file:
+            file.seek(offset)
+            return bytes(file.read(size))
+    except (OSError, ImportError, ValueError) as e:
+        problem = getattr(e, "strerror", None) or str(e) or type(e).__name__
+        raise IndexFault(f"{path}: cannot be read ({problem}); the index says that a picture lies there") from None
+
+
+def _looked_up(row: Row) -> tuple[int, int] | None:
+    """(offset, size) of a sample's picture in its shard as it is now; None if the shard does not have it."""
+    assert row.where is not None
+    beside = row.where.path.removesuffix(".tar") + ".parquet"
+    if beside == f"{row.where.path}.parquet":
+        return None
+    try:
+        with fsspec.open(beside, "rb") as file:
+            columns = ["key", "image_offset", "image_size"]
+            found = pq.read_table(file, columns=columns, filters=[("key", "=", row.id)]).to_pylist()
+    except (OSError, ImportError, ValueError, pa.ArrowInvalid):
+        return None
+    return (found[0]["image_offset"], found[0]["image_size"]) if found else None
