@@ -18,7 +18,7 @@ import hashlib
 import re
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -77,6 +77,12 @@ class Counts:
     facets: dict[str, list[tuple[str, int]]]
 
 
+def at_hand(parts: Iterable[Part]) -> list[Part]:
+    """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
+    asked for one by one."""
+    return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]
+
+
 def sources_of_place(frames: Frames) -> tuple[Source, ...]:
     """The files that hold a row for each candidate, what was kept first."""
     builds = {build.build_id: build for build in frames.builds}
@@ -119,13 +125,17 @@ class Catalog:
         import duckdb
 
         self.frames, self.scores = frames, tuple(scores)
-        self.sources = sources_of_place(frames) if sources is None else sources
-        self.facets: dict[str, Facet] = facets(scores, several=len({source.part.build for source in self.sources}) > 1)
+        listed = sources_of_place(frames) if sources is None else sources
+        there = {part.url for part in at_hand(source.part for source in listed)}
+        self.sources = tuple(source for source in listed if source.part.url in there)
+        self.missing = [source.part.url for source in listed if source.part.url not in there]
+        self.facets: dict[str, Facet] = facets(scores)
         self.ready = False
         self._lock = threading.Lock()
         self._searches: OrderedDict[str, str] = OrderedDict()
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
         self._reading = threading.Lock()
+        self._fault = duckdb.Error
         self._db = duckdb.connect(config=settings(scratch))
         use_file_systems(self._db, [source.part.url for source in self.sources])
         self._db.execute("CREATE TABLE sources (number UBIGINT, build VARCHAR)")
@@ -136,7 +146,10 @@ class Catalog:
             self._db.execute("INSERT INTO sources SELECT number, build FROM numbered")
             self._db.unregister("numbered")
         self.decisions_sql = self._decisions()
-        self._db.execute(f"CREATE VIEW decisions AS {self.decisions_sql}")
+        try:
+            self._db.execute(f"CREATE VIEW decisions AS {self.decisions_sql}")
+        except duckdb.Error as e:
+            raise StoreError(frames.place, str(e).splitlines()[0][:300]) from None
         absent = [f"NULL::{kind} AS {name}" for name, kind in self.columns]
         self._db.execute(f"CREATE VIEW c AS SELECT {self.columns_sql}, {', '.join(absent)} FROM decisions")
 
@@ -166,9 +179,12 @@ class Catalog:
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query, on a connection of the calling thread's own."""
-        with contextlib.closing(self._db.cursor()) as cursor:
-            rows: list[tuple[Any, ...]] = cursor.execute(sql, list(values)).fetchall()
-            return rows
+        try:
+            with contextlib.closing(self._db.cursor()) as cursor:
+                rows: list[tuple[Any, ...]] = cursor.execute(sql, list(values)).fetchall()
+                return rows
+        except self._fault as e:  # a file that was damaged, or deleted since
+            raise StoreError(self.frames.place, str(e).splitlines()[0][:300]) from None
 
     def counts(self, filters: Filters, names: Sequence[str] | None = None) -> Counts:
         """Counts of the facets `names` (all that there are yet), each over what the other facets choose."""
@@ -268,7 +284,7 @@ class Catalog:
         each = [" OR ".join(_contains(column, v) for v in own for column in columns) for own in terms]
         values = [_spelled(v) for own in terms for v in own for _ in columns]
         yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values
-        texts = [part.url for part in self.frames.parts("candidates")]
+        texts = [part.url for part in at_hand(self.frames.parts("candidates"))]
         if texts:  # the decisions have the primary text only, and cut
             each = [" OR ".join(_contains("x.text", v) for v in own) for own in terms]
             holds = " AND ".join(f"list_bool_or(list_transform(texts, lambda x: {one}))" for one in each)
@@ -427,13 +443,16 @@ _LISTED = {
 }
 """The columns that this needs."""
 
+ID_OF_INDEX = "CASE WHEN regexp_full_match(id, '[0-9a-f]{32,64}') THEN id ELSE sha256(id) END"
+"""`id_of_index` in SQL."""
+
 _FATE_OF_KEPT = "'shard' AS stage, true AS kept, '' AS reason, '' AS evidence, '' AS duplicate_of"
 _SELECTED = {
     "decisions": "subject, id, fetch_id, source, page_url, url, stage, kept, reason, evidence, duplicate_of, text",
     "samples": "'candidate' AS subject, candidate_id AS id, sha256(image_url) AS fetch_id, source, page_url, "
     f"image_url AS url, {_FATE_OF_KEPT}, texts[1].text AS text",
-    "index": "'candidate' AS subject, CASE WHEN regexp_full_match(id, '[0-9a-f]{32,64}') THEN id ELSE sha256(id) END "
-    "AS id, sha256(coalesce(url, '')) AS fetch_id, coalesce(source, '') AS source, coalesce(page_url, '') AS page_url, "
+    "index": f"'candidate' AS subject, {ID_OF_INDEX} AS id, "
+    "sha256(coalesce(url, '')) AS fetch_id, coalesce(source, '') AS source, coalesce(page_url, '') AS page_url, "
     f"coalesce(url, '') AS url, {_FATE_OF_KEPT}, coalesce(caption, '') AS text",
 }
 """The same in SQL."""

@@ -102,17 +102,16 @@ def score_column(name: str) -> str:
     return f"score_{name}"
 
 
-def facets(scores: Sequence[str] = (), several: bool = False) -> dict[str, Facet]:
-    """All facets by name, in the order of the page. scores: names of pixel filters. several: of more than one build."""
+def facets(scores: Sequence[str] = ()) -> dict[str, Facet]:
+    """All facets by name, in the order of the page. scores: names of pixel filters."""
     many = (*_CLUSTER, _MANY)
     clusters = tuple((en_, zh_) for _, en_, zh_ in many)
-    builds = [Facet("build", "build", "Build", "构建")] if several else []
     every = [
         Facet("fate", "fate", "What became of it", "去向", order="given"),
         Facet("reason", "reason", "Reason", "原因"),
         Facet("stage", "stage", "Stage", "阶段", order="given"),
         Facet("source", "source", "Source", "来源"),
-        *builds,
+        Facet("build", "build", "Build", "构建"),
         Facet("new", "new", "Since the baseline", "与基线相比", True, order="given"),
         Facet("kind", "kind", "Kind of the primary text", "主文本类型", True),
         Facet("split", "split", "Split", "划分", True, order="given"),

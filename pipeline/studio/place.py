@@ -94,13 +94,19 @@ def about(place: Place) -> Values:
         "kind": place.kind,
         "place": frames.place,
         "name": _name(frames),
-        "title": gallery.title(frames) if place.kind != "folder" else f"{len(frames.builds)} builds",
-        "detectors": list(frames.detectors) if place.kind != "folder" else [],
+        "title": _title(place),
+        "detectors": list(frames.detectors),
         "baseline": place.baseline.build_id if place.baseline is not None else "",
         "builds": [_build(build) for build in frames.builds],
         "notices": notices(place),
         "report": place.build is not None and place.build.folder.exists("report/index.html"),
     }
+
+
+def _title(place: Place) -> str:
+    if place.kind in ("build", "release"):
+        return gallery.title(place.frames)
+    return f"{len(place.frames.builds)} builds" if place.kind == "folder" else "search index"
 
 
 def _name(frames: Frames) -> str:
@@ -168,7 +174,9 @@ def notice(kind: str, en: str, zh: str) -> Values:
 def _of_progress(build: Build) -> list[Values]:
     """How far a build is, unless all of its stages are done."""
     status = build_json.status(build)
-    running, undone = status["running"], [n for n, s in status["stages"].items() if s["state"] != "done"]
+    done = [name for name, stage in status["stages"].items() if stage["state"] == "done"]
+    names, running = list(status["stages"]), status["running"]
+    undone = names[names.index(done[-1]) + 1 :] if done else names  # what gc deleted of an old build was done
     if running and status["alive"] is not False:
         share = "" if running.get("share") is None else f" ({running['share']:.0%})"
         return [notice("running", f"{build.build_id} is being built: stage {running['stage']}{share} is running. What "
@@ -176,7 +184,6 @@ def _of_progress(build: Build) -> list[Values]:
                        f"{build.build_id} 正在构建：{running['stage']} 阶段正在运行{share}。此处显示之前各阶段的决定。")]  # fmt: skip
     if not undone:
         return []
-    done = len(undone) < len(status["stages"])
     todo = f"wenlan-data build SPEC --out {build.out}"
     return [notice("unfinished", f"{build.build_id} is not finished: stage {undone[0]} has not "
                    f"{'run' if done else 'begun'} yet. To go on: {todo}",

@@ -22,7 +22,7 @@ import hashlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from data_specs.build import SpecError
 from pipeline.errors import ModelError, WenlanError
 from pipeline.filters import PixelFilter, pixel_filters
 from pipeline.store.build import Build
-from pipeline.store.frames import SAMPLES, Frames
-from pipeline.studio.catalog import Catalog, parquet, quoted, settings, use_file_systems
+from pipeline.records import FETCH_SCHEMA
+from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.studio.catalog import ID_OF_INDEX, Catalog, at_hand, parquet, settings, use_file_systems
 from pipeline.studio.facets import score_column
 
 VERSION = 1
@@ -144,7 +145,7 @@ class Preparation:
 
     def _steps(self, frames: Frames) -> Iterator[Callable[[], str]]:
         yield lambda: _kinds(frames)
-        yield lambda: _stored(frames)
+        yield lambda: _stored(self.catalog)
         yield lambda: _pictures(frames, self._scores)
         yield lambda: _GROUPS
         yield lambda: _baseline(self.baseline)
@@ -173,7 +174,7 @@ def _head(column: str) -> str:
 
 
 def _kinds(frames: Frames) -> str:
-    urls = [part.url for part in frames.parts("candidates")]
+    urls = [part.url for part in at_hand(frames.parts("candidates"))]
     if not urls:
         return "CREATE TABLE kinds (cid UBIGINT, kind VARCHAR)"
     return (
@@ -182,20 +183,25 @@ def _kinds(frames: Frames) -> str:
     )
 
 
-def _stored(frames: Frames) -> str:
-    urls = [part.url for part in frames.parts(SAMPLES)]
-    if not urls:
+def _stored(catalog: Catalog) -> str:
+    """Samples: of the shards at hand, or rows of a search index."""
+    shards = [part.url for part in at_hand(catalog.frames.parts(SAMPLES))]
+    indexes = [source.part.url for source in catalog.sources if source.layout == "index"]
+    tables = [
+        f"SELECT {_head(column)} AS cid, texts[1].kind AS kind, nullif(split, '') AS split, nullif(width, 0) AS width, "
+        f"nullif(height, 0) AS height FROM {parquet(urls)}"
+        for column, urls in (("candidate_id", shards), (f"({ID_OF_INDEX})", indexes))
+        if urls
+    ]
+    if not tables:
         return "CREATE TABLE stored (cid UBIGINT, kind VARCHAR, split VARCHAR, width INTEGER, height INTEGER)"
-    return (
-        f"CREATE TABLE stored AS SELECT {_head('candidate_id')} AS cid, any_value(texts[1].kind) AS kind, "
-        f"any_value(split) AS split, any_value(width) AS width, any_value(height) AS height "
-        f"FROM {parquet(urls)} GROUP BY 1"
-    )
+    columns = ", ".join(f"any_value({name}) AS {name}" for name in ("kind", "split", "width", "height"))
+    return f"CREATE TABLE stored AS SELECT cid, {columns} FROM ({' UNION ALL '.join(tables)}) GROUP BY cid"
 
 
 def _pictures(frames: Frames, scores: dict[str, tuple[PixelFilter, Build]]) -> str:
-    fetched = fetched_files(frames)
-    measured = [part.url for part in frames.parts("measures")]
+    fetched = _fetched_files(frames)
+    measured = [part.url for part in at_hand(frames.parts("measures"))]
     names = "".join(f", any_value({score_column(name)}) AS {score_column(name)}" for name in scores)
     if not fetched or not measured:
         absent = "".join(f", {score_column(name)} FLOAT" for name in scores)
@@ -225,14 +231,15 @@ def _pictures(frames: Frames, scores: dict[str, tuple[PixelFilter, Build]]) -> s
     )
 
 
-def fetched_files(frames: Frames) -> list[str]:
+def _fetched_files(frames: Frames) -> list[str]:
     """Files of FETCH_SCHEMA of the builds at hand."""
-    found = []
+    found: list[Part] = []
     for build in frames.builds:
         if "fetch" in build.fingerprints:
             stage = build.stage("fetch")
-            found += [stage.folder.at(record.files["parquet"].name) for record in stage.records() if "parquet" in record.files]
-    return found
+            refs = [record.files["parquet"] for record in stage.records() if "parquet" in record.files]
+            found += [Part(stage.folder, ref.name, ref.bytes, build.build_id, FETCH_SCHEMA) for ref in refs]
+    return [part.url for part in at_hand(found)]
 
 
 _GROUPS = (
@@ -247,5 +254,3 @@ def _baseline(build: Build | None) -> str:
         return "CREATE TABLE baseline (cid UBIGINT)"
     return f"CREATE TABLE baseline AS SELECT DISTINCT {_head('id')} AS cid FROM {parquet(urls)}"
 
-
-__all__: Sequence[str] = ("FOLDER", "Preparation", "fetched_files", "quoted", "score_filters")

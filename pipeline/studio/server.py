@@ -145,9 +145,13 @@ class Studio:
             if f.name != "new" or now.place.baseline is not None
         ]
         sorts = [{"name": name, "en": en, "zh": zh} for name, (_, en, zh) in SORTS.items()]
-        running = self.jobs.running
+        running, missing, said = self.jobs.running, now.catalog.missing, place.about(now.place)
+        if missing:
+            said["notices"].append(place.notice(
+                "gone", f"{len(missing):,} files are missing, so that their rows cannot be shown: {missing[0]} ...",
+                f"缺少 {len(missing):,} 个文件，其中的内容无法显示：{missing[0]} ……"))  # fmt: skip
         return {
-            **place.about(now.place),
+            **said,
             "g": now.catalog.digest,
             "facets": facets,
             "sorts": sorts,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from pipeline.report.pictures import HIDDEN
@@ -140,3 +141,39 @@ def command() -> Iterator[Callable[..., Command]]:
 @pytest.fixture(scope="session")
 def hidden() -> frozenset[str]:
     return HIDDEN
+
+
+@pytest.fixture
+def indexed(own: Callable[..., Build]) -> Callable[..., Build]:
+    """The same with a search index in BUILD/index: the vector of sample n is at the angle n / 10, so that neighbours
+    are known beforehand."""
+
+    def make(**options: Any) -> Build:
+        import numpy as np
+
+        from data_specs.search.folder import About
+        from data_specs.search.index import IndexWriter
+        from data_specs.search.rows import ROWS
+        from pipeline.store.frames import Frames
+
+        build = own(**options)
+        rows = Frames.of(build).frame("samples").sort_values("key").to_dict("records")
+        angles = np.arange(len(rows)) / 10
+        vectors_ND = np.stack([np.cos(angles), np.sin(angles), np.zeros(len(rows))], axis=1).astype(np.float32)
+        table = pa.Table.from_pylist(
+            [
+                {"id": row["key"], "caption": row["texts"][0]["text"], "url": row["image_url"], "source": row["source"],
+                 "page_url": row["page_url"], "split": row["split"], "width": row["width"], "height": row["height"]}
+                for row in rows
+            ],
+            schema=pa.schema([f for f in ROWS if f.name in _GIVEN]),
+        )  # fmt: skip
+        writer = IndexWriter.begin(Path(build.out) / "index", About(name="synthetic", width=3, images=True, texts=False))
+        writer.add(0, table, vectors_ND, None)
+        writer.finish()
+        return build
+
+    return make
+
+
+_GIVEN = ("id", "caption", "url", "source", "page_url", "split", "width", "height")

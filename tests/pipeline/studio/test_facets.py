@@ -12,7 +12,7 @@ from pipeline.report.measures import MEASURES
 from pipeline.stages import STAGES
 from pipeline.studio.facets import Filters, facets
 
-FACETS = facets(["image_nsfw"], several=True)
+FACETS = facets(["image_nsfw"])
 
 
 @given(st.floats(-10, 1e5, allow_nan=False))
