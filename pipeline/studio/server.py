@@ -236,8 +236,10 @@ class _View(_Asked):
 
 
 def app(studio: Studio, token: str | None) -> App:
-    """The ASGI application, behind the checks of every request."""
-    return guarded(_routes(studio), token=token, limits=Limits(body_bytes=256 * 1024, body_seconds=10.0))
+    """The ASGI application, behind the checks of every request. The page's own files, which are no secret, need no
+    token: who comes without the link is told so by the page."""
+    limits = Limits(body_bytes=256 * 1024, body_seconds=10.0)
+    return guarded(_routes(studio), token=token, limits=limits, open_paths=("/", *(f"/static/{name}" for name in _files())))
 
 
 def _routes(studio: Studio) -> FastAPI:

@@ -204,7 +204,8 @@ def stranger(built: Build, studio_of: Connect) -> TestClient:
     return TestClient(app(studio_of(built.out), "secret"), base_url="http://127.0.0.1:8765", follow_redirects=False)
 
 
-EVERY = [("GET", path) for path in ("/", "/static/main.js", "/report", "/api/about", "/api/rows", "/api/thumb?pos=0")]
+ASKS = ("about", "facets", "rows", "item?pos=0", "saw?pos=0", "why?named=x", "where?id=x", "similar", "thumb?pos=0", "job?number=1")
+EVERY = [("GET", "/report"), *(("GET", f"/api/{path}") for path in ASKS)]
 CHANGES = [
     ("POST", "/api/takedown"), ("POST", "/api/confirm"), ("POST", "/api/word"), ("POST", "/api/publish"),
     ("POST", "/api/reload"), ("PUT", "/api/views"), ("DELETE", "/api/views?name=a"),
@@ -214,7 +215,7 @@ CHANGES = [
 def test_nothing_is_answered_without_the_token(stranger: TestClient) -> None:
     for method, path in EVERY + CHANGES:
         assert stranger.request(method, path).status_code == 401, path
-    wrong = stranger.get("/?token=wrong")
+    wrong = stranger.get("/report?token=wrong")
     assert wrong.status_code == 401
     assert "set-cookie" not in wrong.headers
     right = stranger.get("/?token=secret")
@@ -227,7 +228,8 @@ def test_a_name_that_was_pointed_at_this_machine_is_refused(built: Build, client
     """DNS rebinding: the page of evil.example asks 127.0.0.1 by its own name."""
     client = client_of(built.out)
     for host in ("evil.example", "evil.example:8765", "127.0.0.1.evil.example", ""):
-        assert client.get("/api/about", headers={"Host": host}).status_code == 421
+        for path in ("/report", "/api/about", "/api/thumb?pos=0&g=x"):
+            assert client.get(path, headers={"Host": host}).status_code == 421
 
 
 def test_a_page_of_another_site_can_change_nothing(own: Make, client_of: Connect) -> None:
