@@ -18,7 +18,7 @@ import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-WAIT_S = 60
+WAIT_S = 12
 
 Found = TypeVar("Found")
 
@@ -61,9 +61,10 @@ class Page:
         return time.perf_counter() - start
 
     async def wait(self, condition: str, seconds: float = WAIT_S) -> Any:
-        """Wait until a JavaScript expression is true; gives its value. Fails with the expression."""
+        """Wait until a JavaScript expression is true; gives its value, True for a node. Fails with the expression."""
         deadline = time.monotonic() + seconds
-        while not (value := await self.run(condition)):
+        script = f"(value => value instanceof Node ? true : value)({condition})"
+        while not (value := await self.run(script)):
             assert time.monotonic() < deadline, f"never became true: {condition}"
             await asyncio.sleep(0.03)
         return value

@@ -30,10 +30,13 @@ def add_studio(commands: Commands) -> None:
         "--index",
         default="",
         metavar="DIR",
-        help="with BUILD: the search index beside it (default: BUILD/index); alone: a search index, or a folder of builds",
+        help="with BUILD: its search index (default: BUILD/index); alone: a search index, or a folder of builds",
     )
     studio.add_argument(
-        "--baseline", default="", metavar="BUILD", help="what is new is new against this build (default: as the report's)"
+        "--baseline",
+        default="",
+        metavar="BUILD",
+        help="what is new is new against this build (default: as the report's)",
     )
     studio.add_argument(
         "--port", type=int, default=None, metavar="N", help=f"port on 127.0.0.1 (default: {PORT}, or a free one)"

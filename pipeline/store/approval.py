@@ -78,4 +78,3 @@ def say(build: Build, verdict: str, name: str, because: str) -> Word:
         known = build_json.read(build.folder)
         build.folder.write_json(build_json.NAME, {**known, "approvals": [dataclasses.asdict(own) for own in words]})
     return word
-

@@ -68,7 +68,7 @@ class Part:
     """One committed Parquet file of a table.
 
     bytes: its size by the record (or manifest, `listed_by`) that names it. build: the id of the build that made it.
-    schema: its columns. A row may also be asked for BUILD. record: of the partition that committed it, if a record does.
+    schema: its columns. A row may also be asked for BUILD. record: of the partition, if one commits it.
     """
 
     folder: Folder

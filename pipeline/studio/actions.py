@@ -59,7 +59,8 @@ class Job:
         """As JSON values; `confirmation` is what runs it, of a dry run that found something to do."""
         return {
             "number": self.number, "line": self.line, "kind": self.kind, "code": self.code, "lines": self.lines[-60:],
-            "answer": self.answer, "confirmation": self.confirmation, "seconds": round(time.monotonic() - self.began, 1),
+            "answer": self.answer, "confirmation": self.confirmation,
+            "seconds": round(time.monotonic() - self.began, 1),
         }  # fmt: skip
 
 

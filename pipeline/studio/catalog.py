@@ -409,6 +409,7 @@ Catalog.columns_sql = (
     f"leader, subject, source, build, stage, kept, reason, {_FATE}"
 )
 
+
 def id_of_index(row_id: str) -> str:
     """The id of a row of a search index as rows here have it: a sample's key, or the sha256 of another name."""
     return row_id if re.fullmatch("[0-9a-f]{32,64}", row_id) else sha256_hex(row_id)

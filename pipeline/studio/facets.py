@@ -94,7 +94,9 @@ def score(name: str) -> Facet:
     """The facet of a model's score, 0 to 1, by the name of its filter."""
     edges = tuple(i / 10 for i in range(10))
     labels = tuple((f"{edge:.1f}–{edge + 0.1:.1f}",) * 2 for edge in edges)
-    return Facet(score_column(name), score_column(name), f"Score of {name}", f"{name} 得分", True, edges, labels, "given")
+    return Facet(
+        score_column(name), score_column(name), f"Score of {name}", f"{name} 得分", True, edges, labels, "given"
+    )
 
 
 def score_column(name: str) -> str:

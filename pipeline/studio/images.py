@@ -30,6 +30,7 @@ from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
 from pipeline.report.pictures import HIDDEN, thumbnail
 from pipeline.report.unshown import UNSHOWN, unshown_images
+from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images
 from pipeline.store.takedowns import Takedowns
@@ -39,6 +40,8 @@ from pipeline.studio.similar import Similar
 MOST_PIXELS = 50_000_000
 SIDES = (160, 320, 960)
 """Longer sides in pixels of the thumbnails that are made."""
+_BEFORE_BYTES = ("crawl", "extract", "admit", "fetch")
+"""Stages that decide without the picture's bytes, or for want of them."""
 CACHE = 24 << 20
 """Bytes of thumbnails that are kept."""
 
@@ -98,6 +101,7 @@ class Pictures:
 
     def held(self, row: Row, candidate_id: str, side: int) -> Thumb:
         """That of the sample of an earlier build that a row duplicates. Raises NoPicture."""
+
         def read() -> tuple[bytes, str]:
             build = self._source(row).build
             held = {} if build is None else elsewhere.holders(build, {candidate_id})
@@ -138,13 +142,29 @@ class Pictures:
         if {row["id"], row["duplicate_of"]} & self._unsafe:
             raise NoPicture("a filter judged it unsafe, or could not judge it", "过滤器判定其不宜展示，或无法判定")
         try:
-            found = self._stored(source, row) if source.shard is not None and row["kept"] else self._fetched(source, row)
+            found = (
+                self._stored(source, row) if source.shard is not None and row["kept"] else self._fetched(source, row)
+            )
         except (WenlanError, ContractError, OSError):
             found = None
         if found is None:
             raise NoPicture(*self._gone(source, row))
         self._check_image(source.build, found[1])
         return found
+
+    def may_have(self, row: Row) -> bool:
+        """Whether it is worth asking for a picture: without looking, so that a listing asks for none in vain."""
+        if row["subject"] != "candidate" or withheld(row, self._takedowns):
+            return False
+        return row["stage"] not in _BEFORE_BYTES or row["source"] in self._in_sources
+
+    @functools.cached_property
+    def _in_sources(self) -> frozenset[str]:
+        """Sources whose pictures lie in them: those of candidates that were never fetched may be read there."""
+        builds = self._catalog.frames.builds
+        return frozenset(
+            s.name for b in builds for s in sources_of(b.spec) if isinstance(s, TableSource) and _has_pictures(s)
+        )
 
     def place_of(self, row: Row) -> tuple[Folder, ShardFiles] | None:
         """The shard of a sample."""
@@ -188,7 +208,7 @@ class Pictures:
 
     def _gone(self, source: Source, row: Row) -> tuple[str, str]:
         """Why there are no bytes."""
-        if row["stage"] in ("crawl", "extract", "admit", "fetch"):
+        if row["stage"] in _BEFORE_BYTES:
             return "it was not fetched", "没有获取图片"
         return "its bytes are no longer stored: deleted by gc, or taken down", "图片已不再保存：被 gc 清理或已下架"
 
@@ -204,8 +224,13 @@ class Pictures:
         return frozenset(found)
 
 
+def _has_pictures(source: TableSource) -> bool:
+    """Whether pictures of a source may lie in it: not of a table that has addresses alone."""
+    return bool(source.root()) or source.kind == "webdataset"
+
+
 def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:
-    """(offset, size, sha256) of the samples of a shard, by key. size: of its Parquet, so that a new one is read anew."""
+    """(offset, size, sha256) of the samples of a shard, by key. size: of its Parquet, so that a new one is read."""
     import fsspec
 
     with fsspec.open(url, "rb") as file:

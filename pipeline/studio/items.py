@@ -63,6 +63,7 @@ class Items:
             "reasons": [self._named(name) for name in reasons],
             "evidence": {"en": evidence, "zh": evidence_zh(evidence)},
             "duplicate_of": row["duplicate_of"],
+            "pictured": self._pictures.may_have(row),
             "withheld": None if hidden is None else {"en": hidden[0], "zh": hidden[1]},
             "text": "" if hidden else printable(row["text"]),
             "url": "" if hidden else shown(row["url"]),
@@ -139,11 +140,19 @@ class Items:
             new = {k: _plain(v) for k, v in seen.items() if k not in _NO_FIGURES and known.get(k) != v}
             known |= seen
             stages.append({**self._named(stage), "new": new})
-        return {"texts": [_text(text) for text in texts], "removed": [self._removed(t) for t in removed], "stages": stages}
+        return {
+            "texts": [_text(text) for text in texts],
+            "removed": [self._removed(t) for t in removed],
+            "stages": stages,
+        }
 
     def _removed(self, text: Values) -> Values:
         evidence = printable(text.get("evidence") or "")
-        return {**_text(text), "reason": self._named(text["reason"]), "evidence": {"en": evidence, "zh": evidence_zh(evidence)}}
+        return {
+            **_text(text),
+            "reason": self._named(text["reason"]),
+            "evidence": {"en": evidence, "zh": evidence_zh(evidence)},
+        }
 
     def why(self, named: str, builds: tuple[Build, ...]) -> Values:
         """What became of an address, a key or a file: its rows; if there are none, what can be said all the same.
@@ -163,12 +172,15 @@ class Items:
             return {"en": "It was taken down, and is let in no more.", "zh": "已下架，不会再次进入数据集。"}
         hosts = [name for url in urls if url.startswith("http") for name in host_names(url)[:1]]
         if not hosts:
-            return {"en": "No picture, page or candidate is known by this name.", "zh": "没有以此命名的图片、网页或候选。"}
+            return {
+                "en": "No picture, page or candidate is known by this name.",
+                "zh": "没有以此命名的图片、网页或候选。",
+            }
         sql = "SELECT count(*) FROM decisions WHERE contains(url, ?) OR contains(page_url, ?)"
         count = self._catalog.query(sql, [f"//{hosts[0]}", f"//{hosts[0]}"])[0][0]
         if not count:
-            return {"en": f"Nothing of {hosts[0]} was met: no source of the spec leads there, or a site did not link it.",
-                    "zh": f"没有遇到 {hosts[0]} 的任何内容：规格中的来源未指向该网站，或没有页面链接到它。"}  # fmt: skip
+            return {"en": f"Nothing of {hosts[0]} was met: no source of the spec leads there, or no page links to it.",
+                    "zh": f"没有遇到 {hosts[0]} 的内容：规格中的来源未指向该网站，或没有页面链接到它。"}  # fmt: skip
         return {"en": f"This address was not met, although {count:,} candidates or pages of {hosts[0]} were. No page "
                       "that was read shows a picture with this address: it may be loaded by a script, be new, or be "
                       "spelled otherwise.",
@@ -190,5 +202,10 @@ def _plain(value: Any) -> Any:
     """A value as the page shows it."""
     if isinstance(value, float):
         return round(value, 3)
-    return printable(shown(value)) if isinstance(value, str) else value if isinstance(value, (int, bool)) else str(value)[:200]
-
+    return (
+        printable(shown(value))
+        if isinstance(value, str)
+        else value
+        if isinstance(value, (int, bool))
+        else str(value)[:200]
+    )

@@ -181,7 +181,8 @@ def _of_progress(build: Build) -> list[Values]:
         share = "" if running.get("share") is None else f" ({running['share']:.0%})"
         return [notice("running", f"{build.build_id} is being built: stage {running['stage']}{share} is running. What "
                        "is shown was decided by the stages before it.",
-                       f"{build.build_id} 正在构建：{running['stage']} 阶段正在运行{share}。此处显示之前各阶段的决定。")]  # fmt: skip
+                       f"{build.build_id} 正在构建：{running['stage']} 阶段正在运行{share}。"
+                       "此处显示之前各阶段的决定。")]  # fmt: skip
     if not undone:
         return []
     todo = f"wenlan-data build SPEC --out {build.out}"

@@ -29,8 +29,8 @@ from typing import Any
 from data_specs.build import SpecError
 from pipeline.errors import ModelError, WenlanError
 from pipeline.filters import PixelFilter, pixel_filters
-from pipeline.store.build import Build
 from pipeline.records import FETCH_SCHEMA
+from pipeline.store.build import Build
 from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.studio.catalog import ID_OF_INDEX, Catalog, at_hand, parquet, settings, use_file_systems
 from pipeline.studio.facets import score_column
@@ -253,4 +253,3 @@ def _baseline(build: Build | None) -> str:
     if not urls:
         return "CREATE TABLE baseline (cid UBIGINT)"
     return f"CREATE TABLE baseline AS SELECT DISTINCT {_head('id')} AS cid FROM {parquet(urls)}"
-

@@ -80,7 +80,9 @@ class Studio:
     Raises what `place.open_place` raises.
     """
 
-    def __init__(self, where: str, stages: Stages, *, baseline: str = "", index: str = "", folder: bool = False) -> None:
+    def __init__(
+        self, where: str, stages: Stages, *, baseline: str = "", index: str = "", folder: bool = False
+    ) -> None:
         self._where, self._stages, self._baseline, self._folder = where, stages, baseline, folder
         self._scratch = Path(tempfile.mkdtemp(prefix="wenlan-studio-"))
         self._lock = threading.Lock()
@@ -239,7 +241,9 @@ def app(studio: Studio, token: str | None) -> App:
     """The ASGI application, behind the checks of every request. The page's own files, which are no secret, need no
     token: who comes without the link is told so by the page."""
     limits = Limits(body_bytes=256 * 1024, body_seconds=10.0)
-    return guarded(_routes(studio), token=token, limits=limits, open_paths=("/", *(f"/static/{name}" for name in _files())))
+    return guarded(
+        _routes(studio), token=token, limits=limits, open_paths=("/", *(f"/static/{name}" for name in _files()))
+    )
 
 
 def _routes(studio: Studio) -> FastAPI:
@@ -302,7 +306,9 @@ def _routes(studio: Studio) -> FastAPI:
         return studio.facets(_filters(studio, request))
 
     @api.get("/api/rows")
-    def rows(request: Request, g: str = "", offset: int = Query(0, ge=0), limit: int = Query(60, ge=1, le=PAGE)) -> Values:
+    def rows(
+        request: Request, g: str = "", offset: int = Query(0, ge=0), limit: int = Query(60, ge=1, le=PAGE)
+    ) -> Values:
         now = studio.opened
         if g and g != now.catalog.digest:
             raise Changed
@@ -334,7 +340,9 @@ def _routes(studio: Studio) -> FastAPI:
         return {"rows": studio.neighbours(found)}
 
     @api.get("/api/thumb")
-    def thumb(pos: int, g: str, side: int = Query(320, ge=1, le=2_000), held: str = Query("", max_length=64)) -> Response:
+    def thumb(
+        pos: int, g: str, side: int = Query(320, ge=1, le=2_000), held: str = Query("", max_length=64)
+    ) -> Response:
         row, pictures = studio.row(pos, g), studio.opened.pictures
         if held and held != row["duplicate_of"]:
             raise SpecError(["held: is not what this row duplicates"])

@@ -1,7 +1,7 @@
 """Saved views: choices of facets and words under a name, kept in BUILD/studio/views.json for everyone who opens it.
 
 Beside the build and not in the browser, since several people sign for one dataset. Bounded: MOST views, names of
-LONGEST_NAME characters, queries of LONGEST. Of a place whose folder is not a local one, they last as long as the studio.
+LONGEST_NAME characters, queries of LONGEST. Of a place without a local folder, they last as long as the studio.
 """
 
 from __future__ import annotations

@@ -10,24 +10,18 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
 import re
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.parse
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from builds import begun, noise
-from harness import Figure, at_most, quick, report
+from harness import quick, report
 
 ROOT = Path(__file__).parents[2]
 PER_PARTITION = 10_000
@@ -49,6 +43,123 @@ def main() -> int:
         subprocess.run([sys.executable, __file__, "--make", folder, str(count)], check=True, cwd=ROOT)
         print(f"{count:,} candidates made in {time.perf_counter() - start:.0f} s", file=sys.stderr)
         return report(measured(Path(folder) / "build", count))
+
+
+# the studio
+
+
+class Asker:
+    """A studio as its own process, asked over HTTP; `peak`: bytes of memory that it has had at most."""
+
+    def __init__(self, build: Path) -> None:
+        began = time.perf_counter()
+        words = [sys.executable, "-m", "pipeline", "studio", str(build), "--no-browser", "--port", "0"]
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)}
+        )
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if found := re.search(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", line):
+                self.base, self.token = found[1], found[2]
+                break
+        else:
+            raise SystemExit("the studio has not started")
+        while True:
+            try:
+                self.get("/")
+                break
+            except OSError:
+                time.sleep(0.005)
+        self.started = time.perf_counter() - began
+
+    def get(self, path: str) -> bytes:
+        asked = urllib.request.Request(self.base + path, headers={"Authorization": f"Bearer {self.token}"})
+        with urllib.request.urlopen(asked, timeout=120) as answer:
+            return bytes(answer.read())
+
+    def json(self, path: str, **query: Any) -> Any:
+        return json.loads(self.get(f"/api/{path}?{urllib.parse.urlencode(query, doseq=True)}"))
+
+    @property
+    def peak(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text("utf-8")
+        found = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert found is not None
+        return int(found[1]) * 1024
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+
+
+def first_screen(studio: Asker) -> float:
+    """Seconds until a browser has all that it shows first: page, scripts, counts, rows, the thumbnails in sight."""
+    began = time.perf_counter()
+    html = studio.get("/").decode()
+    names = re.findall(r"/static/[\w.]+", html)
+    names += [f"/static/{name}.js" for name in ("api", "detail", "dialogs", "dom", "facets", "list", "state", "words")]
+    with ThreadPoolExecutor(6) as browser:
+        list(browser.map(studio.get, names))
+        g = studio.json("about")["g"]
+        counts = studio.json("facets")
+        rows = studio.json("rows", g=g, offset=0, limit=60)["rows"]
+        list(browser.map(lambda row: studio.get(f"/api/thumb?pos={row['pos']}&g={g}&side=320"), rows[:16]))
+    if counts["total"] < 1_000 or len(rows) != 60:
+        raise SystemExit(f"the studio does not work: {counts['total']} decisions, {len(rows)} rows")
+    return time.perf_counter() - began
+
+
+def measured(build: Path, count: int) -> dict[str, Figure]:
+    screens, starts = [], []
+    for turn in range(3):
+        studio = Asker(build)
+        starts.append(studio.started)
+        screens.append(first_screen(studio))
+        print(f"first screen {screens[-1]:.2f} s, {starts[-1]:.1f} s after the command", file=sys.stderr)
+        if turn < 2:
+            studio.stop()
+            for path in (build / "studio").glob("*"):
+                path.unlink()
+    began = time.perf_counter()
+    while studio.json("facets")["prepared"]["state"] != "ready":
+        time.sleep(0.2)
+    prepared = time.perf_counter() - began
+    facets = sorted(_facets(studio), reverse=True)
+    print(f"slowest facets: {facets[:3]}", file=sys.stderr)
+    searches = [_timed(studio, q=words) for words in ("小猫睡觉 番茄", "第777幅", "host7.example/")]
+    deep = [_timed(studio, only_rows=True, offset=int(count * share), **more) for share in (0.5, 0.99)
+            for more in ({}, {"sort": "random"}, {"sort": "large"})]  # fmt: skip
+    peak = studio.peak
+    studio.stop()
+    again = Asker(build)
+    reopened = first_screen(again)
+    peak = max(peak, again.peak)
+    again.stop()
+    return {
+        "studio_first_screen": at_most(statistics.median(screens), 1.0, "s"),
+        "studio_first_screen_again": at_most(reopened, 1.0, "s"),
+        "studio_facet_slowest": at_most(facets[0][0], 1.0, "s"),
+        "studio_search_slowest": at_most(max(searches), 3.0, "s"),
+        "studio_deep_page_slowest": at_most(max(deep), 1.0, "s"),
+        "studio_memory": at_most(peak / 1e9, 1.0, "GB"),
+        "studio_prepared_after": at_most(prepared, 60.0, "s"),
+    }
+
+
+def _timed(studio: Asker, only_rows: bool = False, **query: Any) -> float:
+    """Seconds until counts and rows of a choice are there."""
+    began = time.perf_counter()
+    if not only_rows:
+        studio.json("facets", **query)
+    studio.json("rows", **{"offset": 0, "limit": 60, **query})
+    return time.perf_counter() - began
+
+
+def _facets(studio: Asker) -> Iterator[tuple[float, str]]:
+    """(seconds, facet) of the most and the least frequent value of every facet, each chosen alone."""
+    for name, values in studio.json("facets")["facets"].items():
+        for value in {values[0]["value"], values[-1]["value"]} if values else ():
+            yield _timed(studio, **{name: value}), f"{name}={value}"
 
 
 # the build
@@ -224,10 +335,13 @@ def _pack(build: Any, number: int, kept: pa.Table, jpegs: list[bytes]) -> None:
         import pyarrow.parquet as pq
 
         table = pa.table({f.name: pa.array(columns[f.name], f.type) for f in SHARD_SCHEMA})
-        pq.write_table(table, attempt.path("parquet", final=f"{name}.parquet"), compression="zstd", row_group_size=1_000)
+        pq.write_table(
+            table, attempt.path("parquet", final=f"{name}.parquet"), compression="zstd", row_group_size=1_000
+        )
         path = attempt.path("decisions.parquet", final=f"_decisions/{name}.parquet")
         pq.write_table(_decisions(kept, "shard", "", []), path, compression="zstd")
-        boxes = {"key": columns["key"], "sha256": shas, "boxes": [[0.0, 0.0, 40.0, 40.0, 20.0, 20.0, 80.0, 80.0]] * count,
+        flat = [0.0, 0.0, 40.0, 40.0, 20.0, 20.0, 80.0, 80.0]
+        boxes = {"key": columns["key"], "sha256": shas, "boxes": [flat] * count,
                  "scores": [[0.9, 0.5]] * count, "labels": [[0, 0]] * count}  # fmt: skip
         for detector in detector_ids(build.spec):
             final = f"regions/{detector}/{name}.parquet"

@@ -44,7 +44,8 @@ HTML = (
   <code class="command">wenlan-data publish {{ state.place }}{% for g in state.failing %} --accept {{
     g }}{% endfor %} --because "…"</code></p>
 {% elif state.verdict == "waiting" and state.word %}
-  <h2><span aria-hidden="true">✗</span> {{ t("Publication refused by", "发布被拒绝，操作人：") }} {{ state.word.name }}</h2>
+  <h2><span aria-hidden="true">✗</span> {{
+    t("Publication refused by", "发布被拒绝，操作人：") }} {{ state.word.name }}</h2>
   <p>{{ state.word.at | moment }} · <q>{{ state.word.because }}</q>. {{
     t("It is not published until somebody approves it:", "在有人批准之前不会发布：") }}
   <code class="command">wenlan-data studio {{ state.place }}</code></p>

@@ -53,7 +53,7 @@ function answered(found, open) {
 
 function small(row) {
   const none = h("span", { class: "mini none" });
-  if (row.subject === "capture" || row.withheld) return none;
+  if (row.pictured === false || row.subject === "capture" || row.withheld) return none;
   const image = h("img", { class: "mini", alt: "", loading: "lazy", src: thumb(row, state.about.g, 160) });
   image.addEventListener("error", () => image.replaceWith(none), { once: true });
   return image;

@@ -194,6 +194,7 @@ export class List {
     const none = (why) => h("div", { class: "frame none" }, h("span", {}, why));
     if (row.subject === "capture") return none(t("page_tile"));
     if (row.withheld) return none("—");
+    if (!row.pictured) return none(t("no_picture"));
     const image = h("img", { alt: "", loading: "lazy", decoding: "async", draggable: "false", src: thumb(row, state.about.g, 320) });
     const frame = h("div", { class: "frame" }, image);
     image.addEventListener("error", () => frame.replaceWith(none(t("no_picture"))), { once: true });

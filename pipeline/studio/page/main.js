@@ -242,7 +242,7 @@ async function neighbours(query, title) {
 
 function flag(row) {
   if (state.flags.has(row.key)) state.flags.delete(row.key);
-  else if (state.flags.size < 200) state.flags.set(row.key, { id: row.id, key: row.key, pos: row.pos, text: row.text.slice(0, 80), url: row.url.slice(0, 200), subject: row.subject });
+  else if (state.flags.size < 200) state.flags.set(row.key, { id: row.id, key: row.key, pos: row.pos, text: row.text.slice(0, 80), url: row.url.slice(0, 200), subject: row.subject, pictured: row.pictured });
   flagsChanged();
   detail.draw($("detail"), row, actions);
 }

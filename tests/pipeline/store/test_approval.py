@@ -123,5 +123,3 @@ def test_words_are_bounded_and_damage_is_named(waiting: Build, monkeypatch: pyte
     waiting.folder.write_json("build.json", {**known, "approvals": [{"name": 1}]})
     with pytest.raises(StoreError, match="approvals"):
         approval.last(waiting)
-
-

@@ -168,7 +168,9 @@ def indexed(own: Callable[..., Build]) -> Callable[..., Build]:
             ],
             schema=pa.schema([f for f in ROWS if f.name in _GIVEN]),
         )  # fmt: skip
-        writer = IndexWriter.begin(Path(build.out) / "index", About(name="synthetic", width=3, images=True, texts=False))
+        writer = IndexWriter.begin(
+            Path(build.out) / "index", About(name="synthetic", width=3, images=True, texts=False)
+        )
         writer.add(0, table, vectors_ND, None)
         writer.finish()
         return build

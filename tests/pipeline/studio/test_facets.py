@@ -26,7 +26,9 @@ def test_a_number_is_counted_in_the_bin_in_which_the_report_counts_it(value: flo
 
 def test_what_is_unknown_has_a_value_of_its_own() -> None:
     with duckdb.connect() as db:
-        assert db.execute(f"SELECT {FACETS['sharpness'].expression} FROM (SELECT NULL::FLOAT AS sharpness)").fetchone() == ("",)
+        assert db.execute(
+            f"SELECT {FACETS['sharpness'].expression} FROM (SELECT NULL::FLOAT AS sharpness)"
+        ).fetchone() == ("",)
 
 
 def test_values_have_words_in_both_languages() -> None:
@@ -38,7 +40,9 @@ def test_values_have_words_in_both_languages() -> None:
 
 
 def test_a_query_is_read_and_what_it_must_not_say_is_refused() -> None:
-    filters = Filters.of([("reason", "known"), ("reason", "nsfw"), ("q", " 小猫  睡觉 "), ("g", "x"), ("sort", "large")], FACETS)
+    filters = Filters.of(
+        [("reason", "known"), ("reason", "nsfw"), ("q", " 小猫  睡觉 "), ("g", "x"), ("sort", "large")], FACETS
+    )
     assert filters == Filters({"reason": ("known", "nsfw")}, "小猫 睡觉", "", "large")
     assert filters.without("reason") == Filters({}, "小猫 睡觉", "", "large")
     for query in (

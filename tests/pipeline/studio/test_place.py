@@ -131,19 +131,6 @@ def test_a_folder_of_builds_is_one_place(weeks: Any, studio_of: StudioOf, tmp_pa
         open_place(str(tmp_path / "empty"), STAGES, folder=True)
 
 
-def test_pictures_that_are_gone_are_told_and_the_rest_is_shown(own: Callable[..., Build], client_of: Callable[..., Any]) -> None:
-    build = own()
-    for record in build.stage("fetch").records():
-        build.stage("fetch").folder.delete(record.files["tar"].name)
-    client = client_of(build.out)
-    g = client.get("/api/about").json()["g"]
-    row = client.get("/api/rows", params={"reason": "image_too_small"}).json()["rows"][0]
-    item = client.get("/api/item", params={"pos": row["pos"], "g": g}).json()
-    assert "no longer stored" in item["picture"]["why"]["en"]
-    kept = client.get("/api/rows", params={"fate": "kept"}).json()["rows"][0]
-    assert client.get("/api/thumb", params={"pos": kept["pos"], "g": g}).status_code == 200
-
-
 def test_what_is_no_place_is_one_line(tmp_path: Path) -> None:
     with pytest.raises((StoreError, ValueError)):
         open_place(str(tmp_path / "none"), STAGES)

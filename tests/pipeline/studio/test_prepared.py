@@ -22,7 +22,9 @@ StudioOf = Callable[..., Any]
 
 def test_sizes_and_kinds_are_those_that_the_stages_wrote(built: Build, studio_of: StudioOf, synthetic: Any) -> None:
     catalog = studio_of(built.out).opened.catalog
-    rows = catalog.query("SELECT cid, kind, width, height, split, cluster, sharpness FROM c WHERE subject = 'candidate'")
+    rows = catalog.query(
+        "SELECT cid, kind, width, height, split, cluster, sharpness FROM c WHERE subject = 'candidate'"
+    )
     by_id = {int(cid): rest for cid, *rest in rows}
     samples = Frames.of(built).frame("samples")
     for sample in samples.itertuples():
@@ -84,7 +86,9 @@ def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], stu
     """So that a takedown has nothing to remove from it."""
     build = own()
     catalog = studio_of(build.out).opened.catalog
-    texts = {name for name, kind in catalog.query("SELECT column_name, column_type FROM (DESCRIBE c)") if kind == "VARCHAR"}
+    texts = {
+        name for name, kind in catalog.query("SELECT column_name, column_type FROM (DESCRIBE c)") if kind == "VARCHAR"
+    }
     assert texts == {"subject", "source", "build", "stage", "reason", "fate", "kind", "split", "new"}
     data = b"".join(path.read_bytes() for path in (Path(build.out) / prepared.FOLDER).glob("*.duckdb"))
     assert "小猫".encode() not in data
@@ -120,7 +124,7 @@ def test_what_is_new_is_new_against_the_baseline(weeks: Any, studio_of: StudioOf
     catalog = studio.opened.catalog
     # the folder's pictures have another address each week, so that the same picture is another candidate
     counted = dict(catalog.counts(Filters()).facets["new"])
-    first = {row for row in Frames.of(studio.opened.place.baseline).frame("decisions").id}
+    first = set(Frames.of(studio.opened.place.baseline).frame("decisions").id)
     ids = Frames.of(second).frame("decisions").id
     assert counted.get("new", 0) == sum(name not in first for name in ids)
     assert counted.get("seen", 0) == sum(name in first for name in ids)

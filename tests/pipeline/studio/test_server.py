@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Callable
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 from starlette.testclient import TestClient
 
 from pipeline.store import build_json
@@ -30,89 +28,6 @@ def ended(client: Any, job: dict[str, Any]) -> dict[str, Any]:
         time.sleep(0.05)
         job = client.get("/api/job", params={"number": job["number"]}).json()
     return job
-
-
-def test_a_row_is_shown_with_its_reason_in_both_languages(built: Build, client_of: Connect) -> None:
-    client = client_of(built.out)
-    about = client.get("/api/about").json()
-    assert about["name"] == "synthetic"
-    assert about["report"] is True
-    assert about["notices"] == []
-    rows = client.get("/api/rows", params={"reason": "near_image", "g": about["g"]}).json()["rows"]
-    assert len(rows) == 2
-    assert rows[0]["reasons"] == [{"name": "near_image", "en": "near-copy of an image", "zh": "近似图像"}]
-    assert rows[0]["stage"]["zh"] == "去重"
-    item = client.get("/api/item", params={"pos": rows[0]["pos"], "g": about["g"]}).json()
-    assert item["leader"]["id"] == item["duplicate_of"]
-    assert item["leader"]["fate"] == "kept"
-    assert item["picture"]["width"] == 150
-    kept = client.get("/api/rows", params={"fate": "kept", "limit": 1}).json()["rows"][0]
-    item = client.get("/api/item", params={"pos": kept["pos"], "g": about["g"]}).json()
-    [boxes] = item["picture"]["regions"].values()
-    assert all(0 <= x1 < x2 <= item["picture"]["width"] for x1, _, x2, _, _ in boxes)
-    assert len(boxes) in (1, 2)
-
-
-def test_what_each_stage_saw_is_told_with_all_texts(built: Build, client_of: Connect) -> None:
-    client = client_of(built.out)
-    g = client.get("/api/about").json()["g"]
-    row = client.get("/api/rows", params={"reason": "image_too_small"}).json()["rows"][0]
-    seen = client.get("/api/saw", params={"pos": row["pos"], "g": g}).json()
-    assert [stage["name"] for stage in seen["stages"]] == ["extract", "admit", "fetch", "measure"]
-    assert seen["texts"][0]["text"] == row["text"]
-    assert seen["texts"][0]["kind"] == {"name": "caption", "en": "caption", "zh": "图注"}
-    measured = next(stage for stage in seen["stages"] if stage["name"] == "measure")
-    assert measured["new"]["width"] == 20
-
-
-def test_a_thumbnail_is_a_jpeg_of_the_size_that_was_asked_for(built: Build, client_of: Connect) -> None:
-    client = client_of(built.out)
-    g = client.get("/api/about").json()["g"]
-    row = client.get("/api/rows", params={"fate": "kept"}).json()["rows"][3]
-    answer = client.get("/api/thumb", params={"pos": row["pos"], "g": g, "side": 100})
-    assert answer.headers["content-type"] == "image/jpeg"
-    assert answer.headers["cache-control"].startswith("private")
-    with Image.open(io.BytesIO(answer.content), formats=("JPEG",)) as picture:
-        assert max(picture.size) <= 160
-    damaged = client.get("/api/rows", params={"reason": "corrupt_image"}).json()["rows"][0]
-    answer = client.get("/api/thumb", params={"pos": damaged["pos"], "g": g})
-    assert answer.status_code == 404
-    assert answer.json()["why"] == {"en": "it cannot be decoded", "zh": "无法解码"}
-
-
-def test_why_is_this_not_in(built: Build, client_of: Connect, synthetic: Any) -> None:
-    client = client_of(built.out)
-
-    def why(named: str) -> Any:
-        return client.get("/api/why", params={"named": named})
-
-    item = next(item for item in synthetic.items() if item.reason == "text_too_short")
-    [row] = why(item.candidate.image_url).json()["rows"]
-    assert row["reasons"][0]["name"] == "text_too_short"
-    assert row["evidence"]["en"] == "text_too_short, as made"
-    page = why("https://www.pages.example/1.html").json()["rows"]
-    assert len(page) > 1
-    [lost] = why("https://www.pages.example/lost1.html").json()["rows"]
-    assert (lost["subject"], lost["reasons"][0]["name"]) == ("capture", "http_status")
-    [same] = why(f" {row['key']} ").json()["rows"]
-    assert same["id"] == row["id"]
-    unknown = why("https://img1.example/none.jpg").json()
-    assert unknown["rows"] == []
-    assert "img1.example" in unknown["nothing"]["en"]
-    assert "没有遇到" in unknown["nothing"]["zh"]
-    assert "no source of the spec leads there" in why("https://other.example/a.jpg").json()["nothing"]["en"]
-    assert why("??").status_code == 400
-
-
-def test_what_may_not_be_shown_is_counted_and_withheld(built: Build, client_of: Connect) -> None:
-    client = client_of(built.out)
-    g = client.get("/api/about").json()["g"]
-    for reason in ("opt_out", "forgotten"):
-        [row] = client.get("/api/rows", params={"reason": reason}).json()["rows"]
-        assert (row["text"], row["url"], row["page_url"], row["evidence"]["en"]) == ("", "", "", "")
-        assert row["withheld"]["zh"]
-        assert client.get("/api/thumb", params={"pos": row["pos"], "g": g}).status_code == 404
-        assert client.get("/api/saw", params={"pos": row["pos"], "g": g}).json()["texts"] == []
 
 
 def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Connect) -> None:
@@ -204,7 +119,18 @@ def stranger(built: Build, studio_of: Connect) -> TestClient:
     return TestClient(app(studio_of(built.out), "secret"), base_url="http://127.0.0.1:8765", follow_redirects=False)
 
 
-ASKS = ("about", "facets", "rows", "item?pos=0", "saw?pos=0", "why?named=x", "where?id=x", "similar", "thumb?pos=0", "job?number=1")
+ASKS = (
+    "about",
+    "facets",
+    "rows",
+    "item?pos=0",
+    "saw?pos=0",
+    "why?named=x",
+    "where?id=x",
+    "similar",
+    "thumb?pos=0",
+    "job?number=1",
+)
 EVERY = [("GET", "/report"), *(("GET", f"/api/{path}") for path in ASKS)]
 CHANGES = [
     ("POST", "/api/takedown"), ("POST", "/api/confirm"), ("POST", "/api/word"), ("POST", "/api/publish"),
@@ -246,18 +172,23 @@ def test_a_page_of_another_site_can_change_nothing(own: Make, client_of: Connect
     ):
         for method, path in CHANGES:
             assert client.request(method, path, headers=headers, json=body).status_code == 403, (path, headers)
-    form = client.post("/api/publish", content=json.dumps({"build": build.build_id}), headers={"Content-Type": "text/plain"})
+    form = client.post(
+        "/api/publish", content=json.dumps({"build": build.build_id}), headers={"Content-Type": "text/plain"}
+    )
     assert form.status_code == 400, "a form can send no JSON, and what it can send is not read as such"
     assert client.get("/api/publish").status_code == 405
     assert client.get("/api/about").json()["job"] is None
-    assert "access-control-allow-origin" not in client.get("/api/about", headers={"Origin": "https://evil.example"}).headers
+    assert (
+        "access-control-allow-origin"
+        not in client.get("/api/about", headers={"Origin": "https://evil.example"}).headers
+    )
 
 
 def test_no_path_leads_out_of_the_page(built: Build, client_of: Connect) -> None:
     client = client_of(built.out)
     for name in (
-        "../server.py", "..%2fserver.py", "%2e%2e/%2e%2e/records.py", "....//server.py", "/etc/passwd", "%2fetc%2fpasswd",
-        "main.js/../../server.py", "main.js%00", "__init__.py",
+        "../server.py", "..%2fserver.py", "%2e%2e/%2e%2e/records.py", "....//server.py", "/etc/passwd",
+        "%2fetc%2fpasswd", "main.js/../../server.py", "main.js%00", "__init__.py",
     ):  # fmt: skip
         answer = client.get(f"/static/{name}")
         assert answer.status_code == 404, name
@@ -297,12 +228,3 @@ def test_a_row_of_other_files_is_never_taken_for_this_one(own: Make, client_of: 
         answer = client.get(f"/api/{path}", params={"pos": 0, "g": g})
         assert answer.status_code in (409, 400)
     assert client.get("/api/rows", params={"g": g}).json()["error"]["code"] == "changed"
-
-
-def test_an_item_of_a_dataset_cannot_be_an_option_of_a_command(own: Make, client_of: Connect) -> None:
-    from pipeline.studio.actions import takedown
-
-    build = own()
-    row = {"subject": "candidate", "id": "a" * 64, "page_url": "--store=/etc", "url": "https://x.example/$(reboot)"}
-    assert takedown(build.store.url, [build], [row], "page", False)[-1] == "--url=--store=/etc"
-    assert takedown(build.store.url, [build], [{**row, "page_url": ""}], "domain", False)[-1] == "--domain=x.example"
