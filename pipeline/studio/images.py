@@ -171,7 +171,7 @@ class Pictures:
         return self._source(row).shard if row["kept"] else None
 
     def _source(self, row: Row) -> Source:
-        return self._catalog.sources[row["pos"] >> 32]
+        return self._catalog.source(row["pos"])
 
     def _check_image(self, build: Build | None, sha256: str) -> None:
         """Raises NoPicture for an image, by its bytes, that may not be shown."""
@@ -226,7 +226,7 @@ class Pictures:
 
 def _has_pictures(source: TableSource) -> bool:
     """Whether pictures of a source may lie in it: not of a table that has addresses alone."""
-    return bool(source.root()) or source.kind == "webdataset"
+    return bool(source.root()) or source.plugin_name() == "webdataset"
 
 
 def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:

@@ -91,7 +91,7 @@ class Items:
         shard = self._pictures.place_of(row)
         if shard is not None:
             return {name: boxes_in(shard, name, row["id"][:KEY_LENGTH]) for name in shard[1].regions}
-        build = self._catalog.sources[row["pos"] >> 32].build
+        build = self._catalog.source(row["pos"]).build
         found: dict[str, list[list[float]]] = {}
         for detector in detectors_of(build.spec) if build is not None and sha256 else ():
             assert build is not None
@@ -116,7 +116,7 @@ class Items:
             own = self._catalog.rows([place])
             if own and own[0]["kept"]:
                 return {**self.brief(own[0]), "held": None}
-        build = self._catalog.sources[row["pos"] >> 32].build
+        build = self._catalog.source(row["pos"]).build
         holder = None if build is None else elsewhere.holders(build, {leader}).get(leader)
         if holder is None:
             return {"id": leader, "held": None, "pos": place, "unknown": True}
@@ -127,7 +127,7 @@ class Items:
 
     def saw(self, row: Row) -> Values:
         """All texts of a candidate, those that were taken off it with the reason, and what each stage noted."""
-        build = self._catalog.sources[row["pos"] >> 32].build
+        build = self._catalog.source(row["pos"]).build
         if build is None or not row["fetch_id"] or withheld(row, self._takedowns):
             return {"texts": [], "removed": [], "stages": []}
         texts: list[Values] = []

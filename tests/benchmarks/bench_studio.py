@@ -10,18 +10,25 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from builds import begun, noise
-from harness import quick, report
+from harness import Figure, at_most, quick, report
 
 ROOT = Path(__file__).parents[2]
 PER_PARTITION = 10_000
