@@ -43,9 +43,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Data", "clip_benchmark", "load", "open"]
 
-_MOST_BOXES = 1_000
-"""Boxes of a picture that `load` takes from a detector, best first: more than any tower reads."""
-
 _FATES = ("seen", "kept", "dropped", "known")
 
 
@@ -102,24 +99,21 @@ def _boxes_by(name: str) -> Callable[[bytes], Sequence[Sequence[float]]]:
     """Makes a picture's boxes as stage `detect` does, but for the spec's cap on their number: a tower has its own."""
     with _packages_of("pipeline"):
         from pipeline.detectors import Detector
-        from pipeline.detectors._boxes import cleaned, look
-        from pipeline.pictures.decode import PictureError, decode
         from pipeline.plugins import configure
+        from pipeline.store.boxes import BoxMaker
     from training.data.transforms import UnreadableImage
 
     detector = configure("detectors", name, {}, Detector, "detector")
 
     @functools.cache
-    def state(_process: int) -> Any:
-        return detector.load()  # a session does not survive a fork: each worker of a loader has its own
+    def maker(_process: int) -> BoxMaker:
+        return BoxMaker(detector)  # a session does not survive a fork: each worker of a loader has its own
 
     def boxes_of(content: bytes) -> Sequence[Sequence[float]]:
-        try:
-            pixels = decode(content).pixels
-        except PictureError as e:
-            raise UnreadableImage(str(e)) from None
-        [raw] = look(detector, state(os.getpid()), [pixels])
-        boxes: list[list[float]] = cleaned(raw, pixels.shape[1], pixels.shape[0], _MOST_BOXES)[0].tolist()
+        [made] = maker(os.getpid()).of([content])
+        if isinstance(made, str):
+            raise UnreadableImage(made)
+        boxes: list[list[float]] = made.tolist()
         return boxes
 
     return boxes_of

@@ -21,7 +21,19 @@ from data_specs.ownership import check_ownership
 from data_specs.printable import printable, printable_line
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import builds, datasets, init, plan, plugins, releases, schema, store, studio, trials
+from pipeline.commands import (
+    boxes,
+    builds,
+    datasets,
+    init,
+    plan,
+    plugins,
+    releases,
+    schema,
+    store,
+    studio,
+    trials,
+)
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
@@ -41,6 +53,7 @@ COMMANDS = (
     store.add_forget,
     store.add_gc,
     store.add_regions,
+    boxes.add_boxes,
     datasets.add_export,
     plugins.add_plugins,
     schema.add_schema,

@@ -1,4 +1,4 @@
-"""wenlan-train: fit, fit-captioner, eval, caption, embed, export and import-brivl on the command line.
+"""wenlan-train: fit, fit-captioner, eval, caption, embed, search, export and import-brivl on the command line.
 
 stdout carries results only; with `--json` its last line is one JSON object, also of a command that fails
 (`data_specs.answers`); of several ranks the first prints it. Everything for people goes to stderr.
@@ -28,6 +28,7 @@ from training.commands.evaluate import add_calibrate, add_eval
 from training.commands.exchange import add_export, add_import, add_import_transformers
 from training.commands.fit import add_fit
 from training.commands.options import first_rank
+from training.commands.search import add_search
 from training.errors import ConfigError, FirstRankError, TrainingError
 
 LOG = logging.getLogger("training")
@@ -94,6 +95,8 @@ def _failed(message: str, code: int, as_json: bool) -> int:
 _LOCAL = {
     "out": "is written on a local disk",
     "cache": "is mapped from a local disk",
+    "index": "is mapped from a local disk",
+    "region_cache": "is kept on a local disk",
     "regions": "is read from a local disk",
     "texts": "is read from a local disk",
     "jsonl": "is read from a local disk",
@@ -104,6 +107,7 @@ _LOCAL = {
     "classes": "is read from a local disk",
     "templates": "is read from a local disk",
     "folder": "is read from a local disk",
+    "image": "is read from a local disk",
 }
 """Arguments that must be paths, and why."""
 
@@ -116,7 +120,7 @@ def _brought_here(arguments: argparse.Namespace) -> Iterator[None]:
             if not isinstance(value, str) or "://" not in value:
                 continue
             if name in _LOCAL:
-                option = name if name in ("file", "folder") else f"--{name}"
+                option = name if name in ("file", "folder") else f"--{name.replace('_', '-')}"
                 todo = "set run.mirror to this URL" if arguments.command == "fit" and name == "out" else "copy it"
                 raise ConfigError(option, f"{value}: {_LOCAL[name]}; give a path, and {todo}")
             if name == "init" and arguments.workers is not None:
@@ -146,6 +150,7 @@ def _parser() -> argparse.ArgumentParser:
     add_eval(commands)
     add_caption(commands)
     add_embed(commands)
+    add_search(commands)
     add_calibrate(commands)
     add_export(commands)
     add_import(commands)

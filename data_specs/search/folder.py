@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from data_specs.shard import ContractError
+from data_specs.shard import ContractError, leaves_folder
 
 INDEX_VERSION = 1
 """Raised when a file of the folder changes its meaning; readers refuse a higher one."""
@@ -104,20 +104,30 @@ class File(_Model):
 
 
 class Part(_Model):
-    """Some rows with their vectors. files: by folder (img_emb, text_emb, metadata, rows)."""
+    """Some rows with their vectors.
+
+    files: by folder (img_emb, text_emb, metadata, rows); none where it has no row. token: what it was made of, by which
+    whoever wrote it knows it again.
+    """
 
     part: int
     rows: int
     files: dict[str, File]
+    token: str = ""
 
 
 class IndexFile(_Model):
-    """`index.json`. revision: grows with each takedown. words, approximate: files of those searches, where they are."""
+    """`index.json`. revision: grows with each takedown, and when parts are added to a finished index.
+
+    empty: tokens of the parts of which there is no row, by number. words, approximate: files of those searches, where
+    they are.
+    """
 
     version: int = INDEX_VERSION
     about: About
     rows: int
     parts: tuple[Part, ...]
+    empty: dict[int, str] = {}
     revision: int = 0
     words: File | None = None
     approximate: dict[Modality, File] = {}
@@ -148,6 +158,8 @@ def read_index(folder: Path) -> IndexFile:
             f"{path}: version {index.version} is newer than this wenlan reads ({INDEX_VERSION}); "
             "upgrade with: pip install -U wenlan"
         )
+    if outside := sorted(path for path in index.named() if leaves_folder(path)):
+        raise IndexFault(f"{path}: names a file outside of its folder: {outside[0]}")
     return index
 
 
@@ -161,7 +173,10 @@ def write_index(folder: Path, index: IndexFile) -> None:
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """For as long as the block runs no other process rewrites the index. Raises IndexFault if one does."""
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as e:
+        raise IndexFault(f"{folder}: cannot be opened ({e.strerror})") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
@@ -171,9 +186,17 @@ def sole_owner(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def waiting(folder: Path) -> dict[Path, Part]:
+    """Parts that are committed and not yet in index.json, by the file of their record."""
+    return {
+        file: Part.model_validate_json(file.read_bytes()) for file in sorted((folder / UNFINISHED).glob("part-*.json"))
+    }
+
+
 def sweep(folder: Path, index: IndexFile) -> int:
-    """Delete what index.json does not name, in the folders that are an index's own; returns how many files."""
-    named, swept = index.named(), 0
+    """Delete what belongs neither to the index nor to a part that waits; returns how many files that were."""
+    named = index.named() | {file.path for part in waiting(folder).values() for file in part.files.values()}
+    swept = 0
     for kind in (*EMBEDDINGS.values(), "metadata", "rows", "words", "approximate"):
         for file in (folder / kind).iterdir() if (folder / kind).is_dir() else ():
             if f"{kind}/{file.name}" not in named:
@@ -181,7 +204,6 @@ def sweep(folder: Path, index: IndexFile) -> int:
                 swept += 1
     for left in folder.glob(".tmp-*"):
         left.unlink(missing_ok=True)
-    remove_folder(folder / UNFINISHED)
     return swept
 
 

@@ -48,6 +48,7 @@ from data_specs.search.folder import (
     remove_folder,
     sole_owner,
     sweep,
+    waiting,
     write_file,
     write_index,
 )
@@ -68,9 +69,10 @@ class IndexWriter:
 
     @staticmethod
     def begin(folder: Path, about: About) -> IndexWriter:
-        """Start an index, or go on with one whose writer was killed.
+        """Start an index, go on with one whose writer was killed, or add to a finished one, whose dataset has grown.
 
-        Raises IndexFault where another index lies there, or is being written: one folder, one About.
+        While a finished one is added to it can be searched as it was. Raises IndexFault where another index lies there
+        or is being written: another name, width, checkpoint, detector or other modalities.
         """
         if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
             raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
@@ -78,37 +80,44 @@ class IndexWriter:
             require(package)
         started = folder / UNFINISHED / "about.json"
         try:
-            there = read_index(folder).about if (folder / INDEX).exists() else _about(started)
-            if there is None:
-                if folder.exists() and any(folder.iterdir()) and not (folder / UNFINISHED).exists():
-                    raise IndexFault(f"{folder}: is not empty and holds no index; give a new folder")
-                write_file(started, about.model_dump_json(indent=1).encode())
-                there = about
+            there = _about(started) or (read_index(folder).about if (folder / INDEX).exists() else None)
+            if there is None and folder.exists() and any(folder.iterdir()) and not (folder / UNFINISHED).exists():
+                raise IndexFault(f"{folder}: is not empty and holds no index; give a new folder")
+            if there is not None and (differs := _difference(there, about)):
+                raise IndexFault(f"{folder}: holds another index ({differs}); give a new folder")
+            write_file(started, about.model_dump_json(indent=1).encode())
         except OSError as e:
             raise IndexFault(f"{folder}: cannot be written ({e.strerror or e})") from None
-        if there != about:
-            raise IndexFault(f"{folder}: holds another index ({_difference(there, about)}); give a new folder")
         return IndexWriter(folder, about)
 
     def is_finished(self) -> bool:
-        return (self.folder / INDEX).exists()
+        """Whether there is an index, and nothing is being added to it."""
+        return (self.folder / INDEX).exists() and not (self.folder / UNFINISHED / "about.json").exists()
 
     def done(self) -> set[int]:
         """Numbers of the parts that are committed."""
-        if self.is_finished():
-            return {part.part for part in read_index(self.folder).parts}
-        return {part.part for part in self._parts()}
+        return set(self.parts())
 
-    def add(self, part: int, rows: pa.Table, image_ND: Vectors | None, text_ND: Vectors | None) -> None:
-        """Commit a part: its files, then one small record.
+    def parts(self) -> dict[int, str]:
+        """The token of each part that is committed, by its number."""
+        return {number: part.token for number, part in sorted(self._parts().items())}
+
+    def add(
+        self, part: int, rows: pa.Table, image_ND: Vectors | None, text_ND: Vectors | None, token: str = ""
+    ) -> None:
+        """Commit a part: its files, then one small record. A finished index keeps its parts: new ones have new numbers.
 
         rows: columns of ROWS, those that are missing are empty; has_image and has_text may be left out where all rows
-        have what the index has. image_ND, text_ND: float [n, D] unit rows, None where the index has none; rows without
-        an image or a text may hold anything, and become zeros.
+        have what the index has. Without a row the part counts as done, and has no files. image_ND, text_ND: float
+        [n, D] unit rows, None where the index has none; rows without an image or a text may hold anything, and become
+        zeros. token: what the part was made of.
         """
         name = f"{self.folder}: part {part}"
         if self.is_finished():
-            raise IndexFault(f"{name}: the index is finished; a new one needs a new folder")
+            raise IndexFault(f"{name}: the index is finished; begin it again to add to it")
+        there = self._index()
+        if there is not None and (part in there.empty or any(part == other.part for other in there.parts)):
+            raise IndexFault(f"{name}: the index has one of this number; a new part needs a new number")
         vectors: dict[Modality, Vectors | None] = {"image": image_ND, "text": text_ND}
         table = _with_flags(rows, vectors, self.about, name)
         kept = {
@@ -118,9 +127,16 @@ class IndexWriter:
         }
         if len(kept) == 2:
             table = _with_similarity(table, kept["image"], kept["text"])
-        files = write_part(self.folder, part, 0, rows_of.mapped_form(table, words.cut_rows(table)), kept)
-        record = Part(part=part, rows=table.num_rows, files=files)
+        files: dict[str, File] = {}
+        if table.num_rows:
+            mapped = rows_of.mapped_form(table, words.cut_rows(table))
+            files = write_part(self.folder, part, _revision_after(there), mapped, kept)
+        record = Part(part=part, rows=table.num_rows, files=files, token=token)
         write_file(self.folder / UNFINISHED / f"part-{part:06d}.json", record.model_dump_json().encode())
+
+    def discard(self, part: int) -> None:
+        """Forget a part that was committed since the index was begun: nothing is made of it any more."""
+        (self.folder / UNFINISHED / f"part-{part:06d}.json").unlink(missing_ok=True)
 
     def finish(self, approximate: bool | None = None) -> None:
         """Write what the searches need, and index.json.
@@ -129,30 +145,46 @@ class IndexWriter:
         Raises IndexFault when no part was added, or an id is in two parts.
         """
         if self.is_finished():
-            remove_folder(self.folder / UNFINISHED)
             return
         with sole_owner(self.folder):
             self._finish(approximate)
 
     def _finish(self, approximate: bool | None) -> None:
-        parts = self._parts()
+        there, committed = self._index(), self._parts()
+        parts = tuple(part for _, part in sorted(committed.items()) if part.rows)
+        empty = {number: part.token for number, part in sorted(committed.items()) if not part.rows}
         if not parts:
             raise IndexFault(f"{self.folder}: nothing was embedded: the index would have no row")
+        if there is not None and (there.parts, there.empty) == (parts, empty):  # nothing was added
+            write_index(self.folder, there.model_copy(update={"about": self.about}))
+            remove_folder(self.folder / UNFINISHED)
+            sweep(self.folder, there)
+            return
         tables = [rows_of.read_mapped(self.folder / part.files["rows"].path) for part in parts]
         _check_ids(self.folder, parts, tables)
-        index = IndexFile(about=self.about, rows=sum(part.rows for part in parts), parts=parts)
+        rows, revision = sum(part.rows for part in parts), _revision_after(there)
+        index = IndexFile(about=self.about, rows=rows, parts=parts, empty=empty, revision=revision)
         index = index.model_copy(
             update={
-                "words": write_words(self.folder, 0, tables),
+                "words": write_words(self.folder, revision, tables),
                 "approximate": _write_approximate(self.folder, index, tables, approximate),
             }
         )
         write_index(self.folder, index)
+        remove_folder(self.folder / UNFINISHED)
         sweep(self.folder, index)
 
-    def _parts(self) -> tuple[Part, ...]:
-        folder = self.folder / UNFINISHED
-        return tuple(Part.model_validate_json(file.read_bytes()) for file in sorted(folder.glob("part-*.json")))
+    def _index(self) -> IndexFile | None:
+        """The finished index that is added to."""
+        return read_index(self.folder) if (self.folder / INDEX).exists() else None
+
+    def _parts(self) -> dict[int, Part]:
+        """Committed parts by number: those of the finished index, and those that were added since."""
+        there, parts = self._index(), dict[int, Part]()
+        if there is not None:
+            parts = {part.part: part for part in there.parts}
+            parts |= {number: Part(part=number, rows=0, files={}, token=token) for number, token in there.empty.items()}
+        return parts | {part.part: part for part in waiting(self.folder).values()}
 
 
 def write_part(
@@ -192,7 +224,7 @@ def _write_approximate(
         large = 2 * index.about.width * len(present) >= approximate.FROM
         if (large if wanted is None else wanted) and len(present) >= approximate.LEAST:
             make = functools.partial(approximate.write, stack=stack, present=present.astype(np.int64))
-            files[modality] = made(folder, f"approximate/{modality}.faiss", make)
+            files[modality] = made(folder, f"approximate/{modality}{_suffix(index.revision)}.faiss", make)
     return files
 
 
@@ -213,6 +245,11 @@ def _suffix(revision: int) -> str:
     return f"_r{revision}" if revision else ""
 
 
+def _revision_after(there: IndexFile | None) -> int:
+    """The revision of what is written now: files of the one that is there must not change."""
+    return 0 if there is None else there.revision + 1
+
+
 def _about(started: Path) -> About | None:
     try:
         return About.model_validate_json(started.read_bytes())
@@ -220,13 +257,15 @@ def _about(started: Path) -> About | None:
         return None
 
 
+_CHANGING = ("background", "created_from")
+"""What may differ where an index is gone on with: a checkpoint is calibrated later, a dataset grows."""
+
+
 def _difference(there: About, about: About) -> str:
-    """What two differ in, in words."""
+    """What two differ in that makes them another index, in words."""
     pairs = ((name, getattr(there, name), getattr(about, name)) for name in About.model_fields)
     return ", ".join(
-        f"its {name} differs" if name in ("background", "created_from") else f"its {name} is {had!r}, not {has!r}"
-        for name, had, has in pairs
-        if had != has
+        f"its {name} is {had!r}, not {has!r}" for name, had, has in pairs if had != has and name not in _CHANGING
     )
 
 
@@ -241,8 +280,6 @@ def _with_flags(rows: pa.Table, vectors: dict[Modality, Vectors | None], about: 
             raise IndexFault(f"{name}: {modality} vectors {list(vector_ND.shape)}, not {[rows.num_rows, about.width]}")
         if f"has_{modality}" not in rows.column_names:
             table = table.append_column(f"has_{modality}", pa.array(np.full(rows.num_rows, wanted)))
-    if not rows.num_rows:
-        raise IndexFault(f"{name}: has no row")
     return rows_of.complete(table, name)
 
 

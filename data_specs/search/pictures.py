@@ -2,17 +2,19 @@
 
 An index holds no picture, only where each lies: a range of a shard's tar, or a file. A takedown rewrites tars, and what
 stays in them moves: then the sample is looked up by its key in the Parquet beside the tar. Bytes that are not those
-that were embedded are never returned.
+that were embedded are never returned. Nor is a web address ever asked, whatever a stranger's index says.
 """
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from data_specs import object_store
 from data_specs.search.folder import IndexFault
 from data_specs.search.rows import Row
 
@@ -50,8 +52,12 @@ def media_type(data: bytes) -> str:
 
 
 def _range(path: str, offset: int, size: int) -> bytes:
-    if not 0 < size <= MOST_BYTES:
+    if not (0 < size <= MOST_BYTES and offset >= 0):
         raise IndexFault(f"{path}: a picture of {size:,} bytes is none")
+    if "://" in path and not object_store.is_object_store(path):
+        raise IndexFault(f"{path}: pictures are read from disks and object stores, never from a web address")
+    if "://" not in path and not Path(path).is_file():  # a pipe or a device would have no end
+        raise IndexFault(f"{path}: is no file; the index says that a picture lies there")
     try:
         with fsspec.open(path, "rb") as file:
             file.seek(offset)

@@ -4,7 +4,7 @@ A ranking is a fixed order of all rows that may be found. `first(n)` returns its
 starts with the shorter one: so pages never overlap, however they are asked for.
 
     ByVector    cosine, exactly; or the DEEP best that an approximate search finds, and exactly from there on
-    ByWords     BM25
+    Listed      as given: by BM25, as the word search returns its rows, or in the order of the index
     ByBoth      reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009) of the DEEP best of each:
                 (1 - weight) / (60 + rank by vector) + weight / (60 + rank by words); behind them the rest by vector.
                 Ranks, because a cosine and a BM25 have no common scale
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.approximate import Cells
-from data_specs.search.scan import ERROR, Floats, Rows, Stack, best, cosines_of, ordered
+from data_specs.search.scan import ERROR, Floats, Rows, Stack, best, kernel
 
 DEEP = 500
 """Rows of an approximate ranking, and of each ranking that is fused: 25 pages of 20."""
@@ -53,7 +53,7 @@ class ByVector:
     ) -> None:
         self._stack, self._query_D, self._allowed_N, self._cells, self._least = stack, query_D, allowed_N, cells, least
         self._products_N: Floats | None = None
-        self._near: Rows | None = None
+        self._near: tuple[Rows, Floats] | None = None
 
     @property
     def exact(self) -> bool:
@@ -62,20 +62,24 @@ class ByVector:
     def first(self, count: int) -> Rows:
         if self._cells is None:
             return self._exactly(count)
-        near = self._approximately()
+        near = self._approximately(min(count, DEEP))
         if count <= len(near):
-            return near[:count]
+            return near
+        near = self._approximately(DEEP)
         rest = self._exactly(count + len(near))
         return np.concatenate([near, rest[~np.isin(rest, near)]])[:count]
 
-    def _approximately(self) -> Rows:
+    def _approximately(self, count: int) -> Rows:
+        """The best of the rows that the approximate search finds."""
         if self._near is None:
             assert self._cells is not None
             allowed_N = None if self._allowed_N.all() else self._allowed_N
-            found = self._cells.candidates(self._query_D, allowed_N, CANDIDATES)
-            rows, cosines = ordered(found, cosines_of(self._stack.take(found), self._query_D))
-            self._near = rows[cosines >= self._least][:DEEP]
-        return self._near
+            rows = self._cells.candidates(self._query_D, allowed_N, CANDIDATES)
+            products = kernel()(self._stack.take(rows), self._query_D) if len(rows) else np.empty(0, np.float32)
+            self._near = rows, products
+        rows, products = self._near
+        found, cosines = best(self._stack, self._query_D, products, count, rows)
+        return found[cosines >= self._least]
 
     def _exactly(self, count: int) -> Rows:
         if self._products_N is None:
@@ -86,8 +90,8 @@ class ByVector:
         return rows[cosines >= self._least]
 
 
-class ByWords:
-    """By BM25: rows and their scores as the word search returns them."""
+class Listed:
+    """Rows in the order in which they are given."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows = rows

@@ -5,6 +5,9 @@ names the new files, with the next revision, and the old files are deleted. Kill
 was; killed after it, old files are left over. In both cases the same command finishes: it sweeps what index.json does
 not name, whether there is anything to remove or not.
 
+Of an index that is being added to, parts that wait are discarded if they hold something that is removed: the command
+that adds them embeds them again, without it.
+
 Limits: one process, a part in memory. The centroids of an approximate search are means over many rows, and stay.
 """
 
@@ -30,6 +33,7 @@ from data_specs.search.folder import (
     read_index,
     sole_owner,
     sweep,
+    waiting,
     write_index,
 )
 from data_specs.search.index import write_part, write_words
@@ -71,6 +75,8 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
     """
     with sole_owner(folder):
         index = read_index(folder)
+        if not dry_run:
+            _discard(folder, gone, stay)
         swept = 0 if dry_run else sweep(folder, index)
         tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
         losses = [_loss(table, gone, stay) for table in tables]
@@ -86,6 +92,13 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
             del tables
             swept += sweep(folder, after)
         return Removed(**counts, revision=revision, swept=swept)
+
+
+def _discard(folder: Path, gone: Gone, stay: Stay | None) -> None:
+    """Forget parts that wait to be added to the index and hold something that is removed: they are embedded again."""
+    for record, part in waiting(folder).items():
+        if part.rows and _loss(rows_of.read_mapped(folder / part.files["rows"].path), gone, stay):
+            record.unlink()
 
 
 def _loss(table: pa.Table, gone: Gone, stay: Stay | None) -> _Loss:
@@ -110,11 +123,12 @@ def _rewritten(folder: Path, index: IndexFile, tables: Sequence[pa.Table], losse
                 for m in index.about.modalities
             }
             files = write_part(folder, part.part, revision, rest, vectors)
-            parts.append(Part(part=part.part, rows=rest.num_rows, files=files))
+            parts.append(Part(part=part.part, rows=rest.num_rows, files=files, token=part.token))
             kept.append(rest)
-    after = index.model_copy(
-        update={"parts": tuple(parts), "rows": sum(part.rows for part in parts), "revision": revision}
-    )
+    left = {part.part for part in parts}
+    empty = index.empty | {part.part: part.token for part in index.parts if part.part not in left}
+    rows = sum(part.rows for part in parts)
+    after = index.model_copy(update={"parts": tuple(parts), "empty": empty, "rows": rows, "revision": revision})
     kept_N, cells = ~np.concatenate([loss.gone for loss in losses]), dict[Modality, File]()
     for modality, file in index.approximate.items():
         if _present(kept, modality) >= approximate.LEAST:

@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -104,7 +104,8 @@ class Filters:
 
     source, license, split: any of these values. min_side, ..., max_height: pixels of the stored image. url: a part of
     the image's or the page's URL, without regard to case. min_similarity: cosine of the image with its own text.
-    min_score: of the hit itself, calibrated: needs an index with a background.
+    min_score: of the hit itself, calibrated: needs an index with a background. leader: rows of that image_leader or
+    text_leader, by what is searched.
     """
 
     source: frozenset[str] = frozenset()
@@ -118,13 +119,14 @@ class Filters:
     min_similarity: float | None = None
     min_score: float | None = None
     url: str = ""
+    leader: str = ""
 
     def of_rows(self) -> bool:
         """Whether any of them looks at the rows, as `min_score` does not."""
         return self != Filters(min_score=self.min_score)
 
-    def mask(self, rows: pa.Table) -> Flags:
-        """[n] which rows of a part pass."""
+    def mask(self, rows: pa.Table, target: Literal["image", "text"]) -> Flags:
+        """[n] which rows of a part pass; `target`: what is searched."""
         passed = np.ones(rows.num_rows, np.bool_)
         for name in _REPEATING:
             if values := getattr(self, name):
@@ -144,6 +146,8 @@ class Filters:
         if self.url:
             of_image, of_page = (pc.match_substring(rows[n], self.url, ignore_case=True) for n in ("url", "page_url"))
             passed &= _flags(pc.or_(of_image, of_page))
+        if self.leader:
+            passed &= numbers(rows, f"{target}_hash") == hash_of(self.leader)
         return passed
 
 

@@ -35,6 +35,9 @@ LOW = 2_048
 ERROR = 4e-6
 """How far a product of two unit vectors may be from their cosine: ten times what is seen."""
 
+BLOCK = 4_096
+"""Rows whose cosines are computed in float64 at once."""
+
 SPARSE = 0.5
 """Share of a chunk's rows that are allowed below which they are copied together first."""
 
@@ -90,17 +93,25 @@ def ordered(rows: Rows, cosines: Floats) -> tuple[Rows, Floats]:
     return rows[order], cosines[order]
 
 
-def best(stack: Stack, query_D: Floats, products_N: Floats, count: int) -> tuple[Rows, Floats]:
-    """The `count` best rows and their cosines, best first, ties by row; fewer where fewer are allowed."""
-    allowed = int(np.count_nonzero(products_N > -np.inf))
-    count = min(count, allowed)
+def best(stack: Stack, query_D: Floats, products: Floats, count: int, rows: Rows | None = None) -> tuple[Rows, Floats]:
+    """The `count` best rows and their cosines, best first, ties by row; fewer where fewer are allowed.
+
+    products: of all rows of the stack, or of those given by `rows`; -inf for what is not allowed.
+    """
+    count = min(count, int(np.count_nonzero(products > -np.inf)))
     if not count:
         return np.empty(0, np.int64), np.empty(0, np.float32)
-    last = len(products_N) - count
-    least = float(np.partition(products_N, last)[last])
-    rows = np.flatnonzero(products_N >= least - 2 * ERROR).astype(np.int64)
-    found, cosines = ordered(rows, cosines_of(stack.take(rows), query_D))
+    last = len(products) - count
+    least = float(np.partition(products, last)[last])
+    near: Rows = np.flatnonzero(products >= least - 2 * ERROR).astype(np.int64)
+    found, cosines = ordered(*_exactly(stack, query_D, near if rows is None else rows[near]))
     return found[:count], cosines[:count]
+
+
+def _exactly(stack: Stack, query_D: Floats, rows: Rows) -> tuple[Rows, Floats]:
+    """Rows and their cosines, BLOCK rows at a time: in float64 a deep page would not fit into memory."""
+    blocks = [cosines_of(stack.take(rows[low : low + BLOCK]), query_D) for low in range(0, len(rows), BLOCK)]
+    return rows, np.concatenate(blocks)
 
 
 @functools.cache

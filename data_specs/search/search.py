@@ -29,7 +29,7 @@ from data_specs.search import rows as rows_of
 from data_specs.search.approximate import FROM, Cells
 from data_specs.search.folder import EMBEDDINGS, INDEX, About, IndexFault, IndexFile, Modality, read_index
 from data_specs.search.pictures import read_picture
-from data_specs.search.ranking import ByBoth, ByVector, ByWords, Ranking
+from data_specs.search.ranking import ByBoth, ByVector, Listed, Ranking
 from data_specs.search.rows import LOOKUPS, Filters, Flags, Row
 from data_specs.search.scan import Floats, Rows, Stack, cosines_of
 from data_specs.search.words import WordSearch
@@ -45,9 +45,12 @@ _TRIES = 5
 
 @dataclass(frozen=True)
 class Query:
-    """What is searched. vector_D: float [D], of any length but 0; None: by words only.
+    """What is searched. vector_D: float [D], of any length but 0; None: by words only, and without those either all
+    rows in their order.
 
-    exact: True: every row is looked at; False: the approximate search wherever there is one; None: as the module says.
+    of: what the vector is of, where that is known. The background is that of images with texts, so hits of the same
+    kind have no score then. exact: True: every row is looked at; False: the approximate search wherever there is one;
+    None: as the module says.
     copies: show near-copies too. weight: of the words against the vector where both are given, 0 to 1.
     """
 
@@ -60,6 +63,12 @@ class Query:
     exact: bool | None = None
     copies: bool = False
     weight: float = 0.5
+    of: Modality | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether a cosine of it has a place in the background of an index."""
+        return self.vector_D is not None and self.of != self.target
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,12 @@ class SearchIndex:
         """Whether it can be searched by words."""
         return self._state.words is not None
 
+    def counts(self) -> dict[Modality, int]:
+        """How many rows have an image, and how many a text."""
+        present = self._state.present
+        both: tuple[Modality, ...] = ("image", "text")
+        return {m: int(np.count_nonzero(present[m])) if m in present else 0 for m in both}
+
     def search(self, query: Query) -> Results:
         """A page of the ranking. Raises IndexFault for a query that does not fit the index."""
         return self._state.search(query)
@@ -204,7 +219,7 @@ class _State:
         least = self._least(query.filters.min_score)
         found, bm25 = self._by_words(query, allowed_N)
         if query_D is None:
-            ranking: Ranking = ByWords(found)
+            ranking: Ranking = Listed(found if query.words else np.flatnonzero(allowed_N))
         else:
             stack = self.stacks[query.target]
             by_vector = ByVector(stack, query_D, allowed_N, self._cells(query, allowed), least)
@@ -233,13 +248,13 @@ class _State:
             raise IndexFault(f"{self.folder}: has no {query.target}s to search")
         if query.limit < 1 or query.offset < 0 or query.limit + query.offset > MOST:
             raise IndexFault(f"limit {query.limit}, offset {query.offset}: at least 1 and 0, together at most {MOST:,}")
-        if query.filters.min_score is not None and (about.background is None or query.vector_D is None):
-            what = "a search by words alone has" if query.vector_D is None else f"{self.folder}: its vectors have"
+        if query.filters.min_score is not None and (about.background is None or not query.is_scored):
+            what = f"{self.folder}: its vectors have"
+            if not query.is_scored:
+                what = f"a search {f'of {query.of}s by {query.of}s' if query.of else 'without a vector'} has"
             raise IndexFault(f"{what} no scores to filter by (min_score)")
         if not 0 <= query.weight <= 1:
             raise IndexFault(f"weight {query.weight}: of the words, between 0 and 1")
-        if query.vector_D is None and not query.words:
-            raise IndexFault("a query needs a vector, words, or both")
 
     def _unit(self, vector_D: npt.NDArray[np.float32]) -> Floats:
         """A query of length 1. Raises IndexFault."""
@@ -253,7 +268,7 @@ class _State:
     def _allowed(self, query: Query) -> Flags:
         allowed = self.present[query.target]
         if query.filters.of_rows() and self.tables:
-            allowed = allowed & np.concatenate([query.filters.mask(table) for table in self.tables])
+            allowed = allowed & np.concatenate([query.filters.mask(table, query.target) for table in self.tables])
         return allowed
 
     def _cells(self, query: Query, allowed: int) -> Cells | None:
@@ -298,7 +313,9 @@ class _State:
     ) -> Iterator[Hit]:
         cosines = None if query_D is None else cosines_of(self.stacks[query.target].take(rows), query_D)
         background = self.index.about.background
-        scores = None if cosines is None or background is None else background.score(cosines)
+        scores = None
+        if cosines is not None and background is not None and query.is_scored:
+            scores = background.score(cosines)
         groups = self._groups(rows, query.target)
         copies = np.zeros(len(rows), np.int64)
         for table, start in self._parts():

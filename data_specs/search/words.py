@@ -101,6 +101,7 @@ class WordSearch:
             # immutable: files of an index never change, so that SQLite need not lock them, or write beside them
             address = f"{self._path.absolute().as_uri()}?mode=ro&immutable=1"
             connection = self._local.connection = sqlite3.connect(address, uri=True)
+            connection.execute("PRAGMA trusted_schema = OFF")  # an index may be a stranger's
             connection.execute(f"PRAGMA mmap_size = {1 << 40}")
         return connection
 

@@ -27,11 +27,18 @@ def add_forget(commands: Commands) -> None:
         "wenlan-data forget --store store --url https://cooking.example.org/images/1.jpg --dry-run",
         "wenlan-data forget --store store --domain example.org",
         "wenlan-data forget builds/1 --store store --like picture.jpg --distance 6",
+        "wenlan-data forget index --store store",
     )
     forget.add_argument(
-        "builds", nargs="*", metavar="BUILD", help="in addition to the published builds that STORE knows"
+        "builds",
+        nargs="*",
+        metavar="BUILD",
+        help="in addition to the published builds that STORE knows; folders of search indexes too",
     )
     _add_store(forget)
+    forget.add_argument(
+        "--index", action="append", default=[], metavar="DIR", help="a search index, whose rows go too; may be repeated"
+    )
     for name, meta, help in (
         ("--item", "X", "file, URL, key, id or sha256 of an image, or URL of a page, as explain takes them"),
         ("--url", "U", "URL of an image or a page"),
@@ -53,12 +60,17 @@ def add_forget(commands: Commands) -> None:
 
 
 def _forget(args: argparse.Namespace) -> dict[str, Any]:
+    from data_specs.search.folder import read_index
     from pipeline.takedown import forget
+    from pipeline.takedown.indexes import is_index
 
     if args.distance is not None and not 0 <= args.distance <= MOST_BITS:
         raise SpecError([f"--distance {args.distance}: 0 to {MOST_BITS} bits of 64"])
     store = _store(args)
-    builds = _builds(store, args.builds)
+    searched = [Path(place) for place in (*args.index, *filter(is_index, args.builds))]
+    for folder in searched:
+        read_index(folder)  # before anything is taken down
+    builds = _builds(store, [place for place in args.builds if not is_index(place)])
     more = {} if args.distance is None else {"distance": args.distance}
     pictures = [Path(path) for path in args.like]
     files = [url for url in args.url if url.startswith("file://")]
@@ -71,7 +83,7 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         exact=args.exact,
         **more,
     )
-    answer = forget.forget(store, builds, request, args.dry_run)
+    answer = forget.forget(store, builds, request, args.dry_run, searched=searched)
     late = [build for build in _builds(store, []) if build.out not in {build.out for build in builds}]
     if late and not args.dry_run:  # published meanwhile, before the takedown was noted in STORE
         after = forget.forget(store, late, forget.Request())
@@ -79,6 +91,8 @@ def _forget(args: argparse.Namespace) -> dict[str, Any]:
         answer["releases"] = after["releases"]
     for affected in answer["builds"]:
         _show_affected(affected, forget.COUNTED, args.dry_run)
+    for loss in answer["indexes"]:
+        _show_loss(loss, args.dry_run)
     if not answer["matched"]:
         answer |= _nothing_matched(answer, args)
     return answer
@@ -91,7 +105,8 @@ def _nothing_matched(answer: dict[str, Any], args: argparse.Namespace) -> dict[s
         recorded = "nothing was changed"
     elif answer["known"]:
         recorded = "the takedown was recorded before"
-    line = f"nothing in {len(answer['builds'])} builds matches; {recorded}"
+    also = f" and {len(answer['indexes'])} indexes" if answer["indexes"] else ""
+    line = f"nothing in {len(answer['builds'])} builds{also} matches; {recorded}"
     say(line)
     return {} if answer["known"] or args.missing_ok else {"ok": False, "error": line, "code": 1}
 
@@ -118,6 +133,15 @@ def _show_affected(affected: dict[str, Any], counted: tuple[str, ...], dry_run: 
     say(f"{affected['out']}: {verb} {counts}; shards {' '.join(affected['shards']) or 'none'}{revision}")
     for sample in affected["samples"] if dry_run else ():
         say(f"  {sample['shard']} {sample['key']} {sample['image_url']}")
+
+
+def _show_loss(loss: dict[str, Any], dry_run: bool) -> None:
+    """Print what a takedown removes from one index."""
+    verb = "would remove" if dry_run else "removed"
+    revision = "" if dry_run else f"; revision {loss['revision']}"
+    say(f"{loss['index']}: {verb} {loss['rows']:,} rows, texts of {loss['texts']:,} rows{revision}")
+    if loss["unseen"]:
+        say(f"{loss['index']}: {loss['unseen']:,} pictures could not be compared by their looks: they cannot be read")
 
 
 def add_gc(commands: Commands) -> None:

@@ -156,10 +156,12 @@ def command_line(words: Sequence[str]) -> str:
     return shlex.join(["wenlan-data", *words])
 
 
-def takedown(store: str, builds: Sequence[Build], rows: Sequence[Row], what: What, exact: bool) -> list[str]:
+def takedown(
+    store: str, builds: Sequence[Build], rows: Sequence[Row], what: What, exact: bool, index: str = ""
+) -> list[str]:
     """The words of `wenlan-data forget` for flagged rows.
 
-    what: the pictures themselves (with copies that look the same, unless `exact`), their pages, or their whole domains.
+    index: the folder of a search index, from which they go too. what: the pictures themselves (with copies that look the same, unless `exact`), their pages, or their whole domains.
     Raises SpecError if there is nothing to name, too much, or no one STORE.
     """
     if not store:
@@ -180,6 +182,7 @@ def takedown(store: str, builds: Sequence[Build], rows: Sequence[Row], what: Wha
                 raise SpecError([f"{row['id'][:KEY_LENGTH]} is on no page: take down the picture"])
             named[("--url", row["page_url"])] = None
     words = ["forget", "--store", store, *dict.fromkeys(build.out for build in builds)]
+    words += ["--index", index] if index else []
     words += [f"{option}={value}" for option, value in named]  # one word: a value can be no option
     return [*words, "--exact"] if exact and what == "picture" else words
 

@@ -407,7 +407,7 @@ _FATE = "CASE WHEN kept THEN 'kept' WHEN reason = 'known' THEN 'known' ELSE 'dro
 
 
 def code_column(facet: str) -> str:
-    """The column of the index that has a facet's value as a small number, which groups and compares faster than text."""
+    """The column of the index that has a facet's value as a small number, which is faster than text."""
     return f"is_{facet}"
 
 

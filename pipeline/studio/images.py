@@ -226,7 +226,7 @@ class Pictures:
 
 def _has_pictures(source: TableSource) -> bool:
     """Whether pictures of a source may lie in it: not of a table that has addresses alone."""
-    return bool(source.root()) or source.plugin_name() == "webdataset"
+    return bool(source.root()) or type(source).plugin_name() == "webdataset"
 
 
 def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:

@@ -356,9 +356,10 @@ def _routes(studio: Studio) -> FastAPI:
         places = now.catalog.at(asked.ids)
         if missing := [name for name in asked.ids if name not in places]:
             raise SpecError([f"{missing[0][:64]}: is no candidate here"])
-        words = actions.takedown(
-            now.place.store, now.place.frames.builds, now.catalog.rows(sorted(places.values())), asked.what, asked.exact
-        )
+        rows = now.catalog.rows(sorted(places.values()))
+        index = "" if studio.similar is None else str(studio.similar.folder)
+        builds = now.place.frames.builds
+        words = actions.takedown(now.place.store, builds, rows, asked.what, asked.exact, index)
         return studio.jobs.start("preview", words, dry=True).value()
 
     @api.post("/api/confirm")

@@ -11,6 +11,7 @@ In this order, so that a kill at any moment leaves a state that the same command
        (`pipeline.takedown.rewrite_partitions`), and its report
     6  STORE's identities and caches
     7  the next release of each dataset, which lists the shards as they are now; reports say so
+    8  the search indexes that are named (`pipeline.takedown.indexes`)
 
 Builds that STORE knows (those that were published) are done whether they are named or not. Without anything named, all
 that is in STORE/forgotten is removed from the builds given. A page or a domain is removed with all that was collected
@@ -27,6 +28,7 @@ import datetime
 import functools
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,7 +47,7 @@ from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
-from pipeline.takedown import rewrite_partitions, rewrite_shards
+from pipeline.takedown import indexes, rewrite_partitions, rewrite_shards
 from pipeline.takedown.affected import Affected, affected
 from pipeline.takedown.request import Request, resolve, text_array
 
@@ -56,13 +58,18 @@ COUNTED = ("samples", "candidates", "images", "captures")
 
 
 def forget(
-    store: Store, builds: Sequence[Build], request: Request, dry_run: bool = False, remember: bool = True
+    store: Store,
+    builds: Sequence[Build],
+    request: Request,
+    dry_run: bool = False,
+    remember: bool = True,
+    searched: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Take down what `request` names, and whatever an earlier takedown left undone.
 
     Returns {"builds": [what each held, and its new revision], "tombstone": name of the file in STORE/forgotten or "",
     "matched": how many candidates, images and captures of them it names, "known": whether all of it was taken down
-    before, "releases": number of the newest release by dataset}.
+    before, "releases": number of the newest release by dataset, "indexes": what each of `searched` lost}.
     dry_run: says what would be removed and changes nothing. remember: STORE/forgotten gets it, so that it never comes
     in again. Raises SpecError for an invalid request, SourceError for a picture that cannot be read, and StoreError for
     a build in which another command is at work.
@@ -73,11 +80,15 @@ def forget(
             for build in builds:
                 locks.enter_context(build_json.sole_owner(build))
                 _move_staged(build)
-        before, takedowns = store.takedowns(), resolve(request, store, builds)
+        before, takedowns = store.takedowns(), resolve(request, store, builds, searched)
         losses = [_with_unfinished(affected(build, takedowns)) for build in builds]
         matched = sum(loss.candidates + loss.images + loss.captures for loss in losses)
-        found = {"matched": matched, "known": takedowns.hashes <= before.hashes and takedowns.looks == before.looks}
+        found: dict[str, Any] = {
+            "matched": matched,
+            "known": takedowns.hashes <= before.hashes and takedowns.looks == before.looks,
+        }
         if dry_run:
+            _add_indexes(found, store, takedowns, searched, dry_run)
             return {"dry_run": True, "builds": [loss.value() for loss in losses], "tombstone": "", **found}
         name = _note_in_store(store, takedowns) if remember else ""
         answers = [_take_out(loss, takedowns) for loss in losses]
@@ -95,7 +106,16 @@ def forget(
         numbers = _renew(store, specs)
         for build in builds:
             page.tell(build)
+        _add_indexes(found, store, takedowns, searched, dry_run)
         return {"dry_run": False, "builds": answers, "tombstone": name, **found, "releases": numbers}
+
+
+def _add_indexes(
+    found: dict[str, Any], store: Store, takedowns: Takedowns, searched: Sequence[Path], dry_run: bool
+) -> None:
+    """Step 8; adds what the indexes lost to the answer."""
+    found["indexes"] = [indexes.take_out(folder, store, takedowns, dry_run) for folder in searched]
+    found["matched"] += sum(loss["rows"] + loss["texts"] for loss in found["indexes"])
 
 
 def _renew(store: Store, specs: dict[str, BuildSpec]) -> dict[str, int]:

@@ -26,6 +26,7 @@ from pipeline.store.build import Build
 from pipeline.store.store import Store
 from pipeline.store.subjects import exactly
 from pipeline.store.takedowns import Look, Takedowns, domain_hashes
+from pipeline.takedown import indexes
 from pipeline.urls import canonical_url, split_userinfo
 
 
@@ -69,8 +70,10 @@ class Request:
         self.hosts()
 
 
-def resolve(request: Request, store: Store, builds: Sequence[Build]) -> Takedowns:
-    """All that is taken down from now on: what is already, and what the request means in these builds.
+def resolve(request: Request, store: Store, builds: Sequence[Build], searched: Sequence[Path] = ()) -> Takedowns:
+    """All that is taken down from now on: what is already, and what the request means in these builds and indexes.
+
+    searched: folders of search indexes.
 
     Raises SpecError, and SourceError for a picture that cannot be read.
     """
@@ -81,9 +84,10 @@ def resolve(request: Request, store: Store, builds: Sequence[Build]) -> Takedown
         images |= subject.images
     for rows in fetched_images(builds):
         images.update(rows.filter(pc.is_in(rows["fetch_id"], text_array(named)))["sha256"].to_pylist())
+    images |= indexes.images_named(searched, named)
     looks = [_look(row, request) for row in _features_of_files(request.pictures)]
     if not request.exact:
-        looks += [_look(row, request) for row in _features_of_images(store, builds, images)]
+        looks += [_look(row, request) for row in _features_of_images(store, builds, images, searched)]
     by_look = Takedowns(looks=(*known.looks, *looks))
     alike = set[str]()
     for rows in _features(builds) if by_look.looks else ():
@@ -116,14 +120,17 @@ def _features_of_files(pictures: Sequence[Path]) -> Iterator[dict[str, Any]]:
             raise SourceError(str(path), f"is no picture that can be read ({e})") from None
 
 
-def _features_of_images(store: Store, builds: Sequence[Build], images: set[str]) -> Iterator[dict[str, Any]]:
-    """Features of images by sha256, from STORE or from a build that measured them."""
+def _features_of_images(
+    store: Store, builds: Sequence[Build], images: set[str], searched: Sequence[Path]
+) -> Iterator[dict[str, Any]]:
+    """Features of images by sha256, from STORE or from a build that measured them, or from an index's pictures."""
     rows = store.features(feature_id()).get(images)
     by_image = {} if rows is None else {row["sha256"]: row for row in rows.to_pylist()}
     if set(by_image) != images:
         for rows in _features(builds):
             some = rows.filter(pc.is_in(rows["sha256"], text_array(images)))
             by_image |= {row["sha256"]: row for row in some.to_pylist()}
+    by_image = indexes.features_of(searched, images - set(by_image)) | by_image
     yield from (by_image[sha256] for sha256 in sorted(by_image))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+from pathlib import Path
 from typing import Any
 
 from data_specs.shard import SPLITS
@@ -18,13 +19,16 @@ LOG = logging.getLogger("training")
 def add_embed(commands: Any) -> None:
     embed = commands.add_parser(
         "embed",
-        help="features of images, texts, released rows or ready arrays",
-        description="Features (float32 unit rows) of one kind of input. --data and files make a .safetensors file, "
-        "--jsonl a Parquet file with id, image_features and text_features, --tensors an .npz file, a benchmark with "
-        "--to chinese-clip a folder.",
+        help="features of images, texts, released rows or ready arrays, as files or as an index to search in",
+        description="Features (float32 unit rows) of one kind of input. --index writes a folder that can be searched, "
+        "part by part: the same command goes on after a kill, and adds what is new when the input has grown. --out "
+        "FILE.parquet takes every input; otherwise --data and files make a .safetensors file, --tensors an .npz file, "
+        "a benchmark with --to chinese-clip a folder.",
         examples=[
+            "wenlan-train embed runs/1 --data store/datasets/weekly/latest.json --index weekly-index --onnx",
+            "wenlan-train embed runs/1 --images photos/ --index photos-index",
             "wenlan-train embed runs/1 --images a.jpg b.jpg --texts texts.txt --out features.safetensors",
-            "wenlan-train embed runs/1 --data builds/1 --split val --out val.safetensors",
+            "wenlan-train embed runs/1 --data builds/1 --split val --out val.parquet",
             "wenlan-train embed runs/1 --data coco-cn:DIR --split test --to chinese-clip --out features",
         ],
     )
@@ -33,11 +37,18 @@ def add_embed(commands: Any) -> None:
         "--data",
         nargs="+",
         metavar="DATA",
-        help="manifests or tars, or a benchmark KIND:PATH: both features of one split",
+        help="manifests or tars, or a benchmark KIND:PATH: both features of one split, with --index of all",
     )
-    embed.add_argument("--images", nargs="+", metavar="FILE", help="image files; --texts may be given beside them")
+    embed.add_argument(
+        "--images",
+        nargs="+",
+        metavar="FILE",
+        help="image files, with --index and .parquet also folders; --texts may be given beside files",
+    )
     add_regions(embed)
-    embed.add_argument("--texts", type=path, metavar="FILE", help="UTF-8 file, one text per line")
+    embed.add_argument(
+        "--texts", type=path, metavar="FILE", help="UTF-8 file, one text per line; --index: what follows a tab is shown"
+    )
     embed.add_argument(
         "--jsonl", type=path, metavar="FILE", help="rows as BriVL released them; image paths relative to the file"
     )
@@ -55,7 +66,9 @@ def add_embed(commands: Any) -> None:
         help=f"which text of a --jsonl row (default {PRIMARY}, its first): {', '.join(ROW_TEXT_KINDS)}",
     )
     embed.add_argument(
-        "--split", default="val", choices=(*SPLITS, "test"), help="of --data; default val; test: benchmarks only"
+        "--split",
+        choices=(*SPLITS, "test"),
+        help="of --data; default val, with --index all of them; test: benchmarks only",
     )
     embed.add_argument(
         "--to",
@@ -63,33 +76,47 @@ def add_embed(commands: Any) -> None:
         choices=["chinese-clip"],
         help="features and answers of a benchmark for Chinese-CLIP's evaluation scripts; --out is their folder",
     )
-    add_detector(embed)
-    embed.add_argument("--out", required=True, type=path, metavar="FILE", help="where the features go")
+    add_detector(
+        embed,
+        "; for --index and .parquet it also makes the boxes of pictures that come without: a "
+        "detector's name, or a spec (.yaml) that has it",
+    )
+    embed.add_argument("--out", type=path, metavar="FILE", help="where the features go")
+    embed.add_argument("--index", type=path, metavar="DIR", help="folder of the index, instead of --out")
+    embed.add_argument("--onnx", action="store_true", help="--index: put the ONNX towers into it (wenlan[onnx])")
+    embed.add_argument("--part-rows", type=int, metavar="N", help="--index: rows of a part (default: 1,000 to 10,000)")
+    embed.add_argument(
+        "--workers", type=int, metavar="N", help="--index: embed on N workers of Ray, on this machine or --address"
+    )
+    embed.add_argument("--address", default="", metavar="A", help="--workers: the cluster's address (RAY_ADDRESS)")
+    embed.add_argument(
+        "--region-cache",
+        type=path,
+        metavar="DIR",
+        help="where boxes are kept that the detector makes, for example STORE/regions (default: in the cache)",
+    )
     embed.add_argument("--device", default="auto")
     add_shared(embed)
     embed.set_defaults(run=_embed)
 
 
 def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
-    given = [name for name in ("data", "images", "texts", "jsonl", "tensors") if getattr(arguments, name)]
-    if len(given) != 1 and given != ["images", "texts"]:
-        raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
-    of_benchmark = bool(arguments.data) and any(is_benchmark(name) for name in arguments.data)
-    if arguments.regions and not (arguments.images or of_benchmark):
-        raise ConfigError("--regions", "are boxes of --images; give both")
-    if arguments.to and not of_benchmark:
-        raise ConfigError(
-            "--to", f"{arguments.to} wants a benchmark, --data KIND:PATH; a dataset can be exported to one"
-        )
+    _check(arguments)
+    if arguments.index is not None:
+        return _into_index(arguments)
+    of_benchmark = _of_benchmark(arguments)
+    if arguments.out.suffix == ".parquet" and not (of_benchmark or arguments.jsonl):
+        return _into_parquet(arguments)
     from training.use import embed
     from training.use.evaluate import split_of_dataset
 
     checkpoint, out, device = arguments.checkpoint, arguments.out, arguments.device
+    split = arguments.split or "val"
     if of_benchmark:
         written = embed.embed_benchmark(
             checkpoint,
             arguments.data,
-            arguments.split,
+            split,
             out,
             to=arguments.to,
             regions=arguments.regions,
@@ -99,7 +126,7 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
         written = embed.embed_data(
             checkpoint,
             arguments.data,
-            split_of_dataset(arguments.split),
+            split_of_dataset(split),
             out,
             detector=arguments.detector,
             device=device,
@@ -114,4 +141,105 @@ def _embed(arguments: argparse.Namespace) -> dict[str, Any]:
             checkpoint, arguments.images or [], arguments.regions, arguments.texts, out, device=device
         )
     LOG.info("%d features of width %d in %s", written["rows"], written["width"], out)
+    return written
+
+
+def _of_benchmark(arguments: argparse.Namespace) -> bool:
+    return bool(arguments.data) and any(is_benchmark(name) for name in arguments.data)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Raise ConfigError for options that do not go together."""
+    given = [name for name in ("data", "images", "texts", "jsonl", "tensors") if getattr(arguments, name)]
+    if len(given) != 1 and given != ["images", "texts"]:
+        raise ConfigError("embed", "give one of --data, --images (and --texts), --texts, --jsonl, --tensors")
+    of_benchmark = _of_benchmark(arguments)
+    if arguments.regions and not (arguments.images or of_benchmark):
+        raise ConfigError("--regions", "are boxes of --images; give both")
+    if arguments.to and not of_benchmark:
+        raise ConfigError(
+            "--to", f"{arguments.to} wants a benchmark, --data KIND:PATH; a dataset can be exported to one"
+        )
+    if (arguments.out is None) == (arguments.index is None):
+        raise ConfigError("embed", "give --out FILE for the features as a file, or --index DIR to search in them")
+    for name in ("onnx", "part_rows", "workers", "address"):
+        if getattr(arguments, name) and arguments.index is None:
+            raise ConfigError(f"--{name.replace('_', '-')}", "goes with --index")
+    if arguments.address and arguments.workers is None:
+        raise ConfigError("--address", "is the cluster of --workers; give their number")
+    for name in ("part_rows", "workers"):
+        number = getattr(arguments, name)
+        if number is not None and number < 1:
+            raise ConfigError(f"--{name.replace('_', '-')}", f"{number} is below 1")
+    whole = arguments.index is not None or arguments.out.suffix == ".parquet"
+    if whole and len(given) > 1:
+        raise ConfigError("embed", "pictures and texts that do not belong together are two files, or two indexes")
+    if arguments.index is not None and (arguments.tensors or of_benchmark):
+        raise ConfigError("--index", "takes --data of manifests or tars, --images, --jsonl or --texts")
+
+
+def _inputs(arguments: argparse.Namespace, *, distinct: bool) -> Any:
+    from training.use.evaluate import split_of_dataset
+    from training.use.indexing import Inputs
+
+    split = arguments.split or ("" if arguments.index is not None else "val")
+    return Inputs(
+        data=tuple(arguments.data or ()),
+        splits=(split_of_dataset(split),) if split else SPLITS,
+        images=tuple(arguments.images or ()),
+        regions=str(arguments.regions or ""),
+        jsonl=str(arguments.jsonl or ""),
+        text_kind=arguments.text_kind,
+        texts=str(arguments.texts or ""),
+        cache=str(arguments.cache or ""),
+        distinct=distinct,
+    )
+
+
+def _into_index(arguments: argparse.Namespace) -> dict[str, Any]:
+    from training.use.indexing import Run, embed_index
+
+    run: Run | None = None
+    if arguments.workers is not None:
+        from training.run.ray_job import embed_on_ray
+
+        run = embed_on_ray(arguments.workers, arguments.address)
+    written = embed_index(
+        arguments.checkpoint,
+        _inputs(arguments, distinct=True),
+        Path(arguments.index),
+        detector=arguments.detector,
+        device=arguments.device,
+        rows=arguments.part_rows or 0,
+        regions_cache=arguments.region_cache,
+        onnx=arguments.onnx,
+        run=run,
+    )
+    LOG.info(
+        "%s rows of width %d in %s: %s embedded now, %s left out, %s removed",
+        f"{written['rows']:,}",
+        written["width"],
+        arguments.index,
+        *(f"{written[name]:,}" for name in ("embedded", "unreadable", "removed")),
+    )
+    return written
+
+
+def _into_parquet(arguments: argparse.Namespace) -> dict[str, Any]:
+    if arguments.tensors:
+        from training.use.embed import embed_arrays
+
+        written = embed_arrays(arguments.checkpoint, arguments.tensors, arguments.out, device=arguments.device)
+    else:
+        from training.use.indexing import embed_parquet
+
+        written = embed_parquet(
+            arguments.checkpoint,
+            _inputs(arguments, distinct=False),
+            arguments.out,
+            detector=arguments.detector,
+            device=arguments.device,
+            regions_cache=arguments.region_cache,
+        )
+    LOG.info("%d features of width %d in %s", written["rows"], written["width"], arguments.out)
     return written

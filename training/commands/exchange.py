@@ -6,7 +6,8 @@ import argparse
 import logging
 from typing import Any
 
-from training.commands.options import add_json, path
+from data_specs.shard import SPLITS
+from training.commands.options import add_json, add_shared, path
 from training.errors import ConfigError
 
 LOG = logging.getLogger("training")
@@ -21,6 +22,7 @@ def add_export(commands: Any) -> None:
         examples=[
             "wenlan-train export runs/1 --to safetensors --out towers.safetensors",
             "wenlan-train export runs/1 --to onnx --out brivl.onnx",
+            "wenlan-train export runs/1 --to onnx --int8 --data builds/1 --out brivl.onnx",
             "wenlan-train export runs/1 --to transformers --out brivl",
         ],
     )
@@ -33,15 +35,31 @@ def add_export(commands: Any) -> None:
         "that transformers loads",
     )
     export.add_argument("--out", required=True, type=path, metavar="FILE", help="a folder with --to transformers")
-    add_json(export)
+    export.add_argument(
+        "--int8", action="store_true", help="--to onnx: also the text tower in int8, FILE.text.int8.onnx, and its loss"
+    )
+    export.add_argument(
+        "--data", nargs="+", default=[], metavar="DATA", help="--int8: the dataset by whose recall the loss is measured"
+    )
+    export.add_argument("--split", default="val", choices=SPLITS, help="of --data; default val")
+    add_shared(export)
     export.set_defaults(run=_export)
 
 
 def _export(arguments: argparse.Namespace) -> dict[str, Any]:
-    from training.use.export import export
+    if arguments.int8 and arguments.to != "onnx":
+        raise ConfigError("--int8", f"is a form of --to onnx, not of {arguments.to}")
+    if arguments.data and not arguments.int8:
+        raise ConfigError("--data", "measures what --int8 loses; give both")
+    from training.use.export import Int8, export
 
-    written = export(arguments.checkpoint, arguments.to, arguments.out)
+    int8 = Int8(arguments.data, arguments.split, arguments.cache) if arguments.int8 else None
+    written = export(arguments.checkpoint, arguments.to, arguments.out, int8)
     LOG.info("%s: %s", written["format"], ", ".join(written["out"]))
+    if int8 is not None:
+        from training.use.quantise import summary
+
+        LOG.info("%s", summary(written["int8_loss"]))
     return written
 
 

@@ -59,12 +59,12 @@ def add_beams(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_detector(command: argparse.ArgumentParser) -> None:
+def add_detector(command: argparse.ArgumentParser, more: str = "") -> None:
     command.add_argument(
         "--detector",
         default="",
         metavar="NAME",
-        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none",
+        help="whose regions of --data (default: the checkpoint's); grid for plain tars, which have none" + more,
     )
 
 

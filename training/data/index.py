@@ -127,6 +127,16 @@ class Dataset:
         return tuple(shard.rows for shard in self._shards)
 
     @property
+    def tars(self) -> tuple[str, ...]:
+        """Path or URL of each shard's tar, in order."""
+        return tuple(shard.tar for shard in self._shards)
+
+    @property
+    def marks(self) -> tuple[str, ...]:
+        """For each shard, in order, a name that changes with its samples and with their boxes."""
+        return tuple(f"{s.index.name} {s.regions.name if s.regions else GRID}" for s in self._shards)
+
+    @property
     def has_regions(self) -> bool:
         """Whether boxes were joined from files; if not, they are the grid."""
         return any(shard.regions is not None for shard in self._shards)

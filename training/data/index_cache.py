@@ -193,8 +193,8 @@ def _check_count(name: str, table: Any, samples: int) -> None:
         raise ContractError(f"{name}: {table.num_rows} rows, the manifest says {samples}")
 
 
-def _read_parquet(name: str, digest: str, schema: Any) -> Any:
-    """Table with the columns of `schema` from a Parquet file whose sha256 is `digest`."""
+def read_parquet(name: str, digest: str, schema: Any) -> Any:
+    """Table with the columns of `schema` from a Parquet file whose sha256 is `digest`. Raises ContractError."""
     check_regular(name)
     try:
         with told(name), fsspec.open(name, "rb") as file:
@@ -214,7 +214,7 @@ def _read_parquet(name: str, digest: str, schema: Any) -> Any:
 
 
 def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
-    table = _read_parquet(name, files.parquet.sha256, _ROWS)
+    table = read_parquet(name, files.parquet.sha256, _ROWS)
     _check_count(name, table, files.samples)
     check_rows(table, name)
     check_places(table, tar, files.tar.bytes)
@@ -223,7 +223,7 @@ def _read_index(name: str, files: ShardFiles, tar: str) -> Any:
 
 def _read_regions(name: str, digest: FileDigest, index: Path) -> Any:
     """Boxes of one shard, after every row's key and sha256 were compared with the shard's index."""
-    table = _read_parquet(name, digest.sha256, _BOXES)
+    table = read_parquet(name, digest.sha256, _BOXES)
     shard = read_index(index)
     if table.num_rows != shard.num_rows:
         raise ContractError(f"{name}: {table.num_rows} rows for a shard of {shard.num_rows} samples")

@@ -15,12 +15,12 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from data_specs.shard import ContractError
 from training.config import DataConfig
@@ -171,26 +171,10 @@ class Loader:
         return self._load((start, start + size) for start in (i * total // count for i in range(count)))
 
     def _load(self, spans: Iterator[tuple[int, int]]) -> Iterator[Batch]:
-        from torch.utils.data import DataLoader
-
-        prepare()
-        maker = copy(self._maker)
-        # Asked for and not read are at most _AHEAD batches per worker, and the one that is being read.
-        count = _AHEAD * self._workers + 1
-        if self._workers:
-            maker.slots = Slots(count, maker.room(self.share.micro))
-        loader: Any = DataLoader(
-            maker,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=(Turn(*span, number % count) for number, span in enumerate(spans)),
-            num_workers=self._workers,
-            prefetch_factor=_AHEAD if self._workers else None,
-            multiprocessing_context="fork" if self._workers else None,
-            worker_init_fn=partial(_begin, nice=0 if self._pin else self._nice),  # a step on a GPU needs no core
-            collate_fn=_identity,
-            pin_memory=self._pin,
-        )
-        for made in loader:
+        room = self._maker.room(self.share.micro)
+        nice = 0 if self._pin else self._nice  # a step on a GPU needs no core
+        turns = (partial(Turn, *span) for span in spans)
+        for made in in_workers(self._maker, turns, self._workers, room, nice=nice, pin_memory=self._pin):
             for sample in made.corrupt:
                 self._count(sample)
             if made.batch is None:
@@ -209,3 +193,51 @@ class Loader:
             raise RunError(
                 "data", f"{len(self._corrupt)} corrupt samples, more than {self._limit}: {listed}{more}; damaged?"
             )
+
+
+M = TypeVar("M", covariant=True)
+T = TypeVar("T", contravariant=True)
+
+
+class Maker(Protocol[T, M]):
+    """What makes batches in worker processes: `slots` is the shared memory in which it hands them over."""
+
+    slots: Slots | None
+
+    def __getitem__(self, turn: T, /) -> M: ...
+
+
+def in_workers(
+    maker: Maker[T, M],
+    turns: Iterable[Callable[[int], T]],
+    workers: int,
+    room: int,
+    *,
+    nice: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[M]:
+    """What `maker` makes of each turn, in order, by so many forked processes (0: in this one).
+
+    turns: each makes the turn from the number of the slot in which its batch is handed over. room: bytes of a slot. At
+    most _AHEAD batches per worker are made ahead of the reader, who must fetch each before the next one.
+    """
+    from torch.utils.data import DataLoader
+
+    prepare()
+    maker = copy(maker)
+    # Asked for and not read are at most _AHEAD batches per worker, and the one that is being read.
+    count = _AHEAD * workers + 1
+    if workers:
+        maker.slots = Slots(count, room)
+    loader: Any = DataLoader(
+        maker,  # type: ignore[arg-type]
+        batch_size=None,
+        sampler=(turn(number % count) for number, turn in enumerate(turns)),
+        num_workers=workers,
+        prefetch_factor=_AHEAD if workers else None,
+        multiprocessing_context="fork" if workers else None,
+        worker_init_fn=partial(_begin, nice=nice),
+        collate_fn=_identity,
+        pin_memory=pin_memory,
+    )
+    yield from loader

@@ -75,7 +75,7 @@ def read_rows(file: Path) -> Iterator[ReleasedRow | Broken]:
     with file.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _row(line, f"{file}:line {number}", file.parent)
+                yield parse_row(line, f"{file}:line {number}", file.parent)
 
 
 def boxes_of(value: Any) -> tuple[Box, ...]:
@@ -95,7 +95,8 @@ def _is_finite(number: float) -> bool:
         return False
 
 
-def _row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
+def parse_row(line: bytes, where: str, folder: Path) -> ReleasedRow | Broken:
+    """The row of a line; `where` is its name in messages, `folder` where its image's path begins."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError) as e:

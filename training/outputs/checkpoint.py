@@ -41,6 +41,7 @@ from training.data.tokenizer import (
     JsonTokenizer,
     Tokenizer,
     from_vocabulary,
+    json_tokenizer,
     vocabulary_text,
 )
 from training.errors import CheckpointError, ConfigError
@@ -400,7 +401,7 @@ def open_checkpoint(path: Path, needed: Collection[str] | None = None) -> Checkp
     except ConfigError as e:
         raise CheckpointError(e.subject, e.problem) from None
     if JSON_FILE in sealed.files:
-        return Checkpoint(sealed, config, JsonTokenizer(sealed.text(JSON_FILE), str(folder / JSON_FILE)), detector)
+        return Checkpoint(sealed, config, json_tokenizer(sealed.text(JSON_FILE), str(folder / JSON_FILE)), detector)
     vocabulary = sealed.text(VOCAB_FILE).split("\n")[:-1]
     return Checkpoint(sealed, config, from_vocabulary(vocabulary, str(folder / VOCAB_FILE)), detector)
 

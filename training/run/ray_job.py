@@ -1,4 +1,4 @@
-"""Training on workers of Ray Train: on this machine, or on the cluster that RAY_ADDRESS names.
+"""Training on workers of Ray Train, and embedding on actors: on this machine, or the cluster that RAY_ADDRESS names.
 
 The only module of `training` that imports ray. Ray starts the processes and the process group, starts them again when
 one is lost, and with `--workers LO:HI` as many as the cluster has room for. Data, queue, checkpoint and resume are the
@@ -9,8 +9,11 @@ rank 0 for Prometheus (`ray_` before the names in training/outputs/trackers.py).
 Errors of ours (bad usage, bad data, a collapse) are final: a worker notes one in OUT before it raises it, and what Ray
 then starts again ends at once (training/run/ray_errors.py).
 
-Limits: OUT and the data are on a path that the driver and all workers see. What was done since the last checkpoint is
-done again after a loss and after a resize.
+An embedding's parts are independent: each actor holds the towers, makes parts of the index and commits them itself,
+and gets others when it is done. What a lost actor had not committed goes to another.
+
+Limits: OUT, an index and the data are on a path that the driver and all workers see. What was done since the last
+checkpoint is done again after a loss and after a resize.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from data_specs.loopback import on_loopback
+from data_specs.search.index import About, IndexWriter
 from data_specs.shard import ContractError
 from training.config import Config, from_dict, to_dict
 from training.device import device_of
@@ -30,6 +34,10 @@ from training.errors import ConfigError, FirstRankError, TrainingError
 from training.outputs.trackers import PROMETHEUS, for_prometheus
 from training.run.launch import Leave, ending_with_parent
 from training.run.ray_errors import NOTE, cause, note, noted
+from training.use.embedding import Done
+from training.use.indexing import Job, Run, Task, write_parts
+from training.use.load import Loaded
+from training.use.sources import Source, Unit
 
 _RESULT = "fit.json"
 _ROOM_S = 25
@@ -225,6 +233,108 @@ class Preemption:
             return Leave.NO
         self._known = info
         return Leave.SAVE
+
+
+# --- embedding
+
+_CHUNKS = 4
+"""Shares of the work that each worker gets one after the other: those that are done early take over from others."""
+
+_LOOKS_S = 2.0
+"""Seconds between two looks at which parts are committed."""
+
+
+def embed_on_ray(workers: int, address: str = "", max_failures: int = 10) -> Run:
+    """What makes the parts of an index on so many actors, of the cluster at `address`, of RAY_ADDRESS, or embedded.
+
+    max_failures: lost actors after which it ends. Raises ConfigError where Ray is not installed.
+    """
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise ConfigError("--workers", "needs Ray: pip install 'wenlan[ray]'") from None
+    if address:
+        os.environ["RAY_ADDRESS"] = address
+
+    def run(job: Job, folder: Path, about: About, tasks: Sequence[Task], done: Done) -> int:
+        with _cluster(cpus=workers):
+            try:
+                return _Dispatch(workers, (job, str(folder), about, str(Path.cwd())), max_failures).run(tasks, done)
+            except (TrainingError, ContractError):
+                raise
+            except Exception as e:  # Ray wraps whatever an actor raised
+                raise cause(e) from e
+
+    return run
+
+
+class _Dispatch:
+    """Gives parts to actors until all are committed."""
+
+    def __init__(self, workers: int, arguments: tuple[Job, str, About, str], max_failures: int) -> None:
+        import ray
+
+        job, folder, about, _ = arguments
+        self._workers, self._arguments, self._failures = workers, arguments, max_failures
+        self._writer = IndexWriter.begin(Path(folder), about)
+        cpus = int(ray.cluster_resources().get("CPU", 1))  # type: ignore[no-untyped-call]
+        gpus = ray.cluster_resources().get("GPU", 0)  # type: ignore[no-untyped-call]
+        use_gpu = gpus > 0 and job.device in ("auto", "cuda")
+        remote: Any = ray.remote(_Embedding)
+        self._actor = remote.options(num_cpus=max(1, cpus // workers), num_gpus=1 if use_gpu else 0)
+
+    def run(self, tasks: Sequence[Task], done: Done) -> int:
+        import ray
+        from ray.exceptions import RayActorError
+
+        size = -(-len(tasks) // (self._workers * _CHUNKS))
+        waiting = [list(tasks[start : start + size]) for start in range(0, len(tasks), size)][::-1]
+        idle = [self._actor.remote(*self._arguments) for _ in range(min(self._workers, len(waiting)))]
+        running: dict[Any, tuple[Any, list[Task]]] = {}
+        rows, unreadable = {task.part: task for task in tasks}, 0
+        counted = set(self._writer.parts())
+        while waiting or running:
+            while waiting and idle:
+                actor, chunk = idle.pop(), waiting.pop()
+                running[actor.embed.remote(chunk)] = actor, chunk
+            ended, _ = ray.wait(list(running), timeout=_LOOKS_S)
+            for reference in ended:
+                actor, chunk = running.pop(reference)
+                try:
+                    unreadable += ray.get(reference)
+                    idle.append(actor)
+                except RayActorError:
+                    self._failures -= 1
+                    if self._failures < 0:
+                        raise
+                    waiting.append(chunk)
+                    idle.append(self._actor.remote(*self._arguments))
+            for part in self._writer.done() - counted:
+                counted.add(part)
+                done(rows[part].count if part in rows else 0)
+        return unreadable
+
+
+class _Embedding:
+    """An actor: a checkpoint's towers and the input, from which it makes parts."""
+
+    def __init__(self, job: Job, folder: str, about: About, started_in: str) -> None:
+        self._job, self._folder, self._about, self._started_in = job, folder, about, started_in
+        self._opened: tuple[Loaded, Source, list[Unit]] | None = None
+
+    def embed(self, tasks: Sequence[Task]) -> int:
+        """Make the parts that are not committed; returns how many rows were left out."""
+        if self._opened is None:  # not in __init__: Ray takes an error there for a lost actor
+            import logging
+
+            if Path(self._started_in).is_dir():
+                os.chdir(self._started_in)
+            logging.basicConfig(level=logging.INFO, format="%(message)s")
+            self._opened = self._job.open()
+        writer = IndexWriter.begin(Path(self._folder), self._about)
+        committed = writer.parts()
+        missing = [task for task in tasks if committed.get(task.part) != task.token]
+        return write_parts(writer, *self._opened, missing, self._job.detector, lambda rows: None)
 
 
 def _anyone(yes: bool, device: str) -> bool:

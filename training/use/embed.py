@@ -193,7 +193,10 @@ def _features_of_rows(
 
 
 def embed_arrays(path: Path, file: Path, out: Path, *, device: str = "auto") -> dict[str, Any]:
-    """Write image_features and text_features [B, D] of an .npz file's ready arrays (see `arrays`) into another."""
+    """Write image_features and text_features [B, D] of an .npz file's ready arrays (see `arrays`) into another.
+
+    `out` may be a .parquet file too, with the rows' numbers as ids.
+    """
     arrays = read_arrays(file)
     loaded = load(path, device)
     features: dict[str, npt.NDArray[Any]] = {}
@@ -203,6 +206,11 @@ def embed_arrays(path: Path, file: Path, out: Path, *, device: str = "auto") -> 
         arrays.check_tokens(loaded.config.text)
         features["text_features"] = _features(arrays.text_batches(BATCH), loaded, "text").numpy()
     rows, width = next(iter(features.values())).shape
+    if out.suffix == ".parquet":
+        columns = {"id": [str(row) for row in range(rows)], **{name: list(x) for name, x in features.items()}}
+        with whole_file(out) as temporary:
+            _write_parquet(temporary, iter([columns]), loaded.background(), tuple(features))
+        return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(features)}
     features |= {name: tensor.numpy() for name, tensor in _background(loaded).items()}
     with whole_file(out) as temporary, temporary.open("wb") as sink:
         np.savez(sink, allow_pickle=False, **features)
@@ -290,13 +298,18 @@ def _write(out: Path, tensors: dict[str, Tensor], loaded: Loaded) -> dict[str, A
     return {"out": str(out), "rows": rows, "width": width, "tensors": sorted(tensors)}
 
 
-def _write_parquet(file: Path, parts: Iterator[dict[str, Any]], background: Background | None) -> None:
+def _write_parquet(
+    file: Path,
+    parts: Iterator[dict[str, Any]],
+    background: Background | None,
+    names: Sequence[str] = ("image_features", "text_features"),
+) -> None:
     """Write the parts as row groups, one at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     features = pa.list_(pa.float32())
-    schema = pa.schema([("id", pa.string()), ("image_features", features), ("text_features", features)])
+    schema = pa.schema([("id", pa.string()), *((name, features) for name in names)])
     if background is not None:
         schema = schema.with_metadata({"wenlan.background": background.to_json()})
     with pq.ParquetWriter(file, schema) as writer:

@@ -1,7 +1,8 @@
 """Export of a checkpoint's query towers into other programs' formats.
 
     safetensors   one file: the query towers' tensors; config and vocabulary as metadata
-    onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length
+    onnx          two files, STEM.image.onnx and STEM.text.onnx, with any batch, number of boxes and length; with int8
+                  a third, STEM.text.int8.onnx, and what it loses: see `quantise`
     brivl-1.0     the released format, for the released code: see `released`
     transformers  a folder that AutoModel and AutoProcessor of transformers load: see `transformers_folder`
 
@@ -23,7 +24,8 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +35,7 @@ from training.errors import ConfigError
 from training.outputs.checkpoint import TOWERS, Checkpoint, naming_older, open_checkpoint
 from training.outputs.whole import whole_file, write_tensors
 from training.records import Batch
-from training.use.load import load
+from training.use.load import Loaded, load
 from training.use.transformers_folder import export_transformers
 
 if TYPE_CHECKING:
@@ -48,7 +50,16 @@ Format = Literal["safetensors", "onnx", "brivl-1.0", "transformers"]
 _OPSET = 18
 
 
-def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Int8:
+    """That the text tower is wanted in int8 too, and the split by which its loss is measured, if any."""
+
+    data: Sequence[str] = ()
+    split: str = "val"
+    cache: Path | None = None
+
+
+def export(path: Path, to: Format, out: Path, int8: Int8 | None = None) -> dict[str, Any]:
     """Write a checkpoint in another format; the files and how many tensors are in them, as JSON values.
 
     Raises TrainingError (no checkpoint, towers without a place in the format), ConfigError (ONNX is not installed).
@@ -56,7 +67,7 @@ def export(path: Path, to: Format, out: Path) -> dict[str, Any]:
     if to == "transformers":
         return export_transformers(path, out)
     if to == "onnx":
-        return _export_onnx(path, out)
+        return _export_onnx(path, out, int8)
     return _export_released(path, out) if to == "brivl-1.0" else _export_safetensors(path, out)
 
 
@@ -100,18 +111,31 @@ def _export_released(path: Path, out: Path) -> dict[str, Any]:
     return {"out": [str(out)], "format": "brivl-1.0", "tensors": len(learnable)}
 
 
-def _export_onnx(path: Path, out: Path) -> dict[str, Any]:
-    for package in ("onnx", "onnxscript"):
-        if not _installed(package):
-            raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
+def _export_onnx(path: Path, out: Path, int8: Int8 | None) -> dict[str, Any]:
     loaded = load(path, "cpu")
     stem = out.with_suffix("") if out.suffix == ".onnx" else out
     files = {name: stem.with_name(f"{stem.name}.{name}.onnx") for name in ("image", "text")}
+    write_onnx(loaded, files["image"], files["text"])
+    written: dict[str, Any] = {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
+    if int8 is not None:
+        from training.use.quantise import quantise_text
+
+        small = stem.with_name(f"{stem.name}.text.int8.onnx")
+        written["int8_loss"] = quantise_text(loaded, files["text"], small, int8.data, int8.split, int8.cache)
+        written["out"].append(str(small))
+    return written
+
+
+def write_onnx(loaded: Loaded, image: Path, text: Path) -> None:
+    """Write both query towers as ONNX files. Raises ConfigError where a package is missing."""
+    for package in ("onnx", "onnxscript"):
+        if not _installed(package):
+            raise ConfigError("--to onnx", f"{package} is not installed; pip install 'wenlan[onnx]'")
     about = {"wenlan": "query towers", **_about(loaded.checkpoint)}
-    image, text = _image_example(loaded.config), _text_example()
-    _write_onnx(_image_tower(loaded.model), image, "image_features", files["image"], about)
-    _write_onnx(_text_tower(loaded.model), text, "text_features", files["text"], about)
-    return {"out": [str(file) for file in files.values()], "format": "onnx", "opset": _OPSET}
+    model = loaded.model.cpu() if loaded.device.type != "cpu" else loaded.model
+    _write_onnx(_image_tower(model), _image_example(loaded.config), "image_features", image, about)
+    _write_onnx(_text_tower(model), _text_example(), "text_features", text, about)
+    model.to(loaded.device)
 
 
 def _installed(package: str) -> bool:

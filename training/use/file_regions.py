@@ -67,6 +67,10 @@ class RegionTable:
             raise InputError(str(place), f"not regions of the contract ({first_line(e)})") from None
         return RegionTable(place, table, row_of, raw)
 
+    def has(self, content: bytes) -> bool:
+        """Whether there are boxes of an image, none included, by the bytes of its file."""
+        return hashlib.sha256(content).hexdigest() in self.row_of
+
     def of(self, content: bytes, name: str) -> tuple[Box, ...]:
         """Boxes of an image by the bytes of its file. Raises InputError naming it where there are none of it."""
         digest = hashlib.sha256(content).hexdigest()

@@ -52,6 +52,16 @@ Boxes = Sequence[Sequence[float]]
 
 
 @dataclass(frozen=True, slots=True)
+class Opened:
+    """A picture as the towers take it: uint8 [3, S, S], boxes [R, 4] in its pixels, the whole image last; its sides."""
+
+    image_3SS: Tensor
+    boxes_R4: npt.NDArray[np.float32]
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """An opened checkpoint with one kind of its towers on a device, in eval mode."""
 
@@ -94,6 +104,11 @@ class Loaded:
         `file`: where it lies, or its content. `boxes`: None for the grid; of more than `max_boxes` the first are taken.
         Raises UnreadableImage.
         """
+        opened = self.open_sized(file, boxes)
+        return opened.image_3SS, opened.boxes_R4
+
+    def open_sized(self, file: Path | bytes, boxes: Boxes | None) -> Opened:
+        """`open_image` with the sides of the picture as stored."""
         data, as_released = self.config.data, bool(self.config.compat)
         try:
             content = file if isinstance(file, bytes) else file.read_bytes()
@@ -104,7 +119,7 @@ class Loaded:
             raise UnreadableImage(getattr(e, "strerror", None) or str(e)) from None
         flat = None if boxes is None else [number for box in boxes[: data.max_boxes] for number in box]
         boxes_R4 = input_boxes(flat, width, height, data.image_size, data.max_boxes, as_given=as_released)
-        return image, boxes_R4
+        return Opened(image, boxes_R4, width, height)
 
     def image_batch(self, images: Sequence[Tensor], boxes: Sequence[npt.NDArray[np.float32]]) -> Batch:
         """Batch of images as `open_image` returns them, with empty texts: encode_image does not look at them."""

@@ -100,7 +100,8 @@ async function looked(asked, answer, done) {
 
 function removed(answer) {
   return h("ul", { class: "removed" }, answer.builds.filter((build) => build.candidates + build.images + build.captures + build.samples.length > 0).map((build) => h("li", {},
-    h("code", {}, build.out), h("ul", { class: "counts" }, ["samples", "candidates", "images", "captures"].map((name) => h("li", {}, h("b", {}, n(name === "samples" ? build.samples.length : build[name])), ` ${t(name)}`))))));
+    h("code", {}, build.out), h("ul", { class: "counts" }, ["samples", "candidates", "images", "captures"].map((name) => h("li", {}, h("b", {}, n(name === "samples" ? build.samples.length : build[name])), ` ${t(name)}`))))),
+    (answer.indexes ?? []).filter((index) => index.rows > 0).map((index) => h("li", {}, h("code", {}, index.index), h("ul", { class: "counts" }, h("li", {}, h("b", {}, n(index.rows)), ` ${t("index_rows")}`)))));
 }
 
 function confirming(job, answer, done) {

@@ -104,6 +104,7 @@ const WORDS = {
   candidates: ["candidates", "候选"],
   images: ["images", "图片"],
   captures: ["pages", "网页"],
+  index_rows: ["rows of the search index", "条搜索索引"],
   nothing_matches: ["Nothing matches: it was taken down before, or is not stored.", "没有匹配内容：可能此前已下架，或未保存。"],
   command: ["The command", "命令"],
   type_word: ["To run it, type {word}", "如需执行，请输入 {word}"],

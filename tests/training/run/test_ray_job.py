@@ -1,8 +1,12 @@
-"""What decides about workers of Ray before and after there are any; the workers themselves are in test_cli."""
+"""What decides about workers of Ray before and after there are any, and embedding on actors; training's are in
+test_cli."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +16,10 @@ from training.run.launch import Leave
 
 pytest.importorskip("ray.train")
 
-from training.run.ray_job import Preemption, fit_on_ray, parse_workers
+from data_specs.search.folder import read_index
+from data_specs.shard import ContractError
+from training.run.ray_job import Preemption, embed_on_ray, fit_on_ray, parse_workers
+from training.use.indexing import Inputs, embed_index
 
 
 @pytest.mark.parametrize(("text", "found"), [("4", (4, 4)), ("2:8", (2, 8)), ("1:1", (1, 1))])
@@ -39,3 +46,88 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
     leave_signal = Preemption(every=2)
     answers = [leave_signal() for _ in range(8)]
     assert answers == [Leave.NO, Leave.NO, Leave.NO, Leave.SAVE, Leave.NO, Leave.NO, Leave.NO, Leave.SAVE]
+
+
+# --- embedding
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """An embedded Ray of two CPUs, whose workers import this checkout."""
+    import ray
+
+    from data_specs.loopback import on_loopback
+
+    root = str(Path(__file__).parents[3])
+    with on_loopback():
+        ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+    yield ray
+    ray.shutdown()
+
+
+def vectors_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "img_emb").iterdir()}
+
+
+@pytest.mark.slow
+def test_an_embedding_on_two_actors_leaves_what_one_process_leaves(
+    cluster: Any, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = make_shards(train=(9, 7), val=(3,), damage={4: b"\xff\xd8junk"})
+    inputs, told = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache")), list[int]()
+    alone = embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "alone", rows=3)
+    run = embed_on_ray(2)
+
+    def counted(job: Any, folder: Path, about: Any, tasks: Sequence[Any], done: Callable[[int], None]) -> int:
+        return run(job, folder, about, tasks, lambda rows: (told.append(rows), done(rows))[1])  # type: ignore[func-returns-value]
+
+    on_ray = embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "ray", rows=3, run=counted)
+    assert {**on_ray, "out": ""} == {**alone, "out": ""}
+    assert (on_ray["rows"], on_ray["unreadable"], sum(told)) == (18, 1, 19)
+    assert vectors_of(tmp_path / "ray") == vectors_of(tmp_path / "alone")
+    assert read_index(tmp_path / "ray") == read_index(tmp_path / "alone")
+
+
+@pytest.mark.slow
+def test_what_a_lost_actor_had_not_committed_goes_to_another(
+    cluster: Any,
+    checkpoint_with_moved_keys: Path,
+    make_shards: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from training.run import ray_job
+
+    flag = tmp_path / "died"
+
+    class Dying(ray_job._Embedding):
+        def embed(self, tasks: Sequence[Any]) -> int:
+            try:
+                flag.touch(exist_ok=False)
+            except FileExistsError:
+                return super().embed(tasks)
+            super().embed(tasks[:1])
+            os._exit(1)
+
+    monkeypatch.setattr(ray_job, "_Embedding", Dying)
+    manifest = make_shards(train=(12,))
+    inputs = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache"))
+    written = embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "i", rows=2, run=embed_on_ray(1))
+    assert (written["rows"], written["parts"], flag.exists()) == (12, 6, True)
+
+
+@pytest.mark.slow
+def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
+    cluster: Any, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
+) -> None:
+    manifest = make_shards(train=(4,))
+    tar = manifest.parent / "train-000000.tar"
+    whole = tar.read_bytes()
+
+    def cut(job: Any, folder: Path, about: Any, tasks: Sequence[Any], done: Callable[[int], None]) -> int:
+        tar.write_bytes(whole[:2048])
+        return embed_on_ray(1)(job, folder, about, tasks, done)
+
+    inputs = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache"))
+    with pytest.raises(ContractError, match=r"^[^\n]*train-000000.tar: [^\n]*$"):
+        embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "i", run=cut)

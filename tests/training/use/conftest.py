@@ -95,3 +95,17 @@ def run(checkpoint: Path) -> Run:
         return task(name).run(Request(checkpoint, source, split, **more))  # type: ignore[arg-type]
 
     return run
+
+
+@pytest.fixture
+def moved() -> Callable[..., Path]:
+    """moved(folder, *overrides, detector=""): a tiny checkpoint of other weights, trained on that detector's boxes."""
+
+    def moved(folder: Path, *overrides: str, detector: str = "") -> Path:
+        torch.manual_seed(1)
+        config = resolve("tiny", overrides)
+        model = BriVL(config)
+        state = RunState(1, 8, 0, (), (), detector)
+        return save(folder, model, build_optimizer(model, config.optim), config, load_tokenizer("gb2312"), state, 1)
+
+    return moved

@@ -1,0 +1,174 @@
+"""Search indexes in a takedown: which of their rows go, and which texts.
+
+An index may hold pictures of published builds, of a build that is gone, or of a folder that was never one, so its rows
+are judged by what they say themselves: by the hashes of image, URL and page in STORE/forgotten, by the domain, and by
+how the picture looks (from STORE's cache, or measured from where it lies). So `forget` without a request does what
+earlier takedowns asked for, and an index that was elsewhere at the time is made good by the same command.
+
+Texts that a kept sample had from a copy that is gone leave the shard's Parquet first; here every text goes that the
+sample no longer has there.
+
+Limits: looks that STORE does not have are measured again by each takedown. Those of pictures that cannot be read any
+more are not compared, and counted as `unseen`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.search.folder import INDEX, read_index
+from data_specs.search.pictures import read_picture
+from data_specs.search.removal import remove
+from data_specs.search.rows import read_mapped, record
+from data_specs.shard import ContractError
+from pipeline.errors import StoreError
+from pipeline.features import feature_id
+from pipeline.features._rows import measure_image
+from pipeline.files.folder import Folder
+from pipeline.pictures.decode import MAX_PIXELS, PictureError
+from pipeline.records import FEATURE_SCHEMA, sha256_hex
+from pipeline.store.store import Store
+from pipeline.store.takedowns import Takedowns
+from pipeline.urls import canonical_url
+
+_BATCH = 10_000
+"""Rows whose looks are fetched from STORE at once."""
+
+
+def is_index(place: str) -> bool:
+    """Whether a folder is a search index."""
+    return "://" not in place and (Path(place) / INDEX).is_file()
+
+
+def images_named(indexes: Sequence[Path], named: set[str]) -> set[str]:
+    """sha256 of the images of all rows whose URL is among the named hashes."""
+    return {
+        row["sha256"]
+        for table in _tables(indexes)
+        for row in table.select(["url", "sha256"]).to_pylist()
+        if row["sha256"] and named & _url_hashes(row["url"])
+    }
+
+
+def features_of(indexes: Sequence[Path], images: set[str]) -> dict[str, dict[str, Any]]:
+    """Features of images, by sha256, measured from the pictures of the indexes that have them."""
+    measured: dict[str, dict[str, Any]] = {}
+    wanted = pa.array(sorted(images), pa.string())
+    for table in _tables(indexes):
+        for number in np.flatnonzero(pc.is_in(table["sha256"], wanted).to_numpy()).tolist():
+            sha256 = table["sha256"][number].as_py()
+            if sha256 not in measured and (features := _measured(table, number)) is not None:
+                measured[sha256] = features
+    return measured
+
+
+def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) -> dict[str, Any]:
+    """Remove from an index what is taken down; returns counts. Raises ContractError for what is no index."""
+    unseen: list[str] = []
+
+    def gone(table: pa.Table) -> npt.NDArray[np.bool_]:
+        judged = _held(table, takedowns)
+        if takedowns.looks:
+            judged |= _alike(table, ~judged, store, takedowns, unseen)
+        return judged
+
+    removed = remove(folder, gone, _texts_that_stay, dry_run)
+    return {"index": str(folder), **asdict(removed), "unseen": len(unseen)}
+
+
+def _tables(indexes: Sequence[Path]) -> Iterator[pa.Table]:
+    for folder in indexes:
+        for part in read_index(folder).parts:
+            yield read_mapped(folder / part.files["rows"].path)
+
+
+def _url_hashes(url: str) -> set[str]:
+    """Hashes by which a URL may have been taken down: as it is, and as the pipeline spells it."""
+    if not url:
+        return set()
+    try:
+        return {sha256_hex(url), sha256_hex(canonical_url(url))}
+    except ValueError:
+        return {sha256_hex(url)}
+
+
+def _held(table: pa.Table, takedowns: Takedowns) -> npt.NDArray[np.bool_]:
+    """Rows that are named by the hashes of a takedown."""
+    rows = table.select(["sha256", "url", "page_url"]).to_pylist()
+    return np.array(
+        [
+            takedowns.holds({"sha256": row["sha256"], "image_url": row["url"], "page_url": row["page_url"]})
+            or bool(takedowns.hashes & _url_hashes(row["url"]))
+            for row in rows
+        ],
+        np.bool_,
+    )
+
+
+def _alike(
+    table: pa.Table, candidates: npt.NDArray[np.bool_], store: Store, takedowns: Takedowns, unseen: list[str]
+) -> npt.NDArray[np.bool_]:
+    """Rows whose picture looks like one that is taken down."""
+    sha256: list[str] = table["sha256"].to_pylist()
+    rows = [row for row in np.flatnonzero(candidates).tolist() if table["has_image"][row].as_py()]
+    alike = set[str]()
+    for start in range(0, len(rows), _BATCH):
+        batch = rows[start : start + _BATCH]
+        names = {sha256[row] or f"row {row}": row for row in batch}
+        known = store.features(feature_id()).get(names)
+        seen = set() if known is None else set(known["sha256"].to_pylist())
+        measured = {name: _measured(table, row) for name, row in names.items() if name not in seen}
+        unseen += [name for name, features in measured.items() if features is None]
+        own = [{**features, "sha256": name} for name, features in measured.items() if features is not None]
+        for features in (known, pa.Table.from_pylist(own, FEATURE_SCHEMA) if own else None):
+            if features is not None:
+                alike.update(takedowns.alike(features.select(["sha256", "phash", "signature"]), feature_id()))
+    return np.array([(name or f"row {row}") in alike for row, name in enumerate(sha256)], np.bool_)
+
+
+def _measured(table: pa.Table, row: int) -> dict[str, Any] | None:
+    """Features of a row's picture; None if it cannot be read."""
+    try:
+        return measure_image(read_picture(record(table, row))[0], MAX_PIXELS)
+    except (ContractError, PictureError):
+        return None
+
+
+def _texts_that_stay(table: pa.Table) -> dict[int, list[int]]:
+    """Rows that hold a text which their sample has no longer, and which of their texts stay."""
+    several = np.flatnonzero(pc.greater(pc.list_value_length(table["texts"]), 1).to_numpy())
+    by_tar: dict[str, list[int]] = {}
+    for row in several.tolist():
+        where = table["where"][row].as_py()
+        if where is not None and where["path"].endswith(".tar"):
+            by_tar.setdefault(where["path"], []).append(row)
+    stay: dict[int, list[int]] = {}
+    for tar, rows in by_tar.items():
+        now = _texts_now(tar, {table["id"][row].as_py() for row in rows})
+        for row in rows:
+            texts = [text["text"] for text in table["texts"][row].as_py()]
+            allowed = now.get(table["id"][row].as_py())
+            if allowed is not None and not allowed.issuperset(texts[1:]):
+                stay[row] = [i for i, text in enumerate(texts) if i == 0 or text in allowed]
+    return stay
+
+
+def _texts_now(tar: str, keys: set[str]) -> dict[str, set[str]]:
+    """Texts of samples as their shard has them now, by key; empty where there is no such shard any more."""
+    folder, _, name = tar.removesuffix(".tar").rpartition("/")
+    try:
+        with Folder(folder).opened(f"{name}.parquet") as file:
+            wanted = pc.field("key").isin(pa.array(sorted(keys), pa.string()))
+            rows = pq.read_table(file, columns=["key", "texts"], filters=wanted).to_pylist()
+    except (StoreError, pa.ArrowInvalid):
+        return {}
+    return {row["key"]: {text["text"] for text in row["texts"]} for row in rows}

@@ -1,0 +1,463 @@
+"""`embed --index` and `--out FILE.parquet`: what is written, what a second run does, kills, growth, takedowns."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from data_specs.search.folder import IndexFault, read_index
+from data_specs.search.search import Query, SearchIndex
+from data_specs.shard import ContractError
+from tests.places import ROOT
+from tests.processes import wait_until
+from training import cli
+from training.use.encode import open_encoder
+from training.use.indexing import Inputs, embed_index, embed_parquet
+from training.use.load import load
+
+MakeShards = Callable[..., Path]
+Run = Callable[..., tuple[int, dict[str, Any], str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """run(*words): exit code, the object of --json, and stderr."""
+
+    def run(*words: object) -> tuple[int, dict[str, Any], str]:
+        code = cli.main(["embed", *map(str, words), "--json"])
+        out, err = capsys.readouterr()
+        return code, json.loads(out.splitlines()[-1]), err
+
+    return run
+
+
+def rows_of(folder: Path) -> dict[str, tuple[npt.NDArray[np.float16] | None, npt.NDArray[np.float16] | None]]:
+    """By id the vectors of the index, read by NumPy and Parquet alone."""
+    found = {}
+    for part in read_index(folder).parts:
+        ids = pq.read_table(folder / part.files["metadata"].path)["id"].to_pylist()
+        vectors = [np.load(folder / part.files[n].path) if n in part.files else None for n in ("img_emb", "text_emb")]
+        for row, name in enumerate(ids):
+            image, text = (None if v is None else v[row] for v in vectors)
+            found[name] = image, text
+    return found
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def pictures(folder: Path, numbers: Sequence[int]) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in numbers:
+        rng = np.random.default_rng(number)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(folder / f"{number:04d}.png")
+    return folder
+
+
+# --- what is in it
+
+
+def test_a_dataset_becomes_an_index_that_finds_each_sample_by_its_own_text(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
+) -> None:
+    manifest = make_shards(train=(7, 5), dev=(1,), val=(2,), damage={3: b"\xff\xd8junk"})
+    code, written, said = run(checkpoint, "--data", manifest, "--index", tmp_path / "i", "--part-rows", 4)
+    assert code == 0
+    assert {name: written[name] for name in ("rows", "embedded", "unreadable", "removed", "parts")} == {
+        "rows": 14,
+        "embedded": 14,
+        "unreadable": 1,
+        "removed": 0,
+        "parts": 6,
+    }
+    assert said.count("left out: ") == 1
+    assert "train-000000.tar" in said
+
+    index = SearchIndex.open(tmp_path / "i")
+    encoder = open_encoder(checkpoint, "cpu")
+    sealed = load(checkpoint, "cpu").checkpoint.sealed
+    assert index.about.checkpoint is not None
+    assert index.about.checkpoint.sha256 == sealed.files["towers.safetensors"]
+    for name, (image_D, text_D) in rows_of(tmp_path / "i").items():
+        row = index.row(name)
+        assert row is not None
+        content, _ = index.picture(name)
+        np.testing.assert_allclose(image_D, encoder.encode_image(content)[0], atol=1e-3)
+        np.testing.assert_allclose(text_D, encoder.encode_text(row.caption)[0], atol=1e-3)
+        assert (row.width, row.height, row.source) == (40, 30, "test")
+        hits = index.search(Query(vector_D=encoder.encode_text(row.caption)[0], target="text", limit=1)).hits
+        assert hits[0].caption == row.caption
+
+
+def test_every_way_in_gives_the_same_vectors(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
+) -> None:
+    manifest = make_shards(train=(6,))
+    run(checkpoint, "--data", manifest, "--index", tmp_path / "data")
+    index = SearchIndex.open(tmp_path / "data")
+    names = list(rows_of(tmp_path / "data"))
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for number, name in enumerate(names):
+        (folder / f"{number}.jpg").write_bytes(index.picture(name)[0])
+        row = index.row(name)
+        assert row is not None
+        lines.append({"image_id": f"pictures/{number}.jpg", "sentences": [["alt_text", row.caption]]})
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    texts = "".join(f"{line['sentences'][0][1]}\n" for line in lines)  # type: ignore[index]
+    (tmp_path / "texts.txt").write_text(texts, encoding="utf-8")
+
+    run(checkpoint, "--images", folder, "--index", tmp_path / "images")
+    run(checkpoint, "--jsonl", tmp_path / "rows.jsonl", "--index", tmp_path / "rows")
+    run(checkpoint, "--texts", tmp_path / "texts.txt", "--index", tmp_path / "texts")
+    expected = np.stack([v[0] for v in rows_of(tmp_path / "data").values() if v[0] is not None])
+    expected_texts = np.stack([v[1] for v in rows_of(tmp_path / "data").values() if v[1] is not None])
+    for name in ("images", "rows"):
+        found = np.stack([v[0] for v in rows_of(tmp_path / name).values() if v[0] is not None])
+        np.testing.assert_array_equal(found, expected)
+    for name in ("rows", "texts"):
+        found = np.stack([v[1] for v in rows_of(tmp_path / name).values() if v[1] is not None])
+        np.testing.assert_allclose(found, expected_texts, atol=1e-3)  # texts go with others of their length
+
+    for out, source in (("d", ["--data", manifest, "--split", "train"]), ("i", ["--images", folder])):
+        code, written, _ = run(checkpoint, *source, "--out", tmp_path / f"{out}.parquet")
+        assert (code, written["rows"]) == (0, 6)
+        table = pq.read_table(tmp_path / f"{out}.parquet")
+        assert "caption" in table.column_names
+        np.testing.assert_allclose(np.array(table["image_features"].to_pylist()), expected, atol=1e-3)
+
+
+def test_texts_in_parquet_are_line_by_line(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "t.txt").write_text("红船\n山\n红船\n" + "白云" * 40 + "\n", encoding="utf-8")
+    code, _, _ = run(checkpoint, "--texts", tmp_path / "t.txt", "--out", tmp_path / "t.parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert (code, table["id"].to_pylist()) == (0, ["1", "2", "3", "4"])
+    expected = open_encoder(checkpoint, "cpu").encode_text(["红船", "山", "红船", "白云" * 40])
+    np.testing.assert_allclose(np.array(table["text_features"].to_pylist()), expected, atol=1e-6)
+
+
+def test_ready_arrays_go_into_parquet_too(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    ids = np.array([[2, 5, 6, 3], [2, 7, 3, 0]])
+    np.savez(tmp_path / "a.npz", input_ids=ids, n_tokens=np.array([4, 3]))
+    for out in ("a.parquet", "b.npz"):
+        assert run(checkpoint, "--tensors", tmp_path / "a.npz", "--out", tmp_path / out)[0] == 0
+    table = pq.read_table(tmp_path / "a.parquet")
+    assert table.column_names == ["id", "text_features"]
+    np.testing.assert_array_equal(
+        np.array(table["text_features"].to_pylist(), np.float32), np.load(tmp_path / "b.npz")["text_features"]
+    )
+
+
+@pytest.mark.slow
+def test_the_onnx_towers_of_an_index_make_the_same_vectors(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    (tmp_path / "t.txt").write_text("红船\n山\n", encoding="utf-8")
+    assert run(checkpoint, "--texts", tmp_path / "t.txt", "--index", tmp_path / "i", "--onnx")[0] == 0
+    assert sorted(path.name for path in (tmp_path / "i/queries").iterdir()) == ["image.onnx", "text.onnx"]
+    loaded = load(checkpoint, "cpu")
+    batch = loaded.text_batch(["红船"])
+    session = runtime.InferenceSession(tmp_path / "i/queries/text.onnx")
+    inputs = {"input_ids": batch.token_ids_BL.numpy(), "n_tokens": batch.n_tokens_B.numpy()}
+    [features] = session.run(None, inputs)
+    index = SearchIndex.open(tmp_path / "i")
+    hit = index.search(Query(vector_D=features[0], target="text", limit=1)).hits[0]
+    assert (hit.caption, round(hit.cosine or 0, 2)) == ("红船", 1.0)
+
+
+# --- boxes
+
+
+def test_pictures_without_boxes_get_them_from_the_checkpoints_detector_once(
+    tmp_path: Path, run: Run, moved: Callable[..., Path]
+) -> None:
+    from pipeline.detectors.proposals import Proposals  # the test sees both halves; the code does not
+
+    detector = Proposals().detector_id
+    folder, cache = pictures(tmp_path / "p", range(3)), tmp_path / "regions"
+    checkpoint = moved(tmp_path / "run", detector=detector)
+    options = ["--images", folder, "--region-cache", cache]
+    code, written, said = run(checkpoint, *options, "--index", tmp_path / "a")
+    assert (code, written["detector"]) == (0, detector)
+    assert f"boxes of pictures that come without: {detector}" in said
+    commits = sorted((cache / detector).glob("*.parquet"))
+    assert sum(pq.read_metadata(file).num_rows for file in commits) == 3
+
+    from wenlan import load as load_with
+
+    encoder = load_with(checkpoint, "cpu", "proposals")
+    for name, (image_D, _) in rows_of(tmp_path / "a").items():
+        np.testing.assert_allclose(image_D, encoder.encode_image(name)[0], atol=1e-3)
+        row = SearchIndex.open(tmp_path / "a").row(name)
+        assert row is not None
+        assert len(row.boxes) == 4  # the recipe's most
+    run(checkpoint, *options, "--index", tmp_path / "b")
+    assert sorted((cache / detector).glob("*.parquet")) == commits  # none was made again
+    assert bytes_of(tmp_path / "a" / "img_emb") == bytes_of(tmp_path / "b" / "img_emb")
+
+    grid = run(checkpoint, *options, "--detector", "grid", "--index", tmp_path / "g")[1]
+    assert grid["detector"] == "grid"
+    differ = [not np.array_equal(rows_of(tmp_path / "g")[n][0], v) for n, (v, _) in rows_of(tmp_path / "a").items()]  # type: ignore[arg-type]
+    assert all(differ)
+
+
+def test_a_detector_that_cannot_be_run_is_the_grid_and_said(
+    tmp_path: Path, run: Run, moved: Callable[..., Path]
+) -> None:
+    checkpoint = moved(tmp_path / "run", detector="onnx-0123456789ab")
+    folder = pictures(tmp_path / "p", range(2))
+    code, written, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert (code, written["detector"], read_index(tmp_path / "i").about.detector) == (0, "grid", "grid")
+    assert "onnx-0123456789ab, which the checkpoint was trained with, cannot be run" in said
+    code, answer, _ = run(checkpoint, "--images", folder, "--index", tmp_path / "j", "--detector", "nonesuch")
+    assert (code, "nonesuch" in answer["error"]) == (2, True)
+
+
+def test_regions_of_the_dataset_come_before_any_detector(
+    make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path]
+) -> None:
+    manifest = make_shards(train=(3,), detector="find-1")
+    checkpoint = moved(tmp_path / "run", detector="find-1")
+    _, written, said = run(checkpoint, "--data", manifest, "--index", tmp_path / "i")
+    assert (written["detector"], "come without" in said) == ("find-1", False)
+    index = SearchIndex.open(tmp_path / "i")
+    row = index.row(next(iter(rows_of(tmp_path / "i"))))
+    assert row is not None
+    assert row.boxes == ((0, 0, 20, 15), (10, 6, 40, 30))
+
+
+# --- again
+
+
+def test_the_same_command_again_changes_nothing(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    folder = pictures(tmp_path / "p", range(5))
+    run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
+    before = bytes_of(tmp_path / "i")
+    code, written, said = run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 2)
+    assert (code, written["embedded"], written["rows"]) == (0, 0, 5)
+    assert "3 parts of" in said
+    assert bytes_of(tmp_path / "i") == before
+
+
+def test_pictures_that_come_go_or_change_are_what_is_done_again(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    folder = pictures(tmp_path / "p", range(10))
+    run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 4)
+    before = bytes_of(tmp_path / "i")
+    pictures(folder, [10, 11])
+    (folder / "0001.png").unlink()
+    shutil.copy(pictures(tmp_path / "q", [99]) / "0099.png", folder / "0006.png")
+    code, written, _ = run(checkpoint, "--images", folder, "--index", tmp_path / "i", "--part-rows", 4)
+    assert (code, written["rows"], written["embedded"], written["removed"]) == (0, 11, 3, 2)
+    run(checkpoint, "--images", folder, "--index", tmp_path / "anew", "--part-rows", 4)
+    found, anew = rows_of(tmp_path / "i"), rows_of(tmp_path / "anew")
+    assert found.keys() == anew.keys()
+    for name, (image_D, _) in anew.items():
+        np.testing.assert_allclose(found[name][0], image_D, atol=1e-3)  # type: ignore[arg-type]
+    kept = [name for name, content in bytes_of(tmp_path / "i").items() if before.get(name) == content]
+    assert [name for name in kept if name.startswith("img_emb")] == ["img_emb/img_emb_0002.npy"]  # the last lost none
+    removed = SearchIndex.open(tmp_path / "i").row(str(folder / "0001.png"))
+    assert removed is None
+
+
+def test_a_dataset_that_grew_costs_its_new_shards_and_one_that_shrank_loses_its_rows(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run
+) -> None:
+    small = make_shards(train=(4, 3), name="small")
+    large = make_shards(train=(4, 3, 5), name="large")  # the same first shards
+    run(checkpoint, "--data", small, "--index", tmp_path / "i")
+    before = bytes_of(tmp_path / "i" / "img_emb")
+    code, written, _ = run(checkpoint, "--data", large, "--index", tmp_path / "i")
+    assert (code, written["embedded"], written["removed"], written["rows"]) == (0, 5, 0, 12)
+    grown = bytes_of(tmp_path / "i" / "img_emb")
+    assert {name: grown[name] for name in before} == before  # parts that are there stay, byte by byte
+    assert len(grown) == 3
+    assert read_index(tmp_path / "i").about.created_from != ()
+
+    code, written, _ = run(checkpoint, "--data", small, "--index", tmp_path / "i")
+    assert (code, written["embedded"], written["removed"], written["rows"]) == (0, 0, 5, 7)
+    run(checkpoint, "--data", small, "--index", tmp_path / "anew")
+    assert rows_of(tmp_path / "i").keys() == rows_of(tmp_path / "anew").keys()
+
+
+@pytest.mark.parametrize("what", ["checkpoint", "dataset", "pictures"])
+def test_another_checkpoint_or_other_data_on_the_same_index_is_refused_in_one_line(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path, run: Run, moved: Callable[..., Path], what: str
+) -> None:
+    folder, other = pictures(tmp_path / "a/p", range(2)), pictures(tmp_path / "b/p", range(2))
+    run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    before = bytes_of(tmp_path / "i")
+    words: dict[str, list[object]] = {
+        "checkpoint": [moved(tmp_path / "run"), "--images", folder],
+        "dataset": [checkpoint, "--data", make_shards(train=(2,))],
+        "pictures": [checkpoint, "--images", other],
+    }
+    code, answer, said = run(*words[what], "--index", tmp_path / "i")
+    assert code in (1, 2)
+    assert str(tmp_path / "i") in answer["error"]
+    assert len([line for line in said.splitlines() if line.startswith("wenlan-train:")]) == 1
+    assert bytes_of(tmp_path / "i") == before
+
+
+def test_two_embeds_into_one_index_at_once_are_refused(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    from training.use.indexing import alone
+
+    folder = pictures(tmp_path / "p", range(2))
+    with alone(tmp_path / "i"):
+        code, answer, _ = run(checkpoint, "--images", folder, "--index", tmp_path / "i")
+    assert (code, "another wenlan-train embed writes into it" in answer["error"]) == (1, True)
+
+
+@pytest.mark.slow
+def test_a_killed_embed_repeats_at_most_the_parts_in_flight(tmp_path: Path, moved: Callable[..., Path]) -> None:
+    """Killed again and again, until it is done: what is left is what an undisturbed run leaves."""
+    checkpoint, folder = moved(tmp_path / "run"), pictures(tmp_path / "p", range(400))
+    words = [sys.executable, "-m", "training", "embed", str(checkpoint), "--images", str(folder), "--part-rows", "16"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+    killed, i = 0, tmp_path / "killed"
+    records = i / "_writing"
+
+    def committed() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in records.glob("part-*.json")} if records.exists() else {}
+
+    for wanted in (3, 11):
+        process = subprocess.Popen([*words, "--index", str(i)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        before = committed()
+        wait_until(lambda wanted=wanted: len(committed()) >= wanted, f"{wanted} parts")  # type: ignore[misc]
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        killed += 1
+        after = committed()
+        assert before.items() <= after.items()  # no part that was there was made again
+        assert not (i / "index.json").exists()
+        with pytest.raises(IndexFault, match="is not finished"):
+            read_index(i)
+    done = subprocess.run([*words, "--index", str(i)], cwd=ROOT, env=environment, capture_output=True, check=True)
+    assert b"parts of" in done.stderr
+    subprocess.run([*words, "--index", str(tmp_path / "whole")], cwd=ROOT, env=environment, check=True)
+    assert killed == 2
+    left, whole = bytes_of(i), bytes_of(tmp_path / "whole")
+    for name in ("img_emb", "metadata", "rows"):
+        ours = {path: content for path, content in left.items() if path.startswith(name)}
+        assert ours == {path: content for path, content in whole.items() if path.startswith(name)}
+    assert left["index.json"] == whole["index.json"]
+
+
+def test_parts_of_another_state_of_the_input_are_discarded(checkpoint: Path, tmp_path: Path) -> None:
+    """Killed, then a picture went: the parts behind it are others now."""
+    folder = pictures(tmp_path / "p", range(6))
+
+    def stop(job: Any, index: Path, about: Any, tasks: Any, done: Any) -> int:
+        from data_specs.search.index import IndexWriter
+        from training.use.indexing import write_parts
+
+        loaded, source, units = job.open()
+        write_parts(IndexWriter.begin(index, about), loaded, source, units, tasks[:2], None, done)
+        raise KeyboardInterrupt
+
+    inputs = Inputs(images=(str(folder),))
+    with pytest.raises(KeyboardInterrupt):
+        embed_index(checkpoint, inputs, tmp_path / "i", rows=2, run=stop)
+    (folder / "0002.png").unlink()
+    written = embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
+    assert (written["rows"], written["embedded"]) == (5, 3)
+    embed_index(checkpoint, inputs, tmp_path / "anew", rows=2)
+    assert bytes_of(tmp_path / "i" / "img_emb") == bytes_of(tmp_path / "anew" / "img_emb")
+
+
+def test_rows_that_a_takedown_removed_do_not_come_back_while_the_input_is_as_it_was(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from data_specs.search.removal import remove
+
+    folder = pictures(tmp_path / "p", range(5))
+    inputs = Inputs(images=(str(folder),))
+    embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
+    gone = [str(folder / f"{n:04d}.png") for n in (0, 1, 2)]  # a whole part, and half of one
+    remove(tmp_path / "i", lambda rows: np.isin(rows["id"].to_pylist(), gone))
+    written = embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
+    assert (written["embedded"], sorted(rows_of(tmp_path / "i"))) == (
+        0,
+        [str(folder / f"{n:04d}.png") for n in (3, 4)],
+    )
+
+
+def test_nothing_that_can_be_read_is_one_line_and_no_index(checkpoint: Path, tmp_path: Path, run: Run) -> None:
+    (tmp_path / "x.jpg").write_bytes(b"junk")
+    code, answer, _ = run(checkpoint, "--images", tmp_path / "x.jpg", "--index", tmp_path / "i")
+    assert (code, "nothing was embedded" in answer["error"]) == (1, True)
+    code, answer, _ = run(checkpoint, "--images", tmp_path / "x.jpg", "--out", tmp_path / "x.parquet")
+    assert (code, (tmp_path / "x.parquet").exists()) == (1, False)
+    with pytest.raises(IndexFault):
+        read_index(tmp_path / "i")
+
+
+def test_a_tar_that_is_cut_ends_the_work_and_names_it(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    manifest = make_shards(train=(5, 5))
+    inputs = Inputs(data=(str(manifest),), cache=str(tmp_path / "c"))
+    tar = manifest.parent / "train-000001.tar"
+    content = tar.read_bytes()
+    embed_parquet(checkpoint, inputs, tmp_path / "whole.parquet")
+    tar.write_bytes(content[:3000] + bytes(0))
+    with pytest.raises(ContractError, match=r"train-000001.tar: 3000 bytes, the manifest says"):
+        embed_index(checkpoint, inputs, tmp_path / "i", rows=5)
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--texts", "t", "--index", "i", "--images", "a.jpg"], "are two files, or two indexes"),
+        (["--texts", "t"], "give --out FILE for the features as a file, or --index DIR"),
+        (["--texts", "t", "--index", "i", "--out", "o"], "give --out FILE"),
+        (["--texts", "t", "--out", "o", "--onnx"], "--onnx: goes with --index"),
+        (["--texts", "t", "--out", "o", "--workers", "2"], "--workers: goes with --index"),
+        (["--texts", "t", "--index", "i", "--address", "auto"], "--address: is the cluster of --workers"),
+        (["--texts", "t", "--index", "i", "--workers", "0"], "--workers: 0 is below 1"),
+        (["--tensors", "t", "--index", "i"], "--index: takes --data of manifests or tars"),
+        (["--texts", "t", "--index", "s3://bucket/i"], "--index: s3://bucket/i: is mapped from a local disk"),
+    ],
+)
+def test_options_that_do_not_go_together_are_bad_usage(words: list[str], line: str, run: Run) -> None:
+    code, answer, _ = run("run", *words)
+    assert (code, line in answer["error"]) == (2, True), answer
+
+
+def test_an_index_is_searchable_while_it_grows(checkpoint: Path, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "p", range(3))
+    inputs = Inputs(images=(str(folder),))
+    embed_index(checkpoint, inputs, tmp_path / "i", rows=2)
+    pictures(folder, [3, 4, 5])
+    seen: list[int] = []
+
+    def look(job: Any, index: Path, about: Any, tasks: Any, done: Any) -> int:
+        from data_specs.search.index import IndexWriter
+        from training.use.indexing import write_parts
+
+        loaded, source, units = job.open()
+        writer = IndexWriter.begin(index, about)
+        for task in tasks:
+            write_parts(writer, loaded, source, units, [task], None, done)
+            seen.append(SearchIndex.open(index).rows)
+        return 0
+
+    opened = SearchIndex.open(tmp_path / "i")
+    embed_index(checkpoint, inputs, tmp_path / "i", rows=2, run=look)
+    assert set(seen) == {3}
+    assert opened.reload_if_changed()
+    assert opened.rows == 6

@@ -1,0 +1,131 @@
+"""The command `search`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+import sys
+from typing import Any
+
+from data_specs.printable import printable_line
+from training.commands.options import add_json, path
+from training.errors import ConfigError
+
+LOG = logging.getLogger("training")
+
+MOST = 10_000
+"""Largest --limit: a page for people and programs, not an export."""
+
+
+def add_search(commands: Any) -> None:
+    search = commands.add_parser(
+        "search",
+        help="find the images or texts of an index that are most like a text, a picture or a row of it",
+        description="Every row is looked at, unless the index is large and has an approximate search. Near-copies are "
+        "shown once. A score is the share of unrelated pairs that are less alike.",
+        examples=[
+            "wenlan-train search index --text 一只猫在窗台上 --checkpoint runs/1",
+            "wenlan-train search index --image cat.jpg --checkpoint runs/1 --target text --limit 5",
+            "wenlan-train search index --text 红烧肉 --words --source news --min-side 400",
+        ],
+    )
+    search.add_argument("folder", type=path, metavar="INDEX", help="an index of wenlan-train embed")
+    asked = search.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--text", metavar="T", help="what is looked for, in words")
+    asked.add_argument("--image", type=path, metavar="FILE", help="a picture that is like it; needs --checkpoint")
+    asked.add_argument("--id", metavar="ID", help="a row of the index that is like it")
+    search.add_argument(
+        "--checkpoint",
+        type=path,
+        metavar="CHECKPOINT",
+        help="the one that made the index (default: the text tower in the index, queries/text.onnx)",
+    )
+    search.add_argument(
+        "--target", choices=["image", "text"], help="what is found (default: images, if the index has them)"
+    )
+    search.add_argument("--words", action="store_true", help="rank by the words of --text (BM25) as well")
+    search.add_argument("--words-only", action="store_true", help="by the words of --text alone: no tower is needed")
+    for name, help in (
+        ("--source", "of this source; may be repeated"),
+        ("--license", "of this licence; may be repeated"),
+        ("--split", "of this split; may be repeated"),
+    ):
+        search.add_argument(name, action="append", default=[], metavar="X", help=help)
+    search.add_argument("--min-side", type=int, metavar="N", help="pixels of the shorter side")
+    search.add_argument("--min-score", type=float, metavar="S", help="0 to 1; images by text, or texts by image")
+    search.add_argument("--url", default="", metavar="PART", help="that the image's or the page's URL contains")
+    search.add_argument("--limit", type=int, default=20, metavar="N", help="hits (default 20)")
+    search.add_argument("--offset", type=int, default=0, metavar="N", help="hits to leave out first")
+    search.add_argument("--copies", action="store_true", help="show near-copies too")
+    search.add_argument("--exact", action="store_true", help="look at every row of a large index too")
+    search.add_argument("--device", default="auto")
+    add_json(search)
+    search.set_defaults(run=_search)
+
+
+def _search(arguments: argparse.Namespace) -> dict[str, Any]:
+    from data_specs.search.search import Filters, SearchIndex
+    from training.use.query import Asked, search
+
+    _check(arguments)
+    index = SearchIndex.open(arguments.folder)
+    asked = Asked(
+        text=(arguments.text or "").strip(),
+        image=arguments.image,
+        id=arguments.id or "",
+        words=arguments.words,
+        alone=arguments.words_only,
+        checkpoint=arguments.checkpoint,
+        device=arguments.device,
+    )
+    filters = Filters(
+        source=frozenset(arguments.source),
+        license=frozenset(arguments.license),
+        split=frozenset(arguments.split),
+        min_side=arguments.min_side,
+        min_score=arguments.min_score,
+        url=arguments.url,
+    )
+    found = search(
+        index,
+        asked,
+        arguments.target,
+        filters,
+        limit=arguments.limit,
+        offset=arguments.offset,
+        copies=arguments.copies,
+        exact=arguments.exact,
+    )
+    if not arguments.json:
+        _show(found)
+    return found
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if (arguments.words or arguments.words_only) and not arguments.text:
+        raise ConfigError("--words", "are those of --text; give that")
+    if arguments.text is not None and not arguments.text.strip():
+        raise ConfigError("--text", "is empty")
+    if not 1 <= arguments.limit <= MOST:
+        raise ConfigError("--limit", f"{arguments.limit} is out of range; it lies between 1 and {MOST:,}")
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The hits as a table on stdout: lines of equal columns, the caption cut to the terminal's width."""
+    width = shutil.get_terminal_size((120, 24)).columns if sys.stdout.isatty() else 10_000
+    lines = [("cosine", "score", "words", "copies", "id", "caption")]
+    for hit in found["hits"]:
+        cells = [_cell(hit["cosine"], 3), _cell(hit["score"], 4), _cell(hit["words"], 2), f"+{hit['copies']}"]
+        lines.append((*cells, hit["id"], hit["caption"]))
+    widths = [max(len(line[n]) for line in lines) for n in range(5)]
+    for line in lines:
+        text = "  ".join(cell.ljust(size) for cell, size in zip(line, [*widths, 0], strict=True))
+        sys.stdout.write(f"{printable_line(text)[:width].rstrip()}\n")
+    more = "; more with --offset" if found["more"] else ""
+    how = "every row was looked at" if found["exact"] else "an approximate search; --exact looks at every row"
+    LOG.info("%d of %d %ss%s; %s", len(found["hits"]), found["allowed"], found["target"], more, how)
+
+
+def _cell(number: float | None, digits: int) -> str:
+    return "-" if number is None else f"{number:.{digits}f}"

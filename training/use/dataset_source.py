@@ -1,0 +1,205 @@
+"""A dataset as a source of rows to embed: manifests and plain tars, the splits one after the other, shard by shard.
+
+Metadata comes from the shards' Parquet files; the licence from what lies beside the manifest, `croissant.json` of each
+build. A sample's id is its key; that of a plain tar's sample, whose key may stand in other tars too, is made of the
+tar's name and the key.
+
+Units never straddle shards: a release that has grown by a build has the old units, and new ones behind them.
+
+Limits: a plain tar tells no URL, page or source.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import posixpath
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_specs.shard import KEY_LENGTH, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, Manifest, Split
+from training.data.index import manifest_of, open_dataset, read_file, weighted
+from training.data.index_cache import GRID, locate, read_parquet
+from training.data.plain_tars import plain_tars_of
+from training.use.sources import Entry, Source, Unit, digest
+
+_COLUMNS = ("key", "source", "page_url", "image_url", "sha256", "width", "height", "texts", "image_leader", "split")
+_SCHEMA = pa.schema([SHARD_SCHEMA.field(name) for name in (*_COLUMNS, "image_offset", "image_size")])
+
+
+_AHEAD = 2
+"""Shards behind the one that is read whose remote tars are fetched already."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Shard:
+    """A shard among all rows.
+
+    dataset, number: which of which dataset it is. first, inside: its first row, in the source and in its dataset.
+    files: the Parquet and its digest; None of a plain tar.
+    """
+
+    dataset: int
+    number: int
+    tar: str
+    mark: str
+    rows: int
+    first: int
+    inside: int
+    files: tuple[str, FileDigest] | None
+    license: str
+
+
+class DatasetSource(Source):
+    """Samples of some splits of `--data`.
+
+    detector: whose regions are joined where every manifest has them, by id, "" for the first that is named; else
+    pictures have no boxes here.
+    """
+
+    has_images, has_texts = True, True
+
+    def __init__(
+        self, data: Sequence[str], splits: Sequence[Split] = SPLITS, detector: str = GRID, cache: Path | None = None
+    ) -> None:
+        named = [weighted(argument)[0] for argument in data]
+        tars = [name for name in named if plain_tars_of(name) is not None]
+        manifests = [manifest_of(name) for name in named if name not in tars]
+        if not detector:
+            detector = next((m.detectors[0] for _, m in manifests if m.detectors), GRID)
+        with_regions = detector != GRID and not tars and all(detector in m.detectors for _, m in manifests)
+        self.detector = detector if with_regions else ""
+        """Whose regions the rows bring; "" if they bring none."""
+        self._known = {tar: about for path, manifest in manifests for tar, about in _shards_of(path, manifest)}
+        self._datasets = [
+            open_dataset(named, split, detector=detector if with_regions else GRID, cache=cache, plain_tars=not number)
+            for number, split in enumerate(splits)
+        ]
+        self.name = ", ".join([*(m.dataset or m.build_id for _, m in manifests), *tars])
+        digests = dict.fromkeys(d for dataset in self._datasets for d in dataset.content_digests)
+        self.origins = tuple(digests)
+        self._shards = self._laid_out()
+        self._firsts = np.array([shard.first for shard in self._shards], np.int64)
+        self._table: tuple[int, pa.Table] | None = None
+        if not len(self):
+            raise ContractError(f"{self.name}: no sample in {', '.join(splits)}; there is nothing to embed")
+
+    def _laid_out(self) -> list[_Shard]:
+        shards, first = [], 0
+        for number, dataset in enumerate(self._datasets):
+            inside = 0
+            of_shards = zip(dataset.tars, dataset.marks, dataset.shard_sizes, strict=True)
+            for at, (tar, mark, rows) in enumerate(of_shards):
+                files, license = self._known.get(tar, (None, ""))
+                shards.append(_Shard(number, at, tar, mark, rows, first, inside, files, license))
+                first += rows
+                inside += rows
+        return shards
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self._datasets)
+
+    def units(self, rows: int) -> list[Unit]:
+        units = []
+        for shard in self._shards:
+            for start in range(0, shard.rows, rows):
+                stop = min(start + rows, shard.rows)
+                units.append(Unit(digest(shard.mark, start, stop), range(shard.first + start, shard.first + stop)))
+        return units
+
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        entries = []
+        for number, row in enumerate(rows):
+            _, shard = self._at(row)
+            dataset = self._datasets[shard.dataset]
+            if not number:
+                following = range(shard.number + 1, min(shard.number + 1 + _AHEAD, len(dataset.shard_sizes)))
+                dataset.ahead([shard.number], following)
+            sample = dataset.row(shard.inside + row - shard.first)
+            boxes = None if sample.boxes is None else np.asarray(sample.boxes, np.float32).reshape(-1, 4).tolist()
+            sides = (sample.width, sample.height) if sample.width else None
+            name = f"{sample.tar}: {sample.key}"
+            entries.append(Entry(name, dataset.image(sample), boxes, sample.texts[0].text, sides))
+        return entries
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        parts = []
+        for at, of_shard in itertools.groupby(rows, key=lambda row: self._at(row)[0]):
+            shard = self._shards[at]
+            inside = [row - shard.first for row in of_shard]
+            parts.append(self._of_build(at, inside) if shard.files else self._of_plain_tar(shard, inside))
+        return pa.concat_tables(parts, promote_options="default")
+
+    def _of_build(self, at: int, inside: Sequence[int]) -> pa.Table:
+        shard = self._shards[at]
+        assert shard.files is not None
+        if self._table is None or self._table[0] != at:
+            name, expected = shard.files
+            self._table = at, read_parquet(name, expected.sha256, _SCHEMA)
+        table = self._table[1].take(pa.array(inside, pa.int64()))
+        texts, offsets = table["texts"].to_pylist(), zip(table["image_offset"], table["image_size"], strict=True)
+        named = {"key": "id", "image_url": "url"}
+        columns = {named.get(name, name): table[name] for name in _COLUMNS if name != "texts"}
+        places = [_where(shard.tar, offset.as_py(), size.as_py()) for offset, size in offsets]
+        license = [shard.license] * table.num_rows
+        return pa.table({**columns, **_of_texts(texts), "license": license, "where": places})
+
+    def _of_plain_tar(self, shard: _Shard, inside: Sequence[int]) -> pa.Table:
+        dataset = self._datasets[shard.dataset]
+        rows = [dataset.row(shard.inside + row) for row in inside]
+        texts = [[{"kind": t.kind, "text": t.text, "text_leader": t.leader} for t in row.texts] for row in rows]
+        return pa.table(
+            {
+                "id": [row.candidate_id[:KEY_LENGTH] for row in rows],
+                "sha256": [row.image_leader for row in rows],
+                "image_leader": [row.image_leader for row in rows],
+                **_of_texts(texts),
+                "where": [_where(row.tar, row.image_offset, row.image_size) for row in rows],
+            }
+        )
+
+    def _at(self, row: int) -> tuple[int, _Shard]:
+        at = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        while not self._shards[at].rows:
+            at -= 1
+        return at, self._shards[at]
+
+
+def _shards_of(path: str, manifest: Manifest) -> list[tuple[str, tuple[tuple[str, FileDigest], str]]]:
+    """By its tar what is known of each shard of a manifest: its Parquet, and its licence."""
+    base, licenses = posixpath.dirname(path), dict[str, str]()
+    known = []
+    for files in manifest.shards:
+        folder = manifest.folder_of(files, base)
+        if folder not in licenses:
+            licenses[folder] = _license(folder)
+        about = (locate(folder, path, files.parquet), files.parquet), licenses[folder]
+        known.append((locate(folder, path, files.tar), about))
+    return known
+
+
+def _license(folder: str) -> str:
+    """The licence of a build's dataset, by the description beside its manifest; "" where none is stated."""
+    try:
+        stated = json.loads(read_file(posixpath.join(folder, "croissant.json"))).get("license", "")
+    except (OSError, ValueError, AttributeError, RecursionError):  # ContractError too: nothing depends on this file
+        return ""
+    return str(stated) if isinstance(stated, str) and stated != "not stated" else ""
+
+
+def _of_texts(texts: Sequence[Sequence[dict[str, str]]]) -> dict[str, list[Any]]:
+    return {
+        "caption": [of_row[0]["text"] for of_row in texts],
+        "texts": [[{"kind": t["kind"], "text": t["text"]} for t in of_row] for of_row in texts],
+        "text_leader": [of_row[0]["text_leader"] or "" for of_row in texts],
+    }
+
+
+def _where(tar: str, offset: int, size: int) -> dict[str, Any]:
+    path = tar if "://" in tar else str(Path(tar).absolute())
+    return {"path": path, "offset": offset, "size": size, "sha256": ""}

@@ -1,0 +1,326 @@
+"""Embedding of a source's units: read and decoded in worker processes, through the towers in large batches.
+
+    rows of a unit -> entries -> boxes (given, a detector's, or the grid) -> pixels, token ids    in worker processes
+                   -> towers, in float32 -> one Part per unit, in the order of the units          here
+
+Rows that cannot be read are named in the log (the first MOST_NAMED), counted, and left out: they stop nothing. A batch
+holds as many pictures as PIXELS allows for their size; one that a GPU has no memory for is halved until it fits. Of
+texts alone those of like length go together, and their order is restored. At most a few batches per worker process, and
+the features of one unit, are in memory.
+
+Limits: pictures are of one size, that of the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_specs.shard import ContractError
+from training.data.batch_maker import InSlot
+from training.data.loader import in_workers
+from training.data.slots import Slots, room
+from training.data.transforms import UnreadableImage
+from training.records import Batch
+from training.use.detector import Detector, InEachProcess
+from training.use.load import Boxes, Loaded, Opened
+from training.use.sources import Entry, Source, Unit
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from training.towers.tower import Modality
+
+LOG = logging.getLogger(__name__)
+
+PIXELS = {"cpu": 32 * 224 * 224, "cuda": 256 * 224 * 224}
+"""Pixels of the pictures of a batch, by the kind of device."""
+
+TOKENS = {"cpu": 4_096, "cuda": 65_536}
+"""Tokens of the texts of a batch, padding included, where there are no pictures."""
+
+MOST = 1_024
+"""Rows of a batch."""
+
+MOST_NAMED = 50
+"""Rows that cannot be read that are named one by one."""
+
+Features = npt.NDArray[np.float32]
+
+Done = Callable[[int], None]
+"""Is told of each batch how many rows are done with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A unit that was embedded: the rows that could be read, with their unit features [n, D] where there are any.
+
+    rows: columns of data_specs.search.rows.ROWS. unreadable: how many rows were left out.
+    """
+
+    unit: Unit
+    rows: pa.Table
+    image_ND: Features | None
+    text_ND: Features | None
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """What became known of a row when it was read. boxes: those that the tower has seen, flat; None for the grid."""
+
+    problem: str
+    sha256: str = ""
+    size: int = 0
+    width: int = 0
+    height: int = 0
+    boxes: npt.NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """Rows that are to make a batch, and the slot in which it is handed over."""
+
+    rows: Sequence[int]
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A batch of the rows that could be read (None: of none), a fact of every row, or what ends the work."""
+
+    batch: Batch | InSlot | None
+    facts: tuple[_Fact, ...]
+    fatal: str = ""
+
+
+class _Reader:
+    """Makes batches of rows: what runs in a worker process."""
+
+    slots: Slots | None = None
+
+    def __init__(self, loaded: Loaded, source: Source, detector: InEachProcess | None) -> None:
+        self._loaded, self._source, self._detector = loaded, source, detector
+
+    def __getitem__(self, turn: _Turn) -> _Made:
+        try:
+            entries = self._source.entries(turn.rows)
+        except ContractError as e:
+            return _Made(None, (), str(e))
+        except OSError as e:
+            return _Made(None, (), f"{e.filename or 'a file'}: cannot be read ({e.strerror or e})")
+        boxes = self._boxes(entries)
+        read = [self._read(entry, of_entry) for entry, of_entry in zip(entries, boxes, strict=True)]
+        facts = tuple(fact for fact, _ in read)
+        sound = [(entry, opened) for entry, (fact, opened) in zip(entries, read, strict=True) if not fact.problem]
+        if not sound:
+            return _Made(None, facts)
+        batch = self._batch([entry for entry, _ in sound], [opened for _, opened in sound])
+        if self.slots is None:
+            return _Made(batch, facts)
+        tensors = [getattr(batch, name) for name in _sent()]
+        return _Made(InSlot(self.slots, turn.slot, self.slots.write(turn.slot, tensors)), facts)
+
+    def room(self, rows: int) -> int:
+        """Bytes that a batch of so many rows takes at most in a slot."""
+        config = self._loaded.config
+        pixels = 3 * config.data.image_size**2 if self._source.has_images else 1
+        each = [(pixels, 1), (4 * (config.data.max_boxes + 1), 4), (config.data.max_tokens, 8)]
+        each += [(1, 8)] * (len(_sent()) - len(each))
+        return room((rows * elements, size) for elements, size in each)
+
+    def _boxes(self, entries: Sequence[Entry]) -> list[Boxes | None]:
+        """Boxes of each entry: its own, or those that the detector makes now."""
+        boxes = [entry.boxes for entry in entries]
+        if self._detector is None:
+            return boxes
+        lacking = [n for n, e in enumerate(entries) if e.content is not None and e.boxes is None and not e.problem]
+        contents = [content for n in lacking if (content := entries[n].content) is not None]
+        for number, made in zip(lacking, self._detector.of(contents) if contents else [], strict=True):
+            boxes[number] = made[: self._loaded.config.data.max_boxes]
+        return boxes
+
+    def _read(self, entry: Entry, boxes: Boxes | None) -> tuple[_Fact, Opened | None]:
+        if entry.problem or entry.content is None:
+            return _Fact(entry.problem and f"{entry.name}: {entry.problem}"), None
+        try:
+            opened = self._loaded.open_sized(entry.content, boxes)
+            sides = opened.width, opened.height
+            if entry.sides not in (None, sides):
+                raise UnreadableImage(f"is {sides}, its row says {entry.sides}")
+        except UnreadableImage as e:
+            return _Fact(f"{entry.name}: {e}"), None
+        most = self._loaded.config.data.max_boxes
+        flat = None if boxes is None else np.asarray(boxes[:most], np.float32).reshape(-1)
+        digest = hashlib.sha256(entry.content).hexdigest()
+        return _Fact("", digest, len(entry.content), opened.width, opened.height, flat), opened
+
+    def _batch(self, entries: Sequence[Entry], opened: Sequence[Opened | None]) -> Batch:
+        batch = self._loaded.text_batch([entry.text or "" for entry in entries])
+        pictures = [one for one in opened if one is not None]
+        if not pictures:
+            return batch
+        of_images = self._loaded.image_batch([p.image_3SS for p in pictures], [p.boxes_R4 for p in pictures])
+        return replace(of_images, token_ids_BL=batch.token_ids_BL, n_tokens_B=batch.n_tokens_B)
+
+
+def _sent() -> list[str]:
+    """Fields of a Batch that are handed over: `sources_B` is None here, and is the last one."""
+    return [field.name for field in fields(Batch) if field.name != "sources_B"]
+
+
+def embed_units(
+    loaded: Loaded,
+    source: Source,
+    units: Iterable[Unit],
+    detector: Detector | None = None,
+    *,
+    workers: int | None = None,
+    done: Done = lambda rows: None,
+) -> Iterator[Part]:
+    """The parts of the units, in their order. detector: makes the boxes of pictures without; None for the grid.
+
+    Raises ContractError for what ends the work (a tar that is cut), RunError when the detector fails.
+    """
+    listed = list(units)
+    if not listed:
+        return
+    count = workers_for(loaded) if workers is None else workers
+    running = InEachProcess(detector) if detector is not None and source.has_images else None
+    reader, most = _Reader(loaded, source, running), _rows_at_once(loaded, source)
+    turns = (partial(_Turn, batch) for unit in listed for batch in _batches(loaded, source, unit, most))
+    pinned = loaded.device.type == "cuda"
+    nice = 0 if pinned else loaded.config.data.worker_nice
+    longest = min(most, max(len(unit.rows) for unit in listed))
+    made = in_workers(reader, turns, count, reader.room(longest), nice=nice)
+    embedder = _Embedder(loaded, source, pinned)
+    try:
+        for unit in listed:
+            yield embedder.part(unit, made, _batches(loaded, source, unit, most), done)
+    finally:
+        made.close()  # type: ignore[attr-defined]  # the worker processes end, and then their detectors
+        if running is not None:
+            running.close()
+
+
+def workers_for(loaded: Loaded) -> int:
+    """Worker processes that decode: as many as the recipe says; beside a GPU, whatever cores the towers leave."""
+    if loaded.device.type == "cpu":
+        return loaded.config.data.num_workers
+    return max(loaded.config.data.num_workers, min(16, (os.cpu_count() or 2) - 1))
+
+
+def _rows_at_once(loaded: Loaded, source: Source) -> int:
+    """Rows of a batch: as many pictures of this size as PIXELS allows; of texts alone it depends on their length."""
+    if not source.has_images:
+        return MOST
+    pixels = PIXELS.get(loaded.device.type, PIXELS["cpu"])
+    return max(1, min(MOST, pixels // loaded.config.data.image_size**2))
+
+
+def _batches(loaded: Loaded, source: Source, unit: Unit, most: int) -> list[Sequence[int]]:
+    """The rows of a unit in batches: in order, or, of texts alone, those of like length together, shortest first."""
+    if source.has_images:
+        return [unit.rows[start : start + most] for start in range(0, len(unit.rows), most)]
+    tokens = TOKENS.get(loaded.device.type, TOKENS["cpu"])
+    sizes_N = source.sizes(unit.rows)
+    batches: list[Sequence[int]] = []
+    batch: list[int] = []
+    for number in np.argsort(sizes_N, kind="stable").tolist():
+        # a token is a byte at least, and there are [CLS] and [SEP]; the last of a batch is its longest
+        longest = min(int(sizes_N[number]) + 2, loaded.config.data.max_tokens)
+        if batch and (len(batch) >= most or (len(batch) + 1) * longest > tokens):
+            batches.append(batch)
+            batch = []
+        batch.append(unit.rows[number])
+    return [*batches, batch] if batch else batches
+
+
+class _Embedder:
+    """Features of batches, put together to parts."""
+
+    def __init__(self, loaded: Loaded, source: Source, pinned: bool) -> None:
+        self._loaded, self._source, self._pinned = loaded, source, pinned
+        self._named = 0
+
+    def part(self, unit: Unit, made: Iterator[_Made], batches: Sequence[Sequence[int]], done: Done) -> Part:
+        """The part of a unit, of its next batches."""
+        place = {row: number for number, row in enumerate(unit.rows)}
+        width, count = int(self._loaded.config.moco.feature_dim), len(unit.rows)
+        image_ND = np.zeros((count, width), np.float32) if self._source.has_images else None
+        text_ND = np.zeros((count, width), np.float32) if self._source.has_texts else None
+        facts: list[_Fact | None] = [None] * count
+        for rows in batches:
+            one = next(made)
+            if one.fatal:
+                raise ContractError(one.fatal)
+            sound = []
+            for row, fact in zip(rows, one.facts, strict=True):
+                facts[place[row]] = fact
+                if fact.problem:
+                    self._left_out(fact.problem)
+                else:
+                    sound.append(place[row])
+            if one.batch is not None:
+                batch = one.batch.fetch(pin_memory=self._pinned) if isinstance(one.batch, InSlot) else one.batch
+                batch = batch.to(self._loaded.device, non_blocking=self._pinned)
+                if image_ND is not None:
+                    image_ND[sound] = self._features(batch, "image").cpu().numpy()
+                if text_ND is not None:
+                    text_ND[sound] = self._features(batch, "text").cpu().numpy()
+            done(len(rows))
+        read = np.array([fact is not None and not fact.problem for fact in facts], np.bool_)
+        table = _with_facts(self._source.table(unit.rows), facts, self._source.has_images)
+        kept = [None if x is None else x[read] for x in (image_ND, text_ND)]
+        return Part(unit, table.filter(pa.array(read)), kept[0], kept[1], int((~read).sum()))
+
+    def _left_out(self, problem: str) -> None:
+        self._named += 1
+        if self._named <= MOST_NAMED:
+            LOG.warning("left out: %s", problem)
+        if self._named == MOST_NAMED:
+            LOG.warning("others that are left out are counted, and not named")
+
+    def _features(self, batch: Batch, modality: Modality) -> Tensor:
+        """Features [B, D] of a batch, float32; of its halves where the device has no memory for all at once."""
+        import torch
+
+        encode = self._loaded.model.encode_image if modality == "image" else self._loaded.model.encode_text
+        try:
+            with torch.inference_mode():
+                return encode(batch).float()
+        except torch.OutOfMemoryError:
+            if len(batch) < 2:
+                raise
+        half = len(batch) // 2  # beside the except: what its error holds of the tower's memory is free by now
+        parts = [self._features(batch.rows(*span), modality) for span in ((0, half), (half, len(batch)))]
+        return torch.cat(parts)
+
+
+def _with_facts(table: pa.Table, facts: Sequence[_Fact | None], has_images: bool) -> pa.Table:
+    """The table of a unit with what became known of its rows."""
+    if not has_images:
+        return table
+    known = [fact or _Fact("not read") for fact in facts]
+    digests = [fact.sha256 for fact in known]
+    where = [
+        place and {**place, "sha256": fact.sha256, "size": place["size"] or fact.size}
+        for place, fact in zip(table["where"].to_pylist(), known, strict=True)
+    ]
+    columns: dict[str, Any] = {name: table[name] for name in table.column_names}
+    for name in ("sha256", "image_leader"):  # of bytes that no dataset tells
+        columns.setdefault(name, digests)
+    columns["where"] = where
+    columns["width"] = pa.array([fact.width for fact in known], pa.int32())
+    columns["height"] = pa.array([fact.height for fact in known], pa.int32())
+    columns["boxes"] = pa.array([[] if f.boxes is None else f.boxes for f in known], pa.list_(pa.float32()))
+    return pa.table(columns)

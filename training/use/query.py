@@ -1,0 +1,176 @@
+"""Queries of a search index from the command line: a text, a picture, or a row of the index itself.
+
+A text is encoded by a checkpoint or, without torch, by the text tower that lies in the index (`queries/text.onnx`). A
+picture needs the checkpoint: its boxes are those of the checkpoint's detector where that can be run, else the grid.
+Towers other than those that made the index are refused: their cosines would mean nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_specs.search.folder import Modality, Towers
+from data_specs.search.queries import TextQuery
+from data_specs.search.search import Filters, Hit, Query, Results, SearchIndex
+from training.errors import ConfigError, InputError
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is searched by: one of text, image and id. words: by the words of the text too; alone: by nothing else."""
+
+    text: str = ""
+    image: Path | None = None
+    id: str = ""
+    words: bool = False
+    alone: bool = False
+    checkpoint: Path | None = None
+    device: str = "auto"
+
+
+def search(
+    index: SearchIndex,
+    asked: Asked,
+    target: Modality | None,
+    filters: Filters,
+    *,
+    limit: int = 20,
+    offset: int = 0,
+    copies: bool = False,
+    exact: bool = False,
+) -> dict[str, Any]:
+    """A page of hits as JSON values. target: None for images where the index has them.
+
+    Raises ConfigError, InputError, CheckpointError for a query that cannot be made, IndexFault for one that does not
+    fit the index.
+    """
+    searched: Modality = target or ("image" if index.about.images else "text")
+    vector_D, of = (None, None) if asked.alone else _vector(index, asked, searched)
+    found = index.search(
+        Query(
+            vector_D,
+            asked.text if asked.words or asked.alone else "",
+            target=searched,
+            limit=limit,
+            offset=offset,
+            filters=filters,
+            exact=True if exact else None,
+            copies=copies,
+            of=of,
+        )
+    )
+    return {"index": str(index.folder), "target": searched, **_values(found)}
+
+
+def _values(found: Results) -> dict[str, Any]:
+    return {
+        "hits": [_value(hit) for hit in found.hits],
+        "more": found.more,
+        "exact": found.exact,
+        "allowed": found.allowed,
+    }
+
+
+def _value(hit: Hit) -> dict[str, Any]:
+    row = hit.record
+    return {
+        "id": row.id,
+        "cosine": hit.cosine,
+        "score": hit.score,
+        "words": hit.words_score,
+        "copies": hit.copies,
+        "caption": row.caption,
+        "url": row.url,
+        "page_url": row.page_url,
+        "width": row.width,
+        "height": row.height,
+        "source": row.source,
+        "license": row.license,
+        "split": row.split,
+    }
+
+
+def _vector(index: SearchIndex, asked: Asked, target: Modality) -> tuple[npt.NDArray[np.float32], Modality]:
+    """The query's vector [D], and what it is of."""
+    if asked.id:
+        return _of_row(index, asked.id, target)
+    if asked.image is not None:
+        return _of_image(index, asked.image, asked), "image"
+    return _of_text(index, asked), "text"
+
+
+def _of_row(index: SearchIndex, id: str, target: Modality) -> tuple[npt.NDArray[np.float32], Modality]:
+    """A row's own vector: of the kind that is searched where it has that, else of the other one."""
+    other: Modality = "text" if target == "image" else "image"
+    for modality in (target, other):
+        if (vector_D := index.vector(id, modality)) is not None:
+            return vector_D, modality
+    raise InputError(id, "the row has no vector to search by")
+
+
+def _of_text(index: SearchIndex, asked: Asked) -> npt.NDArray[np.float32]:
+    if asked.checkpoint is None:
+        tower = TextQuery.open(index.folder)
+        _check(index, tower.towers, str(index.folder))
+        vector_D: npt.NDArray[np.float32] = tower.encode([asked.text])[0]
+        return vector_D
+    from training.use.embed import text_features
+
+    loaded = _loaded(index, asked)
+    features: npt.NDArray[np.float32] = text_features(loaded, [asked.text])[0].numpy()
+    return features
+
+
+def _of_image(index: SearchIndex, image: Path, asked: Asked) -> npt.NDArray[np.float32]:
+    if asked.checkpoint is None:
+        raise ConfigError("--image", "needs --checkpoint CHECKPOINT, the one that made the index")
+    import tempfile
+
+    from training.use.detector import InEachProcess, choose
+    from training.use.embed import image_features
+
+    loaded = _loaded(index, asked)
+    try:
+        content = image.read_bytes()
+    except OSError as e:
+        raise InputError(str(image), f"cannot be read ({e.strerror})") from None
+    with tempfile.TemporaryDirectory(prefix="wenlan-") as cache:
+        detector, name = choose(loaded.checkpoint.detector, "", Path(cache))
+        boxes = None
+        if detector is not None:
+            running = InEachProcess(detector)
+            try:
+                (boxes,) = running.of([content])
+            finally:
+                running.close()
+    LOG.info("boxes of %s: %s", image, name)
+    features: npt.NDArray[np.float32] = image_features(loaded, [(str(image), content)], [boxes])[0].numpy()
+    return features
+
+
+def _loaded(index: SearchIndex, asked: Asked) -> Any:
+    from training.use.load import load
+
+    assert asked.checkpoint is not None
+    loaded = load(asked.checkpoint, asked.device)
+    own = Towers(recipe=loaded.config.recipe, sha256=loaded.checkpoint.sealed.files["towers.safetensors"])
+    _check(index, own, str(asked.checkpoint))
+    return loaded
+
+
+def _check(index: SearchIndex, towers: Towers, where: str) -> None:
+    made_by = index.about.checkpoint
+    if made_by is not None and made_by.sha256 != towers.sha256:
+        raise ConfigError(
+            where,
+            f"its towers ({towers.recipe}, {towers.sha256[:12]}) did not make {index.folder}, whose are "
+            f"{made_by.recipe}, {made_by.sha256[:12]}",
+        )

@@ -1,0 +1,402 @@
+"""What can be embedded: numbered rows of pictures and texts, cut into units that are parts of an index.
+
+    PictureSource    picture files
+    RowSource        a file of released rows (training/data/released_rows.py)
+    TextSource       a file of texts, one per line
+    DatasetSource    manifests and plain tars (training/use/dataset_source.py)
+
+A unit is a run of rows that is embedded, and committed, as one. Its token is a digest of what it is made of, so that a
+later run knows what it need not do again. Rows are read in the processes that decode (`entries`); what is known of
+them without reading a picture is asked for where the part is put together (`table`).
+
+Limits: of a file of rows or texts eight bytes per line are in memory, of picture files their names. That a picture
+which a released row names has changed is known by its size and time of change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from training.data.released_rows import Broken, ReleasedRow, parse_row
+from training.errors import InputError
+from training.use.file_regions import RegionTable
+from training.use.load import Boxes
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+"""Suffixes of the files of a folder that are pictures; what is in them is seen when they are read."""
+
+MOST_IDS = 32
+"""Hex digits of an id that is a digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What there is to embed of a row.
+
+    name: of the row in messages. content: of the picture's file, None where the row has none. boxes: that came with
+    it, None where they are to be made. sides: width and height that it must have, if they are known. problem: why
+    nothing of the row can be embedded.
+    """
+
+    name: str
+    content: bytes | None = None
+    boxes: Boxes | None = None
+    text: str | None = None
+    sides: tuple[int, int] | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """Rows that are embedded as one, by their numbers, and a digest of what they are made of."""
+
+    token: str
+    rows: Sequence[int]
+
+
+def digest(*parts: object) -> str:
+    """sha256 in hex of some words and numbers."""
+    return hashlib.sha256("\n".join(map(str, parts)).encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def unit_rows(total: int) -> int:
+    """Rows of a unit: a search wants large parts, and what a killed command repeats should be little."""
+    return min(10_000, max(1_000, total // 20))
+
+
+class Source(ABC):
+    """Rows to embed. `name` says what they are, the same when they have become more; `origins` what of."""
+
+    name: str
+    origins: tuple[str, ...]
+    has_images: bool
+    has_texts: bool
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def units(self, rows: int) -> list[Unit]:
+        """All rows, in order, as units of at most `rows` rows."""
+
+    @abstractmethod
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        """What there is to embed of some rows, in their order. Raises ContractError for what ends the work."""
+
+    @abstractmethod
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        """Columns of data_specs.search.rows.ROWS, in the rows' order; `id` is "" where `entries` finds a problem."""
+
+    def sizes(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Something that grows with the length of each row's text: rows of like length make a batch."""
+        return np.zeros(len(rows), np.int64)
+
+    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        """(id, what is embedded of it) of some rows: sha256 of the picture, "" for none, and the text."""
+        table = self.table(rows)
+        hashes = table["sha256"].to_pylist() if "sha256" in table.column_names else [""] * table.num_rows
+        captions = table["caption"].to_pylist() if "caption" in table.column_names else [""] * table.num_rows
+        return [(i, stamp(h, c)) for i, h, c in zip(table["id"].to_pylist(), hashes, captions, strict=True)]
+
+
+def stamp(sha256: str, caption: str) -> str:
+    """What is embedded of a row, as one value."""
+    return digest(sha256 or "", caption or "")[:MOST_IDS]
+
+
+class PictureSource(Source):
+    """Picture files, each once, folders in the order of their names. regions: their boxes (use/file_regions.py)."""
+
+    has_images, has_texts = True, False
+
+    def __init__(self, places: Sequence[str], regions: Path | None = None) -> None:
+        self.files = list(dict.fromkeys(file for place in places for file in _pictures(place)))
+        folders = [place for place in places if Path(place).is_dir()]
+        self.name = ", ".join(Path(place).resolve().name for place in folders) or "pictures"
+        self.origins = tuple(f"pictures:{digest(Path(place).resolve())}" for place in folders) or ("pictures",)
+        self._regions = None if regions is None else RegionTable.open(regions)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def units(self, rows: int) -> list[Unit]:
+        runs = _runs(len(self), rows)
+        return [Unit(digest(*(_changed(self.files[row]) for row in run)), run) for run in runs]
+
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        return [_picture(self.files[row], self._boxes) for row in rows]
+
+    def _boxes(self, content: bytes, name: str) -> Boxes | None:
+        known = self._regions is not None and self._regions.has(content)
+        return self._regions.of(content, name) if self._regions is not None and known else None
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        files = [self.files[row] for row in rows]
+        return pa.table({"id": pa.array(files, pa.string()), "where": [_where(Path(file)) for file in files]})
+
+    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        return [(self.files[row], stamp(_sha256(self.files[row]), "")) for row in rows]
+
+
+class _Lines(Source):
+    """A file of lines: where each begins, so that any can be read."""
+
+    has_texts = True
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self.name = file.name
+        self.origins = (f"{type(self).__name__}:{digest(file.resolve())}",)
+        self._starts = _line_starts(file)
+        self._rows = np.arange(len(self._starts) - 1)
+        """Numbers of the lines that are rows."""
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def _line(self, row: int) -> bytes:
+        return self._read([row])[0]
+
+    def _read(self, rows: Sequence[int]) -> list[bytes]:
+        """The lines of some rows, without their ends."""
+        lines = []
+        with self._file.open("rb") as file:
+            for number in self._rows[np.asarray(rows, np.int64)].tolist():
+                start, stop = int(self._starts[number]), int(self._starts[number + 1])
+                lines.append(os.pread(file.fileno(), stop - start, start).removesuffix(b"\n"))
+        return lines
+
+    def number(self, row: int) -> int:
+        """The line of a row, counted from 1."""
+        return int(self._rows[row]) + 1
+
+
+class TextSource(_Lines):
+    """A file of texts, one per line. What follows a tab is told of a text, and not embedded.
+
+    distinct: a line that stands there before is passed over, and ids are digests of the lines, so that they stay when
+    others come in between; otherwise every line is a row, and ids are the lines' numbers.
+    """
+
+    has_images = False
+
+    def __init__(self, file: Path, distinct: bool = True) -> None:
+        super().__init__(file)
+        self._distinct = distinct
+        if distinct and len(self):
+            hashes = np.fromiter((_hash64(line) for line in _each_line(file)), np.uint64, len(self._rows))
+            _, first = np.unique(hashes, return_index=True)
+            self._rows = np.sort(first)
+
+    @property
+    def repeated(self) -> int:
+        """Lines that were passed over."""
+        return len(self._starts) - 1 - len(self._rows)
+
+    def units(self, rows: int) -> list[Unit]:
+        return [Unit(digest(*(_hash64(line) for line in self._read(run))), run) for run in _runs(len(self), rows)]
+
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        entries = []
+        for row, line in zip(rows, self._read(rows), strict=True):
+            name = f"{self._file}:line {self.number(row)}"
+            text, _ = _cut(line)
+            problem = "not UTF-8" if text is None else "" if text.strip() else "an empty line"
+            entries.append(Entry(name, text=None if problem else text, problem=problem))
+        return entries
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        columns: dict[str, list[Any]] = {name: [] for name in ("id", "caption", "texts", "text_leader")}
+        for row, line in zip(rows, self._read(rows), strict=True):
+            text, more = _cut(line)
+            named = digest(line.decode("utf-8", "replace"))[:MOST_IDS] if self._distinct else str(self.number(row))
+            columns["id"].append(named if text is not None and text.strip() else "")
+            columns["caption"].append(text or "")
+            columns["texts"].append(_texts([("text", text or ""), *([("title", more)] if more else [])]))
+            columns["text_leader"].append(digest(text or ""))
+        return pa.table(columns)
+
+    def sizes(self, rows: Sequence[int]) -> npt.NDArray[np.int64]:
+        lines = self._rows[np.asarray(rows, np.int64)]
+        return self._starts[lines + 1] - self._starts[lines]
+
+
+class RowSource(_Lines):
+    """A file of released rows; of each the text of one kind."""
+
+    has_images = True
+
+    def __init__(self, file: Path, text_kind: str) -> None:
+        super().__init__(file)
+        self._kind = text_kind
+        lines = [number for number, line in enumerate(_each_line(file)) if line.strip()]
+        self._rows = np.array(lines, np.int64)
+        ids = (_id64(line) for line in _each_line(file) if line.strip())
+        hashes = np.fromiter(ids, np.uint64, len(self._rows))
+        first = np.zeros(len(hashes), np.bool_)
+        first[np.unique(hashes, return_index=True)[1]] = True
+        self._repeats = ~first
+
+    def units(self, rows: int) -> list[Unit]:
+        units = []
+        for run in _runs(len(self), rows):
+            read = [self._parsed(line, row) for row, line in zip(run, self._read(run), strict=True)]
+            files = [_changed(str(row.image)) if isinstance(row, ReleasedRow) else row.problem for row in read]
+            units.append(Unit(digest(self._kind, *(_hash64(line) for line in self._read(run)), *files), run))
+        return units
+
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        return [self._entry(self._parsed(line, row)) for row, line in zip(rows, self._read(rows), strict=True)]
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        names = ("id", "caption", "texts", "text_leader", "where")
+        columns: dict[str, list[Any]] = {name: [] for name in names}
+        for number, line in zip(rows, self._read(rows), strict=True):
+            row = self._parsed(line, number)
+            text = None if isinstance(row, Broken) else row.text(self._kind)
+            if isinstance(row, Broken) or text is None:
+                values: tuple[Any, ...] = ("", "", [], "", None)
+            else:
+                named = f"{row.id}#{self.number(number)}" if self._repeats[number] else row.id
+                values = (named, text, _texts(row.texts.items()), digest(text), _where(row.image))
+            for name, value in zip(names, values, strict=True):
+                columns[name].append(value)
+        return pa.table(columns)
+
+    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        table = self.table(rows)
+        places = [where["path"] if where else "" for where in table["where"].to_pylist()]
+        columns = table["id"].to_pylist(), places, table["caption"].to_pylist()
+        return [(i, stamp(_sha256(path), caption)) for i, path, caption in zip(*columns, strict=True)]
+
+    def _parsed(self, line: bytes, row: int) -> ReleasedRow | Broken:
+        return parse_row(line, f"{self._file}:line {self.number(row)}", self._file.parent)
+
+    def _entry(self, row: ReleasedRow | Broken) -> Entry:
+        if isinstance(row, Broken):
+            return Entry(row.where, problem=row.problem)
+        text = row.text(self._kind)
+        if text is None:
+            return Entry(row.where, problem=f"{row.id}: no text of kind {self._kind}")
+        opened = _picture(str(row.image), lambda content, name: None)
+        boxes = row.boxes or None  # a row without boxes is as good as a picture file
+        return Entry(row.where, opened.content, boxes, text, problem=opened.problem and f"{row.id}: {opened.problem}")
+
+
+# --- files
+
+
+def _pictures(place: str) -> Iterator[str]:
+    """The picture at a path, or all in a folder and below it, by name. Raises InputError for a folder without any."""
+    if not Path(place).is_dir():
+        yield place
+        return
+    any_found = False
+    for folder, folders, names in os.walk(place):
+        folders.sort()
+        for name in sorted(names):
+            if name.lower().endswith(PICTURES) and not name.startswith("."):
+                any_found = True
+                yield f"{folder.rstrip('/')}/{name}"
+    if not any_found:
+        raise InputError(place, f"holds no picture ({', '.join(PICTURES)})")
+
+
+def _picture(file: str, boxes: Any) -> Entry:
+    """A picture file as an entry. A stranger's row may name a pipe or a device, and reading it would have no end."""
+    try:
+        if not stat.S_ISREG(Path(file).stat().st_mode):
+            return Entry(file, problem="no regular file")
+        content = Path(file).read_bytes()
+        return Entry(file, content, boxes(content, file))
+    except (OSError, ValueError) as e:
+        return Entry(file, problem=getattr(e, "strerror", None) or str(e))
+
+
+def _where(file: Path) -> dict[str, Any]:
+    try:
+        size = file.stat().st_size
+    except (OSError, ValueError):
+        size = 0
+    return {"path": str(file.absolute()), "offset": 0, "size": size, "sha256": ""}
+
+
+def _changed(file: str) -> str:
+    """A file by name, size and time of change."""
+    try:
+        about = Path(file).stat()
+    except (OSError, ValueError):
+        return f"{file} missing"
+    return f"{file} {about.st_size} {about.st_mtime_ns}"
+
+
+def _sha256(file: str) -> str:
+    """sha256 of a picture file, "" of one that cannot be read."""
+    content = _picture(file, lambda content, name: None).content if file else None
+    return "" if content is None else hashlib.sha256(content).hexdigest()
+
+
+def _runs(total: int, rows: int) -> list[range]:
+    return [range(start, min(start + rows, total)) for start in range(0, total, rows)]
+
+
+def _texts(pairs: Any) -> list[dict[str, str]]:
+    return [{"kind": kind, "text": text} for kind, text in pairs]
+
+
+# --- lines
+
+
+def _each_line(file: Path) -> Iterator[bytes]:
+    """Lines of a file without their ends, and the first without a byte-order mark."""
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines):
+            yield (line if number else line.removeprefix(b"\xef\xbb\xbf")).removesuffix(b"\n")
+
+
+def _line_starts(file: Path) -> npt.NDArray[np.int64]:
+    """Where each line begins, and where the last one ends. Raises InputError for a file without a line, OSError."""
+    starts, at = [0], 0
+    with file.open("rb") as lines:
+        for number, line in enumerate(lines):
+            if not number and line.startswith(b"\xef\xbb\xbf"):
+                starts[0] = 3
+            at += len(line)
+            starts.append(at)
+    if len(starts) == 1:
+        raise InputError(str(file), "no line in it")
+    return np.array(starts, np.int64)
+
+
+def _cut(line: bytes) -> tuple[str | None, str]:
+    """The text of a line, None where it is not UTF-8, and what follows its first tab."""
+    try:
+        text, _, more = line.decode("utf-8").removesuffix("\r").partition("\t")
+    except UnicodeDecodeError:
+        return None, ""
+    return text, more.strip()
+
+
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), "big")
+
+
+def _id64(line: bytes) -> int:
+    """64 bits of a released row's id; of what has none, of the line."""
+    try:
+        named = json.loads(line)["image_id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return _hash64(line)
+    return _hash64(str(named).encode("utf-8", "surrogatepass"))
