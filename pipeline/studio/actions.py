@@ -161,7 +161,8 @@ def takedown(
 ) -> list[str]:
     """The words of `wenlan-data forget` for flagged rows.
 
-    index: the folder of a search index, from which they go too. what: the pictures themselves (with copies that look the same, unless `exact`), their pages, or their whole domains.
+    index: the folder of a search index, from which they go too. what: the pictures themselves (with copies that look
+    the same, unless `exact`), their pages, or their whole domains.
     Raises SpecError if there is nothing to name, too much, or no one STORE.
     """
     if not store:

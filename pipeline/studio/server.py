@@ -20,6 +20,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ from data_specs.build import SpecError
 from data_specs.http_app import App, Limits, error_body, guarded
 from data_specs.shard import ContractError
 from pipeline.errors import SourceError, WenlanError
+from pipeline.store import build_json
 from pipeline.store.frames import Frames
 from pipeline.store.stage import Stages
 from pipeline.store.takedowns import NO_TAKEDOWNS
@@ -50,6 +52,9 @@ Values = dict[str, Any]
 
 TYPES = {".html": "text/html; charset=utf-8", ".css": "text/css; charset=utf-8",
          ".js": "text/javascript; charset=utf-8", ".svg": "image/svg+xml"}  # fmt: skip
+
+LOOK_S = 3.0
+"""Seconds between two looks at whether the files are still the same."""
 
 REPORT_POLICY = (
     "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; "
@@ -90,9 +95,34 @@ class Studio:
         if index and beside is None:
             raise SourceError(index, "is no search index (no index.json)")
         self.similar = None if beside is None else Similar(beside)
-        self.opened = self._open()
+        self._opened = self._open()
+        self._looked, self._seen = time.monotonic(), self._signature()
         self.views = Views(self._home)
         self.jobs = actions.Jobs(self.reload)
+
+    @property
+    def opened(self) -> Opened:
+        """The place as it is: opened anew if a takedown, or the build itself, has changed it since the last look."""
+        if time.monotonic() - self._looked > LOOK_S and self._lock.acquire(blocking=False):
+            try:
+                self._looked = time.monotonic()
+                changed = self._signature() != self._seen
+            finally:
+                self._lock.release()
+            if changed:
+                with contextlib.suppress(WenlanError, ContractError):  # in the middle of it: the next look will do
+                    self.reload()
+        return self._opened
+
+    def _signature(self) -> tuple[object, ...]:
+        """What changes with a takedown or a stage of a build, of what lies on a local disk."""
+        found: list[object] = []
+        for build in self._opened.place.frames.builds:
+            for folder, name in ((build.folder, build_json.NAME), (build.store.folder, "forgotten")):
+                with contextlib.suppress(OSError):
+                    if folder.is_local:
+                        found.append(Path(folder.at(name)).stat().st_mtime_ns)
+        return tuple(found)
 
     @property
     def _home(self) -> Path | None:
@@ -124,18 +154,19 @@ class Studio:
 
     def start(self) -> None:
         """Begin to prepare the columns that need a join."""
-        self.opened.preparation.start()
+        self._opened.preparation.start()
 
     def reload(self) -> None:
         """Open the place anew: after a takedown, or when a build went on."""
         with self._lock:
-            self.opened.preparation.stop()
-            self.opened = self._open()
-            self.opened.preparation.start()
+            self._opened.preparation.stop()
+            self._opened = self._open()
+            self._looked, self._seen = time.monotonic(), self._signature()
+            self._opened.preparation.start()
 
     def close(self) -> None:
-        self.opened.preparation.stop()
-        self.opened.catalog.close()
+        self._opened.preparation.stop()
+        self._opened.catalog.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     def about(self) -> Values:
@@ -184,15 +215,18 @@ class Studio:
             named[name] = rows
         return {"total": counts.total, "matching": counts.matching, "facets": named, "prepared": self.prepared()}
 
-    def row(self, pos: int, g: str) -> Values:
-        """A row by its place. Raises Changed, and SpecError for a place that has none."""
-        catalog = self.opened.catalog
-        if g != catalog.digest:
+    def at(self, pos: int, g: str) -> tuple[Opened, Values]:
+        """A row by its place, and the state of the files that it is of: what is asked of the row is asked of that.
+
+        Raises Changed, and SpecError for a place that has no row.
+        """
+        now = self.opened
+        if g != now.catalog.digest:
             raise Changed
-        rows = catalog.rows([pos])
+        rows = now.catalog.rows([pos])
         if not rows:
             raise SpecError([f"pos {pos}: there is no such row"])
-        return rows[0]
+        return now, rows[0]
 
     def neighbours(self, found: Sequence[Mapping[str, Any]]) -> list[Values]:
         """Rows of what an index found, with how near they are; those that are no rows here are left out."""
@@ -316,37 +350,40 @@ def _routes(studio: Studio) -> FastAPI:
 
     @api.get("/api/item")
     def item(pos: int, g: str) -> Values:
-        return studio.opened.items.detail(studio.row(pos, g))
+        now, row = studio.at(pos, g)
+        return now.items.detail(row)
 
     @api.get("/api/saw")
     def saw(pos: int, g: str) -> Values:
-        return studio.opened.items.saw(studio.row(pos, g))
+        now, row = studio.at(pos, g)
+        return now.items.saw(row)
 
     @api.get("/api/where")
     def where(id: str = Query(max_length=64)) -> Values:
         """The place of a candidate by its id or key: of links that were kept."""
-        places = studio.opened.catalog.at([id])
-        return {"pos": places.get(id), "g": studio.opened.catalog.digest}
+        catalog = studio.opened.catalog
+        return {"pos": catalog.at([id]).get(id), "g": catalog.digest}
 
     @api.get("/api/why")
     def why(named: str = Query(min_length=1, max_length=3_000)) -> Values:
-        return studio.opened.items.why(named, studio.opened.place.frames.builds)
+        now = studio.opened
+        return now.items.why(named, now.place.frames.builds)
 
     @api.get("/api/similar")
     def similar(pos: int | None = None, g: str = "", text: str = Query("", max_length=1_000)) -> Values:
         if studio.similar is None:
             raise SpecError(["there is no search index beside this build: wenlan-train embed CHECKPOINT --data BUILD"])
-        found = studio.similar.text(text) if pos is None else studio.similar.like(_id_of(studio.row(pos, g)))
+        found = studio.similar.text(text) if pos is None else studio.similar.like(_id_of(studio.at(pos, g)[1]))
         return {"rows": studio.neighbours(found)}
 
     @api.get("/api/thumb")
     def thumb(
         pos: int, g: str, side: int = Query(320, ge=1, le=2_000), held: str = Query("", max_length=64)
     ) -> Response:
-        row, pictures = studio.row(pos, g), studio.opened.pictures
+        now, row = studio.at(pos, g)
         if held and held != row["duplicate_of"]:
             raise SpecError(["held: is not what this row duplicates"])
-        made = pictures.held(row, held, side) if held else pictures.thumb(row, side)
+        made = now.pictures.held(row, held, side) if held else now.pictures.thumb(row, side)
         headers = {"cache-control": "private, max-age=600"}
         return Response(made.jpeg, media_type="image/jpeg", headers=headers)
 
@@ -410,8 +447,6 @@ def _filters(studio: Studio, request: Request) -> Filters:
 
 def _build(studio: Studio, build_id: str) -> Any:
     """A build of the place, read anew. Raises SpecError."""
-    from pipeline.store import build_json
-
     for build in studio.opened.place.frames.builds:
         if build.build_id == build_id:
             return build_json.reopen(build.out, build.stages)

@@ -73,7 +73,7 @@ def test_an_old_build_says_what_gc_deleted(weeks: Any, studio_of: StudioOf) -> N
     counts = studio.opened.catalog.counts(Filters())
     assert dict(counts.facets["fate"]) == {"kept": 12}
     [row] = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 1))
-    item = studio.opened.items.detail(studio.row(row["pos"], studio.opened.catalog.digest))
+    item = studio.opened.items.detail(studio.at(row["pos"], studio.opened.catalog.digest)[1])
     assert item["picture"]["width"] == 260, "what was kept has its picture in the shards"
 
 

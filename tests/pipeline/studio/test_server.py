@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from pipeline import cli
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.studio import server
@@ -53,6 +54,19 @@ def test_a_takedown_is_shown_confirmed_once_and_gone(own: Make, client_of: Conne
     assert client.get("/api/facets").json()["facets"]["fate"][0]["count"] == 29
     found = client.get("/api/why", params={"named": row["url"]}).json()
     assert [own["url"] for own in found["rows"]] in ([], [""]), "its address is in no answer any more"
+    assert client.get("/api/rows", params={"q": row["url"]}).json()["rows"] == []
+
+
+def test_a_takedown_by_somebody_else_is_seen_by_a_running_studio(
+    own: Make, client_of: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "LOOK_S", 0.0)
+    build = own()
+    client = client_of(build.out)
+    g = client.get("/api/about").json()["g"]
+    row = client.get("/api/rows", params={"fate": "kept"}).json()["rows"][5]
+    assert cli.main(["forget", "--store", build.store.url, build.out, "--item", row["key"]]) == 0
+    assert client.get("/api/thumb", params={"pos": row["pos"], "g": g}).status_code == 409
     assert client.get("/api/rows", params={"q": row["url"]}).json()["rows"] == []
 
 
