@@ -42,6 +42,7 @@ function one(facet, rows, changed, again) {
       shown.push(rows.find((row) => row.value === value) ?? { value, count: 0, en: value, zh: value });
     }
   }
+  if (!shown.length && !blank.length) return null;
   const most = Math.max(1, ...shown.map((row) => row.count));
   const fold = h("details", { class: `facet${facet.binned ? " binned" : ""}`, open: chosen.length > 0 || !folded.has(facet.name) },
     h("summary", {}, h("h2", {}, say(facet)), chosen.length ? h("span", { class: "count chosen" }, String(chosen.length)) : null),
