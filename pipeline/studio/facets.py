@@ -17,8 +17,8 @@ from pipeline.store.stage import Stages
 MOST_VALUES = 200
 """Values of one facet that a request may choose, and that are shown."""
 
-WORDS_LENGTH = 200
-"""Characters of a search."""
+WORDS_LENGTH = 2_000
+"""Characters of a search: the address of a page may be one."""
 
 KINDS = {
     "alt": ("alt text", "替代文字"),

@@ -22,6 +22,9 @@ from pipeline.store.takedowns import UNFINISHED
 
 Values = dict[str, Any]
 
+JUDGED = 12
+"""Newest builds of a place whose gates are shown: each costs the reading of a report."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -97,7 +100,7 @@ def about(place: Place) -> Values:
         "title": _title(place),
         "detectors": list(frames.detectors),
         "baseline": place.baseline.build_id if place.baseline is not None else "",
-        "builds": [_build(build) for build in frames.builds],
+        "builds": [_build(build, number < JUDGED) for number, build in enumerate(reversed(frames.builds))],
         "notices": notices(place),
         "report": place.build is not None and place.build.folder.exists("report/index.html"),
     }
@@ -116,9 +119,9 @@ def _name(frames: Frames) -> str:
     return ", ".join(sorted(names)) or frames.place.rstrip("/").rpartition("/")[2]
 
 
-def _build(build: Build) -> Values:
-    """One build: whether it is published or waits, and what its gates say by its report."""
-    report, word = drift.read(build.out), approval.last(build)
+def _build(build: Build, judged: bool) -> Values:
+    """One build: whether it is published or waits, and (`judged`) what its gates say by its report."""
+    report, word = drift.read(build.out) if judged else None, approval.last(build)
     figures = report if report is not None and report["build"]["id"] == build.build_id else None
     own: Values = {
         "id": build.build_id,
@@ -173,6 +176,8 @@ def notice(kind: str, en: str, zh: str) -> Values:
 
 def _of_progress(build: Build) -> list[Values]:
     """How far a build is, unless all of its stages are done."""
+    if not build_json.read(build.folder).get("running") and state.manifest_of(build) is not None:
+        return []
     status = build_json.status(build)
     done = [name for name, stage in status["stages"].items() if stage["state"] == "done"]
     names, running = list(status["stages"]), status["running"]

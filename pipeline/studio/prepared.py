@@ -42,6 +42,9 @@ from pipeline.studio.facets import score_column
 VERSION = 2
 """Raised when the index has other columns, or the same input gives other values."""
 
+LEFT_S = 3600.0
+"""Seconds after which a half-made index that nobody writes to is taken for left over."""
+
 FOLDER = "studio"
 """Within BUILD: the index, and saved views."""
 
@@ -110,13 +113,12 @@ class Preparation:
         partial = self._folder / f".{uuid.uuid4().hex[:8]}.duckdb"
         try:
             self._make(partial)
+            if self._stopped:
+                return
             partial.replace(path)
-            if not self._stopped:
-                self.catalog.use(str(path))
-                self.state, self.share = "ready", 1.0
-            for other in self._folder.glob("index-*.duckdb"):
-                if other != path:
-                    other.unlink(missing_ok=True)
+            self.catalog.use(str(path))
+            self.state, self.share = "ready", 1.0
+            self._sweep(path)
         except Exception as e:
             fault = e.message if isinstance(e, WenlanError) else str(e).splitlines()[0][:200]
             self.state, self.fault = "failed", fault
@@ -124,6 +126,16 @@ class Preparation:
             self.seconds = time.monotonic() - began
             for left in self._folder.glob(f"{partial.name}*"):
                 left.unlink(missing_ok=True)
+
+    def _sweep(self, path: Path) -> None:
+        """Delete indexes of other files, and what a killed studio left half made."""
+        for other in self._folder.glob("index-*.duckdb"):
+            if other != path:
+                other.unlink(missing_ok=True)
+        for left in self._folder.glob(".*.duckdb*"):
+            with contextlib.suppress(OSError):
+                if time.time() - left.stat().st_mtime > LEFT_S:
+                    left.unlink()
 
     def _make(self, path: Path) -> None:
         import duckdb

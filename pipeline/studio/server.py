@@ -95,7 +95,11 @@ class Studio:
         if index and beside is None:
             raise SourceError(index, "is no search index (no index.json)")
         self.similar = None if beside is None else Similar(beside)
-        self._opened = self._open()
+        try:
+            self._opened = self._open()
+        except BaseException:
+            shutil.rmtree(self._scratch, ignore_errors=True)
+            raise
         self._looked, self._seen = time.monotonic(), self._signature()
         self.views = Views(self._home)
         self.jobs = actions.Jobs(self.reload)

@@ -12,9 +12,11 @@ import pytest
 
 from pipeline.filters import pixel_filters
 from pipeline.records import SCORE_SCHEMA
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.studio import prepared
+from pipeline.studio.catalog import Catalog
 from pipeline.studio.facets import Filters
 
 StudioOf = Callable[..., Any]
@@ -82,6 +84,20 @@ def test_a_damaged_index_is_made_again(own: Callable[..., Build], studio_of: Stu
     [path] = (Path(build.out) / prepared.FOLDER).glob("*.duckdb")
     path.write_bytes(b"no database")
     assert studio_of(build.out).opened.catalog.ready
+
+
+def test_what_is_stopped_half_way_leaves_no_index(
+    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
+    preparation = prepared.Preparation(catalog, None, tmp_path / "index", tmp_path)
+    monkeypatch.setattr(prepared, "_stored", lambda _: preparation.stop() or "SELECT 1")
+    monkeypatch.setattr(preparation, "stop", lambda: setattr(preparation, "_stopped", True))
+    preparation.start()
+    preparation.wait()
+    assert list((tmp_path / "index").iterdir()) == []
+    assert not catalog.ready
+    catalog.close()
 
 
 def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], studio_of: StudioOf) -> None:
