@@ -295,9 +295,12 @@ class Catalog:
 
     def _searching(self, words: str) -> Iterator[tuple[str, list[Any]]]:
         terms = [variants(term) for term in words.split()]
-        columns = ("text", "url", "page_url", "evidence")
-        each = [" OR ".join(_contains(column, v) for v in own for column in columns) for own in terms]
-        values = [_spelled(v) for own in terms for v in own for _ in columns]
+        each, values = list[str](), list[Any]()
+        for own in terms:
+            # addresses are canonical, with Chinese characters as %XX: no need to look for those in them
+            columns = ("text", "evidence") if _HAN.search(own[0]) else ("text", "evidence", "url", "page_url")
+            each.append(" OR ".join(_contains(column, v) for v in own for column in columns))
+            values += [_spelled(v) for v in own for _ in columns]
         yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values
         texts = [part.url for part in at_hand(self.frames.parts("candidates"))]
         if texts:  # the decisions have the primary text only, and cut
@@ -511,10 +514,13 @@ def parquet(urls: Sequence[str]) -> str:
     return f"read_parquet([{names}], file_row_number=true)"
 
 
+_HAN = re.compile(r"[\u3400-\u9fff]")
+
+
 def variants(term: str) -> list[str]:
     """A term in both Chinese scripts, itself first."""
     spelled = dict.fromkeys([term])
-    if re.search(r"[\u3400-\u9fff]", term):
+    if _HAN.search(term):
         spelled |= dict.fromkeys(str(_opencc(way).convert(term)) for way in ("t2s", "s2t"))
     return list(spelled)
 

@@ -5,7 +5,7 @@ import { fill, h, icon, link, marked, s } from "./dom.js";
 import { state } from "./state.js";
 import { lang, n, say, t } from "./words.js";
 
-let regionsShown = true, detector = "";
+let regionsShown = true, detector = "", unfolded = false;
 
 /** Draw a candidate. actions: open(id), filter(changes), flag(row), like(row), told(fault), close(). */
 export async function draw(pane, row, actions) {
@@ -143,9 +143,10 @@ function facts(item, actions) {
 /** What each stage saw of it; asked for when it is opened. */
 function saw(item, actions) {
   const place = h("div", { class: "saw" });
-  const fold = h("details", {}, h("summary", {}, h("h3", {}, t("saw"))), place);
+  const fold = h("details", { open: unfolded }, h("summary", {}, h("h3", {}, t("saw"))), place);
   let asked = false;
   fold.addEventListener("toggle", async () => {
+    if (fold.isConnected) unfolded = fold.open; // for the next candidate too
     if (!fold.open || asked) return;
     asked = true;
     try {
