@@ -87,5 +87,6 @@ def _bound(port: int | None) -> socket.socket:
             if port is None and number:
                 continue
             raise OSError(e.errno, e.strerror, f"--port {number}") from None
+        sock.listen(128)  # who follows the link before the server answers waits, and is not refused
         return sock
     raise AssertionError("port 0 is always free")
