@@ -44,7 +44,7 @@ function dress() {
   document.title = `${about.name} · wenlan studio`;
   fill($("skip"), t("skip"));
   fill($("name"), about.name);
-  fill($("title"), about.title, about.baseline ? ` · ${t("baseline", { id: about.baseline })}` : "", about.builds.length === 1 ? chip(about.builds[0]) : "");
+  fill($("title"), say(about.title), about.baseline ? ` · ${t("baseline", { id: about.baseline })}` : "", about.builds.length === 1 ? chip(about.builds[0]) : "");
   $("list").setAttribute("aria-label", t("grid"));
   $("facets").setAttribute("aria-label", t("filters"));
   $("detail").setAttribute("aria-label", t("facts"));
@@ -260,7 +260,7 @@ async function takenDown() {
 
 async function signedOff() {
   await learn();
-  fill($("title"), state.about.title, state.about.builds.length === 1 ? chip(state.about.builds[0]) : "");
+  fill($("title"), say(state.about.title), state.about.builds.length === 1 ? chip(state.about.builds[0]) : "");
 }
 
 async function copy(text) {
