@@ -15,6 +15,10 @@ PORT = 8765
 """Where it listens if nobody says otherwise; another port if that is taken."""
 
 
+AFTER_S = 2.0
+"""Seconds after which it prepares what needs a join, if nothing is prepared yet."""
+
+
 def add_studio(commands: Commands) -> None:
     studio = command(
         commands,
@@ -68,7 +72,7 @@ def _studio(args: argparse.Namespace) -> dict[str, Any]:
             link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token={token}"
             say(f"studio of {where or index}: {link}")
             say("only this machine can reach it, and only with this link; Ctrl-C ends it")
-            studio.start()
+            studio.start(AFTER_S)
             if not args.no_browser:
                 webbrowser.open(link)
             serve(studio, sock, token)

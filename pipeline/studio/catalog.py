@@ -297,10 +297,14 @@ class Catalog:
         terms = [variants(term) for term in words.split()]
         each, values = list[str](), list[Any]()
         for own in terms:
-            # addresses are canonical, with Chinese characters as %XX: no need to look for those in them
-            columns = ("text", "evidence") if _HAN.search(own[0]) else ("text", "evidence", "url", "page_url")
-            each.append(" OR ".join(_contains(column, v) for v in own for column in columns))
-            values += [_spelled(v) for v in own for _ in columns]
+            ways = [(_contains(column, v), _spelled(v)) for column in ("text", "evidence") for v in own]
+            if not _HAN.search(
+                own[0]
+            ):  # addresses are canonical, with Chinese characters as %XX and hosts in small letters
+                spelled = dict.fromkeys([own[0], own[0].lower()])
+                ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in spelled]
+            each.append(" OR ".join(way for way, _ in ways))
+            values += [value for _, value in ways]
         yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values
         texts = [part.url for part in at_hand(self.frames.parts("candidates"))]
         if texts:  # the decisions have the primary text only, and cut

@@ -66,12 +66,12 @@ class Preparation:
     def __init__(self, catalog: Catalog, baseline: Build | None, folder: Path, scratch: Path) -> None:
         self.catalog, self.baseline, self._folder, self._scratch = catalog, baseline, folder, scratch
         self.state, self.fault, self.share, self.seconds = "preparing", "", 0.0, 0.0
-        self._stopped = False
+        self._stopped, self._after_s, self._woken = False, 0.0, threading.Event()
         self._db: Any = None
         self._thread = threading.Thread(target=self._run, name="studio-index", daemon=True)
 
-    def start(self) -> None:
-        """Begin; an index that is there is used at once."""
+    def start(self, after_s: float = 0.0) -> None:
+        """Begin, after some seconds if the index is not there yet; one that is there is used at once."""
         self._folder.mkdir(parents=True, exist_ok=True)
         path = self._folder / self._name
         if path.exists():
@@ -79,11 +79,13 @@ class Preparation:
                 self.catalog.use(str(path))
                 self.state, self.share = "ready", 1.0
                 return
+        self._after_s = after_s
         self._thread.start()
 
     def stop(self) -> None:
         """Give up what is not ready, and wait for the thread."""
         self._stopped = True
+        self._woken.set()
         with contextlib.suppress(Exception):
             self._db.interrupt()
         if self._thread.is_alive():
@@ -109,6 +111,7 @@ class Preparation:
         return {name: own[name] for name in self.catalog.scores if name in own}
 
     def _run(self) -> None:
+        self._woken.wait(self._after_s)
         began, path = time.monotonic(), self._folder / self._name
         partial = self._folder / f".{uuid.uuid4().hex[:8]}.duckdb"
         try:

@@ -156,9 +156,9 @@ class Studio:
         pictures = Pictures(catalog, takedowns, alone)
         return Opened(here, catalog, preparation, pictures, Items(catalog, pictures, takedowns, self._stages))
 
-    def start(self) -> None:
-        """Begin to prepare the columns that need a join."""
-        self._opened.preparation.start()
+    def start(self, after_s: float = 0.0) -> None:
+        """Begin to prepare the columns that need a join; later, so that the first screen has the processor."""
+        self._opened.preparation.start(after_s)
 
     def reload(self) -> None:
         """Open the place anew: after a takedown, or when a build went on."""
