@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from data_specs.build import SpecError
@@ -80,3 +81,36 @@ def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any])
     assert len(places) > 0
     [first] = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 1))
     assert len(studio.neighbours(studio.similar.like(first["key"]))) == 29
+
+
+@pytest.mark.slow
+def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
+    own: Make, client_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By a real tower: a picture's vector is here that of its own caption."""
+    pytest.importorskip("onnxscript")
+    from data_specs.search.folder import About
+    from data_specs.search.index import IndexWriter
+    from data_specs.search.queries import TextQuery
+    from tests.training.conftest import moved_checkpoint
+    from training.use.export import export
+
+    build = own()
+    export(moved_checkpoint(tmp_path / "run"), "onnx", tmp_path / "m")
+    rows = Frames.of(build).frame("samples").to_dict("records")
+    captions = [row["texts"][0]["text"] for row in rows]
+    query = TextQuery.open(tmp_path / "m.text.onnx")
+    vectors_ND = np.asarray(query.encode(captions), np.float32)
+    about = About(name="m", width=vectors_ND.shape[1], images=True, texts=False, checkpoint=query.towers)
+    writer = IndexWriter.begin(Path(build.out) / "index", about)
+    writer.add(0, pa.table({"id": [row["key"] for row in rows], "caption": captions}), vectors_ND, None)
+    writer.finish()
+    (Path(build.out) / "index/queries").mkdir(exist_ok=True)
+    (tmp_path / "m.text.onnx").rename(Path(build.out) / "index/queries/text.onnx")
+    client = client_of(build.out)
+    assert client.get("/api/about").json()["similar"]["by_text"] is True
+    for number in (3, 11):
+        found = client.get("/api/similar", params={"text": captions[number]}).json()["rows"]
+        assert found[0]["text"] == captions[number]
+        assert found[0]["near"]["cosine"] > 0.99
+    assert client.get("/api/similar", params={"text": " "}).status_code == 400
