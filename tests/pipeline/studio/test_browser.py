@@ -263,6 +263,9 @@ def test_it_is_sound_in_both_themes_and_languages_on_any_screen(
         assert await page.run(FOUND) == "共 56 条决定"
         await page.click(".tile")
         await until(page, f"{DETAIL}.includes('保留')")
+        await until(
+            page, "getComputedStyle(document.querySelector('#detail')).opacity === '1'"
+        )  # on a phone it fades in
         if wide < 600:
             assert await page.run("document.querySelector('#detail').getBoundingClientRect().width") == wide
         assert await page.run(sticks) <= 0
