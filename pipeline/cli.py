@@ -21,7 +21,19 @@ from data_specs.ownership import check_ownership
 from data_specs.printable import printable, printable_line
 from data_specs.shard import ContractError
 from pipeline import observe
-from pipeline.commands import boxes, builds, datasets, init, plan, plugins, releases, schema, store, trials
+from pipeline.commands import (
+    boxes,
+    builds,
+    datasets,
+    init,
+    plan,
+    plugins,
+    releases,
+    schema,
+    store,
+    studio,
+    trials,
+)
 from pipeline.errors import WenlanError
 from pipeline.urls import shown
 
@@ -34,6 +46,7 @@ COMMANDS = (
     builds.add_status,
     builds.add_report,
     builds.add_explain,
+    studio.add_studio,
     datasets.add_verify,
     datasets.add_diff,
     releases.add_release,

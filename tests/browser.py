@@ -18,7 +18,7 @@ import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-WAIT_S = 60
+WAIT_S = 12
 
 Found = TypeVar("Found")
 

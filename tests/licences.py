@@ -19,7 +19,21 @@ from importlib.metadata import Distribution
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-SHIPPED = ("", "pipeline", "models", "heif", "training", "captions", "onnx", "search", "ray", "serve", "studio", "s3", "lance")
+SHIPPED = (
+    "",
+    "pipeline",
+    "models",
+    "heif",
+    "training",
+    "captions",
+    "onnx",
+    "search",
+    "ray",
+    "serve",
+    "studio",
+    "s3",
+    "lance",
+)
 """Extras that users install; `dev` is for this repository alone. "" stands for no extra."""
 
 _OSI = "License :: "

@@ -102,6 +102,7 @@ FLOORS = (
     ("exports", "publish"),
     ("stages", "takedown"),
     ("run",),
+    ("studio",),
     ("commands",),
     ("cli",),
     ("__main__",),

@@ -44,10 +44,14 @@ def _publish(args: argparse.Namespace) -> dict[str, Any]:
     from pipeline.publish import release
     from pipeline.report import gates
     from pipeline.stages import STAGES
+    from pipeline.store import approval
 
     gates.check_acceptance(STAGES, args.accept, args.because)  # bad usage, whatever BUILD is
     build = run.reopen(args.build)
     build.store.must_exist()
+    word = approval.last(build)
+    if word is not None:
+        say(f"{build.build_id} was {word.line()}")
     try:
         with joined():
             manifest = release.publish(build, accept=args.accept, because=args.because, approved=True)

@@ -7,7 +7,7 @@
     max_drop.<stage>                 of each source at each stage: what the spec expects it to drop at most
     max_drift                        of each distribution of the report against the baseline (`pipeline.report.drift`)
     max_domain_share, min_regions    of what was kept: not all from one host; boxes on the pictures
-    approve                          manual approval (`approve: manual`)
+    approve                          manual approval (`approve: manual`); a refusal stands until somebody approves
 
 A tool that silently drops nearly everything is worse than one that stops: a filter set for English, a site that
 changed its layout, a CDN that refuses us all look like a successful build with few rows. So each stage has an expected
@@ -32,6 +32,7 @@ from pipeline.errors import ApprovalError, GateError
 from pipeline.records import DropReason
 from pipeline.report import drift
 from pipeline.report.funnel import Funnel, StageFunnel, examples
+from pipeline.store import approval
 from pipeline.store.build import Build
 from pipeline.store.stage import Stage, Stages
 
@@ -91,7 +92,8 @@ def hold(
 ) -> None:
     """Raise GateError if a gate that is not in `accept` does not hold; one line each, and what was dropped.
 
-    approved: a person asked, which is what `approve: manual` waits for: ApprovalError if it is only that.
+    approved: a person asked, which is what `approve: manual` waits for, as for a word in build.json that approves:
+    ApprovalError if it is only that. A word that refuses holds it back all the same.
     """
     report = _report(build)
     judged = judge(build.spec, build.stages, candidates, captures, report, build.held, read_undetected(build))
@@ -103,7 +105,14 @@ def hold(
     if report is None:
         wanted = [name for name in FIGURE_GATES if _is_set(build.spec, name) and name not in accept]
         lines += [f"gate {name}: there is no report of this build to judge by; build it first" for name in wanted]
-    waits = build.spec.publish.approve == "manual" and not approved and "approve" not in accept
+    manual = build.spec.publish.approve == "manual" and "approve" not in accept
+    word = approval.last(build) if manual else None
+    refused = word is not None and word.verdict == "refused"
+    waits = manual and word is None and not approved
+    if refused and word is not None:
+        observe.count("wenlan_gates", gate="approve", fate="failed")
+        hint = f"approve it in wenlan-data studio {build.out}, or say --accept approve --because TEXT"
+        lines.append(f"gate approve: {word.line()}; {hint}")
     if waits:
         observe.count("wenlan_gates", gate="approve", fate="waiting")
         hint = f"wenlan-data publish {build.out}"
@@ -113,7 +122,8 @@ def hold(
     for gate in failed:
         lines += _dropped(build, gate, captures if gate.subject == "capture" else candidates)
     if failed:
-        names = " ".join(f"--accept {gate.name}" for gate in failed)
+        named = [*(gate.name for gate in failed), *(["approve"] if refused else [])]
+        names = " ".join(f"--accept {name}" for name in named)
         lines.append(f"to publish all the same: wenlan-data publish {build.out} {names} --because TEXT")
     raise (ApprovalError if waits and len(lines) == 1 else GateError)(build.build_id, "\n".join(lines))
 

@@ -9,6 +9,7 @@ The report is written before `publish` runs, which afterwards has the page say w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 from data_specs.release import ReleaseName
 from data_specs.shard import Manifest
 from pipeline.report import drift
-from pipeline.store import build_json
+from pipeline.store import approval, build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
 
@@ -31,7 +32,8 @@ class State(BaseModel):
     release: the first release with the build. revision, content_digest: those of its manifest. removed: samples were
     taken out of it since. renewed: the release in which they are gone; 0 while they are being taken out. accepted:
     gates that did not hold when it was published, each with the reason given. failing: gates that do not hold now.
-    approval: the spec requires that of a person. new: samples that it adds. held: those of the dataset without it, as
+    approval: the spec requires that of a person. word: what a person said last (`pipeline.store.approval.Word`), empty
+    if nobody did. new: samples that it adds. held: those of the dataset without it, as
     far as the report knew. total: samples of `release`, from which more may have been taken out.
     """
 
@@ -49,6 +51,7 @@ class State(BaseModel):
     accepted: dict[str, str] = {}
     failing: tuple[str, ...] = ()
     approval: bool = False
+    word: dict[str, str] = {}
     new: int = 0
     held: int = 0
     total: int = 0
@@ -79,13 +82,14 @@ def of(build: Build, figures: Mapping[str, Any]) -> State:
         place=build.out,
         failing=failing,
         approval=build.spec.publish.approve == "manual",
+        word=_word(build),
         new=figures["totals"]["kept"],
         held=held(figures),
     )
     if manifest is not None:
         return _published(build, now, manifest, before)
     verdict = _unpublished(now, build.held)
-    same = before is not None and (before.verdict, before.failing) == (verdict, failing)
+    same = before is not None and (before.verdict, before.failing, before.word) == (verdict, failing, now.word)
     since = "" if verdict == "ready" else before.since if before is not None and same else build_json.now()
     return now.model_copy(update={"verdict": verdict, "since": since})
 
@@ -130,7 +134,12 @@ def _unpublished(now: State, held: int) -> Verdict:
         return "refused"
     if not now.new and held:
         return "nothing_new"
-    return "waiting" if now.approval else "ready"
+    return "waiting" if now.approval and now.word.get("verdict") != "approved" else "ready"
+
+
+def _word(build: Build) -> dict[str, str]:
+    word = approval.last(build)
+    return {} if word is None else dataclasses.asdict(word)
 
 
 def _published(build: Build, now: State, manifest: Manifest, before: State | None) -> State:

@@ -149,6 +149,8 @@ _PHRASES = [
         (r"email", "邮箱"),
         (r"plate", "车牌号"),
         (r"a telephone number", "电话号码"),
+        (r"its text is a fallback", "文本为替补"),
+        (r"better ones removed: (\d+)", r"已去除更好的 \1 个"),
     )
 ]
 

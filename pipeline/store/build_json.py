@@ -1,8 +1,8 @@
 """build.json: a build's identity and progress. Written by the running build, read by everyone else.
 
 It holds the spec (without the user names and passwords of its URLs, its digest as with them), what was read of STORE,
-the versions of the tools, each stage's counts, time and cost, and the stage that runs. What a dataset is made of lies
-in the stages' records; nothing here decides what is done again.
+the versions of the tools, each stage's counts, time and cost, the stage that runs, and who approved or refused it. What
+a dataset is made of lies in the stages' records; nothing here decides what is done again.
 
 Limits: one process writes it, and holds the lock BUILD/_lock. Whether that of an object store is held by a process that
 lives is known on its own machine only; elsewhere a stage whose build was killed is still shown as running.
@@ -164,6 +164,7 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
             "cost": dataclasses.asdict(sum(costs, Cost())),
             "running": None if running is None else dataclasses.asdict(running),
+            **{name: known[name] for name in ("approvals",) if known.get(name)},  # what people said (`approval`)
         },
     )
 

@@ -68,7 +68,7 @@ class Part:
     """One committed Parquet file of a table.
 
     bytes: its size by the record (or manifest, `listed_by`) that names it. build: the id of the build that made it.
-    schema: its columns. A row may also be asked for BUILD.
+    schema: its columns. A row may also be asked for BUILD. record: of the partition, if one commits it.
     """
 
     folder: Folder
@@ -77,6 +77,7 @@ class Part:
     build: str
     schema: pa.Schema = field(repr=False)
     listed_by: Literal["record", "manifest"] = "record"
+    record: Record | None = field(default=None, repr=False)
 
     @property
     def url(self) -> str:
@@ -255,7 +256,8 @@ class Frames:
             raise StoreError(self.place, f"{table} have no split: it is given to what is kept, at dedup")
         for build in self.builds:
             for folder, record, suffix in _committed(build, table):
-                yield Part(folder, record.files[suffix].name, record.files[suffix].bytes, build.build_id, schema)
+                ref = record.files[suffix]
+                yield Part(folder, ref.name, ref.bytes, build.build_id, schema, record=record)
 
     @property
     def _only_build(self) -> str:

@@ -23,7 +23,9 @@ HTML = """
   <p class="muted">{{ t("A random sample, the same every time.", "随机抽取，每次相同。") }}
   {%- if not_shown %} {{ not_shown | n }} {{ t("items are never shown, because they were opted out, refused by "
     "robots.txt or the address guard, or taken down.",
-    "项从不展示：已声明退出、被 robots.txt 或地址检查拒绝，或已下架。") }}{% endif %}</p>
+    "项从不展示：已声明退出、被 robots.txt 或地址检查拒绝，或已下架。") }}{% endif %}
+  {{ t("Every candidate, with its reason and evidence:", "查看每个候选及其原因与依据：") }} {{
+  studio("/", t("in the studio", "打开工作台")) }} <code class="command">wenlan-data studio {{ state.place }}</code></p>
   <form class="filters" aria-label="Filter the samples">
     <label>{{ t("Source", "来源") }} <select id="by-source"><option value="">*</option>
     {%- for s in sources %}<option>{{ s.name }}</option>{% endfor %}</select></label>
@@ -72,7 +74,8 @@ HTML = """
           <dt>ID</dt><dd><code>{{ row.id[:32] }}</code></dd>
         </dl>
       </details>
-      <p class="small links">{{ link(row.page_url, "page") }} {{ link(row.url, "image") }} <code title="{{ row.id }}">{{
+      <p class="small links">{{ link(row.page_url, "page") }} {{ link(row.url, "image") }} {{
+        studio("/#id=" ~ row.id[:32], "studio") }} <code title="{{ row.id }}">{{
         row.id[:8] }}</code></p>
     </li>
   {% endfor %}

@@ -43,6 +43,12 @@ HTML = (
     t("Not part of any release. To publish it all the same:", "不在任何版本中。若仍要发布：") }}
   <code class="command">wenlan-data publish {{ state.place }}{% for g in state.failing %} --accept {{
     g }}{% endfor %} --because "…"</code></p>
+{% elif state.verdict == "waiting" and state.word %}
+  <h2><span aria-hidden="true">✗</span> {{
+    t("Publication refused by", "发布被拒绝，操作人：") }} {{ state.word.name }}</h2>
+  <p>{{ state.word.at | moment }} · <q>{{ state.word.because }}</q>. {{
+    t("It is not published until somebody approves it:", "在有人批准之前不会发布：") }}
+  <code class="command">wenlan-data studio {{ state.place }}</code></p>
 {% elif state.verdict == "waiting" %}
   <h2><span aria-hidden="true">◔</span> {{ t("Waiting for approval since", "等待批准，自") }} {{
     state.since | moment }}</h2>
@@ -56,6 +62,8 @@ HTML = (
     t("release", "版本") }} {{ dataset.release }}, {% endif %}{{
     state.held | n }} {{ t("samples. No release was made.", "个样本。未生成新版本。") }}</p>
 {% else %}
+  {% if state.word %}<p>{{ t("Approved by", "批准人：") }} <b>{{ state.word.name }}</b>, {{ state.word.at | moment }}:
+  <q>{{ state.word.because }}</q></p>{% endif %}
   <h2><span aria-hidden="true">○</span> {{
     t("Ready to be published: all gates hold", "可以发布：所有门槛均通过") }}</h2>
   <p><code class="command">wenlan-data publish {{ state.place }}</code></p>

@@ -100,6 +100,9 @@
     const now = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     paint(now === "dark" ? "light" : "dark");
   });
+  if (location.protocol.startsWith("http") && location.pathname === "/report") { // the studio serves it
+    for (const link of document.querySelectorAll("a.studio")) link.hidden = false;
+  }
   const theme = recall("wenlan-theme");
   if (theme === "dark" || theme === "light") paint(theme);
   const spoken = (navigator.languages ?? []).map((name) => name.slice(0, 2).toLowerCase());

@@ -1,0 +1,96 @@
+"""The command `studio`: a local web page in which people look at every candidate of a build, and sign for it."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import socket
+import webbrowser
+from typing import Any
+
+from data_specs.build import SpecError
+from pipeline.commands.terminal import Commands, command, say
+
+PORT = 8765
+"""Where it listens if nobody says otherwise; another port if that is taken."""
+
+
+AFTER_S = 2.0
+"""Seconds after which it prepares what needs a join, if nothing is prepared yet."""
+
+
+def add_studio(commands: Commands) -> None:
+    studio = command(
+        commands,
+        "studio",
+        _studio,
+        "look at every candidate of a build in a browser, kept or dropped; approve it, or take samples down",
+        "wenlan-data studio builds/1",
+        "wenlan-data studio store/datasets/my-first/latest.json --no-browser",
+        "wenlan-data studio --index builds",
+    )
+    studio.add_argument("place", nargs="?", default="", metavar="BUILD|RELEASE", help="a build's folder, or a release")
+    studio.add_argument(
+        "--index",
+        default="",
+        metavar="DIR",
+        help="with BUILD: its search index (default: BUILD/index); alone: a search index, or a folder of builds",
+    )
+    studio.add_argument(
+        "--baseline",
+        default="",
+        metavar="BUILD",
+        help="what is new is new against this build (default: as the report's)",
+    )
+    studio.add_argument(
+        "--port", type=int, default=None, metavar="N", help=f"port on 127.0.0.1 (default: {PORT}, or a free one)"
+    )
+    studio.add_argument("--no-browser", action="store_true", help="print the link, and open no browser")
+
+
+def _studio(args: argparse.Namespace) -> dict[str, Any]:
+    from data_specs.extras import require
+    from data_specs.http_app import new_token
+    from pipeline.files.folder import Folder
+    from pipeline.stages import STAGES
+
+    for package in ("duckdb", "fastapi", "uvicorn"):
+        require(package)
+    from pipeline.studio.server import Studio, serve
+
+    if not args.place and not args.index:
+        raise SpecError(["studio: name a BUILD or a RELEASE, or --index DIR"])
+    if args.port is not None and not 0 <= args.port < 1 << 16:
+        raise SpecError([f"--port {args.port}: 0 to 65535, 0 for any free one"])
+    alone = "" if args.place or not args.index else args.index
+    folder = bool(alone) and not Folder(alone).exists("index.json")
+    where, index = (args.place, args.index) if args.place else (alone, "") if folder else ("", alone)
+    with contextlib.closing(_bound(args.port)) as sock:
+        studio = Studio(where, STAGES, baseline=args.baseline, index=index, folder=folder)
+        with contextlib.closing(studio):
+            token = new_token()
+            link = f"http://127.0.0.1:{sock.getsockname()[1]}/?token={token}"
+            say(f"studio of {where or index}: {link}")
+            say("only this machine can reach it, and only with this link; Ctrl-C ends it")
+            studio.start(AFTER_S)
+            if not args.no_browser:
+                webbrowser.open(link)
+            serve(studio, sock, token)
+    return {"place": where or index}
+
+
+def _bound(port: int | None) -> socket.socket:
+    """A socket on loopback. Raises OSError where the port that was asked for is taken."""
+    for number in [PORT, 0] if port is None else [port]:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind(("127.0.0.1", number))
+        except OSError as e:
+            sock.close()
+            if port is None and number:
+                continue
+            raise OSError(e.errno, e.strerror, f"--port {number}") from None
+        sock.listen(128)  # who follows the link before the server answers waits, and is not refused
+        return sock
+    raise AssertionError("port 0 is always free")

@@ -1,0 +1,80 @@
+"""What a person said of a build that `publish.approve: manual` holds back: approved, or refused, by whom and why.
+
+Kept in build.json under `approvals`, oldest first; the last word counts. A word is about the shards as they were: once
+the build is made again by another spec, or from other input, it says nothing any more (`of`, the fingerprint of stage
+`shard`). What a takedown removes changes nothing of it.
+
+Limits: a name is what somebody typed, not a proof of who it was. MOST words are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from data_specs.build import SpecError
+from pipeline.errors import StoreError
+from pipeline.store import build_json
+from pipeline.store.build import Build
+
+Verdict = Literal["approved", "refused"]
+
+MOST = 50
+LONGEST = 500
+"""Characters of a name or a reason."""
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word. at: RFC 3339, UTC. of: the fingerprint of the shards that it is about."""
+
+    verdict: Verdict
+    name: str
+    because: str
+    at: str
+    of: str
+
+    def line(self) -> str:
+        """For people: `refused by Li on 2026-01-31: too many logos`."""
+        return f"{self.verdict} by {self.name} on {self.at[:10]}: {self.because}"
+
+
+def last(build: Build) -> Word | None:
+    """The word that counts for a build as it is; None if nobody has said anything."""
+    words = history(build)
+    return words[-1] if words and words[-1].of == build.fingerprints.get("shard") else None
+
+
+def history(build: Build) -> list[Word]:
+    """All words about what this folder held, oldest first. Raises StoreError if they are damaged."""
+    try:
+        return [Word(**raw) for raw in build_json.read(build.folder).get("approvals", ())]
+    except TypeError:
+        raise StoreError(build.folder.at(build_json.NAME), "its approvals are none that this wenlan reads") from None
+
+
+def say(build: Build, verdict: str, name: str, because: str) -> Word:
+    """Note a word about a finished build.
+
+    Raises SpecError if it may not be said (the spec asks nobody, the shards are not finished, no name, no reason for a
+    refusal), and StoreError if another command is at work in the folder.
+    """
+    name, because = " ".join(name.split()), " ".join(because.split())
+    if verdict not in get_args(Verdict):
+        raise SpecError([f"verdict {verdict}: one of {', '.join(get_args(Verdict))}"])
+    if build.spec.publish.approve != "manual":
+        raise SpecError(["the spec does not ask for approval (publish.approve: manual)"])
+    if "shard" not in build.fingerprints or not build.stage("shard").finished():
+        raise SpecError(["the build is not finished: its shards are not written yet"])
+    if not name or not because:
+        raise SpecError(["a name and a reason are needed: who reads build.json must know who said it, and why"])
+    if max(len(name), len(because)) > LONGEST:
+        raise SpecError([f"a name and a reason have at most {LONGEST} characters"])
+    word = Word("approved" if verdict == "approved" else "refused", name, because, build_json.now(),
+                build.fingerprints["shard"])  # fmt: skip
+    with build_json.sole_owner(build):
+        words = [*history(build), word][-MOST:]
+        known = build_json.read(build.folder)
+        build.folder.write_json(build_json.NAME, {**known, "approvals": [dataclasses.asdict(own) for own in words]})
+    return word

@@ -1,0 +1,549 @@
+"""The catalog: every candidate of a place, counted, chosen, searched and listed without reading it into memory.
+
+DuckDB queries the Parquet files that the build's records name, column by column: facets of a million decisions are
+counted from four columns. A candidate's place is a number, `pos`: the number of its file (what was kept first, then
+what each stage dropped, from the last stage to the first) and its row in that file. A page of a listing reads the row
+groups that hold its rows, and no others.
+
+Columns that need a join are NULL until `pipeline.studio.prepared` has made its index; then that answers instead.
+
+Limits: one process; DuckDB keeps within MEMORY and spills beyond it. A search reads all texts, file by file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+import threading
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_specs.shard import ShardFiles
+from pipeline.errors import StoreError
+from pipeline.files.folder import Folder
+from pipeline.records import sha256_hex
+from pipeline.store.build import Build, shard_files
+from pipeline.store.frames import SAMPLES, Frames, Part
+from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
+
+if TYPE_CHECKING:
+    from pipeline.studio.similar import Similar
+
+MEMORY = "450MB"
+"""What DuckDB may take: with the process itself, less than 1 GB for any number of candidates."""
+
+SEARCHES = 8
+"""Searches whose results are kept: 8 bytes for each candidate found."""
+
+PAGE = 120
+"""Most rows of one listing."""
+
+PREPARED_COLUMNS = (
+    ("kind", "VARCHAR"), ("split", "VARCHAR"), ("width", "INTEGER"), ("height", "INTEGER"), ("sharpness", "FLOAT"),
+    ("entropy", "FLOAT"), ("blankness", "FLOAT"), ("cluster", "INTEGER"), ("new", "VARCHAR"),
+)  # fmt: skip
+
+SHOWN = ("subject", "id", "fetch_id", "source", "page_url", "url", "stage", "kept", "reason", "reasons", "evidence",
+         "duplicate_of", "text")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file of decisions. layout: its columns: those of decisions, of samples of a release whose build is not at hand,
+    or of a search index. shard: where the samples that it decides on are stored, of stage `shard`."""
+
+    part: Part
+    build: Build | None
+    stage: str
+    shard: tuple[Folder, ShardFiles] | None = None
+    layout: Literal["decisions", "samples", "index"] = "decisions"
+
+
+@dataclass(frozen=True)
+class Counts:
+    """total: candidates and pages of the place. matching: those that the filters choose. facets: counts by value."""
+
+    total: int
+    matching: int
+    facets: dict[str, list[tuple[str, int]]]
+
+
+def at_hand(parts: Iterable[Part]) -> list[Part]:
+    """The files that are there: gc, a takedown or a person may have deleted some. Those of an object store are not
+    asked for one by one."""
+    return [part for part in parts if not part.folder.is_local or Path(part.url).is_file()]
+
+
+def sources_of_place(frames: Frames) -> tuple[Source, ...]:
+    """The files that hold a row for each candidate, what was kept first."""
+    builds = {build.build_id: build for build in frames.builds}
+    sources = []
+    for part in frames.parts("decisions"):
+        record, build = part.record, builds[part.build]
+        assert record is not None
+        own = (build.shards, shard_files(record)) if record.stage == "shard" and "tar" in record.files else None
+        sources.append(Source(part, build, record.stage, own))
+    order = {name: -number for number, name in enumerate(next(iter(builds.values())).stages)} if builds else {}
+    sources.sort(key=lambda source: order[source.stage])  # stable: builds and partitions stay in their order
+    if frames.dataset is not None:
+        shards = zip(frames.shards, frames.parts(SAMPLES), strict=True)
+        sources += [Source(part, None, "shard", own, "samples") for own, part in shards if part.build not in builds]
+    return tuple(sources)
+
+
+def sources_of_index(similar: Similar) -> tuple[Source, ...]:
+    """The files of a search index, of which each row is a kept sample."""
+    from data_specs.search.folder import read_index
+    from data_specs.search.rows import ROWS
+
+    folder, found = Folder(str(similar.folder)), []
+    for own in read_index(similar.folder).parts:
+        file = own.files["metadata"]
+        part = Part(folder, file.path, file.bytes, similar.index.about.name, ROWS, "manifest")
+        found.append(Source(part, None, "shard", None, "index"))
+    return tuple(found)
+
+
+class Catalog:
+    """The candidates of a place. Safe for several threads.
+
+    scratch: a local folder for what does not fit into memory. scores: names of the filters whose scores are columns.
+    """
+
+    def __init__(
+        self, frames: Frames, scratch: Path, scores: Sequence[str] = (), sources: tuple[Source, ...] | None = None
+    ) -> None:
+        import duckdb
+
+        self.frames, self.scores = frames, tuple(scores)
+        listed = sources_of_place(frames) if sources is None else sources
+        there = {part.url for part in at_hand(source.part for source in listed)}
+        self.sources = tuple(source for source in listed if source.part.url in there)
+        self.missing = [source.part.url for source in listed if source.part.url not in there]
+        self.facets: dict[str, Facet] = facets(scores)
+        self.ready = False
+        self._codes: dict[str, dict[str, int]] = {}
+        self._lock = threading.Lock()
+        self._searches: OrderedDict[str, str] = OrderedDict()
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._reading = threading.Lock()
+        self._fault = duckdb.Error
+        self._db = duckdb.connect(config=settings(scratch))
+        use_file_systems(self._db, [source.part.url for source in self.sources])
+        self._db.execute("CREATE TABLE sources (number UBIGINT, build VARCHAR)")
+        if self.sources:
+            numbered = [(number, source.part.build) for number, source in enumerate(self.sources)]
+            table = pa.table({"number": [n for n, _ in numbered], "build": [b for _, b in numbered]})
+            self._db.register("numbered", table)
+            self._db.execute("INSERT INTO sources SELECT number, build FROM numbered")
+            self._db.unregister("numbered")
+        self.decisions_sql = self._decisions()
+        try:
+            self._db.execute(f"CREATE VIEW decisions AS {self.decisions_sql}")
+        except duckdb.Error as e:
+            raise StoreError(frames.place, str(e).splitlines()[0][:300]) from None
+        absent = [f"NULL::{kind} AS {name}" for name, kind in self.columns]
+        self._db.execute(f"CREATE VIEW c AS SELECT {self.columns_sql}, {', '.join(absent)} FROM decisions")
+
+    columns_sql = ""
+    """SQL of the columns that follow from the decisions alone."""
+
+    def close(self) -> None:
+        self._db.close()
+
+    @property
+    def columns(self) -> tuple[tuple[str, str], ...]:
+        """Name and SQL type of the columns that need the index."""
+        return (*PREPARED_COLUMNS, *((name, "FLOAT") for name in self.facets if name.startswith("score_")))
+
+    @property
+    def digest(self) -> str:
+        """Of the files that it consists of: another one after a takedown, or when a build went on."""
+        names = [(s.part.url, s.part.bytes, s.part.record.attempt if s.part.record else "") for s in self.sources]
+        return hashlib.sha256(repr(names).encode()).hexdigest()[:16]
+
+    def use(self, index: str) -> None:
+        """Answer from now on with the columns of an index (path of a DuckDB file with the table `prepared`)."""
+        with self._lock:
+            self._db.execute(f"ATTACH '{quoted(index)}' AS index (READ_ONLY)")
+            self._db.execute("CREATE OR REPLACE VIEW c AS SELECT * FROM index.prepared")
+            codes: dict[str, dict[str, int]] = {name: {} for name in self.facets}
+            for facet, value, code in self.query("SELECT facet, value, code FROM index.codes"):
+                codes[facet][value] = code
+            self._codes, self.ready = codes, True
+
+    def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Rows of a query, on a connection of the calling thread's own."""
+        try:
+            with contextlib.closing(self._db.cursor()) as cursor:
+                rows: list[tuple[Any, ...]] = cursor.execute(sql, list(values)).fetchall()
+                return rows
+        except self._fault as e:  # a file that was damaged, or deleted since
+            raise StoreError(self.frames.place, str(e).splitlines()[0][:300]) from None
+
+    def counts(self, filters: Filters, names: Sequence[str] | None = None) -> Counts:
+        """Counts of the facets `names` (all that there are yet), each over what the other facets choose."""
+        counted = {}
+        for name in self.facets if names is None else names:
+            facet = self.facets[name]
+            if self.ready or not facet.prepared:
+                counted[name] = self._ordered(facet, self._counted(facet, filters.without(name)))
+        return Counts(sum(self._cube.values()), self._matching(filters), counted)
+
+    def _matching(self, filters: Filters) -> int:
+        if _in_cube(filters):
+            return sum(count for values, count in self._cube.items() if _chosen(filters, values))
+        where, given = self._where(filters)
+        return int(self.query(f"SELECT count(*) FROM c WHERE {where}", given)[0][0])
+
+    def _counted(self, facet: Facet, filters: Filters) -> list[tuple[str, int]]:
+        """Counts of the values of a facet, the most frequent first."""
+        if facet.name in CUBE and _in_cube(filters):
+            counts: Counter[str] = Counter()
+            at = CUBE.index(facet.name)
+            for values, count in self._cube.items():
+                if _chosen(filters, values):
+                    counts[values[at]] += count
+            return sorted(counts.items(), key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
+        where, given = self._where(filters)
+        column = code_column(facet.name) if self.ready else facet.expression
+        sql = f"SELECT {column} AS value, count(*) FROM c WHERE {where} GROUP BY value ORDER BY 2 DESC, 1"
+        rows = self.query(f"{sql} LIMIT {MOST_VALUES}", given)
+        if self.ready:
+            value_of = {code: value for value, code in self._codes[facet.name].items()}
+            rows = sorted(((value_of[code], count) for code, count in rows), key=lambda own: (-own[1], own[0]))
+        return [(str(value), int(count)) for value, count in rows]
+
+    @functools.cached_property
+    def _cube(self) -> dict[tuple[str, ...], int]:
+        """Counts of the decisions by the values of CUBE together: one scan, and few numbers whatever is decided."""
+        columns = ", ".join(CUBE)
+        rows = self.query(
+            f"SELECT {columns}, count(*) FROM (SELECT {self.columns_sql} FROM decisions) GROUP BY {columns}"
+        )
+        return {tuple(map(str, values)): int(count) for *values, count in rows}
+
+    def _ordered(self, facet: Facet, counted: list[tuple[str, int]]) -> list[tuple[str, int]]:
+        if facet.order == "count":
+            return counted
+        stages = list(self.frames.builds[0].stages) if self.frames.builds else []
+        given = ["kept", "dropped", "known", "new", "seen", "train", "dev", "val", *stages, *map(str, range(100))]
+        return sorted(counted, key=lambda own: given.index(own[0]) if own[0] in given else len(given))
+
+    def positions(self, filters: Filters, offset: int, limit: int) -> list[int]:
+        """Places of the candidates [offset, offset + limit) of a listing."""
+        where, values = self._where(filters)
+        order = SORTS[filters.sort if self.ready or filters.sort == "random" else ""][0]
+        if where == "true" and order == "pos" and not self.ready:
+            return self._in_order(offset, limit)
+        sql = f"SELECT pos FROM c WHERE {where} ORDER BY {order} LIMIT {limit:d} OFFSET {offset:d}"
+        return [int(row[0]) for row in self.query(sql, values)]
+
+    def _in_order(self, offset: int, limit: int) -> list[int]:
+        """The same of everything in the order of the files, from their numbers of rows alone."""
+        found: list[int] = []
+        for number in range(len(self.sources)):
+            count = self._rows_of(number)
+            if offset < count:
+                found += [(number << 32) | row for row in range(offset, min(count, offset + limit - len(found)))]
+            offset = max(0, offset - count)
+            if len(found) == limit:
+                break
+        return found
+
+    def _where(self, filters: Filters) -> tuple[str, list[Any]]:
+        """SQL of what the filters choose, and its values."""
+        clauses, values = [], list[Any]()
+        for name, chosen in filters.values.items():
+            if self.ready:
+                codes = [self._codes[name].get(value, -1) for value in chosen]
+                clauses.append(f"{code_column(name)} IN ({', '.join(map(str, codes))})")
+                continue
+            clauses.append(f"{self.facets[name].expression} IN ({', '.join('?' * len(chosen))})")
+            values += chosen
+        if filters.leader:
+            clauses.append("leader = ?")
+            values.append(int(filters.leader[:16], 16))
+        if filters.words:
+            clauses.append(f"pos IN (SELECT pos FROM {self._found(filters.words)})")
+        return " AND ".join(clauses) or "true", values
+
+    def _found(self, words: str) -> str:
+        """The table of the candidates in whose texts or addresses all words stand."""
+        with self._lock:
+            if words in self._searches:
+                self._searches.move_to_end(words)
+                return self._searches[words]
+            name = f"found_{hashlib.sha256(words.encode()).hexdigest()[:16]}"
+            with contextlib.closing(self._db.cursor()) as cursor:
+                cursor.execute(f"CREATE OR REPLACE TABLE {name} (pos UBIGINT)")
+                for sql, values in self._searching(words):
+                    cursor.execute(f"INSERT INTO {name} {sql}", values)
+                while len(self._searches) >= SEARCHES:
+                    cursor.execute(f"DROP TABLE {self._searches.popitem(last=False)[1]}")
+            self._searches[words] = name
+            return name
+
+    def _searching(self, words: str) -> Iterator[tuple[str, list[Any]]]:
+        terms = [variants(term) for term in words.split()]
+        each, values = list[str](), list[Any]()
+        for own in terms:
+            ways = [(_contains(column, v), _spelled(v)) for column in ("text", "evidence") for v in own]
+            if not _HAN.search(
+                own[0]
+            ):  # addresses are canonical, with Chinese characters as %XX and hosts in small letters
+                spelled = dict.fromkeys([own[0], own[0].lower()])
+                ways += [(f"contains({column}, ?)", v) for column in ("url", "page_url") for v in spelled]
+            each.append(" OR ".join(way for way, _ in ways))
+            values += [value for _, value in ways]
+        yield f"SELECT pos FROM decisions WHERE {' AND '.join(f'({one})' for one in each)}", values
+        texts = [part.url for part in at_hand(self.frames.parts("candidates"))]
+        if texts:  # the decisions have the primary text only, and cut
+            each = [" OR ".join(_contains("x.text", v) for v in own) for own in terms]
+            holds = " AND ".join(f"list_bool_or(list_transform(texts, lambda x: {one}))" for one in each)
+            values = [_spelled(v) for own in terms for v in own]
+            ids = f"SELECT {_head('candidate_id')} FROM {parquet(texts)} WHERE {holds}"
+            yield f"SELECT pos FROM c WHERE cid IN ({ids})", values
+
+    def find(self, urls: Sequence[str], fetch_ids: Sequence[str], prefix: str, limit: int) -> list[int]:
+        """Places of what is named: addresses of pictures or pages, images, or the beginning of an id."""
+        clauses, values = ["false"], list[Any]()
+        if urls:
+            marks = ", ".join("?" * len(urls))
+            clauses.append(f"url IN ({marks}) OR page_url IN ({marks})")
+            values += [*urls, *urls]
+        images = [*fetch_ids, *map(sha256_hex, urls)]
+        if images:
+            clauses.append(f"fetch_id IN ({', '.join('?' * len(images))})")
+            values += images
+        if prefix:
+            clauses.append("starts_with(id, ?) OR starts_with(fetch_id, ?)")
+            values += [prefix, prefix]
+        sql = f"SELECT pos FROM decisions WHERE {' OR '.join(clauses)} ORDER BY pos LIMIT {limit:d}"
+        return [int(row[0]) for row in self.query(sql, values)]
+
+    def at(self, candidate_ids: Sequence[str]) -> dict[str, int]:
+        """Places of candidates by id or key: of one that was decided twice where it was kept, else the first."""
+        heads = {name: int(name[:16], 16) for name in candidate_ids if re.fullmatch("[0-9a-f]{32,64}", name)}
+        if not heads:
+            return {}
+        sql = f"SELECT cid, min(pos) FROM c WHERE cid IN ({', '.join('?' * len(heads))}) GROUP BY cid"
+        place_of = {int(cid): int(pos) for cid, pos in self.query(sql, list(heads.values()))}
+        return {name: place_of[head] for name, head in heads.items() if head in place_of}
+
+    def source(self, pos: int) -> Source:
+        """The file in which a row stands."""
+        return self.sources[pos >> 32]
+
+    def rows(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The rows at these places, in their order: columns SHOWN, with `pos` and `build`."""
+        by_file: dict[int, list[int]] = {}
+        for pos in positions:
+            by_file.setdefault(pos >> 32, []).append(pos & 0xFFFFFFFF)
+        found: dict[int, dict[str, Any]] = {}
+        for number, numbers in by_file.items():
+            if number >= len(self.sources):
+                continue
+            for at, row in self._take(number, sorted(set(numbers))):
+                found[(number << 32) | at] = {**row, "pos": (number << 32) | at}
+        return [found[pos] for pos in positions if pos in found]
+
+    def _take(self, number: int, numbers: Sequence[int]) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Rows of one file, from the row groups that hold them."""
+        source, first = self.sources[number], 0
+        with self._reading:
+            file = self._file(number)
+            for group in range(file.num_row_groups):
+                count = file.metadata.row_group(group).num_rows
+                here = [n - first for n in numbers if first <= n < first + count]
+                if here:
+                    columns = _LISTED[source.layout]
+                    table = file.read_row_group(group, columns=list(columns)).take(pa.array(here))
+                    for at, row in zip(here, table.to_pylist(), strict=True):
+                        yield first + at, {**_AS_DECISION[source.layout](row), "build": source.part.build}
+                first += count
+
+    def _rows_of(self, number: int) -> int:
+        with self._reading:
+            return int(self._file(number).metadata.num_rows)
+
+    def _file(self, number: int) -> pq.ParquetFile:
+        """An open file; a few stay open. Raises StoreError if it is gone."""
+        part = self.sources[number].part
+        if part.url in self._files:
+            self._files.move_to_end(part.url)
+            return self._files[part.url]
+        try:
+            opened = pq.ParquetFile(fsspec.open(part.url, "rb").open())
+        except (OSError, pa.ArrowInvalid) as e:
+            raise StoreError(part.url, f"cannot be read ({type(e).__name__}); the build may have changed") from None
+        while len(self._files) >= 64:
+            self._files.popitem(last=False)[1].close()
+        self._files[part.url] = opened
+        return opened
+
+    def _decisions(self) -> str:
+        """SQL of all decisions, with `pos` and `build`."""
+        selects, first = list[str](), 0
+        for layout, columns in _SELECTED.items():
+            urls = [source.part.url for source in self.sources if source.layout == layout]
+            if urls:
+                number = f"file_index + {first}"
+                pos = f"(({number})::UBIGINT << 32) | file_row_number::UBIGINT"
+                selects.append(f"SELECT {pos} AS pos, {number} AS number, {columns} FROM {parquet(urls)}")
+            first += len(urls)
+        if not selects:
+            nothing = [f"NULL::{kind} AS {name}" for name, kind in _NOTHING]
+            selects.append(f"SELECT {', '.join(nothing)} WHERE false")
+        return f"SELECT d.*, s.build FROM ({' UNION ALL BY NAME '.join(selects)}) d JOIN sources s USING (number)"
+
+
+_NOTHING = (("pos", "UBIGINT"), ("number", "UBIGINT"), *((n, "BOOLEAN" if n == "kept" else "VARCHAR")
+            for n in SHOWN if n != "reasons"))  # fmt: skip
+
+_FATE = "CASE WHEN kept THEN 'kept' WHEN reason = 'known' THEN 'known' ELSE 'dropped' END AS fate"
+
+
+def code_column(facet: str) -> str:
+    """The column of the index that has a facet's value as a small number, which is faster than text."""
+    return f"is_{facet}"
+
+
+CUBE = ("fate", "reason", "stage", "source", "build", "subject")
+"""Facets that are counted together, in one scan."""
+
+
+def _in_cube(filters: Filters) -> bool:
+    return not filters.words and not filters.leader and set(filters.values) <= set(CUBE)
+
+
+def _chosen(filters: Filters, values: tuple[str, ...]) -> bool:
+    return all(values[CUBE.index(name)] in chosen for name, chosen in filters.values.items())
+
+
+def _head(column: str) -> str:
+    """The first 64 bits of an id."""
+    return f"TRY_CAST('0x' || substr({column}, 1, 16) AS UBIGINT)"
+
+
+Catalog.columns_sql = (
+    f"pos, {_head('id')} AS cid, CASE WHEN duplicate_of = '' THEN {_head('id')} ELSE {_head('duplicate_of')} END AS "
+    f"leader, subject, source, build, stage, kept, reason, {_FATE}"
+)
+
+
+def id_of_index(row_id: str) -> str:
+    """The id of a row of a search index as rows here have it: a sample's key, or the sha256 of another name."""
+    return row_id if re.fullmatch("[0-9a-f]{32,64}", row_id) else sha256_hex(row_id)
+
+
+def _kept(row: dict[str, Any], **own: str) -> dict[str, Any]:
+    same = {name: row[name] or "" for name in ("source", "page_url")}
+    fate: dict[str, Any] = {"stage": "shard", "kept": True, "reason": "", "reasons": [], "evidence": ""}
+    return {"subject": "candidate", **same, **fate, "duplicate_of": "", **own, "fetch_id": sha256_hex(own["url"])}
+
+
+def _of_sample(row: dict[str, Any]) -> dict[str, Any]:
+    return _kept(row, id=row["candidate_id"], url=row["image_url"], text=row["texts"][0]["text"])
+
+
+def _of_index(row: dict[str, Any]) -> dict[str, Any]:
+    own = _kept(row, id=id_of_index(row["id"]), url=row["url"] or "", text=row["caption"] or "")
+    return {**own, "row_id": row["id"]}
+
+
+_AS_DECISION: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "decisions": lambda row: row,
+    "samples": _of_sample,
+    "index": _of_index,
+}
+"""A row of a file as the decision about it, by the file's layout."""
+
+_LISTED = {
+    "decisions": SHOWN,
+    "samples": ("candidate_id", "source", "page_url", "image_url", "texts"),
+    "index": ("id", "source", "page_url", "url", "caption"),
+}
+"""The columns that this needs."""
+
+ID_OF_INDEX = "CASE WHEN regexp_full_match(id, '[0-9a-f]{32,64}') THEN id ELSE sha256(id) END"
+"""`id_of_index` in SQL."""
+
+_FATE_OF_KEPT = "'shard' AS stage, true AS kept, '' AS reason, '' AS evidence, '' AS duplicate_of"
+_SELECTED = {
+    "decisions": "subject, id, fetch_id, source, page_url, url, stage, kept, reason, evidence, duplicate_of, text",
+    "samples": "'candidate' AS subject, candidate_id AS id, sha256(image_url) AS fetch_id, source, page_url, "
+    f"image_url AS url, {_FATE_OF_KEPT}, texts[1].text AS text",
+    "index": f"'candidate' AS subject, {ID_OF_INDEX} AS id, "
+    "sha256(coalesce(url, '')) AS fetch_id, coalesce(source, '') AS source, coalesce(page_url, '') AS page_url, "
+    f"coalesce(url, '') AS url, {_FATE_OF_KEPT}, coalesce(caption, '') AS text",
+}
+"""The same in SQL."""
+
+
+def settings(scratch: Path) -> dict[str, Any]:
+    """DuckDB's settings: bounded memory, no extension from the network, nothing written but in `scratch`."""
+    return {
+        "memory_limit": MEMORY,
+        "temp_directory": str(scratch / "spill"),
+        "threads": 2,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+
+
+def use_file_systems(db: Any, urls: Sequence[str]) -> None:
+    """Let DuckDB open URLs through fsspec, as everything of the pipeline does."""
+    for scheme in {url.partition("://")[0] for url in urls if "://" in url}:
+        db.register_filesystem(fsspec.filesystem(scheme))
+
+
+def quoted(path: str) -> str:
+    """A path within SQL quotes."""
+    return path.replace("'", "''")
+
+
+def parquet(urls: Sequence[str]) -> str:
+    """SQL that reads these files as one table, with `file_row_number`."""
+    names = ", ".join(f"'{quoted(url)}'" for url in urls)
+    return f"read_parquet([{names}], file_row_number=true)"
+
+
+_HAN = re.compile(r"[\u3400-\u9fff]")
+
+
+def variants(term: str) -> list[str]:
+    """A term in both Chinese scripts, itself first."""
+    spelled = dict.fromkeys([term])
+    if _HAN.search(term):
+        spelled |= dict.fromkeys(str(_opencc(way).convert(term)) for way in ("t2s", "s2t"))
+    return list(spelled)
+
+
+@functools.cache
+def _opencc(way: str) -> Any:
+    import opencc
+
+    return opencc.OpenCC(way)
+
+
+def _contains(column: str, term: str) -> str:
+    """SQL of whether a term stands in a column; letters in either case."""
+    return f"contains(lower({column}), ?)" if _cased(term) else f"contains({column}, ?)"
+
+
+def _spelled(term: str) -> str:
+    return term.lower() if _cased(term) else term
+
+
+def _cased(term: str) -> bool:
+    return term.lower() != term.upper()

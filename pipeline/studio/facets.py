@@ -1,0 +1,176 @@
+"""What candidates are counted and chosen by: the facets of the page, as SQL expressions over the catalog's columns.
+
+Facets of the decisions themselves are there at once. Those that need a join (`prepared`) come when the index is ready.
+Bins of measures are those of the report's histograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from data_specs.build import SpecError
+from pipeline.report.measures import MEASURES
+from pipeline.report.translations import en, zh
+from pipeline.store.stage import Stages
+
+MOST_VALUES = 200
+"""Values of one facet that a request may choose, and that are shown."""
+
+WORDS_LENGTH = 2_000
+"""Characters of a search: the address of a page may be one."""
+
+KINDS = {
+    "alt": ("alt text", "替代文字"),
+    "caption": ("caption", "图注"),
+    "title": ("title", "标题"),
+    "surrounding": ("surrounding text", "上下文"),
+    "abstract": ("abstract", "摘要"),
+    "content": ("content", "正文"),
+    "tag": ("tag", "标签"),
+}
+_FIXED = {
+    "kept": ("kept", "保留"),
+    "dropped": ("dropped", "丢弃"),
+    "known": ("known already", "已在数据集中"),
+    "candidate": ("pictures", "图片"),
+    "capture": ("pages", "网页"),
+    "new": ("new", "新增"),
+    "seen": ("in the baseline too", "基线中已有"),
+    "train": ("train", "训练集"),
+    "dev": ("dev", "开发集"),
+    "val": ("val", "验证集"),
+    "": ("unknown", "未知"),
+    **KINDS,
+}
+
+_CLUSTER = ((1, "1", "1"), (2, "2", "2"), (3, "3–5", "3–5"), (6, "6–20", "6–20"), (21, "21–100", "21–100"))
+_MANY = (101, "more than 100", "100 以上")
+
+
+@dataclass(frozen=True)
+class Facet:
+    """One facet. column: SQL over the catalog's columns. prepared: it needs the index. edges, labels: of a number that
+    is counted in bins, the last one open; a value of the facet is then the number of its bin, "" where none is known.
+    order: "count" (largest first) or "given"."""
+
+    name: str
+    column: str
+    en: str
+    zh: str
+    prepared: bool = False
+    edges: tuple[float, ...] = ()
+    labels: tuple[tuple[str, str], ...] = ()
+    order: str = "count"
+
+    @property
+    def expression(self) -> str:
+        """SQL of the facet's value, as text."""
+        if not self.edges:
+            return f"coalesce({self.column}, '')"
+        whens = " ".join(f"WHEN {self.column} >= {edge} THEN '{i}'" for i, edge in reversed([*enumerate(self.edges)]))
+        return f"CASE WHEN {self.column} IS NULL THEN '' {whens} ELSE '0' END"
+
+    def words(self, value: str, stages: Stages) -> tuple[str, str]:
+        """A value in English and Chinese."""
+        if self.labels and value.isdigit() and int(value) < len(self.labels):
+            return self.labels[int(value)]
+        if self.name == "reason" and not value:
+            return "kept", "保留"
+        if self.name in ("stage", "reason"):
+            return en(value), zh(value, stages)
+        if self.name in ("source", "build"):
+            return value, value
+        return _FIXED.get(value, (value, value))
+
+
+def _measure(name: str, column: str) -> Facet:
+    m = MEASURES[name]
+    labels = tuple((label, label) for label in m.labels)
+    return Facet(name, column, m.title, m.title_zh, True, tuple(map(float, m.edges)), labels, "given")
+
+
+def score(name: str) -> Facet:
+    """The facet of a model's score, 0 to 1, by the name of its filter."""
+    edges = tuple(i / 10 for i in range(10))
+    labels = tuple((f"{edge:.1f}–{edge + 0.1:.1f}",) * 2 for edge in edges)
+    return Facet(
+        score_column(name), score_column(name), f"Score of {name}", f"{name} 得分", True, edges, labels, "given"
+    )
+
+
+def score_column(name: str) -> str:
+    """The column of a filter's score."""
+    return f"score_{name}"
+
+
+def facets(scores: Sequence[str] = ()) -> dict[str, Facet]:
+    """All facets by name, in the order of the page. scores: names of pixel filters."""
+    many = (*_CLUSTER, _MANY)
+    clusters = tuple((en_, zh_) for _, en_, zh_ in many)
+    every = [
+        Facet("fate", "fate", "What became of it", "去向", order="given"),
+        Facet("reason", "reason", "Reason", "原因"),
+        Facet("stage", "stage", "Stage", "阶段", order="given"),
+        Facet("source", "source", "Source", "来源"),
+        Facet("build", "build", "Build", "构建"),
+        Facet("new", "new", "Since the baseline", "与基线相比", True, order="given"),
+        Facet("kind", "kind", "Kind of the primary text", "主文本类型", True),
+        Facet("split", "split", "Split", "划分", True, order="given"),
+        _measure("short_side", "least(width, height)"),
+        Facet("cluster", "cluster", "Size of its group of duplicates", "重复组大小", True,
+              tuple(float(least) for least, *_ in many), clusters, "given"),
+        *(score(name) for name in scores),
+        _measure("sharpness", "sharpness"),
+        _measure("entropy", "entropy"),
+        _measure("blankness", "blankness"),
+        Facet("subject", "subject", "What was decided on", "决定对象", order="given"),
+    ]  # fmt: skip
+    return {facet.name: facet for facet in every}
+
+
+SORTS = {
+    "": ("pos", "As built: kept first", "按构建顺序：保留在前"),
+    "random": ("hash(pos), pos", "Shuffled", "随机"),
+    "large": ("width * height DESC NULLS LAST, pos", "Largest pictures first", "大图在前"),
+    "small": ("width * height ASC NULLS LAST, pos", "Smallest pictures first", "小图在前"),
+    "blurred": ("sharpness ASC NULLS LAST, pos", "Least sharp first", "最模糊在前"),
+    "cluster": ("cluster DESC NULLS LAST, leader, pos", "Largest groups of duplicates first", "最大的重复组在前"),
+}
+"""Orders by name: SQL, English, Chinese. Those but "" and random need the index."""
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What of a place is asked for. values: chosen values of facets (any of them; all facets). words: every one must
+    stand in a text or an address. leader: candidate_id, of a group of duplicates. sort: a name of SORTS."""
+
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    words: str = ""
+    leader: str = ""
+    sort: str = ""
+
+    @staticmethod
+    def of(query: Sequence[tuple[str, str]], known: Mapping[str, Facet]) -> Filters:
+        """From the pairs of a URL's query; names of no facet are for others. Raises SpecError."""
+        values: dict[str, tuple[str, ...]] = {}
+        single = {"q": "", "leader": "", "sort": ""}
+        for name, value in query:
+            if name in single:
+                single[name] = value
+            elif name in known:
+                values[name] = tuple(dict.fromkeys((*values.get(name, ()), value)))
+        words, leader, sort = single.values()
+        if len(words) > WORDS_LENGTH:
+            raise SpecError([f"q: at most {WORDS_LENGTH} characters"])
+        if any(len(own) > MOST_VALUES or any(len(v) > 300 for v in own) for own in values.values()):
+            raise SpecError([f"at most {MOST_VALUES} values of a facet"])
+        if leader and not (len(leader) == 64 and set(leader) <= set("0123456789abcdef")):
+            raise SpecError(["leader: is no id of a candidate (64 hex digits)"])
+        if sort not in SORTS:
+            raise SpecError([f"sort {sort}: one of {', '.join(filter(None, SORTS))}"])
+        return Filters(values, " ".join(words.split()), leader, sort)
+
+    def without(self, name: str) -> Filters:
+        """The same but for one facet: what that facet's own counts are counted over."""
+        return Filters({k: v for k, v in self.values.items() if k != name}, self.words, self.leader, self.sort)

@@ -1,0 +1,257 @@
+"""Pictures of candidates: where their bytes lie, and thumbnails by the pipeline's own decoder.
+
+    kept               the JPEG in its shard
+    fetched, dropped   the bytes as fetched, in the images of the build
+    not fetched        from the source on this machine, if it lies in one (`pipeline.report.at_source`)
+
+Shown under the rules of the report: nothing whose owner opted out or that was taken down, and no picture that a filter
+judged unsafe or could not judge.
+
+Limits: the decoder is not for threads, so one picture is decoded at a time; a picture of more than MOST_PIXELS is not.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from data_specs.shard import KEY_LENGTH, ContractError, ShardFiles
+from pipeline.errors import WenlanError
+from pipeline.files.folder import Folder
+from pipeline.filters import pixel_filters
+from pipeline.records import DropReason
+from pipeline.report import elsewhere
+from pipeline.report.at_source import in_sources
+from pipeline.report.pictures import HIDDEN, thumbnail
+from pipeline.report.unshown import UNSHOWN, unshown_images
+from pipeline.sources import TableSource, sources_of
+from pipeline.store.build import Build
+from pipeline.store.images import read_images
+from pipeline.store.takedowns import Takedowns
+from pipeline.studio.catalog import Catalog, Source
+from pipeline.studio.similar import Similar
+
+MOST_PIXELS = 50_000_000
+SIDES = (160, 320, 960)
+"""Longer sides in pixels of the thumbnails that are made."""
+_BEFORE_BYTES = ("crawl", "extract", "admit", "fetch")
+"""Stages that decide without the picture's bytes, or for want of them."""
+CACHE = 24 << 20
+"""Bytes of thumbnails that are kept."""
+
+Row = dict[str, Any]
+
+
+class NoPicture(Exception):
+    """There is no picture to show. en, zh: why."""
+
+    def __init__(self, en: str, zh: str) -> None:
+        super().__init__(en)
+        self.en, self.zh = en, zh
+
+
+@dataclass(frozen=True, slots=True)
+class Thumb:
+    """A JPEG; width and height of the picture that it is made of, in pixels."""
+
+    jpeg: bytes
+    width: int
+    height: int
+    sha256: str
+
+
+WITHHELD = {
+    DropReason.FORGOTTEN.value: ("taken down", "已下架"),
+    DropReason.OPT_OUT.value: ("its owner opted out", "所有者已声明退出"),
+    DropReason.ROBOTS_DISALLOWED.value: ("robots.txt forbids it", "robots 禁止"),
+    DropReason.ROBOTS_UNREACHABLE.value: ("robots.txt could not be read", "robots 无法读取"),
+    DropReason.EGRESS_REFUSED.value: ("its address may not be reached", "地址被拒"),
+}
+assert set(WITHHELD) == HIDDEN
+
+
+def withheld(row: Row, takedowns: Takedowns) -> tuple[str, str] | None:
+    """Why neither text nor address nor picture of a row is shown, in English and Chinese; None if they are."""
+    if row["reason"] in WITHHELD:
+        return WITHHELD[row["reason"]]
+    return WITHHELD[DropReason.FORGOTTEN.value] if takedowns.names(row) else None
+
+
+class Pictures:
+    """The pictures of a catalog's rows. Safe for several threads."""
+
+    def __init__(self, catalog: Catalog, takedowns: Takedowns, index: Similar | None = None) -> None:
+        """index: of a place that is a search index alone."""
+        self._catalog, self._takedowns, self._index = catalog, takedowns, index
+        self._decoding, self._lock = threading.Lock(), threading.Lock()
+        self._thumbs: OrderedDict[tuple[int, int, str], Thumb] = OrderedDict()
+        self._bytes = 0
+        self._rows_of = functools.lru_cache(6)(_rows_of)
+
+    def thumb(self, row: Row, side: int) -> Thumb:
+        """A thumbnail whose longer side is at most the smallest of SIDES that reaches `side`. Raises NoPicture."""
+        side = next((own for own in SIDES if own >= side), SIDES[-1])
+        return self._kept_or((row["pos"], side, ""), side, lambda: self.bytes_of(row))
+
+    def held(self, row: Row, candidate_id: str, side: int) -> Thumb:
+        """That of the sample of an earlier build that a row duplicates. Raises NoPicture."""
+
+        def read() -> tuple[bytes, str]:
+            build = self._source(row).build
+            held = {} if build is None else elsewhere.holders(build, {candidate_id})
+            for own, data in elsewhere.samples(held):
+                self._check_image(build, own["sha256"])
+                if self._takedowns.names(own):
+                    raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])
+                return data, own["sha256"]
+            raise NoPicture("the build that holds it is not at hand", "保存它的构建不在手边")
+
+        return self._kept_or((row["pos"], side, candidate_id), side, read)
+
+    def _kept_or(self, key: tuple[int, int, str], side: int, read: Any) -> Thumb:
+        with self._lock:
+            if key in self._thumbs:
+                self._thumbs.move_to_end(key)
+                return self._thumbs[key]
+        data, sha256 = read()
+        with self._decoding:
+            made = thumbnail(data, side, MOST_PIXELS, sha256)
+        if made is None:
+            raise NoPicture("it cannot be decoded", "无法解码")
+        thumb = Thumb(*made, sha256)
+        with self._lock:
+            self._thumbs[key] = thumb
+            self._bytes += len(thumb.jpeg)
+            while self._bytes > CACHE:
+                self._bytes -= len(self._thumbs.popitem(last=False)[1].jpeg)
+        return thumb
+
+    def bytes_of(self, row: Row) -> tuple[bytes, str]:
+        """(bytes, sha256 of the picture as fetched). Raises NoPicture."""
+        if row["subject"] != "candidate":
+            raise NoPicture("this is a page", "这是网页")
+        if why := withheld(row, self._takedowns):
+            raise NoPicture(*why)
+        source = self._source(row)
+        if {row["id"], row["duplicate_of"]} & self._unsafe:
+            raise NoPicture("a filter judged it unsafe, or could not judge it", "过滤器判定其不宜展示，或无法判定")
+        try:
+            found = (
+                self._stored(source, row) if source.shard is not None and row["kept"] else self._fetched(source, row)
+            )
+        except (WenlanError, ContractError, OSError):
+            found = None
+        if found is None:
+            raise NoPicture(*self._gone(source, row))
+        self._check_image(source.build, found[1])
+        return found
+
+    def may_have(self, row: Row) -> bool:
+        """Whether it is worth asking for a picture: without looking, so that a listing asks for none in vain."""
+        if row["subject"] != "candidate" or withheld(row, self._takedowns):
+            return False
+        return row["stage"] not in _BEFORE_BYTES or row["source"] in self._in_sources
+
+    @functools.cached_property
+    def _in_sources(self) -> frozenset[str]:
+        """Sources whose pictures lie in them: those of candidates that were never fetched may be read there."""
+        builds = self._catalog.frames.builds
+        return frozenset(
+            s.name for b in builds for s in sources_of(b.spec) if isinstance(s, TableSource) and _has_pictures(s)
+        )
+
+    def place_of(self, row: Row) -> tuple[Folder, ShardFiles] | None:
+        """The shard of a sample."""
+        return self._source(row).shard if row["kept"] else None
+
+    def _source(self, row: Row) -> Source:
+        return self._catalog.source(row["pos"])
+
+    def _check_image(self, build: Build | None, sha256: str) -> None:
+        """Raises NoPicture for an image, by its bytes, that may not be shown."""
+        if sha256 in self._takedowns.hashes:
+            raise NoPicture(*WITHHELD[DropReason.FORGOTTEN.value])
+        if build is not None and pixel_filters(build.spec) and unshown_images(build, [sha256]):
+            raise NoPicture("a filter judged it unsafe", "过滤器判定其不宜展示")
+
+    def _stored(self, source: Source, row: Row) -> tuple[bytes, str] | None:
+        """What a shard holds of a sample."""
+        assert source.shard is not None
+        folder, shard = source.shard
+        place = self._rows_of(folder.at(shard.parquet.path), shard.parquet.bytes).get(row["id"][:KEY_LENGTH])
+        if place is None:
+            return None
+        offset, size, sha256 = place
+        if not 0 <= offset <= offset + size <= shard.tar.bytes:
+            return None
+        return folder.read_range(shard.tar.path, offset, size), sha256
+
+    def _fetched(self, source: Source, row: Row) -> tuple[bytes, str] | None:
+        """What was fetched for a candidate that was dropped, or lies in its source; of a search index, its picture."""
+        build = source.build
+        if source.layout == "index" and self._index is not None:
+            return self._index.picture(row["row_id"])[0], ""
+        if build is None:
+            return None
+        if "fetch" in build.fingerprints:
+            for image in read_images(build, [row["fetch_id"]], sparse=True):
+                return bytes(image.data), image.sha256
+        for image in in_sources(build, [row], self._takedowns):
+            return bytes(image.data), image.sha256
+        return None
+
+    def _gone(self, source: Source, row: Row) -> tuple[str, str]:
+        """Why there are no bytes."""
+        if row["stage"] in _BEFORE_BYTES:
+            return "it was not fetched", "没有获取图片"
+        return "its bytes are no longer stored: deleted by gc, or taken down", "图片已不再保存：被 gc 清理或已下架"
+
+    @functools.cached_property
+    def _unsafe(self) -> frozenset[str]:
+        """Candidates that `screen` dropped for a reason that forbids to show them."""
+        found: set[str] = set()
+        for source in self._catalog.sources:
+            if source.stage == "screen":
+                for batch in source.part.batches(["id", "reasons"]):
+                    rows = zip(batch["id"].to_pylist(), batch["reasons"].to_pylist(), strict=True)
+                    found |= {name for name, reasons in rows if UNSHOWN & set(reasons)}
+        return frozenset(found)
+
+
+def _has_pictures(source: TableSource) -> bool:
+    """Whether pictures of a source may lie in it: not of a table that has addresses alone."""
+    return bool(source.root()) or type(source).plugin_name() == "webdataset"
+
+
+def _rows_of(url: str, size: int) -> dict[str, tuple[int, int, str]]:
+    """(offset, size, sha256) of the samples of a shard, by key. size: of its Parquet, so that a new one is read."""
+    import fsspec
+
+    with fsspec.open(url, "rb") as file:
+        table = pq.read_table(file, columns=["key", "image_offset", "image_size", "sha256"])
+    places = zip(*(table[name].to_pylist() for name in table.column_names[1:]), strict=True)
+    return dict(zip(table["key"].to_pylist(), places, strict=True))
+
+
+def boxes_in(shard: tuple[Folder, ShardFiles], detector: str, key: str) -> list[list[float]]:
+    """Regions of a sample [[x1, y1, x2, y2, score], ...] as its shard holds them; none if they are not at hand."""
+    import fsspec
+
+    folder, files = shard
+    if detector not in files.regions:
+        return []
+    try:
+        with fsspec.open(folder.at(files.regions[detector].path), "rb") as file:
+            rows = pq.read_table(file, columns=["boxes", "scores"], filters=pc.field("key") == key).to_pylist()
+    except OSError:
+        return []
+    if not rows:
+        return []
+    flat, scores = rows[0]["boxes"], rows[0]["scores"]
+    return [[*(round(x, 1) for x in flat[4 * i : 4 * i + 4]), round(s, 3)] for i, s in enumerate(scores)]

@@ -1,0 +1,181 @@
+"""Builds for the studio, and a studio that answers: over HTTP in this process, or as the command itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.report.pictures import HIDDEN
+from pipeline.stages import STAGES, report
+from pipeline.store import build_json
+from pipeline.store.build import Build
+from pipeline.store.build_json import Cost, StageResult
+from tests.places import ROOT
+from tests.stages import run_stage
+
+WAIT_S = 60
+
+
+def noted(build: Build) -> Build:
+    """Note a build that was written through the store in build.json, with all of its stages done."""
+    build_json.note(build)
+    for name in build.stages:
+        directory = build.stage(name)
+        if not directory.finished():
+            directory.finish(directory.partitions(), build.stages[name].version)
+        done = len(directory.partitions())
+        build_json.note(build, StageResult(name, False, done, done, 0.0, {}, Cost()))
+    return build_json.reopen(build.out, STAGES)
+
+
+@pytest.fixture(scope="session")
+def note_build() -> Callable[[Build], Build]:
+    return noted
+
+
+@pytest.fixture(scope="module")
+def built(synthetic: Any, tmp_path_factory: pytest.TempPathFactory) -> Build:
+    """The synthetic build, with shards and a report; tests do not change it."""
+    build: Build = synthetic.make(tmp_path_factory.mktemp("built"))[0]
+    run_stage(build, "shard")
+    build.store.check()
+    report.write(build)
+    return noted(build)
+
+
+@pytest.fixture
+def own(synthetic: Any, tmp_path: Path) -> Callable[..., Build]:
+    """own(**options): the same with options of the spec, for tests that change it."""
+
+    def make(**options: Any) -> Build:
+        build: Build = synthetic.make(tmp_path, **options)[0]
+        run_stage(build, "shard")
+        build.store.check()
+        report.write(build)
+        return noted(build)
+
+    return make
+
+
+@pytest.fixture
+def studio_of() -> Iterator[Callable[..., Any]]:
+    """studio_of(place, ...): an open Studio whose index is ready."""
+    from pipeline.studio.server import Studio
+
+    with contextlib.ExitStack() as opened:
+
+        def open_studio(place: str, **options: Any) -> Studio:
+            studio = opened.enter_context(contextlib.closing(Studio(place, STAGES, **options)))
+            studio.start()
+            studio.opened.preparation.wait()
+            assert studio.opened.preparation.fault == ""
+            return studio
+
+        yield open_studio
+
+
+@pytest.fixture
+def client_of(studio_of: Callable[..., Any]) -> Callable[..., Any]:
+    """client_of(place, ...): an HTTP client of such a studio, with its token; `client.studio` is the studio."""
+    from starlette.testclient import TestClient
+
+    from pipeline.studio.server import app
+
+    def connect(place: str, **options: Any) -> Any:
+        studio = studio_of(place, **options)
+        headers = {"Authorization": "Bearer secret"}
+        client = TestClient(app(studio, "secret"), base_url="http://127.0.0.1:8765", headers=headers)
+        client.studio = studio  # type: ignore[attr-defined]
+        return client
+
+    return connect
+
+
+class Command:
+    """`wenlan-data studio` as a process. link: what it printed; stop(): end it."""
+
+    def __init__(self, *words: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipeline", "studio", *words, "--no-browser", "--port", "0"],
+            cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        said = ""
+        for line in self.process.stderr:
+            said += line
+            if found := re.search(r"(http://127\.0\.0\.1:\d+)/\?token=(\S+)", line):
+                self.link, self.base, self.token = found[0], found[1], found[2]
+                return
+        raise AssertionError(said)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(WAIT_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def command() -> Iterator[Callable[..., Command]]:
+    started: list[Command] = []
+
+    def start(*words: str) -> Command:
+        started.append(Command(*words))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.stop()
+
+
+@pytest.fixture(scope="session")
+def hidden() -> frozenset[str]:
+    return HIDDEN
+
+
+@pytest.fixture
+def indexed(own: Callable[..., Build]) -> Callable[..., Build]:
+    """The same with a search index in BUILD/index: the vector of sample n is at the angle n / 10, so that neighbours
+    are known beforehand."""
+
+    def make(**options: Any) -> Build:
+        import numpy as np
+
+        from data_specs.search.folder import About
+        from data_specs.search.index import IndexWriter
+        from data_specs.search.rows import ROWS
+        from pipeline.store.frames import Frames
+
+        build = own(**options)
+        rows = Frames.of(build).frame("samples").sort_values("key").to_dict("records")
+        angles = np.arange(len(rows)) / 10
+        vectors_ND = np.stack([np.cos(angles), np.sin(angles), np.zeros(len(rows))], axis=1).astype(np.float32)
+        table = pa.Table.from_pylist(
+            [
+                {"id": row["key"], "caption": row["texts"][0]["text"], "url": row["image_url"], "source": row["source"],
+                 "page_url": row["page_url"], "split": row["split"], "width": row["width"], "height": row["height"]}
+                for row in rows
+            ],
+            schema=pa.schema([f for f in ROWS if f.name in _GIVEN]),
+        )  # fmt: skip
+        writer = IndexWriter.begin(
+            Path(build.out) / "index", About(name="synthetic", width=3, images=True, texts=False)
+        )
+        writer.add(0, table, vectors_ND, None)
+        writer.finish()
+        return build
+
+    return make
+
+
+_GIVEN = ("id", "caption", "url", "source", "page_url", "split", "width", "height")

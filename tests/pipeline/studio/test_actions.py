@@ -1,0 +1,84 @@
+"""Commands that the studio runs: their words, their confirmations, and one at a time."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from typing import Any
+
+import pytest
+
+from data_specs.build import SpecError
+from pipeline.store.build import Build
+from pipeline.studio import actions
+from pipeline.studio.actions import Busy, Jobs, command_line, takedown
+
+ROW = {
+    "subject": "candidate",
+    "id": "a" * 64,
+    "page_url": "https://www.x.example:8/1.html",
+    "url": "https://x.example/1.jpg",
+}
+
+
+def ended(jobs: Jobs, number: int) -> actions.Job:
+    until = time.monotonic() + 90
+    while (job := jobs.get(number)) is not None and job.code is None:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    assert job is not None
+    return job
+
+
+def test_a_takedown_names_pictures_pages_or_domains(built: Build) -> None:
+    def words(*rows: dict[str, Any], what: Any = "picture", exact: bool = False) -> list[str]:
+        return takedown("store", [built], rows, what, exact)[4:]
+
+    page = {**ROW, "subject": "capture", "id": "b" * 64}
+    assert words(ROW, ROW, exact=True) == [f"--item={'a' * 32}", "--exact"]
+    assert words(ROW, what="page", exact=True) == ["--url=https://www.x.example:8/1.html"]
+    assert words(ROW, page, what="domain") == ["--domain=www.x.example"]
+    assert words(page) == ["--url=https://www.x.example:8/1.html"], "a page that was flagged is a page"
+    for rows, what in (([], "picture"), ([ROW] * 201, "picture"), ([{**ROW, "page_url": ""}], "page")):
+        with pytest.raises(SpecError):
+            takedown("store", [built], rows, what, False)  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="no one STORE"):
+        takedown("", [built], [ROW], "picture", False)
+
+
+def test_an_item_of_a_dataset_cannot_be_an_option_of_a_command(built: Build) -> None:
+    build = built
+    row = {"subject": "candidate", "id": "a" * 64, "page_url": "--store=/etc", "url": "https://x.example/$(reboot)"}
+    assert takedown(build.store.url, [build], [row], "page", False)[-1] == "--url=--store=/etc"
+    assert takedown(build.store.url, [build], [{**row, "page_url": ""}], "domain", False)[-1] == "--domain=x.example"
+
+
+def test_the_line_that_is_shown_is_quoted_for_a_shell() -> None:
+    words = ["forget", "--url=https://x.example/$(reboot)'; rm -rf /"]
+    assert shlex.split(command_line(words)) == ["wenlan-data", *words]
+
+
+def test_commands_run_one_at_a_time_and_say_how_they_ended(built: Build) -> None:
+    changed: list[int] = []
+    jobs = Jobs(lambda: changed.append(1))
+    first = jobs.start("takedown", ["status", built.out])
+    with pytest.raises(Busy):
+        jobs.start("takedown", ["status", built.out])
+    assert ended(jobs, first.number).code == 0
+    assert first.answer["build_id"] == built.build_id
+    assert changed == [1]
+    second = jobs.start("publish", ["status", f"{built.out}/none"])
+    assert ended(jobs, second.number).code == 1
+    assert "holds no build" in "".join(second.lines)
+    assert jobs.running is None
+
+
+def test_a_confirmation_is_of_one_command_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = Jobs()
+    jobs._confirmable["x"] = (time.monotonic() + 10, ("forget",))
+    assert jobs.confirmed("x") == ("forget",)
+    with pytest.raises(SpecError, match="was used"):
+        jobs.confirmed("x")
+    jobs._confirmable["y"] = (time.monotonic() - 1, ("forget",))
+    with pytest.raises(SpecError, match="too old"):
+        jobs.confirmed("y")

@@ -1,0 +1,163 @@
+"""The index against what the stages wrote, joined by pandas; kept, found again, made anew when the files change."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipeline.filters import pixel_filters
+from pipeline.records import SCORE_SCHEMA
+from pipeline.stages import STAGES
+from pipeline.store.build import Build
+from pipeline.store.frames import Frames
+from pipeline.studio import prepared
+from pipeline.studio.catalog import Catalog
+from pipeline.studio.facets import Filters
+
+StudioOf = Callable[..., Any]
+
+
+def test_sizes_and_kinds_are_those_that_the_stages_wrote(built: Build, studio_of: StudioOf, synthetic: Any) -> None:
+    catalog = studio_of(built.out).opened.catalog
+    rows = catalog.query(
+        "SELECT cid, k.value, width, height, s.value, cluster, sharpness FROM c "
+        "JOIN index.codes k ON k.facet = 'kind' AND k.code = is_kind "
+        "JOIN index.codes s ON s.facet = 'split' AND s.code = is_split"
+    )
+    by_id = {int(cid): rest for cid, *rest in rows}
+    samples = Frames.of(built).frame("samples")
+    for sample in samples.itertuples():
+        kind, width, height, split, _, sharpness = by_id[int(sample.candidate_id[:16], 16)]
+        assert (width, height, split) == (sample.width, sample.height, sample.split)
+        assert kind == sample.texts[0]["kind"]
+        assert sharpness is not None
+    sizes = Counter(item.leader for item in synthetic.items() if item.leader)
+    for item in synthetic.items():
+        kind, width, _, _, cluster, _ = by_id[int(item.candidate.candidate_id[:16], 16)]
+        leader = item.leader or item.candidate.candidate_id
+        assert cluster == sizes[leader] + 1
+        assert (width is not None) == (item.stage in ("filter", "dedup", "shard")), "what was measured has a size"
+        assert (kind == "") == (item.stage == "extract"), "what extract dropped is in no table of candidates"
+
+
+def test_facets_that_need_the_index_count_what_they_choose(built: Build, studio_of: StudioOf) -> None:
+    catalog = studio_of(built.out).opened.catalog
+    counts = catalog.counts(Filters())
+    for name in ("kind", "split", "short_side", "cluster", "sharpness", "entropy", "blankness"):
+        assert sum(count for _, count in counts.facets[name]) == counts.total, name
+        for value, count in counts.facets[name]:
+            chosen = Filters({name: (value,)})
+            assert catalog.counts(chosen, ["stage"]).matching == count
+            assert len(catalog.positions(chosen, 0, 100)) == count
+    smallest = catalog.positions(Filters(sort="small"), 0, 1)
+    assert catalog.query(f"SELECT width * height FROM c WHERE pos = {smallest[0]}") == [
+        (min(int(w) * int(h) for w, h in catalog.query("SELECT width, height FROM c WHERE width IS NOT NULL")),)
+    ]
+
+
+def test_it_is_kept_and_found_again_and_an_older_one_goes(own: Callable[..., Build], studio_of: StudioOf) -> None:
+    build = own()
+    folder = Path(build.out) / prepared.FOLDER
+    first = studio_of(build.out)
+    assert first.opened.preparation.seconds > 0
+    [name] = [path.name for path in folder.glob("*.duckdb")]
+    again = studio_of(build.out)
+    assert again.opened.preparation.seconds == 0, "it was there"
+    assert again.opened.catalog.ready
+    stage = build.stage("filter")
+    stage.delete_record(stage.partitions()[0])
+    changed = studio_of(build.out)
+    [other] = [path.name for path in folder.glob("*.duckdb")]
+    assert other != name
+    assert changed.opened.catalog.counts(Filters()).total < first.opened.catalog.counts(Filters()).total
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")], "nothing half made is left"
+
+
+def test_a_damaged_index_is_made_again(own: Callable[..., Build], studio_of: StudioOf) -> None:
+    build = own()
+    studio_of(build.out).close()
+    [path] = (Path(build.out) / prepared.FOLDER).glob("*.duckdb")
+    path.write_bytes(b"no database")
+    assert studio_of(build.out).opened.catalog.ready
+
+
+def test_what_is_stopped_half_way_leaves_no_index(
+    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = Catalog(Frames.open(built.out, STAGES), tmp_path)
+    preparation = prepared.Preparation(catalog, None, tmp_path / "index", tmp_path)
+    monkeypatch.setattr(prepared, "_stored", lambda _: preparation.stop() or "SELECT 1")
+    monkeypatch.setattr(preparation, "stop", lambda: setattr(preparation, "_stopped", True))
+    preparation.start()
+    preparation.wait()
+    assert list((tmp_path / "index").iterdir()) == []
+    assert not catalog.ready
+    catalog.close()
+
+
+def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], studio_of: StudioOf) -> None:
+    """So that a takedown has nothing to remove from it."""
+    build = own()
+    catalog = studio_of(build.out).opened.catalog
+    kinds = catalog.query("SELECT column_name, column_type FROM (DESCRIBE c)")
+    assert [name for name, kind in kinds if kind == "VARCHAR"] == []
+    values = {value for (value,) in catalog.query("SELECT value FROM index.codes")}
+    assert {"pages", "table", "near_image", "caption", "train", "kept"} < values
+    assert all(len(value) < 40 for value in values), "names of sources and reasons"
+    data = b"".join(path.read_bytes() for path in (Path(build.out) / prepared.FOLDER).glob("*.duckdb"))
+    assert "小猫".encode() not in data
+    assert b"example/" not in data
+
+
+def test_scores_of_a_model_are_a_facet(own: Callable[..., Build], studio_of: StudioOf, synthetic: Any) -> None:
+    build = own(filters=[{"name": "text_length", "min_chars": 2}, {"name": "image_nsfw"}])
+    [nsfw] = pixel_filters(build.spec)
+    try:
+        cache = build.store.features(nsfw.score_id)
+    except Exception:
+        pytest.skip("the model's package is not installed")
+    measured = [item for item in synthetic.items() if item.stage in ("filter", "dedup")]  # no screen, so no shards
+    scores = {item.sha256: (at % 10) / 10 + 0.05 for at, item in enumerate(measured)}
+    cache.put(pa.table({"sha256": list(scores), "score": list(scores.values())}, schema=SCORE_SCHEMA))
+    catalog = studio_of(build.out).opened.catalog
+    expected = Counter(str(int(scores[item.sha256] * 10)) for item in measured)
+    counted = dict(catalog.counts(Filters()).facets["score_image_nsfw"])
+    assert {value: count for value, count in counted.items() if value} == dict(expected)
+    assert len(expected) > 2
+
+
+def test_what_is_new_is_new_against_the_baseline(weeks: Any, studio_of: StudioOf) -> None:
+    from pipeline.publish import release
+
+    release.publish(weeks.build("2026-01-01", range(12)))
+    second = weeks.build("2026-01-08", range(15))
+    release.publish(second)
+    studio = studio_of(second.out)
+    assert studio.opened.place.baseline is not None
+    assert studio.opened.place.baseline.snapshot == "2026-01-01"
+    catalog = studio.opened.catalog
+    # the folder's pictures have another address each week, so that the same picture is another candidate
+    counted = dict(catalog.counts(Filters()).facets["new"])
+    first = set(Frames.of(studio.opened.place.baseline).frame("decisions").id)
+    ids = Frames.of(second).frame("decisions").id
+    assert counted.get("new", 0) == sum(name not in first for name in ids)
+    assert counted.get("seen", 0) == sum(name in first for name in ids)
+    assert dict(catalog.counts(Filters()).facets["fate"]) == {"kept": 3, "known": 12}
+
+
+def test_a_missing_table_leaves_its_columns_empty(own: Callable[..., Build], studio_of: StudioOf) -> None:
+    build = own()
+    for stage in ("extract", "measure"):
+        for record in build.stage(stage).records():
+            build.stage(stage).folder.delete(record.files["parquet"].name)
+            build.stage(stage).delete_record(record.partition)
+    catalog = studio_of(build.out).opened.catalog
+    counted = catalog.counts(Filters()).facets
+    assert dict(counted["fate"])["kept"] == 30
+    assert {value for value, _ in counted["sharpness"]} == {""}
+    assert dict(counted["split"])["train"] > 0, "samples have theirs from the shards"

@@ -1,0 +1,116 @@
+"""Neighbours against the angles that the vectors were made of; a takedown in the index is not found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from data_specs.build import SpecError
+from data_specs.search.removal import remove
+from pipeline.store.build import Build
+from pipeline.store.frames import Frames
+from pipeline.studio.similar import Similar, index_beside
+
+Make = Callable[..., Build]
+
+
+def _keys(build: Build) -> list[str]:
+    return sorted(Frames.of(build).frame("samples").key)
+
+
+def test_neighbours_are_the_nearest_without_the_sample_itself(indexed: Make) -> None:
+    build = indexed()
+    similar, keys = Similar(Path(build.out) / "index"), _keys(build)
+    found = similar.like(keys[10], 4)
+    assert {hit["id"] for hit in found} == {keys[8], keys[9], keys[11], keys[12]}
+    assert found[0]["cosine"] == pytest.approx(0.995, abs=2e-3)
+    assert similar.value() == {"name": "synthetic", "rows": 30, "images": True, "texts": False, "by_text": False}
+    with pytest.raises(SpecError, match="not in the search index"):
+        similar.like("f" * 32)
+    with pytest.raises(SpecError, match="no text tower"):
+        similar.text("小猫")
+
+
+def test_what_leaves_the_index_is_found_no_more_by_an_open_studio(indexed: Make) -> None:
+    build = indexed()
+    similar, keys = Similar(Path(build.out) / "index"), _keys(build)
+    assert keys[11] in {hit["id"] for hit in similar.like(keys[10], 4)}
+    remove(Path(build.out) / "index", lambda rows: np.array(rows["id"].to_pylist()) == keys[11])
+    assert keys[11] not in {hit["id"] for hit in similar.like(keys[10], 30)}
+
+
+def test_an_index_is_looked_for_beside_the_build(indexed: Make, tmp_path: Path) -> None:
+    build = indexed()
+    assert index_beside(build.out, "") == Path(build.out) / "index"
+    assert index_beside(str(tmp_path), "") is None
+    assert index_beside(str(tmp_path), f"{build.out}/index") == Path(build.out) / "index"
+
+
+def test_more_like_this_shows_rows_of_the_build(indexed: Make, client_of: Callable[..., Any]) -> None:
+    build = indexed()
+    client, keys = client_of(build.out), _keys(build)
+    about = client.get("/api/about").json()
+    assert about["similar"]["rows"] == 30
+    pos = client.get("/api/where", params={"id": keys[10]}).json()["pos"]
+    rows = client.get("/api/similar", params={"pos": pos, "g": about["g"]}).json()["rows"]
+    assert [row["key"] for row in rows[:2]] in ([keys[9], keys[11]], [keys[11], keys[9]])
+    assert rows[0]["fate"] == "kept"
+    assert rows[0]["near"]["cosine"] > 0.99
+    dropped = client.get("/api/rows", params={"fate": "dropped", "limit": 1}).json()["rows"][0]
+    assert client.get("/api/similar", params={"pos": dropped["pos"], "g": about["g"]}).status_code == 400
+
+
+def test_an_index_alone_is_a_place(indexed: Make, studio_of: Callable[..., Any]) -> None:
+    from pipeline.studio.facets import Filters
+
+    build = indexed()
+    studio = studio_of("", index=f"{build.out}/index")
+    about = studio.about()
+    assert about["kind"] == "index"
+    counts = studio.opened.catalog.counts(Filters())
+    assert counts.total == 30
+    assert dict(counts.facets["fate"]) == {"kept": 30}
+    assert sum(count for value, count in counts.facets["split"] if value) == 30
+    places = studio.opened.catalog.positions(Filters(words="海边"), 0, 9)
+    assert all("海边" in row["text"] for row in studio.opened.items.briefs(places))
+    assert len(places) > 0
+    [first] = studio.opened.items.briefs(studio.opened.catalog.positions(Filters(), 0, 1))
+    assert len(studio.neighbours(studio.similar.like(first["key"]))) == 29
+
+
+@pytest.mark.slow
+def test_a_text_finds_its_picture_by_the_text_tower_of_the_index(
+    own: Make, client_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    """By a real tower: a picture's vector is here that of its own caption."""
+    pytest.importorskip("onnxscript")
+    from data_specs.search.folder import About
+    from data_specs.search.index import IndexWriter
+    from data_specs.search.queries import TextQuery
+    from tests.training.conftest import moved_checkpoint
+    from training.use.export import export
+
+    build = own()
+    export(moved_checkpoint(tmp_path / "run"), "onnx", tmp_path / "m")
+    rows = Frames.of(build).frame("samples").to_dict("records")
+    captions = [row["texts"][0]["text"] for row in rows]
+    query = TextQuery.open(tmp_path / "m.text.onnx")
+    vectors_ND = np.asarray(query.encode(captions), np.float32)
+    about = About(name="m", width=vectors_ND.shape[1], images=True, texts=False, checkpoint=query.towers)
+    writer = IndexWriter.begin(Path(build.out) / "index", about)
+    writer.add(0, pa.table({"id": [row["key"] for row in rows], "caption": captions}), vectors_ND, None)
+    writer.finish()
+    (Path(build.out) / "index/queries").mkdir(exist_ok=True)
+    (tmp_path / "m.text.onnx").rename(Path(build.out) / "index/queries/text.onnx")
+    client = client_of(build.out)
+    assert client.get("/api/about").json()["similar"]["by_text"] is True
+    for number in (3, 11):
+        found = client.get("/api/similar", params={"text": captions[number]}).json()["rows"]
+        assert found[0]["text"] == captions[number]
+        assert found[0]["near"]["cosine"] > 0.99
+    assert client.get("/api/similar", params={"text": " "}).status_code == 400
