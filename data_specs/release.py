@@ -24,6 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from data_specs.shard import MANIFEST, SCHEMA_VERSION, ContractError, Manifest, Split, parse_manifest
 
 LATEST = "latest.json"
+SHARDS = "shards"
+"""Folder of a build in which its dataset lies, with the manifest."""
 
 Read = Callable[[str], bytes]
 """Reads the file at a path or URL. Raises FileNotFoundError or another OSError."""
@@ -114,10 +116,12 @@ def parse_latest(data: bytes | str, name: str) -> Latest:
 def open_manifest(place: str, read: Read) -> tuple[str, Manifest]:
     """The manifest at `place`, and its own path or URL.
 
-    place: a manifest, a latest.json, or a folder that holds one of them. Raises ContractError for what is none, for a
-    dataset without a release, and for one that a takedown has withdrawn; whatever else `read` raises.
+    place: a manifest, a latest.json, or a folder that holds one of them, itself or in `shards/`, as a build does.
+    Raises ContractError for what is none, for a dataset without a release, and for one that a takedown has withdrawn;
+    whatever else `read` raises.
     """
-    for path in [place] if place.endswith(".json") else [posixpath.join(place, n) for n in (MANIFEST, LATEST)]:
+    names = (MANIFEST, LATEST, f"{SHARDS}/{MANIFEST}")
+    for path in [place] if place.endswith(".json") else [posixpath.join(place, name) for name in names]:
         try:
             data = read(path)
         except FileNotFoundError:

@@ -96,6 +96,14 @@ def test_a_manifest_is_preferred_to_a_latest_json_and_a_folder_without_either_is
     assert open_manifest(str(tmp_path), read)[0] == str(tmp_path / "manifest.json")
 
 
+def test_a_build_is_opened_by_its_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    name = prepared(tmp_path / "shards", 3)
+    (tmp_path / "shards" / name.manifest).rename(tmp_path / "shards" / "manifest.json")
+    path, manifest = open_manifest(str(tmp_path), read)
+    assert (path, manifest.release) == (str(tmp_path / "shards" / "manifest.json"), 3)
+
+
 @given(st.binary(max_size=200) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_any_bytes_are_a_latest_json_or_a_contract_error(data: bytes | str) -> None:
     with contextlib.suppress(ContractError):
