@@ -133,7 +133,7 @@ class Page:
         for event in self.events:
             said = event["params"]
             if event["method"] == "Log.entryAdded" and said["entry"]["level"] == "error":
-                faults.append(said["entry"]["text"])
+                faults.append(" ".join((said["entry"]["text"], said["entry"].get("url", ""))))
             elif event["method"] == "Runtime.exceptionThrown":
                 faults.append(str(said["exceptionDetails"]))
             elif event["method"] == "Network.requestWillBeSent":

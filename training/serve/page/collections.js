@@ -82,6 +82,10 @@ export class Collections {
 
   async remove(name) {
     if (!confirm(t("removeSure", name))) return;
+    if (name === this.current) {
+      for (const image of $("grid").querySelectorAll("img")) image.removeAttribute("src"); // else asked for in vain
+      show($("grid"));
+    }
     try {
       await api.remove(name);
       show(this.news);
