@@ -13,7 +13,7 @@ import difflib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import IO, TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import fsspec
 import yaml
@@ -397,7 +397,11 @@ def _read(path: Path | str) -> Any:
     A key would go into build.json, and from there into whatever shows it.
     """
     try:
-        text = _text_at(path) if isinstance(path, str) else path.read_text(encoding="utf-8")
+        text = _text_at(path) if isinstance(path, str) else _text_in(path)
+        if len(text) > MAX_CHARACTERS:
+            raise SpecError(
+                [f"{path}: is larger than {MAX_CHARACTERS:,} characters; name many inputs by a glob or a list"]
+            )
         if why := object_store.credentials_in(text):
             raise SpecError([f"{path}: {why}"])
         return yaml.load(text, _Loader)  # derives from SafeLoader
@@ -413,18 +417,34 @@ def _read(path: Path | str) -> Any:
         raise SpecError([f"{path}: is nested too deeply"]) from None
 
 
+MAX_CHARACTERS = 400_000
+"""Characters of a spec at most: PyYAML takes a second for them. The longest ready spec has 4,000."""
+
 MAX_VALUES = 1_000_000
 """Values of a spec at most, each alias counted as all that it stands for: nine lines can stand for 10^9 of them."""
+
+
+def _text_in(path: Path) -> str:
+    with path.open("rb") as file:
+        return _decoded(file)
 
 
 def _text_at(url: str) -> str:
     try:
         with object_store.told(url), fsspec.open(url, "rb") as file:
-            return bytes(file.read()).decode()
+            return _decoded(file)
     except (ValueError, ImportError) as e:  # an unknown protocol, or one whose package is not installed
         if isinstance(e, UnicodeDecodeError):
             raise
         raise SpecError([f"{url}: cannot be opened: {_one_line(e)}"]) from None
+
+
+def _decoded(file: IO[bytes]) -> str:
+    """The text of a file, of one that is too large only so much that this can be told. Raises UnicodeDecodeError."""
+    data = file.read(4 * MAX_CHARACTERS + 1)
+    if len(data) > 4 * MAX_CHARACTERS:  # more characters than allowed, whatever they are; the last may be cut
+        return data.decode("utf-8", "replace")
+    return data.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
 class _Loader(yaml.SafeLoader):

@@ -5,10 +5,9 @@ word or a stop word is in `pipeline.texts.density`. A text is looked at whole: a
 sentences alone would not.
 
 Thresholds: min_nouns 1 and max_unknown 5 are DanQing's (arXiv 2601.10305), which counts unknown tokens of a BERT where
-this filter counts characters outside GBK. DanQing also drops texts whose token entropy is below 6e-4 (`min_entropy:
-6e-4`); it does not say of what. Read as here, the sum of -p ln p over a text's distinct words with p a word's share of
-a large corpus, that drops captions of one rare word (口水鸡), good ones among them, so that it is off by default.
-max_stop_share is ours.
+this filter counts characters outside GBK. DanQing also drops texts whose token entropy is below 0.0006; it does not say
+of what. Read as here, the sum of -p ln p over a text's distinct words with p a word's share of a large corpus, that
+drops captions of one rare word (口水鸡), good ones among them, so that it is off by default. max_stop_share is ours.
 
 Limits: jieba's dictionary decides; a name that it lacks is cut into characters. Captions in the classical language or
 in dialect have other function words.

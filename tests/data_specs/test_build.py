@@ -237,6 +237,17 @@ def _bomb(inside: str) -> str:
 
 
 @pytest.mark.timeout(20)
+def test_a_file_that_is_no_spec_by_its_size_costs_no_time(tmp_path: Path) -> None:
+    """PyYAML takes four seconds for 2 MB; a video that was named by mistake is not read to its end."""
+    for text in ("# a comment\n" * 40_000, "名" * 400_001):
+        [problem] = _problems(_write(tmp_path, text))
+        assert problem.endswith("s.yaml: is larger than 400,000 characters; name many inputs by a glob or a list")
+    with (tmp_path / "video.yaml").open("wb") as file:
+        file.truncate(1 << 40)
+    [problem] = _problems(tmp_path / "video.yaml")
+    assert problem.endswith("is larger than 400,000 characters; name many inputs by a glob or a list")
+
+
 @pytest.mark.parametrize("inside", ["bomb: {%s}\n", "filters: [{name: text_length, bomb: {%s}}]\n"])
 def test_aliases_that_stand_for_a_billion_values_cost_nothing(tmp_path: Path, inside: str) -> None:
     """An option of a plug-in may be anything until the plug-in is asked: such a spec took all memory."""

@@ -326,7 +326,7 @@ with contextlib.ExitStack() as stack:
         own.start()
         stack.callback(own.close)
     else:
-        stack.enter_context(ray_job._cluster(1))
+        stack.enter_context(ray_job.cluster(1))
     import ray
     ray.get(ray.remote(lambda: 1).remote())
     addresses = set()
