@@ -10,6 +10,7 @@ let regionsShown = true, detector = "", unfolded = false;
 /** Draw a candidate. actions: open(id), filter(changes), flag(row), like(row), told(fault), close(). */
 export async function draw(pane, row, actions) {
   pane.dataset.pos = row.pos;
+  pane.ariaBusy = "true";
   const here = () => pane.dataset.pos === String(row.pos);
   fill(pane, head(actions), body({ ...row, picture: null, leader: null }, actions));
   pane.scrollTop = 0;
@@ -17,10 +18,12 @@ export async function draw(pane, row, actions) {
     const item = await get("item", { pos: row.pos, g: state.about.g });
     if (here()) fill(pane, head(actions), body(item, actions));
   } catch (error) { if (here()) actions.told(error); }
+  if (here()) pane.ariaBusy = "false";
 }
 
 export function blank(pane) {
   delete pane.dataset.pos;
+  pane.ariaBusy = "false";
   fill(pane, h("div", { class: "blank" }, icon("grid"), h("p", {}, t("choose"))));
 }
 

@@ -69,6 +69,12 @@ export class List {
     this.place();
   }
 
+  /** The list rests, unless it has just been moved and the browser has not said so yet. */
+  rested() {
+    if (this.box.scrollTop === this.last) this.settle();
+    else this.scrolled();
+  }
+
   scrolled() {
     const now = this.box.scrollTop, moved = now - this.last, screen = this.box.clientHeight;
     if (!moved) return;
@@ -79,7 +85,7 @@ export class List {
     if (far > can) {
       clearTimeout(this.rest);
       if ((now <= 0 && this.top > 0) || (now >= can && this.top < far)) this.settle();
-      else this.rest = setTimeout(() => this.settle(), 180);
+      else this.rest = setTimeout(() => this.rested(), 180);
     }
     this.draw();
   }

@@ -432,7 +432,7 @@ def test_hostile_texts_and_addresses_are_text_and_no_link(
         await until(page, f"{TILES} === 3")
         for number in range(1, 4):
             await page.click(f".tile:nth-child({number})")
-            await until(page, "document.querySelector('#detail .facts')")
+            await until(page, "document.querySelector('#detail[aria-busy=false] .facts')")
             links = await page.run("[...document.querySelectorAll('#detail a')].map(n => n.protocol)")
             assert set(links) <= {"http:", "https:"}
         assert await page.run("document.querySelectorAll('img[src=x], script:not([src])').length") == 0
