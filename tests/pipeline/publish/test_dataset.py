@@ -371,10 +371,10 @@ def test_a_build_that_is_published_while_a_takedown_looks_for_its_content_loses_
     release.publish(first)
     second, at_work = week("2026-11-08", 14), [True]
 
-    def publishing_first(*arguments: Any) -> Any:
+    def publishing_first(*arguments: Any, **options: Any) -> Any:
         if at_work.pop() if at_work else False:
             release.publish(second)
-        return forget(*arguments)
+        return forget(*arguments, **options)
 
     monkeypatch.setattr("pipeline.takedown.forget.forget", publishing_first)
     assert cli.main(["forget", "--store", first.store.url, "--url", "folder:///mine/13.jpg"]) == 0
