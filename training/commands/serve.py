@@ -110,6 +110,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
             LOG.info("regions of pictures that come without: %s", regions)
             service = Service(name, checkpoint, towers, options, threads, detected.of if detected else None)
             app = protected(application(service, Galleries(service, given)), service, token, hosts)
+            bound.listen(options.connections)  # who follows the address before the server answers waits
             LOG.info("%s on http://%s:%d (Ctrl-C ends it)", name, arguments.host, port)
             run(app, bound, options)
     return {"checkpoint": str(checkpoint.folder), "port": port}
