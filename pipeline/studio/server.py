@@ -286,27 +286,37 @@ def app(studio: Studio, token: str | None) -> App:
 
 def _routes(studio: Studio) -> FastAPI:
     api = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
-    files = _files()
+    _add_faults(api)
+    _add_files(api, studio)
+    _add_reading(api, studio)
+    _add_actions(api, studio)
+    _add_views(api, studio)
+    return api
 
-    def fault(status: int, message: str, code: str | None = None) -> JSONResponse:
-        return JSONResponse(error_body(status, message, code=code), status)
+
+def _fault(status: int, message: str, code: str | None = None) -> JSONResponse:
+    return JSONResponse(error_body(status, message, code=code), status)
+
+
+def _add_faults(api: FastAPI) -> None:
+    """What a browser is told of each kind of error."""
 
     @api.exception_handler(SpecError)
     def bad(_: Request, e: SpecError) -> Response:
-        return fault(400, str(e), "bad_request")
+        return _fault(400, str(e), "bad_request")
 
     @api.exception_handler(RequestValidationError)
     def malformed(_: Request, e: RequestValidationError) -> Response:
         first = e.errors()[0]
-        return fault(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"[:300], "bad_request")
+        return _fault(400, f"{'.'.join(map(str, first['loc'][1:]))}: {first['msg']}"[:300], "bad_request")
 
     @api.exception_handler(Changed)
     def changed(_: Request, e: Changed) -> Response:
-        return fault(409, "the files have changed: ask anew", "changed")
+        return _fault(409, "the files have changed: ask anew", "changed")
 
     @api.exception_handler(actions.Busy)
     def busy(_: Request, e: actions.Busy) -> Response:
-        return fault(409, str(e), "busy")
+        return _fault(409, str(e), "busy")
 
     @api.exception_handler(NoPicture)
     def no_picture(_: Request, e: NoPicture) -> Response:
@@ -315,7 +325,12 @@ def _routes(studio: Studio) -> FastAPI:
     @api.exception_handler(WenlanError)
     @api.exception_handler(ContractError)
     def failed(_: Request, e: Exception) -> Response:
-        return fault(409, str(e), "failed")
+        return _fault(409, str(e), "failed")
+
+
+def _add_files(api: FastAPI, studio: Studio) -> None:
+    """The page, its files and the build's report."""
+    files = _files()
 
     @api.get("/")
     def index() -> Response:
@@ -324,16 +339,20 @@ def _routes(studio: Studio) -> FastAPI:
     @api.get("/static/{name}")
     def static(name: str) -> Response:
         if name not in files:
-            return fault(404, "there is no such file")
+            return _fault(404, "there is no such file")
         return Response(files[name][0], media_type=files[name][1], headers={"cache-control": "no-cache"})
 
     @api.get("/report")
     def report() -> Response:
         build = studio.opened.place.build
         if build is None or not build.folder.exists("report/index.html"):
-            return fault(404, "this place has no one report")
+            return _fault(404, "this place has no one report")
         html = build.folder.read("report/index.html")
         return Response(html, media_type=TYPES[".html"], headers={"content-security-policy": REPORT_POLICY})
+
+
+def _add_reading(api: FastAPI, studio: Studio) -> None:
+    """Rows, one candidate, and what is known of it."""
 
     @api.get("/api/about")
     def about() -> Values:
@@ -391,6 +410,10 @@ def _routes(studio: Studio) -> FastAPI:
         headers = {"cache-control": "private, max-age=600"}
         return Response(made.jpeg, media_type="image/jpeg", headers=headers)
 
+
+def _add_actions(api: FastAPI, studio: Studio) -> None:
+    """Takedowns, a person's word on a publish, and the commands that run."""
+
     @api.post("/api/takedown")
     def takedown(asked: _Takedown) -> Values:
         now = studio.opened
@@ -427,6 +450,10 @@ def _routes(studio: Studio) -> FastAPI:
         studio.reload()
         return studio.about()
 
+
+def _add_views(api: FastAPI, studio: Studio) -> None:
+    """Saved views."""
+
     @api.put("/api/views")
     def save(asked: _View) -> Values:
         studio.views.save(asked.name, asked.query)
@@ -436,8 +463,6 @@ def _routes(studio: Studio) -> FastAPI:
     def delete(name: str = Query(max_length=1_000)) -> Values:
         studio.views.delete(name)
         return {"views": studio.views.all()}
-
-    return api
 
 
 def _id_of(row: Mapping[str, Any]) -> str:

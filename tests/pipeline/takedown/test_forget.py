@@ -20,7 +20,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
-from pipeline.records import order_key, sha256_hex
+from pipeline.records import order_key
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.stages.admit import admit
 from pipeline.store.build import Build
@@ -28,6 +28,7 @@ from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 from pipeline.takedown import rewrite_shards
 from pipeline.takedown.forget import Request, forget
+from tests.lent import lend
 
 Run = Callable[[Build, str], None]
 
@@ -201,19 +202,7 @@ def test_a_kept_sample_gives_back_the_texts_of_a_copy_whose_page_goes(
     build, items = synthetic.make(tmp_path)
     copy = next(i for i in items if i.stage == "dedup" and i.candidate.page_url and i.reason == "near_image")
     leader = next(i for i in items if i.candidate.candidate_id == copy.leader)
-    stage = build.stage("dedup")
-    for record in stage.records():
-        files = {}
-        for suffix in ("train.parquet", "dev.parquet", "val.parquet"):
-            table = stage.table(record, suffix)
-            rows = table.to_pylist()
-            for row in rows:
-                if row["candidate_id"] == leader.candidate.candidate_id:
-                    row["texts"] += [{"kind": t.kind, "text": t.text, "original": ""} for t in copy.candidate.texts]
-                    row["text_leaders"] += [sha256_hex(t.text) for t in copy.candidate.texts]
-            files[suffix] = tmp_path / suffix
-            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), files[suffix])
-        stage.amend(record, files)
+    lend(build, leader, copy, tmp_path)
     run_stage(build, "shard")
     release.publish(build)
     text, folder = copy.candidate.texts[0].text, Path(build.out) / "shards"

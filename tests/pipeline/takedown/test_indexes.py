@@ -13,8 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -22,10 +20,10 @@ from data_specs.search.folder import IndexFault
 from data_specs.search.search import Query, SearchIndex
 from pipeline import cli, run
 from pipeline.publish import release
-from pipeline.records import sha256_hex
 from pipeline.store.build import Build
 from pipeline.store.store import Store
 from tests.indexed import contents, make, of_shards, random_units
+from tests.lent import lend
 from tests.pipeline.takedown.test_forget import everything
 
 
@@ -164,23 +162,6 @@ def test_texts_of_a_copy_that_goes_leave_the_index_too(
     assert {t.text for t in row.texts} - {t.text for t in after.texts} == {text}
     assert not [name for name, data in contents(index).items() if text.encode() in data]
     assert text not in "".join(everything(index).values())
-
-
-def lend(build: Build, leader: Any, copy: Any, scratch: Path) -> None:
-    """Give a leader the texts of its copy, as dedup does where the spec merges texts."""
-    stage = build.stage("dedup")
-    for record in stage.records():
-        files = {}
-        for suffix in ("train.parquet", "dev.parquet", "val.parquet"):
-            table = stage.table(record, suffix)
-            rows = table.to_pylist()
-            for row in rows:
-                if row["candidate_id"] == leader.candidate.candidate_id:
-                    row["texts"] += [{"kind": t.kind, "text": t.text, "original": ""} for t in copy.candidate.texts]
-                    row["text_leaders"] += [sha256_hex(t.text) for t in copy.candidate.texts]
-            files[suffix] = scratch / suffix
-            pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), files[suffix])
-        stage.amend(record, files)
 
 
 def test_a_killed_command_is_finished_by_the_same_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
