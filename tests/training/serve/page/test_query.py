@@ -31,7 +31,7 @@ def test_a_text_finds_pictures_with_closeness_in_words_and_the_cosine_on_demand(
         [figures] = await visitor.texts(".closeness[open] p")
         assert "unrelated picture–text pairs" in figures
         assert "cosine 0." in figures or "cosine -0." in figures
-        assert await page.run("document.querySelector('.shot img').naturalWidth") > 0
+        await page.wait("document.querySelector('.shot img').naturalWidth > 0")
 
     visit(work)
 
