@@ -109,7 +109,7 @@ def compared(
     if not texts or not texts_before:
         return [], []
     least_now, least_before = (min(of.values()) if len(of) >= VOCABULARY else 0 for of in (now, before))
-    rows = []
+    rows: list[Values] = []
     for word in now.keys() | before.keys():
         a, b = now.get(word, least_now), before.get(word, least_before)
         share = (a + b) / (texts + texts_before)
