@@ -45,9 +45,6 @@ VERSION = 2
 LEFT_S = 3600.0
 """Seconds after which a half-made index that nobody writes to is taken for left over."""
 
-FOLDER = "studio"
-"""Within BUILD: the index, and saved views."""
-
 
 def score_filters(frames: Frames) -> dict[str, tuple[PixelFilter, Build]]:
     """Filters of the builds' specs whose models are installed here, by name, each with a build that has it."""

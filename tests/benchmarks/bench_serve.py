@@ -19,6 +19,7 @@ import argparse
 import base64
 import contextlib
 import http.client
+import importlib.util
 import io
 import json
 import os
@@ -341,12 +342,21 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
 
 
 def install_infinity() -> None:
-    """Its environment, without the CUDA that its pins bring: torch's as it is there, and what it imports."""
+    """Its environment: our own torch, the same for both sides, and the rest by what infinity can work with."""
     python = INFINITY / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(INFINITY)], check=True)
+    [site] = INFINITY.glob("lib/python3*/site-packages")
+    borrowed = INFINITY / "borrowed"
+    borrowed.mkdir(exist_ok=True)
+    (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
+    ours = Path(next(iter(importlib.util.find_spec("torch").submodule_search_locations))).parent  # type: ignore[union-attr,arg-type]
+    for kind in ("torch", "torch-*", "torch.libs", "torchgen", "functorch", "torchvision", "torchvision[-.]*"):
+        for found in ours.glob(kind):
+            if not (borrowed / found.name).is_symlink():
+                (borrowed / found.name).symlink_to(found)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
-    needs = ["torch", "torchvision", "transformers>=4.47,<5", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
-    needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog", "rich"]
+    needs = ["torch", "torchvision", "transformers>=4.47,<4.50", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
+    needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog<4", "rich"]
     needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp"]
     subprocess.run([*pip, *needs], check=True)
     subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)

@@ -1,4 +1,4 @@
-"""A dataset on S3, through a real server of it: embedded from there, its pictures served from there, its faults told."""
+"""A dataset on a real S3 server: embedded from there, its pictures served from there, its faults told."""
 
 from __future__ import annotations
 

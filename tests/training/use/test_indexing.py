@@ -19,11 +19,16 @@ import pytest
 from PIL import Image
 
 from data_specs.search.folder import IndexFault, read_index
+from data_specs.search.index import IndexWriter
+from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
 from data_specs.shard import ContractError
 from tests.places import ROOT
 from tests.processes import wait_until
+from tests.training.conftest import picture as drawn
+from tests.training.conftest import sample, write_manifest, write_shard
 from training import cli
+from training.use.embedding import embed_units
 from training.use.encode import open_encoder
 from training.use.indexing import Inputs, embed_index, embed_parquet
 from training.use.load import load
@@ -394,6 +399,51 @@ def test_rows_that_a_takedown_removed_do_not_come_back_while_the_input_is_as_it_
         0,
         [str(folder / f"{n:04d}.png") for n in (3, 4)],
     )
+
+
+def test_a_takedown_while_an_index_grows_leaves_nothing_of_it_in_the_finished_one(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    """The shards and the index lose a sample that the running command has read already."""
+    data, index = tmp_path / "data", tmp_path / "i"
+    make_shards(train=(3,)).parent.rename(data)
+    inputs = Inputs(data=(str(data),), cache=str(tmp_path / "cache"))
+    embed_index(checkpoint, inputs, index, rows=3)
+    shutil.rmtree(data)
+    make_shards(train=(3, 4, 2)).parent.rename(data)
+    forgotten, runs = sample(5, "train").key, list[list[int]]()
+
+    def forget() -> None:
+        shutil.rmtree(data)
+        shards = [write_shard(data_of(n), "train", n, *of(numbers), None) for n, numbers in enumerate(LEFT)]
+        write_manifest(data, shards)
+        remove(index, lambda rows: np.isin(rows["id"].to_pylist(), [forgotten]))
+
+    def data_of(number: int) -> Path:
+        data.mkdir(exist_ok=True)
+        return data
+
+    def of(numbers: Sequence[int]) -> tuple[list[Any], list[bytes]]:
+        return [sample(n, "train") for n in numbers], [drawn(n) for n in numbers]
+
+    def disturbed(job: Any, folder: Path, about: Any, tasks: Any, done: Any) -> int:
+        loaded, source, units = job.open()
+        writer, first = IndexWriter.begin(folder, about, job.since), not runs
+        runs.append([task.part for task in tasks])
+        parts = embed_units(loaded, source, [task.of(units) for task in tasks], None, done=done)
+        for task, part in zip(tasks, list(parts), strict=True):
+            writer.add(task.part, part.rows, part.image_ND, part.text_ND, task.token)
+            if first and task is tasks[0]:
+                forget()
+        return 0
+
+    LEFT = ([0, 1, 2], [3, 4, 6], [7, 8])
+    embed_index(checkpoint, inputs, index, rows=2, run=disturbed)
+    assert len(runs) == 2
+    assert not [name for name, content in bytes_of(index).items() if forgotten.encode() in content]
+    embed_index(checkpoint, inputs, tmp_path / "anew", rows=2)
+    assert rows_of(index).keys() == rows_of(tmp_path / "anew").keys()
+    assert len(rows_of(index)) == 8
 
 
 def test_nothing_that_can_be_read_is_one_line_and_no_index(checkpoint: Path, tmp_path: Path, run: Run) -> None:
