@@ -1,9 +1,10 @@
 """The catalog: every candidate of a place, counted, chosen, searched and listed without reading it into memory.
 
-DuckDB queries the Parquet files that the build's records name, column by column: facets of a million decisions are
-counted from four columns. A candidate's place is a number, `pos`: the number of its file (what was kept first, then
-what each stage dropped, from the last stage to the first) and its row in that file. A page of a listing reads the row
-groups that hold its rows, and no others.
+What is shown first comes from the build's records alone, which say how many decisions of each kind there are
+(`pipeline.store.decided`), and from the row groups of the first page: ten million candidates open as a thousand do.
+Beyond that DuckDB queries the Parquet files that the records name, column by column. A candidate's place is a number,
+`pos`: the number of its file (what was kept first, then what each stage dropped, from the last stage to the first) and
+its row in that file. A page of a listing reads the row groups that hold its rows, and no others.
 
 Columns that need a join are NULL until `pipeline.studio.prepared` has made its index; then that answers instead.
 
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from data_specs.shard import ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import sha256_hex
+from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
@@ -165,7 +166,7 @@ class Catalog:
         """Name and SQL type of the columns that need the index."""
         return (*PREPARED_COLUMNS, *((name, "FLOAT") for name in self.facets if name.startswith("score_")))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Of the files that it consists of: another one after a takedown, or when a build went on."""
         names = [(s.part.url, s.part.bytes, s.part.record.attempt if s.part.record else "") for s in self.sources]
@@ -225,12 +226,27 @@ class Catalog:
 
     @functools.cached_property
     def _cube(self) -> dict[tuple[str, ...], int]:
-        """Counts of the decisions by the values of CUBE together: one scan, and few numbers whatever is decided."""
-        columns = ", ".join(CUBE)
-        rows = self.query(
-            f"SELECT {columns}, count(*) FROM (SELECT {self.columns_sql} FROM decisions) GROUP BY {columns}"
-        )
-        return {tuple(map(str, values)): int(count) for *values, count in rows}
+        """Counts of the decisions by the values of CUBE together: few numbers, whatever is decided.
+
+        From the records alone. Only files that these have not counted are read: of an older wenlan, of samples and of
+        search indexes, and of what a takedown has rewritten.
+        """
+        cube, uncounted = Counter[tuple[str, ...]](), dict[tuple[str, str], list[str]]()
+        for source in self.sources:
+            known, build = source.part.record and source.part.record.fates, source.part.build
+            if known is None:
+                uncounted.setdefault((source.layout, build), []).append(source.part.url)
+                continue
+            for own, number in known.counts.items():
+                fate = "kept" if own.kept else "known" if own.reason == DropReason.KNOWN else "dropped"
+                cube[(fate, own.reason, own.stage, own.source, build, own.subject)] += number
+        for (layout, build), urls in uncounted.items():
+            columns = ", ".join(name for name in CUBE if name not in ("fate", "build"))
+            rows = f"SELECT {_SELECTED[layout]} FROM {parquet(urls)}"
+            sql = f"SELECT {_FATE}, {columns}, count(*) FROM ({rows}) GROUP BY ALL"
+            for fate, reason, stage, own_source, subject, number in self.query(sql):
+                cube[(fate, reason, stage, own_source, build, subject)] += number
+        return dict(cube)
 
     def _ordered(self, facet: Facet, counted: list[tuple[str, int]]) -> list[tuple[str, int]]:
         if facet.order == "count":
@@ -419,7 +435,7 @@ def code_column(facet: str) -> str:
 
 
 CUBE = ("fate", "reason", "stage", "source", "build", "subject")
-"""Facets that are counted together, in one scan."""
+"""Facets that are counted together: those of the records."""
 
 
 def _in_cube(filters: Filters) -> bool:

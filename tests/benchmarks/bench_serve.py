@@ -281,7 +281,8 @@ def small_clip(folder: Path) -> Path:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([whole])  # type: ignore[assignment]  # of one: CLIP's class wants it
     marks = ["<pad>", "<s>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet)
@@ -357,7 +358,7 @@ def install_infinity() -> None:
     pip = [str(python), "-m", "pip", "install", "--quiet"]
     needs = ["torch", "torchvision", "transformers>=4.47,<4.50", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
     needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog<4", "rich"]
-    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp"]
+    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp", "protobuf"]
     subprocess.run([*pip, *needs], check=True)
     subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)
 
