@@ -187,6 +187,14 @@ class Attempt:
         return record
 
 
+def _record(records: Folder, partition: str) -> Record:
+    name = f"{partition}.json"
+    try:
+        return Record.model_validate_json(records.read(name))
+    except ValueError:
+        raise StoreError(records.at(name), "is not a record; delete it to do its partition again") from None
+
+
 @dataclass(frozen=True)
 class StageDir:
     """A stage's folder, seen at one fingerprint. How it is laid out on disk is known here and nowhere else."""
@@ -213,11 +221,7 @@ class StageDir:
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
-        name = f"{partition}.json"
-        try:
-            return Record.model_validate_json(self._records.read(name))
-        except ValueError:
-            raise StoreError(self._records.at(name), "is not a record; delete it to do its partition again") from None
+        return _record(self._records, partition)
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -225,7 +229,8 @@ class StageDir:
 
     def records(self) -> list[Record]:
         """Records of all committed partitions, in order of their names."""
-        return [self.record(partition) for partition in self.partitions()]
+        folder = self._records
+        return [_record(folder, partition) for partition in self.partitions()]
 
     def write_record(self, record: Record) -> None:
         """The commit itself."""

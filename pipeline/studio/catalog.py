@@ -133,6 +133,7 @@ class Catalog:
         self.facets: dict[str, Facet] = facets(scores)
         self.ready = False
         self._codes: dict[str, dict[str, int]] = {}
+        self._whole: dict[str, list[tuple[str, int]]] = {}
         self._lock = threading.Lock()
         self._searches: OrderedDict[str, str] = OrderedDict()
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
@@ -178,9 +179,11 @@ class Catalog:
             self._db.execute(f"ATTACH '{quoted(index)}' AS index (READ_ONLY)")
             self._db.execute("CREATE OR REPLACE VIEW c AS SELECT * FROM index.prepared")
             codes: dict[str, dict[str, int]] = {name: {} for name in self.facets}
-            for facet, value, code in self.query("SELECT facet, value, code FROM index.codes"):
+            whole: dict[str, list[tuple[str, int]]] = {name: [] for name in self.facets}
+            for facet, value, code, count in self.query("SELECT facet, value, code, count FROM index.codes"):
                 codes[facet][value] = code
-            self._codes, self.ready = codes, True
+                whole[facet].append((value, int(count)))
+            self._codes, self._whole, self.ready = codes, whole, True
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query, on a connection of the calling thread's own."""
@@ -214,7 +217,9 @@ class Catalog:
             for values, count in self._cube.items():
                 if _chosen(filters, values):
                     counts[values[at]] += count
-            return sorted(counts.items(), key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
+            return _most(counts.items())
+        if self.ready and not (filters.values or filters.words or filters.leader):
+            return _most(self._whole[facet.name])
         where, given = self._where(filters)
         column = code_column(facet.name) if self.ready else facet.expression
         sql = f"SELECT {column} AS value, count(*) FROM c WHERE {where} GROUP BY value ORDER BY 2 DESC, 1"
@@ -259,7 +264,7 @@ class Catalog:
         """Places of the candidates [offset, offset + limit) of a listing."""
         where, values = self._where(filters)
         order = SORTS[filters.sort if self.ready or filters.sort == "random" else ""][0]
-        if where == "true" and order == "pos" and not self.ready:
+        if where == "true" and order == "pos":
             return self._in_order(offset, limit)
         sql = f"SELECT pos FROM c WHERE {where} ORDER BY {order} LIMIT {limit:d} OFFSET {offset:d}"
         return [int(row[0]) for row in self.query(sql, values)]
@@ -436,6 +441,10 @@ def code_column(facet: str) -> str:
 
 CUBE = ("fate", "reason", "stage", "source", "build", "subject")
 """Facets that are counted together: those of the records."""
+
+
+def _most(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(counted, key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
 
 
 def _in_cube(filters: Filters) -> bool:

@@ -118,7 +118,7 @@ def infinity(folder: Path) -> Iterator[str]:
         "--dtype",
         "float32",
     ]
-    command += ["--batch-size", str(BATCH), "--no-bettertransformer", "--no-model-warmup"]
+    command += ["--batch-size", str(BATCH), "--no-bettertransformer", "--no-compile", "--no-model-warmup"]
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
     process = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)

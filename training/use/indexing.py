@@ -46,7 +46,7 @@ from training.use.dataset_source import DatasetSource
 from training.use.detector import Detector, choose
 from training.use.embedding import Done, Part, embed_units
 from training.use.load import Loaded, load
-from training.use.sources import PictureSource, RowSource, Source, TextSource, Unit, digest, unit_rows
+from training.use.sources import MixedSource, PictureSource, RowSource, Source, TextSource, Unit, digest, unit_rows
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -59,7 +59,8 @@ QUERIES = "queries"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What is to be embedded: one of data, images, jsonl and texts. Plain values, which cross processes."""
+    """What is to be embedded: one of data, images, jsonl and texts, or images and texts. Plain values, which cross
+    processes."""
 
     data: tuple[str, ...] = ()
     splits: tuple[Split, ...] = SPLITS
@@ -76,11 +77,14 @@ class Inputs:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
         if self.data:
             return DatasetSource(self.data, self.splits, detector, Path(self.cache) if self.cache else None)
+        if self.jsonl:
+            return RowSource(Path(self.jsonl), self.text_kind)
+        sources: list[Source] = []
         if self.images:
-            return PictureSource(self.images, Path(self.regions) if self.regions else None)
-        return (
-            RowSource(Path(self.jsonl), self.text_kind) if self.jsonl else TextSource(Path(self.texts), self.distinct)
-        )
+            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None))
+        if self.texts:
+            sources.append(TextSource(Path(self.texts), self.distinct))
+        return sources[0] if len(sources) == 1 else MixedSource(sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,9 +276,10 @@ def _opened(
         detector, said = choose(trained, given, cache)
         boxes = GRID if detector is None else detector.id
         LOG.info("boxes of pictures that come without: %s", said)
-    repeated = source.repeated if isinstance(source, TextSource) else 0
-    if repeated:
-        LOG.info("%s lines of %s stand there before, and are embedded once", f"{repeated:,}", source.name)
+    for texts in source.sources if isinstance(source, MixedSource) else (source,):
+        if isinstance(texts, TextSource) and texts.repeated:
+            said = "%s lines of %s stand there before, and are embedded once"
+            LOG.info(said, f"{texts.repeated:,}", texts.name)
     return loaded, source, Job(str(loaded.checkpoint.folder), inputs, given or trained, detector, boxes, device)
 
 

@@ -147,6 +147,35 @@ def test_every_way_in_gives_the_same_vectors(
         np.testing.assert_allclose(np.array(table["image_features"].to_pylist()), expected, atol=1e-3)
 
 
+def test_pictures_and_texts_in_one_index_are_found_by_each_other_and_by_their_like(
+    checkpoint: Path, tmp_path: Path, run: Run
+) -> None:
+    folder = pictures(tmp_path / "p", range(5))
+    (tmp_path / "t.txt").write_text("红船\t旧题\n山\n白云\n山\n", encoding="utf-8")
+    words = (checkpoint, "--images", folder, "--texts", tmp_path / "t.txt", "--index", tmp_path / "i")
+    code, written, said = run(*words, "--part-rows", 2)
+    assert (code, written["rows"], written["parts"]) == (0, 8, 5)
+    assert "1 lines of t.txt stand there before" in said
+    index, encoder = SearchIndex.open(tmp_path / "i"), open_encoder(checkpoint, "cpu")
+    assert (index.about.images, index.about.texts, index.counts()) == (True, True, {"image": 5, "text": 3})
+    name = str(folder / "0003.png")
+    [image_D], [text_D] = encoder.encode_image([Path(name).read_bytes()]), encoder.encode_text(["山"])
+    found = {
+        (by, target): [hit.id if target == "image" else hit.caption for hit in index.search(query).hits]
+        for by, vector_D in (("image", image_D), ("text", text_D))
+        for target in ("image", "text")
+        if (query := Query(vector_D, target=target, limit=9))  # type: ignore[arg-type]
+    }
+    assert {key: len(hits) for key, hits in found.items()} == {k: 5 if k[1] == "image" else 3 for k in found}
+    assert (found["image", "image"][0], found["text", "text"][0]) == (name, "山")
+    before = bytes_of(tmp_path / "i")
+    assert run(*words, "--part-rows", 2)[1]["embedded"] == 0
+    assert bytes_of(tmp_path / "i") == before
+    (tmp_path / "t.txt").write_text("红船\t旧题\n山\n白云\n海\n", encoding="utf-8")
+    grown = run(*words, "--part-rows", 2)[1]
+    assert (grown["embedded"], grown["removed"], grown["rows"]) == (1, 0, 9)
+
+
 def test_texts_in_parquet_are_line_by_line(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "t.txt").write_text("红船\n山\n红船\n" + "白云" * 40 + "\n", encoding="utf-8")
     code, _, _ = run(checkpoint, "--texts", tmp_path / "t.txt", "--out", tmp_path / "t.parquet")
@@ -472,7 +501,7 @@ def test_a_tar_that_is_cut_ends_the_work_and_names_it(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--texts", "t", "--index", "i", "--images", "a.jpg"], "are two files, or two indexes"),
+        (["--texts", "t", "--out", "o.parquet", "--images", "a.jpg"], "texts into two files, or --index"),
         (["--texts", "t"], "give --out FILE for the features as a file, or --index DIR"),
         (["--texts", "t", "--index", "i", "--out", "o"], "give --out FILE"),
         (["--texts", "t", "--out", "o", "--onnx"], "--onnx: goes with --index"),
