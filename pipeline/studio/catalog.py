@@ -238,7 +238,8 @@ class Catalog:
         """
         cube, uncounted = Counter[tuple[str, ...]](), dict[tuple[str, str], list[str]]()
         for source in self.sources:
-            known, build = source.part.record and source.part.record.fates, source.part.build
+            record, build = source.part.record, source.part.build
+            known = None if record is None else record.fates
             if known is None:
                 uncounted.setdefault((source.layout, build), []).append(source.part.url)
                 continue
@@ -394,6 +395,9 @@ class Catalog:
                 first += count
 
     def _rows_of(self, number: int) -> int:
+        record = self.sources[number].part.record
+        if record is not None and (known := record.fates) is not None:
+            return sum(count for _, count in known.rows)
         with self._reading:
             return int(self._file(number).metadata.num_rows)
 

@@ -143,9 +143,9 @@ class Drive:
         words = ("--out", f"{self.root}/{week}", "--store", self.store, "--snapshot", week)
         assert self("build", f"{self.root}/{week}.yaml", *words)["published"]
 
-    def look(self, week: str) -> None:
-        """Open a build in the studio: what it counts, lists and shows."""
-        with contextlib.closing(Studio(f"{self.root}/{week}", STAGES)) as studio:
+    def look(self, place: str) -> None:
+        """Open a build or a release in the studio: what it counts, lists and shows."""
+        with contextlib.closing(Studio(place, STAGES)) as studio:
             studio.start()
             now = studio.opened
             now.preparation.wait()
@@ -185,7 +185,8 @@ class Drive:
             self.answers += [json.loads(json.dumps(said).replace(self.root, ""))]
         self("report", f"{self.root}/2026-01-12", "--baseline", f"{self.root}/2026-01-05")
         self("report", "--index", self.root)
-        self.look("2026-01-12")
+        self.look(f"{self.root}/2026-01-12")
+        self.look(self.latest)
         self("publish", f"{self.root}/2026-01-12")
         self("export", self.latest, "--to", "csv", "--out", str(folder / "csv"))
         self("try", f"{self.root}/2026-01-12.yaml", "--on", f"{self.root}/2026-01-12", "--out", str(folder / "trial"))
@@ -235,7 +236,7 @@ def test_two_weeks_by_the_commands_are_those_of_a_disk(
             remote.proxy.fail("503", share=0.01)  # to the end
     assert next(local, None) is None
     assert there.answers == here.answers
-    assert len(there.answers) == 5
+    assert len(there.answers) == 6
     (tmp_path / "requests.json").write_text(json.dumps({step: [*map(list, counts[step].items())] for step in counts}))
     (tmp_path / "lists.json").write_text(json.dumps(lists))
     _few_listings(lists)
