@@ -62,6 +62,16 @@ def _patient() -> None:
     config["retries"] = {**own, **config.get("retries", {})}
 
 
+def answer_soon(attempts: int = 2) -> None:
+    """Give a busy store up after so many requests: for a server, in which people wait for a picture.
+
+    For what is opened from now on in this process; AWS_MAX_ATTEMPTS overrides it.
+    """
+    if "AWS_MAX_ATTEMPTS" not in os.environ:
+        retries = fsspec.config.conf["s3"]["config_kwargs"]["retries"]
+        fsspec.config.conf["s3"]["config_kwargs"]["retries"] = {**retries, "total_max_attempts": attempts}
+
+
 # At import, because fsspec has no other moment: it is opened in fifty places and in Ray's workers, by URL alone.
 _patient()
 
@@ -142,7 +152,7 @@ def told(url: str) -> Iterator[None]:
     except PermissionError as e:
         raise StorageError(url, reason(e), errno.EACCES) from e
     except faults(OSError) as e:
-        raise StorageError(url, reason(e)) from e
+        raise StorageError(url, reason(e), errno.EACCES if "Credentials" in type(e).__name__ else errno.EIO) from e
 
 
 def names(url: str) -> list[str]:

@@ -116,6 +116,12 @@ class Page:
         names = [str(file) for file in files]
         await self.say("DOM.setFileInputFiles", files=names, objectId=node["result"]["objectId"])
 
+    async def drop(self, *files: Path) -> None:
+        """Drop files or folders in the middle of the page, as from a window of the system's files."""
+        data = {"items": [], "files": [str(file) for file in files], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            await self.say("Input.dispatchDragEvent", type=kind, x=200, y=300, data=data)
+
     async def serious(self) -> list[str]:
         """What axe (axe-core-python) finds serious or critical."""
         found = importlib.util.find_spec("axe_core_python")

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal
@@ -29,6 +30,9 @@ INDEX = "index.json"
 UNFINISHED = "_writing"
 """Folder of an index that is being written: about.json, and the record of each committed part."""
 
+_TAKEDOWNS = "takedowns"
+"""Within UNFINISHED: a value that each takedown replaces."""
+
 Vectors = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 """[n, D] unit rows."""
 
@@ -39,6 +43,10 @@ EMBEDDINGS: dict[Modality, str] = {"image": "img_emb", "text": "text_emb"}
 
 class IndexFault(ContractError):
     """An index folder cannot be written, opened or searched. The message names the folder or the file."""
+
+
+class TakenDown(IndexFault):
+    """What was to be added was read before a takedown, and may hold what it took: it is to be read again."""
 
 
 class _Model(BaseModel):
@@ -170,6 +178,41 @@ def write_index(folder: Path, index: IndexFile) -> None:
     write_file(folder / INDEX, f'{head},\n "parts": [\n  {parts}\n ]\n}}\n'.encode())
 
 
+def takedowns(folder: Path) -> str:
+    """Another value after each takedown from now on, of an index that there is or that is being written.
+
+    Asked for before what is to be added is read: `IndexWriter.begin` takes it.
+    """
+    if (folder / INDEX).exists():
+        (folder / UNFINISHED).mkdir(exist_ok=True)
+    return taken_down(folder)
+
+
+def taken_down(folder: Path) -> str:
+    """The value of the last takedown that whoever writes the index must know of; "" where there was none."""
+    try:
+        return (folder / UNFINISHED / _TAKEDOWNS).read_text(encoding="ascii")
+    except OSError:
+        return ""
+
+
+def note_takedown(folder: Path) -> None:
+    """Let whoever adds to the index know that what it has read before now may hold what is taken down."""
+    if (folder / UNFINISHED).is_dir():
+        write_file(folder / UNFINISHED / _TAKEDOWNS, uuid.uuid4().hex.encode())
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether an index is written here for the first time: there are parts of it at most."""
+    return not (folder / INDEX).exists() and (folder / UNFINISHED / "about.json").exists()
+
+
+def parts_of(folder: Path) -> list[Part]:
+    """Parts of an index, and those that wait to be added to it. Raises IndexFault for what is no index."""
+    there = () if is_begun(folder) else read_index(folder).parts
+    return [*there, *(part for part in waiting(folder).values() if part.rows)]
+
+
 @contextlib.contextmanager
 def sole_owner(folder: Path) -> Iterator[None]:
     """For as long as the block runs no other process rewrites the index. Raises IndexFault if one does."""
@@ -193,9 +236,11 @@ def waiting(folder: Path) -> dict[Path, Part]:
     }
 
 
-def sweep(folder: Path, index: IndexFile) -> int:
+def sweep(folder: Path, index: IndexFile | None) -> int:
     """Delete what belongs neither to the index nor to a part that waits; returns how many files that were."""
-    named = index.named() | {file.path for part in waiting(folder).values() for file in part.files.values()}
+    named = (set() if index is None else index.named()) | {
+        file.path for part in waiting(folder).values() for file in part.files.values()
+    }
     swept = 0
     for kind in (*EMBEDDINGS.values(), "metadata", "rows", "words", "approximate"):
         for file in (folder / kind).iterdir() if (folder / kind).is_dir() else ():

@@ -41,6 +41,7 @@ from data_specs.search.folder import (
     IndexFile,
     Modality,
     Part,
+    TakenDown,
     Towers,
     Vectors,
     made,
@@ -48,6 +49,7 @@ from data_specs.search.folder import (
     remove_folder,
     sole_owner,
     sweep,
+    taken_down,
     waiting,
     write_file,
     write_index,
@@ -64,15 +66,17 @@ _LENGTH = 5e-3
 class IndexWriter:
     """Writes an index part by part. Any process may add parts of its own; one calls `finish`."""
 
-    def __init__(self, folder: Path, about: About) -> None:
-        self.folder, self.about = folder, about
+    def __init__(self, folder: Path, about: About, since: str) -> None:
+        self.folder, self.about, self._since = folder, about, since
 
     @staticmethod
-    def begin(folder: Path, about: About) -> IndexWriter:
+    def begin(folder: Path, about: About, since: str | None = None) -> IndexWriter:
         """Start an index, go on with one whose writer was killed, or add to a finished one, whose dataset has grown.
 
-        While a finished one is added to it can be searched as it was. Raises IndexFault where another index lies there
-        or is being written: another name, width, checkpoint, detector or other modalities.
+        While a finished one is added to it can be searched as it was. since: `takedowns` of the folder before what is
+        added was read; None: now. After another takedown `add` and `finish` raise TakenDown, so that nothing comes in
+        that was read before it. Raises IndexFault where another index lies there or is being written: another name,
+        width, checkpoint, detector or other modalities.
         """
         if "://" in str(folder) or re.match(r"[a-z0-9]+:/[^/]", str(folder)):
             raise IndexFault(f"{folder}: an index is mapped from a local disk; give a path")
@@ -88,7 +92,7 @@ class IndexWriter:
             write_file(started, about.model_dump_json(indent=1).encode())
         except OSError as e:
             raise IndexFault(f"{folder}: cannot be written ({e.strerror or e})") from None
-        return IndexWriter(folder, about)
+        return IndexWriter(folder, about, taken_down(folder) if since is None else since)
 
     def is_finished(self) -> bool:
         """Whether there is an index, and nothing is being added to it."""
@@ -110,9 +114,10 @@ class IndexWriter:
         rows: columns of ROWS, those that are missing are empty; has_image and has_text may be left out where all rows
         have what the index has. Without a row the part counts as done, and has no files. image_ND, text_ND: float
         [n, D] unit rows, None where the index has none; rows without an image or a text may hold anything, and become
-        zeros. token: what the part was made of.
+        zeros. token: what the part was made of. Raises TakenDown.
         """
         name = f"{self.folder}: part {part}"
+        self._check_takedowns()
         if self.is_finished():
             raise IndexFault(f"{name}: the index is finished; begin it again to add to it")
         there = self._index()
@@ -128,11 +133,26 @@ class IndexWriter:
         if len(kept) == 2:
             table = _with_similarity(table, kept["image"], kept["text"])
         files: dict[str, File] = {}
-        if table.num_rows:
-            mapped = rows_of.mapped_form(table, words.cut_rows(table))
-            files = write_part(self.folder, part, _revision_after(there), mapped, kept)
-        record = Part(part=part, rows=table.num_rows, files=files, token=token)
-        write_file(self.folder / UNFINISHED / f"part-{part:06d}.json", record.model_dump_json().encode())
+        try:
+            if table.num_rows:
+                mapped = rows_of.mapped_form(table, words.cut_rows(table))
+                files = write_part(self.folder, part, _revision_after(there), mapped, kept)
+            record = Part(part=part, rows=table.num_rows, files=files, token=token)
+            write_file(self.folder / UNFINISHED / f"part-{part:06d}.json", record.model_dump_json().encode())
+        except IndexFault:
+            self._check_takedowns()  # which sweeps what no record names yet
+            raise
+        try:
+            self._check_takedowns()  # after the record: a takedown that has not seen it is seen here
+        except TakenDown:
+            self.discard(part)
+            for file in files.values():
+                (self.folder / file.path).unlink(missing_ok=True)
+            raise
+
+    def _check_takedowns(self) -> None:
+        if taken_down(self.folder) != self._since:
+            raise TakenDown(f"{self.folder}: a takedown has changed it meanwhile; run the same command again")
 
     def discard(self, part: int) -> None:
         """Forget a part that was committed since the index was begun: nothing is made of it any more."""
@@ -142,11 +162,12 @@ class IndexWriter:
         """Write what the searches need, and index.json.
 
         approximate: whether the index gets an approximate search beside the exact one; None: if it is large.
-        Raises IndexFault when no part was added, or an id is in two parts.
+        Raises IndexFault when no part was added, or an id is in two parts, and TakenDown.
         """
         if self.is_finished():
             return
         with sole_owner(self.folder):
+            self._check_takedowns()
             self._finish(approximate)
 
     def _finish(self, approximate: bool | None) -> None:

@@ -3,12 +3,17 @@
 An index holds no picture, only where each lies: a range of a shard's tar, or a file. A takedown rewrites tars, and what
 stays in them moves: then the sample is looked up by its key in the Parquet beside the tar. Bytes that are not those
 that were embedded are never returned. Nor is a web address ever asked, whatever a stranger's index says.
+
+Of a tar on an object store one request fetches a picture, and no byte more. That the store is busy, or refuses, is
+another fault than that the picture is gone.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pyarrow as pa
@@ -21,13 +26,25 @@ from data_specs.search.rows import Row
 MOST_BYTES = 256 << 20
 """Of a picture: more is none."""
 
+_OUT_OF_RANGE = errno.EINVAL
+"""What s3fs makes of `InvalidRange`: a tar that has become shorter."""
+
 _MEDIA = {b"\xff\xd8": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif", b"BM": "image/bmp"}
+
+
+class StoreFault(IndexFault):
+    """An object store does not give a picture. denied: it refuses; otherwise it may give it later."""
+
+    def __init__(self, message: str, denied: bool = False) -> None:
+        super().__init__(message)
+        self.denied = denied
 
 
 def read_picture(row: Row) -> tuple[bytes, str]:
     """(bytes, media type) of the stored picture of a row.
 
-    Raises IndexFault where the index does not know its place, the file is gone, or holds something else now.
+    Raises IndexFault where the index does not know its place, the file is gone, or holds something else now;
+    StoreFault where an object store does not tell.
     """
     if row.where is None or not row.has_image:
         raise IndexFault(f"{row.id}: the index knows no picture of it")
@@ -59,12 +76,28 @@ def _range(path: str, offset: int, size: int) -> bytes:
     if "://" not in path and not Path(path).is_file():  # a pipe or a device would have no end
         raise IndexFault(f"{path}: is no file; the index says that a picture lies there")
     try:
+        if object_store.is_object_store(path):
+            return _of_store(path, offset, size)
         with fsspec.open(path, "rb") as file:
             file.seek(offset)
             return bytes(file.read(size))
+    except object_store.StorageError as e:
+        raise StoreFault(f"{path}: {e.strerror}", denied=e.errno == errno.EACCES) from None
     except (OSError, ImportError, ValueError) as e:
         problem = getattr(e, "strerror", None) or str(e) or type(e).__name__
         raise IndexFault(f"{path}: cannot be read ({problem}); the index says that a picture lies there") from None
+
+
+def _of_store(url: str, offset: int, size: int) -> bytes:
+    """A range of an object, by one request; what there is of it where the object ends before it."""
+    with object_store.told(url):
+        fs, path = fsspec.url_to_fs(url)
+        try:
+            return bytes(fs.cat_file(path, start=offset, end=offset + size))
+        except OSError as e:
+            if e.errno != _OUT_OF_RANGE:
+                raise
+            return b""
 
 
 def _looked_up(row: Row) -> tuple[int, int] | None:
@@ -74,9 +107,13 @@ def _looked_up(row: Row) -> tuple[int, int] | None:
     if beside == f"{row.where.path}.parquet":
         return None
     try:
-        with fsspec.open(beside, "rb") as file:
+        with object_store.told(beside), fsspec.open(beside, "rb") as file:
             columns = ["key", "image_offset", "image_size"]
-            found = pq.read_table(file, columns=columns, filters=[("key", "=", row.id)]).to_pylist()
+            found: list[dict[str, Any]] = pq.read_table(
+                file, columns=columns, filters=[("key", "=", row.id)]
+            ).to_pylist()
+    except object_store.StorageError as e:
+        raise StoreFault(f"{beside}: {e.strerror}", denied=e.errno == errno.EACCES) from None
     except (OSError, ImportError, ValueError, pa.ArrowInvalid):
         return None
     return (found[0]["image_offset"], found[0]["image_size"]) if found else None

@@ -5,8 +5,8 @@ names the new files, with the next revision, and the old files are deleted. Kill
 was; killed after it, old files are left over. In both cases the same command finishes: it sweeps what index.json does
 not name, whether there is anything to remove or not.
 
-Of an index that is being added to, parts that wait are discarded if they hold something that is removed: the command
-that adds them embeds them again, without it.
+Of an index that is being written or added to, parts that wait are discarded if they hold something that is removed, and
+what its writer has read before now comes in no more (`IndexWriter.begin`): it reads its input again.
 
 Limits: one process, a part in memory. The centroids of an approximate search are means over many rows, and stay.
 """
@@ -29,7 +29,9 @@ from data_specs.search.folder import (
     IndexFile,
     Modality,
     Part,
+    is_begun,
     made,
+    note_takedown,
     read_index,
     sole_owner,
     sweep,
@@ -74,31 +76,55 @@ def remove(folder: Path, gone: Gone, stay: Stay | None = None, dry_run: bool = F
     Raises IndexFault for what is no index, and for one that another command rewrites.
     """
     with sole_owner(folder):
-        index = read_index(folder)
+        index = None if is_begun(folder) else read_index(folder)
         if not dry_run:
-            _discard(folder, gone, stay)
-        swept = 0 if dry_run else sweep(folder, index)
-        tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
-        losses = [_loss(table, gone, stay) for table in tables]
-        counts = {
-            "rows": int(sum(np.count_nonzero(loss.gone) for loss in losses)),
-            "texts": sum(len(loss.stay) for loss in losses),
-            "parts": sum(map(bool, losses)),
-        }
-        revision = index.revision + bool(counts["parts"])
-        if counts["parts"] and not dry_run:
-            after = _rewritten(folder, index, tables, losses)
-            write_index(folder, after)
-            del tables
-            swept += sweep(folder, after)
-        return Removed(**counts, revision=revision, swept=swept)
+            note_takedown(folder)
+        counts = _discard(folder, gone, stay, dry_run)
+        if index is None:
+            return Removed(**counts, revision=0, swept=0 if dry_run else sweep(folder, None))
+        return _removed(folder, index, counts, gone, stay, dry_run)
 
 
-def _discard(folder: Path, gone: Gone, stay: Stay | None) -> None:
-    """Forget parts that wait to be added to the index and hold something that is removed: they are embedded again."""
+def leave_out(folder: Path, gone: Gone) -> Removed:
+    """Remove rows that the input of an index holds no more: by its only writer, which need not be told of it."""
+    with sole_owner(folder):
+        return _removed(folder, read_index(folder), _discard(folder, gone, None, False), gone, None, False)
+
+
+def _removed(
+    folder: Path, index: IndexFile, counts: dict[str, int], gone: Gone, stay: Stay | None, dry_run: bool
+) -> Removed:
+    """Rewrite a finished index; counts: what parts that wait have lost."""
+    swept = 0 if dry_run else sweep(folder, index)
+    tables = [rows_of.read_mapped(folder / part.files["rows"].path) for part in index.parts]
+    losses = [_loss(table, gone, stay) for table in tables]
+    revision = index.revision + any(losses)
+    if any(losses) and not dry_run:
+        after = _rewritten(folder, index, tables, losses)
+        write_index(folder, after)
+        del tables
+        swept += sweep(folder, after)
+    own = _counts(losses)
+    return Removed(**{name: counts[name] + own[name] for name in own}, revision=revision, swept=swept)
+
+
+def _discard(folder: Path, gone: Gone, stay: Stay | None, dry_run: bool) -> dict[str, int]:
+    """Forget parts that wait to be added to the index and hold something that is removed; counts of what they lose."""
+    losses = list[_Loss]()
     for record, part in waiting(folder).items():
-        if part.rows and _loss(rows_of.read_mapped(folder / part.files["rows"].path), gone, stay):
-            record.unlink()
+        if part.rows and (loss := _loss(rows_of.read_mapped(folder / part.files["rows"].path), gone, stay)):
+            losses.append(loss)
+            if not dry_run:
+                record.unlink(missing_ok=True)
+    return _counts(losses)
+
+
+def _counts(losses: Sequence[_Loss]) -> dict[str, int]:
+    return {
+        "rows": int(sum(np.count_nonzero(loss.gone) for loss in losses)),
+        "texts": sum(len(loss.stay) for loss in losses),
+        "parts": sum(map(bool, losses)),
+    }
 
 
 def _loss(table: pa.Table, gone: Gone, stay: Stay | None) -> _Loss:

@@ -72,6 +72,8 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The whole content of a (small) file. Raises StoreError that names it."""
         try:
+            if self.is_local:  # a build has thousands of records
+                return Path(self.at(name)).read_bytes()
             with told(self.at(name)):
                 fs, path = fsspec.url_to_fs(self.at(name))
                 return bytes(fs.cat_file(path))

@@ -15,6 +15,9 @@ from pipeline.store.partitions import Record, StageDir
 from pipeline.store.stage import Stages
 from pipeline.store.store import Store
 
+STUDIO = "studio"
+"""Folder of a build in which the studio keeps what it has prepared, and saved views."""
+
 REGIONS = "regions/"
 """What the suffixes of a shard's regions begin with, before the detector's id."""
 

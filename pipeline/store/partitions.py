@@ -35,6 +35,7 @@ from pipeline.errors import StoreError
 from pipeline.files.folder import Folder, file_sha256
 from pipeline.files.parquet import write_parquet
 from pipeline.records import USERINFO, Decision, decision_rows
+from pipeline.store.decided import Decided, decided
 
 
 class FileRef(BaseModel):
@@ -47,7 +48,8 @@ class FileRef(BaseModel):
 
 
 class Record(BaseModel):
-    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the stage counted."""
+    """The commit of one partition. `files` maps a suffix to the file; `counts` is what the stage counted; `decided` is
+    counted of its decisions (records of an older wenlan have none)."""
 
     model_config = ConfigDict(frozen=True)
     stage: str
@@ -59,6 +61,13 @@ class Record(BaseModel):
     info: dict[str, Any] = {}
     seconds: float
     cpu_seconds: float
+    decided: Decided | None = None
+
+    @property
+    def fates(self) -> Decided | None:
+        """`decided`, where it is of the decisions that the record names."""
+        ref = self.files.get(DECISIONS)
+        return self.decided if self.decided is not None and ref is not None and self.decided.of == ref.sha256 else None
 
 
 DECISIONS = "decisions.parquet"
@@ -154,11 +163,13 @@ class Attempt:
         """
         if self._decisions:
             self.write_table(DECISIONS, pa.concat_tables(self._decisions))
-        files = dict(kept or {})
+        files, own = dict(kept or {}), None
         for suffix, name in self._final.items():
             local = self._scratch / suffix.replace("/", "_")
             digest = self._hashed.get(suffix) or file_sha256(local)
             files[suffix] = FileRef(name=name, bytes=local.stat().st_size, sha256=digest)
+            if suffix == DECISIONS:
+                own = decided(local, digest)
             self._folder.take(local, name, suffix == USERINFO)
         record = Record(
             stage=self._stage,
@@ -170,9 +181,18 @@ class Attempt:
             info=info or {},
             seconds=round(time.monotonic() - self._started, 3),
             cpu_seconds=round(time.process_time() - self._cpu, 3),
+            decided=own,
         )
         StageDir(self._folder, self._stage, self._fingerprint).write_record(record)
         return record
+
+
+def _record(records: Folder, partition: str) -> Record:
+    name = f"{partition}.json"
+    try:
+        return Record.model_validate_json(records.read(name))
+    except ValueError:
+        raise StoreError(records.at(name), "is not a record; delete it to do its partition again") from None
 
 
 @dataclass(frozen=True)
@@ -201,11 +221,7 @@ class StageDir:
 
     def record(self, partition: str) -> Record:
         """The record of a committed partition. Raises StoreError."""
-        name = f"{partition}.json"
-        try:
-            return Record.model_validate_json(self._records.read(name))
-        except ValueError:
-            raise StoreError(self._records.at(name), "is not a record; delete it to do its partition again") from None
+        return _record(self._records, partition)
 
     def partitions(self) -> list[str]:
         """Names of the committed partitions, sorted."""
@@ -213,7 +229,8 @@ class StageDir:
 
     def records(self) -> list[Record]:
         """Records of all committed partitions, in order of their names."""
-        return [self.record(partition) for partition in self.partitions()]
+        folder = self._records
+        return [_record(folder, partition) for partition in self.partitions()]
 
     def write_record(self, record: Record) -> None:
         """The commit itself."""
@@ -239,12 +256,15 @@ class StageDir:
 
         For a takedown, the one case in which committed bytes change.
         """
-        attempt, refs = uuid.uuid4().hex[:8], dict(record.files)
+        attempt, refs, own = uuid.uuid4().hex[:8], dict(record.files), record.decided
         for suffix, path in files.items():
             name = _file_name(record.partition, attempt, suffix)
             refs[suffix] = FileRef(name=name, bytes=path.stat().st_size, sha256=file_sha256(path))
+            if suffix == DECISIONS:
+                own = decided(path, refs[suffix].sha256)
             self.folder.take(path, name, suffix == USERINFO)
-        amended = record.model_copy(update={"files": refs, "attempt": attempt, "counts": counts or record.counts})
+        update = {"files": refs, "attempt": attempt, "counts": counts or record.counts, "decided": own}
+        amended = record.model_copy(update=update)
         self.write_record(amended)
         return amended
 

@@ -1,9 +1,10 @@
 """The catalog: every candidate of a place, counted, chosen, searched and listed without reading it into memory.
 
-DuckDB queries the Parquet files that the build's records name, column by column: facets of a million decisions are
-counted from four columns. A candidate's place is a number, `pos`: the number of its file (what was kept first, then
-what each stage dropped, from the last stage to the first) and its row in that file. A page of a listing reads the row
-groups that hold its rows, and no others.
+What is shown first comes from the build's records alone, which say how many decisions of each kind there are
+(`pipeline.store.decided`), and from the row groups of the first page: ten million candidates open as a thousand do.
+Beyond that DuckDB queries the Parquet files that the records name, column by column. A candidate's place is a number,
+`pos`: the number of its file (what was kept first, then what each stage dropped, from the last stage to the first) and
+its row in that file. A page of a listing reads the row groups that hold its rows, and no others.
 
 Columns that need a join are NULL until `pipeline.studio.prepared` has made its index; then that answers instead.
 
@@ -30,7 +31,7 @@ import pyarrow.parquet as pq
 from data_specs.shard import ShardFiles
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
-from pipeline.records import sha256_hex
+from pipeline.records import DropReason, sha256_hex
 from pipeline.store.build import Build, shard_files
 from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.studio.facets import MOST_VALUES, SORTS, Facet, Filters, facets
@@ -132,6 +133,7 @@ class Catalog:
         self.facets: dict[str, Facet] = facets(scores)
         self.ready = False
         self._codes: dict[str, dict[str, int]] = {}
+        self._whole: dict[str, list[tuple[str, int]]] = {}
         self._lock = threading.Lock()
         self._searches: OrderedDict[str, str] = OrderedDict()
         self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
@@ -165,7 +167,7 @@ class Catalog:
         """Name and SQL type of the columns that need the index."""
         return (*PREPARED_COLUMNS, *((name, "FLOAT") for name in self.facets if name.startswith("score_")))
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """Of the files that it consists of: another one after a takedown, or when a build went on."""
         names = [(s.part.url, s.part.bytes, s.part.record.attempt if s.part.record else "") for s in self.sources]
@@ -177,9 +179,11 @@ class Catalog:
             self._db.execute(f"ATTACH '{quoted(index)}' AS index (READ_ONLY)")
             self._db.execute("CREATE OR REPLACE VIEW c AS SELECT * FROM index.prepared")
             codes: dict[str, dict[str, int]] = {name: {} for name in self.facets}
-            for facet, value, code in self.query("SELECT facet, value, code FROM index.codes"):
+            whole: dict[str, list[tuple[str, int]]] = {name: [] for name in self.facets}
+            for facet, value, code, count in self.query("SELECT facet, value, code, count FROM index.codes"):
                 codes[facet][value] = code
-            self._codes, self.ready = codes, True
+                whole[facet].append((value, int(count)))
+            self._codes, self._whole, self.ready = codes, whole, True
 
     def query(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Rows of a query, on a connection of the calling thread's own."""
@@ -213,7 +217,9 @@ class Catalog:
             for values, count in self._cube.items():
                 if _chosen(filters, values):
                     counts[values[at]] += count
-            return sorted(counts.items(), key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
+            return _most(counts.items())
+        if self.ready and not (filters.values or filters.words or filters.leader):
+            return _most(self._whole[facet.name])
         where, given = self._where(filters)
         column = code_column(facet.name) if self.ready else facet.expression
         sql = f"SELECT {column} AS value, count(*) FROM c WHERE {where} GROUP BY value ORDER BY 2 DESC, 1"
@@ -225,12 +231,28 @@ class Catalog:
 
     @functools.cached_property
     def _cube(self) -> dict[tuple[str, ...], int]:
-        """Counts of the decisions by the values of CUBE together: one scan, and few numbers whatever is decided."""
-        columns = ", ".join(CUBE)
-        rows = self.query(
-            f"SELECT {columns}, count(*) FROM (SELECT {self.columns_sql} FROM decisions) GROUP BY {columns}"
-        )
-        return {tuple(map(str, values)): int(count) for *values, count in rows}
+        """Counts of the decisions by the values of CUBE together: few numbers, whatever is decided.
+
+        From the records alone. Only files that these have not counted are read: of an older wenlan, of samples and of
+        search indexes, and of what a takedown has rewritten.
+        """
+        cube, uncounted = Counter[tuple[str, ...]](), dict[tuple[str, str], list[str]]()
+        for source in self.sources:
+            record, build = source.part.record, source.part.build
+            known = None if record is None else record.fates
+            if known is None:
+                uncounted.setdefault((source.layout, build), []).append(source.part.url)
+                continue
+            for own, number in known.counts.items():
+                fate = "kept" if own.kept else "known" if own.reason == DropReason.KNOWN else "dropped"
+                cube[(fate, own.reason, own.stage, own.source, build, own.subject)] += number
+        for (layout, build), urls in uncounted.items():
+            columns = ", ".join(name for name in CUBE if name not in ("fate", "build"))
+            rows = f"SELECT {_SELECTED[layout]} FROM {parquet(urls)}"
+            sql = f"SELECT {_FATE}, {columns}, count(*) FROM ({rows}) GROUP BY ALL"
+            for fate, reason, stage, own_source, subject, number in self.query(sql):
+                cube[(fate, reason, stage, own_source, build, subject)] += number
+        return dict(cube)
 
     def _ordered(self, facet: Facet, counted: list[tuple[str, int]]) -> list[tuple[str, int]]:
         if facet.order == "count":
@@ -243,7 +265,7 @@ class Catalog:
         """Places of the candidates [offset, offset + limit) of a listing."""
         where, values = self._where(filters)
         order = SORTS[filters.sort if self.ready or filters.sort == "random" else ""][0]
-        if where == "true" and order == "pos" and not self.ready:
+        if where == "true" and order == "pos":
             return self._in_order(offset, limit)
         sql = f"SELECT pos FROM c WHERE {where} ORDER BY {order} LIMIT {limit:d} OFFSET {offset:d}"
         return [int(row[0]) for row in self.query(sql, values)]
@@ -373,6 +395,9 @@ class Catalog:
                 first += count
 
     def _rows_of(self, number: int) -> int:
+        record = self.sources[number].part.record
+        if record is not None and (known := record.fates) is not None:
+            return sum(count for _, count in known.rows)
         with self._reading:
             return int(self._file(number).metadata.num_rows)
 
@@ -419,7 +444,11 @@ def code_column(facet: str) -> str:
 
 
 CUBE = ("fate", "reason", "stage", "source", "build", "subject")
-"""Facets that are counted together, in one scan."""
+"""Facets that are counted together: those of the records."""
+
+
+def _most(counted: Iterable[tuple[str, int]]) -> list[tuple[str, int]]:
+    return sorted(counted, key=lambda own: (-own[1], own[0]))[:MOST_VALUES]
 
 
 def _in_cube(filters: Filters) -> bool:

@@ -11,8 +11,9 @@ used that is older than the build's records.
     cluster           how many candidates have the same leader, itself included
     new               whether the baseline build decided on the same candidate
 
-The value of each facet is a small number (`code_column`), whose meaning stands in the table `codes`: a million rows are
-counted by a dozen facets in a fraction of a second.
+The value of each facet is a small number (`code_column`), whose meaning stands in the table `codes` with how many rows
+have it: where nothing is chosen yet nothing is counted, and a million rows are counted by a dozen facets in a fraction
+of a second.
 
 Limits: 64 bits tell a billion candidates apart but for one chance in forty. Where the build's folder is not a local one
 that can be written, or several builds are shown, the index lies in a temporary folder and is made anew each time.
@@ -39,14 +40,11 @@ from pipeline.store.frames import SAMPLES, Frames, Part
 from pipeline.studio.catalog import ID_OF_INDEX, Catalog, at_hand, code_column, parquet, settings, use_file_systems
 from pipeline.studio.facets import score_column
 
-VERSION = 2
+VERSION = 3
 """Raised when the index has other columns, or the same input gives other values."""
 
 LEFT_S = 3600.0
 """Seconds after which a half-made index that nobody writes to is taken for left over."""
-
-FOLDER = "studio"
-"""Within BUILD: the index, and saved views."""
 
 
 def score_filters(frames: Frames) -> dict[str, tuple[PixelFilter, Build]]:
@@ -167,7 +165,7 @@ class Preparation:
         yield lambda: _GROUPS
         yield lambda: _baseline(self.baseline)
         yield lambda: self._joined()
-        yield lambda: "CREATE TABLE codes (facet VARCHAR, value VARCHAR, code UINTEGER)"
+        yield lambda: "CREATE TABLE codes (facet VARCHAR, value VARCHAR, code UINTEGER, count UBIGINT)"
         for name, facet in self.catalog.facets.items():
             yield functools.partial(_values, name, facet.expression)
         yield self._coded
@@ -202,12 +200,12 @@ _SORTED = "width, height, cluster, sharpness"
 
 
 def _values(name: str, expression: str) -> str:
-    """Number the values of a facet."""
+    """Number the values of a facet, and count them."""
     kind = f"values_{name}"
     return (
         f"CREATE TEMP TYPE {kind} AS ENUM (SELECT DISTINCT {expression} AS value FROM joined ORDER BY value); "
-        f"INSERT INTO codes SELECT '{name}', value, enum_code(value::{kind}) FROM "
-        f"(SELECT unnest(enum_range(NULL::{kind}))::VARCHAR AS value)"
+        f"INSERT INTO codes SELECT '{name}', value, enum_code(value::{kind}), count FROM "
+        f"(SELECT {expression} AS value, count(*) AS count FROM joined GROUP BY value)"
     )
 
 

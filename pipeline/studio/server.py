@@ -36,6 +36,7 @@ from data_specs.http_app import App, Limits, error_body, guarded
 from data_specs.shard import ContractError
 from pipeline.errors import SourceError, WenlanError
 from pipeline.store import build_json
+from pipeline.store.build import STUDIO
 from pipeline.store.frames import Frames
 from pipeline.store.stage import Stages
 from pipeline.store.takedowns import NO_TAKEDOWNS
@@ -44,7 +45,7 @@ from pipeline.studio.catalog import PAGE, Catalog, sources_of_index
 from pipeline.studio.facets import SORTS, Filters
 from pipeline.studio.images import NoPicture, Pictures
 from pipeline.studio.items import Items
-from pipeline.studio.prepared import FOLDER, Preparation, score_filters
+from pipeline.studio.prepared import Preparation, score_filters
 from pipeline.studio.similar import Similar, index_beside
 from pipeline.studio.views import Views
 
@@ -93,7 +94,9 @@ class Studio:
         self._lock = threading.Lock()
         beside = index_beside(where, index)
         if index and beside is None:
-            raise SourceError(index, "is no search index (no index.json)")
+            remote = "://" in index
+            problem = "an index is mapped from a local disk; copy it to one" if remote else "no index.json"
+            raise SourceError(index, f"is no search index ({problem})")
         self.similar = None if beside is None else Similar(beside)
         try:
             self._opened = self._open()
@@ -134,7 +137,7 @@ class Studio:
         build = self.opened_place.build
         if build is None or not build.folder.is_local:
             return None
-        home = Path(build.folder.at(FOLDER))
+        home = Path(build.folder.at(STUDIO))
         with contextlib.suppress(OSError):
             home.mkdir(exist_ok=True)
             (home / ".writable").touch()

@@ -4,8 +4,9 @@ Always: files that killed attempts left, and what other specs left in the folder
 STORE/fetched whose bytes are gone; features of an older wenlan, which nobody asks for; half-written files of STORE.
 
 `--keep N` also expires builds: of each dataset the N newest snapshots stay whole, older ones keep what cannot be had
-again or is what they are for: captures, shards, report, build.json, releases.json. Their other stages go. Before images
-go, STORE/fetched learns of newer builds that hold the same, so that they are not fetched again.
+again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
+and the index that the studio has made of them. Before images go, STORE/fetched learns of newer builds that hold the
+same, so that they are not fetched again.
 
 `--keep-releases N` deletes all but the N newest releases of each dataset, and the shards of published builds that no
 release needs any more: those of an earlier generation, and those that a rollback has left out. Their captures stay.
@@ -29,7 +30,7 @@ from pipeline.errors import StoreError
 from pipeline.features import feature_id
 from pipeline.files.folder import Folder
 from pipeline.store import build_json
-from pipeline.store.build import Build
+from pipeline.store.build import STUDIO, Build
 from pipeline.store.partitions import StageDir
 from pipeline.store.releases import Releases, file_name
 from pipeline.store.stage import Stages
@@ -134,6 +135,10 @@ def _expire(store: Store, build: Build, others: list[Build], deletions: Deletion
     for stage in build.stages.values():
         if stage.expires:
             deletions.delete("expired", build.folder, stage.folder)
+    studio = build.folder / STUDIO
+    for name in studio.names() if studio.is_local else ():  # elsewhere the studio keeps nothing
+        if ".duckdb" in name:
+            deletions.delete("expired", studio, name)
 
 
 def _find_elsewhere(store: Store, build: Build, others: list[Build]) -> None:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from data_specs.search.folder import INDEX, read_index
+from data_specs.search.folder import INDEX, is_begun, parts_of
 from data_specs.search.pictures import read_picture
 from data_specs.search.removal import remove
 from data_specs.search.rows import read_mapped, record
@@ -45,8 +45,8 @@ _BATCH = 10_000
 
 
 def is_index(place: str) -> bool:
-    """Whether a folder is a search index."""
-    return "://" not in place and (Path(place) / INDEX).is_file()
+    """Whether a folder is a search index, or is becoming one."""
+    return "://" not in place and ((Path(place) / INDEX).is_file() or is_begun(Path(place)))
 
 
 def images_named(indexes: Sequence[Path], named: set[str]) -> set[str]:
@@ -87,7 +87,7 @@ def take_out(folder: Path, store: Store, takedowns: Takedowns, dry_run: bool) ->
 
 def _tables(indexes: Sequence[Path]) -> Iterator[pa.Table]:
     for folder in indexes:
-        for part in read_index(folder).parts:
+        for part in parts_of(folder):
             yield read_mapped(folder / part.files["rows"].path)
 
 

@@ -19,6 +19,7 @@ import argparse
 import base64
 import contextlib
 import http.client
+import importlib.util
 import io
 import json
 import os
@@ -117,8 +118,9 @@ def infinity(folder: Path) -> Iterator[str]:
         "--dtype",
         "float32",
     ]
-    command += ["--batch-size", str(BATCH), "--no-bettertransformer", "--no-model-warmup"]
+    command += ["--batch-size", str(BATCH), "--no-bettertransformer", "--no-compile", "--no-model-warmup"]
     quiet = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "INFINITY_ANONYMOUS_USAGE_STATS": "0"}
+    quiet["OMP_WAIT_POLICY"] = "passive"  # beside the clients its threads spin while they wait: a tenth of the rate
     log = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed with the process
     process = subprocess.Popen(command, env=os.environ | quiet, stdout=log, stderr=log)
     try:
@@ -280,7 +282,8 @@ def small_clip(folder: Path) -> Path:
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    whole = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([whole])  # type: ignore[assignment]  # of one: CLIP's class wants it
     marks = ["<pad>", "<s>", "</s>"]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=marks, initial_alphabet=alphabet)
@@ -341,13 +344,22 @@ def hostile(folder: Path, count: int) -> dict[str, Figure]:
 
 
 def install_infinity() -> None:
-    """Its environment, without the CUDA that its pins bring: torch's as it is there, and what it imports."""
+    """Its environment: our own torch, the same for both sides, and the rest by what infinity can work with."""
     python = INFINITY / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", str(INFINITY)], check=True)
+    [site] = INFINITY.glob("lib/python3*/site-packages")
+    borrowed = INFINITY / "borrowed"
+    borrowed.mkdir(exist_ok=True)
+    (site / "borrowed.pth").write_text(f"{borrowed}\n", encoding="utf-8")
+    ours = Path(next(iter(importlib.util.find_spec("torch").submodule_search_locations))).parent  # type: ignore[union-attr,arg-type]
+    for kind in ("torch", "torch-*", "torch.libs", "torchgen", "functorch", "torchvision", "torchvision[-.]*"):
+        for found in ours.glob(kind):
+            if not (borrowed / found.name).is_symlink():
+                (borrowed / found.name).symlink_to(found)
     pip = [str(python), "-m", "pip", "install", "--quiet"]
-    needs = ["torch", "torchvision", "transformers>=4.47,<5", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
-    needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog", "rich"]
-    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp"]
+    needs = ["torch", "torchvision", "transformers>=4.47,<4.50", "sentence-transformers>=3.4,<4", "fastapi", "orjson"]
+    needs += ["uvicorn[standard]", "prometheus-fastapi-instrumentator", "typer<0.13", "click<8.2", "posthog<4", "rich"]
+    needs += ["pillow", "timm", "diskcache", "requests", "einops", "aiohttp", "protobuf"]
     subprocess.run([*pip, *needs], check=True)
     subprocess.run([*pip, "--no-deps", "infinity-emb"], check=True)
 

@@ -30,8 +30,11 @@ from pipeline import cli, run
 from pipeline.files.folder import Folder, read_url
 from pipeline.publish import dataset, release
 from pipeline.publish.verify import verify
+from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.store import Store
+from pipeline.studio.facets import Filters
+from pipeline.studio.server import Studio
 from pipeline.takedown.forget import Request, forget
 from tests import s3_server
 from tests.places import ROOT
@@ -140,6 +143,20 @@ class Drive:
         words = ("--out", f"{self.root}/{week}", "--store", self.store, "--snapshot", week)
         assert self("build", f"{self.root}/{week}.yaml", *words)["published"]
 
+    def look(self, place: str) -> None:
+        """Open a build or a release in the studio: what it counts, lists and shows."""
+        with contextlib.closing(Studio(place, STAGES)) as studio:
+            studio.start()
+            now = studio.opened
+            now.preparation.wait()
+            assert now.preparation.state == "ready", now.preparation.fault
+            rows = now.catalog.rows(now.catalog.positions(Filters(), 0, 60))
+            thumbs = [now.pictures.thumb(row, 160) for row in rows if row["kept"]]
+            found = now.catalog.positions(Filters(words="日落"), 0, 60)
+            assert thumbs
+            assert found
+            self.answers.append([studio.facets(Filters())["facets"], found, len(rows), thumbs])
+
     def newest(self) -> Manifest:
         return open_manifest(self.latest, read_url)[1]
 
@@ -168,6 +185,8 @@ class Drive:
             self.answers += [json.loads(json.dumps(said).replace(self.root, ""))]
         self("report", f"{self.root}/2026-01-12", "--baseline", f"{self.root}/2026-01-05")
         self("report", "--index", self.root)
+        self.look(f"{self.root}/2026-01-12")
+        self.look(self.latest)
         self("publish", f"{self.root}/2026-01-12")
         self("export", self.latest, "--to", "csv", "--out", str(folder / "csv"))
         self("try", f"{self.root}/2026-01-12.yaml", "--on", f"{self.root}/2026-01-12", "--out", str(folder / "trial"))
@@ -217,7 +236,7 @@ def test_two_weeks_by_the_commands_are_those_of_a_disk(
             remote.proxy.fail("503", share=0.01)  # to the end
     assert next(local, None) is None
     assert there.answers == here.answers
-    assert len(there.answers) == 4
+    assert len(there.answers) == 6
     (tmp_path / "requests.json").write_text(json.dumps({step: [*map(list, counts[step].items())] for step in counts}))
     (tmp_path / "lists.json").write_text(json.dumps(lists))
     _few_listings(lists)

@@ -27,6 +27,7 @@ def add_embed(commands: Any) -> None:
         examples=[
             "wenlan-train embed runs/1 --data store/datasets/weekly/latest.json --index weekly-index --onnx",
             "wenlan-train embed runs/1 --images photos/ --index photos-index",
+            "wenlan-train embed runs/1 --images photos/ --texts poems.txt --index both-ways",
             "wenlan-train embed runs/1 --images a.jpg b.jpg --texts texts.txt --out features.safetensors",
             "wenlan-train embed runs/1 --data builds/1 --split val --out val.parquet",
             "wenlan-train embed runs/1 --data coco-cn:DIR --split test --to chinese-clip --out features",
@@ -43,7 +44,7 @@ def add_embed(commands: Any) -> None:
         "--images",
         nargs="+",
         metavar="FILE",
-        help="image files, with --index and .parquet also folders; --texts may be given beside files",
+        help="image files, with --index and .parquet also folders; --texts may be given too, but for .parquet",
     )
     add_regions(embed)
     embed.add_argument(
@@ -171,9 +172,9 @@ def _check(arguments: argparse.Namespace) -> None:
         number = getattr(arguments, name)
         if number is not None and number < 1:
             raise ConfigError(f"--{name.replace('_', '-')}", f"{number} is below 1")
-    whole = arguments.index is not None or arguments.out.suffix == ".parquet"
-    if whole and len(given) > 1:
-        raise ConfigError("embed", "pictures and texts that do not belong together are two files, or two indexes")
+    if arguments.index is None and arguments.out.suffix == ".parquet" and len(given) > 1:
+        problem = "rows of a Parquet file have the same columns: write pictures and texts into two files, or --index"
+        raise ConfigError("embed", problem)
     if arguments.index is not None and (arguments.tensors or of_benchmark):
         raise ConfigError("--index", "takes --data of manifests or tars, --images, --jsonl or --texts")
 

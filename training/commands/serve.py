@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_specs.http_app import LOOPBACK, is_loopback
+from data_specs.object_store import answer_soon
 from training.commands.options import add_json, path
 from training.errors import ConfigError
 
@@ -102,6 +103,7 @@ def _serve(arguments: argparse.Namespace) -> dict[str, Any]:
     with listen(arguments.host, arguments.port) as bound:
         checkpoint = open_checkpoint(arguments.checkpoint, TOWERS)
         given = open_given(arguments.index, checkpoint)
+        answer_soon()  # of what lies on an object store, from here on pictures alone
         name, port = arguments.model_name or _name(arguments.checkpoint), bound.getsockname()[1]
         with (
             detector_of(checkpoint.detector, arguments.detector) as (detected, regions),

@@ -329,7 +329,7 @@ class _Embedding:
                 os.chdir(self._started_in)
             logging.basicConfig(level=logging.INFO, format="%(message)s")
             self._opened = self._job.open()
-        writer = IndexWriter.begin(Path(self._folder), self._about)
+        writer = IndexWriter.begin(Path(self._folder), self._about, self._job.since)
         committed = writer.parts()
         missing = [task for task in tasks if committed.get(task.part) != task.token]
         return write_parts(writer, *self._opened, missing, self._job.detector, lambda rows: None)

@@ -77,6 +77,7 @@ _FAILURES: dict[int | str, dict[str, Any]] = {
     421: {"model": ErrorAnswer, "description": "the server is not called by that name"},
     422: {"model": ErrorAnswer, "description": "never; wrong requests get 400"},
     429: {"model": ErrorAnswer, "description": "too many requests of one client"},
+    502: {"model": ErrorAnswer, "description": "an object store refuses a picture"},
     503: {"model": ErrorAnswer, "description": "too much to do; Retry-After says when to ask again"},
 }
 

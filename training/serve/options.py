@@ -22,8 +22,9 @@ class Options:
     body_mb, body_s: of a request's body, and the seconds in which it must have arrived. bodies_mb: of all bodies in
     memory. header_s: in which a request's headers must have arrived. connections: open at once.
     pixels: of a picture, by its header. texts: of one request. per_minute: requests of one client; None for any number.
-    drain_s: what is in flight at SIGTERM has so long to end. decoders, searchers: threads
-    that decode pictures, and that read indexes; waiting_searches: requests before them.
+    drain_s: what is in flight at SIGTERM has so long to end. decoders, searchers, fetchers: threads that decode
+    pictures, that read indexes, and that read stored pictures; waiting_searches: requests before each of the last two.
+    kept_mb: of pictures that came from an object store, in memory.
     """
 
     batch: int = 16
@@ -43,4 +44,6 @@ class Options:
     drain_s: float = 30.0
     waiting_searches: int = 128
     searchers: int = 2
+    fetchers: int = 4
+    kept_mb: int = 64
     decoders: int = field(default_factory=lambda: max(1, min(4, os.cpu_count() or 1)))

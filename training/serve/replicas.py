@@ -7,8 +7,11 @@ time is refused. Several such servers behind a load balancer may use one cluster
 
 Ray Serve's own HTTP proxy is off: what is asked of every request (data_specs/http_app.py) stays in one place.
 
-Limits: the checkpoint lies on a path that all machines see. Replicas listen for Serve's own calls on every interface of
-their machine; Ray's token keeps strangers out, so it must not be turned off (SECURITY.md).
+Each replica also opens a port for calls by gRPC, on every interface, whose requests it unpickles; Ray has no option for
+it. Calls go from actor to actor here, so nobody needs that port: it is bound to loopback (`_listen_on_loopback`).
+
+Limits: the checkpoint lies on a path that all machines see. With RAY_SERVE_USE_GRPC_BY_DEFAULT=1, which makes Serve
+call by gRPC, the port is left as Ray has it.
 """
 
 from __future__ import annotations
@@ -68,12 +71,26 @@ class Replica:
         from training.outputs.checkpoint import TOWERS, open_checkpoint
         from training.serve.towers import open_towers
 
+        _listen_on_loopback()
         torch.set_num_threads(threads)
         self._towers = open_towers(open_checkpoint(Path(checkpoint), TOWERS), engine, device, threads)
 
     def encode(self, kind: str, inputs: list[Any]) -> Features:
         """Unit rows [N, D] of pictures or of texts."""
         return self._towers.encode_images(inputs) if kind == "image" else self._towers.encode_texts(inputs)
+
+
+def _listen_on_loopback() -> None:
+    """Bind the port that Ray Serve opens for calls by gRPC, after the replica's __init__, to this machine alone."""
+    from ray.serve._private import constants, replica
+
+    if getattr(constants, "RAY_SERVE_USE_GRPC_BY_DEFAULT", False):
+        return
+    add_port = getattr(replica, "add_port_to_grpc_server", None)
+    if add_port is None:  # another Ray than 2.60
+        LOG.warning("this Ray's replicas listen on every interface; its token (RAY_AUTH_MODE) keeps strangers out")
+        return
+    vars(replica)["add_port_to_grpc_server"] = lambda server, _: add_port(server, "127.0.0.1:0")
 
 
 @contextmanager

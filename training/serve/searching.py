@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Response, UploadFile
@@ -24,11 +23,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from data_specs.search.index import IndexFault
 from data_specs.search.search import Filters, Hit, Query, Row, SearchIndex
-from training.data.transforms import UnreadableImage, decode
 from training.serve.embeddings import json_of
 from training.serve.galleries import Galleries, Gallery, Upload
 from training.serve.inputs import picture_of
-from training.serve.refusals import Refused, bad_request
+from training.serve.pictures import LARGEST_SIDE, Pictures, missing
+from training.serve.refusals import bad_request
 from training.serve.service import Service
 from training.serve.towers import Features
 
@@ -38,8 +37,6 @@ _Names = Annotated[list[Annotated[str, Field(max_length=1_000)]], Field(max_leng
 _Side = Annotated[int, Field(ge=0, le=1_000_000)]
 
 _CACHED = "private, max-age=300"
-_AS_STORED = ("image/jpeg", "image/png", "image/webp", "image/gif")
-_LARGEST_SIDE = 4096
 
 
 class FiltersRequest(BaseModel):
@@ -158,7 +155,7 @@ class DeletedAnswer(BaseModel):
 def routes(service: Service, galleries: Galleries) -> APIRouter:
     """The routes of this module."""
     router = APIRouter(tags=["search"])
-    pictures = _Pictures(service)
+    pictures = Pictures(service)
 
     @router.get("/collections", response_model=list[CollectionAnswer])
     async def collections() -> Response:
@@ -183,7 +180,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
     @router.post("/search", response_model=SearchAnswer)
     async def search(request: SearchRequest) -> Response:
         """A page of the samples that are nearest to the query."""
-        return json_of(await _search(service, galleries, request))
+        return json_of(await _search(service, galleries, pictures, request))
 
     @router.get("/collections/{name}/samples/{id:path}", response_model=HitAnswer)
     async def sample(name: str, id: str) -> Response:
@@ -191,7 +188,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         gallery = galleries.get(name)
         record = await service.searched(lambda: gallery.index.row(id))
         if record is None:
-            raise _missing(id)
+            raise missing(id)
         target: Modality = "image" if record.has_image else "text"
         return json_of(_hit(Hit(0, record, None, None, None, 0), target, gallery.name))
 
@@ -201,7 +198,7 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
         responses={200: {"content": {"image/jpeg": {}, "image/png": {}, "image/webp": {}, "image/gif": {}}}},
     )
     async def image(
-        name: str, id: str, side: Annotated[int | None, Parameter(ge=16, le=_LARGEST_SIDE)] = None
+        name: str, id: str, side: Annotated[int | None, Parameter(ge=16, le=LARGEST_SIDE)] = None
     ) -> Response:
         """The picture of a sample: as it is stored, or a JPEG of at most `side` pixels on its longer side."""
         content, kind = await pictures.of(galleries.get(name), id, side)
@@ -210,10 +207,10 @@ def routes(service: Service, galleries: Galleries) -> APIRouter:
     return router
 
 
-async def _search(service: Service, galleries: Galleries, request: SearchRequest) -> dict[str, Any]:
+async def _search(service: Service, galleries: Galleries, pictures: Pictures, request: SearchRequest) -> dict[str, Any]:
     began = time.perf_counter()
     gallery = await service.searched(lambda: galleries.get(request.collection))
-    vector_D, kind, seen = await _vector(service, gallery, request)
+    vector_D, kind, seen = await _vector(service, gallery, pictures, request)
     words = request.text if request.mode != "meaning" else ""
     filters = _filters(request.filters)
     query = Query(
@@ -241,7 +238,7 @@ def _found(index: SearchIndex, query: Query) -> Any:
 
 
 async def _vector(
-    service: Service, gallery: Gallery, request: SearchRequest
+    service: Service, gallery: Gallery, pictures: Pictures, request: SearchRequest
 ) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
     """What is searched by: a vector, of which modality, and the picture that it is of. Raises Refused."""
     given = [name for name in ("text", "image", "id") if getattr(request, name)]
@@ -253,7 +250,7 @@ async def _vector(
         content = picture_of(request.image, "image")
         return *await _of_picture(service, content, request.region), await _seen(service, content)
     if request.id:
-        return await _of_sample(service, gallery, request)
+        return await _of_sample(service, gallery, pictures, request)
     if request.text and request.mode != "words":
         return (await service.texts([request.text], "text")).first, "text", None
     return None, None, None
@@ -266,15 +263,15 @@ async def _of_picture(service: Service, content: bytes, region: Sequence[float] 
 
 
 async def _of_sample(
-    service: Service, gallery: Gallery, request: SearchRequest
+    service: Service, gallery: Gallery, pictures: Pictures, request: SearchRequest
 ) -> tuple[Features | None, Modality | None, dict[str, Any] | None]:
     record = await service.searched(lambda: gallery.index.row(request.id))
     if record is None:
-        raise _missing(request.id)
+        raise missing(request.id)
     boxes = {"width": record.width, "height": record.height, "boxes": [list(box) for box in record.boxes]}
     seen = boxes if record.has_image else None
     if request.region is not None:
-        content, _ = await service.searched(lambda: _stored(gallery.index, request.id))
+        content, _ = await pictures.stored(gallery.index, request.id)
         return *await _of_picture(service, content, request.region), seen
     kind: Modality = "image" if record.has_image else "text"
     return await service.searched(lambda: gallery.index.vector(request.id, kind)), kind, seen
@@ -335,56 +332,3 @@ def _described(gallery: Gallery) -> dict[str, Any]:
 
 def _is_text(file: UploadFile) -> bool:
     return (file.content_type or "").startswith("text/") or (file.filename or "").lower().endswith((".txt", ".tsv"))
-
-
-def _missing(id: str) -> Refused:
-    return Refused(404, "no_sample", f"there is no sample {id[:80]!r} in this collection", param="id")
-
-
-def _stored(index: SearchIndex, id: str) -> tuple[bytes, str]:
-    if index.row(id) is None:
-        raise _missing(id)
-    try:
-        return index.picture(id)
-    except IndexFault as e:
-        raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None
-
-
-class _Pictures:
-    """Stored pictures, as they are or smaller; the last ones that were made smaller are kept."""
-
-    def __init__(self, service: Service) -> None:
-        self._service = service
-        self._smaller = lru_cache(maxsize=512)(self._make)
-
-    async def of(self, gallery: Gallery, id: str, side: int | None) -> tuple[bytes, str]:
-        """(bytes, media type) of a sample's picture. Raises Refused."""
-        index = gallery.index
-        if side is not None:
-            return await self._service.searched(lambda: self._smaller(index, index.revision, id, side))
-        content, kind = await self._service.searched(lambda: _stored(index, id))
-        if kind in _AS_STORED:
-            return content, kind
-        return await self._service.searched(lambda: self._smaller(index, index.revision, id, _LARGEST_SIDE))
-
-    def _make(self, index: SearchIndex, revision: int, id: str, side: int) -> tuple[bytes, str]:
-        """A JPEG of at most `side` pixels; `revision` makes a takedown forget what is kept."""
-        content, _ = _stored(index, id)
-        try:
-            image = decode(content, self._service.options.pixels)
-        except UnreadableImage as e:
-            raise Refused(404, "no_picture", f"the picture of this sample cannot be read: {e}") from None
-        return _jpeg(image, side), "image/jpeg"
-
-
-def _jpeg(image: Any, side: int) -> bytes:
-    import simplejpeg
-    from torchvision.transforms.v2 import functional
-
-    height, width = image.shape[1:]
-    share = side / max(height, width)
-    if share < 1:
-        size = [max(1, round(height * share)), max(1, round(width * share))]
-        image = functional.resize(image, size, antialias=True)
-    pixels = image.permute(1, 2, 0).contiguous().numpy()
-    return bytes(simplejpeg.encode_jpeg(pixels, quality=85, colorspace="RGB"))

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -42,6 +43,26 @@ class Embedded:
         return row_D
 
 
+class _Bounded:
+    """Threads for one kind of work, and how much of it may wait for them."""
+
+    def __init__(self, kind: str, threads: int, most: int) -> None:
+        self.pool = ThreadPoolExecutor(threads, thread_name_prefix=f"wenlan-{kind}")
+        self._kind, self._most, self._waiting = kind, most, 0
+
+    @contextmanager
+    def place(self) -> Iterator[ThreadPoolExecutor]:
+        """The threads, for one piece of work. Raises Refused where too much waits."""
+        if self._waiting >= self._most:
+            text = f"{self._waiting} {self._kind} requests are waiting already; ask again later"
+            raise overloaded("queue_full", text, 2)
+        self._waiting += 1
+        try:
+            yield self.pool
+        finally:
+            self._waiting -= 1
+
+
 class Service:
     """A checkpoint that answers: its reader, its model thread, and the threads that decode."""
 
@@ -59,8 +80,8 @@ class Service:
         self.reader = Reader(checkpoint, options.pixels, boxes_of)
         self.model = Model(towers, options, self.metrics, threads)
         self._decoders = ThreadPoolExecutor(options.decoders, thread_name_prefix="wenlan-decode")
-        self._searchers = ThreadPoolExecutor(options.searchers, thread_name_prefix="wenlan-search")
-        self._searches = 0
+        self._searchers = _Bounded("search", options.searchers, options.waiting_searches)
+        self._fetchers = _Bounded("picture", options.fetchers, options.waiting_searches)
         self.metrics.watch(
             {"image": lambda: self.model.depth("image"), "text": lambda: self.model.depth("text")},
             lambda: self.model.state().alive,
@@ -79,7 +100,7 @@ class Service:
     def close(self) -> None:
         """End after the batch in hand."""
         self.model.stop()
-        for pool in (self._decoders, self._searchers):
+        for pool in (self._decoders, self._searchers.pool, self._fetchers.pool):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def in_thread(self, work: Callable[[], T]) -> T:
@@ -87,14 +108,14 @@ class Service:
         return await self._in_time(asyncio.get_running_loop().run_in_executor(self._decoders, work))
 
     async def searched(self, work: Callable[[], T]) -> T:
-        """The same in a thread that reads indexes and pictures. Raises Refused, also where too many wait for one."""
-        if self._searches >= self.options.waiting_searches:
-            raise overloaded("queue_full", f"{self._searches} searches are waiting already; ask again later", 2)
-        self._searches += 1
-        try:
-            return await self._in_time(asyncio.get_running_loop().run_in_executor(self._searchers, work))
-        finally:
-            self._searches -= 1
+        """The same in a thread that reads indexes. Raises Refused, also where too many wait for one."""
+        with self._searchers.place() as pool:
+            return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work))
+
+    async def fetched(self, work: Callable[[], T]) -> T:
+        """The same in a thread that reads stored pictures: a slow disk or object store delays no search."""
+        with self._fetchers.place() as pool:
+            return await self._in_time(asyncio.get_running_loop().run_in_executor(pool, work))
 
     async def texts(self, texts: Sequence[str], param: str = "input") -> Embedded:
         """Features of texts. Raises Refused."""

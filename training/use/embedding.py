@@ -19,6 +19,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,7 +34,7 @@ from training.data.transforms import UnreadableImage
 from training.records import Batch
 from training.use.detector import Detector, InEachProcess
 from training.use.load import Boxes, Loaded, Opened
-from training.use.sources import Entry, Source, Unit
+from training.use.sources import Entry, MixedSource, Source, Unit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -194,6 +195,11 @@ def embed_units(
     listed = list(units)
     if not listed:
         return
+    if isinstance(source, MixedSource):
+        for own, of_own in groupby(map(source.of, listed), key=lambda pair: pair[0]):
+            for part in embed_units(loaded, own, [u for _, u in of_own], detector, workers=workers, done=done):
+                yield _among_others(part, source)
+        return
     count = workers_for(loaded) if workers is None else workers
     running = InEachProcess(detector) if detector is not None and source.has_images else None
     reader, most = _Reader(loaded, source, running), _rows_at_once(loaded, source)
@@ -210,6 +216,18 @@ def embed_units(
         made.close()  # type: ignore[attr-defined]  # the worker processes end, and then their detectors
         if running is not None:
             running.close()
+
+
+def _among_others(part: Part, source: Source) -> Part:
+    """A part of one source among rows of others, which have vectors that its own rows have not."""
+    vectors = {"image": part.image_ND, "text": part.text_ND}
+    [shape] = {own.shape for own in vectors.values() if own is not None}
+    rows = part.rows
+    for name, own in vectors.items():
+        if getattr(source, f"has_{name}s"):
+            rows = rows.append_column(f"has_{name}", pa.array(np.full(len(rows), own is not None)))
+            vectors[name] = np.zeros(shape, np.float32) if own is None else own
+    return replace(part, rows=rows, image_ND=vectors["image"], text_ND=vectors["text"])
 
 
 def workers_for(loaded: Loaded) -> int:

@@ -31,9 +31,9 @@ import numpy as np
 import pyarrow as pa
 
 from data_specs.search import folder as index_folder
-from data_specs.search.folder import About, Background, Towers
+from data_specs.search.folder import About, Background, TakenDown, Towers
 from data_specs.search.index import IndexWriter
-from data_specs.search.removal import remove
+from data_specs.search.removal import leave_out
 from data_specs.search.rows import ROWS
 from data_specs.shard import SPLITS, Split
 from training.data.index import default_cache
@@ -46,7 +46,7 @@ from training.use.dataset_source import DatasetSource
 from training.use.detector import Detector, choose
 from training.use.embedding import Done, Part, embed_units
 from training.use.load import Loaded, load
-from training.use.sources import PictureSource, RowSource, Source, TextSource, Unit, digest, unit_rows
+from training.use.sources import MixedSource, PictureSource, RowSource, Source, TextSource, Unit, digest, unit_rows
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -59,7 +59,8 @@ QUERIES = "queries"
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What is to be embedded: one of data, images, jsonl and texts. Plain values, which cross processes."""
+    """What is to be embedded: one of data, images, jsonl and texts, or images and texts. Plain values, which cross
+    processes."""
 
     data: tuple[str, ...] = ()
     splits: tuple[Split, ...] = SPLITS
@@ -76,11 +77,14 @@ class Inputs:
         """The rows. detector: whose regions of `data` are used where it has them. Raises ContractError, InputError."""
         if self.data:
             return DatasetSource(self.data, self.splits, detector, Path(self.cache) if self.cache else None)
+        if self.jsonl:
+            return RowSource(Path(self.jsonl), self.text_kind)
+        sources: list[Source] = []
         if self.images:
-            return PictureSource(self.images, Path(self.regions) if self.regions else None)
-        return (
-            RowSource(Path(self.jsonl), self.text_kind) if self.jsonl else TextSource(Path(self.texts), self.distinct)
-        )
+            sources.append(PictureSource(self.images, Path(self.regions) if self.regions else None))
+        if self.texts:
+            sources.append(TextSource(Path(self.texts), self.distinct))
+        return sources[0] if len(sources) == 1 else MixedSource(sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,8 @@ class Job:
     device: str
     rows: int = 0
     """Rows of a unit at most."""
+    since: str = ""
+    """The last takedown of the index that there was before the input was opened."""
 
     def open(self) -> tuple[Loaded, Source, list[Unit]]:
         """The checkpoint on its device, the input, and all of its units."""
@@ -139,16 +145,37 @@ def embed_index(
     """Write or go on with an index of an input; counts as JSON values.
 
     detector: `grid`, a detector's name or a spec, instead of the checkpoint's. rows: of a part at most, 0 for what
-    suits the size of the input. onnx: the towers go into the folder too. run: makes the parts elsewhere. Raises
+    suits the size of the input. onnx: the towers go into the folder too. run: makes the parts elsewhere. After a
+    takedown of the index the input is opened again, and what is not made yet is made of it as it is then. Raises
     IndexFault where another index is there.
     """
+    while True:
+        try:
+            return _embedded(checkpoint, inputs, folder, detector, device, rows, regions_cache, onnx, run)
+        except TakenDown:
+            LOG.warning("a takedown has changed %s meanwhile: its input is read again", folder)
+
+
+def _embedded(
+    checkpoint: Path,
+    inputs: Inputs,
+    folder: Path,
+    detector: str,
+    device: str,
+    rows: int,
+    regions_cache: Path | None,
+    onnx: bool,
+    run: Run | None,
+) -> dict[str, Any]:
+    """`embed_index`, of the input as it is now. Raises TakenDown."""
+    since = index_folder.takedowns(folder)
     loaded, source, job = _opened(checkpoint, inputs, detector, device, regions_cache)
-    job = replace(job, rows=rows or unit_rows(len(source)))
+    job = replace(job, rows=rows or unit_rows(len(source)), since=since)
     about = _about(loaded, source, job)
     units = source.units(job.rows)
     with alone(folder):
         removed = _remove_missing(folder, about, source, units)
-        writer = IndexWriter.begin(folder, about)
+        writer = IndexWriter.begin(folder, about, since)
         tasks, kept = _plan(writer, source, units)
         total = sum(task.count for task in tasks)
         if kept:
@@ -160,7 +187,7 @@ def embed_index(
                 unreadable = write_parts(writer, loaded, source, units, tasks, job.detector, progress.add)
         lost = {task.part for task in tasks} - writer.done()
         if lost:
-            raise RunError(str(folder), "a takedown rewrote the index meanwhile; run the same command again")
+            raise TakenDown(f"{folder}: a takedown has taken parts that were made")
         writer.finish()
         if onnx:
             from training.use.export import write_onnx
@@ -249,9 +276,10 @@ def _opened(
         detector, said = choose(trained, given, cache)
         boxes = GRID if detector is None else detector.id
         LOG.info("boxes of pictures that come without: %s", said)
-    repeated = source.repeated if isinstance(source, TextSource) else 0
-    if repeated:
-        LOG.info("%s lines of %s stand there before, and are embedded once", f"{repeated:,}", source.name)
+    for texts in source.sources if isinstance(source, MixedSource) else (source,):
+        if isinstance(texts, TextSource) and texts.repeated:
+            said = "%s lines of %s stand there before, and are embedded once"
+            LOG.info(said, f"{texts.repeated:,}", texts.name)
     return loaded, source, Job(str(loaded.checkpoint.folder), inputs, given or trained, detector, boxes, device)
 
 
@@ -309,7 +337,7 @@ def _remove_missing(folder: Path, about: About, source: Source, units: Sequence[
         return 0
     LOG.info("%s rows are in the input no more, and leave the index", f"{len(going):,}")
     gone = pa.array(going, pa.string())
-    remove(folder, lambda rows: _is_in(rows, gone))
+    leave_out(folder, lambda rows: _is_in(rows, gone))
     return len(going)
 
 

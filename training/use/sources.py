@@ -3,6 +3,7 @@
     PictureSource    picture files
     RowSource        a file of released rows (training/data/released_rows.py)
     TextSource       a file of texts, one per line
+    MixedSource      picture files and a file of texts, which do not belong together
     DatasetSource    manifests and plain tars (training/use/dataset_source.py)
 
 A unit is a run of rows that is embedded, and committed, as one. Its token is a digest of what it is made of, so that a
@@ -148,6 +149,45 @@ class PictureSource(Source):
 
     def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
         return [(self.files[row], stamp(_sha256(self.files[row]), "")) for row in rows]
+
+
+class MixedSource(Source):
+    """Rows of several sources that have pictures or texts, one source after the other: none of their rows has both."""
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.sources = tuple(sources)
+        self.has_images, self.has_texts = (any(getattr(own, f"has_{m}s") for own in sources) for m in ("image", "text"))
+        self.name = ", ".join(own.name for own in sources)
+        self.origins = tuple(origin for own in sources for origin in own.origins)
+        self._firsts = np.cumsum([0, *map(len, sources)])
+
+    def __len__(self) -> int:
+        return int(self._firsts[-1])
+
+    def of(self, unit: Unit) -> tuple[Source, Unit]:
+        """The source of a unit, and the unit as that source numbers its rows."""
+        at = int(np.searchsorted(self._firsts, unit.rows[0], side="right")) - 1
+        first = int(self._firsts[at])
+        return self.sources[at], Unit(unit.token, [row - first for row in unit.rows])
+
+    def units(self, rows: int) -> list[Unit]:
+        return [
+            Unit(unit.token, range(first + unit.rows[0], first + unit.rows[-1] + 1))
+            for own, first in zip(self.sources, self._firsts.tolist(), strict=False)
+            for unit in own.units(rows)
+        ]
+
+    def entries(self, rows: Sequence[int]) -> list[Entry]:
+        source, unit = self.of(Unit("", rows))
+        return source.entries(unit.rows)
+
+    def table(self, rows: Sequence[int]) -> pa.Table:
+        source, unit = self.of(Unit("", rows))
+        return source.table(unit.rows)
+
+    def stamps(self, rows: Sequence[int]) -> list[tuple[str, str]]:
+        source, unit = self.of(Unit("", rows))
+        return source.stamps(unit.rows)
 
 
 class _Lines(Source):

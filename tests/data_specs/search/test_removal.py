@@ -18,8 +18,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_specs.search import index as index_module
 from data_specs.search import removal
-from data_specs.search.folder import IndexFault, read_index, sole_owner
+from data_specs.search.folder import IndexFault, TakenDown, read_index, sole_owner, takedowns
 from data_specs.search.index import IndexWriter
 from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
@@ -211,6 +212,7 @@ def test_parts_that_wait_to_be_added_are_embedded_again_without_what_goes(tmp_pa
     remove(folder, of("id-00001", "id-00009"))
     assert writer.done() == {0, 1}
     assert not [name for name, data in contents(folder).items() if b"id-00009" in data or b"id-00001" in data]
+    writer = IndexWriter.begin(folder, about)
     writer.add(2, table([whole[n] for n in (8, 10, 11)]), vectors[[8, 10, 11]], None)
     writer.finish()
     index = SearchIndex.open(folder)
@@ -218,6 +220,52 @@ def test_parts_that_wait_to_be_added_are_embedded_again_without_what_goes(tmp_pa
         row["id"] for n, row in enumerate(whole) if n not in (1, 9)
     ]
     assert index.revision == 2
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "grows"])
+@pytest.mark.parametrize("moment", ["before", "in it", "behind it", "finish"])
+def test_what_was_read_before_a_takedown_comes_into_no_index(
+    tmp_path: Path, moment: str, first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A part is in flight while rows of it are taken down, of an index that grows or is written for the first time."""
+    vectors, whole, folder = random_units(8, 8), rows(8), tmp_path / "i"
+    about = read_index(make(tmp_path / "other", whole[:4], vectors[:4])).about
+    if not first:
+        make(folder, whole[:4], vectors[:4])
+    writer = IndexWriter.begin(folder, about, takedowns(folder))
+    if first:
+        writer.add(0, table(whole[:4]), vectors[:4], None)
+
+    def take(result: Any = None) -> Any:
+        remove(folder, of("id-00001", "id-00005"))
+        return result
+
+    own = {"in it": "write_part", "behind it": "write_file"}.get(moment)
+    if own is not None:
+        before = getattr(index_module, own)
+        monkeypatch.setattr(index_module, own, lambda *given: take(before(*given)))
+    elif moment == "before":
+        take()
+    if moment == "finish":
+        writer.add(1, table(whole[4:]), vectors[4:], None)
+        take()
+    else:
+        with pytest.raises(TakenDown, match="run the same command again"):
+            writer.add(1, table(whole[4:]), vectors[4:], None)
+    monkeypatch.undo()
+    with pytest.raises(TakenDown):
+        writer.finish()
+    said = contents(folder)
+    assert not [name for name, data in said.items() if b"id-00001" in data or b"id-00005" in data]
+    assert vectors[5].astype(np.float16).tobytes() not in b"".join(said.values())
+
+    writer, stay = IndexWriter.begin(folder, about), [0, 2, 3]
+    if first:
+        writer.add(0, table([whole[n] for n in stay]), vectors[stay], None)
+    writer.add(1, table([whole[n] for n in (4, 6, 7)]), vectors[[4, 6, 7]], None)
+    writer.finish()
+    found = SearchIndex.open(folder).search(Query(limit=20, copies=True)).hits
+    assert [hit.id for hit in found] == [row["id"] for n, row in enumerate(whole) if n not in (1, 5)]
 
 
 def test_two_takedowns_do_not_rewrite_one_index(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.partitions import Record
 from pipeline.studio.catalog import Catalog, variants
 from pipeline.studio.facets import Filters
 from pipeline.studio.prepared import Preparation
@@ -61,6 +62,21 @@ def test_counts_of_facets_are_those_of_the_decisions(catalog: Catalog, truth: pd
     of_table = truth[truth.source == "table"]
     assert dict(counts.facets["reason"]) == of_table.reason.value_counts().to_dict(), "its own choice does not count"
     assert len(catalog.positions(chosen, 0, 100)) == len(by_hand)
+
+
+def test_the_first_counts_read_no_decision_and_those_of_older_records_are_the_same(
+    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogs = [Catalog(Frames.open(built.out, STAGES), tmp_path / name) for name in ("new", "old")]
+    chosen = Filters({"source": ("table",), "fate": ("dropped",)})
+    with monkeypatch.context() as patch:
+        patch.delattr(Catalog, "query")
+        counted = [catalogs[0].counts(filters) for filters in (Filters(), chosen)]
+        assert catalogs[0].positions(Filters(), 0, 60)
+    monkeypatch.setattr(Record, "fates", None)
+    assert [catalogs[1].counts(filters) for filters in (Filters(), chosen)] == counted
+    for catalog in catalogs:
+        catalog.close()
 
 
 def test_pages_of_a_listing_do_not_overlap(catalog: Catalog, truth: pd.DataFrame) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pipeline.filters import pixel_filters
 from pipeline.records import SCORE_SCHEMA
 from pipeline.stages import STAGES
-from pipeline.store.build import Build
+from pipeline.store.build import STUDIO, Build
 from pipeline.store.frames import Frames
 from pipeline.studio import prepared
 from pipeline.studio.catalog import Catalog
@@ -62,7 +62,7 @@ def test_facets_that_need_the_index_count_what_they_choose(built: Build, studio_
 
 def test_it_is_kept_and_found_again_and_an_older_one_goes(own: Callable[..., Build], studio_of: StudioOf) -> None:
     build = own()
-    folder = Path(build.out) / prepared.FOLDER
+    folder = Path(build.out) / STUDIO
     first = studio_of(build.out)
     assert first.opened.preparation.seconds > 0
     [name] = [path.name for path in folder.glob("*.duckdb")]
@@ -81,7 +81,7 @@ def test_it_is_kept_and_found_again_and_an_older_one_goes(own: Callable[..., Bui
 def test_a_damaged_index_is_made_again(own: Callable[..., Build], studio_of: StudioOf) -> None:
     build = own()
     studio_of(build.out).close()
-    [path] = (Path(build.out) / prepared.FOLDER).glob("*.duckdb")
+    [path] = (Path(build.out) / STUDIO).glob("*.duckdb")
     path.write_bytes(b"no database")
     assert studio_of(build.out).opened.catalog.ready
 
@@ -109,7 +109,7 @@ def test_the_index_holds_neither_text_nor_address(own: Callable[..., Build], stu
     values = {value for (value,) in catalog.query("SELECT value FROM index.codes")}
     assert {"pages", "table", "near_image", "caption", "train", "kept"} < values
     assert all(len(value) < 40 for value in values), "names of sources and reasons"
-    data = b"".join(path.read_bytes() for path in (Path(build.out) / prepared.FOLDER).glob("*.duckdb"))
+    data = b"".join(path.read_bytes() for path in (Path(build.out) / STUDIO).glob("*.duckdb"))
     assert "小猫".encode() not in data
     assert b"example/" not in data
 

@@ -87,11 +87,16 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
 
 def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(builds: list[Build], synthetic: Any) -> None:
     old, new = builds
+    for build in builds:
+        (Path(build.out) / "studio").mkdir()
+        for name in ("index-0123456789abcdef.duckdb", ".01234567.duckdb.wal", "views.json"):
+            (Path(build.out) / "studio" / name).write_bytes(b"{}")
     whole = files(new.out)
     collected = collect(builds, keep=1)
     assert collected["bytes"] > 10_000
+    assert [path.name for path in (Path(old.out) / "studio").iterdir()] == ["views.json"]
     assert {path.name for path in Path(old.out).iterdir() if path.name != "_lock"} == {
-        "build.json", "captures", "releases.json", "report", "shards"
+        "build.json", "captures", "releases.json", "report", "shards", "studio"
     }  # fmt: skip
     assert verify(Path(old.out)) == []
     assert files(new.out) == whole

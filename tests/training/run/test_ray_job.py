@@ -3,10 +3,18 @@ test_cli."""
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -16,9 +24,10 @@ from training.run.launch import Leave
 
 pytest.importorskip("ray.train")
 
-from data_specs.search.folder import read_index
-from data_specs.shard import ContractError
-from training.run.ray_job import Preemption, embed_on_ray, fit_on_ray, parse_workers
+from tests.places import ROOT
+from tests.processes import QUIET, descendants, wait_until
+from tests.s3_server import free_port
+from training.run.ray_job import Preemption, fit_on_ray, parse_workers
 from training.use.indexing import Inputs, embed_index
 
 
@@ -50,84 +59,112 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
 
 # --- embedding
 
+RAY = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a-token-of-this-test-alone-0123456789"}
+
+
+@dataclass(frozen=True)
+class Raylets:
+    """A Ray of two raylets with a CPU each, by `ray start`, that knows nothing of this process. nodes: their ids."""
+
+    address: str
+    nodes: tuple[int, ...]
+
+    def embed(self, *words: object) -> subprocess.Popen[str]:
+        """The command, as it is started on a machine of such a cluster."""
+        every = [sys.executable, "-m", "training", "embed", *map(str, words), "--json"]
+        every += ["--workers", "2", "--address", self.address]
+        return subprocess.Popen(every, cwd=ROOT, env=environment(), stdout=-1, stderr=-1, text=True)
+
+    def actors(self, node: int) -> list[int]:
+        """Processes of a node that embed."""
+        return [p for p, title in descendants(self.nodes[node]).items() if title.startswith(b"ray::_Embedding")]
+
+
+def environment() -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return {**own, **QUIET, **RAY, "PYTHONPATH": str(ROOT)}
+
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
-    """An embedded Ray of two CPUs, whose workers import this checkout."""
-    import ray
+def raylets() -> Iterator[Raylets]:
+    folder = Path(tempfile.mkdtemp(prefix="wr"))  # short: a socket's path holds 107 bytes
+    port, *free = (free_port() for _ in range(7))
+    head = ["--head", "--port", str(port), "--include-dashboard", "false", "--temp-dir", str(folder)]
+    started: list[subprocess.Popen[bytes]] = []
+    try:
+        for number, words in enumerate((head, ["--address", f"127.0.0.1:{port}"])):
+            names = ("dashboard-agent-listen-port", "metrics-export-port", "runtime-env-agent-port")
+            own = [f"--{name}={free[3 * number + at]}" for at, name in enumerate(names)]
+            own += ["--min-worker-port=0", "--max-worker-port=0", "--object-store-memory=80000000"]
+            own += ["--node-ip-address=127.0.0.1", "--num-cpus=1", "--num-gpus=0", "--block", "--disable-usage-stats"]
+            log = folder / f"{number}.log"
+            with log.open("wb") as out:
+                program = [str(Path(sys.executable).with_name("ray")), "start", *words, *own]
+                started.append(subprocess.Popen(program, env=environment(), stdout=out, stderr=out))
+            process = started[-1]
+            wait_until(lambda: b"Ray runtime started" in log.read_bytes() or process.poll() is not None, "a raylet")  # noqa: B023
+            assert process.poll() is None, log.read_text()[-2000:]
+        yield Raylets(f"127.0.0.1:{port}", tuple(process.pid for process in started))
+    finally:
+        below = [pid for process in started[::-1] for pid in (*descendants(process.pid), process.pid)]
+        for pid in below:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for process in started:
+            process.wait(30)
+        wait_until(lambda: not [pid for pid in below if Path(f"/proc/{pid}").exists()], "the end of Ray")
+        shutil.rmtree(folder, ignore_errors=True)
 
-    from data_specs.loopback import on_loopback
 
-    root = str(Path(__file__).parents[3])
-    with on_loopback():
-        ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
-    yield ray
-    ray.shutdown()
-
-
-def vectors_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "img_emb").iterdir()}
-
-
-@pytest.mark.slow
-def test_an_embedding_on_two_actors_leaves_what_one_process_leaves(
-    cluster: Any, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
-) -> None:
-    manifest = make_shards(train=(9, 7), val=(3,), damage={4: b"\xff\xd8junk"})
-    inputs, told = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache")), list[int]()
-    alone = embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "alone", rows=3)
-    run = embed_on_ray(2)
-
-    def counted(job: Any, folder: Path, about: Any, tasks: Sequence[Any], done: Callable[[int], None]) -> int:
-        return run(job, folder, about, tasks, lambda rows: (told.append(rows), done(rows))[1])  # type: ignore[func-returns-value]
-
-    on_ray = embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "ray", rows=3, run=counted)
-    assert {**on_ray, "out": ""} == {**alone, "out": ""}
-    assert (on_ray["rows"], on_ray["unreadable"], sum(told)) == (18, 1, 19)
-    assert vectors_of(tmp_path / "ray") == vectors_of(tmp_path / "alone")
-    assert read_index(tmp_path / "ray") == read_index(tmp_path / "alone")
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.mark.slow
-def test_what_a_lost_actor_had_not_committed_goes_to_another(
-    cluster: Any,
-    checkpoint_with_moved_keys: Path,
-    make_shards: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_an_embedding_on_a_cluster_that_loses_a_worker_leaves_what_one_process_leaves(
+    raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
-    from training.run import ray_job
+    manifest = make_shards(train=(30, 27), val=(3,), damage={4: b"\xff\xd8junk"})
+    inputs, cache = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache")), tmp_path / "cache"
+    embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "alone", rows=1)
+    records = tmp_path / "ray/_writing"
 
-    flag = tmp_path / "died"
+    def committed() -> dict[str, int]:
+        """When each part was committed."""
+        found = {}
+        for path in records.glob("part-*.json"):
+            with contextlib.suppress(FileNotFoundError):  # finished meanwhile
+                found[path.name] = path.stat().st_mtime_ns
+        return found
 
-    class Dying(ray_job._Embedding):
-        def embed(self, tasks: Sequence[Any]) -> int:
-            try:
-                flag.touch(exist_ok=False)
-            except FileExistsError:
-                return super().embed(tasks)
-            super().embed(tasks[:1])
-            os._exit(1)
-
-    monkeypatch.setattr(ray_job, "_Embedding", Dying)
-    manifest = make_shards(train=(12,))
-    inputs = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache"))
-    written = embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "i", rows=2, run=embed_on_ray(1))
-    assert (written["rows"], written["parts"], flag.exists()) == (12, 6, True)
+    words = ("--data", manifest, "--index", tmp_path / "ray", "--cache", cache, "--part-rows", 1)
+    process = raylets.embed(checkpoint_with_moved_keys, *words)
+    wait_until(lambda: bool(raylets.actors(1)) or process.poll() is not None, "an actor on the second node")
+    actors = raylets.actors(1)
+    wait_until(lambda: bool(committed()) or process.poll() is not None, "a part")
+    assert process.poll() is None, process.communicate()
+    os.kill(actors[0], signal.SIGKILL)
+    before = committed()
+    seen = dict(before)
+    wait_until(lambda: (seen.update(committed()), process.poll())[1] is not None, "the end")  # type: ignore[func-returns-value]
+    out, said = process.communicate()
+    assert process.returncode == 0, said
+    assert 0 < len(before) < 60, "it was killed in the middle"
+    assert before.items() <= seen.items(), "what was committed was not made again"
+    written = json.loads(out.splitlines()[-1])
+    assert {name: written[name] for name in ("rows", "parts", "revision")} == {"rows": 59, "parts": 59, "revision": 0}
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "alone")
 
 
 @pytest.mark.slow
 def test_an_error_of_ours_on_an_actor_is_the_same_line_here(
-    cluster: Any, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
+    raylets: Raylets, checkpoint_with_moved_keys: Path, make_shards: Callable[..., Path], tmp_path: Path
 ) -> None:
     manifest = make_shards(train=(4,))
     tar = manifest.parent / "train-000000.tar"
-    whole = tar.read_bytes()
-
-    def cut(job: Any, folder: Path, about: Any, tasks: Sequence[Any], done: Callable[[int], None]) -> int:
-        tar.write_bytes(whole[:2048])
-        return embed_on_ray(1)(job, folder, about, tasks, done)
-
-    inputs = Inputs(data=(str(manifest),), cache=str(tmp_path / "cache"))
-    with pytest.raises(ContractError, match=r"^[^\n]*train-000000.tar: [^\n]*$"):
-        embed_index(checkpoint_with_moved_keys, inputs, tmp_path / "i", run=cut)
+    tar.write_bytes(tar.read_bytes()[:2048])
+    process = raylets.embed(checkpoint_with_moved_keys, "--data", manifest, "--index", tmp_path / "i")
+    out, said = process.communicate()
+    assert process.returncode == 1, said
+    assert re.fullmatch(r"[^\n]*train-000000.tar: [^\n]*", json.loads(out.splitlines()[-1])["error"])
+    assert [line for line in said.splitlines() if line.startswith("wenlan-train: ")], said

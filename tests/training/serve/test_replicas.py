@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from tests.processes import QUIET, descendants, wait_until
@@ -33,6 +35,17 @@ def replicas(server: Server) -> list[int]:
     return [pid for pid, title in descendants(server.process.pid).items() if title.startswith(b"ray::ServeReplica")]
 
 
+def listening(server: Server) -> dict[str, set[str]]:
+    """By its title the addresses on which each process of the server listens."""
+    assert server.process is not None
+    found: dict[str, set[str]] = {}
+    for pid, title in {server.process.pid: b"server", **descendants(server.process.pid)}.items():
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            ports = psutil.Process(pid).net_connections("inet")
+            found.setdefault(title.decode(), set()).update(c.laddr.ip for c in ports if c.status == psutil.CONN_LISTEN)
+    return found
+
+
 def rows(server: Server, **body: Any) -> Any:
     answer = server.embeddings(**body)
     assert answer.status_code == 200, answer.text
@@ -45,6 +58,13 @@ def test_two_replicas_answer_as_one_process_does(served: Server, server: Server)
     for body in ({"input": TEXTS}, {"input": uris, "modality": "image"}):
         np.testing.assert_allclose(rows(served, **body), rows(server, **body), atol=1e-6)
     assert served.get("/health").json()["status"] == "ok"
+
+
+def test_neither_the_server_nor_a_replica_listens_beyond_this_machine(served: Server) -> None:
+    """Serve unpickles what comes to a replica's port: whoever reaches it runs commands as its user."""
+    found = listening(served)
+    assert sum(title.startswith("ray::ServeReplica") and bool(ips) for title, ips in found.items()) >= 1, found
+    assert set().union(*found.values()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}, found
 
 
 def test_a_replica_that_is_killed_costs_no_answer_and_another_takes_its_place(served: Server) -> None:

@@ -19,11 +19,16 @@ import pytest
 from PIL import Image
 
 from data_specs.search.folder import IndexFault, read_index
+from data_specs.search.index import IndexWriter
+from data_specs.search.removal import remove
 from data_specs.search.search import Query, SearchIndex
 from data_specs.shard import ContractError
 from tests.places import ROOT
 from tests.processes import wait_until
+from tests.training.conftest import picture as drawn
+from tests.training.conftest import sample, write_manifest, write_shard
 from training import cli
+from training.use.embedding import embed_units
 from training.use.encode import open_encoder
 from training.use.indexing import Inputs, embed_index, embed_parquet
 from training.use.load import load
@@ -140,6 +145,35 @@ def test_every_way_in_gives_the_same_vectors(
         table = pq.read_table(tmp_path / f"{out}.parquet")
         assert "caption" in table.column_names
         np.testing.assert_allclose(np.array(table["image_features"].to_pylist()), expected, atol=1e-3)
+
+
+def test_pictures_and_texts_in_one_index_are_found_by_each_other_and_by_their_like(
+    checkpoint: Path, tmp_path: Path, run: Run
+) -> None:
+    folder = pictures(tmp_path / "p", range(5))
+    (tmp_path / "t.txt").write_text("红船\t旧题\n山\n白云\n山\n", encoding="utf-8")
+    words = (checkpoint, "--images", folder, "--texts", tmp_path / "t.txt", "--index", tmp_path / "i")
+    code, written, said = run(*words, "--part-rows", 2)
+    assert (code, written["rows"], written["parts"]) == (0, 8, 5)
+    assert "1 lines of t.txt stand there before" in said
+    index, encoder = SearchIndex.open(tmp_path / "i"), open_encoder(checkpoint, "cpu")
+    assert (index.about.images, index.about.texts, index.counts()) == (True, True, {"image": 5, "text": 3})
+    name = str(folder / "0003.png")
+    [image_D], [text_D] = encoder.encode_image([Path(name).read_bytes()]), encoder.encode_text(["山"])
+    found = {
+        (by, target): [hit.id if target == "image" else hit.caption for hit in index.search(query).hits]
+        for by, vector_D in (("image", image_D), ("text", text_D))
+        for target in ("image", "text")
+        if (query := Query(vector_D, target=target, limit=9))  # type: ignore[arg-type]
+    }
+    assert {key: len(hits) for key, hits in found.items()} == {k: 5 if k[1] == "image" else 3 for k in found}
+    assert (found["image", "image"][0], found["text", "text"][0]) == (name, "山")
+    before = bytes_of(tmp_path / "i")
+    assert run(*words, "--part-rows", 2)[1]["embedded"] == 0
+    assert bytes_of(tmp_path / "i") == before
+    (tmp_path / "t.txt").write_text("红船\t旧题\n山\n白云\n海\n", encoding="utf-8")
+    grown = run(*words, "--part-rows", 2)[1]
+    assert (grown["embedded"], grown["removed"], grown["rows"]) == (1, 0, 9)
 
 
 def test_texts_in_parquet_are_line_by_line(checkpoint: Path, tmp_path: Path, run: Run) -> None:
@@ -396,6 +430,51 @@ def test_rows_that_a_takedown_removed_do_not_come_back_while_the_input_is_as_it_
     )
 
 
+def test_a_takedown_while_an_index_grows_leaves_nothing_of_it_in_the_finished_one(
+    checkpoint: Path, make_shards: MakeShards, tmp_path: Path
+) -> None:
+    """The shards and the index lose a sample that the running command has read already."""
+    data, index = tmp_path / "data", tmp_path / "i"
+    make_shards(train=(3,)).parent.rename(data)
+    inputs = Inputs(data=(str(data),), cache=str(tmp_path / "cache"))
+    embed_index(checkpoint, inputs, index, rows=3)
+    shutil.rmtree(data)
+    make_shards(train=(3, 4, 2)).parent.rename(data)
+    forgotten, runs = sample(5, "train").key, list[list[int]]()
+
+    def forget() -> None:
+        shutil.rmtree(data)
+        shards = [write_shard(data_of(n), "train", n, *of(numbers), None) for n, numbers in enumerate(LEFT)]
+        write_manifest(data, shards)
+        remove(index, lambda rows: np.isin(rows["id"].to_pylist(), [forgotten]))
+
+    def data_of(number: int) -> Path:
+        data.mkdir(exist_ok=True)
+        return data
+
+    def of(numbers: Sequence[int]) -> tuple[list[Any], list[bytes]]:
+        return [sample(n, "train") for n in numbers], [drawn(n) for n in numbers]
+
+    def disturbed(job: Any, folder: Path, about: Any, tasks: Any, done: Any) -> int:
+        loaded, source, units = job.open()
+        writer, first = IndexWriter.begin(folder, about, job.since), not runs
+        runs.append([task.part for task in tasks])
+        parts = embed_units(loaded, source, [task.of(units) for task in tasks], None, done=done)
+        for task, part in zip(tasks, list(parts), strict=True):
+            writer.add(task.part, part.rows, part.image_ND, part.text_ND, task.token)
+            if first and task is tasks[0]:
+                forget()
+        return 0
+
+    LEFT = ([0, 1, 2], [3, 4, 6], [7, 8])
+    embed_index(checkpoint, inputs, index, rows=2, run=disturbed)
+    assert len(runs) == 2
+    assert not [name for name, content in bytes_of(index).items() if forgotten.encode() in content]
+    embed_index(checkpoint, inputs, tmp_path / "anew", rows=2)
+    assert rows_of(index).keys() == rows_of(tmp_path / "anew").keys()
+    assert len(rows_of(index)) == 8
+
+
 def test_nothing_that_can_be_read_is_one_line_and_no_index(checkpoint: Path, tmp_path: Path, run: Run) -> None:
     (tmp_path / "x.jpg").write_bytes(b"junk")
     code, answer, _ = run(checkpoint, "--images", tmp_path / "x.jpg", "--index", tmp_path / "i")
@@ -422,7 +501,7 @@ def test_a_tar_that_is_cut_ends_the_work_and_names_it(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--texts", "t", "--index", "i", "--images", "a.jpg"], "are two files, or two indexes"),
+        (["--texts", "t", "--out", "o.parquet", "--images", "a.jpg"], "texts into two files, or --index"),
         (["--texts", "t"], "give --out FILE for the features as a file, or --index DIR"),
         (["--texts", "t", "--index", "i", "--out", "o"], "give --out FILE"),
         (["--texts", "t", "--out", "o", "--onnx"], "--onnx: goes with --index"),

@@ -20,6 +20,31 @@ const isText = (file) => file.type.startsWith("text/") || /\.(txt|tsv)$/i.test(f
 /** Whether files are more than one picture to search with. */
 export const areMany = (files) => files.length > 1 || (files.length === 1 && isText(files[0]));
 
+/** [files, folder]: what was dropped, of a folder all that lies below it, and its name. Begins within the event. */
+export async function dropped(transfer) {
+  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const folder = entries.find((entry) => entry.isDirectory);
+  if (!folder) return [[...transfer.files], ""];
+  const files = [];
+  for (const entry of entries) for await (const file of below(entry)) files.push(file);
+  return [files, folder.name];
+}
+
+/** The files of an entry, by name; what cannot be read is no file. */
+async function* below(entry) {
+  const asked = (ask) => new Promise((done) => ask(done, () => done(null)));
+  if (entry.isFile) {
+    const file = await asked((...answers) => entry.file(...answers));
+    if (file) yield file;
+    return;
+  }
+  const reader = entry.createReader();
+  const inside = [];
+  for (let some; (some = await asked((...answers) => reader.readEntries(...answers)))?.length; ) inside.push(...some); // a hundred at a time
+  inside.sort((one, other) => (one.name < other.name ? -1 : 1));
+  for (const one of inside) if (!one.name.startsWith(".")) yield* below(one);
+}
+
 /**
  * The dialog of collections. actions: choose(name), changed(): the list is to be read anew.
  */

@@ -7,7 +7,7 @@
 
 import * as api from "./api.js";
 import { pickable } from "./cards.js";
-import { areMany, Collections } from "./collections.js";
+import { areMany, Collections, dropped } from "./collections.js";
 import { detail, lost } from "./detail.js";
 import { $, announce, h, icon, show } from "./dom.js";
 import { filterPanel, WITHOUT } from "./filters.js";
@@ -247,12 +247,12 @@ async function reload(wanted = null) {
   return null;
 }
 
-/** Search with a file; several files, or lines of text, become a collection. */
-async function bring(files) {
-  if (!files.length) return;
-  if (areMany(files)) {
+/** Search with a file; several files, a folder, or lines of text, become a collection. */
+async function bring(files, folder = "") {
+  if (!files.length && !folder) return;
+  if (folder || areMany(files)) {
     collections.open(query.collection);
-    await collections.load(files);
+    await collections.load(files, folder);
     return;
   }
   try {
@@ -418,11 +418,11 @@ function dropping() {
   document.addEventListener("dragleave", (event) => {
     if (!event.relatedTarget) $("drop").hidden = true;
   });
-  document.addEventListener("drop", (event) => {
+  document.addEventListener("drop", async (event) => {
     if (!files(event)) return;
     event.preventDefault();
     $("drop").hidden = true;
-    bring([...event.dataTransfer.files]);
+    bring(...(await dropped(event.dataTransfer)));
   });
 }
 

@@ -46,7 +46,7 @@ const EN = {
   results: "Results",
   queryPicture: "The picture asked with",
   dropHere: "Drop it: the search starts at once",
-  dropMany: "Several pictures, or a text file, become a collection of your own.",
+  dropMany: "Several pictures, a folder, or a text file, become a collection of your own.",
   foot: "Everything stays between this browser and this server. Nothing is requested from anywhere else.",
   // summary
   browsing: (name) => `In ${name}`,
@@ -212,7 +212,7 @@ const ZH = {
   results: "结果",
   queryPicture: "用来搜索的图片",
   dropHere: "松开即搜",
-  dropMany: "多张图片或一个文本文件，会成为你自己的图库。",
+  dropMany: "多张图片、一个文件夹或一个文本文件，会成为你自己的图库。",
   foot: "一切只在此浏览器与此服务器之间，不向别处请求任何东西。",
   browsing: (name) => `${name}`,
   took: (n, more, ms) => `${more ? `前 ${n}` : `${n}`} 条${ms === null ? "" : ` · ${ms} 毫秒`}`,

@@ -75,6 +75,33 @@ def test_pictures_become_a_collection_with_progress_and_what_cannot_be_read_is_n
     visit(work)
 
 
+def test_a_folder_that_is_dropped_or_chosen_becomes_a_collection_of_its_name(visit: Visit, tmp_path: Path) -> None:
+    folder = tmp_path / "相册"
+    (folder / "2026" / ".hidden").mkdir(parents=True)
+    for number, place in enumerate((folder, folder / "2026", folder / "2026" / ".hidden")):
+        (place / f"{number}.jpg").write_bytes(drawn(2000 + number))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "notes.pdf").write_bytes(b"%PDF")
+
+    async def work(visitor: Visitor) -> None:
+        page = visitor.page
+        await visitor.open()
+        await page.drop(folder)
+        await page.wait("document.querySelector('.news .good')")
+        said = (await visitor.texts(".news"))[0]
+        assert "2 in “相册”." in said
+        assert "broken.jpg is no picture that this browser can read" in said
+        (folder / "3.jpg").write_bytes(drawn(2003))
+        (folder / "2026" / ".hidden" / "2.jpg").unlink()
+        await page.choose("#own-folder", folder)
+        await page.wait("document.querySelector('.news .good')?.textContent.includes('3 in “相册”.')")
+        await page.run("window.confirm = () => true")
+        await page.click(".shelf .tool")
+        await page.wait("!document.querySelector('.shelf .tool')")
+
+    visit(work)
+
+
 def test_loading_is_stopped(visit: Visit, tmp_path: Path) -> None:
     (tmp_path / "many.txt").write_text("\n".join(f"第{n}行" for n in range(6000)), encoding="utf-8")
 

@@ -1,0 +1,55 @@
+"""What the decisions of one partition come to: counted when they are written, and kept in the partition's record.
+
+Whoever shows a build first needs these few numbers (`pipeline.studio.catalog`), and the records are read anyway: so a
+build of ten million candidates opens without reading one of them. `of` names the file that was counted: where a
+takedown has put another in its place, the numbers are no more those of the partition.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+
+class Fate(NamedTuple):
+    """What decisions are counted by."""
+
+    subject: str
+    source: str
+    stage: str
+    kept: bool
+    reason: str
+
+
+COLUMNS = list(Fate._fields)
+
+
+class Decided(BaseModel):
+    """of: sha256 of the file of decisions. rows: fates, each with how many decisions have it."""
+
+    model_config = ConfigDict(frozen=True)
+    of: str
+    rows: tuple[tuple[Fate, int], ...]
+
+    @property
+    def counts(self) -> Counter[Fate]:
+        """The same by fate."""
+        return Counter(dict(self.rows))
+
+
+def decided(path: Path, sha256: str) -> Decided:
+    """Count a file of decisions on this disk."""
+    return Decided(of=sha256, rows=tuple(sorted(count(pq.read_table(path, columns=COLUMNS)).items())))
+
+
+def count(decisions: pa.Table) -> Counter[Fate]:
+    """Decisions by fate; the table has COLUMNS."""
+    grouped = decisions.select(COLUMNS).group_by(COLUMNS).aggregate([([], "count_all")]).to_pydict()
+    return Counter(
+        {Fate(*values): n for *values, n in zip(*(grouped[name] for name in (*COLUMNS, "count_all")), strict=True)}
+    )
