@@ -20,7 +20,9 @@ from pipeline.stages import (
     measure,
     rank,
     report,
+    score,
     screen,
+    select,
     shard,
 )
 from pipeline.store.stage import Stage
@@ -38,6 +40,8 @@ STAGES: dict[str, Stage] = {
         lead.STAGE,
         dedup.STAGE,
         screen.STAGE,
+        score.STAGE,
+        select.STAGE,
         concepts.STAGE,
         balance.STAGE,
         detect.STAGE,
