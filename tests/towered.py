@@ -1,7 +1,7 @@
 """Two small towers whose features are known by heart: the mean colour of a picture, and the colours that a text names.
 
-Their interface is that of Chinese-CLIP's export: `image` [batch, 3, S, S] and `text` int64 [1, L], features that are not
-normalised, a vocab.txt of BERT.
+Their interface is that of Chinese-CLIP's export: `image` [batch, 3, S, S] and `text` int64 [1, L], features that are
+not normalised, a vocab.txt of BERT.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(bui
             data_of[row["sha256"]] = tar[row["offset"] : row["offset"] + row["size"]]
     image = PictureTower.foreign(Path(section.image), 16, (0, 0, 0), (1, 1, 1), "bicubic")
     text = TextQuery.foreign(Path(section.text), Path(section.vocabulary), 8)
-    packed = [row for path in sorted(Path(made.shards.url).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    packed = rows(made, "shard", "parquet")
     assert len(packed) == 9
     for row in packed:
         left = image.encode([decode(data_of[row["sha256"]], reduce_to=32).pixels])[0]

@@ -126,7 +126,10 @@ def test_balance_counts_and_shards_hold_what_was_selected(
     scored: Callable[..., Build], run_stage: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "words.txt").write_text("红色\n", encoding="utf-8")
-    more = {"balance": {"threshold": 100, "entries": str(tmp_path / "words.txt")}, "regions": {"detectors": [{"name": "grid", "n": 2}]}}
+    more = {
+        "balance": {"threshold": 100, "entries": str(tmp_path / "words.txt")},
+        "regions": {"detectors": [{"name": "grid", "n": 2}]},
+    }
     build = scored(more=more, min_score=0.5)
     run_stage(build, "detect", "shard")
     chosen = pairs(build, "select")
