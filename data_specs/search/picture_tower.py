@@ -63,8 +63,9 @@ class PictureTower:
     def __init__(self, session: Any, inputs: PictureInputs, towers: Towers, subject: str) -> None:
         self.towers, self.side = towers, inputs.side
         self._session, self._inputs = session, inputs
-        scale = np.float32(1 / 255) / np.asarray(inputs.std, np.float32)
-        self._scale, self._shift = scale, np.asarray(inputs.mean, np.float32) / np.asarray(inputs.std, np.float32)
+        mean, std = (np.array(own, np.float64).reshape(3, 1, 1) for own in (inputs.mean, inputs.std))
+        self._scale: Vectors = (1 / (255 * std)).astype(np.float32)
+        self._shift: Vectors = (mean / std).astype(np.float32)
         self.width = self._probed(subject)
 
     @staticmethod
@@ -116,8 +117,8 @@ class PictureTower:
         images = np.empty((len(pictures), 3, side, side), np.float32)
         for row, picture in enumerate(pictures):
             pixels = np.asarray(Image.fromarray(picture).resize((side, side), how))
-            np.multiply(pixels.transpose(2, 0, 1), self._scale[:, None, None], out=images[row])
-        images -= self._shift[:, None, None]
+            np.multiply(pixels.transpose(2, 0, 1), self._scale, out=images[row])
+        np.subtract(images, self._shift, out=images)
         return images
 
     def _features(self, images: npt.NDArray[np.float32]) -> Vectors:
@@ -130,7 +131,8 @@ class PictureTower:
             given["boxes"] = np.repeat(own.boxes[None], len(images), axis=0)
             given["n_boxes"] = np.full(len(images), len(own.boxes), np.int64)
         features = self._session.run(None, {name: value for name, value in given.items() if name in own.named})[0]
-        return np.asarray(features, np.float32)[:count]
+        rows: Vectors = np.asarray(features, np.float32)[:count]
+        return rows
 
     def _probed(self, subject: str) -> int:
         """D, by a first picture. Raises TowerFault that names the file, where the tower cannot encode it."""
@@ -148,7 +150,8 @@ def grid_boxes(side: int, most: int) -> npt.NDArray[np.float32]:
     """[n * n + 1, 4] in pixels: an even grid, row by row, n the largest with n * n <= most, and the whole picture."""
     n = math.isqrt(most)
     cells = [(x / n, y / n, (x + 1) / n, (y + 1) / n) for y in range(n) for x in range(n)]
-    return np.asarray([*cells, (0, 0, 1, 1)], np.float32) * np.float32(side)
+    boxes: npt.NDArray[np.float32] = np.asarray([*cells, (0, 0, 1, 1)], np.float32) * np.float32(side)
+    return boxes
 
 
 def _only_input(path: Path, model: Opened) -> tuple[str, str, tuple[int, ...]]:

@@ -171,7 +171,8 @@ class TextQuery:
         if own.mask:
             given[own.mask] = (ids_BL != own.padding).astype(own.kind)
         features: npt.NDArray[Any] = self._session.run(None, given)[0]
-        return np.asarray(features, np.float32)[:count]
+        rows: Vectors = np.asarray(features, np.float32)[:count]
+        return rows
 
 
 _INTEGERS: dict[str, type[np.int64] | type[np.int32]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
@@ -182,7 +183,8 @@ def unit_rows(features: Vectors) -> Vectors:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         raise ValueError("the tower returns features that are zero, or not finite")
-    return features / lengths
+    unit: Vectors = features / lengths
+    return unit
 
 
 def read_tokenizer(vocabulary: Path) -> Tokenizer:

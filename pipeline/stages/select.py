@@ -124,5 +124,6 @@ STAGE = Stage(
     partitions=partitions,
     run=run_partition,
     files=(*SCORED_FILES, StageFile(COUNTS, COUNTS_SCHEMA)),
+    came_later=True,
     rewrites_others=False,
 )

@@ -120,9 +120,9 @@ def _histogram(
 ) -> Values:
     """As the macro `histogram` takes it: kept, and dropped (`own`), by bin; the filters' limits as lines."""
     kept, all_ = (np.zeros(len(edges), np.int64) for _ in range(2))
-    for counts, bins in ((after, kept), (before, all_)):
+    for counts, into in ((after, kept), (before, all_)):
         for units, pairs in counts.items():
-            bins[max(0, int(np.searchsorted(edges, units, side="right")) - 1)] += pairs
+            into[max(0, int(np.searchsorted(edges, units, side="right")) - 1)] += pairs
     labels = [f"{edge / UNITS:g}" for edge in edges]
     bins = [
         {"label": label, "count": int(k), "own": int(n - k), "other": 0}
@@ -199,7 +199,14 @@ def _row(row: Values, kept: bool) -> Values:
     """A pair as the page and report.json have it."""
     names = {"id": row["candidate_id"], "url": row["image_url"], "text": row["texts"][0]["text"][:200]}
     same = {name: row[name] for name in ("fetch_id", "source", "page_url")}
-    return {**names, **same, "kept": kept, "duplicate_of": "", "score": round(row[PAIR_SCORE.name], 4)}
+    return {
+        **names,
+        **same,
+        "kept": kept,
+        "stage": "select",
+        "duplicate_of": "",
+        "score": round(row[PAIR_SCORE.name], 4),
+    }
 
 
 def _groups(build: Build, filters: Sequence[PairFilter], cuts: Cuts) -> list[Values]:
@@ -209,7 +216,7 @@ def _groups(build: Build, filters: Sequence[PairFilter], cuts: Cuts) -> list[Val
     sides: list[tuple[_Group, _Group, Distance]] = []
     for f, of_filter in zip(filters, cuts, strict=True):
         for option, distance in _distances(f, of_filter):
-            sides.append((*(_Group(name, option, NEAREST) for name in ("just_dropped", "just_kept")), distance))
+            sides.append((_Group("just_dropped", option, NEAREST), _Group("just_kept", option, NEAREST), distance))
     for table, kept in _tables(build, bool(filters)):
         units, there = in_units(table[PAIR_SCORE.name])
         best.offer(table, -units, there, kept)
@@ -294,8 +301,9 @@ HTML = """
     "worst_kept": ("Fit worst of what the filter kept", "过滤后得分最低"),
     "just_dropped": ("Just dropped", "刚好丢弃"), "just_kept": ("Just kept", "刚好保留")} %}
   {% for group in pair_scores.groups if group.rows %}
-  <div class="cluster"><h3>{{ t(*words[group.name]) }}{% if group.limit %} <code>{{ group.limit }}</code>{% endif -%}
-  </h3>
+  {% if loop.index0 < 2 %}<div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>
+  {%- else %}<details class="cluster would"><summary>{{ t(*words[group.name]) }}{% if group.limit %} <code>{{
+    group.limit }}</code>{% endif %} <span class="muted small">{{ group.rows | length }}</span></summary>{% endif %}
   <ul class="sheet">{% for row in group.rows %}
     <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}">{{ picture(row) }}<p class="fate">
     {%- if row.kept %}<span class="ok">{{ "%.4f" | format(row.score) }}</span>{% else -%}
@@ -303,7 +311,8 @@ HTML = """
     <p class="text" lang="zh">{{ row.text or "–" }}</p><p class="muted small">{{ row.source }}</p>
     <p class="small links">{{ studio("/#id=" ~ row.id[:32], "studio") }} <code title="{{ row.id }}">{{
       row.id[:8] }}</code></p></li>
-  {% endfor %}</ul></div>
+  {% endfor %}</ul>
+  {% if loop.index0 < 2 %}</div>{% else %}</details>{% endif %}
   {% endfor %}
 </section>
 {% endif %}

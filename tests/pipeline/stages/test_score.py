@@ -24,7 +24,9 @@ from pipeline.report.explain import explain
 from pipeline.stages import _towers, balance, concepts, detect, score
 from pipeline.stages._towers import towers_of
 from pipeline.store.build import Build
+from pipeline.store.frames import Frames
 from pipeline.store.rewrite import Removal
+from pipeline.store.stage import in_funnel
 from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests import towered
 from tests.towered import coloured
@@ -72,6 +74,8 @@ def test_a_score_is_the_cosine_of_the_towers_features_and_reaches_the_shards(bui
     text = TextQuery.foreign(Path(section.text), Path(section.vocabulary), 8)
     packed = rows(made, "shard", "parquet")
     assert len(packed) == 9
+    frame = Frames.of(made).frame("samples", ["key", "pair_score"])
+    assert dict(zip(frame["key"], frame["pair_score"], strict=True)) == {r["key"]: r["pair_score"] for r in packed}
     for row in packed:
         left = image.encode([decode(data_of[row["sha256"]], reduce_to=32).pixels])[0]
         right = text.encode([row["texts"][0]["text"]])[0]
@@ -218,6 +222,9 @@ def test_shards_of_a_spec_without_scores_have_no_column_more(build: Any) -> None
     assert made.stage("score").records() == made.stage("select").records() == []
     for path in Path(made.shards.url).glob("*.parquet"):
         assert pq.read_schema(path).names == SHARD_SCHEMA.names
+    assert "select" not in in_funnel(made)
+    assert "select" in in_funnel(build(name="asks", filters=[{"name": "pair_score", "min_score": 0.1}]))
+    assert Frames.of(made).schema("samples").names == SHARD_SCHEMA.names
 
 
 def test_options_follow_and_a_spec_is_read_back_as_it_was_written(tmp_path: Path) -> None:
