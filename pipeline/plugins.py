@@ -131,7 +131,8 @@ def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
             elif name in faulty:
                 continue
             elif not find("filters", name).PER_SOURCE:
-                problems.append(f"{where}: judges no text alone, and is the same for all sources")
+                judged = "pairs" if find("filters", name).NEEDS_SECTION else "pictures"
+                problems.append(f"{where}: judges {judged}, not texts, and is the same for all sources")
             else:
                 try:
                     configure("filters", name, {**of_build[name], **options}, Plugin, where, spec.base)

@@ -97,7 +97,7 @@ class DropReason(str, enum.Enum):
     NSFW = "nsfw"
     TEXT_HEAVY = "text_heavy"
     QR_CODE = "qr_code"
-    # select
+    # choose
     PAIR_SCORE_LOW = "pair_score_low"  # picture and text fit too badly
     PAIR_SCORE_HIGH = "pair_score_high"  # too well: often a picture of its own caption
     BELOW_TOP_SHARE = "below_top_share"  # others of its source fit better

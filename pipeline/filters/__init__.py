@@ -4,7 +4,7 @@ A TextFilter looks at one text and needs no pixels: `pipeline.stages.admit` runs
 fail are removed from the candidate; a candidate without any remaining text is dropped. An ImageFilter looks at the
 measured features: `pipeline.stages.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which
 is expensive: `pipeline.stages.screen` runs it on the images that dedup kept, and caches its scores. A PairFilter looks
-at how well image and text fit: `pipeline.stages.select` runs it on what `pipeline.stages.score` has scored.
+at how well image and text fit: `pipeline.stages.choose` runs it on what `pipeline.stages.score` has scored.
 
 A text filter judges a text, rewrites it, or both, in the spec's order: each one sees the text as the filters before it
 have rewritten it, and the output of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
@@ -191,7 +191,7 @@ def pair_stages(spec: BuildSpec) -> list[str]:
         "dedup": True,
         "screen": bool(pixel_filters(spec)),
         "score": spec.pair_score is not None,
-        "select": bool(pair_filters(spec)),
+        "choose": bool(pair_filters(spec)),
         "balance": spec.balance is not None,
     }
     return [name for name, wanted in asked.items() if wanted]

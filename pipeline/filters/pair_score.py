@@ -9,7 +9,8 @@ earlier builds of the dataset hold are neither counted nor judged again, so two 
 build of both would. A limit in `min_score` does, whatever the number of builds; the report says which score a share
 came to.
 
-Needs: the section `pair_score` of the spec, with the towers.
+Needs: the section `pair_score` of the spec, with the towers; for a vocabulary of BERT or a tokenizer.json the extra
+models.
 
 Thresholds: none by default. DanQing's band is 0.231 to 0.438, by Chinese-CLIP's ViT-L/14; a cosine means nothing
 without its model.

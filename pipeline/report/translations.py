@@ -91,6 +91,7 @@ _START = r"(?<![\w.])"
 _PHRASES = [
     (re.compile(rf"{'' if phrase[0] == ',' else _START}{phrase}(?!\w)"), words)
     for phrase, words in (
+        (rf"the best {_N} of (\S+) have at least (-?[\d.]+)", r"\2 最好的 \1 不低于 \3"),
         (r"(\d+) x (\d+) pixels", r"\1 × \2 像素"),
         (rf"each side needs {_N}", r"每边至少 \1"),
         (rf"at most {_N} are allowed", r"最多 \1"),
@@ -119,7 +120,6 @@ _PHRASES = [
         (rf"sharpness {_N}", r"清晰度 \1"),
         (rf"{_N} frames", r"\1 帧"),
         (r"pair score (-?[\d.]+)", r"图文得分 \1"),
-        (rf"the best {_N} of (\S+) have at least (-?[\d.]+)", r"\2 最好的 \1 不低于 \3"),
         (r"not scored, since a tower failed on its image or its text", "未打分：模型无法处理其图像或文本"),
         (rf"score {_N}", r"得分 \1"),
         (rf"text covers {_N}", r"文字占 \1"),

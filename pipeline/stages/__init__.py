@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.stages import (
     admit,
     balance,
+    choose,
     concepts,
     crawl,
     dedup,
@@ -22,7 +23,6 @@ from pipeline.stages import (
     report,
     score,
     screen,
-    select,
     shard,
 )
 from pipeline.store.stage import Stage
@@ -41,7 +41,7 @@ STAGES: dict[str, Stage] = {
         dedup.STAGE,
         screen.STAGE,
         score.STAGE,
-        select.STAGE,
+        choose.STAGE,
         concepts.STAGE,
         balance.STAGE,
         detect.STAGE,

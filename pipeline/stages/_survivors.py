@@ -1,7 +1,7 @@
 """Survivors: the pairs that dedup and the stages after it kept, which go on to detect and shard.
 
 What a spec does not ask for has no partitions: without pixel filters `screen`, without `pair_score` `score`, without a
-filter of scores `select`, without `balance` the stage of that name. What goes on is what the last stage that has
+filter of scores `choose`, without `balance` the stage of that name. What goes on is what the last stage that has
 partitions kept (`pipeline.filters.pair_stages`). Each writes it as one file per split.
 """
 
@@ -29,7 +29,7 @@ SPLIT_FILES = tuple(StageFile(split_file(split), DEDUP_SCHEMA, "candidate_id") f
 """The files that dedup, screen and balance commit for a partition; those of balance with scores, if there are any."""
 
 SCORED_FILES = tuple(StageFile(split_file(split), SCORED_SCHEMA, "candidate_id") for split in SPLITS)
-"""The files that score and select commit for a partition."""
+"""The files that score and choose commit for a partition."""
 
 
 def survivors(build: Build) -> StageDir:

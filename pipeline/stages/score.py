@@ -1,6 +1,6 @@
 """Stage score: the cosine of the features of each pair's image and primary text, by the towers that the spec names.
 
-A column of every pair, to four decimals, and no judgement: `pipeline.stages.select` drops by it, where the spec has a
+A column of every pair, to four decimals, and no judgement: `pipeline.stages.choose` drops by it, where the spec has a
 filter of it. Four decimals are fewer than the last digits in which two kinds of CPU differ, and few enough that their
 counts say where a share ends (`pipeline.store.pair_scores`).
 

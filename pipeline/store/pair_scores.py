@@ -1,4 +1,4 @@
-"""What stages `score` and `select` leave for one another and for the report: counts by source and score, and the cuts.
+"""What stages `score` and `choose` leave for one another and for the report: counts by source and score, and the cuts.
 
 A score is the cosine of an image's and a text's features to four decimals. Kept as whole ten-thousandths, a source has
 at most 20,001 different ones: counts of them are exact, add up over partitions, and say where a share ends, so that the
@@ -29,7 +29,7 @@ COUNTS, COUNTS_SCHEMA = "scores", pa.schema([("source", pa.string()), ("units", 
 """Suffix of the file of counts, and its rows: the pairs of a source with each score that occurs, in ten-thousandths."""
 
 FILE = "_cuts.json"
-"""In the folder of `select`: the fingerprint, and the cuts of each filter by source."""
+"""In the folder of `choose`: the fingerprint, and the cuts of each filter by source."""
 
 UNSCORED = "not scored, since a tower failed on its image or its text"
 
@@ -118,14 +118,14 @@ def nth_id(build: Build, stage: str, splits: Iterable[str], source: str, units: 
 
 def write(build: Build, cuts: Cuts) -> None:
     """Leave the cuts for the tasks and the report."""
-    stage = build.stage("select")
+    stage = build.stage("choose")
     value = [{source: [cut.units, cut.candidate_id] for source, cut in own.items()} for own in cuts]
     stage.folder.write(FILE, canonical_json({"fingerprint": stage.fingerprint, "cuts": value}))
 
 
 def read(build: Build) -> Cuts | None:
     """The cuts as the driver left them; None if there are none, or those of another fingerprint."""
-    stage = build.stage("select")
+    stage = build.stage("choose")
     written = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
     if written.get("fingerprint") != stage.fingerprint:
         return None

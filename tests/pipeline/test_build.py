@@ -314,7 +314,7 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
-IDLE = ("screen", "score", "select", "concepts", "balance")
+IDLE = ("screen", "score", "choose", "concepts", "balance")
 """Stages without partitions here: no filter looks at pixels, and nothing is scored or balanced."""
 
 

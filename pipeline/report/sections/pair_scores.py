@@ -1,6 +1,6 @@
 """Section `pair_scores`: how well pictures and texts fit, by source; the pairs that fit best and worst, in pictures.
 
-Histograms hold what stage `score` has counted, and, where a filter judges scores, what of it `select` kept. The best
+Histograms hold what stage `score` has counted, and, where a filter judges scores, what of it `choose` kept. The best
 and worst pairs are shown as they came to the filter and as it left them, and at each of its limits the pairs that are
 nearest to it on either side. Empty for a spec without `pair_score`.
 
@@ -55,10 +55,10 @@ def scores(material: Material) -> Values | None:
     records = build.stage("score").records()
     if not records:
         return None
-    filters = pair_filters(build.spec) if "select" in build.fingerprints else []
+    filters = pair_filters(build.spec) if "choose" in build.fingerprints else []
     cuts: Cuts = (pair_scores.read(build) or [{} for _ in filters]) if filters else []
     before = pair_scores.summed(build, "score")
-    after = pair_scores.summed(build, "select") if filters else before
+    after = pair_scores.summed(build, "choose") if filters else before
     groups = _groups(build, filters, cuts)
     hidden = material.shown.opted_out
     takedowns = build.store.takedowns()
@@ -203,7 +203,7 @@ def _row(row: Values, kept: bool) -> Values:
         **names,
         **same,
         "kept": kept,
-        "stage": "select",
+        "stage": "choose",
         "duplicate_of": "",
         "score": round(row[PAIR_SCORE.name], 4),
     }
@@ -256,14 +256,14 @@ def _distances(f: PairFilter, of_filter: Mapping[str, pair_scores.Cut]) -> Itera
 
 
 def _tables(build: Build, judged: bool) -> Iterator[tuple[pa.Table, Mask]]:
-    """(scored pairs, which of them select kept) of a split of a partition at a time."""
+    """(scored pairs, which of them choose kept) of a split of a partition at a time."""
     stage = build.stage("score")
     for record in stage.records():
         for split in SPLITS:
             table = stage.table(record, f"{split}.parquet", COLUMNS)
             kept = np.ones(table.num_rows, np.bool_)
             if judged:
-                after = build.stage("select")
+                after = build.stage("choose")
                 ids = after.table(after.record(record.partition), f"{split}.parquet", ["candidate_id"])["candidate_id"]
                 kept = np.asarray(pc.is_in(table["candidate_id"], ids.combine_chunks()).to_numpy(), np.bool_)
             if table.num_rows:

@@ -31,7 +31,7 @@ from pipeline.store.takedowns import NO_TAKEDOWNS
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "select", "concepts", "balance", "detect")
+STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance", "detect")
 FITS = {"红色的图": (0.8, 0.1, 0.1), "绿色的图": (0.1, 0.7, 0.2), "蓝色的图": (0.2, 0.1, 0.6)}
 
 
@@ -168,7 +168,7 @@ def test_a_pair_that_a_tower_cannot_read_has_no_score_and_stays(build: Any, monk
     [decision] = explain(made, unread["candidate_id"])
     assert decision["saw"]["score"]["fits"] == "not scored, since a tower failed on its image or its text"
     judged = build(name="judged", filters=[{"name": "pair_score", "min_score": -1}])
-    [dropped] = rows(judged, "select", "decisions.parquet")
+    [dropped] = rows(judged, "choose", "decisions.parquet")
     assert (dropped["reason"], dropped["text"]) == ("unreadable", "红色的图一")
 
 
@@ -201,7 +201,7 @@ def test_a_spec_without_scores_has_the_fingerprints_that_it_had(tmp_path: Path) 
     plain, balanced = (opened(tmp_path / name, **more) for name, more in (("a", {}), ("b", {"balance": {}})))
     assert "pair_score" not in plain.spec.model_dump(mode="json")
     for made in (plain, balanced):
-        older = {name: stage for name, stage in made.stages.items() if name not in ("score", "select")}
+        older = {name: stage for name, stage in made.stages.items() if name not in ("score", "choose")}
         before = run.open_build(made.spec, str(tmp_path / "out"), str(tmp_path / "store"), "1", stages=older)
         assert before.fingerprints.items() <= made.fingerprints.items()
     # and what detect and the stages of balance say of themselves is what they said
@@ -210,20 +210,20 @@ def test_a_spec_without_scores_has_the_fingerprints_that_it_had(tmp_path: Path) 
     assert [len(stage.token(balanced)) for stage in (concepts, balance)] == [2, 2]
     asked = opened(tmp_path / "c", pair_score=towered.written(tmp_path / "towers"))
     differs = {name for name, own in plain.fingerprints.items() if asked.fingerprints[name] != own}
-    assert differs == {"score", "select", "detect", "shard", "report"}
+    assert differs == {"score", "choose", "detect", "shard", "report"}
     both = opened(tmp_path / "d", balance={}, pair_score=towered.written(tmp_path / "towers"))
     assert {name for name, own in balanced.fingerprints.items() if both.fingerprints[name] != own} == {
-        "score", "select", "concepts", "balance", "detect", "shard", "report",
+        "score", "choose", "concepts", "balance", "detect", "shard", "report",
     }  # fmt: skip
 
 
 def test_shards_of_a_spec_without_scores_have_no_column_more(build: Any) -> None:
     made = build(pair_score=None)
-    assert made.stage("score").records() == made.stage("select").records() == []
+    assert made.stage("score").records() == made.stage("choose").records() == []
     for path in Path(made.shards.url).glob("*.parquet"):
         assert pq.read_schema(path).names == SHARD_SCHEMA.names
-    assert "select" not in in_funnel(made)
-    assert "select" in in_funnel(build(name="asks", filters=[{"name": "pair_score", "min_score": 0.1}]))
+    assert "choose" not in in_funnel(made)
+    assert "choose" in in_funnel(build(name="asks", filters=[{"name": "pair_score", "min_score": 0.1}]))
     assert Frames.of(made).schema("samples").names == SHARD_SCHEMA.names
 
 

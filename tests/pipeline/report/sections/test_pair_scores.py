@@ -17,7 +17,7 @@ from pipeline.store.build import Build
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("extract", "measure", "filter", "rank", "lead", "dedup", "screen", "score", "select", "concepts", "balance")
+STAGES = ("extract", "measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance")
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def groups(said: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
 
 def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[..., Build]) -> None:
     made = build("detect", "shard", min_score=0.3, top_share=0.5)
-    before, after = rows_of(made, "score"), rows_of(made, "select")
+    before, after = rows_of(made, "score"), rows_of(made, "choose")
     said = scores(Material(made))
     assert said is not None
     assert (said["pairs"], said["scored"], said["kept"]) == (30, 30, len(after))

@@ -1,4 +1,4 @@
-"""select: a band of scores, and the best share of each source, on any number of workers."""
+"""choose: a band of scores, and the best share of each source, on any number of workers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 from pipeline.filters.pair_score import PairScore
 from pipeline.records import SCORED_SCHEMA
 from pipeline.report.funnel import faults, read_funnels
-from pipeline.stages import select
-from pipeline.stages.select import judge
+from pipeline.stages import choose
+from pipeline.stages.choose import judge
 from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import Cut
 from tests import towered
 from tests.towered import coloured
 
-STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "select", "concepts", "balance")
+STAGES = ("measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance")
 SHARES = [0.9, 0.75, 0.6, 0.5, 0.45, 0.4, 0.3, 0.25, 0.15, 0.1]
 """Of red in the pictures, whose texts all say red."""
 
@@ -59,13 +59,13 @@ def pairs(build: Build, stage: str) -> dict[str, float]:
 
 
 def dropped(build: Build) -> list[dict[str, Any]]:
-    stage = build.stage("select")
+    stage = build.stage("choose")
     return [row for record in stage.records() for row in stage.table(record, "decisions.parquet").to_pylist()]
 
 
 def test_a_band_keeps_what_is_within_both_ends(scored: Callable[..., Build]) -> None:
     build = scored(min_score=0.3, max_score=0.9)
-    before, after = pairs(build, "score"), pairs(build, "select")
+    before, after = pairs(build, "score"), pairs(build, "choose")
     assert after == {name: score for name, score in before.items() if 0.3 <= score <= 0.9}
     assert 0 < len(after) < len(before) == 10
     reasons = Counter(row["reason"] for row in dropped(build))
@@ -81,7 +81,7 @@ def test_a_band_keeps_what_is_within_both_ends(scored: Callable[..., Build]) -> 
 def test_the_end_of_a_band_is_within_it(scored: Callable[..., Build]) -> None:
     scores = sorted(pairs(scored(), "score").values())
     build = scored(min_score=scores[2], max_score=scores[-3])
-    assert sorted(pairs(build, "select").values()) == scores[2:-2]
+    assert sorted(pairs(build, "choose").values()) == scores[2:-2]
 
 
 @pytest.mark.parametrize(("parts", "share", "kept"), [(1, 0.3, 3), (3, 0.3, 3), (2, 0.01, 1)])
@@ -91,14 +91,14 @@ def test_a_share_keeps_the_best_however_the_build_is_cut(
     build = scored(parts, top_share=share)
     before = pairs(build, "score")
     best = sorted(before, key=lambda name: (-before[name], name))[:kept]
-    assert sorted(pairs(build, "select")) == sorted(best)
+    assert sorted(pairs(build, "choose")) == sorted(best)
     assert [row["reason"] for row in dropped(build)] == ["below_top_share"] * (10 - kept)
 
 
 def test_a_share_is_one_of_what_the_band_keeps(scored: Callable[..., Build]) -> None:
     scores = sorted(pairs(scored(), "score").values())
     build = scored(max_score=scores[-3], top_share=0.5)
-    assert sorted(pairs(build, "select").values()) == scores[4:8]
+    assert sorted(pairs(build, "choose").values()) == scores[4:8]
     evidence = {row["evidence"] for row in dropped(build) if row["reason"] == "below_top_share"}
     assert f"pair score {scores[3]:.4f}; the best 0.5 of table have at least {scores[4]:.4f}" in evidence
 
@@ -109,20 +109,20 @@ def test_of_equal_scores_the_smaller_ids_are_kept(
     monkeypatch.setattr("pipeline.stages.score.scored", lambda images, *_: pa.array([0.25] * len(images), pa.float32()))
     build = scored(3, top_share=0.4)
     ids = sorted(pairs(build, "score"))
-    assert sorted(pairs(build, "select")) == ids[:4]
+    assert sorted(pairs(build, "choose")) == ids[:4]
 
 
 def test_without_the_cuts_of_the_driver_a_task_finds_them_again(scored: Callable[..., Build]) -> None:
     build = scored(top_share=0.5)
-    after = pairs(build, "select")
-    stage = build.stage("select")
+    after = pairs(build, "choose")
+    stage = build.stage("choose")
     (Path(stage.folder.url) / pair_scores.FILE).unlink()
     for partition in stage.partitions():
-        select.run_partition(build, partition)
-    assert pairs(build, "select") == after
+        choose.run_partition(build, partition)
+    assert pairs(build, "choose") == after
 
 
-def test_balance_counts_and_shards_hold_what_was_selected(
+def test_balance_counts_and_shards_hold_what_was_chosen(
     scored: Callable[..., Build], run_stage: Any, tmp_path: Path
 ) -> None:
     (tmp_path / "words.txt").write_text("红色\n", encoding="utf-8")
@@ -132,11 +132,11 @@ def test_balance_counts_and_shards_hold_what_was_selected(
     }
     build = scored(more=more, min_score=0.5)
     run_stage(build, "detect", "shard")
-    chosen = pairs(build, "select")
+    chosen = pairs(build, "choose")
     candidates, _ = read_funnels(build)
-    own = {row.stage: row for row in candidates.stages(["screen", "select", "balance", "shard"])}
-    assert (own["select"].seen, own["select"].dropped, own["shard"].kept) == (10, 10 - len(chosen), len(chosen))
-    assert [line for line in faults(build, candidates) if line.startswith(("select", "balance", "shard"))] == []
+    own = {row.stage: row for row in candidates.stages(["screen", "choose", "balance", "shard"])}
+    assert (own["choose"].seen, own["choose"].dropped, own["shard"].kept) == (10, 10 - len(chosen), len(chosen))
+    assert [line for line in faults(build, candidates) if line.startswith(("choose", "balance", "shard"))] == []
     assert sum(record.counts["pairs"] for record in build.stage("concepts").records()) == len(chosen)
     assert pairs(build, "balance") == chosen
     shard = build.stage("shard")

@@ -1,4 +1,4 @@
-"""Stage select: filters of pairs judge their scores: a band, or the best share of each source.
+"""Stage choose: filters of pairs judge their scores: a band, or the best share of each source.
 
 Judges what `pipeline.stages.score` has scored, reads no picture, and is done anew in seconds for another limit. The
 driver adds the counts of all partitions up, finds where the share of each source ends, and leaves that for the tasks;
@@ -49,9 +49,9 @@ def run_partition(build: Build, partition: str) -> None:
     filters = pair_filters(build.spec)
     cuts = pair_scores.read(build) or _cuts(build, filters)
     decisions, counts, after = list[Decision](), Counter[str](), list[tuple[str, int]]()
-    with build.stage("select").attempt(partition) as attempt:
+    with build.stage("choose").attempt(partition) as attempt:
         for split in SPLITS:
-            rows = survivors_in(build, partition, split, before="select")
+            rows = survivors_in(build, partition, split, before="choose")
             pulse.expect(rows.num_rows + counts["seen"], done=counts["seen"])
             drops = list(_judged(rows, filters, cuts, after))
             kept, gone = (pa.array([bool(own) is is_gone for own in drops], pa.bool_()) for is_gone in (False, True))
@@ -59,7 +59,7 @@ def run_partition(build: Build, partition: str) -> None:
             for candidate, own in dropped:
                 reasons = tuple(dict.fromkeys(fault.reason.value for fault in own))
                 evidence = "; ".join(dict.fromkeys(fault.evidence for fault in own))
-                decisions.append(drop(candidate, "select", own[0].reason, evidence, reasons=reasons))
+                decisions.append(drop(candidate, "choose", own[0].reason, evidence, reasons=reasons))
             attempt.write_table(split_file(split), rows.filter(kept), row_group_size=ROW_GROUP)
             counts[split] = drops.count([])
             counts["seen"] += rows.num_rows
@@ -115,9 +115,9 @@ def _cuts(build: Build, filters: Sequence[PairFilter]) -> Cuts:
 
 
 STAGE = Stage(
-    name="select",
+    name="choose",
     zh="择优",
-    folder="selected",
+    folder="chosen",
     inputs=("score",),
     version=1,
     token=token,
