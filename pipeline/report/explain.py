@@ -60,7 +60,8 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     if missing:
         leaders |= {row["id"]: row for row in _by_id(build, missing)}
     kept = {row["id"] for row in leaders.values() if row["kept"]}
-    scores = pair_scores.summed(build, "score") if build.spec.pair_score is not None else {}
+    scored = build.spec.pair_score is not None and "score" in build.fingerprints
+    scores = pair_scores.summed(build, "score") if scored else {}
     held = elsewhere.holders(build, {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept)
     explained = []
     for number, row in enumerate(decisions):
