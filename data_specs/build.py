@@ -221,6 +221,47 @@ class Balance(Spec):
     unmatched: Literal["keep", "drop"] = Field("keep", description="pairs in whose text no entry occurs")
 
 
+class PairScore(Spec):
+    """How well each picture and its primary text fit: the cosine of their features by two towers, of every pair.
+
+    Nothing is dropped by it alone: the filter `pair_score` does that.
+    """
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={"examples": [{"image": "m.image.onnx", "text": "m.text.onnx"}]},
+    )
+
+    image: str = Field(
+        min_length=1,
+        description="image tower, an .onnx file: of wenlan-train export --to onnx, or another, with a vocabulary",
+    )
+    text: str = Field(min_length=1, description="text tower, an .onnx file of the same model")
+    vocabulary: str = Field("", description="of towers that are not wenlan's: a vocab.txt of BERT, or a tokenizer.json")
+    max_tokens: int = Field(52, ge=3, le=4096, description="tokens of a text, with its marks; 52 is Chinese-CLIP's")
+    side: int = Field(224, ge=16, le=2048, description="side in pixels of the square that an image tower takes")
+    resize: Literal["bicubic", "bilinear"] = Field("bicubic", description="how pictures become that square")
+    mean: tuple[float, float, float] = Field(
+        (0.48145466, 0.4578275, 0.40821073), description="of R, G and B in 0 to 1, subtracted; CLIP's"
+    )
+    std: tuple[float, float, float] = Field(
+        (0.26862954, 0.26130258, 0.27577711), description="by which the colours are then divided; CLIP's"
+    )
+    threads: int = Field(1, ge=1, description="threads of a session, and CPUs that a worker takes")
+    num_gpus: float = Field(0, ge=0, description="GPUs per worker, or a fraction of one; without GPUs the CPUs do it")
+
+    @model_validator(mode="after")
+    def _only_of_others(self) -> PairScore:
+        fields = type(self).model_fields
+        told = [n for n in ("max_tokens", "side", "resize", "mean", "std") if getattr(self, n) != fields[n].default]
+        if not self.vocabulary and told:
+            raise ValueError(f"{told[0]}: towers of wenlan say it themselves; those of others need a vocabulary")
+        if min(self.std) <= 0:
+            raise ValueError("std: a colour cannot be divided by it")
+        return self
+
+
 class Regions(Spec):
     """The detectors that run on the images. Training uses the first one by default."""
 
@@ -304,7 +345,7 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
-    later = ("balance",)
+    later = ("pair_score", "balance")
     name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
     description: str = Field("", description="what the dataset is; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")
@@ -323,6 +364,9 @@ class BuildSpec(Spec):
         DEFAULT_FILTERS, description="filters by name, with their options; `wenlan-data plugins` lists them"
     )
     dedup: Dedup = Dedup()
+    pair_score: PairScore | None = Field(
+        None, description="score every pair by an image tower and a text tower; by default none is"
+    )
     balance: Balance | None = Field(None, description="keep a share of the pairs of frequent concepts; by default all")
     regions: Regions = Regions()
     shards: Shards = Shards()

@@ -29,6 +29,9 @@ class Plugin(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     VERSION: ClassVar[int] = 1
 
+    NEEDS_SECTION: ClassVar[str] = ""
+    """Section of a spec without which it has nothing to judge."""
+
     PER_SOURCE: ClassVar[bool] = False
     """Whether a source may state options of its own for it (`sources[i].filters`)."""
 
@@ -100,10 +103,13 @@ def check(spec: BuildSpec, name: str = "") -> None:
     problems, faulty = list[str](), set[tuple[str, str]]()
     for family, plugin, options, where in named:
         try:
-            configure(family, plugin, options, Plugin, where, spec.base)
+            made = configure(family, plugin, options, Plugin, where, spec.base)
         except SpecError as e:
             problems += e.problems
             faulty.add((family, plugin))
+        else:
+            if made.NEEDS_SECTION and getattr(spec, made.NEEDS_SECTION) is None:
+                problems.append(f"{where}: {plugin} needs the section {made.NEEDS_SECTION} of the spec")
     problems += _per_source(spec, {name for family, name in faulty if family == "filters"})
     try:
         loopback_pairs(spec.egress.allow)
@@ -125,7 +131,8 @@ def _per_source(spec: BuildSpec, faulty: set[str]) -> list[str]:
             elif name in faulty:
                 continue
             elif not find("filters", name).PER_SOURCE:
-                problems.append(f"{where}: judges pictures, not texts, and is the same for all sources")
+                judged = "pairs" if find("filters", name).NEEDS_SECTION else "pictures"
+                problems.append(f"{where}: judges {judged}, not texts, and is the same for all sources")
             else:
                 try:
                     configure("filters", name, {**of_build[name], **options}, Plugin, where, spec.base)

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 
-from data_specs.shard import REGION_SCHEMA, SourceKind, Split, Text, TextKind
+from data_specs.shard import PAIR_SCORE, REGION_SCHEMA, SourceKind, Split, Text, TextKind
 from pipeline.urls import SURROGATE, without_userinfo
 
 
@@ -97,6 +97,10 @@ class DropReason(str, enum.Enum):
     NSFW = "nsfw"
     TEXT_HEAVY = "text_heavy"
     QR_CODE = "qr_code"
+    # choose
+    PAIR_SCORE_LOW = "pair_score_low"  # picture and text fit too badly
+    PAIR_SCORE_HIGH = "pair_score_high"  # too well: often a picture of its own caption
+    BELOW_TOP_SHARE = "below_top_share"  # others of its source fit better
     # balance
     OVER_REPRESENTED = "over_represented"  # all its concepts are frequent, and its id is not among the share kept
     NO_CONCEPT = "no_concept"
@@ -351,6 +355,9 @@ DEDUP_SCHEMA = pa.schema(
         ("split", pa.string()),
     ]
 )
+
+SCORED_SCHEMA = pa.schema([*DEDUP_SCHEMA, PAIR_SCORE])
+"""Pairs with their score, null for one that the towers could not read."""
 
 SCORE_SCHEMA = pa.schema([("sha256", pa.string()), ("score", pa.float32())])
 """What STORE/features/<score-id> holds of a pixel filter: its model's score of each image."""

@@ -1,16 +1,23 @@
-"""Queries without torch: the text tower as an ONNX file, run by onnxruntime.
+"""Queries without torch: a text tower as an ONNX file, run by onnxruntime.
 
 `INDEX/queries/text.onnx` is the text half of `wenlan-train export --to onnx`. Its metadata say all that is needed to
 use it: vocabulary, most tokens, the sha256 of the towers. Texts become ids by the tokenizer that training uses
 (`data_specs.tokenizer`), so a query here has the vector that `wenlan-train embed` gives the same text.
 
-Limits: the towers of BriVL-1.0 read texts padded to their full length, and others padded to the longest of a batch,
-which changes the last digits of a vector.
+Text towers of others say nothing of themselves: `TextQuery.foreign` is told the vocabulary and the number of tokens.
+Chinese-CLIP's (cn_clip/deploy/pytorch_to_onnx.py) take `text`, int64 [1, 52], padded with [PAD].
+
+Texts are encoded with others of the same number of tokens, so that no vector depends on what it was encoded with.
+
+Limits: the towers of BriVL-1.0, and those of others, read texts padded to their full length. A foreign vocabulary
+without [PAD] is padded with 0.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_specs.search.folder import IndexFault, Towers
+from data_specs.search.onnx_file import TowerFault, checked, opened
 from data_specs.tokenizer import JsonTokenizer, Tokenizer, VocabularyError, from_vocabulary
 
 TEXT = "queries/text.onnx"
@@ -26,63 +34,174 @@ TEXT = "queries/text.onnx"
 BATCH = 64
 """Texts that are encoded at once."""
 
+MOST_VOCABULARY = 64 << 20
+"""Bytes of a foreign vocabulary."""
+
+Vectors = npt.NDArray[np.float32]
+"""[n, D] unit rows."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextInputs:
+    """How a tower takes texts: token ids [B, L] as `ids`, of an integer type.
+
+    counts, mask: names of the inputs for the number of tokens [B], and for a mask [B, L] of ones; "" if it has none.
+    at_once: B, where the file fixes it; 0 for any. padding: the id after the last token.
+    """
+
+    ids: str = "input_ids"
+    counts: str = "n_tokens"
+    mask: str = ""
+    kind: type[np.int64] | type[np.int32] = np.int64
+    at_once: int = 0
+    padding: int = 0
+
 
 class TextQuery:
-    """The text tower of an index. Any thread may encode.
+    """A text tower. Any thread may encode.
 
     towers: which towers it is of; an index of other towers cannot be searched with it. width: D.
     """
 
     def __init__(
-        self, session: Any, tokenizer: Tokenizer, max_tokens: int, padded: bool, towers: Towers, width: int
+        self,
+        session: Any,
+        tokenizer: Tokenizer,
+        max_tokens: int,
+        padded: bool,
+        towers: Towers,
+        width: int,
+        inputs: TextInputs = TextInputs(),
     ) -> None:
         self.towers, self.width = towers, width
         self._session, self._tokenizer, self._max_tokens, self._padded = session, tokenizer, max_tokens, padded
+        self._inputs = inputs
 
     @staticmethod
-    def open(folder: Path) -> TextQuery:
+    def open(folder: Path, threads: int = 0, gpu: bool = False) -> TextQuery:
         """Open the text tower of an index, by the index's folder, or an ONNX file by its own path.
 
-        Raises IndexFault where there is none, or it is no text tower of wenlan.
+        threads: of the CPU, 0 for as many as onnxruntime takes. Raises IndexFault where there is none, or it is no text
+        tower of wenlan.
         """
-        import onnxruntime
-
         path = folder if folder.suffix == ".onnx" else folder / TEXT
         if not path.is_file():
             raise IndexFault(f"{path}: is missing; wenlan-train export CHECKPOINT --to onnx writes it")
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-            about: dict[str, str] = session.get_modelmeta().custom_metadata_map
-            inputs = {given.name for given in session.get_inputs()}
-        except Exception as e:  # onnxruntime raises types of its own, below Exception alone
-            raise IndexFault(f"{path}: cannot be read ({(str(e).splitlines() or [''])[0][:200]})") from None
-        if inputs != {"input_ids", "n_tokens"} or "vocabulary" not in about:
+        model = opened(checked(path), threads, gpu)
+        about = model.about
+        if set(model.inputs) != {"input_ids", "n_tokens"} or "vocabulary" not in about:
             raise IndexFault(f"{path}: is no text tower of wenlan-train export --to onnx")
         try:
             tokenizer = _tokenizer(about, str(path))
             towers = Towers(recipe=about["recipe"], sha256=about["towers_sha256"])
             padded = bool(json.loads(about["config"]).get("compat"))
             most, width = int(about["max_tokens"]), int(about["feature_dim"])
-            return TextQuery(session, tokenizer, most, padded, towers, width)
+            return TextQuery(model.session, tokenizer, most, padded, towers, width)
         except (KeyError, ValueError, VocabularyError) as e:
             raise IndexFault(f"{path}: its metadata cannot be used ({e})") from None
 
-    def encode(self, texts: list[str]) -> npt.NDArray[np.float32]:
-        """float32 [n, D] unit rows of texts, in their order."""
-        batches = [self._encoded(texts[low : low + BATCH]) for low in range(0, len(texts), BATCH)]
-        return np.concatenate([np.empty((0, self.width), np.float32), *batches])
+    @staticmethod
+    def foreign(path: Path, vocabulary: Path, max_tokens: int, threads: int = 0, gpu: bool = False) -> TextQuery:
+        """Open somebody else's text tower: one input of token ids [B, L], maybe `attention_mask` and `token_type_ids`.
 
-    def _encoded(self, texts: list[str]) -> npt.NDArray[np.float32]:
+        vocabulary: a vocab.txt of BERT, or a tokenizer.json. Raises TowerFault for a file that is none.
+        """
+        file = checked(path)
+        model, tokenizer = opened(file, threads, gpu), read_tokenizer(vocabulary)
+        rest = {name: own for name, own in model.inputs.items() if name not in ("attention_mask", "token_type_ids")}
+        kind, shape = next(iter(rest.values()), ("", ()))
+        if len(rest) != 1 or kind not in _INTEGERS or len(shape) != 2:
+            taken = ", ".join(f"{name} {kind} {list(shape)}" for name, (kind, shape) in model.inputs.items())
+            raise TowerFault(f"{path}: takes {taken[:200]}; a text tower takes token ids [B, L]")
+        if "token_type_ids" in model.inputs:
+            raise TowerFault(f"{path}: takes token_type_ids; export it without, since texts stand alone")
+        if shape[1] not in (0, max_tokens):
+            raise TowerFault(f"{path}: takes {shape[1]} tokens, pair_score.max_tokens is {max_tokens}")
+        tokens = list(tokenizer.vocabulary)
+        inputs = TextInputs(
+            ids=next(iter(rest)),
+            counts="",
+            mask="attention_mask" if "attention_mask" in model.inputs else "",
+            kind=_INTEGERS[kind],
+            at_once=shape[0],
+            padding=tokens.index("[PAD]") if "[PAD]" in tokens else 0,
+        )
+        towers = Towers(recipe="", sha256=file.sha256)
+        query = TextQuery(model.session, tokenizer, max_tokens, True, towers, 0, inputs)
+        query.width = query.probed(str(path))
+        return query
+
+    def probed(self, subject: str) -> int:
+        """D, by a first text. Raises TowerFault that names the file, where the tower cannot encode it."""
+        try:
+            features = self._features([self._tokenizer.encode("一", self._max_tokens)])
+        except Exception as e:  # onnxruntime's own exceptions have no common base
+            raise TowerFault(f"{subject}: fails on a text ({' '.join(str(e).split())[:200]})") from None
+        if features.ndim != 2 or features.shape[0] != 1 or not np.isfinite(features).all():
+            raise TowerFault(f"{subject}: returns {list(features.shape)}; a tower returns finite features [B, D]")
+        return int(features.shape[1])
+
+    def encode(self, texts: list[str]) -> Vectors:
+        """float32 [n, D] unit rows of texts, in their order. Raises ValueError for a row that is not finite."""
         ids = [self._tokenizer.encode(text, self._max_tokens) for text in texts]
+        features = np.empty((len(texts), self.width), np.float32)
+        for rows in self._batches([len(own) for own in ids]):
+            features[rows] = self._features([ids[row] for row in rows])
+        return unit_rows(features) if not self._inputs.counts else features
+
+    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Numbers of texts that are encoded together."""
+        size = self._inputs.at_once or BATCH
+        by_length: dict[int, list[int]] = {}
+        for row, length in enumerate(lengths):
+            by_length.setdefault(self._max_tokens if self._padded else length, []).append(row)
+        for _, rows in sorted(by_length.items()):
+            yield from (rows[low : low + size] for low in range(0, len(rows), size))
+
+    def _features(self, ids: list[list[int]]) -> Vectors:
+        """What the tower returns [n, D] for token ids of n texts, which have one length unless they are padded."""
+        own, count = self._inputs, len(ids)
         length = self._max_tokens if self._padded else max(map(len, ids))
-        ids_BL = np.zeros((len(ids), length), np.int64)
-        for row, own in enumerate(ids):
-            ids_BL[row, : len(own)] = own
-        counts_B = np.array([len(own) for own in ids], np.int64)
-        features: npt.NDArray[np.float32] = self._session.run(None, {"input_ids": ids_BL, "n_tokens": counts_B})[0]
-        return features
+        ids_BL = np.full((max(count, own.at_once), length), own.padding, own.kind)
+        for row, tokens in enumerate(ids):
+            ids_BL[row, : len(tokens)] = tokens
+        given: dict[str, npt.NDArray[Any]] = {own.ids: ids_BL}
+        if own.counts:
+            given[own.counts] = np.array([len(tokens) for tokens in ids], np.int64)
+        if own.mask:
+            given[own.mask] = (ids_BL != own.padding).astype(own.kind)
+        features: npt.NDArray[Any] = self._session.run(None, given)[0]
+        rows: Vectors = np.asarray(features, np.float32)[:count]
+        return rows
+
+
+_INTEGERS: dict[str, type[np.int64] | type[np.int32]] = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+def unit_rows(features: Vectors) -> Vectors:
+    """The rows at length one. Raises ValueError for one that is zero, or not finite."""
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    if not (np.isfinite(lengths).all() and (lengths > 0).all()):
+        raise ValueError("the tower returns features that are zero, or not finite")
+    unit: Vectors = features / lengths
+    return unit
+
+
+def read_tokenizer(vocabulary: Path) -> Tokenizer:
+    """The tokenizer of a vocab.txt or a tokenizer.json. Raises TowerFault."""
+    try:
+        if vocabulary.stat().st_size > MOST_VOCABULARY:
+            raise TowerFault(f"{vocabulary}: is larger than {MOST_VOCABULARY >> 20} MiB, which no vocabulary is")
+        content = vocabulary.read_text("utf-8")
+        if content.lstrip().startswith("{"):
+            return JsonTokenizer(content, str(vocabulary))
+        return from_vocabulary(content.removesuffix("\n").split("\n"), str(vocabulary))
+    except UnicodeDecodeError:
+        raise TowerFault(f"{vocabulary}: is not UTF-8 text") from None
+    except OSError as e:
+        raise TowerFault(f"{vocabulary}: cannot be read ({e.strerror or type(e).__name__})") from None
+    except VocabularyError as e:
+        raise TowerFault(str(e)) from None
 
 
 def _tokenizer(about: dict[str, str], subject: str) -> Tokenizer:

@@ -3,7 +3,8 @@
 A TextFilter looks at one text and needs no pixels: `pipeline.stages.admit` runs it before a byte is fetched. Texts that
 fail are removed from the candidate; a candidate without any remaining text is dropped. An ImageFilter looks at the
 measured features: `pipeline.stages.filter` runs it. A PixelFilter needs a model that looks at the picture itself, which
-is expensive: `pipeline.stages.screen` runs it on the images that dedup kept, and caches its scores.
+is expensive: `pipeline.stages.screen` runs it on the images that dedup kept, and caches its scores. A PairFilter looks
+at how well image and text fit: `pipeline.stages.choose` runs it on what `pipeline.stages.score` has scored.
 
 A text filter judges a text, rewrites it, or both, in the spec's order: each one sees the text as the filters before it
 have rewritten it, and the output of the last one is the text everywhere after (KEY.txt, dedup, STORE). So filters that
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, TypeVar
 
-from pydantic import Discriminator, Tag
+from pydantic import Discriminator, Field, Tag
 
 from data_specs.build import BuildSpec, SourceRef
 from data_specs.shard import Text, TextKind, canonical_json
@@ -141,6 +142,21 @@ class PixelFilter(Plugin):
         raise TypeError(f"{type(self).__name__} must judge a score")
 
 
+class PairFilter(Plugin):
+    """Judges a pair by its score, the cosine of its image's and its text's features to four decimals.
+
+    top_share: of the pairs of a source that `judge` keeps, the share that goes on, the best first; 1 for all.
+    """
+
+    NEEDS_SECTION: ClassVar[str] = "pair_score"
+
+    top_share: float = Field(1, gt=0, le=1, description="share of a source's pairs that is kept, the best first")
+
+    def judge(self, score: float) -> Drop | None:
+        """The reason to drop a pair with this score; None to keep it."""
+        raise TypeError(f"{type(self).__name__} must judge a score")
+
+
 def text_filters(spec: BuildSpec, source: SourceRef | None = None) -> list[TextFilter]:
     """The spec's text filters, in its order: as the spec names them, or as they judge the texts of a source."""
     filters = [f for f in _filters(spec, source) if isinstance(f, TextFilter)]
@@ -164,9 +180,26 @@ def pixel_filters(spec: BuildSpec) -> list[PixelFilter]:
     return [f for f in _filters(spec) if isinstance(f, PixelFilter)]
 
 
+def pair_filters(spec: BuildSpec) -> list[PairFilter]:
+    """The spec's filters of pairs by their score, in its order."""
+    return [f for f in _filters(spec) if isinstance(f, PairFilter)]
+
+
+def pair_stages(spec: BuildSpec) -> list[str]:
+    """The stages that hand pairs on, in their order: dedup, and those of the others that the spec asks for."""
+    asked = {
+        "dedup": True,
+        "screen": bool(pixel_filters(spec)),
+        "score": spec.pair_score is not None,
+        "choose": bool(pair_filters(spec)),
+        "balance": spec.balance is not None,
+    }
+    return [name for name, wanted in asked.items() if wanted]
+
+
 def last_to_drop(spec: BuildSpec) -> str:
-    """The stage whose pairs are packed: the last of dedup, screen and balance that the spec asks for."""
-    return "balance" if spec.balance is not None else "screen" if pixel_filters(spec) else "dedup"
+    """The stage whose pairs are packed."""
+    return pair_stages(spec)[-1]
 
 
 def _filters(spec: BuildSpec, source: SourceRef | None = None) -> list[Plugin]:

@@ -19,7 +19,7 @@ from pipeline.publish.croissant import croissant
 from pipeline.publish.lineage import lineage
 from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
-from pipeline.store.stage import deciding
+from pipeline.store.stage import in_funnel
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 """The hub's names of sizes below 10^3, 10^4, ... samples."""
@@ -71,7 +71,7 @@ def readme(build: Build, manifest: Manifest, candidates: Funnel, captures: Funne
             {"name": ref.name, "source_kind": ref.source_kind, "kind": ref.kind, "seen": f.total, "kept": f.kept}
             for ref, f in sources
         ],
-        stage_rows=candidates.stages(deciding(build.stages, "extract", "balance")),
+        stage_rows=candidates.stages(in_funnel(build, "extract", "balance")),
         candidates=candidates,
         captures=captures,
         **_of_manifest(manifest),

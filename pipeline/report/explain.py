@@ -17,9 +17,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from data_specs.shard import KEY_LENGTH
+from data_specs.shard import KEY_LENGTH, PAIR_SCORE
 from pipeline.records import order_key
 from pipeline.report import elsewhere
+from pipeline.store import pair_scores
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.images import records_between
@@ -47,11 +48,11 @@ ASKED = {
 def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     """Every decision about what a person names: candidates, images or pages (`pipeline.store.subjects`).
 
-    Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the
-    candidate}, in the stages' order, None beyond the first TRACED rows; `leader`: the decision about what it is a
-    duplicate of, None if it is none or an earlier build's; and `held_by`: the earlier build that holds that one, with
-    its dataset, the sample's key and the newest release if that has the build (`elsewhere.Holder`), None for no such
-    build. Raises SpecError for a subject that is too short.
+    Rows have DECISION_SCHEMA's columns and `saw`: {stage: what it knew of the candidate}, in the stages' order, None
+    beyond the first TRACED rows, with what a score is among those of its source as `fits`; `leader`: the decision
+    about what it is a duplicate of, None if it is none or an earlier build's; and `held_by`: the earlier build that
+    holds that one, with its dataset, the sample's key and the newest release if that has the build
+    (`elsewhere.Holder`), None for no such build. Raises SpecError for a subject that is too short.
     """
     decisions = list(_decisions(build, subject_of(subject, [build])))  # as decisions are written
     leaders = {row["id"]: row for row in decisions if not row["duplicate_of"]}
@@ -59,10 +60,15 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     if missing:
         leaders |= {row["id"]: row for row in _by_id(build, missing)}
     kept = {row["id"] for row in leaders.values() if row["kept"]}
+    scored = build.spec.pair_score is not None and "score" in build.fingerprints
+    scores = pair_scores.summed(build, "score") if scored else {}
     held = elsewhere.holders(build, {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept)
     explained = []
     for number, row in enumerate(decisions):
         saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
+        if saw and "score" in saw:
+            score = saw["score"].get(PAIR_SCORE.name)
+            saw["score"]["fits"] = pair_scores.in_words(scores, row["source"], score)
         leader = leaders.get(row["duplicate_of"]) if row["duplicate_of"] else None
         holder = held.get(row["duplicate_of"])
         held_by = None if holder is None else dataclasses.asdict(holder)

@@ -75,7 +75,8 @@ class Choice:
 
     sheet: kept and dropped candidates. clusters: groups of duplicates, each with its leader first. hidden: how many
     candidates may not be shown. duplicates: how many candidates duplicate another one; known ones are none.
-    elsewhere: stored JPEGs of leaders that an earlier build kept, by candidate_id.
+    elsewhere: stored JPEGs of leaders that an earlier build kept, by candidate_id. opted_out: fetch_ids of images, and
+    ids of pages, that are never shown.
     """
 
     sheet: list[dict[str, Any]] = field(default_factory=list)
@@ -85,6 +86,7 @@ class Choice:
     sizes: list[int] = field(default_factory=list)
     """Of all groups of duplicates, leaders included."""
     elsewhere: dict[str, bytes] = field(default_factory=dict)
+    opted_out: set[str] = field(default_factory=set)
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order of the page."""
@@ -97,7 +99,7 @@ def choose(build: Build, takedowns: Takedowns) -> Choice:
     sizes: Counter[str] = Counter()
     choice = Choice()
     size = build.spec.report.pictures
-    opted_out: set[str] = set()  # fetch_ids of images, and ids of pages
+    opted_out = choice.opted_out
     for table in Frames.of(build).tables("decisions"):
         pages = table.filter(pc.equal(table["subject"], "capture"))
         opted_out.update(pages.filter(pc.equal(pages["reason"], DropReason.OPT_OUT.value))["id"].to_pylist())
@@ -216,11 +218,15 @@ def add_pictures(
     rows: Iterable[dict[str, Any]],
     takedowns: Takedowns,
     foreign: Mapping[str, bytes] = types.MappingProxyType({}),
+    budget: int = PICTURE_BUDGET,
+    side: int = 0,
 ) -> None:
     """Set each row's `picture` (JPEG thumbnail as a data: URI, or "") and its image's `sha256`, `width`, `height`.
 
-    foreign: images of rows that are samples of other builds, by candidate_id.
+    foreign: images of rows that are samples of other builds, by candidate_id. budget: bytes of all thumbnails. side: of
+    a thumbnail, in pixels; 0 for what the spec says.
     """
+    sizes = side or build.spec.report.picture_side, build.spec.fetch.max_pixels
     rows = list(rows)
     sha256_of = {row["id"]: row["sha256"] for row in rows if row["id"] in foreign}
     for row in rows:
@@ -233,26 +239,21 @@ def add_pictures(
     for image in itertools.chain(read_images(build, sorted(asked), sparse=True), in_sources(build, own, takedowns)):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
-        if made := thumbnail(image.data, *_sizes(build), image.sha256):
+        if made := thumbnail(image.data, *sizes, image.sha256):
             thumbnails[image.fetch_id] = (image.sha256, *made)
     for candidate_id, data in foreign.items():
         if unshown_images(build, [sha256_of[candidate_id]]):
             continue
-        if made := thumbnail(data, *_sizes(build), sha256_of[candidate_id]):
+        if made := thumbnail(data, *sizes, sha256_of[candidate_id]):
             thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
         own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
         if own_thumbnail is None or {row["id"], row["duplicate_of"]} & unshown:
             continue
         row["sha256"], data, row["width"], row["height"] = own_thumbnail
-        if spent + len(data) <= PICTURE_BUDGET:
+        if spent + len(data) <= budget:
             row["picture"] = "data:image/jpeg;base64," + base64.b64encode(data).decode()
             spent += len(data)
-
-
-def _sizes(build: Build) -> tuple[int, int]:
-    """Longer side of a thumbnail, and most pixels of a picture that is decoded."""
-    return build.spec.report.picture_side, build.spec.fetch.max_pixels
 
 
 def thumbnail(data: bytes | memoryview, side: int, max_pixels: int, name: str) -> tuple[bytes, int, int] | None:

@@ -77,6 +77,9 @@ REASONS = {
     "nsfw": ("not safe for work", "不宜展示"),
     "text_heavy": ("mostly text", "文字过多"),
     "qr_code": ("QR code", "二维码"),
+    "pair_score_low": ("text does not fit", "图文不符"),
+    "pair_score_high": ("text fits too well", "图文过于吻合"),
+    "below_top_share": ("others fit better", "不在高分之列"),
     "over_represented": ("over-represented", "概念过多"),
     "no_concept": ("no concept", "无概念词"),
     "kept": ("kept", "保留"),
@@ -88,6 +91,7 @@ _START = r"(?<![\w.])"
 _PHRASES = [
     (re.compile(rf"{'' if phrase[0] == ',' else _START}{phrase}(?!\w)"), words)
     for phrase, words in (
+        (rf"the best {_N} of (\S+) have at least (-?[\d.]+)", r"\2 最好的 \1 不低于 \3"),
         (r"(\d+) x (\d+) pixels", r"\1 × \2 像素"),
         (rf"each side needs {_N}", r"每边至少 \1"),
         (rf"at most {_N} are allowed", r"最多 \1"),
@@ -115,6 +119,8 @@ _PHRASES = [
         (r"entropy ([\d.e-]+);", r"熵 \1；"),
         (rf"sharpness {_N}", r"清晰度 \1"),
         (rf"{_N} frames", r"\1 帧"),
+        (r"pair score (-?[\d.]+)", r"图文得分 \1"),
+        (r"not scored, since a tower failed on its image or its text", "未打分：模型无法处理其图像或文本"),
         (rf"score {_N}", r"得分 \1"),
         (rf"text covers {_N}", r"文字占 \1"),
         (rf"QR codes cover {_N}", r"二维码占 \1"),

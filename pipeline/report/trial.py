@@ -32,7 +32,7 @@ from pipeline.report.section import Values
 from pipeline.report.unshown import unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
-from pipeline.store.stage import deciding
+from pipeline.store.stage import in_funnel
 
 SHOWN = 60
 """Rows of each group that the page shows."""
@@ -126,7 +126,9 @@ class _Group:
 
 def _stages(build: Build, trial: Build) -> list[Values]:
     rows, kept = [], {"before": 0, "after": 0}
-    for name in deciding(build.stages, "extract", list(trial.fingerprints)[-1]):
+    last = list(trial.fingerprints)[-1]
+    shown = {*in_funnel(build, "extract", last), *in_funnel(trial, "extract", last)}
+    for name in (name for name in build.stages if name in shown):
         row: Values = {"stage": name, "ran": trial.fingerprints[name] != build.fingerprints[name]}
         for when, one in (("before", build), ("after", trial)):
             counts = Counter[str]()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pipeline.stages import (
     admit,
     balance,
+    choose,
     concepts,
     crawl,
     dedup,
@@ -20,6 +21,7 @@ from pipeline.stages import (
     measure,
     rank,
     report,
+    score,
     screen,
     shard,
 )
@@ -38,6 +40,8 @@ STAGES: dict[str, Stage] = {
         lead.STAGE,
         dedup.STAGE,
         screen.STAGE,
+        score.STAGE,
+        choose.STAGE,
         concepts.STAGE,
         balance.STAGE,
         detect.STAGE,

@@ -4,6 +4,7 @@ What a model says of an image depends on the image's bytes and the model's id al
 under the image's sha256 and shared by all builds. `model_values` takes from the caches what is there, claims what is
 missing (`pipeline.store.claims`), decodes each claimed image once for all models that lack it, hands the pictures over
 in batches, and puts the values into the caches. What a worker of another build is computing is waited for.
+`text_values` does the same for texts, under the sha256 of each.
 
 Limits: an image that cannot be decoded has no values and is tried again by each build. Between two flushes of a cache
 up to SAVE values of a model are in memory; a kill loses them.
@@ -17,7 +18,7 @@ import functools
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -33,26 +34,25 @@ from pipeline.unreadable import OURS, evidence
 BATCH, BATCH_PIXELS = 16, 32_000_000
 """A batch is handed to the models when it holds so many pictures, or so many pixels."""
 
+TEXT_BATCH = 512
+"""Texts that are handed to a model together: enough that many have one length."""
+
 SAVE = 1_000
 """New values of a model after which they go into its cache, so that a killed worker repeats no more."""
 
 WAIT_S = 0.5
 """Between two looks at whether another build's worker is done with what is needed here too."""
 
+Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Model(abc.ABC, Generic[Value]):
-    """A model as it is run here. Models that are equal share what `load` returned, within a worker process."""
+class AnyModel(abc.ABC, Generic[Item, Value]):
+    """A model of pictures or texts. Models that are equal share what `load` returned, within a worker process."""
 
     id: str
     """Names all that a value depends on beside the image."""
-
-    @property
-    def reduce_to(self) -> int:
-        """Shorter side in pixels that a decode has to keep; 0: the whole picture."""
-        return 0
 
     @abc.abstractmethod
     def cache(self, store: Store) -> Cache:
@@ -63,8 +63,8 @@ class Model(abc.ABC, Generic[Value]):
         """What `run` needs and a worker process keeps, e.g. a session. Raises ModelError or DetectorError."""
 
     @abc.abstractmethod
-    def run(self, state: Any, pictures: Sequence[Pixels]) -> Sequence[Value]:
-        """One value per picture. `state` is what `load` returned."""
+    def run(self, state: Any, items: Sequence[Item], /) -> Sequence[Value]:
+        """One value per picture or text. `state` is what `load` returned."""
 
     @abc.abstractmethod
     def rows(self, values: Mapping[str, Value]) -> pa.Table:
@@ -75,9 +75,24 @@ class Model(abc.ABC, Generic[Value]):
         """Values by sha256, from rows of the cache."""
 
 
+@dataclass(frozen=True)
+class Model(AnyModel[Pixels, Value]):
+    """A model of pictures."""
+
+    @property
+    def reduce_to(self) -> int:
+        """Shorter side in pixels that a decode has to keep; 0: the whole picture."""
+        return 0
+
+
+@dataclass(frozen=True)
+class TextModel(AnyModel[str, Value]):
+    """A model of texts."""
+
+
 @dataclass
 class ModelValues(Generic[Value]):
-    """Values of the models for the images, and how many were cached or computed."""
+    """Values of the models for the images or texts, and how many were cached or computed."""
 
     values: dict[str, dict[str, Value]]
     """Model id -> sha256 -> value; an image that could not be decoded, or on which the model failed, has none."""
@@ -86,7 +101,7 @@ class ModelValues(Generic[Value]):
     computed: int = 0
     """Values that this call computed."""
     images: set[str] = field(default_factory=set)
-    """Images that this call handed to a model, or failed to decode."""
+    """Images or texts that this call handed to a model, or failed to decode."""
     undecodable: dict[str, str] = field(default_factory=dict)
     """sha256 -> why it could not be decoded, or what a model raised on it."""
 
@@ -95,18 +110,27 @@ def model_values(
     build: Build, partition: str, images: Collection[str], models: Sequence[Model[Value]]
 ) -> ModelValues[Value]:
     """The value of each model for each of the images (sha256) of a fetch partition: cached, or computed now."""
-    runner = _Runner(build, partition, models, images)
+    runner = _OfPictures(build, partition, models, images)
     runner.complete()
     return runner.result
 
 
-class _Runner(Generic[Value]):
-    """One call of `model_values`."""
+def text_values(build: Build, texts: Mapping[str, str], model: TextModel[Value]) -> ModelValues[Value]:
+    """The value of a model for each of the texts, by their sha256: cached, or computed now."""
+    runner = _OfTexts(build.store, texts, model)
+    runner.complete()
+    return runner.result
 
-    def __init__(self, build: Build, partition: str, models: Sequence[Model[Value]], images: Collection[str]) -> None:
-        self._build, self._partition = build, partition
+
+class _Runner(abc.ABC, Generic[Item, Value]):
+    """One call of `model_values` or `text_values`; both compute what is missing in the same way."""
+
+    WHAT: ClassVar[str]
+    """What the values are of, for messages."""
+
+    def __init__(self, store: Store, models: Sequence[AnyModel[Item, Value]], images: Collection[str]) -> None:
         self._models = {model.id: model for model in models}
-        self._caches = {model.id: model.cache(build.store) for model in models}
+        self._caches = {model.id: model.cache(store) for model in models}
         cached = {name: self._cached(name, images) for name in self._models}
         self._missing = {name: set(images) - values.keys() for name, values in cached.items()}
         self.result = ModelValues(cached, cached=sum(map(len, cached.values())))
@@ -137,7 +161,7 @@ class _Runner(Generic[Value]):
         lacking = {name: images for name, images in claimed.items() if images}
         states = {name: _loaded(self._models[name]) for name in lacking}
         new: dict[str, dict[str, Value]] = {name: {} for name in lacking}
-        for batch in self._pictures(lacking):
+        for batch in self._batches(lacking):
             for name, state in states.items():
                 shown = [sha256 for sha256 in batch if sha256 in lacking[name]]
                 if shown:
@@ -147,28 +171,53 @@ class _Runner(Generic[Value]):
         for name, values_of_images in new.items():
             self._save(name, values_of_images)
 
-    def _run(self, model: Model[Value], state: Any, pictures: dict[str, Pixels]) -> dict[str, Value]:
-        """Values of a model by sha256. A batch on which it fails is run picture by picture."""
+    def _run(self, model: AnyModel[Item, Value], state: Any, items: dict[str, Item]) -> dict[str, Value]:
+        """Values of a model by sha256. A batch on which it fails is run one by one."""
         try:
-            return dict(zip(pictures, model.run(state, list(pictures.values())), strict=True))
+            return dict(zip(items, model.run(state, list(items.values())), strict=True))
         except OURS:
             raise
         except Exception as e:
-            if len(pictures) == 1:
-                (sha256,) = pictures
-                self.result.undecodable[sha256] = f"{model.id}: {evidence(e, f'image {sha256}')}"
+            if len(items) == 1:
+                (sha256,) = items
+                self.result.undecodable[sha256] = f"{model.id}: {evidence(e, f'{self.WHAT} {sha256}')}"
                 return {}
         values: dict[str, Value] = {}
-        for sha256, picture in pictures.items():
-            values |= self._run(model, state, {sha256: picture})
+        for sha256, item in items.items():
+            values |= self._run(model, state, {sha256: item})
         return values
 
-    def _pictures(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Pixels]]:
-        """Batches of the images that some model lacks, by sha256, each read and decoded once."""
+    @abc.abstractmethod
+    def _batches(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Item]]:
+        """Batches of what some model lacks, by sha256."""
+
+    def _cached(self, name: str, images: Collection[str]) -> dict[str, Value]:
+        rows = self._caches[name].get(images)
+        return {} if rows is None else self._models[name].values_of(rows)
+
+    def _save(self, name: str, new: dict[str, Value]) -> None:
+        """Move new values into the cache and the result."""
+        if new:
+            self._caches[name].put(self._models[name].rows(new))
+            self.result.values[name].update(new)
+            self.result.computed += len(new)
+            new.clear()
+
+
+class _OfPictures(_Runner[Pixels, Value]):
+    WHAT = "image"
+
+    def __init__(self, build: Build, partition: str, models: Sequence[Model[Value]], images: Collection[str]) -> None:
+        self._build, self._partition = build, partition
+        self._of_pictures = {model.id: model for model in models}
+        super().__init__(build.store, models, images)
+
+    def _batches(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, Pixels]]:
+        """Batches of the images that some model lacks, each read and decoded once."""
         images = set[str]().union(*lacking.values())
         if not images:
             return
-        sides = [self._models[name].reduce_to for name in lacking]
+        sides = [self._of_pictures[name].reduce_to for name in lacking]
         reduce_to = max(sides) if all(sides) else 0
         self.result.images |= images
         pulse.expect(len(images))
@@ -193,20 +242,26 @@ class _Runner(Generic[Value]):
         if batch:
             yield batch
 
-    def _cached(self, name: str, images: Collection[str]) -> dict[str, Value]:
-        rows = self._caches[name].get(images)
-        return {} if rows is None else self._models[name].values_of(rows)
 
-    def _save(self, name: str, new: dict[str, Value]) -> None:
-        """Move new values into the cache and the result."""
-        if new:
-            self._caches[name].put(self._models[name].rows(new))
-            self.result.values[name].update(new)
-            self.result.computed += len(new)
-            new.clear()
+class _OfTexts(_Runner[str, Value]):
+    WHAT = "text"
+
+    def __init__(self, store: Store, texts: Mapping[str, str], model: TextModel[Value]) -> None:
+        self._texts = texts
+        super().__init__(store, [model], texts)
+
+    def _batches(self, lacking: Mapping[str, set[str]]) -> Iterator[dict[str, str]]:
+        """Batches of texts of like length."""
+        texts = sorted((len(self._texts[name]), name) for name in set[str]().union(*lacking.values()))
+        self.result.images |= {name for _, name in texts}
+        pulse.expect(len(texts))
+        for low in range(0, len(texts), TEXT_BATCH):
+            batch = {name: self._texts[name] for _, name in texts[low : low + TEXT_BATCH]}
+            yield batch
+            pulse.advance(len(batch))
 
 
 @functools.lru_cache(4)
-def _loaded(model: Model[Any]) -> Any:
+def _loaded(model: AnyModel[Any, Any]) -> Any:
     """What a model has loaded: once in a worker process, which does many partitions. The id tells other weights."""
     return model.load()

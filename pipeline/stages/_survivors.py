@@ -1,7 +1,8 @@
-"""Survivors: the pairs that dedup, screen and balance kept, which go on to detect and shard.
+"""Survivors: the pairs that dedup and the stages after it kept, which go on to detect and shard.
 
-Without pixel filters in the spec the stage `screen` has no partitions, and without `balance` the stage of that name has
-none: what goes on is what the last stage that has partitions kept. Each writes it as SPLIT_FILES, one file per split.
+What a spec does not ask for has no partitions: without pixel filters `screen`, without `pair_score` `score`, without a
+filter of scores `choose`, without `balance` the stage of that name. What goes on is what the last stage that has
+partitions kept (`pipeline.filters.pair_stages`). Each writes it as one file per split.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from data_specs.shard import SPLITS
-from pipeline.filters import last_to_drop, pixel_filters
-from pipeline.records import DEDUP_SCHEMA
+from pipeline.filters import last_to_drop, pair_stages
+from pipeline.records import DEDUP_SCHEMA, SCORED_SCHEMA
 from pipeline.stages._runs import partitions_of
 from pipeline.store.build import Build
 from pipeline.store.partitions import StageDir
@@ -25,40 +26,47 @@ def split_file(split: str) -> str:
 
 
 SPLIT_FILES = tuple(StageFile(split_file(split), DEDUP_SCHEMA, "candidate_id") for split in SPLITS)
-"""The files that dedup, screen and balance commit for a partition."""
+"""The files that dedup, screen and balance commit for a partition; those of balance with scores, if there are any."""
+
+SCORED_FILES = tuple(StageFile(split_file(split), SCORED_SCHEMA, "candidate_id") for split in SPLITS)
+"""The files that score and choose commit for a partition."""
 
 
 def survivors(build: Build) -> StageDir:
-    """The stage whose SPLIT_FILES hold what goes on to detect and shard."""
+    """The stage whose files hold what goes on to detect and shard."""
     return build.stage(last_to_drop(build.spec))
 
 
-def survivors_in(build: Build, partition: str, split: str, columns: list[str] | None = None) -> pa.Table:
-    """The survivors of one split, in a fetch partition's range of order keys."""
-    if build.spec.balance is None:
-        return screened_in(build, partition, split, columns)
-    stage = build.stage("balance")
-    return stage.table(stage.record(partition), split_file(split), columns)
-
-
-def screened_in(build: Build, partition: str, split: str, columns: list[str] | None = None) -> pa.Table:
-    """What dedup and screen kept of one split, in a fetch partition's range of order keys."""
-    if not pixel_filters(build.spec):
-        return deduplicated_in(build, partition, split, columns)
-    stage = build.stage("screen")
-    return stage.table(stage.record(partition), split_file(split), columns)
-
-
-def deduplicated_in(build: Build, partition: str, split: str, columns: list[str] | None = None) -> pa.Table:
-    """What dedup kept of one split, in a fetch partition's range of order keys.
+def survivors_in(
+    build: Build, partition: str, split: str, columns: list[str] | None = None, before: str = ""
+) -> pa.Table:
+    """The survivors of one split, in a fetch partition's range of order keys; `before`: those that come to a stage.
 
     The partitions of dedup are runs, each over several fetch partitions: only the rows of this one are read.
     """
+    name = _handing_on(build, before)
+    stage = build.stage(name)
+    if name != "dedup":
+        return stage.table(stage.record(partition), split_file(split), columns)
     low, high = KeyRange.named(partition).bounds
-    stage = build.stage("dedup")
     record = next(stage.record(run) for run in stage.partitions() if partition in partitions_of(run))
     within = [("order_key", ">=", low), ("order_key", "<", high)]
     return stage.table(record, split_file(split), columns, within)
+
+
+def later_ones(build: Build, before: str = "") -> dict[str, str]:
+    """Name and fingerprint of the stage that hands the survivors on, unless that is dedup or screen.
+
+    A stage that has `screen` among its inputs adds this to its token: a spec that asks for none of the later ones keeps
+    the fingerprints that it had before there were any.
+    """
+    name = _handing_on(build, before)
+    return {} if name in ("dedup", "screen") else {name: build.fingerprints[name]}
+
+
+def _handing_on(build: Build, before: str) -> str:
+    names = pair_stages(build.spec)
+    return names[names.index(before) - 1] if before in names else names[-1]
 
 
 def primary_texts(rows: pa.Table) -> list[str]:

@@ -32,7 +32,7 @@ from data_specs.build import Balance
 from data_specs.shard import SPLITS
 from pipeline import pulse
 from pipeline.records import Decision, DropReason, candidates_of, drop
-from pipeline.stages._survivors import SPLIT_FILES, primary_texts, screened_in, split_file
+from pipeline.stages._survivors import SPLIT_FILES, later_ones, primary_texts, split_file, survivors_in
 from pipeline.store import concept_counts
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import COUNTS_SCHEMA, Probabilities
@@ -56,7 +56,10 @@ def threshold_of(counts_E: npt.NDArray[np.int64], balance: Balance) -> int:
 
 
 def token(build: Build) -> Any:
-    return None if build.spec.balance is None else [build.spec.balance.model_dump(exclude={"entries"}), build.spec.seed]
+    if build.spec.balance is None:
+        return None
+    later = later_ones(build, before="balance")
+    return [build.spec.balance.model_dump(exclude={"entries"}), build.spec.seed, *([later] if later else [])]
 
 
 def partitions(build: Build) -> list[str]:
@@ -75,7 +78,7 @@ def run_partition(build: Build, partition: str) -> None:
     decisions, after, counts = list[Decision](), Counter[int](), Counter[str]()
     with build.stage("balance").attempt(partition) as attempt:
         for split in SPLITS:
-            rows = screened_in(build, partition, split)
+            rows = survivors_in(build, partition, split, before="balance")
             pulse.expect(rows.num_rows + counts["seen"], done=counts["seen"])
             drops = list(_judged(build, rows, known, probabilities, after))
             kept = pa.array([why is None for why in drops], pa.bool_())

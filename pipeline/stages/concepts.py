@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from data_specs.shard import SPLITS
 from pipeline import pulse
-from pipeline.stages._survivors import primary_texts, screened_in
+from pipeline.stages._survivors import later_ones, primary_texts, survivors_in
 from pipeline.store.build import Build
 from pipeline.store.concept_counts import COUNTS_SCHEMA
 from pipeline.store.rewrite import Rewrite
@@ -25,7 +25,10 @@ from pipeline.texts.concepts import concepts, digest
 
 def token(build: Build) -> Any:
     balance = build.spec.balance
-    return None if balance is None else [digest(balance, build.spec.base), balance.min_letters]
+    if balance is None:
+        return None
+    later = later_ones(build, before="balance")
+    return [digest(balance, build.spec.base), balance.min_letters, *([later] if later else [])]
 
 
 def partitions(build: Build) -> list[str]:
@@ -39,7 +42,7 @@ def run_partition(build: Build, partition: str) -> None:
     counts = np.zeros(len(known.entries), np.int64)
     pairs = matched = 0
     for split in SPLITS:
-        texts = primary_texts(screened_in(build, partition, split, ["texts"]))
+        texts = primary_texts(survivors_in(build, partition, split, ["texts"], before="balance"))
         pulse.expect(pairs + len(texts), done=pairs)
         for text in texts:
             own = known.of(text)

@@ -29,7 +29,7 @@ from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of
 from pipeline.detectors.given import Given
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
 from pipeline.stages._model_runner import Model, model_values
-from pipeline.stages._survivors import survivors_in
+from pipeline.stages._survivors import later_ones, survivors_in
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.ranges import KeyRange
@@ -46,7 +46,7 @@ Sides = Mapping[str, tuple[int, int]]
 def token(build: Build) -> Any:
     ids = [d.detector_id for d in detectors_of(build.spec)]
     own = {"detectors": ids, "max_boxes": build.spec.regions.max_boxes}
-    return own if build.spec.balance is None else {**own, "balance": build.fingerprints["balance"]}
+    return {**own, **later_ones(build)}
 
 
 def partitions(build: Build) -> list[str]:

@@ -39,8 +39,10 @@ def write(build: Build, baseline: dict[str, Any] | None = None) -> dict[str, Any
         report = make(build, baseline)
         page = render(report, build.stages)
         attempt.path("html", final="index.html").write_text(shown(page), encoding="utf-8")
-        for row in report["sheet"] + [m for cluster in report["clusters"] for m in cluster["members"]]:
-            del row["picture"]  # figures for machines, not pictures
+        of_pairs = [group["rows"] for group in (report["pair_scores"] or {"groups": []})["groups"]]
+        for rows in [report["sheet"], *(cluster["members"] for cluster in report["clusters"]), *of_pairs]:
+            for row in rows:
+                del row["picture"]  # figures for machines, not pictures
         attempt.path("json", final="report.json").write_text(as_json(report), encoding="utf-8")
         attempt.commit({"faults": len(report["faults"]), "bytes": len(page.encode())})
     return report

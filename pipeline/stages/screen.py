@@ -29,7 +29,7 @@ from pipeline.filters import Drop, PixelFilter, pixel_filters
 from pipeline.pictures.decode import Pixels
 from pipeline.records import SCORE_SCHEMA, Decision, DropReason, candidates_of, drop
 from pipeline.stages._model_runner import Model, model_values
-from pipeline.stages._survivors import SPLIT_FILES, deduplicated_in, split_file
+from pipeline.stages._survivors import SPLIT_FILES, split_file, survivors_in
 from pipeline.store.build import Build
 from pipeline.store.cache import Cache
 from pipeline.store.stage import Stage
@@ -50,7 +50,7 @@ def partitions(build: Build) -> list[str]:
 def run_partition(build: Build, partition: str) -> None:
     """Kept pairs of each split in a fetch partition's range, as dedup has them, and a Decision for each that fails."""
     filters = pixel_filters(build.spec)
-    rows = {split: deduplicated_in(build, partition, split) for split in SPLITS}
+    rows = {split: survivors_in(build, partition, split, before="screen") for split in SPLITS}
     images = {sha256 for table in rows.values() for sha256 in table["sha256"].to_pylist()}
     scored = model_values(build, partition, images, [_Scorer(f.score_id, f) for f in filters])
     drops = {sha256: judge(filters, sha256, scored.values) for sha256 in images}

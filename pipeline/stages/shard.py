@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from data_specs.shard import (
     KEY_LENGTH,
     MANIFEST,
+    PAIR_SCORE,
     REGION_SCHEMA,
     SCHEMA_VERSION,
     SHARD_SCHEMA,
@@ -43,7 +44,7 @@ from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
 from pipeline.publish import dataset, release
 from pipeline.records import DECISION_SCHEMA, DropReason, text_of
 from pipeline.stages import _boundaries
-from pipeline.stages._survivors import split_file, survivors
+from pipeline.stages._survivors import later_ones, split_file, survivors
 from pipeline.store.build import Build
 from pipeline.store.images import read_images, records_between
 from pipeline.store.partitions import DECISIONS, Attempt, Record
@@ -134,7 +135,7 @@ def _write(build: Build, partition: str, rows: pa.Table, attempt: Attempt) -> tu
 
 def _packing(build: Build) -> str:
     """Digest of all that a shard's tar, index and decisions follow from: everything but the regions."""
-    kept = build.fingerprints["screen" if build.spec.balance is None else "balance"]
+    [kept] = later_ones(build).values() or [build.fingerprints["screen"]]
     value = [STAGE.version, kept, token(build)]
     return hashlib.sha256(canonical_json(value)).hexdigest()
 
@@ -161,11 +162,12 @@ def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:
     stage, tables = survivors(build), []
     for partition, low, high in cut.runs:
         with stage.file(stage.record(partition), split_file(cut.split)) as path:
-            tables.append(_between(path, low, high))
+            columns = COLUMNS if build.spec.pair_score is None else [*COLUMNS, PAIR_SCORE.name]
+            tables.append(_between(path, low, high, columns))
     return pa.concat_tables(tables).combine_chunks()
 
 
-def _between(path: Path, low: int, high: int) -> pa.Table:
+def _between(path: Path, low: int, high: int, columns: list[str]) -> pa.Table:
     """Rows [low, high) of a Parquet file."""
     with pq.ParquetFile(path) as file:
         groups, first, at = [], 0, 0
@@ -176,7 +178,7 @@ def _between(path: Path, low: int, high: int) -> pa.Table:
             elif at < high:
                 groups.append(i)
             at += size
-        table = file.read_row_groups(groups, columns=COLUMNS)
+        table = file.read_row_groups(groups, columns=columns)
     return table.slice(low - first, high - low)
 
 
@@ -230,7 +232,7 @@ def _sample(row: dict[str, Any], max_side: int) -> Sample:
 
 
 def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Table:
-    """The index of a shard, SHARD_SCHEMA."""
+    """The index of a shard, SHARD_SCHEMA, and PAIR_SCORE where the spec asks for scores."""
     width, height = stored_sides(rows["width"].to_numpy(), rows["height"].to_numpy(), build.spec.shards.max_side)
     texts, leaders = rows["texts"].combine_chunks(), rows["text_leaders"].combine_chunks()
     if not texts.offsets.equals(leaders.offsets):
@@ -248,9 +250,10 @@ def _index(build: Build, rows: pa.Table, places: dict[str, list[int]]) -> pa.Tab
         "texts": pa.ListArray.from_arrays(_offsets(texts), entries),
     }
     arrays = {field.name: columns[field.name] for field in SHARD_SCHEMA}
-    return pa.table({n: pa.array(c) if isinstance(c, list | np.ndarray) else c for n, c in arrays.items()}).cast(
+    index = pa.table({n: pa.array(c) if isinstance(c, list | np.ndarray) else c for n, c in arrays.items()}).cast(
         SHARD_SCHEMA
     )
+    return index if build.spec.pair_score is None else index.append_column(PAIR_SCORE, rows[PAIR_SCORE.name])
 
 
 def _offsets(lists: pa.ListArray) -> pa.Array:

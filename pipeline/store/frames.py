@@ -8,7 +8,7 @@ pyarrow, so that of a file on an object store only what is asked for is read.
     candidates   extract      CANDIDATE_SCHEMA   one row per image URL with its texts, as the pages had it
     decisions    every stage  DECISION_SCHEMA    what became of each candidate, and of pages that were dropped
     measures     measure      FEATURE_SCHEMA     one row per distinct image that was fetched
-    samples      shard        SHARD_SCHEMA       one row per sample
+    samples      shard        SHARD_SCHEMA       one row per sample, with PAIR_SCORE where a spec asked for scores
     regions/ID   shard        REGION_SCHEMA      boxes of a detector, row by row those of the samples
 
 A release has samples and regions of its own. The other tables are those of its builds, as far as they are at hand.
@@ -18,6 +18,7 @@ Limits: `gc` deletes candidates and measures of old builds; `lacking` says of wh
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +32,16 @@ import pyarrow.fs as pf
 import pyarrow.parquet as pq
 
 from data_specs.object_store import StorageError, told
-from data_specs.shard import MANIFEST, REGION_SCHEMA, SHARD_SCHEMA, SPLITS, ContractError, FileDigest, ShardFiles
+from data_specs.shard import (
+    MANIFEST,
+    PAIR_SCORE,
+    REGION_SCHEMA,
+    SHARD_SCHEMA,
+    SPLITS,
+    ContractError,
+    FileDigest,
+    ShardFiles,
+)
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import CANDIDATE_SCHEMA, DECISION_SCHEMA, FEATURE_SCHEMA
@@ -228,10 +238,21 @@ class Frames:
         """Columns of a table's files. Raises StoreError for a name that is none."""
         if table.startswith(REGIONS):
             return REGION_SCHEMA
-        schemas = {"decisions": DECISION_SCHEMA, SAMPLES: SHARD_SCHEMA, **{n: s for n, (_, s) in OF_STAGE.items()}}
+        schemas = {"decisions": DECISION_SCHEMA, SAMPLES: self._samples, **{n: s for n, (_, s) in OF_STAGE.items()}}
         if table not in schemas:
             raise StoreError(self.place, f"has no table {table!r}; its tables: {', '.join(TABLES)}")
         return schemas[table]
+
+    @functools.cached_property
+    def _samples(self) -> pa.Schema:
+        """Columns of samples; of builds that are not at hand the first shard tells whether they were scored."""
+        scored = any(build.spec.pair_score is not None for build in self.builds)
+        if not self.builds and self.shards:
+            folder, shard = self.shards[0]
+            # whoever reads the rows says what is wrong with a file
+            with contextlib.suppress(StoreError, pa.ArrowException), folder.opened(shard.parquet.path) as file:
+                scored = PAIR_SCORE.name in pq.read_schema(file).names
+        return SHARD_SCHEMA.append(PAIR_SCORE) if scored else SHARD_SCHEMA
 
     def of_split(self, split: str = "") -> Iterator[tuple[Folder, ShardFiles]]:
         """Shards of a split, or of all. Raises StoreError for a name that is none."""

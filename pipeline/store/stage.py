@@ -1,7 +1,7 @@
 """A stage: one step of a build, and all that is known of it.
 
     crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> lead -> dedup -> screen
-        -> concepts -> balance -> detect -> shard -> report
+        -> score -> choose -> concepts -> balance -> detect -> shard -> report
 
 Each file of `pipeline/stages/` ends with one `Stage`; `pipeline.stages.STAGES` is the order. Everything else asks the
 object: the run (inputs, partitions, resources), the store (folder), the funnel and the report (Chinese name, what
@@ -75,6 +75,7 @@ class Stage:
     files: what it commits for a partition, beside its decisions.
 
     subject: what it decides on: "candidate", "capture", or "" for a stage that drops nothing itself.
+    came_later: builds of specs that do not ask for it have no row of it in their funnels, as before there was one.
     max_drop: the share that it may drop of a source, 0 to 1, where the spec's table of gates does not name it.
 
     unit, done: for people, what its progress is counted in, and the counts of a record whose sum that is.
@@ -101,6 +102,7 @@ class Stage:
     resources: Callable[[BuildSpec], dict[str, float]] = one_cpu
     files: tuple[StageFile, ...] = ()
     subject: str = "candidate"
+    came_later: bool = False
     max_drop: float | None = None
     unit: str = "rows"
     done: tuple[str, ...] = ("seen",)
@@ -132,6 +134,13 @@ Stages = Mapping[str, Stage]
 def deciding(stages: Stages, first: str = "", last: str = "") -> list[str]:
     """Names of the stages that decide on candidates or captures, from `first` to `last`, both inclusive."""
     return [stage.name for stage in _between(stages, first, last) if not stage.prepares]
+
+
+def in_funnel(build: Build, first: str = "", last: str = "") -> list[str]:
+    """`deciding` of a build, without those that came later and have nothing to do in it."""
+    later = {name for name, stage in build.stages.items() if stage.came_later}
+    busy = {name for name in later if name in build.fingerprints and build.stage(name).records()}
+    return [name for name in deciding(build.stages, first, last) if name not in later - busy]
 
 
 def _between(stages: Stages, first: str, last: str) -> Iterator[Stage]:

@@ -6,7 +6,8 @@ STORE/fetched whose bytes are gone; features of an older wenlan, which nobody as
 `--keep N` also expires builds: of each dataset the N newest snapshots stay whole, older ones keep what cannot be had
 again or is what they are for: captures, shards, report, build.json, releases.json, saved views. Their other stages go,
 and the index that the studio has made of them. Before images go, STORE/fetched learns of newer builds that hold the
-same, so that they are not fetched again.
+same, so that they are not fetched again. Features of images and texts go with the last build that was
+scored by their model.
 
 `--keep-releases N` deletes all but the N newest releases of each dataset, and the shards of published builds that no
 release needs any more: those of an earlier generation, and those that a rollback has left out. Their captures stay.
@@ -52,8 +53,11 @@ def collect(
     for known in store.registered():
         if Folder(known["out"]).exists(build_json.NAME):
             builds.setdefault(known["name"], []).append(build_json.reopen(known["out"], stages))
+    expired, staying = set[str](), set[str]()
     for name, own in builds.items():
         old = own[:-keep] if keep else []
+        expired |= {model for build in old for model in _models(build)}
+        staying |= {model for build in own if build not in old for model in _models(build)}
         needed = _expire_releases(store.releases(name), keep_releases, deletions) if keep_releases else None
         for build in own:
             with contextlib.suppress(StoreError), _alone(build, dry_run):
@@ -63,8 +67,16 @@ def collect(
                     _tidy(build, deletions)
                 if needed is not None and build.build_id not in needed:
                     deletions.delete("of no release", build.folder, build.stages["shard"].folder)
+    for model in sorted(expired - staying):
+        deletions.delete("features of expired builds", store.folder / "features", model)
     _tidy_store(store, deletions)
     return {"deleted": deletions.deleted, "bytes": sum(one["bytes"] for one in deletions.deleted)}
+
+
+def _models(build: Build) -> set[str]:
+    """Caches of the features by which a build's pairs were scored."""
+    records = build.stage("score").records()[:1] if "score" in build.fingerprints else []
+    return {model for record in records for model in record.info["models"]}
 
 
 def _expire_releases(releases: Releases, keep: int, deletions: Deletions) -> set[str] | None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pipeline.report.funnel import StageFunnel
 from pipeline.report.section import Material, Section, Values
-from pipeline.store.stage import deciding
+from pipeline.store.stage import in_funnel
 
 
 def figures(material: Material, inputs: Values) -> Values:
     candidates = material.candidates
     return {
-        "funnel": [row_of(stage) for stage in candidates.stages(deciding(material.build.stages, "extract", "shard"))],
+        "funnel": [row_of(stage) for stage in candidates.stages(in_funnel(material.build, "extract", "shard"))],
         "reasons": [{"name": name, "count": count} for name, count in candidates.reasons()],
     }
 

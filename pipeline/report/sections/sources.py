@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.report.funnel import Funnel
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
-from pipeline.store.stage import deciding
+from pipeline.store.stage import in_funnel
 
 LOSSES = ("lost_records", "lost_bytes", "truncated", "no_warc")
 """Counts of extract: what damage cost a WARC file (`pipeline.stages.extract`)."""
@@ -29,7 +29,7 @@ def by_source(build: Build, candidates: Funnel) -> list[Values]:
         funnel = candidates.of_source(ref.name)
         stages = [
             {"stage": s.stage, "kept": s.kept, "dropped": s.dropped, "known": s.known}
-            for s in funnel.stages(deciding(build.stages, "extract", "shard"))
+            for s in funnel.stages(in_funnel(build, "extract", "shard"))
         ]
         reasons = [{"name": name, "count": count} for name, count in funnel.reasons()]
         row = {"name": ref.name, "kind": ref.kind, "source_kind": ref.source_kind, "candidates": funnel.total}

@@ -140,3 +140,21 @@ def test_old_releases_go_and_shards_that_none_needs(builds: list[Build]) -> None
     assert not older.shards.exists("manifest.json")
     assert not newer.folder.exists("shards")
     assert newer.folder.exists("captures")
+
+
+def test_features_go_with_the_last_build_that_was_scored_by_their_model(builds: list[Build]) -> None:
+    older, newer = builds
+    for build, models in ((older, ["pair-image-old", "pair-text-both"]), (newer, ["pair-text-both"])):
+        with build.stage("score").attempt("00000-of-00001") as attempt:
+            attempt.commit({}, {"models": models})
+    features = Path(older.store.url) / "features"
+    names = {"pair-image-old", "pair-text-both", "pair-image-of-nobody-known"}
+    for name in names:
+        (features / name).mkdir(parents=True)
+    collect(builds)
+    assert {path.name for path in features.glob("pair-*")} == names
+    collect(builds, keep=1, dry_run=True)
+    assert {path.name for path in features.glob("pair-*")} == names
+    answer = collect(builds, keep=1)
+    assert {path.name for path in features.glob("pair-*")} == names - {"pair-image-old"}
+    assert "features of expired builds" in {one["what"] for one in answer["deleted"]}

@@ -1,0 +1,106 @@
+"""ONNX files of encoders: checked, identified and opened by onnxruntime, without torch.
+
+A file comes from anybody. It holds a graph and numbers, no code: nothing is unpickled, no library of custom operators
+is registered, so a file that names one is refused. Its size is bounded before it is read. Weights may lie in one file
+beside it, under the two names that exporters give it (`m.onnx.extra_file` of Chinese-CLIP, `m.onnx.data` of torch). A
+graph that points to any other file is refused, since its sha256 would not tell what it computes.
+
+Limits: where weights lie is read from the bytes of the graph, as every protobuf library writes them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_specs.search.folder import IndexFault
+
+MOST_BYTES = 2 << 30
+"""Of a graph: protobuf allows no more."""
+
+MOST_BESIDE = 16 << 30
+"""Of the weights beside it."""
+
+BESIDE = (".extra_file", ".data")
+
+_LOCATION = re.compile(rb"\x0a\x08location\x12(.)", re.DOTALL)
+"""A StringStringEntryProto (onnx.proto): field 1 `location`, then field 2, whose length is the byte that follows; of
+127 bytes at most, or what is read is none of the names that are let through."""
+
+
+class TowerFault(IndexFault):
+    """A file is no encoder that can be used. One line that names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxFile:
+    """A file that may be opened. sha256: of its bytes, and where weights lie beside it of theirs too."""
+
+    path: Path
+    has_beside: bool
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A session, what its file says of itself, and its inputs: name -> (element type, shape with 0 for a free size)."""
+
+    session: Any
+    about: dict[str, str]
+    inputs: dict[str, tuple[str, tuple[int, ...]]]
+
+
+def checked(path: Path) -> OnnxFile:
+    """Look at a file before anything reads it as a model. Raises TowerFault."""
+    digest = hashlib.sha256()
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise TowerFault(f"{path}: is larger than {MOST_BYTES >> 30} GiB, which no ONNX graph is")
+        graph = path.read_bytes()
+        digest.update(graph)
+        places = {graph[at.end() : at.end() + at[1][0]] for at in _LOCATION.finditer(graph)}
+        if not places:
+            return OnnxFile(path, False, digest.hexdigest())
+        names = [path.name + suffix for suffix in BESIDE]
+        named = next((name for name in names if places == {name.encode()}), "")
+        if not named:
+            others = ", ".join(sorted(place.decode(errors="replace") for place in places))
+            raise TowerFault(f"{path}: keeps weights in {others[:200]!r}; only {' or '.join(names)} is read")
+        beside = path.with_name(named)
+        if beside.stat().st_size > MOST_BESIDE:
+            raise TowerFault(f"{beside}: is larger than {MOST_BESIDE >> 30} GiB")
+        with beside.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    except OSError as e:
+        raise TowerFault(f"{e.filename or path}: cannot be read ({e.strerror or type(e).__name__})") from None
+    return OnnxFile(path, True, digest.hexdigest())
+
+
+def opened(file: OnnxFile, threads: int = 0, gpu: bool = False) -> Opened:
+    """A session on `threads` of the CPU (0: as onnxruntime takes them), or on CUDA if it has it. Raises TowerFault."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    if threads:
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    providers = ["CPUExecutionProvider"]
+    if gpu and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        providers.insert(0, "CUDAExecutionProvider")
+    try:
+        # of bytes no path is resolved: what lies elsewhere would not be found
+        graph: str | bytes = str(file.path) if file.has_beside else file.path.read_bytes()
+        session = onnxruntime.InferenceSession(graph, options, providers=providers)
+        about: dict[str, str] = session.get_modelmeta().custom_metadata_map
+        inputs = {given.name: (str(given.type), _shape(given.shape)) for given in session.get_inputs()}
+    except Exception as e:  # onnxruntime raises types of its own, below Exception alone
+        raise TowerFault(f"{file.path}: cannot be read ({(str(e).splitlines() or [''])[0][:200]})") from None
+    return Opened(session, about, inputs)
+
+
+def _shape(sizes: list[Any]) -> tuple[int, ...]:
+    return tuple(size if isinstance(size, int) else 0 for size in sizes)

@@ -1,0 +1,40 @@
+"""Drops pairs whose picture and text fit too badly or too well, by two towers, or keeps the best share of each source.
+
+Weak correlation is data: nothing is dropped by a score unless a spec names this filter. DanQing (arXiv 2601.10305)
+keeps a band with both ends: what fits too well is often a picture of its own caption. Data Filtering Networks (arXiv
+2309.17425) keep a share, the best first; here of each source, so that no source pays for another one's kind of text.
+
+`top_share` counts the pairs of a source that are within the band. It is a share of what this build scores: pairs that
+earlier builds of the dataset hold are neither counted nor judged again, so two weeks of builds do not keep what one
+build of both would. A limit in `min_score` does, whatever the number of builds; the report says which score a share
+came to.
+
+Needs: the section `pair_score` of the spec, with the towers; for a vocabulary of BERT or a tokenizer.json the extra
+models.
+
+Thresholds: none by default. DanQing's band is 0.231 to 0.438, by Chinese-CLIP's ViT-L/14; a cosine means nothing
+without its model.
+
+Limits: judges the primary text alone. A pair that the towers could not read is dropped as unreadable.
+"""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from pipeline.filters import Drop, PairFilter
+from pipeline.records import DropReason
+
+
+class PairScore(PairFilter):
+    """The cosine of a pair's features, within a band; and of that, a share of each source."""
+
+    min_score: float = Field(-1, ge=-1, le=1, description="lowest score that is kept")
+    max_score: float = Field(1, ge=-1, le=1, description="highest score that is kept")
+
+    def judge(self, score: float) -> Drop | None:
+        if score < self.min_score:
+            return Drop(DropReason.PAIR_SCORE_LOW, f"pair score {score:.4f}; at least {self.min_score:g}")
+        if score > self.max_score:
+            return Drop(DropReason.PAIR_SCORE_HIGH, f"pair score {score:.4f}; at most {self.max_score:g}")
+        return None

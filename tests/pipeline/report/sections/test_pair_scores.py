@@ -1,0 +1,133 @@
+"""Section `pair_scores`: histograms count what was scored and kept; sheets show the pairs that they say they show."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report.section import Material
+from pipeline.report.sections.pair_scores import _edges, _quartiles, scores
+from pipeline.store.build import Build
+from tests import towered
+from tests.towered import coloured
+
+STAGES = ("extract", "measure", "filter", "rank", "lead", "dedup", "screen", "score", "choose", "concepts", "balance")
+
+
+@pytest.fixture
+def build(fetched_build: Callable[..., Build], got: Any, run_stage: Any, tmp_path: Path) -> Callable[..., Build]:
+    """A build of thirty pictures that fit their texts less and less; the keyword arguments are those of the filter."""
+
+    def make(*stages: str, **options: Any) -> Build:
+        images = [
+            got(f"i{i}", coloured(i, 1 - i / 30, 0.05, i / 30), f"红色的图第{'一二三四五六七八九十'[i % 10]}{i}")
+            for i in range(30)
+        ]
+        filters = [{"name": "pair_score", **options}] if options else []
+        section = towered.written(tmp_path / "towers")
+        regions = {"detectors": [{"name": "grid", "n": 2}]}
+        made = fetched_build(images, parts=2, pair_score=section, filters=filters, regions=regions)
+        run_stage(made, *STAGES[1:], *stages)
+        return made
+
+    return make
+
+
+def rows_of(build: Build, stage: str) -> dict[str, float]:
+    directory = build.stage(stage)
+    return {
+        row["candidate_id"]: round(row["pair_score"], 4)
+        for record in directory.records()
+        for split in ("train", "dev", "val")
+        for row in directory.table(record, f"{split}.parquet").to_pylist()
+    }
+
+
+def groups(said: dict[str, Any]) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    return {(group["name"], group["limit"]): group["rows"] for group in said["groups"]}
+
+
+def test_it_shows_the_best_the_worst_and_those_at_each_limit(build: Callable[..., Build]) -> None:
+    made = build("detect", "shard", min_score=0.3, top_share=0.5)
+    before, after = rows_of(made, "score"), rows_of(made, "choose")
+    said = scores(Material(made))
+    assert said is not None
+    assert (said["pairs"], said["scored"], said["kept"]) == (30, 30, len(after))
+    [histogram] = said["histograms"]
+    assert sum(b["count"] for b in histogram["bins"]) == histogram["total"] == len(after)
+    assert sum(b["own"] for b in histogram["bins"]) == 30 - len(after)
+    lowest = sum(score < 0.3 for score in before.values())
+    assert [(limit["option"], limit["dropped"]) for limit in histogram["limits"]] == [
+        ("min_score", lowest),
+        ("top_share", 30 - lowest - len(after)),
+    ]
+    shown = groups(said)
+
+    def ids(*group: str) -> list[str]:
+        return [row["id"] for row in shown[group[0], group[1] if len(group) > 1 else ""]]
+
+    ordered = sorted(before, key=lambda name: (-before[name], name))
+    assert ids("best") == ordered[:12]
+    assert ids("worst") == sorted(before, key=lambda name: (before[name], name))[:12]
+    assert ids("best_kept") == ordered[:12]
+    assert set(ids("worst_kept")) == set(sorted(after, key=lambda name: (after[name], name))[:12])
+    assert set(ids("just_dropped", "min_score")) == {name for name, score in before.items() if score < 0.3}
+    assert ids("just_kept", "min_score") == sorted(after, key=lambda name: (after[name], name))[:20]
+    cut = said["sources"][0]["cuts"][0]
+    assert cut == min(after.values())
+    within = {name for name, score in before.items() if score >= 0.3}
+    assert set(ids("just_dropped", "top_share")) == within - set(after)
+    pictured = [row for row in shown["best", ""] if row["picture"].startswith("data:image/jpeg;base64,")]
+    assert len(pictured) == 12
+    assert all(row["text"].startswith("红色的图") for row in pictured)
+
+
+def test_the_page_says_it_in_both_languages_and_report_json_has_no_picture(
+    build: Callable[..., Build], part: Callable[[str, str], str]
+) -> None:
+    made = build("detect", "shard", "report", max_score=0.9)
+    page, written = (Path(made.out) / "report" / name for name in ("index.html", "report.json"))
+    html, report = page.read_text("utf-8"), json.loads(written.read_text("utf-8"))
+    section = part(html, "pair_scores")
+    for words in ("How well pictures and texts fit", "图文匹配得分", "刚好丢弃", "得分最低", "max_score"):
+        assert words in section
+    assert section.count("data:image/jpeg;base64,") == sum(len(g["rows"]) for g in report["pair_scores"]["groups"])
+    assert "base64" not in written.read_text("utf-8")
+    assert '<a href="#pair_scores">' in html
+
+
+def test_what_was_taken_down_or_opted_out_is_not_shown(
+    build: Callable[..., Build], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = build("detect", "shard")
+    material = Material(made)
+    said = scores(material)
+    assert said is not None
+    assert said["kept"] is None
+    first, second = groups(said)["best", ""][:2]
+    material.shown.opted_out.add(first["fetch_id"])
+    monkeypatch.setattr("pipeline.store.takedowns.Takedowns.names", lambda self, row: row["id"] == second["id"])
+    again = scores(material)
+    assert again is not None
+    assert not {first["id"], second["id"]} & {row["id"] for rows in groups(again).values() for row in rows}
+
+
+def test_without_scores_there_is_no_section(synthetic_build: Build) -> None:
+    assert scores(Material(synthetic_build)) is None
+
+
+def test_bins_are_round_and_few_whatever_the_scores() -> None:
+    for low, high in ((-10_000, 10_000), (2_310, 4_380), (500, 510), (0, 0)):
+        edges = _edges(Counter({low: 5, (low + high) // 2: 5, high: 5}))
+        steps = {b - a for a, b in itertools.pairwise(edges)}
+        assert len(edges) <= 24
+        assert len(steps) <= 1
+        assert edges[0] <= low
+        assert all(edge % 100 == 0 for edge in edges)
+    assert _quartiles(Counter({0: 1, 1_000: 2, 5_000: 1})) == [0, 0.1, 0.1]
