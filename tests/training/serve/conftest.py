@@ -81,13 +81,14 @@ def running(
     towers: Callable[[Towers], Towers] = lambda towers: towers,
     indexes: dict[str, Path] | None = None,
     token: str | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
     """A server on a thread of this process; `towers` may stand between it and the real ones."""
     loaded = load(checkpoint, "cpu")
     service = Service("tiny", loaded.checkpoint, towers(TorchTowers(loaded)), options or Options())
     opened = {name: SearchIndex.open(folder) for name, folder in (indexes or {}).items()}
     app = protected(application(service, Galleries(service, opened)), service, token, LOOPBACK)
-    bound = listen("127.0.0.1", 0)
+    bound = listen("127.0.0.1", port)
     server = make_server(app, service.options)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
     thread.start()
