@@ -1,8 +1,8 @@
-"""What decides about workers of Ray before and after there are any, and embedding on actors; training's are in
-test_cli."""
+"""What decides about workers of Ray before and after there are any; training on workers, and embedding on actors."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from training import cli
 from training.errors import ConfigError
 from training.resolve import resolve
 from training.run.launch import Leave
@@ -48,21 +49,42 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
     assert answers == [Leave.NO, Leave.NO, Leave.NO, Leave.SAVE, Leave.NO, Leave.NO, Leave.NO, Leave.SAVE]
 
 
-# --- embedding
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Any]:
-    """An embedded Ray of two CPUs, whose workers import this checkout."""
+    """An embedded Ray of three CPUs, whose workers import this checkout."""
     import ray
 
     from data_specs.loopback import on_loopback
 
     root = str(Path(__file__).parents[3])
     with on_loopback():
-        ray.init("local", num_cpus=2, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
+        ray.init("local", num_cpus=3, include_dashboard=False, runtime_env={"env_vars": {"PYTHONPATH": root}})
     yield ray
     ray.shutdown()
+
+
+# --- training
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own, of what of it Ray Train still uses
+def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
+    cluster: Any, make_shards: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest, out = make_shards(train=(16,)), tmp_path / "run"
+    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--workers", "2", "--set", "run.epochs=1", "--json"]
+    assert cli.main([*fit, "--out", str(out)]) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert (result["world_size"], result["steps"]) == (2, 2)
+    (manifest.parent / "train-000000.tar").write_bytes(b"")
+    assert cli.main([*fit, "--out", f"{out}-2"]) == 1
+    printed = capfd.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["ok"] is False
+    lines = [line for line in printed.err.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]
+    assert any(line.startswith(f"wenlan-train: {manifest.parent}") for line in lines)  # ours, without Ray's traceback
+
+
+# --- embedding
 
 
 def vectors_of(folder: Path) -> dict[str, bytes]:

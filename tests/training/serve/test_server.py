@@ -229,6 +229,8 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         assert error(server.get("/v1/models", headers={"Host": "evil.example"}), 421)[0] == "wrong_host"
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         assert server.get("/indices-list", headers=bearer).json() == ["中"]
+        pictured = server.post("/image_query", files={"image": PICTURES[0]}, headers=bearer)
+        assert pictured.json()["emb_dim"] == 32
         assert TOKEN not in Path(f"/proc/{server.process.pid}/cmdline").read_text()  # type: ignore[union-attr]
         texts = [f"第{n}句话" for n in range(1000)]
         answers: list[httpx.Response] = []
@@ -269,8 +271,3 @@ def test_a_wrong_command_is_one_line(
     assert cli.main(["serve", str(tiny), "--engine", "torch", *words]) in (1, 2)
     [told] = [told for told in capsys.readouterr().err.splitlines() if told.startswith("wenlan-train:")]
     assert line in told
-
-
-def test_a_picture_is_answered_by_a_running_command(tiny: Path) -> None:
-    with command(tiny) as server:
-        assert server.post("/image_query", files={"image": PICTURES[0]}).json()["emb_dim"] == 32
