@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import io
 import os
 import signal
@@ -100,7 +101,11 @@ def running(
         yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}", service)
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(10)
+        if thread.is_alive():  # says what it waits for, and does not hold up the tests for it
+            faulthandler.dump_traceback(sys.__stderr__)
+            server.force_exit = True
+            thread.join(10)
         bound.close()
 
 
