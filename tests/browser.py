@@ -1,14 +1,23 @@
-"""A headless Chromium, driven by its own DevTools protocol: for tests and benchmarks of what people open in one."""
+"""A headless Chromium, driven by its own DevTools protocol: for tests and benchmarks of what people open in one.
+
+Tests of one process share a Chromium, since its start takes a second or more; each visit has a browser context of its
+own: cookies, storage and cache of nobody else, as in a profile of its own.
+
+What a page shows comes later than what a test does to it: `wait` and `becomes` wait for it, an assertion on `run` does
+not. WENLAN_SLOWER=6 slows every page down by that factor: what a test does not wait for fails then.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib.util
 import json
-import re
+import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -17,10 +26,47 @@ from typing import Any, TypeVar
 import aiohttp
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
-WAIT_S = 12
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-background-timer-throttling",
+    "--disable-renderer-backgrounding",
+    "--disable-backgrounding-occluded-windows",
+)
+SLOWER = float(os.environ.get("WENLAN_SLOWER", "1"))
+WAIT_S = 60
+"""The longest that anything is waited for: long, since it is spent only by a test that fails."""
+
+PLACE = """(async () => {
+  const frame = () => new Promise((done) => { requestAnimationFrame(done); setTimeout(done, 100); });
+  const coming = (image) => {
+    const box = image.getBoundingClientRect();
+    return !image.complete && box.bottom >= 0 && box.top <= innerHeight;
+  };
+  let before = "";
+  for (let turn = 0; turn < 200; turn++) {
+    const node = document.querySelector(SELECTOR);
+    if (node) {
+      if (SCROLL) node.scrollIntoView({block: "center", behavior: "instant"});
+      const box = node.getBoundingClientRect(), now = [box.x, box.y, box.width, box.height];
+      if (String(now) === before && box.width && box.height && ![...document.images].some(coming)) return now;
+      before = String(now);
+    }
+    await frame();
+  }
+  return null;
+})()"""
+"""Where an element comes to rest: at the same place in two frames, and no picture in sight is still on its way."""
 
 Found = TypeVar("Found")
+
+
+class Navigated(AssertionError):
+    """The document to which a script was sent has made way for another."""
 
 
 class Page:
@@ -36,6 +82,8 @@ class Page:
         while True:
             message = await self._socket.receive_json(timeout=WAIT_S)
             if message.get("id") == self._number:
+                if "error" in message and method == "Runtime.evaluate":
+                    raise Navigated(message["error"])
                 assert "error" not in message, message
                 return dict(message["result"])
             self.events.append(message)
@@ -64,25 +112,46 @@ class Page:
         """Wait until a JavaScript expression is true; gives its value, True for a node. Fails with the expression."""
         deadline = time.monotonic() + seconds
         script = f"(value => value instanceof Node ? true : value)({condition})"
-        while not (value := await self.run(script)):
+        while not (value := await self._now(script)):
             assert time.monotonic() < deadline, f"never became true: {condition}"
             await asyncio.sleep(0.03)
         return value
+
+    async def becomes(self, script: str, wanted: object) -> None:
+        """Wait until a JavaScript expression has this value. Fails with the value that it has instead."""
+        deadline = time.monotonic() + WAIT_S
+        while (value := await self._now(script)) != wanted:
+            assert time.monotonic() < deadline, f"{script} is {value!r}, not {wanted!r}"
+            await asyncio.sleep(0.03)
+
+    async def _now(self, script: str) -> Any:
+        """The value of an expression; None while another document is on its way."""
+        with contextlib.suppress(Navigated):
+            return await self.run(script)
+
+    async def reload(self) -> None:
+        """Load the page anew, and wait until it is there."""
+        self.events.clear()
+        await self.say("Page.reload")
+        await self.until("Page.loadEventFired")
 
     async def mouse(self, kind: str, x: float, y: float, **more: Any) -> None:
         """A mouse event at a point of the window: mouseMoved, mousePressed, mouseReleased."""
         held = {} if kind == "mouseMoved" and not more else {"button": "left", "clickCount": 1}
         await self.say("Input.dispatchMouseEvent", type=kind, x=x, y=y, **held, **more)
 
+    async def place(self, selector: str, scroll: bool = False) -> tuple[float, float, float, float]:
+        """Left, top, width and height of the first element of a selector in the window, once it rests there."""
+        found = PLACE.replace("SELECTOR", json.dumps(selector)).replace("SCROLL", str(scroll).lower())
+        place = await self.run(found)
+        assert place is not None, f"never rested anywhere: {selector}"
+        x, y, width, height = place
+        return x, y, width, height
+
     async def middle(self, selector: str) -> tuple[float, float]:
-        """The middle of the first element of a selector, scrolled into the window."""
-        found = json.dumps(selector)
-        await self.wait(f"document.querySelector({found})")
-        place = await self.run(
-            f"(() => {{ const n = document.querySelector({found}); n.scrollIntoView({{block: 'center', behavior: "
-            "'instant'}); const b = n.getBoundingClientRect(); return [b.x + b.width / 2, b.y + b.height / 2]; })()"
-        )
-        return float(place[0]), float(place[1])
+        """The middle of the first element of a selector, scrolled into the window and at rest."""
+        x, y, width, height = await self.place(selector, scroll=True)
+        return x + width / 2, y + height / 2
 
     async def click(self, selector: str) -> None:
         """Move the mouse to the first element of a selector and click: whatever lies above it gets the click."""
@@ -112,6 +181,7 @@ class Page:
 
     async def choose(self, selector: str, *files: Path) -> None:
         """Choose files in an input of type file."""
+        await self.wait(f"document.querySelector({json.dumps(selector)})")
         node = await self.say("Runtime.evaluate", expression=f"document.querySelector({json.dumps(selector)})")
         names = [str(file) for file in files]
         await self.say("DOM.setFileInputFiles", files=names, objectId=node["result"]["objectId"])
@@ -127,8 +197,12 @@ class Page:
         found = importlib.util.find_spec("axe_core_python")
         assert found is not None
         assert found.origin is not None
-        await self.run((Path(found.origin).parent / "axe.min.js").read_text("utf-8"))
-        violations = json.loads(await self.run("axe.run().then(r => JSON.stringify(r.violations))"))
+        if await self.run("typeof axe === 'undefined'"):
+            await self.run((Path(found.origin).parent / "axe.min.js").read_text("utf-8"))
+        moving = "document.getAnimations().filter(a => a.effect.getComputedTiming().endTime < Infinity)"
+        await self.run(f"Promise.all({moving}.map(a => a.finished.catch(() => 0))).then(() => 0)")
+        asked = "{resultTypes: ['violations'], elementRef: false}"  # the others are not collected, which takes its time
+        violations = json.loads(await self.run(f"axe.run({asked}).then(r => JSON.stringify(r.violations))"))
         return [
             f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in violations if v["impact"] in ("serious", "critical")
         ]
@@ -151,33 +225,68 @@ class Page:
 
 
 @contextlib.contextmanager
-def chromium(folder: Path) -> Iterator[str]:
-    """A Chromium of its own; gives the address of its DevTools."""
+def chromium() -> Iterator[str]:
+    """A Chromium with an empty profile; gives the URL of its DevTools."""
     assert CHROMIUM is not None
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
-        assert process.stderr is not None
+    with tempfile.TemporaryDirectory(prefix="wenlan-chromium-", ignore_cleanup_errors=True) as folder:
+        command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder}", "--remote-debugging-port=0", "about:blank"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+            try:
+                yield _address(Path(folder) / "DevToolsActivePort", process)
+            finally:
+                process.terminate()  # killed, it would leave its files in /tmp
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(10)
+                process.kill()
+
+
+def _address(file: Path, process: subprocess.Popen[bytes]) -> str:
+    until = time.monotonic() + WAIT_S
+    while time.monotonic() < until and process.poll() is None:
+        with contextlib.suppress(FileNotFoundError, ValueError):  # it is written in two steps
+            port, path = file.read_text("ascii").split()
+            return f"ws://127.0.0.1:{port}{path}"
+        time.sleep(0.02)
+    raise RuntimeError("Chromium has not started")
+
+
+_open = contextlib.ExitStack()
+
+
+@functools.cache
+def _shared() -> str:
+    return _open.enter_context(chromium())
+
+
+def close() -> None:
+    """End the Chromium that visits share, if there is one."""
+    _open.close()
+    _shared.cache_clear()
+
+
+def visit(work: Callable[[Page], Awaitable[Found]], *, alone: bool = False) -> Found:
+    """Do `work` on a page of a context of its own; `alone` in a Chromium that is started for it and ended."""
+    if alone:
+        with chromium() as address:
+            return asyncio.run(_visit(address, work))
+    return asyncio.run(_visit(_shared(), work))
+
+
+async def _visit(address: str, work: Callable[[Page], Awaitable[Found]]) -> Found:
+    async with (
+        aiohttp.ClientSession(trust_env=False) as session,
+        session.ws_connect(address, max_msg_size=0) as socket,
+    ):
+        whole = Page(socket)
+        context = (await whole.say("Target.createBrowserContext"))["browserContextId"]
         try:
-            for line in process.stderr:
-                if address := re.search(r"ws://(127\.0\.0\.1:\d+)/", line):
-                    yield address[1]
-                    break
-            else:
-                raise RuntimeError("Chromium has not started")
+            target = await whole.say("Target.createTarget", url="about:blank", browserContextId=context)
+            of_page = f"{address.partition('/devtools/')[0]}/devtools/page/{target['targetId']}"
+            async with session.ws_connect(of_page, max_msg_size=0) as own:
+                page = Page(own)
+                await page.say("Emulation.setFocusEmulationEnabled", enabled=True)
+                if SLOWER > 1:
+                    await page.say("Emulation.setCPUThrottlingRate", rate=SLOWER)
+                return await work(page)
         finally:
-            process.kill()
-
-
-def visit(folder: Path, work: Callable[[Page], Awaitable[Found]]) -> Found:
-    """Start a Chromium with its profile in `folder`, and do `work` on its page."""
-
-    async def run(address: str) -> Found:
-        async with aiohttp.ClientSession(trust_env=False) as session:
-            async with session.get(f"http://{address}/json/list") as answer:
-                targets = await answer.json(content_type=None)
-            target = next(t for t in targets if t["type"] == "page")
-            async with session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                return await work(Page(socket))
-
-    with chromium(folder) as address:
-        return asyncio.run(run(address))
+            await whole.say("Target.disposeBrowserContext", browserContextId=context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -47,6 +48,14 @@ def synthetic() -> ModuleType:
 def browser() -> ModuleType:
     """The module tests/browser.py: a headless Chromium."""
     return importlib.import_module("tests.browser")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _end_of_the_browser() -> Iterator[None]:
+    """The Chromium that tests share ends with them, if one was started."""
+    yield
+    if started := sys.modules.get("tests.browser"):
+        started.close()
 
 
 @pytest.fixture

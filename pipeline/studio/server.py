@@ -24,7 +24,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -48,6 +48,9 @@ from pipeline.studio.items import Items
 from pipeline.studio.prepared import Preparation, score_filters
 from pipeline.studio.similar import Similar, index_beside
 from pipeline.studio.views import Views
+
+if TYPE_CHECKING:
+    import uvicorn
 
 Values = dict[str, Any]
 
@@ -494,10 +497,15 @@ def _files() -> dict[str, tuple[bytes, str]]:
 
 def serve(studio: Studio, sock: socket.socket, token: str | None) -> None:
     """Answer on a bound socket until interrupted."""
+    make_server(studio, token).run(sockets=[sock])
+
+
+def make_server(studio: Studio, token: str | None) -> uvicorn.Server:
+    """A server of a studio, which ends three seconds after it is told to, whoever still asks."""
     import uvicorn
 
-    uvicorn.Server(
+    return uvicorn.Server(
         uvicorn.Config(
             app(studio, token), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=3
         )
-    ).run(sockets=[sock])
+    )

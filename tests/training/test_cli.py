@@ -3,7 +3,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -198,40 +197,6 @@ except SystemExit as e:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "--recipe" in done.stdout
     assert done.stdout.splitlines()[-1] == "0 set()"
-
-
-RAY_TWICE = """
-import json, pathlib, sys
-import ray
-from training import cli
-if __name__ == "__main__":
-    tar, out, *fit = sys.argv[1:]
-    ray.init("local", num_cpus=3, include_dashboard=False)
-    good = cli.main([*fit, "--out", out])
-    pathlib.Path(tar).write_bytes(b"")
-    bad = cli.main([*fit, "--out", out + "-2"])
-    print(json.dumps([good, bad]))
-"""
-
-
-@pytest.mark.slow
-def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
-    make_shards: MakeShards, tmp_path: Path
-) -> None:
-    pytest.importorskip("ray.train")
-    manifest = make_shards(train=(16,))
-    program = [sys.executable, "-c", RAY_TWICE, str(manifest.parent / "train-000000.tar"), str(tmp_path / "run")]
-    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--workers", "2", "--set", "run.epochs=1", "--json"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*program, *fit], env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    *_, printed, refused, codes = done.stdout.splitlines()
-    assert json.loads(codes) == [0, 1]
-    assert json.loads(refused)["ok"] is False
-    result = json.loads(printed)
-    assert (result["world_size"], result["steps"]) == (2, 2)
-    lines = [line for line in done.stderr.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]
-    assert any(line.startswith(f"wenlan-train: {manifest.parent}") for line in lines)  # ours, without Ray's traceback
 
 
 def test_an_error_is_one_line_whatever_a_file_is_called(capsys: pytest.CaptureFixture[str]) -> None:

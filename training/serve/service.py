@@ -200,11 +200,18 @@ class Service:
         return np.stack(rows)
 
     async def _in_time(self, waiting: asyncio.Future[T]) -> T:
+        # Not wait_for: before Python 3.12 it loses a cancellation that comes together with the result, and a request
+        # whose client has left would go on.
         try:
-            return await asyncio.wait_for(waiting, self.options.request_s)
-        except asyncio.TimeoutError:
+            done, _ = await asyncio.wait([waiting], timeout=self.options.request_s)
+        except asyncio.CancelledError:
+            waiting.cancel()
+            raise
+        if not done:
+            waiting.cancel()
             text = f"no answer within {self.options.request_s:g} s; the server has too much to do"
-            raise overloaded("timeout", text, 5) from None
+            raise overloaded("timeout", text, 5)
+        return waiting.result()
 
 
 def _place(param: str, number: int, count: int) -> str:

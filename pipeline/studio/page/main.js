@@ -353,7 +353,8 @@ addEventListener("popstate", () => {
 });
 
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select")) return;
+  if (document.querySelector("dialog[open]")) return; // its Escape is the browser's, wherever the focus went
   const row = list.at >= 0 ? list.row(list.at) : null;
   const run = {
     "/": () => $("search").q.focus(), w: () => dialogs.why(openRow), v: () => view(state.view === "grid" ? "table" : "grid"),

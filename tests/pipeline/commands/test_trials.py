@@ -147,7 +147,7 @@ def test_the_page_loads_nothing_and_has_no_fault(weeks: Weeks, tmp_path: Path) -
         shown = await page.run("document.querySelectorAll('.sample img').length")
         return page.faults(path), shown, await page.run("document.querySelector('h2').textContent")
 
-    faults, shown, title = visit(tmp_path / "profile", look)
+    faults, shown, title = visit(look)
     assert faults == []
     assert shown > 0
     assert title == "两个漏斗"

@@ -44,7 +44,7 @@ def browse(browser: ModuleType) -> Browse:
             await visit(page)
             assert page.faults(path) == []
 
-        browser.visit(folder, work)
+        browser.visit(work)
 
     return browse
 

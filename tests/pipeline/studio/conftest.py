@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,41 @@ class Command:
         self.process.wait(WAIT_S)
         assert self.process.stderr is not None
         self.process.stderr.close()
+
+
+class Served:
+    """A studio on a thread of this process, ready: what `Command` is without the start of a process."""
+
+    def __init__(self, place: str) -> None:
+        from pipeline.studio.server import Studio, make_server
+
+        self._studio, self._socket, self.token = Studio(place, STAGES), socket.create_server(("127.0.0.1", 0)), "secret"
+        self._studio.start()
+        self.base = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+        self.link = f"{self.base}/?token={self.token}"
+        self._server = make_server(self._studio, self.token)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(WAIT_S)
+        assert not self._thread.is_alive(), "it has not ended"
+        self._socket.close()
+        self._studio.close()
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[..., Served]]:
+    """served(place): a studio that answers over HTTP until the test ends."""
+    with contextlib.ExitStack() as opened:
+
+        def start(place: str) -> Served:
+            one = Served(place)
+            opened.callback(one.stop)
+            return one
+
+        yield start
 
 
 @pytest.fixture

@@ -1,5 +1,4 @@
-"""What decides about workers of Ray before and after there are any, and embedding on actors; training's are in
-test_cli."""
+"""What decides about workers of Ray before and after there are any; training on workers, and embedding on actors."""
 
 from __future__ import annotations
 
@@ -15,9 +14,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from training import cli
 from training.errors import ConfigError
 from training.resolve import resolve
 from training.run.launch import Leave
@@ -55,6 +56,41 @@ def test_an_announcement_that_a_node_will_go_is_answered_once(monkeypatch: pytes
     leave_signal = Preemption(every=2)
     answers = [leave_signal() for _ in range(8)]
     assert answers == [Leave.NO, Leave.NO, Leave.NO, Leave.SAVE, Leave.NO, Leave.NO, Leave.NO, Leave.SAVE]
+
+
+@pytest.fixture
+def cluster() -> Iterator[Any]:
+    """An embedded Ray of three CPUs, whose workers import this checkout."""
+    import ray
+
+    from data_specs.loopback import on_loopback
+
+    of_workers = {"env_vars": {"PYTHONPATH": str(ROOT)}}
+    with on_loopback():
+        ray.init("local", num_cpus=3, include_dashboard=False, runtime_env=of_workers)
+    yield ray
+    ray.shutdown()
+
+
+# --- training
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # Ray's own, of what of it Ray Train still uses
+def test_training_on_ray_workers_is_the_same_loop_and_gives_the_same_errors(
+    cluster: Any, make_shards: Callable[..., Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest, out = make_shards(train=(16,)), tmp_path / "run"
+    fit = ["fit", "--recipe", "tiny", "--data", str(manifest), "--workers", "2", "--set", "run.epochs=1", "--json"]
+    assert cli.main([*fit, "--out", str(out)]) == 0
+    result = json.loads(capfd.readouterr().out.splitlines()[-1])
+    assert (result["world_size"], result["steps"]) == (2, 2)
+    (manifest.parent / "train-000000.tar").write_bytes(b"")
+    assert cli.main([*fit, "--out", f"{out}-2"]) == 1
+    printed = capfd.readouterr()
+    assert json.loads(printed.out.splitlines()[-1])["ok"] is False
+    lines = [line for line in printed.err.splitlines() if "train-000000.tar: 0 bytes, the manifest says" in line]
+    assert any(line.startswith(f"wenlan-train: {manifest.parent}") for line in lines)  # ours, without Ray's traceback
 
 
 # --- embedding

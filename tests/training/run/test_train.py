@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from data_specs.shard import ContractError
-from training import moco
+from training import cli, moco
 from training.config import Config
 from training.errors import RunError
 from training.outputs import checkpoint
@@ -73,7 +73,9 @@ def _command(manifest: Path, out: Path, steps: int) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_kill_9_and_the_same_command_again_give_the_same_final_loss(
+    make_shards: MakeShards, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     manifest, steps = make_shards(train=(20, 12)), 40
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = _command(manifest, tmp_path / "killed", steps)
@@ -83,8 +85,8 @@ def test_kill_9_and_the_same_command_again_give_the_same_final_loss(make_shards:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=True)
-    killed = json.loads(done.stdout.splitlines()[-1])
+    assert cli.main(command[3:]) == 0  # the same command, in this process
+    killed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert 5 <= killed["resumed_from"] < steps
     whole = fit(config(steps, 32, "run.checkpoint_every=5"), [str(manifest)], tmp_path / "whole")
     assert killed["loss"] == pytest.approx(whole.loss, abs=1e-5)

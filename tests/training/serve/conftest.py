@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import faulthandler
 import io
 import os
 import signal
@@ -81,13 +82,14 @@ def running(
     towers: Callable[[Towers], Towers] = lambda towers: towers,
     indexes: dict[str, Path] | None = None,
     token: str | None = None,
+    port: int = 0,
 ) -> Iterator[Server]:
     """A server on a thread of this process; `towers` may stand between it and the real ones."""
     loaded = load(checkpoint, "cpu")
     service = Service("tiny", loaded.checkpoint, towers(TorchTowers(loaded)), options or Options())
     opened = {name: SearchIndex.open(folder) for name, folder in (indexes or {}).items()}
     app = protected(application(service, Galleries(service, opened)), service, token, LOOPBACK)
-    bound = listen("127.0.0.1", 0)
+    bound = listen("127.0.0.1", port)
     server = make_server(app, service.options)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])), daemon=True)
     thread.start()
@@ -99,7 +101,11 @@ def running(
         yield Server(f"http://127.0.0.1:{bound.getsockname()[1]}", service)
     finally:
         server.should_exit = True
-        thread.join(60)
+        thread.join(10)
+        if thread.is_alive():  # says what it waits for, and does not hold up the tests for it
+            faulthandler.dump_traceback(sys.__stderr__)
+            server.force_exit = True
+            thread.join(10)
         bound.close()
 
 

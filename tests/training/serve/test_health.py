@@ -65,19 +65,20 @@ def batches(text: str) -> int:
 
 def test_a_hundred_probes_at_once_are_one_inference(server: Server) -> None:
     time.sleep(1.1)
-    before = batches(server.get("/metrics").text)
+    before, began = batches(server.get("/metrics").text), time.monotonic()
     threads = [threading.Thread(target=health, args=(server,)) for _ in range(30)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert batches(server.get("/metrics").text) <= before + 4
+    seconds = int(time.monotonic() - began)  # in each of which it may be asked anew, by one batch of either tower
+    assert batches(server.get("/metrics").text) <= before + 4 + 2 * seconds
 
 
 def test_towers_that_hang_are_told_and_healthy_again_when_they_go_on(tiny: Path) -> None:
     made: list[Disturbed] = []
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
-        assert health(server) == (200, "")
+        wait_until(lambda: health(server) == (200, ""), "healthy at first")
         made[0].hang.clear()
         answers: list[int] = []
         asking = threading.Thread(
@@ -109,11 +110,10 @@ def test_a_model_thread_that_dies_is_told_for_good(tiny: Path) -> None:
 def test_towers_that_answer_otherwise_than_at_the_start_are_told(tiny: Path) -> None:
     made: list[Disturbed] = []
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
-        assert health(server) == (200, "")
+        wait_until(lambda: health(server) == (200, ""), "healthy at first")
         made[0].lie = True
-        time.sleep(1.1)
-        status, reason = health(server)
-        assert (status, reason) == (503, "the towers answer otherwise than at the start; start the server again")
+        told = (503, "the towers answer otherwise than at the start; start the server again")
+        wait_until(lambda: health(server) == told, "the change is told")
 
 
 def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:

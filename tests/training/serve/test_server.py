@@ -52,9 +52,7 @@ def narrow(tiny: Path) -> Any:
 
 
 def test_headers_that_do_not_come_end_the_connection(narrow: Server) -> None:
-    began = time.monotonic()
     assert talk(narrow, b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n") == b""
-    assert time.monotonic() - began < 10
     drops = [b"G", b"E", b"T", b" ", b"/", b" ", b"H"]
     with connect(narrow) as slow, pytest.raises(OSError):  # noqa: PT012, PT011
         for drop in drops * 10:
@@ -190,17 +188,21 @@ def test_metrics_count_answers_refusals_and_batches(server: Server) -> None:
 
 
 def test_sixteen_clients_share_batches(tiny: Path) -> None:
-    from tests.training.serve.test_health import Disturbed
+    from tests.training.serve.test_health import Disturbed, disturbed
 
-    class Slow(Disturbed):
-        def _disturb(self) -> None:
-            time.sleep(0.05)
-
-    with running(tiny, towers=Slow) as server, concurrent.futures.ThreadPoolExecutor(16) as pool:
-        before = _batches(server)
-        answers = list(pool.map(lambda n: server.get("/text_query", params={"text": f"第{n}张"}), range(160)))
-        assert {answer.status_code for answer in answers} == {200}
-        assert _batches(server) - before <= 40, "160 requests in few batches"
+    made: list[Disturbed] = []
+    towers = lambda own: disturbed(made, own)  # noqa: E731
+    with running(tiny, towers=towers) as server, concurrent.futures.ThreadPoolExecutor(16) as pool:
+        assert server.service is not None
+        depth = server.service.model.depth
+        for turn in range(3):
+            before = _batches(server)
+            made[0].hang.clear()
+            asked = [pool.submit(server.get, "/text_query", params={"text": f"第{16 * turn + n}张"}) for n in range(16)]
+            wait_until(lambda: depth("text") == 16, "all sixteen have asked")
+            made[0].hang.set()
+            assert {answer.result().status_code for answer in asked} == {200}
+            assert _batches(server) - before <= 2, "the first of them, at most, was computed alone"
 
 
 def _batches(server: Server) -> int:
@@ -229,6 +231,8 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         assert error(server.get("/v1/models", headers={"Host": "evil.example"}), 421)[0] == "wrong_host"
         bearer = {"Authorization": f"Bearer {TOKEN}"}
         assert server.get("/indices-list", headers=bearer).json() == ["中"]
+        pictured = server.post("/image_query", files={"image": PICTURES[0]}, headers=bearer)
+        assert pictured.json()["emb_dim"] == 32
         assert TOKEN not in Path(f"/proc/{server.process.pid}/cmdline").read_text()  # type: ignore[union-attr]
         texts = [f"第{n}句话" for n in range(1000)]
         answers: list[httpx.Response] = []
@@ -239,7 +243,14 @@ def test_the_command_answers_with_a_token_and_ends_after_what_is_in_flight(
         asking = [threading.Thread(target=ask) for _ in range(4)]
         for thread in asking:
             thread.start()
-        time.sleep(0.3)
+
+        def under_way() -> bool:
+            """Every request has reached the server."""
+            figures = server.get("/metrics", headers=bearer).text.splitlines()
+            waiting = sum(float(line.split()[-1]) for line in figures if line.startswith("wenlan_queue_depth"))
+            return waiting + 1000 * len(answers) >= 4000
+
+        wait_until(under_way, "all have asked")
         assert server.process is not None
         os.kill(server.process.pid, signal.SIGTERM)
         for thread in asking:
@@ -269,8 +280,3 @@ def test_a_wrong_command_is_one_line(
     assert cli.main(["serve", str(tiny), "--engine", "torch", *words]) in (1, 2)
     [told] = [told for told in capsys.readouterr().err.splitlines() if told.startswith("wenlan-train:")]
     assert line in told
-
-
-def test_a_picture_is_answered_by_a_running_command(tiny: Path) -> None:
-    with command(tiny) as server:
-        assert server.post("/image_query", files={"image": PICTURES[0]}).json()["emb_dim"] == 32

@@ -101,6 +101,6 @@ def test_a_browser_finds_no_fault_no_request_and_nothing_wider_than_a_phone(
         await page.open(path)
         return await page.run("document.documentElement.scrollWidth"), page.faults(path)
 
-    wide, faults = visit(tmp_path / "profile", look)
+    wide, faults = visit(look)
     assert faults == []
     assert wide <= width

@@ -177,4 +177,4 @@ def test_in_chromium_both_themes_and_languages_are_sound_and_nothing_sticks_out(
             assert await page.run(wide) <= 0, width
         assert page.faults(path) == []
 
-    browser.visit(tmp_path / "profile", visit)
+    browser.visit(visit)

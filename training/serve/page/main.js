@@ -186,6 +186,7 @@ async function drawDetail() {
     dialog.dataset.shown = JSON.stringify([query.collection, hit.id, document.documentElement.lang, at]);
     return detail(hit, query, actions, settings(), { previous: at > 0, next: at >= 0 && at + 1 < results.hits.length });
   } catch (trouble) {
+    if (asked.open !== query.open) return undefined; // closed meanwhile
     return lost(actions, trouble.kind === "missing" ? t("gone") : faultWords(trouble).join(" "));
   }
 }

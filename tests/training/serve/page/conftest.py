@@ -15,7 +15,7 @@ import pytest
 from data_specs.search.index import IndexWriter
 from tests import browser
 from tests.training.conftest import moved_checkpoint
-from tests.training.serve.conftest import Server, command
+from tests.training.serve.conftest import Server, running
 from tests.training.serve.page.pictured import ROWS, drawn, row, text_of
 from tests.training.serve.page.visitor import Visitor
 from training.outputs.background import BACKGROUND_FILE, Background
@@ -31,6 +31,11 @@ class Made:
 
     checkpoint: Path
     index: Path
+
+    @property
+    def indexes(self) -> dict[str, Path]:
+        """The index by the name that tests know it by."""
+        return {"pictures": self.index}
 
 
 @pytest.fixture(scope="session")
@@ -56,12 +61,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 @pytest.fixture(scope="session")
 def served(made: Made) -> Iterator[Server]:
     """The server that most tests share."""
-    with command(made.checkpoint, "--index", f"pictures={made.index}") as server:
+    with running(made.checkpoint, indexes=made.indexes) as server:
         yield server
 
 
 @pytest.fixture
-def visit(served: Server, tmp_path: Path) -> Callable[[Callable[[Visitor], Awaitable[None]]], None]:
+def visit(served: Server) -> Callable[[Callable[[Visitor], Awaitable[None]]], None]:
     """visit(work): work(Visitor) on the shared server; the page then has no fault, and asked for nothing elsewhere."""
 
     def visit(work: Callable[[Visitor], Awaitable[None]]) -> None:
@@ -72,6 +77,6 @@ def visit(served: Server, tmp_path: Path) -> Callable[[Callable[[Visitor], Await
             assert page.faults(served.url) == []
             assert await page.run("window.broken") is None
 
-        browser.visit(tmp_path / "profile", whole)
+        browser.visit(whole)
 
     return visit

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests import browser
-from tests.training.serve.conftest import Server, command
+from tests.training.serve.conftest import Server, running
 from tests.training.serve.page.conftest import Made
 from tests.training.serve.page.pictured import VERSES
 from tests.training.serve.page.visitor import Visit, Visitor
+from tests.training.serve.test_health import Disturbed, disturbed
+from training.serve.options import Options
 
 pytestmark = pytest.mark.slow
 
@@ -29,13 +28,13 @@ def test_files_that_are_no_pictures(visit: Visit, tmp_path: Path) -> None:
         await visitor.open()
         for name, said in (("broken.png", "broken.png is no picture"), ("huge.jpg", "huge.jpg is larger than 64 MB")):
             await page.choose("#file", tmp_path / name)
-            await page.wait(f"document.getElementById('notice').innerText.includes({json.dumps(said)})")
+            await visitor.says("#notice", said)
         assert len(await visitor.ids()) == 40, "what was there stays"
 
     visit(work)
 
 
-def test_a_sample_or_a_collection_that_is_not_there(served: Server, tmp_path: Path) -> None:
+def test_a_sample_or_a_collection_that_is_not_there(served: Server) -> None:
     async def work(page: Any) -> None:
         visitor = Visitor(page, served.url)
         await visitor.open(f"/?in=pictures&q=画&open={12345:032x}")
@@ -43,81 +42,79 @@ def test_a_sample_or_a_collection_that_is_not_there(served: Server, tmp_path: Pa
         await page.press("Escape")
         await page.wait("!document.getElementById('detail').open")
         await visitor.open("/?in=gone&q=画")
-        assert await page.run("document.getElementById('collection').innerText.includes('pictures')")
+        await visitor.says("#collection", "pictures")
         assert len(await visitor.ids()) == 40
 
-    browser.visit(tmp_path / "profile", work)
+    browser.visit(work)
 
 
-def test_a_server_that_is_slow_gone_and_back(made: Made, tmp_path: Path) -> None:
-    words = ["--index", f"pictures={made.index}"]
+def test_a_server_that_is_slow_gone_and_back(made: Made) -> None:
+    towers: list[Disturbed] = []
 
     async def work(page: Any) -> None:
-        with command(made.checkpoint, *words) as server:
-            assert server.process is not None
+        with running(made.checkpoint, indexes=made.indexes, towers=lambda own: disturbed(towers, own)) as server:
             visitor = Visitor(page, server.url)
             await visitor.open()
-            os.kill(server.process.pid, signal.SIGSTOP)
+            towers[0].hang.clear()
             await page.run("document.getElementById('text').focus()")
             await page.write("红色")
             await page.press("Enter")
             await page.wait("document.querySelector('.skeleton')")
-            await page.wait("document.getElementById('notice').innerText.includes('takes longer than usual')")
-            os.kill(server.process.pid, signal.SIGCONT)
+            await visitor.says("#notice", "takes longer than usual")
+            towers[0].hang.set()
             await visitor.settled()
-            assert await visitor.texts("#notice") == [""], "the notice goes when the answer comes"
+            await visitor.shows("#notice", "")  # the notice goes when the answer comes
             assert len(await visitor.ids()) == 40
-        await visitor.page.run("document.getElementById('text').select()")
+        await page.run("document.getElementById('text').select()")
         await page.write("蓝色")
         await page.press("Enter")
-        await page.wait("document.getElementById('notice').innerText.includes('The server does not answer.')")
+        await visitor.says("#notice", "The server does not answer.")
         assert await page.serious() == []
-        with command(made.checkpoint, *words, "--port", server.url.rpartition(":")[2]):
+        with running(made.checkpoint, indexes=made.indexes, port=int(server.url.rpartition(":")[2])):
             await page.wait("document.querySelectorAll('.card:not(.skeleton)').length === 40")
-            assert await visitor.texts("#notice") == [""]
+            await visitor.shows("#notice", "")
             await visitor.said("q", "蓝色")
 
-    browser.visit(tmp_path / "profile", work)
+    browser.visit(work)
 
 
-def test_a_busy_server_is_asked_again_when_it_says(made: Made, tmp_path: Path) -> None:
+def test_a_busy_server_is_asked_again_when_it_says(made: Made) -> None:
     async def work(page: Any) -> None:
-        with command(made.checkpoint, "--index", f"pictures={made.index}", "--per-minute", "60") as server:
+        with running(made.checkpoint, Options(per_minute=60), indexes=made.indexes) as server:
             visitor = Visitor(page, server.url)
             await visitor.open()
             await page.run("Promise.all(Array.from({length: 90}, () => fetch('./collections')))")
             await page.run("document.getElementById('text').focus()")
             await page.write("红色")
             await page.press("Enter")
-            await page.wait("document.getElementById('notice').innerText.includes('The server is busy.')")
-            assert "Try again: " in (await visitor.texts("#notice"))[0]
+            said = "document.getElementById('notice').innerText"
+            await page.wait(f"{said}.includes('The server is busy.') && {said}.includes('Try again: ')")
 
-    browser.visit(tmp_path / "profile", work)
+    browser.visit(work)
 
 
 def test_a_server_with_a_token_and_one_without_a_collection(made: Made, tmp_path: Path) -> None:
     token = "0123456789abcdef-token"
 
     async def work(page: Any) -> None:
-        with command(made.checkpoint, environment={"WENLAN_TOKEN": token}) as server:
+        with running(made.checkpoint, token=token) as server:
             visitor = Visitor(page, server.url)
             await visitor.open("/")
-            assert "This server asks for a token." in (await visitor.texts("#notice"))[0]
+            await visitor.says("#notice", "This server asks for a token.")
             assert await page.serious() == []
             await page.run("document.querySelector('#notice input').focus()")
             await page.write(token)
             await page.press("Enter")
-            await page.wait("document.querySelector('.empty')")
+            await visitor.says(".empty", "This server has no collection yet.")
             assert await page.run("location.search") == "", "the token stays in no address"
-            assert (await visitor.texts(".empty"))[0].startswith("This server has no collection yet.")
             await page.say("Network.clearBrowserCookies")
             await page.click(".empty button")
             (tmp_path / "verses.txt").write_text("\n".join(VERSES), encoding="utf-8")
             await page.choose("#own-text", tmp_path / "verses.txt")
-            await page.wait("document.querySelector('.news')?.innerText.includes('asks for a token')")
+            await visitor.says(".news", "asks for a token")
             await visitor.open(f"/?token={token}")
             await page.click(".empty button")
             await page.choose("#own-text", tmp_path / "verses.txt")
             await page.wait("document.querySelector('.news .good')")
 
-    browser.visit(tmp_path / "profile", work)
+    browser.visit(work)

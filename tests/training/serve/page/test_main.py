@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_pat
     async def work(visitor: Visitor) -> None:
         page = visitor.page
         await visitor.open("/?in=pictures&q=红色&find=text&source=news&split=dev")
-        assert await page.run("document.getElementById('text').value") == "红色"
-        assert await page.run("document.querySelector('[name=target][value=text]').checked")
-        assert await visitor.texts("#chosen li") == ["news", "dev", "Clear all"]
+        await page.becomes("document.getElementById('text').value", "红色")
+        await page.wait("document.querySelector('[name=target][value=text]').checked")
+        await visitor.shows("#chosen li", "news", "dev", "Clear all")
         await visitor.search("蓝色")
         second = await visitor.ids()
         await page.choose("#file", tmp_path / "photo.jpg")
@@ -31,7 +32,7 @@ def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_pat
         await visitor.said("q", "蓝色")
         await visitor.settled()
         assert await visitor.ids() == second
-        assert await page.run("document.getElementById('text').value") == "蓝色"
+        await page.becomes("document.getElementById('text').value", "蓝色")
         await page.run("history.forward()")
         await visitor.said("q", None)
         await visitor.settled()
@@ -39,7 +40,7 @@ def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_pat
         await visitor.open(await page.run("location.pathname + location.search"))
         assert await visitor.ids() == third, "this browser has kept the picture"
         await visitor.open("/?in=pictures&picture=0123456789abcdef")
-        assert "only in the browser in which it was chosen" in (await visitor.texts("#notice"))[0]
+        await visitor.says("#notice", "only in the browser in which it was chosen")
 
     visit(work)
 
@@ -47,27 +48,22 @@ def test_an_address_says_everything_and_the_way_back_works(visit: Visit, tmp_pat
 def test_languages_and_colours_are_switched_and_remembered(visit: Visit) -> None:
     async def work(visitor: Visitor) -> None:
         page = visitor.page
-        assert await page.run("true")
         await visitor.open()
         assert await page.run("import('./page/words.js').then(m => m.missing())") == [], "both languages say everything"
         await page.click("#language")
-        assert await page.run("document.documentElement.lang") == "zh"
-        assert await visitor.texts("#summary h1") == ["图库中的图片"]
+        await page.becomes("document.documentElement.lang", "zh")
+        await visitor.shows("#summary h1", "图库中的图片")
         await visitor.search("红色的画")
-        assert await visitor.texts("#mode label") == ["语义", "字词", "两者"]
-        light = await page.run("getComputedStyle(document.body).backgroundColor")
+        await visitor.shows("#mode label", "语义", "字词", "两者")
+        colour = "getComputedStyle(document.body).backgroundColor"
+        light = await page.run(colour)
         await visitor.scheme("dark")
-        dark = await page.run("getComputedStyle(document.body).backgroundColor")
-        assert dark != light, "the system's choice"
+        await page.wait(f"{colour} !== {json.dumps(light)}")  # the system's choice
         await page.click("#theme")
-        assert await page.run("getComputedStyle(document.body).backgroundColor") == light, (
-            "light, though the system is dark"
-        )
+        await page.becomes(colour, light)  # light, though the system is dark
         await visitor.open("/?in=pictures")
-        assert await page.run("[document.documentElement.lang, document.documentElement.dataset.theme]") == [
-            "zh",
-            "light",
-        ]
+        kept = "[document.documentElement.lang, document.documentElement.dataset.theme]"
+        await page.becomes(kept, ["zh", "light"])
         shown = "[...document.querySelectorAll('main button, main label, main legend, main h1, main p')]"
         ours = "/news|wiki|pictures|CC0|img/"
         latin = f"{shown}.map(n => n.innerText).filter(t => /[A-Za-z]{{3}}/.test(t) && !{ours}.test(t))"
@@ -96,6 +92,8 @@ def test_axe_finds_nothing_serious_and_nothing_sticks_out(visit: Visit, colours:
         await visitor.scheme(colours)
         for address, step in states.items():
             await visitor.open(address)
+            if "open=" in address:
+                await page.wait("document.getElementById('detail').open")
             if step:
                 await page.run(step)
             await page.run("Promise.all(document.getAnimations().map(a => a.finished.catch(() => 0)))")
@@ -111,30 +109,33 @@ def test_keys_walk_through_the_page_and_motion_can_be_reduced(visit: Visit) -> N
         at = "document.activeElement.closest('.card')?.dataset.id ?? document.activeElement.id"
         await visitor.open("/?in=pictures&q=画")
         ids = await visitor.ids()
+        first, second = (f"{number:032x}" for number in ids[:2])
         await page.press("/")
         await page.press("ArrowDown")
-        assert int(await page.run(at), 16) == ids[0]
+        await page.becomes(at, first)
         await page.press("ArrowRight")
-        assert int(await page.run(at), 16) == ids[1]
+        await page.becomes(at, second)
         await page.press("ArrowDown")
-        below = ids.index(int(await page.run(at), 16))
-        assert below > 2
+        below = await page.wait(f"({at}) !== {json.dumps(second)} && ({at})")
+        assert ids.index(int(below, 16)) > 2
         await page.press("ArrowUp")
-        assert int(await page.run(at), 16) == ids[1]
+        await page.becomes(at, second)
         await page.press("ArrowUp")
-        assert await page.run(at) == "text"
+        await page.becomes(at, "text")
         await page.press("ArrowDown")
+        await page.becomes(at, first)
         await page.press("Enter")
         await page.wait("document.getElementById('detail').open")
         await page.press("Escape")
         await page.wait("!document.getElementById('detail').open")
         await page.press("?")
-        assert "Keyboard shortcuts" in (await visitor.texts("#keyboard[open]"))[0]
+        await visitor.says("#keyboard[open]", "Keyboard shortcuts")
         await page.press("Escape")
+        await page.wait("!document.getElementById('keyboard').open")
         await page.press("c")
         await page.wait("document.getElementById('collections').open")
         await page.press("Escape")
         await page.say("Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}])
-        assert await page.run("getComputedStyle(document.querySelector('.bar')).transitionDuration") in ("0s", "")
+        await page.wait("['0s', ''].includes(getComputedStyle(document.querySelector('.bar')).transitionDuration)")
 
     visit(work)

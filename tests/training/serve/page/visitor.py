@@ -44,6 +44,15 @@ class Visitor:
         found = await self.page.run(f"{every}.map(n => n.innerText || n.textContent)")
         return [str(text) for text in found]
 
+    async def shows(self, selector: str, *texts: str) -> None:
+        """Wait until the elements of a selector have these texts, in their order."""
+        every = f"[...document.querySelectorAll({json.dumps(selector)})]"
+        await self.page.becomes(f"{every}.map(n => n.innerText || n.textContent)", list(texts))
+
+    async def says(self, selector: str, words: str) -> None:
+        """Wait until the first element of a selector is there and says these words, among others."""
+        await self.page.wait(f"document.querySelector({json.dumps(selector)})?.innerText.includes({json.dumps(words)})")
+
     async def ids(self) -> list[int]:
         """Numbers of the samples on the page, in their order."""
         return [
@@ -78,12 +87,6 @@ class Visitor:
         """Choose a value in one of the selects among the filters."""
         chosen = f"document.querySelectorAll('#filters select')[{number}]"
         await self.page.run(f"(n => {{ n.value = {value!r}; n.dispatchEvent(new Event('change')); }})({chosen})")
-
-    async def place(self, selector: str) -> tuple[float, float, float, float]:
-        """Left, top, width and height of an element in the window."""
-        box = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
-        x, y, width, height = await self.page.run(f"(b => [b.x, b.y, b.width, b.height])({box})")
-        return x, y, width, height
 
 
 Visit = Callable[[Callable[[Visitor], Awaitable[None]]], None]
