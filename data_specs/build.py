@@ -263,8 +263,12 @@ class Shards(Spec):
 class Report(Spec):
     """What the quality report shows."""
 
+    later = ("published",)
     pictures: int = Field(96, ge=0, description="samples shown with their picture, kept and dropped together; 0 = none")
     picture_side: int = Field(192, gt=0, description="longer side of a picture, pixels")
+    published: str = Field(
+        "", description="funnel of a paper that is shown beside the build's own: danqing, or a YAML file"
+    )
 
 
 class Publish(Spec):

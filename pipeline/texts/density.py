@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -83,6 +84,12 @@ def cut(text: str) -> list[str]:
     return words
 
 
+def outside_dictionary(words: Iterable[str]) -> set[str]:
+    """Those words that jieba's dictionary lacks: names, and what people have come to say since it was made."""
+    entries = _entries()
+    return {word for word in words if not entries.lists(even(word))}
+
+
 def unknown(text: str) -> int:
     """Number of characters that GBK has no code for: emoji, rare characters, letters of most other scripts."""
     try:
@@ -120,6 +127,10 @@ class _Entries(dict[str, "_Entry | None"]):
             self.clear()
         self[word] = entry = self._entry(word) if any(map(str.isalnum, word)) else None
         return entry
+
+    def lists(self, word: str) -> bool:
+        """Whether the dictionary has a word."""
+        return word in self._listed
 
     def _entry(self, word: str) -> _Entry:
         name = len(word) > 1 and LATIN.fullmatch(word) and not word.isdigit()

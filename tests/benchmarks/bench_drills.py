@@ -71,7 +71,7 @@ DRILLS: Mapping[str, Drill] = {
     "clock_retry": Drill(drill_sources.clock_retry, 420),
     "agent": Drill(drill_training.agent, 300, quick=True, trains=True),
     "rank_disk": Drill(drill_training.rank_on_another_disk, 300, trains=True),
-    "train_ray": Drill(drill_training.kills_on_ray, 900, trains=True),
+    "train_ray": Drill(drill_training.kills_on_ray, 1_800, trains=True),
     "elastic": Drill(drill_training.elastic, 900, trains=True),
 }
 """The table. The first line of each function's docstring says what it does and what is expected."""
