@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import inspect
 import logging
 import os
 import random
@@ -153,6 +154,42 @@ def told(url: str) -> Iterator[None]:
         raise StorageError(url, reason(e), errno.EACCES) from e
     except faults(OSError) as e:
         raise StorageError(url, reason(e), errno.EACCES if "Credentials" in type(e).__name__ else errno.EIO) from e
+
+
+def content(url: str) -> bytes:
+    """The whole content of a (small) file. Raises FileNotFoundError or StorageError.
+
+    One request: s3fs asks for a file's size first, to receive a large one in parts.
+    """
+    with told(url):
+        fs, path = fsspec.url_to_fs(url)
+        return bytes(fs.cat_file(path, **_in_one_piece(fs)))
+
+
+def _in_one_piece(fs: Any) -> dict[str, int]:
+    """Options with which a file system reads a file by one request; an older s3fs knows no other way."""
+    read = getattr(fs, "_cat_file", None)
+    return {"max_concurrency": 1} if read and "max_concurrency" in inspect.signature(read).parameters else {}
+
+
+def delete(url: str) -> None:
+    """Delete a file, or a folder with all that lies in it; nothing happens if there is none. Raises StorageError.
+
+    Where there is nothing that costs one listing, of this name alone.
+    """
+    with told(url), contextlib.suppress(FileNotFoundError):
+        fs, path = fsspec.url_to_fs(url)
+        if not _is_s3(url):
+            fs.rm(path, recursive=True)
+            return
+        bucket, _, key = path.partition("/")
+        page = fs.call_s3("list_objects_v2", Bucket=bucket, Prefix=key, Delimiter="/")
+        there = {entry["Key"] for entry in page.get("Contents", ())}
+        folders = {entry["Prefix"] for entry in page.get("CommonPrefixes", ())}
+        if f"{key}/" in folders or page.get("IsTruncated"):  # by many names that begin so
+            fs.rm(path, recursive=True)
+        elif key in there:
+            fs.rm_file(path)
 
 
 def names(url: str) -> list[str]:

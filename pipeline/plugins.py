@@ -9,9 +9,12 @@ of plain values, it can be sent to any Ray worker, and its VERSION and options g
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
+import sys
+from types import ModuleType
 from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -54,12 +57,18 @@ def names(family: Family) -> list[str]:
 
 def find(family: Family, name: str) -> type[Plugin]:
     """The class of a plug-in. Raises SpecError with the nearest known name."""
-    known = names(family)
-    if name not in known:
+    path = f"pipeline.{family}.{name}"
+    known = [] if path in sys.modules and name[:1] != "_" else names(family)  # loaded: the folder need not be listed
+    if known and name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         raise SpecError([f"{name!r} is not one of the {family}; {hint}"])
-    module = importlib.import_module(f"pipeline.{family}.{name}")
+    return _class_in(importlib.import_module(path))
+
+
+@functools.cache
+def _class_in(module: ModuleType) -> type[Plugin]:
+    """The one plug-in class of a module."""
     classes = [
         c
         for _, c in inspect.getmembers(module, inspect.isclass)

@@ -39,12 +39,51 @@ def descendants(root: int) -> dict[int, bytes]:
     return {pid: titles[pid] for pid in parents if pid != root and is_below(pid)}
 
 
+def is_running(pid: int) -> bool:
+    """Whether a process runs: one that has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 120) -> None:
     """Wait until a condition holds, with time for a busy machine. Raises AssertionError that names the condition."""
     until = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < until, f"{what}: not within {seconds:g} s"
         time.sleep(0.02)
+
+
+class Asked:
+    """A process that answers: a script's `answer(*words)`, whose imports are done once and not for every question."""
+
+    _LOOP = """
+import json, sys
+for line in sys.stdin:
+    print(json.dumps(answer(*json.loads(line))), file=sys.__stdout__, flush=True)
+"""
+
+    def __init__(self, script: str, log: Path) -> None:
+        words, pipe = [sys.executable, "-c", script + self._LOOP], subprocess.PIPE
+        with log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                words, env=os.environ | QUIET, stdin=pipe, stdout=pipe, stderr=stderr, text=True
+            )
+        self._log = log
+
+    def __call__(self, *words: object) -> Any:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([*map(str, words)]), file=self._process.stdin, flush=True)
+        for line in self._process.stdout:
+            with contextlib.suppress(ValueError):  # what a library prints
+                return json.loads(line)
+        raise AssertionError(self._log.read_text(errors="replace")[-3000:])
+
+    def close(self) -> None:
+        """End the process, as its input does."""
+        self._process.communicate(timeout=60)
 
 
 def value_of(script: str, *args: object) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -16,9 +17,19 @@ from tests.places import ROOT
 PACKAGES = ("data_specs", "pipeline", "training")
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> Iterator[str]:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    nodes = tree.body if top_level_only else ast.walk(tree)
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """A module, parsed once for all tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(path: Path, *, top_level_only: bool = False) -> tuple[str, ...]:
+    return tuple(_imports(path, top_level_only))
+
+
+def _imports(path: Path, top_level_only: bool) -> Iterator[str]:
+    nodes = parsed(path).body if top_level_only else ast.walk(parsed(path))
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -80,7 +91,7 @@ RAY = {
 
 def module_names_in_strings(path: Path) -> Iterator[str]:
     """Literal arguments of the calls and subscripts in which the name of a module could hide."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         values: list[ast.expr] = []
         if isinstance(node, ast.Call):
             if ast.unparse(node.func).endswith(("import_module", "__import__", "modules.get")):
@@ -115,7 +126,7 @@ APART: dict[str, set[str]] = {"demo": set(), "proposals": {"demo"}}
 
 def runtime_imports(path: Path) -> Iterator[str]:
     """As `imports`, full names only, and without what only type checkers see."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     hidden = {
         id(inner)
         for node in ast.walk(tree)
@@ -176,7 +187,7 @@ def test_only_the_store_knows_how_records_lie_on_disk():
     owners = {"pipeline/store/partitions.py", "pipeline/store/ranges.py"}
     for path in modules("pipeline"):
         if str(path.relative_to(ROOT)) not in owners:
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     assert not layout.search(node.value), f"{path}:{node.lineno}: {node.value}"
 

@@ -72,13 +72,27 @@ class Folder:
     def read(self, name: str) -> bytes:
         """The whole content of a (small) file. Raises StoreError that names it."""
         try:
-            if self.is_local:  # a build has thousands of records
-                return Path(self.at(name)).read_bytes()
-            with told(self.at(name)):
-                fs, path = fsspec.url_to_fs(self.at(name))
-                return bytes(fs.cat_file(path))
+            return self._content(name)
         except OSError as e:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
+
+    def find(self, name: str) -> bytes | None:
+        """The whole content of a (small) file, None if there is none: one request, where `exists` and `read` are two.
+
+        Raises StoreError that names it.
+        """
+        try:
+            return self._content(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as e:
+            raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
+
+    def _content(self, name: str) -> bytes:
+        if self.is_local:  # a build has thousands of records
+            return Path(self.at(name)).read_bytes()
+        with self._told(name):
+            return object_store.content(self.at(name))
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
@@ -101,8 +115,16 @@ class Folder:
             raise StoreError(self.at(name), f"cannot be read ({e.strerror or type(e).__name__})") from e
 
     def read_json(self, name: str) -> Any:
+        return self._json(name, self.read(name))
+
+    def find_json(self, name: str, otherwise: Any) -> Any:
+        """The value of a file of JSON, `otherwise` if there is no such file. Raises StoreError that names it."""
+        data = self.find(name)
+        return otherwise if data is None else self._json(name, data)
+
+    def _json(self, name: str, data: bytes) -> Any:
         try:
-            return json.loads(self.read(name))
+            return json.loads(data)
         except (ValueError, RecursionError) as e:
             raise StoreError(self.at(name), f"is not JSON ({e})") from None
 
@@ -168,9 +190,8 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete a file or a whole folder; nothing happens if there is none."""
-        with self._changing(name), contextlib.suppress(FileNotFoundError):
-            fs, path = fsspec.url_to_fs(self.at(name))
-            fs.rm(path, recursive=True)
+        with self._changing(name):
+            object_store.delete(self.at(name))
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -190,7 +211,8 @@ class Folder:
         if self._has_versions():
             with self._told(name):
                 return object_store.read(self.at(name))
-        return (self.read(name), "") if self.exists(name) else None
+        data = self.find(name)
+        return None if data is None else (data, "")
 
     def replace(self, name: str, data: bytes, version: str | None) -> None:
         """Write a file that is still of the version that was read; None: that was not there.
@@ -260,12 +282,10 @@ def _umask() -> int:
 def read_url(url: str) -> bytes:
     """The whole content of a (small) file. Raises FileNotFoundError, or StoreError that names the file."""
     folder, _, name = url.rpartition("/")
-    try:
-        return Folder(folder).read(name)
-    except StoreError as e:
-        if isinstance(e.__cause__, FileNotFoundError):
-            raise FileNotFoundError(url) from None
-        raise
+    data = Folder(folder).find(name)
+    if data is None:
+        raise FileNotFoundError(url)
+    return data
 
 
 def file_sha256(path: Path) -> str:

@@ -6,11 +6,12 @@ it is. `train.json`, `dev.json` and `val.json` are shard lists in the format of 
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
 import posixpath
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS, Manifest, Split
@@ -20,6 +21,9 @@ from pipeline.publish.lineage import lineage
 from pipeline.report.funnel import Funnel
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
+
+if TYPE_CHECKING:
+    import jinja2
 
 _SIZES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "100M<n<1B")
 """The hub's names of sizes below 10^3, 10^4, ... samples."""
@@ -95,11 +99,15 @@ def _of_manifest(manifest: Manifest) -> dict[str, Any]:
 
 
 def _rendered(template: str, **values: Any) -> str:
+    return str(_template(template).render(**values))
+
+
+@functools.cache
+def _template(name: str) -> jinja2.Template:
     import jinja2
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False)
-    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
-    return environment.from_string(text).render(**values)
+    return environment.from_string(Path(__file__).with_name(name).read_text(encoding="utf-8"))
 
 
 def _json(value: Any) -> bytes:

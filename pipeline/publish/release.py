@@ -231,7 +231,7 @@ def _numbered(build: Build, manifest: Manifest) -> Manifest:
 
 def _all_releases(build: Build) -> list[dict[str, Any]]:
     """All entries of releases.json. Raises StoreError if it is damaged."""
-    releases = build.folder.read_json("releases.json") if build.folder.exists("releases.json") else []
+    releases = build.folder.find_json("releases.json", [])
     if not isinstance(releases, list) or not all(isinstance(r, dict) and "build_id" in r for r in releases):
         raise StoreError(build.folder.at("releases.json"), "is not a list of releases")
     return releases

@@ -71,7 +71,7 @@ def withdraw(build: Build) -> None:
 
 def _begun(folder: Folder) -> dict[str, Any]:
     """build.json of a folder; empty if it holds no build."""
-    known = folder.read_json("build.json") if folder.exists("build.json") else {}
+    known = folder.find_json("build.json", {})
     if not isinstance(known, dict):
         raise StoreError(folder.at("build.json"), "is not the record of a build")
     return known

@@ -107,8 +107,5 @@ def _domains(report: dict[str, Any], other: dict[str, Any]) -> list[dict[str, An
 
 def read(out: str) -> dict[str, Any] | None:
     """report.json of the build in folder `out`; None if it has none."""
-    folder = Folder(out)
-    if not folder.exists("report/report.json"):
-        return None
-    report: dict[str, Any] = folder.read_json("report/report.json")
+    report: dict[str, Any] | None = Folder(out).find_json("report/report.json", None)
     return report

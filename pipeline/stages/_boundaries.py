@@ -53,7 +53,7 @@ def write(build: Build, plan: dict[str, Cut]) -> None:
 def read(build: Build, name: str) -> Cut:
     """One shard as it was planned; made again if there is no plan, or one of another fingerprint."""
     stage = build.stage("shard")
-    plan = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
+    plan = stage.folder.find_json(FILE, {})
     if plan.get("fingerprint") != stage.fingerprint:
         return make(build)[name]
     cut = plan["cuts"][name]

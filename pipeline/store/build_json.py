@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
+import functools
 import importlib.metadata
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -90,7 +91,7 @@ NO_RECORD = "is not the record of a build"
 
 def read(folder: Folder) -> dict[str, Any]:
     """The content of build.json in a build's folder; empty if there is none. Raises StoreError if it is no object."""
-    known: Any = folder.read_json(NAME) if folder.exists(NAME) else {}
+    known: Any = folder.find_json(NAME, {})
     if not isinstance(known, dict):
         raise StoreError(folder.at(NAME), NO_RECORD)
     return known
@@ -99,9 +100,9 @@ def read(folder: Folder) -> dict[str, Any]:
 def reopen(out: str, stages: Stages) -> Build:
     """The build that was begun in a folder, with the spec it was begun with. Raises StoreError if there is none."""
     folder = Folder(out)
-    if not folder.exists(NAME):
-        raise StoreError(folder.url, "holds no build (no build.json)")
     known = read(folder)
+    if not known and not folder.exists(NAME):
+        raise StoreError(folder.url, "holds no build (no build.json)")
     try:
         spec = BuildSpec.model_validate(known["spec"])
         if spec.digest != known.get("spec_digest", spec.digest):  # passwords were cut from it
@@ -160,13 +161,19 @@ def note(build: Build, result: StageResult | None = None, running: Running | Non
             "generation": build.generation,
             **({"made_from": [dataclasses.asdict(own) for own in build.made_from]} if build.made_from else {}),
             "forgotten_revision": build.store.forgotten_revision(),
-            "versions": {n: importlib.metadata.version(n) for n in ("wenlan", "ray", "img2dataset", "pyarrow")},
+            "versions": _versions(),
             "stages": {name: stages[name] for name in build.stages if name in stages},  # in the order they run in
             "cost": dataclasses.asdict(sum(costs, Cost())),
             "running": None if running is None else dataclasses.asdict(running),
             **{name: known[name] for name in ("approvals",) if known.get(name)},  # what people said (`approval`)
         },
     )
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    """Versions of the tools. Cached: each is parsed from the metadata of its package, and build.json is noted often."""
+    return {name: importlib.metadata.version(name) for name in ("wenlan", "ray", "img2dataset", "pyarrow")}
 
 
 def _without_passwords(value: Any) -> Any:

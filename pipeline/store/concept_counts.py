@@ -50,7 +50,7 @@ def write(build: Build, probabilities: Probabilities) -> None:
 def read(build: Build) -> Probabilities | None:
     """The probabilities as the driver left them; None if there are none, or those of another fingerprint."""
     stage = build.stage("balance")
-    written = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
+    written = stage.folder.find_json(FILE, {})
     if written.get("fingerprint") != stage.fingerprint:
         return None
     return Probabilities(written["threshold"], dict(written["frequent"]))

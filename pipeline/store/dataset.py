@@ -16,7 +16,8 @@ from pipeline.store import build_json
 
 def manifest_in(shards: Folder) -> Manifest | None:
     """The manifest in a folder of shards; None if there is none. Raises ContractError for one that cannot be read."""
-    return parse_manifest(shards.read(MANIFEST), shards.at(MANIFEST)) if shards.exists(MANIFEST) else None
+    data = shards.find(MANIFEST)
+    return None if data is None else parse_manifest(data, shards.at(MANIFEST))
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,9 @@ BUILD = "build"
 ROWS = 10_000
 """Rows of a batch."""
 
+SMALL = 1 << 20
+"""Bytes up to which a file of an object store is read whole: to look at a part of it takes five requests."""
+
 Filters = Any
 """An expression of pyarrow.dataset, or tuples as pandas and pyarrow take them: [("width", ">=", 256), ...]."""
 
@@ -104,12 +107,11 @@ class Part:
         self, columns: Sequence[str] | None = None, filters: Filters = None, rows: int = ROWS
     ) -> Iterator[pa.RecordBatch]:
         """The same in batches of at most `rows` rows, in the order of the file; memory is a row group and a batch."""
-        self.check()
         wanted, schema = as_expression(filters), _with_build(self.schema)
         names = self.schema.names if columns is None else _known(columns, schema, self.url)
         try:
             # group by group: pyarrow would read ahead, up to the whole file
-            for group in self.fragment().split_by_row_group(wanted, schema):
+            for group in self._checked().split_by_row_group(wanted, schema):
                 for batch in group.to_batches(schema, names, wanted, rows, use_threads=False):
                     if batch.num_rows:
                         yield batch
@@ -126,12 +128,24 @@ class Part:
             raise StoreError(self.url, f"cannot be reached: {e.strerror}") from None
         except OSError:
             size = -1
+        self._compare(size)
+
+    def _compare(self, size: int) -> None:
         if size != self.bytes:
             fault = "is missing" if size < 0 else f"has {size} bytes, its {self.listed_by} says {self.bytes}"
             todo = "delete the stage's folder to make it again"
             if self.listed_by == "manifest":
                 todo = "wenlan-data verify names all that is damaged"
             raise StoreError(self.url, f"{fault}; {todo}")
+
+    def _checked(self) -> pyarrow.dataset.ParquetFileFragment:
+        """Like `fragment`, of a file that was checked. A small one of an object store is read by one request."""
+        if self.folder.is_local or self.bytes > SMALL:
+            self.check()
+            return self.fragment()
+        data = self.folder.find(self.name)
+        self._compare(-1 if data is None else len(data))
+        return _format().make_fragment(pa.py_buffer(data), partition_expression=pc.field(BUILD) == self.build)
 
     def fragment(self) -> pyarrow.dataset.ParquetFileFragment:
         """The file as a part of a pyarrow dataset; every row of it has the build's id as BUILD."""

@@ -105,12 +105,13 @@ class Identities:
 
     def read(self, name: str) -> Published:
         """One commit. Raises StoreError, with what to do, if it is no longer there."""
-        if not self._folder.exists(name):
+        data = self._folder.find(name)
+        if data is None:
             raise StoreError(
                 self._folder.at(name), "was replaced while this build ran; the same command again reads what is there"
             )
         try:
-            return Published.model_validate_json(self._folder.read(name))
+            return Published.model_validate_json(data)
         except ValueError:
             raise StoreError(self._folder.at(name), "is not a record of identities") from None
 

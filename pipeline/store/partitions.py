@@ -282,9 +282,7 @@ class StageDir:
 
     def finished(self) -> bool:
         """Whether every partition of this fingerprint is committed."""
-        if not self.folder.exists(_FINISHED):
-            return False
-        return bool(self.folder.read_json(_FINISHED)["fingerprint"] == self.fingerprint)
+        return bool(self.folder.find_json(_FINISHED, {"fingerprint": None})["fingerprint"] == self.fingerprint)
 
     def finish(self, partitions: Sequence[str], version: int) -> None:
         """Note that all partitions are committed."""
@@ -302,7 +300,7 @@ class StageDir:
 
     def delete_records(self) -> None:
         """Make everything of this fingerprint uncommitted; its files go with the next `sweep`."""
-        if self.folder.exists(_FINISHED) and self.folder.read_json(_FINISHED)["fingerprint"].startswith(self.mark):
+        if self.folder.find_json(_FINISHED, {"fingerprint": ""})["fingerprint"].startswith(self.mark):
             self.unfinish()
         self.folder.delete(self.records_name)
 
@@ -326,8 +324,9 @@ class StageDir:
 
         Other names that begin with an underscore belong to the stage's own state and are none of them.
         """
-        names = [name for name in self.folder.names() if not name.startswith("_")]
-        for kind in APART:
+        there = self.folder.names()
+        names = [name for name in there if not name.startswith("_")]
+        for kind in (kind for kind in APART if f"_{kind}" in there):
             names += [f"_{kind}/{name}" for name in (self.folder / f"_{kind}").names()]
         return names
 

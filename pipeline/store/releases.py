@@ -30,7 +30,7 @@ class Releases:
 
     def latest(self) -> Latest:
         """What is the newest release now; of a dataset that has none, a Latest without one. Raises ContractError."""
-        return self._parsed(self.folder.read(LATEST) if self.folder.exists(LATEST) else None)
+        return self._parsed(self.folder.find(LATEST))
 
     def numbers(self) -> list[int]:
         """Numbers of the releases whose manifests are kept, oldest first."""
@@ -42,8 +42,9 @@ class Releases:
         """The manifest of a release, by default of the newest. Raises StoreError if there is no such release."""
         current = self.latest().current
         number = number or (current.release if current else 0)
-        if number not in self.numbers():
-            known = ", ".join(map(str, self.numbers())) or "none"
+        numbers = self.numbers()
+        if number not in numbers:
+            known = ", ".join(map(str, numbers)) or "none"
             raise StoreError(self.folder.url, f"dataset {self.dataset} has no release {number}; it has: {known}")
         name = file_name(number)
         return parse_manifest(self.folder.read(name), self.folder.at(name))

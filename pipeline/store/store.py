@@ -135,10 +135,9 @@ class Store:
 
     def version(self) -> int:
         """The version of what is there, 0 if nothing is. Raises StoreError for a newer one."""
-        if not self.folder.exists("store.json"):
-            return 0
+        record = self.folder.find_json("store.json", {"version": 0})
         try:
-            version = int(self.folder.read_json("store.json")["version"])
+            version = int(record["version"])
         except (KeyError, TypeError, ValueError):
             raise StoreError(self.folder.at("store.json"), "is not the record of a STORE") from None
         if version > STORE_VERSION:

@@ -18,7 +18,7 @@ FILE = "_templates.json"
 def read(build: Build) -> list[dict[str, Any]] | None:
     """Rows with host, group and the fields of a `pipeline.texts.templates.Template`; None if none were learnt yet."""
     stage = build.stage("admit")
-    value = stage.folder.read_json(FILE) if stage.folder.exists(FILE) else {}
+    value = stage.folder.find_json(FILE, {})
     rows: list[dict[str, Any]] | None = value.get("templates")
     return rows if value.get("fingerprint") == stage.fingerprint else None
 
@@ -31,9 +31,7 @@ def write(build: Build, rows: Sequence[dict[str, Any]]) -> None:
 def forget(build: Build, removal: Removal) -> None:
     """Remove the templates of hosts that are taken down, and all examples, which may be texts of what is."""
     stage = build.stage("admit")
-    if not stage.folder.exists(FILE):
-        return
-    value = stage.folder.read_json(FILE)
+    value = stage.folder.find_json(FILE, {"templates": []})
     rows = value["templates"]
     kept = [{**row, "example": ""} for row in rows if not removal.page(f"http://{row['host']}/")]
     if kept != rows:

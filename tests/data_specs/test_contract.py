@@ -2,16 +2,15 @@
 
 Plain webdataset, wids, Ray Data, Hugging Face datasets and `training` must each return every image, with the text that
 belongs to it: of a build, of a release of three builds, and of a copy of that release. Readers with global state (Ray's
-processes, the hub's settings) run in a process of their own.
+processes, the hub's settings) run in a process of their own, one for all three.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
-import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ from pipeline.publish import release
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.identities import Identities
-from tests.processes import value_of
+from tests.processes import Asked
 
 TRUTH = dict[str, tuple[str, int, int]]
 """key -> (primary text, width, height)."""
@@ -110,14 +109,12 @@ def _card(folder: Path) -> dict[str, str]:
 
 def _listed(store: Path) -> dict[str, list[str]]:
     """The tars of each split, as `wenlan-data release show --urls` prints them."""
-    script = "import sys; from pipeline import cli; sys.exit(cli.main(sys.argv[1:]))"
-    words = ["release", "show", "synthetic", "--store", str(store), "--urls"]
-    return {
-        split: subprocess.run(
-            [sys.executable, "-c", script, *words, split], capture_output=True, text=True, timeout=120, check=True
-        ).stdout.splitlines()
-        for split in SPLITS
-    }
+    words, listed = ["release", "show", "synthetic", "--store", str(store), "--urls"], {}
+    for split in SPLITS:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            assert cli.main([*words, split]) == 0
+        listed[split] = printed.getvalue().splitlines()
+    return listed
 
 
 def _truth(data: Path, synthetic: Any) -> TRUTH:
@@ -146,58 +143,92 @@ def _every(place: Place) -> list[str]:
     return [tar for tars in place.urls.values() for tar in tars]
 
 
-def test_plain_webdataset_reads_every_sample(place: Place) -> None:
-    script = """
-import io, json, sys, webdataset
+Reader = Callable[[str], Asked]
+
+
+@pytest.fixture(scope="module")
+def reader(folder: Path) -> Iterator[Reader]:
+    """reader(script): the process of a script, one for all places."""
+    asked: dict[str, Asked] = {}
+
+    def start(script: str) -> Asked:
+        if script not in asked:
+            asked[script] = Asked(script, folder / f"{len(asked)}.log")
+        return asked[script]
+
+    yield start
+    for process in asked.values():
+        process.close()
+
+
+WEBDATASET = """
+import io, json, webdataset
 from PIL import Image
-found = []
-for s in webdataset.WebDataset(sys.argv[1:], shardshuffle=False, empty_check=False):
-    assert json.loads(s["json"])["texts"][0]["text"] == s["txt"].decode()
-    found.append([s["__key__"], s["txt"].decode(), *Image.open(io.BytesIO(s["jpg"])).convert("RGB").size])
-print(json.dumps(found))
+
+def answer(*urls):
+    found = []
+    for s in webdataset.WebDataset(list(urls), shardshuffle=False, empty_check=False):
+        assert json.loads(s["json"])["texts"][0]["text"] == s["txt"].decode()
+        found.append([s["__key__"], s["txt"].decode(), *Image.open(io.BytesIO(s["jpg"])).convert("RGB").size])
+    return found
 """
-    assert _as_truth(value_of(script, *_every(place))) == place.truth
 
 
-def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, tmp_path: Path) -> None:
-    script = """
-import json, sys, wids
-found = []
-for split in ("train", "dev", "val"):
-    dataset = wids.ShardListDataset(f"{sys.argv[1]}/{split}.json", localname=wids.wids.DefaultLocalname(sys.argv[2]))
-    for i in range(len(dataset)):
-        sample = dataset[i]
-        found.append([sample["__key__"], sample[".txt"], *sample[".jpg"].size])
-print(json.dumps(found))
+def test_plain_webdataset_reads_every_sample(place: Place, reader: Reader) -> None:
+    assert _as_truth(reader(WEBDATASET)(*_every(place))) == place.truth
+
+
+WIDS = """
+import wids
+
+def answer(lists, cache):
+    found = []
+    for split in ("train", "dev", "val"):
+        dataset = wids.ShardListDataset(f"{lists}/{split}.json", localname=wids.wids.DefaultLocalname(cache))
+        for i in range(len(dataset)):
+            sample = dataset[i]
+            found.append([sample["__key__"], sample[".txt"], *sample[".jpg"].size])
+    return found
 """
-    assert _as_truth(value_of(script, str(place.lists), str(tmp_path / "cache"))) == place.truth
 
 
-def test_ray_data_reads_every_sample(place: Place) -> None:
-    script = """
-import json, logging, sys, ray
+def test_wids_reads_the_shard_lists_that_publish_wrote(place: Place, reader: Reader, tmp_path: Path) -> None:
+    assert _as_truth(reader(WIDS)(place.lists, tmp_path / "cache")) == place.truth
+
+
+RAY_DATA = """
+import logging, ray
 ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 ray.data.DataContext.get_current().enable_progress_bars = False
-rows = ray.data.read_webdataset(sys.argv[1:]).take_all()
-print(json.dumps([[r["__key__"], r["txt"], r["jpg"].shape[1], r["jpg"].shape[0]] for r in rows]))
+
+def answer(*urls):
+    rows = ray.data.read_webdataset(list(urls)).take_all()
+    return [[r["__key__"], r["txt"], r["jpg"].shape[1], r["jpg"].shape[0]] for r in rows]
 """
-    assert _as_truth(value_of(script, *_every(place))) == place.truth
 
 
-def test_hugging_face_datasets_reads_every_sample(place: Place, tmp_path: Path) -> None:
-    script = """
-import json, sys, datasets
-found = []
-for split in ("train", "dev", "val"):
-    files = {split: json.loads(sys.argv[1])[split]}  # lists of tars, or the patterns of the card
-    rows = datasets.load_dataset("webdataset", data_files=files, split=split, cache_dir=sys.argv[2])
-    found += [[r["__key__"], r["txt"], *r["jpg"].size] for r in rows]
-print(json.dumps(found))
+def test_ray_data_reads_every_sample(place: Place, reader: Reader) -> None:
+    assert _as_truth(reader(RAY_DATA)(*_every(place))) == place.truth
+
+
+HUGGING_FACE = """
+import json, datasets
+
+def answer(files, cache):
+    found = []
+    for split in ("train", "dev", "val"):
+        own = {split: json.loads(files)[split]}  # lists of tars, or the patterns of the card
+        rows = datasets.load_dataset("webdataset", data_files=own, split=split, cache_dir=cache)
+        found += [[r["__key__"], r["txt"], *r["jpg"].size] for r in rows]
+    return found
 """
+
+
+def test_hugging_face_datasets_reads_every_sample(place: Place, reader: Reader, tmp_path: Path) -> None:
     files: dict[str, Any] = dict(place.urls)
     if place.card:
         files = {split: f"{place.lists}/{pattern}" for split, pattern in place.card.items()}
-    assert _as_truth(value_of(script, json.dumps(files), str(tmp_path / "cache"))) == place.truth
+    assert _as_truth(reader(HUGGING_FACE)(json.dumps(files), tmp_path / "cache")) == place.truth
 
 
 def test_training_reads_every_sample_with_its_regions(place: Place, tmp_path: Path) -> None:

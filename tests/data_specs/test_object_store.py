@@ -99,6 +99,23 @@ def test_names_are_those_of_one_folder_and_no_other_is_listed(remote: Remote, mo
     assert object_store.names(f"{remote.url}/names/a") == ["1", "2", "b"], "page by page"
 
 
+def test_a_small_file_is_read_by_one_request_and_nothing_is_deleted_by_one(remote: Remote) -> None:
+    url = f"{remote.url}/few/a"
+    for name in (url, f"{url}b/1", f"{url}b/2"):
+        assert object_store.create(name, b"1")
+    remote.proxy.requests.clear()
+    assert object_store.content(url) == b"1"
+    with pytest.raises(FileNotFoundError):
+        object_store.content(f"{url}-none")
+    object_store.delete(f"{url}-none")
+    asked = [(request.operation, request.path) for request in remote.proxy.requests]
+    assert asked == [("GET", "data/few/a"), ("GET", "data/few/a-none"), ("LIST", "data/few/a-none")]
+    object_store.delete(url)
+    assert object_store.names(f"{remote.url}/few") == ["ab"], "what begins with the same letters stays"
+    object_store.delete(f"{url}b")
+    assert object_store.names(f"{remote.url}/few") == []
+
+
 def test_what_a_store_cannot_do_is_found_out_and_said_once(remote: Remote, caplog: pytest.LogCaptureFixture) -> None:
     assert object_store.is_conditional(f"{remote.url}/a/_lock")
     assert fsspec.filesystem("s3").find(f"{remote.url}/a") == []

@@ -38,7 +38,7 @@ from pipeline.stages import STAGES
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from tests.drawn import encoded, rectangles
-from tests.processes import descendants
+from tests.processes import descendants, is_running, wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -206,8 +206,10 @@ def kill_when(spec: Path, out: Path, condition: Callable[[], bool]) -> None:
             assert process.poll() is None, "the build ended before it could be killed"
             assert time.monotonic() < until
             time.sleep(0.002)
+        workers = [pid for pid, title in descendants(process.pid).items() if title.startswith(b"ray::")]
         process.send_signal(signal.SIGKILL)
         process.wait()
+        wait_until(lambda: not any(map(is_running, workers)), "the end of the workers")
     assert not (out / "shards" / "manifest.json").exists()
 
 
@@ -215,9 +217,9 @@ def committed(out: Path, folder: str) -> set[str]:
     return {path.stem for path in out.glob(f"{folder}/_records/*/*.json")}
 
 
-def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_path, capsys):
+def test_every_candidate_is_decided_once_and_each_fault_has_its_reason(web, tmp_path, capsys, build_here):
     out = tmp_path / "out"
-    answer = build(fill(web, tmp_path), out, "--workers", "2")
+    answer = build_here(fill(web, tmp_path), out)
     assert answer["published"]
     rows = decisions(out)
     candidates = [row for row in rows if row["subject"] == "candidate"]
@@ -355,11 +357,11 @@ def test_what_pandas_reads_in_a_stages_folder_are_its_rows(web, tmp_path, build_
     assert (~union["kept"]).sum() == dropped > 0
 
 
-def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path):
+def test_the_same_command_again_runs_nothing_and_changes_nothing(web, tmp_path, build_here):
     spec, out = fill(web, tmp_path), tmp_path / "out"
-    build(spec, out)
+    build_here(spec, out)
     before, asked = (out / "shards" / "manifest.json").read_bytes(), len(web.requests)
-    answer = build(spec, out)
+    answer = build(spec, out)  # a process of its own: nothing of the first is left but its files
     assert all(stage["skipped"] for stage in answer["stages"])
     assert (out / "shards" / "manifest.json").read_bytes() == before
     assert len(web.requests) == asked
@@ -370,12 +372,12 @@ def boxes(out: Path) -> dict[str, str]:
     return {file.path: file.sha256 for shard in shards for file in shard.regions.values()}
 
 
-def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path):
+def test_shards_and_regions_are_the_same_bytes_on_one_worker_and_on_two(web, tmp_path, build_here):
     spec = fill(web, tmp_path)
     with spec.open("a", encoding="utf-8") as file:
         file.write("regions: {detectors: [{name: grid, n: 2}, {name: proposals}]}\n")
     build(spec, tmp_path / "one", "--workers", "1")
-    build(spec, tmp_path / "two", "--workers", "2")
+    build_here(spec, tmp_path / "two")  # on a Ray of two CPUs
     assert len(tars(tmp_path / "one")) >= 3
     assert tars(tmp_path / "one") == tars(tmp_path / "two")
     assert len(boxes(tmp_path / "one")) == 2 * len(tars(tmp_path / "one"))
@@ -393,7 +395,8 @@ def test_a_build_killed_in_fetch_goes_on_and_fetches_no_committed_partition_agai
     tables = [path for partition in done for path in out.glob(f"images/{partition}-*.parquet")]
     fetched = {fetch_id for path in tables for fetch_id in pq.read_table(path)["fetch_id"].to_pylist()}
     web.requests.clear()
-    build(spec, out)
+    web.delay = 0.0
+    build_here(spec, out)
     asked = {sha256_hex(f"http://{web.host}{path}") for path in web.requests if path.startswith("/i/")}
     assert len(asked) >= 6
     assert fetched
@@ -468,7 +471,7 @@ def test_a_build_killed_in_shard_goes_on_and_packs_no_committed_shard_again(web,
     kill_when(spec, out, lambda: len(committed(out, "shards")) >= 1)
     done = committed(out, "shards")
     before = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
-    build(spec, out)
+    build_here(spec, out)
     assert len(committed(out, "shards")) > len(done)
     after = {p: path.stat().st_mtime_ns for p in done for path in out.glob(f"shards/_records/*/{p}.json")}
     assert after == before

@@ -24,7 +24,7 @@ from pipeline.errors import StageError
 from pipeline.store.build import Build
 from pipeline.watchdog import MARK
 from tests.places import ROOT
-from tests.processes import descendants, wait_until
+from tests.processes import descendants, is_running, wait_until
 
 
 @pytest.fixture
@@ -254,13 +254,6 @@ def _watchdogs(driver: int) -> list[str]:
     return [line[-4] for line in lines if line[-3:-2] == [str(driver)] and line[-4].endswith("watchdog.py")]
 
 
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def _driver() -> subprocess.Popen[str]:
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     pipe = subprocess.PIPE
@@ -283,7 +276,7 @@ def test_nothing_outlives_a_killed_driver_by_ten_seconds() -> None:
         driver.kill()
         driver.wait()
         until = time.monotonic() + 10
-        while (remaining := [pid for pid in started if _is_running(pid)]) and time.monotonic() < until:
+        while (remaining := [pid for pid in started if is_running(pid)]) and time.monotonic() < until:
             time.sleep(0.1)
     assert [started[pid] for pid in remaining] == []
     wait_until(lambda: not _watchdogs(driver.pid), "the end of the watchdog", 10)

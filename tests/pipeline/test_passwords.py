@@ -21,7 +21,7 @@ from PIL import Image
 
 from data_specs.build import load
 from data_specs.shard import Text
-from pipeline import run
+from pipeline import cli, run
 from pipeline.records import USERINFO, Candidate, Capture
 from pipeline.sources import microblog, url_table
 from pipeline.stages import _page_candidates, fetch
@@ -204,7 +204,9 @@ def texts_of(root: Path) -> Iterator[tuple[Path, bytes]]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_whole_build_behind_passwords_shows_none_of_them(serve: Any, tmp_path: Path) -> None:
+def test_a_whole_build_behind_passwords_shows_none_of_them(
+    serve: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Over a server that asks for a password: the table, pictures of its rows and of a crawled page."""
     asked: list[tuple[str, str]] = []
     web = serve()
@@ -233,14 +235,17 @@ def test_a_whole_build_behind_passwords_shows_none_of_them(serve: Any, tmp_path:
     spec.write_text(json.dumps({**fields, "publish": {"lineage": True}}), encoding="utf-8")
     out, store = tmp_path / "out", tmp_path / "store"
 
-    def command(*args: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "pipeline", *args], capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
+    words = ("build", str(spec), "--out", str(out), "--store", str(store), "--workers", "2", "--json")
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", *words], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = done.stdout + done.stderr
 
-    said = command("build", str(spec), "--out", str(out), "--store", str(store), "--workers", "2", "--json")
+    def command(*args: str) -> str:
+        assert cli.main(args) == 0
+        return "".join(capfd.readouterr())
+
     result = json.loads(next(line for line in said.splitlines() if line.startswith('{"ok"')))
     assert result["published"]
     assert result["samples"] is not None

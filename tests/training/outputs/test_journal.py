@@ -46,7 +46,8 @@ def test_a_run_folder_says_what_ran_where_and_what_was_said(tmp_path: Path) -> N
     assert "tiny begins" in (tmp_path / "log.txt").read_text()
 
 
-def test_an_error_is_in_the_log_of_the_run(tmp_path: Path) -> None:
+def test_an_error_is_in_the_log_of_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "training")  # as the commands set it
     with pytest.raises(RuntimeError, match="gone"), journal(tmp_path, 0):
         raise RuntimeError("gone\nfor good")
     assert "ended by RuntimeError: gone for good" in (tmp_path / "log.txt").read_text()
