@@ -82,7 +82,8 @@ class Folder:
         Raises StoreError that names it.
         """
         try:
-            return self._content(name)
+            with self._told(name):
+                return self._content(name)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as e:
@@ -91,8 +92,7 @@ class Folder:
     def _content(self, name: str) -> bytes:
         if self.is_local:  # a build has thousands of records
             return Path(self.at(name)).read_bytes()
-        with self._told(name):
-            return object_store.content(self.at(name))
+        return object_store.content(self.at(name))
 
     @contextlib.contextmanager
     def opened(self, name: str) -> Iterator[BinaryIO]:
