@@ -83,7 +83,7 @@ def texts_of(build: Build) -> Values:
         "measures": [
             _deciles("characters", "characters", "字数", characters),
             _deciles("words", "words", "词数", words),
-            _deciles("content", "share of content words", "实词比例", content),
+            _deciles("content", "content words", "实词", content),
         ],
     }
 
@@ -136,8 +136,8 @@ HTML = """
   <h2>{{ t("What kind of data is it?", "这是什么样的数据？") }}</h2>
   <div class="grid two">
     <div class="card"><h3>{{ t("Texts", "文本") }} <span class="muted small">{{ profile.texts | n }}</span></h3>
-      <table><thead><tr><td></td>{{ th("a tenth below", "最低一成低于", "num") }}{{ th("median", "中位数", "num") }}
-      {{- th("a tenth above", "最高一成高于", "num") }}</tr></thead><tbody>
+      <table><thead><tr><td></td><th scope="col" class="num">10%</th>{{ th("median", "中位数", "num") -}}
+      <th scope="col" class="num">90%</th></tr></thead><tbody>
       {%- for m in profile.measures %}<tr><th scope="row">{{ t(m.title, m.title_zh) }}</th>
       {%- for value in (m.low, m.median, m.high) %}{% if m.name == "content" %}{{
         td("%.0f%%" | format(100 * value)) }}{% else %}{{ td(value | number) }}{% endif %}{% endfor %}</tr>
@@ -146,8 +146,8 @@ HTML = """
       <h3>{{ t("Words that the dictionary lacks", "词典未收录的词") }}</h3>
       {%- if profile.new_words %}{{ word_list(profile.new_words) }}{% else %}<p class="muted">{{
         t("None in several texts.", "没有在多条文本中出现的。") }}</p>{% endif %}</div>
-    {% if profile.baseline %}<div class="card"><h3>{{ t("Words that rose", "上升的词") }} <span class="muted small">{{
-      t("against", "对比") }} <code>{{ profile.baseline }}</code></span></h3>
+    {% if profile.baseline %}<div class="card"><h3>{{ t("Words that rose", "上升的词") }}</h3>
+      <p class="muted small">{{ t("against", "对比") }} <code>{{ profile.baseline }}</code></p>
       {% for rows, title, title_zh in ((profile.rose, "", ""), (profile.fell, "Words that fell", "下降的词")) %}
       {%- if title %}<h3>{{ t(title, title_zh) }}</h3>{% endif %}
       {%- if rows %}<table><thead><tr>{{ th("word", "词") }}{{ th("before", "之前", "num") }}

@@ -78,8 +78,8 @@ HTML = """
     {{- td("%.1f%%" | format(100 * s.share)) }}
     {%- if s.own_share is none %}<td class="num muted">–</td><td class="num muted">{{ s.own_left | n }}</td>
     {%- else %}<td class="num"><b>{{ "%.1f%%" | format(100 * s.own_share) }}</b></td>{{ td(s.own_left | n) }}{% endif %}
-    <td class="small">{% for r in s.reasons[:4] %}{{ word(r) }}{{ ", " if not loop.last }}{% else %}{{
-      t("not done here", "此处未做") }}{% endfor %}{{ " …" if s.reasons | length > 4 }}</td></tr>
+    <td class="small">{% for r in s.reasons[:2] %}{{ word(r) }}{{ ", " if not loop.last }}{% else %}{{
+      t("not done here", "此处未做") }}{% endfor %}{{ " …" if s.reasons | length > 2 }}</td></tr>
     {% endfor %}</tbody>
     <tfoot><tr><th scope="row">{{ t("kept", "保留") }}</th>{{ td(p.steps[-1].left | n) }}
     {{- td((p.start - p.steps[-1].left) | share(p.start)) }}{{ td((p.own_start - p.own_kept) | share(p.own_start)) }}
