@@ -5,9 +5,9 @@ keeps a band with both ends: what fits too well is often a picture of its own ca
 2309.17425) keep a share, the best first; here of each source, so that no source pays for another one's kind of text.
 
 `top_share` counts the pairs of a source that are within the band. It is a share of what this build scores: pairs that
-earlier builds of the dataset hold are neither counted nor judged again, so two weeks of builds do not keep what one
-build of both would. A limit in `min_score` does, whatever the number of builds; the report says which score a share
-came to.
+earlier builds of the dataset have seen, kept or not, are neither counted nor judged again, so two weeks of builds do
+not keep what one build of both would. A band does, whatever the number of builds; the report says which score a share
+came to. For another limit on old pairs, begin a new generation.
 
 Needs: the section `pair_score` of the spec, with the towers; for a vocabulary of BERT or a tokenizer.json the extra
 models.
