@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_specs.build import SpecError
 from pipeline.records import DropReason
 from pipeline.report.funnel import Funnel
 from pipeline.report.page import environment
-from pipeline.report.published import PublishedFunnel, Step, read, ready
+from pipeline.report.published import PublishedFunnel, Step, read
 from pipeline.report.section import Material
 from pipeline.report.sections.published import SECTION, beside, figures
 from pipeline.stages import STAGES
@@ -62,14 +60,6 @@ def test_what_is_kept_is_what_the_build_kept(drawn: dict[tuple[str, str, str], i
         assert said["own_kept"] == sum(n for (_, _, reason), n in counts.items() if not reason)
 
 
-def test_danqing_s_is_that_of_the_paper() -> None:
-    paper = read("danqing", "")
-    assert ready() == ["danqing"]
-    assert (paper.start, len(paper.steps) + 1, paper.steps[-1].left) == (1_047_085_609, 18, 99_892_381)
-    downloaded = paper.steps[2]
-    assert downloaded.left / paper.steps[1].left == pytest.approx(0.6729, abs=5e-5)  # as the paper says itself
-
-
 def test_a_build_that_asks_has_the_section_and_a_file_of_ones_own_is_read(
     fetched_build: Callable[..., Build], tmp_path: Path
 ) -> None:
@@ -87,29 +77,3 @@ def test_a_build_that_does_not_ask_has_none(synthetic_build: Build) -> None:
     assert figures(Material(synthetic_build), {}) == {"published": None}
     assert environment(STAGES).from_string(SECTION.html).render(published=None).strip() == ""
     assert "published" not in synthetic_build.spec.report.model_dump()
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [
-        (None, "cannot be read (No such file or directory); ready ones: danqing"),
-        ("- 1\n", "is no mapping with name, source, start and steps"),
-        ("name: [\n", "is not YAML"),
-        ("name: a\nsource: b\nstart: 5\nsteps: [{name: x, left: 6}]\n", "step 'x' leaves 6 of 5"),
-        ("name: a\nsource: b\nstart: 5\nsteps: [{name: x, left: 1, reasons: [nonsense]}]\n", "steps[0].reasons[0]: "),
-        (
-            "name: a\nsource: b\nstart: 5\nsteps: [{name: x, left: 1, reasons: [known, known]}]\n",
-            "reason 'known' stands twice",
-        ),
-        ("x" * 100_001, "is larger than 100,000 bytes"),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_one_line_that_names_it(tmp_path: Path, content: str | None, said: str) -> None:
-    file = tmp_path / "own.yaml"
-    if content is not None:
-        file.write_text(content)
-    with pytest.raises(SpecError) as fault:
-        read("own.yaml", str(tmp_path))
-    [line] = fault.value.problems
-    assert line.startswith(f"report.published: {file}: ")
-    assert said in line

@@ -1,4 +1,4 @@
-"""Section `profile`: what kind of data it is, on one screen: what texts say, where pictures come from, and words
+"""Section `data_profile`: what kind of data it is, on one screen: what texts say, where pictures come from, and words
 that rose, fell, or stand in no dictionary.
 
 What texts say is counted in at most MEASURED primary texts, the first of each shard in keyed-hash order: characters,
@@ -43,7 +43,7 @@ SEVERAL = 3
 def figures(material: Material, inputs: Values) -> Values:
     samples = inputs["totals"]["kept"]
     if not samples:
-        return {"profile": None}
+        return {"data_profile": None}
     baseline = material.baseline
     vocabulary = inputs["vocabulary"]
     strange = outside_dictionary(word for word, count in vocabulary.items() if count >= SEVERAL)
@@ -57,7 +57,7 @@ def figures(material: Material, inputs: Values) -> Values:
     if baseline is not None and baseline.get("vocabulary"):
         moved = compared(inputs["vocabulary"], inputs["word_samples"], baseline["vocabulary"], baseline["word_samples"])
         words |= {"rose": moved[0], "fell": moved[1], "baseline": baseline["build"]["id"]}
-    return {"profile": {**words, "hosts": hosts(inputs["image_domains"], samples)}}
+    return {"data_profile": {**words, "hosts": hosts(inputs["image_domains"], samples)}}
 
 
 def texts_of(build: Build) -> Values:
@@ -131,8 +131,9 @@ def _odds(count: int, texts: int, share: float) -> float:
 
 
 HTML = """
-{% if profile %}
-<section id="profile">
+{% if data_profile %}
+{% set profile = data_profile %}
+<section id="data_profile">
   <h2>{{ t("What kind of data is it?", "这是什么样的数据？") }}</h2>
   <div class="grid two">
     <div class="card"><h3>{{ t("Texts", "文本") }} <span class="muted small">{{ profile.texts | n }}</span></h3>
@@ -166,4 +167,4 @@ HTML = """
 {% endif %}
 """
 
-SECTION = Section("profile", HTML, figures, inputs=("totals", "shapes"), title="Profile", title_zh="概况")
+SECTION = Section("data_profile", HTML, figures, inputs=("totals", "shapes"), title="Profile", title_zh="概况")

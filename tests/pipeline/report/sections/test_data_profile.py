@@ -1,4 +1,4 @@
-"""Section `profile`: lengths, density, hosts, and words that moved more than by chance."""
+"""Section `data_profile`: lengths, density, hosts, and words that moved more than by chance."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.report.sections.profile import compared, hosts
+from pipeline.report.sections.data_profile import compared, hosts
 
 Week = tuple[str, dict[str, Any]]
 WORDS = [f"词{i}" for i in range(40)]
@@ -51,9 +51,9 @@ def test_rose_and_fell_change_places_with_the_two_sides(a: dict[str, int], b: di
 
 
 def test_a_word_beyond_the_list_of_the_baseline_counts_as_its_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.report.sections.profile.VOCABULARY", 2)
+    monkeypatch.setattr("pipeline.report.sections.data_profile.VOCABULARY", 2)
     assert compared({"新": 60}, 1_000, {"甲": 60, "乙": 58}, 1_000)[0] == []
-    monkeypatch.setattr("pipeline.report.sections.profile.VOCABULARY", 3)  # the list is whole: 0 texts held it
+    monkeypatch.setattr("pipeline.report.sections.data_profile.VOCABULARY", 3)  # the list is whole: 0 texts held it
     assert [row["name"] for row in compared({"新": 60}, 1_000, {"甲": 60, "乙": 58}, 1_000)[0]] == ["新"]
 
 
@@ -72,16 +72,16 @@ def test_a_report_has_it_and_the_second_week_compares(
     grown: tuple[Week, Week], part: Callable[[str, str], str]
 ) -> None:
     (_, first), (page, second) = grown
-    assert first["profile"]["baseline"] == ""
-    assert second["profile"]["baseline"] == first["build"]["id"]
-    measures = {row["name"]: row for row in second["profile"]["measures"]}
-    assert second["profile"]["texts"] == second["totals"]["kept"]
+    assert first["data_profile"]["baseline"] == ""
+    assert second["data_profile"]["baseline"] == first["build"]["id"]
+    measures = {row["name"]: row for row in second["data_profile"]["measures"]}
+    assert second["data_profile"]["texts"] == second["totals"]["kept"]
     bins = next(h for h in second["histograms"] if h["name"] == "characters")["bins"]
     counted = np.cumsum([b["count"] for b in bins])
     median = bins[int(np.searchsorted(counted, counted[-1] / 2))]["label"]  # the bin that holds the median
     low, _, high = median.partition("–")
     assert int(low) <= measures["characters"]["median"] <= int(high or low)
     assert 0 <= measures["content"]["low"] <= measures["content"]["median"] <= measures["content"]["high"] <= 1
-    html = part(page, "profile")
+    html = part(page, "data_profile")
     assert "这是什么样的数据" in html
     assert "Words that rose" in html
