@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 import yaml
 
-from data_specs.build import SpecError
+from data_specs.build import BuildSpec, SpecError
 from data_specs.command_line import completed_by, plugin_files
 from pipeline.commands.terminal import Commands, command, console, say
 from pipeline.plugins import Family
@@ -94,8 +94,21 @@ def example(family: Family, name: str) -> str:
         value = {family: [{"name": name, **options}]}
     else:
         value = {"regions": {family: [{"name": name, **options}]}}
+    value = {**_section_of(family, name), **value}
     text: str = yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
     return "" if family == "features" else text
+
+
+def _section_of(family: Family, name: str) -> dict[str, Any]:
+    """The section of a spec that a plug-in needs, by its name, with the example of the section's model; {} for none."""
+    from pipeline.plugins import find
+
+    section = find(family, name).NEEDS_SECTION
+    if not section:
+        return {}
+    models = get_args(BuildSpec.model_fields[section].annotation)
+    examples = next(model for model in models if hasattr(model, "model_config")).model_config["json_schema_extra"]
+    return {section: examples["examples"][0]}
 
 
 def _show_all(plugins: list[dict[str, Any]]) -> None:

@@ -53,7 +53,7 @@ def test_a_study_that_is_done_does_nothing_again(make_study: Any) -> None:
 def test_a_killed_study_goes_on_and_ends_with_the_figures_of_one_that_was_not(make_study: Any, tmp_path: Path) -> None:
     import pickle
 
-    killed, whole = (make_study("moco", "clip", name=name, samples=320) for name in ("killed", "whole"))
+    killed, whole = (make_study("moco", "clip", name=name, samples=640) for name in ("killed", "whole"))
     (tmp_path / "study.py").write_text(_SCRIPT)
     command = [sys.executable, str(tmp_path / "study.py"), pickle.dumps(killed).hex()]
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as process:
