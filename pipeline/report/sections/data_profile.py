@@ -5,6 +5,8 @@ What texts say is counted in at most MEASURED primary texts, the first of each s
 words, and the share of content words (`pipeline.texts.density`). Words are compared with the baseline's by the log-odds
 of the share of texts that hold them, divided by its standard error, with a prior that is the words of both together
 (Monroe, Colaresi and Quinn, "Fightin' Words", Political Analysis 16:4, 2008): a rare word needs more to be listed.
+Where the spec asks for scores, similarity of picture and text and the balance of image clusters stand beside
+(`pipeline.report.clusters`).
 
 Limits: words are those of the `vocabulary` of report.json, the VOCABULARY most frequent ones. One that is not among the
 baseline's counts as often there as the last of them, so that a word which was merely rare is not taken for a new one.
@@ -18,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from data_specs.shard import PAIR_SCORE
+from pipeline.report import clusters
 from pipeline.report.figures import VOCABULARY
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
@@ -57,17 +61,19 @@ def figures(material: Material, inputs: Values) -> Values:
     if baseline is not None and baseline.get("vocabulary"):
         moved = compared(inputs["vocabulary"], inputs["word_samples"], baseline["vocabulary"], baseline["word_samples"])
         words |= {"rose": moved[0], "fell": moved[1], "baseline": baseline["build"]["id"]}
-    return {"data_profile": {**words, "hosts": hosts(inputs["image_domains"], samples)}}
+    hosts_of = hosts(inputs["image_domains"], samples)
+    return {"data_profile": {**words, "hosts": hosts_of, "clusters": clusters.balance(material.build)}}
 
 
 def texts_of(build: Build) -> Values:
-    """Deciles of characters, words and content share of primary texts, and how many of them have a noun."""
-    frames = Frames.of(build)
+    """Deciles of characters, words, content share and score of primary texts, and how many of them have a noun."""
+    frames, scored = Frames.of(build), build.spec.pair_score is not None
     each = max(1, MEASURED // max(1, len(frames.shards)))
-    characters, words, content, nouns = list[int](), list[int](), list[float](), 0
+    characters, words, content, scores, nouns = list[int](), list[int](), list[float](), list[float](), 0
     for part in frames.parts("samples"):
         remaining = each
-        for batch in part.batches(["texts"], rows=min(each, 5_000)):
+        for batch in part.batches(["texts", *([PAIR_SCORE.name] if scored else [])], rows=min(each, 5_000)):
+            scores += batch[PAIR_SCORE.name].slice(0, remaining).drop_null().to_pylist() if scored else []
             for texts in batch["texts"].to_pylist()[:remaining]:
                 said = density(texts[0]["text"])
                 characters.append(len(texts[0]["text"]))
@@ -84,6 +90,7 @@ def texts_of(build: Build) -> Values:
             _deciles("characters", "characters", "字数", characters),
             _deciles("words", "words", "词数", words),
             _deciles("content", "content words", "实词", content),
+            *([_deciles("score", "similarity to the picture", "与图像的相似度", scores)] if scores else []),
         ],
     }
 
@@ -161,7 +168,15 @@ HTML = """
     <div class="card"><h3>{{ t("Where pictures come from", "图像来自哪里") }}</h3>
       {{- bars(profile.hosts.largest, "Image hosts") }}
       <p class="small">{{ t("Share of the largest hosts", "最大域名所占比例") }} ({{ profile.hosts.of }}): {{
-        "%.1f%%" | format(100 * profile.hosts.share) }}</p></div>
+        "%.1f%%" | format(100 * profile.hosts.share) }}</p>
+      {% if profile.clusters %}{% set c = profile.clusters %}<h3>{{
+        t("How evenly they spread", "分布是否均衡") }}</h3>
+      <p class="small">{{ t("Clusters of image features", "图像特征聚类数") }}: {{ c.clusters | n }}. {{
+        t("The largest hundredth of them holds", "最大的百分之一含") }} <b>{{ "%.1f%%" | format(100 * c.share) }}</b> {{
+        t("of the images; were all of a size, it would hold", "的图像；若均匀则为") }} {{
+        "%.1f%%" | format(100 * c.even) }}. <span class="muted">({{ c.images | n }} {{
+        t("images", "张图像") }})</span></p>
+      {%- endif %}</div>
   </div>
 </section>
 {% endif %}
