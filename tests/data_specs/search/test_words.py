@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_specs.folding import even
 from data_specs.search import words
 from data_specs.search.words import WordSearch, cut_rows, words_of
+from data_specs.segmenter import segmenter
 
 CAPTIONS = ["一只小猫咪在窗台上", "故宫的雪景", "红烧肉的做法", "清蒸鲈鱼和红烧肉", "Nikon D850 相机", "", "。。。"]
 
@@ -55,6 +58,18 @@ def found(search: WordSearch, asked: str, count: int) -> list[int]:
 )
 def test_words_are_found_in_any_script_and_width(tmp_path: Path, asked: str, rows: set[int]) -> None:
     assert set(found(search(tmp_path, CAPTIONS), asked, len(CAPTIONS))) == rows
+
+
+def test_words_are_those_of_jieba() -> None:
+    sentences = [
+        "清晨的山谷里飘着薄雾，远处有几座白墙黛瓦的老房子",
+        "中华人民共和国国家博物馆馆藏青铜器",
+        "杭研大厦的小明硕士毕业于中国科学院计算所",  # words that the dictionary lacks
+        *CAPTIONS,
+    ]
+    for sentence in sentences:
+        pieces = segmenter().cut_for_search(even(sentence))
+        assert Counter(words_of(sentence)) == Counter(re.findall(r"[^\W_]+", " ".join(pieces))), sentence
 
 
 def test_all_texts_of_a_row_are_searched_each_once() -> None:
