@@ -240,7 +240,9 @@ def test_two_weeks_by_the_commands_are_those_of_a_disk(
     (tmp_path / "requests.json").write_text(json.dumps({step: [*map(list, counts[step].items())] for step in counts}))
     (tmp_path / "lists.json").write_text(json.dumps(lists))
     _few_listings(lists)
-    assert max(own["HEAD"] for own in counts.values()) <= 100, "what is read is not asked for its size first"
+    # `use` reads tables by ranges, through pyarrow and in the studio: their size is compared with the record's first
+    whole = [own["HEAD"] for step, own in counts.items() if step != "use"]
+    assert max(whole) <= 100, "what is read whole is not asked for its size first"
     written = [*_objects(remote), *_files(tmp_path), *_files(Path(tempfile.gettempdir()) / "ray/session_latest")]
     said = "".join([*there.said, *capfd.readouterr()]).encode()
     keys = {remote.server.secret.encode(), remote.server.key.encode()}
