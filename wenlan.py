@@ -243,7 +243,7 @@ class Data:
 
         from pipeline.errors import StoreError
         from pipeline.report.funnel import read_funnels
-        from pipeline.store.stage import deciding
+        from pipeline.store.stage import in_funnel
 
         lacking = self._check("decisions")
         builds = [own for own in self._frames.builds if own.build_id not in lacking and "shard" in own.fingerprints]
@@ -252,7 +252,7 @@ class Data:
         rows = []
         for build in builds:
             candidates, _ = read_funnels(build)
-            for row in candidates.stages(deciding(build.stages, "extract", "shard")):
+            for row in candidates.stages(in_funnel(build, "extract", "shard")):
                 rows.append({"build": build.build_id, "stage": row.stage, **{n: getattr(row, n) for n in _FATES}})
         frame: pandas.DataFrame = pandas.DataFrame(rows, columns=["build", "stage", *_FATES])
         return frame
