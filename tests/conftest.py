@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -52,6 +53,21 @@ def synthetic() -> ModuleType:
 def browser() -> ModuleType:
     """The module tests/browser.py: a headless Chromium."""
     return importlib.import_module("tests.browser")
+
+
+HANDLERS = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+"""What signals do in a process of tests."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _signals() -> Iterator[None]:
+    """Ray leaves handlers of SIGTERM and SIGINT behind, which processes that a later test forks would inherit.
+
+    Such a process does not end when it is told to, and whoever waits for it waits for ever.
+    """
+    yield
+    for name, handler in HANDLERS.items():
+        signal.signal(name, handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

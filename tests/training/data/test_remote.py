@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -68,17 +69,23 @@ def test_a_bound_that_cannot_hold_two_windows_is_named(make_shards: MakeShards, 
         samples(remote, tmp_path / "b", 1e-5)
 
 
-def _open(cache: TarCache, url: str, size: int) -> int:
-    return os.fstat(cache.open(url, size)).st_size
+def _open(cache: TarCache, url: str, size: int, found: Any) -> None:
+    for _ in range(2):
+        found.put(os.fstat(cache.open(url, size)).st_size)
 
 
 def test_processes_that_want_one_tar_at_once_fetch_it_once(tmp_path: Path) -> None:
     source = tmp_path / "source.tar"
     source.write_bytes(os.urandom(1 << 20))
-    cache = TarCache(tmp_path / "tars", 1 << 30)
-    with multiprocessing.get_context("fork").Pool(4) as pool:
-        found = pool.starmap(_open, [(cache, f"file://{source}", 1 << 20)] * 8)
-    assert found == [1 << 20] * 8
+    cache, context = TarCache(tmp_path / "tars", 1 << 30), multiprocessing.get_context("fork")
+    found = context.SimpleQueue()  # they end by themselves: a pool waits for workers that a signal has to end
+    own = [context.Process(target=_open, args=(cache, f"file://{source}", 1 << 20, found)) for _ in range(4)]
+    for process in own:
+        process.start()
+    for process in own:
+        process.join(60)
+    assert [process.exitcode for process in own] == [0] * 4
+    assert [found.get() for _ in range(8)] == [1 << 20] * 8
     assert [path.suffix for path in sorted((tmp_path / "tars").iterdir())] == [".lock", ".tar"]
 
 
