@@ -191,9 +191,9 @@ def index(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_index(tmp_path_factory.mktemp("indexed"), tiny, PICTURES, TEXTS)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tiny: Path, index: Path) -> Iterator[Server]:
-    """A server of the tiny checkpoint with one index."""
+    """A server of the tiny checkpoint with one index, begun for each file: no thread of it is left where others fork."""
     with running(tiny, indexes={"pictures": index}) as served:
         yield served
 

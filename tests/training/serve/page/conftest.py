@@ -58,9 +58,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(checkpoint, folder / "index")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def served(made: Made) -> Iterator[Server]:
-    """The server that most tests share."""
+    """The server that the tests of a file share: no thread of it is left where others fork."""
     with running(made.checkpoint, indexes=made.indexes) as server:
         yield server
 
