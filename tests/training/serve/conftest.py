@@ -193,7 +193,7 @@ def index(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, index: Path) -> Iterator[Server]:
-    """A server of the tiny checkpoint with one index, begun for each file: no thread of it is left where others fork."""
+    """A server of the tiny checkpoint with one index, for each file: no thread of it is left where others fork."""
     with running(tiny, indexes={"pictures": index}) as served:
         yield served
 
