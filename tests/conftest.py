@@ -63,7 +63,7 @@ HANDLERS = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIG
 def _signals() -> Iterator[None]:
     """Ray leaves handlers of SIGTERM and SIGINT behind, which processes that a later test forks would inherit.
 
-    Such a process does not end when it is told to, and whoever waits for it waits for ever.
+    Processes with them were seen not to end when told to, and whoever waits for one waits for ever.
     """
     yield
     for name, handler in HANDLERS.items():
