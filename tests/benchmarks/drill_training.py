@@ -2,13 +2,13 @@
 
     agent         torchrun's agent is killed while an orphan of it is frozen and holds the run's lock
     rank_disk     a rank whose disk lacks the checkpoint from which the others go on
-    train_ray     kills of a worker, of rank 0 and of the driver: `kills_TARGET_N` on N workers, `repeated_most`: most
-                  steps that were done twice after one kill, as a share of run.checkpoint_every
+    train_ray     kills of a worker, of rank 0 and of the driver: `kills_TARGET_N` on N workers, `repeated_most_N`: most
+    train_ray_2   steps that were done twice after one kill, as a share of run.checkpoint_every; one worker, and two
     elastic       an epoch on 2, 1 and 2 workers: `elastic_complete`, share of its samples that are in the queue exactly
                   once (K is the number of samples, so the queue is the order in which they were consumed);
                   `elastic_sizes`, changes; `elastic_away`, seconds from the loss of a node until the run goes on
 
-One run of `train_ray` takes all kills of its target: Ray starts lost workers again, this program a lost driver.
+One run of them takes all kills of its target: Ray starts lost workers again, this program a lost driver.
 """
 
 from __future__ import annotations
@@ -298,28 +298,37 @@ class OnRay(Run):
         return ({0: first} if first in every else {}) | dict(enumerate(others, 1))
 
 
-def kills_on_ray(scene: Scene) -> Iterator[Row]:
+def kills_on_ray(scene: Scene, workers: int) -> Iterator[Row]:
     """Workers, rank 0 and the driver of a run on Ray Train are killed at random steps: it ends with the same losses."""
-    kills, worlds = (1, (2,)) if scene.quick else (scene.kills, (1, 2))
+    kills = 1 if scene.quick else scene.kills
     steps = 12 * EVERY * max(1, kills // 5) if kills > 1 else 8 * EVERY
     repeated = [0]
-    for world in worlds:
-        whole = OnRay(manifest_of(scene), scene.folder / f"whole-{world}", world, steps)
-        expected = whole.finished(steps)
-        if expected is None:
-            raise DrillFailed(f"the undisturbed run failed: {whole.said()[-1500:]}")
-        for target in ("worker", "first", "driver"):
-            out = scene.folder / f"{target}-{world}"
-            run = OnRay(manifest_of(scene), out, world, steps)
-            again = disturb(run, target, kills, steps, random.Random(f"{target}{world}"))
-            repeated += again
-            good, words = compared(run.finished(steps), expected)
-            held = good and len(again) == kills
-            scene.figures[f"kills_{target}_{world}"] = at_least(float(held), 1.0, "share")
-            done = f"{len(again)} kills of {target} of {world} worker(s); {again} steps were done twice"
-            yield Row("step", done, "went on" if good else run.said()[-1500:], same=words, held=held)
-            shutil.rmtree(out, ignore_errors=True)
-    scene.figures["repeated_most"] = at_most(max(repeated) / EVERY, 1.0, "of checkpoint_every")
+    whole = OnRay(manifest_of(scene), scene.folder / "whole", workers, steps)
+    expected = whole.finished(steps)
+    if expected is None:
+        raise DrillFailed(f"the undisturbed run failed: {whole.said()[-1500:]}")
+    for target in ("worker", "first", "driver"):
+        out = scene.folder / target
+        run = OnRay(manifest_of(scene), out, workers, steps)
+        again = disturb(run, target, kills, steps, random.Random(f"{target}{workers}"))
+        repeated += again
+        good, words = compared(run.finished(steps), expected)
+        held = good and len(again) == kills
+        scene.figures[f"kills_{target}_{workers}"] = at_least(float(held), 1.0, "share")
+        done = f"{len(again)} kills of {target} of {workers} worker(s); {again} steps were done twice"
+        yield Row("step", done, "went on" if good else run.said()[-1500:], same=words, held=held)
+        shutil.rmtree(out, ignore_errors=True)
+    scene.figures[f"repeated_most_{workers}"] = at_most(max(repeated) / EVERY, 1.0, "of checkpoint_every")
+
+
+def kills_of_one(scene: Scene) -> Iterator[Row]:
+    """Worker and driver of a run on Ray Train (one worker) are killed at random steps: it ends with the same losses."""
+    yield from kills_on_ray(scene, 1)
+
+
+def kills_of_two(scene: Scene) -> Iterator[Row]:
+    """The same for a run of two workers: any of them, rank 0, the driver."""
+    yield from kills_on_ray(scene, 2)
 
 
 def disturb(run: OnRay, target: str, kills: int, steps: int, chance: random.Random) -> list[int]:
