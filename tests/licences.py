@@ -36,6 +36,14 @@ SHIPPED = (
 )
 """Extras that users install; `dev` is for this repository alone. "" stands for no extra."""
 
+ARGUED = {
+    "cuda-toolkit": "no file of its own: it lists NVIDIA's libraries, each with its licence, for torch as PyPI has it",
+}
+"""Packages under a strong copyleft, or without a stated licence, that are let in all the same, each with its reason.
+
+pi-heif and not pillow-heif, since the latter's wheels hold x265, an encoder under the GPL.
+"""
+
 _OSI = "License :: "
 
 
@@ -66,6 +74,15 @@ def packages(extra: str) -> list[Package]:
                 seen.add(needed)
                 waiting.append(needed)
     return [found[name] for name in sorted(found)]
+
+
+def refused(extra: str) -> list[Package]:
+    """Those that `wenlan[extra]` brings under a strong copyleft or without a stated licence, and not in ARGUED."""
+    return [
+        package
+        for package in packages(extra)
+        if package.name not in ARGUED and (not package.licence or is_strong_copyleft(package.licence))
+    ]
 
 
 def _needed(distribution: Distribution, extras: frozenset[str]) -> Iterator[tuple[str, frozenset[str]]]:

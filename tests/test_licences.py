@@ -12,23 +12,23 @@ import pytest
 from tests import licences
 from tests.places import ROOT
 
-ARGUED: dict[str, str] = {}
-"""Packages under a strong copyleft, or without a stated licence, that are let in all the same, each with its reason.
-
-None today. pi-heif and not pillow-heif, since the latter's wheels hold x265, an encoder under the GPL.
-"""
-
 
 @pytest.mark.parametrize("extra", licences.SHIPPED, ids=lambda extra: extra or "none")
 def test_no_extra_brings_a_strong_copyleft_or_a_package_without_a_licence(extra: str) -> None:
-    found = licences.packages(extra)
-    assert found, "the walk finds what is installed"
-    refused = [p for p in found if not p.licence or licences.is_strong_copyleft(p.licence)]
-    assert {p.name: p.licence for p in refused if p.name not in ARGUED} == {}
+    assert licences.packages(extra), "the walk finds what is installed"
+    assert licences.refused(extra) == []
 
 
-def test_what_is_argued_is_still_there() -> None:
-    assert {p.name for extra in licences.SHIPPED for p in licences.packages(extra)} >= ARGUED.keys()
+def test_what_is_argued_states_no_licence_or_a_strong_copyleft() -> None:
+    installed = {p.name: p for extra in licences.SHIPPED for p in licences.packages(extra)}
+    for name in licences.ARGUED.keys() & installed.keys():  # torch without CUDA brings none
+        assert not installed[name].licence or licences.is_strong_copyleft(installed[name].licence)
+
+
+def test_a_package_without_a_licence_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    brought = [licences.Package(name, "1", "") for name in ("cuda-toolkit", "unheard-of")]
+    monkeypatch.setattr(licences, "packages", lambda extra: brought)
+    assert [p.name for p in licences.refused("pipeline")] == ["unheard-of"]
 
 
 def test_the_walk_goes_through_extras_of_extras_and_no_others() -> None:
