@@ -1,0 +1,68 @@
+"""Drops pictures with more faces than allowed: portraits, groups, crowds.
+
+A face is what OpenCV's cascade takes for one (`pipeline.pictures.faces`), or another detector of YuNet's form, an .onnx
+file. To keep such pictures and hide the faces, see `shards.faces`.
+
+Not among the default filters.
+
+Thresholds: none by default, since a dataset without persons is what the filter is mostly wanted for; data-juicer's
+filter keeps pictures of exactly one face.
+
+Limits: those of the detector: tests/benchmarks/bench_faces.py says how many faces it misses and what else it takes for
+one. Faces in profile, turned, small or half hidden are mostly missed by the cascade.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from data_specs.build import within
+from data_specs.shard import canonical_json
+from pipeline.filters import Drop, PixelFilter
+from pipeline.pictures.decode import Pixels
+from pipeline.pictures.faces import Finder
+from pipeline.records import DropReason
+
+
+class ImageFaces(PixelFilter):
+    """Number of faces in the picture."""
+
+    NEEDS_SIDE: ClassVar[int] = 192
+
+    base: str = ""
+    max_faces: int = Field(0, ge=0, description="most faces of a picture")
+    model: str = Field("", description="an .onnx file of YuNet's form, relative to the spec file; by default OpenCV's")
+    min_score: float = Field(0.7, ge=0, le=1, description="lowest score of a face, where a `model` is given")
+    side: int = Field(192, ge=64, le=2048, description="longer side in pixels of the picture that is looked at")
+
+    def identity(self) -> dict[str, Any]:
+        identity = super().identity()
+        for name in ("base", "model"):  # the score's id has what the file holds
+            identity["options"].pop(name, None)
+        return identity
+
+    @property
+    def score_id(self) -> str:
+        """`image_faces-<12 hex digits>` over version, detector and, of a model, the lowest score of a face."""
+        least = self.min_score if self.model else None
+        value = [self.plugin_name(), self.VERSION, self._finder.digest, self.side, least]
+        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
+
+    def load(self) -> Any:
+        return self._finder.load()
+
+    def score(self, state: Any, pictures: Sequence[Pixels]) -> list[float]:
+        return [float(len(self._finder.find(state, picture)[0])) for picture in pictures]
+
+    def judge(self, score: float) -> Drop | None:
+        if score > self.max_faces:
+            return Drop(DropReason.FACES, f"{score:.0f} faces; at most {self.max_faces}")
+        return None
+
+    @property
+    def _finder(self) -> Finder:
+        return Finder(within(self.base, self.model) if self.model else "", self.min_score, self.side)
