@@ -37,20 +37,21 @@ class Faces(Detector):
 
     def weights_digest(self) -> str:
         try:
-            return self._finder.digest
+            return self.finder.digest
         except ModelError as e:
             raise DetectorError(e.subject, e.message) from None
 
     def load(self, gpu: bool = False) -> Any:
         try:
-            return self._finder.load()
+            return self.finder.load()
         except ModelError as e:
             raise DetectorError(e.subject, e.message) from None
 
     def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
-        found = (self._finder.find(state, picture) for picture in pictures)
+        found = (self.finder.find(state, picture) for picture in pictures)
         return [(boxes, scores, np.zeros(len(boxes), np.int32)) for boxes, scores in found]
 
     @property
-    def _finder(self) -> Finder:
+    def finder(self) -> Finder:
+        """What finds them."""
         return Finder(within(self.base, self.weights) if self.weights else "", self.score, self.side)

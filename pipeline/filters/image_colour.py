@@ -65,11 +65,12 @@ def colourfulness(picture: Pixels) -> float:
     import cv2
     import numpy as np
 
-    height, width = picture.shape[:2]
+    pixels: Any = picture
+    height, width = pixels.shape[:2]
     scale = SIDE / min(height, width)
     if scale < 1:
         sides = max(1, round(width * scale)), max(1, round(height * scale))
-        picture = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
-    red, green, blue = np.moveaxis(picture.astype(np.float64), 2, 0)
+        pixels = cv2.resize(pixels, sides, interpolation=cv2.INTER_AREA)
+    red, green, blue = np.moveaxis(pixels.astype(np.float64), 2, 0)
     rg, yb = red - green, (red + green) / 2 - blue
     return math.hypot(rg.std(), yb.std()) + 0.3 * math.hypot(rg.mean(), yb.mean())

@@ -30,8 +30,6 @@ Boxes = npt.NDArray[np.float32]
 """[N, 4] x1 y1 x2 y2 in pixels."""
 
 CASCADE = "haarcascade_frontalface_alt2.xml"
-STEP, NEIGHBOURS = 1.2, 2
-"""Ratio of one size of faces to the next, and the hits next to one another that make a face."""
 
 MARGIN = 0.25
 """Of a face's sides, on each side: boxes go from brow to chin, and a mosaic hides hair and ears as well."""
@@ -45,12 +43,15 @@ class Finder:
     """Looks for faces.
 
     weights: an .onnx file of YuNet's form, "" for OpenCV's cascade. score: lowest of a face, for the former. side: of
-    the picture that is looked at, the longer one in pixels; the time goes by its square.
+    the picture that is looked at, the longer one in pixels; the time goes by its square. step, neighbours: of the
+    cascade: the ratio of one size of faces to the next, and the hits next to one another that make a face.
     """
 
     weights: str = ""
     score: float = 0.7
     side: int = 320
+    step: float = 1.2
+    neighbours: int = 2
 
     @property
     def digest(self) -> str:
@@ -87,18 +88,29 @@ class Finder:
         height, width = picture.shape[:2]
         scale = min(1.0, self.side / max(height, width))
         sides = max(1, round(width * scale)), max(1, round(height * scale))
-        small = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
-        boxes, scores = _by_network(state, small) if self.weights else _by_cascade(state, small)
+        small: Any = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
+        boxes, scores = _by_network(state, small) if self.weights else self._by_cascade(state, small)
         boxes[:, 2:] += boxes[:, :2]
         boxes *= np.array([width / sides[0], height / sides[1]] * 2, np.float32)
         # never the whole picture, which is no region (data_specs/shard.py); the mosaic reaches farther anyway
         return boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32)), scores
 
+    def _by_cascade(self, cascade: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
+        """Boxes [N, 4] x y width height, and scores 0 to 1, by how surely the last step of the cascade agrees."""
+        import cv2
+
+        grey = cv2.equalizeHist(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
+        found, _, weights = cascade.detectMultiScale3(grey, self.step, self.neighbours, outputRejectLevels=True)
+        if not len(found):
+            return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
+        surely = np.asarray(weights, np.float64).reshape(-1)
+        return np.asarray(found, np.float32), (1 / (1 + np.exp(-surely))).astype(np.float32)
+
 
 def _cascade() -> Path:
     import cv2
 
-    return Path(cv2.data.haarcascades) / CASCADE
+    return Path(cv2.__file__).parent / "data" / CASCADE
 
 
 def _by_network(network: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
@@ -110,18 +122,6 @@ def _by_network(network: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.fl
     if rows_N15 is None:
         return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
     return np.array(rows_N15[:, :4], np.float32), np.array(rows_N15[:, 14], np.float32)
-
-
-def _by_cascade(cascade: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
-    """Boxes [N, 4] x y width height, and scores between 0 and 1, by how surely the last step of the cascade agrees."""
-    import cv2
-
-    grey = cv2.equalizeHist(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
-    found, _, weights = cascade.detectMultiScale3(grey, STEP, NEIGHBOURS, outputRejectLevels=True)
-    if not len(found):
-        return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
-    surely = np.asarray(weights, np.float64).reshape(-1)
-    return np.asarray(found, np.float32), (1 / (1 + np.exp(-surely))).astype(np.float32)
 
 
 def areas(boxes_N4: Boxes, width: int, height: int) -> list[tuple[int, int, int, int, int]]:
@@ -144,7 +144,7 @@ def areas(boxes_N4: Boxes, width: int, height: int) -> list[tuple[int, int, int,
 
 def mosaic(picture: Pixels, boxes_N4: Boxes) -> Pixels:
     """The picture [H, W, 3] with each cell of the faces' areas replaced by its mean."""
-    made = picture.copy()
+    made: Pixels = picture.copy()
     for left, top, right, bottom, cell in areas(boxes_N4, picture.shape[1], picture.shape[0]):
         for y in range(top, bottom, cell):
             for x in range(left, right, cell):
