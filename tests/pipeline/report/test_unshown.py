@@ -45,7 +45,7 @@ name: faces
 contact: owner@example.org
 sources: [{kind: folder, name: s, source_kind: library, path: photos}]
 filters: [{name: text_length, min_chars: 2}]
-regions: {detectors: [{name: grid, n: 2}, {name: faces}], max_boxes: 4}
+regions: {detectors: [{name: grid, n: 2}, {name: faces}], max_boxes: 1}
 shards: {faces: blur, max_side: 360, dev_share: 0, val_share: 0}
 """
 
