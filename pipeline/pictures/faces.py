@@ -88,19 +88,21 @@ class Finder:
         height, width = picture.shape[:2]
         scale = min(1.0, self.side / max(height, width))
         sides = max(1, round(width * scale)), max(1, round(height * scale))
-        small: Any = cv2.resize(picture, sides, interpolation=cv2.INTER_AREA)
+        shown = picture if self.weights else cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)  # fewer channels to resize
+        small: Any = cv2.resize(shown, sides, interpolation=cv2.INTER_AREA)
         boxes, scores = _by_network(state, small) if self.weights else self._by_cascade(state, small)
         boxes[:, 2:] += boxes[:, :2]
         boxes *= np.array([width / sides[0], height / sides[1]] * 2, np.float32)
         # never the whole picture, which is no region (data_specs/shard.py); the mosaic reaches farther anyway
         return boxes.clip(0, np.array([width - 1, height - 1] * 2, np.float32)), scores
 
-    def _by_cascade(self, cascade: Any, picture: Pixels) -> tuple[Boxes, npt.NDArray[np.float32]]:
-        """Boxes [N, 4] x y width height, and scores 0 to 1, by how surely the last step of the cascade agrees."""
+    def _by_cascade(self, cascade: Any, grey: Any) -> tuple[Boxes, npt.NDArray[np.float32]]:
+        """Boxes [N, 4] x y width height on a grey picture [H, W], and scores, 0 to 1: how sure the last step is."""
         import cv2
 
-        grey = cv2.equalizeHist(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY))
-        found, _, weights = cascade.detectMultiScale3(grey, self.step, self.neighbours, outputRejectLevels=True)
+        found, _, weights = cascade.detectMultiScale3(
+            cv2.equalizeHist(grey), self.step, self.neighbours, outputRejectLevels=True
+        )
         if not len(found):
             return np.zeros((0, 4), np.float32), np.zeros(0, np.float32)
         surely = np.asarray(weights, np.float64).reshape(-1)
