@@ -6,7 +6,7 @@ YuNet's form, an .onnx file, finds more of them, also turned and small ones. Eve
 Thresholds: 0.7 for a network, near the 0.6 to 0.9 of YuNet's own examples; those of the cascade are ours.
 
 Limits: the cascade sees upright faces from the front, of at least 6% of the picture's longer side; of 65 faces on 35
-photos it found 69% (tests/benchmarks/bench_faces.py). A larger `side` finds smaller ones, and takes longer by its
+photos it found 71% (tests/benchmarks/bench_faces.py). A larger `side` finds smaller ones, and takes longer by its
 square.
 """
 

@@ -10,7 +10,7 @@ filter keeps pictures of exactly one face.
 
 Limits: the cascade looks at a picture of 160 pixels, in five milliseconds: faces of less than an eighth of the longer
 side are missed, and mostly those in profile, turned or half hidden. Of 65 faces on 35 photos it found 54%, without a
-false alarm there and on 44 photos of dishes (tests/benchmarks/bench_faces.py); at 320 pixels 65%.
+false alarm there and with four on 346 photos of dishes (tests/benchmarks/bench_faces.py); at 320 pixels 65%.
 """
 
 from __future__ import annotations
