@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import cv2
 from harness import at_least, at_most, quick, report
 
-from pipeline.demo.packages import download_deb, download_npm, unpack_deb, unpack_npm
+from pipeline.demo.packages import DemoError, download_deb, download_npm, unpack_deb, unpack_npm
 from pipeline.detectors.faces import Faces
 from pipeline.filters.image_faces import ImageFaces
 from pipeline.pictures.faces import Finder
@@ -175,7 +175,11 @@ def plain() -> Callable[[Any], list[Box]]:
 def main() -> int:
     small = quick(__doc__ or "")
     cv2.setNumThreads(1)
-    fetched()
+    try:
+        fetched()
+    except (DemoError, subprocess.CalledProcessError) as e:
+        print(f"bench_faces needs its packages: {e}", file=sys.stderr)
+        return 1
     photos = {name: photo(name) for name in FACES}
     without = [sized(cv2.imread(str(path))) for path in sorted(SITE.glob("*.jpg"))[:: 8 if small else 1]]
     sides = {
