@@ -277,7 +277,7 @@ class Regions(Spec):
 class Shards(Spec):
     """How samples are packed."""
 
-    later = ("apart",)
+    later = ("apart", "faces")
     samples_per_shard: int = Field(10_000, gt=0, description="samples of a tar at most")
     bytes_per_shard: int = Field(
         0,
@@ -297,6 +297,11 @@ class Shards(Spec):
     reencode: Literal["never", "all"] = Field(
         "never",
         description="never: only images that are not plain JPEG, or too large; all: every image, at jpeg_quality",
+    )
+    faces: Literal["keep", "blur"] = Field(
+        "keep",
+        description="blur: each face that the detector `faces` of regions.detectors finds becomes a mosaic, in what is "
+        "stored and in whatever shows it; keep: pictures as they are",
     )
     energon: bool = Field(False, description="write Megatron Energon's index, .nv-meta, beside the shards on publish")
 
@@ -388,6 +393,12 @@ class BuildSpec(Spec):
     def _something_is_left_to_train(self) -> BuildSpec:
         if self.shards.dev_share + self.shards.val_share >= 0.9:
             raise ValueError("shards: dev_share + val_share leave nothing to train on")
+        return self
+
+    @model_validator(mode="after")
+    def _faces_are_looked_for(self) -> BuildSpec:
+        if self.shards.faces == "blur" and all(ref.name != "faces" for ref in self.regions.detectors):
+            raise ValueError("shards.faces: blur needs the detector `faces` in regions.detectors, which finds them")
         return self
 
     def max_drop(self, source: SourceRef, stage: str, default: float | None = None) -> float | None:

@@ -211,12 +211,14 @@ class StoredImages(_Model):
     """How images were encoded for storage.
 
     reencode: "never" (bytes as fetched, if readers can decode them) or "all". max_side: longest side in pixels, 0 for
-    no limit; regions are scaled with their image.
+    no limit; regions are scaled with their image. faces_blurred: the detector in whose boxes every image is a mosaic,
+    "" where faces were kept.
     """
 
     reencode: Literal["never", "all"] = "never"
     max_side: int = 0
     jpeg_quality: int = 92
+    faces_blurred: str = ""
 
 
 class Manifest(_Model):

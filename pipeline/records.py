@@ -97,6 +97,9 @@ class DropReason(str, enum.Enum):
     NSFW = "nsfw"
     TEXT_HEAVY = "text_heavy"
     QR_CODE = "qr_code"
+    FACES = "faces"  # more than allowed
+    COLOURFULNESS = "colourfulness"  # too little, or too much
+    LOW_DETAIL = "low_detail"  # enlarged, or out of focus: less detail than its size promises
     # choose
     PAIR_SCORE_LOW = "pair_score_low"  # picture and text fit too badly
     PAIR_SCORE_HIGH = "pair_score_high"  # too well: often a picture of its own caption

@@ -75,3 +75,34 @@ ltZGF0AAAAXSgBrxOA5TJ1/+8IT/daT/N8mZOoMQv/OyPgIvzNixBuOnv+dp8dH6v72eIKNGfIv+mtLd
 rNSQHaVQgQHHeKY36r3AHRIsKA==
 """)
 """64 x 48 pixels, written by libheif with x265: red left and blue right, the lower half half as bright."""
+
+
+def with_faces(*places: tuple[int, int, int], size: tuple[int, int] = (400, 300)) -> np.ndarray[Any, Any]:
+    """[H, W, 3] RGB: a plain picture with a drawn face at each x, y, side, which OpenCV's cascade takes for one."""
+    pixels = np.full((size[1], size[0], 3), (150, 160, 150), np.uint8)
+    for x, y, side in places:
+        pixels[y : y + side, x : x + side] = _face(side)
+    return pixels
+
+
+def _face(side: int) -> np.ndarray[Any, Any]:
+    import cv2
+
+    skin, hair, shade, light = (200, 165, 140), (40, 30, 25), (110, 91, 77), (224, 185, 157)
+    pixels = np.full((side, side, 3), (90, 110, 120), np.uint8)
+
+    def blob(x: float, y: float, across: float, down: float, colour: tuple[int, int, int]) -> None:
+        centre, axes = (round(x * side), round(y * side)), (round(across * side), round(down * side))
+        cv2.ellipse(pixels, centre, axes, 0, 0, 360, colour, -1, cv2.LINE_AA)
+
+    blob(0.5, 0.45, 0.36, 0.42, hair)
+    blob(0.5, 0.52, 0.29, 0.37, skin)
+    for x in (0.38, 0.62):
+        blob(x, 0.45, 0.085, 0.05, shade)
+        blob(x, 0.455, 0.05, 0.025, (240, 240, 240))
+        blob(x, 0.455, 0.024, 0.024, (30, 20, 20))
+        blob(x, 0.385, 0.085, 0.012, hair)
+    blob(0.5, 0.56, 0.035, 0.06, light)
+    blob(0.5, 0.61, 0.05, 0.015, shade)
+    blob(0.5, 0.72, 0.11, 0.03, (150, 70, 70))
+    return np.asarray(cv2.GaussianBlur(pixels, (0, 0), max(0.5, side / 100)))

@@ -34,6 +34,8 @@ class Detector(Plugin):
     base: str = ""
     NEEDS_PIXELS: ClassVar[bool] = True
     """False for a detector that looks at a picture's shape only: it gets blank pictures, and nothing is decoded."""
+    EVERY: ClassVar[bool] = False
+    """True for a detector of whose boxes all are kept, however many `regions.max_boxes` allows."""
     OF_SOURCES: ClassVar[bool] = False
     """True for boxes that came with the source: they are read from extract's files."""
 
@@ -75,6 +77,13 @@ def detectors_of(spec: BuildSpec) -> list[Detector]:
 def detector_ids(spec: BuildSpec) -> list[str]:
     """Ids of the spec's detectors, in its order: the first is the default of a training."""
     return [detector.detector_id for detector in detectors_of(spec)]
+
+
+def face_detector(spec: BuildSpec) -> Detector | None:
+    """The detector whose boxes are blurred in what is stored; None where the spec keeps faces as they are."""
+    if spec.shards.faces == "keep":
+        return None
+    return next(detector for detector in detectors_of(spec) if detector.plugin_name() == "faces")
 
 
 def detector_of(spec: BuildSpec, ref: PluginRef, where: str = "") -> Detector:

@@ -57,6 +57,15 @@ def cleaned(raw: Boxes, width: int, height: int, max_boxes: int) -> Boxes:
     return boxes[stay], scores[stay], labels[stay]
 
 
+UNSEEN = -1
+"""Label of a box around the whole picture that stands for: the detector could not look at it."""
+
+
+def unseen(width: int, height: int) -> Boxes:
+    """What stands in detect's files for a picture at which a detector could not look."""
+    return np.array([[0, 0, width, height]], np.float32), np.zeros(1, np.float32), np.full(1, UNSEEN, np.int32)
+
+
 def rows_of(boxes_of_image: Mapping[str, Boxes]) -> pa.Table:
     """BOX_SCHEMA rows from boxes by sha256, in the mapping's order."""
     return pa.table(

@@ -2,7 +2,8 @@
 
 `shards.reencode: never` keeps the bytes as they were fetched wherever every reader can read them; an image that is no
 JPEG, is grey, CMYK or turned by EXIF, or is larger than `shards.max_side` is encoded anew, from the picture as shown.
-`all` encodes every image, which also removes what a camera wrote into it.
+`all` encodes every image, which also removes what a camera wrote into it. So does `shards.faces: blur` with an image
+that has faces: nothing but the JPEG of the blurred picture is stored of it, neither EXIF nor a thumbnail.
 
 The sides of a stored picture follow from those of the fetched one (`stored_sides`), so that rows, KEY.json and boxes
 can state them without decoding anything. Regions were detected on the fetched picture: `scaled_boxes` converts them to
@@ -21,6 +22,7 @@ import numpy.typing as npt
 from data_specs.build import Shards
 from data_specs.jpeg import Bytes
 from pipeline.pictures import decode as pictures
+from pipeline.pictures.faces import mosaic
 
 Boxes = npt.NDArray[np.float32]
 """[N, 4] x1 y1 x2 y2 in pixels."""
@@ -50,14 +52,19 @@ def scaled_boxes(boxes_N4: Boxes, fetched_N2: Any, stored_N2: Any) -> Boxes:
     return np.stack([low, high], axis=1).reshape(-1, 4)
 
 
-def as_stored(data: Bytes, shards: Shards, sides: tuple[int, int], max_pixels: int) -> Bytes:
+def as_stored(
+    data: Bytes, shards: Shards, sides: tuple[int, int], max_pixels: int, faces_N4: Boxes | None = None
+) -> Bytes:
     """JPEG bytes to store, always with three components. sides: width and height of the picture as fetched.
+
+    faces_N4: boxes, in pixels of the stored picture, of what becomes a mosaic; such a picture is always encoded anew.
 
     Raises PictureError. Grey and CMYK JPEGs are encoded anew although they are JPEGs: Ray Data stacks images into one
     column and fails on the first grey one (an array of two dimensions), and several decoders refuse CMYK.
     """
     quality, fits = shards.jpeg_quality, not shards.max_side or max(sides) <= shards.max_side
-    if shards.reencode == "never" and fits:
+    has_faces = faces_N4 is not None and len(faces_N4) > 0
+    if shards.reencode == "never" and fits and not has_faces:
         if is_plain_jpeg(data):
             return data
         image = pictures.to_jpeg(data, quality, max_pixels)
@@ -68,6 +75,8 @@ def as_stored(data: Bytes, shards: Shards, sides: tuple[int, int], max_pixels: i
     if not fits:
         width, height = stored_sides(*sides, shards.max_side)
         pixels = pictures.resized(pixels, int(width), int(height))
+    if faces_N4 is not None and has_faces:
+        pixels = mosaic(pixels, faces_N4)
     return pictures.encode_jpeg(pixels, quality)
 
 
@@ -94,6 +103,20 @@ def is_plain_jpeg(data: Bytes) -> bool:
 
 _PLAIN = frozenset([0xE0, 0xDB, 0xC4, 0xDD, 0xFE])
 """Markers that change nothing about the picture: JFIF, tables, restart intervals and comments."""
+
+
+def holds_more(jpeg: Bytes) -> bool:
+    """Whether a JPEG has room for anything but its pixels: a segment of an application other than a bare JFIF header, a
+    comment, or bytes after its end (ITU-T T.81, B.1).
+    """
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF and jpeg[at + 1] != 0xDA:
+        marker, length = jpeg[at + 1], jpeg[at + 2] << 8 | jpeg[at + 3]  # the length counts its own two bytes
+        bare = marker == 0xE0 and length == 16 and jpeg[at + 4 : at + 8] == b"JFIF"
+        if not bare and (0xE0 <= marker <= 0xEF or marker == 0xFE):
+            return True
+        at += 2 + length
+    return bytes(jpeg).find(b"\xff\xd9", at) != len(jpeg) - 2  # within a scan FF is followed by 00 or RST
 
 
 def components_of(jpeg: Bytes) -> int:

@@ -32,7 +32,7 @@ from data_specs.shard import (
     pretty_manifest,
 )
 from pipeline import observe
-from pipeline.detectors import detector_ids
+from pipeline.detectors import detector_ids, face_detector
 from pipeline.errors import GateError, NothingNew, StageError, StoreError
 from pipeline.files.folder import Folder
 from pipeline.publish import card, dataset, energon
@@ -206,7 +206,10 @@ def _manifest(build: Build, records: list[Record], accepted: dict[str, str]) -> 
         detectors=tuple(detectors),
         shards=tuple(shards),
         accepted=accepted,
-        images=StoredImages(**build.spec.shards.model_dump(include=set(StoredImages.model_fields))),
+        images=StoredImages(
+            **build.spec.shards.model_dump(include=set(StoredImages.model_fields)),
+            faces_blurred=faces.detector_id if (faces := face_detector(build.spec)) else "",
+        ),
     )
 
 

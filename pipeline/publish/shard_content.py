@@ -8,11 +8,12 @@ from __future__ import annotations
 import hashlib
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,6 +33,9 @@ PER_FILE = 20
 
 Row = dict[str, Any]
 """A row of SHARD_SCHEMA."""
+
+Faces = Mapping[str, npt.NDArray[np.float32]]
+"""Boxes [N, 4] of a sample's faces, by its key: where its image must be a mosaic."""
 
 
 def capped(name: str, faults: list[str]) -> list[str]:
@@ -168,7 +172,14 @@ def _region_fault(row: Row, entry: dict[str, Any]) -> str:
     return ""
 
 
-def tar_faults(path: Path, name: str, rows: list[Row]) -> Iterator[str]:
+def faces_of(path: Path) -> Faces:
+    """The boxes of a sound file of regions, of samples that have any."""
+    table = pq.read_table(path, columns=["key", "boxes"])
+    rows = zip(table["key"].to_pylist(), table["boxes"].to_pylist(), strict=True)
+    return {key: np.array(boxes, np.float32).reshape(-1, 4) for key, boxes in rows if boxes}
+
+
+def tar_faults(path: Path, name: str, rows: list[Row], faces: Faces) -> Iterator[str]:
     """Walk a tar as any reader does and compare each member with the index; stops where the two run apart."""
     expected = [(row, suffix) for row in rows for suffix in MEMBERS]
     count = 0
@@ -186,7 +197,11 @@ def tar_faults(path: Path, name: str, rows: list[Row]) -> Iterator[str]:
                 if file is None:
                     yield f"{name}: {member.name} is not a plain file"
                     return
-                if fault := _member_fault(suffix, file.read(), row):
+                data = file.read()
+                fault = _member_fault(suffix, data, row)
+                if suffix == "jpg" and row["key"] in faces and not fault:
+                    fault = _face_fault(data, row, faces[row["key"]])
+                if fault:
                     yield f"{name}: {member.name}: {fault}"
                 count += 1
             if count < len(expected):
@@ -245,3 +260,18 @@ def _image_fault(data: bytes, row: Row) -> str:
     if row["format"] != "jpeg" and hashlib.sha256(data).hexdigest() == row["sha256"]:
         return f"was fetched as {row['format']} by the index, but its bytes are those that were fetched"
     return ""
+
+
+def _face_fault(data: bytes, row: Row, boxes_N4: npt.NDArray[np.float32]) -> str:
+    """Whether an image, which decodes, shows a face in one of the boxes, or could hold one beside its pixels."""
+    from pipeline.pictures import decode as pictures
+    from pipeline.pictures.encode import holds_more
+    from pipeline.pictures.faces import unblurred
+
+    if hashlib.sha256(data).hexdigest() == row["sha256"]:
+        return "holds faces, but its bytes are those that were fetched"
+    if holds_more(data):
+        return "holds faces, and something beside its pixels, which may show them"
+    pixels = pictures.decode(data, max(pictures.MAX_PIXELS, row["width"] * row["height"])).pixels
+    blocks = unblurred(pixels, boxes_N4)
+    return f"has faces that are not blurred ({blocks:,} blocks of 8 x 8 pixels)" if blocks else ""

@@ -41,7 +41,7 @@ from pipeline.records import BOX_SCHEMA, DropReason, order_key, sha256_hex
 from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
 from pipeline.report.figures import trim
-from pipeline.report.unshown import unshown_candidates, unshown_images
+from pipeline.report.unshown import Hide, faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.images import read_images
@@ -227,6 +227,7 @@ def add_pictures(
     a thumbnail, in pixels; 0 for what the spec says.
     """
     sizes = side or build.spec.report.picture_side, build.spec.fetch.max_pixels
+    hide = faces_hider(build.spec)
     rows = list(rows)
     sha256_of = {row["id"]: row["sha256"] for row in rows if row["id"] in foreign}
     for row in rows:
@@ -239,12 +240,12 @@ def add_pictures(
     for image in itertools.chain(read_images(build, sorted(asked), sparse=True), in_sources(build, own, takedowns)):
         if image.sha256 in takedowns.hashes or unshown_images(build, [image.sha256]):
             continue
-        if made := thumbnail(image.data, *sizes, image.sha256):
+        if made := thumbnail(image.data, *sizes, image.sha256, hide):
             thumbnails[image.fetch_id] = (image.sha256, *made)
     for candidate_id, data in foreign.items():
         if unshown_images(build, [sha256_of[candidate_id]]):
             continue
-        if made := thumbnail(data, *sizes, sha256_of[candidate_id]):
+        if made := thumbnail(data, *sizes, sha256_of[candidate_id], hide):
             thumbnails[candidate_id] = (sha256_of[candidate_id], *made)
     for row in rows:  # in the order of the page, so that the budget runs out at its end
         own_thumbnail = thumbnails.get(row["id"] if row["id"] in foreign else row["fetch_id"])
@@ -256,13 +257,19 @@ def add_pictures(
             spent += len(data)
 
 
-def thumbnail(data: bytes | memoryview, side: int, max_pixels: int, name: str) -> tuple[bytes, int, int] | None:
-    """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode."""
+def thumbnail(
+    data: bytes | memoryview, side: int, max_pixels: int, name: str, hide: Hide | None = None
+) -> tuple[bytes, int, int] | None:
+    """(JPEG of the thumbnail, width and height of the picture itself); None for bytes that do not decode.
+
+    hide: what makes faces unrecognisable, of a dataset that must show none; it sees the picture as `detect` does.
+    """
     import numpy as np
     from PIL import Image
 
     try:
-        picture = pictures.decode(data, max_pixels, reduce_to=side)
+        picture = pictures.decode(data, max_pixels, reduce_to=0 if hide else side)
+        pixels = hide(picture.pixels) if hide else picture.pixels
     except pictures.PictureError:
         return None
     except OURS:
@@ -273,7 +280,7 @@ def thumbnail(data: bytes | memoryview, side: int, max_pixels: int, name: str) -
     width, height = picture.header.width, picture.header.height
     scale = min(1.0, side / max(width, height))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    small = Image.fromarray(picture.pixels, "RGB").resize(size, Image.Resampling.LANCZOS)
+    small = Image.fromarray(pixels, "RGB").resize(size, Image.Resampling.LANCZOS)
     return pictures.encode_jpeg(np.asarray(small), 72), width, height
 
 

@@ -1,19 +1,39 @@
-"""Pictures that a report lists without showing them: screen dropped them as not safe for work, or could not judge."""
+"""What a report or a studio must not show: pictures that screen dropped as not safe for work or could not judge, and
+faces, where the spec has them blurred."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.build import BuildSpec
+from pipeline.detectors import face_detector
+from pipeline.detectors._boxes import look
 from pipeline.filters import pixel_filters
+from pipeline.pictures.decode import Pixels
+from pipeline.pictures.faces import mosaic
 from pipeline.records import SCORE_SCHEMA, DropReason
 from pipeline.store.build import Build
 from pipeline.store.partitions import DECISIONS
 
 UNSHOWN = frozenset({DropReason.NSFW.value, DropReason.UNREADABLE.value})
 """What is dropped for these is not shown in a report."""
+
+Hide = Callable[[Pixels], Pixels]
+"""From a picture [H, W, 3] at its full size to the same with its faces made unrecognisable."""
+
+
+def faces_hider(spec: BuildSpec) -> Hide | None:
+    """What hides faces wherever a picture of this spec is shown, by the detector and the mosaic of its shards; None
+    where the spec keeps faces. Raises DetectorError.
+    """
+    detector = face_detector(spec)
+    if detector is None:
+        return None
+    state = detector.load()
+    return lambda picture: mosaic(picture, look(detector, state, [picture])[0][0])
 
 
 def unshown_candidates(build: Build, candidate_ids: Iterable[str]) -> set[str]:

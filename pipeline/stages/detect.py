@@ -9,7 +9,8 @@ Two kinds of detectors see no picture: those that need its shape only, and `give
 
 A box that covers the whole picture is left out, since training appends that one itself. An image that was measured but
 cannot be decoded at full size, or on which a detector fails, is kept without regions, with a warning, and counted as
-`undecodable`; many of them are a fault of ours (`publish.max_unreadable`).
+`undecodable`; many of them are a fault of ours (`publish.max_unreadable`). Where faces are blurred, such an image gets
+the box UNSEEN instead, by which `shard` knows that nobody has looked for its faces.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ import pyarrow.compute as pc
 
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
-from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of
+from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, face_detector
+from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of, unseen
 from pipeline.detectors.given import Given
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
 from pipeline.stages._model_runner import Model, model_values
@@ -39,6 +40,9 @@ from pipeline.store.store import Store
 log = logging.getLogger("wenlan")
 
 
+EVERY = 10_000
+"""Boxes of a picture at most, of a detector whose boxes are all kept."""
+
 Sides = Mapping[str, tuple[int, int]]
 """Width and height of each image, by sha256."""
 
@@ -46,6 +50,8 @@ Sides = Mapping[str, tuple[int, int]]
 def token(build: Build) -> Any:
     ids = [d.detector_id for d in detectors_of(build.spec)]
     own = {"detectors": ids, "max_boxes": build.spec.regions.max_boxes}
+    if build.spec.shards.faces != "keep":
+        own["faces"] = build.spec.shards.faces
     return {**own, **later_ones(build)}
 
 
@@ -79,10 +85,14 @@ def run_partition(build: Build, partition: str) -> None:
             raw[name], new = _from_sides(build, detector, sides)
             cached, computed = cached + len(sides) - new, computed + new
 
-    regions, most = 0, build.spec.regions.max_boxes
+    hidden = face_detector(build.spec)
+    regions = 0
     with build.stage("detect").attempt(partition) as attempt:
-        for name in detectors:
+        for name, detector in detectors.items():
+            most = EVERY if detector.EVERY else build.spec.regions.max_boxes
             clean = {s: cleaned(raw[name].get(s, NONE), *sides[s], most) for s in sorted(sides)}
+            if hidden is not None and name == hidden.detector_id:
+                clean |= {s: unseen(*sides[s]) for s in sides if s not in raw[name] or len(clean[s][1]) == EVERY}
             regions += sum(len(scores) for _, scores, _ in clean.values())
             attempt.write_table(f"{name}.parquet", rows_of(clean))
         attempt.commit(

@@ -37,10 +37,11 @@ from data_specs.shard import (
     encode_sample,
 )
 from pipeline import pulse
-from pipeline.detectors import detector_ids
+from pipeline.detectors import detector_ids, face_detector
+from pipeline.detectors._boxes import UNSEEN, boxes_of
 from pipeline.errors import StageError
 from pipeline.files.tars import HashedFile, TarWriter
-from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
+from pipeline.pictures.encode import Boxes, as_stored, scaled_boxes, stored_sides
 from pipeline.publish import dataset, release
 from pipeline.records import DECISION_SCHEMA, DropReason, text_of
 from pipeline.stages import _boundaries
@@ -66,6 +67,8 @@ def token(build: Build) -> Any:
     """What shapes a shard beside its inputs; options that were added later count where they are used."""
     options = build.spec.shards
     later = options.model_dump(include={"bytes_per_shard", "max_side", "reencode"}, exclude_defaults=True)
+    if faces := face_detector(build.spec):
+        later["faces"] = faces.detector_id
     return [SCHEMA_VERSION, options.samples_per_shard, options.jpeg_quality, *([later] if later else [])]
 
 
@@ -192,10 +195,15 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
     options, max_pixels = build.spec.shards, build.spec.fetch.max_pixels
     writer = TarWriter(file)
     pulse.expect(rows.num_rows)
+    faces = _faces(build, rows)
     for number, (row, data) in enumerate(_with_images(build, rows.select(ASKED).to_pylist())):
         pulse.advance()
+        if faces is not None and faces[number] is None:
+            faults[number] = f"nobody could look for faces in it: {row['image_url']}"
+            continue
         try:
-            image = as_stored(data, options, (row["width"], row["height"]), max_pixels)
+            hidden = None if faces is None else faces[number]
+            image = as_stored(data, options, (row["width"], row["height"]), max_pixels, hidden)
             members = encode_sample(_sample(row, options.max_side), image)
         except OURS:
             raise
@@ -208,6 +216,18 @@ def _pack(build: Build, rows: pa.Table, file: HashedFile) -> tuple[dict[str, lis
             size(len(member))
     writer.close()
     return places, reencoded, faults
+
+
+def _faces(build: Build, rows: pa.Table) -> list[Boxes | None] | None:
+    """Boxes [N, 4] of the faces of each row's stored picture, None for one at which the detector could not look; None
+    for all where the spec keeps faces as they are.
+    """
+    detector = face_detector(build.spec)
+    if detector is None:
+        return None
+    found = boxes_of(regions := _regions(build, detector.detector_id, rows))
+    of_rows = (found[sha256] for sha256 in regions["sha256"].to_pylist())
+    return [None if (labels == UNSEEN).any() else boxes for boxes, _, labels in of_rows]
 
 
 def _with_images(build: Build, rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], bytes | memoryview]]:

@@ -29,7 +29,7 @@ from pipeline.records import DropReason
 from pipeline.report import elsewhere
 from pipeline.report.at_source import in_sources
 from pipeline.report.pictures import HIDDEN, thumbnail
-from pipeline.report.unshown import UNSHOWN, unshown_images
+from pipeline.report.unshown import UNSHOWN, Hide, faces_hider, unshown_images
 from pipeline.sources import TableSource, sources_of
 from pipeline.store.build import Build
 from pipeline.store.images import read_images
@@ -91,13 +91,13 @@ class Pictures:
         self._catalog, self._takedowns, self._index = catalog, takedowns, index
         self._decoding, self._lock = threading.Lock(), threading.Lock()
         self._thumbs: OrderedDict[tuple[int, int, str], Thumb] = OrderedDict()
-        self._bytes = 0
+        self._bytes, self._hiders = 0, dict[str, Hide | None]()
         self._rows_of = functools.lru_cache(6)(_rows_of)
 
     def thumb(self, row: Row, side: int) -> Thumb:
         """A thumbnail whose longer side is at most the smallest of SIDES that reaches `side`. Raises NoPicture."""
         side = next((own for own in SIDES if own >= side), SIDES[-1])
-        return self._kept_or((row["pos"], side, ""), side, lambda: self.bytes_of(row))
+        return self._kept_or((row["pos"], side, ""), side, lambda: self.bytes_of(row), self._hide(row))
 
     def held(self, row: Row, candidate_id: str, side: int) -> Thumb:
         """That of the sample of an earlier build that a row duplicates. Raises NoPicture."""
@@ -112,16 +112,26 @@ class Pictures:
                 return data, own["sha256"]
             raise NoPicture("the build that holds it is not at hand", "保存它的构建不在手边")
 
-        return self._kept_or((row["pos"], side, candidate_id), side, read)
+        return self._kept_or((row["pos"], side, candidate_id), side, read, self._hide(row))
 
-    def _kept_or(self, key: tuple[int, int, str], side: int, read: Any) -> Thumb:
+    def _hide(self, row: Row) -> Hide | None:
+        """What hides the faces of a row's picture, if the spec of its build has them blurred."""
+        build = self._source(row).build
+        if build is None or build.spec.shards.faces == "keep":
+            return None
+        with self._decoding:
+            if build.out not in self._hiders:
+                self._hiders[build.out] = faces_hider(build.spec)
+            return self._hiders[build.out]
+
+    def _kept_or(self, key: tuple[int, int, str], side: int, read: Any, hide: Hide | None) -> Thumb:
         with self._lock:
             if key in self._thumbs:
                 self._thumbs.move_to_end(key)
                 return self._thumbs[key]
         data, sha256 = read()
         with self._decoding:
-            made = thumbnail(data, side, MOST_PIXELS, sha256)
+            made = thumbnail(data, side, MOST_PIXELS, sha256, hide)
         if made is None:
             raise NoPicture("it cannot be decoded", "无法解码")
         thumb = Thumb(*made, sha256)

@@ -21,11 +21,12 @@ from data_specs.build import Shards
 from data_specs.shard import StoredImages, parse_manifest, read_manifest
 from pipeline.detectors import detector_ids
 from pipeline.pictures import decode as pictures
-from pipeline.pictures.encode import as_stored, scaled_boxes, stored_sides
+from pipeline.pictures.encode import as_stored, holds_more, scaled_boxes, stored_sides
 from pipeline.publish import release, verify
 from pipeline.stages import shard
 from pipeline.store.build import Build
 from pipeline.takedown.forget import Request, forget
+from tests.drawn import encoded
 
 Run = Callable[[Build, str], None]
 SIDE = 120
@@ -182,3 +183,15 @@ def test_boxes_stay_inside_and_never_collapse(width: int, height: int, max_side:
     assert 0 <= x1 < x2 <= sides[0]
     assert 0 <= y1 < y2 <= sides[1]
     assert [x1, x2] == pytest.approx([v * sides[0] / width for v in x], rel=1e-5, abs=1e-5)
+
+
+def test_a_jpeg_holds_more_than_its_pixels_if_anything_stands_beside_them() -> None:
+    bare = pictures.encode_jpeg(np.zeros((16, 24, 3), np.uint8), 90)
+    assert not holds_more(bare)
+    exif = Image.Exif()
+    exif[270] = "at home"
+    beside = b"\xff\xed\x00\x0614ab"
+    for more in (bare + b"\x00", bare + bare, bare[:2] + beside + bare[2:], bare[:-2]):
+        assert holds_more(more)
+    for options in ({"exif": exif}, {"comment": b"at home"}, {"icc_profile": b"profile"}):
+        assert holds_more(encoded(Image.new("RGB", (24, 16)), **options))

@@ -1,0 +1,57 @@
+"""Boxes around faces, so that they can be counted, left to a training, or blurred in what is stored (`shards.faces`).
+
+By default OpenCV's cascade finds them, which comes with its package (`pipeline.pictures.faces`); another detector of
+YuNet's form, an .onnx file, finds more of them, also turned and small ones. Every label is 0.
+
+Thresholds: 0.7 for a network, near the 0.6 to 0.9 of YuNet's own examples; those of the cascade are ours.
+
+Limits: the cascade sees upright faces from the front, of at least 6% of the picture's longer side; of 65 faces on 35
+photos it found 71% (tests/benchmarks/bench_faces.py). A larger `side` finds smaller ones, and takes longer by its
+square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from data_specs.build import within
+from pipeline.detectors import Boxes, Detector, Picture
+from pipeline.errors import DetectorError, ModelError
+from pipeline.pictures.faces import Finder
+
+
+class Faces(Detector):
+    """What looks for faces."""
+
+    EVERY: ClassVar[bool] = True
+
+    weights: str = Field(
+        "", description="an .onnx file of YuNet's form, relative to the spec file; by default OpenCV's"
+    )
+    score: float = Field(0.7, ge=0, le=1, description="lowest score of a face, where `weights` are given")
+    side: int = Field(320, ge=64, le=2048, description="longer side in pixels of the picture that is looked at")
+
+    def weights_digest(self) -> str:
+        try:
+            return self.finder.digest
+        except ModelError as e:
+            raise DetectorError(e.subject, e.message) from None
+
+    def load(self, gpu: bool = False) -> Any:
+        try:
+            return self.finder.load()
+        except ModelError as e:
+            raise DetectorError(e.subject, e.message) from None
+
+    def detect(self, state: Any, pictures: Sequence[Picture]) -> list[Boxes]:
+        found = (self.finder.find(state, picture) for picture in pictures)
+        return [(boxes, scores, np.zeros(len(boxes), np.int32)) for boxes, scores in found]
+
+    @property
+    def finder(self) -> Finder:
+        """What finds them."""
+        return Finder(within(self.base, self.weights) if self.weights else "", self.score, self.side)
