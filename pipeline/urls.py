@@ -46,8 +46,8 @@ _PLAINLY_CANONICAL = re.compile(
 )
 """Addresses, most images' among them, that are canonical at first sight: w3lib takes 0.1 ms to come to that."""
 
-_PLAINLY_RELATIVE = re.compile(r"((?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+)", re.A)
-"""Relative addresses without anything to decide: steps up (group 1), then a path (group 2)."""
+_PLAINLY_RELATIVE = re.compile(r"(/|(?:\.\./)*)((?:(?!\.)[\w.~-]+/)*(?!\.)[\w.~-]+)", re.A)
+"""Relative addresses without anything to decide: a slash or steps up (group 1), then a path (group 2)."""
 
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -69,7 +69,8 @@ def canonical_url(url: str, base: str = "") -> str:
     relative = _PLAINLY_RELATIVE.fullmatch(url) if _PLAINLY_CANONICAL.fullmatch(base) else None
     if relative is not None:  # what urljoin would answer, without its general case
         *folders, _ = base.split("/")[3:]  # after scheme, empty part and host; the last part is the page itself
-        up, path = len(relative[1]) // 3, relative[2]  # "../" has three characters
+        # "../" has three characters; a slash leads up to the host
+        up, path = len(folders) if relative[1] == "/" else len(relative[1]) // 3, relative[2]
         url = "/".join([*base.split("/")[:3], *folders[: max(0, len(folders) - up)], path])
     elif base:
         url = urljoin(base, url)

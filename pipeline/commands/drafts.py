@@ -96,7 +96,7 @@ def _placed(options: dict[str, Any], folder: Path) -> dict[str, Any]:
 def _filters(sources: Sequence[Source]) -> tuple[Filter, ...]:
     asks = any(source.asks for source in sources)
     wanted = [ref.name for ref in DEFAULT_FILTERS] if asks else list(OWN_FILTERS)
-    if any(source.kind == "warc" for source in sources):
+    if any(source.kind in ("warc", "common_crawl") for source in sources):
         wanted += WARC_FILTERS
     chosen = {name: _plain(name) for name in wanted}
     texts = [text for source in sources for text in source.texts]

@@ -204,6 +204,9 @@ def _warc(*given: str) -> Source:
 
 def _warc_list(given: str) -> Source:
     expand((given,), _name(given))
+    if "cc-index" in given.rpartition("/")[2]:
+        why = ("Common Crawl's list of its index by which Chinese pages are read; limit takes the first file of 300",)
+        return Source("common_crawl", "common-crawl", "news", {"path_list": given, "limit": 1}, why, asks=True)
     why = ("a list of WARC files, as Common Crawl publishes for each crawl; limit takes the first 10 of them",)
     return Source("warc", "common-crawl", "news", {"path_list": given, "limit": 10}, why, asks=True)
 

@@ -105,6 +105,19 @@ def _expand(path: str, source: str) -> list[str]:
     return [str(fs.unstrip_protocol(name)) if "://" in path else name for name in names]
 
 
+def listed(path: str, source: str) -> list[str]:
+    """The lines of a file that names others, one per line, plain or gzipped. Raises SourceError."""
+    try:
+        with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
+            lines = [line.strip() for line in f]
+    except (*FAULTS, ValueError) as e:
+        raise SourceError(path, f"source {source}: cannot be read ({reason(e)})") from None
+    lines = [line for line in lines if line and not line.startswith("#")]
+    if not lines:
+        raise SourceError(path, f"source {source}: names no file")
+    return lines
+
+
 def version(file: str) -> list[Any]:
     """A value that changes with a file: its name, size, and time or ETag. Raises SourceError."""
     try:

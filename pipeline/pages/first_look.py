@@ -23,11 +23,11 @@ _IMAGE = re.compile("<[iI][mM]")
 _OPT_OUT = re.compile("<[mM][eE][tT][aA][^<>]{0,1000}?(?i:noai|noimage|noindex|noml|none|tdm-)")
 
 
-def is_without_han(html: str) -> bool:
-    """Whether no Han character can be on a page, however it is written."""
+def is_without_han(html: str, encoded: bytes | None = None) -> bool:
+    """Whether no Han character can be on a page, however it is written. encoded: the page in UTF-8, if at hand."""
     if not html.isascii():
-        begins = html.encode("utf-8", "replace").translate(None, _NO_HAN_BEGINS)
-        if begins and _HAN.search(html):
+        encoded = html.encode("utf-8", "replace") if encoded is None else encoded
+        if encoded.translate(None, _NO_HAN_BEGINS) and _HAN.search(html):
             return False
     if "&#" in html and _REFERENCE.search(html):
         return False
@@ -36,7 +36,7 @@ def is_without_han(html: str) -> bool:
 
 def is_without_pictures(html: str) -> bool:
     """Whether nothing on a page can be a picture: no element, no og:image, no JSON-LD."""
-    return not any(sign in html for sign in _PICTURES) and not _IMAGE.search(html)
+    return not _IMAGE.search(html) and not any(sign in html for sign in _PICTURES)
 
 
 def may_opt_out(html: str) -> bool:

@@ -58,7 +58,7 @@ class Meta:
         base = next((node for node in tree.tags("base") if "href" in node.attributes), None)
         root, title = tree.root, next(iter(tree.tags("title")), None)
         name_of_page = clean(title.text()) if title is not None else ""
-        marked = [node for node in tree.tags("a") if "tag" in (node.attributes.get("rel") or "").split()]
+        marked = [node for node in tree.css("a[rel]") if "tag" in (node.attributes.get("rel") or "").split()]
         return cls(
             base=((base.attributes.get("href") or "") if base is not None else "").strip(),
             language=((root.attributes.get("lang") or "") if root is not None else "").strip().lower(),

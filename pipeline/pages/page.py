@@ -32,6 +32,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from data_specs.shard import Text, TextKind
 from pipeline.pages import bounds, linked_data, site_rules
@@ -124,7 +125,7 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     walk = Walk()
     body = selected.content if selected.content is not None else tree.body
     if body is not None:
-        walk.run(body)
+        walk.run(_written(body))
     headline = clean(selected.title or "") or headline_of(walk.headlines, meta, clean(linked.headline))
     abstract = clean(selected.abstract or "") or meta.abstract or clean(linked.description) or _first_paragraph(walk)
     tags = _tags((*selected.tags, *meta.tags, *linked.keywords))
@@ -134,6 +135,11 @@ def parse(html: str, rule: SiteRule | None = None) -> Page:
     for url, caption in ([(meta.image, "")] if meta.image else []) + linked.images:
         images.append(PageImage(-1, url, _texts([("caption", clean(caption)), *whole]), {}))
     return Page(meta.base, meta.language, meta.robots, walk.text(), tuple(images), meta.reserved)
+
+
+def _written(element: Any) -> str:
+    """An element as lexbor writes it out."""
+    return element.html or ""
 
 
 def _first_paragraph(walk: Walk) -> str:
@@ -299,9 +305,14 @@ def _texts(pairs: list[tuple[TextKind, str]]) -> tuple[Text, ...]:
     """Texts without empty ones and repetitions: a text that comes twice has the kind of its first occurrence."""
     texts: dict[str, Text] = {}
     for kind, text in pairs:
-        if text:
-            texts.setdefault(text, Text(kind, text[:MAX_TEXT]))
+        if text and text not in texts:
+            texts[text] = _text(kind, text[:MAX_TEXT])
     return tuple(texts.values())
+
+
+@functools.lru_cache(maxsize=256)  # the images of a page share its title, tags and what stands between them
+def _text(kind: TextKind, text: str) -> Text:
+    return Text(kind, text)
 
 
 def image_url(attributes: Mapping[str, str], sources: tuple[str, ...] = ()) -> str:

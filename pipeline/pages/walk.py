@@ -10,11 +10,15 @@ Limits: class names must say what they mean; a site that calls its captions `p3`
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import re
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
+from pipeline.pages.markup import attributes_of, pieces_of, unescaped, value_of
 from pipeline.texts.cleaning import clean
 
 MAX_NEAR = 2000
@@ -38,6 +42,11 @@ SRCSETS = ("data-srcset", "data-lazy-srcset", "srcset")
 _SILENT = frozenset((
     "script", "style", "template", "svg", "math", "iframe", "object", "select", "textarea", "head"
 ))  # fmt: skip
+_VOID = frozenset((
+    "area", "base", "basefont", "bgsound", "br", "col", "embed", "frame", "hr", "img", "input", "keygen", "link",
+    "meta", "param", "source", "track", "wbr"
+))  # fmt: skip
+"""Elements that lexbor writes without an end tag."""
 _INLINE = frozenset((
     "a", "abbr", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i", "img", "ins",
     "kbd", "label", "mark", "noscript", "picture", "q", "s", "samp", "small", "source", "span", "strike",
@@ -62,20 +71,25 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
+_ARTICLES, _STARTS = re.compile("(?:article|main|h1)[ >]"), ("ar", "ma", "h1")
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
 
-@dataclass(slots=True)
 class Block:
     """Running text between two block boundaries."""
 
-    parts: list[str] = field(default_factory=list)
-    length: int = 0
-    furniture: bool = False
-    caption: bool = False
-    titles: bool = False  # its class says title: it is a caption if it is in a figure
+    furniture = caption = False
+    titles = False  # its class says title: it is a caption if it is in a figure
     figures: tuple[int, ...] = ()
     _clean: str | None = None
+
+    def __init__(self) -> None:  # of a page's objects most are blocks: those above are set where they differ
+        self.parts: list[str] = []
+
+    @property
+    def length(self) -> int:
+        """Characters of the text as the page has it."""
+        return sum(map(len, self.parts))
 
     def text(self) -> str:
         """The whole text, cleaned. Only for use after the walk, since the result is kept."""
@@ -115,6 +129,7 @@ class Place:
 class _Kind(NamedTuple):
     """What an element is by its tag, class, id and role."""
 
+    tag: str
     article: bool
     furniture: bool
     suspect: bool  # furniture by its class, unless it holds the article
@@ -125,7 +140,9 @@ class _Kind(NamedTuple):
     block: bool
     counted: str  # its tag, if it matters for the elements inside it
     heading: bool  # of a section, h2 to h6
-    plain: bool  # none of the above but `block` and `heading`
+    silent: bool  # nothing of it is shown
+    void: bool  # it has no content, and no end tag
+    plain: bool  # none of the above but `block`
 
 
 _HEADINGS = frozenset(("h2", "h3", "h4", "h5", "h6"))
@@ -139,6 +156,7 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
     figure = tag == "figure" or (style != "" and _FIGURE.search(style) is not None)
     by_style = tag == "figcaption" or (style != "" and not figure and _CAPTION.search(style) is not None)
     kind = _Kind(
+        tag=tag,
         article=tag in ("article", "main"),
         furniture=tag in _FURNITURE_TAGS or role in _ROLES,
         suspect=style != "" and tag not in _NEVER_FURNITURE and _FURNITURE.search(style) is not None,
@@ -149,9 +167,33 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
         block=tag not in _INLINE or by_style,
         counted=tag if tag in _COUNTED else "",
         heading=tag in _HEADINGS,
+        silent=tag in _SILENT,
+        void=tag in _VOID or tag[:1] in ("!", "?"),
         plain=False,
     )
-    return kind._replace(plain=not any((*kind[:7], kind.counted)))  # the first seven fields are flags other than block
+    return kind._replace(plain=not any((*kind[1:8], *kind[9:])))  # all but its tag and `block`
+
+
+_KINDS: dict[str, bool | _Kind] = {}
+"""By tag with its attributes: its kind, for a plain one only whether it is a block. Most tags are found here."""
+
+_MOST_KINDS = 10_000
+
+
+def _kind_of(tag: str) -> bool | _Kind:
+    """The kind of a tag with its attributes."""
+    name, _, attributes = tag.partition(" ")
+    style = role = ""
+    if "class=" in attributes or "id=" in attributes or "role=" in attributes:
+        style = " ".join(v for k in ("class", "id") if (v := value_of(tag, k)))[:300]
+        role = value_of(tag, "role")
+    kind = _kind(name, style, role)
+    known = kind.block if kind.plain else kind
+    if not attributes or style:  # the address of a link is none of many
+        if len(_KINDS) >= _MOST_KINDS:
+            _KINDS.clear()
+        _KINDS[tag] = known
+    return known
 
 
 @dataclass(slots=True)
@@ -164,7 +206,7 @@ class _Opened:
 
 
 class Walk:
-    """The walk over the body: fills `blocks`, `places`, `headlines` and `sections`."""
+    """The walk over an element, the body: fills `blocks`, `places`, `headlines` and `sections`."""
 
     def __init__(self) -> None:
         self._block, self._filled = Block(), False  # the last block, and whether it holds text or an image
@@ -175,64 +217,75 @@ class Walk:
         self._figures: list[int] = []
         self._count = 0
         self._article = self._furniture = self._caption = self._titles = 0  # open elements of each sort
+        self._captions = 0  # of the last two sorts
         self._inside: dict[str, int] = dict.fromkeys(_COUNTED, 0)
         self._sources: list[str] = []
         self._looks = 0
+        self._pieces: list[str] = []
+        self._articles: list[int] | None = None  # pieces that begin an element of _ARTICLES, once they are needed
 
-    def run(self, body: Any) -> None:
-        """Walk depth first, without recursion: pages nest deeper than Python's stack."""
+    def run(self, html: str) -> None:
+        """Walk over an element as lexbor writes it out, in the order of its tags."""
+        self._pieces = pieces_of(html)
+        pieces, block = enumerate(self._pieces), self._block
         entered: list[bool | _Opened] = []  # open elements; a plain one is only a flag: whether it is a block
-        node = body
-        while True:
-            tag = node.tag
-            inner = None
-            if tag == "-text":
-                text = node.text_content
-                if text and (self._block.parts or not text.isspace()):
-                    self._text(text)
-            elif tag == "img":
-                self._place(node.attributes)
-            elif tag == "source":
-                attributes = node.attributes
-                if len(self._sources) < MAX_SOURCES:
-                    self._sources += [v for k in SRCSETS if (v := attributes.get(k)) and "avif" not in v]
-            elif tag is not None and tag not in _SILENT and tag[0] != "-":  # None: `<?php ... ?>` and its like
-                entered.append(self._enter(node, tag))
-                inner = node.first_child
-                if inner is None:
-                    self._leave(entered.pop())
-            if inner is None:
-                while entered and (inner := node.next) is None:  # up, to the first ancestor with a next sibling
-                    node = node.parent
-                    opened = entered.pop()
-                    if opened is True:  # as `_leave` does, inlined for the most frequent case
-                        if self._filled:
-                            self._break()
-                    elif opened:
-                        self._leave(opened)
-                if not entered:
-                    return
-            node = inner
+        for at, piece in pieces:
+            tag, _, text = piece.partition(">")
+            if tag[:1] == "/":
+                opened = entered.pop() if entered else False
+                if opened is True:  # as `_leave` does, inlined for the most frequent case
+                    if self._filled:
+                        block = self._break()
+                elif opened:
+                    block = self._leave(opened)
+            else:
+                kind = _KINDS.get(tag)
+                if kind is None:
+                    kind = _kind_of(tag)
+                if kind is True:
+                    if self._filled:
+                        block = self._break()
+                    entered.append(True)
+                elif kind is False:
+                    entered.append(False)
+                elif kind.silent:
+                    text = _text_behind(pieces, kind.tag)
+                else:
+                    if kind.void:
+                        self._void(at, tag, kind)
+                    else:
+                        entered.append(self._enter(at, kind))
+                    block = self._block
+            if text:
+                if "&" in text:
+                    text = unescaped(text)
+                if block.parts:
+                    block.parts.append(text)
+                elif text.isspace():
+                    continue
+                else:
+                    self._begin(text)
+                if self._captions:
+                    block.caption, block.titles = block.caption or self._caption > 0, block.titles or self._titles > 0
+
+    def _void(self, at: int, tag: str, kind: _Kind) -> None:
+        """An element without content: an image, a copy of one, a line break ..."""
+        if kind.tag == "img":
+            self._place(attributes_of(tag))
+        elif kind.tag == "source":
+            if len(self._sources) < MAX_SOURCES:
+                self._sources += [v for k in SRCSETS if (v := value_of(tag, k)) and "avif" not in v]
+        elif kind.tag[:1] not in ("!", "?"):
+            self._leave(self._enter(at, kind))
 
     def text(self) -> str:
         """All running text of the page, cleaned."""
         return clean(" ".join(block.joined() for block in self.blocks))
 
-    def _enter(self, node: Any, tag: str) -> bool | _Opened:
-        """Note that the walk is inside an element; returns what `_leave` needs."""
-        attributes = node.attributes
-        if attributes:
-            style = " ".join(v for k in ("class", "id") if (v := attributes.get(k)))[:300]
-            kind = _kind(tag, style, attributes.get("role") or "")
-        else:
-            kind = _kind(tag, "", "")
-        if kind.plain:
-            if kind.block and self._filled:
-                self._break()
-            if kind.heading and not self._furniture:
-                self.sections.append(len(self.blocks) - 1)
-            return kind.block
-        furniture = kind.furniture or (kind.header and not self._article) or (kind.suspect and self._is_furniture(node))
+    def _enter(self, at: int, kind: _Kind) -> _Opened:
+        """Note that the walk is inside an element, that of a piece; returns what `_leave` needs."""
+        furniture = kind.furniture or (kind.header and not self._article)
+        furniture = furniture or (kind.suspect and self._is_furniture(at, kind.tag))
         opened = _Opened(kind, furniture, kind.figure and len(self._figures) < MAX_FIGURES)
         if kind.block and self._filled:
             self._break()
@@ -242,24 +295,36 @@ class Walk:
         if opened.figure:
             self._count += 1
             self._figures.append(self._count)
-        if tag == "picture":
+        if kind.tag == "picture":
             self._sources = []
         return opened
 
-    def _is_furniture(self, node: Any) -> bool:
+    def _is_furniture(self, at: int, tag: str) -> bool:
         """Whether an element whose class or id says so is furniture. Not if it holds the article:
         `<div class="page has-sidebar">` is the whole page.
         """
         if self._furniture or self._looks >= MAX_LOOKS:
             return True
         self._looks += 1
-        return node.css_first("article, main, h1") is None
+        if self._articles is None:
+            self._articles = [
+                i for i, piece in enumerate(self._pieces) if piece[:2] in _STARTS and _ARTICLES.match(piece)
+            ]
+        next_one = bisect.bisect_right(self._articles, at)
+        if next_one == len(self._articles):
+            return True
+        depth, start, end = 1, re.compile(re.escape(tag) + "[ >]"), f"/{tag}>"
+        for piece in itertools.islice(self._pieces, at + 1, self._articles[next_one]):
+            if piece.startswith(end):
+                depth -= 1
+                if not depth:
+                    return True
+            elif start.match(piece):
+                depth += 1
+        return False
 
-    def _leave(self, opened: bool | _Opened) -> None:
-        if isinstance(opened, bool):
-            if opened and self._filled:
-                self._break()
-            return
+    def _leave(self, opened: _Opened) -> Block:
+        """Undo `_enter`; returns the block that text now belongs to."""
         kind = opened.kind
         if kind.counted == "h1" and not self._furniture and len(self.headlines) < MAX_HEADLINES:
             self.headlines += [headline] if (headline := clean(self._block.joined())[:MAX_NEAR]) else []
@@ -268,6 +333,7 @@ class Walk:
         self._count_in(opened, -1)
         if opened.figure:
             self._figures.pop()
+        return self._block
 
     def _count_in(self, opened: _Opened, by: int) -> None:
         kind = opened.kind
@@ -275,27 +341,27 @@ class Walk:
         self._furniture += by * opened.furniture
         self._caption += by * kind.caption
         self._titles += by * kind.titles
+        self._captions = self._caption + self._titles
         if kind.counted:
             self._inside[kind.counted] += by
 
-    def _break(self) -> None:
+    def _break(self) -> Block:
         """End the current block and begin an empty one."""
-        self._block = Block()
-        self.blocks.append(self._block)
+        block = self._block = Block()
+        self.blocks.append(block)
         self._filled = False
+        return block
 
-    def _text(self, text: str) -> None:
-        block = self._block
-        if not block.parts:
-            self._filled = True
-            block.furniture = self._furniture > 0
-            block.figures = tuple(self._figures)
-        block.caption = block.caption or self._caption > 0
-        block.titles = block.titles or self._titles > 0
+    def _begin(self, text: str) -> None:
+        """The first text of a block."""
+        block, self._filled = self._block, True
         block.parts.append(text)
-        block.length += len(text)
+        if self._furniture:
+            block.furniture = True
+        if self._figures:
+            block.figures = tuple(self._figures)
 
-    def _place(self, attributes: dict[str, str | None]) -> None:
+    def _place(self, attributes: dict[str, str]) -> None:
         self._filled = True
         self.places.append(
             Place(
@@ -303,8 +369,21 @@ class Walk:
                 offset=self._block.length,
                 figures=tuple(self._figures),
                 furniture=self._furniture > 0,
-                attributes={k.lower(): v or "" for k, v in attributes.items()},
+                attributes=attributes,
                 sources=tuple(self._sources) if self._inside["picture"] else (),
                 fallback=self._inside["noscript"] > 0,
             )
         )
+
+
+def _text_behind(pieces: Iterable[tuple[int, str]], tag: str) -> str:
+    """Pass over the rest of an element of which nothing is shown; the text behind it."""
+    depth, start, end = 1, (f"{tag}>", f"{tag} "), f"/{tag}>"
+    for _, piece in pieces:
+        if piece.startswith(end):
+            depth -= 1
+            if not depth:
+                return piece[len(end) :]
+        elif piece.startswith(start):
+            depth += 1
+    return ""

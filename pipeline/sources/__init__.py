@@ -1,8 +1,8 @@
 """Sources: where captures and candidates come from. One file per kind; the file's name is `kind` in a spec.
 
-There are two interfaces. A PageSource has WARC files of web pages, which `pipeline.stages.extract` turns into
-candidates. A TableSource has rows that are candidates already. Both are divided into parts, and each part is one
-partition of the extract stage.
+There are three interfaces. A PageSource has WARC files of web pages, which `pipeline.stages.extract` turns into
+candidates; a RangeSource names single records of such files. A TableSource has rows that are candidates already. All
+are divided into parts, and each part is one partition of the extract stage.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar
 from urllib.parse import unquote, urlsplit
 
@@ -83,6 +83,28 @@ class PageSource(Source):
     def warcs(self) -> list[str]:
         """Paths or URLs of its WARC files; empty for a source that `pipeline.stages.crawl` fills."""
         return []
+
+
+@dataclass(frozen=True, slots=True)
+class PageRange:
+    """Where the capture of a page lies: a gzip member of a WARC file, by path or URL. url: of the page."""
+
+    url: str
+    file: str
+    offset: int
+    length: int
+
+
+class RangeSource(PageSource):
+    """A source of web pages that lie scattered in WARC files, of which the records alone are read."""
+
+    def parts(self) -> int:
+        """Number of parts; follows from the content that `token` stands for."""
+        raise TypeError(f"{type(self).__name__} must say its parts")
+
+    def ranges(self, part: int) -> Iterator[PageRange | Decision]:
+        """The pages of one part in a stable order; a Decision for each that has no place. Raises SourceError."""
+        raise TypeError(f"{type(self).__name__} must say where its pages lie")
 
 
 class TableSource(Source):

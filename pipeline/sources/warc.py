@@ -18,7 +18,7 @@ import fsspec
 from pydantic import ConfigDict, Field, model_validator
 
 from pipeline.errors import SourceError
-from pipeline.files.inputs import FAULTS, expand, reason, version
+from pipeline.files.inputs import FAULTS, expand, listed, reason, version
 from pipeline.sources import PageSource, Paths
 from pipeline.sources._look import Budget, Count, Look, Reading, size_of_files, total_of
 
@@ -48,7 +48,7 @@ class Warc(PageSource):
         """
         files = self._given()
         if self.path_list:
-            files += [self.prefix + line for line in self._listed()]
+            files += [self.prefix + line for line in listed(self.resolve(self.path_list), self.name)]
         files = list(dict.fromkeys(files))
         return files[: self.limit] if self.limit else files
 
@@ -57,10 +57,11 @@ class Warc(PageSource):
 
         Raises SourceError as `warcs` does.
         """
-        listed: list[Any] = []
+        lines: list[Any] = []
         if self.path_list:
-            listed = [hashlib.sha256("\n".join(self._listed()).encode()).hexdigest()]
-        return [version(file) for file in self._given()] + listed
+            text = "\n".join(listed(self.resolve(self.path_list), self.name))
+            lines = [hashlib.sha256(text.encode()).hexdigest()]
+        return [version(file) for file in self._given()] + lines
 
     def look(self, budget: Budget) -> Look:
         """Its files, with the HTML pages of a sample and the images on them."""
@@ -101,16 +102,3 @@ class Warc(PageSource):
     def _given(self) -> list[str]:
         """Files that `path` names."""
         return expand(tuple(self.resolve(path) for path in self.path), self.name)
-
-    def _listed(self) -> list[str]:
-        """The lines of path_list. Raises SourceError."""
-        path = self.resolve(self.path_list)
-        try:
-            with fsspec.open(path, "rt", encoding="utf-8", compression="infer") as f:
-                lines = [line.strip() for line in f]
-        except (*FAULTS, ValueError) as e:
-            raise SourceError(path, f"source {self.name}: cannot be read ({reason(e)})") from None
-        lines = [line for line in lines if line and not line.startswith("#")]
-        if not lines:
-            raise SourceError(path, f"source {self.name}: names no WARC file")
-        return lines

@@ -10,11 +10,15 @@ Limits: whether a page is Chinese is judged by script.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 from urllib.parse import urlsplit
+
+import numpy as np
 
 from data_specs.shard import SourceKind, Text
 from pipeline.confined import Confined
@@ -33,6 +37,7 @@ Reading = tuple[Entries, str | None]
 
 _EXAMPLE = Capture("http://a.cn/", 200, "", "text/html", "<p>一段话<a href=/b><img src=c.jpg alt=图>".encode())
 
+_PIXELS = re.compile(r"\s*(\d+)\s*(?:px)?\s*$")
 MIN_SIDE = 48
 """An image whose own element says that it is smaller, in CSS pixels, is an icon or a spacer."""
 
@@ -55,6 +60,7 @@ _TRACKER = re.compile(
 _HAN, _KANA, _HANGUL = (
     re.compile(p) for p in ("[\u3400-\u9fff\U00020000-\U0003ffff]+", "[\u3041-\u30fa]+", "[\uac00-\ud7a3]+")
 )
+_HIGH_OF_HAN, _HIGH_OF_HANGUL = bytes(range(0x34, 0xA0)), bytes(range(0xAC, 0xD8))
 _NUMBERS = re.compile(r"[\d\s零〇一二三四五六七八九十]+")
 _LETTERS = re.compile(r"[^\W\d_]+")
 MIN_HAN = 0.1
@@ -73,7 +79,7 @@ def read_within_limits(
     name, kind, most = source.name, source.source_kind, source.max_images_per_page
     if len(capture.body) <= bounds.LIGHT_CHARACTERS:
         decoded = decode(capture.body, capture.content_type)
-        seen = _at_first_look(capture, decoded[0], name) if decoded is not None else None
+        seen = _at_first_look(capture, decoded, name) if decoded is not None else None
         if seen is not None:
             return list(seen)
         if decoded is None or bounds.is_light(decoded[0]):
@@ -114,7 +120,7 @@ def extract_page(
         yield refusal
         return
     decoded = decode(capture.body, capture.content_type)
-    if decoded is not None and (seen := _at_first_look(capture, decoded[0], source)) is not None:
+    if decoded is not None and (seen := _at_first_look(capture, decoded, source)) is not None:
         yield from seen
         return
     yield from _parsed(capture, decoded, source, source_kind, max_images, wordings)
@@ -156,12 +162,11 @@ def _parsed(
     yield from _images(capture, page, source, source_kind, max_images)
 
 
-def _at_first_look(capture: Capture, html: str, source: str) -> list[Decision] | None:
+def _at_first_look(capture: Capture, decoded: tuple[str, str], source: str) -> list[Decision] | None:
     """What becomes of a page that need not be parsed: nothing, or one Decision about the capture; None for others."""
-    if first_look.may_opt_out(html):
-        return None
+    html, encoded = decoded[0], capture.body if decoded[1] == "utf-8" else None
     bare = first_look.is_without_pictures(html)
-    if not bare and not first_look.is_without_han(html):
+    if (not bare and not first_look.is_without_han(html, encoded)) or first_look.may_opt_out(html):
         return None
     if outs := policy.opt_outs(capture.headers):
         return [drop_capture(capture.url, source, "extract", DropReason.OPT_OUT, str(outs))]
@@ -178,7 +183,9 @@ def not_chinese(page: Page) -> str:
     """
     own = [t.text for image in page.images for t in image.texts if t.kind in ("alt", "caption")]
     text = " ".join((page.text[:100_000], *own))[:200_000]
-    han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
+    han, kana, hangul = _at_most(text)
+    if han < 0 or han < MIN_HAN * len(text) or kana > 0.2 * (han + kana) or hangul > han:
+        han, kana, hangul = (sum(map(len, runs.findall(text))) for runs in (_HAN, _KANA, _HANGUL))
     if han < MIN_HAN * len(text) and not any(_HAN.search(t) for t in own):
         letters = sum(map(len, _LETTERS.findall(text)))
         if han < MIN_HAN * letters:
@@ -188,6 +195,16 @@ def not_chinese(page: Page) -> str:
     if hangul > han:
         return f"{hangul} hangul beside {han} Han characters"
     return ""
+
+
+def _at_most(text: str) -> tuple[int, int, int]:
+    """(Han characters, at most so many kana, at most so many hangul) of a text, by the high bytes of its UTF-16: a
+    tenth of what a search takes. Han is -1 for a text with characters beyond U+FFFF."""
+    high = text.encode("utf-16-le", "surrogatepass")[1::2]
+    if len(high) != len(text):
+        return -1, 0, 0
+    han, hangul = (len(high) - len(high.translate(None, rows)) for rows in (_HIGH_OF_HAN, _HIGH_OF_HANGUL))
+    return han, high.count(0x30), hangul
 
 
 @dataclass(slots=True)
@@ -228,7 +245,10 @@ def _images(
             leader = place.candidate.candidate_id
             yield drop(again, "extract", DropReason.REPEATED_ON_PAGE, "its texts went over", duplicate_of=leader)
     for place in places.values():
-        candidate = replace(place.candidate, texts=tuple(place.texts.values()))
+        of, texts = place.candidate, tuple(place.texts.values())
+        candidate = Candidate(
+            source, source_kind, of.origin, of.page_url, of.image_url, texts, of.row, userinfo=of.userinfo
+        )
         yield candidate if candidate.texts else drop(candidate, "extract", DropReason.NO_TEXT)
 
 
@@ -257,17 +277,16 @@ def _spacer(image: PageImage, url: str) -> str:
     """Why an image is an icon, a spacer or a tracker; "" if it is none."""
     attributes = image.attributes
     for name in ("width", "height"):
-        number = re.match(r"\s*(\d+)\s*(?:px)?\s*$", attributes.get(name, ""))
+        number = _PIXELS.match(attributes[name]) if name in attributes else None
         if number and int(number.group(1)) < MIN_SIDE:
             return f"{name} {number.group(1)}"
     parts = urlsplit(url)
-    if _TRACKER.search(parts.hostname or "") or _TRACKER.search(parts.path):
+    if _is_tracker(parts.hostname or "") or _TRACKER.search(parts.path):
         return "tracker"
     if image.row < 0:
         return ""
-    style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
-    if match := _SPACER_CLASS.search(style.replace("lazy", "")):
-        return f"class {match.group(0).strip()}"
+    if why := _spacer_style(f"{attributes.get('class', '')} {attributes.get('id', '')}"):
+        return why
     if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]) or _AVATARS.search(url):
         return f"name {match.group(0)}"
     if image.furniture:
@@ -275,6 +294,24 @@ def _spacer(image: PageImage, url: str) -> str:
     return ""
 
 
+@functools.lru_cache(maxsize=4096)  # a page's images are on few hosts, and of few classes
+def _is_tracker(host: str) -> bool:
+    return _TRACKER.search(host) is not None
+
+
+@functools.lru_cache(maxsize=4096)
+def _spacer_style(style: str) -> str:
+    match = _SPACER_CLASS.search(style.replace("lazy", ""))
+    return f"class {match.group(0).strip()}" if match else ""
+
+
+@functools.cache
+def _is_no_number() -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """For each unit of UTF-16 whether it stays: a look-up takes a tenth of a search."""
+    return np.array([_NUMBERS.match(chr(unit)) is None for unit in range(1 << 16)])
+
+
 def wording_of(text: str) -> str:
     """Digest of a page's text but for its numbers: equal for the pages of a calendar or a counter."""
-    return hashlib.blake2b(_NUMBERS.sub("", text[:100_000]).encode("utf-8", "replace"), digest_size=8).hexdigest()
+    units = np.frombuffer(text[:100_000].encode("utf-16-le", "surrogatepass"), "<u2")
+    return hashlib.blake2b(units[_is_no_number()[units]].tobytes(), digest_size=8).hexdigest()

@@ -1,8 +1,8 @@
 """Stage `extract`: pages and table rows become candidates: image URLs with their texts.
 
-A partition is one part of a source: a WARC file of pages, or a range of a table's rows. `_page_candidates` reads one
-page: each image becomes a candidate or a Decision that says why it is none; a page that asks not to be used, that is
-not Chinese or cannot be read is a Decision about the capture.
+A partition is one part of a source: a WARC file of pages, records of several, or a range of a table's rows.
+`_page_candidates` reads one page: each image becomes a candidate or a Decision that says why it is none; a page that
+asks not to be used, that is not Chinese or cannot be read is a Decision about the capture.
 
 Texts that stand on many pages of one host in the same partition (slogans, notices under every article) are no texts of
 an image and are taken off; an image that stands on very many is a logo. Pages of an endless calendar or counter count
@@ -50,7 +50,7 @@ from pipeline.records import (
     order_key,
     provenance_rows,
 )
-from pipeline.sources import PageSource, Source, TableSource, sources_of
+from pipeline.sources import PageSource, RangeSource, Source, TableSource, sources_of
 from pipeline.sources.site import Site
 from pipeline.stages._anew import SiteAnew
 from pipeline.stages._furniture import capped, without_furniture, without_list_covers, without_traps
@@ -60,7 +60,7 @@ from pipeline.store.partitions import FileRef, Record
 from pipeline.store.stage import Stage, StageFile
 from pipeline.unreadable import OURS, evidence
 from pipeline.urls import without_userinfo
-from pipeline.web.warc import read_captures
+from pipeline.web.warc import read_captures, read_ranges
 
 log = logging.getLogger("wenlan")
 
@@ -181,6 +181,9 @@ def _read(
         return
     assert isinstance(source, PageSource)
     limit = build.spec.egress.max_page_bytes
+    if isinstance(source, RangeSource):
+        yield from _extract(read_ranges(source.ranges(part), limit), source, tally, wordings)
+        return
     given = source.warcs()
     if given:
         captures = read_captures(given[part], limit, info)
@@ -249,7 +252,7 @@ def _entries(capture: Capture, source: PageSource, reader: Confined[Reading], wo
 
 
 def _parts(build: Build, source: Source) -> int:
-    if isinstance(source, TableSource):
+    if isinstance(source, (TableSource, RangeSource)):
         return source.parts()
     assert isinstance(source, PageSource)
     if build.made_from and isinstance(source, Site):

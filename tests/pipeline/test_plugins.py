@@ -23,6 +23,7 @@ PLUGINS: list[tuple[Family, str]] = [
 ]
 
 NEEDED = {  # the least options of plug-ins that cannot do without
+    "common_crawl": {"path": "x.parquet"},
     "folder": {"path": "x"},
     "microblog": {"path": "x.jsonl"},
     "site": {"start": ["http://a.test/"]},
@@ -114,6 +115,7 @@ def test_a_detector_drops_nothing_and_its_faults_are_detector_errors(name):
 def test_plug_ins_that_drop_are_all_but_those_that_only_rewrite_or_only_name_pages():
     assert {name for family, name in PLUGINS if family != "detectors"} - {name for _, name in DROPPING} == {
         "to_simplified",
+        "common_crawl",
         "site",
         "warc",
     }

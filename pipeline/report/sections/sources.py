@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.report.funnel import Funnel
+from pipeline.report.funnel import Funnel, examples
 from pipeline.report.section import Material, Section, Values
 from pipeline.store.build import Build
 from pipeline.store.stage import in_funnel
@@ -12,11 +12,15 @@ LOSSES = ("lost_records", "lost_bytes", "truncated", "no_warc")
 
 SHOWN_FILES = 50
 
+SHOWN_PAGES = 8
+"""Pages without candidates that are shown with the evidence, in turn from each reason."""
+
 
 def figures(material: Material, inputs: Values) -> Values:
     return {
         "sources": by_source(material.build, material.candidates),
         "captures": [{"name": name, "count": count} for name, count in material.captures.reasons()],
+        "captures_shown": examples(material.build, SHOWN_PAGES, "capture") if material.captures.reasons() else [],
         "pages": pages(material.build, material.captures),
         "lost": lost(material.build),
     }
@@ -102,6 +106,8 @@ HTML = """
     pages.too_deep | n }}{% endif %}
   {%- if pages.beyond %} · {{ t("further links, not listed", "未列出的其他链接") }}: {{
     pages.beyond | n }}{% endif %}</p>{% endif %}
+  {% if captures_shown %}<details><summary>{{ t("some of them", "其中一些") }}</summary><ul class="small">
+    {% for line in captures_shown %}<li><code>{{ line }}</code></li>{% endfor %}</ul></details>{% endif %}
   {% if lost.files %}<p>{{ t("Lost to damage", "因损坏丢失") }}: {{ lost.lost_records | n }} {{
     t("damaged records", "条损坏记录") }}, {{ lost.lost_bytes | size }} · {{ lost.truncated | n }} {{
     t("truncated files", "个截断文件") }} · {{ lost.no_warc | n }} {{

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import tarfile
@@ -138,6 +139,15 @@ def test_tars_are_a_webdataset(here, capsys):
     assert (source.kind, source.name, source.options["path"]) == ("webdataset", "shards", "shards/*.tar")
     assert {ref.name: ref.options for ref in load("both.yaml").filters}["image_sides"] == {"min_side": 150}
     assert built(Path("both.yaml")) == 6
+
+
+def test_common_crawls_lists_of_warc_files_and_of_its_index(here, capsys):
+    for name, kind, limit in (("warc.paths.gz", "warc", 10), ("cc-index-table.paths.gz", "common_crawl", 1)):
+        (here / name).write_bytes(gzip.compress(b"cc-index/subset=warc/a.parquet\n"))
+        init(capsys, "--from", name, *CONTACT, "--out", f"{kind}.yaml")
+        spec = load(f"{kind}.yaml")
+        assert (spec.sources[0].kind, spec.sources[0].options) == (kind, {"path_list": name, "limit": limit})
+        assert "ads" in [ref.name for ref in spec.filters]
 
 
 def test_a_warc_file(web, here, capsys):

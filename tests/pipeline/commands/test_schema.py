@@ -71,6 +71,7 @@ def test_there_is_a_ready_spec_for_every_way_in():
 def test_a_ready_spec_plans_where_its_input_lies_beside_it(path, tmp_path):
     shutil.copy(path, tmp_path)
     (tmp_path / "warc.paths.gz").write_bytes(gzip.compress(b"crawl-data/a.warc.gz\n"))
+    (tmp_path / "cc-index-table.paths.gz").write_bytes(gzip.compress(b"cc-index/subset=warc/a.parquet\n"))
     (tmp_path / "pool").mkdir()
     pq.write_table(pa.table({"url": ["http://a.example/1.jpg"], "text": ["故宫的雪景"]}), tmp_path / "pool/0.parquet")
     for name, content in {

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pipeline.pages import bounds
 from pipeline.pages.bounds import PageRefused, excess, is_light, is_tiny
@@ -95,3 +97,14 @@ def test_a_parser_without_memory_refuses_the_page(monkeypatch):
     monkeypatch.setattr(lexbor, "LexborHTMLParser", fails)
     with pytest.raises(PageRefused, match="memory"):
         parse("<p>")
+
+
+@given(st.text("<>/bBiImMaAsS =x\n", max_size=60))
+def test_what_is_counted_first_is_never_less(html: str) -> None:
+    assert len(bounds._MAYBE_FORMATTING.findall(html)) >= len(bounds._FORMATTING.findall(html))
+
+
+@given(st.lists(st.sampled_from([1, 50, 4_095, 4_096, 4_097, 9_000]), max_size=6))
+def test_a_long_part_is_seen_from_far(lengths: list[int]) -> None:
+    html = ">".join("x" * length for length in lengths)
+    assert bounds._has_long_part(html) is any(length > bounds.LONG_TAG for length in lengths)

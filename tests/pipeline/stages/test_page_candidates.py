@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.records import Candidate, Decision
-from pipeline.stages._page_candidates import extract_page
+from pipeline.stages import _page_candidates as page_candidates
+from pipeline.stages._page_candidates import extract_page, wording_of
 from tests.captured import URL, capture
 
 
@@ -137,3 +138,22 @@ def test_no_page_raises(body):
 def test_an_image_is_not_dropped_for_a_name_that_may_be_its_subject(image, expected):
     [entry] = extract_page(capture(f"<p>中文的一段话</p>{image}"), "s", "news")
     assert (entry.reason if isinstance(entry, Decision) else "") == expected
+
+
+@given(st.text(st.sampled_from("图字㐂𠮷あアー・。，한글a1 \udc80é"), max_size=40))
+def test_scripts_are_counted_as_a_search_counts_them(text: str) -> None:
+    han, kana, hangul = page_candidates._at_most(text)
+    counted = [
+        sum(map(len, runs.findall(text)))
+        for runs in (page_candidates._HAN, page_candidates._KANA, page_candidates._HANGUL)
+    ]
+    assert han in (counted[0], -1)
+    assert han < 0 or (kana >= counted[1] and hangul >= counted[2])
+    assert (han < 0) is any(ch > "\uffff" for ch in text)
+
+
+@given(st.text(max_size=40), st.text("0９一十 \u3000\u0663", max_size=4))
+def test_the_wording_of_a_page_leaves_numbers_out(text: str, number: str) -> None:
+    half = len(text) // 2
+    assert wording_of(text) == wording_of(text[:half] + number + text[half:])
+    assert wording_of(text + "字") != wording_of(text)

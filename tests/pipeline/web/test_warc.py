@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from pipeline.records import Capture, Decision
-from pipeline.web.warc import MAX_HEADERS, capture_of, copy_without, read_captures
+from pipeline.web._warc_members import MAX_HEADERS
+from pipeline.web._warc_sound import SoundRun
+from pipeline.web.warc import _Reading, capture_of, copy_without, read_captures
 
 PAGE = "<p>雪后的黄山</p>".encode()
 
@@ -200,6 +202,106 @@ def test_any_bytes_are_captures_or_a_source_error(tmp_path: Path, data: bytes) -
     with contextlib.suppress(SourceError):
         read(tmp_path / "x.warc.gz", data)
     assert capture_of(data, 1000) is None or isinstance(capture_of(data, 1000), Capture)
+
+
+class _NotSeekable(io.BytesIO):
+    """A file that fastwarc is not asked to read."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], dict[str, Any], int]:
+    """(captures, info, records) of the reader that nothing confuses, alone; of what is no WARC file its message."""
+    info: dict[str, Any] = {}
+    captures: list[Any] = []
+    reading = _Reading("x", _NotSeekable(data), max_body, info)
+    try:
+        if not reading._members.is_gzip:
+            return by_both(data, max_body)
+        # it goes back for damages, as a file that can be read anywhere
+        captures += reading._by_members(None)
+    except SourceError as e:
+        captures.append(str(e))
+    return captures, info, reading.records
+
+
+def by_both(data: bytes, max_body: int) -> tuple[list[Any], dict[str, Any], int]:
+    """The same of fastwarc and the other reader together."""
+    info: dict[str, Any] = {}
+    captures: list[Any] = []
+    reading = _Reading("x", io.BytesIO(data), max_body, info)
+    try:
+        captures += reading.captures()
+    except SourceError as e:
+        captures.append(str(e))
+    return captures, info, reading.records
+
+
+def flipped(data: bytes, at: int, by: int) -> bytes:
+    return data[:at] + bytes((data[at] ^ by,)) + data[at + 1 :]
+
+
+_HEADERS = st.sampled_from(
+    [
+        "", "X: 1\r\n", "X-Empty:\r\n", "Content-Encoding: gzip\r\n", "Transfer-Encoding: chunked\r\n", "NoColon\r\n",
+        "A: b\r\n folded\r\n", " lead: x\r\n", "Café: 中\r\n", "Content-Type: text/plain\r\n", "X: 1\n", ": x\r\n",
+        "Content-Encoding: br\r\n", "X:  a  \r\n", "A\tb: c\r\n", "X: " + "a" * 300 + "\r\n",
+    ]
+)  # fmt: skip
+_WARC_HEADERS = st.sampled_from(
+    [
+        {}, {}, {}, {"WARC_Type": "request"}, {"WARC_Type": "metadata"}, {"WARC_Type": "Response"},
+        {"WARC_Type": "revisit"}, {"WARC_Target_URI": "<http://a.test/1>"}, {"WARC_Target_URI": "dns:a.test"},
+        {"WARC_Target_URI": "http://a.test/ b"}, {"WARC_Target_URI": ""}, {"WARC_Target_URI": "http://a.test/中"},
+        {"WARC_Target_URI": "http://a.test/\r\n folded"}, {"Content_Length": "9"}, {"Content_Length": "9999"},
+        {"Content_Length": "-1"}, {"Content_Length": "x"}, {"Content_Length": ""}, {"Content_Length": "0"},
+        {"WARC_Date": "2026-01-01T00:00:00Z"}, {"WARC_Date": "a\r\nContent-Length: 5"}, {"X_Y": "\r\n z"},
+    ]
+)  # fmt: skip
+_BODIES = st.sampled_from([PAGE, b"", b"x" * 3_000, gzip.compress(PAGE), b"3\r\nabc\r\n0\r\n\r\n"])
+_RECORDS = st.builds(
+    lambda url, body, http, warc, end: record(f"http://a.test/{url}", body, http=http, **warc)[:-4] + end,
+    st.integers(0, 9), _BODIES, _HEADERS, _WARC_HEADERS,
+    st.sampled_from([b"\r\n\r\n", b"\r\n\r\n", b"", b"\n", b"\r\n" * 4]),
+)  # fmt: skip
+_MEMBERS = st.one_of(
+    _RECORDS.map(gzip.compress),
+    _RECORDS.map(gzip.compress),
+    _RECORDS.map(gzip.compress),
+    st.lists(_RECORDS, min_size=2, max_size=3).map(lambda records: gzip.compress(b"".join(records))),
+    st.builds(
+        lambda member, at, by: flipped(member, at % len(member), by),
+        _RECORDS.map(gzip.compress),
+        st.integers(0, 10_000),
+        st.integers(1, 255),
+    ),
+    st.tuples(_RECORDS.map(gzip.compress), st.integers(1, 90)).map(lambda of: of[0][: -of[1]]),
+    st.sampled_from([b"\0" * 50, b"junk", gzip.compress(b""), gzip.compress(b"no record"), b"\x1f\x8b\x08"]),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_MEMBERS, min_size=1, max_size=7).map(b"".join))
+@example(gzip.compress(record(body=b"x" * 3_000)) * 2)
+@example(gzip.compress(record(http=f"X: {'a' * 70_000}\r\n")) * 2)
+@example(gzip.compress(record() + record("http://a.test/2")) + gzip.compress(record("http://a.test/3")))
+def test_fastwarc_changes_nothing_of_what_warcio_reads(data: bytes) -> None:
+    assert by_both(data, 2_000) == by_warcio(data, 2_000)
+
+
+def test_a_sound_file_is_read_by_fastwarc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[int] = []
+    read_run = SoundRun.captures
+
+    def counted(run: SoundRun) -> Any:
+        yield from read_run(run)
+        runs.append(run.records)
+
+    monkeypatch.setattr(SoundRun, "captures", counted)
+    captures, info = read(tmp_path / "x.warc.gz", b"".join(pages(50)))
+    assert (len(captures), info) == (50, {})
+    assert runs == [49, 0], "the last record is the other reader's"
 
 
 def test_headers_are_bounded_but_lines_of_a_chunked_body_are_not(tmp_path: Path) -> None:

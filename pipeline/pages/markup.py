@@ -1,0 +1,128 @@
+"""An element of a parsed page as a list of its tags, each with the text behind it.
+
+A parser in C makes a tree of a page in a quarter of a millisecond; to visit each node of it from Python costs five
+times as much. But lexbor also writes a tree out in C, and what it writes is regular, whatever the page was: every
+element but the void ones has its end tag, `<` and `>` stand for nothing but tags (HTML Living Standard, serializing
+HTML fragments, with `<` and `>` escaped in attributes). So cutting it at `<` is all the parsing that is left.
+
+Not escaped are comments and the text of a few elements (`script`, `style`, `iframe`, `xmp` ...). Comments and those of
+them that no browser shows are taken out first; the text of the others is escaped.
+
+Limits: within SVG, a `<style>` whose text spells an end tag ends there.
+"""
+
+from __future__ import annotations
+
+import re
+
+NOTHING = "!"
+"""The tag that stands where a comment or a script was."""
+
+_RAW = re.compile("<(?:!--|(script|style|iframe|xmp|noembed|noframes|plaintext)(?=[ >]))")
+_SHOWN = frozenset(("xmp", "noembed", "noframes", "plaintext"))
+_SCRIPT = re.compile(r"(?i)<!--|-->|(</?)script(?=[\t\n\f\r />])")
+_TEMPLATE = re.compile("<(/?)template(?=[ >])")
+_ATTRIBUTE = re.compile(r' (=?[^\t\n\f\r />=]*)="([^"]*)"')
+
+
+def pieces_of(html: str) -> list[str]:
+    """The tags of an element as lexbor writes it, each up to its `>` and followed by the text up to the next one.
+
+    `<p>a<br>b</p>c` is `["p>a", "br>b", "/p>c"]`. Text and values of attributes are escaped: see `unescaped`.
+    """
+    if _RAW.search(html):
+        html = _without_raw(html)
+    if "<template" in html:
+        html = _without_templates(html)
+    pieces = html.split("<")[1:]
+    if len(pieces) == html.count(">"):
+        return pieces
+    whole: list[str] = []  # names of tags and attributes may hold a `<`
+    for piece in pieces:
+        if whole and ">" not in whole[-1]:
+            whole[-1] += "<" + piece
+        else:
+            whole.append(piece)
+    return whole
+
+
+def unescaped(text: str) -> str:
+    """A text, or the value of an attribute, as it was before it was written out."""
+    if "&" not in text:
+        return text
+    for reference, character in (("&nbsp;", "\xa0"), ("&lt;", "<"), ("&gt;", ">"), ("&quot;", '"'), ("&amp;", "&")):
+        text = text.replace(reference, character)
+    return text
+
+
+def value_of(tag: str, name: str) -> str:
+    """The value of one attribute; "" if it is missing or empty."""
+    lead = f' {name}="'
+    start = tag.find(lead) + len(lead)
+    return unescaped(tag[start : tag.find('"', start)]) if start >= len(lead) else ""
+
+
+def attributes_of(tag: str) -> dict[str, str]:
+    """All attributes of a tag, names in lower case."""
+    return {name.lower(): unescaped(value) for name, value in _ATTRIBUTE.findall(tag)}
+
+
+def _without_raw(html: str) -> str:
+    """The element with NOTHING for each comment and each script, and with what is shown of the rest escaped."""
+    parts, at = list[str](), 0
+    while found := _RAW.search(html, at):
+        name = found.group(1)
+        parts.append(html[at : found.start()])
+        if name is None:
+            end = html.find("-->", found.end())
+            at = end + 3 if end >= 0 else len(html)
+            parts.append(f"<{NOTHING}>")
+            continue
+        start = html.find(">", found.end()) + 1
+        end = _end_of_script(html, start) if name == "script" else html.find(f"</{name}>", start)
+        if name == "plaintext":  # nothing ends it; what comes behind it was written before
+            end = html.rfind("</plaintext>", start)
+        end = end if end >= 0 and start else len(html)
+        at = html.find(">", end) + 1 or len(html)
+        if name in _SHOWN:
+            text = html[start:end].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+            parts.append(html[found.start() : start] + text + html[end:at])
+        else:
+            parts.append(f"<{NOTHING}>")
+    parts.append(html[at:])
+    return "".join(parts)
+
+
+def _end_of_script(html: str, start: int) -> int:
+    """Where the end tag of a script begins, -1 if it has none: a `<script` within a comment within it has its own."""
+    end = html.find("</script>", start)
+    if html.find("<!--", start, end) < 0:
+        return end
+    in_comment = within = False
+    for mark in _SCRIPT.finditer(html, start):
+        text = mark.group()
+        if text == "<!--":
+            in_comment = True
+        elif text == "-->":
+            in_comment = within = False
+        elif mark.group(1) == "<":
+            within = within or in_comment
+        elif within:
+            within = False
+        else:
+            return mark.start()
+    return -1
+
+
+def _without_templates(html: str) -> str:
+    """The element without the contents of its templates, which no selector finds either."""
+    parts, at, depth = list[str](), 0, 0
+    for mark in _TEMPLATE.finditer(html):
+        if not mark.group(1):
+            if not depth:
+                parts.append(html[at : mark.start()] + f"<{NOTHING}>")
+            depth += 1
+        elif depth:
+            depth -= 1
+            at = html.find(">", mark.end()) + 1 or len(html)
+    return "".join([*parts, html[at:] if not depth else ""])

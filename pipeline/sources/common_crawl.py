@@ -1,0 +1,301 @@
+"""common_crawl: the pages of one language in a Common Crawl, read by ranges: of 100 TB the 5% that are Chinese.
+
+Common Crawl publishes for each crawl, beside its WARC files, a table of all captures in Parquet (its columnar URL
+index, `cc-index/table/cc-main/warc/crawl=.../subset=warc/*.parquet`): URL, detected languages, status, and where the
+record lies in which WARC file. This source reads from that table which pages to take, and of the WARC files only the
+ranges of their records. `path` and `path_list` name the files of the table as source `warc` does its own:
+`cc-index-table.paths.gz` is the list that Common Crawl publishes.
+
+A page is taken if its status is 200, its detected type is one of `mime_types`, and one of `languages` is among the
+three that Common Crawl detected on it (CLD2), or is the first of them with `first_language`. Row groups of the table
+whose statistics exclude all that are not read.
+
+A part is up to `rows_per_part` rows of one file of the table. Its records are read in the order in which they lie in
+the WARC files.
+
+Needs: the extra `s3` for s3://commoncrawl/, the fast way from within its region.
+
+Thresholds: `zho` is the code of Chinese in that table (ISO 639-3, simplified and traditional).
+
+Limits: what Common Crawl did not detect as Chinese is not seen. Files that `path_list` names, and WARC files, are taken
+to be immutable. Rows of the table are held a row group at a time, packed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import fsspec
+from pydantic import ConfigDict, Field, model_validator
+
+from pipeline.errors import SourceError
+from pipeline.files.inputs import FAULTS, expand, listed, reason, version
+from pipeline.records import Decision, DropReason, drop_capture
+from pipeline.sources import PageRange, Paths, RangeSource
+from pipeline.sources._look import Budget, Count, Exactness, Look, spread
+from pipeline.urls import without_userinfo
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_LANGUAGES, _MIME, _STATUS = "content_languages", "content_mime_detected", "fetch_status"
+_PLACE = ("url", "warc_filename", "warc_record_offset", "warc_record_length")
+_SUBSET = re.compile(r"(?:^|/)subset=([^/]*)/")
+_ROWS = 1 << 16
+"""Rows of the table that are held at once, beside the places of those that were chosen."""
+
+Cut = tuple[str, tuple[tuple[int, int, int], ...]]
+"""A file of the table, and of some of its row groups (number, first row, row behind the last)."""
+
+
+class CommonCrawl(RangeSource):
+    """Pages of some languages, by Common Crawl's columnar URL index."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"path": "cc-index/crawl=CC-MAIN-2026-30/subset=warc/*.parquet"}]}
+    )
+
+    path: Paths = Field((), description="paths, URLs or globs of the index's Parquet files; one or a list")
+    path_list: str = Field("", description="path or URL of a file that names them, one per line, plain or .gz")
+    prefix: str = Field(
+        "https://data.commoncrawl.org/", description="goes before each line of path_list and each WARC file's name"
+    )
+    limit: int = Field(0, ge=0, description="read only the first so many files of the index; 0: all")
+    languages: tuple[str, ...] = Field(
+        ("zho",), min_length=1, description="ISO 639-3 codes of which a page must have one among its languages"
+    )
+    first_language: bool = Field(False, description="take a page only if its first language is one of `languages`")
+    mime_types: tuple[str, ...] = Field(
+        ("text/html", "application/xhtml+xml"), min_length=1, description="detected types of which a page has one"
+    )
+    rows_per_part: int = Field(400_000, ge=1, description="rows of the index, of any language, in one part of the work")
+
+    @model_validator(mode="after")
+    def _names_something(self) -> CommonCrawl:
+        if not self.path and not self.path_list:
+            raise ValueError("path or path_list is required")
+        if odd := [code for code in self.languages if not re.fullmatch("[a-z]{3}", code)]:
+            raise ValueError(f"languages: {odd[0]!r} is no code of three letters; Chinese is zho")
+        return self
+
+    def files(self) -> list[str]:
+        """The Parquet files of the index, each once, without those of other subsets than `warc`. Raises SourceError."""
+        files = self._given()
+        if self.path_list:
+            path = self.resolve(self.path_list)
+            files += [self._published(line) for line in listed(path, self.name)]
+        files = [file for file in dict.fromkeys(files) if _SUBSET.findall(file)[-1:] in ([], ["warc"])]
+        if not files:
+            raise SourceError(self.name, "none of the index's files is of subset=warc")
+        return files[: self.limit] if self.limit else files
+
+    def token(self) -> Any:
+        """Name, size and time (or ETag) of each file of `path`, and a digest of the lines of `path_list`."""
+        lines: list[Any] = []
+        if self.path_list:
+            text = "\n".join(listed(self.resolve(self.path_list), self.name))
+            lines = [hashlib.sha256(text.encode()).hexdigest()]
+        return [version(file) for file in self._given()] + lines
+
+    def parts(self) -> int:
+        """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""
+        return len(self._cuts())
+
+    def ranges(self, part: int) -> Iterator[PageRange | Decision]:
+        """Where the pages of a part lie, in the order of files and places; a Decision for a row that names no place.
+
+        Raises SourceError for a file that cannot be read or has not the index's columns.
+        """
+        yield from self._ranges(self._cuts()[part])
+
+    def look(self, budget: Budget) -> Look:
+        """Its pages and the bytes of their records, counted or estimated from a sample of the index."""
+        files = self.files()
+        rows = taken = pages = size = 0
+        whole = len(spread(len(files))) == len(files)
+        for number in spread(len(files)):
+            cuts = self._cuts_of(files[number])
+            rows += sum(stop - start for _, groups in cuts for _, start, stop in groups)
+            for cut in cuts:
+                if taken and budget.spent:
+                    whole = False
+                    break
+                places = [place for place in self._ranges(cut) if isinstance(place, PageRange)]
+                pages, size = pages + len(places), size + sum(place.length for place in places)
+                taken += sum(stop - start for _, start, stop in cut[1])
+        about: Exactness = "" if whole else "about"
+        times = 1.0 if whole else rows / max(1, taken) * len(files) / len(spread(len(files)))
+        found = Count("pages", round(pages * times), about)
+        fact = f"{taken:,} rows of the index: {pages:,} pages of {', '.join(self.languages)}"
+        warnings = () if pages else ("none of the rows looked at is a page of these languages",)
+        counts = (Count("files of the index", len(files)), found)
+        size = round(size * times)
+        unit, scale = next((u, n) for u, n in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)) if size >= n or u == "kB")
+        facts = (("looked at", fact), ("reads", f"{about} {size / scale:,.1f} {unit} of WARC files, by ranges".strip()))
+        return Look(counts, bytes=size, pages=found.number, facts=facts, warnings=warnings)
+
+    def _published(self, name: str) -> str:
+        """The path or URL of a file of the crawl."""
+        return f"{self.resolve(self.prefix).rstrip('/')}/{name}"
+
+    def _given(self) -> list[str]:
+        """Files that `path` names."""
+        return expand(tuple(self.resolve(path) for path in self.path), self.name)
+
+    def _cuts(self) -> list[Cut]:
+        return [cut for file in self.files() for cut in self._cuts_of(file)]
+
+    def _cuts_of(self, file: str) -> list[Cut]:
+        """The parts of one file."""
+        cuts: list[Cut] = []
+        groups: list[tuple[int, int, int]] = []
+        room = self.rows_per_part
+        wanted = self.languages, self.first_language, self.mime_types
+        for group, rows in _groups(file, self.name, json.dumps(version(file)), *wanted):
+            start = 0
+            while start < rows:
+                stop = min(rows, start + room)
+                groups.append((group, start, stop))
+                room -= stop - start
+                start = stop
+                if not room:
+                    cuts.append((file, tuple(groups)))
+                    groups, room = [], self.rows_per_part
+        return [*cuts, (file, tuple(groups))] if groups else cuts
+
+    def _ranges(self, cut: Cut) -> Iterator[PageRange | Decision]:
+        file, groups = cut
+        rows: list[dict[str, Any]] = []
+        with _Opened(file, self.name) as table:
+            for group, start, stop in groups:
+                rows += self._chosen(table, group, start, stop)
+        rows.sort(key=lambda row: (str(row["warc_filename"]), row["warc_record_offset"] or 0))
+        for row in rows:
+            yield self._place(row)
+
+    def _chosen(self, table: pq.ParquetFile, group: int, start: int, stop: int) -> Iterator[dict[str, Any]]:
+        """Rows [start, stop) of a row group that are pages to be taken, with the columns of _PLACE."""
+        import pyarrow.compute as pc
+
+        chosen: list[pa.Array] = []
+        for batch in _batches(table, group, start, stop, [_LANGUAGES, _MIME, _STATUS]):
+            chosen.append(self._is_page(batch))
+        if not any(pc.any(mask).as_py() for mask in chosen):
+            return
+        for batch, mask in zip(_batches(table, group, start, stop, list(_PLACE)), chosen, strict=True):
+            yield from batch.filter(mask).to_pylist()
+
+    def _is_page(self, batch: pa.RecordBatch) -> pa.Array:
+        """Which rows are pages to be taken."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        before = "^" if self.first_language else "(?:^|,)"
+        language = pc.match_substring_regex(
+            batch[_LANGUAGES].cast(pa.string()), f"{before}(?:{'|'.join(self.languages)})(?:,|$)"
+        )
+        kind = pc.is_in(batch[_MIME].cast(pa.string()), pa.array(self.mime_types))
+        found = pc.equal(batch[_STATUS], 200)
+        return pc.fill_null(pc.and_(pc.and_(language, kind), found), False)
+
+    def _place(self, row: dict[str, Any]) -> PageRange | Decision:
+        """Where the record of a row lies; a Decision for a row that names no place below `prefix`."""
+        url, name = without_userinfo(str(row["url"] or "")), str(row["warc_filename"] or "")
+        offset, length = row["warc_record_offset"], row["warc_record_length"]
+        is_below = name and not name.startswith("/") and "://" not in name and ".." not in re.split(r"[/\\]", name)
+        if not is_below or not isinstance(offset, int) or not isinstance(length, int) or offset < 0 or length <= 0:
+            why = f"the index names no record: {name[:100]!r}, offset {offset}, length {length}"
+            return drop_capture(url, self.name, "extract", DropReason.BAD_ROW, why)
+        return PageRange(url, self._published(name), offset, length)
+
+
+class _Opened:
+    """A file of the index, open. Raises SourceError for one that cannot be read or lacks a column."""
+
+    def __init__(self, file: str, source: str) -> None:
+        self._file, self._source = file, source
+
+    def __enter__(self) -> pq.ParquetFile:
+        import pyarrow.parquet as pq
+
+        self._raw = fsspec.open(self._file, "rb")
+        try:
+            table = pq.ParquetFile(self._raw.__enter__())
+        except Exception as e:
+            self.__exit__(type(e), e, None)
+            raise
+        missing = [name for name in (*_PLACE, _LANGUAGES, _MIME, _STATUS) if name not in table.schema_arrow.names]
+        if missing:
+            self._raw.__exit__(None, None, None)
+            raise SourceError(
+                self._file, f"source {self._source}: has no column {missing[0]!r} of Common Crawl's index"
+            )
+        return table
+
+    def __exit__(self, kind: Any, e: BaseException | None, trace: Any) -> None:
+        import pyarrow as pa
+
+        self._raw.__exit__(kind, e, trace)
+        if isinstance(e, (pa.ArrowException, *FAULTS)):
+            said = "is no Parquet file that can be read" if isinstance(e, pa.ArrowException) else "cannot be read"
+            raise SourceError(self._file, f"source {self._source}: {said} ({reason(e)})") from None
+
+
+def _batches(table: pq.ParquetFile, group: int, start: int, stop: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Rows [start, stop) of a row group, _ROWS at a time at most; the same cuts for any columns."""
+    at = 0
+    for batch in table.iter_batches(_ROWS, row_groups=[group], columns=columns):
+        first, last = max(start - at, 0), min(stop - at, batch.num_rows)
+        if first < last:
+            yield batch.slice(first, last - first)
+        at += batch.num_rows
+        if at >= stop:
+            return
+
+
+@functools.lru_cache(maxsize=4096)
+def _groups(
+    file: str, source: str, mark: str, languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]
+) -> tuple[tuple[int, int], ...]:
+    """(number, rows) of the row groups that may hold a page, by the file's footer. mark: changes with the file."""
+    found = []
+    with _Opened(file, source) as table:
+        for number in range(table.num_row_groups):
+            group = table.metadata.row_group(number)
+            columns = {group.column(i).path_in_schema: group.column(i).statistics for i in range(group.num_columns)}
+            if _may_hold(columns, languages, first, mimes):
+                found.append((number, group.num_rows))
+    return tuple(found)
+
+
+def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]) -> bool:
+    """Whether a row group may hold a page, by its columns' statistics. Languages are lists: only a column that begins
+    with the wanted one, or of one value, tells."""
+    status, mime, language = (_bounds(columns.get(name)) for name in (_STATUS, _MIME, _LANGUAGES))
+    if status is not None and not status[0] <= 200 <= status[1]:
+        return False
+    if mime is not None and not any(mime[0] <= kind <= mime[1] for kind in mimes):
+        return False
+    if language is None:
+        return not _is_null(columns.get(_LANGUAGES))
+    low, high = language
+    if low == high:
+        codes = low.split(",")[:1] if first else low.split(",")
+        return bool(set(codes) & set(languages))
+    return not first or any(low <= code + "\uffff" and code <= high for code in languages)
+
+
+def _bounds(statistics: Any) -> tuple[Any, Any] | None:
+    """(least, greatest) value of a column of a row group, None if nothing says so."""
+    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+
+
+def _is_null(statistics: Any) -> bool:
+    """Whether a column of a row group says that it holds no value."""
+    return statistics is not None and statistics.has_null_count and not statistics.num_values

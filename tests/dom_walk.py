@@ -1,0 +1,70 @@
+"""The walk over a page's DOM, node by node: the oracle of the walk over what lexbor writes out (`pipeline.pages.walk`).
+
+It was the pipeline's own walk before. What a tag means is the same code; how the elements and texts of a page follow
+each other is not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from pipeline.pages import page
+from pipeline.pages.page import Page, parse
+from pipeline.pages.walk import MAX_LOOKS, MAX_SOURCES, SRCSETS, Walk, _Kind, _kind, _Opened
+
+
+class DomWalk(Walk):
+    """A walk over the nodes of the body."""
+
+    def run(self, body: Any) -> None:
+        entered: list[_Opened] = []
+        node = body
+        while True:
+            tag, inner = node.tag, None
+            if tag == "-text":
+                text = node.text_content
+                if text and (self._block.parts or not text.isspace()):
+                    self._add(text)
+            elif tag == "img":
+                self._place({k.lower(): v or "" for k, v in node.attributes.items()})
+            elif tag == "source":
+                if len(self._sources) < MAX_SOURCES:
+                    self._sources += [v for k in SRCSETS if (v := node.attributes.get(k)) and "avif" not in v]
+            elif tag is not None and tag[0] != "-" and not self._kind(node).silent:  # None: `<?php ... ?>` and its like
+                entered.append(self._enter(node, self._kind(node)))
+                inner = node.first_child
+                if inner is None:
+                    self._leave(entered.pop())
+            if inner is None:
+                while entered and (inner := node.next) is None:  # up, to the first ancestor with a next sibling
+                    node = node.parent
+                    self._leave(entered.pop())
+                if not entered:
+                    return
+            node = inner
+
+    def _add(self, text: str) -> None:
+        block = self._block
+        if block.parts:
+            block.parts.append(text)
+        else:
+            self._begin(text)
+        block.caption = block.caption or self._caption > 0
+        block.titles = block.titles or self._titles > 0
+
+    def _kind(self, node: Any) -> _Kind:
+        style = " ".join(v for k in ("class", "id") if (v := node.attributes.get(k)))[:300]
+        return _kind(node.tag, style, node.attributes.get("role") or "")
+
+    def _is_furniture(self, node: Any, tag: str) -> bool:
+        if self._furniture or self._looks >= MAX_LOOKS:
+            return True
+        self._looks += 1
+        return node.css_first("article, main, h1") is None
+
+
+def parse_by_nodes(html: str) -> Page:
+    """`parse`, with the walk over nodes."""
+    with mock.patch.object(page, "Walk", DomWalk), mock.patch.object(page, "_written", lambda node: node):
+        return parse(html)
