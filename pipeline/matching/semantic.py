@@ -264,7 +264,8 @@ def _apart(products: Floats, left: npt.NDArray[np.float64], right: npt.NDArray[n
 def _lengths(codes: Codes) -> npt.NDArray[np.float64]:
     """[N] float64: the root of a sum of integers, exact up to its one rounding."""
     wide = codes.astype(np.int32)
-    return np.sqrt(np.einsum("nd,nd->n", wide, wide, dtype=np.int64).astype(np.float64))
+    lengths: npt.NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", wide, wide, dtype=np.int64).astype(np.float64))
+    return lengths
 
 
 def _basis(codes: Codes) -> npt.NDArray[np.float64] | None:

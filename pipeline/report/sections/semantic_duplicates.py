@@ -138,17 +138,17 @@ def _shown(material: Material, groups: list[_Group]) -> list[Values]:
         {
             "name": group.name,
             "pairs": [
-                {"leader": values.get(row["leader"]), "other": values[row["candidate_id"]], "apart": apart(row)}
+                {
+                    "leader": values.get(row["leader"]),
+                    "other": values[row["candidate_id"]],
+                    "apart": round(row["millionths"] / MILLION, 4),
+                }
                 for _, _, row in group.rows
                 if row["candidate_id"] in values
             ],
         }
         for group in groups
     ]
-
-
-def apart(row: Values) -> float:
-    return round(row["millionths"] / MILLION, 4)
 
 
 def _add_pictures(build: Build, rows: list[Values], takedowns: Takedowns, foreign: dict[str, bytes]) -> None:
