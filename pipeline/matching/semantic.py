@@ -37,7 +37,7 @@ MILLION = 1_000_000
 FAR = 4 * MILLION
 """Further than any two rows are from each other: there is none."""
 
-SEALED = 16_384
+SEALED = 4_096
 """Leaders that are compared at once. A group of so many is turned, so that most comparisons with it are short."""
 
 SHORT = 64
