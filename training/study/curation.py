@@ -201,7 +201,7 @@ def trained(inputs: Inputs, pictures: Pictures, told_N: Ids, samples: int, seed:
         target = torch.arange(len(rows))
         loss = F.cross_entropy(logits_BB, target) + F.cross_entropy(logits_BB.T, target)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return heads
 
