@@ -25,11 +25,13 @@ from pipeline.matching.semantic import (
 )
 
 
-def clustered(seed: int, rows: int, width: int, spread: float) -> Codes:
-    """Rows around a few centres."""
+def clustered(seed: int, rows: int, width: int, spread: float, flat: bool = False) -> Codes:
+    """Rows around a few centres. flat: all in few directions, so that a short comparison is as good as a long one."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(max(1, rows // 8), width))
-    vectors = centres[rng.integers(len(centres), size=rows)] + spread * rng.normal(size=(rows, width))
+    inner = 6 if flat else width
+    centres = rng.normal(size=(max(1, rows // 8), inner))
+    vectors = centres[rng.integers(len(centres), size=rows)] + spread * rng.normal(size=(rows, inner))
+    vectors = vectors @ rng.normal(size=(inner, width)) if flat else vectors
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
     return codes_of(unit.astype(np.float16))
 
@@ -79,14 +81,15 @@ def passed(codes: Codes, cuts: list[int], holders: int, within: int, reach: int)
     rows=st.integers(1, 70),
     width=st.sampled_from([3, 40, 130]),
     spread=st.sampled_from([0.0, 0.1, 0.4, 1.0]),
+    flat=st.booleans(),
     holders=st.integers(1, 3),
     distance=st.sampled_from([0.0, 0.01, 0.1, 0.5]),
     data=st.data(),
 )
 def test_blocks_and_holders_of_any_size_decide_as_the_definition_does(
-    seed: int, rows: int, width: int, spread: float, holders: int, distance: float, data: st.DataObject
+    seed: int, rows: int, width: int, spread: float, flat: bool, holders: int, distance: float, data: st.DataObject
 ) -> None:
-    codes = clustered(seed, rows, width, spread)
+    codes = clustered(seed, rows, width, spread, flat)
     within = millionths(distance)
     reach = millionths(min(1.0, distance * 1.5))
     cuts = sorted(data.draw(st.lists(st.integers(0, rows), max_size=4)))

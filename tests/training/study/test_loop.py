@@ -34,7 +34,7 @@ def test_bars_are_judged_by_intervals_and_by_the_way_to_the_oracle() -> None:
     assert found["way"] == pytest.approx(2 / 3)
     assert found["bars"] == {"auc": True, "above_all": True, "half_way": True}
     assert found["loop_minus"]["all"]["mean"] == pytest.approx(0.04)
-    noisy = [made(s, {**GOOD, "loop": 0.10 + (0.09 if s % 2 else -0.07)}, auc=0.89) for s in range(5)]
+    noisy = [made(s, {**GOOD, "loop": 0.10 + (-0.07 if s % 2 else 0.09)}, auc=0.89) for s in range(5)]
     assert loop.judged(noisy)["bars"] == {"auc": False, "above_all": False, "half_way": False}
     assert loop.judged([made(s, {**GOOD, "loop": 0.12}) for s in range(3)])["bars"]["half_way"] is False
 
