@@ -262,6 +262,21 @@ class PairScore(Spec):
         return self
 
 
+class SemanticDedup(Spec):
+    """Semantic duplicates: images whose features by the image tower of `pair_score` nearly agree; one of each is kept.
+
+    By leaders, as near copies are: a pair is a duplicate if and only if its image lies within `distance` of that of a
+    pair that was kept before it.
+    """
+
+    distance: float = Field(
+        0.05, ge=0, le=1, description="cosine distance up to which two images are the same; depends on the tower"
+    )
+    keep: Literal["larger_image", "longer_text", "higher_score"] = Field(
+        "larger_image", description="which pair of such images is kept; of equal ones that with the smaller id"
+    )
+
+
 class Regions(Spec):
     """The detectors that run on the images. Training uses the first one by default."""
 
@@ -350,7 +365,7 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
-    later = ("pair_score", "balance")
+    later = ("pair_score", "semantic_dedup", "balance")
     name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
     description: str = Field("", description="what the dataset is; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")
@@ -371,6 +386,9 @@ class BuildSpec(Spec):
     dedup: Dedup = Dedup()
     pair_score: PairScore | None = Field(
         None, description="score every pair by an image tower and a text tower; by default none is"
+    )
+    semantic_dedup: SemanticDedup | None = Field(
+        None, description="keep one of the images whose features nearly agree; by default all"
     )
     balance: Balance | None = Field(None, description="keep a share of the pairs of frequent concepts; by default all")
     regions: Regions = Regions()
@@ -399,6 +417,12 @@ class BuildSpec(Spec):
     def _faces_are_looked_for(self) -> BuildSpec:
         if self.shards.faces == "blur" and all(ref.name != "faces" for ref in self.regions.detectors):
             raise ValueError("shards.faces: blur needs the detector `faces` in regions.detectors, which finds them")
+        return self
+
+    @model_validator(mode="after")
+    def _features_have_a_tower(self) -> BuildSpec:
+        if self.semantic_dedup is not None and self.pair_score is None:
+            raise ValueError("semantic_dedup: needs the section pair_score, whose image tower says what is alike")
         return self
 
     def max_drop(self, source: SourceRef, stage: str, default: float | None = None) -> float | None:

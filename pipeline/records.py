@@ -104,6 +104,8 @@ class DropReason(str, enum.Enum):
     PAIR_SCORE_LOW = "pair_score_low"  # picture and text fit too badly
     PAIR_SCORE_HIGH = "pair_score_high"  # too well: often a picture of its own caption
     BELOW_TOP_SHARE = "below_top_share"  # others of its source fit better
+    # semantic_dedup
+    SEMANTIC_DUPLICATE = "semantic_duplicate"  # its image shows what that of an earlier kept pair shows
     # balance
     OVER_REPRESENTED = "over_represented"  # all its concepts are frequent, and its id is not among the share kept
     NO_CONCEPT = "no_concept"

@@ -192,6 +192,7 @@ def pair_stages(spec: BuildSpec) -> list[str]:
         "screen": bool(pixel_filters(spec)),
         "score": spec.pair_score is not None,
         "choose": bool(pair_filters(spec)),
+        "semantic_dedup": spec.semantic_dedup is not None,
         "balance": spec.balance is not None,
     }
     return [name for name, wanted in asked.items() if wanted]

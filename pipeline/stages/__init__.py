@@ -19,11 +19,14 @@ from pipeline.stages import (
     filter,
     lead,
     measure,
+    nearest,
     rank,
     report,
     score,
     screen,
+    semantic_dedup,
     shard,
+    vectors,
 )
 from pipeline.store.stage import Stage
 
@@ -42,6 +45,9 @@ STAGES: dict[str, Stage] = {
         screen.STAGE,
         score.STAGE,
         choose.STAGE,
+        vectors.STAGE,
+        nearest.STAGE,
+        semantic_dedup.STAGE,
         concepts.STAGE,
         balance.STAGE,
         detect.STAGE,

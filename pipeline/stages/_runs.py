@@ -13,18 +13,20 @@ from __future__ import annotations
 import contextlib
 import heapq
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.files.digests import DIGEST, digests_of
+from pipeline.files.digests import DIGEST, Digests, digests_of
 from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
 from pipeline.store.build import Build
+from pipeline.store.identities import Identities
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
 
@@ -82,15 +84,17 @@ def sorted_by_rank(rows: pa.Table) -> pa.Table:
     return rows.take(pc.sort_indices(pa.table(keys), sort_keys=order))
 
 
-def merged(stage: StageDir, records: Sequence[Record], block: int) -> Iterator[tuple[pa.Table, Any]]:
+def merged(
+    stage: StageDir, records: Sequence[Record], block: int, keys_of: Callable[[pa.Table], list[bytes]] | None = None
+) -> Iterator[tuple[pa.Table, Any]]:
     """All runs as one sequence by rank: (RUN_SCHEMA rows, run of each row as a number in `records`), `block` at a time.
 
-    Holds BUFFER rows beside a block.
+    keys_of: of other rows, which are merged by it; each run is sorted by it already. Holds BUFFER rows beside a block.
     """
     with contextlib.ExitStack() as files:
         paths = [files.enter_context(stage.file(record, "parquet")) for record in records]
         size = max(256, BUFFER // max(1, len(paths)))
-        cursors = [_Cursor(str(path), size, number) for number, path in enumerate(paths)]
+        cursors = [_Cursor(str(path), size, number, keys_of or rank_keys) for number, path in enumerate(paths)]
         if len(cursors) == 1:  # most builds: nothing to merge
             for table in cursors[0].tables(block):
                 yield table, np.zeros(table.num_rows, np.int32)
@@ -115,8 +119,8 @@ def _rows_of_block(cursors: Sequence[_Cursor], run_of_row: Any) -> pa.Table:
 class _Cursor:
     """Reads one run in order: keys are read ahead, and the rows whose keys were read are taken afterwards."""
 
-    def __init__(self, path: str, size: int, number: int) -> None:
-        self._path, self._size, self._number = path, size, number
+    def __init__(self, path: str, size: int, number: int, keys_of: Callable[[pa.Table], list[bytes]]) -> None:
+        self._path, self._size, self._number, self._keys_of = path, size, number, keys_of
         self._ahead: deque[pa.Table] = deque()
 
     def tables(self, size: int) -> Iterator[pa.Table]:
@@ -128,14 +132,7 @@ class _Cursor:
         """(key, number of this run) of each row; keys compare as bytes in the order of ranks."""
         for table in self.tables(self._size):
             self._ahead.append(table)
-            # 40 bytes: the larger image first (big-endian, counted down from the maximum), then candidate_id; 4 bytes
-            # of KEPT_BY before them, where there is such a column
-            smaller = (np.iinfo(np.int64).max - _pixels(table).to_numpy()).astype(">u8")
-            parts = [smaller.view(np.uint8).reshape(-1, 8), digests_of(table["candidate_id"])]
-            if KEPT_BY in table.column_names:
-                parts.insert(0, table[KEPT_BY].to_numpy().astype(">u4").view(np.uint8).reshape(-1, 4))
-            joined = np.ascontiguousarray(np.concatenate(parts, axis=1))
-            for key in joined.view(f"V{joined.shape[1]}").ravel().tolist():
+            for key in self._keys_of(table):
                 yield key, self._number
 
     def take(self, count: int) -> pa.Table:
@@ -148,6 +145,37 @@ class _Cursor:
                 self._ahead.appendleft(first.slice(count))
             count -= parts[-1].num_rows
         return pa.concat_tables(parts)
+
+
+def rank_keys(table: pa.Table) -> list[bytes]:
+    """The ranks of rows of RUN_SCHEMA, as bytes that compare like them.
+
+    40 bytes: the larger image first (big-endian, counted down from the maximum), then candidate_id; 4 bytes of KEPT_BY
+    before them, where there is such a column.
+    """
+    smaller = (np.iinfo(np.int64).max - _pixels(table).to_numpy()).astype(">u8")
+    parts = [smaller.view(np.uint8).reshape(-1, 8), digests_of(table["candidate_id"])]
+    if KEPT_BY in table.column_names:
+        parts.insert(0, table[KEPT_BY].to_numpy().astype(">u4").view(np.uint8).reshape(-1, 4))
+    joined = np.ascontiguousarray(np.concatenate(parts, axis=1))
+    keys: list[bytes] = joined.view(f"V{joined.shape[1]}").ravel().tolist()
+    return keys
+
+
+def kept_by(build: Build, candidate_id: Digests, part: str) -> npt.NDArray[np.int32]:
+    """For each of distinct candidates [N] the number of the build in `made_from` that kept it, as KEPT_BY has it.
+
+    part: the file of STORE's identities that lists what a build kept; a build without it kept none.
+    """
+    identities, number = Identities(build.store), np.full(len(candidate_id), len(build.made_from), np.int32)
+    own = np.ascontiguousarray(candidate_id).view("V32").ravel()
+    for at, earlier in enumerate(build.made_from):
+        known = identities.read(earlier.identities)
+        for batch in identities.batches(known, part, ["candidate_id"]) if part in known.files else ():
+            kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
+            _, rows, _ = np.intersect1d(own, kept, return_indices=True)
+            number[rows] = np.minimum(number[rows], at)
+    return number
 
 
 def _first(keys: Iterator[tuple[bytes, int]], count: int) -> Iterator[tuple[bytes, int]]:

@@ -20,12 +20,11 @@ import pyarrow.compute as pc
 
 from data_specs.folding import normals
 from pipeline import pulse
-from pipeline.files.digests import Digests, column_of, digests_of, unhex
+from pipeline.files.digests import column_of, digests_of, unhex
 from pipeline.matching import text_rows
 from pipeline.records import TEXTS_TYPE
-from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, pairs_of, run_name, sorted_by_rank
+from pipeline.stages._runs import KEPT_BY, RUN_SCHEMA, kept_by, pairs_of, run_name, sorted_by_rank
 from pipeline.store.build import Build
-from pipeline.store.identities import Identities
 from pipeline.store.stage import Stage, StageFile
 from pipeline.urls import domain_key
 
@@ -65,22 +64,12 @@ def run_partition(build: Build, partition: str) -> None:
     pairs = pairs_of(build, partition, [*_DIGESTS, *_UNCHANGED, "page_url", "image_url"])
     table = prepared(pairs, build.spec.dedup.text_similarity)
     if build.made_from:
-        table = sorted_by_rank(table.append_column(KEPT_BY, _kept_by(build, digests_of(table["candidate_id"]))))
+        table = sorted_by_rank(
+            table.append_column(KEPT_BY, pa.array(kept_by(build, digests_of(table["candidate_id"]), "images.parquet")))
+        )
     with build.stage("rank").attempt(partition) as attempt:
         attempt.write_table("parquet", table, row_group_size=ROW_GROUP)
         attempt.commit({"pairs": table.num_rows, "texts": len(table["texts"].combine_chunks().flatten())})
-
-
-def _kept_by(build: Build, candidate_id: Digests) -> pa.Array:
-    """For each of distinct candidates [N] the number of the build in `made_from` that kept it, KEPT_BY."""
-    identities, number = Identities(build.store), np.full(len(candidate_id), len(build.made_from), np.int32)
-    own = np.ascontiguousarray(candidate_id).view("V32").ravel()
-    for at, earlier in enumerate(build.made_from):
-        for batch in identities.batches(identities.read(earlier.identities), "images.parquet", ["candidate_id"]):
-            kept = np.ascontiguousarray(digests_of(batch["candidate_id"])).view("V32").ravel()
-            _, rows, _ = np.intersect1d(own, kept, return_indices=True)
-            number[rows] = np.minimum(number[rows], at)
-    return pa.array(number)
 
 
 def prepared(pairs: pa.Table, threshold: float) -> pa.Table:

@@ -37,7 +37,7 @@ from pipeline.files.folder import file_sha256
 from pipeline.files.parquet import write_parquet
 from pipeline.matching.text_rows import FIELDS
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef, Record
+from pipeline.store.partitions import FileRef, Record, StageDir
 from pipeline.store.store import Store
 
 IMAGE_SCHEMA = pa.schema(
@@ -72,9 +72,15 @@ PARTS = ("images.parquet", SIGNATURES, "texts.parquet", "placeholders.parquet")
 IDENTITY_STAGE = "lead"
 """The stage whose only partition holds what a build publishes here."""
 
+SEMANTIC, SEMANTIC_STAGE = "semantic.vectors", "nearest"
+"""Of a build with semantic dedup one file more: what it kept, with features (Parquet); and the stage that wrote it."""
+
 
 class Published(BaseModel):
-    """The identities of one published build; those of other `features` (feature id), or another `sketch`, differ."""
+    """The identities of one published build; those of other `features` (feature id), or another `sketch`, differ.
+
+    tower: the id of the image tower whose features SEMANTIC holds, if the build has that file.
+    """
 
     model_config = ConfigDict(frozen=True)
     build: str
@@ -82,6 +88,7 @@ class Published(BaseModel):
     snapshot: str
     features: str
     sketch: str
+    tower: str = ""
     files: dict[str, FileRef]
 
 
@@ -143,7 +150,10 @@ class Identities:
         return tuple(name for _, _, name in sorted(commits))
 
     def batches(self, known: Published, part: str, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
-        """Rows of one of PARTS, in order. Raises StoreError if the file is not there or not whole."""
+        """Rows of one of PARTS, or of SEMANTIC where the build has it, in order.
+
+        Raises StoreError if the file is not there or not whole.
+        """
         with self._file(known, part) as path, pq.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=50_000, columns=columns):
                 yield pa.Table.from_batches([batch])
@@ -199,11 +209,10 @@ class Identities:
         name, before = commit_name(build), self.of(build.build_id)
         if name == before:
             return
-        stage, record = build.stage(IDENTITY_STAGE), _record(build)
-        files = {}
-        for part in PARTS:
-            with stage.file(record, part) as path:
-                files[part] = record.files[part].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
+        record, files = _record(build), {}
+        for part, (stage, of_part, suffix) in _sources(build).items():
+            with stage.file(of_part, suffix) as path:
+                files[part] = of_part.files[suffix].model_copy(update={"name": f"{name.removesuffix('.json')}.{part}"})
                 self._copy(path, files[part].name)
         known = Published(
             build=build.build_id,
@@ -211,6 +220,7 @@ class Identities:
             snapshot=build.snapshot,
             features=record.info["features"],
             sketch=record.info["sketch"],
+            tower=_tower(build),
             files=files,
         )
         self._commit(name, known, before)
@@ -246,6 +256,11 @@ class Identities:
                 shutil.copyfile(path, paths["texts.parquet"])
             signatures = self.signatures(known, images.num_rows)
             write_without(paths, images, signatures, flagged, removed)
+            if SEMANTIC in known.files:
+                paths[SEMANTIC] = Path(scratch) / SEMANTIC
+                gone = images["candidate_id"].filter(pa.array(removed))
+                rows = pa.concat_tables(list(self.batches(known, SEMANTIC)))
+                write_parquet(paths[SEMANTIC], rows.filter(pc.invert(pc.is_in(rows["candidate_id"], gone))))
             digests = {part: file_sha256(path) for part, path in paths.items()}
             new = f"{known.build}.{_digest(digests)}.json"
             files = {}
@@ -276,8 +291,8 @@ class Identities:
 
 def commit_name(build: Build) -> str:
     """`<build>.<digest of the files' sha256>.json`."""
-    record = _record(build)
-    return f"{build.build_id}.{_digest({part: record.files[part].sha256 for part in PARTS})}.json"
+    digests = {part: record.files[suffix].sha256 for part, (_, record, suffix) in _sources(build).items()}
+    return f"{build.build_id}.{_digest(digests)}.json"
 
 
 def build_of(name: str) -> str:
@@ -291,8 +306,32 @@ def _record(build: Build) -> Record:
     return stage.record(stage.partitions()[0])
 
 
+def _sources(build: Build) -> dict[str, tuple[StageDir, Record, str]]:
+    """Where each file of a build's commit lies: stage, record and suffix."""
+    stage, record = build.stage(IDENTITY_STAGE), _record(build)
+    sources = {part: (stage, record, part) for part in PARTS}
+    semantic = _semantic(build)
+    return sources if semantic is None else {**sources, SEMANTIC: (*semantic, "kept.parquet")}
+
+
+def _semantic(build: Build) -> tuple[StageDir, Record] | None:
+    """The stage of SEMANTIC with its only record; None for a build without semantic dedup."""
+    if build.spec.semantic_dedup is None or SEMANTIC_STAGE not in build.fingerprints:
+        return None
+    stage = build.stage(SEMANTIC_STAGE)
+    records = stage.records()
+    return (stage, records[0]) if records else None
+
+
+def _tower(build: Build) -> str:
+    semantic = _semantic(build)
+    return "" if semantic is None else str(semantic[1].info["tower"])
+
+
 def _digest(of_parts: Mapping[str, str]) -> str:
-    return hashlib.sha256(" ".join(of_parts[part] for part in PARTS).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        " ".join(of_parts[part] for part in (*PARTS, SEMANTIC) if part in of_parts).encode()
+    ).hexdigest()[:12]
 
 
 def write_without(

@@ -278,3 +278,37 @@ def test_airflow_dags_test_of_each(tmp_path: Path, fake: Any) -> None:
     manifest, run = "/b/n/shards/manifest.json", "/runs/tiny-n"
     assert checkpoint == {"checkpoint": "/runs/c", "manifest": manifest, "run": run, "init": "", "recall": 0.25}
     assert len(fake.jobs) == 7
+
+
+LOOP = """
+import datetime, json, sys, types
+sys.path.append(sys.argv[1])
+import data_loop, ray_tasks
+day = datetime.datetime(2026, 1, 19, 3, tzinfo=datetime.timezone.utc)
+params = {"strict_spec": "/specs/best.yaml", "spec": "/specs/all.yaml", "store": "/store", "out_root": "/b/",
+          "run_root": "/runs/", "towers": "/towers/best", "recipe": "demo", "scorer_recipe": "tiny",
+          "scorer_set": "run.epochs=1", "set": "", "workers": 2}
+def planned(**changed):
+    context = {"params": params | changed, "dag_run": types.SimpleNamespace(logical_date=day, run_after=day)}
+    data_loop.get_current_context = ray_tasks.get_current_context = lambda: context
+    try: return data_loop.plan.function()
+    except Exception as e: return f"{type(e).__name__}: {e}"
+print(json.dumps([planned(), planned(scorer_recipe=""), planned(spec="/specs/best.yaml"), planned(towers="")]))
+"""
+
+
+@needs_airflow
+def test_the_loop_builds_trains_exports_scores_and_trains_again(tmp_path: Path) -> None:
+    said, same, one, nowhere = _in_airflow(tmp_path, LOOP, str(ROOT / "dags"))
+    assert list(said.values()) == [
+        "wenlan-data build /specs/best.yaml --out /b/best-2026-01-19 --store /store --snapshot 2026-01-19 --json",
+        "wenlan-train fit --recipe tiny --data /b/best-2026-01-19/shards/manifest.json "
+        "--out /runs/scorer-best-2026-01-19 --set run.epochs=1 --workers 2 --json",
+        "wenlan-train export /runs/scorer-best-2026-01-19 --to onnx --out /towers/best --json",
+        "wenlan-data build /specs/all.yaml --out /b/all-2026-01-19 --store /store --snapshot 2026-01-19 --json",
+        "wenlan-train fit --recipe demo --data /b/all-2026-01-19/shards/manifest.json --out /runs/demo-all-2026-01-19 "
+        "--workers 2 --json",
+    ]
+    assert same["scorer"].startswith("wenlan-train fit --recipe demo ")
+    assert "strict_spec and spec are one file" in one
+    assert "parameter towers is empty" in nowhere

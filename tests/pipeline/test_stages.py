@@ -147,7 +147,8 @@ def test_what_a_stage_commits_is_what_it_declares(built: Build) -> None:
                     assert not file.row_key or file.row_key in table.column_names
     wanted = {(stage.name, file.suffix) for stage in built.stages.values() for file in stage.files}
     absent = {name for name, _ in wanted - seen}
-    assert absent <= {"crawl", "extract", "fetch", "screen", "score", "choose", "concepts", "balance", "dedup"}, (
+    models = {"screen", "score", "choose", "vectors", "nearest", "semantic_dedup"}
+    assert absent <= {"crawl", "extract", "fetch", *models, "concepts", "balance", "dedup"}, (
         "no site, no boxes, no network, no models, no balance, one split"
     )
 

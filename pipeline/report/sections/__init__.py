@@ -20,6 +20,7 @@ from pipeline.report.sections import (
     pair_scores,
     published,
     samples,
+    semantic_duplicates,
     shapes,
     sources,
     state,
@@ -44,6 +45,7 @@ SECTIONS: tuple[Section, ...] = (
     balance.SECTION,
     drift.SECTION,
     duplicates.SECTION,
+    semantic_duplicates.SECTION,
     cost.SECTION,
 )
 """Every section. This is the order of the page."""

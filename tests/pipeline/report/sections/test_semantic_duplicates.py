@@ -1,0 +1,81 @@
+"""Section `semantic_duplicates`: counts what was merged, and shows each duplicate beside its leader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.report.section import Material
+from pipeline.report.sections import semantic_duplicates
+from pipeline.report.sections.semantic_duplicates import duplicates
+from tests import alike
+from tests.deduped import publish
+from tests.stages import run_stage
+
+SHOWN = [(f"p{i}", (0.8, 0.1 + 0.04 * i, 0.1), 400 - 10 * i, f"第{i}图") for i in range(12)]
+
+
+@pytest.fixture
+def build(fetched_build: Any, got: Any, tmp_path: Path) -> Any:
+    def make(shown: Any = SHOWN, **more: Any) -> Any:
+        made = alike.made(fetched_build, got, tmp_path, shown, {"distance": 0.01}, **more)
+        run_stage(made, "detect", "shard")
+        return made
+
+    return make
+
+
+def groups(said: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    return {group["name"]: group["pairs"] for group in said["groups"]}
+
+
+def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any) -> None:
+    made = build(parts=2)
+    said = duplicates(Material(made))
+    assert said is not None
+    dropped = alike.dropped(made)
+    assert (said["seen"], said["kept"], said["dropped"]) == (12, 12 - len(dropped), len(dropped))
+    assert 3 < len(dropped) < 11
+    [limit] = said["histogram"]["limits"]
+    assert limit["dropped"] == sum(b["own"] for b in said["histogram"]["bins"]) == len(dropped)
+    shown = groups(said)
+    for name, order in (("closest", 1), ("just_dropped", -1)):
+        apart = [order * pair["apart"] for pair in shown[name]]
+        assert apart == sorted(apart)
+        assert {pair["other"]["id"] for pair in shown[name]} == {row["id"] for row in dropped.values()}
+    assert all(pair["apart"] <= 0.01 for pair in shown["closest"])
+    assert all(0.01 < pair["apart"] <= 0.015 for pair in shown["just_kept"])
+    assert shown["just_kept"]
+    for pair in (*shown["closest"], *shown["just_kept"]):
+        assert pair["leader"]["kept"]
+        assert pair["leader"]["picture"].startswith("data:image/jpeg;base64,")
+        assert pair["other"]["picture"].startswith("data:image/jpeg;base64,")
+        assert pair["leader"]["id"] != pair["other"]["id"]
+    for pair in shown["closest"]:
+        assert pair["other"]["duplicate_of"] == pair["leader"]["id"]
+
+
+def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_shown(
+    build: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(SHOWN[:1])
+    publish(first)
+    second = build(SHOWN[1:3], snapshot="2026-02-02")
+    said = duplicates(Material(second))
+    assert said is not None
+    assert (said["by_earlier"], said["earlier"]) == (len(alike.dropped(second)), 1)
+    [pair, *_] = groups(said)["closest"]
+    assert pair["leader"] is None, "its build was not registered, so nobody knows where it lies"
+    gone = pair["other"]["id"]
+    taken = type("Takedowns", (), {"names": lambda self, row: row["id"] == gone, "hashes": frozenset()})()
+    monkeypatch.setattr(type(second.store), "takedowns", lambda self: taken)
+    said = duplicates(Material(second))
+    assert said is not None
+    assert gone not in {pair["other"]["id"] for pairs in groups(said).values() for pair in pairs}
+
+
+def test_a_spec_that_does_not_ask_has_no_section(fetched_build: Any, got: Any) -> None:
+    made = fetched_build([], filters=[])
+    assert semantic_duplicates.figures(Material(made), {}) == {"semantic_duplicates": None}

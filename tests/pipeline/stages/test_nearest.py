@@ -1,0 +1,123 @@
+"""nearest: what earlier builds kept leads; increments, holders and blocks give what one pass over everything gives."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.matching import semantic
+from pipeline.stages import nearest
+from pipeline.store.build import Earlier
+from pipeline.store.identities import SEMANTIC, Identities
+from tests import alike
+from tests.deduped import publish
+from tests.stages import run_stage
+
+RED, GREEN, BLUE = (0.8, 0.1, 0.1), (0.1, 0.8, 0.1), (0.1, 0.1, 0.8)
+
+
+def many(seed: int, count: int, widths: tuple[int, int]) -> list[alike.Shown]:
+    """Pictures of random colours."""
+    rng = np.random.default_rng(seed)
+    shown = []
+    for i in range(count):
+        red, green, blue = rng.uniform(0.1, 0.8, 3).tolist()
+        shown.append((f"s{seed}-{i}", (red, green, blue), int(rng.integers(*widths)), f"第{i}图"))
+    return shown
+
+
+def test_increments_give_what_one_build_would_have_given(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    """Weeks of ever smaller pictures: the ranks of one build over all are the same, so must be what is kept."""
+    weeks = [many(1, 14, (340, 400)), many(2, 14, (280, 330)), many(3, 14, (220, 270))]
+    together = alike.made(
+        fetched_build, got, tmp_path, [own for week in weeks for own in week], store=str(tmp_path / "one")
+    )
+    apart = set[str]()
+    for week, shown in enumerate(weeks, 1):
+        build = alike.made(fetched_build, got, tmp_path, shown, snapshot=f"2026-0{week}-01", parts=week)
+        apart |= alike.kept(build)
+        publish(build)
+    assert apart == alike.kept(together)
+    assert 8 < len(apart) < 36
+    assert build.stage("nearest").record("all").counts["earlier"] > 5
+    by_earlier = [row for row in alike.dropped(build).values() if "an earlier build's picture" in row["evidence"]]
+    assert by_earlier
+    assert all(row["duplicate_of"] for row in by_earlier)
+
+
+def test_blocks_holders_and_sealed_groups_change_nothing(
+    fetched_build: Any, got: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown = many(5, 30, (220, 400))
+    one = alike.made(fetched_build, got, tmp_path, shown, name="one")
+    monkeypatch.setattr(nearest, "BLOCK", 4)
+    monkeypatch.setattr(semantic, "SEALED", 3)
+    other = alike.made(fetched_build, got, tmp_path, shown, name="other", parts=3, dedup={"pairs_per_holder": 7})
+    assert other.stage("nearest").record("all").counts["holders"] == 5
+    told = [{name: row["evidence"] for name, row in alike.dropped(build).items()} for build in (one, other)]
+    assert told[0] == told[1]
+    assert 3 < len(told[0]) < 27
+
+
+def test_what_is_kept_is_near_nothing_that_is_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    build = alike.made(fetched_build, got, tmp_path, many(7, 30, (220, 400)))
+    record = build.stage("nearest").record("all")
+    verdicts = build.stage("nearest").table(record, f"{build.stage('vectors').partitions()[0]}.verdicts").to_pylist()
+    assert {row["millionths"] > 20_000 for row in verdicts if not row["dropped"]} <= {True}
+    assert {row["millionths"] <= 20_000 for row in verdicts if row["dropped"]} == {True}
+    kept = build.stage("nearest").table(record, "kept.parquet")
+    assert len(alike.kept(build)) == kept.num_rows == record.counts["leaders"]
+
+
+def test_a_new_generation_keeps_what_the_last_one_kept(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    """The second week's larger picture was dropped for the first week's; made anew together, it is again."""
+    first = alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色")])
+    publish(first)
+    both = [("a", RED, 300, "红色"), ("b", RED, 400, "红色的图")]
+    plain = alike.made(fetched_build, got, tmp_path, both, name="fresh", store=str(tmp_path / "fresh"))
+    assert alike.kept(plain) == {"b"}
+    anew = alike.made(fetched_build, got, tmp_path, both, stages=("measure", "filter"), snapshot="2026-03-03")
+    commit = Identities(anew.store).of(first.build_id)
+    anew = replace(
+        anew, generation=2, identities=(), made_from=(Earlier(first.build_id, first.snapshot, first.out, commit),)
+    )
+    run_stage(anew, *alike.STAGES)
+    assert alike.kept(anew) == {"a"}
+
+
+def test_an_earlier_build_without_features_leads_nobody_and_that_is_logged(
+    fetched_build: Any, got: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    plain = fetched_build([], name="t", snapshot="2026-01-01", filters=[])
+    run_stage(plain, *alike.STAGES)
+    publish(plain)
+    with caplog.at_level(logging.WARNING, "wenlan"):
+        build = alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色")], snapshot="2026-02-02", name="t")
+    assert alike.kept(build) == {"a"}
+    assert "was not compared by features of this tower" in caplog.text
+
+
+def test_a_takedown_takes_the_features_out_of_store_and_of_the_build(
+    fetched_build: Any, got: Any, tmp_path: Path
+) -> None:
+    build = alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色"), ("b", GREEN, 300, "绿色")])
+    publish(build)
+    identities = Identities(build.store)
+    known = identities.read(identities.of(build.build_id))
+    rows = [r for t in identities.batches(known, SEMANTIC) for r in t.to_pylist()]
+    assert len(rows) == 2
+    gone = bytes.fromhex(alike.ids(build)["a"])
+    renamed = identities.forget(lambda table: np.array([v == gone for v in table["candidate_id"].to_pylist()]))
+    assert len(renamed) == 1
+    known = identities.read(identities.of(build.build_id))
+    left = [r["candidate_id"] for t in identities.batches(known, SEMANTIC) for r in t.to_pylist()]
+    assert left == [r["candidate_id"] for r in rows if r["candidate_id"] != gone]
+    later = alike.made(
+        fetched_build, got, tmp_path, [("c", RED, 280, "红色"), ("d", GREEN, 280, "绿")], snapshot="2026-05-05"
+    )
+    assert alike.kept(later) == {"c"}
