@@ -86,7 +86,7 @@ PLANS = {
         scenes=0,
         styles=tuple(s for s in STYLES if s.name in ("Noto", "OpenMoji", "Twemoji", "EmojiOne", "Fluent flat")),
     ),
-    "hour": Plan("hour", table.ARMS, 48_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400),
+    "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400),
     "full": Plan("full", table.full(), 128_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 32_000, 9_600, 4_800),
 }
 
