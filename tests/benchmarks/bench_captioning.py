@@ -26,6 +26,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -148,8 +149,8 @@ def measure(name: str, out: Path, epochs: float, cache: Path) -> dict[str, dict[
     data, run = [str(dataset(name, out))], out / "run"
     settings = ["data.num_workers=0", "run.tracker=none", "run.device=cpu", f"run.epochs={max(1, round(0.3 * epochs))}"]
     fit(resolve("demo", settings, None), data, run, cache=cache)
-    fields = {**vars(CONFIG), "epochs": epochs, "eval_epochs": epochs / 8, "max_characters": LONGEST[name]}
-    trained = fit_captioner(run, data, out / "captioner", CaptionerConfig(**fields), device="cpu", cache=cache)
+    config = replace(CONFIG, epochs=epochs, eval_epochs=epochs / 4, max_characters=LONGEST[name])
+    trained = fit_captioner(run, data, out / "captioner", config, device="cpu", cache=cache)
     kinds: Sequence[Tokens] = ("characters", "jieba")
     return {
         tokens: evaluate_captioning(Path(trained.best), data, "val", tokens=tokens, device="cpu", cache=cache)
