@@ -1,6 +1,6 @@
 """Captions written for HowToCook's photos, Tux Paint's stamps and Wesnoth's units, beside the nearest training caption.
 
-    python tests/benchmarks/bench_captioning.py [SET ...] [--out DIR] [--quick]
+    python tests/benchmarks/bench_captioning.py [--sets NAME ...] [--out DIR] [--quick]
 
 Each set is a folder of pictures with a table of captions, and goes the way that users go: `wenlan-data build` makes the
 dataset (a fifth of the pictures is val), recipe `demo` trains the towers on its train split, `fit-captioner` a small
@@ -160,7 +160,7 @@ def measure(name: str, out: Path, epochs: float, cache: Path) -> dict[str, dict[
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sets", nargs="*", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--out", type=Path, default=ROOT / "demo" / "captions")
     parser.add_argument(
         "--epochs", type=float, default=CONFIG.epochs, help="of the captioner; the towers' are 0.3 of it"
