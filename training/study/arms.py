@@ -87,6 +87,9 @@ ARMS: tuple[Arm, ...] = (
 )
 """The arms of `make study`."""
 
+CLAIMED = ("moco", "clip", "moco-b8", "clip-b8")
+"""Those of the paper's claim, the queue against in-batch CLIP at small batches: all their seeds are done first."""
+
 QUICK = ("moco", "clip", "moco-k0", "shuffled", "single-tower")
 """Those of `make study QUICK=1`."""
 

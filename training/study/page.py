@@ -1,8 +1,9 @@
 """The study's page: one HTML file with all it needs in it, made of the records that are there at any time.
 
-It states what the figures imply (training/study/results.py), shows a figure for every run, and makes no request.
+It states what the figures imply (training/study/results.py), shows a figure for every run, speaks English and Chinese,
+and makes no request.
 
-Limits: English. Drawings are shown under the licences of their packages, which the page names.
+Limits: drawings are shown under the licences of their packages, which the page names.
 """
 
 from __future__ import annotations
@@ -19,55 +20,100 @@ from training.study import regions
 from training.study.arms import Arm
 from training.study.charts import Series, curves, forest
 from training.study.drawings import NAMES, Part, raster, read_emoji
-from training.study.results import CLAIMS, HEADLINE, Figures, gather, judge, r1, statement
+from training.study.results import CLAIMS, HEADLINES, Figures, Words, gather, judge, r1, statement
 from training.study.runs import Study, drawings_of, load_corpus, tarballs_of
 from training.study.trial import SMALL_GALLERY
+from training.use import page
 
-_TEMPLATE = Path(__file__).with_name("page.html")
+_TEMPLATES = (Path(__file__).parent, Path(page.__file__).with_name("templates"))
+"""The page's own, and those of the page of evaluations, whose switches of language and theme it has too."""
 
 _SHOWN = ("1f43c", "1f681", "1f349", "1f9d1-200d-1f680", "1f984", "1f9ef")
 """Emoji in the strip of examples, as far as they are drawn."""
 
-_CHARTS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Objective", "batch 16", ("moco", "clip", "siglip", "albef", "moco-k0")),
-    ("Batch", "queue against in-batch CLIP", ("moco-b8", "moco", "moco-b64", "clip-b8", "clip", "clip-b64")),
-    ("Queue", "momentum .99, batch 16", ("moco-k0", "moco-k256", "moco", "moco-k4096")),
-    ("Momentum", "queue 1,024, batch 16", ("moco-m0", "moco-m0.9", "moco", "moco-m0.999")),
+_CHARTS: tuple[tuple[Words, Words, tuple[str, ...]], ...] = (
+    (("Objective", "目标函数"), ("batch 16", "批大小 16"), ("moco", "clip", "siglip", "albef", "moco-k0")),
+    (
+        ("Batch", "批大小"),
+        ("queue against in-batch CLIP", "队列与批内 CLIP"),
+        ("moco-b8", "moco", "moco-b64", "clip-b8", "clip", "clip-b64"),
+    ),
+    (
+        ("Queue", "队列长度"),
+        ("momentum .99, batch 16", "动量 .99，批大小 16"),
+        ("moco-k0", "moco-k256", "moco", "moco-k4096"),
+    ),
+    (
+        ("Momentum", "动量"),
+        ("queue 1,024, batch 16", "队列 1,024，批大小 16"),
+        ("moco-m0", "moco-m0.9", "moco", "moco-m0.999"),
+    ),
 )
 
 _COLOURS = {"moco": 0, "clip": 1}
 
-_LABELS = {
-    "moco": "queue (moco)",
-    "clip": "in-batch CLIP",
-    "siglip": "SigLIP",
-    "albef": "soft targets (albef)",
-    "moco-whole": "queue, whole picture",
-    "clip-whole": "CLIP, whole picture",
-    "shuffled": "control: shuffled pairs",
-    "single-tower": "single tower (matching)",
-    "moco-cnn": "queue, CNN from scratch",
-    "clip-cnn": "CLIP, CNN from scratch",
+_LABELS: dict[str, Words] = {
+    "moco": ("queue (moco)", "队列（moco）"),
+    "clip": ("in-batch CLIP", "批内 CLIP"),
+    "siglip": ("SigLIP", "SigLIP"),
+    "albef": ("soft targets (albef)", "软目标（albef）"),
+    "moco-whole": ("queue, whole picture", "队列，整图"),
+    "clip-whole": ("CLIP, whole picture", "CLIP，整图"),
+    "shuffled": ("control: shuffled pairs", "对照：打乱的图文对"),
+    "single-tower": ("single tower (matching)", "单塔（匹配）"),
+    "moco-cnn": ("queue, CNN from scratch", "队列，从零训练的 CNN"),
+    "clip-cnn": ("CLIP, CNN from scratch", "CLIP，从零训练的 CNN"),
 }
 
+_HEADS: tuple[Words, ...] = (
+    ("arm", "组"),
+    ("unseen styles, equal samples", "没见过的画风，样本数相等"),
+    ("unseen styles, equal compute", "没见过的画风，计算量相等"),
+    ("unseen names", "没见过的名称"),
+    ("train style", "训练画风"),
+    (f"of {SMALL_GALLERY} candidates", f"{SMALL_GALLERY} 个候选"),
+    ("T", "温度"),
+    ("length, samples", "长度，样本数相等"),
+    ("length, compute", "长度，计算量相等"),
+    ("operations a sample", "每样本运算量"),
+    ("ms a step", "每步毫秒"),
+    ("seconds", "秒"),
+    ("seeds", "种子"),
+)
 
-def label(arm: Arm) -> str:
+_RUN_HEADS: tuple[Words, ...] = (
+    ("arm", "组"),
+    ("seed", "种子"),
+    ("unseen styles", "没见过的画风"),
+    ("unseen names", "没见过的名称"),
+    ("train", "训练"),
+    ("dev", "dev"),
+    (f"of {SMALL_GALLERY}", f"{SMALL_GALLERY} 个候选"),
+    ("drawing → name", "图找名"),
+    ("name → drawing", "名找图"),
+    ("loss", "损失"),
+    ("seconds", "秒"),
+)
+
+
+def label(arm: Arm) -> Words:
     """An arm's name in words."""
     if arm.name in _LABELS:
         return _LABELS[arm.name]
-    kind = "queue" if arm.objective == "moco" else "CLIP"
+    kind = ("queue", "队列") if arm.objective == "moco" else ("CLIP", "CLIP")
     differs = {"batch": f"B={arm.batch}", "queue": f"K={arm.queue:,}", "momentum": f"m={arm.momentum:g}"}
     if arm.factor in differs:
-        note = ", in-batch keys only" if arm.factor == "queue" and not arm.queue else ""
-        return f"{kind}, {differs[arm.factor]}{note}"
-    return f"{kind}, B={arm.batch}, K={arm.queue:,}, m={arm.momentum:g}"
+        alone = arm.factor == "queue" and not arm.queue
+        note = (", in-batch keys only", "，只用批内键") if alone else ("", "")
+        return f"{kind[0]}, {differs[arm.factor]}{note[0]}", f"{kind[1]}，{differs[arm.factor]}{note[1]}"
+    return f"{kind[0]}, {', '.join(differs.values())}", f"{kind[1]}，{'，'.join(differs.values())}"
 
 
 @dataclass(frozen=True)
 class _Row:
     """One arm in the table of arms; figures as text, empty where there are none."""
 
-    name: str
+    name: Words
     cells: tuple[str, ...]
     base: bool
 
@@ -78,8 +124,12 @@ def write_page(study: Study) -> Path:
 
     figures = gather(study.plan.arms, study.trials)
     template = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    ).from_string(_TEMPLATE.read_text(encoding="utf-8"))
+        loader=jinja2.FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("page.html")
     path = study.folder / "index.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f".index.html.{os.getpid()}")
@@ -99,32 +149,13 @@ def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
     corpus = load_corpus(study.out, study.weights, study.plan.styles)
     galleries = [(g.name, len(g.pictures), len(g.emoji_M)) for g in corpus.galleries]
     chance = {name: 1 / names for name, _, names in galleries}
-    charts = []
-    for title, note, names in _CHARTS:
-        shown = [n for n in names if n in figures]
-        # The two bases keep their colours from chart to chart.
-        free = iter(range(2, 8))
-        colours = [_COLOURS[n] if n in _COLOURS else next(free) for n in shown]
-        lines = [
-            Series(label(figures[n].arm), c, figures[n].curve("style")) for n, c in zip(shown, colours, strict=True)
-        ]
-        if len(lines) > 1 and set(shown) - set(_COLOURS):
-            charts.append(
-                (title, note, markupsafe.Markup(curves(lines, study.plan.samples, chance.get("style"))), lines)
-            )
-    if "moco" in figures and "clip" in figures:
-        pairs = [(n, g) for n in ("moco", "clip") for g in ("style", "train")]
-        words = {"style": "unseen styles", "train": "a train style"}
-        lines = [
-            Series(f"{label(figures[n].arm)}, {words[g]}", c, figures[n].curve(g)) for c, (n, g) in enumerate(pairs)
-        ]
-        svg = curves(lines, study.plan.samples)
-        charts.append(("Seen and unseen", "how much is memory", markupsafe.Markup(svg), lines))
     planned = sum(len(study.seeds(arm)) for arm in study.plan.arms)
     return {
-        "statement": statement([judge(claim, figures) for claim in HEADLINE]),
+        "statements": _statements(figures),
+        "heads": _HEADS,
+        "run_heads": _RUN_HEADS,
         "verdicts": [(v, markupsafe.Markup(forest(v.gain, most)) if v.gain and v.gain.n > 1 else "") for v in judged],
-        "charts": charts,
+        "charts": _charts(study, figures, chance.get("style")),
         "rows": [_row(f) for f in figures.values()],
         "runs": [_run(f, trial) for f in figures.values() for trial in f.trials],
         "search": _search(figures, galleries),
@@ -139,6 +170,48 @@ def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
         "small": SMALL_GALLERY,
         "regions": regions.content(study.sources(), study.region_jobs()),
     }
+
+
+def _statements(figures: Mapping[str, Figures]) -> list[Words]:
+    """The paper's claim at batch 16, and at the smaller batch where it has been run."""
+    judged = {batch: [judge(claim, figures) for claim in claims] for batch, claims in HEADLINES.items()}
+    return [statement(batch, found) for batch, found in judged.items() if batch == 16 or found[0].gain is not None]
+
+
+@dataclass(frozen=True)
+class _Key:
+    """One line of a chart's legend."""
+
+    words: Words
+    colour: int
+
+
+def _charts(
+    study: Study, figures: Mapping[str, Figures], chance: float | None
+) -> list[tuple[Words, Words, Any, list[_Key]]]:
+    """(title, note, SVG, legend) of each chart that has more than the two bases."""
+    import markupsafe
+
+    found = []
+    for title, note, names in _CHARTS:
+        shown = [n for n in names if n in figures]
+        # The two bases keep their colours from chart to chart.
+        free = iter(range(2, 8))
+        keys = [_Key(label(figures[n].arm), _COLOURS[n] if n in _COLOURS else next(free)) for n in shown]
+        if len(shown) > 1 and set(shown) - set(_COLOURS):
+            lines = [Series(k.words[0], k.colour, figures[n].curve("style")) for n, k in zip(shown, keys, strict=True)]
+            found.append((title, note, markupsafe.Markup(curves(lines, study.plan.samples, chance)), keys))
+    if "moco" in figures and "clip" in figures:
+        where: dict[str, Words] = {"style": ("unseen styles", "没见过的画风"), "train": ("a train style", "训练画风")}
+        pairs = [(figures[n], g) for n in ("moco", "clip") for g in where]
+        keys = []
+        for colour, (f, g) in enumerate(pairs):
+            name = label(f.arm)
+            keys.append(_Key((f"{name[0]}, {where[g][0]}", f"{name[1]}，{where[g][1]}"), colour))
+        lines = [Series(k.words[0], k.colour, f.curve(g)) for k, (f, g) in zip(keys, pairs, strict=True)]
+        title, note = ("Seen and unseen", "见过与没见过"), ("how much is memory", "有多少是记忆")
+        found.append((title, note, markupsafe.Markup(curves(lines, study.plan.samples)), keys))
+    return found
 
 
 def _percent(value: float | None) -> str:
@@ -173,7 +246,7 @@ def _row(f: Figures) -> _Row:
     )
 
 
-def _run(f: Figures, trial: Any) -> tuple[str, ...]:
+def _run(f: Figures, trial: Any) -> tuple[Words, tuple[str, ...]]:
     """One line per run: R@1 by gallery at the arm's chosen length, and at the end."""
     length = f.chosen("samples")
     point = next(p for p in trial.points if p.samples == length)
@@ -181,7 +254,8 @@ def _run(f: Figures, trial: Any) -> tuple[str, ...]:
         _percent(r1(point, g)) if g in point.i2t else "–" for g in ("style", "names", "train", "dev", "style_small")
     ]
     directions = [_percent(d.get("style", d.get("style_small"))) for d in (point.i2t, point.t2i)]
-    return (label(f.arm), str(trial.seed), *shown, *directions, f"{point.loss:.3f}", f"{trial.points[-1].seconds:.0f}")
+    seconds = f"{trial.points[-1].seconds:.0f}"
+    return label(f.arm), (str(trial.seed), *shown, *directions, f"{point.loss:.3f}", seconds)
 
 
 def _search(figures: Mapping[str, Figures], galleries: Sequence[tuple[str, int, int]]) -> dict[str, str] | None:

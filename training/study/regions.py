@@ -5,6 +5,7 @@ The same towers and the same loss (the queue) on the same pictures; only what th
     whole       the whole picture, one region
     grid        3 x 3 cells and the whole picture
     proposals   up to nine boxes of the detector and the whole picture, as BriVL has it
+    things      the true boxes of what a scene shows, and the whole picture: what a perfect detector would bring
 
 Pictures, boxes and texts come through the project's own loader from datasets that `wenlan-data build` has made
 (training/study/scenes.py); the frozen backbone runs once over each of them. Length is chosen on the dev split, by the
@@ -40,23 +41,31 @@ from training.records import Batch
 from training.study.arms import Arm, config_of
 from training.study.corpus import Input, cell_boxes
 from training.study.features import SIDE, Backbone
-from training.study.paired import difference, interval
+from training.study.paired import Interval, difference, interval
+from training.study.results import Words
 from training.study.scenes import Source
 from training.study.trial import TwoTowers, one_thread
+from training.towers.layers import present
 from training.use.hits import Clusters
 from training.use.retrieval import figures, rank
 
 LOG = logging.getLogger("wenlan.study")
 
-Sight = Literal["whole", "grid", "proposals"]
-SIGHTS: tuple[Sight, ...] = ("whole", "grid", "proposals")
+Sight = Literal["whole", "grid", "proposals", "things"]
+SIGHTS: tuple[Sight, ...] = ("whole", "grid", "proposals", "things")
+"""`things` only where the true boxes are known: on scenes."""
 
 BOXES = 9
 MAX_TOKENS = 24
 POINTS = (1 / 4, 1 / 2, 3 / 4, 1.0)
-VERSION = 1
+VERSION = 2
 
-_SAID = {"whole": "the whole picture", "grid": "3 × 3 grid and the whole", "proposals": "detector and the whole"}
+_SAID: dict[Sight, Words] = {
+    "whole": ("the whole picture", "整图"),
+    "grid": ("3 × 3 grid and the whole", "3 × 3 网格和整图"),
+    "proposals": ("detector and the whole", "检测框和整图"),
+    "things": ("true boxes and the whole (upper limit)", "真实框和整图（上限）"),
+}
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,12 @@ def jobs_of(
 ) -> list[Job]:
     """All runs of the second question, seed by seed."""
     there = [source for source in sources if not source.skipped]
-    return [Job(s, sight, n, samples[s.name], folder, weights) for n in seeds for s in there for sight in SIGHTS]
+    return [Job(s, sight, n, samples[s.name], folder, weights) for n in seeds for s in there for sight in sights(s)]
+
+
+def sights(source: Source) -> list[Sight]:
+    """What may be seen of a dataset."""
+    return [sight for sight in SIGHTS if sight != "things" or source.true_boxes is not None]
 
 
 def do(job: Job) -> float:
@@ -148,7 +162,7 @@ def do(job: Job) -> float:
     began = time.monotonic()
     splits: tuple[Split, ...] = ("train", "dev", "val")
     with one_thread():
-        run = _train(job, *(_half(job.source.manifest, split, job.sight, job.weights) for split in splits))
+        run = _train(job, *(_half(job.source, split, job.sight, job.weights) for split in splits))
     job.folder.mkdir(parents=True, exist_ok=True)
     new = job.file.with_suffix(".new")
     new.write_text(json.dumps({"key": job.key(), "run": asdict(run)}, indent=1) + "\n", encoding="utf-8")
@@ -232,14 +246,15 @@ def _measure(towers: TwoTowers, half: Half, sight: Sight) -> tuple[float, float,
 
 
 @lru_cache(maxsize=16)
-def _half(manifest: Path, split: Split, sight: Sight, weights: Path) -> Half:
+def _half(source: Source, split: Split, sight: Sight, weights: Path) -> Half:
     """A split's features and texts, computed once per process and kept in a file. Raises TrainingError."""
+    manifest = source.manifest
     detector = next(d for d in _detectors(manifest) if d.startswith("proposals" if sight == "proposals" else "grid"))
-    path = manifest.parent / f"{split}.{detector}.pt"
+    path = manifest.parent / f"{split}.{'things' if sight == 'things' else detector}.pt"
     if path.is_file():
         saved = torch.load(path, weights_only=True)
     else:
-        saved = _computed(manifest, split, detector, weights)
+        saved = _computed(source, split, detector, weights, true_boxes=sight == "things")
         new = path.with_suffix(f".{time.time_ns()}")
         torch.save(saved, new)
         new.replace(path)
@@ -247,23 +262,36 @@ def _half(manifest: Path, split: Split, sight: Sight, weights: Path) -> Half:
     return Half(regions, Batch.of(**saved))
 
 
-def _computed(manifest: Path, split: Split, detector: str, weights: Path) -> dict[str, Tensor]:
-    dataset = open_dataset([str(manifest)], split, detector=detector)
+def _computed(source: Source, split: Split, detector: str, weights: Path, *, true_boxes: bool) -> dict[str, Tensor]:
+    dataset = open_dataset([str(source.manifest)], split, detector=detector)
     arm_free = config_of(Arm(""), 0.07, 0, 10).data
     data = replace(arm_free, max_boxes=BOXES, max_tokens=MAX_TOKENS, num_workers=0, detector=detector)
     loader = Loader(dataset, data, load_tokenizer("gb2312"), Share(32, 0, 1, 1), seed=0, train=False)
     backbone, columns = Backbone(weights), ("n_boxes", "n_tokens", "sample_ids", "image_ids", "text_ids")
-    regions, tokens, rest = [], [], []
+    regions, tokens, rest, done = [], [], [], 0
     for batch in loader.once():
         batch = batch.rows(0, int(batch.valid_B.sum()))
+        if true_boxes:
+            keys = [dataset.row(number).key for number in range(done, done + len(batch))]
+            batch = with_boxes(batch, source.boxes_of(split, keys))
+        done += len(batch)
         pictures = batch.images_B3HW.permute(0, 2, 3, 1).numpy()
         assert pictures.shape[1] == SIDE, "the study's sizes are the demo recipe's"
         found = torch.from_numpy(backbone(pictures, batch.boxes_BR4))
+        found[~present(batch.n_boxes_B, found.shape[1])] = 0  # a box that is missing reads a point
         regions.append(torch.nn.functional.pad(found, (0, 0, 0, BOXES + 1 - found.shape[1])))
         tokens.append(torch.nn.functional.pad(batch.token_ids_BL, (0, MAX_TOKENS - batch.token_ids_BL.shape[1])))
         rest.append({f"{c}_B": getattr(batch, f"{c}_B") for c in columns})
     joined = {name: torch.cat([r[name] for r in rest]) for name in rest[0]}
     return {"regions_NRC": torch.cat(regions), "token_ids_BL": torch.cat(tokens), **joined}
+
+
+def with_boxes(batch: Batch, boxes: Sequence[Sequence[Sequence[float]]]) -> Batch:
+    """The batch with other boxes, given as shares of the picture's sides; the whole picture comes after them."""
+    boxes_BR4 = torch.zeros(len(batch), BOXES + 1, 4)
+    for row_R4, of_picture in zip(boxes_BR4, boxes, strict=True):
+        row_R4[: len(of_picture) + 1] = torch.tensor([*of_picture, (0.0, 0.0, 1.0, 1.0)]) * SIDE
+    return replace(batch, boxes_BR4=boxes_BR4, n_boxes_B=torch.tensor([len(of_picture) + 1 for of_picture in boxes]))
 
 
 def _detectors(manifest: Path) -> list[str]:
@@ -278,7 +306,7 @@ def _detectors(manifest: Path) -> list[str]:
 class Row:
     """One line of the page's table, as text."""
 
-    name: str
+    name: Words
     r1: str
     gain: str
     state: str
@@ -291,10 +319,10 @@ class Row:
 class Part:
     """One dataset of the second question on the page."""
 
-    title: str
-    note: str
+    title: Words
+    note: Words
     rows: tuple[Row, ...]
-    says: str
+    says: tuple[Words, ...]
 
 
 def content(sources: Sequence[Source], jobs: Sequence[Job]) -> dict[str, Any] | None:
@@ -304,18 +332,20 @@ def content(sources: Sequence[Source], jobs: Sequence[Job]) -> dict[str, Any] | 
         return None
     about = (
         "The same towers with the queue, on pictures of more than one thing: what does the image tower gain from "
-        "regions, and from a detector’s boxes instead of a grid’s? Val pairs; a hit is any pair of the same text."
+        "regions, and from a detector’s boxes instead of a grid’s? Val pairs; a hit is any pair of the same text.",
+        "同样的双塔加队列，用不止一样东西的图片：区域给图像塔带来什么？检测框比网格好吗？"
+        "在 val 的图文对上；文本相同的都算命中。",
     )
     return {"about": about, "parts": parts}
 
 
 def _part(source: Source, jobs: Sequence[Job]) -> Part:
     if source.skipped:
-        return Part(source.title, source.note, (), f"Skipped: {source.skipped}.")
+        return Part(source.title, source.note, (), ((f"Skipped: {source.skipped}.", f"跳过：{source.skipped}。"),))
     runs = {sight: [run for job in jobs if job.sight == sight and (run := job.record())] for sight in SIGHTS}
     runs = {sight: done for sight, done in runs.items() if done}
     if "whole" not in runs:
-        return Part(source.title, source.note, (), "No runs yet.")
+        return Part(source.title, source.note, (), (("No runs yet.", "还没有训练。"),))
     by_seed = {sight: _at_best(done, "val") for sight, done in runs.items()}
     rows = []
     for sight, done in runs.items():
@@ -333,31 +363,51 @@ def _part(source: Source, jobs: Sequence[Job]) -> Part:
             )
         )
     train, dev, val = runs["whole"][0].pairs
-    note = f"{source.note}; {train:,} pairs to train, {dev} dev, {val} val; chance {100 * runs['whole'][0].chance:.1f}%"
-    return Part(source.title, note, tuple(rows), " ".join(_says(by_seed)))
+    chance, most = f"{100 * runs['whole'][0].chance:.1f}%", source.ceiling()
+    limit = ("", "") if most is None else (f"; a perfect guess {100 * most:.0f}%", f"；完美的猜测 {100 * most:.0f}%")
+    note = (
+        f"{source.note[0]}; {train:,} pairs to train, {dev} dev, {val} val; chance {chance}{limit[0]}",
+        f"{source.note[1]}；训练 {train:,} 对，dev {dev}，val {val}；随机 {chance}{limit[1]}",
+    )
+    return Part(source.title, note, tuple(rows), tuple(_says(by_seed)))
 
 
 _STATES = {"above": "holds", "below": "refuted", "open": "not shown"}
 
+_BOXES: dict[Sight, Words] = {
+    "whole": ("the whole picture", "整图"),
+    "grid": ("the grid’s regions", "网格的区域"),
+    "proposals": ("the detector’s boxes", "检测框"),
+    "things": ("the true boxes", "真实框"),
+}
 
-def _says(by_seed: Mapping[Sight, Mapping[int, float]]) -> list[str]:
-    """The two questions, answered from the intervals."""
+_QUESTIONS: tuple[tuple[Sight, Sight], ...] = (
+    ("grid", "whole"),
+    ("proposals", "whole"),
+    ("proposals", "grid"),
+    ("things", "whole"),
+    ("things", "grid"),
+)
+
+
+def _says(by_seed: Mapping[Sight, Mapping[int, float]]) -> list[Words]:
+    """The questions, answered from the intervals."""
+    verbs: dict[str, Words] = {
+        "above": ("beat", "优于"),
+        "below": ("are worse than", "不如"),
+        "open": ("are not shown to beat", "未显示优于"),
+    }
     sentences = []
-    questions: tuple[tuple[Sight, Sight, tuple[str, str, str, str]], ...] = (
-        ("grid", "whole", ("Regions of a grid beat", "are worse than", "are not shown to beat", "the whole picture")),
-        ("proposals", "whole", ("The detector’s beat", "are worse than", "are not shown to beat", "the whole picture")),
-        ("proposals", "grid", ("The detector’s boxes beat", "are worse than", "are not shown to beat", "the grid’s")),
-    )
-    for better, other, words in questions:
+    for better, other in _QUESTIONS:
         gain = difference(by_seed[better], by_seed[other]) if {better, other} <= by_seed.keys() else None
         if gain is not None:
-            subject = words[0].removesuffix(" beat")
-            verb = {"above": "beat", "below": words[1], "open": words[2]}[gain.outcome]
-            sentences.append(f"{subject} {verb} {words[3]} ({_interval(gain)}).")
+            (one, one_zh), (two, two_zh), (verb, verb_zh) = _BOXES[better], _BOXES[other], verbs[gain.outcome]
+            english = f"{one[0].upper()}{one[1:]} {verb} {two} ({_interval(gain)})."
+            sentences.append((english, f"{one_zh}{verb_zh}{two_zh}（{_interval(gain)}）。"))
     return sentences
 
 
-def _interval(gain: Any) -> str:
+def _interval(gain: Interval | None) -> str:
     if gain is None:
         return ""
     bounds = f" [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]" if math.isfinite(gain.low) else ""

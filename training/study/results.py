@@ -89,54 +89,78 @@ def _at(trial: Trial, samples: int) -> Point:
     return next(point for point in trial.points if point.samples == samples)
 
 
+Words = tuple[str, str]
+"""In English and in Chinese."""
+
+
 @dataclass(frozen=True)
 class Claim:
     """`better` is said to beat `other`; `says` is the sentence, without its verdict."""
 
-    says: str
+    says: Words
     better: str
     other: str
     gallery: str = "style"
     budget: Budget = "samples"
 
 
+def _queue_beats_clip(batch: int, gallery: str, budget: Budget) -> Claim:
+    where = {"style": ("unseen styles", "没见过的画风"), "names": ("unseen names", "没见过的名称")}[gallery]
+    within = {"samples": ("equal samples", "样本数相等"), "compute": ("equal compute", "计算量相等")}[budget]
+    arm = "" if batch == 16 else f"-b{batch}"
+    says = (
+        f"The queue beats in-batch CLIP at batch {batch} on {where[0]}, {within[0]}",
+        f"批大小 {batch}，{where[1]}，{within[1]}：队列优于批内 CLIP",
+    )
+    return Claim(says, f"moco{arm}", f"clip{arm}", gallery, budget)
+
+
 CLAIMS = (
-    Claim("The queue beats in-batch CLIP at batch 16 on unseen styles, equal samples", "moco", "clip"),
+    _queue_beats_clip(16, "style", "samples"),
+    _queue_beats_clip(16, "style", "compute"),
+    _queue_beats_clip(8, "style", "samples"),
+    _queue_beats_clip(8, "style", "compute"),
+    _queue_beats_clip(32, "style", "samples"),
+    _queue_beats_clip(64, "style", "samples"),
+    _queue_beats_clip(16, "names", "samples"),
+    _queue_beats_clip(16, "names", "compute"),
     Claim(
-        "The queue beats in-batch CLIP at batch 16 on unseen styles, equal compute", "moco", "clip", "style", "compute"
+        ("A queue of 1,024 beats the key towers with in-batch keys alone", "1,024 的队列优于只用批内键的动量塔"),
+        "moco",
+        "moco-k0",
     ),
-    Claim("The queue beats in-batch CLIP at batch 8 on unseen styles, equal samples", "moco-b8", "clip-b8"),
+    Claim(("A queue of 4,096 beats one of 1,024", "4,096 的队列优于 1,024 的队列"), "moco-k4096", "moco"),
+    Claim(("Momentum .99 beats no momentum", "动量 .99 优于没有动量"), "moco", "moco-m0"),
+    Claim(("Momentum .999 beats .99", "动量 .999 优于 .99"), "moco-m0.999", "moco"),
+    Claim(("The queue beats the sigmoid loss", "队列优于 sigmoid 损失"), "moco", "siglip"),
     Claim(
-        "The queue beats in-batch CLIP at batch 8 on unseen styles, equal compute",
-        "moco-b8",
-        "clip-b8",
-        "style",
-        "compute",
+        ("Soft targets and in-batch keys (albef) beat the plain queue", "软目标加批内键（albef）优于普通队列"),
+        "albef",
+        "moco",
     ),
-    Claim("The queue beats in-batch CLIP at batch 64 on unseen styles, equal samples", "moco-b64", "clip-b64"),
-    Claim("The queue beats in-batch CLIP at batch 16 on unseen names, equal samples", "moco", "clip", "names"),
     Claim(
-        "The queue beats in-batch CLIP at batch 16 on unseen names, equal compute", "moco", "clip", "names", "compute"
+        ("The queue with batch 16 beats in-batch CLIP with batch 64", "批大小 16 的队列优于批大小 64 的批内 CLIP"),
+        "moco",
+        "clip-b64",
     ),
-    Claim("A queue of 1,024 beats the key towers with in-batch keys alone", "moco", "moco-k0"),
-    Claim("A queue of 4,096 beats one of 1,024", "moco-k4096", "moco"),
-    Claim("Momentum .99 beats no momentum", "moco", "moco-m0"),
-    Claim("Momentum .999 beats .99", "moco-m0.999", "moco"),
-    Claim("The queue beats the sigmoid loss", "moco", "siglip"),
-    Claim("Soft targets and in-batch keys (albef) beat the plain queue", "albef", "moco"),
-    Claim("The queue with batch 16 beats in-batch CLIP with batch 64", "moco", "clip-b64"),
     Claim(
-        f"Two towers with the queue beat the single tower ({SMALL_GALLERY} candidates)",
+        (
+            f"Two towers with the queue beat the single tower ({SMALL_GALLERY} candidates)",
+            f"双塔加队列优于单塔（{SMALL_GALLERY} 个候选）",
+        ),
         "moco",
         "single-tower",
         "style_small",
     ),
-    Claim("Regions beat the whole picture alone, with the queue", "moco", "moco-whole"),
-    Claim("Regions beat the whole picture alone, in-batch CLIP", "clip", "clip-whole"),
+    Claim(("Regions beat the whole picture alone, with the queue", "用队列时，区域优于整图"), "moco", "moco-whole"),
+    Claim(
+        ("Regions beat the whole picture alone, in-batch CLIP", "用批内 CLIP 时，区域优于整图"), "clip", "clip-whole"
+    ),
 )
-"""The first two are the paper's claim as the study puts it."""
+"""The first two are the paper's claim as the study puts it, and the next two the same at a smaller batch."""
 
-HEADLINE = CLAIMS[:2]
+HEADLINES = {16: CLAIMS[:2], 8: CLAIMS[2:4]}
+"""The claims at equal samples and at equal compute, by batch."""
 
 
 @dataclass(frozen=True)
@@ -163,36 +187,66 @@ def judge(claim: Claim, figures: Mapping[str, Figures]) -> Verdict:
     return Verdict(claim, _STATES[gain.outcome], gain, *means)
 
 
-def statement(verdicts: Sequence[Verdict]) -> str:
-    """The paper's claim in one paragraph: what holds of it here, computed from the verdicts of HEADLINE."""
+def statement(batch: int, verdicts: Sequence[Verdict]) -> Words:
+    """The paper's claim at a batch in one paragraph: what holds of it here, computed from the verdicts of HEADLINES."""
     samples, compute = verdicts
     if samples.gain is None or compute.gain is None:
-        return "There are no runs yet of both the queue and in-batch CLIP."
-    states = (samples.state, compute.state)
+        return (
+            f"There are no runs yet of both the queue and in-batch CLIP at batch {batch}.",
+            f"批大小为 {batch} 时，队列和批内 CLIP 还没有都跑过。",
+        )
+    head = _head(batch, samples.state, compute.state)
+    return (
+        f"{head[0]}. Equal samples: {_words(samples)[0]} Equal compute: {_words(compute)[0]}",
+        f"{head[1]}。样本数相等：{_words(samples)[1]}计算量相等：{_words(compute)[1]}",
+    )
+
+
+def _head(batch: int, samples: State, compute: State) -> Words:
+    """The sentence before the figures."""
+    states, budgets = (samples, compute), (("equal samples", "样本数相等"), ("equal compute", "计算量相等"))
+    where = (f"on unseen styles at batch {batch}", f"批大小为 {batch} 时，在没见过的画风上，")
     if states == ("holds", "holds"):
-        head = "The paper's claim holds here: the queue beats in-batch CLIP on unseen styles at batch 16"
-    elif states == ("refuted", "refuted"):
-        head = "The paper's claim does not hold here: in-batch CLIP beats the queue on unseen styles at batch 16"
-    elif "holds" in states and "refuted" not in states:
-        budget = "equal samples" if states[0] == "holds" else "equal compute"
-        other = "equal compute" if states[0] == "holds" else "equal samples"
-        head = f"Half of the paper's claim holds here: the queue beats in-batch CLIP at {budget}, at {other} it is open"
-    elif "refuted" in states:
-        budget = "equal samples" if states[0] == "refuted" else "equal compute"
-        head = f"The paper's claim does not hold here: at {budget} in-batch CLIP beats the queue on unseen styles"
-    else:
-        head = "The study does not show that the queue beats in-batch CLIP on unseen styles: the intervals hold zero"
-    return f"{head}. {_words('Equal samples', samples)} {_words('Equal compute', compute)}"
+        return (
+            f"The paper's claim holds here: the queue beats in-batch CLIP {where[0]}",
+            f"论文的说法在这里成立：{where[1]}队列优于批内 CLIP",
+        )
+    if states == ("refuted", "refuted"):
+        return (
+            f"The paper's claim does not hold here: in-batch CLIP beats the queue {where[0]}",
+            f"论文的说法在这里不成立：{where[1]}批内 CLIP 优于队列",
+        )
+    if "refuted" in states:
+        at = budgets[states.index("refuted")]
+        return (
+            f"The paper's claim does not hold here: at {at[0]} in-batch CLIP beats the queue {where[0]}",
+            f"论文的说法在这里不成立：{where[1]}{at[1]}时批内 CLIP 优于队列",
+        )
+    if "holds" in states:
+        at, other = budgets if states[0] == "holds" else budgets[::-1]
+        return (
+            f"Half of the paper's claim holds here: the queue beats in-batch CLIP {where[0]} at {at[0]}, at {other[0]} "
+            "it is open",
+            f"论文的说法在这里成立一半：{where[1]}{at[1]}时队列优于批内 CLIP，{other[1]}时没有定论",
+        )
+    return (
+        f"The study does not show that the queue beats in-batch CLIP {where[0]}: the intervals hold zero",
+        f"本研究没有显示队列优于批内 CLIP：{where[1]}差值的区间包含零",
+    )
 
 
-def _words(budget: str, verdict: Verdict) -> str:
+def _words(verdict: Verdict) -> Words:
     gain, ours, theirs = verdict.gain, verdict.ours, verdict.theirs
     assert gain is not None, "checked by the caller"
-    bounds = "one seed, no interval"
+    bounds = ("one seed, no interval", "一个种子，没有区间")
     if gain.n > 1:
-        bounds = f"{gain.n} seeds, 95% {100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
-    against = f"R@1 {100 * (ours or 0):.1f} against {100 * (theirs or 0):.1f}"
-    return f"{budget}: {against}, {100 * gain.mean:+.1f} ({bounds})."
+        ends = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+        bounds = (f"{gain.n} seeds, 95% {ends}", f"{gain.n} 个种子，95% 区间 {ends.replace(' to ', ' 至 ')}")
+    figures = f"{100 * (ours or 0):.1f}", f"{100 * (theirs or 0):.1f}", f"{100 * gain.mean:+.1f}"
+    return (
+        f"R@1 {figures[0]} against {figures[1]}, {figures[2]} ({bounds[0]}).",
+        f"R@1 {figures[0]} 对 {figures[1]}，{figures[2]}（{bounds[1]}）。",
+    )
 
 
 def gather(arms: Sequence[Arm], trials: Callable[[Arm], list[Trial]]) -> dict[str, Figures]:

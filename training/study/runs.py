@@ -6,8 +6,9 @@
     OUT/PLAN/index.html the page, made of those files
 
 The same command goes on where another ended, however it ended: a run is repeated only if its file is not there, and a
-file is written under another name and renamed. First every arm's temperature is chosen by short runs of a seed of their
-own on the dev style, then seeds follow in turn through all arms, so that a study that is cut short has whole seeds.
+file is written under another name and renamed. Every arm's temperature is chosen by short runs of a seed of their own
+on the dev style, before its other runs. The arms of the paper's claim come first, with all seeds; then the second
+question; then seeds follow in turn through the other arms. So a study that is cut short answers the main question.
 
 Limits: a record that was made of other packages, sizes or code (VERSION) is not read; its run is done again.
 """
@@ -85,7 +86,7 @@ PLANS = {
         scenes=0,
         styles=tuple(s for s in STYLES if s.name in ("Noto", "OpenMoji", "Twemoji", "EmojiOne", "Fluent flat")),
     ),
-    "hour": Plan("hour", table.ARMS, 48_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400),
+    "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400),
     "full": Plan("full", table.full(), 128_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 32_000, 9_600, 4_800),
 }
 
@@ -201,13 +202,14 @@ def go_on(study: Study, jobs: int, minutes: float, on_change: Callable[[], objec
     deadline = time.monotonic() + 60 * minutes
     vocabulary = len(load_corpus(study.out, study.weights, study.plan.styles).tokenizer.vocabulary)
     pace = _Pace(study, vocabulary, jobs)
+    claimed = [arm for arm in study.plan.arms if arm.name in table.CLAIMED]
+    others = [arm for arm in study.plan.arms if arm not in claimed]
     with Workers(jobs) as workers:
-        for number, tasks in enumerate(_rounds(study)):
-            if not _do_round(study, workers, tasks, pace, deadline, on_change):
-                return False
-            if number == 1 and not _do_regions(study, workers, deadline):
-                return False
-    return True
+
+        def do(arms: Sequence[Arm]) -> bool:
+            return all(_do_round(study, workers, tasks, pace, deadline, on_change) for tasks in _rounds(study, arms))
+
+        return do(claimed) and _do_regions(study, workers, deadline, on_change) and do(others)
 
 
 def _do_round(
@@ -227,7 +229,7 @@ def _do_round(
     return all(study.trial(task) is not None for task in left)
 
 
-def _do_regions(study: Study, workers: Workers, deadline: float) -> bool:
+def _do_regions(study: Study, workers: Workers, deadline: float, on_change: Callable[[], object]) -> bool:
     """Do the runs of the second question that are not done, as far as the time reaches; returns whether all are."""
     left = [job for job in study.region_jobs() if job.record() is None]
     done = 0
@@ -236,14 +238,16 @@ def _do_regions(study: Study, workers: Workers, deadline: float) -> bool:
         LOG.info(
             "%d of %d runs with regions done (%s, %s, seed %d)", done, len(left), job.source.name, job.sight, job.seed
         )
+    if left:
+        on_change()
     return done == len(left)
 
 
-def _rounds(study: Study) -> Iterator[list[Task]]:
-    """Tasks in the order in which a study that is cut short is worth most."""
-    yield [task for arm in study.plan.arms for task in study.tuning(arm)]
+def _rounds(study: Study, arms: Sequence[Arm]) -> Iterator[list[Task]]:
+    """Tasks of some arms: those that choose temperatures, then the first seed of all, the second, ..."""
+    yield [task for arm in arms for task in study.tuning(arm)]
     for number in range(len(study.plan.seeds)):
-        yield [task for arm in study.plan.arms for task in study.reported(arm)[number : number + 1]]
+        yield [task for arm in arms for task in study.reported(arm)[number : number + 1]]
 
 
 class _Pace:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from training.study.arms import ARMS, chosen
-from training.study.results import CLAIMS, HEADLINE, Claim, Figures, judge, r1, statement
+from training.study.results import CLAIMS, HEADLINES, Claim, Figures, judge, r1, statement
 from training.study.trial import Point, Trial
 
 
@@ -40,7 +40,7 @@ def both(queue: Sequence[float], clip: Sequence[float], later: float = 0.0) -> d
 
 
 def said(found: dict[str, Figures]) -> str:
-    return statement([judge(claim, found) for claim in HEADLINE])
+    return statement(16, [judge(claim, found) for claim in HEADLINES[16]])[0]
 
 
 def test_the_claim_holds_where_the_queue_is_better_by_more_than_seeds_differ():
@@ -60,14 +60,15 @@ def test_nothing_is_claimed_where_the_interval_holds_zero_or_there_is_one_seed()
 
 def test_equal_compute_counts_the_steps_that_clip_has_left():
     found = both([0.20, 0.22, 0.21], [0.10, 0.11, 0.10], later=0.3)
-    samples, compute = (judge(claim, found) for claim in HEADLINE)
+    samples, compute = (judge(claim, found) for claim in HEADLINES[16])
     assert (samples.state, compute.state) == ("holds", "refuted")
     assert said(found).startswith(
         "The paper's claim does not hold here: at equal compute in-batch CLIP beats the queue"
     )
     half = both([0.20, 0.22, 0.21], [0.10, 0.11, 0.10], later=0.11)
-    assert judge(HEADLINE[1], half).state == "not shown"
-    assert said(half).startswith("Half of the paper's claim holds here: the queue beats in-batch CLIP at equal samples")
+    assert judge(HEADLINES[16][1], half).state == "not shown"
+    assert said(half).startswith("Half of the paper's claim holds here: the queue beats in-batch CLIP on unseen styles")
+    assert "at equal samples, at equal compute it is open" in said(half)
 
 
 def test_without_runs_nothing_is_said():
@@ -99,4 +100,4 @@ def test_recall_is_the_mean_of_both_directions():
 def test_a_gallery_that_was_not_measured_gives_no_figure():
     found = both([0.2, 0.3], [0.1, 0.1])
     assert found["moco"].by_seed("names") == {}
-    assert judge(Claim("x", "moco", "clip", "names"), found).state == "no runs"
+    assert judge(Claim(("x", "x"), "moco", "clip", "names"), found).state == "no runs"

@@ -16,7 +16,8 @@ import pytest
 from tests.places import ROOT
 from tests.processes import descendants, wait_until
 from training.errors import InputError
-from training.study.arms import ARMS, chosen
+from training.study import runs
+from training.study.arms import ARMS, Arm, chosen
 from training.study.runs import PLANS, go_on, load_corpus
 from training.study.trial import Trial
 
@@ -47,6 +48,22 @@ def test_a_study_that_is_done_does_nothing_again(make_study: Any) -> None:
     assert sorted(before) == ["clip.seed0.t0.07.json", "clip.seed1.t0.07.json"]
     assert go_on(study, 1, float("inf"))
     assert {name: path.stat().st_mtime_ns for name, path in records(study).items()} == before
+
+
+def test_all_seeds_of_the_arms_of_the_claim_are_done_before_any_other_arm(
+    make_study: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = []
+
+    def note(arm: Arm, seed: int, temperature: float, samples: int, *_: object, **__: object) -> Trial:
+        done.append((arm.name, seed))
+        return Trial(arm.name, seed, temperature, samples, 1.0, 1.0, (), {})
+
+    monkeypatch.setattr(runs, "run", note)
+    assert go_on(make_study("moco", "siglip", "clip", samples=64), 1, float("inf"))
+    assert {*done[:2]} == {("moco", 0), ("clip", 0)}
+    assert {*done[2:4]} == {("moco", 1), ("clip", 1)}
+    assert done[4:] == [("siglip", 0), ("siglip", 1)]
 
 
 @pytest.mark.slow

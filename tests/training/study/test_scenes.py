@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 from PIL import Image
 
 from data_specs.build import load
+from training.errors import InputError
 from training.study import scenes
 
 
@@ -33,18 +36,22 @@ def test_the_same_seed_draws_the_same_scenes(stamps: list[tuple[Path, str]], tmp
         folder.mkdir()
         captions.append(scenes.draw(stamps, folder, 5, seed))
     assert captions[0] == captions[1] != captions[2]
-    for name, _ in captions[0]:
-        assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+    for scene in captions[0]:
+        assert (folders[0] / scene.file).read_bytes() == (folders[1] / scene.file).read_bytes()
 
 
 def test_a_scene_shows_the_stamp_that_its_caption_names(stamps: list[tuple[Path, str]], tmp_path: Path) -> None:
-    for name, caption in scenes.draw(stamps, tmp_path, 20):
-        number = int(caption.removeprefix("颜色"))
+    for scene in scenes.draw(stamps, tmp_path, 20):
+        number = int(scene.caption.removeprefix("颜色"))
         colour = [255 * (number >> bit & 1) // 2 for bit in range(3)]
-        with Image.open(tmp_path / name) as image:
+        with Image.open(tmp_path / scene.file) as image:
             pixels = np.asarray(image.convert("RGB")).astype(int)
         assert pixels.shape == (scenes.SIDE, scenes.SIDE, 3)
-        assert (np.abs(pixels - colour).max(-1) <= 2).sum() > 500
+        is_named = np.abs(pixels - colour).max(-1) <= 2
+        left, top, right, bottom = (round(share * scenes.SIDE) for share in scene.boxes[0])
+        assert is_named[top:bottom, left:right].all()  # the first box is that of the stamp that is named
+        assert is_named.sum() == (bottom - top) * (right - left) > 500
+        assert 2 <= len(scene.boxes) <= 4
 
 
 def test_stamps_that_are_signs_or_have_no_short_caption_are_left_out(tmp_path: Path) -> None:
@@ -89,3 +96,21 @@ def test_the_spec_is_one_that_a_build_takes(tmp_path: Path) -> None:
     spec = load(tmp_path / "spec.yaml")
     assert [d.name for d in spec.regions.detectors] == ["grid", "proposals"]
     assert spec.regions.max_boxes == 9
+
+
+def test_true_boxes_are_found_by_the_key_of_a_sample(make_shards: Callable[..., Path], tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    manifest = make_shards(val=(8,))
+    table = pq.read_table(next(manifest.parent.glob("val-*.parquet")))
+    keys = table["key"].to_pylist()
+    files = [url.rpartition("/")[2] for url in table["image_url"].to_pylist()]
+    known = {file: [[0.0, 0.0, number / 10, 0.5]] * (1 + number % 2) for number, file in enumerate(files)}
+    (tmp_path / "boxes.json").write_text(json.dumps(known))
+    source = scenes.Source("scenes", ("", ""), ("", ""), manifest, true_boxes=tmp_path / "boxes.json")
+    assert source.boxes_of("val", keys[::-1]) == [known[file] for file in files[::-1]]
+    assert source.ceiling() == pytest.approx(0.75)
+    assert replace(source, true_boxes=None).ceiling() is None
+    (tmp_path / "boxes.json").write_text("[")
+    with pytest.raises(InputError, match="boxes"):
+        source.ceiling()
