@@ -226,8 +226,9 @@ class Proxy:
         return [request for request in self.requests if request.status in (0, 500, 503)]
 
     def lists(self, operation: str = "LIST") -> list[str]:
-        """bucket/prefix of every listing of one folder, or (LIST ALL) of all below one."""
-        return [request.path for request in self.requests if request.operation == operation]
+        """bucket/prefix of every listing of one folder, or (LIST ALL) of all below one; one asked again counts once."""
+        failed = self.failed()
+        return [request.path for request in self.requests if request.operation == operation and request not in failed]
 
     def fault(self, operation: str, path: str) -> FaultKind | None:
         """The fault of one request."""
