@@ -69,13 +69,16 @@ def attributes_of(tag: str) -> dict[str, str]:
 
 def _without_raw(html: str) -> str:
     """The element with NOTHING for each comment and each script, and with what is shown of the rest escaped."""
-    parts, at = list[str](), 0
-    while found := _RAW.search(html, at):
+    parts, at, searched = list[str](), 0, 0
+    while found := _RAW.search(html, searched):
+        if _is_within_tag(html, found.start(), at):
+            searched = found.end()
+            continue
         name = found.group(1)
         parts.append(html[at : found.start()])
         if name is None:
             end = html.find("-->", found.end())
-            at = end + 3 if end >= 0 else len(html)
+            at = searched = end + 3 if end >= 0 else len(html)
             parts.append(f"<{NOTHING}>")
             continue
         start = html.find(">", found.end()) + 1
@@ -83,7 +86,7 @@ def _without_raw(html: str) -> str:
         if name == "plaintext":  # nothing ends it; what comes behind it was written before
             end = html.rfind("</plaintext>", start)
         end = end if end >= 0 and start else len(html)
-        at = html.find(">", end) + 1 or len(html)
+        at = searched = html.find(">", end) + 1 or len(html)
         if name in _SHOWN:
             text = html[start:end].replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
             parts.append(html[found.start() : start] + text + html[end:at])
@@ -91,6 +94,15 @@ def _without_raw(html: str) -> str:
             parts.append(f"<{NOTHING}>")
     parts.append(html[at:])
     return "".join(parts)
+
+
+def _is_within_tag(html: str, at: int, start: int) -> bool:
+    """Whether the `<` there is one in the name of a tag or an attribute: `<a <!--b-->` has an attribute `<!--b--`.
+
+    start: a place before it that is in no tag.
+    """
+    before = html.rfind("<", start, at)
+    return before >= 0 and html.find(">", before, at) < 0
 
 
 def _end_of_script(html: str, start: int) -> int:
@@ -118,6 +130,8 @@ def _without_templates(html: str) -> str:
     """The element without the contents of its templates, which no selector finds either."""
     parts, at, depth = list[str](), 0, 0
     for mark in _TEMPLATE.finditer(html):
+        if _is_within_tag(html, mark.start(), 0):
+            continue
         if not mark.group(1):
             if not depth:
                 parts.append(html[at : mark.start()] + f"<{NOTHING}>")

@@ -29,6 +29,7 @@ import json
 import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 import fsspec
 from pydantic import ConfigDict, Field, model_validator
@@ -49,6 +50,9 @@ _PLACE = ("url", "warc_filename", "warc_record_offset", "warc_record_length")
 _SUBSET = re.compile(r"(?:^|/)subset=([^/]*)/")
 _ROWS = 1 << 16
 """Rows of the table that are held at once, beside the places of those that were chosen."""
+
+_MOST_BYTES = 1 << 40
+"""Offset in a WARC file at most: no file is larger, and a disk refuses far larger ones as if it were at fault."""
 
 Cut = tuple[str, tuple[tuple[int, int, int], ...]]
 """A file of the table, and of some of its row groups (number, first row, row behind the last)."""
@@ -189,7 +193,7 @@ class CommonCrawl(RangeSource):
         if not any(pc.any(mask).as_py() for mask in chosen):
             return
         for batch, mask in zip(_batches(table, group, start, stop, list(_PLACE)), chosen, strict=True):
-            yield from batch.filter(mask).to_pylist()
+            yield from _as_rows(batch.filter(mask))
 
     def _is_page(self, batch: pa.RecordBatch) -> pa.Array:
         """Which rows are pages to be taken."""
@@ -208,11 +212,32 @@ class CommonCrawl(RangeSource):
         """Where the record of a row lies; a Decision for a row that names no place below `prefix`."""
         url, name = without_userinfo(str(row["url"] or "")), str(row["warc_filename"] or "")
         offset, length = row["warc_record_offset"], row["warc_record_length"]
-        is_below = name and not name.startswith("/") and "://" not in name and ".." not in re.split(r"[/\\]", name)
-        if not is_below or not isinstance(offset, int) or not isinstance(length, int) or offset < 0 or length <= 0:
+        is_place = isinstance(offset, int) and isinstance(length, int) and 0 <= offset <= _MOST_BYTES and length > 0
+        if not is_place or not _is_below(name):
             why = f"the index names no record: {name[:100]!r}, offset {offset}, length {length}"
             return drop_capture(url, self.name, "extract", DropReason.BAD_ROW, why)
         return PageRange(url, self._published(name), offset, length)
+
+
+def _is_below(name: str) -> bool:
+    """Whether a name of a file can only be one below `prefix`; `::` chains file systems of fsspec."""
+    steps = re.split(r"[/\\]", unquote(name))
+    return bool(name) and not name.startswith("/") and ".." not in steps and not re.search(r"://|::|[\0-\x1f]", name)
+
+
+def _as_rows(batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """The rows of a batch; bytes of a text that are not UTF-8 cost a row its name, and not the part."""
+    import pyarrow as pa
+
+    columns = {}
+    for name in batch.schema.names:
+        column = batch[name]
+        if pa.types.is_string(column.type) or pa.types.is_binary(column.type):
+            values = column.cast(pa.binary()).to_pylist()
+            columns[name] = [value and value.decode("utf-8", "replace") for value in values]
+        else:
+            columns[name] = column.to_pylist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 class _Opened:
@@ -277,7 +302,8 @@ def _groups(
 def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, mimes: tuple[str, ...]) -> bool:
     """Whether a row group may hold a page, by its columns' statistics. Languages are lists: only a column that begins
     with the wanted one, or of one value, tells."""
-    status, mime, language = (_bounds(columns.get(name)) for name in (_STATUS, _MIME, _LANGUAGES))
+    status = _bounds(columns.get(_STATUS), int)
+    mime, language = (_bounds(columns.get(name), str) for name in (_MIME, _LANGUAGES))
     if status is not None and not status[0] <= 200 <= status[1]:
         return False
     if mime is not None and not any(mime[0] <= kind <= mime[1] for kind in mimes):
@@ -291,9 +317,13 @@ def _may_hold(columns: dict[str, Any], languages: tuple[str, ...], first: bool, 
     return not first or any(low <= code + "\uffff" and code <= high for code in languages)
 
 
-def _bounds(statistics: Any) -> tuple[Any, Any] | None:
-    """(least, greatest) value of a column of a row group, None if nothing says so."""
-    return (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+def _bounds(statistics: Any, kind: type) -> tuple[Any, Any] | None:
+    """(least, greatest) value of a column of a row group, None if nothing says so in values of this kind."""
+    try:
+        bounds = (statistics.min, statistics.max) if statistics is not None and statistics.has_min_max else None
+    except UnicodeDecodeError:
+        return None
+    return bounds if bounds is None or all(isinstance(bound, kind) for bound in bounds) else None
 
 
 def _is_null(statistics: Any) -> bool:

@@ -73,7 +73,7 @@ class _Reading:
 
     def captures(self) -> Iterator[Capture | Decision]:
         """As `read_captures`."""
-        if not self._members.is_gzip or not self._file.seekable():
+        if not self._members.is_gzip or not _can_be_read_again(self._file):
             yield from self._by_members(None)
             return
         start: int | None = 0
@@ -133,6 +133,17 @@ class _Reading:
         damaged["places"] += 1
         damaged["bytes"] += passed
         return True
+
+
+def _can_be_read_again(file: BinaryIO) -> bool:
+    """Whether reading can go back. A stream of a web server without ranges says that it can, and fails to."""
+    try:
+        if file.seekable():
+            file.seek(0)
+            return True
+    except (OSError, ValueError, NotImplementedError):
+        pass
+    return False
 
 
 def read_ranges(ranges: Iterable[PageRange | Decision], max_body: int) -> Iterator[Capture | Decision]:

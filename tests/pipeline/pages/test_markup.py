@@ -24,6 +24,7 @@ _PIECES = """
 </object> <?php|a> <!--|<p>|--> <!-> <!--> </|x> <a|b"c=d|<g=h> <div<p> <table> <tr> <td> </table> <li> <ul> <br>
 <hr|class=nav> <br|class=figure> <a|href=x|id=toc> </a> <b> </b> <span|role=navigation> </span> <header> </header>
 <button> <form> </form> <body|class=x> <frameset> <image|src=q.png> <input> <wbr> <embed>
+<p|<!--|a|--> <td<script> <b<template> <x<noembed>
 """.split()  # noqa: SIM905 - as a list it would be a column of a hundred lines
 """Pieces of pages; | stands for a space within one."""
 
@@ -35,6 +36,8 @@ _PAGES = st.lists(st.sampled_from(_PIECES), max_size=16).map(lambda pieces: "".j
 @example('<a b"c=d <g=h>图<img src=a.jpg></a>')
 @example("<xmp><p>图</xmp><noembed><i>b</noembed><img src=a.jpg>")
 @example("<script><!--<script></script> --></script><p>图</p><img src=a.jpg>")
+@example("<div class=a <!-- id=b --> ><p>图<img src=a.jpg></div>文<!-- x -->")
+@example("<div<script>图</div<script>文<img src=a.jpg><x<template>图</x<template><img src=b.jpg>")
 @example("<template><h1>图</h1><template></template></template><div class=sidebar>文<img src=a.jpg></div>")
 def test_the_walk_over_what_is_written_finds_what_the_walk_over_nodes_finds(html: str) -> None:
     assert parse(html) == parse_by_nodes(html)
@@ -54,6 +57,7 @@ def test_tags_come_with_the_text_behind_them() -> None:
     assert pieces_of("<p>a<br>b</p>c") == ["p>a", "br>b", "/p>c"]
     assert pieces_of("<p>a<!-- <b> -->c<script>if (a<b)</script>d</p>") == ["p>a", "!>c", "!>d", "/p>"]
     assert pieces_of('<a <g="h">x</a>') == ['a <g="h">x', "/a>"]
+    assert pieces_of('<p <!--="" --="">a<!-- b -->c</p>') == ['p <!--="" --="">a', "!>c", "/p>"]
     assert pieces_of("<p><xmp><b>&amp;</xmp></p>") == ["p>", "xmp>&lt;b&gt;&amp;amp;", "/xmp>", "/p>"]
     assert pieces_of("") == []
 

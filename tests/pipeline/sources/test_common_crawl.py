@@ -234,6 +234,10 @@ def test_what_is_wrong_with_one_record_is_a_decision(crawl):
         {"warc_filename": "/etc/passwd"},
         {"warc_filename": "file:///etc/passwd"},
         {"warc_filename": None},
+        {"warc_filename": "a/%2e%2e/%2e%2e/b.warc.gz"},
+        {"warc_filename": "x::/etc/passwd"},
+        {"warc_filename": "a\0b"},
+        {"warc_record_offset": 1 << 50},
         {"warc_record_offset": -1},
         {"warc_record_length": 0},
         {"warc_record_offset": None},
@@ -244,9 +248,27 @@ def test_a_row_that_names_no_place_below_the_prefix_is_a_decision(tmp_path, chan
         "url": "http://u:pw@a.test/1", "fetch_status": 200, "content_mime_detected": "text/html",
         "content_languages": "zho", "warc_filename": "a.warc.gz", "warc_record_offset": 0, "warc_record_length": 9,
     }  # fmt: skip
-    write(tmp_path, [row | change], "part-00000.parquet")
+    path = tmp_path / "cc-index/table/cc-main/warc/crawl=x/subset=warc/part-00000.parquet"
+    path.parent.mkdir(parents=True)
+    schema = SCHEMA.set(SCHEMA.get_field_index("warc_record_offset"), pa.field("warc_record_offset", pa.int64()))
+    pq.write_table(pa.Table.from_pylist([row | change], schema), path)
     [decision] = taken(source(tmp_path))
     assert (decision.url, decision.reason, decision.subject) == ("http://a.test/1", "bad_row", "capture")
+
+
+def test_a_name_that_is_not_utf_8_costs_no_part(tmp_path):
+    """Parquet readers do not check what a column says to be text."""
+    row = {
+        "url": b"http://a.test/\xff", "fetch_status": 200, "content_mime_detected": b"text/html",
+        "content_languages": b"zho", "warc_filename": b"a.warc.gz", "warc_record_offset": 0, "warc_record_length": 9,
+    }  # fmt: skip
+    table = pa.Table.from_pylist([row])
+    buffers = table["url"].chunk(0).buffers()
+    said_to_be_text = table.set_column(0, "url", pa.StringArray.from_buffers(1, *buffers[1:]))
+    for number, written in enumerate((table, said_to_be_text)):
+        pq.write_table(written, tmp_path / f"{number}.parquet")
+        [place] = taken(source(tmp_path, path=f"{number}.parquet"))
+        assert (place.url, place.offset) == ("http://a.test/\ufffd", 0)
 
 
 def test_row_groups_that_can_hold_no_page_are_not_read(tmp_path):

@@ -211,6 +211,20 @@ class _NotSeekable(io.BytesIO):
         return False
 
 
+class _Stream(io.BytesIO):
+    """A file of a web server without ranges, as fsspec opens it: it says that it is seekable and is not."""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        raise ValueError("Cannot seek streaming HTTP file")
+
+
+def test_a_stream_of_a_web_server_without_ranges_is_read_to_its_end() -> None:
+    info: dict[str, Any] = {}
+    captures = list(_Reading("x", _Stream(b"".join(pages(50))), 100_000, info).captures())
+    assert [capture.url for capture in captures] == [f"http://a.test/{i}" for i in range(50)]
+    assert info == {}
+
+
 def by_warcio(data: bytes, max_body: int) -> tuple[list[Any], dict[str, Any], int]:
     """(captures, info, records) of the reader that nothing confuses, alone; of what is no WARC file its message."""
     info: dict[str, Any] = {}
