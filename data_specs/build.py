@@ -415,8 +415,10 @@ class BuildSpec(Spec):
 
     @model_validator(mode="after")
     def _faces_are_looked_for(self) -> BuildSpec:
-        if self.shards.faces == "blur" and all(ref.name != "faces" for ref in self.regions.detectors):
-            raise ValueError("shards.faces: blur needs the detector `faces` in regions.detectors, which finds them")
+        finders = sum(ref.name == "faces" for ref in self.regions.detectors)
+        if self.shards.faces == "blur" and finders != 1:
+            often = "" if not finders else f" once, not {finders} times: one says what is blurred"
+            raise ValueError(f"shards.faces: blur needs the detector `faces` in regions.detectors{often}")
         return self
 
     @model_validator(mode="after")

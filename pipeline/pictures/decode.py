@@ -60,6 +60,9 @@ DECODE_VERSION = 2
 Pixels = npt.NDArray[np.uint8]
 """[H, W, 3] RGB of the picture as shown."""
 
+Grey = npt.NDArray[np.uint8]
+"""[H, W]"""
+
 
 class PictureError(ValueError):
     """The bytes are not a picture that can be shown.
@@ -252,6 +255,14 @@ def _turned(pixels: Pixels, orientation: int) -> Pixels:
     if orientation in (3, 4, 7, 8):
         pixels = pixels[::-1]
     return np.ascontiguousarray(pixels)
+
+
+def luma(data: Bytes, max_pixels: int = MAX_PIXELS) -> Grey:
+    """Grey levels of a JPEG as it holds them, before any colour is added, and as stored. Raises PictureError."""
+    with _refusing(), _quiet(), _open(data) as image:
+        _check(_header(image), max_pixels)
+        image.draft("L", image.size)
+        return np.asarray(image.convert("L"))
 
 
 def to_jpeg(data: Bytes, quality: int, max_pixels: int = MAX_PIXELS) -> Bytes:

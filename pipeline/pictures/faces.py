@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.errors import ModelError
-from pipeline.pictures.decode import Pixels
+from pipeline.pictures.decode import Grey, Pixels
 
 Boxes = npt.NDArray[np.float32]
 """[N, 4] x1 y1 x2 y2 in pixels."""
@@ -155,11 +155,13 @@ def mosaic(picture: Pixels, boxes_N4: Boxes) -> Pixels:
     return made
 
 
-def unblurred(picture: Pixels, boxes_N4: Boxes) -> int:
-    """How many blocks of 8 x 8 pixels inside the faces' areas of a stored picture show more than one level of grey."""
-    import cv2
+def unblurred(grey_HW: Grey, boxes_N4: Boxes) -> int:
+    """How many blocks of 8 x 8 pixels inside the faces' areas of a stored picture show more than one level of grey.
 
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    grey_HW: its grey levels as the JPEG holds them (`pipeline.pictures.decode.luma`). Not of its RGB pixels: there
+    colours are stored at half the size and reach over the edges of cells, and strong ones are cut off.
+    """
+    grey = grey_HW.astype(np.float32)
     height, width = grey.shape
     blocks = grey[: height // 8 * 8, : width // 8 * 8].reshape(height // 8, 8, width // 8, 8)
     uneven = blocks.std(axis=(1, 3)) > FLAT

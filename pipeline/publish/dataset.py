@@ -25,6 +25,7 @@ from data_specs.shard import (
     Manifest,
     ReleasedBuild,
     ShardFiles,
+    StoredImages,
     content_digest,
     leaves_folder,
     parse_manifest,
@@ -184,18 +185,19 @@ def rollback(store: Store, dataset: str, number: int) -> Manifest:
     releases = store.releases(dataset)
     with store.lock():
         earlier = releases.read(number)
-        return _next(releases, releases.read(), _as_they_are(earlier.builds), generation=earlier.generation)
+        return _next(releases, releases.read(), _as_they_are(earlier.builds), like=earlier)
 
 
 def _next(
     releases: Releases,
     before: Manifest,
     parts: Sequence[_Part],
-    generation: int = 0,
+    like: Manifest | None = None,
     specs: Mapping[str, BuildSpec] | None = None,
 ) -> Manifest:
-    """Make the release after `before`, of these builds, the newest."""
-    release = _composed(before.dataset, generation or before.generation, before, parts, before)
+    """Make the release after `before` the newest. like: a release of the same builds; `before` if none is given."""
+    like = like or before
+    release = _composed(before.dataset, like.generation, before, parts, like, like.images)
     newest = release.builds[-1]
     spec = (specs or {}).get(newest.build_id) or _spec_of(newest.out)
     files = card.release_files(spec, release)
@@ -228,7 +230,9 @@ def _with_build(build: Build, before: Manifest | None, manifest: Manifest) -> Ma
         parts = [_as_it_is(part) for part in parts]
     others = [part for part in parts if part[0].snapshot != build.snapshot and part[0].folder != build.shards.url]
     ordered = sorted([*others, own], key=lambda part: (part[0].snapshot, part[0].build_id))
-    return _composed(build.spec.name, build.generation, before, ordered, manifest)
+    same_images = before is None or not others or before.images == manifest.images
+    images = manifest.images if same_images else None
+    return _composed(build.spec.name, build.generation, before, ordered, manifest, images)
 
 
 def _parts_of(release: Manifest) -> list[_Part]:
@@ -276,12 +280,17 @@ def _part(shards: Folder, manifest: Manifest, snapshot: str, out: str) -> _Part:
 
 
 def _composed(
-    dataset: str, generation: int, before: Manifest | None, parts: Sequence[_Part], newest: Manifest
+    dataset: str,
+    generation: int,
+    before: Manifest | None,
+    parts: Sequence[_Part],
+    newest: Manifest,
+    images: StoredImages | None,
 ) -> Manifest:
-    """The release after `before`. newest: the manifest from which it takes what is not listed build by build."""
+    """The release after `before`. newest: the manifest from which it takes what is not listed build by build. images:
+    how all of its builds store them, None where they differ."""
     shards = [shard for _, own in parts for shard in own]
     number = before.release + 1 if before is not None else 1
-    same_images = before is None or before.images == newest.images
     return Manifest(
         schema_version=SCHEMA_VERSION,
         build_id=f"{dataset}@{number}",
@@ -293,7 +302,7 @@ def _composed(
         detectors=tuple(d for d in newest.detectors if all(d in shard.regions for shard in shards)),
         shards=tuple(shards),
         accepted=newest.accepted,
-        images=newest.images if same_images else None,
+        images=images,
         dataset=dataset,
         release=number,
         generation=generation,

@@ -272,6 +272,6 @@ def _face_fault(data: bytes, row: Row, boxes_N4: npt.NDArray[np.float32]) -> str
         return "holds faces, but its bytes are those that were fetched"
     if holds_more(data):
         return "holds faces, and something beside its pixels, which may show them"
-    pixels = pictures.decode(data, max(pictures.MAX_PIXELS, row["width"] * row["height"])).pixels
-    blocks = unblurred(pixels, boxes_N4)
+    grey = pictures.luma(data, max(pictures.MAX_PIXELS, row["width"] * row["height"]))
+    blocks = unblurred(grey, boxes_N4)
     return f"has faces that are not blurred ({blocks:,} blocks of 8 x 8 pixels)" if blocks else ""

@@ -137,7 +137,9 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
     folder = dataset.folder_of(shard)
     damaged = {file.path: fault for file in _files(shard) if (fault := _digest_fault(folder, file))}
     faults = list(damaged.values())
-    missing = [detector for detector in dataset.manifest.detectors if detector not in shard.regions]
+    blurred = dataset.manifest.images.faces_blurred if dataset.manifest.images else ""
+    needed = dict.fromkeys((*dataset.manifest.detectors, *([blurred] if blurred else [])))
+    missing = [detector for detector in needed if detector not in shard.regions]
     faults += [f"{shard.tar.path}: has no regions of {detector}" for detector in missing]
     if shard.parquet.path in damaged:
         return faults
@@ -147,7 +149,6 @@ def _shard_faults(dataset: Dataset, shard: ShardFiles, quick: bool, across: _Acr
     across.add(shard.split, rows)
     name = shard.parquet.path
     faults += capped(name, [f"{name}: {key}: was taken down" for key in across.taken_down(rows)])
-    blurred = dataset.manifest.images.faces_blurred if dataset.manifest.images else ""
     faces: Faces | None = {} if not blurred else None
     for detector, file in shard.regions.items():
         if file.path not in damaged:

@@ -220,14 +220,15 @@ def add_pictures(
     foreign: Mapping[str, bytes] = types.MappingProxyType({}),
     budget: int = PICTURE_BUDGET,
     side: int = 0,
+    hide: Hide | None = None,
 ) -> None:
     """Set each row's `picture` (JPEG thumbnail as a data: URI, or "") and its image's `sha256`, `width`, `height`.
 
     foreign: images of rows that are samples of other builds, by candidate_id. budget: bytes of all thumbnails. side: of
-    a thumbnail, in pixels; 0 for what the spec says.
+    a thumbnail, in pixels; 0 for what the spec says. hide: what makes faces unrecognisable, if the spec keeps them.
     """
     sizes = side or build.spec.report.picture_side, build.spec.fetch.max_pixels
-    hide = faces_hider(build.spec)
+    hide = faces_hider(build.spec) or hide
     rows = list(rows)
     sha256_of = {row["id"]: row["sha256"] for row in rows if row["id"] in foreign}
     for row in rows:

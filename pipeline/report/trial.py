@@ -29,7 +29,7 @@ from pipeline.report.diff import changes
 from pipeline.report.page import environment
 from pipeline.report.pictures import HIDDEN, add_pictures
 from pipeline.report.section import Values
-from pipeline.report.unshown import unshown_candidates, unshown_images
+from pipeline.report.unshown import faces_hider, unshown_candidates, unshown_images
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from pipeline.store.stage import in_funnel
@@ -71,7 +71,8 @@ def show_pictures(figures: Values, build: Build, trial: Build) -> None:
     groups = [figures[name]["rows"] for name in ("came_in", "went_out")]
     rows = [row for group in groups for row in group]
     unshown = unshown_candidates(build, (row["id"] for row in rows))  # the trial may have no such filter
-    add_pictures(trial, [row for row in rows if row["id"] not in unshown], trial.store.takedowns())
+    shown, hide = [row for row in rows if row["id"] not in unshown], faces_hider(build.spec)  # it may keep faces, too
+    add_pictures(trial, shown, trial.store.takedowns(), hide=hide)
     hidden = unshown_images(build, (row["sha256"] for row in rows if row.get("sha256")))
     for row in [*rows, *figures["not_stored"]["rows"]]:
         if "picture" not in row or row["sha256"] in hidden:

@@ -75,6 +75,9 @@ IDENTITY_STAGE = "lead"
 SEMANTIC, SEMANTIC_STAGE = "semantic.vectors", "nearest"
 """Of a build with semantic dedup one file more: what it kept, with features (Parquet); and the stage that wrote it."""
 
+IDENTITY_STAGES = (SEMANTIC_STAGE, IDENTITY_STAGE)
+"""All stages whose files a build publishes here, last to first: a takedown rewrites them before it publishes again."""
+
 
 class Published(BaseModel):
     """The identities of one published build; those of other `features` (feature id), or another `sketch`, differ.
@@ -258,9 +261,7 @@ class Identities:
             write_without(paths, images, signatures, flagged, removed)
             if SEMANTIC in known.files:
                 paths[SEMANTIC] = Path(scratch) / SEMANTIC
-                gone = images["candidate_id"].filter(pa.array(removed))
-                rows = pa.concat_tables(list(self.batches(known, SEMANTIC)))
-                write_parquet(paths[SEMANTIC], rows.filter(pc.invert(pc.is_in(rows["candidate_id"], gone))))
+                self._copy_features(known, images["candidate_id"].filter(pa.array(removed)), paths[SEMANTIC])
             digests = {part: file_sha256(path) for part, path in paths.items()}
             new = f"{known.build}.{_digest(digests)}.json"
             files = {}
@@ -272,6 +273,14 @@ class Identities:
                 files[part] = ref
         self._commit(new, known.model_copy(update={"files": files}), name)
         return new
+
+    def _copy_features(self, known: Published, gone: pa.ChunkedArray, path: Path) -> None:
+        """Write SEMANTIC without some candidates, batch by batch: a row is a kilobyte or two."""
+        with self._file(known, SEMANTIC) as old:
+            schema = pq.read_schema(old)
+        with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+            for rows in self.batches(known, SEMANTIC):
+                writer.write_table(rows.filter(pc.invert(pc.is_in(rows["candidate_id"], gone))), 10_000)
 
     def _commit(self, name: str, known: Published, before: str) -> None:
         """Write a commit, then take away the one that it replaces."""

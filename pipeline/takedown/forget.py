@@ -43,7 +43,7 @@ from pipeline.report import drift, page
 from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import manifest_in
-from pipeline.store.identities import IDENTITY_STAGE, Identities, build_of
+from pipeline.store.identities import IDENTITY_STAGES, Identities, build_of
 from pipeline.store.rewrite import Removal
 from pipeline.store.store import Store
 from pipeline.store.takedowns import UNFINISHED, Takedowns
@@ -169,7 +169,8 @@ def _take_out(loss: Affected, takedowns: Takedowns) -> dict[str, Any]:
     removal = Removal(loss.hashes, takedowns)
     if "shard" in build.fingerprints and rewrite_shards.stage_shards(build, removal):
         _move_staged(build)
-    rewrite_partitions.remove(build, removal, [IDENTITY_STAGE])  # what publishing hands to STORE
+    handed = [name for name in IDENTITY_STAGES if name in build.stages]  # what publishing hands to STORE
+    rewrite_partitions.remove(build, removal, handed)
     if marker["published"]:
         answer["revision"] = release.renew(build, marker["accepted"]).revision
     rewrite_partitions.remove(build, removal, rewrite_partitions.rewritable(build))

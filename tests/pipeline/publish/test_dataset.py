@@ -47,7 +47,7 @@ def week(tmp_path: Path) -> Week:
             (photos / f"{n}.txt").write_text(f"第{n}张照片，公园里的{'花草树木鸟兽'[n % 6] * (n // 6 + 1)}", "utf-8")
         spec = {"name": "photos", "contact": "mailto:a@b.c", "base": str(tmp_path), **more}
         spec["sources"] = [{"kind": "folder", "name": "mine", "source_kind": "library", "path": "photos"}]
-        spec["shards"] = {"dev_share": 0.2, "val_share": 0.2, "samples_per_shard": 5}
+        spec["shards"] = {"dev_share": 0.2, "val_share": 0.2, "samples_per_shard": 5, **more.get("shards", {})}
         out = tmp_path / f"{snapshot}{len(more) or ''}"
         made = run.open_build(BuildSpec.model_validate(spec), str(out), str(tmp_path / "store"), snapshot)
         run_noted(made, *(name for name in STAGES if name != "report"))
@@ -401,3 +401,14 @@ def test_a_copy_writes_nothing_out_of_its_folder(week: Week, tmp_path: Path) -> 
             dataset.copy(build.store, "photos", str(tmp_path / "copy"))
         assert not list(tmp_path.rglob("climbed*"))
         shutil.rmtree(tmp_path / "copy", ignore_errors=True)
+
+
+def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(week: Week) -> None:
+    first, anew = week("2026-11-01", 6), week("2026-11-01", 6, shards={"reencode": "all"})
+    stored = []
+    for build in (first, anew):
+        release.publish(build)
+        stored.append(releases_of(build).read().images)
+    dataset.rollback(first.store, "photos", 1)
+    stored.append(releases_of(first).read().images)
+    assert [images.reencode for images in stored if images is not None] == ["never", "all", "never"]

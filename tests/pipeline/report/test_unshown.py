@@ -27,6 +27,7 @@ from pipeline.pictures.decode import decode
 from pipeline.pictures.faces import Finder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
+from pipeline.report.trial import show_pictures
 from pipeline.report.unshown import faces_hider
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
@@ -209,6 +210,27 @@ def test_the_report_shows_none(built: Build) -> None:
     assert (_faces(two), _faces(hide(two))) == (2, 0)
 
 
+def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: Build) -> None:
+    paths = sorted((Path(built.out) / "shards/_decisions").glob("*.parquet"))
+    rows = [row for path in paths for row in pq.read_table(path).to_pylist()]
+    figures = {"came_in": {"rows": []}, "went_out": {"rows": rows}, "not_stored": {"rows": []}}
+    show_pictures(figures, built, replace(built, spec=_keeping(built.spec)))
+    shown = [base64.b64decode(row["picture"].partition(",")[2]) for row in rows]
+    assert len(shown) == WITH + WITHOUT
+    assert [_faces(decode(data).pixels) for data in shown] == [0] * len(shown)
+
+
+def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    shutil.copytree(Path(built.out) / "shards", shards)
+    manifest = Manifest.model_validate_json((shards / "manifest.json").read_bytes())
+    grid, faces = manifest.detectors
+    files = tuple(s.model_copy(update={"regions": {grid: s.regions[grid]}}) for s in manifest.shards)
+    changed = manifest.model_copy(update={"detectors": (grid,), "shards": files})
+    (shards / "manifest.json").write_text(changed.model_dump_json(), encoding="utf-8")
+    assert verify(shards) == [f"train-000000.tar: has no regions of {faces}"]
+
+
 def test_a_picture_at_which_nobody_could_look_is_not_stored(
     built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,3 +269,6 @@ def test_blurring_needs_the_detector() -> None:
     raw["sources"] = [{"kind": "folder", "name": "s", "source_kind": "library", "path": "x"}]  # type: ignore[assignment]
     with pytest.raises(ValueError, match="blur needs the detector `faces`"):
         BuildSpec.model_validate(raw)
+    twice = {"detectors": [{"name": "faces"}, {"name": "faces", "side": 640}]}
+    with pytest.raises(ValueError, match="once, not 2 times"):
+        BuildSpec.model_validate({**raw, "regions": twice})

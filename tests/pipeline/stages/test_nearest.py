@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from pipeline.matching import semantic
+from pipeline.publish import release
 from pipeline.stages import nearest
 from pipeline.store.build import Earlier
-from pipeline.store.identities import SEMANTIC, Identities
+from pipeline.store.identities import SEMANTIC, Identities, commit_name
+from pipeline.takedown.forget import Request, forget
 from tests import alike
 from tests.deduped import publish
 from tests.stages import run_stage
@@ -121,3 +123,37 @@ def test_a_takedown_takes_the_features_out_of_store_and_of_the_build(
         fetched_build, got, tmp_path, [("c", RED, 280, "红色"), ("d", GREEN, 280, "绿")], snapshot="2026-05-05"
     )
     assert alike.kept(later) == {"c"}
+
+
+def _commit(build: Any) -> dict[str, list[bytes]]:
+    """Candidate ids in the files that a build has in STORE."""
+    identities = Identities(build.store)
+    known = identities.read(identities.of(build.build_id))
+    return {
+        part: [r["candidate_id"] for t in identities.batches(known, part, ["candidate_id"]) for r in t.to_pylist()]
+        for part in ("images.parquet", SEMANTIC)
+    }
+
+
+def test_forget_leaves_no_features_of_what_a_published_build_lost(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    shown = [("a", RED, 300, "红色的图片"), ("b", GREEN, 300, "绿色的图片")]
+    build = alike.made(fetched_build, got, tmp_path, shown, shards={"dev_share": 0, "val_share": 0})
+    run_stage(build, "detect", "shard")
+    release.publish(build)
+    a, b = (bytes.fromhex(alike.ids(build)[name]) for name in "ab")
+    assert _commit(build) == {part: [a, b] if a < b else [b, a] for part in ("images.parquet", SEMANTIC)}
+    assert forget(build.store, [build], Request(items=[a.hex()]))["matched"] > 0
+    assert _commit(build) == {"images.parquet": [b], SEMANTIC: [b]}
+    assert commit_name(build) == Identities(build.store).of(build.build_id)
+    later = [("c", (0.8, 0.13, 0.1), 280, "红色"), ("d", (0.13, 0.8, 0.1), 280, "绿色")]
+    assert alike.kept(alike.made(fetched_build, got, tmp_path, later, snapshot="2026-05-05")) == {"c"}
+
+
+def test_a_takedown_passes_a_build_that_kept_no_features(fetched_build: Any, got: Any, tmp_path: Path) -> None:
+    publish(alike.made(fetched_build, got, tmp_path, [("a", RED, 300, "红色")]))
+    later = alike.made(fetched_build, got, tmp_path, [("c", RED, 280, "红")], snapshot="2026-05-05")
+    publish(later)
+    assert _commit(later)[SEMANTIC] == []
+    gone = bytes.fromhex(alike.ids(later)["c"])
+    Identities(later.store).forget(lambda table: np.array([v == gone for v in table["candidate_id"].to_pylist()]))
+    assert _commit(later) == {"images.parquet": [], SEMANTIC: []}
