@@ -52,6 +52,7 @@ def check(build: Build) -> None:
     if not build.made_from:
         if current.generation != build.generation:
             raise StoreError(build.build_id, f"{now}, this build of {build.generation}; run wenlan-data build again")
+        _check_faces(build)
         return
     if current.generation == build.generation and build.snapshot in {own.snapshot for own in current.builds}:
         return  # it is published again
@@ -62,6 +63,20 @@ def check(build: Build) -> None:
     if unseen:
         since = f"{', '.join(unseen)} was published since this generation was begun"
         raise StoreError(build.build_id, f"{since}; run wenlan-data build again")
+
+
+def _check_faces(build: Build) -> None:
+    """Raise StoreError if a build that blurs faces would stand in a release beside builds that keep them."""
+    if build.spec.shards.faces != "blur":
+        return
+    before = build.store.releases(build.spec.name).newest()
+    if before is None or (before.images is not None and before.images.faces_blurred):
+        return
+    others = [own for own in before.builds if own.snapshot != build.snapshot]
+    stored = {own.build_id: _manifest_of(own.out)[1].images for own in others}
+    if keep := [build_id for build_id, images in stored.items() if images is None or not images.faces_blurred]:
+        where = f"{', '.join(keep)} of dataset {build.spec.name}"
+        raise StoreError(build.build_id, f"blurs faces, and {where} keeps them; make it anew: build --generation new")
 
 
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:

@@ -36,6 +36,7 @@ from pipeline.store.partitions import DECISIONS
 from pipeline.store.store import Store
 from pipeline.web import crawler, frontier, links, page_visitor, policy, sitemaps
 from pipeline.web import warc as warcs
+from pipeline.web._warc_sound import SoundRun
 from tests.drawn import picture
 from tests.pipeline.stages.test_extract import warc
 from tests.stages import run_stage
@@ -398,6 +399,7 @@ def test_a_record_on_which_a_parser_fails_costs_itself_only(tmp_path, monkeypatc
         return real(*a)
 
     monkeypatch.setattr(module, name, fails_second)
+    monkeypatch.setattr(warcs, "_can_be_read_again", lambda file: False)  # warcio reads all of it
     build = page_build(tmp_path, *((f"http://a.test/{i}", PAGE.replace("雪", f"雪{i}")) for i in range(4)))
     extract.run_partition(build, "w-00000")
     record = build.stage("extract").record("w-00000")
@@ -406,6 +408,25 @@ def test_a_record_on_which_a_parser_fails_costs_itself_only(tmp_path, monkeypatc
     [(url, reason, said)] = decisions(build, "extract", "w-00000")
     assert (url, reason) in [(f"http://a.test/{i}", "unreadable") for i in range(4)]
     assert said == f"{type(error).__name__}: {error}".removesuffix(": ")
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=[type(e).__name__ for e in ERRORS])
+def test_a_record_on_which_the_fast_reader_fails_is_read_by_the_other(tmp_path, monkeypatch, error):
+    real, calls = SoundRun._capture, []
+
+    def fails_second(*a: Any) -> Any:
+        calls.append(a)
+        if len(calls) == 2:
+            raise error
+        return real(*a)
+
+    monkeypatch.setattr(SoundRun, "_capture", fails_second)
+    build = page_build(tmp_path, *((f"http://a.test/{i}", PAGE.replace("雪", f"雪{i}")) for i in range(4)))
+    extract.run_partition(build, "w-00000")
+    record = build.stage("extract").record("w-00000")
+    assert len(calls) >= 2
+    assert len(build.stage("extract").table(record)["page_url"].to_pylist()) == 4
+    assert decisions(build, "extract", "w-00000") == []
 
 
 # admit to shard: texts and pictures

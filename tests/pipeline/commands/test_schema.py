@@ -19,7 +19,7 @@ from pipeline.run import open_build
 from pipeline.stages import STAGES
 from tests.places import SPECS
 
-KINDS = {"site", "warc", "url_table", "folder", "webdataset"}
+KINDS = {"site", "warc", "common_crawl", "url_table", "folder", "webdataset"}
 
 
 def test_the_schema_file_is_current():

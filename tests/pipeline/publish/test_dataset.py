@@ -412,3 +412,16 @@ def test_a_release_says_how_its_own_builds_store_images_after_a_rollback_too(wee
     dataset.rollback(first.store, "photos", 1)
     stored.append(releases_of(first).read().images)
     assert [images.reencode for images in stored if images is not None] == ["never", "all", "never"]
+
+
+def test_blurred_faces_do_not_stand_in_a_release_beside_clear_ones(week: Week) -> None:
+    blurring = {"shards": {"faces": "blur"}, "regions": {"detectors": [{"name": "faces"}]}}
+    release.publish(week("2026-11-01", 6))
+    later = week("2026-11-08", 12, **blurring)
+    with pytest.raises(StoreError, match=r"blurs faces, and .*2026-11-01.* keeps them; make it anew"):
+        release.publish(later)
+    assert not later.shards.exists("manifest.json"), "nothing is published"
+    release.publish(week("2026-11-01", 6, **blurring))  # in the place of the one that keeps them
+    later = week("2026-11-08", 18, **blurring)
+    release.publish(later)
+    assert [own.snapshot for own in releases_of(later).read().builds] == ["2026-11-01", "2026-11-08"]
