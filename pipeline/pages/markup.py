@@ -58,8 +58,13 @@ def unescaped(text: str) -> str:
 def value_of(tag: str, name: str) -> str:
     """The value of one attribute; "" if it is missing or empty."""
     lead = f' {name}="'
-    start = tag.find(lead) + len(lead)
-    return unescaped(tag[start : tag.find('"', start)]) if start >= len(lead) else ""
+    start = tag.find(lead)
+    if start < 0:
+        return ""
+    if tag.count('"', 0, start) % 2:  # it may be the end of another attribute's value
+        return next((unescaped(value) for other, value in _ATTRIBUTE.findall(tag) if other == name), "")
+    start += len(lead)
+    return unescaped(tag[start : tag.find('"', start)])
 
 
 def attributes_of(tag: str) -> dict[str, str]:

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -109,22 +110,22 @@ class CommonCrawl(RangeSource):
 
     def parts(self) -> int:
         """Runs of at most `rows_per_part` rows, of row groups that may hold a page. Raises SourceError."""
-        return len(self._cuts())
+        return sum(1 for _ in self._cuts())
 
     def ranges(self, part: int) -> Iterator[PageRange | Decision]:
         """Where the pages of a part lie, in the order of files and places; a Decision for a row that names no place.
 
         Raises SourceError for a file that cannot be read or has not the index's columns.
         """
-        yield from self._ranges(self._cuts()[part])
+        yield from self._ranges(next(itertools.islice(self._cuts(), part, None)))
 
     def look(self, budget: Budget) -> Look:
         """Its pages and the bytes of their records, counted or estimated from a sample of the index."""
-        files = self.files()
+        files, given = self.files(), frozenset(self._given())
         rows = taken = pages = size = 0
         whole = len(spread(len(files))) == len(files)
         for number in spread(len(files)):
-            cuts = self._cuts_of(files[number])
+            cuts = self._cuts_of(files[number], files[number] in given)
             rows += sum(stop - start for _, groups in cuts for _, start, stop in groups)
             for cut in cuts:
                 if taken and budget.spent:
@@ -152,16 +153,18 @@ class CommonCrawl(RangeSource):
         """Files that `path` names."""
         return expand(tuple(self.resolve(path) for path in self.path), self.name)
 
-    def _cuts(self) -> list[Cut]:
-        return [cut for file in self.files() for cut in self._cuts_of(file)]
+    def _cuts(self) -> Iterator[Cut]:
+        given = frozenset(self._given())
+        for file in self.files():
+            yield from self._cuts_of(file, file in given)
 
-    def _cuts_of(self, file: str) -> list[Cut]:
-        """The parts of one file."""
+    def _cuts_of(self, file: str, may_change: bool) -> list[Cut]:
+        """The parts of one file. may_change: not for files of a `path_list`, of which each part would ask again."""
         cuts: list[Cut] = []
         groups: list[tuple[int, int, int]] = []
         room = self.rows_per_part
         wanted = self.languages, self.first_language, self.mime_types
-        for group, rows in _groups(file, self.name, json.dumps(version(file)), *wanted):
+        for group, rows in _groups(file, self.name, json.dumps(version(file)) if may_change else "", *wanted):
             start = 0
             while start < rows:
                 stop = min(rows, start + room)

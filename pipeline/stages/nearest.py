@@ -11,6 +11,7 @@ tower, has nothing that could be compared; that is logged.
 For the report, a kept pair's nearest leader is noted too if it lies no more than LOOK times as far as the limit.
 
 Limits: an exact search, whose cost grows with pairs times leaders: minutes for a million, and the holders share it.
+The task itself holds 32 bytes per leader.
 """
 
 from __future__ import annotations

@@ -31,17 +31,17 @@ T = TypeVar("T")
 def in_order(wanted: Iterable[tuple[T, tuple[str, int, int] | None]]) -> Iterator[tuple[T, bytes]]:
     """Each thing with the bytes of its range (file, offset, length); b"" for one that has none. Raises SourceError."""
     pending: deque[tuple[T, Future[bytes] | None]] = deque()
-    with ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ranges") as pool:
-        try:
-            for thing, place in wanted:
-                pending.append((thing, pool.submit(_read, *place) if place is not None else None))
-                while len(pending) > AT_ONCE:
-                    first, data = pending.popleft()
-                    yield first, data.result() if data is not None else b""
-            for first, data in pending:
+    pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="ranges")
+    try:
+        for thing, place in wanted:
+            pending.append((thing, pool.submit(_read, *place) if place is not None else None))
+            while len(pending) > AT_ONCE:
+                first, data = pending.popleft()
                 yield first, data.result() if data is not None else b""
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        for first, data in pending:
+            yield first, data.result() if data is not None else b""
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # a fault is raised at once, whatever others still ask for
 
 
 def _read(file: str, offset: int, length: int) -> bytes:

@@ -17,7 +17,9 @@ equal samples for every arm. Two pairs with one caption are no negatives for eac
 number, which would tell which caption is the right one.
 
 Limits: emoji; several drawings share a name, so that agreement is easily found, as where many pages tell of one thing.
-The share that is kept is that of the right captions, which nobody knows of the web; `shares` tells of others.
+The strict share and the share that is kept are that of the right captions, which nobody knows of the web; `shares`
+tells of others. What the second round trains on was chosen by models that had seen the pairs it scores. All seeds are
+of one corpus: intervals speak of the shuffling and the training, not of other data.
 """
 
 from __future__ import annotations
