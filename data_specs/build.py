@@ -225,7 +225,7 @@ class Watermark(Spec):
     """Drops the pictures that carry the watermark of their host, which is found in many pictures of one size."""
 
     max_correlation: float = Field(
-        0.25,
+        0.3,
         gt=0,
         lt=1,
         description="correlation of a picture's gradients with its host's mark above which it is dropped",

@@ -15,7 +15,8 @@ otherwise hide it.
 
 Everything is integer arithmetic until the last division, so that every machine computes the same values.
 
-Limits: a mark has to lie at one place in pictures of one size, on more than about a third of them. What else is the
+Limits: a mark has to lie at one place in pictures of one size, on about half of a hundred of them, or on nearly all of
+twenty. What else is the
 same there is a mark too: the logo of a channel, a clock in a corner, the dial of one watch. Marks of less than LEAST of
 the picture, or with weaker edges than WEAKEST, are not seen; nor are those that are tiled or moved at random.
 """

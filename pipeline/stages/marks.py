@@ -56,13 +56,13 @@ def partitions(build: Build) -> list[str]:
     if build.spec.watermark is None:
         return []
     of = math.ceil(math.sqrt(survivors_before(build, "watermark") / PAIRS)) or 1
-    return [f"hosts-{number:05d}-of-{of:05d}" for number in range(of)]
+    return [f"hosts-{number:05d}-{of:05d}" for number in range(of)]
 
 
 def run_partition(build: Build, partition: str) -> None:
     """A row of MARK_SCHEMA for each group of a partition's hosts with enough pictures, by host and size."""
     assert build.spec.watermark is not None
-    _, number, _, of = partition.split("-")
+    _, number, of = partition.split("-")
     counts, samples = _samples(build, build.spec.watermark, int(number), int(of))
     rows, sampled = list[dict[str, Any]](), 0
     pulse.expect(sum(map(len, samples.values())))

@@ -42,7 +42,7 @@ def test_a_logo_that_most_pictures_have_is_found_and_told_from_pictures_without_
     assert not outside.any(), "where the logo is, and nowhere else"
     with_it = [correlation(one, mark) for one in planes(marked[40:])]
     without = [correlation(one, mark) for one in planes(plain[40:])]
-    assert min(with_it) > 0.3 > 0.25 > max(without)
+    assert min(with_it) > 0.3 > 0.2 > max(without)
     assert (drawn(mark) > 0).sum() == len(mark.at)
 
 
