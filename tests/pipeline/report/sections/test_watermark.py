@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pipeline.report.page import environment
 from pipeline.report.section import Material
-from pipeline.report.sections.watermark import NEAREST, watermark
+from pipeline.report.sections.watermark import HTML, NEAREST, watermark
 from pipeline.store.build import Build
 from tests.fetched import Got
 from tests.marked import MARKED, PLAIN, STAGES, images
@@ -36,6 +37,9 @@ def test_it_shows_the_mark_and_what_it_dropped(fetched_build: Callable[..., Buil
     assert {row["text"].split("，")[1] for row in dropped["rows"]} == {"marked"}
     assert {row["text"].split("，")[1] for row in kept["rows"]} == {"plain"}
     assert (len(dropped["rows"]), len(kept["rows"])) == (NEAREST, PLAIN)
+    page = environment(build.stages).from_string(HTML).render(watermark=said)
+    assert mark["mark"] in page
+    assert page.count("data:image/jpeg") == NEAREST + PLAIN
     assert all(row["picture"].startswith("data:image/jpeg") for row in dropped["rows"] + kept["rows"])
 
 
