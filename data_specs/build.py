@@ -221,6 +221,25 @@ class Balance(Spec):
     unmatched: Literal["keep", "drop"] = Field("keep", description="pairs in whose text no entry occurs")
 
 
+class Watermark(Spec):
+    """Drops the pictures that carry the watermark of their host, which is found in many pictures of one size."""
+
+    max_correlation: float = Field(
+        0.3,
+        gt=0,
+        lt=1,
+        description="correlation of a picture's gradients with its host's mark above which it is dropped",
+    )
+    min_pictures: int = Field(20, ge=10, description="fewest equal-sized pictures of a host in which a mark is sought")
+    sample: int = Field(100, ge=10, le=500, description="of more pictures than this, so many are looked at for a mark")
+
+    @model_validator(mode="after")
+    def _sample_is_large_enough(self) -> Watermark:
+        if self.sample < self.min_pictures:
+            raise ValueError(f"sample: {self.sample} pictures are fewer than min_pictures, {self.min_pictures}")
+        return self
+
+
 class PairScore(Spec):
     """How well each picture and its primary text fit: the cosine of their features by two towers, of every pair.
 
@@ -365,7 +384,7 @@ DEFAULT_FILTERS = tuple(PluginRef(name=name) for name in (*_TEXT_FILTERS, *_IMAG
 class BuildSpec(Spec):
     """One dataset build. Ready specs: data_specs/*.yaml."""
 
-    later = ("pair_score", "semantic_dedup", "balance")
+    later = ("watermark", "pair_score", "semantic_dedup", "balance")
     name: str = Field(pattern=NAME, description="of the dataset: small letters, digits, - and _")
     description: str = Field("", description="what the dataset is; shown on its card")
     licence: str = Field("", description="terms of use of the dataset; shown on its card")
@@ -384,6 +403,9 @@ class BuildSpec(Spec):
         DEFAULT_FILTERS, description="filters by name, with their options; `wenlan-data plugins` lists them"
     )
     dedup: Dedup = Dedup()
+    watermark: Watermark | None = Field(
+        None, description="drop pictures that carry the watermark of their host; by default none is looked for"
+    )
     pair_score: PairScore | None = Field(
         None, description="score every pair by an image tower and a text tower; by default none is"
     )

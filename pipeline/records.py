@@ -100,6 +100,8 @@ class DropReason(str, enum.Enum):
     FACES = "faces"  # more than allowed
     COLOURFULNESS = "colourfulness"  # too little, or too much
     LOW_DETAIL = "low_detail"  # enlarged, or out of focus: less detail than its size promises
+    # watermark
+    WATERMARK = "watermark"  # it carries the mark that many pictures of its host have
     # choose
     PAIR_SCORE_LOW = "pair_score_low"  # picture and text fit too badly
     PAIR_SCORE_HIGH = "pair_score_high"  # too well: often a picture of its own caption

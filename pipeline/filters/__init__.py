@@ -190,6 +190,7 @@ def pair_stages(spec: BuildSpec) -> list[str]:
     asked = {
         "dedup": True,
         "screen": bool(pixel_filters(spec)),
+        "watermark": spec.watermark is not None,
         "score": spec.pair_score is not None,
         "choose": bool(pair_filters(spec)),
         "semantic_dedup": spec.semantic_dedup is not None,

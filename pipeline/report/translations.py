@@ -80,6 +80,7 @@ REASONS = {
     "faces": ("faces", "人脸"),
     "colourfulness": ("colourfulness", "色彩丰富度"),
     "low_detail": ("less detail than its size", "细节不足"),
+    "watermark": ("watermark of its host", "站点水印"),
     "pair_score_low": ("text does not fit", "图文不符"),
     "pair_score_high": ("text fits too well", "图文过于吻合"),
     "below_top_share": ("others fit better", "不在高分之列"),
@@ -96,6 +97,7 @@ _PHRASES = [
     (re.compile(rf"{'' if phrase[0] == ',' else _START}{phrase}(?!\w)"), words)
     for phrase, words in (
         (rf"the best {_N} of (\S+) have at least (-?[\d.]+)", r"\2 最好的 \1 不低于 \3"),
+        (r"correlation (-?[\d.]+) with the mark of (\S+) at (\d+) x (\d+)", r"与 \2（\3 × \4）水印的相关度 \1"),
         (r"(\d+) x (\d+) pixels", r"\1 × \2 像素"),
         (rf"each side needs {_N}", r"每边至少 \1"),
         (rf"at most {_N} are allowed", r"最多 \1"),

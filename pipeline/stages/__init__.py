@@ -18,6 +18,7 @@ from pipeline.stages import (
     fetch,
     filter,
     lead,
+    marks,
     measure,
     nearest,
     rank,
@@ -27,6 +28,7 @@ from pipeline.stages import (
     semantic_dedup,
     shard,
     vectors,
+    watermark,
 )
 from pipeline.store.stage import Stage
 
@@ -43,6 +45,8 @@ STAGES: dict[str, Stage] = {
         lead.STAGE,
         dedup.STAGE,
         screen.STAGE,
+        marks.STAGE,
+        watermark.STAGE,
         score.STAGE,
         choose.STAGE,
         vectors.STAGE,

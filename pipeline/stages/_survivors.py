@@ -1,11 +1,14 @@
 """Survivors: the pairs that dedup and the stages after it kept, which go on to detect and shard.
 
-What a spec does not ask for has no partitions: without pixel filters `screen`, without `pair_score` `score`, without a
-filter of scores `choose`, without `balance` the stage of that name. What goes on is what the last stage that has
-partitions kept (`pipeline.filters.pair_stages`). Each writes it as one file per split.
+What a spec does not ask for has no partitions: without pixel filters `screen`, without `watermark` the stage of that
+name, without `pair_score` `score`, without a filter of scores `choose`, without `balance` the stage of that name. What
+goes on is what the last stage that has partitions kept (`pipeline.filters.pair_stages`). Each writes it as one file per
+split.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -26,7 +29,7 @@ def split_file(split: str) -> str:
 
 
 SPLIT_FILES = tuple(StageFile(split_file(split), DEDUP_SCHEMA, "candidate_id") for split in SPLITS)
-"""The files that dedup, screen and balance commit for a partition; those of balance with scores, if there are any."""
+"""The files that dedup, screen, watermark and balance commit; those of balance with scores, if there are any."""
 
 SCORED_FILES = tuple(StageFile(split_file(split), SCORED_SCHEMA, "candidate_id") for split in SPLITS)
 """The files that score and choose commit for a partition."""
@@ -52,6 +55,19 @@ def survivors_in(
     record = next(stage.record(run) for run in stage.partitions() if partition in partitions_of(run))
     within = [("order_key", ">=", low), ("order_key", "<", high)]
     return stage.table(record, split_file(split), columns, within)
+
+
+def survivor_tables(build: Build, columns: list[str], before: str) -> Iterator[pa.Table]:
+    """The pairs of all splits that come to a stage, in the order of their partitions, a file at a time."""
+    stage = build.stage(_handing_on(build, before))
+    for record in stage.records():
+        for split in SPLITS:
+            yield stage.table(record, split_file(split), columns)
+
+
+def survivors_before(build: Build, before: str) -> int:
+    """How many pairs come to a stage."""
+    return sum(record.counts["kept"] for record in build.stage(_handing_on(build, before)).records())
 
 
 def later_ones(build: Build, before: str = "") -> dict[str, str]:

@@ -28,7 +28,7 @@ from data_specs.build import BuildSpec
 from data_specs.shard import PAIR_SCORE, SPLITS, nfc
 from pipeline.records import sha256_hex
 from pipeline.stages._model_runner import model_values, text_values
-from pipeline.stages._survivors import SCORED_FILES, primary_texts, split_file, survivors_in
+from pipeline.stages._survivors import SCORED_FILES, later_ones, primary_texts, split_file, survivors_in
 from pipeline.stages._towers import Row, checked_towers, models_of
 from pipeline.store.build import Build
 from pipeline.store.pair_scores import COUNTS, COUNTS_SCHEMA, UNITS, counted, in_units
@@ -48,7 +48,8 @@ def token(build: Build) -> Any:
     if build.spec.pair_score is None:
         return None
     towers = checked_towers(build.spec)
-    return [towers.image_id, towers.text_id]
+    later = later_ones(build, before="score")
+    return [towers.image_id, towers.text_id, *([later] if later else [])]
 
 
 def partitions(build: Build) -> list[str]:

@@ -316,8 +316,19 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
-IDLE = ("screen", "score", "choose", "vectors", "nearest", "semantic_dedup", "concepts", "balance")
-"""Stages without partitions here: no filter looks at pixels, nothing is scored, merged by features, or balanced."""
+IDLE = (
+    "screen",
+    "marks",
+    "watermark",
+    "score",
+    "choose",
+    "vectors",
+    "nearest",
+    "semantic_dedup",
+    "concepts",
+    "balance",
+)
+"""Stages without partitions here: no filter looks at pixels, and what a spec has to ask for is not asked for."""
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):

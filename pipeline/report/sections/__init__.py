@@ -26,6 +26,7 @@ from pipeline.report.sections import (
     state,
     texts,
     totals,
+    watermark,
 )
 
 SECTIONS: tuple[Section, ...] = (
@@ -41,6 +42,7 @@ SECTIONS: tuple[Section, ...] = (
     sources.SECTION,
     texts.SECTION,
     shapes.SECTION,
+    watermark.SECTION,
     pair_scores.SECTION,
     balance.SECTION,
     drift.SECTION,

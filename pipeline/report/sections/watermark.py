@@ -1,0 +1,162 @@
+"""Section `watermark`: the mark that was found for each host, as a picture, and pictures nearest to the limit.
+
+Shown are the marks of the largest groups, as the lengths of their gradients, with what they dropped; and the pictures
+just dropped and just kept, of all that were compared with a mark. Empty for a spec without `watermark`.
+
+Limits: memory is one file of a partition, counts by group (cut to the larger ones, where they are very many), and what
+is shown. Thumbnails stop at a budget of bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import heapq
+import io
+from collections import Counter
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.pictures.marks import drawn
+from pipeline.report.figures import trim
+from pipeline.report.pictures import add_pictures
+from pipeline.report.section import Material, Section, Values
+from pipeline.store.build import Build
+from pipeline.store.host_marks import CORRELATIONS, mark_of, rows_with_mark
+
+SHOWN, NEAREST = 24, 12
+"""Marks that are shown, and pictures on each side of the limit."""
+
+PICTURES, SIDE = 400_000, 144
+"""Bytes of all thumbnails of the section, and pixels of their longer side."""
+
+
+def figures(material: Material, inputs: Values) -> Values:
+    return {"watermark": watermark(material)}
+
+
+def watermark(material: Material) -> Values | None:
+    """Counts, marks with their pictures, and the pairs nearest to the limit; None where no mark was looked for."""
+    build = material.build
+    if build.spec.watermark is None or "watermark" not in build.fingerprints:
+        return None
+    sought, judged = build.stage("marks").records(), build.stage("watermark").records()
+    if not judged:
+        return None
+    takedowns, hidden = build.store.takedowns(), material.shown.opted_out
+    compared, dropped, groups = _nearest(build, build.spec.watermark.max_correlation)
+    for group in groups:
+        group["rows"] = [r for r in group["rows"] if r["fetch_id"] not in hidden and not takedowns.names(r)]
+    rows = [row for group in groups for row in group["rows"]]
+    add_pictures(build, rows if build.spec.report.pictures else [], takedowns, budget=PICTURES, side=SIDE)
+    for row in rows if not build.spec.report.pictures else ():
+        row |= {"picture": "", "boxes": {}}
+    largest = heapq.nsmallest(
+        SHOWN, rows_with_mark(build), key=lambda row: (-row["pictures"], row["host"], row["width"], row["height"])
+    )
+    return {
+        "limit": build.spec.watermark.max_correlation,
+        "min_pictures": build.spec.watermark.min_pictures,
+        **{name: sum(record.counts[name] for record in sought) for name in ("groups", "marks", "templates")},
+        **{name: sum(record.counts[name] for record in judged) for name in ("seen", "compared")},
+        "dropped": dropped.total(),
+        "shown": [
+            {
+                **{name: row[name] for name in ("host", "width", "height", "pictures", "sampled")},
+                "share": round(row["share"], 4),
+                "compared": compared[_named(row)],
+                "dropped": dropped[_named(row)],
+                "mark": _png(row),
+            }
+            for row in largest
+        ],
+        "nearest": groups,
+    }
+
+
+def _named(row: Values) -> str:
+    return f"{row['host']} {row['width']} x {row['height']}"
+
+
+def _png(row: Values) -> str:
+    """A mark as a data: URI."""
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(drawn(mark_of(row))).quantize(16).save(out, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _nearest(build: Build, limit: float) -> tuple[Counter[str], Counter[str], list[Values]]:
+    """Pairs compared and dropped by group, and those nearest to the limit on either side."""
+    compared, dropped = Counter[str](), Counter[str]()
+    sides: dict[bool, list[Values]] = {False: [], True: []}
+    stage = build.stage("watermark")
+    for record in stage.records():
+        table: pa.Table = stage.table(record, CORRELATIONS)
+        here: dict[bool, list[Values]] = {False: [], True: []}
+        for row in table.to_pylist():
+            kept = round(row["correlation"], 4) <= limit
+            compared[_named(row)] += 1
+            dropped[_named(row)] += not kept
+            here[kept].append(row)
+        for kept, rows in here.items():
+            nearest = [*sides[kept], *rows]
+            sides[kept] = heapq.nsmallest(
+                NEAREST, nearest, key=lambda row: (abs(row["correlation"] - limit), row["candidate_id"])
+            )
+        trim(compared)
+        trim(dropped)
+    names = {False: "just_dropped", True: "just_kept"}
+    return compared, +dropped, [{"name": names[kept], "rows": [_row(r, kept) for r in sides[kept]]} for kept in names]
+
+
+def _row(row: Values, kept: bool) -> Values:
+    """A pair as the page and report.json have it."""
+    same: dict[str, Any] = {name: row[name] for name in ("fetch_id", "source", "page_url", "host", "text")}
+    named = {"id": row["candidate_id"], "url": row["image_url"], "stage": "watermark", "duplicate_of": ""}
+    return {**same, **named, "kept": kept, "correlation": round(row["correlation"], 4)}
+
+
+HTML = """
+{% if watermark %}
+<section id="watermark">
+  <h2>{{ t("Watermarks of hosts", "站点水印") }}</h2>
+  <p>{{ t("What is the same in many equal-sized pictures of one host: the median of their gradients. A picture that "
+    "shows more of it than the limit is dropped.",
+    "同一站点、同一尺寸的多张图像所共有的部分：其梯度的中位数。与之相关度超过限值的图像被丢弃。") }}
+    {{ t("Groups with enough pictures", "图像足够的分组") }}: {{ watermark.groups | n }},
+    {{ t("with a mark", "其中有水印") }}: <b>{{ watermark.marks | n }}</b>,
+    {{ t("alike in too much of the picture (templates, kept)", "相同部分过大（模板，予以保留）") }}: {{
+    watermark.templates | n }}. {{ t("Pictures compared with a mark", "与水印比对的图像") }}: {{
+    watermark.compared | n }} / {{ watermark.seen | n }}, {{ t("dropped", "丢弃") }}: <b>{{ watermark.dropped | n }}</b>
+    ({{ watermark.dropped | share(watermark.seen) }}); {{ t("limit", "限值") }}: <code>max_correlation: {{
+    watermark.limit | number }}</code>.</p>
+  {% if watermark.shown %}<ul class="sheet">{% for m in watermark.shown %}
+    <li class="sample"><div class="frame"><div class="picture" style="aspect-ratio:{{ m.width }}/{{ m.height
+      }};width:min(100%,{{ (150 * m.width / m.height) | round(1) }}px)"><img src="{{ m.mark }}" alt="{{ m.host }}"
+      loading="lazy"></div></div>
+    <p class="fate">{{ m.host }} <span class="muted">{{ m.width }} × {{ m.height }}</span></p>
+    <p class="small">{{ t("pictures", "图像") }}: {{ m.pictures | n }} <span class="muted">({{ t("looked at", "取样")
+      }}: {{ m.sampled | n }})</span>, {{ t("dropped", "丢弃") }}: <b>{{ m.dropped | n }}</b> / {{ m.compared | n }}</p>
+    </li>
+  {% endfor %}</ul>
+  {% if watermark.marks > watermark.shown | length %}<p class="muted small">{{ t("and more marks", "另有水印") }}: {{
+    (watermark.marks - watermark.shown | length) | n }}</p>{% endif %}{% endif %}
+  {% set words = {"just_dropped": ("Just dropped", "刚好丢弃"), "just_kept": ("Just kept", "刚好保留")} %}
+  {% for group in watermark.nearest if group.rows %}
+  <div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>
+  <ul class="sheet">{% for row in group.rows %}
+    <li class="sample {{ "is-kept" if row.kept else "is-dropped" }}">{{ picture(row) }}<p class="fate">
+    {%- if row.kept %}<span class="ok">{{ "%.3f" | format(row.correlation) }}</span>{% else -%}
+    <span class="no">✗ {{ "%.3f" | format(row.correlation) }}</span>{% endif %}</p>
+    <p class="text" lang="zh">{{ row.text or "–" }}</p><p class="muted small">{{ row.host }}</p>
+    <p class="small links">{{ studio("/#id=" ~ row.id[:32], "studio") }} <code title="{{ row.id }}">{{
+      row.id[:8] }}</code></p></li>
+  {% endfor %}</ul></div>
+  {% endfor %}
+</section>
+{% endif %}
+"""
+
+SECTION = Section("watermark", HTML, figures, title="Watermarks", title_zh="水印")
