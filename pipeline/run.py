@@ -1,6 +1,6 @@
 """THE PAGE: a spec becomes a build. Read it and you know the system.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> lead -> dedup
+    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
         -> screen -> score -> choose -> concepts -> balance -> detect -> shard -> report -> (publish)
 
 A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order. It is cut into partitions; each runs as

@@ -10,6 +10,9 @@ The result depends on the ranks alone: not on how the pairs were divided into pa
 how many holders share the memory. Increments over earlier builds have the result of one pass over everything, as long
 as the ranks put the earlier builds first.
 
+Where it is known that an image matches no other one of the build (`pipeline.matching.meetings`), that changes what is
+looked up, and no decision.
+
 Limits: pairs of a block are compared with each other, so blocks are small, and smaller if hundreds of copies of one new
 image follow each other.
 """

@@ -1,6 +1,6 @@
 """A stage: one step of a build, and all that is known of it.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> lead -> dedup -> screen
+    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup -> screen
         -> score -> choose -> concepts -> balance -> detect -> shard -> report
 
 Each file of `pipeline/stages/` ends with one `Stage`; `pipeline.stages.STAGES` is the order. Everything else asks the

@@ -316,8 +316,8 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
-IDLE = ("screen", "score", "choose", "concepts", "balance")
-"""Stages without partitions here: no filter looks at pixels, and nothing is scored or balanced."""
+IDLE = ("deal", "meet", "screen", "score", "choose", "concepts", "balance")
+"""Stages without partitions here: a build of few pairs, no filter that looks at pixels, nothing scored or balanced."""
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):
