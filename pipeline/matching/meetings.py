@@ -182,6 +182,8 @@ class Finder:
         self.found: Flags = np.zeros(images, np.bool_)
         self.compared = 0
         """Pairs of near hashes and tones, of which signatures were compared."""
+        self.apart = 0
+        """Those of them that do not look alike."""
 
     def look(self, tables: Sequence[tuple[int, Table]]) -> None:
         """Look at the same buckets of all runs: (number of the run's first image, its entries)."""
@@ -274,6 +276,7 @@ class Finder:
                 self._grids(b, grid_of_place[parts]),
             )
             alike = within(own, theirs, self._threshold, one_tone=True)
+            self.apart += int(len(alike) - alike.sum())
             self.found[a[alike]] = True
             self.found[b[alike]] = True
 

@@ -22,7 +22,7 @@ from pipeline.store.rewrite import Rewrite
 VERSION = 1
 """Of `deal` and `meet`."""
 
-FEWEST = 20_000
+FEWEST = 100_000
 """Pairs of a build below which nothing is dealt out: one pass over all of them is done sooner."""
 
 FOUND, BYTES = "found.bin", "bytes.bin"

@@ -2,11 +2,11 @@
 
 Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
 `rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
-(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a build of
-some size the stages `deal` and `meet` have found before, in parallel, which images look like no other one of the build:
-these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Verdicts are
-spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in
-parallel.
+(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a large
+build the stages `deal` and `meet` have found before, in parallel, which images look like no other one of the build:
+these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Verdicts
+are spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them
+in parallel.
 
 After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
 order of their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. A

@@ -59,7 +59,7 @@ def run_partition(build: Build, partition: str) -> None:
         def paths(suffix: str) -> list[Path]:
             return [files.enter_context(stage.file(record, suffix)) for record in records]
 
-        compared = 0
+        counts = {"compared": 0, "apart": 0}
         if partition == SAME_BYTES:
             words = np.concatenate([np.fromfile(path, np.uint64) for path in paths(BYTES)])
             found = equal(words, np.arange(len(words)), len(words))
@@ -70,11 +70,11 @@ def run_partition(build: Build, partition: str) -> None:
             finder = Finder(key, build.spec.dedup.image_signature, int(starts[-1]), grids.of)
             tables = [_meetings.read(path, part) for path in paths(_meetings.suffix_of(part.key))]
             finder.look(list(zip(starts[:-1].tolist(), tables, strict=True)))
-            found, compared = finder.found, finder.compared
+            found, counts = finder.found, {"compared": finder.compared, "apart": finder.apart}
         images = np.flatnonzero(found)
         attempt.path(FOUND).write_bytes(images.astype(np.int64).tobytes())
         pulse.advance(int(starts[-1]))
-        attempt.commit({"images": int(starts[-1]), "found": len(images), "compared": compared})
+        attempt.commit({"images": int(starts[-1]), "found": len(images), **counts})
 
 
 class _Grids:

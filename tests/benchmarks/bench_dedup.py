@@ -7,8 +7,7 @@ work is then done in `lead`. They must decide the same. What is measured: CPU se
 from the smaller size to the larger, the share that must go in order (`lead`), the largest process, and the wall time
 of two workers over that of one.
 
-How many signatures are compared by chance, at each size, tells what larger builds would cost: what `meet` compares less
-one comparison for each image that it finds.
+How many signatures of images that do not look alike are compared, at each size, tells what larger builds would cost.
 
 `--sizes 100000,1000000,3000000` takes other sizes; `--workers 1,2` other numbers of workers, of which the first is
 timed for both sides.
@@ -53,8 +52,8 @@ def main() -> int:
     if not STAMPS.is_dir() or not PHOTOS.is_dir():
         print("bench_dedup needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
         return 1
-    sizes = [int(n) for n in (options.sizes or ("10000,40000" if options.quick else "100000,1000000")).split(",")]
-    workers = [int(n) for n in options.workers.split(",")]
+    sizes = [int(n) for n in (options.sizes or ("5000,20000" if options.quick else "100000,1000000")).split(",")]
+    workers = [int(n) for n in options.workers.split(",")][: 1 if options.quick else None]
     rows = []
     with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
         looks = Path(name) / "looks"
@@ -92,7 +91,7 @@ def _compared(folder: Path, looks: Path, size: int, workers: list[int]) -> dict[
                 f"{size:,} pairs, {side}: {own['wall']:.1f} s, CPU {own['cpu']:.1f} s ({stages}), {own['gb']:.2f} GB",
                 file=sys.stderr,
             )
-    chance = found["parallel"]["compared"] - found["parallel"]["found"]
+    chance = found["parallel"]["apart"]
     print(
         f"{size:,} pairs: {chance / size:.2f} signatures compared by chance per image: {chance / size**2 * 30e6:,.0f}"
         f" at 30 million, {chance / size**2 * 1e9:,.0f} at a billion; the same decisions: {found['same']}",
@@ -200,8 +199,7 @@ def serve_stage(folder: Path, name: str, side: str, workers: int) -> None:
     totals: dict[str, int] = {}
     if name == "meet":
         for record in build.stage("meet").records():
-            for key in ("compared", "found"):
-                totals[key] = totals.get(key, 0) + (record.counts[key] if record.counts["compared"] else 0)
+            totals["apart"] = totals.get("apart", 0) + record.counts["apart"]
     cpu, gb = sum(own for own, _ in spent), max((own for _, own in spent), default=0.0)
     print(json.dumps({"wall": wall, "cpu": cpu, "gb": gb, "counts": totals, "decisions": _decisions(build, name)}))
 

@@ -117,6 +117,7 @@ def test_a_cluster_costs_a_few_comparisons_for_each_of_its_images() -> None:
         finder.look([(0, Table.of(key, phash, tones(grids))[0])])
         assert finder.found.all()
         assert finder.compared <= 3 * 900
+        assert finder.apart == 0
 
 
 def test_keys_are_longer_the_more_images_there_are() -> None:
