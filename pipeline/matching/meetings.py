@@ -118,7 +118,10 @@ class Key:
 
     def buckets(self, codes: Codes) -> npt.NDArray[np.uint16]:
         """The bucket of each hash: the highest bits of its pieces."""
-        return (self.values(codes) >> np.uint64(max(0, self.bits - _BUCKET_BITS))).astype(np.uint16)
+        buckets: npt.NDArray[np.uint16] = (self.values(codes) >> np.uint64(max(0, self.bits - _BUCKET_BITS))).astype(
+            np.uint16
+        )
+        return buckets
 
 
 _BUCKET_BITS = BUCKETS.bit_length() - 1

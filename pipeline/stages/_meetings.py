@@ -75,12 +75,9 @@ def read(path: Path, part: Part) -> Table:
     """Those of a part's buckets; nothing else of the file is read."""
     starts = np.fromfile(path, np.int64, BUCKETS + 1)
     first, last, size = int(starts[part.first]), int(starts[part.last]), int(starts[-1])
-    columns, at = [], starts.nbytes
-    for kind in (np.uint64, np.uint64, np.uint32):
-        width = np.dtype(kind).itemsize
-        columns.append(np.fromfile(path, kind, last - first, offset=at + first * width))
-        at += size * width
-    return Table(*columns)
+    size8, at = 8 * size, starts.nbytes
+    codes, tones = (np.fromfile(path, np.uint64, last - first, offset=at + own + 8 * first) for own in (0, size8))
+    return Table(codes, tones, np.fromfile(path, np.uint32, last - first, offset=at + 2 * size8 + 4 * first))
 
 
 def starts_of(records: Sequence[Record]) -> npt.NDArray[np.int64]:

@@ -31,6 +31,10 @@ def drawn(rng: np.random.Generator, size: int, kinds: int, flips: int, levels: i
     return phash, np.broadcast_to(base, (size, GRIDS, SIZE)).astype(np.uint8).reshape(size, -1)
 
 
+def cut(table: Table, start: int, stop: int) -> Table:
+    return Table(table.codes[start:stop], table.tones[start:stop], table.owner[start:stop])
+
+
 def looked(phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: int) -> Any:
     """What all parts of all keys find together, of images that lie in some runs."""
     size = len(phash)
@@ -44,12 +48,7 @@ def looked(phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: 
         for part in range(parts):
             first, last = BUCKETS * part // parts, BUCKETS * (part + 1) // parts
             finder = Finder(key, THRESHOLD, size, lambda image, grid: grids[image, grid])
-            finder.look(
-                [
-                    (low, Table(*(of[starts[first] : starts[last]] for of in (own.codes, own.tones, own.owner))))
-                    for low, own, starts in dealt
-                ]
-            )
+            finder.look([(low, cut(own, starts[first], starts[last])) for low, own, starts in dealt])
             found |= finder.found
     return found
 

@@ -41,11 +41,15 @@ def test_images_that_look_alike_or_have_the_same_bytes_are_found_and_no_others(t
     for number, record in enumerate(build.stage("rank").records()):
         rows = build.stage("rank").table(record)
         flags = alone.of(rows, np.full(rows.num_rows, number, np.int32))
+        assert flags is not None
         by_position = pairs_of(build, record.partition, ["image_url"])["image_url"].to_pylist()
         for position, flag in zip(rows["position"].to_pylist(), flags.tolist(), strict=True):
             assert flag == (pictures.count(name[by_position[position]].picture) == 1)
         starts += rows.num_rows
     assert starts == 40
+    bytes_of = [one.sha256 for one in shown]
+    same = build.stage("meet").record(_meetings.SAME_BYTES).counts["found"]
+    assert same == sum(bytes_of.count(own) > 1 for own in bytes_of) > 0
     parts = meet.partitions(build)
     assert len(parts) > len(_meetings.keys_of(build)) + 1, "keys are cut into parts"
 
@@ -110,7 +114,7 @@ def test_what_lead_has_read_is_not_made_again_and_a_takedown_leaves_nothing(tmp_
     run_stage(other, "rank", "deal", "meet")
     for stage in (other.stage("deal"), other.stage("meet")):
         record = stage.records()[0]
-        _meetings.without(type("Rewrite", (), {"stage": stage, "record": record})())  # type: ignore[arg-type]
+        _meetings.without(type("Rewrite", (), {"stage": stage, "record": record})())
         stage.sweep()
         assert (stage.partitions(), stage.committable(), stage.finished()) == ([], [], True)
     assert after(other)[0] == after(filtered.make(tmp_path / "third", shown_of(filtered, 12), parts=2))[0]
@@ -125,6 +129,9 @@ def test_a_part_is_done_again_alone_after_a_kill(tmp_path: Path, filtered: Any) 
     stage.unfinish()
     for partition in meet.partitions(build)[::2]:
         stage.delete_record(partition)
-    assert _meetings.Alone(build).of(build.stage("rank").table(build.stage("rank").records()[0]), np.zeros(1)) is None
+    assert (
+        _meetings.Alone(build).of(build.stage("rank").table(build.stage("rank").records()[0]), np.zeros(1, np.int32))
+        is None
+    )
     assert run_stage(build, "meet") == meet.partitions(build)[::2]
     assert {record.partition: record.files["found.bin"].sha256 for record in stage.records()} == found
