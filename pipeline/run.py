@@ -1,8 +1,8 @@
 """THE PAGE: a spec becomes a build. Read it and you know the system.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> lead -> dedup -> screen
-        -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup -> concepts -> balance
-        -> detect -> shard -> report -> (publish)
+    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
+        -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
+        -> concepts -> balance -> detect -> shard -> report -> (publish)
 
 A stage is one object (`pipeline.store.stage.Stage`), `STAGES` is their order. It is cut into partitions; each runs as
 one Ray task, which commits its own record (`pipeline.store`). A stage's fingerprint is made of its version, its token

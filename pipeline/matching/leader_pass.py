@@ -10,6 +10,9 @@ The result depends on the ranks alone: not on how the pairs were divided into pa
 how many holders share the memory. Increments over earlier builds have the result of one pass over everything, as long
 as the ranks put the earlier builds first.
 
+Where it is known that an image matches no other one of the build (`pipeline.matching.meetings`), that changes what is
+looked up, and no decision.
+
 Limits: pairs of a block are compared with each other, so blocks are small, and smaller if hundreds of copies of one new
 image follow each other.
 """
@@ -21,6 +24,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from data_specs.build import Dedup
 from pipeline.files.digests import Digests
@@ -59,6 +63,8 @@ class Block:
     domain: Sequence[int]
     texts: TextRows
     own: Sequence[Sequence[int]]
+    alone: npt.NDArray[np.bool_] | None = None
+    """[N] pairs whose image matches no other image that the pass is given; None where nobody has looked."""
 
     def __len__(self) -> int:
         return len(self.place)
@@ -67,7 +73,9 @@ class Block:
         """Rows start to end - 1 as a block; texts keep their numbers."""
         rows = slice(start, end)
         images = self.images.take(rows)
-        return Block(self.candidate_id[rows], self.place[rows], images, self.domain[rows], self.texts, self.own[rows])
+        alone = None if self.alone is None else self.alone[rows]
+        own = self.own[rows]
+        return Block(self.candidate_id[rows], self.place[rows], images, self.domain[rows], self.texts, own, alone)
 
 
 @dataclass
@@ -105,13 +113,14 @@ class Verdicts:
 class LeaderPass:
     """Decides which pairs are kept, block after block; the holders are its memory."""
 
-    def __init__(self, rules: Dedup, holders: Holders) -> None:
-        self._rules, self._holders = rules, holders
+    def __init__(self, rules: Dedup, holders: Holders, earlier: bool = True) -> None:
+        """earlier: whether the holders may know images that are not given to the pass, but kept by earlier builds."""
+        self._rules, self._holders, self._earlier = rules, holders, earlier
         self._among = ImageLeaders(rules.image_distance, rules.image_signature).among
 
     def decide(self, block: Block) -> Verdicts:
         """Decide about the pairs of a block, and enter those that are kept into the holders."""
-        images = _ImagesOfBlock(block, self._holders)
+        images = _ImagesOfBlock(block, self._holders, self._earlier)
         if len(block) > SMALLEST and images.crowded():
             half = len(block) // 2
             return self.decide(block.part(0, half)).then(self.decide(block.part(half, len(block))))
@@ -146,12 +155,15 @@ class LeaderPass:
 
     def _remember(self, block: Block, verdicts: Verdicts, texts: _TextsOfBlock, domains: _Domains) -> None:
         """Enter the kept pairs of a block, and its new texts, into the holders."""
-        rows = np.array(verdicts.kept, np.int64)
-        if not len(rows):
+        if not verdicts.kept:
             return
-        known = Known(block.candidate_id[rows], block.place[rows], np.zeros(len(rows), np.uint8))
-        images = block.images.take(rows)
-        self._holders.learn_images(images.sha256, known, (images.phash, [images.signature]))
+        rows = np.array(verdicts.kept, np.int64)
+        if block.alone is not None:
+            rows = rows[~block.alone[rows]]
+        if len(rows):
+            known = Known(block.candidate_id[rows], block.place[rows], np.zeros(len(rows), np.uint8))
+            images = block.images.take(rows)
+            self._holders.learn_images(images.sha256, known, (images.phash, [images.signature]))
         self._holders.learn_texts(block.texts.take(texts.new))
         self._holders.count(texts.counted, domains.counted)
 
@@ -160,15 +172,18 @@ class _ImagesOfBlock:
     """The leader of each image of a block: an image kept before the block, or one kept within it.
 
     Rows with the same bytes are one image, named by the first of these rows. An image is known if it matches one that
-    was kept before the block, and new otherwise; only new images are compared with each other.
+    was kept before the block, and new otherwise; only new images are compared with each other. One that is alone is new
+    and compared with nothing, but for what earlier builds kept.
     """
 
-    def __init__(self, block: Block, holders: Holders) -> None:
+    def __init__(self, block: Block, holders: Holders, earlier: bool) -> None:
         self._block = block
         sha256 = block.images.sha256
         first: dict[bytes, int] = {}
         self._first = [first.setdefault(digest, row) for row, digest in enumerate(sha256)]  # [N] row -> its image
         distinct = np.array(list(first.values()), np.int64)
+        if block.alone is not None and not earlier:
+            distinct = distinct[~block.alone[distinct]]
         same = holders.same([sha256[row] for row in distinct])
         rest = distinct[same.number == NONE]
         alike = holders.alike(block.images.take(rest))
@@ -181,6 +196,8 @@ class _ImagesOfBlock:
         self.done = {row for row, image in enumerate(self._first) if image in self._known}
         """Rows that are copies of images kept before the block."""
         self._new = rest[alike.number == NONE]
+        if block.alone is not None:
+            self._new = self._new[~block.alone[self._new]]
         self._near: dict[int, list[int]] = {
             int(row): [] for row in self._new
         }  # new image -> new ones like it, both ways
@@ -214,7 +231,7 @@ class _ImagesOfBlock:
         reason, leader = DropReason.SAME_IMAGE, self._kept.get(image)
         if leader is None:
             reason = DropReason.NEAR_IMAGE
-            leader = min((self._kept[near] for near in self._near[image] if near in self._kept), default=None)
+            leader = min((self._kept[near] for near in self._near.get(image, ()) if near in self._kept), default=None)
         if leader is None:
             return 0
         verdicts.leader[row], verdicts.place[row] = self._block.candidate_id[leader], self._block.place[leader]

@@ -2,9 +2,11 @@
 
 Its only partition, "all", is the only step of a build that must go in order. It is a Ray task that reads the runs of
 `rank` as one sequence, block by block, and holds no more than a block: what the pass remembers is in holders
-(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Verdicts are
-spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them in
-parallel.
+(`pipeline.matching.holders`), in this process where it fits (`pairs_per_holder`), otherwise in actors. Of a large
+build the stages `deal` and `meet` have found before, in parallel, which images look like no other one of the build:
+these are compared with what earlier builds kept, if there are any, with nothing else, and are not remembered. Verdicts
+are spilled by run as they come and sorted back to the run's own order at the end; `pipeline.stages.dedup` applies them
+in parallel.
 
 After the pass, leaders take over the texts of their duplicates, within `max_texts`. These texts are placed last, in the
 order of their leaders, and do not lead in later builds: whether a pair is kept does not depend on what was merged. A
@@ -39,7 +41,7 @@ from pipeline.matching import text_rows
 from pipeline.matching.holders import HELD, Holders, images_of
 from pipeline.matching.leader_pass import BLOCK, REASONS, Block, LeaderPass, Verdicts
 from pipeline.records import DropReason
-from pipeline.stages import _earlier_builds, _runs
+from pipeline.stages import _earlier_builds, _meetings, _runs
 from pipeline.stages._spill import Rows, Spill
 from pipeline.stages._splits import Placed, Splits
 from pipeline.stages._taken_texts import COPY_SCHEMA, TakenTexts
@@ -103,7 +105,8 @@ def run_partition(build: Build, partition: str) -> None:
     ):
         pulse.expect(pairs)
         earlier = _learn_earlier(build, memory) if build.identities else 0
-        counts = _Sequence(build, attempt, runs, LeaderPass(build.spec.dedup, memory), splits).run()
+        leader_pass = LeaderPass(build.spec.dedup, memory, earlier=bool(build.identities))
+        counts = _Sequence(build, attempt, runs, leader_pass, splits).run()
         info = {"features": feature_id(), "sketch": text_rows.sketch_id(build.spec.dedup.text_similarity)}
         counted = {"pairs": pairs, **counts, **splits.counts, "earlier": earlier, "holders": holders}
         attempt.commit(counted, info)
@@ -133,7 +136,7 @@ def _band_keys(stage: StageDir) -> Iterator[npt.NDArray[np.uint32]]:
                 yield text_rows.keys_of(batch.column(0).flatten().field("keys"))
 
 
-def block_of(table: pa.Table, run_of_row: Any, max_texts: int) -> Block:
+def block_of(table: pa.Table, run_of_row: Any, max_texts: int, alone: npt.NDArray[np.bool_] | None = None) -> Block:
     """A block of RUN_SCHEMA rows [N]; `run_of_row` [N] is the number of each row's run."""
     lists = table["sketches"].combine_chunks()
     # [T] sketches of all rows' texts, and where those of each row begin [N + 1]. A slice of a list array keeps the
@@ -156,6 +159,7 @@ def block_of(table: pa.Table, run_of_row: Any, max_texts: int) -> Block:
         table["domain"].to_pylist(),
         text_rows.read(flat.take(pa.array(first, pa.int64()))),
         [numbers[start : min(end, start + max_texts)] for start, end in itertools.pairwise(offsets)],
+        alone,
     )
 
 
@@ -165,7 +169,7 @@ class _Sequence:
     def __init__(
         self, build: Build, attempt: Attempt, runs: list[Record], leader_pass: LeaderPass, splits: Splits
     ) -> None:
-        self._attempt, self._runs, self._pass, self._splits = attempt, runs, leader_pass, splits
+        self._build, self._attempt, self._runs, self._pass, self._splits = build, attempt, runs, leader_pass, splits
         self._rules, self._stage = build.spec.dedup, build.stage("rank")
         self._counts: Counter[str] = Counter()
         self._gathers_texts = self._rules.merge_texts or self._rules.placeholder_texts > 0
@@ -178,8 +182,10 @@ class _Sequence:
             signatures = stack.enter_context(self._attempt.path(SIGNATURES).open("wb"))
             schema = PLACED_TEXT_SCHEMA if self._splits.texts_apart else TEXT_SCHEMA
             texts = stack.enter_context(Rows(self._attempt.path("texts.parquet"), schema))
+            alone = _meetings.Alone(self._build)
             for table, run_of_row in _runs.merged(self._stage, self._runs, BLOCK):
-                block = block_of(table, run_of_row, self._rules.max_texts)
+                block = block_of(table, run_of_row, self._rules.max_texts, alone.of(table, run_of_row))
+                self._counts["alone"] += 0 if block.alone is None else int(block.alone.sum())
                 decided = self._pass.decide(block)
                 kept = table.take(pa.array(decided.kept, pa.int64()))
                 placed = self._splits.of(kept, list(decided.text_leaders.values()))

@@ -1,8 +1,8 @@
 """A stage: one step of a build, and all that is known of it.
 
-    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> lead -> dedup -> screen
-        -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup -> concepts -> balance
-        -> detect -> shard -> report
+    crawl -> extract -> admit -> fetch -> measure -> filter -> rank -> deal -> meet -> lead -> dedup
+        -> screen -> marks -> watermark -> score -> choose -> vectors -> nearest -> semantic_dedup
+        -> concepts -> balance -> detect -> shard -> report
 
 Each file of `pipeline/stages/` ends with one `Stage`; `pipeline.stages.STAGES` is the order. Everything else asks the
 object: the run (inputs, partitions, resources), the store (folder), the funnel and the report (Chinese name, what

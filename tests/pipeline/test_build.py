@@ -317,6 +317,8 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
 
 
 IDLE = (
+    "deal",
+    "meet",
     "screen",
     "marks",
     "watermark",
@@ -328,7 +330,7 @@ IDLE = (
     "concepts",
     "balance",
 )
-"""Stages without partitions here: no filter looks at pixels, and what a spec has to ask for is not asked for."""
+"""Stages without partitions here: few pairs, no filter that looks at pixels, and what a spec has to ask for."""
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):

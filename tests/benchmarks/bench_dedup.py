@@ -1,0 +1,259 @@
+"""Dedup as a whole, from filter's Parquet to its own: images compared in parallel, beside one pass that compares all.
+
+Images are drawn as in `bench_scale_images` (a twentieth is one hot cluster), captions as in `bench_scale_texts` (a
+fifth is one hot cluster). Both sides run the same stages over the same build, partition by partition in worker
+processes, with one thread each: `rank`, `deal`, `meet`, `lead`, `dedup`, and the same without `deal` and `meet`, whose
+work is then done in `lead`. They must decide the same. What is measured: CPU seconds of all processes, their growth
+from the smaller size to the larger, the share that must go in order (`lead`), the largest process, and the wall time
+of two workers over that of one.
+
+How many signatures of images that do not look alike are compared, at each size, tells what larger builds would cost.
+
+`--sizes 100000,1000000,3000000` takes other sizes; `--workers 1,2` other numbers of workers, of which the first is
+timed for both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+SIDES = {"parallel": ("rank", "deal", "meet", "lead", "dedup"), "alone": ("rank", "lead", "dedup")}
+PIECE = 50_000
+"""Pairs made at a time."""
+
+
+def main() -> int:
+    from bench_scale_images import PHOTOS, STAMPS, prepare
+    from harness import at_least, at_most, report
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--sizes", default="")
+    parser.add_argument("--workers", default="1,2")
+    options = parser.parse_args()
+    if not STAMPS.is_dir() or not PHOTOS.is_dir():
+        print("bench_dedup needs ../shared/corpus and the demo corpus (`make demo` unpacks it)", file=sys.stderr)
+        return 1
+    sizes = [int(n) for n in (options.sizes or ("5000,20000" if options.quick else "100000,1000000")).split(",")]
+    workers = [int(n) for n in options.workers.split(",")][: 1 if options.quick else None]
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="wenlan-dedup-") as name:
+        looks = Path(name) / "looks"
+        looks.mkdir()
+        prepare(looks, max(sizes), options.quick)
+        for size in sizes:
+            rows.append(_compared(Path(name) / str(size), looks, size, workers))
+    first, last = rows[0], rows[-1]
+    steps = math.log(sizes[-1] / sizes[0])
+    grown = {side: math.log(last[side]["cpu"] / first[side]["cpu"]) / steps for side in SIDES}
+    print(f"exponents of CPU: {grown['parallel']:.2f}, of one pass {grown['alone']:.2f}", file=sys.stderr)
+    figures = {
+        "same_decisions": at_least(float(all(row["same"] for row in rows)), 1, "yes"),
+        "cpu_over_one_pass": at_most(last["parallel"]["cpu"] / last["alone"]["cpu"], 1.0),
+        "cpu_exponent": at_most(grown["parallel"], 1.15),
+        "share_in_order": at_most(last["parallel"]["lead"] / last["parallel"]["cpu"], 0.03),
+        "largest_process": at_most(last["parallel"]["gb"], 2.0, "GB"),
+    }
+    if len(workers) > 1:
+        figures["wall_of_more_workers"] = at_most(last["more"]["wall"] / last["parallel"]["wall"], 0.6)
+    return report(figures)
+
+
+def _compared(folder: Path, looks: Path, size: int, workers: list[int]) -> dict[str, Any]:
+    folder.mkdir()
+    _make(folder, looks, size)
+    found: dict[str, Any] = {side: _run(folder, side, workers[0]) for side in SIDES}
+    if len(workers) > 1:
+        found["more"] = _run(folder, "parallel", workers[1])
+    found["same"] = len({own["decisions"] for own in found.values()}) == 1
+    for side, own in found.items():
+        if side != "same":
+            stages = ", ".join(f"{name} {own[name]:.1f}" for name in SIDES["alone" if side == "alone" else "parallel"])
+            print(
+                f"{size:,} pairs, {side}: {own['wall']:.1f} s, CPU {own['cpu']:.1f} s ({stages}), {own['gb']:.2f} GB",
+                file=sys.stderr,
+            )
+    chance = found["parallel"]["apart"]
+    print(
+        f"{size:,} pairs: {chance / size:.2f} signatures compared by chance per image: {chance / size**2 * 30e6:,.0f}"
+        f" at 30 million, {chance / size**2 * 1e9:,.0f} at a billion; the same decisions: {found['same']}",
+        file=sys.stderr,
+    )
+    return found
+
+
+# One build, made once and copied.
+
+
+def _make(folder: Path, looks: Path, size: int) -> None:
+    """Filter's output of a build of so many pairs."""
+    from bench_increments import filtered
+    from bench_scale_texts import hot_cluster
+
+    from pipeline.pictures.hashing import HASHES
+    from pipeline.pictures.signatures import GRIDS, SIZE
+    from pipeline.records import PAIR_SCHEMA, order_key
+
+    texts, tables = hot_cluster(size), []
+    with (looks / "phash").open("rb") as hashes, (looks / "signature").open("rb") as signatures:
+        for start in range(0, size, PIECE):
+            count = min(PIECE, size - start)
+            number = range(start, start + count)
+            names = [f"http://img{n % 50}.test/{n}" for n in number]
+            digests = [hashlib.sha256(name.encode()).hexdigest() for name in names]
+            phash = np.frombuffer(hashes.read(count * HASHES * 8), np.uint64)
+            raw = signatures.read(count * GRIDS * SIZE)
+            every = GRIDS * SIZE
+            columns: dict[str, Any] = {
+                "order_key": [order_key(name, 0) for name in digests],
+                "candidate_id": digests,
+                "fetch_id": digests,
+                "source": ["table"] * count,
+                "source_kind": ["library"] * count,
+                "origin": names,
+                "page_url": [f"http://site{n % 500}.test/{n}" for n in number],
+                "image_url": names,
+                "texts": [[{"kind": "caption", "text": text}] for text in texts[start : start + count]],
+                "row": np.array(number),
+                "sha256": digests,
+                "format": ["jpeg"] * count,
+                "width": np.full(count, 4_000) - np.arange(count) % 3_000,
+                "height": np.full(count, 3_000),
+                "phash": pa.ListArray.from_arrays(np.arange(count + 1, dtype=np.int32) * HASHES, pa.array(phash)),
+                "signature": [raw[at * every : (at + 1) * every] for at in range(count)],
+                "fetched_at": ["2026-01-01T00:00:00Z"] * count,
+            }
+            arrays = [columns[f.name] if f.name in columns else pa.nulls(count, f.type) for f in PAIR_SCHEMA]
+            tables.append(
+                pa.table(
+                    [
+                        pa.array(own, f.type) if not isinstance(own, pa.Array) else own.cast(f.type)
+                        for own, f in zip(arrays, PAIR_SCHEMA, strict=True)
+                    ],
+                    schema=PAIR_SCHEMA,
+                )
+            )
+    filtered(folder, folder / "store", "2026-01-01", tables)
+
+
+def _run(folder: Path, side: str, workers: int) -> dict[str, Any]:
+    """Seconds, CPU seconds by stage, the largest process, and a digest of the decisions, of one side."""
+    out: dict[str, Any] = {"wall": 0.0, "cpu": 0.0, "gb": 0.0}
+    for name in SIDES["parallel"]:  # what another side left
+        subprocess.run(["rm", "-rf", str(folder / "2026-01-01" / _folder_of(name))], check=True)
+    for name in SIDES[side]:
+        asked = [sys.executable, __file__, "--stage", str(folder), name, side, str(workers)]
+        one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "ARROW_NUM_THREADS"), "1")
+        environment = {**os.environ, **one_thread, "PYTHONPATH": f"{ROOT}{os.pathsep}{Path(__file__).parent}"}
+        done = subprocess.run(asked, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+        own = json.loads(done.stdout.splitlines()[-1])
+        out |= own.get("counts", {})
+        out[name] = own["cpu"]
+        out["wall"] += own["wall"]
+        out["cpu"] += own["cpu"]
+        out["gb"] = max(out["gb"], own["gb"])
+        out["decisions"] = own["decisions"]
+    return out
+
+
+def _folder_of(name: str) -> str:
+    from pipeline.stages import STAGES
+
+    return STAGES[name].folder
+
+
+# One stage, in a process that starts its workers.
+
+
+def serve_stage(folder: Path, name: str, side: str, workers: int) -> None:
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    build, stage = _build(folder, side), None
+    stage = build.stages[name]
+    partitions = stage.partitions(build)
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_ready) as pool:
+        list(pool.map(_ready, range(2 * workers)))  # imports are no part of anybody's share
+        began = time.perf_counter()
+        spent = list(pool.map(_one, [(folder, side, name, partition) for partition in partitions]))
+        wall = time.perf_counter() - began
+    build.stage(name).finish(partitions, stage.version)
+    totals: dict[str, int] = {}
+    if name == "meet":
+        for record in build.stage("meet").records():
+            totals["apart"] = totals.get("apart", 0) + record.counts["apart"]
+    cpu, gb = sum(own for own, _ in spent), max((own for _, own in spent), default=0.0)
+    print(json.dumps({"wall": wall, "cpu": cpu, "gb": gb, "counts": totals, "decisions": _decisions(build, name)}))
+
+
+def _build(folder: Path, side: str) -> Any:
+    from data_specs.build import BuildSpec
+    from pipeline.stages import STAGES, _meetings
+    from pipeline.store.build import Build
+    from pipeline.store.store import Store
+
+    source = {"kind": "url_table", "name": "table", "source_kind": "library"}
+    spec = BuildSpec.model_validate({"name": "bench", "contact": "mailto:a@b.c", "sources": [source]})
+    _meetings.FEWEST = 0 if side == "parallel" else 1 << 60
+    build = Build(
+        stages=STAGES,
+        spec=spec,
+        out=str(folder / "2026-01-01"),
+        store=Store(str(folder / "store")),
+        build_id="bench-2026-01-01",
+        snapshot="2026-01-01",
+        fingerprints=dict.fromkeys(STAGES, "f" * 64),
+    )
+    return replace(build, identities=())
+
+
+def _ready(_: int = 0) -> None:
+    import pipeline.stages  # noqa: F401
+    from data_specs.folding import normals
+
+    normals(["一"])
+
+
+def _one(task: tuple[Path, str, str, str]) -> tuple[float, float]:
+    """CPU seconds of a partition, and the largest that this process has been, in GB."""
+    folder, side, name, partition = task
+    build = _build(folder, side)
+    before = time.process_time()
+    build.stages[name].run(build, partition)
+    return time.process_time() - before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _decisions(build: Any, name: str) -> str:
+    """A digest of what dedup decided."""
+    if name != "dedup":
+        return ""
+    digest, stage = hashlib.sha256(), build.stage(name)
+    for record in stage.records():
+        for suffix in sorted(record.files):
+            digest.update(repr(stage.table(record, suffix).to_pydict()).encode())
+    return digest.hexdigest()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--stage"]:
+        serve_stage(Path(sys.argv[2]), sys.argv[3], sys.argv[4], int(sys.argv[5]))
+    else:
+        raise SystemExit(main())

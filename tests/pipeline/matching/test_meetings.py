@@ -1,0 +1,141 @@
+"""meetings: no image that looks like another one is missed, however keys are cut and dealt out; the others are left."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipeline.matching import meetings
+from pipeline.matching.meetings import BUCKETS, Finder, Key, Table, equal, plan
+from pipeline.matching.near_images import COMBINATIONS, ImageLeaders
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.signatures import GRIDS, SIZE, tones
+
+THRESHOLD = 0.07
+
+
+def drawn(rng: np.random.Generator, size: int, kinds: int, flips: int, levels: int) -> tuple[Any, Any]:
+    """Hashes [N, HASHES] and signatures [N, GRIDS * SIZE] of images of some kinds, each changed a little."""
+    kind = rng.integers(0, kinds, size)
+    phash = rng.integers(1, 2**63, (kinds, HASHES), dtype=np.uint64)[kind]
+    phash[rng.random(phash.shape) < 0.05] = 0
+    for _ in range(flips):
+        phash ^= np.uint64(1) << rng.integers(0, 64, phash.shape, dtype=np.uint64)
+    # whole levels per picture, so that tones of copies lie across the borders of cells
+    base = rng.integers(0, 200, (kinds, GRIDS, 1))[kind] + rng.integers(0, levels + 1, (size, 1, 1))
+    return phash, np.broadcast_to(base, (size, GRIDS, SIZE)).astype(np.uint8).reshape(size, -1)
+
+
+def cut(table: Table, start: int, stop: int) -> Table:
+    return Table(table.codes[start:stop], table.tones[start:stop], table.owner[start:stop])
+
+
+def looked(phash: Any, signature: Any, keys: tuple[Key, ...], runs: int, parts: int) -> Any:
+    """What all parts of all keys find together, of images that lie in some runs."""
+    size = len(phash)
+    grids = signature.reshape(size, GRIDS, SIZE)
+    borders = [size * run // runs for run in range(runs + 1)]
+    found = np.zeros(size, bool)
+    for key in keys:
+        dealt = [
+            (low, *Table.of(key, phash[low:high], tones(grids[low:high]))) for low, high in itertools.pairwise(borders)
+        ]
+        for part in range(parts):
+            first, last = BUCKETS * part // parts, BUCKETS * (part + 1) // parts
+            finder = Finder(key, THRESHOLD, size, lambda image, grid: grids[image, grid])
+            finder.look([(low, cut(own, starts[first], starts[last])) for low, own, starts in dealt])
+            found |= finder.found
+    return found
+
+
+def alike(phash: Any, signature: Any, radius: int) -> Any:
+    """Which images look like another one, by the index of leaders, asked one by one."""
+    looks = np.zeros((len(phash),) * 2, bool)
+    for at in range(len(phash)):
+        one = ImageLeaders(radius, THRESHOLD)
+        one.add(phash[[at]], signature[[at]])
+        looks[:, at] = one.first(phash, signature) == 0
+    np.fill_diagonal(looks, False)
+    return looks.any(axis=0)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 30),
+    st.integers(1, 12),
+    st.integers(0, 3),
+    st.integers(0, 16),
+    st.sampled_from([0, 1, 3, 4, 6]),
+    st.sampled_from([10, 10**6, 10**8, 10**9]),
+    st.integers(1, 4),
+    st.integers(1, 5),
+)
+def test_what_looks_alike_is_found_by_the_keys_of_any_size_in_any_runs_and_parts(
+    seed: int, size: int, kinds: int, flips: int, levels: int, radius: int, planned: int, runs: int, parts: int
+) -> None:
+    phash, signature = drawn(np.random.default_rng(seed), size, kinds, flips, levels)
+    found = looked(phash, signature, plan(planned, radius), runs, parts)
+    assert not (alike(phash, signature, radius) & ~found).any()
+
+
+def test_images_of_their_own_are_not_found() -> None:
+    rng = np.random.default_rng(1)
+    phash = rng.integers(1, 2**63, (2_000, HASHES), dtype=np.uint64)
+    signature = rng.integers(0, 256, (2_000, GRIDS * SIZE), dtype=np.uint8)
+    assert not looked(phash, signature, plan(2_000, 4), 2, 2).any()
+    phash[:, 0] = phash[0, 0]  # a hash that all share, under signatures that differ
+    assert not looked(phash, signature, plan(2_000, 4), 2, 2).any()
+
+
+def test_of_a_range_that_is_too_long_all_is_found_and_nothing_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    phash, signature = drawn(np.random.default_rng(2), 300, 1, 0, 0)
+    phash[:] = phash[0] | 1
+    signature[::2] = np.tile(np.arange(SIZE) % 2 * 60 + 20, GRIDS).astype(np.uint8)
+    signature[1::2] = np.tile(np.arange(1, SIZE + 1) % 2 * 60 + 20, GRIDS).astype(np.uint8)
+    monkeypatch.setattr(meetings, "LONG", 40)
+    grids = signature.reshape(300, GRIDS, SIZE)
+    key = plan(300, 4)[0]
+    finder = Finder(key, THRESHOLD, 300, lambda image, grid: grids[image, grid])
+    finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+    assert finder.found.all()
+    assert finder.compared == 0
+
+
+def test_a_cluster_costs_a_few_comparisons_for_each_of_its_images() -> None:
+    phash, signature = drawn(np.random.default_rng(3), 900, 1, 0, 0)
+    phash[:] = phash[0] | 1
+    grids = signature.reshape(900, GRIDS, SIZE)
+    for key in (key for key in plan(900, 4) if not key.before):
+        finder = Finder(key, THRESHOLD, 900, lambda image, grid: grids[image, grid])
+        finder.look([(0, Table.of(key, phash, tones(grids))[0])])
+        assert finder.found.all()
+        assert finder.compared <= 3 * 900
+        assert finder.apart == 0
+
+
+def test_keys_are_longer_the_more_images_there_are() -> None:
+    bits = [min(key.bits for key in plan(size, 4) if len(key.family.parts) > 1) for size in (10**4, 10**7, 10**9)]
+    assert bits == sorted(bits)
+    assert bits[0] < bits[1] < bits[2]
+    for size in (10**4, 10**7, 10**9):
+        for key in plan(size, 4):
+            assert size * len(key.family.parts) / 2 ** (0.8 * key.bits) <= meetings.SHARED
+    assert plan(10**6, meetings.WIDEST + 1) == ()
+
+
+def test_every_comparison_of_the_index_is_one_of_a_family() -> None:
+    pairs = {(part, family.asks) for family in meetings.families(4) for part in family.parts}
+    assert {tuple(sorted(pair)) for pair in pairs} == {tuple(sorted(pair)) for pair in COMBINATIONS}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 20), max_size=60))
+def test_equal_bytes_are_found(words: list[int]) -> None:
+    found = equal(np.array(words, np.uint64), np.arange(len(words)), len(words))
+    assert found.tolist() == [words.count(word) > 1 for word in words]
