@@ -123,10 +123,14 @@ class PixelFilter(Plugin):
         """The model's file. Raises ModelError."""
         raise TypeError(f"{type(self).__name__} must name its weights")
 
+    def model_identity(self) -> list[Any]:
+        """What a score depends on beside the version: the digest of the weights; nothing where plain code decides."""
+        return [models.digest(self.weights())]
+
     @property
     def score_id(self) -> str:
-        """`name-<12 hex digits>` over version and weights: where STORE caches the scores, under any options."""
-        value = [self.plugin_name(), self.VERSION, models.digest(self.weights())]
+        """`name-<12 hex digits>` over version and model: where STORE caches the scores, under any options."""
+        value = [self.plugin_name(), self.VERSION, *self.model_identity()]
         return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
 
     def load(self) -> Any:

@@ -17,14 +17,12 @@ Limits: one number for the whole picture: a red logo on white paper is colourful
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from data_specs.shard import canonical_json
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
 from pipeline.records import DropReason
@@ -40,11 +38,8 @@ class ImageColour(PixelFilter):
     min_colour: float = Field(5.0, ge=0, description="least colourfulness; 0 keeps grey pictures")
     max_colour: float = Field(0, ge=0, description="most colourfulness; 0: no limit")
 
-    @property
-    def score_id(self) -> str:
-        """`image_colour-<12 hex digits>` over the version: it has no weights."""
-        value = [self.plugin_name(), self.VERSION]
-        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
+    def model_identity(self) -> list[Any]:
+        return []
 
     def load(self) -> Any:
         return None

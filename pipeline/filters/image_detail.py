@@ -21,7 +21,6 @@ as the ground of a portrait, counts as the share that it covers.
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,7 +28,6 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from data_specs.shard import canonical_json
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
 from pipeline.records import DropReason
@@ -47,11 +45,8 @@ class ImageDetail(PixelFilter):
 
     min_share: float = Field(0.4, ge=0, le=1, description="least share")
 
-    @property
-    def score_id(self) -> str:
-        """`image_detail-<12 hex digits>` over the version: it has no weights."""
-        value = [self.plugin_name(), self.VERSION]
-        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
+    def model_identity(self) -> list[Any]:
+        return []
 
     def load(self) -> Any:
         return None

@@ -15,14 +15,12 @@ false alarm there and with four on 346 photos of dishes (tests/benchmarks/bench_
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from pydantic import Field
 
 from data_specs.build import within
-from data_specs.shard import canonical_json
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
 from pipeline.pictures.faces import Finder
@@ -49,12 +47,9 @@ class ImageFaces(PixelFilter):
             identity["options"].pop(name, None)
         return identity
 
-    @property
-    def score_id(self) -> str:
-        """`image_faces-<12 hex digits>` over version, detector and, of a model, the lowest score of a face."""
-        least = self.min_score if self.model else None
-        value = [self.plugin_name(), self.VERSION, self.finder.digest, self.side, least]
-        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
+    def model_identity(self) -> list[Any]:
+        """The detector and, of a model, the lowest score of a face."""
+        return [self.finder.digest, self.side, self.min_score if self.model else None]
 
     def load(self) -> Any:
         return self.finder.load()

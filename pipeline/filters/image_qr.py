@@ -14,14 +14,11 @@ that are curved or cut off are mostly missed, and bar codes are none.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import Field
 
-from data_specs.shard import canonical_json
 from pipeline.filters import Drop, PixelFilter
 from pipeline.pictures.decode import Pixels
 from pipeline.records import DropReason
@@ -37,17 +34,11 @@ class ImageQr(PixelFilter):
 
     max_share: float = Field(0.05, ge=0, le=1, description="largest share of the picture under QR codes")
 
-    @property
-    def score_id(self) -> str:
-        """`image_qr-<12 hex digits>` over version and OpenCV's release: the detector is code, not weights."""
+    def model_identity(self) -> list[Any]:
+        """OpenCV's release: the detector is code, not weights."""
         import cv2
 
-        release = cv2.__version__.split(".")[:2]
-        value = [self.plugin_name(), self.VERSION, release]
-        return f"{self.plugin_name()}-{hashlib.sha256(canonical_json(value)).hexdigest()[:12]}"
-
-    def weights(self) -> Path:
-        raise TypeError("the detector of QR codes has no weights")
+        return [cv2.__version__.split(".")[:2]]
 
     def load(self) -> Any:
         import cv2
