@@ -211,9 +211,7 @@ class Model:
 
     def _compute(self, number: int, kind: Kind, items: list[_Item]) -> None:
         began = time.monotonic()
-        if items:
-            answers = self._answers(kind, items)
-            _deliver(items, answers)
+        answers = self._answers(kind, items) if items else []
         seconds = time.monotonic() - began
         line = self._lines[kind]
         with self._lock:
@@ -223,7 +221,9 @@ class Model:
                 line.expected = max(line.admitted, len(items))
                 line.batch_s, line.freed = seconds, time.monotonic()
         if items:
+            # Counted before it is delivered: whoever has an answer reads it in /metrics, and is refused by its time.
             self._metrics.batch(kind, len(items), seconds)
+            _deliver(items, answers)
 
     def _answers(self, kind: Kind, items: list[_Item]) -> Sequence[Features | Exception]:
         """A row, or why there is none, for every item."""
