@@ -46,15 +46,19 @@ def matrix(hits: Hits) -> np.ndarray:
     return found
 
 
-@given(seed=st.integers(0, 10_000), count=st.integers(1, 25), clusters=st.integers(1, 40), block=st.integers(1, 300))
-@settings(deadline=None, max_examples=40)
-def test_ranks_of_clusters_equal_brute_force_in_blocks_of_any_size(
-    seed: int, count: int, clusters: int, block: int
+SIZES = st.tuples(st.integers(1, 300), st.integers(1, 30), st.integers(1, 30))
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 25), clusters=st.integers(1, 40), sizes=SIZES)
+@settings(deadline=None, max_examples=60)
+def test_ranks_of_clusters_equal_brute_force_in_tiles_of_any_size(
+    seed: int, count: int, clusters: int, sizes: tuple[int, int, int]
 ) -> None:
     found = embeddings(seed, count, clusters)
     hits = clusters_of(found)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        for name, size in zip(("_BLOCK", "_ROWS", "_TILE"), sizes, strict=True):
+            patch.setattr(module, name, size)
         ranks = rank(found.image_ND, found.text_ND, Clusters(found.image_ids_N, found.text_ids_N))
     assert ranks.image_N.tolist() == brute_force(found.image_ND, found.text_ND, hits)[0].tolist()
     assert ranks.text_M.tolist() == brute_force(found.text_ND, found.image_ND, hits.T)[0].tolist()
