@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import itertools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -71,6 +70,7 @@ _CAPTION = re.compile(
     r"intro|txt|words|legend)(?:$|[-_\s])",
     re.I,
 )
+_TAG = re.compile("[^ >]*")
 _ARTICLES, _STARTS = re.compile("(?:article|main|h1)[ >]"), ("ar", "ma", "h1")
 _TITLE_IN_FIGURE = re.compile(r"(?:^|\s)(?:title|description|desc|legend|note)(?:$|\s)", re.I)
 
@@ -177,7 +177,8 @@ def _kind(tag: str, style: str, role: str) -> _Kind:
 _KINDS: dict[str, bool | _Kind] = {}
 """By tag with its attributes: its kind, for a plain one only whether it is a block. Most tags are found here."""
 
-_MOST_KINDS = 10_000
+_MOST_KINDS, _LONG = 10_000, 300
+"""Tags that are remembered, and characters of one at most: what is remembered is bounded in bytes."""
 
 
 def _kind_of(tag: str) -> bool | _Kind:
@@ -185,11 +186,11 @@ def _kind_of(tag: str) -> bool | _Kind:
     name, _, attributes = tag.partition(" ")
     style = role = ""
     if "class=" in attributes or "id=" in attributes or "role=" in attributes:
-        style = " ".join(v for k in ("class", "id") if (v := value_of(tag, k)))[:300]
-        role = value_of(tag, "role")
-    kind = _kind(name, style, role)
+        style = " ".join(v for k in ("class", "id") if (v := value_of(tag, k)))[:_LONG]
+        role = value_of(tag, "role")[:_LONG]
+    kind = (_kind if len(name) <= _LONG else _kind.__wrapped__)(name, style, role)
     known = kind.block if kind.plain else kind
-    if not attributes or style:  # the address of a link is none of many
+    if len(tag) <= _LONG and (not attributes or style):  # the address of a link is none of many
         if len(_KINDS) >= _MOST_KINDS:
             _KINDS.clear()
         _KINDS[tag] = known
@@ -223,6 +224,8 @@ class Walk:
         self._looks = 0
         self._pieces: list[str] = []
         self._articles: list[int] | None = None  # pieces that begin an element of _ARTICLES, once they are needed
+        self._looked = 0  # pieces that were looked at for an article
+        self._ends: dict[int, int] | None = None  # by its first piece, that of an element's end, once it pays
 
     def run(self, html: str) -> None:
         """Walk over an element as lexbor writes it out, in the order of its tags."""
@@ -313,14 +316,22 @@ class Walk:
         next_one = bisect.bisect_right(self._articles, at)
         if next_one == len(self._articles):
             return True
+        article = self._articles[next_one]
+        if self._looked > len(self._pieces):  # a page whose elements are within one another
+            if self._ends is None:
+                self._ends = _ends_of(self._pieces)
+            return self._ends.get(at, article) < article
         depth, start, end = 1, re.compile(re.escape(tag) + "[ >]"), f"/{tag}>"
-        for piece in itertools.islice(self._pieces, at + 1, self._articles[next_one]):
+        for i in range(at + 1, article):
+            piece = self._pieces[i]
             if piece.startswith(end):
                 depth -= 1
                 if not depth:
+                    self._looked += i - at
                     return True
             elif start.match(piece):
                 depth += 1
+        self._looked += article - at
         return False
 
     def _leave(self, opened: _Opened) -> Block:
@@ -374,6 +385,19 @@ class Walk:
                 fallback=self._inside["noscript"] > 0,
             )
         )
+
+
+def _ends_of(pieces: list[str]) -> dict[int, int]:
+    """By the piece that begins an element, the piece that ends it; elements of one tag are paired as brackets are."""
+    ends: dict[int, int] = {}
+    opened: dict[str, list[int]] = {}
+    for at, piece in enumerate(pieces):
+        tag = _TAG.match(piece).group()  # type: ignore[union-attr]  # it matches nothing at the least
+        if tag[:1] != "/":
+            opened.setdefault(tag, []).append(at)
+        elif begun := opened.get(tag[1:]):
+            ends[begun.pop()] = at
+    return ends
 
 
 def _text_behind(pieces: Iterable[tuple[int, str]], tag: str) -> str:

@@ -285,7 +285,8 @@ def _spacer(image: PageImage, url: str) -> str:
         return "tracker"
     if image.row < 0:
         return ""
-    if why := _spacer_style(f"{attributes.get('class', '')} {attributes.get('id', '')}"):
+    style = f"{attributes.get('class', '')} {attributes.get('id', '')}"
+    if why := (_spacer_style if len(style) <= 300 else _spacer_style.__wrapped__)(style):  # what is kept is bounded
         return why
     if match := _SPACER_NAME.search(parts.path.rpartition("/")[2]) or _AVATARS.search(url):
         return f"name {match.group(0)}"

@@ -1,7 +1,8 @@
 """Ranges of files, read a few at a time and in order: single records of WARC files that lie far away.
 
 Each range is one request, which takes tens of milliseconds wherever the files are, so some are on their way while the
-first is parsed. A range that fails is asked for again; after that the file is at fault, and the partition with it.
+first is parsed. A range that fails is asked for again, unless it is missing or forbidden; after that the file is at
+fault, and the partition with it.
 
 Limits: a web server must answer requests for ranges (RFC 9110, 14); what it sends beside them is not read.
 """
@@ -12,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import fsspec
 
@@ -24,6 +25,9 @@ AT_ONCE = 8
 
 PAUSES_S = (1.0, 4.0, 15.0)
 """Before the second request for a range, the third and the fourth."""
+
+_ASK_AGAIN = (408, 425, 429)
+"""Statuses below 500 that are none of the request itself."""
 
 T = TypeVar("T")
 
@@ -51,11 +55,38 @@ def _read(file: str, offset: int, length: int) -> bytes:
             fs, path = fsspec.url_to_fs(file)
             if not file.startswith(("http://", "https://")):
                 return bytes(fs.cat_file(path, start=offset, end=offset + length))
-            with fs.open(path, "rb", size=offset + length, cache_type="none") as f:  # with a size nobody asks for it
-                f.seek(offset)
-                return bytes(f.read(length))
+            return _from_server(fs, path, offset, length)
         except (FileNotFoundError, ValueError, *FAULTS) as e:
-            if pause is None or isinstance(e, (FileNotFoundError, ValueError)):
+            if pause is None or _is_permanent(e):
                 raise SourceError(file, f"cannot be read ({reason(e)})") from None
             time.sleep(pause)
     raise AssertionError
+
+
+def _from_server(fs: Any, path: str, offset: int, length: int) -> bytes:
+    """The same of a web server: one request, and no more is read of its answer than was asked for."""
+    headers = {"Range": f"bytes={offset}-{offset + length - 1}", "Accept-Encoding": "identity"}
+    parts: list[bytes] = []
+    try:  # with a size fsspec does not ask for it, without blocks the answer is a stream
+        with fs.open(path, "rb", block_size=0, size=offset + length, headers=headers) as answer:
+            if answer.r.status != 206 and offset:
+                raise ValueError("the server does not answer requests for ranges")
+            while length > 0 and (part := answer.read(length)):
+                parts.append(part)
+                length -= len(part)
+    except FAULTS as e:
+        if _status(e) != 416:  # the file ends before the range begins
+            raise
+    return b"".join(parts)
+
+
+def _is_permanent(e: Exception) -> bool:
+    """Whether the same request would fail again: what is missing, forbidden, or no answer to it."""
+    is_refusal = 400 <= _status(e) < 500 and _status(e) not in _ASK_AGAIN
+    return is_refusal or isinstance(e, (FileNotFoundError, PermissionError, IsADirectoryError, ValueError))
+
+
+def _status(e: Exception) -> int:
+    """The status of an HTTP response that is raised; 0 for another exception."""
+    status = getattr(e, "status", 0)
+    return status if isinstance(status, int) else 0

@@ -166,6 +166,7 @@ def _capture_at(place: PageRange, member: bytes, max_body: int) -> Capture | Dec
         while members.next():
             for record in records(members):
                 if (capture := _read_record(record, max_body)) is not None:
+                    _check_end(members)
                     return capture
     except Exception as e:
         fault = evidence(e, f"{place.url}, {where}")
@@ -185,11 +186,24 @@ def capture_of(member: bytes, max_body: int) -> Capture | None:
             for record in records(members):
                 if _is_page(record):
                     capture = _capture(record, max_body)
-                    return capture if isinstance(capture, Capture) else None
+                    if not isinstance(capture, Capture):
+                        return None
+                    _read_to_end(record)
+                    _check_end(members)
+                    return capture
                 _read_to_end(record)
     except Exception:  # whatever it is: the page is asked for again
         return None
     return None
+
+
+def _check_end(members: Members) -> None:
+    """Read the end of a member behind its only record: its checksum. Raises zlib.error, EOFError, ValueError."""
+    behind = 0
+    while part := members.read(BLOCK):
+        behind += len(part)
+        if behind > BLOCK:
+            raise ValueError("a gzip member with more than its record")
 
 
 def _is_page(record: Any) -> bool:

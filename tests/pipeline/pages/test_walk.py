@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
+import re
+import time
+import tracemalloc
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from selectolax.lexbor import LexborHTMLParser
 
 from pipeline.pages.page import parse
+from pipeline.pages.walk import Walk
 from tests.parsed import texts
 
 
@@ -30,6 +39,63 @@ def test_a_class_that_names_the_sidebar_of_the_whole_page_does_not_make_it_one()
 def test_a_banner_and_a_button_are_not_furniture_for_their_names():
     images = parse("<div class=banner><img src=head.jpg alt=故宫雪景></div>").images
     assert not images[0].furniture
+
+
+_NESTED = st.recursive(
+    st.sampled_from(["文", "<img src=#>", "<article>正文</article>", "<h1>题</h1>"]),
+    lambda inner: st.tuples(
+        st.sampled_from(["<div class=sidebar>", "<section class=share>", "<p class=nav>", "<div>"]),
+        st.lists(inner, max_size=4),
+    ).map(lambda of: of[0] + "".join(of[1]) + f"</{of[0].strip('<>').split()[0]}>"),
+    max_leaves=30,
+)
+
+
+@given(_NESTED)
+@settings(max_examples=200, deadline=None)
+def test_a_named_element_is_furniture_unless_it_holds_the_article(html):
+    """However deep: the three elements around all are each looked at up to the headline at the page's end."""
+    numbers = itertools.count()
+    html = re.sub("#", lambda _: f"{next(numbers)}.jpg", html)
+    html = f"<body>{'<div class=sidebar>' * 3}{html}<h1>末</h1>{'</div>' * 3}"
+    expected = {}
+    for image in LexborHTMLParser(html).css("img"):
+        around, node = [], image.parent
+        while node is not None:
+            around.append(node)
+            node = node.parent
+        named = [n for n in around if n.attributes.get("class")]
+        expected[image.attributes["src"]] = any(n.css_first("article, h1") is None for n in named)
+    assert {image.url: image.furniture for image in parse(html).images} == expected
+
+
+def test_elements_within_one_another_are_not_looked_at_again_and_again():
+    """A hundred looks at 50,000 elements up to the article would take 20 times as long as the walk itself."""
+
+    def seconds(around: int) -> float:
+        html = '<div class="sidebar">' * around + "<p>文</p>" * 50_000 + "<article><img src=a.jpg></article>"
+        walk, began = Walk(), time.process_time()
+        walk.run(html + "</div>" * around)
+        assert not walk.places[0].furniture
+        return time.process_time() - began
+
+    assert seconds(100) < 5 * seconds(1)
+
+
+def test_what_is_remembered_of_tags_is_bounded():
+    """8,000 tags of 20 kB are 160 MB, of which nothing may stay."""
+    pages = [
+        "".join(f'<div class="{"z" * 20_000}{page}_{i}" role="{"r" * 20_000}{page}_{i}">' for i in range(100))
+        for page in range(8)
+    ]
+    parse(pages[0])
+    tracemalloc.start()
+    try:
+        for page in pages:
+            parse(page)
+        assert tracemalloc.get_traced_memory()[0] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("odd", ["<?php echo 1 ?>", "6<?I>", "<?xml version='1.0'?>", "<!-- <?php -->", "<?"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import random
 import re
@@ -206,6 +207,63 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_named(crawl, ranged,
     (crawl / "none").mkdir()
     with pytest.raises(SourceError, match=r"none/x\.warc\.gz.*cannot be read"):
         list(read_ranges([PageRange("http://a.test/", str(crawl / "none/x.warc.gz"), 0, 9)], 1 << 20))
+
+
+@contextlib.contextmanager
+def answering(status, body, asked):
+    """A server with one answer; the connection is closed behind it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.headers["Range"])
+            self.send_response(status)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for part in body:
+                    self.wfile.write(part)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.daemon_threads = True
+        threading.Thread(target=lambda: server.serve_forever(poll_interval=0.02), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/a.warc.gz"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 410])
+def test_what_is_forbidden_is_asked_for_once(status):
+    asked: list[str] = []
+    with answering(status, [], asked) as url, pytest.raises(SourceError, match="cannot be read"):
+        list(read_ranges([PageRange("http://a.test/", url, 7, 9)], 1 << 20))
+    assert asked == ["bytes=7-15"]
+
+
+def test_an_answer_without_an_end_costs_what_was_asked_for(crawl):
+    place = taken(source(crawl))[0]
+    record = Path(place.file).read_bytes()[place.offset : place.offset + place.length]
+    sent: list[int] = []
+
+    def endless():
+        yield record
+        while True:
+            sent.append(1 << 20)
+            yield bytes(1 << 20)
+
+    with answering(206, endless(), []) as url:
+        [capture] = read_ranges([PageRange(place.url, url, place.offset, place.length)], 1 << 20)
+    assert capture.url == place.url
+    assert sum(sent) < 64 << 20, "what the sockets hold"
+
+
+def test_a_server_without_ranges_and_a_range_behind_the_end(crawl):
+    place = taken(source(crawl))[0]
+    with answering(200, [b"the whole file"], []) as url, pytest.raises(SourceError, match="does not answer requests"):
+        list(read_ranges([PageRange(place.url, url, 5, 9)], 1 << 20))
+    with answering(416, [], []) as url:
+        [decision] = read_ranges([PageRange(place.url, url, 1 << 30, 9)], 1 << 20)
+    assert decision.reason == "unreadable"
 
 
 def test_what_is_wrong_with_one_record_is_a_decision(crawl):

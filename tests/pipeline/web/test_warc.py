@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
 from pipeline.records import Capture, Decision
+from pipeline.sources import PageRange
 from pipeline.web._warc_members import MAX_HEADERS
 from pipeline.web._warc_sound import SoundRun
-from pipeline.web.warc import _Reading, capture_of, copy_without, read_captures
+from pipeline.web.warc import _Reading, capture_of, copy_without, read_captures, read_ranges
 
 PAGE = "<p>雪后的黄山</p>".encode()
 
@@ -324,6 +325,19 @@ def test_headers_are_bounded_but_lines_of_a_chunked_body_are_not(tmp_path: Path)
     assert isinstance(capture, Capture)
     assert (len(capture.body), info) == (MAX_HEADERS // 3, {})
     assert capture_of(io.BytesIO(gzip.compress(record())).read(), 1000) is not None
+
+
+@pytest.mark.parametrize("behind", [b"", b"\r\n", b"WARC/1.0\r\n" + bytes(1 << 20)])
+def test_a_page_that_is_read_alone_is_checked_up_to_its_checksum(tmp_path: Path, behind: bytes) -> None:
+    sound = gzip.compress(record(body=bytes(200_000)) + behind)
+    damaged = bytearray(sound)
+    damaged[-8] ^= 1  # of the checksum
+    for member, is_sound in ((sound, len(behind) < 1 << 20), (bytes(damaged), False)):
+        (tmp_path / "x.warc.gz").write_bytes(member)
+        place = PageRange("http://a.test/1", str(tmp_path / "x.warc.gz"), 0, len(member))
+        [found] = read_ranges([place], 1 << 20)
+        assert isinstance(found, Capture) == is_sound
+        assert (capture_of(member, 1 << 20) is not None) == is_sound
 
 
 def test_the_password_of_a_page_is_not_kept(tmp_path: Path) -> None:
