@@ -87,7 +87,10 @@ ARMS: tuple[Arm, ...] = (
 )
 """The arms of `make study`."""
 
-CLAIMED = ("moco", "clip", "moco-b8", "clip-b8")
+BASES = (BASE.name, CLIP.name)
+"""Those from which all others differ in one factor: in some plans they alone are trained for all of N."""
+
+CLAIMED = (*BASES, "moco-b8", "clip-b8")
 """Those of the paper's claim, the queue against in-batch CLIP at small batches: all their seeds are done first."""
 
 QUICK = ("moco", "clip", "moco-k0", "shuffled", "single-tower")

@@ -17,7 +17,7 @@ from typing import Any
 
 from training.errors import InputError
 from training.study import regions
-from training.study.arms import Arm
+from training.study.arms import BASES, Arm
 from training.study.charts import Series, curves, forest
 from training.study.drawings import NAMES, Part, raster, read_emoji
 from training.study.results import CLAIMS, HEADLINES, Figures, Words, gather, judge, r1, statement
@@ -156,7 +156,7 @@ def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
         "run_heads": _RUN_HEADS,
         "verdicts": [(v, markupsafe.Markup(forest(v.gain, most)) if v.gain and v.gain.n > 1 else "") for v in judged],
         "charts": _charts(study, figures, chance.get("style")),
-        "rows": [_row(f) for f in figures.values()],
+        "rows": [_row(f, n, n < study.plan.samples_of(f.arm)) for f in figures.values() for n in _lengths(study, f)],
         "runs": [_run(f, trial) for f in figures.values() for trial in f.trials],
         "search": _search(figures, galleries),
         "strip": _strip(study),
@@ -166,6 +166,7 @@ def _content(study: Study, figures: Mapping[str, Figures]) -> dict[str, Any]:
         "done": sum(len(f.trials) for f in figures.values()),
         "planned": planned,
         "plan": study.plan,
+        "lengths": sorted({study.plan.samples_of(arm) for arm in study.plan.arms}, reverse=True),
         "packages": sorted(path.name for path in tarballs_of(study.out).values()),
         "small": SMALL_GALLERY,
         "regions": regions.content(study.sources(), study.region_jobs()),
@@ -200,7 +201,8 @@ def _charts(
         keys = [_Key(label(figures[n].arm), _COLOURS[n] if n in _COLOURS else next(free)) for n in shown]
         if len(shown) > 1 and set(shown) - set(_COLOURS):
             lines = [Series(k.words[0], k.colour, figures[n].curve("style")) for n, k in zip(shown, keys, strict=True)]
-            found.append((title, note, markupsafe.Markup(curves(lines, study.plan.samples, chance)), keys))
+            mark = min(figures[n].samples for n in shown)
+            found.append((title, note, markupsafe.Markup(curves(lines, mark, chance)), keys))
     if "moco" in figures and "clip" in figures:
         where: dict[str, Words] = {"style": ("unseen styles", "没见过的画风"), "train": ("a train style", "训练画风")}
         pairs = [(figures[n], g) for n in ("moco", "clip") for g in where]
@@ -218,16 +220,26 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
-def _row(f: Figures) -> _Row:
+def _lengths(study: Study, f: Figures) -> list[int]:
+    """N at which an arm has a row: its own, and of a base also that of the arms which are compared with it."""
+    others = {study.plan.samples_of(arm) for arm in study.plan.arms}
+    return sorted({f.samples} | (others if f.arm.name in BASES else set()), reverse=True)
+
+
+def _row(f: Figures, samples: int, again: bool) -> _Row:
+    """An arm's row at N = `samples`; `again`: it has another one, and this one says of which N it is."""
+
     def cell(gallery: str, budget: Any = "samples") -> str:
-        found = f.mean(gallery, budget)
+        found = f.mean(gallery, budget, samples)
         if found is None:
             return "–"
         return f"{100 * found.mean:.1f}" + (f" ± {100 * (found.high - found.mean):.1f}" if found.n > 1 else "")
 
-    first = f.trials[0]
+    first, name = f.trials[0], label(f.arm)
+    if again:
+        name = f"{name[0]}, N = {samples:,}", f"{name[1]}，N = {samples:,}"
     return _Row(
-        label(f.arm),
+        name,
         (
             cell("style"),
             cell("style", "compute"),
@@ -235,11 +247,11 @@ def _row(f: Figures) -> _Row:
             cell("train"),
             cell("style_small"),
             f"{first.temperature:g}" if f.arm.tempered else "–",
-            f"{f.chosen('samples'):,}",
-            f"{f.chosen('compute'):,}",
+            f"{f.chosen('samples', samples):,}",
+            f"{f.chosen('compute', samples):,}",
             f"{1 / first.ratio:.2f}",
             f"{f.step_ms:.1f}",
-            f"{f.seconds('samples'):.0f}",
+            f"{f.seconds('samples', samples):.0f}",
             str(len(f.trials)),
         ),
         not f.arm.base,

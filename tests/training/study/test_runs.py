@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from training.errors import InputError
 from training.study import runs
 from training.study.arms import ARMS, Arm, chosen
 from training.study.runs import PLANS, go_on, load_corpus
-from training.study.trial import Trial
+from training.study.trial import POINTS, Trial
 
 _SCRIPT = """
 import pickle, sys
@@ -134,6 +135,15 @@ def test_a_record_of_another_length_or_a_damaged_one_is_done_again(make_study: A
     assert study.trial(task) is None
 
 
+def test_arms_beside_the_bases_are_trained_for_their_share(make_study: Any) -> None:
+    study = make_study("moco", "siglip", samples=64)
+    shorter = replace(study, plan=replace(study.plan, share=0.5))
+    assert {task.arm.name: task.samples for arm in study.plan.arms for task in shorter.reported(arm)} == {
+        "moco": 64,
+        "siglip": 32,
+    }
+
+
 def test_features_that_are_not_there_are_told(make_study: Any, tmp_path: Path) -> None:
     study = make_study("clip")
     with pytest.raises(InputError, match="run the study once"):
@@ -150,7 +160,9 @@ def test_the_hour_is_what_the_issue_asks_for() -> None:
     hour = PLANS["hour"]
     assert hour.arms == ARMS
     assert len(hour.seeds) == 5
-    assert hour.samples / 16 >= 2400
+    assert {hour.samples_of(arm) / 16 for arm in hour.arms} == {2500, 5000}
+    assert {arm.name for arm in hour.arms if hour.samples_of(arm) == hour.samples} == {"moco", "clip"}
+    assert hour.share in POINTS, "the bases are measured where the others end"
     assert {arm.name for arm in chosen(["moco", "clip"], hour.arms)} == {"moco", "clip"}
 
 
