@@ -86,6 +86,61 @@ for line in sys.stdin:
         self._process.communicate(timeout=60)
 
 
+class Forks:
+    """Runs scripts in processes of their own that begin with the imports of `prelude` done, by forking.
+
+    For a program whose imports cost seconds and whose process must be its own all the same: the process that forks has
+    run nothing but its imports.
+    """
+
+    _LOOP = """
+import json, os, sys
+for line in sys.stdin:
+    script, words, log = json.loads(line)
+    child = os.fork()
+    if not child:
+        with open(log, "w", encoding="utf-8") as file:
+            os.dup2(file.fileno(), 2)
+            os.dup2(file.fileno(), 1)
+        sys.argv = ["-c", *words]
+        code = 1
+        try:
+            exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})
+            code = 0
+        except BaseException:
+            import traceback
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+    def __init__(self, prelude: str, folder: Path, environment: dict[str, str]) -> None:
+        words, pipe = [sys.executable, "-c", prelude + self._LOOP], subprocess.PIPE
+        self._folder, self._log = folder, folder / "forks.log"
+        with self._log.open("wb") as stderr:
+            self._process = subprocess.Popen(
+                words, cwd=folder, env=environment, stdin=pipe, stdout=pipe, stderr=stderr, text=True
+            )
+
+    def __call__(self, script: str, *words: object) -> list[str]:
+        """The lines that a script prints. Raises AssertionError with all that it said if it fails."""
+        log = self._folder / "said.log"
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([script, [*map(str, words)], str(log)]), file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        assert answer, self._log.read_text(errors="replace")[-3000:]
+        said = log.read_text(encoding="utf-8", errors="replace")
+        assert int(answer) == 0, said[-3000:]
+        return said.splitlines()
+
+    def close(self) -> None:
+        """End the process, as its input does."""
+        self._process.communicate(timeout=60)
+
+
 def value_of(script: str, *args: object) -> Any:
     """The JSON value that a script prints as its last line, in a process of its own."""
     words = [sys.executable, "-c", script, *map(str, args)]

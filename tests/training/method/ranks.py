@@ -1,11 +1,13 @@
-"""One rank of test_distributed.py: trains a few steps and saves what came of it. Run as a program, not by pytest.
+"""The ranks of test_distributed.py: train a few steps and save what came of it. Run as a program, not by pytest.
 
-python ranks.py RANK FOLDER: four of them train as four ranks, then the first two of them as two, then one alone. FOLDER
-is where they meet and where results go, `WORLD-RANK.pt`. Starting a process costs more than what it does here.
+python ranks.py FOLDER: four processes train as four ranks, then the first two of them as two, then one alone. FOLDER is
+where they meet and where results go, `WORLD-RANK.pt`. Starting a process costs more than what it does here: they are
+forked when all is imported.
 """
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 
 import torch
@@ -93,8 +95,8 @@ def work() -> dict[str, Tensor]:
     return results
 
 
-def main() -> None:
-    rank, folder = int(sys.argv[1]), sys.argv[2]
+def go(rank: int, folder: str) -> None:
+    """One rank."""
     torch.set_num_threads(1)
     for world in (4, 2):
         if rank < world:
@@ -103,6 +105,16 @@ def main() -> None:
             dist.destroy_process_group()
     if rank == 0:
         torch.save(work(), f"{folder}/1-0.pt")
+
+
+def main() -> None:
+    forking = multiprocessing.get_context("fork")
+    ranks = [forking.Process(target=go, args=(rank, sys.argv[1])) for rank in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode for rank in ranks))
 
 
 if __name__ == "__main__":

@@ -20,14 +20,10 @@ def run(folder: Path) -> dict[int, list[dict[str, Tensor]]]:
     """What each rank ended with, by the number of ranks."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     program = str(Path(__file__).with_name("ranks.py"))
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, program, str(rank), str(folder)], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(4)
-    ]
-    errors = [process.communicate(timeout=280)[1] for process in ranks]
-    assert [process.returncode for process in ranks] == [0] * 4, "\n".join(errors)
+    done = subprocess.run(
+        [sys.executable, program, str(folder)], env=environment, stderr=subprocess.PIPE, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
     return {
         world: [torch.load(folder / f"{world}-{rank}.pt", weights_only=True) for rank in range(world)]
         for world in (1, 2, 4)

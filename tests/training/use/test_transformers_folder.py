@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.processes import Forks
 from tests.training.conftest import moved_checkpoint
 from training import cli
 from training.data.tokenizer import CharTokenizer, gb2312_vocabulary, load_tokenizer
@@ -27,6 +29,12 @@ from training.use.export import export
 from training.use.transformers_folder import _characters
 
 TEXTS = ["红色的船", "山水相连， 白云 飞", "A small  cat　on the hill", "猫"]
+
+IMPORTS = """
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoProcessor, AutoTokenizer, BertModel, CLIPModel
+"""
+"""What costs five seconds of every process that uses a folder."""
 
 USER = """
 import json, sys
@@ -59,17 +67,31 @@ print(json.dumps({"text": text.tolist(), "image": image.tolist(), "class": type(
 Found = dict[str, Any]
 
 
-def use(folder: Path, files: list[Path], tmp_path: Path, *, remote: bool, padding: Any = "max_length") -> Found:
-    """Features by ten lines of transformers, in a process that does not see this package."""
-    words = json.dumps([str(folder), remote, padding, TEXTS, [str(file) for file in files]])
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes that have imported transformers and do not see this package."""
+    folder = tmp_path_factory.mktemp("forks")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf"), "PYTHONNOUSERSITE": "1"}
-    command = [sys.executable, "-c", USER, words]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr[-3000:]
-    [line] = [line for line in done.stdout.splitlines() if line.startswith("{")]
-    result: Found = json.loads(line)
-    return result
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf"), "PYTHONNOUSERSITE": "1"}
+    started = Forks(IMPORTS, folder, environment)
+    yield started
+    started.close()
+
+
+Use = Callable[..., Found]
+
+
+@pytest.fixture
+def use(forks: Forks, files: list[Path]) -> Use:
+    """Features by ten lines of transformers, in a process that does not see this package."""
+
+    def use(folder: Path, files: list[Path] = files, *, remote: bool, padding: Any = "max_length") -> Found:
+        words = json.dumps([str(folder), remote, padding, TEXTS, [str(file) for file in files]])
+        [line] = [line for line in forks(USER, words) if line.startswith("{")]
+        result: Found = json.loads(line)
+        return result
+
+    return use
 
 
 @pytest.fixture
@@ -106,27 +128,29 @@ def assert_same(found: dict[str, Any], checkpoint: Path, files: list[Path]) -> N
         ("image.backbone=timm/test_vit", "image.box_embedding=true", "image.std=[0.5,0.4,0.3]", "data.image_size=96"),
     ],
 )
-def test_brivls_towers_come_with_their_sources(overrides: tuple[str, ...], files: list[Path], tmp_path: Path) -> None:
+def test_brivls_towers_come_with_their_sources(
+    overrides: tuple[str, ...], use: Use, files: list[Path], tmp_path: Path
+) -> None:
     checkpoint = moved_checkpoint(tmp_path / "run", *overrides)
     words = ["export", str(checkpoint), "--to", "transformers", "--out", str(tmp_path / "folder")]
     assert cli.main(words) == 0
-    found = use(tmp_path / "folder", files, tmp_path, remote=True)
+    found = use(tmp_path / "folder", remote=True)
     assert found["class"] == "WenlanModel"
     assert_same(found, checkpoint, files)
     assert cli.main(words) == 2  # is there already
 
 
 @pytest.mark.slow
-def test_a_berts_towers_come_with_their_sources(files: list[Path], tmp_path: Path) -> None:
+def test_a_berts_towers_come_with_their_sources(use: Use, files: list[Path], tmp_path: Path) -> None:
     bert = ["text.encoder=bert_text", "text.backbone_layers=2", "text.frozen_layers=1", "text.backbone_heads=4"]
     bert += ["text.backbone_ffn=48", "text.vocab_size=21128", "data.tokenizer=bert_chinese"]
     checkpoint = moved_checkpoint(tmp_path / "run", *bert, tokenizer="bert_chinese")
     export(checkpoint, "transformers", tmp_path / "folder")
-    assert_same(use(tmp_path / "folder", files, tmp_path, remote=True, padding=True), checkpoint, files)
+    assert_same(use(tmp_path / "folder", remote=True, padding=True), checkpoint, files)
 
 
 @pytest.mark.parametrize("family", ["chinese_clip", "siglip", "clip", "siglip2"])
-def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_path: Path) -> None:
+def test_clips_towers_are_transformers_own(family: str, use: Use, files: list[Path], tmp_path: Path) -> None:
     """From a folder, fine-tuned or not, and to a folder again: no code beside the weights."""
     made = two_tower_tests()
     made.make_folder(family, tmp_path / "their")
@@ -136,9 +160,8 @@ def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_p
     assert not list((tmp_path / "folder").glob("*.py"))
     if family == "siglip2":  # whose own processor keeps the aspect
         files, _ = made.pictures(tmp_path)
-    found = use(
-        tmp_path / "folder", files, tmp_path, remote=False, padding="max_length" if "siglip" in family else True
-    )
+    padding = "max_length" if "siglip" in family else True
+    found = use(tmp_path / "folder", files, remote=False, padding=padding)
     assert found["class"] == {"clip": "CLIPModel", "chinese_clip": "ChineseCLIPModel"}.get(
         family, f"{family.capitalize()}Model"
     )
@@ -146,7 +169,7 @@ def test_clips_towers_are_transformers_own(family: str, files: list[Path], tmp_p
 
 
 @pytest.mark.slow
-def test_regions_need_their_sources(files: list[Path], tmp_path: Path) -> None:
+def test_regions_need_their_sources(use: Use, files: list[Path], tmp_path: Path) -> None:
     made = two_tower_tests()
     made.make_folder("chinese_clip", tmp_path / "their")
     from training.use.two_towers import overrides_of
@@ -156,7 +179,7 @@ def test_regions_need_their_sources(files: list[Path], tmp_path: Path) -> None:
     )
     written = export(checkpoint, "transformers", tmp_path / "folder")
     assert written["trust_remote_code"]
-    assert_same(use(tmp_path / "folder", files, tmp_path, remote=True, padding=True), checkpoint, files)
+    assert_same(use(tmp_path / "folder", remote=True, padding=True), checkpoint, files)
 
 
 MTEB = """
