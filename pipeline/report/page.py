@@ -28,7 +28,7 @@ from pipeline.report.sections import SECTIONS
 from pipeline.report.sections import state as state_section
 from pipeline.report.translations import en, evidence_zh, zh
 from pipeline.store.build import Build
-from pipeline.store.partitions import FileRef
+from pipeline.store.partitions import FileRef, remembering
 from pipeline.store.stage import Stages
 from pipeline.urls import place, shown
 
@@ -43,15 +43,14 @@ def make(build: Build, baseline: Values | None = None) -> Values:
     a data: URI, which index.html shows and report.json leaves out.
     """
     head = {"report_version": REPORT_VERSION, "build": _build(build)}
-    return merged([head, compute(SECTIONS, Material(build, baseline))])
+    with remembering():
+        return merged([head, compute(SECTIONS, Material(build, baseline))])
 
 
 def render(report: Values, stages: Stages) -> str:
     """index.html from what `make` returned; `stages` of the build, for their Chinese names."""
     templates = environment(stages)
-    # a fragment says itself which white space is around it, so unlike a whole page it keeps its last line break
-    fragments = templates.overlay(keep_trailing_newline=True)
-    parts = [(section, fragments.from_string(section.html).render(**report)) for section in SECTIONS]
+    parts = [(section, _fragment(templates, section.html).render(**report)) for section in SECTIONS]
     return str(templates.get_template("report.html").render(**report, parts=parts))
 
 
@@ -86,7 +85,7 @@ def _restated(html: str, report: Values, stages: Stages) -> str:
     _, end, after = rest.partition(state_section.END)
     if not start or not end:
         return html
-    part: str = environment(stages).from_string(state_section.HTML.rstrip()).render(**report)
+    part: str = _fragment(environment(stages), state_section.HTML.rstrip()).render(**report)
     return before + part + after
 
 
@@ -107,10 +106,25 @@ def environment(stages: Stages) -> Any:
     """The templates beside this file, and the macros of macros.html as globals of every template and fragment.
 
     Everything that came from the web is escaped by the engine (`harmless` before it). stages: for their Chinese names.
+    The same object for the same names: to compile all templates costs more than to fill them in.
     """
+    return _environment(tuple((name, stage.zh) for name, stage in stages.items()))
+
+
+@functools.lru_cache(maxsize=200)
+def _fragment(templates: Any, html: str) -> Any:
+    """The compiled fragment of a section."""
+    # a fragment says itself which white space is around it, so unlike a whole page it keeps its last line break
+    return templates.overlay(keep_trailing_newline=True).from_string(html)
+
+
+@functools.lru_cache(maxsize=4)
+def _environment(names: tuple[tuple[str, str], ...]) -> Any:
+    """The environment of stages of these names, each with its Chinese name."""
     import jinja2
     from markupsafe import Markup
 
+    of_stages = dict(names)
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
         undefined=jinja2.StrictUndefined,
@@ -127,7 +141,7 @@ def environment(stages: Stages) -> Any:
         "moment": _moment,
         "code": lambda name: Markup("<code>{}</code>").format(name),
         "en": en,
-        "zh": functools.partial(zh, stages=stages),
+        "zh": lambda name: of_stages[name] if name in of_stages else zh(name, {}),
         "evidence_zh": evidence_zh,
         "number": lambda value: f"{value:,.6g}" if value < 1_000_000 else f"{value:,.0f}",
         "place": place,

@@ -195,6 +195,26 @@ def _record(records: Folder, partition: str) -> Record:
         raise StoreError(records.at(name), "is not a record; delete it to do its partition again") from None
 
 
+REMEMBERED = 20_000
+"""How many records `remembering` keeps at most, of a few kB each; those of larger builds are read again each time."""
+
+_remembered: ContextVar[dict[str, list[Record]] | None] = ContextVar("remembered", default=None)
+
+
+@contextlib.contextmanager
+def remembering() -> Iterator[None]:
+    """Within this block the records of a stage are read once, however often they are asked for.
+
+    For readers of stages that nobody writes meanwhile, such as the report, whose sections ask for the same records: in
+    an object store each of them is a request.
+    """
+    token = _remembered.set({})
+    try:
+        yield
+    finally:
+        _remembered.reset(token)
+
+
 @dataclass(frozen=True)
 class StageDir:
     """A stage's folder, seen at one fingerprint. How it is laid out on disk is known here and nowhere else."""
@@ -229,8 +249,15 @@ class StageDir:
 
     def records(self) -> list[Record]:
         """Records of all committed partitions, in order of their names."""
-        folder = self._records
-        return [_record(folder, partition) for partition in self.partitions()]
+        folder, remembered = self._records, _remembered.get()
+        if remembered is None:
+            return [_record(folder, partition) for partition in self.partitions()]
+        records = remembered.get(folder.url)
+        if records is None:
+            records = [_record(folder, partition) for partition in self.partitions()]
+            if len(records) + sum(map(len, remembered.values())) <= REMEMBERED:
+                remembered[folder.url] = records
+        return list(records)
 
     def write_record(self, record: Record) -> None:
         """The commit itself."""

@@ -148,3 +148,35 @@ def test_what_pages_say_neither_runs_nor_turns_the_page(synthetic_build: Build) 
     assert "{{ 7 * 7 }}" in html
     assert not {"\u202e", "\x1b"} & set(html)
     assert html.count(r"\u202egpj.exe\x1b]0;x\x07") > 3
+
+
+def test_templates_are_compiled_once_for_stages_of_the_same_names() -> None:
+    assert page.environment(STAGES) is page.environment(dict(STAGES))
+    other = {"fetch": STAGES["fetch"]}
+    assert page.environment(other) is not page.environment(STAGES)
+    says = "{{ 'fetch' | zh }} {{ 'admit' | zh }}"
+    assert page.environment(STAGES).from_string(says).render() == "下载 准入"
+    assert page.environment(other).from_string(says).render() == "下载 admit"
+
+
+def test_a_report_reads_the_records_of_each_stage_once(
+    synthetic_build: Build, run_stage: Run, monkeypatch: Any
+) -> None:
+    from collections import Counter
+
+    from pipeline.files.folder import Folder
+
+    run_stage(synthetic_build, "shard")
+    read, asked = Folder.read, Counter[str]()
+
+    def counted(self: Folder, name: str) -> bytes:
+        asked[self.at(name)] += "_records" in self.url
+        return read(self, name)
+
+    monkeypatch.setattr(Folder, "read", counted)
+    page.make(synthetic_build)
+    assert len(+asked) > 10
+    again = [name for name, count in asked.items() if count > 1]
+    assert all("/images/_records/" in name and asked[name] == 2 for name in again), (
+        "the tars of pictures, by their range"
+    )

@@ -14,7 +14,8 @@ import pytest
 from pipeline.errors import StoreError
 from pipeline.files.folder import Folder
 from pipeline.records import Decision
-from pipeline.store.partitions import DECISIONS, StageDir
+from pipeline.store import partitions
+from pipeline.store.partitions import DECISIONS, StageDir, remembering
 
 
 def stage(folder: Path, fingerprint: str = "f" * 64) -> StageDir:
@@ -148,3 +149,35 @@ def test_a_folder_behind_a_url_works_like_a_disk(tmp_path):
     assert [n for n in remote.folder.names() if n.startswith(".tmp")] == []
     remote.folder.write("_decisions/00001-dead.decisions.parquet", b"half")
     assert remote.sweep() == ["_decisions/00001-dead.decisions.parquet"]
+
+
+@pytest.mark.parametrize("most", [3, 2])
+def test_records_are_read_once_while_they_are_remembered_and_never_more_than_a_limit(tmp_path, monkeypatch, most):
+    """As many stages as the limit allows are remembered; others are read each time, and all is read anew afterwards."""
+    monkeypatch.setattr(partitions, "REMEMBERED", most)
+    read, listed = Folder.read, []
+
+    def counted(self: Folder, name: str) -> bytes:
+        listed.append(name)
+        return read(self, name)
+
+    monkeypatch.setattr(Folder, "read", counted)
+
+    def commit(place: StageDir, name: str) -> None:
+        with place.attempt(name) as attempt:
+            attempt.commit({"seen": len(name)})
+
+    first, second = stage(tmp_path / "a"), stage(tmp_path / "b")
+    for place, names in ((first, ("0", "1")), (second, ("2",))):
+        for name in names:
+            commit(place, name)
+    with remembering():
+        for _ in range(3):
+            assert [record.partition for record in first.records()] == ["0", "1"]
+            assert [record.partition for record in second.records()] == ["2"]
+            assert first.at("e" * 64).records() == []
+        first.records().clear()
+        assert len(first.records()) == 2, "a reader has a list of its own"
+    assert listed == ["0.json", "1.json", *["2.json"] * (1 if most == 3 else 3)]
+    commit(first, "3")
+    assert [record.partition for record in first.records()] == ["0", "1", "3"]
