@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,19 @@ class Weeks:
         self.web.pages[page] = (
             f"<html><head><title>照片 {page}</title></head><body>{images}{more}</body></html>".encode()
         )
+
+    def keep(self, place: Path) -> None:
+        """Keep a copy of the site and of all builds as they are now, for `restore`."""
+        self._kept = place, dict(self.web.pages)
+        shutil.copytree(self.folder, place)
+
+    def restore(self) -> None:
+        """Make the site and the builds what they were when they were kept, at the same place and address."""
+        place, pages = self._kept
+        self.web.pages.clear()
+        self.web.pages.update(pages)
+        shutil.rmtree(self.folder)
+        shutil.copytree(place, self.folder)
 
     def hide(self, page: str) -> None:
         del self.web.pages[page]

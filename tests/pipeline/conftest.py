@@ -79,8 +79,7 @@ class _Server(ThreadingHTTPServer):
         """A client that hangs up is what many tests are about."""
 
 
-@pytest.fixture
-def serve() -> Iterator[Callable[..., Web]]:
+def _servers() -> Iterator[Callable[..., Web]]:
     """Start servers: `serve({"/": b"<html>..."})`."""
     servers = []
 
@@ -96,6 +95,11 @@ def serve() -> Iterator[Callable[..., Web]]:
     for server in servers:
         server.shutdown()
         server.server_close()
+
+
+serve = pytest.fixture(_servers)
+serve_for_module = pytest.fixture(_servers, scope="module")
+"""`serve`, of servers that stay for all tests of a file."""
 
 
 @pytest.fixture(scope="module")

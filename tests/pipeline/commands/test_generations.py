@@ -5,8 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +20,22 @@ from tests.growing_site import Weeks, jpeg, picture, three_weeks
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.fixture(scope="module")
+def built(serve_for_module: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weeks]:
+    """The three weeks, built once: each test begins with a copy of them."""
+    folder = tmp_path_factory.mktemp("weeks")
+    (folder / "now").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
+        own = three_weeks(serve_for_module({}), folder / "now")
+        own.keep(folder / "kept")
+        yield own
+
+
 @pytest.fixture
-def weeks(serve: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Weeks:
-    monkeypatch.setattr(run, "Cluster", lambda *_: Here())  # the stages in this process: no Ray is started
-    return three_weeks(serve({}), tmp_path)
+def weeks(built: Weeks) -> Weeks:
+    built.restore()
+    return built
 
 
 def urls(rows: dict[str, dict[str, Any]]) -> set[str]:
