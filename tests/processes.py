@@ -107,6 +107,8 @@ for line in sys.stdin:
         try:
             exec(compile(script, "<script>", "exec"), {"__name__": "__main__"})
             code = 0
+        except SystemExit as e:
+            code = e.code if isinstance(e.code, int) else 1 if e.code else 0
         except BaseException:
             import traceback
             traceback.print_exc()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 
 from pipeline.exports import export
 from pipeline.store.dataset import Dataset
+from tests.processes import Forks
 from training import cli
 
 MakeShards = Callable[..., Path]
@@ -31,12 +31,17 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 """
 
 
-def run(script: str, *words: object) -> None:
-    """Run a script of cn_clip.eval in a process of its own."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """run("evaluation", *words): a script of cn_clip.eval in a process of its own, which has imported torch."""
     environment = os.environ | {"PYTHONPATH": str(INSTALLED), "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-c", RUN, f"cn_clip.eval.{script}", *map(str, words)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
+    forks = Forks("import torch, tqdm\n", tmp_path_factory.mktemp("forks"), environment)
+
+    def run(script: str, *words: object) -> None:
+        forks(RUN, f"cn_clip.eval.{script}", *words)
+
+    yield run
+    forks.close()
 
 
 def answer(capsys: pytest.CaptureFixture[str], *words: object) -> dict[str, Any]:
@@ -51,6 +56,7 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_its_recalls_are_ours_to_the_last_digit(
+    run: Callable[..., None],
     make_shards: MakeShards,
     checkpoint_with_moved_keys: Path,
     tmp_path: Path,
@@ -95,7 +101,9 @@ def test_its_recalls_are_ours_to_the_last_digit(
     assert grid["rows"] == written["rows"] == 40 + len(rows(data / "test_texts.jsonl"))
 
 
-def test_the_export_has_the_answers_that_their_script_makes(make_shards: MakeShards, tmp_path: Path) -> None:
+def test_the_export_has_the_answers_that_their_script_makes(
+    run: Callable[..., None], make_shards: MakeShards, tmp_path: Path
+) -> None:
     if not (INSTALLED / "cn_clip").is_dir():
         pytest.skip("cn-clip is not installed (make installs it into .venv/cn-clip)")
     manifest = make_shards(train=(4,), val=(9,))
