@@ -16,8 +16,9 @@ BENCH   := .bench
 PEERS   := img2dataset imagededup pdqhash datatrove[processing] datasketch gaoya webdataset trafilatura \
            lxml_html_clean pyahocorasick ahocorasick-rs torchmetrics py-data-juicer aiohttp ray scipy scikit-image
 
-# Tests run in as many processes as there are cores, at most 4: each may hold a Ray and two models, about 5 GB. A file of
-# tests stays in one process, so that what its tests share is started once; tests/conftest.py puts the long files first.
+# Tests run in three processes for two cores, at most 4 and as memory allows (tests/conftest.py): each may hold a Ray and
+# two models, about 5 GB. A file of tests stays in one process, so that what its tests share is started once;
+# tests/conftest.py puts the long files first.
 PYTEST  = $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Airflow, for dags/: an environment of its own, with neither Ray nor wenlan in it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import os
 import signal
@@ -30,6 +31,22 @@ os.fsync = lambda _: None
 # A deadline for one example measures how busy the machine is, not what the code does.
 settings.register_profile("wenlan", deadline=None)
 settings.load_profile("wenlan")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes run tests at once: three for two cores, since tests wait for a fourth of their time.
+
+    No more than there are cores where memory is short: a process may hold a Ray and two models, about 5 GB.
+    """
+    cores = os.cpu_count() or 1
+    gigabytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30
+    return max(cores, min(cores + cores // 2, gigabytes // 5))
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the garbage collector need not look through it a hundred times."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
