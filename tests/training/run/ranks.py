@@ -1,13 +1,15 @@
-"""One rank of test_agreement.py: goes through SCENES with the others and notes what came of each. No test by itself.
+"""The ranks of test_agreement.py: go through SCENES and note what came of each. No test by itself.
 
-python ranks.py RANK FOLDER MANIFEST: four of them as four ranks, then the first two of them as two. FOLDER is where
-they meet and where results go, `WORLD-RANK.json`: {scene: [outcome, ...]}. Starting a process costs more than a scene.
+python ranks.py FOLDER MANIFEST: four processes as four ranks, then the first two of them as two. FOLDER is where they
+meet and where results go, `WORLD-RANK.json`: {scene: [outcome, ...]}. Starting a process costs more than a scene: they
+are forked when all is imported.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import multiprocessing
 import shutil
 import sys
 import threading
@@ -30,7 +32,7 @@ from training.run import agreement, train
 from training.run.launch import Leave, owned
 from training.run.step import Step, Stepper
 
-FOLDER, MANIFEST = Path(sys.argv[2]), sys.argv[3]
+FOLDER, MANIFEST = Path(sys.argv[1]), sys.argv[2]
 SAMPLES, BATCH = 32, 8
 WAIT = timedelta(seconds=60)
 
@@ -193,8 +195,8 @@ SCENES: dict[str, Callable[[Path], list[str]]] = {
 OF_FOUR = ("stopped", "weight", "position", "disks")
 
 
-def main() -> None:
-    rank = int(sys.argv[1])
+def go(rank: int) -> None:
+    """One rank."""
     torch.set_num_threads(1)
     agreement._GRACE_S = 0.0
     for world in (4, 2):
@@ -207,6 +209,16 @@ def main() -> None:
             outcomes = {name: scene(FOLDER / str(world)) for name, scene in scenes.items()}
             (FOLDER / f"{world}-{rank}.json").write_text(json.dumps(outcomes))
             dist.destroy_process_group()
+
+
+def main() -> None:
+    forking = multiprocessing.get_context("fork")
+    ranks = [forking.Process(target=go, args=(rank,)) for rank in range(4)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    sys.exit(any(rank.exitcode for rank in ranks))
 
 
 if __name__ == "__main__":

@@ -30,16 +30,11 @@ QUIET = "FirstRankError: rank 0: ended the run: "
 def outcomes(shards_of_module: MakeShards, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Outcomes]:
     """What ranks.py noted, by (number of ranks, rank)."""
     folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, str(Path(__file__).with_name("ranks.py"))]
+    command = [sys.executable, str(Path(__file__).with_name("ranks.py")), str(folder)]
     manifest = shards_of_module(train=(20, 12))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[3])}
-    processes = [
-        subprocess.Popen([*command, str(rank), str(folder), str(manifest)], env=environment, stderr=subprocess.PIPE)
-        for rank in range(4)
-    ]
-    for process in processes:
-        _, error = process.communicate(timeout=400)
-        assert process.returncode == 0, error.decode()[-3000:]
+    done = subprocess.run([*command, str(manifest)], env=environment, stderr=subprocess.PIPE, timeout=400)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
     ranks = [(world, rank) for world in (4, 2) for rank in range(world)]
     return {key: json.loads((folder / f"{key[0]}-{key[1]}.json").read_text()) for key in ranks}
 
