@@ -6,9 +6,8 @@ import hashlib
 import io
 import json
 import os
-import subprocess
-import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from pipeline.detectors._boxes import cleaned, look, rows_of
 from pipeline.detectors.proposals import Proposals
 from pipeline.pictures.decode import decode
 from pipeline.store.store import Store
+from tests.places import ROOT
+from tests.processes import Forks
 from training.errors import ConfigError
 from training.use.clip_benchmark import load_wenlan
 from training.use.encode import open_encoder
@@ -61,17 +62,36 @@ def write_both(folder: Path) -> None:
                 (folder / "files" / info.name).write_bytes(content)
 
 
-def measure(program: list[str], folder: Path, checkpoint: Path, towers: str) -> dict[str, float]:
-    """clip_benchmark's metrics of a checkpoint, in a process of its own."""
-    command = [sys.executable, *program, "eval", "--model_type", "wenlan", "--no_amp"]
-    command += ["--model", str(checkpoint), "--pretrained", towers, "--dataset", "wds/pictures"]
-    command += ["--dataset_root", str(folder / "wds"), "--task", "zeroshot_retrieval", "--recall_k", "1", "5", "10"]
-    command += ["--output", str(folder / "out.json"), "--num_workers", "0", "--batch_size", "7", "--split", "test"]
-    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=250)
-    assert done.returncode == 0, done.stderr[-3000:]
-    metrics: dict[str, float] = json.loads((folder / "out.json").read_bytes())["metrics"]
-    return metrics
+Measure = Callable[[str, Path, Path, str], dict[str, float]]
+
+AS_A_MODULE = "import runpy; runpy.run_module('training.use.clip_benchmark', run_name='__main__', alter_sys=True)"
+"""What `python -m training.use.clip_benchmark` does."""
+
+
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Processes that have imported clip_benchmark, and nothing of this package."""
+    pytest.importorskip("clip_benchmark", reason="clip-benchmark is not installed (extra: dev)")
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+    started = Forks("import clip_benchmark.cli\n", tmp_path_factory.mktemp("forks"), environment)
+    yield started
+    started.close()
+
+
+@pytest.fixture
+def measure(forks: Forks) -> Measure:
+    """clip_benchmark's metrics of a checkpoint, by a script in a process of its own."""
+
+    def measure(script: str, folder: Path, checkpoint: Path, towers: str) -> dict[str, float]:
+        words = ["eval", "--model_type", "wenlan", "--no_amp"]
+        words += ["--model", str(checkpoint), "--pretrained", towers, "--dataset", "wds/pictures"]
+        words += ["--dataset_root", str(folder / "wds"), "--task", "zeroshot_retrieval", "--recall_k", "1", "5", "10"]
+        words += ["--output", str(folder / "out.json"), "--num_workers", "0", "--batch_size", "7", "--split", "test"]
+        forks(script, *words)
+        metrics: dict[str, float] = json.loads((folder / "out.json").read_bytes())["metrics"]
+        return metrics
+
+    return measure
 
 
 def assert_same(theirs: dict[str, float], ours: dict[str, Any]) -> None:
@@ -83,17 +103,17 @@ def assert_same(theirs: dict[str, float], ours: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("towers", ["query", "key"])
-def test_its_recalls_are_ours(towers: str, checkpoint: Path, tmp_path: Path) -> None:
-    pytest.importorskip("clip_benchmark", reason="clip-benchmark is not installed (extra: dev)")
+def test_its_recalls_are_ours(towers: str, measure: Measure, checkpoint: Path, tmp_path: Path) -> None:
     write_both(tmp_path)
-    theirs = measure(["-m", "training.use.clip_benchmark"], tmp_path, checkpoint, towers)
+    theirs = measure(AS_A_MODULE, tmp_path, checkpoint, towers)
     assert_same(theirs, evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", towers=towers))  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
-def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(
+    measure: Measure, checkpoint: Path, tmp_path: Path
+) -> None:
     """Made inside by the shipped detector there; here found by the files' sha256 in STORE, as a build filled it."""
-    pytest.importorskip("clip_benchmark", reason="clip-benchmark is not installed (extra: dev)")
     write_both(tmp_path)
     detector, store = Proposals(), Store(str(tmp_path / "store"))
     state, files = detector.load(), sorted((tmp_path / "files").glob("*.png"))
@@ -103,9 +123,9 @@ def test_a_detectors_boxes_reach_it_and_are_those_of_the_region_cache(checkpoint
     }
     store.regions(detector.detector_id).put(rows_of(raw))
     regions = tmp_path / "store" / "regions" / detector.detector_id
-    program = ["-c", "import wenlan; wenlan.clip_benchmark('proposals')"]
+    script = "import wenlan; wenlan.clip_benchmark('proposals')"
     ours = evaluate_retrieval(checkpoint, [f"folder:{tmp_path / 'files'}"], "val", regions=regions)
-    assert_same(measure(program, tmp_path, checkpoint, "query"), ours)
+    assert_same(measure(script, tmp_path, checkpoint, "query"), ours)
 
     content, size = files[0].read_bytes(), (70, 50)
     found = RegionTable.open(regions).of(content, "0")
