@@ -24,6 +24,7 @@ class Disturbed:
         self._towers = towers
         self.hang, self.die, self.lie = threading.Event(), False, False
         self.hang.set()
+        self.reached = threading.Event()  # by a batch
 
     def encode_images(self, pictures: Sequence[Picture]) -> Features:
         self._disturb()
@@ -34,6 +35,7 @@ class Disturbed:
         return self._towers.encode_texts(texts)
 
     def _disturb(self) -> None:
+        self.reached.set()
         self.hang.wait(60)
         if self.die:
             raise SystemExit("killed")
@@ -80,11 +82,13 @@ def test_towers_that_hang_are_told_and_healthy_again_when_they_go_on(tiny: Path)
     with running(tiny, SHORT, towers=lambda towers: disturbed(made, towers)) as server:
         wait_until(lambda: health(server) == (200, ""), "healthy at first")
         made[0].hang.clear()
+        made[0].reached.clear()
         answers: list[int] = []
         asking = threading.Thread(
             target=lambda: answers.append(server.get("/text_query", params={"text": "红"}).status_code)
         )
         asking.start()
+        assert made[0].reached.wait(60), "a probe that came first would be the batch of which is told"
         time.sleep(1.1)  # what was healthy is asked anew
         status, reason = health(server)
         assert status == 503
@@ -122,10 +126,9 @@ def test_threads_that_decode_and_are_stuck_are_told(tiny: Path) -> None:
         gate = threading.Event()
         for _ in range(server.service.options.decoders):
             server.service._decoders.submit(gate.wait, 60)
-        time.sleep(1.1)
-        status, reason = health(server)
+        told = (503, "no answer of the towers within 0.5 s; nothing is decoded")
+        wait_until(lambda: health(server) == told, "it is told", 50)  # a busy machine may be late with the towers too
         gate.set()
-        assert (status, reason) == (503, "no answer of the towers within 0.5 s; nothing is decoded")
 
 
 def test_numbers_that_are_none_reach_nobody(tiny: Path) -> None:
