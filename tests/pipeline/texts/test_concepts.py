@@ -45,13 +45,13 @@ def test_a_list_is_known_by_its_content_and_one_that_cannot_be_used_is_named(
     assert digest(Balance(entries="a.txt"), str(tmp_path)) != digest(Balance(entries="b.txt"), str(tmp_path))
     (tmp_path / "c.txt").write_bytes(b"\xb9\xca\xb9\xac")
     (tmp_path / "d.txt").write_text("# words\n\n京\n", encoding="utf-8")
-    (tmp_path / "e.txt").write_text("故宫雪景\n", encoding="utf-8")
-    monkeypatch.setattr("pipeline.texts.concepts.MOST_BYTES", 11)
+    (tmp_path / "e.txt").write_text("故宫雪景，故宫\n", encoding="utf-8")
+    monkeypatch.setattr("pipeline.texts.concepts.MOST_BYTES", 13)
     for name, why in (
         ("missing.txt", "cannot be read"),
         ("c.txt", r"not UTF-8 text \(byte 0\)"),
         ("d.txt", "no entry of 2 characters or more"),
-        ("e.txt", "more than 11 bytes"),
+        ("e.txt", "more than 13 bytes"),
     ):
         with pytest.raises(SpecError, match=rf"balance.entries: .*{name}.*{why}"):
             digest(Balance(entries=name), str(tmp_path))
