@@ -86,7 +86,7 @@ class DropReason(str, enum.Enum):
     IMAGE_ENTROPY = "image_entropy"  # of few grey levels
     IMAGE_ANIMATED = "image_animated"
     # dedup
-    KNOWN = "known"  # the dataset holds its image already: no drop, a fate of its own
+    KNOWN = "known"  # an earlier build decided on its image: no drop, a fate of its own
     SAME_IMAGE = "same_image"  # same bytes as an earlier kept one
     NEAR_IMAGE = "near_image"
     PLACEHOLDER = "placeholder"  # one picture under many different texts

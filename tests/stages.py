@@ -6,6 +6,21 @@ from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.build_json import Cost, StageResult
 
+UNASKED = (
+    "deal",
+    "meet",
+    "marks",
+    "watermark",
+    "score",
+    "choose",
+    "vectors",
+    "nearest",
+    "semantic_dedup",
+    "concepts",
+    "balance",
+)
+"""Stages without partitions, where a spec does not ask for them or the build is small."""
+
 
 def run_stage(build: Build, *names: str) -> list[str]:
     """Run all partitions of the named stages that have no record yet, finish each stage, and return what was run."""

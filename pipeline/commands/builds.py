@@ -79,6 +79,8 @@ def _build(args: argparse.Namespace) -> dict[str, Any]:
             results.append(result)
             bars.done(result)
     show(_funnel(results))
+    if idle := [result.name for result in results if not result.partitions]:
+        say(f"nothing to do for this spec: {', '.join(idle)}")
     reasons = _show_reasons(build, results)
     too_deep = sum(result.funnel.get("too_deep", 0) for result in results)
     if too_deep:
@@ -158,8 +160,11 @@ def released(build: Build) -> dict[str, Any]:
 
 
 def _funnel(results: list[StageResult]) -> Table:
+    """A row for each stage that has partitions."""
     table = table_of("funnel", "stage", "seen", "kept", "dropped", "known", "partitions run", "seconds")
     for r in results:
+        if not r.partitions:
+            continue
         counts = [f"{r.funnel[k]:,}" if k in r.funnel else "" for k in FATES]
         table.add_row(r.name, *counts, "-" if r.skipped else f"{r.ran}/{r.partitions}", f"{r.seconds:.1f}")
     return table
@@ -222,9 +227,10 @@ def opened(args: argparse.Namespace) -> Build:
 
 def _opened_to_write(args: argparse.Namespace) -> Build:
     """As `opened`. Raises SpecError if the folder holds what the build would replace, unless that is asked for."""
-    from pipeline.publish import replacing
+    from pipeline.publish import dataset, replacing
 
     build = opened(args)
+    dataset.check_faces(build)  # a publish would refuse it too, hours later
     blocking = replacing.in_the_way(build)
     if not blocking:
         return build
@@ -388,7 +394,10 @@ def _show_decision(decision: dict[str, Any]) -> None:
             say(f"  {name}: {decision[name]}")
     if held := decision["held_by"]:
         release = f", in release {held['release']}" if held["release"] else ", not in the newest release"
-        say(f"  held: {held['key']} by build {held['build_id']} of dataset {held['dataset']}{release}")
+        if held["dropped"]:
+            say(f"  not held: build {held['build_id']} dropped {held['key']} at {held['dropped']}")
+        else:
+            say(f"  held: {held['key']} by build {held['build_id']} of dataset {held['dataset']}{release}")
     elif decision["duplicate_of"]:
         leader = decision["leader"] or {"url": "of an earlier build", "text": ""}
         say(f"  duplicate_of: {decision['duplicate_of'][:32]} {leader['url']} {leader['text']}".rstrip())

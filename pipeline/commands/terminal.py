@@ -124,7 +124,9 @@ class Bars:
             say(f"{what:8} started, {time.monotonic() - began:.1f} s")
 
     def done(self, result: StageResult) -> None:
-        """Show the result of a stage."""
+        """Show the result of a stage; nothing of one that has no partitions."""
+        if not result.partitions:
+            return
         ran = "already done" if result.skipped else f"{result.ran} of {result.partitions} partitions"
         if not self._bars or result.skipped:
             say(f"{result.name:8} {ran}, {result.seconds:.1f} s")
@@ -132,7 +134,7 @@ class Bars:
         counts = [f"{result.funnel[fate]:,} {fate}" for fate in ("kept", "dropped", "known") if result.funnel.get(fate)]
         with self._lock:
             if result.name in self._tasks:
-                said = ", ".join(counts) or (ran if result.partitions else "nothing to do")
+                said = ", ".join(counts) or ran
                 self._bars.update(self._tasks[result.name], total=1.0, completed=1.0, said=said)
 
 

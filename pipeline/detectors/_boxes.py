@@ -13,9 +13,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_specs.build import BuildSpec
 from pipeline.detectors import Boxes, Detector, Picture
 from pipeline.errors import DetectorError
 from pipeline.records import BOX_SCHEMA
+
+EVERY = 10_000
+"""Boxes of a picture at most, of a detector whose boxes are all kept."""
+
+
+def most_boxes(detector: Detector, spec: BuildSpec) -> int:
+    """How many boxes of a picture are kept of what a detector returns."""
+    return EVERY if detector.EVERY else spec.regions.max_boxes
 
 
 def blank(width: int, height: int) -> Picture:

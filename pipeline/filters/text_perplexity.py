@@ -73,9 +73,9 @@ class TextPerplexity(TextFilter):
     def check(self, text: Text) -> Drop | None:
         perplexity = self.perplexity(text.text)
         if perplexity < self.min_perplexity:
-            return Drop(DropReason.PERPLEXITY, f"perplexity {perplexity:.3g}; needs {self.min_perplexity:g}")
+            return Drop(DropReason.PERPLEXITY, f"perplexity {_said(perplexity)}; needs {_said(self.min_perplexity)}")
         if self.max_perplexity and perplexity > self.max_perplexity:
-            return Drop(DropReason.PERPLEXITY, f"perplexity {perplexity:.3g}; at most {self.max_perplexity:g}")
+            return Drop(DropReason.PERPLEXITY, f"perplexity {_said(perplexity)}; at most {_said(self.max_perplexity)}")
         return None
 
     def perplexity(self, text: str) -> float:
@@ -88,6 +88,11 @@ class TextPerplexity(TextFilter):
     @property
     def _file(self) -> Path:
         return Path(within(self.base, self.model))
+
+
+def _said(perplexity: float) -> str:
+    """A perplexity as people read it: 513,000 and not 5.13e+05."""
+    return f"{perplexity:.3g}" if not 1_000 <= perplexity < 1e12 else f"{float(f'{perplexity:.3g}'):,.0f}"
 
 
 @functools.cache

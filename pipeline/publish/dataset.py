@@ -52,7 +52,7 @@ def check(build: Build) -> None:
     if not build.made_from:
         if current.generation != build.generation:
             raise StoreError(build.build_id, f"{now}, this build of {build.generation}; run wenlan-data build again")
-        _check_faces(build)
+        check_faces(build)
         return
     if current.generation == build.generation and build.snapshot in {own.snapshot for own in current.builds}:
         return  # it is published again
@@ -65,18 +65,22 @@ def check(build: Build) -> None:
         raise StoreError(build.build_id, f"{since}; run wenlan-data build again")
 
 
-def _check_faces(build: Build) -> None:
-    """Raise StoreError if a build that blurs faces would stand in a release beside builds that keep them."""
-    if build.spec.shards.faces != "blur":
-        return
+def check_faces(build: Build) -> None:
+    """Raise StoreError if builds that blur faces, and builds that keep them, would stand in one release."""
+    blurs = build.spec.shards.faces == "blur"
     before = build.store.releases(build.spec.name).newest()
-    if before is None or (before.images is not None and before.images.faces_blurred):
+    if build.made_from or before is None:
+        return
+    if before.images is not None and bool(before.images.faces_blurred) == blurs:
         return
     others = [own for own in before.builds if own.snapshot != build.snapshot]
     stored = {own.build_id: _manifest_of(own.out)[1].images for own in others}
-    if keep := [build_id for build_id, images in stored.items() if images is None or not images.faces_blurred]:
-        where = f"{', '.join(keep)} of dataset {build.spec.name}"
-        raise StoreError(build.build_id, f"blurs faces, and {where} keeps them; make it anew: build --generation new")
+    if unlike := [name for name, own in stored.items() if bool(own is not None and own.faces_blurred) != blurs]:
+        where = f"{', '.join(unlike)} of dataset {build.spec.name}"
+        anew = "make it anew: build --generation new"
+        if blurs:
+            raise StoreError(build.build_id, f"blurs faces, and {where} keeps them; {anew}")
+        raise StoreError(build.build_id, f"keeps faces, and {where} blurs them; set shards.faces: blur, or {anew}")
 
 
 def publish(build: Build, manifest: Manifest, commit: Callable[[bytes], None]) -> Manifest:

@@ -10,7 +10,7 @@ found, piece by piece.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ from data_specs.shard import KEY_LENGTH, ContractError
 from pipeline.errors import StoreError
 from pipeline.files.digests import DIGEST
 from pipeline.records import sha256_hex
+from pipeline.store import build_json
 from pipeline.store.build import Build
 from pipeline.store.dataset import Dataset
 from pipeline.store.frames import Frames
@@ -31,7 +32,8 @@ _COLUMNS = ["candidate_id", "source", "page_url", "image_url", "sha256", "texts"
 @dataclass(frozen=True)
 class Holder:
     """The build that holds a sample: its dataset, the sample's key, BUILD ("" if STORE does not know it), and the
-    newest release, if that has the build; 0 otherwise."""
+    newest release, if that has the build; 0 otherwise. dropped: why it stored none after all, where a stage after dedup
+    dropped it and the build is at hand: it goes on leading there, and is in no shard."""
 
     build_id: str
     dataset: str
@@ -39,6 +41,7 @@ class Holder:
     key: str
     out: str
     release: int
+    dropped: str = ""
 
 
 def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
@@ -66,6 +69,25 @@ def holders(build: Build, candidate_ids: Collection[str]) -> dict[str, Holder]:
                 own = (one.build, one.dataset, one.snapshot, candidate_id[:KEY_LENGTH])
                 found[candidate_id] = Holder(*own, places.get(one.build, ""), release)
     return found
+
+
+def with_drops(build: Build, held: Mapping[str, Holder]) -> dict[str, Holder]:
+    """The same, with `dropped` from the decisions of the builds that are at hand."""
+    said, names = dict(held), list(build.stages)
+    later = set(names[names.index("dedup") + 1 :])
+    for out, build_id in sorted({(holder.out, holder.build_id) for holder in held.values() if holder.out}):
+        here = pa.array(sorted(name for name, holder in held.items() if holder.build_id == build_id), pa.string())
+        try:
+            there = build_json.reopen(out, build.stages)
+            frames = Frames.of(there).batches("decisions", filters=pc.field("id").isin(here) & ~pc.field("kept"))
+            rows = [row for batch in frames for row in batch.to_pylist()] if there.build_id == build_id else []
+        except (ContractError, StoreError, OSError):
+            continue  # its folder is gone, or is being rewritten
+        for row in rows:
+            if row["stage"] in later:
+                why = f"{row['stage']}: {row['reason']}" + (f", {row['evidence']}" if row["evidence"] else "")
+                said[row["id"]] = replace(said[row["id"]], dropped=why)
+    return said
 
 
 def samples(held: Mapping[str, Holder]) -> Iterator[tuple[dict[str, Any], bytes]]:

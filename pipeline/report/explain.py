@@ -26,7 +26,7 @@ from pipeline.store.frames import Frames
 from pipeline.store.images import records_between
 from pipeline.store.partitions import Record, StageDir
 from pipeline.store.ranges import KeyRange
-from pipeline.store.stage import Stage
+from pipeline.store.stage import Stage, StageFile
 from pipeline.store.subjects import Subject, subject_of
 
 TRACED = 20
@@ -62,7 +62,8 @@ def explain(build: Build, subject: str) -> list[dict[str, Any]]:
     kept = {row["id"] for row in leaders.values() if row["kept"]}
     scored = build.spec.pair_score is not None and "score" in build.fingerprints
     scores = pair_scores.summed(build, "score") if scored else {}
-    held = elsewhere.holders(build, {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept)
+    others = {row["duplicate_of"] for row in decisions if row["duplicate_of"]} - kept
+    held = elsewhere.with_drops(build, elsewhere.holders(build, others))
     explained = []
     for number, row in enumerate(decisions):
         saw = dict(trace(build, row["id"], row["fetch_id"])) if number < TRACED and row["fetch_id"] else None
@@ -80,13 +81,13 @@ def trace(build: Build, candidate_id: str, fetch_id: str) -> Iterator[tuple[str,
     """(stage, what it knew) of one candidate, from extract to the last stage that knew it."""
     key, sha256 = order_key(fetch_id, build.spec.seed), ""
     by_key = {
-        "candidate_id": (pc.field("order_key") == key) & (pc.field("candidate_id") == candidate_id),
+        "candidate_id": pc.field("candidate_id") == candidate_id,
         "fetch_id": pc.field("fetch_id") == fetch_id,
         "key": pc.field("key") == candidate_id[:KEY_LENGTH],
     }
     for stage in build.stages.values():
         if stage.name in build.fingerprints:
-            wanted = by_key | {"sha256": pc.field("sha256") == sha256}
+            wanted = by_key | {"sha256": pc.field("sha256") == sha256}  # by the name of the file's key
             saw = dict(_look(stage, build.stage(stage.name), key, wanted))
             if saw:
                 sha256 = saw.get("sha256") or sha256
@@ -103,11 +104,11 @@ def _look(
     if not any(file.row_key for file in stage.files):
         return
     for record in _records(directory, key):
-        for suffix in record.files:
-            file = stage.file(suffix)
-            if file is None or not file.row_key:
-                continue
-            rows = directory.table(record, suffix, filters=wanted[file.row_key]).slice(0, 1).to_pylist()
+        for file, suffix in _searched(stage, record):
+            picks = wanted[file.row_key]
+            if file.row_key == "candidate_id" and file.schema is not None and "order_key" in file.schema.names:
+                picks = (pc.field("order_key") == key) & picks  # rows are sorted by it: few row groups are read
+            rows = directory.table(record, suffix, filters=picks).slice(0, 1).to_pylist()
             if rows and "scores" in rows[0]:
                 scores = [round(score, 3) for score in rows[0]["scores"]]
                 yield suffix.removesuffix(".parquet"), f"{len(scores)} boxes, scores {scores[:5]}"
@@ -117,6 +118,15 @@ def _look(
                     if name not in ASKED and value not in ("", []):
                         yield name, value.hex() if isinstance(value, bytes) else value  # JSON has no bytes
                 return
+
+
+def _searched(stage: Stage, record: Record) -> list[tuple[StageFile, str]]:
+    """Files of a record that have rows of a candidate, with their suffixes, in the order in which the stage has them:
+    the row of the first is what it knew.
+    """
+    files = [(stage.file(suffix), suffix) for suffix in record.files]
+    searched = [(file, suffix) for file, suffix in files if file is not None and file.row_key]
+    return sorted(searched, key=lambda found: stage.files.index(found[0]))
 
 
 def _records(stage: StageDir, key: str) -> Iterator[Record]:

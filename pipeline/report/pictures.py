@@ -34,7 +34,7 @@ import pyarrow.compute as pc
 
 from data_specs.shard import KEY_LENGTH
 from pipeline.detectors import Boxes, Detector, detector_ids, detectors_of
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look
+from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, most_boxes
 from pipeline.pictures import decode as pictures
 from pipeline.pictures.encode import stored_sides
 from pipeline.records import BOX_SCHEMA, DropReason, order_key, sha256_hex
@@ -330,7 +330,7 @@ def _add_detected_boxes(build: Build, rows_of_image: dict[str, list[dict[str, An
             detected.update(_detect(build, detector, missing))
         for sha256, raw in detected.items():
             for row in rows_of_image[sha256]:
-                boxes = cleaned(raw, row["width"], row["height"], build.spec.regions.max_boxes)
+                boxes = cleaned(raw, row["width"], row["height"], most_boxes(detector, build.spec))
                 row["boxes"][name] = _plain(boxes)
 
 

@@ -209,7 +209,7 @@ def _evidence(rules: Dedup, reason: DropReason, candidate: Candidate, leader: st
     if reason is DropReason.OTHER_SPLIT:
         return "all its texts, or nearly these texts, stand in another split than its image (shards.apart: texts)"
     if reason is DropReason.KNOWN:
-        return "the dataset holds its image"
+        return "the dataset knows its image"
     seen = "same bytes as" if reason is DropReason.SAME_IMAGE else "looks like"
     return f"{seen} {leader[:32]}{', which an earlier build kept' if earlier else ''}"
 

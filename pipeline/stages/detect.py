@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from data_specs.build import BuildSpec
 from data_specs.shard import SPLITS
 from pipeline.detectors import NONE, Boxes, Detector, Picture, detectors_of, face_detector
-from pipeline.detectors._boxes import blank, boxes_of, cleaned, look, rows_of, unseen
+from pipeline.detectors._boxes import EVERY, blank, boxes_of, cleaned, look, most_boxes, rows_of, unseen
 from pipeline.detectors.given import Given
 from pipeline.records import BOX_SCHEMA, SOURCE_BOXES
 from pipeline.stages._model_runner import Model, model_values
@@ -39,9 +39,6 @@ from pipeline.store.store import Store
 
 log = logging.getLogger("wenlan")
 
-
-EVERY = 10_000
-"""Boxes of a picture at most, of a detector whose boxes are all kept."""
 
 Sides = Mapping[str, tuple[int, int]]
 """Width and height of each image, by sha256."""
@@ -89,7 +86,7 @@ def run_partition(build: Build, partition: str) -> None:
     regions = 0
     with build.stage("detect").attempt(partition) as attempt:
         for name, detector in detectors.items():
-            most = EVERY if detector.EVERY else build.spec.regions.max_boxes
+            most = most_boxes(detector, build.spec)
             clean = {s: cleaned(raw[name].get(s, NONE), *sides[s], most) for s in sorted(sides)}
             if hidden is not None and name == hidden.detector_id:
                 clean |= {s: unseen(*sides[s]) for s in sides if s not in raw[name] or len(clean[s][1]) == EVERY}

@@ -91,7 +91,10 @@ def _of_earlier(build: Build, identities: Identities, tower: str) -> Iterator[tu
     for name in build.identities:
         known = identities.read(name)
         if SEMANTIC not in known.files or known.tower != tower:
-            message = "semantic_dedup: %s was not compared by features of this tower: its images lead nobody here"
+            message = (
+                "semantic_dedup: %s was not compared by features of this tower: its images lead nobody here "
+                "(build --generation new compares all of them)"
+            )
             log.warning(message, known.build)
             continue
         for table in identities.batches(known, SEMANTIC, ["candidate_id", "codes"]):

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from data_specs.build import BuildSpec
 from data_specs.shard import (
     KEY_LENGTH,
     MANIFEST,
@@ -54,6 +55,16 @@ from pipeline.unreadable import OURS, evidence
 
 PACKED = ("tar", "parquet", DECISIONS)
 """Suffixes of a shard's files that do not depend on its regions."""
+
+
+def packed(spec: BuildSpec) -> tuple[str, ...]:
+    """PACKED, and the boxes of the faces that are blurred in the tar.
+
+    They stay with it: where the detector's cache was pruned, another machine might find a face a pixel beside.
+    """
+    faces = face_detector(spec)
+    return (*PACKED, f"regions/{faces.detector_id}") if faces else PACKED
+
 
 SAME = ("candidate_id", "source", "source_kind", "page_url", "image_url", "sha256")
 MORE = ("image_leader", "split", "format", "fetched_at", "text_rank")
@@ -96,12 +107,14 @@ def run_partition(build: Build, partition: str) -> None:
     rows = _rows(build, cut)
     before = _packed_before(build, partition)
     if before and before.counts["dropped"]:
-        packed = stage.at(before.fingerprint).table(before, columns=["candidate_id"])["candidate_id"]
-        rows = rows.filter(pc.is_in(rows["candidate_id"], packed.combine_chunks()))
+        ids = stage.at(before.fingerprint).table(before, columns=["candidate_id"])["candidate_id"]
+        rows = rows.filter(pc.is_in(rows["candidate_id"], ids.combine_chunks()))
     with stage.attempt(partition) as attempt, ThreadPoolExecutor(1) as thread:
+        kept = {suffix: before.files[suffix] for suffix in packed(build.spec)} if before else {}
         paths = {
             detector_id: attempt.path(f"regions/{detector_id}", final=f"regions/{detector_id}/{partition}.parquet")
             for detector_id in detector_ids(build.spec)
+            if f"regions/{detector_id}" not in kept
         }
         regions = [thread.submit(_write_regions, build, detector_id, rows, path) for detector_id, path in paths.items()]
         stored, counts = (rows, before.counts) if before else _write(build, partition, rows, attempt)
@@ -110,7 +123,6 @@ def run_partition(build: Build, partition: str) -> None:
         if stored.num_rows < rows.num_rows:
             for detector_id, path in paths.items():
                 _write_regions(build, detector_id, stored, path)
-        kept = {suffix: before.files[suffix] for suffix in PACKED} if before else {}
         attempt.commit(counts, {"split": cut.split, "packing": _packing(build)}, kept)
     if before:
         stage.at(before.fingerprint).delete_record(partition)
@@ -149,15 +161,15 @@ def _packed_before(build: Build, partition: str) -> Record | None:
     for other in stage.of_other_fingerprints():
         if partition in other.partitions():
             record = other.record(partition)
-            if record.info.get("packing") == _packing(build) and stage.has_files(record, PACKED):
+            if record.info.get("packing") == _packing(build) and stage.has_files(record, packed(build.spec)):
                 return record
     return None
 
 
 def _reusable(build: Build) -> Callable[[Record], Set[str]]:
     """Which files of another fingerprint's shard this build takes over: all but the regions, if it packs alike."""
-    packing = _packing(build)
-    return lambda record: set(PACKED) if record.info.get("packing") == packing else set()
+    packing, suffixes = _packing(build), set(packed(build.spec))
+    return lambda record: suffixes if record.info.get("packing") == packing else set()
 
 
 def _rows(build: Build, cut: _boundaries.Cut) -> pa.Table:

@@ -143,7 +143,7 @@ STAGE = Stage(
     token=token,
     partitions=partitions,
     run=run_partition,
-    files=(*SPLIT_FILES, StageFile(CORRELATIONS, CORRELATION_SCHEMA, "candidate_id")),
+    files=(StageFile(CORRELATIONS, CORRELATION_SCHEMA, "candidate_id"), *SPLIT_FILES),
     came_later=True,
     rewrites_others=False,
 )

@@ -208,7 +208,12 @@ class Identities:
         self.replace(build)
 
     def replace(self, build: Build) -> None:
-        """Commit without the check of `publish`: a takedown only removes from what the build had published."""
+        """Commit without the check of `publish`: a takedown only removes from what the build had published.
+
+        Nothing for a build that `gc` expired: its files are gone, and a takedown cleans STORE's own (`forget`).
+        """
+        if not build.stage(IDENTITY_STAGE).partitions():
+            return
         name, before = commit_name(build), self.of(build.build_id)
         if name == before:
             return

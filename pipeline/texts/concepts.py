@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -24,6 +24,9 @@ import fsspec
 from data_specs.build import Balance, SpecError, within
 from pipeline.files.inputs import FAULTS, reason
 from pipeline.texts.forms import even
+
+MOST_BYTES = 200_000_000
+"""Of a word list: fifty times rime-essay's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +42,12 @@ class Concepts:
 
 
 def digest(balance: Balance, base: str) -> str:
-    """sha256 of the content of the word list. Raises SpecError that names a file which cannot be read."""
-    return hashlib.sha256(_content(balance, base)).hexdigest()
+    """sha256 of the content of the word list. Raises SpecError that names a file which cannot be used."""
+    content = _content(balance, base)
+    if next(_words(content, balance.min_letters), None) is None:
+        least = f"no entry of {balance.min_letters} characters or more, one per line (min_letters)"
+        raise SpecError([f"balance.entries: {within(base, balance.entries)}: has {least}"])
+    return hashlib.sha256(content).hexdigest()
 
 
 def concepts(balance: Balance, base: str) -> Concepts:
@@ -55,7 +62,9 @@ def _content(balance: Balance, base: str) -> bytes:
     where = within(base, balance.entries)
     try:
         with fsspec.open(where, "rb") as file:
-            data = bytes(file.read())
+            data = bytes(file.read(MOST_BYTES + 1))
+        if len(data) > MOST_BYTES:
+            raise SpecError([f"balance.entries: {where}: has more than {MOST_BYTES:,} bytes: is it a list of words?"])
         data.decode("utf-8-sig")
     except UnicodeDecodeError as e:
         raise SpecError([f"balance.entries: {where}: is not UTF-8 text (byte {e.start})"]) from None
@@ -68,8 +77,14 @@ def _content(balance: Balance, base: str) -> bytes:
 def _built(content: bytes, min_letters: int) -> Concepts:
     from ahocorasick_rs import AhoCorasick, Implementation
 
-    lines = content.decode("utf-8-sig").splitlines()
-    words = (even(line.partition("\t")[0].strip()) for line in lines if not line.startswith("#"))
-    entries = list(dict.fromkeys(word for word in words if len(word) >= min_letters))
+    entries = list(dict.fromkeys(_words(content, min_letters)))
     # of the three implementations the fastest on captions, and a quarter of the memory of the automaton with all edges
     return Concepts(entries, AhoCorasick(entries, implementation=Implementation.ContiguousNFA))
+
+
+def _words(content: bytes, min_letters: int) -> Iterator[str]:
+    """The entries of a list that are long enough, in their even form."""
+    for line in content.decode("utf-8-sig").splitlines():
+        word = "" if line.startswith("#") else even(line.partition("\t")[0].strip())
+        if len(word) >= max(1, min_letters):
+            yield word

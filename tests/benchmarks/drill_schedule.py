@@ -9,6 +9,7 @@ authentication, all on loopback. What is shown, as figures with bars:
 - a task that is cleared, and a run that is marked failed, leave no Ray job behind;
 - a gate that fails leaves the run red and nothing published, and the link in Airflow opens the report;
 - `housekeeping` applies a takedown;
+- `data_loop` trains on a strict subset, scores all pairs by that model, keeps a share, and trains on it;
 - a dataset grows over five weeks (drill_weeks.py): builds, trainings, a takedown, a rollback.
 
 --keep DIR keeps the folder with all logs; --shots takes screenshots of Airflow and the report into it, with Chromium.
@@ -262,6 +263,35 @@ def kept_house(drill: Drill) -> dict[str, Figure]:
     }
 
 
+def looped(drill: Drill) -> dict[str, Figure]:
+    """The loop of model and data, its five Ray jobs one after the other; and again, with nothing left to do."""
+    towers, share = drill.folder / "towers", 0.7
+    score = f"pair_score: {{image: {towers}.image.onnx, text: {towers}.text.onnx}}"
+    paths = {"strict_spec": drill.spec("best", 0), "spec": drill.spec("every", 0, score)}
+    every = Path(paths["spec"])
+    chosen = f"{{name: pair_score, top_share: {share}}}]\nregions"
+    every.write_text(every.read_text("utf-8").replace("]\nregions", f", {chosen}"), encoding="utf-8")
+    best = Path(paths["strict_spec"])
+    best.write_text(best.read_text("utf-8").replace("min_chars: 4", "min_chars: 8"), encoding="utf-8")
+    drill.unpause("data_loop")
+    conf = {**paths, "towers": str(towers), "scorer_set": "run.epochs=2", "run_root": str(drill.folder / "loop")}
+    states, jobs = list[str](), list[int]()
+    for _ in range(2):
+        run = drill.trigger("data_loop", **conf)
+        states.append(drill.ends("data_loop", run, 900))
+        jobs.append(len(drill.jobs(str(towers.parent / "loop"))))
+    [build] = (drill.folder / "builds").glob("every-*/build.json")
+    stages = json.loads(build.read_bytes())["stages"]
+    scored, kept = stages["score"]["funnel"].get("scored", 0), stages["choose"]["funnel"].get("kept", 0)
+    models = list((drill.folder / "loop").glob("*/checkpoints"))
+    return {
+        "loop: both runs are green": at_least(states.count("success"), 2, "runs"),
+        "loop: pairs scored by its own model": at_least(scored, 1, "pairs"),
+        "loop: kept of them, less the share": at_most(abs(kept - share * scored), 1, "pairs"),
+        "loop: models trained": at_least(len(models), 2, "runs"),
+    }
+
+
 def _samples(manifest: Any) -> int:
     return sum(shard["samples"] for shard in manifest["shards"])
 
@@ -274,6 +304,9 @@ def pictures(drill: Drill) -> None:
     drill.shot("gate", f"{drill.airflow}/dags/dataset_build/runs/{drill.gate_run}/tasks/publish.wait")
     drill.shot("links", f"{drill.airflow}/dags/dataset_build/runs/{drill.gate_run}/tasks/publish.wait/details")
     drill.shot("report", drill.gate_link)
+
+
+PARTS = (scheduled_and_killed, judged, backfilled, cleared_and_failed, gated, kept_house, looped, weeks)
 
 
 def main() -> int:
@@ -291,7 +324,16 @@ def main() -> int:
     try:
         with Services(folder) as services:
             drill = Drill(services, folder)
-            for part in (scheduled_and_killed, judged, backfilled, cleared_and_failed, gated, kept_house, weeks):
+            for part in (
+                scheduled_and_killed,
+                judged,
+                backfilled,
+                cleared_and_failed,
+                gated,
+                kept_house,
+                looped,
+                weeks,
+            ):
                 if args.only and part.__name__ not in args.only:
                     continue
                 began = time.monotonic()

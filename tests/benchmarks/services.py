@@ -99,11 +99,14 @@ class Services:
         self.start(name, *self._starts[name])
 
     def kill(self, name: str) -> None:
-        """kill -9 a service and everything that it started."""
+        """kill -9 a service and everything that it started, also what has a session of its own (Airflow's servers)."""
         process = self._processes.pop(name)
+        for pid in _below(process.pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        process.wait(10)
+        process.wait(10 * PATIENCE)
         for pid in [int(p.name) for p in Path("/proc").iterdir() if p.name.isdigit()]:
             with contextlib.suppress(ProcessLookupError):
                 if os.getsid(pid) == process.pid:
@@ -184,6 +187,19 @@ class Services:
             self.start(words[0], [airflow, *words], own)
         until("Airflow's API", 120, lambda: _answers(f"{url}/api/v2/version"))
         return url
+
+
+def _below(pid: int) -> list[int]:
+    """The processes that a process started, and those that these started."""
+    children: dict[int, list[int]] = {}
+    for place in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError):
+            fields = (place / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(place.name))
+    found = list(children.get(pid, []))
+    for one in found:
+        found += children.get(one, [])
+    return found
 
 
 def alive_nodes(dashboard: str) -> list[Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli import _parser as data_parser
 from tests.places import ROOT
+from training.cli import _parser as train_parser
 
 PYTHON = ROOT / ".venv-dags" / "bin" / "python"
 FILES = sorted((ROOT / "dags").glob("*.py"))
@@ -309,6 +312,8 @@ def test_the_loop_builds_trains_exports_scores_and_trains_again(tmp_path: Path) 
         "wenlan-train fit --recipe demo --data /b/all-2026-01-19/shards/manifest.json --out /runs/demo-all-2026-01-19 "
         "--workers 2 --json",
     ]
+    for program, *words in map(shlex.split, said.values()):  # as the command lines of the cluster read them
+        assert (data_parser() if program == "wenlan-data" else train_parser()).parse_args(words).json is True
     assert same["scorer"].startswith("wenlan-train fit --recipe demo ")
     assert "strict_spec and spec are one file" in one
     assert "parameter towers is empty" in nowhere

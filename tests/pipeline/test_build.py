@@ -39,6 +39,7 @@ from pipeline.store.build import Build
 from pipeline.store.frames import Frames
 from tests.drawn import encoded, rectangles
 from tests.processes import descendants, is_running, wait_until
+from tests.stages import UNASKED
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -316,21 +317,8 @@ def test_a_folder_that_holds_another_dataset_is_refused_untouched_and_replaced_w
     assert build_here(other, out)["content_digest"] == second["content_digest"]
 
 
-IDLE = (
-    "deal",
-    "meet",
-    "screen",
-    "marks",
-    "watermark",
-    "score",
-    "choose",
-    "vectors",
-    "nearest",
-    "semantic_dedup",
-    "concepts",
-    "balance",
-)
-"""Stages without partitions here: few pairs, no filter that looks at pixels, and what a spec has to ask for."""
+IDLE = (*UNASKED, "screen")
+"""Stages without partitions here: no filter looks at pixels, either."""
 
 
 def test_the_funnel_adds_up_from_stage_to_stage(web, tmp_path, build_here):

@@ -23,6 +23,7 @@ from pipeline.store.stage import Stage, StageFile, deciding
 from pipeline.takedown import garbage
 from pipeline.takedown.forget import Request, forget
 from tests.drawn import mosaic
+from tests.stages import UNASKED
 
 LENGTH_SCHEMA = pa.schema([("candidate_id", pa.string()), ("order_key", pa.string()), ("characters", pa.int32())])
 
@@ -129,22 +130,6 @@ def test_one_more_stage_is_one_object_and_one_line(built: Build) -> None:
 def _admitted(build: Build) -> list[dict[str, str]]:
     stage = build.stage("admit")
     return [row for record in stage.records() for row in stage.table(record).to_pylist()]
-
-
-UNASKED = {
-    "deal",
-    "meet",
-    "marks",
-    "watermark",
-    "score",
-    "choose",
-    "vectors",
-    "nearest",
-    "semantic_dedup",
-    "concepts",
-    "balance",
-}
-"""Stages without partitions, where a spec does not ask for them or the build is small."""
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ from training.errors import TrainingError
 from training.study import curation, features
 from training.study.curation import ARMS, Inputs, Outcome, record
 from training.study.drawings import STYLES, Drawings, raster
-from training.study.paired import difference, interval
+from training.study.paired import difference, interval, share
 from training.study.runs import PLANS, WEIGHTS, Study, Workers, load_corpus, prepare, tarballs_of
 
 SEEDS = (0, 1, 2, 3, 4)
@@ -96,7 +96,9 @@ def judged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     over_all, room = gains["all"], difference(by_arm["oracle"], by_arm["all"])
     assert over_all is not None, "every seed has every arm"
     assert room is not None, "every seed has every arm"
-    way = over_all.mean / room.mean if room.mean > 0 else 0.0
+    seeds = sorted(by_arm["all"])
+    gained, possible = ([by_arm[a][s] - by_arm["all"][s] for s in seeds] for a in ("loop", "oracle"))
+    way = share(gained, possible)
     return {
         "seeds": len(outcomes),
         "auc": [asdict(own) for own in auc],
@@ -108,11 +110,11 @@ def judged(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         "galleries": {a: {g: fmean(o.recall[a][g] for o in outcomes) for g in outcomes[0].recall[a]} for a in ARMS},
         "loop_minus": {a: asdict(own) for a, own in gains.items() if own is not None},
         "oracle_minus_all": asdict(room),
-        "way": way,
+        "way": asdict(way),
         "bars": {
             "auc": auc[-1].mean >= AUC_BAR,
             "above_all": over_all.outcome == "above",
-            "half_way": way >= WAY_BAR,
+            "half_way": way.mean >= WAY_BAR,
         },
     }
 

@@ -103,7 +103,7 @@ def _deciles(name: str, title: str, title_zh: str, values: Sequence[float]) -> V
 def hosts(listed: Sequence[Mapping[str, Any]], samples: int) -> Values:
     """The largest image hosts, and the share of all samples that the LARGEST together have."""
     largest = sum(row["count"] for row in listed[:LARGEST])
-    return {"largest": list(listed[:HOSTS]), "of": LARGEST, "share": round(largest / samples, 4)}
+    return {"largest": list(listed[:HOSTS]), "of": min(LARGEST, len(listed)), "share": round(largest / samples, 4)}
 
 
 def compared(

@@ -30,7 +30,7 @@ HTML = """
     "每个候选只计一次：在某一阶段因首个原因被丢弃，或其图片已在数据集中，或被保留。") }}</p>
   <p class="legend small" aria-hidden="true"><span><i class="kept"></i> {{ t("passed on", "通过") }}</span>
   {%- if totals.known %} <span><i class="known"></i> {{
-    t("known: in the dataset already", "已在数据集中") }}</span>{% endif %}
+    t("known: the dataset has decided on its image already", "已知：数据集对其图像已有结论") }}</span>{% endif %}
   {#--#} <span><i class="d0"></i><i class="d1"></i><i class="d2"></i> {{
     t("dropped, by reason", "丢弃，按原因") }}</span></p>
   <ol class="funnel">

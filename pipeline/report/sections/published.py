@@ -69,21 +69,24 @@ HTML = """
     "比例以进入该步骤的数量为准。步骤按论文顺序排列；有两处缺陷的候选在此可能计入另一步骤。") }}</p>
   <div class="scroll" tabindex="0"><table>
     <caption class="hide">Steps of the published funnel and of this build</caption>
-    <thead><tr>{{ th("step", "步骤") }}{{ th("left there", "其剩余", "num") }}{{ th("dropped there", "其丢弃", "num") }}
-    {{- th("dropped here", "本构建丢弃", "num") }}{{ th("left here", "本构建剩余", "num") }}
+    <thead><tr>{{ th("step", "步骤") }}{{ th("dropped there", "其丢弃", "num") }}
+    {{- th("dropped here", "本构建丢弃", "num") }}{{ th("left there", "其剩余", "num") }}
+    {{- th("left here", "本构建剩余", "num") }}
     {{- th("our reasons", "对应原因") }}</tr></thead>
-    <tbody><tr><th scope="row">{{ t("collected", "收集") }}</th>{{ td(p.start | n) }}<td></td><td></td>
+    <tbody><tr><th scope="row">{{ t("collected", "收集") }}</th><td></td><td></td>{{ td(p.start | n) }}
     {{- td(p.own_start | n) }}<td></td></tr>
-    {% for s in p.steps %}<tr><th scope="row">{{ t(s.name, s.name_zh) }}</th>{{ td(s.left | n) }}
+    {% for s in p.steps %}<tr><th scope="row">{{ t(s.name, s.name_zh) }}</th>
     {{- td("%.1f%%" | format(100 * s.share)) }}
-    {%- if s.own_share is none %}<td class="num muted">–</td><td class="num muted">{{ s.own_left | n }}</td>
-    {%- else %}<td class="num"><b>{{ "%.1f%%" | format(100 * s.own_share) }}</b></td>{{ td(s.own_left | n) }}{% endif %}
+    {%- if s.own_share is none %}<td class="num muted">–</td>{{ td(s.left | n) }}
+    <td class="num muted">{{ s.own_left | n }}</td>
+    {%- else %}<td class="num"><b>{{ "%.1f%%" | format(100 * s.own_share) }}</b></td>{{ td(s.left | n) }}
+    {{- td(s.own_left | n) }}{% endif %}
     <td class="small">{% for r in s.reasons[:2] %}{{ word(r) }}{{ ", " if not loop.last }}{% else %}{{
       t("not done here", "此处未做") }}{% endfor %}{{ " …" if s.reasons | length > 2 }}</td></tr>
     {% endfor %}</tbody>
-    <tfoot><tr><th scope="row">{{ t("kept", "保留") }}</th>{{ td(p.steps[-1].left | n) }}
+    <tfoot><tr><th scope="row">{{ t("in all", "总计") }}</th>
     {{- td((p.start - p.steps[-1].left) | share(p.start)) }}{{ td((p.own_start - p.own_kept) | share(p.own_start)) }}
-    <td class="num"><b>{{ p.own_kept | n }}</b></td><td></td></tr></tfoot>
+    {{- td(p.steps[-1].left | n) }}<td class="num"><b>{{ p.own_kept | n }}</b></td><td></td></tr></tfoot>
   </table></div>
   {% if p.others %}<p>{{ t("Dropped here for other reasons", "本构建因其他原因丢弃") }}: {% for o in p.others %}{{
     word(o.name) }} {{ o.count | n }}{{ ", " if not loop.last }}{% endfor %}</p>{% endif %}

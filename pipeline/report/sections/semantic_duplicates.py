@@ -198,7 +198,8 @@ HTML = """
   {% set words = {
     "closest": ("Nearest to one another", "最接近的"), "just_dropped": ("Only just dropped", "刚好丢弃"),
     "just_kept": ("Only just kept", "刚好保留")} %}
-  {% for group in semantic_duplicates.groups if group.pairs %}
+  {% set all_shown = semantic_duplicates.dropped <= semantic_duplicates.groups[0].pairs | length %}
+  {% for group in semantic_duplicates.groups if group.pairs and not (group.name == "just_dropped" and all_shown) %}
   <div class="cluster"><h3>{{ t(*words[group.name]) }}</h3>
   <ul class="sheet pairs">{% for pair in group.pairs %}
     <li class="sample {{ "is-dropped" if group.name != "just_kept" else "is-kept" }}"><div class="two">

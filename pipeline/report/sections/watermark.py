@@ -138,7 +138,8 @@ HTML = """
       loading="lazy"></div></div>
     <p class="fate">{{ m.host }} <span class="muted">{{ m.width }} × {{ m.height }}</span></p>
     <p class="small">{{ t("pictures", "图像") }}: {{ m.pictures | n }} <span class="muted">({{ t("looked at", "取样")
-      }}: {{ m.sampled | n }})</span>, {{ t("dropped", "丢弃") }}: <b>{{ m.dropped | n }}</b> / {{ m.compared | n }}</p>
+      }}: {{ m.sampled | n }})</span></p>
+    <p class="small">{{ t("dropped", "丢弃") }}: <b>{{ m.dropped | n }}</b> / {{ m.compared | n }}</p>
     </li>
   {% endfor %}</ul>
   {% if watermark.marks > watermark.shown | length %}<p class="muted small">{{ t("and more marks", "另有水印") }}: {{

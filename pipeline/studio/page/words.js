@@ -47,7 +47,7 @@ const WORDS = {
   kept: ["Kept", "保留"],
   kept_is: ["This sample is in the shards.", "此样本在数据分片中。"],
   dropped_at: ["Dropped at {stage}", "在“{stage}”阶段被丢弃"],
-  known_at: ["In the dataset already", "已在数据集中"],
+  known_at: ["Known to the dataset already", "数据集已知"],
   withheld: ["Not shown: {why}.", "不予显示：{why}。"],
   texts: ["Texts", "文本"],
   original: ["originally", "原文"],

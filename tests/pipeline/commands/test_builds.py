@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from pipeline import cli
+from pipeline.commands.builds import _funnel
+from pipeline.store.build_json import Cost, StageResult
 from tests.places import SPECS
 
 TABLE = {"kind": "url_table", "name": "t", "source_kind": "library", "path": "t.tsv"}
@@ -97,3 +99,18 @@ def test_an_option_that_cannot_be_meant_is_bad_usage(option, value, line, capsys
     assert cli.main(["build", str(spec), "--out", str(tmp_path / "out"), option, value]) == 2
     assert lines(capsys) == [f"wenlan-data: {line}"]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_funnel_has_a_line_for_each_stage_that_had_work() -> None:
+    counts = {"seen": 1_200, "kept": 1_000, "dropped": 200}
+    results = [
+        StageResult("filter", False, 4, 4, 1.0, counts, Cost()),
+        StageResult("deal", False, 0, 0, 0.0, {}, Cost()),
+        StageResult("dedup", True, 4, 0, 0.0, {"seen": 1_000, "kept": 1_000, "dropped": 0}, Cost()),
+    ]
+    table = _funnel(results)
+    rows = list(zip(*([str(cell) for cell in column.cells] for column in table.columns), strict=True))
+    assert rows == [
+        ("filter", "1,200", "1,000", "200", "", "4/4", "1.0"),
+        ("dedup", "1,000", "1,000", "0", "", "-", "0.0"),
+    ]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import pytest
 
 from data_specs.build import SpecError
+from data_specs.shard import Text
 from pipeline.filters import TextFilter
 from pipeline.filters.text_perplexity import TextPerplexity
 from pipeline.plugins import configure
@@ -46,6 +48,9 @@ def test_without_a_model_rare_words_are_unlikely():
     assert reason(f, "夏日海边日落风景") == ""
     assert reason(f, "鱻鱻鱻鱻") == "perplexity"
     assert reason(TextPerplexity(), "鱻鱻鱻鱻") == ""
+    said = f.check(Text("alt", "鱻鱻鱻鱻"))
+    assert said is not None
+    assert re.fullmatch(r"perplexity [\d,]+; at most 1,000,000", said.evidence)
 
 
 def test_a_model_scores_words_in_their_order(arpa):

@@ -45,6 +45,24 @@ def test_explain_says_which_build_holds_a_known_image(copied: tuple[Build, Build
     assert kept["id"] == row["duplicate_of"]
 
 
+def test_explain_says_where_an_earlier_build_dropped_what_it_compared(weeks: Any, tmp_path: Path) -> None:
+    """It goes on leading, as a known image, and stands in no shard."""
+    (tmp_path / "words").write_text("第0幅\n第2幅\n第3幅\n", encoding="utf-8")
+    balance = {"balance": {"entries": str(tmp_path / "words"), "unmatched": "drop"}}
+    first = weeks.build("2026-01-01", range(4), **balance)
+    release.publish(first)
+    second = weeks.build("2026-01-08", range(4), **balance)
+    held = {}
+    for number in range(4):
+        [row] = [r for r in explain(second, f"folder:///album/{number:03d}.jpg") if r["reason"] == "known"]
+        assert "the dataset knows its image" in row["evidence"]
+        held[number] = row["held_by"]["dropped"]
+    assert held == {0: "", 1: "balance: no_concept, none of the entries occurs in its text", 2: "", 3: ""}
+    shutil.rmtree(first.out)
+    [row] = [r for r in explain(second, "folder:///album/001.jpg") if r["reason"] == "known"]
+    assert row["held_by"]["dropped"] == "", "nobody knows any more"
+
+
 def test_a_cluster_shows_the_leader_that_an_earlier_build_kept(copied: tuple[Build, Build]) -> None:
     first, build = copied
     report = json.loads((Path(build.out) / "report/report.json").read_bytes())

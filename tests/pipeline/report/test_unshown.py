@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from data_specs.build import BuildSpec, load
+from data_specs.build import BuildSpec, PluginRef, load
 from data_specs.shard import Manifest, content_digest
 from pipeline import run
 from pipeline.detectors import face_detector
@@ -27,11 +27,13 @@ from pipeline.pictures.decode import decode
 from pipeline.pictures.faces import Finder
 from pipeline.publish import release
 from pipeline.publish.verify import verify
+from pipeline.report.pictures import add_boxes
 from pipeline.report.trial import show_pictures
 from pipeline.report.unshown import faces_hider
 from pipeline.stages import STAGES, detect, shard
 from pipeline.store.build import Build
 from pipeline.store.frames import Frames
+from pipeline.store.region_cache import prune, stats
 from pipeline.store.takedowns import Takedowns
 from pipeline.studio.catalog import Catalog
 from pipeline.studio.images import Pictures
@@ -218,6 +220,40 @@ def test_a_trial_that_keeps_faces_shows_none_of_a_build_that_blurs_them(built: B
     shown = [base64.b64decode(row["picture"].partition(",")[2]) for row in rows]
     assert len(shown) == WITH + WITHOUT
     assert [_faces(decode(data).pixels) for data in shown] == [0] * len(shown)
+
+
+def test_another_detector_leaves_a_tar_the_boxes_by_which_it_was_blurred(
+    built: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where STORE's cache was pruned, and faces would be found elsewhere today."""
+
+    def packed(spec: BuildSpec) -> tuple[Build, dict[str, bytes]]:
+        build = run.open_build(spec, str(tmp_path / "build"), str(tmp_path / "store"), snapshot="2026-01-01")
+        for _ in run.run(build, here=True, until="shard"):
+            pass
+        release.publish(build)
+        shards = Path(build.out) / "shards"
+        files = [*shards.glob("*.tar"), *shards.glob("regions/faces-*/*.parquet")]
+        return build, {str(path.relative_to(shards)): path.read_bytes() for path in files}
+
+    build, before = packed(built.spec)
+    assert len(before) == 2
+    prune(build.store, [entry["detector"] for entry in stats(build.store)])
+    monkeypatch.setattr(Finder, "find", lambda *_: (np.array([[4, 4, 90, 90]], np.float32), np.ones(1, np.float32)))
+    more = [*built.spec.regions.detectors, PluginRef.model_validate({"name": "grid", "n": 3})]
+    regions = built.spec.regions.model_copy(update={"detectors": tuple(more)})
+    build, after = packed(built.spec.model_copy(update={"regions": regions}))
+    assert after == before
+    assert len(list((Path(build.out) / "shards/regions").iterdir())) == 3
+    assert verify(build.out) == []
+
+
+def test_the_report_draws_all_boxes_of_a_detector_that_keeps_them_all(built: Build) -> None:
+    """Of a picture that was dropped, as of one that was kept, whatever `max_boxes` says of the others."""
+    sha256 = next(row["sha256"] for text, (_, row) in _stored(built).items() if text == "第0幅")
+    row = {"picture": "data:", "kept": False, "sha256": sha256, "width": 420, "height": 300, "boxes": {}}
+    add_boxes(built, [row])
+    assert {name.split("-")[0]: len(boxes) for name, boxes in row["boxes"].items()} == {"grid": 1, "faces": 2}
 
 
 def test_verify_tells_of_a_shard_that_nobody_can_check_for_faces(built: Build, tmp_path: Path) -> None:

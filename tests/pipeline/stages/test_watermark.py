@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from data_specs.build import BuildSpec, Watermark
 from pipeline import run
+from pipeline.report.explain import explain
 from pipeline.report.funnel import faults, read_funnels
 from pipeline.stages.watermark import judge
 from pipeline.store.build import Build
@@ -61,6 +62,10 @@ def test_marked_pictures_of_the_host_go_and_all_others_stay(unmarked: Callable[.
         row["image_url"].rpartition("/")[2]: row["correlation"] for row in rows(build, "watermark", CORRELATIONS)
     }
     assert len(compared) == MARKED + PLAIN, "pictures of other hosts are not decoded"
+    for row in (decisions[0], *[r for r in kept if r["image_url"].rpartition("/")[2] in compared][:1]):
+        url = row.get("url") or row["image_url"]
+        [said] = explain(build, url)
+        assert said["saw"]["watermark"]["correlation"] == compared[url.rpartition("/")[2]]
     candidates, _ = read_funnels(build)
     own = {row.stage: row for row in candidates.stages(["dedup", "watermark", "shard"])}
     assert (own["watermark"].seen, own["watermark"].dropped) == (own["dedup"].kept, MARKED)

@@ -16,8 +16,11 @@ from pipeline.publish.verify import verify
 from pipeline.stages import STAGES
 from pipeline.store import build_json
 from pipeline.store.build import Build
+from pipeline.store.identities import Identities
 from pipeline.store.store import Store
 from pipeline.takedown import garbage
+from pipeline.takedown.forget import forget
+from pipeline.takedown.request import Request
 
 DEAD = ("00000-of-00002-dead.parquet", "_decisions/00000-of-00002-dead.decisions.parquet")
 """What a killed attempt leaves of a stage."""
@@ -83,6 +86,24 @@ def test_leftovers_and_other_specs_go_and_images_of_other_specs_stay(builds: lis
     remaining = files(build.out) - before
     assert {path.split("/")[0] for path in remaining} == {"images"}, "they cost the network"
     assert not (Path(build.store.url) / "features/features-000000000000").exists()
+
+
+def test_a_takedown_reaches_a_build_that_was_expired(builds: list[Build], synthetic: Any) -> None:
+    """The files that it handed to STORE are gone; what STORE has of them is cleaned, and its shards are."""
+    old = builds[0]
+    collect(builds, keep=1)
+    item = next(item for item in synthetic.items() if item.stage == "shard")
+    answer = forget(old.store, builds, Request(urls=[item.candidate.image_url]))
+    assert [len(build["samples"]) for build in answer["builds"]] == [1, 1]
+    for build in builds:
+        assert verify(Path(build.out)) == []
+        for path in (Path(build.out) / "shards").glob("*.tar"):
+            assert item.candidate.image_url.encode() not in path.read_bytes()
+    identities = Identities(old.store)
+    assert len(identities.names()) == len(builds)
+    for name in identities.names():
+        [images] = identities.batches(identities.read(name), "images.parquet", ["fetch_id"])
+        assert bytes.fromhex(item.candidate.fetch_id) not in images["fetch_id"].to_pylist()
 
 
 def test_an_old_build_is_expired_and_its_images_are_found_in_the_newer_one(builds: list[Build], synthetic: Any) -> None:

@@ -35,13 +35,23 @@ def test_by_default_the_entries_are_jiebas_words():
     assert all(len(word) > 1 for word in words)
 
 
-def test_a_list_is_known_by_its_content_and_one_that_cannot_be_read_is_named(tmp_path: Path):
+def test_a_list_is_known_by_its_content_and_one_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     (tmp_path / "a.txt").write_text("故宫\n", encoding="utf-8")
     (tmp_path / "b.txt").write_text("故宫\n", encoding="utf-8")
     assert digest(Balance(entries="a.txt"), str(tmp_path)) == digest(Balance(entries=str(tmp_path / "b.txt")), "")
     (tmp_path / "b.txt").write_text("雪景\n", encoding="utf-8")
     assert digest(Balance(entries="a.txt"), str(tmp_path)) != digest(Balance(entries="b.txt"), str(tmp_path))
     (tmp_path / "c.txt").write_bytes(b"\xb9\xca\xb9\xac")
-    for name, why in (("missing.txt", "cannot be read"), ("c.txt", r"not UTF-8 text \(byte 0\)")):
+    (tmp_path / "d.txt").write_text("# words\n\n京\n", encoding="utf-8")
+    (tmp_path / "e.txt").write_text("故宫雪景，故宫\n", encoding="utf-8")
+    monkeypatch.setattr("pipeline.texts.concepts.MOST_BYTES", 13)
+    for name, why in (
+        ("missing.txt", "cannot be read"),
+        ("c.txt", r"not UTF-8 text \(byte 0\)"),
+        ("d.txt", "no entry of 2 characters or more"),
+        ("e.txt", "more than 13 bytes"),
+    ):
         with pytest.raises(SpecError, match=rf"balance.entries: .*{name}.*{why}"):
             digest(Balance(entries=name), str(tmp_path))

@@ -31,9 +31,11 @@ GOOD = {"all": 0.10, "loop": 0.14, "oracle": 0.16, "random": 0.09}
 
 def test_bars_are_judged_by_intervals_and_by_the_way_to_the_oracle() -> None:
     found = loop.judged([made(s, {k: v + 0.001 * s for k, v in GOOD.items()}) for s in range(5)])
-    assert found["way"] == pytest.approx(2 / 3)
+    assert [found["way"][end] for end in ("low", "mean", "high")] == pytest.approx([2 / 3] * 3)
     assert found["bars"] == {"auc": True, "above_all": True, "half_way": True}
     assert found["loop_minus"]["all"]["mean"] == pytest.approx(0.04)
+    wide = loop.judged([made(s, {**GOOD, "loop": 0.12 if s % 2 else 0.16}) for s in range(5)])["way"]
+    assert wide["low"] < wide["mean"] < wide["high"]
     noisy = [made(s, {**GOOD, "loop": 0.10 + (-0.07 if s % 2 else 0.09)}, auc=0.89) for s in range(5)]
     assert loop.judged(noisy)["bars"] == {"auc": False, "above_all": False, "half_way": False}
     assert loop.judged([made(s, {**GOOD, "loop": 0.12}) for s in range(3)])["bars"]["half_way"] is False
@@ -45,7 +47,7 @@ def test_the_page_says_what_the_figures_say_and_asks_for_nothing(make_study: Any
     page = loop.write_page(study, [made(0, GOOD), made(1, GOOD)])
     html = page.read_text("utf-8")
     assert html.count('class="holds">reached') == 3
-    assert "67% of the way" in re.sub(r"\s+", " ", html)
+    assert "67% (67 to 67%) of the way" in re.sub(r"\s+", " ", html)
     assert "&lt;山水&gt;" in html
     assert "data:image/png;base64," in html
     assert not re.findall(r'(?:src|href)="(?!data:)', html)

@@ -18,8 +18,10 @@ def test_known_has_a_bar_a_count_and_a_line_in_the_legend(grown: Weeks, part: Ca
     html = part(second, "funnel")
     assert '<i class="known" style="width:80.0%" title="known: 12"></i>' in html
     assert '<span class="equal">=12</span>' in html
-    assert "in the dataset already" in html.partition('<ol class="funnel">')[0]
-    assert "in the dataset already" not in part(first, "funnel").partition('<ol class="funnel">')[0]
+    assert "the dataset has decided on its image already" in html.partition('<ol class="funnel">')[0]
+    assert (
+        "the dataset has decided on its image already" not in part(first, "funnel").partition('<ol class="funnel">')[0]
+    )
 
 
 def test_every_bar_has_a_colour() -> None:

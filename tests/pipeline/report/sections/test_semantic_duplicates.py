@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.report.page import environment
 from pipeline.report.section import Material
 from pipeline.report.sections import semantic_duplicates
 from pipeline.report.sections.semantic_duplicates import duplicates
@@ -55,6 +56,10 @@ def test_it_shows_the_nearest_those_just_dropped_and_those_just_kept(build: Any)
         assert pair["leader"]["id"] != pair["other"]["id"]
     for pair in shown["closest"]:
         assert pair["other"]["duplicate_of"] == pair["leader"]["id"]
+    page = environment(made.stages).from_string(semantic_duplicates.HTML)
+    html = page.render(semantic_duplicates=said)
+    assert ("Nearest to one another" in html, "Only just dropped" in html) == (True, False), "they are the same ones"
+    assert "Only just dropped" in page.render(semantic_duplicates={**said, "dropped": 99})
 
 
 def test_a_leader_of_an_earlier_build_is_counted_and_what_was_taken_down_is_not_shown(
