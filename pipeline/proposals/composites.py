@@ -30,7 +30,7 @@ VISIBLE = 0.35
 
 @dataclass(frozen=True)
 class Composite:
-    """square [SIDE, SIDE, 3] BGR: the picture top left on grey; boxes [R, 4] xyxy in its pixels."""
+    """square [S, S, 3] BGR: the picture top left on grey; boxes [R, 4] xyxy in its pixels."""
 
     square: Pixels
     boxes: npt.NDArray[np.float32]
@@ -93,24 +93,27 @@ class Scene:
         return np.array(boxes, np.float32).reshape(-1, 4)
 
 
-def composite(number: int, cutouts: Cutouts) -> Composite:
-    """The composite of a number: the same number and cut-outs make the same picture."""
+def composite(number: int, cutouts: Cutouts, side: int = SIDE) -> Composite:
+    """The composite of a number: the same number, cut-outs and side make the same picture."""
     chance = random.Random(number)
     rng = np.random.default_rng(number)
-    shorter = int(SIDE * chance.uniform(0.55, 1))
-    width, height = (SIDE, shorter) if chance.random() < 0.6 else (shorter, SIDE)
+    shorter = int(side * chance.uniform(0.55, 1))
+    width, height = (side, shorter) if chance.random() < 0.6 else (shorter, side)
     scene = Scene(_ground(width, height, cutouts, chance, rng))
     if chance.random() < 0.55:
-        _paste(scene, _surface(chance.uniform(0.45, 1.15) * shorter, chance, rng), chance, centred=0.8)
+        _paste(scene, _surface(chance.uniform(0.45, 1.15) * shorter, cutouts, chance, rng), chance, centred=0.8)
     for low, high, most in ((0.35, 1.1, 2), (0.12, 0.45, 4), (0.05, 0.16, 3)):
         for _ in range(chance.randint(0, most)):
-            kind = cutouts.photos if chance.random() < 0.8 else cutouts.drawings
-            side = math.exp(chance.uniform(math.log(low), math.log(high))) * math.sqrt(width * height)
-            thing = chance.choice(kind)
+            length = math.exp(chance.uniform(math.log(low), math.log(high))) * math.sqrt(width * height)
+            kind = chance.random()
+            if kind < 0.35:
+                thing = _lump(length, cutouts, chance, rng)
+            else:
+                thing = chance.choice(cutouts.rendered if kind < 0.75 else cutouts.drawn)
             for _ in range(chance.randint(2, 6) if high < 0.5 and chance.random() < 0.2 else 1):
-                _paste(scene, _turned(thing, side, chance), chance, centred=0.7 if high > 1 else 0.4)
+                _paste(scene, _turned(thing, length, chance), chance, centred=0.7 if high > 1 else 0.4)
     boxes = scene.boxes()
-    square = np.full((SIDE, SIDE, 3), GREY, np.uint8)
+    square = np.full((side, side, 3), GREY, np.uint8)
     square[:height, :width] = _developed(scene.pixels, chance, rng)
     return Composite(square, boxes)
 
@@ -162,26 +165,39 @@ def _tinted(pixels: Pixels, chance: random.Random, strength: float) -> Pixels:
 
 
 def _ground(width: int, height: int, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
-    """A background [height, width, 3]: a part of a photo, a texture, or the inside of a thing, much enlarged."""
+    """A background [height, width, 3]: part of a photo or the inside of a thing, much enlarged, or a texture."""
     kind = chance.random()
-    if kind < 0.45:
-        ground = chance.choice(cutouts.grounds)
-        scale = math.exp(chance.uniform(math.log(0.25), 0))
-        h, w = max(8, int(ground.shape[0] * scale)), max(8, int(ground.shape[1] * scale))
-        y, x = chance.randint(0, ground.shape[0] - h), chance.randint(0, ground.shape[1] - w)
-        made = cv2.resize(ground[y : y + h, x : x + w], (width, height), interpolation=cv2.INTER_AREA)
-    elif kind < 0.6:
-        thing = chance.choice(cutouts.photos)
+    if kind < 0.4:
+        made = _part(chance.choice(cutouts.photos), width, height, 0.3, chance)
+    elif kind < 0.55:
+        thing = chance.choice(cutouts.drawn)
         h, w = max(2, thing.shape[0] // 3), max(2, thing.shape[1] // 3)
         made = cv2.resize(
             np.ascontiguousarray(thing[h : 2 * h, w : 2 * w, :3]), (width, height), interpolation=cv2.INTER_CUBIC
         )
     else:
         made = _texture(width, height, chance, rng)
-    if chance.random() < 0.4:
+    if chance.random() < 0.5:
         reach = 2 * chance.randint(0, 7) + 1
         made = cv2.blur(made, (reach, reach))
     return _tinted(np.ascontiguousarray(made), chance, 1.5)
+
+
+def _part(photo: Pixels, width: int, height: int, most: float, chance: random.Random) -> Pixels:
+    """Part of a photo, at most the share `most` of its sides, as a texture [height, width, 3], perhaps mirrored."""
+    share = math.exp(chance.uniform(math.log(most / 4), math.log(most)))
+    h, w = max(8, round(photo.shape[0] * share)), max(8, round(photo.shape[1] * share))
+    y, x = chance.randint(0, photo.shape[0] - h), chance.randint(0, photo.shape[1] - w)
+    part = photo[y : y + h, x : x + w][:: chance.choice((1, -1)), :: chance.choice((1, -1))]
+    how = cv2.INTER_AREA if w > width else cv2.INTER_CUBIC
+    return cv2.resize(np.ascontiguousarray(part), (width, height), interpolation=how)
+
+
+def _filling(width: int, height: int, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
+    """[height, width, 3]: what a plain shape looks like inside: a part of a photo, or a texture."""
+    if chance.random() < 0.6:
+        return _tinted(_part(chance.choice(cutouts.photos), width, height, 0.8, chance), chance, 0.7)
+    return _texture(width, height, chance, rng)
 
 
 def _texture(width: int, height: int, chance: random.Random, rng: np.random.Generator) -> Pixels:
@@ -198,7 +214,7 @@ def _texture(width: int, height: int, chance: random.Random, rng: np.random.Gene
     return total.clip(0, 255).astype(np.uint8)
 
 
-def _surface(side: float, chance: random.Random, rng: np.random.Generator) -> Pixels:
+def _surface(side: float, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
     """A plate, bowl, pot, board or table top [h, w, 4]: a rounded shape with a texture, perhaps with rims inside."""
     squash = chance.uniform(0.45, 1)
     width, height = round(side), max(12, round(side * squash))
@@ -212,12 +228,32 @@ def _surface(side: float, chance: random.Random, rng: np.random.Generator) -> Pi
     thing[:, :, :3] = _texture(width, height, chance, rng)
     for _ in range(chance.randint(0, 2)):
         inside = away < chance.uniform(0.3, 0.95)
-        other = _texture(width, height, chance, rng)
+        other = _filling(width, height, cutouts, chance, rng)
         thing[inside, :3] = other[inside]
     light = 1 + chance.uniform(-0.3, 0.3) * x[None] + chance.uniform(-0.3, 0.3) * y[:, None]
     thing[:, :, :3] = (thing[:, :, :3] * light[:, :, None]).clip(0, 255).astype(np.uint8)
     thing[:, :, 3] = ((1 - away) * side / 4 * 255).clip(0, 255).astype(np.uint8)
     return thing
+
+
+def _lump(side: float, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
+    """A piece of something [h, w, 4], as of food: a closed outline of a few waves around a part of a photo."""
+    side = max(side, 12)
+    squash = chance.uniform(0.4, 1)
+    width, height = round(side), max(12, round(side * squash))
+    x = (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1
+    y = (np.arange(height, dtype=np.float32) + 0.5) / height * 2 - 1
+    angle = np.arctan2(y[:, None], x[None])
+    radius = np.full_like(angle, 0.8)
+    for waves in range(1, 7):
+        radius += chance.gauss(0, 0.18 / waves) * np.cos(waves * angle + chance.uniform(0, 2 * math.pi))
+    away = np.sqrt(x[None] ** 2 + y[:, None] ** 2) / radius.clip(0.25, 1)
+    thing = np.zeros((height, width, 4), np.uint8)
+    light = 1.1 - chance.uniform(0, 0.5) * away**2 + chance.uniform(-0.25, 0.25) * y[:, None]
+    thing[:, :, :3] = (_filling(width, height, cutouts, chance, rng) * light[:, :, None]).clip(0, 255).astype(np.uint8)
+    thing[:, :, 3] = ((1 - away) * side / 4 * 255).clip(0, 255).astype(np.uint8)
+    x0, y0, w, h = cv2.boundingRect((thing[:, :, 3] > 127).view(np.uint8))
+    return np.ascontiguousarray(thing[y0 : y0 + h, x0 : x0 + w])
 
 
 def _developed(pixels: Pixels, chance: random.Random, rng: np.random.Generator) -> Pixels:

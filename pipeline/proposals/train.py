@@ -30,6 +30,9 @@ log = logging.getLogger("wenlan")
 MOST = 40
 """Things per picture that training uses at most."""
 
+SMALL = 224
+"""Side of the pictures of the first three quarters of a training: half the work, and what is learnt carries over."""
+
 HELD_OUT = 10_000_000
 """Composites from this number on are for measuring progress only."""
 
@@ -47,9 +50,10 @@ def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 
     others = [p for name, p in net.named_parameters() if not name.startswith("features.")]
     rates = (4e-4, 2e-3)
     optimizer = torch.optim.AdamW([{"params": tuned}, {"params": others}], weight_decay=1e-4)
-    grid, started, total = cells(SIDE), time.process_time(), 0.0
+    started, total = time.process_time(), 0.0
     net.train()
     for step, (pictures, things) in enumerate(_batches(cutouts, seed, steps, batch)):
+        grid = cells(pictures.shape[-1])
         pace = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * pace
@@ -82,16 +86,16 @@ def _follow(average: Proposer, net: Proposer, keep: float) -> None:
 
 
 def _batches(cutouts: Cutouts, seed: int, steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a run; another seed has composites of other numbers."""
+    """The batches of a run, small pictures first; another seed has composites of other numbers."""
     for step in range(steps):
-        yield _batch(cutouts, seed * steps * batch + step * batch, batch)
+        yield _batch(cutouts, seed * steps * batch + step * batch, batch, SMALL if step < 0.75 * steps else SIDE)
 
 
-def _batch(cutouts: Cutouts, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, SIDE, SIDE] and things [B, MOST, 4]."""
+def _batch(cutouts: Cutouts, first: int, count: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, side, side] and things [B, MOST, 4]."""
     squares, things = [], np.zeros((count, MOST, 4), np.float32)
     for i in range(count):
-        made = composite(first + i, cutouts)
+        made = composite(first + i, cutouts, side)
         squares.append(made.square)
         kept = made.boxes[:MOST]
         things[i, : len(kept)] = kept

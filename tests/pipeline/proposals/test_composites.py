@@ -11,7 +11,7 @@ from pipeline.proposals.cutouts import Cutouts
 
 
 def test_boxes_of_a_scene_are_of_what_is_seen(cutouts: Cutouts) -> None:
-    disc, bar = cutouts.photos
+    disc, bar = cutouts.rendered
     scene = composites.Scene(np.full((200, 200, 3), 90, np.uint8))
     scene.paste(bar, 150, 10, shadow=0.0)  # 30 of 80 columns are cut off
     scene.paste(disc, 20, 100, shadow=0.5)
