@@ -1,9 +1,9 @@
 """Composites: pictures with exact boxes, made of cut-out things on backgrounds and then degraded as a camera would.
 
-A composite is a function of its number. Things lie on one another as on a table: first perhaps a surface (a plate, a
-board: a plain shape with a texture), then large things, then small ones, some of them many times; some are cut by the
-edge. A map holds which thing is visible at each pixel; the box of a thing encloses its visible part, if that is large
-enough.
+A composite is a function of its number. Things lie on one another as on a table: first perhaps surfaces (a plate, a
+board: a plain shape with a texture), often one that fills the picture, then large things, then small ones, some of them
+many times; some are cut by the edge. A map holds which thing is visible at each pixel; the box of a thing encloses its
+visible part, if that is large enough, or all around what lies on it: a full plate is still a plate.
 
 Light, colour, blur, noise and JPEG follow. The range of sizes, from 5% of a side to all of it, is that of photos in
 general; nothing here was fitted to the pictures on which the detector is judged.
@@ -27,6 +27,12 @@ GREY = 114
 VISIBLE = 0.35
 """Share of a thing that must be visible for its box to count."""
 
+CLOSE = 0.4
+"""Share of the composites in which one thing fills the picture, as the subject of a photo often does."""
+
+RIM, OUTLINE = 0.1, 0.85
+"""Less of a thing is enough, RIM of it, if the box of that is OUTLINE of the box that the thing has in the picture."""
+
 
 @dataclass(frozen=True)
 class Composite:
@@ -42,11 +48,12 @@ class Scene:
     def __init__(self, ground: Pixels) -> None:
         self.pixels = ground
         self._visible = np.zeros(ground.shape[:2], np.uint8)  # so at most 255 things
-        self._area: list[int] = []
+        self._things: list[tuple[int, int]] = []
+        """Of each thing its area, and the area of its box in the picture, which is 0 if most of it is outside."""
 
     @property
     def count(self) -> int:
-        return len(self._area)
+        return len(self._things)
 
     def paste(self, thing: Pixels, x: int, y: int, shadow: float) -> None:
         """Lay a thing [h, w, 4] with its top left corner at x, y, which may be outside the picture."""
@@ -64,7 +71,8 @@ class Scene:
         alpha = part[:, :, 3:].astype(np.uint16)
         here = self.pixels[y0:y1, x0:x1]
         here[:] = ((part[:, :, :3] * alpha + here * (255 - alpha)) // 255).astype(np.uint8)
-        self._area.append(area)
+        outline = mask.any(0).sum() * mask.any(1).sum()
+        self._things.append((area, int(outline) if mask.sum() >= VISIBLE * area else 0))
         self._visible[y0:y1, x0:x1][mask] = self.count
 
     def _shade(self, alpha: Pixels, x: int, y: int, strength: float) -> None:
@@ -82,13 +90,14 @@ class Scene:
     def boxes(self) -> npt.NDArray[np.float32]:
         """[R, 4] boxes around the visible part of each thing."""
         boxes = []
-        for number, area in enumerate(self._area, 1):
+        for number, (area, outline) in enumerate(self._things, 1):
             mask = (self._visible == number).view(np.uint8)
             visible = cv2.countNonZero(mask)
-            if visible < VISIBLE * area or visible < 30:
+            if visible < RIM * area or visible < 30:
                 continue
             x, y, width, height = cv2.boundingRect(mask)
-            if min(width, height) >= 6:
+            around = outline and width * height >= OUTLINE * outline
+            if min(width, height) >= 6 and (visible >= VISIBLE * area or around):
                 boxes.append((x, y, x + width, y + height))
         return np.array(boxes, np.float32).reshape(-1, 4)
 
@@ -100,8 +109,12 @@ def composite(number: int, cutouts: Cutouts, side: int = SIDE) -> Composite:
     shorter = int(side * chance.uniform(0.55, 1))
     width, height = (side, shorter) if chance.random() < 0.6 else (shorter, side)
     scene = Scene(_ground(width, height, cutouts, chance, rng))
+    if chance.random() < CLOSE:
+        size = round(width * chance.uniform(0.85, 1.3)), round(height * chance.uniform(0.85, 1.3))
+        _paste(scene, _surface(*size, cutouts, chance, rng), chance, centred=1.0, spread=0.06)
     if chance.random() < 0.55:
-        _paste(scene, _surface(chance.uniform(0.45, 1.15) * shorter, cutouts, chance, rng), chance, centred=0.8)
+        size = _oblong(chance.uniform(0.45, 1.15) * shorter, chance)
+        _paste(scene, _surface(*size, cutouts, chance, rng), chance, centred=0.8)
     for low, high, most in ((0.35, 1.1, 2), (0.12, 0.45, 4), (0.05, 0.16, 3)):
         for _ in range(chance.randint(0, most)):
             length = math.exp(chance.uniform(math.log(low), math.log(high))) * math.sqrt(width * height)
@@ -118,11 +131,11 @@ def composite(number: int, cutouts: Cutouts, side: int = SIDE) -> Composite:
     return Composite(square, boxes)
 
 
-def _paste(scene: Scene, thing: Pixels, chance: random.Random, centred: float) -> None:
+def _paste(scene: Scene, thing: Pixels, chance: random.Random, centred: float, spread: float = 0.12) -> None:
     """Paste a thing somewhere, with probability `centred` near the middle, perhaps with a shadow."""
     height, width = scene.pixels.shape[:2]
     if chance.random() < centred:
-        x, y = width * chance.gauss(0.5, 0.12), height * chance.gauss(0.5, 0.12)
+        x, y = width * chance.gauss(0.5, spread), height * chance.gauss(0.5, spread)
     else:
         x, y = width * chance.uniform(0, 1), height * chance.uniform(0, 1)
     shadow = chance.uniform(0.2, 0.7) if chance.random() < 0.6 else 0.0
@@ -214,12 +227,14 @@ def _texture(width: int, height: int, chance: random.Random, rng: np.random.Gene
     return total.clip(0, 255).astype(np.uint8)
 
 
-def _surface(side: float, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
+def _oblong(side: float, chance: random.Random) -> tuple[int, int]:
+    """Width and height of a thing as long as `side`, more often lying than standing."""
+    width, height = round(side), max(12, round(side * chance.uniform(0.45, 1)))
+    return (height, width) if chance.random() < 0.3 else (width, height)
+
+
+def _surface(width: int, height: int, cutouts: Cutouts, chance: random.Random, rng: np.random.Generator) -> Pixels:
     """A plate, bowl, pot, board or table top [h, w, 4]: a rounded shape with a texture, perhaps with rims inside."""
-    squash = chance.uniform(0.45, 1)
-    width, height = round(side), max(12, round(side * squash))
-    if chance.random() < 0.3:
-        width, height = height, width
     x = (np.arange(width, dtype=np.float32) + 0.5) / width * 2 - 1
     y = (np.arange(height, dtype=np.float32) + 0.5) / height * 2 - 1
     power = chance.choice((2.0, 2.0, 2.0, 3.0, 8.0))
@@ -232,7 +247,7 @@ def _surface(side: float, cutouts: Cutouts, chance: random.Random, rng: np.rando
         thing[inside, :3] = other[inside]
     light = 1 + chance.uniform(-0.3, 0.3) * x[None] + chance.uniform(-0.3, 0.3) * y[:, None]
     thing[:, :, :3] = (thing[:, :, :3] * light[:, :, None]).clip(0, 255).astype(np.uint8)
-    thing[:, :, 3] = ((1 - away) * side / 4 * 255).clip(0, 255).astype(np.uint8)
+    thing[:, :, 3] = ((1 - away) * max(width, height) / 4 * 255).clip(0, 255).astype(np.uint8)
     return thing
 
 
