@@ -1,8 +1,9 @@
-"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about half an hour.
+"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about half an hour, and a
+process that makes the composites.
 
 The same seed means the same pictures in the same order. Training starts from ImageNet weights of a MobileNetV2 (the
 demo's, `demo/weights`). It uses nothing on which the detector is judged: no photo of the benchmark, and no box of
-another detector.
+another detector. Where it is killed, the same command with the same `--checkpoint` goes on.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MOST = 40
 SMALL = 224
 """Side of every other batch until the rates fall: half the work, and what is learnt carries over."""
 
-WARM, FALL = 100, 0.3
+WARM, FALL = 100, 0.15
 """Steps in which the rates rise, and the share of a training, at its end, in which they fall to zero. In between they
 stay, so that a training can be continued with more steps than were asked for at first."""
 
@@ -97,7 +98,7 @@ def train(cutouts: Cutouts, imagenet: Path, plan: Plan, checkpoint: Path | None 
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([*tuned, *others], 10.0)
         optimizer.step()
-        _follow(average, net, min(0.998, (step + 1) / (step + 10)))
+        _follow(average, net, min(0.995, (step + 1) / (step + 10)))
         total += float(loss.detach())
         if (step + 1) % SAVED == 0:
             spent = time.process_time() - started
