@@ -1,4 +1,4 @@
-"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about half an hour, and a
+"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about an hour, and a
 process that makes the composites.
 
 The same seed means the same pictures in the same order. Training starts from ImageNet weights of a MobileNetV2 (the
