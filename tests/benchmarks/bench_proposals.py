@@ -139,7 +139,7 @@ def fixed_boxes() -> Any:
     from pipeline.proposals.composites import composite
     from pipeline.proposals.cutouts import load
 
-    cutouts, things = load(CUTOUTS), []
+    cutouts, things = load(CUTOUTS, CORPUS / "howtocook-site"), []
     for number in range(1_500):
         made = composite(20_000_000 + number, cutouts)
         shown = (made.square != 114).any(-1)

@@ -1,8 +1,10 @@
-"""train: the loss goes down, and the file that is written is what the detector reads."""
+"""train: the file that is written is what the detector reads, and a training that was killed goes on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,25 +14,29 @@ from pipeline.proposals import composites
 from pipeline.proposals.cutouts import Cutouts
 
 
+@pytest.fixture
+def imagenet(tmp_path: Path) -> Iterator[Path]:
+    """Weights of a MobileNetV2, drawn at random; one thread, as a training sets it, for the test alone."""
+    import torch
+    from torchvision.models import mobilenet_v2
+
+    torch.manual_seed(0)
+    threads = torch.get_num_threads()
+    torch.save(mobilenet_v2().state_dict(), tmp_path / "m.pth")
+    yield tmp_path / "m.pth"
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.slow
-def test_training_goes_down_and_its_file_is_what_the_detector_reads(tmp_path: Path, cutouts: Cutouts) -> None:
+def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutouts: Cutouts) -> None:
     import onnxruntime
     import torch
 
     from pipeline.detectors._yolox import decoded as yolox_decoded
     from pipeline.proposals.net import Proposer, cells, decoded, loss_of
-    from pipeline.proposals.train import onnx_of, train
+    from pipeline.proposals.train import Plan, onnx_of, train
 
-    torch.manual_seed(0)
-    weights = tmp_path / "m.pth"
-    from torchvision.models import mobilenet_v2
-
-    torch.save(mobilenet_v2().state_dict(), weights)
-    threads = torch.get_num_threads()
-    try:
-        net = train(cutouts, weights, steps=3, batch=2)
-    finally:
-        torch.set_num_threads(threads)
+    net = train(cutouts, imagenet, Plan(steps=3, batch=2))
     data = onnx_of(net)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
     fed = np.stack([composites.composite(n, cutouts).square for n in range(3)]).transpose(0, 3, 1, 2).astype(np.float32)
@@ -52,3 +58,44 @@ def test_training_goes_down_and_its_file_is_what_the_detector_reads(tmp_path: Pa
     wrong[..., 0] += 5
     assert float(loss_of(right, thing, grid)) < float(loss_of(wrong, thing, grid))
     assert isinstance(net, Proposer)
+
+
+@pytest.mark.slow
+def test_a_training_that_was_killed_goes_on_as_if_it_had_not_been(
+    imagenet: Path, tmp_path: Path, cutouts: Cutouts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    from pipeline.proposals import train as module
+
+    monkeypatch.setattr(module, "SAVED", 2)
+    plan, checkpoint, save = module.Plan(steps=4, batch=2), tmp_path / "state.pt", module._save
+    whole = module.train(cutouts, imagenet, plan)
+
+    def killed(state: Any, steps: int, path: Path | None) -> None:
+        save(state, steps, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        module.train(cutouts, imagenet, plan, checkpoint)
+    monkeypatch.setattr(module, "_save", save)
+    assert torch.load(checkpoint, weights_only=True)["steps"] == 2
+    continued = module.train(cutouts, imagenet, plan, checkpoint)
+    for mine, theirs in zip(continued.state_dict().values(), whole.state_dict().values(), strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_the_rates_of_a_training_rise_stay_and_fall_and_its_small_pictures_come_before() -> None:
+    from pipeline.proposals.train import SMALL, Plan
+
+    short, long = Plan(steps=1000, batch=16), Plan(steps=2000, batch=16)
+    paces = [short.pace(step) for step in range(1000)]
+    assert paces[:100] == sorted(paces[:100])
+    assert set(paces[99:851]) == {1.0}
+    assert paces[850:] == sorted(paces[850:], reverse=True)
+    assert 0 < paces[-1] < 0.01
+    assert {short.side(step) for step in range(850)} == {SMALL, SIDE}
+    assert {short.side(step) for step in range(850, 1000)} == {SIDE}
+    before = range(850)  # what a training does before its rates fall does not depend on how long it will be
+    assert [(short.pace(s), short.side(s)) for s in before] == [(long.pace(s), long.side(s)) for s in before]
