@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.features import features
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
-from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
+from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill, unframed
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.unreadable import OURS, evidence
 
@@ -31,13 +31,18 @@ class FeatureRows:
     def __init__(self) -> None:
         self._plugins, self._waiting = features(), list[tuple[str, int, Header]]()
         self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
+        self._inside: dict[int, Pixels] = {}  # squares of what lies inside a frame, by number in the batch
         self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
         self.faults: dict[str, str] = {}
         """Evidence of the pictures on which a feature failed, by sha256. They have no row."""
 
     def add(self, sha256: str, size: int, picture: Picture) -> None:
         """Take one decoded picture; `size` is that of its file in bytes."""
-        fill(self._squares[len(self._waiting)], picture)
+        number = len(self._waiting)
+        fill(self._squares[number], picture)
+        inside = unframed(picture)
+        if inside is not None:
+            self._inside[number] = inside
         self._waiting.append((sha256, size, picture.header))
         if len(self._waiting) == BATCH:
             self._measure()
@@ -51,16 +56,16 @@ class FeatureRows:
     def _measure(self) -> None:
         """Add the columns of the waiting batch."""
         waiting, self._waiting = self._waiting, []
-        squares = self._squares[: len(waiting)]
+        squares, (inside, self._inside) = self._squares[: len(waiting)], (self._inside, {})
         try:
-            self._append(waiting, self._values(squares))
+            self._append(waiting, self._values(squares, inside))
             return
         except OURS:
             raise
         except Exception:  # on one of them, or on all: each picture alone says which
             for i, one in enumerate(waiting):
                 try:
-                    values = self._values(squares[i : i + 1])
+                    values = self._values(squares[i : i + 1], {0: inside[i]} if i in inside else {})
                 except OURS:
                     raise
                 except Exception as e:
@@ -68,9 +73,9 @@ class FeatureRows:
                 else:
                     self._append([one], values)
 
-    def _values(self, squares: Pixels) -> dict[str, list[Any]]:
-        """The values of every feature for each of the squares [B, 64, 64, 4]."""
-        views = Views(squares)
+    def _values(self, squares: Pixels, inside: dict[int, Pixels]) -> dict[str, list[Any]]:
+        """The values of every feature for each of the squares [B, 64, 64, 4]; `inside` as `Views` takes it."""
+        views = Views(squares, inside)
         return {name: plugin.of(views) for name, plugin in self._plugins.items()}
 
     def _append(self, pictures: list[tuple[str, int, Header]], values: dict[str, list[Any]]) -> None:

@@ -3,7 +3,8 @@
 Two images look alike if and only if, for one of `COMBINATIONS` of their parts, the hashes of both parts are at most
 `radius` bits apart and the grids of their signatures at most `threshold`. A part of one image is compared with the
 whole of the other (crops, borders). A half is compared with the same half, which a text stamped elsewhere leaves as it
-was, so that half the radius is enough; halves are verified by the grids of the whole.
+was, so that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own
+blocks. What frames an image is no part of it (`pipeline.pictures.frames`).
 
 Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
 Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from pipeline.matching.leader_signatures import LeaderSignatures
 from pipeline.pictures.parts import BOXES, HALVES
-from pipeline.pictures.signatures import GRIDS, SIZE, of_one_tone, tones, within
+from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, of_one_tone, tones, within
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -63,6 +64,11 @@ VERIFIED = 1 << 12
 def radius_of(part: int, radius: int) -> int:
     """Bits by which two hashes number `part` may differ."""
     return radius // 2 if part in _HALVES else radius
+
+
+def blocks_of(part: int) -> Blocks:
+    """Blocks of tones that must agree in images whose hashes number `part` are near."""
+    return ALL if part not in _HALVES else (UPPER, LOWER)[part - len(BOXES)]
 
 
 class HashIndex:
@@ -343,9 +349,9 @@ class ImageLeaders:
         grids = _grids(signature)
         own = tones(grids)
         first: Ints = np.full(len(phash), self.count, np.int64)
-        for candidates in self._candidates(phash):
+        for candidates, blocks in self._candidates(phash):
             rows, parts, leaders, their_parts = candidates
-            near = np.flatnonzero(of_one_tone(own[rows, parts], self._tones[leaders, their_parts]))
+            near = np.flatnonzero(of_one_tone(own[rows, parts], self._tones[leaders, their_parts], blocks))
             for start in range(0, len(near), VERIFIED):
                 rows, parts, leaders, their_parts = (of[near[start : start + VERIFIED]] for of in candidates)
                 new = leaders < first[rows]  # a copy is near its leader by most of its parts: once is enough
@@ -358,23 +364,24 @@ class ImageLeaders:
 
     def candidates(self, phash: Codes) -> int:
         """How many pairs of one of these images and a leader have near hashes, so that signatures must be compared."""
-        pairs = [_distinct(rows, leaders) for rows, _, leaders, _ in self._candidates(phash)]
+        pairs = [_distinct(rows, leaders) for (rows, _, leaders, _), _ in self._candidates(phash)]
         return len(_distinct(*_joined(pairs))[0])
 
-    def _candidates(self, phash: Codes) -> list[tuple[Ints, Ints, Ints, Ints]]:
+    def _candidates(self, phash: Codes) -> list[tuple[tuple[Ints, Ints, Ints, Ints], Blocks]]:
         """(rows, grids of the rows, leaders, grids of the leaders) of all near hashes; a pair may occur several times.
 
-        One entry per sort of comparison: the whole with parts of leaders, parts with the whole of leaders, halves.
+        One entry per sort of comparison, with the blocks whose tones must agree: the whole with parts of leaders, parts
+        with the whole of leaders, halves.
         """
         rows, ids = self._parts.near(phash[:, 0])
         leaders = ids // len(BOXES)
-        candidates = [(rows, np.zeros_like(rows), leaders, ids - leaders * len(BOXES))]
+        candidates = [((rows, np.zeros_like(rows), leaders, ids - leaders * len(BOXES)), ALL)]
         asked, leaders = self._whole.near(phash[:, 1 : len(BOXES)].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
-        candidates.append((rows, parts + 1, leaders, np.zeros_like(rows)))
+        candidates.append(((rows, parts + 1, leaders, np.zeros_like(rows)), ALL))
         for half, index in self._halves.items():
             rows, leaders = index.near(phash[:, half])
-            candidates.append((rows, np.zeros_like(rows), leaders, np.zeros_like(rows)))
+            candidates.append(((rows, np.zeros_like(rows), leaders, np.zeros_like(rows)), blocks_of(half)))
         return candidates
 
     def among(self, phash: Codes, signature: Signatures) -> list[list[int]]:
@@ -382,16 +389,16 @@ class ImageLeaders:
         size, grids = len(phash), _grids(signature)
         alike_NN = np.zeros((size, size), np.bool_)
         rows, ids = _near_among(phash[:, 0], phash[:, : len(BOXES)], self._radius)
-        near = [(rows, ids // len(BOXES), ids % len(BOXES))]  # whole of one with parts of the other, for both orders
+        near = [((rows, ids // len(BOXES), ids % len(BOXES)), ALL)]  # whole with parts of the other, for both orders
         for half in _HALVES:
             rows, ids = _near_among(phash[:, half], phash[:, half : half + 1], radius_of(half, self._radius))
-            near.append((rows, ids, np.zeros_like(ids)))
-        for candidates in near:
+            near.append(((rows, ids, np.zeros_like(ids)), blocks_of(half)))
+        for candidates, blocks in near:
             for start in range(0, len(candidates[0]), VERIFIED):
                 rows, others, parts = (of[start : start + VERIFIED] for of in candidates)
                 new = (rows != others) & ~alike_NN[rows, others]
                 rows, others, parts = rows[new], others[new], parts[new]
-                alike = within(grids[rows, 0], grids[others, parts], self._threshold)
+                alike = within(grids[rows, 0], grids[others, parts], self._threshold, blocks=blocks)
                 alike_NN[rows[alike], others[alike]] = alike_NN[others[alike], rows[alike]] = True
         before = [list[int]() for _ in range(size)]
         for row, other in zip(*(of.tolist() for of in np.divmod(np.flatnonzero(alike_NN), max(1, size))), strict=True):
