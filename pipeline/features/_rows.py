@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.features import features
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
-from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill, unframed
+from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.unreadable import OURS, evidence
 
@@ -31,7 +31,8 @@ class FeatureRows:
     def __init__(self) -> None:
         self._plugins, self._waiting = features(), list[tuple[str, int, Header]]()
         self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
-        self._inside: dict[int, Pixels] = {}  # squares of what lies inside a frame, by number in the batch
+        # squares of what lies inside a frame, and between margins, by number in the batch
+        self._inside, self._contents = dict[int, Pixels](), dict[int, Pixels]()
         self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
         self.faults: dict[str, str] = {}
         """Evidence of the pictures on which a feature failed, by sha256. They have no row."""
@@ -40,9 +41,9 @@ class FeatureRows:
         """Take one decoded picture; `size` is that of its file in bytes."""
         number = len(self._waiting)
         fill(self._squares[number], picture)
-        inside = unframed(picture)
-        if inside is not None:
-            self._inside[number] = inside
+        for squares, square in ((self._inside, unframed(picture)), (self._contents, content(picture))):
+            if square is not None:
+                squares[number] = square
         self._waiting.append((sha256, size, picture.header))
         if len(self._waiting) == BATCH:
             self._measure()
@@ -56,16 +57,18 @@ class FeatureRows:
     def _measure(self) -> None:
         """Add the columns of the waiting batch."""
         waiting, self._waiting = self._waiting, []
-        squares, (inside, self._inside) = self._squares[: len(waiting)], (self._inside, {})
+        squares, inside, contents = self._squares[: len(waiting)], self._inside, self._contents
+        self._inside, self._contents = {}, {}
         try:
-            self._append(waiting, self._values(squares, inside))
+            self._append(waiting, self._values(Views(squares, inside, contents)))
             return
         except OURS:
             raise
         except Exception:  # on one of them, or on all: each picture alone says which
             for i, one in enumerate(waiting):
                 try:
-                    values = self._values(squares[i : i + 1], {0: inside[i]} if i in inside else {})
+                    own = ({0: of[i]} if i in of else {} for of in (inside, contents))
+                    values = self._values(Views(squares[i : i + 1], *own))
                 except OURS:
                     raise
                 except Exception as e:
@@ -73,9 +76,8 @@ class FeatureRows:
                 else:
                     self._append([one], values)
 
-    def _values(self, squares: Pixels, inside: dict[int, Pixels]) -> dict[str, list[Any]]:
-        """The values of every feature for each of the squares [B, 64, 64, 4]; `inside` as `Views` takes it."""
-        views = Views(squares, inside)
+    def _values(self, views: Views) -> dict[str, list[Any]]:
+        """The values of every feature for each of some pictures."""
         return {name: plugin.of(views) for name, plugin in self._plugins.items()}
 
     def _append(self, pictures: list[tuple[str, int, Header]], values: dict[str, list[Any]]) -> None:

@@ -6,16 +6,22 @@ Of a picture in a frame they are those of what lies inside (`pipeline.pictures.f
 
 from __future__ import annotations
 
+import numpy as np
+
 from pipeline.features import Feature
-from pipeline.pictures.hashing import hashes_of
+from pipeline.pictures.hashing import CONTENT, HASHES, hashes_of
 from pipeline.pictures.thumbs import Views
 
 
 class PHash(Feature):
-    """Lists of 64-bit hashes: of `parts.BOXES`, then of `parts.HALVES`."""
+    """Lists of 64-bit hashes: of `parts.BOXES`, of `parts.HALVES`, of what lies between the margins."""
 
     VERSION = 3
 
     def of(self, views: Views) -> list[list[int]]:
-        hashes: list[list[int]] = hashes_of(views.unframed_thumbs).tolist()
-        return hashes
+        hashes = np.zeros((len(views.thumbs), HASHES), np.uint64)
+        hashes[:, :CONTENT] = hashes_of(views.unframed_thumbs)
+        if views.with_content:
+            hashes[views.with_content, CONTENT] = hashes_of(views.content_thumbs)[:, 0]
+        lists: list[list[int]] = hashes.tolist()
+        return lists

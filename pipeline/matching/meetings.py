@@ -28,9 +28,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.near_images import blocks_of, radius_of
+from pipeline.matching.near_images import blocks_of, grid_of, radius_of
 from pipeline.matching.sketches import begins, spread
-from pipeline.pictures.parts import BOXES, HALVES
+from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.parts import BOXES
 from pipeline.pictures.signatures import TONE, Blocks, of_one_tone, within
 
 Codes = npt.NDArray[np.uint64]
@@ -82,15 +83,10 @@ class Family:
         """Blocks of a grid's tones that must agree, in the order in which keys take them."""
         return blocks_of(self.asks)
 
-    def grid(self, part: int) -> int:
-        """The grid that verifies a part: halves are verified by the whole."""
-        return part if part < len(BOXES) else 0
-
 
 def families(radius: int) -> tuple[Family, ...]:
-    """What `near_images.COMBINATIONS` compares: the whole with every part, and each half with the same half."""
-    halves = range(len(BOXES), len(BOXES + HALVES))
-    own = (Family((half,), half, radius_of(half, radius)) for half in halves)
+    """What `near_images.COMBINATIONS` compares: the whole with every part, and each other hash with the same."""
+    own = (Family((part,), part, radius_of(part, radius)) for part in range(len(BOXES), HASHES))
     return (Family(tuple(range(len(BOXES))), 0, radius), *own)
 
 
@@ -171,7 +167,7 @@ class Table:
         """
         family = key.family
         codes = phash[:, family.parts].ravel()
-        tones = tones[:, [family.grid(part) for part in family.parts]].ravel()
+        tones = tones[:, [grid_of(part) for part in family.parts]].ravel()
         filled = np.flatnonzero(codes)
         buckets = key.buckets(codes[filled])
         order = filled[np.argsort(buckets, kind="stable")]  # a radix sort
@@ -271,14 +267,14 @@ class Finder:
     def _verify(self, one: Ints, other: Ints, place: npt.NDArray[np.uint8]) -> None:
         """Compare grids of images: that of the part that asks of `one`, with that of part `place` of `other`."""
         family = self._key.family
-        grid_of_place = np.array([family.grid(part) for part in family.parts])
+        grid_of_place = np.array([grid_of(part) for part in family.parts])
         for at in range(0, len(one), VERIFIED):
             a, b, parts = one[at : at + VERIFIED], other[at : at + VERIFIED], place[at : at + VERIFIED]
             new = ~(self.found[a] & self.found[b])
             a, b, parts = a[new], b[new], parts[new]
             self.compared += len(a)
             own, theirs = (
-                self._grids(a, np.full(len(a), family.grid(family.asks))),
+                self._grids(a, np.full(len(a), grid_of(family.asks))),
                 self._grids(b, grid_of_place[parts]),
             )
             alike = within(own, theirs, self._threshold, one_tone=True)

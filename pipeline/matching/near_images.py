@@ -4,7 +4,8 @@ Two images look alike if and only if, for one of `COMBINATIONS` of their parts, 
 `radius` bits apart and the grids of their signatures at most `threshold`. A part of one image is compared with the
 whole of the other (crops, borders). A half is compared with the same half, which a text stamped elsewhere leaves as it
 was, so that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own
-blocks. What frames an image is no part of it (`pipeline.pictures.frames`).
+blocks. What lies between the margins of one image is compared with the same of the other. What frames an image is no
+part of it (`pipeline.pictures.frames`).
 
 Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
 Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
@@ -28,8 +29,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.matching.leader_signatures import LeaderSignatures
+from pipeline.pictures.hashing import CONTENT
 from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, of_one_tone, tones, within
+from pipeline.pictures.signatures import CONTENT as CONTENT_GRID
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -39,12 +42,13 @@ Ids = npt.NDArray[np.uint32]
 
 _PARTS = range(1, len(BOXES))
 _HALVES = range(len(BOXES), len(BOXES + HALVES))
+_LIKE_WITH_LIKE = (*_HALVES, CONTENT)
 
 COMBINATIONS = (
     (0, 0),
     *((0, part) for part in _PARTS),
     *((part, 0) for part in _PARTS),
-    *((half, half) for half in _HALVES),
+    *((part, part) for part in _LIKE_WITH_LIKE),
 )
 """(number of a hash of one image, number of a hash of the other): the pairs that are compared."""
 
@@ -69,6 +73,11 @@ def radius_of(part: int, radius: int) -> int:
 def blocks_of(part: int) -> Blocks:
     """Blocks of tones that must agree in images whose hashes number `part` are near."""
     return ALL if part not in _HALVES else (UPPER, LOWER)[part - len(BOXES)]
+
+
+def grid_of(part: int) -> int:
+    """The grid that verifies a part: halves are verified by the whole."""
+    return part if part < len(BOXES) else CONTENT_GRID if part == CONTENT else 0
 
 
 class HashIndex:
@@ -321,7 +330,7 @@ class ImageLeaders:
     def __init__(self, radius: int, threshold: float) -> None:
         self._radius, self._threshold = radius, threshold
         self._parts, self._whole = HashIndex(radius), HashIndex(radius)
-        self._halves = {half: HashIndex(radius_of(half, radius)) for half in _HALVES}
+        self._others = {part: HashIndex(radius_of(part, radius)) for part in _LIKE_WITH_LIKE}
         self._signatures = LeaderSignatures(GRIDS, SIZE)
         self._tones = np.zeros((1024, GRIDS), np.uint64)  # tones of each grid; rows beyond `count` are unused
         self.count = 0
@@ -341,8 +350,8 @@ class ImageLeaders:
         self._whole.add(phash[:, 0], new)
         ids = new[:, None] * len(BOXES) + np.arange(len(BOXES))  # leader * parts + part; the whole is part 0
         self._parts.add(phash[:, : len(BOXES)].ravel(), ids.ravel())
-        for half, index in self._halves.items():
-            index.add(phash[:, half], new)
+        for part, index in self._others.items():
+            index.add(phash[:, part], new)
 
     def first(self, phash: Codes, signature: Signatures) -> Ints:
         """[N] number of the first leader that each image looks like, -1 if there is none."""
@@ -371,7 +380,7 @@ class ImageLeaders:
         """(rows, grids of the rows, leaders, grids of the leaders) of all near hashes; a pair may occur several times.
 
         One entry per sort of comparison, with the blocks whose tones must agree: the whole with parts of leaders, parts
-        with the whole of leaders, halves.
+        with the whole of leaders, each of the others with the same.
         """
         rows, ids = self._parts.near(phash[:, 0])
         leaders = ids // len(BOXES)
@@ -379,9 +388,10 @@ class ImageLeaders:
         asked, leaders = self._whole.near(phash[:, 1 : len(BOXES)].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
         candidates.append(((rows, parts + 1, leaders, np.zeros_like(rows)), ALL))
-        for half, index in self._halves.items():
-            rows, leaders = index.near(phash[:, half])
-            candidates.append(((rows, np.zeros_like(rows), leaders, np.zeros_like(rows)), blocks_of(half)))
+        for part, index in self._others.items():
+            rows, leaders = index.near(phash[:, part])
+            grids = np.full_like(rows, grid_of(part))
+            candidates.append(((rows, grids, leaders, grids), blocks_of(part)))
         return candidates
 
     def among(self, phash: Codes, signature: Signatures) -> list[list[int]]:
@@ -389,16 +399,16 @@ class ImageLeaders:
         size, grids = len(phash), _grids(signature)
         alike_NN = np.zeros((size, size), np.bool_)
         rows, ids = _near_among(phash[:, 0], phash[:, : len(BOXES)], self._radius)
-        near = [((rows, ids // len(BOXES), ids % len(BOXES)), ALL)]  # whole with parts of the other, for both orders
-        for half in _HALVES:
-            rows, ids = _near_among(phash[:, half], phash[:, half : half + 1], radius_of(half, self._radius))
-            near.append(((rows, ids, np.zeros_like(ids)), blocks_of(half)))
-        for candidates, blocks in near:
+        near = [(0, (rows, ids // len(BOXES), ids % len(BOXES)), ALL)]  # whole with parts, for both orders
+        for part in _LIKE_WITH_LIKE:
+            rows, ids = _near_among(phash[:, part], phash[:, part : part + 1], radius_of(part, self._radius))
+            near.append((grid_of(part), (rows, ids, np.full_like(ids, grid_of(part))), blocks_of(part)))
+        for own, candidates, blocks in near:
             for start in range(0, len(candidates[0]), VERIFIED):
                 rows, others, parts = (of[start : start + VERIFIED] for of in candidates)
                 new = (rows != others) & ~alike_NN[rows, others]
                 rows, others, parts = rows[new], others[new], parts[new]
-                alike = within(grids[rows, 0], grids[others, parts], self._threshold, blocks=blocks)
+                alike = within(grids[rows, own], grids[others, parts], self._threshold, blocks=blocks)
                 alike_NN[rows[alike], others[alike]] = alike_NN[others[alike], rows[alike]] = True
         before = [list[int]() for _ in range(size)]
         for row, other in zip(*(of.tolist() for of in np.divmod(np.flatnonzero(alike_NN), max(1, size))), strict=True):

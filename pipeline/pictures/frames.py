@@ -1,12 +1,16 @@
-"""Frames: a border of one colour around a picture, which a copy may have and its original may not.
+"""Frames and margins: what lies around a picture, which a copy may have and its original may not.
 
 Hashes and signatures are made of what is inside the frame. A framed copy is often the largest one of its picture, so it
 is the first that dedup keeps, and all other copies are compared with it: a crop of the original lies further inside it
 than any of `parts.BOXES`, and a stamped copy differs from it by two things at once.
 
 A frame is as narrow as a tenth of a side, has one grey level at all four sides, and ends at once: along most of its
-inner edge the picture begins within two lines. A drawing on white has no frame: its ground goes on here and there. What
-the line between frame and picture holds of both tells where the picture begins, to a quarter of a pixel.
+inner edge the picture begins within two lines. What the line between frame and picture holds of both tells where the
+picture begins, to a quarter of a pixel.
+
+A drawing on white has no frame, its ground goes on here and there. It may have margins, of which a copy has more (with
+a border) or less (cropped): so its content has a hash and a grid of its own, beside those of the whole. Instead of them
+would lose copies with a text in the margin.
 
 Whole numbers throughout: every machine finds the same frame.
 
@@ -44,6 +48,12 @@ CLEAR = 20
 BEGUN_EACH, BEGUN = 300, 700
 """Thousandths of the inner edge at which the picture must begin: at each side, and on average."""
 
+DRAWN, DRAWN_SHARE = 24, 2
+"""A line with more than 2% of its pixels more than 24 levels off the ground belongs to the content."""
+
+LEAST = 300
+"""Thousandths of a side that content must fill."""
+
 Lines = npt.NDArray[np.int16]
 
 
@@ -58,8 +68,7 @@ class Frame(NamedTuple):
 
 def frame_of(pixels: Pixels) -> Frame | None:
     """The frame of a picture [H, W, 3]; None if it has none, as most have."""
-    corners = [int(pixels[y, x, 1]) for y in (0, -1) for x in (0, -1)]
-    if max(corners) - min(corners) > ONE_LEVEL:  # which spares most pictures all that follows
+    if not _has_one_level(pixels):
         return None
     import cv2
 
@@ -73,6 +82,31 @@ def frame_of(pixels: Pixels) -> Frame | None:
         widths.append(side[0])
         begun += side[1]
     return Frame(*widths) if begun >= 4 * BEGUN else None
+
+
+def content_of(pixels: Pixels) -> Pixels | None:
+    """What lies between the margins of a picture [H, W, 3]; None if it has no margins, or little else."""
+    if not _has_one_level(pixels):
+        return None
+    import cv2
+
+    grey = cast("Grey", cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
+    ground = sorted(int(grey[y, x]) for y in (0, -1) for x in (0, -1))[1]
+    drawn = np.maximum(grey, ground) - np.minimum(grey, ground) > DRAWN
+    height, width = grey.shape
+    rows = np.flatnonzero(np.count_nonzero(drawn, axis=1) * 100 > DRAWN_SHARE * width)
+    columns = np.flatnonzero(np.count_nonzero(drawn, axis=0) * 100 > DRAWN_SHARE * height)
+    if not len(rows) or not len(columns):
+        return None
+    content: Pixels = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    little = content.shape[0] * 1_000 < LEAST * height or content.shape[1] * 1_000 < LEAST * width
+    return None if little or content.shape == pixels.shape else content
+
+
+def _has_one_level(pixels: Pixels) -> bool:
+    """Whether the corners are alike, as frames and margins have them: this spares most pictures all else."""
+    corners = [int(pixels[y, x, 1]) for y in (0, -1) for x in (0, -1)]
+    return max(corners) - min(corners) <= ONE_LEVEL
 
 
 def _side(lines: Grey, level: int) -> tuple[int, int] | None:

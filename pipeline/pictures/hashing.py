@@ -26,7 +26,10 @@ from pipeline.pictures.decode import Pixels
 from pipeline.pictures.parts import BOXES, HALVES, Parts, cells
 from pipeline.pictures.thumbs import THUMB
 
-HASHES = len(BOXES + HALVES)
+CONTENT = len(BOXES + HALVES)
+"""Number of the hash of what lies between the margins, 0 of a picture without margins."""
+
+HASHES = CONTENT + 1
 """Hashes of a picture."""
 
 SIDE = 32
@@ -68,13 +71,13 @@ _PARTS = Parts(BOXES + HALVES, lambda start, stop: _DCT @ cells(start, stop, THU
 
 
 def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
-    """Hashes [N, HASHES] of grey thumbnails [N, 64, 64]; bit 63 is the lowest frequency."""
+    """Hashes [N, BOXES + HALVES] of grey thumbnails [N, 64, 64]; bit 63 is the lowest frequency."""
     return codes_of(levels_of(thumbs))
 
 
 def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
-    """[N, HASHES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
-    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), HASHES, -1)[..., _PICKED]
+    """[N, BOXES + HALVES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
+    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), CONTENT, -1)[..., _PICKED]
     levels *= _WEIGHTS
     np.rint(levels, out=levels)
     return levels

@@ -1,9 +1,9 @@
 """Signatures: what two pictures whose hashes match are compared by, to tell a copy from a look-alike.
 
-A signature holds a grid for each of `parts.BOXES`: brightness in 12 x 12 cells, colour in 6 x 6. A perceptual hash sees
-coarse structure in grey only, so many different pictures share one. `distance` looks where two pictures differ most, so
-that a small thing in another colour or shape on a white ground, which hardly moves a mean over everything, still tells
-them apart; and it forgives what a copy may go through:
+A signature holds a grid for each of `parts.BOXES`, and one of what lies between the margins: brightness in 12 x 12
+cells, colour in 6 x 6. A perceptual hash sees coarse structure in grey only, so many different pictures share one.
+`distance` looks where two pictures differ most, so that a small thing in another colour or shape on a white ground,
+which hardly moves a mean over everything, still tells them apart; and it forgives what a copy may go through:
 
 - edges that moved a little within their cells: a difference counts only beyond a share of the contrast around it;
 - lost colours: if one picture is grey, brightness is compared alone, and must agree `STRICTER` times as well;
@@ -36,7 +36,10 @@ SIDE, COLOUR_SIDE = 12, 6
 SIZE = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
 """Bytes of one grid: Y, Cr and Cb (JFIF), row by row."""
 
-GRIDS = len(BOXES)
+CONTENT = len(BOXES)
+"""Number of the grid of what lies between the margins, of zeros of a picture without margins."""
+
+GRIDS = CONTENT + 1
 """Grids of a signature."""
 
 STRICTER = 2
@@ -78,7 +81,7 @@ Tones = npt.NDArray[np.uint64]
 
 
 def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
-    """Signatures [N, GRIDS, SIZE] of brightness [N, 64, 64] and colours [N, 2, 32, 32].
+    """Grids [N, BOXES, SIZE] of brightness [N, 64, 64] and colours [N, 2, 32, 32].
 
     Sums are whole numbers of at most 24 bits, which float32 holds exactly.
     """
@@ -279,11 +282,11 @@ def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
 
 
 def _means(parts: Parts, planes: Pixels) -> Grids:
-    """[N, GRIDS, side * side] of planes [N, side, side]."""
+    """[N, BOXES, side * side] of planes [N, side, side]."""
     means = parts.of(planes)
     means *= 1.0 / (_ONE * _ONE)  # cells were weighted down and across
     means += 0.5  # to the nearest level
-    grids: Grids = means.astype(np.uint8).reshape(len(planes), GRIDS, -1)
+    grids: Grids = means.astype(np.uint8).reshape(len(planes), len(BOXES), -1)
     return grids
 
 

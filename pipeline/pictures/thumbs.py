@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.pictures.decode import Picture, Pixels
-from pipeline.pictures.frames import QUARTERS, frame_of
+from pipeline.pictures.frames import QUARTERS, content_of, frame_of
 
 REDUCE_TO = 64
 """Shorter side, in pixels, that a decode for features keeps at least: every feature is of coarse structure."""
@@ -53,18 +53,34 @@ def unframed(picture: Picture) -> Pixels | None:
     height, width = (QUARTERS * side for side in picture.pixels.shape[:2])
     larger = cv2.resize(picture.pixels, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
     inside = larger[frame.top : height - frame.bottom, frame.left : width - frame.right]
+    return _square(picture, cast("Pixels", inside))
+
+
+def content(picture: Picture) -> Pixels | None:
+    """The square [64, 64, 4] of what lies between a picture's margins; None of a picture without margins."""
+    found = content_of(picture.pixels)
+    return None if found is None else _square(picture, found)
+
+
+def _square(picture: Picture, pixels: Pixels) -> Pixels:
     square = np.empty((THUMB, THUMB, 4), np.uint8)
-    fill(square, Picture(picture.header, cast("Pixels", inside)))
+    fill(square, Picture(picture.header, np.ascontiguousarray(pixels)))
     return square
 
 
 class Views:
     """Thumbnails of a batch of pictures, made from their squares [B, 64, 64, 4].
 
-    inside: the squares of what lies inside their frames, by number, of those that have a frame.
+    inside: the squares of what lies inside their frames, by number, of those that have a frame; contents: the same of
+    what lies between their margins.
     """
 
-    def __init__(self, squares: Pixels, inside: Mapping[int, Pixels] | None = None) -> None:
+    def __init__(
+        self,
+        squares: Pixels,
+        inside: Mapping[int, Pixels] | None = None,
+        contents: Mapping[int, Pixels] | None = None,
+    ) -> None:
         self.thumbs, self.colour_thumbs = _planes(squares)
         """[B, 64, 64]: Y (JFIF). [B, 2, 32, 32]: Cr and Cb."""
         self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs, self.colour_thumbs
@@ -74,6 +90,11 @@ class Views:
             thumbs, colours = _planes(np.stack([inside[row] for row in rows]))
             self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs.copy(), self.colour_thumbs.copy()
             self.unframed_thumbs[rows], self.unframed_colour_thumbs[rows] = thumbs, colours
+        self.with_content = list(contents or ())
+        """Numbers of the pictures whose content lies between margins; [C] below."""
+        self.content_thumbs, self.content_colour_thumbs = (
+            _planes(np.stack(list(contents.values()))) if contents else (self.thumbs[:0], self.colour_thumbs[:0])
+        )
 
     @functools.cached_property
     def levels(self) -> npt.NDArray[np.float64]:

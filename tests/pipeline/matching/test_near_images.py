@@ -20,6 +20,7 @@ from pipeline.matching.near_images import (
     ImageLeaders,
     band_plan,
     blocks_of,
+    grid_of,
     radius_of,
 )
 from pipeline.pictures.decode import decode
@@ -129,7 +130,7 @@ def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarra
     for a, b in COMBINATIONS:
         near = (phash[i, a] != 0) & (phash[j, b] != 0)
         near &= np.bitwise_count(phash[i, a] ^ phash[j, b]) <= radius_of(a, 6)
-        grid, other = (part if part < GRIDS else 0 for part in (a, b))  # halves have none: the whole picture's
+        grid, other = grid_of(a), grid_of(b)
         looks_like |= near & (distance(signature[i, grid], signature[j, other], blocks_of(a)) <= 0.06)
 
     def alike(i: int, j: int) -> bool:

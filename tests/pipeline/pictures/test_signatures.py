@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 from pipeline.pictures.parts import BOXES
-from pipeline.pictures.signatures import COLOUR_SIDE, GRIDS, LOWER, SIDE, SIZE, UPPER, distance, signatures_of, within
+from pipeline.pictures.signatures import COLOUR_SIDE, LOWER, SIDE, SIZE, UPPER, distance, signatures_of, within
 from tests.drawn import blobs, views
 
 
-@pytest.mark.parametrize("number", range(GRIDS))
+@pytest.mark.parametrize("number", range(len(BOXES)))
 def test_a_grid_holds_the_means_of_what_a_crop_leaves(number: int) -> None:
     pixels = blobs(4)
     left, top, right, bottom = BOXES[number]
     seen = views(pixels)
     [grids] = signatures_of(seen.thumbs, seen.colour_thumbs)
-    assert grids.shape == (GRIDS, SIZE)
+    assert grids.shape == (len(BOXES), SIZE)
     box = (500 * left, 400 * top, 500 * right, 400 * bottom)
     y, cb, cr = Image.fromarray(pixels).convert("YCbCr").split()
     bright = np.asarray(y.resize((SIDE, SIDE), Image.Resampling.BOX, box=box))
