@@ -14,13 +14,14 @@ from pipeline.pictures.thumbs import Views
 
 
 class PHash(Feature):
-    """Lists of 64-bit hashes: of `parts.BOXES`, of `parts.HALVES`, of what lies between the margins."""
+    """Lists of 64-bit hashes: of `parts.BOXES`, of what lies between the margins, of `parts.HALVES`."""
 
     VERSION = 3
 
     def of(self, views: Views) -> list[list[int]]:
         hashes = np.zeros((len(views.thumbs), HASHES), np.uint64)
-        hashes[:, :CONTENT] = hashes_of(views.unframed_thumbs)
+        own = hashes_of(views.unframed_thumbs)
+        hashes[:, :CONTENT], hashes[:, CONTENT + 1 :] = own[:, :CONTENT], own[:, CONTENT:]
         if views.with_content:
             hashes[views.with_content, CONTENT] = hashes_of(views.content_thumbs)[:, 0]
         lists: list[list[int]] = hashes.tolist()

@@ -30,9 +30,8 @@ import numpy.typing as npt
 
 from pipeline.matching.near_images import blocks_of, grid_of, radius_of
 from pipeline.matching.sketches import begins, spread
-from pipeline.pictures.hashing import HASHES
-from pipeline.pictures.parts import BOXES
-from pipeline.pictures.signatures import TONE, Blocks, of_one_tone, within
+from pipeline.pictures.hashing import CONTENT, HASHES
+from pipeline.pictures.signatures import GRIDS, TONE, Blocks, of_one_tone, within
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -86,8 +85,8 @@ class Family:
 
 def families(radius: int) -> tuple[Family, ...]:
     """What `near_images.COMBINATIONS` compares: the whole with every part, and each other hash with the same."""
-    own = (Family((part,), part, radius_of(part, radius)) for part in range(len(BOXES), HASHES))
-    return (Family(tuple(range(len(BOXES))), 0, radius), *own)
+    own = (Family((part,), part, radius_of(part, radius)) for part in (CONTENT, *range(GRIDS, HASHES)))
+    return (Family(tuple(range(GRIDS)), 0, radius), *own)
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
 Two images look alike if and only if, for one of `COMBINATIONS` of their parts, the hashes of both parts are at most
 `radius` bits apart and the grids of their signatures at most `threshold`. A part of one image is compared with the
-whole of the other (crops, borders). A half is compared with the same half, which a text stamped elsewhere leaves as it
-was, so that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own
-blocks. What lies between the margins of one image is compared with the same of the other. What frames an image is no
-part of it (`pipeline.pictures.frames`).
+whole of the other (crops, borders); what lies between the margins of an image is such a part, and is compared with the
+same of the other as well. A half is compared with the same half, which a text stamped elsewhere leaves as it was, so
+that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own blocks.
+What frames an image is no part of it (`pipeline.pictures.frames`).
 
 Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
 Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
@@ -29,10 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.matching.leader_signatures import LeaderSignatures
-from pipeline.pictures.hashing import CONTENT
-from pipeline.pictures.parts import BOXES, HALVES
+from pipeline.pictures.hashing import CONTENT, HASHES
 from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, of_one_tone, tones, within
-from pipeline.pictures.signatures import CONTENT as CONTENT_GRID
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -40,9 +38,9 @@ Signatures = npt.NDArray[np.uint8]
 Pairs = tuple[Ints, Ints]
 Ids = npt.NDArray[np.uint32]
 
-_PARTS = range(1, len(BOXES))
-_HALVES = range(len(BOXES), len(BOXES + HALVES))
-_LIKE_WITH_LIKE = (*_HALVES, CONTENT)
+_PARTS = range(1, GRIDS)
+_HALVES = range(GRIDS, HASHES)
+_LIKE_WITH_LIKE = (CONTENT, *_HALVES)
 
 COMBINATIONS = (
     (0, 0),
@@ -51,6 +49,9 @@ COMBINATIONS = (
     *((part, part) for part in _LIKE_WITH_LIKE),
 )
 """(number of a hash of one image, number of a hash of the other): the pairs that are compared."""
+
+_EARLIER_HASHES = 9
+"""Hashes of a picture in an older wenlan, which had none of what lies between the margins."""
 
 BLOCK = 1 << 21
 """Elements of a temporary array: bounds memory at some tens of MB."""
@@ -72,12 +73,12 @@ def radius_of(part: int, radius: int) -> int:
 
 def blocks_of(part: int) -> Blocks:
     """Blocks of tones that must agree in images whose hashes number `part` are near."""
-    return ALL if part not in _HALVES else (UPPER, LOWER)[part - len(BOXES)]
+    return ALL if part not in _HALVES else (UPPER, LOWER)[part - GRIDS]
 
 
 def grid_of(part: int) -> int:
     """The grid that verifies a part: halves are verified by the whole."""
-    return part if part < len(BOXES) else CONTENT_GRID if part == CONTENT else 0
+    return part if part < GRIDS else 0
 
 
 class HashIndex:
@@ -324,7 +325,7 @@ def _joined(parts: list[Any]) -> Any:
 class ImageLeaders:
     """The images kept so far, numbered 0, 1, 2 ... in the order of their ranks.
 
-    Hashes are [N, len(BOXES + HALVES)]; signatures may have any shape of GRIDS * SIZE bytes per image.
+    Hashes are [N, HASHES]; signatures may have any shape of GRIDS * SIZE bytes per image.
     """
 
     def __init__(self, radius: int, threshold: float) -> None:
@@ -336,7 +337,12 @@ class ImageLeaders:
         self.count = 0
 
     def add(self, phash: Codes, *signature: Signatures) -> None:
-        """Add leaders. Signatures may come in several pieces; memory maps among them stay on disk."""
+        """Add leaders. Signatures may come in several pieces; memory maps among them stay on disk.
+
+        Those of an older wenlan (`features.EARLIER_IDS`) have fewer hashes and grids. They are found by what they have.
+        """
+        if phash.shape[1:] == (_EARLIER_HASHES,):
+            phash = np.pad(phash[:, :CONTENT], ((0, 0), (0, HASHES - CONTENT)))  # their halves were cut otherwise
         first, new = self.count, np.arange(self.count, self.count + len(phash))
         self.count += len(new)
         while len(self._tones) < self.count:
@@ -345,11 +351,12 @@ class ImageLeaders:
             self._signatures.add(piece)
             for start in range(0, len(piece), BLOCK // SIZE):  # a map may be larger than memory: a part at a time
                 part = piece[start : start + BLOCK // SIZE]
-                self._tones[first : first + len(part)] = tones(_grids(part))
+                grids = part.reshape(len(part), -1, SIZE)
+                self._tones[first : first + len(part), : grids.shape[1]] = tones(grids)
                 first += len(part)
         self._whole.add(phash[:, 0], new)
-        ids = new[:, None] * len(BOXES) + np.arange(len(BOXES))  # leader * parts + part; the whole is part 0
-        self._parts.add(phash[:, : len(BOXES)].ravel(), ids.ravel())
+        ids = new[:, None] * GRIDS + np.arange(GRIDS)  # leader * parts + part; the whole is part 0
+        self._parts.add(phash[:, :GRIDS].ravel(), ids.ravel())
         for part, index in self._others.items():
             index.add(phash[:, part], new)
 
@@ -383,9 +390,9 @@ class ImageLeaders:
         with the whole of leaders, each of the others with the same.
         """
         rows, ids = self._parts.near(phash[:, 0])
-        leaders = ids // len(BOXES)
-        candidates = [((rows, np.zeros_like(rows), leaders, ids - leaders * len(BOXES)), ALL)]
-        asked, leaders = self._whole.near(phash[:, 1 : len(BOXES)].ravel())
+        leaders = ids // GRIDS
+        candidates = [((rows, np.zeros_like(rows), leaders, ids - leaders * GRIDS), ALL)]
+        asked, leaders = self._whole.near(phash[:, 1:GRIDS].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
         candidates.append(((rows, parts + 1, leaders, np.zeros_like(rows)), ALL))
         for part, index in self._others.items():
@@ -398,8 +405,8 @@ class ImageLeaders:
         """For each image the ones before it in the same list that it looks like, in order."""
         size, grids = len(phash), _grids(signature)
         alike_NN = np.zeros((size, size), np.bool_)
-        rows, ids = _near_among(phash[:, 0], phash[:, : len(BOXES)], self._radius)
-        near = [(0, (rows, ids // len(BOXES), ids % len(BOXES)), ALL)]  # whole with parts, for both orders
+        rows, ids = _near_among(phash[:, 0], phash[:, :GRIDS], self._radius)
+        near = [(0, (rows, ids // GRIDS, ids % GRIDS), ALL)]  # whole with parts, for both orders
         for part in _LIKE_WITH_LIKE:
             rows, ids = _near_among(phash[:, part], phash[:, part : part + 1], radius_of(part, self._radius))
             near.append((grid_of(part), (rows, ids, np.full_like(ids, grid_of(part))), blocks_of(part)))

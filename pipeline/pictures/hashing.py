@@ -26,10 +26,10 @@ from pipeline.pictures.decode import Pixels
 from pipeline.pictures.parts import BOXES, HALVES, Parts, cells
 from pipeline.pictures.thumbs import THUMB
 
-CONTENT = len(BOXES + HALVES)
-"""Number of the hash of what lies between the margins, 0 of a picture without margins."""
+CONTENT = len(BOXES)
+"""Number of the hash of what lies between the margins, 0 of a picture without margins; those of HALVES follow."""
 
-HASHES = CONTENT + 1
+HASHES = len(BOXES) + 1 + len(HALVES)
 """Hashes of a picture."""
 
 SIDE = 32
@@ -77,7 +77,7 @@ def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
 
 def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
     """[N, BOXES + HALVES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
-    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), CONTENT, -1)[..., _PICKED]
+    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), len(BOXES + HALVES), -1)[..., _PICKED]
     levels *= _WEIGHTS
     np.rint(levels, out=levels)
     return levels

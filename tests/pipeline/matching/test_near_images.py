@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from pipeline.matching.near_images import (
     radius_of,
 )
 from pipeline.pictures.decode import decode
-from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.hashing import CONTENT, HASHES
 from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
 from tests.drawn import encoded
 from tests.places import CORPUS, ROOT
@@ -157,6 +158,23 @@ def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
     near = phash[asked] ^ (np.uint64(1) << rng.integers(0, 64, (400, HASHES), dtype=np.uint64))
     assert once.first(near, signature[asked]).tolist() == often.first(near, signature[asked]).tolist() == asked.tolist()
     assert once.candidates(near) == often.candidates(near) >= 400
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_leaders_of_an_older_wenlan_are_found_by_what_they_have(mapped: bool, tmp_path: Path) -> None:
+    phash, signature = _look(*(_jpeg(_drawn(seed)) for seed in range(6)))
+    older = np.concatenate([phash[:, :CONTENT], ~phash[:, CONTENT + 1 :]], axis=1)  # 9 hashes, the halves are others
+    pieces = signature[:, :CONTENT].reshape(6, -1)
+    if mapped:
+        pieces.tofile(tmp_path / "signatures")
+        pieces = np.memmap(tmp_path / "signatures", np.uint8, "r").reshape(6, -1)
+    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
+    leaders.add(older[:3], pieces[:3])
+    leaders.add(older[3:], pieces[3:])
+    assert [_found(_jpeg(_drawn(seed), 50), leaders) for seed in range(6)] == list(range(6))
+    leaders.add(phash, signature)
+    assert [_found(_jpeg(_drawn(seed)), leaders) for seed in range(6)] == list(range(6))
+    assert _found(_jpeg(_drawn(9)), leaders) == -1
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(0, 120))
