@@ -11,8 +11,8 @@ Several hashes, because a single one finds about half of the pictures that lost 
 stamped onto them; against parts of the original, a radius of 4 bits finds nearly all. Computed in whole numbers:
 every machine computes the same bits. A picture without structure has hash 0.
 
-Limits: not made for mirrored or turned pictures, crops beyond about 5% at a side, or several of these at once. A text
-across the middle touches both halves.
+Limits: not made for mirrored or turned pictures, crops beyond about 5% at a side, or several of these at once, but for
+a frame (`frames`), which comes off first. A text across the middle touches both halves.
 """
 
 from __future__ import annotations
