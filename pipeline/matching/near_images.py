@@ -391,7 +391,9 @@ class ImageLeaders:
         """
         rows, ids = self._parts.near(phash[:, 0])
         leaders = ids // GRIDS
-        candidates = [((rows, np.zeros_like(rows), leaders, ids - leaders * GRIDS), ALL)]
+        candidates: list[tuple[tuple[Ints, Ints, Ints, Ints], Blocks]] = [
+            ((rows, np.zeros_like(rows), leaders, ids - leaders * GRIDS), ALL)
+        ]
         asked, leaders = self._whole.near(phash[:, 1:GRIDS].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
         candidates.append(((rows, parts + 1, leaders, np.zeros_like(rows)), ALL))
@@ -406,7 +408,8 @@ class ImageLeaders:
         size, grids = len(phash), _grids(signature)
         alike_NN = np.zeros((size, size), np.bool_)
         rows, ids = _near_among(phash[:, 0], phash[:, :GRIDS], self._radius)
-        near = [(0, (rows, ids // GRIDS, ids % GRIDS), ALL)]  # whole with parts, for both orders
+        # whole with parts, for both orders: (grid of the rows, (rows, others, their grids), blocks)
+        near: list[tuple[int, tuple[Ints, Ints, Ints], Blocks]] = [(0, (rows, ids // GRIDS, ids % GRIDS), ALL)]
         for part in _LIKE_WITH_LIKE:
             rows, ids = _near_among(phash[:, part], phash[:, part : part + 1], radius_of(part, self._radius))
             near.append((grid_of(part), (rows, ids, np.full_like(ids, grid_of(part))), blocks_of(part)))

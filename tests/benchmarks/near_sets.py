@@ -53,7 +53,7 @@ def _is_wanted(file: Path) -> bool:
     """Whether a file is an original: not one of a filter's effects on the same photo, nor a size of another file."""
     if file.suffix not in (".jpg", ".png") or file.stat().st_size < SMALLEST or file.is_symlink():
         return False
-    return not ("examples" in file.parts or any(part in file.name for part in ("2_00x", "thumb", "_2x")))
+    return not ("examples" in file.parts or any(part in file.name for part in ("2_00x", "thumb", "_2x", ".2x")))
 
 
 def _unpacked(package: str) -> Path:
