@@ -276,7 +276,7 @@ class Finder:
                 self._grids(a, np.full(len(a), grid_of(family.asks))),
                 self._grids(b, grid_of_place[parts]),
             )
-            alike = within(own, theirs, self._threshold, one_tone=True)
+            alike = within(own, theirs, self._threshold, one_tone=True, blocks=family.blocks)
             self.apart += int(len(alike) - alike.sum())
             self.found[a[alike]] = True
             self.found[b[alike]] = True

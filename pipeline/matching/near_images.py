@@ -373,7 +373,7 @@ class ImageLeaders:
                 new = leaders < first[rows]  # a copy is near its leader by most of its parts: once is enough
                 rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
                 theirs = self._signatures.of(leaders, their_parts)
-                alike = within(grids[rows, parts], theirs, self._threshold, one_tone=True)
+                alike = within(grids[rows, parts], theirs, self._threshold, one_tone=True, blocks=blocks)
                 np.minimum.at(first, rows[alike], leaders[alike])
         first[first == self.count] = -1
         return first

@@ -99,9 +99,10 @@ def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
 def distance(a: Grids, b: Grids, blocks: Blocks = ALL) -> npt.NDArray[np.float64]:
     """Distances from 0 to 2 between grids [N, SIZE] and [N, SIZE]: 1 is black against white in cells that matter.
 
-    It is 2 for grids whose tones differ too much in one of `blocks`.
+    It is 2 for grids whose tones differ too much in one of `blocks`. A half alone says little of drawings, it may be
+    empty: where `blocks` are those of a half, they are taken to be STRICTER times as far apart.
     """
-    distances = _distance(_cells_apart(a, b), _textured(a, b))
+    distances = _distance(_cells_apart(a, b), _textured(a, b), blocks)
     return np.where(of_one_tone(tones(a), tones(b), blocks), distances, 2.0)
 
 
@@ -139,7 +140,7 @@ def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False, blocks:
     possible = _may_be_within(apart, threshold, a[rows], b[rows])
     rows, apart = rows[possible], apart[..., possible]
     near = np.zeros(len(a), np.bool_)
-    near[rows] = _distance(apart, _textured(a[rows], b[rows])) <= threshold
+    near[rows] = _distance(apart, _textured(a[rows], b[rows]), blocks) <= threshold
     return near
 
 
@@ -184,7 +185,7 @@ def _with_colours(apart: Cells, a: Grids, b: Grids) -> Cells:
     return larger
 
 
-def _distance(apart: Cells, textured: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _distance(apart: Cells, textured: npt.NDArray[np.bool_], blocks: Blocks) -> npt.NDArray[np.float64]:
     """[N] from differences [12, 12, N]: the mean of the largest, over all cells or, STRICTER, without an edge.
 
     Of the `textured` [N] also, STRICTER, without the BAND that differs most.
@@ -198,6 +199,8 @@ def _distance(apart: Cells, textured: npt.NDArray[np.bool_]) -> npt.NDArray[np.f
     in_band = (row >= first[:, None]) & (row < first[:, None] + BAND)  # [rows, 12]
     without_band = np.where(np.repeat(in_band, SIDE, axis=1), 0, flat[rows])
     most[rows] = np.minimum(most[rows], STRICTER * _most(without_band))
+    if blocks != ALL:
+        most[~textured] *= STRICTER
     distances: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
     return distances
 

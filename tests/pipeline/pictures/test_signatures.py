@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pipeline.pictures.parts import BOXES
-from pipeline.pictures.signatures import COLOUR_SIDE, LOWER, SIDE, SIZE, UPPER, distance, signatures_of, within
+from pipeline.pictures.signatures import ALL, COLOUR_SIDE, LOWER, SIDE, SIZE, UPPER, distance, signatures_of, within
 from tests.drawn import blobs, views
 
 
@@ -54,3 +54,13 @@ def test_what_covers_more_than_a_text_is_forgiven_nowhere() -> None:
     grid = np.random.default_rng(1).integers(110, 146, SIZE, dtype=np.uint8)
     for row in range(SIDE - 5):
         assert distance(grid[None], stamped(grid, row, 5)[None], ())[0] > 0.1
+
+
+def test_drawings_of_which_a_half_is_equal_must_agree_twice_as_well() -> None:
+    rows = np.repeat(np.random.default_rng(4).integers(100, 156, SIDE, dtype=np.uint8), SIDE)
+    drawing = np.concatenate([rows, np.full(SIZE - SIDE * SIDE, 128, np.uint8)])
+    other = drawing.copy()
+    other[4 * SIDE + 2 : 4 * SIDE + 11] ^= 8
+    whole, half = (float(distance(drawing[None], other[None], blocks)[0]) for blocks in (ALL, LOWER))
+    assert half == pytest.approx(2 * whole)
+    assert whole > 0
