@@ -17,6 +17,9 @@ from pipeline.pictures.parts import BOXES, HALVES
 from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views
 from pipeline.plugins import Plugin, configure, names
 
+EARLIER_IDS = frozenset({"features-43653b61ecf8"})
+"""Ids of older features that are compared with those of now: they have the hashes and grids of `BOXES` alike."""
+
 
 class Feature(Plugin):
     """One column of FEATURE_SCHEMA."""
@@ -29,6 +32,11 @@ class Feature(Plugin):
 def features() -> dict[str, Feature]:
     """All features by column."""
     return {name: configure("features", name, {}, Feature) for name in names("features")}
+
+
+def comparable(features: str, others: str) -> bool:
+    """Whether pictures measured under the id `others` can be compared by their looks with those of now, `features`."""
+    return others == features or others in EARLIER_IDS
 
 
 def feature_id() -> str:

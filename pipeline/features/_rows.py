@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.features import features
 from pipeline.pictures.decode import Header, Picture, PictureError, Pixels, decode
-from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, fill
+from pipeline.pictures.thumbs import REDUCE_TO, THUMB, Views, content, fill, unframed
 from pipeline.records import FEATURE_SCHEMA
 from pipeline.unreadable import OURS, evidence
 
@@ -31,13 +31,19 @@ class FeatureRows:
     def __init__(self) -> None:
         self._plugins, self._waiting = features(), list[tuple[str, int, Header]]()
         self._squares = np.empty((BATCH, THUMB, THUMB, 4), np.uint8)
+        # squares of what lies inside a frame, and between margins, by number in the batch
+        self._inside, self._contents = dict[int, Pixels](), dict[int, Pixels]()
         self._columns: dict[str, list[Any]] = {name: [] for name in FEATURE_SCHEMA.names}
         self.faults: dict[str, str] = {}
         """Evidence of the pictures on which a feature failed, by sha256. They have no row."""
 
     def add(self, sha256: str, size: int, picture: Picture) -> None:
         """Take one decoded picture; `size` is that of its file in bytes."""
-        fill(self._squares[len(self._waiting)], picture)
+        number = len(self._waiting)
+        fill(self._squares[number], picture)
+        for squares, square in ((self._inside, unframed(picture)), (self._contents, content(picture))):
+            if square is not None:
+                squares[number] = square
         self._waiting.append((sha256, size, picture.header))
         if len(self._waiting) == BATCH:
             self._measure()
@@ -51,16 +57,18 @@ class FeatureRows:
     def _measure(self) -> None:
         """Add the columns of the waiting batch."""
         waiting, self._waiting = self._waiting, []
-        squares = self._squares[: len(waiting)]
+        squares, inside, contents = self._squares[: len(waiting)], self._inside, self._contents
+        self._inside, self._contents = {}, {}
         try:
-            self._append(waiting, self._values(squares))
+            self._append(waiting, self._values(Views(squares, inside, contents)))
             return
         except OURS:
             raise
         except Exception:  # on one of them, or on all: each picture alone says which
             for i, one in enumerate(waiting):
                 try:
-                    values = self._values(squares[i : i + 1])
+                    own = ({0: of[i]} if i in of else {} for of in (inside, contents))
+                    values = self._values(Views(squares[i : i + 1], *own))
                 except OURS:
                     raise
                 except Exception as e:
@@ -68,9 +76,8 @@ class FeatureRows:
                 else:
                     self._append([one], values)
 
-    def _values(self, squares: Pixels) -> dict[str, list[Any]]:
-        """The values of every feature for each of the squares [B, 64, 64, 4]."""
-        views = Views(squares)
+    def _values(self, views: Views) -> dict[str, list[Any]]:
+        """The values of every feature for each of some pictures."""
         return {name: plugin.of(views) for name, plugin in self._plugins.items()}
 
     def _append(self, pictures: list[tuple[str, int, Header]], values: dict[str, list[Any]]) -> None:

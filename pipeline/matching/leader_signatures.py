@@ -15,7 +15,7 @@ Ints = npt.NDArray[np.int64]
 
 
 class LeaderSignatures:
-    """Signatures of leaders 0, 1, 2 ..., each of `grids` grids of `size` bytes."""
+    """Signatures of leaders 0, 1, 2 ..., each of `grids` grids of `size` bytes, or fewer of an older wenlan."""
 
     def __init__(self, grids: int, size: int) -> None:
         self._shape = (grids, size)
@@ -25,7 +25,7 @@ class LeaderSignatures:
         self._open = 0  # rows used of the last piece; 0 if that is a map
 
     def add(self, signature: Bytes) -> None:
-        """Add the signatures of the next leaders [N, ...], in any shape of grids * size bytes each."""
+        """Add the signatures of the next leaders [N, ...], in any shape of grids * size bytes each, or of fewer."""
         if not len(signature):
             return
         rows, width = signature.reshape(len(signature), -1), self._shape[0] * self._shape[1]
@@ -38,7 +38,7 @@ class LeaderSignatures:
             piece, end = self._pieces[-1], self._open + len(rows)
             if end > len(piece):
                 piece.resize((max(end, len(piece) * 9 // 8), width), refcheck=False)  # in place: never in memory twice
-            piece[self._open : end] = rows
+            piece[self._open : end, : rows.shape[1]] = rows
             self._open = end
         self.count += len(rows)
 
@@ -48,6 +48,6 @@ class LeaderSignatures:
         which = np.searchsorted(self._starts, leaders, side="right") - 1  # the last piece that starts at or before it
         for piece in np.unique(which):
             rows = np.flatnonzero(which == piece)
-            stored = self._pieces[piece].reshape(-1, *self._shape)
+            stored = self._pieces[piece].reshape(len(self._pieces[piece]), -1, self._shape[1])
             wanted[rows] = stored[leaders[rows] - self._starts[piece], grids[rows]]
         return wanted

@@ -8,8 +8,9 @@ A hash is cut into pieces, `spare` more than the radius. Two hashes within the r
 so they share one of the keys that are made of `spare` pieces each: exact keys, which can be sorted and dealt out, with
 no neighbours to be asked. More pieces make longer keys, and more of them: `plan` takes as few as keep a key's images
 few, whatever the size. A key goes on with the tones of the grid (`signatures.tones`), which must agree to TONE in every
-block: blocks in cells of 32 levels, of which an image asks one or two, and one block as it is, of which it asks a
-range. What shares a key is compared by hash, by all tones and by signature, as in `pipeline.matching.near_images`.
+block, of a half in every block of its own: blocks in cells of 32 levels, of which an image asks one or two, and one
+block as it is, of which it asks a range. What shares a key is compared by hash, by all those tones and by signature, as
+in `pipeline.matching.near_images`.
 
 A range of more than LONG images is not compared: all that is in it, and who asked, may look alike. So a cluster of any
 size costs a step for each of its images.
@@ -27,10 +28,10 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.matching.near_images import radius_of
+from pipeline.matching.near_images import blocks_of, grid_of, radius_of
 from pipeline.matching.sketches import begins, spread
-from pipeline.pictures.parts import BOXES, HALVES
-from pipeline.pictures.signatures import TONE, of_one_tone, within
+from pipeline.pictures.hashing import CONTENT, HASHES
+from pipeline.pictures.signatures import GRIDS, TONE, Blocks, of_one_tone, within
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -62,9 +63,6 @@ VERIFIED = 1 << 12
 Grids = Callable[[Ints, Ints], Signatures]
 """[N, SIZE]: grid number grids[i] of image images[i], given (images, grids)."""
 
-BLOCKS = (0, 7, 3, 4, 1, 6, 2, 5)
-"""Blocks of a grid's tones in the order in which keys take them: corners first, which differ most."""
-
 CELL_BITS = 3
 
 PARTS_BITS = 3
@@ -79,16 +77,16 @@ class Family:
     asks: int
     radius: int
 
-    def grid(self, part: int) -> int:
-        """The grid that verifies a part: halves are verified by the whole."""
-        return part if part < len(BOXES) else 0
+    @property
+    def blocks(self) -> Blocks:
+        """Blocks of a grid's tones that must agree, in the order in which keys take them."""
+        return blocks_of(self.asks)
 
 
 def families(radius: int) -> tuple[Family, ...]:
-    """What `near_images.COMBINATIONS` compares: the whole with every part, and each half with the same half."""
-    halves = range(len(BOXES), len(BOXES + HALVES))
-    own = (Family((half,), half, radius_of(half, radius)) for half in halves)
-    return (Family(tuple(range(len(BOXES))), 0, radius), *own)
+    """What `near_images.COMBINATIONS` compares: the whole with every part, and each other hash with the same."""
+    own = (Family((part,), part, radius_of(part, radius)) for part in (CONTENT, *range(GRIDS, HASHES)))
+    return (Family(tuple(range(GRIDS)), 0, radius), *own)
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Table:
         """
         family = key.family
         codes = phash[:, family.parts].ravel()
-        tones = tones[:, [family.grid(part) for part in family.parts]].ravel()
+        tones = tones[:, [grid_of(part) for part in family.parts]].ravel()
         filled = np.flatnonzero(codes)
         buckets = key.buckets(codes[filled])
         order = filled[np.argsort(buckets, kind="stable")]  # a radix sort
@@ -215,7 +213,7 @@ class Finder:
             rows, at = rows[other], at[other]
             new = ~(self.found[image[rows]] & self.found[image[at]])
             rows, at = rows[new], at[new]
-            tone = of_one_tone(tones[rows], tones[at])
+            tone = of_one_tone(tones[rows], tones[at], self._key.family.blocks)
             rows, at = rows[tone], at[tone]
             # one comparison of each image first: in a cluster that is all it needs, however large the cluster is
             firsts = np.unique(np.concatenate([_firsts(image[rows]), _firsts(image[at])]))
@@ -224,11 +222,11 @@ class Finder:
 
     def _sorted(self, codes: Codes, tones: Codes) -> tuple[Codes, Ints]:
         """(keys ascending, the order of the entries by key)."""
-        blocks, cells = _blocks(tones), self._key.cells
+        blocks, cells, order_of = _blocks(tones), self._key.cells, self._key.family.blocks
         keys = self._key.values(codes)
-        for block in BLOCKS[:cells]:
+        for block in order_of[:cells]:
             keys = keys << np.uint64(CELL_BITS) | (blocks[:, block] >> (8 - CELL_BITS)).astype(np.uint64)
-        keys = keys << np.uint64(8) | blocks[:, BLOCKS[cells]].astype(np.uint64)
+        keys = keys << np.uint64(8) | blocks[:, order_of[cells]].astype(np.uint64)
         bits = len(keys).bit_length()
         if self._key.bits + CELL_BITS * cells + 8 + bits <= 64:  # a sort of numbers is many times faster than argsort
             packed = keys << np.uint64(bits) | np.arange(len(keys), dtype=np.uint64)
@@ -239,10 +237,10 @@ class Finder:
 
     def _ranges(self, keys: Codes, codes: Codes, tones: Codes) -> tuple[Ints, Ints, Ints]:
         """(rows, starts, ends) of the ranges of `keys` that images with these hashes and tones ask for."""
-        blocks, cells = _blocks(tones).astype(np.int64), self._key.cells
+        blocks, cells, order_of = _blocks(tones).astype(np.int64), self._key.cells, self._key.family.blocks
         least, most = np.maximum(blocks - TONE, 0), np.minimum(blocks + TONE, 255)
         rows, values = np.arange(len(codes)), self._key.values(codes)
-        for block in BLOCKS[:cells]:
+        for block in order_of[:cells]:
             first, last = (of[rows, block] >> (8 - CELL_BITS) for of in (least, most))
             both = np.flatnonzero(last > first)  # TONE is less than half a cell: a range touches two at most
             moved = values << np.uint64(CELL_BITS)
@@ -251,8 +249,8 @@ class Finder:
         values <<= np.uint64(8)
         order = np.argsort(values)  # so that the searches below go through memory once
         rows, values = rows[order], values[order]
-        low = np.searchsorted(keys, values | least[rows, BLOCKS[cells]].astype(np.uint64), "left")
-        high = np.searchsorted(keys, values | most[rows, BLOCKS[cells]].astype(np.uint64), "right")
+        low = np.searchsorted(keys, values | least[rows, order_of[cells]].astype(np.uint64), "left")
+        high = np.searchsorted(keys, values | most[rows, order_of[cells]].astype(np.uint64), "right")
         return rows, low, high
 
     def _take_long(self, rows: Ints, low: Ints, high: Ints, image: Ints) -> None:
@@ -268,17 +266,17 @@ class Finder:
     def _verify(self, one: Ints, other: Ints, place: npt.NDArray[np.uint8]) -> None:
         """Compare grids of images: that of the part that asks of `one`, with that of part `place` of `other`."""
         family = self._key.family
-        grid_of_place = np.array([family.grid(part) for part in family.parts])
+        grid_of_place = np.array([grid_of(part) for part in family.parts])
         for at in range(0, len(one), VERIFIED):
             a, b, parts = one[at : at + VERIFIED], other[at : at + VERIFIED], place[at : at + VERIFIED]
             new = ~(self.found[a] & self.found[b])
             a, b, parts = a[new], b[new], parts[new]
             self.compared += len(a)
             own, theirs = (
-                self._grids(a, np.full(len(a), family.grid(family.asks))),
+                self._grids(a, np.full(len(a), grid_of(family.asks))),
                 self._grids(b, grid_of_place[parts]),
             )
-            alike = within(own, theirs, self._threshold, one_tone=True)
+            alike = within(own, theirs, self._threshold, one_tone=True, blocks=family.blocks)
             self.apart += int(len(alike) - alike.sum())
             self.found[a[alike]] = True
             self.found[b[alike]] = True

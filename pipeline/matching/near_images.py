@@ -2,8 +2,10 @@
 
 Two images look alike if and only if, for one of `COMBINATIONS` of their parts, the hashes of both parts are at most
 `radius` bits apart and the grids of their signatures at most `threshold`. A part of one image is compared with the
-whole of the other (crops, borders). A half is compared with the same half, which a text stamped elsewhere leaves as it
-was, so that half the radius is enough; halves are verified by the grids of the whole.
+whole of the other (crops, borders); what lies between the margins of an image is such a part, and is compared with the
+same of the other as well. A half is compared with the same half, which a text stamped elsewhere leaves as it was, so
+that half the radius is enough; halves are verified by the grids of the whole, and by the tones of their own blocks.
+What frames an image is no part of it (`pipeline.pictures.frames`).
 
 Candidates come from multi-index hashing (Norouzi, Punjani and Fleet, "Fast Search in Hamming Space with Multi-Index
 Hashing", CVPR 2012): a hash is cut into bands, and by the pigeonhole principle two hashes within the radius agree in
@@ -27,8 +29,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.matching.leader_signatures import LeaderSignatures
-from pipeline.pictures.parts import BOXES, HALVES
-from pipeline.pictures.signatures import GRIDS, SIZE, of_one_tone, tones, within
+from pipeline.pictures.hashing import CONTENT, HASHES
+from pipeline.pictures.signatures import ALL, GRIDS, LOWER, SIZE, UPPER, Blocks, of_one_tone, tones, within
 
 Codes = npt.NDArray[np.uint64]
 Ints = npt.NDArray[np.int64]
@@ -36,16 +38,20 @@ Signatures = npt.NDArray[np.uint8]
 Pairs = tuple[Ints, Ints]
 Ids = npt.NDArray[np.uint32]
 
-_PARTS = range(1, len(BOXES))
-_HALVES = range(len(BOXES), len(BOXES + HALVES))
+_PARTS = range(1, GRIDS)
+_HALVES = range(GRIDS, HASHES)
+_LIKE_WITH_LIKE = (CONTENT, *_HALVES)
 
 COMBINATIONS = (
     (0, 0),
     *((0, part) for part in _PARTS),
     *((part, 0) for part in _PARTS),
-    *((half, half) for half in _HALVES),
+    *((part, part) for part in _LIKE_WITH_LIKE),
 )
 """(number of a hash of one image, number of a hash of the other): the pairs that are compared."""
+
+_EARLIER_HASHES = 9
+"""Hashes of a picture in an older wenlan, which had none of what lies between the margins."""
 
 BLOCK = 1 << 21
 """Elements of a temporary array: bounds memory at some tens of MB."""
@@ -63,6 +69,16 @@ VERIFIED = 1 << 12
 def radius_of(part: int, radius: int) -> int:
     """Bits by which two hashes number `part` may differ."""
     return radius // 2 if part in _HALVES else radius
+
+
+def blocks_of(part: int) -> Blocks:
+    """Blocks of tones that must agree in images whose hashes number `part` are near."""
+    return ALL if part not in _HALVES else (UPPER, LOWER)[part - GRIDS]
+
+
+def grid_of(part: int) -> int:
+    """The grid that verifies a part: halves are verified by the whole."""
+    return part if part < GRIDS else 0
 
 
 class HashIndex:
@@ -309,19 +325,24 @@ def _joined(parts: list[Any]) -> Any:
 class ImageLeaders:
     """The images kept so far, numbered 0, 1, 2 ... in the order of their ranks.
 
-    Hashes are [N, len(BOXES + HALVES)]; signatures may have any shape of GRIDS * SIZE bytes per image.
+    Hashes are [N, HASHES]; signatures may have any shape of GRIDS * SIZE bytes per image.
     """
 
     def __init__(self, radius: int, threshold: float) -> None:
         self._radius, self._threshold = radius, threshold
         self._parts, self._whole = HashIndex(radius), HashIndex(radius)
-        self._halves = {half: HashIndex(radius_of(half, radius)) for half in _HALVES}
+        self._others = {part: HashIndex(radius_of(part, radius)) for part in _LIKE_WITH_LIKE}
         self._signatures = LeaderSignatures(GRIDS, SIZE)
         self._tones = np.zeros((1024, GRIDS), np.uint64)  # tones of each grid; rows beyond `count` are unused
         self.count = 0
 
     def add(self, phash: Codes, *signature: Signatures) -> None:
-        """Add leaders. Signatures may come in several pieces; memory maps among them stay on disk."""
+        """Add leaders. Signatures may come in several pieces; memory maps among them stay on disk.
+
+        Those of an older wenlan (`features.EARLIER_IDS`) have fewer hashes and grids. They are found by what they have.
+        """
+        if phash.shape[1:] == (_EARLIER_HASHES,):
+            phash = np.pad(phash[:, :CONTENT], ((0, 0), (0, HASHES - CONTENT)))  # their halves were cut otherwise
         first, new = self.count, np.arange(self.count, self.count + len(phash))
         self.count += len(new)
         while len(self._tones) < self.count:
@@ -330,68 +351,74 @@ class ImageLeaders:
             self._signatures.add(piece)
             for start in range(0, len(piece), BLOCK // SIZE):  # a map may be larger than memory: a part at a time
                 part = piece[start : start + BLOCK // SIZE]
-                self._tones[first : first + len(part)] = tones(_grids(part))
+                grids = part.reshape(len(part), -1, SIZE)
+                self._tones[first : first + len(part), : grids.shape[1]] = tones(grids)
                 first += len(part)
         self._whole.add(phash[:, 0], new)
-        ids = new[:, None] * len(BOXES) + np.arange(len(BOXES))  # leader * parts + part; the whole is part 0
-        self._parts.add(phash[:, : len(BOXES)].ravel(), ids.ravel())
-        for half, index in self._halves.items():
-            index.add(phash[:, half], new)
+        ids = new[:, None] * GRIDS + np.arange(GRIDS)  # leader * parts + part; the whole is part 0
+        self._parts.add(phash[:, :GRIDS].ravel(), ids.ravel())
+        for part, index in self._others.items():
+            index.add(phash[:, part], new)
 
     def first(self, phash: Codes, signature: Signatures) -> Ints:
         """[N] number of the first leader that each image looks like, -1 if there is none."""
         grids = _grids(signature)
         own = tones(grids)
         first: Ints = np.full(len(phash), self.count, np.int64)
-        for candidates in self._candidates(phash):
+        for candidates, blocks in self._candidates(phash):
             rows, parts, leaders, their_parts = candidates
-            near = np.flatnonzero(of_one_tone(own[rows, parts], self._tones[leaders, their_parts]))
+            near = np.flatnonzero(of_one_tone(own[rows, parts], self._tones[leaders, their_parts], blocks))
             for start in range(0, len(near), VERIFIED):
                 rows, parts, leaders, their_parts = (of[near[start : start + VERIFIED]] for of in candidates)
                 new = leaders < first[rows]  # a copy is near its leader by most of its parts: once is enough
                 rows, parts, leaders, their_parts = rows[new], parts[new], leaders[new], their_parts[new]
                 theirs = self._signatures.of(leaders, their_parts)
-                alike = within(grids[rows, parts], theirs, self._threshold, one_tone=True)
+                alike = within(grids[rows, parts], theirs, self._threshold, one_tone=True, blocks=blocks)
                 np.minimum.at(first, rows[alike], leaders[alike])
         first[first == self.count] = -1
         return first
 
     def candidates(self, phash: Codes) -> int:
         """How many pairs of one of these images and a leader have near hashes, so that signatures must be compared."""
-        pairs = [_distinct(rows, leaders) for rows, _, leaders, _ in self._candidates(phash)]
+        pairs = [_distinct(rows, leaders) for (rows, _, leaders, _), _ in self._candidates(phash)]
         return len(_distinct(*_joined(pairs))[0])
 
-    def _candidates(self, phash: Codes) -> list[tuple[Ints, Ints, Ints, Ints]]:
+    def _candidates(self, phash: Codes) -> list[tuple[tuple[Ints, Ints, Ints, Ints], Blocks]]:
         """(rows, grids of the rows, leaders, grids of the leaders) of all near hashes; a pair may occur several times.
 
-        One entry per sort of comparison: the whole with parts of leaders, parts with the whole of leaders, halves.
+        One entry per sort of comparison, with the blocks whose tones must agree: the whole with parts of leaders, parts
+        with the whole of leaders, each of the others with the same.
         """
         rows, ids = self._parts.near(phash[:, 0])
-        leaders = ids // len(BOXES)
-        candidates = [(rows, np.zeros_like(rows), leaders, ids - leaders * len(BOXES))]
-        asked, leaders = self._whole.near(phash[:, 1 : len(BOXES)].ravel())
+        leaders = ids // GRIDS
+        candidates: list[tuple[tuple[Ints, Ints, Ints, Ints], Blocks]] = [
+            ((rows, np.zeros_like(rows), leaders, ids - leaders * GRIDS), ALL)
+        ]
+        asked, leaders = self._whole.near(phash[:, 1:GRIDS].ravel())
         rows, parts = np.divmod(asked, len(_PARTS))
-        candidates.append((rows, parts + 1, leaders, np.zeros_like(rows)))
-        for half, index in self._halves.items():
-            rows, leaders = index.near(phash[:, half])
-            candidates.append((rows, np.zeros_like(rows), leaders, np.zeros_like(rows)))
+        candidates.append(((rows, parts + 1, leaders, np.zeros_like(rows)), ALL))
+        for part, index in self._others.items():
+            rows, leaders = index.near(phash[:, part])
+            grids = np.full_like(rows, grid_of(part))
+            candidates.append(((rows, grids, leaders, grids), blocks_of(part)))
         return candidates
 
     def among(self, phash: Codes, signature: Signatures) -> list[list[int]]:
         """For each image the ones before it in the same list that it looks like, in order."""
         size, grids = len(phash), _grids(signature)
         alike_NN = np.zeros((size, size), np.bool_)
-        rows, ids = _near_among(phash[:, 0], phash[:, : len(BOXES)], self._radius)
-        near = [(rows, ids // len(BOXES), ids % len(BOXES))]  # whole of one with parts of the other, for both orders
-        for half in _HALVES:
-            rows, ids = _near_among(phash[:, half], phash[:, half : half + 1], radius_of(half, self._radius))
-            near.append((rows, ids, np.zeros_like(ids)))
-        for candidates in near:
+        rows, ids = _near_among(phash[:, 0], phash[:, :GRIDS], self._radius)
+        # whole with parts, for both orders: (grid of the rows, (rows, others, their grids), blocks)
+        near: list[tuple[int, tuple[Ints, Ints, Ints], Blocks]] = [(0, (rows, ids // GRIDS, ids % GRIDS), ALL)]
+        for part in _LIKE_WITH_LIKE:
+            rows, ids = _near_among(phash[:, part], phash[:, part : part + 1], radius_of(part, self._radius))
+            near.append((grid_of(part), (rows, ids, np.full_like(ids, grid_of(part))), blocks_of(part)))
+        for own, candidates, blocks in near:
             for start in range(0, len(candidates[0]), VERIFIED):
                 rows, others, parts = (of[start : start + VERIFIED] for of in candidates)
                 new = (rows != others) & ~alike_NN[rows, others]
                 rows, others, parts = rows[new], others[new], parts[new]
-                alike = within(grids[rows, 0], grids[others, parts], self._threshold)
+                alike = within(grids[rows, own], grids[others, parts], self._threshold, blocks=blocks)
                 alike_NN[rows[alike], others[alike]] = alike_NN[others[alike], rows[alike]] = True
         before = [list[int]() for _ in range(size)]
         for row, other in zip(*(of.tolist() for of in np.divmod(np.flatnonzero(alike_NN), max(1, size))), strict=True):

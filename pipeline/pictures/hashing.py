@@ -11,8 +11,8 @@ Several hashes, because a single one finds about half of the pictures that lost 
 stamped onto them; against parts of the original, a radius of 4 bits finds nearly all. Computed in whole numbers:
 every machine computes the same bits. A picture without structure has hash 0.
 
-Limits: not made for mirrored or turned pictures, crops beyond about 5% at a side, or several of these at once. A text
-across the middle touches both halves.
+Limits: not made for mirrored or turned pictures, crops beyond about 5% at a side, or several of these at once, but for
+a frame (`frames`), which comes off first. A text across the middle touches both halves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from pipeline.pictures.decode import Pixels
 from pipeline.pictures.parts import BOXES, HALVES, Parts, cells
 from pipeline.pictures.thumbs import THUMB
 
-HASHES = len(BOXES + HALVES)
+CONTENT = len(BOXES)
+"""Number of the hash of what lies between the margins, 0 of a picture without margins; those of HALVES follow."""
+
+HASHES = len(BOXES) + 1 + len(HALVES)
 """Hashes of a picture."""
 
 SIDE = 32
@@ -68,13 +71,13 @@ _PARTS = Parts(BOXES + HALVES, lambda start, stop: _DCT @ cells(start, stop, THU
 
 
 def hashes_of(thumbs: Pixels) -> npt.NDArray[np.uint64]:
-    """Hashes [N, HASHES] of grey thumbnails [N, 64, 64]; bit 63 is the lowest frequency."""
+    """Hashes [N, BOXES + HALVES] of grey thumbnails [N, 64, 64]; bit 63 is the lowest frequency."""
     return codes_of(levels_of(thumbs))
 
 
 def levels_of(thumbs: Pixels) -> npt.NDArray[np.float64]:
-    """[N, HASHES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
-    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), HASHES, -1)[..., _PICKED]
+    """[N, BOXES + HALVES, 64] weighted frequencies, in 256ths of a grey level. Exact until they are cut: below 2^53."""
+    levels: npt.NDArray[np.float64] = _PARTS.of(thumbs).reshape(len(thumbs), len(BOXES + HALVES), -1)[..., _PICKED]
     levels *= _WEIGHTS
     np.rint(levels, out=levels)
     return levels

@@ -1,24 +1,29 @@
 """Signatures: what two pictures whose hashes match are compared by, to tell a copy from a look-alike.
 
-A signature holds a grid for each of `parts.BOXES`: brightness in 12 x 12 cells, colour in 6 x 6. A perceptual hash sees
-coarse structure in grey only, so many different pictures share one. `distance` looks where two pictures differ most, so
-that a small thing in another colour or shape on a white ground, which hardly moves a mean over everything, still tells
-them apart; and it forgives what a copy may go through:
+A signature holds a grid for each of `parts.BOXES`, and one of what lies between the margins: brightness in 12 x 12
+cells, colour in 6 x 6. A perceptual hash sees coarse structure in grey only, so many different pictures share one.
+`distance` looks where two pictures differ most, so that a small thing in another colour or shape on a white ground,
+which hardly moves a mean over everything, still tells them apart; and it forgives what a copy may go through:
 
 - edges that moved a little within their cells: a difference counts only beyond a share of the contrast around it;
 - lost colours: if one picture is grey, brightness is compared alone, and must agree `STRICTER` times as well;
-- a text along the upper or lower edge: the rest is compared alone, and must agree as much better.
+- a text along the upper or lower edge: the rest is compared alone, and must agree as much better;
+- a text anywhere across a picture with texture everywhere (`PLAIN`), as photographs have: the rows that differ most are
+  left out, and the rest must agree as much better. Of two charts, or windows of one program, such rows are all that
+  tells them apart.
 
 A block that is much brighter in one picture than in the other, which no copy has, shows in eight bytes per grid, its
 `tones`: comparing them first spares most of the full comparisons.
 
-Limits: blind to what is finer than a twelfth of a side; a text across the middle is a difference. Of a shape in two
-colours of one brightness, a grey copy goes to whichever is ranked first.
+Limits: blind to what is finer than a twelfth of a side, such as the words of a dialog; a text across the middle of a
+drawing is a difference. Of a shape in two colours of one brightness, a grey copy goes to whichever is ranked first.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +36,10 @@ SIDE, COLOUR_SIDE = 12, 6
 SIZE = SIDE * SIDE + 2 * COLOUR_SIDE * COLOUR_SIDE
 """Bytes of one grid: Y, Cr and Cb (JFIF), row by row."""
 
-GRIDS = len(BOXES)
+CONTENT = len(BOXES)
+"""Number of the grid of what lies between the margins, of zeros of a picture without margins."""
+
+GRIDS = CONTENT + 1
 """Grids of a signature."""
 
 STRICTER = 2
@@ -39,6 +47,12 @@ STRICTER = 2
 
 EDGE = 2
 """Rows at the upper or lower edge that a text may cover."""
+
+BAND = 3
+"""Neighbouring rows that a text may cover in a picture with texture everywhere."""
+
+PLAIN = 30
+"""Neighbouring cells, of 264, that may have one level in a picture with texture everywhere; photographs have 18."""
 
 LOOKED_AT = 9
 """Cells, those of the largest difference, whose mean is the distance."""
@@ -57,13 +71,22 @@ Differences are therefore kept in eighths of a level: int16 holds 8 * 255."""
 _ONE = 1 << 8
 """Weight of a cell, in whole numbers."""
 
+Blocks = tuple[int, ...]
+
+ALL: Blocks = (0, 7, 3, 4, 1, 6, 2, 5)
+"""Blocks of tones that must agree in a grid. Those that differ most come first, the corners."""
+
+UPPER: Blocks = (0, 3, 1, 2)
+LOWER: Blocks = (4, 7, 5, 6)
+"""The same of the halves of a grid."""
+
 Grids = npt.NDArray[np.uint8]
 Cells = npt.NDArray[np.int16]
 Tones = npt.NDArray[np.uint64]
 
 
 def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
-    """Signatures [N, GRIDS, SIZE] of brightness [N, 64, 64] and colours [N, 2, 32, 32].
+    """Grids [N, BOXES, SIZE] of brightness [N, 64, 64] and colours [N, 2, 32, 32].
 
     Sums are whole numbers of at most 24 bits, which float32 holds exactly.
     """
@@ -73,13 +96,14 @@ def signatures_of(thumbs: Pixels, colour_thumbs: Pixels) -> Grids:
     return np.concatenate([bright, colours[:, 0], colours[:, 1]], axis=2)
 
 
-def distance(a: Grids, b: Grids) -> npt.NDArray[np.float64]:
+def distance(a: Grids, b: Grids, blocks: Blocks = ALL) -> npt.NDArray[np.float64]:
     """Distances from 0 to 2 between grids [N, SIZE] and [N, SIZE]: 1 is black against white in cells that matter.
 
-    It is 2 for grids whose tones differ too much.
+    It is 2 for grids whose tones differ too much in one of `blocks`. A half alone says little of drawings, it may be
+    empty: where `blocks` are those of a half, they are taken to be STRICTER times as far apart.
     """
-    distances = _distance(_cells_apart(a, b))
-    return np.where(of_one_tone(tones(a), tones(b)), distances, 2.0)
+    distances = _distance(_cells_apart(a, b), _textured(a, b), blocks)
+    return np.where(of_one_tone(tones(a), tones(b), blocks), distances, 2.0)
 
 
 def tones(grids: Grids) -> Tones:
@@ -92,41 +116,49 @@ def tones(grids: Grids) -> Tones:
     return words
 
 
-def of_one_tone(a: Tones, b: Tones) -> npt.NDArray[np.bool_]:
-    """[N] whether no block of tones [N] and [N] differs by more than TONE."""
+def of_one_tone(a: Tones, b: Tones, blocks: Blocks = ALL) -> npt.NDArray[np.bool_]:
+    """[N] whether none of `blocks` of tones [N] and [N] differs by more than TONE."""
     one, other = a.view(np.uint8).reshape(-1, 8), b.view(np.uint8).reshape(-1, 8)
     near = np.maximum(one, other) - np.minimum(one, other) <= TONE  # [N, 8] booleans, one byte each
-    all_near: npt.NDArray[np.bool_] = near.view(np.uint64)[:, 0] == 0x0101010101010101  # all eight at once
+    wanted = _wanted(blocks)
+    all_near: npt.NDArray[np.bool_] = near.view(np.uint64)[:, 0] & wanted == wanted  # all eight at once
     return all_near
 
 
-def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False) -> npt.NDArray[np.bool_]:
-    """`distance(a, b) <= threshold`, in a fraction of the time where most pairs are far apart.
+def within(a: Grids, b: Grids, threshold: float, one_tone: bool = False, blocks: Blocks = ALL) -> npt.NDArray[np.bool_]:
+    """`distance(a, b, blocks) <= threshold`, in a fraction of the time where most pairs are far apart.
 
-    Grids are too far apart, whichever edge is left out, if LOOKED_AT of the cells between the edges differ by more than
-    the threshold: in brightness, which is looked at first, or in all. So pairs are discarded in three steps, cheapest
+    Grids are too far apart, whichever rows are left out, if LOOKED_AT of the other cells differ by more than the
+    threshold: in brightness, which is looked at first, or in all. So pairs are discarded in three steps, cheapest
     first: by their tones, by brightness, by colours. one_tone: all pairs are known as `of_one_tone`.
     """
-    rows = np.arange(len(a)) if one_tone else np.flatnonzero(of_one_tone(tones(a), tones(b)))
+    rows = np.arange(len(a)) if one_tone else np.flatnonzero(of_one_tone(tones(a), tones(b), blocks))
     apart = _bright_apart(a[rows], b[rows])  # [12, 12, rows]
-    possible = _may_be_within(apart, threshold)
+    possible = _may_be_within(apart, threshold, a[rows], b[rows])
     rows, apart = rows[possible], apart[..., possible]
     apart = _with_colours(apart, a[rows], b[rows])
-    possible = _may_be_within(apart, threshold)
+    possible = _may_be_within(apart, threshold, a[rows], b[rows])
     rows, apart = rows[possible], apart[..., possible]
     near = np.zeros(len(a), np.bool_)
-    near[rows] = _distance(apart) <= threshold
+    near[rows] = _distance(apart, _textured(a[rows], b[rows]), blocks) <= threshold
     return near
 
 
-def _may_be_within(apart: Cells, threshold: float) -> npt.NDArray[np.bool_]:
+def _may_be_within(apart: Cells, threshold: float, a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
     """[N] whether differences [12, 12, N], which colours may still enlarge, can end within the threshold.
 
-    Not if LOOKED_AT cells between the edges, which every way of comparing includes, are above it: so is their mean.
+    Not if LOOKED_AT cells between the edges are above it, which every way of comparing but one includes: so is their
+    mean. Nor, where a band may be left out, if so many are above it whichever band that is.
     """
-    far = apart[EDGE : SIDE - EDGE] > math.floor(255 * _MOVED * threshold)
-    counts = far.view(np.uint8).reshape((SIDE - 2 * EDGE) * SIDE, -1).sum(axis=0, dtype=np.uint8)  # at most 96
-    possible: npt.NDArray[np.bool_] = counts < LOOKED_AT
+    far = apart > math.floor(255 * _MOVED * threshold)
+    in_row = far.view(np.uint8).sum(axis=1, dtype=np.uint8)  # [12, N]
+    possible: npt.NDArray[np.bool_] = in_row[EDGE : SIDE - EDGE].sum(axis=0, dtype=np.uint8) < LOOKED_AT
+    others = np.flatnonzero(~possible)
+    if len(others):
+        in_row = in_row[:, others]
+        outside = in_row.sum(axis=0, dtype=np.uint8) - _of_bands(in_row).max(axis=0)
+        others = others[outside < LOOKED_AT]
+        possible[others] = _textured(a[others], b[others])
     return possible
 
 
@@ -153,13 +185,53 @@ def _with_colours(apart: Cells, a: Grids, b: Grids) -> Cells:
     return larger
 
 
-def _distance(apart: Cells) -> npt.NDArray[np.float64]:
-    """[N] from differences [12, 12, N]: the mean of the largest, over all cells or, STRICTER, without an edge."""
+def _distance(apart: Cells, textured: npt.NDArray[np.bool_], blocks: Blocks) -> npt.NDArray[np.float64]:
+    """[N] from differences [12, 12, N]: the mean of the largest, over all cells or, STRICTER, without an edge.
+
+    Of the `textured` [N] also, STRICTER, without the BAND that differs most.
+    """
     flat = apart.reshape(SIDE * SIDE, -1).T.copy()  # [N, 144]
     without_upper, without_lower = flat[:, EDGE * SIDE :], flat[:, : -EDGE * SIDE]
     most = np.minimum(_most(flat), STRICTER * np.minimum(_most(without_upper), _most(without_lower)))
+    rows = np.flatnonzero(textured)
+    first = _of_bands(apart[..., rows].sum(axis=1, dtype=np.int32)).argmax(axis=0)  # row of the band that differs most
+    row = np.arange(SIDE)
+    in_band = (row >= first[:, None]) & (row < first[:, None] + BAND)  # [rows, 12]
+    without_band = np.where(np.repeat(in_band, SIDE, axis=1), 0, flat[rows])
+    most[rows] = np.minimum(most[rows], STRICTER * _most(without_band))
+    if blocks != ALL:
+        most[~textured] *= STRICTER
     distances: npt.NDArray[np.float64] = most / (255.0 * _MOVED * LOOKED_AT)
     return distances
+
+
+def _of_bands(of_rows: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[10, N] sums over each BAND of rows, of values [12, N] of the rows."""
+    last = SIDE - BAND + 1
+    sums: npt.NDArray[Any] = of_rows[:last] + of_rows[1 : last + 1] + of_rows[2:]
+    return sums
+
+
+def _textured(a: Grids, b: Grids) -> npt.NDArray[np.bool_]:
+    """[N] whether both of grids [N, SIZE] and [N, SIZE] have texture everywhere."""
+    textured: npt.NDArray[np.bool_] = (_plain(a) <= PLAIN) & (_plain(b) <= PLAIN)
+    return textured
+
+
+def _plain(grids: Grids) -> npt.NDArray[np.int64]:
+    """[N] neighbouring cells of brightness, across and down, that have one level."""
+    bright = grids[:, : SIDE * SIDE].reshape(-1, SIDE, SIDE)
+    count = np.zeros(len(grids), np.int64)
+    for one, other in ((bright[:, 1:], bright[:, :-1]), (bright[..., 1:], bright[..., :-1])):
+        count += np.count_nonzero(one == other, axis=(1, 2))
+    return count
+
+
+@lru_cache(maxsize=8)
+def _wanted(blocks: Blocks) -> np.uint64:
+    """A word whose bytes are 1 for some blocks."""
+    wanted: np.uint64 = np.isin(np.arange(8), blocks).view(np.uint64)[0]
+    return wanted
 
 
 def _bright(grids: Grids) -> Grids:
@@ -218,11 +290,11 @@ def _is_grey(colour: Grids) -> npt.NDArray[np.bool_]:
 
 
 def _means(parts: Parts, planes: Pixels) -> Grids:
-    """[N, GRIDS, side * side] of planes [N, side, side]."""
+    """[N, BOXES, side * side] of planes [N, side, side]."""
     means = parts.of(planes)
     means *= 1.0 / (_ONE * _ONE)  # cells were weighted down and across
     means += 0.5  # to the nearest level
-    grids: Grids = means.astype(np.uint8).reshape(len(planes), GRIDS, -1)
+    grids: Grids = means.astype(np.uint8).reshape(len(planes), len(BOXES), -1)
     return grids
 
 

@@ -9,12 +9,14 @@ Everything is integer arithmetic, or floats in which nothing is rounded: every m
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.pictures.decode import Picture, Pixels
+from pipeline.pictures.frames import QUARTERS, content_of, frame_of
 
 REDUCE_TO = 64
 """Shorter side, in pixels, that a decode for features keeps at least: every feature is of coarse structure."""
@@ -41,23 +43,58 @@ def fill(square: Pixels, picture: Picture) -> None:
     cv2.resize(pixels, (THUMB, THUMB), square, interpolation=cv2.INTER_LINEAR_EXACT)
 
 
+def unframed(picture: Picture) -> Pixels | None:
+    """The square [64, 64, 4] of what lies inside a picture's frame; None of a picture without one."""
+    import cv2
+
+    frame = frame_of(picture.pixels)
+    if frame is None:
+        return None
+    height, width = (QUARTERS * side for side in picture.pixels.shape[:2])
+    larger = cv2.resize(picture.pixels, (width, height), interpolation=cv2.INTER_LINEAR_EXACT)
+    inside = larger[frame.top : height - frame.bottom, frame.left : width - frame.right]
+    return _square(picture, cast("Pixels", inside))
+
+
+def content(picture: Picture) -> Pixels | None:
+    """The square [64, 64, 4] of what lies between a picture's margins; None of a picture without margins."""
+    found = content_of(picture.pixels)
+    return None if found is None else _square(picture, found)
+
+
+def _square(picture: Picture, pixels: Pixels) -> Pixels:
+    square = np.empty((THUMB, THUMB, 4), np.uint8)
+    fill(square, Picture(picture.header, np.ascontiguousarray(pixels)))
+    return square
+
+
 class Views:
-    """Thumbnails of a batch of pictures, made from their squares [B, 64, 64, 4]."""
+    """Thumbnails of a batch of pictures, made from their squares [B, 64, 64, 4].
 
-    def __init__(self, squares: Pixels) -> None:
-        import cv2
+    inside: the squares of what lies inside their frames, by number, of those that have a frame; contents: the same of
+    what lies between their margins.
+    """
 
-        count = len(squares)
-        # The batch is one tall picture [B * 64, 64, 4] to OpenCV, so that a conversion is one call and not B.
-        planes = cast("Pixels", cv2.cvtColor(squares.reshape(-1, THUMB, 4), cv2.COLOR_RGB2YCrCb))
-        size = (COLOUR_THUMB, count * COLOUR_THUMB)
-        # 64 is even, so each 2 x 2 block that is averaged lies within one square.
-        halves = cast("Pixels", cv2.resize(planes, size, interpolation=cv2.INTER_AREA))
-        self.thumbs: Pixels = np.ascontiguousarray(planes[..., 0]).reshape(count, THUMB, THUMB)
-        """[B, 64, 64]: Y (JFIF)."""
-        colours = halves.reshape(count, COLOUR_THUMB, COLOUR_THUMB, 3)[..., 1:]
-        self.colour_thumbs: Pixels = np.ascontiguousarray(colours.transpose(0, 3, 1, 2))
-        """[B, 2, 32, 32]: Cr and Cb."""
+    def __init__(
+        self,
+        squares: Pixels,
+        inside: Mapping[int, Pixels] | None = None,
+        contents: Mapping[int, Pixels] | None = None,
+    ) -> None:
+        self.thumbs, self.colour_thumbs = _planes(squares)
+        """[B, 64, 64]: Y (JFIF). [B, 2, 32, 32]: Cr and Cb."""
+        self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs, self.colour_thumbs
+        """The same without frames: of the whole picture where it has none."""
+        if inside:
+            rows = list(inside)
+            thumbs, colours = _planes(np.stack([inside[row] for row in rows]))
+            self.unframed_thumbs, self.unframed_colour_thumbs = self.thumbs.copy(), self.colour_thumbs.copy()
+            self.unframed_thumbs[rows], self.unframed_colour_thumbs[rows] = thumbs, colours
+        self.with_content = list(contents or ())
+        """Numbers of the pictures whose content lies between margins; [C] below."""
+        self.content_thumbs, self.content_colour_thumbs = (
+            _planes(np.stack(list(contents.values()))) if contents else (self.thumbs[:0], self.colour_thumbs[:0])
+        )
 
     @functools.cached_property
     def levels(self) -> npt.NDArray[np.float64]:
@@ -66,3 +103,18 @@ class Views:
 
         counts = [cv2.calcHist([thumb], [0], None, [256], [0, 256]) for thumb in self.thumbs]
         return np.array(counts, np.float64).reshape(-1, 256) / THUMB**2
+
+
+def _planes(squares: Pixels) -> tuple[Pixels, Pixels]:
+    """Y [B, 64, 64], and Cr and Cb [B, 2, 32, 32], of squares [B, 64, 64, 4]."""
+    import cv2
+
+    count = len(squares)
+    # The batch is one tall picture [B * 64, 64, 4] to OpenCV, so that a conversion is one call and not B.
+    planes = cast("Pixels", cv2.cvtColor(squares.reshape(-1, THUMB, 4), cv2.COLOR_RGB2YCrCb))
+    size = (COLOUR_THUMB, count * COLOUR_THUMB)
+    # 64 is even, so each 2 x 2 block that is averaged lies within one square.
+    halves = cast("Pixels", cv2.resize(planes, size, interpolation=cv2.INTER_AREA))
+    colours = halves.reshape(count, COLOUR_THUMB, COLOUR_THUMB, 3)[..., 1:]
+    thumbs = np.ascontiguousarray(planes[..., 0]).reshape(count, THUMB, THUMB)
+    return thumbs, np.ascontiguousarray(colours.transpose(0, 3, 1, 2))

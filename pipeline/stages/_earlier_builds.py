@@ -4,7 +4,8 @@ Images and texts are read in the order of their ranks, column by column, and ent
 are built and not grown. Signatures, nine tenths of all bytes, are mapped and not read. Text leaders are entered only if
 they share a band with some text of the new build (`text_rows.BandFilter`): no other can be the same as one of them.
 
-Limits: images that were measured under another feature id are matched by bytes only, and texts that were sketched
+Limits: images that were measured under another feature id, which `features.EARLIER_IDS` does not name, are matched by
+bytes only, and texts that were sketched
 otherwise feed no cap; both are logged.
 """
 
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 
 from data_specs.build import Dedup
 from data_specs.shard import SPLITS
+from pipeline.features import comparable
 from pipeline.files.digests import digests_of, rows_of
 from pipeline.matching import text_rows
 from pipeline.matching.holders import EARLIER, ELSEWHERE, HELD, PLACEHOLDER, Holders, Known, hashes_of
@@ -92,14 +94,18 @@ def _learn_images(
     holders: Holders, identities: Identities, earlier: Sequence[Published], features: str, place: Place
 ) -> Iterator[pa.Table]:
     """Enter the images of builds into the holders; yields their rows of COLUMNS, some builds at a time."""
-    for comparable in (True, False):  # leaders are numbered as they are entered: comparable builds come first
-        builds = [one for one in earlier if (one.features == features) == comparable]
+    # Leaders are numbered as they are entered: builds that can be compared come first, those of an older wenlan before
+    # others, and apart, as their hashes and grids are fewer.
+    older = [one for one in earlier if one.features != features and comparable(features, one.features)]
+    own = [one for one in earlier if one.features == features]
+    others = [one for one in earlier if not comparable(features, one.features)]
+    for builds in (older, own, others):
         for table, signatures in _gathered(identities, builds, place):
             candidate, flags = digests_of(table["candidate_id"]), table["flags"].to_numpy()
             known = Known(candidate, table["place"].to_numpy(), flags)
-            looks = (hashes_of(table), signatures) if comparable and table.num_rows else None
+            looks = (hashes_of(table), signatures) if builds is not others and table.num_rows else None
             holders.learn_images(rows_of(digests_of(table["sha256"])), known, looks)
-            if not comparable:
+            if builds is others:
                 message = "dedup: %d images of earlier builds were measured otherwise: matched by bytes only"
                 log.warning(message, table.num_rows)
             yield table

@@ -9,7 +9,7 @@ an address can be checked against it.
 Used by: `admit` before a byte is fetched (URL, page, domain), `fetch` (bytes), `measure` (looks), `report`, `verify`,
 `publish`, and `forget`, which takes things out of what is there already.
 
-Limits: looks are compared with those of the same feature id only.
+Limits: looks are compared with those of the same feature id, or of one that `features.EARLIER_IDS` names, only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.features import comparable
 from pipeline.matching.near_images import Codes, ImageLeaders, Signatures
 from pipeline.records import sha256_hex
 from pipeline.urls import host_names
@@ -123,13 +124,13 @@ class Takedowns:
         return names
 
     def _indexes_of(self, features: str) -> list[ImageLeaders]:
-        """One index per distance and threshold that a takedown asked for."""
+        """One index per distance and threshold that a takedown asked for, and features by which it was measured."""
         if features not in self._indexes:
-            groups: dict[tuple[int, float], list[Look]] = {}
+            groups: dict[tuple[int, float, str], list[Look]] = {}
             for look in self.looks:
-                if look.features == features:
-                    groups.setdefault((look.distance, look.threshold), []).append(look)
-            self._indexes[features] = [_index(*key, looks) for key, looks in sorted(groups.items())]
+                if comparable(features, look.features):
+                    groups.setdefault((look.distance, look.threshold, look.features), []).append(look)
+            self._indexes[features] = [_index(*key[:2], looks) for key, looks in sorted(groups.items())]
         return self._indexes[features]
 
 

@@ -119,12 +119,13 @@ def _hot(number: int) -> Any:
 
 
 def _looks(rows: Any) -> tuple[Any, Any]:
-    """Hashes [N, HASHES] and signatures [N, bytes] of rows of sums."""
-    from pipeline.pictures.hashing import HASHES, codes_of
+    """Hashes [N, HASHES] and signatures [N, bytes] of rows of sums; drawn images have no margins."""
+    from pipeline.pictures.hashing import CONTENT, HASHES, codes_of
 
-    levels = np.rint(rows[:, : HASHES * 64].astype(np.float64)).reshape(-1, 64)
-    means = np.clip(np.rint(rows[:, HASHES * 64 :]), 0, 255).astype(np.uint8)
-    return codes_of(levels).reshape(-1, HASHES), means
+    own = HASHES - 1
+    levels = np.rint(rows[:, : own * 64].astype(np.float64)).reshape(-1, 64)
+    means = np.clip(np.rint(rows[:, own * 64 :]), 0, 255).astype(np.uint8)
+    return np.insert(codes_of(levels).reshape(-1, own), CONTENT, 0, axis=1), means
 
 
 def _pair_rate(phash: Any, signature: Any) -> tuple[float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import random
 from collections.abc import Callable
 
 from PIL import Image, ImageDraw, ImageFont
@@ -59,10 +60,10 @@ def border(colour: str) -> Callable[[Image.Image, int], bytes]:
     return framed
 
 
-def text(label: bool = False, middle: bool = False) -> Callable[[Image.Image, int], bytes]:
+def text(label: bool = False, middle: bool = False, anywhere: bool = False) -> Callable[[Image.Image, int], bytes]:
     """White letters with a black outline near a corner or the middle of the lower edge, another place for each number.
 
-    `label` lays them on a dark box, `middle` puts them across the middle.
+    `label` lays them on a dark box, `middle` puts them across the middle, `anywhere` where chance puts them.
     """
 
     def stamped(image: Image.Image, number: int) -> bytes:
@@ -78,6 +79,9 @@ def text(label: bool = False, middle: bool = False) -> Callable[[Image.Image, in
         centre = (width - right - left) / 2
         places = [(far_x, far_y), (margin - left, far_y), (far_x, margin - top), (centre, far_y)]
         x, y = (centre, (height - bottom - top) / 2) if middle else places[number % 4]
+        if anywhere:
+            chance = random.Random(number)
+            x, y = chance.uniform(-left, width - right), chance.uniform(-top, height - bottom)
         if label:
             draw.rectangle((x + left, y + top, x + right, y + bottom), fill="#202020")
         draw.text((x, y), TEXT, font=font, fill="white", stroke_width=stroke, stroke_fill="black")
@@ -96,6 +100,9 @@ COPIES: dict[str, Callable[[Image.Image, int], bytes]] = {
     "text": text(),
 }
 """What the figures are about."""
+
+AT_ONCE: dict[str, Callable[[Image.Image, int], bytes]] = COPIES | {"text": text(anywhere=True)}
+"""Those that lie beside the original, and each other, in one build."""
 
 MORE: dict[str, Callable[[Image.Image, int], bytes]] = {
     "crop 1% each side": each_side(0.01),

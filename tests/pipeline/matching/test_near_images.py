@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,10 +20,12 @@ from pipeline.matching.near_images import (
     HashIndex,
     ImageLeaders,
     band_plan,
+    blocks_of,
+    grid_of,
     radius_of,
 )
 from pipeline.pictures.decode import decode
-from pipeline.pictures.hashing import HASHES
+from pipeline.pictures.hashing import CONTENT, HASHES
 from pipeline.pictures.signatures import GRIDS, SIDE, SIZE, distance, of_one_tone, tones, within
 from tests.drawn import encoded
 from tests.places import CORPUS, ROOT
@@ -128,8 +131,8 @@ def test_leaders_and_lists_agree_with_comparing_one_by_one(made: tuple[np.ndarra
     for a, b in COMBINATIONS:
         near = (phash[i, a] != 0) & (phash[j, b] != 0)
         near &= np.bitwise_count(phash[i, a] ^ phash[j, b]) <= radius_of(a, 6)
-        grid, other = (part if part < GRIDS else 0 for part in (a, b))  # halves have none: the whole picture's
-        looks_like |= near & (distance(signature[i, grid], signature[j, other]) <= 0.06)
+        grid, other = grid_of(a), grid_of(b)
+        looks_like |= near & (distance(signature[i, grid], signature[j, other], blocks_of(a)) <= 0.06)
 
     def alike(i: int, j: int) -> bool:
         return bool(looks_like[i * size + j])
@@ -155,6 +158,23 @@ def test_leaders_added_one_by_one_are_those_added_at_once() -> None:
     near = phash[asked] ^ (np.uint64(1) << rng.integers(0, 64, (400, HASHES), dtype=np.uint64))
     assert once.first(near, signature[asked]).tolist() == often.first(near, signature[asked]).tolist() == asked.tolist()
     assert once.candidates(near) == often.candidates(near) >= 400
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_leaders_of_an_older_wenlan_are_found_by_what_they_have(mapped: bool, tmp_path: Path) -> None:
+    phash, signature = _look(*(_jpeg(_drawn(seed)) for seed in range(6)))
+    older = np.concatenate([phash[:, :CONTENT], ~phash[:, CONTENT + 1 :]], axis=1)  # 9 hashes, the halves are others
+    pieces = signature[:, :CONTENT].reshape(6, -1)
+    if mapped:
+        pieces.tofile(tmp_path / "signatures")
+        pieces = np.memmap(tmp_path / "signatures", np.uint8, "r").reshape(6, -1)
+    leaders = ImageLeaders(RULES.image_distance, RULES.image_signature)
+    leaders.add(older[:3], pieces[:3])
+    leaders.add(older[3:], pieces[3:])
+    assert [_found(_jpeg(_drawn(seed), 50), leaders) for seed in range(6)] == list(range(6))
+    leaders.add(phash, signature)
+    assert [_found(_jpeg(_drawn(seed)), leaders) for seed in range(6)] == list(range(6))
+    assert _found(_jpeg(_drawn(9)), leaders) == -1
 
 
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.5), st.integers(0, 120))
@@ -244,6 +264,38 @@ def test_copies_of_drawn_pictures_are_found_from_either_side() -> None:
             if _found(_jpeg(scene), _leaders(copy)) != 0:
                 missed.append(f"{number}: the original of {what}")
     assert len(missed) <= 0.02 * asked, missed
+
+
+@pytest.mark.skipif(not PHOTOS.exists(), reason="needs shared/corpus beside the repository")
+def test_copies_of_a_photograph_are_found_where_its_framed_copy_leads() -> None:
+    """The framed copy is the largest: of all others it is two changes away."""
+    missed, asked = [], 0
+    for file in sorted(PHOTOS.glob("*.jpg"))[::40]:
+        photo = Image.fromarray(decode(file.read_bytes()).pixels)
+        copies = dict(_copies(photo))
+        for colour in ("white", "black"):
+            framed = Image.new("RGB", (round(photo.width * 1.04), round(photo.height * 1.04)), colour)
+            framed.paste(photo, (round(photo.width * 0.02), round(photo.height * 0.02)))
+            leaders = _leaders(_jpeg(framed))
+            asked += len(copies)
+            missed += [f"{file.name}: {what}" for what, copy in copies.items() if _found(copy, leaders) != 0]
+    assert asked > 150
+    assert len(missed) <= 0.03 * asked, missed
+
+
+def test_a_drawing_is_found_whatever_its_margins() -> None:
+    missed, pairs = [], 0
+    for seed in range(10):
+        files = []
+        for left, top, right, bottom in ((0, 0, 0, 0), (90, 60, 70, 80), (20, 80, 110, 15)):
+            page = Image.new("RGB", (420 + left + right, 300 + top + bottom), "white")
+            page.paste(_drawn(seed), (left, top))
+            files.append(_jpeg(page))
+        for one, other in itertools.permutations(range(3), 2):
+            pairs += 1
+            if _found(files[one], _leaders(files[other])) != 0:
+                missed.append((seed, one, other))
+    assert len(missed) <= 0.1 * pairs, missed
 
 
 def test_drawn_pictures_are_not_taken_for_each_other() -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.pictures.decode import Header, Picture
-from pipeline.pictures.thumbs import THUMB
+from pipeline.pictures.thumbs import THUMB, Views, unframed
 from tests.drawn import blobs, squares_of, views
 
 
@@ -33,3 +33,20 @@ def test_a_square_is_what_opencv_makes_of_the_colours_alone(size: tuple[int, int
 
 def test_a_picture_of_a_pixel_has_a_thumb_too() -> None:
     assert (views(np.full((1, 1, 3), 255, np.uint8)).thumbs == 255).all()
+
+
+def test_without_its_frame_a_picture_is_what_was_framed() -> None:
+    pixels = blobs(2, (128, 96))
+    framed = cv2.copyMakeBorder(pixels, 3, 4, 5, 2, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+    own, other = (Picture(Header("png", *of.shape[1::-1], 1, 1, False), of) for of in (pixels, framed))
+    assert unframed(own) is None
+    inside = unframed(other)
+    assert inside is not None
+    seen = Views(squares_of([own, other, own]), {1: inside})
+    for whole, without in (
+        (seen.thumbs, seen.unframed_thumbs),
+        (seen.colour_thumbs, seen.unframed_colour_thumbs),
+    ):
+        assert np.array_equal(whole[[0, 2]], without[[0, 2]])
+        assert np.abs(without[1].astype(int) - whole[0]).max() <= 8
+        assert np.abs(whole[1].astype(int) - whole[0]).max() > 30

@@ -45,3 +45,17 @@ def test_hashes_of_other_features_are_matched_by_bytes_only(
     kept, decided, _ = run(fetched_build(later, snapshot="2026-02-02", filters=[]))
     assert "matched by bytes only" in caplog.text
     assert (set(kept), set(decided)) == ({"near"}, {"same"})
+
+
+def test_what_an_older_wenlan_measured_is_matched_by_looks_where_they_can_be_compared(
+    fetched_build: Any, got: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fetched_build([got("a", picture(1), "一")], filters=[])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.stages.lead.feature_id", lambda: "features-old")
+        run(first)
+    publish(first)
+    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"features-old"})
+    later = [got("near", picture(1, (320, 240)), "三"), got("b", picture(2), "四")]
+    kept, decided, _ = run(fetched_build(later, snapshot="2026-02-02", filters=[]))
+    assert (set(kept), set(decided)) == ({"b"}, {"near"})

@@ -96,3 +96,14 @@ def test_a_picture_that_looks_like_one_within_its_distance_is_found_among_those_
     assert alike(0) == ["same"]
     assert alike(6, "measured otherwise") == []
     assert Takedowns().alike(rows, "f") == []
+
+
+def test_looks_that_an_older_wenlan_measured_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.features.EARLIER_IDS", {"older"})
+    phash = np.random.default_rng(2).integers(1, 2**63, HASHES, dtype=np.uint64).tolist()
+    signature = np.full(GRIDS * SIZE, 100, np.uint8).tobytes()
+    rows = pa.table({"sha256": ["same"], "phash": pa.array([phash], pa.list_(pa.uint64())), "signature": [signature]})
+    older = Look(tuple(phash[:9]), signature[: (GRIDS - 1) * SIZE], 4, 0.07, "older")
+    now = Look(tuple(hash_ ^ (2**40 - 1) for hash_ in phash), signature, 4, 0.07, "now")
+    assert Takedowns(looks=(now, older)).alike(rows, "now") == ["same"]
+    assert Takedowns(looks=(now,)).alike(rows, "now") == []
