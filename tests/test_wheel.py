@@ -33,7 +33,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     tree, out = tmp_path_factory.mktemp("tree"), tmp_path_factory.mktemp("dist")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "wenlan.py", "README.md", "LICENSE"):
+    for name in ("pyproject.toml", "wenlan.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, tree / name)
     build = "import sys; from setuptools.build_meta import *; out = sys.argv[1]; build_sdist(out); build_wheel(out)"
     subprocess.run([sys.executable, "-c", build, str(out)], cwd=tree, check=True, capture_output=True)
@@ -55,8 +55,8 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: tupl
         licences = {name.partition("/licenses/")[2] for name in wheel.namelist() if "/licenses/" in name}
         modes = {info.external_attr >> 16 & 0o777 for info in wheel.infolist()}
     assert names == _sources()
-    assert licences == {"LICENSE", "pipeline/detectors/proposals.onnx.license"}
-    assert "License-Expression: Apache-2.0 AND GPL-3.0-or-later" in metadata
+    assert licences == {"LICENSE", "NOTICE"}
+    assert "License-Expression: Apache-2.0\n" in metadata
     assert not [mode for mode in modes if mode & 0o002], "not everybody may write"
 
 

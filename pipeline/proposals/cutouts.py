@@ -1,14 +1,13 @@
 """Material of the composites: cut-out things with alpha masks, and photos for their surfaces and the backgrounds.
 
-All of it is under licences that Apache-2.0 takes in. Things are Microsoft's Fluent emoji, rendered in three dimensions
-(npm `@lobehub/fluent-emoji-3d`, MIT), and Google's Noto emoji (npm `@iconify-json/noto`, Apache-2.0; SVG, rasterised by
-resvg). Photos are those of HowToCook (public domain) that `photos.txt` lists: the ones in which the judge of
-tests/benchmarks/bench_proposals.py sees nothing, so that no photo on which the detector is measured trained it.
-Downloads and rasterised drawings are kept in the folder for the next time.
+All of it is under licences that Apache-2.0 takes in (NOTICE names them). Things are Microsoft's Fluent emoji, rendered
+in three dimensions (npm `@lobehub/fluent-emoji-3d`, MIT), and Google's Noto emoji (npm `@iconify-json/noto`,
+Apache-2.0; SVG, rasterised by resvg). Photos are those of HowToCook (public domain) that `photos.txt` lists: the ones
+in which the judge of tests/benchmarks/bench_proposals.py sees nothing, so that no photo on which the detector is
+measured trained it. Downloads and rasterised drawings are kept in the folder for the next time.
 
-Left out: pictures under the GPL or CC-BY-SA, which trained the weights that ship (they are older than this material),
-and drawings under CC-BY, which would leave a question open. Signs, letters and flags are no things, and one tone of
-skin is enough.
+Left out: pictures under the GPL or CC-BY-SA, which trained the weights of earlier versions, and drawings under CC-BY,
+which would leave a question open. Signs, letters and flags are no things, and one tone of skin is enough.
 """
 
 from __future__ import annotations
