@@ -33,6 +33,7 @@ settings.register_profile("wenlan", deadline=None)
 settings.load_profile("wenlan")
 
 
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist, which may be switched off
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """How many processes run tests at once: three for two cores, since tests wait for a fourth of their time.
 

@@ -74,10 +74,13 @@ def test_elements_within_one_another_are_not_looked_at_again_and_again():
 
     def seconds(around: int) -> float:
         html = '<div class="sidebar">' * around + "<p>文</p>" * 50_000 + "<article><img src=a.jpg></article>"
-        walk, began = Walk(), time.process_time()
-        walk.run(html + "</div>" * around)
-        assert not walk.places[0].furniture
-        return time.process_time() - began
+        times = []
+        for _ in range(3):  # a garbage collection may fall into one of them
+            walk, began = Walk(), time.process_time()
+            walk.run(html + "</div>" * around)
+            assert not walk.places[0].furniture
+            times.append(time.process_time() - began)
+        return min(times)
 
     assert seconds(100) < 5 * seconds(1)
 
