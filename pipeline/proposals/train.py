@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from pipeline.detectors.proposals import SIDE as DETECTED
 from pipeline.proposals.composites import SIDE, composite
 from pipeline.proposals.cutouts import Cutouts
 from pipeline.proposals.net import FROZEN, Proposer, cells, decoded, loss_of, overlap
@@ -185,7 +186,7 @@ def recall(net: Proposer, cutouts: Cutouts, pictures: int = 128) -> float:
 
 
 def onnx_of(net: Proposer) -> bytes:
-    """The net as an ONNX model: input `images` [B, 3, SIDE, SIDE], output `output` [B, N, 6]."""
+    """The net as an ONNX model: input `images` [B, 3, S, S], S the detector's side, output `output` [B, N, 6]."""
     out = io.BytesIO()
     plain = copy.deepcopy(net)
     plain.eval()
@@ -194,7 +195,7 @@ def onnx_of(net: Proposer) -> bytes:
         warnings.simplefilter("ignore")  # torch's exporter warns of its own deprecations
         program = torch.onnx.export(
             plain,
-            (torch.zeros(2, 3, SIDE, SIDE),),
+            (torch.zeros(2, 3, DETECTED, DETECTED),),
             input_names=["images"],
             output_names=["output"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),

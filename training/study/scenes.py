@@ -11,8 +11,7 @@ would read, and the splits hold copies of one picture apart.
 Pictures are held apart, what they show is not: another photo of the same dish, other scenes with the same stamp may be
 trained on. From two hundred photos nothing can be learnt of dishes that are not among them.
 
-Limits: `proposals` learnt on composites of these very stamps (pipeline/detectors/README.md), so on the scenes it is a
-detector of its own domain; on the photos it is not.
+Limits: scenes are composites, and `proposals` learnt on composites, though of other things.
 """
 
 from __future__ import annotations

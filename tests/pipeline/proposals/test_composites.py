@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.detectors.proposals import SIDE
 from pipeline.proposals import composites
+from pipeline.proposals.composites import SIDE
 from pipeline.proposals.cutouts import Cutouts
 
 

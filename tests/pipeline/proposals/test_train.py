@@ -39,7 +39,11 @@ def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutou
     net = train(cutouts, imagenet, Plan(steps=3, batch=2))
     data = onnx_of(net)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-    fed = np.stack([composites.composite(n, cutouts).square for n in range(3)]).transpose(0, 3, 1, 2).astype(np.float32)
+    fed = (
+        np.stack([composites.composite(n, cutouts, SIDE).square for n in range(3)])
+        .transpose(0, 3, 1, 2)
+        .astype(np.float32)
+    )
     rows = session.run(None, {"images": fed})[0]
     with torch.no_grad():
         ours = net(torch.from_numpy(fed))
@@ -95,7 +99,7 @@ def test_the_rates_of_a_training_rise_stay_and_fall_and_its_small_pictures_come_
     assert set(paces[99:851]) == {1.0}
     assert paces[850:] == sorted(paces[850:], reverse=True)
     assert 0 < paces[-1] < 0.01
-    assert [short.side(step) for step in range(846, 850)] == [SIDE, SMALL, SIDE, SMALL]
-    assert {short.side(step) for step in range(850, 1000)} == {SIDE}
+    assert [short.side(step) for step in range(846, 850)] == [composites.SIDE, SMALL, composites.SIDE, SMALL]
+    assert {short.side(step) for step in range(850, 1000)} == {composites.SIDE}
     before = range(850)  # what a training does before its rates fall does not depend on how long it will be
     assert [(short.pace(s), short.side(s)) for s in before] == [(long.pace(s), long.side(s)) for s in before]
