@@ -24,7 +24,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pipeline.detectors.proposals import SIDE as DETECTED
 from pipeline.proposals.composites import SIDE, composite
 from pipeline.proposals.cutouts import Cutouts
 from pipeline.proposals.net import FROZEN, Proposer, cells, decoded, loss_of, overlap
@@ -36,6 +35,9 @@ MOST = 40
 
 SMALL = 224
 """Side of every other batch until the rates fall: half the work, and what is learnt carries over."""
+
+DETECTED = 160
+"""Side of what the exported net takes, that of the detector (pipeline/detectors/proposals.py)."""
 
 WARM, FALL = 100, 0.15
 """Steps in which the rates rise, and the share of a training, at its end, in which they fall to zero. In between they
@@ -186,7 +188,7 @@ def recall(net: Proposer, cutouts: Cutouts, pictures: int = 128) -> float:
 
 
 def onnx_of(net: Proposer) -> bytes:
-    """The net as an ONNX model: input `images` [B, 3, S, S], S the detector's side, output `output` [B, N, 6]."""
+    """The net as an ONNX model: input `images` [B, 3, DETECTED, DETECTED], output `output` [B, N, 6]."""
     out = io.BytesIO()
     plain = copy.deepcopy(net)
     plain.eval()

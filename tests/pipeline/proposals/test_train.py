@@ -34,8 +34,9 @@ def test_the_file_of_a_training_is_what_the_detector_reads(imagenet: Path, cutou
 
     from pipeline.detectors._yolox import decoded as yolox_decoded
     from pipeline.proposals.net import Proposer, cells, decoded, loss_of
-    from pipeline.proposals.train import Plan, onnx_of, train
+    from pipeline.proposals.train import DETECTED, Plan, onnx_of, train
 
+    assert DETECTED == SIDE
     net = train(cutouts, imagenet, Plan(steps=3, batch=2))
     data = onnx_of(net)
     session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
