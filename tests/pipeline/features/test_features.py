@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pipeline.features import features
+from pipeline.features import comparable, feature_id, features
 from pipeline.features._rows import measure_image
 from pipeline.records import FEATURE_SCHEMA
 from tests.drawn import blobs, picture, views
@@ -63,3 +63,10 @@ def test_any_shape_has_features(size: tuple[int, int]) -> None:
     assert (row["width"], row["height"]) == size
     assert len(row["signature"]) == len(measure_image(picture(8), 10**6)["signature"])
     assert np.isfinite([row["blankness"], row["entropy"], row["sharpness"]]).all()
+
+
+def test_what_the_last_version_measured_stays_comparable() -> None:
+    """Its id stands in STOREs; with another one here no takedown by looks would find anything any more."""
+    assert comparable(feature_id(), "features-43653b61ecf8")
+    assert comparable(feature_id(), feature_id())
+    assert not comparable(feature_id(), "features-000000000000")
