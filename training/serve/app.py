@@ -121,6 +121,7 @@ def protected(app: App, service: Service, token: str | None, hosts: Sequence[str
     options = service.options
     limits = Limits(options.body_mb * 2**20, options.body_s, options.per_minute)
     inner = Intake(app, options.bodies_mb * 2**20)
+    service.metrics.watch_bodies(lambda: inner.held)
     return Counted(guarded(inner, token=token, hosts=tuple(hosts), limits=limits, open_paths=OPEN), service.metrics)
 
 

@@ -53,7 +53,12 @@ class Intake:
     """Reads a request's body, and cancels the request when its client leaves."""
 
     def __init__(self, app: App, most_bytes: int) -> None:
-        self._app, self._room = app, most_bytes
+        self._app, self._most, self._room = app, most_bytes, most_bytes
+
+    @property
+    def held(self) -> int:
+        """Bytes of bodies in memory now, whole ones and those on their way."""
+        return self._most - self._room
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""

@@ -6,6 +6,7 @@
     wenlan_batch_seconds{modality}                time of a tower on a batch
     wenlan_queue_depth{modality}                  inputs that are admitted and not yet answered
     wenlan_refused_total{reason}                  requests that were refused, by the code of their error
+    wenlan_body_bytes                             bytes of requests' bodies in memory
     wenlan_model_up                               1 while the model thread runs
 
 Beside them the process's memory, CPU time and files. A route is one of the server's own, whatever path is asked for, so
@@ -37,6 +38,7 @@ class Metrics:
         self._requests = labelled(Counter, "wenlan_requests", "Answers", "route", "status")
         self._refused = labelled(Counter, "wenlan_refused", "Requests that were refused", "reason")
         self._depth = Gauge("wenlan_queue_depth", "Inputs not yet answered", ("modality",), registry=self._registry)
+        self._bodies = Gauge("wenlan_body_bytes", "Bytes of bodies in memory", registry=self._registry)
         self._up = Gauge("wenlan_model_up", "Whether the model thread runs", registry=self._registry)
         self._seconds = self._histogram("wenlan_request_seconds", "Time of an answer", "route", _SECONDS)
         self._size = self._histogram("wenlan_batch_size", "Inputs of a batch", "modality", _SIZES)
@@ -64,6 +66,10 @@ class Metrics:
         for modality, of in depth.items():
             self._depth.labels(modality).set_function(of)
         self._up.set_function(lambda: float(is_up()))
+
+    def watch_bodies(self, held: Callable[[], int]) -> None:
+        """Take the bytes of bodies anew at every reading."""
+        self._bodies.set_function(held)
 
     def text(self) -> bytes:
         """All values now, as TEXT."""
